@@ -154,6 +154,26 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 	}
 }
 
+// TestProcessEndsWithoutAnAgent: a process whose agent goes before the first table has accepted nothing, and ends.
+func TestProcessEndsWithoutAnAgent(t *testing.T) {
+	p := start(t)
+	conn, err := net.Dial("tcp", p.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.control.Close()
+	if err := p.cmd.Wait(); err == nil || p.cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("it ends with %v", err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("a client got %d bytes, %v", n, err)
+	}
+}
+
 // hasCgo reports whether the program was built with cgo, as for the race detector.
 func hasCgo() bool {
 	info, ok := debug.ReadBuildInfo()

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const (
+	// cgroupRoot is where control groups are mounted, and cgroupName the folder of ours in each hierarchy. Each proxy has one of its own in there, so that one
+	// that drains does not take the memory of the one that serves.
+	cgroupRoot, cgroupName = "/sys/fs/cgroup", "coracle-ingress"
+	// memoryMax is a proxy's limit, and memoryHigh where the kernel slows it down and takes back what it can.
+	memoryMax, memoryHigh = 256 << 20, 240 << 20
+	// memoryLimit, three quarters of memoryMax, is where the proxy's collector begins to work hard.
+	memoryLimit = "192MiB"
+	// maxThreads bounds the proxy's threads.
+	maxThreads = 512
+)
+
+// groups are the control groups of proxies below a root.
+type groups string
+
+// hierarchy is a mounted hierarchy with the limits that are set in it.
+type hierarchy struct {
+	dir    string
+	limits [][2]string // file and value
+	// optional says that the last limit may be lacking: that of swap is, where the kernel does not count it.
+	optional bool
+}
+
+// hierarchies are those that limit memory and threads: one of cgroup v2, or two of v1.
+func (g groups) hierarchies() []hierarchy {
+	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
+	if _, err := os.Stat(filepath.Join(string(g), "cgroup.controllers")); err == nil {
+		return []hierarchy{{string(g), [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, true}}
+	}
+	return []hierarchy{
+		{filepath.Join(string(g), "memory"), [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}, true},
+		{filepath.Join(string(g), "pids"), [][2]string{{"pids.max", threads}}, false},
+	}
+}
+
+// join makes the group of a process and moves it there.
+func (g groups) join(name string, pid int) error {
+	var errs []error
+	for _, h := range g.hierarchies() {
+		errs = append(errs, h.join(name, pid))
+	}
+	return errors.Join(errs...)
+}
+
+func (h hierarchy) join(name string, pid int) error {
+	if _, err := os.Stat(filepath.Join(h.dir, "cgroup.procs")); err != nil {
+		return fmt.Errorf("looking for control groups: %w", err)
+	}
+	ours := filepath.Join(h.dir, cgroupName)
+	dir := filepath.Join(ours, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making the proxy's control group: %w", err)
+	}
+	for _, above := range []string{h.dir, ours} { // v2 has the file, and mostly has the controllers on already
+		file := filepath.Join(above, "cgroup.subtree_control")
+		have, err := os.ReadFile(file)
+		for _, controller := range []string{"memory", "pids"} {
+			if err == nil && !bytes.Contains(have, []byte(controller)) {
+				_ = os.WriteFile(file, []byte("+"+controller), 0o644) // the limits' files are missing then, which is said
+			}
+		}
+	}
+	for i, limit := range h.limits {
+		if err := setLimit(filepath.Join(dir, limit[0]), limit[1]); err != nil && !(h.optional && i == len(h.limits)-1) {
+			return fmt.Errorf("limiting the proxy: %w", err)
+		}
+	}
+	if err := setLimit(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("moving the proxy to its control group: %w", err)
+	}
+	return nil
+}
+
+// setLimit writes a file of the kernel's; it makes none.
+func setLimit(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// killed says whether the kernel has ended a process of the group for its memory.
+func (g groups) killed(name string) bool {
+	for _, h := range g.hierarchies() {
+		for _, file := range []string{"memory.events", "memory.oom_control"} {
+			text, err := os.ReadFile(filepath.Join(h.dir, cgroupName, name, file))
+			if err != nil {
+				continue
+			}
+			for line := range strings.Lines(string(text)) {
+				if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" && f[1] != "0" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// sweep removes the groups whose processes have ended; the kernel keeps the others.
+func (g groups) sweep() {
+	for _, h := range g.hierarchies() {
+		ours := filepath.Join(h.dir, cgroupName)
+		inside, _ := os.ReadDir(ours) // no such folder, no groups
+		for _, e := range inside {
+			if e.IsDir() {
+				_ = os.Remove(filepath.Join(ours, e.Name()))
+			}
+		}
+		_ = os.Remove(ours)
+	}
+}

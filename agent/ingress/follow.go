@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// shortestPause, doubled up to longestPause, is between two streams.
+	shortestPause, longestPause = 200 * time.Millisecond, 5 * time.Second
+)
+
+// follow asks for the table again and again, and sends each state of it to tables, until ctx is done.
+func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, error), tables chan<- table.Sections, log *slog.Logger) {
+	complaint := ""
+	for pause := shortestPause; ctx.Err() == nil; {
+		began := time.Now()
+		err := listen(ctx, stream, tables)
+		if time.Since(began) > longestPause {
+			pause = shortestPause
+		}
+		if text := fmt.Sprint(err); ctx.Err() == nil && !errors.Is(err, io.EOF) && text != complaint {
+			complaint = text
+			log.Info("ingress: the table cannot be had from the server; the proxy goes on with what it has, and it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+// listen follows one stream to its end.
+func listen(ctx context.Context, stream func(context.Context) (io.ReadCloser, error), tables chan<- table.Sections) error {
+	body, err := stream(ctx)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	defer context.AfterFunc(ctx, func() { _ = body.Close() })()
+	now := table.Sections{}
+	for in := json.NewDecoder(body); ; {
+		var c table.Change
+		if err := in.Decode(&c); err != nil {
+			return err
+		}
+		if !c.Commit {
+			now.Apply(c)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case tables <- maps.Clone(now):
+		}
+	}
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// HTTPPort and HTTPSPort are those at which the proxy listens where they are free: beside the cluster DNS', outside the node ports.
+const HTTPPort, HTTPSPort = 10080, 10443
+
+// keeper keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its methods are called by one goroutine.
+//
+// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record before it gets its first table, and
+// accepts from that on. One that nobody has recorded gets no table, accepts nothing and ends by itself. The old one is told to drain once the new one has
+// answered. A run that finds several that were not told goes on with the newest that answers, and tells the others when that has its table.
+type keeper struct {
+	dir, program string
+	at           []netip.Addr
+	log          func(message string, args ...any)
+	groups       groups
+	ungrouped    bool // it was said that there is no control group
+	record       record
+	held         *sockets
+	now          *process          // nil while there is none
+	step         func(name string) // for tests; it is called between the steps
+}
+
+func newKeeper(o Options, g groups) (*keeper, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the proxy's folder: %w", err)
+	}
+	return &keeper{dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {}}, nil
+}
+
+// begin finds the proxy that an earlier run has started, or starts one.
+func (k *keeper) begin() error {
+	var err error
+	patient := false
+	if k.record, err = readRecord(k.dir); err != nil {
+		k.log("ingress: the record of the proxy cannot be used; it is looked for by its socket", "error", err)
+		k.record = record{}
+	}
+	if len(k.record.Processes) == 0 {
+		k.record = recoverRecord(k.dir)
+	}
+	for i := range k.record.Processes {
+		e := &k.record.Processes[i]
+		if e.Draining || !e.alive() {
+			continue
+		}
+		p, s, err := adopt(k.dir, *e)
+		if err != nil { // it drains already, or it would never learn of a change
+			k.log("ingress: a proxy of the run before listens to nobody; it drains", "pid", e.PID, "error", err)
+			if err := e.handedOver(); err != nil {
+				return err
+			}
+			patient = true
+			continue
+		}
+		k.now, k.held = p, s
+		k.log("ingress: the proxy of the run before goes on", "pid", p.PID, "handsSockets", s != nil)
+		break
+	}
+	if err := k.record.write(k.dir); err != nil {
+		return err
+	}
+	k.removeSockets()
+	k.groups.sweep()
+	if k.now != nil {
+		return nil
+	}
+	return k.start(patient)
+}
+
+// removeSockets removes control sockets that no process of the record has.
+func (k *keeper) removeSockets() {
+	for _, name := range controlSockets(k.dir) {
+		if !slices.ContainsFunc(k.record.Processes, func(e entry) bool { return e.Socket == name }) {
+			_ = os.Remove(filepath.Join(k.dir, name))
+		}
+	}
+}
+
+// start starts a proxy where there is none, with the sockets that are held, or with new ones.
+func (k *keeper) start(patient bool) error {
+	if !k.held.serve(k.at) {
+		k.held.close()
+		s, err := listenAll(k.at, patient)
+		if err != nil {
+			return err
+		}
+		k.held = s
+	}
+	p, err := k.launch(k.held)
+	if err != nil {
+		return err
+	}
+	k.now = p
+	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.held.ports())
+	return nil
+}
+
+// put has the proxy serve by a table. Others that were not told so before drain then.
+func (k *keeper) put(ctx context.Context, t table.Sections) (map[string]string, error) {
+	problems, err := k.now.put(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return problems, k.retire()
+}
+
+// retire tells all processes but the one that serves that it does.
+func (k *keeper) retire() error {
+	changed := false
+	for i := range k.record.Processes {
+		e := &k.record.Processes[i]
+		if e.PID == k.now.PID || e.Draining {
+			continue
+		}
+		k.step("retire")
+		if err := e.handedOver(); err != nil {
+			return err
+		}
+		k.log("ingress: another proxy has taken over; this one drains", "pid", e.PID, "by", k.now.PID)
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	k.step("record drain")
+	return k.record.write(k.dir)
+}
+
+// outdated says that the proxy is of another version than the program, or listens at other addresses than the node's.
+func (k *keeper) outdated() bool {
+	if k.now == nil {
+		return false
+	}
+	program, err := filepath.EvalSymlinks(k.program)
+	return err == nil && program != k.now.Program || k.held != nil && !k.held.serve(k.at)
+}
+
+// takeOver has a new process serve on the sockets of the one that serves now, which goes on when that fails.
+func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
+	if k.held == nil { // an old version, or one that is stuck
+		return k.replace(ctx, t)
+	}
+	s := k.held
+	if !s.serve(k.at) {
+		var err error
+		if s, err = listenAll(k.at, false); err != nil {
+			return nil, err
+		}
+	}
+	k.step("launch")
+	p, err := k.launch(s)
+	if err == nil {
+		k.step("table")
+		_, err = p.put(ctx, t)
+		switch {
+		case err != nil && ctx.Err() != nil: // the next run goes on with it, or without where it has no table
+			p.close()
+		case err != nil:
+			err = errors.Join(err, k.kill(p))
+		}
+	}
+	if err != nil {
+		if s != k.held {
+			s.close()
+		}
+		return nil, fmt.Errorf("the new proxy: %w", err)
+	}
+	k.step("answer")
+	k.now.close()
+	if s != k.held {
+		k.held.close()
+	}
+	k.now, k.held = p, s
+	return p.problems, k.retire()
+}
+
+// replace ends a proxy that does not hand over its sockets and starts another one.
+func (k *keeper) replace(ctx context.Context, t table.Sections) (map[string]string, error) {
+	program, err := filepath.EvalSymlinks(k.program)
+	if err != nil {
+		return nil, fmt.Errorf("the ingress proxy is missing: %w", err)
+	}
+	k.log("ingress: the proxy does not hand over its sockets; it is ended, and another one started", "pid", k.now.PID, "program", program)
+	for i := range k.record.Processes {
+		if e := &k.record.Processes[i]; e.PID == k.now.PID {
+			if err := e.signal(syscall.SIGTERM); err != nil {
+				return nil, err
+			}
+			e.Draining = true
+		}
+	}
+	k.now.close()
+	k.now = nil
+	k.step("ended")
+	if err := k.start(true); err != nil {
+		return nil, err
+	}
+	return k.put(ctx, t)
+}
+
+// lost takes leave of a proxy that has ended, or does not answer; it returns why. One that lives and has closed its connection drains.
+func (k *keeper) lost(cause error) error {
+	p := k.now
+	k.now = nil
+	if k.groups.killed(strconv.Itoa(p.PID)) {
+		cause = fmt.Errorf("it reached its memory limit of %d MiB: %w", memoryMax>>20, cause)
+	}
+	if errors.Is(cause, os.ErrDeadlineExceeded) {
+		cause = errors.Join(cause, k.kill(p))
+	} else {
+		p.close()
+		for i := range k.record.Processes {
+			if e := &k.record.Processes[i]; e.PID == p.PID {
+				cause = errors.Join(cause, e.handedOver())
+			}
+		}
+		cause = errors.Join(cause, k.record.write(k.dir))
+	}
+	k.groups.sweep()
+	return cause
+}
+
+// kill ends a process that is of no use, and takes it off the record.
+func (k *keeper) kill(p *process) error {
+	err := p.signal(syscall.SIGKILL)
+	p.close()
+	_ = os.Remove(filepath.Join(k.dir, p.Socket)) // one that is left is removed at the next start
+	k.record.Processes = slices.DeleteFunc(k.record.Processes, func(e entry) bool { return e.PID == p.PID })
+	return errors.Join(err, k.record.write(k.dir))
+}
+
+// forget leaves the proxies as they are.
+func (k *keeper) forget() {
+	if k.now != nil {
+		k.now.close()
+		k.now = nil
+	}
+	k.held.close()
+	k.held = nil
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestBegin: whatever an earlier run has left, the next one serves, with the same process where that is of use.
+func TestBegin(t *testing.T) {
+	rewrite := func(n *testNode, change func(r *record)) {
+		r, err := readRecord(n.o.Dir)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		change(&r)
+		text, err := json.Marshal(r)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if err := os.WriteFile(recordIn(n.o.Dir), text, 0o600); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		prepare func(n *testNode, k *keeper)
+		same    bool // the process goes on
+		others  bool // other ports are fine
+	}{
+		"nothing is wrong": {func(*testNode, *keeper) {}, true, false},
+		"it has ended": {func(n *testNode, k *keeper) {
+			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
+			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
+		}, false, false},
+		"its pid is another process' now": {func(n *testNode, k *keeper) {
+			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
+			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
+			bystander := exec.Command("sleep", "600")
+			if err := bystander.Start(); err != nil {
+				n.t.Fatal(err)
+			}
+			n.t.Cleanup(func() {
+				if err := bystander.Process.Signal(syscall.Signal(0)); err != nil {
+					n.t.Errorf("a process of somebody else's was ended: %v", err)
+				}
+				_ = bystander.Process.Kill()
+				_ = bystander.Wait()
+			})
+			rewrite(n, func(r *record) { r.Processes[0].PID = bystander.Process.Pid })
+		}, false, false},
+		"the record is half written": {func(n *testNode, k *keeper) {
+			if err := os.WriteFile(recordIn(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600); err != nil {
+				n.t.Fatal(err)
+			}
+		}, true, false},
+		"the record is lost": {func(n *testNode, k *keeper) { _ = os.Remove(recordIn(n.o.Dir)) }, true, false},
+		"nobody listens at its control socket": {func(n *testNode, k *keeper) {
+			_ = os.Remove(filepath.Join(n.o.Dir, k.now.Socket))
+		}, false, false},
+		"it does not answer": {func(n *testNode, k *keeper) { _ = syscall.Kill(k.now.PID, syscall.SIGSTOP) }, false, true},
+		"somebody has the ports": {func(n *testNode, k *keeper) {
+			ports := k.held.ports()
+			k.forget()
+			_ = syscall.Kill(n.processes()[0], syscall.SIGKILL)
+			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
+			for _, port := range ports {
+				l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+				if err != nil {
+					n.t.Fatal(err)
+				}
+				n.t.Cleanup(func() { _ = l.Close() })
+			}
+		}, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newTestNode(t)
+			k := n.run()
+			pid, url := k.now.PID, k.url()
+			c.prepare(n, k)
+			k.forget()
+			k = n.keeper()
+			if err := k.begin(); err != nil {
+				t.Fatal(err)
+			}
+			if k.held == nil { // it is known by no answer, which takes half a minute; that is another test's
+				k.now.close()
+				k.now.began = time.Now()
+				p := k.now
+				k.now = nil
+				if err := p.signal(syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "it is gone", func() bool { return !p.alive() })
+				if err := k.start(true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.serve(k)
+			if err := ask(fresh(), k.url()); err != nil {
+				t.Error(err)
+			}
+			if (k.now.PID == pid) != c.same {
+				t.Errorf("process %d serves after %d", k.now.PID, pid)
+			}
+			if k.url() != url && !c.others {
+				t.Errorf("it serves at %s, before at %s", k.url(), url)
+			}
+			eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
+			if sockets := controlSockets(n.o.Dir); !slices.Contains(sockets, k.now.Socket) {
+				t.Errorf("its control socket %s is not among %v", k.now.Socket, sockets)
+			}
+		})
+	}
+}
+
+// TestFirstVersionIsReplaced: a proxy that knows no question for its sockets is ended, and another one serves at its ports.
+func TestFirstVersionIsReplaced(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	url, pid := k.url(), k.now.PID
+	k.held.close() // as after an answer that did not come
+	k.held = nil
+	n.install("next")
+	n.serve(k)
+	if k.url() != url || k.now.PID == pid {
+		t.Errorf("process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
+	}
+	if err := ask(fresh(), k.url()); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
+}
+
+// TestFirstVersionsRecord: what the first version wrote of its only process is understood.
+func TestFirstVersionsRecord(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(recordIn(dir), []byte(`{"pid":4,"started":7,"ports":{"http":10080}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readRecord(dir)
+	if want := []entry{{PID: 4, Started: 7, Socket: firstSocket}}; err != nil || !slices.Equal(r.Processes, want) {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// TestNodesAddressesChange: another process listens at the node's new addresses, and the old one drains.
+func TestNodesAddressesChange(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	pid := k.now.PID
+	k.forget()
+	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("127.0.0.2"))
+	k = n.run()
+	if k.now.PID == pid || !k.held.serve(n.o.NodeIPs) {
+		t.Errorf("process %d listens at %v", k.now.PID, k.held.addresses())
+	}
+	for _, ip := range n.o.NodeIPs {
+		if err := ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "the old one is gone", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
+}
+
+func TestBackoff(t *testing.T) {
+	var b backoff
+	var got []time.Duration
+	for _, lived := range []time.Duration{2 * time.Minute, 0, 0, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
+		got = append(got, b.next(lived)/time.Second)
+	}
+	if want := []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}; !slices.Equal(got, want) {
+		t.Errorf("the waits are %v, want %v", got, want)
+	}
+}
+
+// TestProbe: an empty commit leaves the table as it is.
+func TestProbe(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	for range 3 {
+		if err := k.now.probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask(fresh(), k.url()); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_ = syscall.Kill(k.now.PID, syscall.SIGSTOP)
+	cancel()
+	if err := k.now.probe(ctx); err == nil {
+		t.Error("a process that is stopped answers")
+	}
+}
+
+func TestControlGroups(t *testing.T) {
+	read := func(parts ...string) string {
+		text, err := os.ReadFile(filepath.Join(parts...))
+		if err != nil {
+			return err.Error()
+		}
+		return string(text)
+	}
+	touch := func(path string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for version, files := range map[string]map[string]string{
+		"v2": {"memory.max": "268435456", "memory.high": "251658240", "pids.max": "512", "cgroup.procs": "4711"},
+		"v1": {"memory/memory.limit_in_bytes": "268435456", "memory/cgroup.procs": "4711", "pids/pids.max": "512", "pids/cgroup.procs": "4711"},
+	} {
+		root, events := t.TempDir(), "memory.events"
+		if version == "v2" {
+			touch(filepath.Join(root, "cgroup.controllers"))
+			touch(filepath.Join(root, "cgroup.procs"))
+		} else {
+			events = "memory/" + events
+		}
+		if err := groups(root).join("4711", 4711); err == nil {
+			t.Errorf("%s: there are no files to write, and no error", version)
+		}
+		at := func(file string) string {
+			if h, f, ok := strings.Cut(file, "/"); ok {
+				touch(filepath.Join(root, h, "cgroup.procs"))
+				return filepath.Join(root, h, cgroupName, "4711", f)
+			}
+			return filepath.Join(root, cgroupName, "4711", file)
+		}
+		for file := range files {
+			touch(at(file))
+		}
+		if err := groups(root).join("4711", 4711); err != nil {
+			t.Errorf("%s: %v", version, err)
+		}
+		for file, want := range files {
+			if got := read(at(file)); got != want {
+				t.Errorf("%s: %s holds %s, want %s", version, file, got, want)
+			}
+		}
+		for text, want := range map[string]bool{"low 0\noom 3\noom_kill 0\n": false, "oom_kill 1\n": true} {
+			if err := os.WriteFile(at(events), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if got := groups(root).killed("4711"); got != want {
+				t.Errorf("%s: %q says %t", version, text, got)
+			}
+		}
+	}
+}
+
+// TestGroupOfTheKernel moves a process to a real control group, where this machine lets a test make one.
+func TestGroupOfTheKernel(t *testing.T) {
+	cmd := exec.Command("cat") // waits for its input
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("test-%d", cmd.Process.Pid)
+	defer groups(cgroupRoot).sweep()
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	if err := groups(cgroupRoot).join(name, cmd.Process.Pid); err != nil {
+		t.Skip(err)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+	if err != nil || !strings.Contains(string(text), "/"+cgroupName+"/"+name) {
+		t.Errorf("the process is in %s, %v", text, err)
+	}
+	if groups(cgroupRoot).killed(name) {
+		t.Error("it counts as ended for its memory")
+	}
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// User is the user and the group of the proxy, by number: one that neither Debian nor systemd gives out (uid-gid in systemd's documentation).
+const User = 61080
+
+// launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else open but its log, and connects with it.
+func (k *keeper) launch(s *sockets) (*process, error) {
+	program, err := filepath.EvalSymlinks(k.program)
+	if err != nil {
+		return nil, fmt.Errorf("the ingress proxy is missing: %w", err)
+	}
+	e := entry{Program: program}
+	control, err := k.listenControl(&e)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	files, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFiles(files)
+	log, err := k.openLog()
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(program) // of no context: it outlives this process
+	cmd.Env = []string{table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","), "GOMEMLIMIT=" + memoryLimit}
+	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = "/", append(files, control), log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Getuid() == 0 {
+		cmd.Env = append(cmd.Env, table.EnvUser+"="+strconv.Itoa(User))
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting the ingress proxy: %w", err)
+	}
+	e.PID = cmd.Process.Pid
+	e.Started, err = startTime(e.PID)
+	go func() { _ = cmd.Wait() }() // its end is noticed by its connection; this takes it off the list of processes
+	if err != nil {
+		return nil, fmt.Errorf("the ingress proxy ended at once; its log in %s says why: %w", log.Name(), err)
+	}
+	k.step("record")
+	p, err := k.claim(e)
+	if err != nil {
+		return nil, errors.Join(err, e.signal(syscall.SIGKILL))
+	}
+	return p, nil
+}
+
+// claim records a process that was started, limits it, and connects with it.
+func (k *keeper) claim(e entry) (*process, error) {
+	before := slices.Clone(k.record.Processes)
+	k.record.Processes = slices.Insert(k.record.Processes, 0, e)
+	if err := k.record.write(k.dir); err != nil {
+		k.record.Processes = before
+		return nil, err
+	}
+	if err := k.groups.join(strconv.Itoa(e.PID), e.PID); err != nil && !k.ungrouped {
+		k.ungrouped = true
+		k.log("ingress: the proxy runs without a limit of its memory by the kernel", "error", err)
+	}
+	k.step("connect")
+	p, err := connect(k.dir, e)
+	if err != nil {
+		k.record.Processes = before
+		return nil, err
+	}
+	p.reading.Go(p.read)
+	return p, nil
+}
+
+// listenControl opens a control socket at a path that no other process has.
+func (k *keeper) listenControl(e *entry) (*os.File, error) {
+	for i := 1; ; i++ {
+		e.Socket = "control-" + strconv.Itoa(i) + ".sock"
+		recorded := slices.ContainsFunc(k.record.Processes, func(other entry) bool { return other.Socket == e.Socket })
+		if _, err := os.Lstat(filepath.Join(k.dir, e.Socket)); err != nil && !recorded {
+			break
+		}
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(k.dir, e.Socket), Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listening for the proxy's table: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	file, err := l.File()
+	if err != nil {
+		return nil, fmt.Errorf("taking the socket for the proxy's table: %w", err)
+	}
+	return file, nil
+}
+
+// openLog begins a log, and keeps one older file. The proxy bounds its log itself.
+func (k *keeper) openLog() (*os.File, error) {
+	path := filepath.Join(k.dir, "log")
+	if err := os.Rename(path, path+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("keeping the proxy's log: %w", err)
+	}
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the proxy's log: %w", err)
+	}
+	return log, nil
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// build makes the real program once for all tests.
+var build = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "ingress")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "program")
+	out, err := exec.Command("go", "build", "-tags", "no_btrfs,no_zfs,no_devmapper,grpcnotrace", "-o", path, "../../cmd/coracle-ingress").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("building the proxy: %w: %s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
+// node is a folder with a program and a control group that does not limit anything.
+type testNode struct {
+	t     *testing.T
+	o     Options
+	table table.Sections
+}
+
+func newTestNode(t *testing.T) *testNode {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "i") // a socket's path has to be short; t.TempDir's is closed to the proxy's user
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n := &testNode{t: t, o: Options{
+		Program: filepath.Join(dir, "coracle-ingress"), Dir: filepath.Join(dir, "run"), NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), cgroups: filepath.Join(dir, "no-cgroups"),
+	}}
+	t.Cleanup(func() {
+		for _, pid := range n.processes() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		eventually(t, "no proxy is left", func() bool { return len(n.processes()) == 0 })
+		if t.Failed() {
+			for _, name := range []string{"log.old", "log"} {
+				text, _ := os.ReadFile(filepath.Join(n.o.Dir, name))
+				t.Logf("%s: %s", name, text)
+			}
+		}
+		_ = os.RemoveAll(dir)
+	})
+	n.install("v0")
+	n.table = n.to(backend(t))
+	return n
+}
+
+// install makes the program one with another content.
+func (n *testNode) install(version string) {
+	n.t.Helper()
+	program, err := build()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.installFile(version, append(program[:len(program):len(program)], version...))
+}
+
+func (n *testNode) installFile(version string, content []byte) {
+	n.t.Helper()
+	path := n.o.Program + "-" + version
+	if err := os.WriteFile(path, content, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.Symlink(path, path+".new"); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", n.o.Program); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// to is a table that sends everything to one address.
+func (n *testNode) to(address string) table.Sections {
+	s := table.Sections{}
+	b := table.Backend{Namespace: "n", Service: "s", Port: "80"}
+	h := table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}}}}
+	for key, value := range map[string]any{table.HostKey(table.SiteIngress, ""): h, b.Key(): table.Endpoints{Addresses: []string{address}}} {
+		if err := s.Put(key, value); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// backend answers requests with "hello" and echoes on websockets, at an address that is not loopback's, which the proxy refuses.
+func backend(t *testing.T) string {
+	t.Helper()
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		ip, ok := a.(*net.IPNet)
+		if !ok || !ip.IP.IsGlobalUnicast() || ip.IP.To4() == nil {
+			continue
+		}
+		l, err := net.Listen("tcp", ip.IP.String()+":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") == "" {
+				_, _ = io.WriteString(w, "hello")
+				return
+			}
+			conn, rw, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+			_, _ = io.Copy(conn, rw.Reader)
+		})}
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(func() { _ = s.Close() })
+		return l.Addr().String()
+	}
+	t.Skip("this machine has no address but loopback")
+	return ""
+}
+
+// processes are those that run a program of this node's.
+func (n *testNode) processes() []int {
+	var out []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
+		if _, gone := startTime(pid); err == nil && gone == nil && strings.HasPrefix(exe, n.o.Program) {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// listening are the processes that hold a listening socket for TCP, thus accept from it once they have a table.
+func (n *testNode) listening() []int {
+	var out []int
+	for _, pid := range n.processes() {
+		inodes := map[string]bool{}
+		for _, file := range []string{"tcp", "tcp6"} {
+			text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, file))
+			for line := range strings.Lines(string(text)) {
+				if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" {
+					inodes["socket:["+f[9]+"]"] = true
+				}
+			}
+		}
+		fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		for _, fd := range fds {
+			link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+			if inodes[link] {
+				out = append(out, pid)
+				break
+			}
+		}
+	}
+	return out
+}
+
+func eventually(t *testing.T, what string, met func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Second); !met(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in 60 s: %s", what)
+		}
+	}
+}
+
+// keeper is that of a run of the agent.
+func (n *testNode) keeper() *keeper {
+	n.t.Helper()
+	k, err := newKeeper(n.o, groups(n.o.cgroups))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(k.forget)
+	return k
+}
+
+// run is what an agent does at its start: it goes on with a proxy or starts one, gives it the table, and has another version take over.
+func (n *testNode) run() *keeper {
+	n.t.Helper()
+	k := n.keeper()
+	if err := k.begin(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.serve(k)
+	return k
+}
+
+func (n *testNode) serve(k *keeper) {
+	n.t.Helper()
+	if _, err := k.put(n.t.Context(), n.table); err != nil {
+		n.t.Fatal(err)
+	}
+	if !k.outdated() {
+		return
+	}
+	if _, err := k.takeOver(n.t.Context(), n.table); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (k *keeper) url() string { return fmt.Sprintf("http://127.0.0.1:%d/", k.held.ports()[table.HTTP]) }
+
+// ask asks once, on a connection of its own, and never a second time.
+func ask(client *http.Client, url string) error {
+	res, err := client.Post(url, "text/plain", strings.NewReader("a body, so that nothing is sent again"))
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err == nil && (res.StatusCode != http.StatusOK || string(text) != "hello") {
+		err = fmt.Errorf("%s: %q", res.Status, text)
+	}
+	return err
+}
+
+func fresh() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+}
+
+// websocket is a connection on which the backend echoes.
+func websocket(t *testing.T, url string) func() error {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	r := bufio.NewReader(conn)
+	if res, err := http.ReadResponse(r, nil); err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatal(res, err)
+	}
+	return func() error {
+		if _, err := io.WriteString(conn, "echo"); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(r, make([]byte, 4))
+		return err
+	}
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// record is what is written of the node's proxies, so that the next run finds them. A process stands in it before it gets its first table, thus before it
+// accepts connections.
+type record struct {
+	// Processes are those that may live, the newest first.
+	Processes []entry `json:"processes"`
+}
+
+// entry is one process.
+type entry struct {
+	PID     int    `json:"pid"`
+	Started uint64 `json:"started"` // after the machine's start, in ticks: a pid alone may be another process' by now
+	// Program is the real path of what it runs; another version has another.
+	Program string `json:"program"`
+	// Socket is the name of its control socket in the folder.
+	Socket string `json:"socket"`
+	// Draining says that it was told that another process has taken over.
+	Draining bool `json:"draining,omitempty"`
+}
+
+// firstSocket is the control socket of the first version, which knows no handover.
+const firstSocket = "control.sock"
+
+func recordIn(dir string) string { return filepath.Join(dir, "process.json") }
+
+// readRecord reads the record; one that cannot be read is an error, and none is an empty one.
+func readRecord(dir string) (record, error) {
+	var r struct {
+		record
+		entry // of the first version, which had one process with one socket
+	}
+	text, err := os.ReadFile(recordIn(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("reading the record of the ingress proxy: %w", err)
+	}
+	if r.Processes == nil && r.PID != 0 {
+		r.Socket = firstSocket
+		r.Processes = []entry{r.entry}
+	}
+	return r.record, nil
+}
+
+// write keeps what lives, and removes the sockets of what has ended.
+func (r *record) write(dir string) error {
+	r.Processes = slices.DeleteFunc(r.Processes, func(e entry) bool {
+		if !e.alive() {
+			_ = os.Remove(filepath.Join(dir, e.Socket)) // one that is left is removed at the next start
+			return true
+		}
+		return false
+	})
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
+	}
+	if err := atomicfile.Write(recordIn(dir), text, 0o600); err != nil {
+		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
+	}
+	return nil
+}
+
+// alive says whether the process of an entry runs.
+func (e entry) alive() bool {
+	started, err := startTime(e.PID)
+	return e.PID > 0 && err == nil && started == e.Started
+}
+
+// signal sends a signal to the process, if it runs.
+func (e entry) signal(s syscall.Signal) error {
+	if !e.alive() {
+		return nil
+	}
+	if err := syscall.Kill(e.PID, s); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("sending the ingress proxy %d the signal %s: %w", e.PID, s, err)
+	}
+	return nil
+}
+
+// startTime is field 22 of /proc/PID/stat: ticks after the machine's start.
+func startTime(pid int) (uint64, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if len(fields) < 20 || fields[0] == "Z" {
+		return 0, fmt.Errorf("the process %d has ended", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// controlSockets are the names of the control sockets in the folder.
+func controlSockets(dir string) []string {
+	paths, _ := filepath.Glob(filepath.Join(dir, "control*.sock")) // the pattern is well-formed
+	for i := range paths {
+		paths[i] = filepath.Base(paths[i])
+	}
+	return paths
+}
+
+// recoverRecord makes the record anew where it cannot be read: each proxy says on its control socket which process it is.
+func recoverRecord(dir string) record {
+	var r record
+	for _, name := range controlSockets(dir) {
+		e := entry{Socket: name}
+		p, s, err := adopt(dir, e)
+		if err != nil {
+			continue // nobody listens there
+		}
+		e.PID = p.answeredPID
+		p.close()
+		s.close()
+		started, err := startTime(e.PID)
+		if err != nil {
+			continue
+		}
+		e.Started, e.Draining = started, s == nil
+		e.Program, _ = os.Readlink("/proc/" + strconv.Itoa(e.PID) + "/exe") // an unknown one counts as another version
+		r.Processes = append(r.Processes, e)
+	}
+	slices.SortStableFunc(r.Processes, func(a, b entry) int { return int(int64(b.Started) - int64(a.Started)) })
+	return r
+}
+
+// stop ends all processes, and removes what is recorded of them.
+func stop(dir string) error {
+	r, err := readRecord(dir)
+	if err != nil || len(r.Processes) == 0 {
+		r = recoverRecord(dir)
+	}
+	var errs []error
+	for _, e := range r.Processes {
+		errs = append(errs, e.signal(syscall.SIGTERM))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, name := range append(controlSockets(dir), filepath.Base(recordIn(dir))) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing what is recorded of the ingress proxy: %w", err)
+		}
+	}
+	return nil
+}
+
+// handedOver tells a process that another one serves now.
+func (e *entry) handedOver() error {
+	e.Draining = true
+	if e.Socket == firstSocket {
+		return e.signal(syscall.SIGTERM)
+	}
+	return e.signal(table.HandedOver)
+}

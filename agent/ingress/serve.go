@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// probeEvery is how often a proxy that has nothing to do is asked whether it answers.
+	probeEvery = 30 * time.Second
+	// drainTime is how long a proxy that was stopped may take, and a second.
+	drainTime = 31 * time.Second
+	// steadyAfter is how long a proxy has to have served for the next to be started at once; longestBackoff bounds the wait otherwise.
+	steadyAfter, longestBackoff = time.Minute, time.Minute
+)
+
+// backoff is the wait before another attempt: none at first, then a second, doubled each time.
+type backoff struct{ wait time.Duration }
+
+// next is the wait after something that has lived for a while.
+func (b *backoff) next(lived time.Duration) time.Duration {
+	if lived >= steadyAfter {
+		b.wait = 0
+	}
+	now := b.wait
+	b.wait = min(max(time.Second, 2*b.wait), longestBackoff)
+	return now
+}
+
+// serving is the time in which the cluster has an ingress.
+type serving struct {
+	*Node
+	keeper *keeper
+	// restarts and takeOvers are the waits after a proxy that has ended, and after one of another version that could not take over.
+	restarts, takeOvers backoff
+	// retry is ready when there may be another attempt; nil while nothing has failed.
+	retry <-chan time.Time
+	// refused is why the last take-over failed.
+	refused error
+}
+
+// serve runs until the cluster has no ingress any more, or ctx is done.
+func (n *Node) serve(ctx context.Context) error {
+	k, err := newKeeper(n.o, n.groups())
+	if err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	defer k.forget()
+	if err := k.begin(); err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	following, cancel := context.WithCancel(ctx)
+	tables := make(chan table.Sections) // no room: the last one that was received counts
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { follow(following, n.o.Stream, tables, n.o.Logger) })
+	nfttable.FollowDeletions(following, &wg, n.gone, func(err error) {
+		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with the next change of a Node", "error", err)
+	}, Table())
+	n.o.Part.Set(status.Starting, "waiting for the table from a server")
+	probe := time.NewTicker(probeEvery)
+	defer probe.Stop()
+	s := &serving{Node: n, keeper: k}
+	for {
+		if err := s.sync(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		var ended <-chan error
+		if k.now != nil {
+			ended = k.now.ended
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case n.table = <-tables:
+		case err := <-ended:
+			s.lost(err)
+		case <-s.retry:
+			s.retry = nil
+		case <-probe.C:
+			if k.now != nil {
+				if err := k.now.probe(ctx); err != nil && ctx.Err() == nil {
+					s.lost(err)
+				}
+			}
+		case <-n.gone:
+			n.rules = ""
+		case <-n.wake:
+			if !n.wanted() {
+				k.forget()
+				return n.end(ctx)
+			}
+		}
+	}
+}
+
+// sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's part has to begin anew.
+func (s *serving) sync(ctx context.Context) error {
+	k := s.keeper
+	for ctx.Err() == nil {
+		if k.now == nil {
+			if s.retry != nil {
+				return nil
+			}
+			if err := k.start(false); err != nil {
+				s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.next(0))
+				continue
+			}
+		}
+		if err := s.guard(ctx); err != nil {
+			return err
+		}
+		if s.table == nil {
+			return nil
+		}
+		problems, err := s.put(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			if k.now != nil {
+				s.lost(err)
+			} else {
+				s.failed(err, s.restarts.next(0))
+			}
+			continue
+		}
+		if err := s.guard(ctx); err != nil { // a take-over may have other ports
+			return err
+		}
+		if err := s.say(ctx); err != nil {
+			return err
+		}
+		s.show(problems)
+		return nil
+	}
+	return nil
+}
+
+// guard has the kernel guard the proxy's ports. Those of a proxy that does not hand over its sockets are unknown, and guarded since the run before.
+func (s *serving) guard(ctx context.Context) error {
+	if s.keeper.held == nil {
+		return nil
+	}
+	if err := s.protect(ctx, s.keeper.held.ports()); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("ingress: %w", err) // it serves nobody without
+	}
+	return nil
+}
+
+// put has the proxy serve by the table, and one of another version take over where there is one.
+func (s *serving) put(ctx context.Context) (map[string]string, error) {
+	k, now := s.keeper, s.complete(s.table)
+	problems, err := k.put(ctx, now)
+	if err != nil || !k.outdated() || s.retry != nil {
+		return problems, err
+	}
+	began := time.Now()
+	taken, err := k.takeOver(ctx, now)
+	if err == nil {
+		s.refused, s.takeOvers = nil, backoff{}
+		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.now.PID, "after", time.Since(began))
+		return taken, nil
+	}
+	if k.now == nil {
+		return nil, err
+	}
+	if ctx.Err() == nil {
+		s.refused = err
+		wait := max(time.Second, s.takeOvers.next(0))
+		s.retry = time.After(wait)
+		s.o.Logger.Warn("ingress: the proxy that runs goes on, since another version could not take over; it is tried again", "after", wait, "error", err)
+	}
+	return problems, nil
+}
+
+// lost takes leave of a proxy that has ended, or does not answer.
+func (s *serving) lost(cause error) {
+	lived := time.Since(s.keeper.now.began)
+	s.failed(fmt.Errorf("the proxy has ended: %w", s.keeper.lost(cause)), s.restarts.next(lived))
+}
+
+// failed says that there is no proxy, and when there will be another.
+func (s *serving) failed(err error, wait time.Duration) {
+	s.o.Logger.Error("ingress: another proxy is started; until then connections wait", "after", wait, "error", err)
+	s.o.Part.Set(status.Failed, fmt.Sprintf("another proxy is started after %s: %v", wait, err))
+	s.retry = nil
+	if wait > 0 {
+		s.retry = time.After(wait)
+	}
+}
+
+// say writes at which ports the node serves.
+func (s *serving) say(ctx context.Context) error {
+	word := portsWord(s.keeper.held.ports())
+	if word == "" || word == s.said {
+		return nil
+	}
+	if err := s.o.Annotate(ctx, word); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	s.said = word
+	return nil
+}
+
+// portsWord is what the Node's annotation says of ports.
+func portsWord(ports map[string]int) string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(ports)) {
+		out = append(out, name+"="+strconv.Itoa(ports[name]))
+	}
+	return strings.Join(out, ",")
+}
+
+func (s *serving) show(problems map[string]string) {
+	hosts := 0
+	for key := range s.table {
+		if table.Kind(key) == table.KindHost {
+			hosts++
+		}
+	}
+	text := fmt.Sprintf("%d hosts, process %d", hosts, s.keeper.now.PID)
+	switch {
+	case s.refused != nil:
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it goes on, since another version could not take over: %v", text, s.refused))
+	case len(problems) > 0:
+		first := slices.Sorted(maps.Keys(problems))[0]
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first, problems[first]))
+	default:
+		s.o.Part.Set(status.Running, text)
+	}
+}

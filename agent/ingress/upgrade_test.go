@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// load asks on connections that are kept alive and on fresh ones, about 200 times in a second, until stop is called, which returns how often and the failures.
+func load(url string) (asked *atomic.Int64, stop func() (int64, []error)) {
+	asked = new(atomic.Int64)
+	end := make(chan struct{})
+	var mu sync.Mutex
+	var failures []error
+	var all sync.WaitGroup
+	for i := range 8 {
+		client := fresh()
+		if i%2 == 0 {
+			client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 30 * time.Second}
+		}
+		all.Go(func() {
+			defer client.CloseIdleConnections()
+			pace := time.NewTicker(40 * time.Millisecond)
+			defer pace.Stop()
+			for {
+				select {
+				case <-end:
+					return
+				case <-pace.C:
+				}
+				if err := ask(client, url); err != nil {
+					mu.Lock()
+					failures = append(failures, err)
+					mu.Unlock()
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	return asked, func() (int64, []error) {
+		close(end)
+		all.Wait()
+		return asked.Load(), failures
+	}
+}
+
+// TestUpgradesFailNoRequest: five versions take over from each other, each found by another run of the agent.
+func TestUpgradesFailNoRequest(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	url := k.url()
+	echo := websocket(t, url)
+	asked, stop := load(url)
+	pids := []int{k.now.PID}
+	for i := range 5 {
+		before := asked.Load()
+		eventually(t, "forty requests were answered", func() bool { return asked.Load() >= before+40 })
+		k.forget() // the agent ends
+		n.install(fmt.Sprintf("v%d", i+1))
+		k = n.run()
+		if slices.Contains(pids, k.now.PID) || k.url() != url {
+			t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, k.url(), pids, url)
+		}
+		if !strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)) {
+			t.Errorf("it runs %s", k.now.Program)
+		}
+		pids = append(pids, k.now.PID)
+		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
+	}
+	if count, failures := stop(); len(failures) > 0 {
+		t.Errorf("of %d requests %d failed, such as: %v", count, len(failures), failures[0])
+	}
+	if err := echo(); err != nil {
+		t.Errorf("the websocket of the first version: %v", err)
+	}
+	// The second to the fifth end by themselves: their connections end with a response.
+	eventually(t, "only the websocket's process drains", func() bool { return len(n.processes()) == 2 })
+	k.forget()
+	if err := Remove(n.o.Dir); err != nil {
+		t.Log(err) // nftables may not be there
+	}
+	if r, err := readRecord(n.o.Dir); err != nil || len(r.Processes) > 0 {
+		t.Errorf("the record holds %v, %v", r, err)
+	}
+}
+
+// TestFailedTakeOver: a version that does not start, or does not answer, changes nothing.
+func TestFailedTakeOver(t *testing.T) {
+	for name, program := range map[string]string{"no program": "neither ELF nor a script", "ends at once": "#!/bin/false\n"} {
+		t.Run(name, func(t *testing.T) {
+			n := newTestNode(t)
+			k := n.run()
+			pid, url := k.now.PID, k.url()
+			n.installFile("bad", []byte(program))
+			if !k.outdated() {
+				t.Fatal("the version counts as the same")
+			}
+			if _, err := k.takeOver(t.Context(), n.table); err == nil {
+				t.Error("it has taken over")
+			}
+			if k.now.PID != pid || k.url() != url {
+				t.Errorf("process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
+			}
+			if err := ask(fresh(), url); err != nil {
+				t.Error(err)
+			}
+			if r, err := readRecord(n.o.Dir); err != nil || len(r.Processes) != 1 {
+				t.Errorf("the record holds %v, %v", r, err)
+			}
+			n.install("good")
+			n.serve(k)
+			if k.now.PID == pid {
+				t.Error("a good version does not take over after a bad one")
+			}
+		})
+	}
+}
+
+// TestCrashRefusesNobody: while the proxy is gone connections wait, and the next answers them.
+func TestCrashRefusesNobody(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	url, pid := k.url(), k.now.PID
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	cause := <-k.now.ended
+	eventually(t, "it is gone", func() bool { return len(n.processes()) == 0 })
+	waiting := make(chan error, 10) // one from each request
+	for range cap(waiting) {
+		go func() { waiting <- ask(fresh(), url) }()
+	}
+	began := time.Now()
+	t.Log(k.lost(cause))
+	if err := k.start(false); err != nil {
+		t.Fatal(err)
+	}
+	n.serve(k)
+	t.Logf("another serves after %s", time.Since(began))
+	for range cap(waiting) {
+		if err := <-waiting; err != nil {
+			t.Error(err)
+		}
+	}
+	if k.url() != url || k.now.PID == pid {
+		t.Errorf("process %d at %s after %d at %s", k.now.PID, k.url(), pid, url)
+	}
+}
+
+// killedAgent is what a step of the take-over throws to end the run there.
+type killedAgent struct{}
+
+// TestKilledBetweenSteps: whatever of the agent, the old and the new proxy is killed between any two steps of a take-over, the next run ends with one proxy that
+// listens, and answers.
+func TestKilledBetweenSteps(t *testing.T) {
+	for _, at := range []string{"launch", "record", "connect", "table", "answer", "retire", "record drain"} {
+		for _, victim := range []string{"agent", "old", "new", "agent and old", "agent and new", "all"} {
+			t.Run(at+"/"+victim, func(t *testing.T) {
+				t.Parallel()
+				n := newTestNode(t)
+				k := n.run()
+				old := k.now.PID
+				n.install("next")
+				reached := false
+				k.step = func(name string) {
+					if name != at || reached {
+						return
+					}
+					reached = true
+					for _, pid := range n.processes() {
+						if isOld := pid == old; victim == "all" || isOld && strings.Contains(victim, "old") || !isOld && strings.Contains(victim, "new") {
+							_ = syscall.Kill(pid, syscall.SIGKILL)
+							eventually(t, "it is gone", func() bool { return !slices.Contains(n.processes(), pid) })
+						}
+					}
+					if victim == "all" || strings.Contains(victim, "agent") {
+						panic(killedAgent{})
+					}
+				}
+				func() {
+					defer func() {
+						if cause := recover(); cause != nil && cause != any(killedAgent{}) {
+							panic(cause)
+						}
+					}()
+					_, err := k.takeOver(t.Context(), n.table)
+					t.Log("take-over:", err)
+				}()
+				if !reached {
+					t.Fatal("the step was not reached")
+				}
+				k.forget()
+				k = n.run()
+				eventually(t, "one process of the record listens", func() bool {
+					left := unclaimed(n, k)
+					return slices.Equal(slices.DeleteFunc(n.listening(), func(pid int) bool { return slices.Contains(left, pid) }), []int{k.now.PID})
+				})
+				for _, pid := range unclaimed(n, k) { // it accepts nothing, and ends within a minute
+					if !slices.Contains([]string{"record", "connect"}, at) {
+						t.Errorf("process %d is left", pid)
+					}
+				}
+				for range 20 {
+					if err := ask(fresh(), k.url()); err != nil {
+						t.Error(err)
+					}
+				}
+				if strings.HasSuffix(k.now.Program, "-v0") {
+					t.Error("the old version serves")
+				}
+			})
+		}
+	}
+}
+
+// unclaimed are processes that listen, and that no record holds: they were started, and their agent was killed before it could write that.
+func unclaimed(n *testNode, k *keeper) []int {
+	return slices.DeleteFunc(n.listening(), func(pid int) bool {
+		return slices.ContainsFunc(k.record.Processes, func(e entry) bool { return e.PID == pid })
+	})
+}
