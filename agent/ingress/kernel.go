@@ -146,3 +146,13 @@ func (n *Node) protect(ctx context.Context, ports map[string]int) error {
 	n.rules = text
 	return nil
 }
+
+// tableDeleted has protect write the table again, unless it was this program that had deleted it, to write it anew.
+func (n *Node) tableDeleted() {
+	there, err := nfttable.Exists(Table())
+	if err == nil && there {
+		return
+	}
+	n.o.Logger.Warn("ingress: another program has deleted the proxy's nftables table, which is written again", "error", err)
+	n.rules = ""
+}

@@ -4,6 +4,7 @@ package ingress
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,7 +22,14 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nstest"
 )
+
+// In namespaces of their own, so that no other test has the ports, and the kernel's table guards nothing else.
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+// machineIP is the node's address in tests that need one that is not loopback's.
+const machineIP = "192.0.2.1"
 
 // build makes the real program once for all tests.
 var build = sync.OnceValues(func() ([]byte, error) {
@@ -116,38 +124,31 @@ func (n *testNode) to(address string) table.Sections {
 // backend answers requests with "hello" and echoes on websockets, at an address that is not loopback's, which the proxy refuses.
 func backend(t *testing.T) string {
 	t.Helper()
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range all {
-		ip, ok := a.(*net.IPNet)
-		if !ok || !ip.IP.IsGlobalUnicast() || ip.IP.To4() == nil {
-			continue
-		}
-		l, err := net.Listen("tcp", ip.IP.String()+":0")
-		if err != nil {
+	if os.Geteuid() == 0 { // the namespace of these tests has no other
+		if err := nstest.AddAddress("lo", machineIP+"/32"); err != nil && !errors.Is(err, syscall.EEXIST) {
 			t.Fatal(err)
 		}
-		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Upgrade") == "" {
-				_, _ = io.WriteString(w, "hello")
-				return
-			}
-			conn, rw, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				return
-			}
-			defer conn.Close()
-			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-			_, _ = io.Copy(conn, rw.Reader)
-		})}
-		go func() { _ = s.Serve(l) }()
-		t.Cleanup(func() { _ = s.Close() })
-		return l.Addr().String()
 	}
-	t.Skip("this machine has no address but loopback")
-	return ""
+	l, err := net.Listen("tcp", machineIP+":0")
+	if err != nil {
+		t.Skip("this machine has no address but loopback, and is not ours to give one")
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			_, _ = io.WriteString(w, "hello")
+			return
+		}
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.Copy(conn, rw.Reader)
+	})}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	return l.Addr().String()
 }
 
 // processes are those that run a program of this node's.

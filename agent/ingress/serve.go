@@ -97,7 +97,7 @@ func (n *Node) serve(ctx context.Context) error {
 				}
 			}
 		case <-n.gone:
-			n.rules = ""
+			n.tableDeleted()
 		case <-n.wake:
 			if !n.wanted() {
 				k.forget()

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// agentRun is a whole Node, with a stream that sends the table once.
+type agentRun struct {
+	*testNode
+	client *fake.Clientset
+	board  *status.Board
+	mu     sync.Mutex
+	said   string // the Node's annotation
+	stop   func()
+}
+
+func startAgent(n *testNode) *agentRun {
+	n.t.Helper()
+	a := &agentRun{testNode: n, board: status.NewBoard(time.Now)}
+	a.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}})
+	factory := informers.NewSharedInformerFactory(a.client, 0)
+	o := n.o
+	o.Nodes, o.Services, o.EndpointSlices = factory.Core().V1().Nodes(), factory.Core().V1().Services(), factory.Discovery().V1().EndpointSlices()
+	o.Part = a.board.Part("ingress")
+	o.Stream = func(ctx context.Context) (io.ReadCloser, error) {
+		out, in := io.Pipe()
+		go func() {
+			for _, c := range append(table.Diff(nil, n.table), table.Change{Commit: true}) {
+				_ = json.NewEncoder(in).Encode(c) // an error is the reader's end
+			}
+		}()
+		return out, nil
+	}
+	o.Annotate = func(_ context.Context, value string) error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.said = value
+		return nil
+	}
+	node, err := New(o)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(n.t.Context())
+	factory.Start(ctx.Done())
+	ended := make(chan error, 1) // its only result
+	go func() { ended <- node.Run(ctx) }()
+	a.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			n.t.Errorf("Run: %v", err)
+		}
+		factory.Shutdown()
+	})
+	n.t.Cleanup(a.stop)
+	return a
+}
+
+func (a *agentRun) annotation() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.said
+}
+
+// TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of the last Ingress.
+func TestNode(t *testing.T) {
+	nstest.RequireNFT(t)
+	n := newTestNode(t)
+	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
+	// The endpoints are those of the table, and not those of a Service: the host is answered by itself.
+	n.table = table.Sections{}
+	if err := n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
+		t.Fatal(err)
+	}
+	url := fmt.Sprintf("http://%s:%d/", machineIP, HTTPPort)
+	answered := func() error {
+		res, err := fresh().Get(url)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != 503 {
+			return fmt.Errorf("%s", res.Status)
+		}
+		return nil
+	}
+	a := startAgent(n)
+	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10080,https=10443" })
+	if err := answered(); err != nil {
+		t.Fatal(err)
+	}
+	first := n.processes()[0]
+
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 10 {
+		if err := answered(); err != nil {
+			t.Errorf("after the proxy was killed: %v", err)
+		}
+	}
+	t.Logf("ten requests right after its end took %s", time.Since(began))
+	eventually(t, "the board says which process serves", func() bool {
+		c := a.board.Components()[0]
+		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
+	})
+
+	if err := nfttable.Delete(Table()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the kernel's table is written again", func() bool {
+		c, err := nfttable.Count(Table())
+		return err == nil && len(c.Rules) > 0
+	})
+
+	before := n.processes()
+	a.stop()
+	n.install("next")
+	if err := answered(); err != nil {
+		t.Errorf("without an agent: %v", err)
+	}
+	a = startAgent(n)
+	eventually(t, "another version has taken over", func() bool {
+		now := n.listening()
+		return len(now) == 1 && !slices.Contains(before, now[0])
+	})
+	if err := answered(); err != nil {
+		t.Error(err)
+	}
+	if err := a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
+	eventually(t, "no table is left", func() bool {
+		there, err := nfttable.Exists(Table())
+		return err == nil && !there
+	})
+	if a.annotation() != "" {
+		t.Errorf("the Node says %q", a.annotation())
+	}
+}
