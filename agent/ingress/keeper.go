@@ -16,9 +16,6 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// HTTPPort and HTTPSPort are those at which the proxy listens where they are free: beside the cluster DNS', outside the node ports.
-const HTTPPort, HTTPSPort = 10080, 10443
-
 // keeper keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its methods are called by one goroutine.
 //
 // The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record before it gets its first table, and

@@ -94,7 +94,7 @@ func TestNode(t *testing.T) {
 	if err := n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
 		t.Fatal(err)
 	}
-	url := fmt.Sprintf("http://%s:%d/", machineIP, HTTPPort)
+	url := fmt.Sprintf("http://%s:%d/", machineIP, table.NodeHTTPPort)
 	answered := func() error {
 		res, err := fresh().Get(url)
 		if err != nil {
@@ -107,7 +107,7 @@ func TestNode(t *testing.T) {
 		return nil
 	}
 	a := startAgent(n)
-	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10080,https=10443" })
+	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10054,https=10055" })
 	if err := answered(); err != nil {
 		t.Fatal(err)
 	}

@@ -114,7 +114,7 @@ const closedWithin = 2 * time.Second
 // somebody has those. Where a proxy was ended for it, patient waits until that has closed its sockets.
 func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
-	for name, port := range map[string]int{table.HTTP: HTTPPort, table.HTTPS: HTTPSPort} {
+	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
 		err := s.listen(at, name, port)
 		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond) // the kernel tells nobody when a port becomes free
