@@ -5,8 +5,10 @@ package compile
 import (
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,46 +22,134 @@ const nginxPrefix = "nginx.ingress.kubernetes.io/"
 
 // options are what an Ingress' annotations ask for.
 type options struct {
-	protocol string
-	// redirect is the status with which plain HTTP is sent to https at hosts that have a certificate, and forceHTTPS says at all; 0 serves both.
-	redirect   int
-	forceHTTPS bool
-	refused    string
-	findings   []Finding
+	namespace   string
+	annotations map[string]string
+	nginx       bool // the class is nginx, whose quirks hold
+	protocol    string
+	// sslRedirect sends plain HTTP to https at hosts that have a certificate, forceHTTPS at all.
+	sslRedirect, forceHTTPS bool
+	useRegex                bool
+	www                     bool
+	aliases                 []string
+	policy                  table.Policy
+	refused                 string
+	findings                []Finding
 }
 
-// optionsOf reads the annotations. An annotation of ingress-nginx's that is not known here closes the routes: it may restrict who gets in.
+// optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
+// may restrict who gets in.
 func optionsOf(ing *networkingv1.Ingress) options {
-	var o options
-	if classOf(ing) == "nginx" { // ingress-nginx redirects where there is a certificate
-		o.redirect = http.StatusPermanentRedirect
-	}
-	for name, value := range ing.Annotations {
-		rest, ok := strings.CutPrefix(name, nginxPrefix)
+	o := options{namespace: ing.Namespace, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
+	o.sslRedirect = o.nginx // ingress-nginx redirects where there is a certificate
+	var ignored []string
+	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
+		short, ok := strings.CutPrefix(name, nginxPrefix)
 		if !ok {
 			continue
 		}
-		switch rest {
-		case "ssl-redirect":
-			if value == "false" {
-				o.redirect = 0
-			}
-		case "force-ssl-redirect":
-			o.forceHTTPS = value == "true"
-		case "backend-protocol":
-			o.backendProtocol(value)
+		value := strings.TrimSpace(ing.Annotations[name])
+		switch a, known := annotationOf(short); {
+		case !known:
+			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may restrict who gets in", name)
+		case value == "" || a.Verdict == Refused && value == "false": // asks for nothing
+		case a.Verdict == Refused:
+			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get.%s", name, hint(a))
+		case a.Verdict == Ignored:
+			ignored = append(ignored, short)
 		default:
-			o.findings = append(o.findings, Finding{ReasonUnsupported, fmt.Sprintf("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in", name)})
+			o.annotations[short] = value
 		}
 	}
-	if o.forceHTTPS {
-		o.redirect = http.StatusPermanentRedirect
+	if len(ignored) > 0 {
+		o.findings = append(o.findings, Finding{ReasonIgnored, fmt.Sprintf(
+			"the Ingress is served without these annotations of %s*, which only tune: %s", nginxPrefix, strings.Join(ignored, ", "))})
 	}
-	slices.SortFunc(o.findings, func(a, b Finding) int { return strings.Compare(a.Message, b.Message) })
-	if len(o.findings) > 0 {
-		o.refused = o.findings[0].Message
-	}
+	o.read()
 	return o
+}
+
+// hint is the sentence of an event that says what to do instead.
+func hint(a Annotation) string {
+	if a.Note == snippetNote {
+		return " Snippets cannot be served; headers of responses, which most of them set, are for the application to send," +
+			" as the annotation custom-headers, which is not served yet, would be the way to set them."
+	}
+	if a.Note == "" {
+		return ""
+	}
+	return " " + a.Note
+}
+
+func annotationOf(short string) (Annotation, bool) {
+	i, ok := slices.BinarySearchFunc(Annotations, short, func(a Annotation, name string) int { return strings.Compare(a.Name, name) })
+	if !ok {
+		return Annotation{}, false
+	}
+	return Annotations[i], true
+}
+
+// read interprets the annotations that are served.
+func (o *options) read() {
+	o.flag("ssl-redirect", &o.sslRedirect)
+	o.flag("force-ssl-redirect", &o.forceHTTPS)
+	o.flag("use-regex", &o.useRegex)
+	o.flag("from-to-www-redirect", &o.www)
+	o.backendProtocol(o.annotations["backend-protocol"])
+	o.redirects()
+	o.rewrites()
+}
+
+// refuse closes the Ingress' routes.
+func (o *options) refuse(format string, args ...any) {
+	f := Finding{ReasonUnsupported, fmt.Sprintf(format, args...)}
+	o.findings = append(o.findings, f)
+	if o.refused == "" {
+		o.refused = f.Message
+	}
+}
+
+// bad closes the routes because of a value that is not understood.
+func (o *options) bad(name, why string) {
+	o.refuse("the annotation %s%s is %.100q, %s: the Ingress' routes answer 503", nginxPrefix, name, o.annotations[name], why)
+}
+
+// flag reads an annotation that is true or false.
+func (o *options) flag(name string, to *bool) {
+	text, ok := o.annotations[name]
+	if !ok {
+		return
+	}
+	value, err := strconv.ParseBool(text)
+	if err != nil {
+		o.bad(name, "which is neither true nor false")
+		return
+	}
+	*to = value
+}
+
+// number reads an annotation that is a whole number between bounds, with a default for none.
+func (o *options) number(name string, least, most, without int) int {
+	text, ok := o.annotations[name]
+	if !ok {
+		return without
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		o.bad(name, fmt.Sprintf("which is no number from %d to %d", least, most))
+		return without
+	}
+	return n
+}
+
+// list reads an annotation with commas between its items.
+func (o *options) list(name string) []string {
+	var out []string
+	for part := range strings.SplitSeq(o.annotations[name], ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
 }
 
 func (o *options) backendProtocol(value string) {
@@ -68,8 +158,16 @@ func (o *options) backendProtocol(value string) {
 	case "GRPC":
 		o.protocol = table.H2C
 	default:
-		o.findings = append(o.findings, Finding{ReasonUnsupported, fmt.Sprintf("the backend protocol %s is not served yet: the Ingress' routes answer 503", value)})
+		o.refuse("the backend protocol %.40s is not served yet: the Ingress' routes answer 503", value)
 	}
+}
+
+// redirectOf is the status with which a route redirects plain HTTP to https; 0 serves it.
+func (o *options) redirectOf(secure bool) int {
+	if o.forceHTTPS || o.sslRedirect && secure {
+		return http.StatusPermanentRedirect
+	}
+	return 0
 }
 
 // flawOf says why a Secret is no certificate; empty for one that is. It may be nil.

@@ -57,6 +57,8 @@ const (
 	ReasonBadHost = "BadHost"
 	// ReasonSecret says that a Secret is missing or holds no certificate.
 	ReasonSecret = "BadCertificate"
+	// ReasonIgnored says that annotations that only tune were left out.
+	ReasonIgnored = "Ignored"
 	// ReasonService says that a Service or a port of it is missing.
 	ReasonService = "BadBackend"
 )
@@ -66,13 +68,21 @@ type compiler struct {
 	s     State
 	r     Result
 	hosts map[string]*host // of SiteIngress
+	all   []annotated
+}
+
+// annotated is an Ingress with what its annotations ask for.
+type annotated struct {
+	ing     *networkingv1.Ingress
+	options *options
 }
 
 // host is one under construction.
 type host struct {
 	certificate string
-	routes      []route
+	routes      []*route
 	taken       map[place]string // the object that has a path
+	regex       bool             // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
 // place is what one Ingress alone may have at a host.
@@ -82,10 +92,14 @@ type place struct {
 	fallback bool
 }
 
-// route is a table.Route with what its order follows from.
+// route is a table.Route with what its order and its form follow from.
 type route struct {
 	table.Route
 	fallback bool // an Ingress' default backend: after all paths
+	ing      *networkingv1.Ingress
+	options  *options
+	written  string // the path in the Ingress
+	specific bool   // of pathType ImplementationSpecific
 }
 
 // Desired compiles the state.
@@ -98,7 +112,10 @@ func Desired(s State) (Result, error) {
 		c.ingress(ing)
 	}
 	for name, h := range c.hosts {
-		slices.SortStableFunc(h.routes, order)
+		c.finish(name, h)
+	}
+	c.names()
+	for name, h := range c.hosts {
 		out := table.Host{Certificate: h.certificate, Routes: make([]table.Route, 0, len(h.routes))}
 		for _, r := range h.routes {
 			out.Routes = append(out.Routes, r.Route)
@@ -126,18 +143,19 @@ func served(s State) []*networkingv1.Ingress {
 }
 
 // order is Ingress v1's: the longer path first, of two of the same length an exact one.
-func order(a, b route) int {
+func order(a, b *route) int {
 	if a.fallback != b.fallback {
 		if a.fallback {
 			return 1
 		}
 		return -1
 	}
-	return cmp.Or(len(b.Path)-len(a.Path), strings.Compare(a.Path, b.Path), strings.Compare(string(a.Kind), string(b.Kind)))
+	return cmp.Or(len(b.length())-len(a.length()), strings.Compare(a.Path, b.Path), strings.Compare(string(a.Kind), string(b.Kind)))
 }
 
 func (c *compiler) ingress(ing *networkingv1.Ingress) {
 	o := optionsOf(ing)
+	c.all = append(c.all, annotated{ing, &o})
 	for _, f := range o.findings {
 		c.find(ing, f)
 	}
@@ -158,43 +176,50 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 			}
 		} else {
 			for i := range rule.HTTP.Paths {
-				c.path(ing, o, h, name, &rule.HTTP.Paths[i])
+				c.path(ing, &o, h, name, &rule.HTTP.Paths[i])
 			}
 		}
-		c.fallback(ing, o, h, name)
+		c.fallback(ing, &o, h, name)
 	}
 	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil {
 		h := c.host("")
 		if key := certificates.of(""); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
-		c.fallback(ing, o, h, "")
+		c.fallback(ing, &o, h, "")
 	}
 }
 
 // path adds one path of a rule.
-func (c *compiler) path(ing *networkingv1.Ingress, o options, h *host, name string, p *networkingv1.HTTPIngressPath) {
-	kind, path := table.PathPrefix, p.Path
-	if p.PathType != nil && *p.PathType == networkingv1.PathTypeExact {
+func (c *compiler) path(ing *networkingv1.Ingress, o *options, h *host, name string, p *networkingv1.HTTPIngressPath) {
+	kind, path := table.PathPrefix, cmp.Or(p.Path, "/")
+	r := &route{ing: ing, options: o, written: path}
+	switch {
+	case p.PathType != nil && *p.PathType == networkingv1.PathTypeExact:
 		kind = table.PathExact
+	case p.PathType == nil || *p.PathType == networkingv1.PathTypeImplementationSpecific:
+		r.specific = true
+		if o.nginx {
+			kind = table.PathText
+		}
 	}
-	if path == "" {
-		path = "/"
-	}
-	if kind == table.PathPrefix { // /a and /a/ match the same
+	if kind == table.PathPrefix && !r.ownRegex() { // /a and /a/ match the same
 		path = "/" + strings.Trim(path, "/")
 	}
-	c.add(ing, o, h, name, route{Route: table.Route{Path: path, Kind: kind}}, &p.Backend)
+	r.Route = table.Route{Path: path, Kind: kind}
+	c.add(h, name, r, &p.Backend)
 }
 
 // fallback adds the default backend of an Ingress to one of its hosts.
-func (c *compiler) fallback(ing *networkingv1.Ingress, o options, h *host, name string) {
+func (c *compiler) fallback(ing *networkingv1.Ingress, o *options, h *host, name string) {
 	if ing.Spec.DefaultBackend != nil {
-		c.add(ing, o, h, name, route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true}, ing.Spec.DefaultBackend)
+		r := &route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true, ing: ing, options: o, written: "/"}
+		c.add(h, name, r, ing.Spec.DefaultBackend)
 	}
 }
 
-func (c *compiler) add(ing *networkingv1.Ingress, o options, h *host, name string, r route, b *networkingv1.IngressBackend) {
+func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBackend) {
+	ing, o := r.ing, r.options
 	at := place{r.Path, r.Kind, r.fallback}
 	if who, taken := h.taken[at]; taken {
 		if who != objectOf(ing) || !r.fallback { // an Ingress may name a host twice
@@ -204,9 +229,6 @@ func (c *compiler) add(ing *networkingv1.Ingress, o options, h *host, name strin
 	}
 	h.taken[at] = objectOf(ing)
 	r.Object, r.Refused = objectOf(ing), o.refused
-	if name != "" && h.certificate != "" || o.forceHTTPS {
-		r.RedirectHTTPS = o.redirect
-	}
 	switch port, why := portOf(b); {
 	case why != "":
 		r.Refused = why

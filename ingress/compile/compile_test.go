@@ -114,7 +114,7 @@ func TestIngressBecomesRoutes(t *testing.T) {
 		f(ing)
 		return ing
 	}
-	annotated := func(name, value string) func(*networkingv1.Ingress) {
+	annotation := func(name, value string) func(*networkingv1.Ingress) {
 		return func(ing *networkingv1.Ingress) { ing.Annotations[name] = value }
 	}
 	for _, c := range []struct {
@@ -147,9 +147,9 @@ func TestIngressBecomesRoutes(t *testing.T) {
 			i.Spec.IngressClassName = nil
 			i.Annotations[classAnnotation] = "traefik"
 		})}, "h/ Prefix a/w/80\n", ""},
-		{"what may restrict access closes the route", []*networkingv1.Ingress{with(ingress("a/x", 1, "h/=w:80"), annotated(nginxPrefix+"auth-url", "http://x"))},
+		{"what may restrict access closes the route", []*networkingv1.Ingress{with(ingress("a/x", 1, "h/=w:80"), annotation(nginxPrefix+"modsecurity-snippet", "x"))},
 			"h/ Prefix 503\n", "a/x Unsupported"},
-		{"a redirect without a certificate", []*networkingv1.Ingress{with(ingress("a/x", 1, "h/=w:80"), annotated(nginxPrefix+"force-ssl-redirect", "true"))},
+		{"a redirect without a certificate", []*networkingv1.Ingress{with(ingress("a/x", 1, "h/=w:80"), annotation(nginxPrefix+"force-ssl-redirect", "true"))},
 			"h/ Prefix https a/w/80\n", ""},
 		{"a host that is none", []*networkingv1.Ingress{ingress("a/x", 1, "h:80/=w:80")}, "", "a/x BadHost"},
 	} {
@@ -298,6 +298,21 @@ func FuzzDesired(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(ing)
+	for _, value := range []string{"true", "/$2", "(((", "10.0.0.0/8, x", "https://$host/x", "a/b", "\x00\r\n", "-1", "5m", "cookie"} {
+		for _, class := range []string{"nginx", Class} {
+			i := ingress("a/x", 1, "h/p(.*)=s:80", "/q/=s:80")
+			i.Spec.IngressClassName = &class
+			for _, a := range Annotations {
+				if a.Verdict == Done {
+					i.Annotations[nginxPrefix+a.Name] = value
+				}
+			}
+			if ing, err = json.Marshal(i); err != nil {
+				f.Fatal(err)
+			}
+			f.Add(ing)
+		}
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		var i networkingv1.Ingress
 		if json.Unmarshal(text, &i) != nil {

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -110,7 +111,7 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 		return fmt.Errorf("%q is not the key of a host", key)
 	}
 	var from table.Host
-	if err := json.Unmarshal(value, &from); err != nil {
+	if err := strict(value, &from); err != nil {
 		// What cannot be read may have restricted access: the host is closed.
 		err = fmt.Errorf("reading the host: %w", err)
 		next.hosts(site)[name] = &host{site: site, name: name, routes: []*route{{refused: err.Error()}}}
@@ -119,6 +120,13 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	h, err := p.compile(site, name, &from)
 	next.hosts(site)[name] = h
 	return err
+}
+
+// strict reads JSON without a field that this version does not know.
+func strict(value json.RawMessage, to any) error {
+	d := json.NewDecoder(bytes.NewReader(value))
+	d.DisallowUnknownFields()
+	return d.Decode(to)
 }
 
 func (p *Proxy) applyCertificate(key string, value json.RawMessage, present bool) error {

@@ -115,11 +115,11 @@ func TestProblemsOfSections(t *testing.T) {
 	p := mustNew(t)
 	cert := table.CertificateKey("n", "c")
 	odd := routed("b", "/")
-	odd.Routes[0].Kind = "Regex"
+	odd.Routes[0].Kind = "Glob"
 	wants := map[string]string{
 		cert:                        "cannot be used",
 		table.HostKey("s", "cert"):  "default certificate",
-		table.HostKey("s", "odd"):   `kind "Regex"`,
+		table.HostKey("s", "odd"):   `kind "Glob"`,
 		table.HostKey("s", "text"):  "reading the host",
 		service("b/").Key():         "may not lead to the address 127.0.0.1:80",
 		table.KindSettings:          "trusted proxies",

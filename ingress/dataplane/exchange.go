@@ -36,6 +36,7 @@ type exchange struct {
 	in       *http.Request
 	out      http.Header // of the request to the backend
 
+	policy   *policy // of the route; nil for none
 	path     cleanPath
 	peer     string // the address of the client or of the proxy before us
 	believed bool   // peer is a trusted proxy
@@ -115,7 +116,9 @@ func (x *exchange) serve() {
 	case r.refused != "":
 		x.answer(http.StatusServiceUnavailable, "the route is closed; the events of its object say why")
 	case r.redirect != 0 && x.scheme == "http":
-		x.redirect(r.redirect, name)
+		x.redirect(r.redirect, "https://"+name+x.requestURI())
+	case r.policy != nil:
+		x.govern(r)
 	default:
 		x.forward(r)
 	}
@@ -133,11 +136,7 @@ func (x *exchange) answer(status int, text string) {
 	_, _ = io.WriteString(x.w, text+"\n") // a client that is gone needs no answer
 }
 
-func (x *exchange) redirect(status int, name string) {
-	target := "https://" + name + x.path.forward
-	if x.in.URL.RawQuery != "" {
-		target += "?" + x.in.URL.RawQuery
-	}
+func (x *exchange) redirect(status int, target string) {
 	x.w.Header().Set("Location", target)
 	x.answer(status, "this is served at "+target)
 }
@@ -183,6 +182,9 @@ func (x *exchange) prepare() {
 		h["User-Agent"] = nil // or net/http would add its own
 	}
 	x.forwarded(h)
+	if p := x.policy; p != nil {
+		p.dress(h)
+	}
 	x.out = h
 }
 
@@ -192,6 +194,9 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out.Header = x.out
 	// Opaque goes out as it is, while Path would be escaped anew.
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
+	if x.policy != nil && x.policy.UpstreamHost != "" {
+		out.Host = x.policy.UpstreamHost
+	}
 	out.RequestURI, out.TransferEncoding, out.Close = "", nil, false
 	out.Body, out.GetBody = http.NoBody, nil
 	if x.in.ContentLength != 0 {

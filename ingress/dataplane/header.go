@@ -130,6 +130,16 @@ func realIP(list string, trusted []netip.Prefix) string {
 	}
 }
 
+// client is the address of the client, as far as trusted peers say it.
+func (x *exchange) client() string {
+	if x.believed {
+		if said := x.in.Header["X-Forwarded-For"]; len(said) > 0 {
+			return realIP(strings.Join(said, ", ")+", "+x.peer, x.routing.trusted)
+		}
+	}
+	return x.peer
+}
+
 // scheme is that of the client's URL: the connection's, unless a trusted peer says another.
 func (x *exchange) clientScheme() string {
 	if x.believed {

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync/atomic"
 
@@ -28,13 +29,17 @@ type host struct {
 
 // route is a compiled table.Route.
 type route struct {
-	path     string // normalised, for prefixes without the slash at its end
-	exact    bool
-	backends []backend
-	total    uint64 // of the backends' weights
-	turn     atomic.Uint64
-	redirect int
-	refused  string
+	path  string // normalised, for prefixes without the slash at its end
+	exact bool
+	text  bool // a prefix that need not end where an element does
+	// expression matches the beginning of paths; nil for the other kinds.
+	expression *regexp.Regexp
+	policy     *policy // nil for none
+	backends   []backend
+	total      uint64 // of the backends' weights
+	turn       atomic.Uint64
+	redirect   int
+	refused    string
 }
 
 // noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not lose theirs.
@@ -87,8 +92,13 @@ func (h *host) match(path string) *route {
 }
 
 func (r *route) matches(path string) bool {
-	if r.exact {
+	switch {
+	case r.exact:
 		return path == r.path
+	case r.expression != nil:
+		return r.expression.MatchString(path)
+	case r.text:
+		return strings.HasPrefix(path, r.path)
 	}
 	return strings.HasPrefix(path, r.path) && (len(path) == len(r.path) || path[len(r.path)] == '/')
 }
@@ -136,19 +146,14 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	r := &route{path: noPath, refused: from.Refused}
-	path, err := normalise(from.Path)
-	if err != nil || !strings.HasPrefix(from.Path, "/") {
-		return r, fmt.Errorf("%q is not a path that begins with a slash", from.Path)
+	if err := r.compilePath(from); err != nil {
+		return r, err
 	}
-	r.path = path.match
-	switch from.Kind {
-	case table.PathExact:
-		r.exact = true
-	case table.PathPrefix:
-		r.path = strings.TrimSuffix(r.path, "/")
-	default:
-		r.path = strings.TrimSuffix(r.path, "/")
-		return r, fmt.Errorf("this version of the proxy knows no paths of the kind %q", from.Kind)
+	if from.Policy != nil {
+		var err error
+		if r.policy, err = p.compilePolicy(from.Policy); err != nil {
+			return r, err
+		}
 	}
 	switch from.RedirectHTTPS {
 	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -166,4 +171,37 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 		r.total += weight
 	}
 	return r, nil
+}
+
+// compilePath reads the path and its kind.
+func (r *route) compilePath(from *table.Route) error {
+	flags := ""
+	switch from.Kind {
+	case table.PathRegexFold:
+		flags = "(?i)"
+		fallthrough
+	case table.PathRegex:
+		var err error
+		if r.expression, err = regexp.Compile(flags + "^(?:" + from.Path + ")"); err != nil {
+			return fmt.Errorf("the path is no expression: %w", err)
+		}
+		return nil
+	}
+	path, err := normalise(from.Path)
+	if err != nil || !strings.HasPrefix(from.Path, "/") {
+		return fmt.Errorf("%q is not a path that begins with a slash", from.Path)
+	}
+	r.path = path.match
+	switch from.Kind {
+	case table.PathExact:
+		r.exact = true
+	case table.PathText:
+		r.text = true
+	case table.PathPrefix:
+		r.path = strings.TrimSuffix(r.path, "/")
+	default:
+		r.path = strings.TrimSuffix(r.path, "/")
+		return fmt.Errorf("this version of the proxy knows no paths of the kind %q", from.Kind)
+	}
+	return nil
 }

@@ -74,11 +74,16 @@ const (
 	PathExact PathKind = "Exact"
 	// PathPrefix matches paths that begin with the same elements between slashes, as pathType Prefix of Ingress v1 does: /a matches /a, /a/ and /a/b but not /ab.
 	PathPrefix PathKind = "Prefix"
+	// PathText matches paths that begin with the same text, as nginx compares them: /a matches /ab, too.
+	PathText PathKind = "Text"
+	// PathRegex and PathRegexFold match paths of which an expression of RE2's matches the beginning, with and without regard to case.
+	PathRegex     PathKind = "Regex"
+	PathRegexFold PathKind = "RegexFold"
 )
 
 // Route says where requests to a host go.
 type Route struct {
-	// Path begins with a slash and is compared with the normalised path of a request, with regard to case.
+	// Path begins with a slash and is compared with the normalised path of a request, with regard to case; or is an expression, by its Kind.
 	Path string   `json:"path"`
 	Kind PathKind `json:"kind"`
 	// Object names the object of the API that the route comes from: kind/namespace/name.
@@ -87,6 +92,8 @@ type Route struct {
 	Backends []Backend `json:"backends,omitempty"`
 	// RedirectHTTPS answers plain HTTP with a redirect to https of this status, such as 308; 0 serves it.
 	RedirectHTTPS int `json:"redirectHTTPS,omitempty"`
+	// Policy is nil for a route that sends requests to its backends as they are.
+	Policy *Policy `json:"policy,omitempty"`
 	// Refused says why the route is closed, for people; the answer is 503.
 	Refused string `json:"refused,omitempty"`
 }
@@ -194,7 +201,7 @@ func (s Sections) Backends() (map[string]Backend, error) {
 			return nil, fmt.Errorf("reading the section %s of the ingress table: %w", key, err)
 		}
 		for _, r := range h.Routes {
-			for _, b := range r.Backends {
+			for _, b := range slices.Concat(r.Backends, r.Policy.backends()) {
 				out[b.Key()] = b
 			}
 		}

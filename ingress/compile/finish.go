@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"net/http"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// challenges are the paths of ACME, which are neither redirected nor authenticated.
+const challenges = "/.well-known/acme-challenge"
+
+// maxExpression bounds the length of an expression in a path.
+const maxExpression = 1024
+
+// length is the text whose length orders routes.
+func (r *route) length() string {
+	if r.Kind == table.PathRegex || r.Kind == table.PathRegexFold {
+		return r.written
+	}
+	return r.Path
+}
+
+// rewrites reports whether the route's Ingress has rewrite-target for it, as ingress-nginx counts it.
+func (r *route) rewrites() bool {
+	return r.options.policy.Rewrite != "" && r.options.policy.Rewrite != r.written
+}
+
+// ownRegex reports whether a path of another class than nginx is an expression.
+func (r *route) ownRegex() bool {
+	o := r.options
+	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") && (r.specific || plainPrefix(r.written) != r.written)
+}
+
+// finish gives a host's routes the form that follows from all of them, and their order.
+func (c *compiler) finish(name string, h *host) {
+	for _, r := range h.routes {
+		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
+	}
+	for _, r := range slices.Clone(h.routes) {
+		if !strings.HasPrefix(r.written, challenges) {
+			r.RedirectHTTPS = r.options.redirectOf(name != "" && h.certificate != "")
+		}
+		switch {
+		case r.fallback:
+		case r.options.nginx && h.regex:
+			c.expression(r, table.PathRegexFold)
+		case r.ownRegex():
+			c.expression(r, table.PathRegex)
+		case r.options.nginx:
+			h.slash(r)
+		}
+		p := r.options.policy
+		if r.fallback {
+			p.Rewrite = ""
+		}
+		if strings.HasPrefix(r.written, challenges) {
+			p.Redirect, p.AppRoot = nil, ""
+		}
+		if !reflect.ValueOf(p).IsZero() {
+			r.Policy = &p
+		}
+	}
+	slices.SortStableFunc(h.routes, order)
+}
+
+// expression makes a route's path an expression. One that RE2 does not know closes all that it may have matched: other routes, which may let anybody in,
+// must not get it.
+func (c *compiler) expression(r *route, kind table.PathKind) {
+	r.Kind, r.Path = kind, r.written
+	_, err := regexp.Compile(r.written)
+	if err == nil && len(r.written) <= maxExpression {
+		return
+	}
+	if err == nil {
+		err = fmt.Errorf("it is longer than %d bytes", maxExpression)
+	}
+	prefix := plainPrefix(r.written)
+	if strings.Contains(r.written, "|") {
+		prefix = "/"
+	}
+	r.Path, r.Backends = regexp.QuoteMeta(prefix), nil
+	r.Refused = fmt.Sprintf("the path %.100q is no expression of RE2's, which has no lookaheads and no back references (%.200v): all paths that begin with %s answer 503",
+		r.written, err, prefix)
+	c.find(r.ing, Finding{ReasonUnsupported, r.Refused})
+}
+
+// plainPrefix is what of an expression stands for itself.
+func plainPrefix(text string) string {
+	at := strings.IndexAny(text, `\.+*?()|[]{}^$`)
+	switch {
+	case at < 0:
+		return text
+	case at > 0 && strings.IndexByte("*?{", text[at]) >= 0: // the last byte need not be there
+		at--
+	}
+	return text[:at]
+}
+
+// slash redirects to a path that ends with a slash what lacks it, as nginx does unless another route has just that.
+func (h *host) slash(r *route) {
+	path, ok := strings.CutSuffix(r.written, "/")
+	at := place{path: path, kind: table.PathExact}
+	if _, taken := h.taken[at]; !ok || path == "" || taken {
+		return
+	}
+	h.taken[at] = r.Object
+	redirect := *r
+	redirect.Route = table.Route{
+		Path: path, Kind: table.PathExact, Object: r.Object, Refused: r.Refused, RedirectHTTPS: r.RedirectHTTPS,
+		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusMovedPermanently, Location: "$scheme://$http_host$uri/$is_args$args"}},
+	}
+	h.routes = append(h.routes, &redirect)
+}
+
+var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+
+// names adds the hosts that annotations name beside those of rules, which have precedence.
+func (c *compiler) names() {
+	owner := map[string]string{}
+	for _, a := range c.all {
+		for _, rule := range a.ing.Spec.Rules {
+			name, ok := hostName(rule.Host)
+			h := c.hosts[name]
+			if !ok || h == nil {
+				continue
+			}
+			for _, text := range a.options.aliases {
+				c.alias(a, text, h, owner)
+			}
+			if a.options.www && a.options.refused == "" && name != "" && !strings.HasPrefix(name, "*.") {
+				c.www(name, h)
+			}
+		}
+	}
+}
+
+func (c *compiler) alias(a annotated, text string, h *host, owner map[string]string) {
+	name, ok := hostName(text)
+	switch {
+	case !ok || !dnsName.MatchString(name):
+		c.find(a.ing, Finding{ReasonBadHost, fmt.Sprintf("the server-alias %.100q is no DNS name: it is left out", text)})
+	case c.hosts[name] == nil:
+		c.hosts[name], owner[name] = h, objectOf(a.ing)
+	case owner[name] != objectOf(a.ing):
+		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
+	}
+}
+
+// www redirects the host of the same name with www., or without it.
+func (c *compiler) www(name string, h *host) {
+	other, ok := strings.CutPrefix(name, "www.")
+	if !ok {
+		other = "www." + name
+	}
+	if c.hosts[other] != nil || len(h.routes) == 0 {
+		return
+	}
+	r := &route{Route: table.Route{
+		Path: "/", Kind: table.PathPrefix, Object: h.routes[0].Object,
+		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusPermanentRedirect, Location: "$scheme://" + name + "$request_uri"}},
+	}}
+	c.hosts[other] = &host{certificate: h.certificate, routes: []*route{r}}
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/ingress/variable"
+)
+
+// redirects reads the annotations that answer requests with another place.
+func (o *options) redirects() {
+	for _, r := range []struct {
+		name string
+		code int
+	}{{"temporal-redirect", http.StatusFound}, {"permanent-redirect", http.StatusMovedPermanently}} { // the first one is ingress-nginx's choice of two
+		location, ok := o.annotations[r.name]
+		if !ok {
+			continue
+		}
+		code := o.number(r.name+"-code", 300, 308, r.code)
+		if _, err := variable.Parse(location); err != nil {
+			o.bad(r.name, "which cannot be served, since "+err.Error())
+		} else if !visible(location) {
+			o.bad(r.name, "which is no URL")
+		}
+		if o.policy.Redirect == nil {
+			o.policy.Redirect = &table.Redirect{Status: code, Location: location}
+		}
+	}
+	if root, ok := o.annotations["app-root"]; ok {
+		if !strings.HasPrefix(root, "/") || !visible(root) || strings.Contains(root, "$") {
+			o.bad("app-root", "which is no path that begins with a slash")
+		}
+		o.policy.AppRoot = root
+	}
+}
+
+// group is a reference to a group of an expression, or a dollar sign that is none.
+var group = regexp.MustCompile(`\$([1-9])?`)
+
+// rewrites reads the annotations that change requests on their way.
+func (o *options) rewrites() {
+	if target, ok := o.annotations["rewrite-target"]; ok {
+		for _, found := range group.FindAllString(target, -1) {
+			if found == "$" {
+				o.bad("rewrite-target", "which holds a variable that is not one of $1 to $9")
+				break
+			}
+		}
+		if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
+			o.bad("rewrite-target", "which is on another host (temporal-redirect redirects)")
+		} else if !visible(target) {
+			o.bad("rewrite-target", "which is no path")
+		}
+		o.policy.Rewrite = target
+	}
+	for _, a := range []struct {
+		name string
+		to   *string
+	}{{"upstream-vhost", &o.policy.UpstreamHost}, {"x-forwarded-prefix", &o.policy.ForwardedPrefix}} {
+		*a.to = o.annotations[a.name]
+		if !visible(*a.to) || strings.Contains(*a.to, "$") {
+			o.bad(a.name, "which is no plain value of a header")
+		}
+	}
+	o.aliases = o.list("server-alias")
+}
+
+// visible reports whether a text holds neither spaces nor control characters, and is of bearable length.
+func visible(text string) bool {
+	return len(text) <= 4096 && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"net/url"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/variable"
+)
+
+// expand gives a text's variables their values.
+func (x *exchange) expand(text variable.Text) string {
+	if len(text) == 1 && text[0].Name == "" {
+		return text[0].Literal
+	}
+	var out strings.Builder
+	for _, part := range text {
+		out.WriteString(part.Literal)
+		if part.Name != "" {
+			out.WriteString(x.value(part.Name))
+		}
+	}
+	return out.String()
+}
+
+// requestURI is the normalised path with the query.
+func (x *exchange) requestURI() string {
+	if x.in.URL.RawQuery == "" {
+		return x.path.forward
+	}
+	return x.path.forward + "?" + x.in.URL.RawQuery
+}
+
+// value is that of a variable of nginx; empty for what the request has not.
+func (x *exchange) value(name string) string {
+	switch name {
+	case "host", "server_name":
+		host, _ := hostName(x.in.Host)
+		return host
+	case "http_host", "best_http_host":
+		return x.in.Host
+	case "scheme", "pass_access_scheme":
+		return x.scheme
+	case "request_uri":
+		return x.requestURI()
+	case "escaped_request_uri":
+		return url.QueryEscape(x.requestURI())
+	case "uri", "document_uri":
+		return x.path.forward
+	case "args", "query_string":
+		return x.in.URL.RawQuery
+	case "is_args":
+		if x.in.URL.RawQuery != "" {
+			return "?"
+		}
+		return ""
+	case "remote_addr", "binary_remote_addr":
+		return x.client()
+	case "request_method":
+		return x.in.Method
+	}
+	if key, ok := strings.CutPrefix(name, "arg_"); ok {
+		return argument(x.in.URL.RawQuery, key)
+	}
+	if key, ok := strings.CutPrefix(name, "cookie_"); ok {
+		if c, err := x.in.Cookie(key); err == nil {
+			return c.Value
+		}
+		return ""
+	}
+	key := strings.ReplaceAll(strings.TrimPrefix(name, "http_"), "_", "-")
+	return strings.Join(x.in.Header.Values(key), ", ")
+}
+
+// argument is the first value of a query's argument as it was sent.
+func argument(query, key string) string {
+	for pair := range strings.SplitSeq(query, "&") {
+		if name, value, _ := strings.Cut(pair, "="); strings.EqualFold(name, key) {
+			return value
+		}
+	}
+	return ""
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package variable reads texts that hold variables of nginx, such as https://$host$request_uri. It knows their names and not their values.
+package variable
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Part is a literal text, or the name of a variable.
+type Part struct {
+	Literal, Name string
+}
+
+// Text is what Parse reads.
+type Text []Part
+
+// names are the variables that have values here; those of prefixes have any rest.
+var (
+	names = []string{"host", "http_host", "scheme", "request_uri", "escaped_request_uri", "uri", "document_uri", "args", "query_string", "is_args",
+		"remote_addr", "request_method", "server_name", "best_http_host", "pass_access_scheme", "binary_remote_addr"}
+	prefixes = []string{"arg_", "http_", "cookie_"}
+)
+
+// Parse reads a text. The error names a variable that has no value here.
+func Parse(text string) (Text, error) {
+	var out Text
+	for text != "" {
+		at := strings.IndexByte(text, '$')
+		if at != 0 {
+			if at < 0 {
+				at = len(text)
+			}
+			out = append(out, Part{Literal: text[:at]})
+			text = text[at:]
+			continue
+		}
+		name, rest, ok := cutName(text[1:])
+		if !ok {
+			return nil, fmt.Errorf("%q names no variable", text)
+		}
+		if !known(name) {
+			return nil, fmt.Errorf("the variable $%s of nginx is not served", name)
+		}
+		out = append(out, Part{Name: name})
+		text = rest
+	}
+	return out, nil
+}
+
+func known(name string) bool {
+	return slices.Contains(names, name) || slices.ContainsFunc(prefixes, func(p string) bool { return len(name) > len(p) && strings.HasPrefix(name, p) })
+}
+
+// cutName takes a name, with braces or without, from the text after a dollar sign.
+func cutName(text string) (name, rest string, ok bool) {
+	if inner, braced := strings.CutPrefix(text, "{"); braced {
+		name, rest, ok = strings.Cut(inner, "}")
+		return name, rest, ok && name != "" && end(name) == len(name)
+	}
+	n := end(text)
+	return text[:n], text[n:], n > 0
+}
+
+// end is the length of the name that a text begins with.
+func end(text string) int {
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
+			return i
+		}
+	}
+	return len(text)
+}
