@@ -32,6 +32,7 @@ type options struct {
 	www                     bool
 	aliases                 []string
 	policy                  table.Policy
+	users                   *users // nil for none
 	refused                 string
 	findings                []Finding
 }
@@ -97,6 +98,8 @@ func (o *options) read() {
 	o.backendProtocol(o.annotations["backend-protocol"])
 	o.redirects()
 	o.rewrites()
+	o.sources()
+	o.basic()
 }
 
 // refuse closes the Ingress' routes.

@@ -59,6 +59,8 @@ const (
 	ReasonSecret = "BadCertificate"
 	// ReasonIgnored says that annotations that only tune were left out.
 	ReasonIgnored = "Ignored"
+	// ReasonUsers says that a Secret with users is missing, or that some of them cannot log in.
+	ReasonUsers = "BadUsers"
 	// ReasonService says that a Service or a port of it is missing.
 	ReasonService = "BadBackend"
 )
@@ -110,6 +112,11 @@ func Desired(s State) (Result, error) {
 	c.r.Served = served(s)
 	for _, ing := range c.r.Served {
 		c.ingress(ing)
+	}
+	for _, a := range c.all {
+		if err := c.usersOf(a); err != nil {
+			return Result{}, err
+		}
 	}
 	for name, h := range c.hosts {
 		c.finish(name, h)

@@ -61,7 +61,7 @@ func (c *compiler) finish(name string, h *host) {
 			p.Rewrite = ""
 		}
 		if strings.HasPrefix(r.written, challenges) {
-			p.Redirect, p.AppRoot = nil, ""
+			p.Basic, p.Redirect, p.AppRoot = nil, nil, ""
 		}
 		if !reflect.ValueOf(p).IsZero() {
 			r.Policy = &p

@@ -79,6 +79,8 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyCertificate(c.Key, value, present)
 		case table.KindEndpoints:
 			err = p.applyEndpoints(c.Key, value, present)
+		case table.KindUsers:
+			err = p.applyUsers(c.Key, value, present)
 		case table.KindSettings:
 			err = p.applySettings(value, present)
 			next.trusted = p.trusted
@@ -212,10 +214,14 @@ func (p *Proxy) sweep() {
 				for i := range r.backends {
 					r.backends[i].endpoints.mark = p.sweeps
 				}
+				if r.policy != nil {
+					r.policy.mark(p.sweeps)
+				}
 			}
 		}
 	}
 	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
+	maps.DeleteFunc(p.users, func(_ string, s *userSet) bool { return !s.present && s.mark != p.sweeps })
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }
 

@@ -5,6 +5,7 @@ package dataplane
 import (
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
@@ -14,6 +15,9 @@ import (
 type policy struct {
 	*table.Policy
 	location variable.Text // of Redirect
+	allow    []netip.Prefix
+	deny     []netip.Prefix
+	users    *userSet // nil without basic authentication
 }
 
 // compilePolicy reads what a route does beyond forwarding; an error closes the route.
@@ -27,6 +31,15 @@ func (p *Proxy) compilePolicy(from *table.Policy) (*policy, error) {
 		if out.location, err = variable.Parse(r.Location); err != nil {
 			return nil, fmt.Errorf("reading the target of a redirect: %w", err)
 		}
+	}
+	if out.allow, err = prefixes(from.Allow); err != nil {
+		return nil, err
+	}
+	if out.deny, err = prefixes(from.Deny); err != nil {
+		return nil, err
+	}
+	if from.Basic != nil {
+		out.users = p.userSet(from.Basic.Users)
 	}
 	return out, nil
 }
@@ -43,10 +56,20 @@ func (x *exchange) govern(r *route) {
 		x.redirect(p.Redirect.Status, x.expand(p.location))
 		return
 	}
+	if !x.access(p) {
+		return
+	}
 	if p.Rewrite != "" && !x.rewrite(r) {
 		return
 	}
 	x.forward(r)
+}
+
+// mark notes that a sweep found what the policy holds in use.
+func (p *policy) mark(sweep uint64) {
+	if p.users != nil {
+		p.users.mark = sweep
+	}
 }
 
 // dress changes the headers of a request on its way to the backend.
@@ -54,4 +77,17 @@ func (p *policy) dress(h http.Header) {
 	if p.ForwardedPrefix != "" {
 		h["X-Forwarded-Prefix"] = []string{p.ForwardedPrefix}
 	}
+}
+
+// prefixes reads networks.
+func prefixes(all []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range all {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("reading a network: %w", err)
+		}
+		out = append(out, n.Masked())
+	}
+	return out, nil
 }

@@ -8,12 +8,14 @@
 package dataplane
 
 import (
+	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,12 +69,17 @@ type Proxy struct {
 	limit  limit
 	ending chan struct{} // closed by End
 	end    sync.Once
+	// memory is the key of the hashes by which right logins are remembered.
+	memory [32]byte
+	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
+	hashing chan struct{}
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
 	problems     map[string]string // by key, apart from absent certificates
 	endpoints    map[string]*endpointSet
 	certificates map[string]*certificate
+	users        map[string]*userSet
 	trusted      []netip.Prefix
 	sweeps       uint64
 }
@@ -119,7 +126,9 @@ func New(o Options) (*Proxy, error) {
 		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
+		users: map[string]*userSet{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
+	_, _ = rand.Read(p.memory[:]) // never fails
 	p.current.Store(&routing{sites: map[string]map[string]*host{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
 	return p, nil

@@ -15,12 +15,41 @@ type Policy struct {
 	UpstreamHost string `json:"upstreamHost,omitempty"`
 	// ForwardedPrefix is the header X-Forwarded-Prefix on the way to the backend.
 	ForwardedPrefix string `json:"forwardedPrefix,omitempty"`
+
+	// Allow are networks, in CIDR notation, whose clients alone get in; empty lets all in. Others are answered with 403.
+	Allow []string `json:"allow,omitempty"`
+	// Deny are networks whose clients do not get in, whatever else says so.
+	Deny []string `json:"deny,omitempty"`
+	// Basic asks for a name and a password.
+	Basic *Basic `json:"basic,omitempty"`
+	// SatisfyAny lets a request in that either Allow or authentication lets in.
+	SatisfyAny bool `json:"satisfyAny,omitempty"`
 }
 
 // Redirect is an answer that names another place. Values of Location may hold the variables of package variable.
 type Redirect struct {
 	Status   int    `json:"status"`
 	Location string `json:"location"`
+}
+
+// Basic is HTTP's basic authentication.
+type Basic struct {
+	// Users is the key of the section with them. While there is none, the answer is 503.
+	Users string `json:"users"`
+	Realm string `json:"realm"`
+}
+
+// KindUsers are Users; its key is UsersKey.
+const KindUsers = "users"
+
+// UsersKey is the key of the users in a Secret of the given form: auth-file or auth-map.
+func UsersKey(namespace, secret, form string) string {
+	return KindUsers + "/" + namespace + "/" + secret + "/" + form
+}
+
+// Users are hashes of passwords in the forms of htpasswd, by user.
+type Users struct {
+	Hashes map[string]string `json:"hashes"`
 }
 
 // backends are those of the policy, which may be nil.

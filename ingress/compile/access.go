@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/password"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// sources reads the annotations about clients' addresses.
+func (o *options) sources() {
+	name := "allowlist-source-range"
+	if _, ok := o.annotations[name]; !ok {
+		name = "whitelist-source-range"
+	}
+	o.policy.Allow = o.networks(name)
+	o.policy.Deny = o.networks("denylist-source-range")
+	switch o.annotations["satisfy"] {
+	case "", "all":
+	case "any":
+		o.policy.SatisfyAny = true
+	default:
+		o.bad("satisfy", "which is neither any nor all")
+	}
+}
+
+// networks reads an annotation with networks and addresses.
+func (o *options) networks(name string) []string {
+	if _, ok := o.annotations[name]; !ok {
+		return nil
+	}
+	var out []string
+	for _, text := range o.list(name) {
+		if n, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, n.Masked().String())
+			continue
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			o.bad(name, fmt.Sprintf("in which %.50q is no network", text))
+			return nil
+		}
+		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
+	}
+	if len(out) == 0 {
+		o.bad(name, "which names no network")
+	}
+	return out
+}
+
+// maxBadUsers bounds how many users an Ingress' events name.
+const maxBadUsers = 5
+
+// forms of Secrets with users.
+const (
+	authFile = "auth-file" // a file of htpasswd's in the key auth
+	authMap  = "auth-map"  // a hash in a key for each user
+)
+
+// basic reads the annotations about names and passwords.
+func (o *options) basic() {
+	kind, asked := o.annotations["auth-type"]
+	secret := o.annotations["auth-secret"]
+	switch {
+	case !asked && secret == "":
+		return
+	case kind != "basic":
+		o.refuse("the annotation %sauth-type is %.40q, and basic alone is served: the Ingress' routes answer 503", nginxPrefix, kind)
+		return
+	case secret == "":
+		o.refuse("the annotation %sauth-secret is missing: the Ingress' routes answer 503", nginxPrefix)
+		return
+	}
+	if namespace, name, ok := strings.Cut(secret, "/"); ok {
+		if namespace != o.namespace {
+			o.bad("auth-secret", "a Secret of another namespace")
+			return
+		}
+		secret = name
+	}
+	form := o.annotations["auth-secret-type"]
+	switch form {
+	case "":
+		form = authFile
+	case authFile, authMap:
+	default:
+		o.bad("auth-secret-type", "which is neither auth-file nor auth-map")
+		return
+	}
+	if secret == "" || strings.ContainsAny(secret, "/ ") {
+		o.bad("auth-secret", "which is no name of a Secret")
+		return
+	}
+	realm := o.annotations["auth-realm"]
+	if strings.ContainsFunc(realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r > '~' }) || strings.Contains(realm, "$") {
+		o.bad("auth-realm", "which holds characters that a realm cannot have")
+	}
+	o.users = &users{types.NamespacedName{Namespace: o.namespace, Name: secret}, form}
+	o.policy.Basic = &table.Basic{Users: table.UsersKey(o.namespace, secret, form), Realm: realm}
+}
+
+// users names a Secret with users.
+type users struct {
+	secret types.NamespacedName
+	form   string
+}
+
+// usersOf adds the section of the users that an Ingress asks for. Without the section the proxy closes the route.
+func (c *compiler) usersOf(a annotated) error {
+	u := a.options.users
+	if u == nil {
+		return nil
+	}
+	c.r.Wanted[u.secret] = true
+	if c.s.Secrets == nil {
+		return nil
+	}
+	found, why := hashesOf(c.s.Secrets[u.secret], u.form)
+	if why != "" {
+		c.find(a.ing, Finding{ReasonUsers, fmt.Sprintf("the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, why)})
+		return nil
+	}
+	good, bad := map[string]string{}, 0
+	for _, user := range slices.Sorted(maps.Keys(found)) {
+		err := password.Check(found[user])
+		if err == nil {
+			good[user] = found[user]
+		} else if bad++; bad <= maxBadUsers {
+			c.find(a.ing, Finding{ReasonUsers, fmt.Sprintf("the user %.60q of the Secret %s cannot log in: %v", user, u.secret.Name, err)})
+		}
+	}
+	return c.r.Sections.Put(table.UsersKey(u.secret.Namespace, u.secret.Name, u.form), table.Users{Hashes: good})
+}
+
+// hashesOf reads a Secret, which may be nil; why says what is wrong with it.
+func hashesOf(s *corev1.Secret, form string) (hashes map[string]string, why string) {
+	if s == nil {
+		return nil, "does not exist"
+	}
+	hashes = map[string]string{}
+	if form == authMap {
+		for user, hash := range s.Data {
+			hashes[user] = strings.TrimSpace(string(hash))
+		}
+		return hashes, ""
+	}
+	text, ok := s.Data["auth"]
+	if !ok {
+		return nil, "has no key auth with a file of htpasswd's"
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		user, hash, ok := strings.Cut(line, ":")
+		if !ok || line[0] == '#' {
+			continue
+		}
+		hash, _, _ = strings.Cut(hash, ":")   // a comment
+		if _, twice := hashes[user]; !twice { // nginx takes the first
+			hashes[user] = hash
+		}
+	}
+	return hashes, ""
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/password"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// maxVerified bounds how many logins are remembered for one set of users.
+	maxVerified = 4096
+	// hashWait bounds how long a login waits for a processor when many hashes are being compared.
+	hashWait = 10 * time.Second
+)
+
+// userSet is one section of users. Routes hold it by pointer, so that a change of the Secret rebuilds none.
+type userSet struct {
+	list atomic.Pointer[userList] // nil while the section is absent or bad
+	// mark is the sweep that last found the set in use; Apply owns it.
+	mark uint64
+	// present says that the table has a section for it; Apply owns it.
+	present bool
+}
+
+// userList never changes but for what it remembers.
+type userList struct {
+	hashes map[string]string
+
+	mu       sync.Mutex
+	verified map[[sha256.Size]byte]struct{}
+}
+
+// access reports whether the request may pass; it has been answered otherwise.
+func (x *exchange) access(p *policy) bool {
+	inside := false
+	if len(p.allow)+len(p.deny) > 0 {
+		client := x.client()
+		_, err := netip.ParseAddr(client)
+		if len(p.deny) > 0 && (err != nil || within(client, p.deny)) {
+			x.answer(http.StatusForbidden, "the client's address is not let in")
+			return false
+		}
+		inside = len(p.allow) > 0 && within(client, p.allow)
+	}
+	switch {
+	case inside && p.SatisfyAny:
+		return true
+	case len(p.allow) > 0 && !inside && !(p.SatisfyAny && p.users != nil):
+		x.answer(http.StatusForbidden, "the client's address is not let in")
+		return false
+	}
+	return p.users == nil || x.basic(p)
+}
+
+// basic asks for a name and a password.
+func (x *exchange) basic(p *policy) bool {
+	list := p.users.list.Load()
+	if list == nil {
+		x.answer(http.StatusServiceUnavailable, "the users of this route are not known; the events of its object say why")
+		return false
+	}
+	user, secret, ok := x.in.BasicAuth()
+	if ok {
+		switch good, err := x.proxy.verify(x, list, user, secret); {
+		case err != nil:
+			x.answer(http.StatusServiceUnavailable, err.Error())
+			return false
+		case good:
+			return true
+		}
+	}
+	x.w.Header().Set("WWW-Authenticate", `Basic realm="`+p.Basic.Realm+`"`)
+	x.answer(http.StatusUnauthorized, "a name and a password are needed")
+	return false
+}
+
+// verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a second; those that were wrong are not,
+// and few are compared at a time.
+func (p *Proxy) verify(x *exchange, list *userList, user, secret string) (bool, error) {
+	hash, ok := list.hashes[user]
+	if !ok {
+		return false, nil
+	}
+	mac := hmac.New(sha256.New, p.memory[:])
+	fmt.Fprintf(mac, "%d %s%s", len(user), user, secret)
+	key := [sha256.Size]byte(mac.Sum(nil))
+	list.mu.Lock()
+	_, known := list.verified[key]
+	list.mu.Unlock()
+	if known {
+		return true, nil
+	}
+	wait := time.NewTimer(hashWait)
+	defer wait.Stop()
+	select {
+	case p.hashing <- struct{}{}:
+	case <-x.in.Context().Done():
+		panic(http.ErrAbortHandler)
+	case <-wait.C:
+		return false, fmt.Errorf("too many passwords are being compared")
+	}
+	good := func() bool {
+		defer func() { <-p.hashing }()
+		return password.Verify(hash, secret)
+	}()
+	if good {
+		list.mu.Lock()
+		if len(list.verified) >= maxVerified {
+			clear(list.verified)
+		}
+		list.verified[key] = struct{}{}
+		list.mu.Unlock()
+	}
+	return good, nil
+}
+
+func (p *Proxy) applyUsers(key string, value json.RawMessage, present bool) error {
+	s := p.userSet(key)
+	s.present = present
+	s.list.Store(nil)
+	if !present {
+		return nil
+	}
+	var from table.Users
+	if err := strict(value, &from); err != nil {
+		return fmt.Errorf("reading users: %w", err)
+	}
+	s.list.Store(&userList{hashes: from.Hashes, verified: map[[sha256.Size]byte]struct{}{}})
+	return nil
+}
+
+// userSet returns that of a section, which need not exist yet.
+func (p *Proxy) userSet(key string) *userSet {
+	s := p.users[key]
+	if s == nil {
+		s = &userSet{}
+		p.users[key] = s
+	}
+	return s
+}
