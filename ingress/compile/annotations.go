@@ -100,6 +100,7 @@ func (o *options) read() {
 	o.rewrites()
 	o.sources()
 	o.basic()
+	o.external()
 }
 
 // refuse closes the Ingress' routes.

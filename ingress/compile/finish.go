@@ -61,9 +61,9 @@ func (c *compiler) finish(name string, h *host) {
 			p.Rewrite = ""
 		}
 		if strings.HasPrefix(r.written, challenges) {
-			p.Basic, p.Redirect, p.AppRoot = nil, nil, ""
+			p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
 		}
-		if !reflect.ValueOf(p).IsZero() {
+		if r.Refused == "" && !reflect.ValueOf(p).IsZero() {
 			r.Policy = &p
 		}
 	}

@@ -42,7 +42,8 @@ type userList struct {
 }
 
 // access reports whether the request may pass; it has been answered otherwise.
-func (x *exchange) access(p *policy) bool {
+func (x *exchange) access(r *route) bool {
+	p := r.policy
 	inside := false
 	if len(p.allow)+len(p.deny) > 0 {
 		client := x.client()
@@ -56,11 +57,11 @@ func (x *exchange) access(p *policy) bool {
 	switch {
 	case inside && p.SatisfyAny:
 		return true
-	case len(p.allow) > 0 && !inside && !(p.SatisfyAny && p.users != nil):
+	case len(p.allow) > 0 && !inside && !(p.SatisfyAny && (p.users != nil || p.external != nil)):
 		x.answer(http.StatusForbidden, "the client's address is not let in")
 		return false
 	}
-	return p.users == nil || x.basic(p)
+	return (p.users == nil || x.basic(p)) && (p.external == nil || x.admit(r))
 }
 
 // basic asks for a name and a password.

@@ -63,7 +63,7 @@ func (e *edit) remove(site, name string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &edit{routing: &routing{sites: p.current.Load().sites, trusted: p.trusted}, owned: map[string]bool{}}
+	next := &edit{routing: &routing{sites: p.current.Load().sites, trusted: p.trusted, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
 			continue
@@ -83,7 +83,7 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyUsers(c.Key, value, present)
 		case table.KindSettings:
 			err = p.applySettings(value, present)
-			next.trusted = p.trusted
+			next.trusted, next.cluster = p.trusted, p.cluster
 		default:
 			if present {
 				err = fmt.Errorf("this version of the proxy knows no section of the kind %q", table.Kind(c.Key))
@@ -162,7 +162,7 @@ func (p *Proxy) applyEndpoints(key string, value json.RawMessage, present bool) 
 }
 
 func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
-	p.trusted = nil
+	p.trusted, p.cluster = nil, nil
 	var from table.Settings
 	if !present {
 		return nil
@@ -171,13 +171,18 @@ func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
 		return fmt.Errorf("reading the settings: %w", err)
 	}
 	var problem error
-	for _, text := range from.TrustedProxies {
-		network, err := netip.ParsePrefix(text)
-		if err != nil {
-			problem = fmt.Errorf("reading a network of trusted proxies: %w", err)
-			continue
+	for _, list := range []struct {
+		to   *[]netip.Prefix
+		from []string
+	}{{&p.trusted, from.TrustedProxies}, {&p.cluster, from.ClusterNetworks}} {
+		for _, text := range list.from {
+			network, err := netip.ParsePrefix(text)
+			if err != nil {
+				problem = fmt.Errorf("reading a network of trusted proxies or of the cluster: %w", err)
+				continue
+			}
+			*list.to = append(*list.to, network.Masked())
 		}
-		p.trusted = append(p.trusted, network.Masked())
 	}
 	return problem
 }

@@ -36,7 +36,9 @@ type exchange struct {
 	in       *http.Request
 	out      http.Header // of the request to the backend
 
-	policy   *policy // of the route; nil for none
+	policy   *policy     // of the route; nil for none
+	granted  http.Header // of the authentication server's answer
+	cookies  []string    // of the same answer, for the client
 	path     cleanPath
 	peer     string // the address of the client or of the proxy before us
 	believed bool   // peer is a trusted proxy
@@ -182,8 +184,8 @@ func (x *exchange) prepare() {
 		h["User-Agent"] = nil // or net/http would add its own
 	}
 	x.forwarded(h)
-	if p := x.policy; p != nil {
-		p.dress(h)
+	if x.policy != nil {
+		x.dress(h)
 	}
 	x.out = h
 }

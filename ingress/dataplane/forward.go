@@ -129,6 +129,9 @@ func (x *exchange) respond(res *http.Response) {
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // or net/http would guess one
 	}
+	if x.policy != nil {
+		x.adorn(res.StatusCode)
+	}
 	announced := len(res.Trailer)
 	for name := range res.Trailer {
 		h["Trailer"] = append(h["Trailer"], name)

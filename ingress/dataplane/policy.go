@@ -17,7 +17,8 @@ type policy struct {
 	location variable.Text // of Redirect
 	allow    []netip.Prefix
 	deny     []netip.Prefix
-	users    *userSet // nil without basic authentication
+	external *external // nil without
+	users    *userSet  // nil without basic authentication
 }
 
 // compilePolicy reads what a route does beyond forwarding; an error closes the route.
@@ -41,6 +42,11 @@ func (p *Proxy) compilePolicy(from *table.Policy) (*policy, error) {
 	if from.Basic != nil {
 		out.users = p.userSet(from.Basic.Users)
 	}
+	if from.External != nil {
+		if out.external, err = p.compileExternal(from.External); err != nil {
+			return nil, err
+		}
+	}
 	return out, nil
 }
 
@@ -56,7 +62,7 @@ func (x *exchange) govern(r *route) {
 		x.redirect(p.Redirect.Status, x.expand(p.location))
 		return
 	}
-	if !x.access(p) {
+	if !x.access(r) {
 		return
 	}
 	if p.Rewrite != "" && !x.rewrite(r) {
@@ -70,10 +76,17 @@ func (p *policy) mark(sweep uint64) {
 	if p.users != nil {
 		p.users.mark = sweep
 	}
+	if p.external != nil && p.external.endpoints != nil {
+		p.external.endpoints.mark = sweep
+	}
 }
 
 // dress changes the headers of a request on its way to the backend.
-func (p *policy) dress(h http.Header) {
+func (x *exchange) dress(h http.Header) {
+	p := x.policy
+	if p.external != nil {
+		x.grant(h)
+	}
 	if p.ForwardedPrefix != "" {
 		h["X-Forwarded-Prefix"] = []string{p.ForwardedPrefix}
 	}

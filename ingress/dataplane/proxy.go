@@ -63,6 +63,8 @@ type Proxy struct {
 	current atomic.Pointer[routing]
 	http1   *http.Transport
 	h2c     *http.Transport
+	// strangers is the client of servers outside of the cluster.
+	strangers *http.Transport
 	// dialer connects tunnels; the transports have it, too.
 	dialer *net.Dialer
 	stats  Stats
@@ -81,6 +83,7 @@ type Proxy struct {
 	certificates map[string]*certificate
 	users        map[string]*userSet
 	trusted      []netip.Prefix
+	cluster      []netip.Prefix
 	sweeps       uint64
 }
 
@@ -131,6 +134,7 @@ func New(o Options) (*Proxy, error) {
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.current.Store(&routing{sites: map[string]map[string]*host{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
+	p.strangers = p.outside()
 	return p, nil
 }
 

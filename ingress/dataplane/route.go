@@ -18,6 +18,7 @@ import (
 type routing struct {
 	sites   map[string]map[string]*host // site → host name → host
 	trusted []netip.Prefix
+	cluster []netip.Prefix // which no outside name may lead to
 }
 
 // host is a compiled table.Host.
@@ -40,6 +41,7 @@ type route struct {
 	turn       atomic.Uint64
 	redirect   int
 	refused    string
+	namespace  string // of the object that the route comes from
 }
 
 // noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not lose theirs.
@@ -145,7 +147,7 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
-	r := &route{path: noPath, refused: from.Refused}
+	r := &route{path: noPath, refused: from.Refused, namespace: namespaceOf(from.Object)}
 	if err := r.compilePath(from); err != nil {
 		return r, err
 	}
@@ -204,4 +206,11 @@ func (r *route) compilePath(from *table.Route) error {
 		return fmt.Errorf("this version of the proxy knows no paths of the kind %q", from.Kind)
 	}
 	return nil
+}
+
+// namespaceOf reads kind/namespace/name.
+func namespaceOf(object string) string {
+	_, rest, _ := strings.Cut(object, "/")
+	namespace, _, _ := strings.Cut(rest, "/")
+	return namespace
 }

@@ -22,6 +22,8 @@ type Policy struct {
 	Deny []string `json:"deny,omitempty"`
 	// Basic asks for a name and a password.
 	Basic *Basic `json:"basic,omitempty"`
+	// External asks a server whether a request may pass.
+	External *External `json:"external,omitempty"`
 	// SatisfyAny lets a request in that either Allow or authentication lets in.
 	SatisfyAny bool `json:"satisfyAny,omitempty"`
 }
@@ -52,5 +54,29 @@ type Users struct {
 	Hashes map[string]string `json:"hashes"`
 }
 
+// External is a server that is asked whether a request may pass: 2xx lets it, 401 and 403 do not, and all else is an error.
+type External struct {
+	// URL is absolute, and may hold the variables of package variable. Without Backend it is outside of the cluster, or Self.
+	URL string `json:"url"`
+	// Backend serves the URL's host.
+	Backend *Backend `json:"backend,omitempty"`
+	// Self says that the host of the URL is that of the request: its own routes serve it.
+	Self   bool   `json:"self,omitempty"`
+	Method string `json:"method,omitempty"`
+	// SignIn is where a client is redirected to instead of a 401. It may hold variables, as URL does.
+	SignIn string `json:"signIn,omitempty"`
+	// ResponseHeaders are copied from the answer to the request.
+	ResponseHeaders []string `json:"responseHeaders,omitempty"`
+	// RequestRedirect is the header X-Auth-Request-Redirect; the request's URL without it.
+	RequestRedirect string `json:"requestRedirect,omitempty"`
+	// AlwaysSetCookie passes the answer's cookies to the client whatever the backend's status.
+	AlwaysSetCookie bool `json:"alwaysSetCookie,omitempty"`
+}
+
 // backends are those of the policy, which may be nil.
-func (p *Policy) backends() []Backend { return nil }
+func (p *Policy) backends() []Backend {
+	if p == nil || p.External == nil || p.External.Backend == nil {
+		return nil
+	}
+	return []Backend{*p.External.Backend}
+}

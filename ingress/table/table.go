@@ -139,6 +139,8 @@ type Certificate struct {
 type Settings struct {
 	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are replaced.
 	TrustedProxies []string `json:"trustedProxies,omitempty"`
+	// ClusterNetworks are those of pods, Services and nodes, which no outside name of a route may lead to.
+	ClusterNetworks []string `json:"clusterNetworks,omitempty"`
 }
 
 // Change is one line of a stream of sections. A stream begins with all sections; Commit says each time that what came before belongs together, so that the

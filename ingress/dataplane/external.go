@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"syscall"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/ingress/variable"
+)
+
+// external is a compiled table.External.
+type external struct {
+	url, signIn, redirect variable.Text
+	method                string
+	endpoints             *endpointSet // of the Service; nil for Self and for outside names
+	self                  bool
+	always                bool
+	headers               []string // in canonical form
+}
+
+func (p *Proxy) compileExternal(from *table.External) (*external, error) {
+	out := &external{method: from.Method, self: from.Self, always: from.AlwaysSetCookie}
+	if out.method == "" {
+		out.method = http.MethodGet
+	}
+	redirect := from.RequestRedirect
+	if redirect == "" {
+		redirect = "$request_uri"
+	}
+	for _, text := range []struct {
+		to   *variable.Text
+		from string
+	}{{&out.url, from.URL}, {&out.signIn, from.SignIn}, {&out.redirect, redirect}} {
+		var err error
+		if *text.to, err = variable.Parse(text.from); err != nil {
+			return nil, fmt.Errorf("reading a URL of external authentication: %w", err)
+		}
+	}
+	for _, name := range from.ResponseHeaders {
+		if name = textproto.CanonicalMIMEHeaderKey(name); hopByHop(name) || name == "Host" || name == "Content-Length" {
+			return nil, fmt.Errorf("the header %s cannot come from external authentication", name)
+		}
+		out.headers = append(out.headers, name)
+	}
+	if from.Backend != nil {
+		out.endpoints = p.endpointSet(from.Backend.Key())
+	}
+	return out, nil
+}
+
+// errRefused says that a server may not be asked.
+var errRefused = errors.New("this address may not be dialled")
+
+// outside makes the client of servers outside of the cluster. Each address that a name has is judged when it is dialled.
+func (p *Proxy) outside() *http.Transport {
+	t := p.transport(false)
+	t.Protocols.SetHTTP2(true)
+	dialer := &net.Dialer{Timeout: p.options.DialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		a, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("reading the address of a server: %w", err)
+		}
+		ip := a.Addr().Unmap().WithZone("")
+		if p.options.Refuse(ip) || within(ip.String(), p.current.Load().cluster) {
+			return fmt.Errorf("%s: %w", ip, errRefused)
+		}
+		return nil
+	}}
+	t.DialContext, t.MaxIdleConnsPerHost = dialer.DialContext, 32
+	return t
+}
+
+// admit asks the server of external authentication; false says that the request has been answered.
+func (x *exchange) admit(r *route) bool {
+	e := r.policy.external
+	ctx, cancel := context.WithTimeout(x.in.Context(), x.proxy.options.IdleTimeout)
+	defer cancel()
+	res, err := x.ask(ctx, r)
+	if err != nil {
+		if x.in.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // the client is gone
+		}
+		x.proxy.options.Logger.Debug("external authentication failed", "host", x.in.Host, "error", err)
+		x.answer(http.StatusInternalServerError, "the authentication server could not be asked")
+		return false
+	}
+	_, _ = io.CopyN(io.Discard, res.Body, maxUnread)
+	_ = res.Body.Close()
+	x.cookies = res.Header["Set-Cookie"]
+	switch {
+	case res.StatusCode/100 == 2:
+		x.granted = res.Header
+		return true
+	case res.StatusCode == http.StatusUnauthorized && len(e.signIn) > 0:
+		x.addCookies()
+		x.redirect(http.StatusFound, x.expand(e.signIn))
+	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
+		if v := res.Header["Www-Authenticate"]; len(v) > 0 {
+			x.w.Header()["Www-Authenticate"] = v
+		}
+		if e.always {
+			x.addCookies()
+		}
+		x.answer(res.StatusCode, "the authentication server does not let this request in")
+	default:
+		x.answer(http.StatusInternalServerError, "the authentication server failed")
+	}
+	return false
+}
+
+// ask sends the question and returns the answer's header; redirects are answers.
+func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
+	e := r.policy.external
+	target, err := url.Parse(x.expand(e.url))
+	if err != nil {
+		return nil, fmt.Errorf("making the URL of external authentication: %w", err)
+	}
+	set := e.endpoints
+	if e.self {
+		if set, err = x.ownEndpoints(r, target); err != nil {
+			return nil, err
+		}
+	}
+	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: x.question(e), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	if set == nil {
+		return x.proxy.strangers.RoundTrip(req)
+	}
+	var res *http.Response
+	x.ctx = ctx
+	err = x.attempt(set, func(to *endpoint) (err error) {
+		again := *target
+		again.Host = to.address
+		one := req.Clone(ctx)
+		one.URL = &again
+		res, err = x.proxy.http1.RoundTrip(one) //nolint:bodyclose // admit closes it
+		return err
+	})
+	return res, err
+}
+
+// ownEndpoints are those of the route of the request's own host that the URL leads to. Only a route of an object in the same namespace may say who gets in,
+// since a client chooses the host that it names.
+func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error) {
+	path, err := normalise(target.EscapedPath())
+	if err != nil {
+		return nil, err
+	}
+	name, _ := hostName(x.in.Host)
+	found := x.routing.route(x.listener.site, name, path.match)
+	switch {
+	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].h2c:
+		return nil, errors.New("the host has no route to its authentication server")
+	case found.policy != nil:
+		return nil, errors.New("the route to the authentication server has a policy of its own")
+	case found.namespace != r.namespace:
+		return nil, errors.New("the route to the authentication server is of another namespace")
+	}
+	return found.backends[0].endpoints, nil
+}
+
+// question is the header of the request to the server.
+func (x *exchange) question(e *external) http.Header {
+	h := x.in.Header.Clone()
+	removeHopByHop(h)
+	removeUnderscores(h)
+	for _, name := range []string{"Host", "Content-Length", "Expect", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		delete(h, name)
+	}
+	x.forwarded(h)
+	for name, value := range map[string]string{
+		"X-Original-Url": x.scheme + "://" + x.in.Host + x.requestURI(), "X-Original-Method": x.in.Method,
+		"X-Auth-Request-Redirect": x.expand(e.redirect), "X-Sent-From": "nginx-ingress-controller", // which some servers look for
+	} {
+		h[name] = []string{value}
+	}
+	return h
+}
+
+// addCookies passes the authentication server's cookies to the client.
+func (x *exchange) addCookies() {
+	if len(x.cookies) > 0 {
+		h := x.w.Header()
+		h["Set-Cookie"] = append(h["Set-Cookie"], x.cookies...)
+	}
+}
+
+// adorn changes the header of a backend's response.
+func (x *exchange) adorn(status int) {
+	switch status { // those for which nginx adds headers
+	case 200, 201, 204, 206, 301, 302, 303, 304, 307, 308:
+		x.addCookies()
+	default:
+		if e := x.policy.external; e != nil && e.always {
+			x.addCookies()
+		}
+	}
+}
+
+// grant puts the headers of the authentication server's answer into the request, in the place of what the client says.
+func (x *exchange) grant(h http.Header) {
+	for _, name := range x.policy.external.headers {
+		delete(h, name)
+		if v := x.granted[name]; len(v) > 0 && strings.Join(v, "") != "" {
+			h[name] = v
+		}
+	}
+}
