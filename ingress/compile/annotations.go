@@ -101,6 +101,9 @@ func (o *options) read() {
 	o.sources()
 	o.basic()
 	o.external()
+	o.sizes()
+	o.limits()
+	o.cors()
 }
 
 // refuse closes the Ingress' routes.

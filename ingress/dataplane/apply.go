@@ -226,6 +226,7 @@ func (p *Proxy) sweep() {
 		}
 	}
 	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
+	maps.DeleteFunc(p.limiters, func(_ string, l *limiter) bool { return l.mark != p.sweeps })
 	maps.DeleteFunc(p.users, func(_ string, s *userSet) bool { return !s.present && s.mark != p.sweeps })
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }

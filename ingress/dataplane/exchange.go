@@ -37,6 +37,7 @@ type exchange struct {
 	out      http.Header // of the request to the backend
 
 	policy   *policy     // of the route; nil for none
+	release  func()      // ends what a limiter counts; nil for none
 	granted  http.Header // of the authentication server's answer
 	cookies  []string    // of the same answer, for the client
 	path     cleanPath
@@ -73,6 +74,9 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 // time for that, after which the connection does not last.
 func (x *exchange) end(whole bool) {
 	x.watch.stop()
+	if x.release != nil {
+		x.release()
+	}
 	if x.cancel != nil {
 		x.cancel(nil)
 	}
@@ -165,7 +169,11 @@ func (x *exchange) prepare() {
 	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.early})
 	x.grpc = strings.HasPrefix(x.in.Header.Get("Content-Type"), "application/grpc")
 	x.patient.Store(x.grpc)
-	x.watch.begin(x.proxy.options.IdleTimeout, x.expire)
+	idle := x.proxy.options.IdleTimeout
+	if x.policy != nil && x.policy.IdleSeconds > 0 {
+		idle = time.Duration(x.policy.IdleSeconds) * time.Second
+	}
+	x.watch.begin(idle, x.expire)
 
 	if x.in.ContentLength != 0 {
 		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers could fail.
@@ -248,7 +256,12 @@ type requestBody struct {
 	reading  atomic.Bool
 	done     atomic.Bool
 	failed   atomic.Bool
+	limit    int64 // in bytes; 0 for none
+	read     int64
+	excess   atomic.Bool // the limit was exceeded
 }
+
+var errExcess = errors.New("the request's body is greater than the route allows")
 
 var errBodyBegan = errors.New("a part of the request's body has been sent already")
 
@@ -261,6 +274,11 @@ func (b *requestBody) Read(to []byte) (int, error) {
 	b.reading.Store(false)
 	if n > 0 {
 		b.exchange.moved()
+	}
+	if b.read += int64(n); b.limit > 0 && b.read > b.limit {
+		b.excess.Store(true)
+		b.failed.Store(true)
+		return 0, errExcess
 	}
 	switch {
 	case errors.Is(err, io.EOF):

@@ -197,6 +197,9 @@ func (x *exchange) addCookies() {
 
 // adorn changes the header of a backend's response.
 func (x *exchange) adorn(status int) {
+	if x.policy.CORS != nil {
+		x.share(x.policy.CORS)
+	}
 	switch status { // those for which nginx adds headers
 	case 200, 201, 204, 206, 301, 302, 303, 304, 307, 308:
 		x.addCookies()

@@ -101,6 +101,8 @@ func (x *exchange) failed(err error) {
 		x.answer(http.StatusGatewayTimeout, "the backend did not answer in time")
 	case x.in.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client is gone
+	case x.body.excess.Load():
+		x.answer(http.StatusRequestEntityTooLarge, "the body of the request is greater than the route allows")
 	case x.body.failed.Load():
 		x.answer(http.StatusBadRequest, "the body of the request could not be read")
 	case errors.Is(err, errNoEndpoints):

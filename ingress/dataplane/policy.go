@@ -18,11 +18,13 @@ type policy struct {
 	allow    []netip.Prefix
 	deny     []netip.Prefix
 	external *external // nil without
-	users    *userSet  // nil without basic authentication
+	limiter  *limiter  // nil without
+	except   []netip.Prefix
+	users    *userSet // nil without basic authentication
 }
 
 // compilePolicy reads what a route does beyond forwarding; an error closes the route.
-func (p *Proxy) compilePolicy(from *table.Policy) (*policy, error) {
+func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error) {
 	out := &policy{Policy: from}
 	var err error
 	if r := from.Redirect; r != nil {
@@ -39,6 +41,12 @@ func (p *Proxy) compilePolicy(from *table.Policy) (*policy, error) {
 	if out.deny, err = prefixes(from.Deny); err != nil {
 		return nil, err
 	}
+	if from.Limit != nil {
+		if out.except, err = prefixes(from.Limit.Except); err != nil {
+			return nil, err
+		}
+		out.limiter = p.limiter(object, from.Limit)
+	}
 	if from.Basic != nil {
 		out.users = p.userSet(from.Basic.Users)
 	}
@@ -54,6 +62,9 @@ func (p *Proxy) compilePolicy(from *table.Policy) (*policy, error) {
 func (x *exchange) govern(r *route) {
 	p := r.policy
 	x.policy = p
+	if p.CORS != nil && x.preflight(p.CORS) {
+		return
+	}
 	switch {
 	case p.AppRoot != "" && x.path.match == "/":
 		x.redirect(http.StatusFound, x.scheme+"://"+x.in.Host+p.AppRoot)
@@ -62,6 +73,15 @@ func (x *exchange) govern(r *route) {
 		x.redirect(p.Redirect.Status, x.expand(p.location))
 		return
 	}
+	if p.limiter != nil && x.limited(p) {
+		x.answer(http.StatusServiceUnavailable, "this client asks for more than the route allows")
+		return
+	}
+	if p.BodyLimit > 0 && x.in.ContentLength > p.BodyLimit {
+		x.answer(http.StatusRequestEntityTooLarge, "the body of the request is greater than the route allows")
+		return
+	}
+	x.body.limit = p.BodyLimit
 	if !x.access(r) {
 		return
 	}
@@ -73,6 +93,9 @@ func (x *exchange) govern(r *route) {
 
 // mark notes that a sweep found what the policy holds in use.
 func (p *policy) mark(sweep uint64) {
+	if p.limiter != nil {
+		p.limiter.mark = sweep
+	}
 	if p.users != nil {
 		p.users.mark = sweep
 	}

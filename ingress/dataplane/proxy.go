@@ -82,6 +82,7 @@ type Proxy struct {
 	endpoints    map[string]*endpointSet
 	certificates map[string]*certificate
 	users        map[string]*userSet
+	limiters     map[string]*limiter // by object
 	trusted      []netip.Prefix
 	cluster      []netip.Prefix
 	sweeps       uint64
@@ -129,7 +130,7 @@ func New(o Options) (*Proxy, error) {
 		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
-		users: map[string]*userSet{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		users: map[string]*userSet{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.current.Store(&routing{sites: map[string]map[string]*host{}})

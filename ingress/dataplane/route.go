@@ -153,7 +153,7 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	}
 	if from.Policy != nil {
 		var err error
-		if r.policy, err = p.compilePolicy(from.Policy); err != nil {
+		if r.policy, err = p.compilePolicy(from.Object, from.Policy); err != nil {
 			return r, err
 		}
 	}

@@ -146,6 +146,7 @@ func (h *listener) remove(t *tunnel) {
 	delete(h.tunnels, t)
 	h.mu.Unlock()
 	h.proxy.stats.Tunnels.Add(-1)
+	t.released()
 	h.open.Done()
 }
 

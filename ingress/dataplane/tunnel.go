@@ -115,9 +115,11 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	}
 	x.status = http.StatusSwitchingProtocols
 	late, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	t := &tunnel{listener: x.listener, client: client, backend: conn, stall: x.proxy.options.IdleTimeout}
+	t := &tunnel{listener: x.listener, client: client, backend: conn, stall: x.proxy.options.IdleTimeout, release: x.release}
+	x.release = nil
 	if !x.listener.add(t) {
 		t.close()
+		t.released()
 		return
 	}
 	t.watch.begin(x.proxy.options.TunnelTimeout, t.close)
@@ -135,6 +137,14 @@ type tunnel struct {
 	left            atomic.Int32 // directions that have not ended
 	half            atomic.Bool  // one direction has ended
 	once            sync.Once
+	release         func() // ends what a limiter counts; nil for none
+}
+
+// released ends what a limiter counts.
+func (t *tunnel) released() {
+	if t.release != nil {
+		t.release()
+	}
 }
 
 // close ends both directions at once.

@@ -26,6 +26,15 @@ type Policy struct {
 	External *External `json:"external,omitempty"`
 	// SatisfyAny lets a request in that either Allow or authentication lets in.
 	SatisfyAny bool `json:"satisfyAny,omitempty"`
+
+	// BodyLimit is the greatest size of a request's body in bytes; 0 is none.
+	BodyLimit int64 `json:"bodyLimit,omitempty"`
+	// IdleSeconds is how long nothing may move between the bytes of a request or a response; 0 leaves the proxy's own.
+	IdleSeconds int `json:"idleSeconds,omitempty"`
+	// CORS answers preflight requests, and adds headers to responses.
+	CORS *CORS `json:"cors,omitempty"`
+	// Limit bounds what one client may ask for.
+	Limit *Limit `json:"limit,omitempty"`
 }
 
 // Redirect is an answer that names another place. Values of Location may hold the variables of package variable.
@@ -71,6 +80,27 @@ type External struct {
 	RequestRedirect string `json:"requestRedirect,omitempty"`
 	// AlwaysSetCookie passes the answer's cookies to the client whatever the backend's status.
 	AlwaysSetCookie bool `json:"alwaysSetCookie,omitempty"`
+}
+
+// CORS are the answers to requests of scripts from other origins.
+type CORS struct {
+	// Origins are "*", origins, or origins with a wildcard as the first label of the host.
+	Origins       []string `json:"origins"`
+	Methods       string   `json:"methods"`
+	Headers       string   `json:"headers"`
+	Expose        string   `json:"expose,omitempty"`
+	MaxAgeSeconds int      `json:"maxAgeSeconds"`
+	Credentials   bool     `json:"credentials,omitempty"`
+}
+
+// Limit bounds requests by a client's address; each bound is 0 for none. What exceeds one is answered with 503.
+type Limit struct {
+	PerSecond   int `json:"perSecond,omitempty"`
+	PerMinute   int `json:"perMinute,omitempty"`
+	Burst       int `json:"burst,omitempty"` // a factor of both
+	Connections int `json:"connections,omitempty"`
+	// Except are networks that are not bounded.
+	Except []string `json:"except,omitempty"`
 }
 
 // backends are those of the policy, which may be nil.
