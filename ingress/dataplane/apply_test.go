@@ -116,10 +116,13 @@ func TestProblemsOfSections(t *testing.T) {
 	cert := table.CertificateKey("n", "c")
 	odd := routed("b", "/")
 	odd.Routes[0].Kind = "Glob"
+	newer := routed("b", "/")
+	newer.Routes[0].Requires = []string{"fingerprints"}
 	wants := map[string]string{
 		cert:                        "cannot be used",
 		table.HostKey("s", "cert"):  "default certificate",
 		table.HostKey("s", "odd"):   `kind "Glob"`,
+		table.HostKey("s", "newer"): `it asks for "fingerprints"`,
 		table.HostKey("s", "text"):  "reading the host",
 		service("b/").Key():         "may not lead to the address 127.0.0.1:80",
 		table.KindSettings:          "trusted proxies",
@@ -130,6 +133,7 @@ func TestProblemsOfSections(t *testing.T) {
 		section(t, cert, table.Certificate{Chain: "x", Key: "y"}),
 		section(t, table.HostKey("s", "cert"), table.Host{Certificate: cert}),
 		section(t, table.HostKey("s", "odd"), odd),
+		section(t, table.HostKey("s", "newer"), newer),
 		section(t, table.HostKey("s", "text"), "text"),
 		section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"127.0.0.1:80", "10.0.0.1:80"}}),
 		section(t, table.KindSettings, table.Settings{TrustedProxies: []string{"10.0.0.0/8", "ten"}}),
@@ -144,7 +148,7 @@ func TestProblemsOfSections(t *testing.T) {
 	if len(problems) != len(wants) {
 		t.Errorf("%d problems, want %d: %v", len(problems), len(wants), problems)
 	}
-	for _, name := range []string{"odd", "text"} {
+	for _, name := range []string{"odd", "newer", "text"} {
 		if r := p.current.Load().route("s", name, "/x"); r == nil || r.refused == "" {
 			t.Errorf("the host %s is not closed", name)
 		}
