@@ -156,7 +156,11 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 	s := k.held
 	if !s.serve(k.at) {
 		var err error
-		if s, err = listenAll(k.at, false); err != nil {
+		if s, err = k.held.at(k.at); err != nil {
+			k.log("ingress: the node's new addresses have not the ports free; others are taken", "error", err)
+			s, err = listenAll(k.at, false)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

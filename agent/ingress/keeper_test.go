@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -160,12 +161,15 @@ func TestFirstVersionsRecord(t *testing.T) {
 func TestNodesAddressesChange(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	pid := k.now.PID
+	pid, ports := k.now.PID, k.held.ports()
 	k.forget()
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("127.0.0.2"))
 	k = n.run()
 	if k.now.PID == pid || !k.held.serve(n.o.NodeIPs) {
 		t.Errorf("process %d listens at %v", k.now.PID, k.held.addresses())
+	}
+	if !maps.Equal(k.held.ports(), ports) {
+		t.Errorf("the ports are %v, and were %v", k.held.ports(), ports)
 	}
 	for _, ip := range n.o.NodeIPs {
 		if err := ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)); err != nil {

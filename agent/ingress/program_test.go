@@ -97,7 +97,10 @@ func (n *testNode) install(version string) {
 func (n *testNode) installFile(version string, content []byte) {
 	n.t.Helper()
 	path := n.o.Program + "-" + version
-	if err := os.WriteFile(path, content, 0o755); err != nil {
+	syscall.ForkLock.RLock() // a child that another test starts meanwhile would have the file open for writing: "text file busy"
+	err := os.WriteFile(path, content, 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		n.t.Fatal(err)
 	}
 	if err := os.Symlink(path, path+".new"); err != nil {
@@ -226,8 +229,14 @@ func (n *testNode) run() *keeper {
 
 func (n *testNode) serve(k *keeper) {
 	n.t.Helper()
-	if _, err := k.put(n.t.Context(), n.table); err != nil {
-		n.t.Fatal(err)
+	if _, err := k.put(n.t.Context(), n.table); err != nil { // it was ending when it was found, as one without a table does
+		n.t.Log(k.lost(err))
+		if err := k.start(true); err != nil {
+			n.t.Fatal(err)
+		}
+		if _, err := k.put(n.t.Context(), n.table); err != nil {
+			n.t.Fatal(err)
+		}
 	}
 	if !k.outdated() {
 		return

@@ -131,6 +131,38 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
+// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these.
+func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
+	out := &sockets{}
+	for kind, port := range s.ports() {
+		name := table.SiteIngress + "/" + kind
+		have := s.addresses()[name]
+		missing := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
+			return slices.Contains(have, netip.AddrPortFrom(a, uint16(port)))
+		})
+		if err := out.listen(missing, kind, port); err != nil {
+			out.close()
+			return nil, err
+		}
+		at := 0
+		for i, d := range s.descriptors {
+			if s.names[i] != name {
+				continue
+			}
+			if slices.Contains(addresses, have[at].Addr()) {
+				copied, err := unix.FcntlInt(uintptr(d), unix.F_DUPFD_CLOEXEC, 0)
+				if err != nil {
+					out.close()
+					return nil, fmt.Errorf("duplicating the socket %s: %w", name, err)
+				}
+				out.descriptors, out.names = append(out.descriptors, copied), append(out.names, name)
+			}
+			at++
+		}
+	}
+	return out, nil
+}
+
 func (s *sockets) listen(at []netip.Addr, name string, port int) error {
 	var opened []net.Listener
 	defer func() {

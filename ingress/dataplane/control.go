@@ -86,7 +86,7 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 		defer closed()
 		c.Logger.Info("an agent is connected")
 		err := c.follow(conn)
-		if c.Abandoned != nil && !c.committed.Load() {
+		if ctx.Err() == nil && c.Abandoned != nil && !c.committed.Load() { // no other agent has come
 			c.Abandoned()
 		}
 		if ctx.Err() == nil {

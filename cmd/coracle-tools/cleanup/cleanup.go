@@ -62,7 +62,9 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 			return unmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
 		}},
 		{"network", func() error { return cleanNetwork(o.Paths.RunDir) }},
-		{"cgroups", func() error { return removeCgroups("kubepods") }},
+		{"cgroups", func() error {
+			return errors.Join(removeCgroups("kubepods"), removeCgroups("coracle-ingress")) // the latter's name: agent/ingress
+		}},
 		{"run directory", func() error { return keep.removeAll(append(sockets, o.Paths.RunDir)...) }},
 	} {
 		fmt.Fprintf(o.Progress, "removing %s\n", s.what)
