@@ -52,7 +52,7 @@ func optionsOf(ing *networkingv1.Ingress) options {
 		switch a, known := annotationOf(short); {
 		case !known:
 			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may restrict who gets in", name)
-		case value == "" || a.Verdict == Refused && value == "false": // asks for nothing
+		case value == "" || a.Verdict == Refused && (value == "false" || value == "off"): // asks for nothing
 		case a.Verdict == Refused:
 			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get.%s", name, hint(a))
 		case a.Verdict == Ignored:
@@ -164,8 +164,12 @@ func (o *options) backendProtocol(value string) {
 	case "HTTP", "":
 	case "GRPC":
 		o.protocol = table.H2C
+	case "HTTPS":
+		o.protocol = table.HTTPS1
+	case "GRPCS":
+		o.protocol = table.H2
 	default:
-		o.refuse("the backend protocol %.40s is not served yet: the Ingress' routes answer 503", value)
+		o.refuse("the backend protocol %.40s is not served: the Ingress' routes answer 503", value)
 	}
 }
 

@@ -45,6 +45,7 @@ type exchange struct {
 	believed bool   // peer is a trusted proxy
 	scheme   string
 	grpc     bool
+	tls      bool // of the backend
 	duplex   bool // the response may begin before the end of the request's body
 
 	ctx    context.Context // of the request to the backend
@@ -206,6 +207,9 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
 	if x.policy != nil && x.policy.UpstreamHost != "" {
 		out.Host = x.policy.UpstreamHost
+	}
+	if x.tls {
+		out.URL.Scheme = "https"
 	}
 	out.RequestURI, out.TransferEncoding, out.Close = "", nil, false
 	out.Body, out.GetBody = http.NoBody, nil

@@ -159,7 +159,7 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 	name, _ := hostName(x.in.Host)
 	found := x.routing.route(x.listener.site, name, path.match)
 	switch {
-	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].h2c:
+	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].http2 || found.backends[0].tls:
 		return nil, errors.New("the host has no route to its authentication server")
 	case found.policy != nil:
 		return nil, errors.New("the route to the authentication server has a policy of its own")

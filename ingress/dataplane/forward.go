@@ -37,16 +37,14 @@ func (x *exchange) forward(r *route) {
 		x.answer(http.StatusServiceUnavailable, "the route has no backend")
 		return
 	}
+	x.tls = b.tls
 	if x.isWebsocket() {
 		x.prepare()
 		x.forwardWebsocket(b)
 		return
 	}
 	x.prepare()
-	transport := x.proxy.http1
-	if b.h2c {
-		transport = x.proxy.h2c
-	}
+	transport := x.proxy.to(b)
 	if x.grpc {
 		x.watch.rest()
 	}

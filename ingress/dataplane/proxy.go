@@ -63,6 +63,8 @@ type Proxy struct {
 	current atomic.Pointer[routing]
 	http1   *http.Transport
 	h2c     *http.Transport
+	https1  *http.Transport // without regard to certificates, as nginx does
+	h2      *http.Transport // the same
 	// strangers is the client of servers outside of the cluster.
 	strangers *http.Transport
 	// dialer connects tunnels; the transports have it, too.
@@ -135,6 +137,7 @@ func New(o Options) (*Proxy, error) {
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.current.Store(&routing{sites: map[string]map[string]*host{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
+	p.https1, p.h2 = p.transportTLS(false), p.transportTLS(true)
 	p.strangers = p.outside()
 	return p, nil
 }
@@ -153,6 +156,31 @@ func (p *Proxy) transport(h2c bool) *http.Transport {
 		MaxIdleConns: 2048, MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute,
 		HTTP2: pings(),
 	}
+}
+
+// transportTLS makes the client of endpoints with TLS. Their certificates are for names that a proxy does not know, and are not verified.
+func (p *Proxy) transportTLS(http2 bool) *http.Transport {
+	t := p.transport(false)
+	t.Protocols.SetHTTP1(!http2)
+	t.Protocols.SetHTTP2(http2)
+	t.TLSClientConfig = backendTLS()
+	t.TLSHandshakeTimeout = p.options.HeaderTimeout
+	return t
+}
+
+func backendTLS() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
+
+// to is the client of a backend's endpoints.
+func (p *Proxy) to(b *backend) *http.Transport {
+	switch {
+	case b.tls && b.http2:
+		return p.h2
+	case b.tls:
+		return p.https1
+	case b.http2:
+		return p.h2c
+	}
+	return p.http1
 }
 
 // pings finds peers of HTTP/2 that are gone while streams are silent.

@@ -50,7 +50,8 @@ const noPath = "\x00"
 // backend is a compiled table.Backend.
 type backend struct {
 	endpoints *endpointSet
-	h2c       bool
+	http2     bool // HTTP/2 alone; HTTP/1.1 alone otherwise
+	tls       bool // whose certificate is not verified
 	weight    uint64
 }
 
@@ -168,12 +169,21 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	}
 	r.backends = make([]backend, 0, len(from.Backends))
 	for _, b := range from.Backends {
-		if b.Protocol != table.HTTP1 && b.Protocol != table.H2C {
+		one := backend{endpoints: p.endpointSet(b.Key())}
+		switch b.Protocol {
+		case table.HTTP1:
+		case table.H2C:
+			one.http2 = true
+		case table.HTTPS1:
+			one.tls = true
+		case table.H2:
+			one.http2, one.tls = true, true
+		default:
 			return r, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", b.Protocol)
 		}
-		weight := uint64(max(0, b.Weight))
-		r.backends = append(r.backends, backend{endpoints: p.endpointSet(b.Key()), h2c: b.Protocol == table.H2C, weight: weight})
-		r.total += weight
+		one.weight = uint64(max(0, b.Weight))
+		r.backends = append(r.backends, one)
+		r.total += one.weight
 	}
 	return r, nil
 }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,9 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
 		out = x.outgoing(e)
 		conn, err = x.proxy.dial(x.ctx, "tcp", e.address)
+		if err == nil && b.tls {
+			conn = tls.Client(conn, backendTLS())
+		}
 		return err
 	})
 	if err != nil {

@@ -107,6 +107,9 @@ const (
 	HTTP1 = ""
 	// H2C is HTTP/2 over TCP without TLS, as gRPC takes it.
 	H2C = "h2c"
+	// HTTPS1 is HTTP/1.1 over TLS, and H2 is HTTP/2 over TLS. The endpoints' certificates are not verified.
+	HTTPS1 = "https"
+	H2     = "h2"
 )
 
 // Backend is a port of a Service.
