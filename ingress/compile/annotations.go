@@ -33,6 +33,7 @@ type options struct {
 	aliases                 []string
 	policy                  table.Policy
 	users                   *users // nil for none
+	canary                  *table.Canary
 	refused                 string
 	findings                []Finding
 }
@@ -104,6 +105,8 @@ func (o *options) read() {
 	o.sizes()
 	o.limits()
 	o.cors()
+	o.affinity()
+	o.canaryOf()
 }
 
 // refuse closes the Ingress' routes.

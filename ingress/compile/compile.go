@@ -102,6 +102,7 @@ type route struct {
 	options  *options
 	written  string // the path in the Ingress
 	specific bool   // of pathType ImplementationSpecific
+	canary   *table.Canary
 }
 
 // Desired compiles the state.
@@ -113,6 +114,7 @@ func Desired(s State) (Result, error) {
 	for _, ing := range c.r.Served {
 		c.ingress(ing)
 	}
+	c.canaries()
 	for _, a := range c.all {
 		if err := c.usersOf(a); err != nil {
 			return Result{}, err
@@ -165,6 +167,9 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 	c.all = append(c.all, annotated{ing, &o})
 	for _, f := range o.findings {
 		c.find(ing, f)
+	}
+	if o.canary != nil { // canaries gives other Ingresses' routes its backends
+		return
 	}
 	certificates := c.certificatesOf(ing)
 	for _, rule := range ing.Spec.Rules {

@@ -57,6 +57,7 @@ func (c *compiler) finish(name string, h *host) {
 			h.slash(r)
 		}
 		p := r.options.policy
+		p.Canary = r.canary
 		if r.fallback {
 			p.Rewrite = ""
 		}

@@ -39,6 +39,7 @@ type exchange struct {
 	policy   *policy     // of the route; nil for none
 	release  func()      // ends what a limiter counts; nil for none
 	granted  http.Header // of the authentication server's answer
+	sticky   string      // requests for which it is the same go to the same endpoint; empty for turns
 	cookies  []string    // of the same answer, for the client
 	path     cleanPath
 	peer     string // the address of the client or of the proxy before us

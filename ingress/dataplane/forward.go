@@ -33,6 +33,9 @@ func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, er
 // forward sends the request to a backend of the route and the response to the client.
 func (x *exchange) forward(r *route) {
 	b := r.choose()
+	if x.policy != nil {
+		b = x.balance(r, b)
+	}
 	if b == nil {
 		x.answer(http.StatusServiceUnavailable, "the route has no backend")
 		return
@@ -67,7 +70,7 @@ func (x *exchange) attempt(set *endpointSet, try func(*endpoint) error) error {
 	tried := array[:0]
 	err := errNoEndpoints
 	for len(tried) < maxAttempts {
-		e := set.pick(tried, time.Now())
+		e := x.pick(set, tried)
 		if e == nil {
 			return err
 		}

@@ -20,6 +20,8 @@ type policy struct {
 	external *external // nil without
 	limiter  *limiter  // nil without
 	except   []netip.Prefix
+	hashBy   variable.Text
+	canary   *canary  // nil without
 	users    *userSet // nil without basic authentication
 }
 
@@ -40,6 +42,14 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 	}
 	if out.deny, err = prefixes(from.Deny); err != nil {
 		return nil, err
+	}
+	if out.hashBy, err = variable.Parse(from.HashBy); err != nil {
+		return nil, fmt.Errorf("reading what endpoints are chosen by: %w", err)
+	}
+	if from.Canary != nil {
+		if out.canary, err = p.compileCanary(from.Canary); err != nil {
+			return nil, err
+		}
 	}
 	if from.Limit != nil {
 		if out.except, err = prefixes(from.Limit.Except); err != nil {
@@ -93,6 +103,9 @@ func (x *exchange) govern(r *route) {
 
 // mark notes that a sweep found what the policy holds in use.
 func (p *policy) mark(sweep uint64) {
+	if p.canary != nil {
+		p.canary.backend.endpoints.mark = sweep
+	}
 	if p.limiter != nil {
 		p.limiter.mark = sweep
 	}

@@ -169,19 +169,10 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	}
 	r.backends = make([]backend, 0, len(from.Backends))
 	for _, b := range from.Backends {
-		one := backend{endpoints: p.endpointSet(b.Key())}
-		switch b.Protocol {
-		case table.HTTP1:
-		case table.H2C:
-			one.http2 = true
-		case table.HTTPS1:
-			one.tls = true
-		case table.H2:
-			one.http2, one.tls = true, true
-		default:
-			return r, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", b.Protocol)
+		one, err := p.compileBackend(b)
+		if err != nil {
+			return r, err
 		}
-		one.weight = uint64(max(0, b.Weight))
 		r.backends = append(r.backends, one)
 		r.total += one.weight
 	}
@@ -226,4 +217,20 @@ func namespaceOf(object string) string {
 	_, rest, _ := strings.Cut(object, "/")
 	namespace, _, _ := strings.Cut(rest, "/")
 	return namespace
+}
+
+func (p *Proxy) compileBackend(from table.Backend) (backend, error) {
+	out := backend{endpoints: p.endpointSet(from.Key()), weight: uint64(max(0, from.Weight))}
+	switch from.Protocol {
+	case table.HTTP1:
+	case table.H2C:
+		out.http2 = true
+	case table.HTTPS1:
+		out.tls = true
+	case table.H2:
+		out.http2, out.tls = true, true
+	default:
+		return out, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", from.Protocol)
+	}
+	return out, nil
 }

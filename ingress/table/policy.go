@@ -35,6 +35,12 @@ type Policy struct {
 	CORS *CORS `json:"cors,omitempty"`
 	// Limit bounds what one client may ask for.
 	Limit *Limit `json:"limit,omitempty"`
+	// Affinity keeps a client at an endpoint by a cookie.
+	Affinity *Affinity `json:"affinity,omitempty"`
+	// HashBy sends requests for which it has the same value to the same endpoint. It may hold the variables of package variable.
+	HashBy string `json:"hashBy,omitempty"`
+	// Canary sends some requests to another backend.
+	Canary *Canary `json:"canary,omitempty"`
 }
 
 // Redirect is an answer that names another place. Values of Location may hold the variables of package variable.
@@ -103,10 +109,39 @@ type Limit struct {
 	Except []string `json:"except,omitempty"`
 }
 
+// Affinity is a cookie that names an endpoint.
+type Affinity struct {
+	Cookie        string `json:"cookie"`
+	Path          string `json:"path"`
+	Domain        string `json:"domain,omitempty"`
+	SameSite      string `json:"sameSite,omitempty"`
+	MaxAgeSeconds int    `json:"maxAgeSeconds,omitempty"`
+	Secure        bool   `json:"secure,omitempty"`
+}
+
+// Canary sends requests to Backend: by a header, else by a cookie, else so many of WeightTotal.
+type Canary struct {
+	Backend     Backend `json:"backend"`
+	Header      string  `json:"header,omitempty"`
+	HeaderValue string  `json:"headerValue,omitempty"`
+	// HeaderPattern is an expression of RE2's, which the value matches anywhere.
+	HeaderPattern string `json:"headerPattern,omitempty"`
+	Cookie        string `json:"cookie,omitempty"`
+	Weight        int    `json:"weight,omitempty"`
+	WeightTotal   int    `json:"weightTotal,omitempty"`
+}
+
 // backends are those of the policy, which may be nil.
 func (p *Policy) backends() []Backend {
-	if p == nil || p.External == nil || p.External.Backend == nil {
+	if p == nil {
 		return nil
 	}
-	return []Backend{*p.External.Backend}
+	var out []Backend
+	if p.External != nil && p.External.Backend != nil {
+		out = append(out, *p.External.Backend)
+	}
+	if p.Canary != nil {
+		out = append(out, p.Canary.Backend)
+	}
+	return out
 }

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"regexp"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/ingress/variable"
+)
+
+var (
+	cookieName   = regexp.MustCompile(`^[-A-Za-z0-9_.]{1,128}$`)
+	cookieDomain = regexp.MustCompile(`^\.?[-A-Za-z0-9.]{1,253}$`)
+	cookiePath   = regexp.MustCompile(`^/[-A-Za-z0-9._~/%!$&'()*+:@]*$`)
+)
+
+// affinity reads the annotations that keep a client, or what has an equal key, at one endpoint.
+func (o *options) affinity() {
+	if text, ok := o.annotations["upstream-hash-by"]; ok {
+		if _, err := variable.Parse(text); err != nil {
+			o.bad("upstream-hash-by", "which cannot be served, since "+err.Error())
+		}
+		o.policy.HashBy = text
+	}
+	switch o.annotations["affinity"] {
+	case "":
+		return
+	case "cookie":
+	default:
+		o.bad("affinity", "and cookie alone is served")
+	}
+	a := &table.Affinity{Cookie: "INGRESSCOOKIE", Path: "/", Domain: o.annotations["session-cookie-domain"]}
+	o.policy.Affinity = a
+	a.MaxAgeSeconds = o.number("session-cookie-expires", 0, math.MaxInt32, 0)
+	a.MaxAgeSeconds = o.number("session-cookie-max-age", 0, math.MaxInt32, a.MaxAgeSeconds)
+	o.flag("session-cookie-secure", &a.Secure)
+	if name, ok := o.annotations["session-cookie-name"]; ok {
+		a.Cookie = name
+	}
+	if path, ok := o.annotations["session-cookie-path"]; ok {
+		a.Path = path
+	}
+	if !cookieName.MatchString(a.Cookie) || !cookiePath.MatchString(a.Path) || a.Domain != "" && !cookieDomain.MatchString(a.Domain) {
+		o.refuse("the name, the path or the domain of the cookie of %saffinity is none: the Ingress' routes answer 503", nginxPrefix)
+	}
+	switch same := strings.ToLower(o.annotations["session-cookie-samesite"]); same {
+	case "", "lax", "strict", "none":
+		a.SameSite = same
+	default:
+		o.bad("session-cookie-samesite", "which is none of None, Lax and Strict")
+	}
+}
+
+// canaryOf reads the annotations of an Ingress that gets a part of another's requests.
+func (o *options) canaryOf() {
+	on := false
+	if o.flag("canary", &on); !on {
+		return
+	}
+	c := &table.Canary{
+		Header: o.annotations["canary-by-header"], HeaderValue: o.annotations["canary-by-header-value"], HeaderPattern: o.annotations["canary-by-header-pattern"],
+		Cookie: o.annotations["canary-by-cookie"],
+	}
+	c.WeightTotal = o.number("canary-weight-total", 1, math.MaxInt32, 100)
+	c.Weight = o.number("canary-weight", 0, math.MaxInt32, 0)
+	if _, err := regexp.Compile(c.HeaderPattern); err != nil {
+		o.bad("canary-by-header-pattern", "which is no expression of RE2's")
+	}
+	if c.Header != "" && !headerName.MatchString(c.Header) {
+		o.bad("canary-by-header", "which is no name of a header")
+	}
+	if c.Cookie != "" && !cookieName.MatchString(c.Cookie) {
+		o.bad("canary-by-cookie", "which is no name of a cookie")
+	}
+	o.canary = c
+}
+
+// canaries gives the routes of canary Ingresses' hosts and paths their second backends. Only an Ingress of the same namespace may take requests.
+func (c *compiler) canaries() {
+	for _, a := range c.all {
+		if a.options.canary == nil || a.options.refused != "" {
+			continue
+		}
+		for _, rule := range a.ing.Spec.Rules {
+			name, ok := hostName(rule.Host)
+			if !ok || rule.HTTP == nil {
+				continue
+			}
+			for i := range rule.HTTP.Paths {
+				c.canary(a, name, &rule.HTTP.Paths[i])
+			}
+		}
+	}
+}
+
+// canary finds the route of one path of a canary Ingress.
+func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressPath) {
+	path := cmp.Or(p.Path, "/")
+	exact := p.PathType != nil && *p.PathType == networkingv1.PathTypeExact
+	var main *route
+	if h := c.hosts[name]; h != nil {
+		for _, r := range h.routes {
+			if !r.fallback && r.ing.Namespace == a.ing.Namespace && r.written == path && (r.Kind == table.PathExact) == exact && len(r.Backends) == 1 {
+				main = r
+				break
+			}
+		}
+	}
+	port, why := portOf(&p.Backend)
+	switch {
+	case why != "":
+	case main == nil:
+		why = fmt.Sprintf("no other Ingress of this namespace serves %s at the host %q: this canary gets no requests", path, name)
+	case main.canary != nil:
+		why = fmt.Sprintf("another canary has %s at the host %q: this one gets no requests", path, name)
+	}
+	if why != "" {
+		c.find(a.ing, Finding{ReasonUnsupported, why})
+		return
+	}
+	one := *a.options.canary
+	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port, Protocol: main.Backends[0].Protocol}
+	main.canary = &one
+	c.service(a.ing, p.Backend.Service)
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	crand "crypto/rand"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// canary is a compiled table.Canary.
+type canary struct {
+	*table.Canary
+	backend backend
+	pattern *regexp.Regexp // nil for none
+}
+
+func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
+	out := &canary{Canary: from}
+	var err error
+	if from.WeightTotal < 1 {
+		return nil, fmt.Errorf("the total weight of a canary is %d", from.WeightTotal)
+	}
+	if from.HeaderPattern != "" {
+		if out.pattern, err = regexp.Compile(from.HeaderPattern); err != nil {
+			return nil, fmt.Errorf("reading the pattern of a canary: %w", err)
+		}
+	}
+	out.backend, err = p.compileBackend(from.Backend)
+	return out, err
+}
+
+// takes reports whether the request is for the canary: by the header, else by the cookie, else by chance.
+func (c *canary) takes(in *http.Request) bool {
+	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
+		switch said := values[0]; {
+		case c.HeaderValue != "":
+			if said == c.HeaderValue {
+				return true
+			}
+		case c.pattern != nil:
+			if c.pattern.MatchString(said) {
+				return true
+			}
+		case said == "always":
+			return true
+		case said == "never":
+			return false
+		}
+	}
+	if c.Cookie != "" {
+		if said, err := in.Cookie(c.Cookie); err == nil && said.Value == "always" {
+			return true
+		} else if err == nil && said.Value == "never" {
+			return false
+		}
+	}
+	return c.Weight > 0 && rand.N(c.WeightTotal) < c.Weight
+}
+
+// balance chooses the backend, and what its endpoint follows from.
+func (x *exchange) balance(r *route, b *backend) *backend {
+	p := r.policy
+	if p.canary != nil && p.canary.takes(x.in) {
+		b = &p.canary.backend
+	}
+	switch {
+	case p.Affinity != nil:
+		x.stick(p.Affinity)
+	case len(p.hashBy) > 0:
+		x.sticky = x.expand(p.hashBy)
+	}
+	return b
+}
+
+// stick reads the client's cookie, or gives it one.
+func (x *exchange) stick(a *table.Affinity) {
+	if c, err := x.in.Cookie(a.Cookie); err == nil && len(c.Value) == 26 {
+		x.sticky = c.Value
+		return
+	}
+	x.sticky = crand.Text()
+	c := http.Cookie{Name: a.Cookie, Value: x.sticky, Path: a.Path, Domain: a.Domain, MaxAge: a.MaxAgeSeconds, HttpOnly: true, Secure: a.Secure || x.scheme == "https"}
+	switch a.SameSite {
+	case "lax":
+		c.SameSite = http.SameSiteLaxMode
+	case "strict":
+		c.SameSite = http.SameSiteStrictMode
+	case "none":
+		c.SameSite = http.SameSiteNoneMode
+	}
+	x.cookies = append(slices.Clip(x.cookies), c.String())
+}
+
+// pick returns the next endpoint to try, or nil.
+func (x *exchange) pick(set *endpointSet, tried []*endpoint) *endpoint {
+	if x.sticky == "" {
+		return set.pick(tried, time.Now())
+	}
+	return set.rank(x.sticky, tried, time.Now())
+}
+
+// rank returns the endpoint with the highest hash of its address and a key that is not among those tried (D. Thaler and C. Ravishankar, 1998: when an endpoint
+// goes, only its keys move). One whose last connection attempt failed comes after the others. It returns nil when all were tried.
+func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoint {
+	var best, second *endpoint
+	var bestHash, secondHash uint64
+	for _, e := range s.all() {
+		if slices.Contains(tried, e) {
+			continue
+		}
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(key + "\x00" + e.address)) // never fails
+		sum := mix(h.Sum64())
+		if failed := e.failed.Load(); failed == 0 || now.Sub(time.Unix(0, failed)) > failurePause {
+			if best == nil || sum > bestHash {
+				best, bestHash = e, sum
+			}
+		} else if second == nil || sum > secondHash {
+			second, secondHash = e, sum
+		}
+	}
+	if best == nil {
+		return second
+	}
+	return best
+}
+
+// mix spreads a hash over all bits (the finalizer of MurmurHash3): the last bytes of a text reach few bits of FNV.
+func mix(h uint64) uint64 {
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+func TestAffinity(t *testing.T) {
+	a := annotations{"affinity": "cookie", "session-cookie-name": "at", "session-cookie-max-age": "60", "session-cookie-samesite": "Lax", "session-cookie-path": "/p",
+		"affinity-mode": "persistent"}
+	f, r := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", a, "h/=w"), object("a/y", "nginx", annotations{"affinity": "ip"}, "g/=w"),
+		object("a/z", "nginx", annotations{"upstream-hash-by": "$arg_k"}, "k/=w")}}.serve(t)
+	var all []string
+	for i := range 5 {
+		all = append(all, backendServer(t, showing(fmt.Sprint("e", i))))
+	}
+	f.Apply([]table.Change{section(t, table.KindEndpoints+"/a/w/80", table.Endpoints{Addresses: all})})
+	seen := map[string]bool{}
+	for range 20 {
+		res := exchanged{url: "http://h/"}.check(t, f)
+		said := res.Header.Get("Set-Cookie")
+		if !strings.HasPrefix(said, "at=") || !strings.HasSuffix(said, "; Path=/p; Max-Age=60; HttpOnly; SameSite=Lax") {
+			t.Fatalf("the cookie is %q", said)
+		}
+		cookie, _, _ := strings.Cut(said, ";")
+		first := ""
+		for range 3 {
+			req, _ := http.NewRequest(http.MethodGet, "http://h/", nil)
+			req.Header.Set("Cookie", cookie)
+			res, err := client(t, f.http, "http1").Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := body(t, res)
+			if first != "" && first != got {
+				t.Errorf("the client went from %q to %q", first, got)
+			}
+			if first = got; res.Header.Get("Set-Cookie") != "" {
+				t.Error("the client got another cookie")
+			}
+		}
+		seen[first] = true
+	}
+	if len(seen) < 2 {
+		t.Errorf("all clients went to %v", seen)
+	}
+	one := map[string]bool{}
+	for range 10 {
+		_, got := get(t, client(t, f.http, "http1"), "http://k/?k=7")
+		one[got] = true
+	}
+	if len(one) != 1 {
+		t.Errorf("one key went to %v", one)
+	}
+	if !strings.Contains(reasons(r), "cookie alone") {
+		t.Error(reasons(r))
+	}
+	exchanged{url: "http://g/", status: 503}.check(t, f)
+}
+
+// TestRankMovesFewKeys removes an endpoint, and lets another one fail.
+func TestRankMovesFewKeys(t *testing.T) {
+	s := &endpointSet{}
+	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"})
+	now := time.Unix(1_000_000, 0)
+	before, count := map[string]string{}, map[string]int{}
+	for i := range 1000 {
+		key := fmt.Sprint(i)
+		before[key] = s.rank(key, nil, now).address
+		count[before[key]]++
+	}
+	for address, n := range count {
+		if n < 150 || n > 350 {
+			t.Errorf("%s has %d of 1000 keys", address, n)
+		}
+	}
+	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"})
+	s.all()[0].failed.Store(now.UnixNano())
+	for key, was := range before {
+		switch is := s.rank(key, nil, now).address; {
+		case is == "10.0.0.1:80":
+			t.Fatal("a key is at an endpoint that cannot be reached")
+		case is != was && was != "10.0.0.3:80" && was != "10.0.0.1:80":
+			t.Fatalf("the key %s went from %s to %s", key, was, is)
+		}
+	}
+	if s.rank("x", s.all(), now) != nil {
+		t.Error("an endpoint is tried twice")
+	}
+}
+
+func TestCanary(t *testing.T) {
+	main := object("a/main", "nginx", annotations{"whitelist-source-range": "127.0.0.1"}, "h/=main", "h/p=main")
+	header := func(name, value string) map[string]string { return map[string]string{name: value} }
+	canary := func(a annotations) annotations { return with(annotations{"canary": "true"}, a) }
+	for _, c := range []struct {
+		name     string
+		canary   *networkingv1.Ingress
+		requests []exchanged
+		finding  string
+	}{
+		{"all", object("a/c", "nginx", canary(annotations{"canary-weight": "100"}), "h/=new"), []exchanged{
+			{url: "http://h/", body: "new /"}, {url: "http://h/p", body: "main /p"}}, ""},
+		{"of another total", object("a/c", "nginx", canary(annotations{"canary-weight": "100", "canary-weight-total": "100"}), "h/p/=new"), []exchanged{{url: "http://h/p", body: "main /p"}}, "no other Ingress"},
+		{"none", object("a/c", "nginx", canary(annotations{"canary-weight": "0"}), "h/=new"), []exchanged{{url: "http://h/", body: "main /"}}, ""},
+		{"a header", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-weight": "100"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("X-C", "never"), body: "main /"}, {url: "http://h/", headers: header("X-C", "else"), body: "new /"}}, ""},
+		{"a header's value", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-value": "v"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("X-C", "v"), body: "new /"}, {url: "http://h/", headers: header("X-C", "always"), body: "main /"}, {url: "http://h/", body: "main /"}}, ""},
+		{"a header's pattern", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-pattern": "v[0-9]"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("X-C", "v7"), body: "new /"}, {url: "http://h/", headers: header("X-C", "v"), body: "main /"}}, ""},
+		{"a cookie", object("a/c", "nginx", canary(annotations{"canary-by-cookie": "c", "canary-weight": "100"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("Cookie", "c=never"), body: "main /"}, {url: "http://h/", headers: header("Cookie", "c=always"), body: "new /"}}, ""},
+		{"of another namespace", object("b/c", "nginx", canary(annotations{"canary-weight": "100"}), "h/=new"), []exchanged{{url: "http://h/", body: "main /"}}, "no other Ingress"},
+		{"a pattern that is none", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-pattern": "(", "canary-weight": "100"}), "h/=new"),
+			[]exchanged{{url: "http://h/", body: "main /"}}, "no expression"},
+		{"a canary that is off is an Ingress", object("a/c", "nginx", annotations{"canary": "false"}, "h/new=new"), []exchanged{{url: "http://h/new", body: "new /new"}}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, r := cluster{ingresses: []*networkingv1.Ingress{c.canary, main}}.serve(t)
+			for _, e := range c.requests {
+				e.check(t, f)
+			}
+			if got := reasons(r); c.finding == "" && got != "" || !strings.Contains(got, c.finding) {
+				t.Errorf("findings:\n%s", got)
+			}
+		})
+	}
+}
