@@ -24,6 +24,17 @@ func ofService(name string) labels.Selector {
 // complete is a table with the endpoints of the Services that it names.
 func (n *Node) complete(s table.Sections) table.Sections {
 	out := maps.Clone(s)
+	settings := table.Settings{}
+	for _, p := range slices.Concat(n.o.PodCIDRs, n.o.ServiceCIDRs) {
+		settings.ClusterNetworks = append(settings.ClusterNetworks, p.String())
+	}
+	for _, a := range n.nodeAddresses() {
+		settings.ClusterNetworks = append(settings.ClusterNetworks, netip.PrefixFrom(a, a.BitLen()).String())
+	}
+	slices.Sort(settings.ClusterNetworks)
+	if err := out.Put(table.KindSettings, settings); err != nil {
+		n.o.Logger.Warn("ingress: settings cannot be written", "error", err)
+	}
 	backends, err := s.Backends()
 	if err != nil {
 		n.o.Logger.Warn("ingress: a section of the table cannot be read; it is served as far as it can be", "error", err)

@@ -13,7 +13,8 @@ import (
 // portTaken says whether a program of the host listens at a TCP port of an address, or of all addresses. It asks the kernel for the port and gives it back, without
 // listening there: what comes meanwhile is answered as before.
 func portTaken(at netip.AddrPort) (bool, error) {
-	family, address := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(at.Port())})
+	var address unix.Sockaddr
+	family := unix.AF_INET
 	if at.Addr().Is4() {
 		address = &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
 	} else {

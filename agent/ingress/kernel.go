@@ -120,20 +120,9 @@ func apply(ctx context.Context, rules map[string][]string) error {
 
 // protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
 func (n *Node) protect(ctx context.Context, ports map[string]int) error {
-	s := kernelState{pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: slices.Clone(n.o.NodeIPs)}
+	s := kernelState{pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses()}
 	for _, port := range ports {
 		s.ports = append(s.ports, port)
-	}
-	nodes, err := n.o.Nodes.Lister().List(everything())
-	if err != nil {
-		return fmt.Errorf("listing nodes: %w", err)
-	}
-	for _, node := range nodes {
-		for _, a := range node.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
-				s.nodes = append(s.nodes, ip.Unmap())
-			}
-		}
 	}
 	rules := s.rules()
 	text := fmt.Sprint(rules)
@@ -145,6 +134,20 @@ func (n *Node) protect(ctx context.Context, ports map[string]int) error {
 	}
 	n.rules = text
 	return nil
+}
+
+// nodeAddresses are those of all nodes, this one's among them.
+func (n *Node) nodeAddresses() []netip.Addr {
+	out := slices.Clone(n.o.NodeIPs)
+	nodes, _ := n.o.Nodes.Lister().List(everything()) // of a cache: it cannot fail
+	for _, node := range nodes {
+		for _, a := range node.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
+				out = append(out, ip.Unmap())
+			}
+		}
+	}
+	return out
 }
 
 // tableDeleted has protect write the table again, unless it was this program that had deleted it, to write it anew.

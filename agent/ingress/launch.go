@@ -102,7 +102,7 @@ func (k *keeper) listenControl(e *entry) (*os.File, error) {
 		return nil, fmt.Errorf("listening for the proxy's table: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	file, err := l.File()
 	if err != nil {
 		return nil, fmt.Errorf("taking the socket for the proxy's table: %w", err)

@@ -109,7 +109,7 @@ func (n *Node) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		n.o.Part.Set(status.Waiting, "the cluster has no Ingress")
+		n.o.Part.Set(status.Running, "at rest: the cluster has no Ingress")
 		select {
 		case <-ctx.Done():
 			return nil

@@ -51,6 +51,7 @@ type testNode struct {
 	t     *testing.T
 	o     Options
 	table table.Sections
+	seen  map[int]uint64 // when each process started that was seen to run the program
 }
 
 func newTestNode(t *testing.T) *testNode {
@@ -62,7 +63,7 @@ func newTestNode(t *testing.T) *testNode {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n := &testNode{t: t, o: Options{
+	n := &testNode{t: t, seen: map[int]uint64{}, o: Options{
 		Program: filepath.Join(dir, "coracle-ingress"), Dir: filepath.Join(dir, "run"), NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), cgroups: filepath.Join(dir, "no-cgroups"),
 	}}
@@ -164,7 +165,13 @@ func (n *testNode) processes() []int {
 			continue
 		}
 		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
-		if _, gone := startTime(pid); err == nil && gone == nil && strings.HasPrefix(exe, n.o.Program) {
+		started, gone := startTime(pid)
+		if gone != nil {
+			continue
+		}
+		// One that ends has no program any more before its sockets are closed.
+		if err == nil && strings.HasPrefix(exe, n.o.Program) || n.seen[pid] == started {
+			n.seen[pid] = started
 			out = append(out, pid)
 		}
 	}

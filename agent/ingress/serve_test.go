@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -101,7 +102,7 @@ func TestNode(t *testing.T) {
 			return err
 		}
 		defer res.Body.Close()
-		if res.StatusCode != 503 {
+		if res.StatusCode != http.StatusServiceUnavailable {
 			return fmt.Errorf("%s", res.Status)
 		}
 		return nil

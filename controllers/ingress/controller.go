@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -342,12 +343,18 @@ func (c *Controller) say(r compile.Result) {
 
 // show says in the status how many Ingresses are served.
 func (c *Controller) show(r compile.Result) {
+	lacking := 0
+	for _, all := range r.Findings {
+		if slices.ContainsFunc(all, func(f compile.Finding) bool { return f.Reason != compile.ReasonIgnored }) {
+			lacking++
+		}
+	}
 	switch {
 	case c.o.Part == nil:
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")
-	case len(r.Findings) > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why", len(r.Served), len(r.Findings)))
+	case lacking > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why", len(r.Served), lacking))
 	case len(r.Served) > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses", len(r.Served)))
 	default:

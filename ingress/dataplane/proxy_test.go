@@ -148,7 +148,7 @@ func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := body(t, res); got != "body" || res.StatusCode != 200 {
+			if got := body(t, res); got != "body" || res.StatusCode != http.StatusOK {
 				t.Errorf("%q: answered with %d %q", protocol, res.StatusCode, got)
 			}
 		}

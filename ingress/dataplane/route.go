@@ -152,9 +152,6 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	if err := r.compilePath(from); err != nil {
 		return r, err
 	}
-	if len(from.Requires) > 0 { // this version knows no such names: all that it serves was there from the beginning
-		return r, fmt.Errorf("it asks for %q, which this version of the proxy does not know: update the node", from.Requires[0])
-	}
 	if from.Policy != nil {
 		var err error
 		if r.policy, err = p.compilePolicy(from.Object, from.Policy); err != nil {

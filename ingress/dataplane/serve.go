@@ -62,12 +62,12 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	}
 	if !errors.Is(context.Cause(ctx), ErrHandedOver) {
 		h.drain(ctx, server, p.options.DrainTimeout)
-		<-done
+		_ = <-done // that the server was closed
 		return nil
 	}
 	h.leaving.Store(true)
 	_ = l.Close()
-	<-done // what was accepted is counted from here on
+	_ = <-done // what was accepted is counted from here on
 	h.leave()
 	h.drain(ctx, server, p.options.HandoverTimeout)
 	return nil

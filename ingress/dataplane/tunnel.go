@@ -162,7 +162,6 @@ func (t *tunnel) close() {
 // pipe copies one direction. The end of the bytes is passed on and leaves the other direction open.
 func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 	err := t.write(to, first)
-	first = nil
 	if err == nil {
 		err = t.copy(to, from)
 	}

@@ -88,9 +88,6 @@ type Route struct {
 	Kind PathKind `json:"kind"`
 	// Object names the object of the API that the route comes from: kind/namespace/name.
 	Object string `json:"object"`
-	// Requires names what a proxy has to know to serve the route as it is meant, such as a restriction that earlier versions do not have: a server may be newer
-	// than a node, and what a proxy does not know it would ignore. One that does not know a name closes the route.
-	Requires []string `json:"requires,omitempty"`
 	// Backends get requests by their weights. Without any the answer is 503.
 	Backends []Backend `json:"backends,omitempty"`
 	// RedirectHTTPS answers plain HTTP with a redirect to https of this status, such as 308; 0 serves it.
