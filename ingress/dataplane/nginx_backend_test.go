@@ -40,7 +40,7 @@ func TestBackendProtocol(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := strings.Replace(c.want, "//", "/", 1)
-			if got := body(t, res); got != want && (c.want != "closed" || res.StatusCode != 503 || reasons(r) == "") {
+			if got := body(t, res); got != want && (c.want != "closed" || res.StatusCode != http.StatusServiceUnavailable || reasons(r) == "") {
 				t.Errorf("%d %q, want %q", res.StatusCode, got, want)
 			}
 		})

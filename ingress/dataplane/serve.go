@@ -62,12 +62,12 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	}
 	if !errors.Is(context.Cause(ctx), ErrHandedOver) {
 		h.drain(ctx, server, p.options.DrainTimeout)
-		_ = <-done // that the server was closed
+		h.ended(<-done)
 		return nil
 	}
 	h.leaving.Store(true)
 	_ = l.Close()
-	_ = <-done // what was accepted is counted from here on
+	h.ended(<-done) // what was accepted is counted from here on
 	h.leave()
 	h.drain(ctx, server, p.options.HandoverTimeout)
 	return nil
@@ -86,6 +86,11 @@ func (h *listener) leave() {
 			return
 		}
 	}
+}
+
+// ended logs why a server ended that was asked to.
+func (h *listener) ended(err error) {
+	h.proxy.options.Logger.Debug("a listener has ended", "site", h.site, "cause", err)
 }
 
 // drain waits for requests and tunnels and closes those that last too long.

@@ -141,9 +141,9 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 
 func TestSilentWebsocketEndsOnlyWhenAskedFor(t *testing.T) {
 	backend := websocketBackend(t, echo)
-	f := newFixture(t, Options{IdleTimeout: 100 * time.Millisecond}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: 2 * time.Second}, site(t, "", backend)...)
 	conn, r := dialWebsocket(t, f, true, "")
-	_ = conn.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if _, err := r.ReadByte(); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a silent websocket ended: %v", err)
 	}
