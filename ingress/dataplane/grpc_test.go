@@ -25,7 +25,7 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	grpc_health_v1.RegisterHealthServer(server, service)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
-	idle := 50 * time.Millisecond
+	idle := time.Second
 	f := newFixture(t, Options{IdleTimeout: idle}, site(t, table.H2C, l.Addr().String())...)
 	conn, err := grpc.NewClient(f.https, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
 	if err != nil {

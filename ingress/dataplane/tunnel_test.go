@@ -129,7 +129,7 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	backend := websocketBackend(t, func(*bufio.Reader, net.Conn) { <-release }) // says nothing, and does not end
-	f := newFixture(t, Options{IdleTimeout: 200 * time.Millisecond}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: 2 * time.Second}, site(t, "", backend)...)
 	bothSchemes(t, func(t *testing.T, secure bool) {
 		conn, r := dialWebsocket(t, f, secure, "")
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
