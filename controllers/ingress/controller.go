@@ -182,7 +182,7 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	}
 	wait, err := c.keepService(ctx, len(r.Served) > 0)
 	err = errors.Join(err, c.keepSlices(ctx), c.keepStatus(ctx, r))
-	c.say(r)
+	c.recordEvents(r)
 	c.show(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
@@ -323,8 +323,8 @@ func (c *Controller) keepStatus(ctx context.Context, r compile.Result) error {
 	return errors.Join(errs...)
 }
 
-// say writes events of what is wrong, each once in a term as long as it is so.
-func (c *Controller) say(r compile.Result) {
+// recordEvents writes events of what is wrong, each once in a term as long as it is so.
+func (c *Controller) recordEvents(r compile.Result) {
 	said := map[types.NamespacedName]map[compile.Finding]bool{}
 	for _, ing := range r.Served {
 		key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
