@@ -13,6 +13,13 @@ type Policy struct {
 	Rewrite string `json:"rewrite,omitempty"`
 	// UpstreamHost replaces the Host header on the way to the backend.
 	UpstreamHost string `json:"upstreamHost,omitempty"`
+	// Path changes the path of a request on the way to the backend.
+	Path *PathChange `json:"path,omitempty"`
+	// RequestHeaders and ResponseHeaders change headers on the way to the backend and to the client, before those of the backend itself do.
+	RequestHeaders  *Headers `json:"requestHeaders,omitempty"`
+	ResponseHeaders *Headers `json:"responseHeaders,omitempty"`
+	// Mirrors get copies of requests; their answers are not waited for.
+	Mirrors []Mirror `json:"mirrors,omitempty"`
 	// ForwardedPrefix is the header X-Forwarded-Prefix on the way to the backend.
 	ForwardedPrefix string `json:"forwardedPrefix,omitempty"`
 
@@ -31,6 +38,10 @@ type Policy struct {
 	BodyLimit int64 `json:"bodyLimit,omitempty"`
 	// IdleSeconds is how long nothing may move between the bytes of a request or a response; 0 leaves the proxy's own.
 	IdleSeconds int `json:"idleSeconds,omitempty"`
+	// RequestMillis bounds how long a request takes from its header to the end of the response, and BackendMillis how long one backend may take for it, in
+	// milliseconds; 0 is no bound. What takes longer before the response begins is answered with 504.
+	RequestMillis int `json:"requestMillis,omitempty"`
+	BackendMillis int `json:"backendMillis,omitempty"`
 	// CORS answers preflight requests, and adds headers to responses.
 	CORS *CORS `json:"cors,omitempty"`
 	// Limit bounds what one client may ask for.
@@ -43,10 +54,28 @@ type Policy struct {
 	Canary *Canary `json:"canary,omitempty"`
 }
 
-// Redirect is an answer that names another place. Values of Location may hold the variables of package variable.
+// Redirect is an answer that names another place.
 type Redirect struct {
-	Status   int    `json:"status"`
-	Location string `json:"location"`
+	Status int `json:"status"`
+	// Location may hold the variables of package variable. Where it is empty, the place is the request's own with what follows in the place of its parts.
+	Location string      `json:"location,omitempty"`
+	Scheme   string      `json:"scheme,omitempty"`
+	Host     string      `json:"host,omitempty"`
+	Port     int         `json:"port,omitempty"` // 0 names none
+	Path     *PathChange `json:"path,omitempty"`
+}
+
+// PathChange replaces a path, or, of a route whose path is a prefix, that prefix. The query stays.
+type PathChange struct {
+	Prefix bool   `json:"prefix,omitempty"`
+	Value  string `json:"value"`
+}
+
+// Mirror gets Numerator of Denominator requests as well.
+type Mirror struct {
+	Backend     Backend `json:"backend"`
+	Numerator   int     `json:"numerator"`
+	Denominator int     `json:"denominator"`
 }
 
 // Basic is HTTP's basic authentication.
@@ -139,6 +168,9 @@ func (p *Policy) backends() []Backend {
 	var out []Backend
 	if p.External != nil && p.External.Backend != nil {
 		out = append(out, *p.External.Backend)
+	}
+	for _, m := range p.Mirrors {
+		out = append(out, m.Backend)
 	}
 	if p.Canary != nil {
 		out = append(out, p.Canary.Backend)

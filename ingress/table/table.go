@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -28,10 +29,46 @@ const (
 	KindEndpoints = "endpoints"
 	// KindSettings are Settings, a single section of that key.
 	KindSettings = "settings"
+	// KindSite is a Site; its key is SiteKey.
+	KindSite = "site"
+	// KindAuthorities are Authorities; its key is AuthoritiesKey.
+	KindAuthorities = "authorities"
 )
 
-// SiteIngress is the site of all Ingress objects. Each Gateway has sites of its own.
+// SiteIngress is the site of all Ingress objects. Each port of a Gateway is a site of its own.
 const SiteIngress = "ingress"
+
+// GatewaySite is the site of a port of a Gateway. It holds no slash and no comma.
+func GatewaySite(namespace, name string, port int) string {
+	return namespace + ":" + name + ":" + strconv.Itoa(port)
+}
+
+// SiteKey is the key of a site.
+func SiteKey(site string) string { return KindSite + "/" + site }
+
+// Site is what holds for all hosts of a port of a Gateway. SiteIngress has no such section.
+type Site struct {
+	// NodePort is the port of nodes' addresses at which the site is served.
+	NodePort uint16 `json:"nodePort"`
+	// TLS says that clients speak TLS.
+	TLS bool `json:"tls,omitempty"`
+	// ClientAuthorities is the key of the section with those that have to have signed clients' certificates; empty asks for none. While the section is
+	// absent, no client gets in.
+	ClientAuthorities string `json:"clientAuthorities,omitempty"`
+	// ClientOptional lets clients in whose certificate is absent or not signed by these.
+	ClientOptional bool `json:"clientOptional,omitempty"`
+}
+
+// AuthoritiesKey is the key of the authorities in an object that holds them, which is a configmap or a secret.
+func AuthoritiesKey(kind, namespace, name string) string {
+	return KindAuthorities + "/" + kind + "/" + namespace + "/" + name
+}
+
+// Authorities sign certificates.
+type Authorities struct {
+	// Certificates are in PEM.
+	Certificates string `json:"certificates"`
+}
 
 // HostKey is the key of a host of a site. A site is a set of hosts that the same listeners serve. name is "" for requests to no other host of the site,
 // a DNS name in lower case, or one with a wildcard as its first label ("*.example.org").
@@ -64,6 +101,19 @@ type Host struct {
 	Certificate string `json:"certificate,omitempty"`
 	// Routes are in the order in which they are tried; the first that matches serves a request.
 	Routes []Route `json:"routes"`
+	// Final says that a request that no route matches is answered with 404; otherwise the routes of the site's default host are tried.
+	Final bool `json:"final,omitempty"`
+	// AnyDepth says that the wildcard in the host's name stands for one label or more, and not for just one.
+	AnyDepth bool `json:"anyDepth,omitempty"`
+	// Stream takes TLS connections for the host as they are; the host has no routes then.
+	Stream *Stream `json:"stream,omitempty"`
+}
+
+// Stream sends connections to backends without reading what is in them.
+type Stream struct {
+	Backends []Backend `json:"backends,omitempty"`
+	// Terminate ends TLS at the proxy, with the host's certificate. Otherwise backends get the connection as the client began it.
+	Terminate bool `json:"terminate,omitempty"`
 }
 
 // PathKind says how a route's path is compared with that of a request.
@@ -86,6 +136,11 @@ type Route struct {
 	// Path begins with a slash and is compared with the normalised path of a request, with regard to case; or is an expression, by its Kind.
 	Path string   `json:"path"`
 	Kind PathKind `json:"kind"`
+	// Method, unless it is empty, is that of the requests that match.
+	Method string `json:"method,omitempty"`
+	// Headers and Query are what a request must have besides.
+	Headers []Condition `json:"headers,omitempty"`
+	Query   []Condition `json:"query,omitempty"`
 	// Object names the object of the API that the route comes from: kind/namespace/name.
 	Object string `json:"object"`
 	// Backends get requests by their weights. Without any the answer is 503.
@@ -96,6 +151,15 @@ type Route struct {
 	Policy *Policy `json:"policy,omitempty"`
 	// Refused says why the route is closed, for people; the answer is 503.
 	Refused string `json:"refused,omitempty"`
+}
+
+// Condition is met by a header, or a parameter of the query, that is there and has the value.
+type Condition struct {
+	// Name is compared without regard to case for headers, and with it for parameters. Of several parameters of a name the first counts.
+	Name string `json:"name"`
+	// Value is the whole value, or an expression of RE2's for it.
+	Value string `json:"value"`
+	Regex bool   `json:"regex,omitempty"`
 }
 
 // Protocols of a backend.
@@ -118,6 +182,39 @@ type Backend struct {
 	Protocol string `json:"protocol,omitempty"`
 	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend gets all whatever its weight.
 	Weight int `json:"weight,omitempty"`
+	// Invalid says why the backend cannot be used, for people; its part of the requests is answered with 500. It may name no Service then.
+	Invalid string `json:"invalid,omitempty"`
+	// RequestHeaders and ResponseHeaders change the headers of what goes to this backend and comes from it.
+	RequestHeaders  *Headers `json:"requestHeaders,omitempty"`
+	ResponseHeaders *Headers `json:"responseHeaders,omitempty"`
+	// TLS, for the protocols HTTPS1 and H2 and for streams, says how certificates are verified; without it they are not.
+	TLS *BackendTLS `json:"tls,omitempty"`
+}
+
+// BackendTLS is how the proxy speaks TLS with a backend.
+type BackendTLS struct {
+	// ServerName is the name that the proxy asks for, and without Names the one that the certificate must be for.
+	ServerName string `json:"serverName"`
+	// Names are DNS names and URIs, one of which the certificate must be for.
+	Names []string `json:"names,omitempty"`
+	// Authorities is the key of the section with those that must have signed the certificate; empty for the system's. While the section is absent, no
+	// connection is made.
+	Authorities string `json:"authorities,omitempty"`
+	// Certificate is the key of the section with the proxy's own certificate; empty for none.
+	Certificate string `json:"certificate,omitempty"`
+}
+
+// Headers are changes of headers: first Remove, then Set, then Add.
+type Headers struct {
+	Set    []Header `json:"set,omitempty"`
+	Add    []Header `json:"add,omitempty"`
+	Remove []string `json:"remove,omitempty"`
+}
+
+// Header is a header with its value.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Key is the key of the section with the backend's endpoints.
@@ -207,7 +304,16 @@ func (s Sections) Backends() (map[string]Backend, error) {
 		}
 		for _, r := range h.Routes {
 			for _, b := range slices.Concat(r.Backends, r.Policy.backends()) {
-				out[b.Key()] = b
+				if b.Service != "" {
+					out[b.Key()] = b
+				}
+			}
+		}
+		if h.Stream != nil {
+			for _, b := range h.Stream.Backends {
+				if b.Service != "" {
+					out[b.Key()] = b
+				}
 			}
 		}
 	}
