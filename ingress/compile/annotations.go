@@ -29,13 +29,15 @@ type options struct {
 	// sslRedirect sends plain HTTP to https at hosts that have a certificate, forceHTTPS at all.
 	sslRedirect, forceHTTPS bool
 	useRegex                bool
-	www                     bool
-	aliases                 []string
-	policy                  table.Policy
-	users                   *users // nil for none
-	canary                  *table.Canary
-	refused                 string
-	findings                []Finding
+	// specific is what paths of pathType ImplementationSpecific are, unless it is empty.
+	specific table.PathKind
+	www      bool
+	aliases  []string
+	policy   table.Policy
+	users    *users // nil for none
+	canary   *table.Canary
+	refused  string
+	findings []Finding
 }
 
 // optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
@@ -67,6 +69,7 @@ func optionsOf(ing *networkingv1.Ingress) options {
 			"the Ingress is served without these annotations of %s*, which only tune: %s", nginxPrefix, strings.Join(ignored, ", "))})
 	}
 	o.read()
+	o.traefik(ing)
 	return o
 }
 

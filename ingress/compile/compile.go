@@ -213,6 +213,8 @@ func (c *compiler) path(ing *networkingv1.Ingress, o *options, h *host, name str
 		r.specific = true
 		if o.nginx {
 			kind = table.PathText
+		} else if o.specific != "" {
+			kind = o.specific
 		}
 	}
 	if kind == table.PathPrefix && !r.ownRegex() { // /a and /a/ match the same
@@ -262,6 +264,7 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 		c.find(ing, Finding{ReasonService, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
 		return
 	}
+	c.traefikService(ing, svc)
 	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
 	}) {
