@@ -39,7 +39,8 @@ type Policy struct {
 	// IdleSeconds is how long nothing may move between the bytes of a request or a response; 0 leaves the proxy's own.
 	IdleSeconds int `json:"idleSeconds,omitempty"`
 	// RequestMillis bounds how long a request takes from its header to the end of the response, and BackendMillis how long one backend may take for it, in
-	// milliseconds; 0 is no bound. What takes longer before the response begins is answered with 504.
+	// milliseconds; 0 is no bound. What takes longer before the response begins is answered with 504, or with 408 where the proxy waits for the
+	// request's body.
 	RequestMillis int `json:"requestMillis,omitempty"`
 	BackendMillis int `json:"backendMillis,omitempty"`
 	// CORS answers preflight requests, and adds headers to responses.
@@ -61,8 +62,10 @@ type Redirect struct {
 	Location string      `json:"location,omitempty"`
 	Scheme   string      `json:"scheme,omitempty"`
 	Host     string      `json:"host,omitempty"`
-	Port     int         `json:"port,omitempty"` // 0 names none
-	Path     *PathChange `json:"path,omitempty"`
+	// Port is left out where it is the scheme's own. 0 names none: where a Gateway listens at a port of its own, and neither the scheme nor the port changes,
+	// it has to be that port.
+	Port int         `json:"port,omitempty"`
+	Path *PathChange `json:"path,omitempty"`
 }
 
 // PathChange replaces a path, or, of a route whose path is a prefix, that prefix. The query stays.
@@ -126,6 +129,9 @@ type CORS struct {
 	Expose        string   `json:"expose,omitempty"`
 	MaxAgeSeconds int      `json:"maxAgeSeconds"`
 	Credentials   bool     `json:"credentials,omitempty"`
+	// Gateway answers as the Gateway API says and not as ingress-nginx does: a wildcard in Origins stands for one label or more, a preflight request of
+	// another origin is answered, too, and where credentials are allowed the answer names the client's origin, method and headers in the place of "*".
+	Gateway bool `json:"gateway,omitempty"`
 }
 
 // Limit bounds requests by a client's address; each bound is 0 for none. What exceeds one is answered with 503.

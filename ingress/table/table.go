@@ -57,6 +57,10 @@ type Site struct {
 	ClientAuthorities string `json:"clientAuthorities,omitempty"`
 	// ClientOptional lets clients in whose certificate is absent or not signed by these.
 	ClientOptional bool `json:"clientOptional,omitempty"`
+	// Listeners are the names of hosts of the listeners that share the port, of a site with TLS: "" for one that takes all, a name, or a wildcard that stands
+	// for one label or more. A name belongs to the listener that names it most exactly. A handshake for a name that belongs to none is refused, and a
+	// request for a host of another listener than that of its connection's handshake is answered with 421. Without any, neither is done.
+	Listeners []string `json:"listeners,omitempty"`
 }
 
 // AuthoritiesKey is the key of the authorities in an object that holds them, which is a configmap or a secret.
@@ -168,7 +172,7 @@ const (
 	HTTP1 = ""
 	// H2C is HTTP/2 over TCP without TLS, as gRPC takes it.
 	H2C = "h2c"
-	// HTTPS1 is HTTP/1.1 over TLS, and H2 is HTTP/2 over TLS. The endpoints' certificates are not verified.
+	// HTTPS1 is HTTP/1.1 over TLS, and H2 is HTTP/2 over TLS. The endpoints' certificates are verified as Backend.TLS says, and without it not at all.
 	HTTPS1 = "https"
 	H2     = "h2"
 )
@@ -182,7 +186,8 @@ type Backend struct {
 	Protocol string `json:"protocol,omitempty"`
 	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend gets all whatever its weight.
 	Weight int `json:"weight,omitempty"`
-	// Invalid says why the backend cannot be used, for people; its part of the requests is answered with 500. It may name no Service then.
+	// Invalid says why the backend cannot be used, for people; its part of the requests is answered with 500, and gRPC's with the status UNAVAILABLE. It may
+	// name no Service then.
 	Invalid string `json:"invalid,omitempty"`
 	// RequestHeaders and ResponseHeaders change the headers of what goes to this backend and comes from it.
 	RequestHeaders  *Headers `json:"requestHeaders,omitempty"`
@@ -193,10 +198,12 @@ type Backend struct {
 
 // BackendTLS is how the proxy speaks TLS with a backend.
 type BackendTLS struct {
-	// ServerName is the name that the proxy asks for, and without Names the one that the certificate must be for.
-	ServerName string `json:"serverName"`
-	// Names are DNS names and URIs, one of which the certificate must be for.
+	// ServerName is the name that the proxy asks for (SNI), and without Names the one that the certificate must be for. It may be empty beside Names.
+	ServerName string `json:"serverName,omitempty"`
+	// Names are DNS names, which may have a wildcard as their first label, and URIs, one of which the certificate must be for.
 	Names []string `json:"names,omitempty"`
+	// Unverified takes every certificate.
+	Unverified bool `json:"unverified,omitempty"`
 	// Authorities is the key of the section with those that must have signed the certificate; empty for the system's. While the section is absent, no
 	// connection is made.
 	Authorities string `json:"authorities,omitempty"`
@@ -204,7 +211,8 @@ type BackendTLS struct {
 	Certificate string `json:"certificate,omitempty"`
 }
 
-// Headers are changes of headers: first Remove, then Set, then Add.
+// Headers are changes of headers: first Remove, then Set, then Add. Headers of the connection, such as Connection and Content-Length, cannot be changed: a
+// route with such a change is closed. Host can only be set, and only on the way to the backend.
 type Headers struct {
 	Set    []Header `json:"set,omitempty"`
 	Add    []Header `json:"add,omitempty"`
