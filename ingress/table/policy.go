@@ -59,9 +59,9 @@ type Policy struct {
 type Redirect struct {
 	Status int `json:"status"`
 	// Location may hold the variables of package variable. Where it is empty, the place is the request's own with what follows in the place of its parts.
-	Location string      `json:"location,omitempty"`
-	Scheme   string      `json:"scheme,omitempty"`
-	Host     string      `json:"host,omitempty"`
+	Location string `json:"location,omitempty"`
+	Scheme   string `json:"scheme,omitempty"`
+	Host     string `json:"host,omitempty"`
 	// Port is left out where it is the scheme's own. 0 names none: where a Gateway listens at a port of its own, and neither the scheme nor the port changes,
 	// it has to be that port.
 	Port int         `json:"port,omitempty"`
