@@ -28,40 +28,6 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 	return p.apply(table.Diff(p.sections, sections))
 }
 
-// edit is a routing that is being made: maps that owned names are copies and may be written to.
-type edit struct {
-	*routing
-	owned   map[string]bool
-	touched bool
-}
-
-// hosts returns the hosts of a site to write to.
-func (e *edit) hosts(site string) map[string]*host {
-	if !e.touched {
-		e.touched = true
-		e.sites = maps.Clone(e.sites)
-	}
-	if !e.owned[site] {
-		e.owned[site] = true
-		if hosts := maps.Clone(e.sites[site]); hosts != nil {
-			e.sites[site] = hosts
-		} else {
-			e.sites[site] = map[string]*host{}
-		}
-	}
-	return e.sites[site]
-}
-
-// remove removes a host, and its site with the last one.
-func (e *edit) remove(site, name string) {
-	hosts := e.hosts(site)
-	delete(hosts, name)
-	if len(hosts) == 0 {
-		delete(e.sites, site)
-		delete(e.owned, site)
-	}
-}
-
 func (p *Proxy) apply(changes []table.Change) map[string]string {
 	next := &edit{routing: &routing{sites: p.current.Load().sites, trusted: p.trusted, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
@@ -77,6 +43,10 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyHost(next, c.Key, value, present)
 		case table.KindCertificate:
 			err = p.applyCertificate(c.Key, value, present)
+		case table.KindSite:
+			err = p.applySite(next, c.Key, value, present)
+		case table.KindAuthorities:
+			err = p.applyAuthorities(c.Key, value, present)
 		case table.KindEndpoints:
 			err = p.applyEndpoints(c.Key, value, present)
 		case table.KindUsers:
@@ -116,11 +86,11 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	if err := strict(value, &from); err != nil {
 		// What cannot be read may have restricted access: the host is closed.
 		err = fmt.Errorf("reading the host: %w", err)
-		next.hosts(site)[name] = &host{site: site, name: name, routes: []*route{{refused: err.Error()}}}
+		next.put(&host{site: site, name: name, final: true, routes: []*route{{refused: err.Error()}}})
 		return err
 	}
 	h, err := p.compile(site, name, &from)
-	next.hosts(site)[name] = h
+	next.put(h)
 	return err
 }
 
@@ -134,6 +104,7 @@ func strict(value json.RawMessage, to any) error {
 func (p *Proxy) applyCertificate(key string, value json.RawMessage, present bool) error {
 	c := p.certificate(key)
 	c.present = present
+	defer p.resetTLS(func(b *backendTLS) bool { return b.certificate == c })
 	if !present {
 		c.pair.Store(nil)
 		return nil
@@ -207,18 +178,22 @@ func (p *Proxy) endpointSet(key string) *endpointSet {
 	return s
 }
 
-// sweep forgets endpoints and certificates that neither a host nor a section names.
+// sweep forgets endpoints, certificates and others that neither a host nor a section names.
 func (p *Proxy) sweep() {
 	p.sweeps++
-	for _, hosts := range p.current.Load().sites {
-		for _, h := range hosts {
+	for _, s := range p.current.Load().sites {
+		if s.clients != nil {
+			s.clients.authorities.mark = p.sweeps
+		}
+		for _, h := range s.hosts {
 			if h.certificate != nil {
 				h.certificate.mark = p.sweeps
 			}
+			if h.stream != nil {
+				h.stream.mark(p.sweeps)
+			}
 			for _, r := range h.routes {
-				for i := range r.backends {
-					r.backends[i].endpoints.mark = p.sweeps
-				}
+				r.mark(p.sweeps)
 				if r.policy != nil {
 					r.policy.mark(p.sweeps)
 				}
@@ -228,14 +203,18 @@ func (p *Proxy) sweep() {
 	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
 	maps.DeleteFunc(p.limiters, func(_ string, l *limiter) bool { return l.mark != p.sweeps })
 	maps.DeleteFunc(p.users, func(_ string, s *userSet) bool { return !s.present && s.mark != p.sweeps })
+	p.sweepTLS()
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }
 
 // standing are the problems of all sections, with those of hosts whose certificate is not there.
 func (p *Proxy) standing() map[string]string {
 	out := maps.Clone(p.problems)
-	for site, hosts := range p.current.Load().sites {
-		for name, h := range hosts {
+	for site, s := range p.current.Load().sites {
+		if s.clients != nil && s.clients.authorities.pool.Load() == nil && out[table.SiteKey(site)] == "" {
+			out[table.SiteKey(site)] = "the authorities that sign clients' certificates are absent or cannot be used; no client gets in"
+		}
+		for name, h := range s.hosts {
 			if h.certificate == nil || h.certificate.pair.Load() != nil {
 				continue
 			}

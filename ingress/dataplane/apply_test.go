@@ -58,7 +58,7 @@ func TestHostsAndPathsSelectRoutes(t *testing.T) {
 		{"org", "/d", "default/d"},
 	} {
 		got := ""
-		if r := p.current.Load().route("s", c.host, c.path); r != nil {
+		if r := routeOf(p, "s", c.host, c.path); r != nil {
 			for key, set := range p.endpoints {
 				if set == r.backends[0].endpoints {
 					got = strings.TrimSuffix(strings.TrimPrefix(key, "endpoints/n/"), "/80")
@@ -72,7 +72,7 @@ func TestHostsAndPathsSelectRoutes(t *testing.T) {
 }
 
 func TestTurnsFollowWeights(t *testing.T) {
-	r := &route{backends: []backend{{weight: 90}, {weight: 0}, {weight: 10}}, total: 100}
+	r := &pool{backends: []backend{{weight: 90}, {weight: 0}, {weight: 10}}, total: 100}
 	count := map[*backend]int{}
 	for range 1000 {
 		count[r.choose()]++
@@ -80,11 +80,11 @@ func TestTurnsFollowWeights(t *testing.T) {
 	if n := count[&r.backends[2]]; n < 98 || n > 102 || count[&r.backends[1]] != 0 {
 		t.Errorf("of 1000 requests the weights 90, 0, 10 gave %d, %d, %d", count[&r.backends[0]], count[&r.backends[1]], n)
 	}
-	single := &route{backends: []backend{{}}}
+	single := &pool{backends: []backend{{}}}
 	if single.choose() == nil {
 		t.Error("a single backend without a weight gets nothing")
 	}
-	none := &route{backends: []backend{{}, {}}}
+	none := &pool{backends: []backend{{}, {}}}
 	if none.choose() != nil {
 		t.Error("backends of weight 0 get requests")
 	}
@@ -96,10 +96,10 @@ func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
 		section(t, table.HostKey("s", "a"), routed("b", "/")),
 		section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"10.0.0.1:80", "10.0.0.2:80"}}),
 	})
-	r := p.current.Load().route("s", "a", "/")
+	r := routeOf(p, "s", "a", "/")
 	kept := r.backends[0].endpoints.all()[1]
 	p.Apply([]table.Change{section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"10.0.0.2:80", "10.0.0.3:80"}})})
-	if p.current.Load().route("s", "a", "/") != r {
+	if routeOf(p, "s", "a", "/") != r {
 		t.Error("the route was built again")
 	}
 	if list := r.backends[0].endpoints.all(); len(list) != 2 || list[0] != kept || list[1].address != "10.0.0.3:80" {
@@ -147,7 +147,7 @@ func TestProblemsOfSections(t *testing.T) {
 		t.Errorf("%d problems, want %d: %v", len(problems), len(wants), problems)
 	}
 	for _, name := range []string{"odd", "newer", "text"} {
-		if r := p.current.Load().route("s", name, "/x"); r == nil || r.refused == "" {
+		if r := routeOf(p, "s", name, "/x"); r == nil || r.refused == "" {
 			t.Errorf("the host %s is not closed", name)
 		}
 	}
@@ -181,8 +181,8 @@ func FuzzApply(f *testing.F) {
 			t.Fatalf("problems step by step %v, at once %v", problems, again)
 		}
 		for siteName, hosts := range p.current.Load().sites {
-			for name := range hosts {
-				one, other := p.current.Load().route(siteName, name, "/a/b"), whole.current.Load().route(siteName, name, "/a/b")
+			for name := range hosts.hosts {
+				one, other := routeOf(p, siteName, name, "/a/b"), routeOf(whole, siteName, name, "/a/b")
 				if (one == nil) != (other == nil) || one != nil && (one.path != other.path || one.refused != other.refused) {
 					t.Fatalf("the host %q of %q routes differently", name, siteName)
 				}

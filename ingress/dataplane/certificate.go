@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	"sync/atomic"
@@ -39,7 +40,14 @@ func (c *certificate) set(from *table.Certificate) error {
 
 // tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the proxy's own.
 func (p *Proxy) tlsConfig(site string) *tls.Config {
-	return &tls.Config{
+	out := p.streamTLS(site)
+	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.greet(site, hello) }
+	return out
+}
+
+// streamTLS is that of streams that end TLS at the proxy.
+func (p *Proxy) streamTLS(site string) *tls.Config {
+	out := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if name, ok := hostName(hello.ServerName); ok {
@@ -52,6 +60,59 @@ func (p *Proxy) tlsConfig(site string) *tls.Config {
 			return p.own, nil
 		},
 	}
+	if s := p.current.Load().sites[site]; s != nil && s.clients != nil {
+		s.clients.demand(out)
+	}
+	return out
+}
+
+// greet looks at a client's first message: it refuses clients, makes connections streams, and asks for certificates. nil keeps the listener's own config.
+func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	s := p.current.Load().sites[site]
+	conn, _ := hello.Conn.(*helloConn)
+	if s == nil {
+		return nil, nil //nolint:nilnil // as the type says
+	}
+	name, ok := hostName(hello.ServerName)
+	if !ok || s.closed != "" || len(s.listeners) > 0 && !s.listens(name) {
+		return nil, fmt.Errorf("no host %q is served here", hello.ServerName)
+	}
+	if s.streams > 0 {
+		if h := s.find(name); h != nil && h.stream != nil {
+			if conn == nil {
+				return nil, errors.New("the host became a stream when the connection had begun")
+			}
+			return nil, conn.take(h)
+		}
+	}
+	if conn != nil {
+		conn.release()
+	}
+	if s.clients == nil {
+		return nil, nil //nolint:nilnil // as the type says
+	}
+	out := p.streamTLS(site)
+	out.NextProtos = []string{"h2", "http/1.1"}
+	return out, nil
+}
+
+// demand has clients asked for their certificates. Sessions are not resumed, so that each connection's certificate is verified by the authorities of now.
+func (c *clients) demand(config *tls.Config) {
+	config.SessionTicketsDisabled = true
+	if c.optional {
+		config.ClientAuth = tls.RequestClientCert
+		return
+	}
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	if config.ClientCAs = c.authorities.pool.Load(); config.ClientCAs == nil {
+		config.ClientCAs = x509.NewCertPool() // lets no client in
+	}
+}
+
+// serverName is the name of the host that a client named in its handshake.
+func serverName(state *tls.ConnectionState) string {
+	name, _ := hostName(state.ServerName)
+	return name
 }
 
 // ownCertificate makes the certificate for hosts without one. No client trusts it; it is made anew by each process.

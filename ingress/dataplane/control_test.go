@@ -71,7 +71,7 @@ func startControl(t *testing.T) (*Proxy, string) {
 	return p, socket
 }
 
-func hasHost(p *Proxy, name string) bool { return p.current.Load().sites["s"][name] != nil }
+func hasHost(p *Proxy, name string) bool { return hostOf(p, "s", name) != nil }
 
 func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
 	p, socket := startControl(t)
@@ -82,10 +82,10 @@ func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
 	if !hasHost(p, "a") || !hasHost(p, "b") {
 		t.Fatal("a later commit does not add to the table")
 	}
-	kept := p.current.Load().sites["s"]["b"]
+	kept := hostOf(p, "s", "b")
 	two := dialAgent(t, socket)
 	answer := two.commit(b, section(t, table.CertificateKey("n", "c"), table.Certificate{}))
-	if hasHost(p, "a") || p.current.Load().sites["s"]["b"] != kept {
+	if hasHost(p, "a") || hostOf(p, "s", "b") != kept {
 		t.Error("a new agent's first commit does not replace the table, or builds again what is equal")
 	}
 	if len(answer.Problems) != 1 {

@@ -46,8 +46,9 @@ type exchange struct {
 	believed bool   // peer is a trusted proxy
 	scheme   string
 	grpc     bool
-	tls      bool // of the backend
-	duplex   bool // the response may begin before the end of the request's body
+	backend  *backend // that was chosen; nil before
+	late     *watch   // ends what takes longer than the route allows; nil for none
+	duplex   bool     // the response may begin before the end of the request's body
 
 	ctx    context.Context // of the request to the backend
 	cancel context.CancelCauseFunc
@@ -67,6 +68,7 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 	x := &exchange{listener: h, proxy: h.proxy, routing: h.proxy.current.Load(), w: w, ctl: http.NewResponseController(w), in: in}
 	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
+	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
 	x.body.exchange, x.body.inner = x, in.Body
 	x.body.done.Store(in.ContentLength == 0)
 	return x
@@ -76,6 +78,10 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 // time for that, after which the connection does not last.
 func (x *exchange) end(whole bool) {
 	x.watch.stop()
+	if x.late != nil {
+		x.late.stop()
+	}
+	x.body.endMirrors(errMirrorCut)
 	if x.release != nil {
 		x.release()
 	}
@@ -117,8 +123,17 @@ func (x *exchange) serve() {
 		x.answer(http.StatusBadRequest, err.Error())
 		return
 	}
-	r := x.routing.route(x.listener.site, name, x.path.match)
+	s := x.routing.sites[x.listener.site]
+	if s == nil {
+		x.answer(http.StatusNotFound, "no route for this host and path")
+		return
+	}
+	r := s.route(name, x.path.match, x.in)
 	switch {
+	case s.closed != "":
+		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
+	case x.in.TLS != nil && s.misdirected(serverName(x.in.TLS), name):
+		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
 	case r.refused != "":
@@ -137,6 +152,10 @@ func (x *exchange) answer(status int, text string) {
 	x.answering.Store(true)
 	x.status = status
 	h := x.w.Header()
+	if x.grpc && x.in.ProtoMajor > 1 {
+		x.answerGRPC(grpcStatus(status), text)
+		return
+	}
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(text)+1))
@@ -169,13 +188,16 @@ func (x *exchange) expire() {
 func (x *exchange) prepare() {
 	x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
 	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.early})
-	x.grpc = strings.HasPrefix(x.in.Header.Get("Content-Type"), "application/grpc")
 	x.patient.Store(x.grpc)
 	idle := x.proxy.options.IdleTimeout
 	if x.policy != nil && x.policy.IdleSeconds > 0 {
 		idle = time.Duration(x.policy.IdleSeconds) * time.Second
 	}
 	x.watch.begin(idle, x.expire)
+	if x.policy != nil && x.policy.longest > 0 {
+		x.late = &watch{}
+		x.late.begin(x.policy.longest, x.expire)
+	}
 
 	if x.in.ContentLength != 0 {
 		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers could fail.
@@ -206,10 +228,13 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out.Header = x.out
 	// Opaque goes out as it is, while Path would be escaped anew.
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
-	if x.policy != nil && x.policy.UpstreamHost != "" {
-		out.Host = x.policy.UpstreamHost
+	if x.policy != nil {
+		x.policy.rename(out)
 	}
-	if x.tls {
+	if x.backend.request != nil && x.backend.request.host != "" {
+		out.Host = x.backend.request.host
+	}
+	if x.backend.tls {
 		out.URL.Scheme = "https"
 	}
 	out.RequestURI, out.TransferEncoding, out.Close = "", nil, false
@@ -264,6 +289,7 @@ type requestBody struct {
 	limit    int64 // in bytes; 0 for none
 	read     int64
 	excess   atomic.Bool // the limit was exceeded
+	mirrors  []*mirrorBody
 }
 
 var errExcess = errors.New("the request's body is greater than the route allows")
@@ -280,6 +306,7 @@ func (b *requestBody) Read(to []byte) (int, error) {
 	if n > 0 {
 		b.exchange.moved()
 	}
+	b.mirror(to[:n])
 	if b.read += int64(n); b.limit > 0 && b.read > b.limit {
 		b.excess.Store(true)
 		b.failed.Store(true)
@@ -288,6 +315,7 @@ func (b *requestBody) Read(to []byte) (int, error) {
 	switch {
 	case errors.Is(err, io.EOF):
 		b.done.Store(true)
+		b.endMirrors(nil)
 		removeTrailers(b.exchange.in.Trailer)
 	case err != nil:
 		b.failed.Store(true)

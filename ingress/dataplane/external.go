@@ -157,9 +157,9 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 		return nil, err
 	}
 	name, _ := hostName(x.in.Host)
-	found := x.routing.route(x.listener.site, name, path.match)
+	found := x.routing.sites[x.listener.site].route(name, path.match, x.in)
 	switch {
-	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].http2 || found.backends[0].tls:
+	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 || found.backends[0].tls:
 		return nil, errors.New("the host has no route to its authentication server")
 	case found.policy != nil:
 		return nil, errors.New("the route to the authentication server has a policy of its own")

@@ -40,13 +40,21 @@ func (x *exchange) forward(r *route) {
 		x.answer(http.StatusServiceUnavailable, "the route has no backend")
 		return
 	}
-	x.tls = b.tls
-	if x.isWebsocket() {
-		x.prepare()
+	if b.invalid {
+		x.answerInvalid()
+		return
+	}
+	x.backend = b
+	websocket := x.isWebsocket() // before prepare removes what says so
+	x.prepare()
+	if x.policy != nil && !websocket {
+		x.mirror()
+	}
+	b.request.apply(x.out)
+	if websocket {
 		x.forwardWebsocket(b)
 		return
 	}
-	x.prepare()
 	transport := x.proxy.to(b)
 	if x.grpc {
 		x.watch.rest()
@@ -129,6 +137,10 @@ func (x *exchange) respond(res *http.Response) {
 	for name, values := range res.Header {
 		h[name] = values
 	}
+	if x.policy != nil {
+		x.policy.response.apply(h)
+	}
+	x.backend.response.apply(h)
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // or net/http would guess one
 	}

@@ -197,3 +197,21 @@ func exchangeRaw(t testing.TB, address, request string) string {
 	text, _ := io.ReadAll(conn) // a reset after the answer is no matter
 	return string(text)
 }
+
+// routeOf is the route of a GET; nil for none.
+func routeOf(p *Proxy, site, host, path string) *route {
+	s := p.current.Load().sites[site]
+	if s == nil {
+		return nil
+	}
+	return s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil))
+}
+
+// hostOf is the host of exactly that name; nil for none.
+func hostOf(p *Proxy, site, name string) *host {
+	s := p.current.Load().sites[site]
+	if s == nil {
+		return nil
+	}
+	return s.hosts[name]
+}

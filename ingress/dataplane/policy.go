@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
@@ -21,8 +22,14 @@ type policy struct {
 	limiter  *limiter  // nil without
 	except   []netip.Prefix
 	hashBy   variable.Text
-	canary   *canary  // nil without
-	users    *userSet // nil without basic authentication
+	canary   *canary       // nil without
+	users    *userSet      // nil without basic authentication
+	path     *pathChange   // of the request; nil without
+	place    *pathChange   // of Redirect; nil without
+	request  *modification // of headers; nil without
+	response *modification
+	mirrors  []*mirror
+	longest  time.Duration // of a request; 0 for no bound
 }
 
 // compilePolicy reads what a route does beyond forwarding; an error closes the route.
@@ -36,6 +43,12 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 		if out.location, err = variable.Parse(r.Location); err != nil {
 			return nil, fmt.Errorf("reading the target of a redirect: %w", err)
 		}
+		if out.place, err = compilePathChange(r.Path); err != nil {
+			return nil, err
+		}
+	}
+	if err = p.compileChanges(out); err != nil {
+		return nil, err
 	}
 	if out.allow, err = prefixes(from.Allow); err != nil {
 		return nil, err
@@ -80,7 +93,11 @@ func (x *exchange) govern(r *route) {
 		x.redirect(http.StatusFound, x.scheme+"://"+x.in.Host+p.AppRoot)
 		return
 	case p.Redirect != nil:
-		x.redirect(p.Redirect.Status, x.expand(p.location))
+		target := x.expand(p.location)
+		if len(p.location) == 0 {
+			target = x.place(p.Redirect, p.place, r)
+		}
+		x.redirect(p.Redirect.Status, target)
 		return
 	}
 	if p.limiter != nil && x.limited(p) {
@@ -98,13 +115,19 @@ func (x *exchange) govern(r *route) {
 	if p.Rewrite != "" && !x.rewrite(r) {
 		return
 	}
+	if p.path != nil {
+		x.path.forward = p.path.of(x.path, r)
+	}
 	x.forward(r)
 }
 
 // mark notes that a sweep found what the policy holds in use.
 func (p *policy) mark(sweep uint64) {
 	if p.canary != nil {
-		p.canary.backend.endpoints.mark = sweep
+		p.canary.backend.mark(sweep)
+	}
+	for _, m := range p.mirrors {
+		m.backend.mark(sweep)
 	}
 	if p.limiter != nil {
 		p.limiter.mark = sweep
@@ -126,6 +149,44 @@ func (x *exchange) dress(h http.Header) {
 	if p.ForwardedPrefix != "" {
 		h["X-Forwarded-Prefix"] = []string{p.ForwardedPrefix}
 	}
+	p.request.apply(h)
+}
+
+// rename sets the Host header of a request to a backend.
+func (p *policy) rename(out *http.Request) {
+	if p.UpstreamHost != "" {
+		out.Host = p.UpstreamHost
+	}
+	if p.request != nil && p.request.host != "" {
+		out.Host = p.request.host
+	}
+}
+
+// compileChanges reads what changes requests and responses, their mirrors and their time-outs.
+func (p *Proxy) compileChanges(to *policy) (err error) {
+	if to.path, err = compilePathChange(to.Path); err != nil {
+		return err
+	}
+	if to.request, err = compileHeaders(to.RequestHeaders, true); err != nil {
+		return err
+	}
+	if to.response, err = compileHeaders(to.ResponseHeaders, false); err != nil {
+		return err
+	}
+	for i := range to.Mirrors {
+		m, err := p.compileMirror(&to.Mirrors[i])
+		if err != nil {
+			return err
+		}
+		to.mirrors = append(to.mirrors, m)
+	}
+	for _, millis := range []int{to.RequestMillis, to.BackendMillis} {
+		// Only attempts to connect are repeated, so that a backend has about as long as the request.
+		if d := time.Duration(millis) * time.Millisecond; d > 0 && (to.longest == 0 || d < to.longest) {
+			to.longest = d
+		}
+	}
+	return nil
 }
 
 // prefixes reads networks.

@@ -63,16 +63,17 @@ type Proxy struct {
 	current atomic.Pointer[routing]
 	http1   *http.Transport
 	h2c     *http.Transport
-	https1  *http.Transport // without regard to certificates, as nginx does
-	h2      *http.Transport // the same
+	https   *tlsClients // without regard to certificates, as nginx does
 	// strangers is the client of servers outside of the cluster.
 	strangers *http.Transport
 	// dialer connects tunnels; the transports have it, too.
-	dialer *net.Dialer
-	stats  Stats
-	limit  limit
-	ending chan struct{} // closed by End
-	end    sync.Once
+	dialer       *net.Dialer
+	stats        Stats
+	limit        limit
+	mirrors      atomic.Int64  // mirrored requests under way
+	mirrorMemory atomic.Int64  // bytes of their bodies that are held
+	ending       chan struct{} // closed by End
+	end          sync.Once
 	// memory is the key of the hashes by which right logins are remembered.
 	memory [32]byte
 	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
@@ -83,6 +84,8 @@ type Proxy struct {
 	problems     map[string]string // by key, apart from absent certificates
 	endpoints    map[string]*endpointSet
 	certificates map[string]*certificate
+	authorities  map[string]*authorities
+	tls          map[string]*backendTLS // by what they are made of
 	users        map[string]*userSet
 	limiters     map[string]*limiter // by object
 	trusted      []netip.Prefix
@@ -100,6 +103,8 @@ type Stats struct {
 	Refused atomic.Uint64
 	// DialFailures counts attempts to connect to endpoints that failed.
 	DialFailures atomic.Uint64
+	// MirrorsDropped counts mirrored requests that were not sent because there were too many, MirrorsFailed those that had no answer.
+	MirrorsDropped, MirrorsFailed atomic.Uint64
 	// Panics counts requests that ended by a panic in the proxy.
 	Panics atomic.Uint64
 }
@@ -132,12 +137,13 @@ func New(o Options) (*Proxy, error) {
 		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
+		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{},
 		users: map[string]*userSet{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
-	p.current.Store(&routing{sites: map[string]map[string]*host{}})
+	p.current.Store(&routing{sites: map[string]*siteRoutes{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
-	p.https1, p.h2 = p.transportTLS(false), p.transportTLS(true)
+	p.https = p.tlsClients(unverified())
 	p.strangers = p.outside()
 	return p, nil
 }
@@ -158,29 +164,35 @@ func (p *Proxy) transport(h2c bool) *http.Transport {
 	}
 }
 
-// transportTLS makes the client of endpoints with TLS. Their certificates are for names that a proxy does not know, and are not verified.
-func (p *Proxy) transportTLS(http2 bool) *http.Transport {
-	t := p.transport(false)
-	t.Protocols.SetHTTP1(!http2)
-	t.Protocols.SetHTTP2(http2)
-	t.TLSClientConfig = backendTLS()
-	t.TLSHandshakeTimeout = p.options.HeaderTimeout
-	return t
+// tlsClients makes the clients of endpoints with TLS.
+func (p *Proxy) tlsClients(config *tls.Config) *tlsClients {
+	make := func(http2 bool) *http.Transport {
+		t := p.transport(false)
+		t.Protocols.SetHTTP1(!http2)
+		t.Protocols.SetHTTP2(http2)
+		t.TLSClientConfig = config.Clone()
+		t.TLSHandshakeTimeout = p.options.HeaderTimeout
+		return t
+	}
+	return &tlsClients{http1: make(false), http2: make(true)}
 }
-
-func backendTLS() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
 
 // to is the client of a backend's endpoints.
 func (p *Proxy) to(b *backend) *http.Transport {
-	switch {
-	case b.tls && b.http2:
-		return p.h2
-	case b.tls:
-		return p.https1
-	case b.http2:
-		return p.h2c
+	if !b.tls {
+		if b.http2 {
+			return p.h2c
+		}
+		return p.http1
 	}
-	return p.http1
+	clients := p.https
+	if b.client != nil {
+		clients = b.client.clients.Load()
+	}
+	if b.http2 {
+		return clients.http2
+	}
+	return clients.http1
 }
 
 // pings finds peers of HTTP/2 that are gone while streams are silent.

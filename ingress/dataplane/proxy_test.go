@@ -462,7 +462,7 @@ func TestDrainWaitsForRequests(t *testing.T) {
 func TestPanicEndsOneRequestOnly(t *testing.T) {
 	f := newFixture(t, Options{}, site(t, "", "10.0.0.1:80")...)
 	good := f.current.Load()
-	f.current.Store(&routing{sites: map[string]map[string]*host{"s": {"": {routes: []*route{nil}}}}})
+	f.current.Store(&routing{sites: map[string]*siteRoutes{"s": {hosts: map[string]*host{"": {routes: []*route{nil}}}}}})
 	c := client(t, f.http, "http1")
 	if status, _ := get(t, c, "http://a/"); status != http.StatusInternalServerError {
 		t.Errorf("a panic is answered with %d", status)

@@ -16,7 +16,7 @@ import (
 
 // routing is all that requests are routed by. It never changes; Apply replaces it.
 type routing struct {
-	sites   map[string]map[string]*host // site → host name → host
+	sites   map[string]*siteRoutes
 	trusted []netip.Prefix
 	cluster []netip.Prefix // which no outside name may lead to
 }
@@ -26,6 +26,9 @@ type host struct {
 	site, name  string
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
+	final       bool    // the site's default host does not serve what no route matches
+	deep        bool    // the name is a wildcard for one label or more
+	stream      *stream // of a host whose connections are passed on as they are; nil for others
 }
 
 // route is a compiled table.Route.
@@ -35,13 +38,19 @@ type route struct {
 	text  bool // a prefix that need not end where an element does
 	// expression matches the beginning of paths; nil for the other kinds.
 	expression *regexp.Regexp
-	policy     *policy // nil for none
-	backends   []backend
-	total      uint64 // of the backends' weights
-	turn       atomic.Uint64
-	redirect   int
-	refused    string
-	namespace  string // of the object that the route comes from
+	conditions *conditions // nil for none
+	policy     *policy     // nil for none
+	pool
+	redirect  int
+	refused   string
+	namespace string // of the object that the route comes from
+}
+
+// pool is backends with their weights.
+type pool struct {
+	backends []backend
+	total    uint64 // of the weights
+	turn     atomic.Uint64
 }
 
 // noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not lose theirs.
@@ -50,44 +59,58 @@ const noPath = "\x00"
 // backend is a compiled table.Backend.
 type backend struct {
 	endpoints *endpointSet
-	http2     bool // HTTP/2 alone; HTTP/1.1 alone otherwise
-	tls       bool // whose certificate is not verified
+	http2     bool        // HTTP/2 alone; HTTP/1.1 alone otherwise
+	tls       bool        // TLS
+	client    *backendTLS // how TLS is spoken; nil for certificates that are not verified
+	invalid   bool        // requests are answered with an error
 	weight    uint64
+	request   *modification // of headers; nil for none
+	response  *modification
 }
 
-// find selects a host of the site: the name itself, a wildcard for its first label, or "" for all others. It returns nil when there is
-// none.
+// mark notes that a sweep found what the backend holds in use.
+func (b *backend) mark(sweep uint64) {
+	if b.endpoints != nil {
+		b.endpoints.mark = sweep
+	}
+	if b.client != nil {
+		b.client.marked(sweep)
+	}
+}
+
+// mark notes that a sweep found the backends in use.
+func (p *pool) mark(sweep uint64) {
+	for i := range p.backends {
+		p.backends[i].mark(sweep)
+	}
+}
+
+// find selects a host of the site. It returns nil when there is none.
 func (r *routing) find(site, name string) *host {
-	hosts := r.sites[site]
-	if h := hosts[name]; h != nil {
-		return h
-	}
-	if wildcard := wildcardOf(name); wildcard != "" {
-		if h := hosts[wildcard]; h != nil {
-			return h
-		}
-	}
-	return hosts[""]
-}
-
-// route selects the route of a request: the first that matches on the host, else the first that matches on the site's default host.
-func (r *routing) route(site, name, path string) *route {
-	h := r.find(site, name)
-	if h == nil {
-		return nil
-	}
-	if found := h.match(path); found != nil || h.name == "" {
-		return found
-	}
-	if h = r.sites[site][""]; h != nil {
-		return h.match(path)
+	if s := r.sites[site]; s != nil {
+		return s.find(name)
 	}
 	return nil
 }
 
-func (h *host) match(path string) *route {
+// route selects the route of a request: the first that matches on the host, else the first that matches on the site's default host, unless the host is final.
+func (s *siteRoutes) route(name, path string, in *http.Request) *route {
+	h := s.find(name)
+	if h == nil {
+		return nil
+	}
+	if found := h.match(path, in); found != nil || h.name == "" || h.final {
+		return found
+	}
+	if h = s.hosts[""]; h != nil {
+		return h.match(path, in)
+	}
+	return nil
+}
+
+func (h *host) match(path string, in *http.Request) *route {
 	for _, r := range h.routes {
-		if r.matches(path) {
+		if r.matches(path) && (r.conditions == nil || r.conditions.met(in)) {
 			return r
 		}
 	}
@@ -108,31 +131,42 @@ func (r *route) matches(path string) bool {
 
 // choose returns the backend whose turn it is. Turns are spread evenly in the proportion of the weights: the multiples of the golden
 // ratio leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no backend has a weight.
-func (r *route) choose() *backend {
-	if len(r.backends) == 1 {
-		return &r.backends[0]
+func (p *pool) choose() *backend {
+	if len(p.backends) == 1 {
+		return &p.backends[0]
 	}
-	if r.total == 0 {
+	if p.total == 0 {
 		return nil
 	}
-	const golden = 0x9E3779B97F4A7C15
-	at, _ := bits.Mul64(r.turn.Add(1)*golden, r.total)
-	for i := range r.backends {
-		if at < r.backends[i].weight {
-			return &r.backends[i]
+	at := spread(&p.turn, p.total)
+	for i := range p.backends {
+		if at < p.backends[i].weight {
+			return &p.backends[i]
 		}
-		at -= r.backends[i].weight
+		at -= p.backends[i].weight
 	}
 	return nil
 }
 
+// spread returns numbers below total, evenly spread.
+func spread(turn *atomic.Uint64, total uint64) uint64 {
+	const golden = 0x9E3779B97F4A7C15
+	at, _ := bits.Mul64(turn.Add(1)*golden, total)
+	return at
+}
+
 // compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
 func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
-	h := &host{site: site, name: name, routes: make([]*route, 0, len(from.Routes))}
+	h := &host{
+		site: site, name: name, final: from.Final, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
+	}
 	if from.Certificate != "" {
 		h.certificate = p.certificate(from.Certificate)
 	}
 	var problem error
+	if from.Stream != nil {
+		h.stream, problem = p.compileStream(from.Stream)
+	}
 	for i := range from.Routes {
 		r, err := p.compileRoute(&from.Routes[i])
 		if err != nil {
@@ -149,11 +183,14 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	r := &route{path: noPath, refused: from.Refused, namespace: namespaceOf(from.Object)}
-	if err := r.compilePath(from); err != nil {
+	err := r.compilePath(from)
+	if err != nil {
+		return r, err
+	}
+	if r.conditions, err = compileConditions(from); err != nil {
 		return r, err
 	}
 	if from.Policy != nil {
-		var err error
 		if r.policy, err = p.compilePolicy(from.Object, from.Policy); err != nil {
 			return r, err
 		}
@@ -164,16 +201,21 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	default:
 		return r, fmt.Errorf("%d is not the status of a redirect", from.RedirectHTTPS)
 	}
-	r.backends = make([]backend, 0, len(from.Backends))
-	for _, b := range from.Backends {
+	return r, p.compilePool(&r.pool, from.Backends)
+}
+
+// compilePool reads backends into a pool.
+func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
+	to.backends = make([]backend, 0, len(from))
+	for _, b := range from {
 		one, err := p.compileBackend(b)
 		if err != nil {
-			return r, err
+			return err
 		}
-		r.backends = append(r.backends, one)
-		r.total += one.weight
+		to.backends = append(to.backends, one)
+		to.total += one.weight
 	}
-	return r, nil
+	return nil
 }
 
 // compilePath reads the path and its kind.
@@ -217,7 +259,11 @@ func namespaceOf(object string) string {
 }
 
 func (p *Proxy) compileBackend(from table.Backend) (backend, error) {
-	out := backend{endpoints: p.endpointSet(from.Key()), weight: uint64(max(0, from.Weight))}
+	out := backend{weight: uint64(max(0, from.Weight)), invalid: from.Invalid != ""}
+	if out.invalid {
+		return out, nil
+	}
+	out.endpoints = p.endpointSet(from.Key())
 	switch from.Protocol {
 	case table.HTTP1:
 	case table.H2C:
@@ -229,5 +275,13 @@ func (p *Proxy) compileBackend(from table.Backend) (backend, error) {
 	default:
 		return out, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", from.Protocol)
 	}
-	return out, nil
+	if from.TLS != nil {
+		out.client = p.backendTLSOf(from.TLS)
+	}
+	var err error
+	if out.request, err = compileHeaders(from.RequestHeaders, true); err != nil {
+		return out, err
+	}
+	out.response, err = compileHeaders(from.ResponseHeaders, false)
+	return out, err
 }

@@ -25,6 +25,9 @@ type listener struct {
 	tunnels map[*tunnel]struct{}
 	closed  bool           // no tunnel may begin any more
 	open    sync.WaitGroup // of tunnels
+	mirrors sync.WaitGroup
+
+	mirroring context.Context // of mirrored requests; ends when requests and tunnels have
 
 	leaving     atomic.Bool   // another process has taken over: each response is its connection's last
 	connections atomic.Int64  // of HTTP; those of tunnels are not among them
@@ -43,8 +46,15 @@ func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
 // Options.KeepAlive, so that no request meets a connection that is being closed.
 func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
 	h := &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: make(chan struct{}, 1)}
+	var cut context.CancelFunc
+	h.mirroring, cut = context.WithCancel(context.WithoutCancel(ctx))
+	defer h.mirrors.Wait()
+	defer cut() // before the wait
 	server := p.server(h)
-	bounded := &limitListener{Listener: l, proxy: p}
+	bounded := net.Listener(&limitListener{Listener: l, proxy: p})
+	if secure {
+		bounded = &helloListener{Listener: bounded, of: h}
+	}
 	done := make(chan error, 1) // so that the goroutine can end when ctx did
 	go func() {
 		if secure {

@@ -43,7 +43,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 		out = x.outgoing(e)
 		conn, err = x.proxy.dial(x.ctx, "tcp", e.address)
 		if err == nil && b.tls {
-			conn = tls.Client(conn, backendTLS())
+			conn = tls.Client(conn, b.client.config())
 		}
 		return err
 	})
@@ -112,6 +112,9 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	head.WriteString("\r\n")
 
 	x.watch.stop()
+	if x.late != nil {
+		x.late.stop()
+	}
 	client, rw, err := x.ctl.Hijack()
 	if err != nil {
 		_ = conn.Close()
@@ -140,8 +143,11 @@ type tunnel struct {
 	watch           watch
 	left            atomic.Int32 // directions that have not ended
 	half            atomic.Bool  // one direction has ended
-	once            sync.Once
-	release         func() // ends what a limiter counts; nil for none
+	release         func()       // ends what a limiter counts; nil for none
+	cancel          func()       // ends the attempt to connect; nil without one
+
+	mu     sync.Mutex // guards closed, and client and backend until both are there
+	closed bool
 }
 
 // released ends what a limiter counts.
@@ -153,10 +159,30 @@ func (t *tunnel) released() {
 
 // close ends both directions at once.
 func (t *tunnel) close() {
-	t.once.Do(func() {
-		_ = t.client.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	t.closed = true
+	if t.cancel != nil {
+		t.cancel()
+	}
+	_ = t.client.Close()
+	if t.backend != nil {
 		_ = t.backend.Close()
-	})
+	}
+}
+
+// use sets the connections; false says that the tunnel has been closed, and closes them. backend may be nil.
+func (t *tunnel) use(client, backend net.Conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.client, t.backend = client, backend
+	if t.closed && backend != nil {
+		_ = backend.Close()
+	}
+	return !t.closed
 }
 
 // pipe copies one direction. The end of the bytes is passed on and leaves the other direction open.

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// authorities is one section. Sites and backends hold it by pointer, so that a change rebuilds none.
+type authorities struct {
+	pool atomic.Pointer[x509.CertPool] // nil while the section is absent or bad
+	// mark is the sweep that last found the authorities in use; Apply owns it.
+	mark uint64
+	// present says that the table has a section for them; Apply owns it.
+	present bool
+}
+
+func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool) error {
+	a := p.authoritiesOf(key)
+	a.present = present
+	a.pool.Store(nil)
+	defer p.resetTLS(func(b *backendTLS) bool { return b.authorities == a })
+	if !present {
+		return nil
+	}
+	var from table.Authorities
+	if err := strict(value, &from); err != nil {
+		return fmt.Errorf("reading authorities: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(from.Certificates)) {
+		return errors.New("the authorities hold no certificate")
+	}
+	a.pool.Store(pool)
+	return nil
+}
+
+// authoritiesOf returns those of a section, which need not exist yet.
+func (p *Proxy) authoritiesOf(key string) *authorities {
+	a := p.authorities[key]
+	if a == nil {
+		a = &authorities{}
+		p.authorities[key] = a
+	}
+	return a
+}
+
+// backendTLS is a compiled table.BackendTLS. Backends for which it is the same share their connections, and no others do.
+type backendTLS struct {
+	from        table.BackendTLS
+	authorities *authorities // nil for the system's
+	certificate *certificate // of the proxy; nil for none
+	clients     atomic.Pointer[tlsClients]
+	mark        uint64 // Apply owns it
+}
+
+// tlsClients are the clients of HTTP/1.1 and of HTTP/2.
+type tlsClients struct{ http1, http2 *http.Transport }
+
+func (c *tlsClients) closeIdle() {
+	c.http1.CloseIdleConnections()
+	c.http2.CloseIdleConnections()
+}
+
+// backendTLSOf returns the one that is made of the same table.BackendTLS.
+func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
+	key, _ := json.Marshal(from) // a struct of texts has no errors
+	b := p.tls[string(key)]
+	if b == nil {
+		b = &backendTLS{from: *from}
+		if from.Authorities != "" {
+			b.authorities = p.authoritiesOf(from.Authorities)
+		}
+		if from.Certificate != "" {
+			b.certificate = p.certificate(from.Certificate)
+		}
+		b.clients.Store(p.tlsClients(b.config()))
+		p.tls[string(key)] = b
+	}
+	return b
+}
+
+// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those under way end with their request.
+func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
+	for _, b := range p.tls {
+		if of(b) {
+			b.clients.Swap(p.tlsClients(b.config())).closeIdle()
+		}
+	}
+}
+
+// sweepTLS forgets what no backend names.
+func (p *Proxy) sweepTLS() {
+	maps.DeleteFunc(p.tls, func(_ string, b *backendTLS) bool {
+		if b.mark == p.sweeps {
+			return false
+		}
+		b.clients.Load().closeIdle()
+		return true
+	})
+	maps.DeleteFunc(p.authorities, func(_ string, a *authorities) bool { return !a.present && a.mark != p.sweeps })
+}
+
+func (b *backendTLS) marked(sweep uint64) {
+	b.mark = sweep
+	if b.authorities != nil {
+		b.authorities.mark = sweep
+	}
+	if b.certificate != nil {
+		b.certificate.mark = sweep
+	}
+}
+
+// unverified takes any certificate: nothing says whose it should be.
+func unverified() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
+
+// config verifies certificates by itself, for the names may be others than the one that is asked for. b may be nil.
+func (b *backendTLS) config() *tls.Config {
+	out := unverified()
+	if b == nil {
+		return out
+	}
+	out.ServerName = b.from.ServerName
+	if !b.from.Unverified {
+		out.VerifyConnection = b.verify
+	}
+	if b.certificate != nil {
+		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if pair := b.certificate.pair.Load(); pair != nil {
+				return pair, nil
+			}
+			return nil, errors.New("the proxy's own certificate for this backend is absent or cannot be used")
+		}
+	}
+	return out
+}
+
+// verify reports why a backend's certificate is not trusted.
+func (b *backendTLS) verify(state tls.ConnectionState) error {
+	var roots *x509.CertPool
+	if b.authorities != nil {
+		if roots = b.authorities.pool.Load(); roots == nil {
+			return errors.New("the authorities that sign the backend's certificate are absent or cannot be used")
+		}
+	}
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("the backend has no certificate")
+	}
+	leaf := state.PeerCertificates[0]
+	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range state.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := leaf.Verify(o); err != nil {
+		return fmt.Errorf("verifying the backend's certificate: %w", err)
+	}
+	names := b.from.Names
+	if len(names) == 0 {
+		names = []string{b.from.ServerName}
+	}
+	if !slices.ContainsFunc(names, func(name string) bool { return isFor(leaf, name) }) {
+		return fmt.Errorf("the backend's certificate is not for %s", strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// isFor reports whether a certificate is for a name: a DNS name, with or without a wildcard as its first label, an address, or a URI.
+func isFor(leaf *x509.Certificate, name string) bool {
+	if strings.Contains(name, "://") {
+		return slices.ContainsFunc(leaf.URIs, func(u *url.URL) bool { return u.String() == name })
+	}
+	domain, wildcard := strings.CutPrefix(name, "*.")
+	if !wildcard {
+		return name != "" && leaf.VerifyHostname(name) == nil
+	}
+	return slices.ContainsFunc(leaf.DNSNames, func(have string) bool {
+		label, rest, _ := strings.Cut(have, ".")
+		return label != "" && strings.EqualFold(rest, domain)
+	})
+}

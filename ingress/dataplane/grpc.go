@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"net/http"
+	"strconv"
+)
+
+// grpcUnavailable is the status of gRPC for what may work later.
+const grpcUnavailable = 14
+
+// grpcStatus is the status of gRPC for one of HTTP, as clients translate it (gRPC, doc/http-grpc-status-mapping.md).
+func grpcStatus(status int) int {
+	switch status {
+	case http.StatusBadRequest:
+		return 13 // INTERNAL
+	case http.StatusUnauthorized:
+		return 16 // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return 7 // PERMISSION_DENIED
+	case http.StatusNotFound:
+		return 12 // UNIMPLEMENTED
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return grpcUnavailable
+	}
+	return 2 // UNKNOWN
+}
+
+// answerGRPC sends an error of the proxy's own in gRPC's form: trailers without a response before them.
+func (x *exchange) answerGRPC(status int, text string) {
+	h := x.w.Header()
+	h["Content-Type"] = []string{"application/grpc"}
+	h["Grpc-Status"] = []string{strconv.Itoa(status)}
+	h["Grpc-Message"] = []string{grpcMessage(text)}
+	x.w.WriteHeader(http.StatusOK)
+}
+
+// grpcMessage escapes what may not stand in the message of a status.
+func grpcMessage(text string) string {
+	const hexDigits = "0123456789ABCDEF"
+	out := make([]byte, 0, len(text))
+	for i := 0; i < len(text); i++ {
+		if c := text[i]; c >= ' ' && c <= '~' && c != '%' {
+			out = append(out, c)
+		} else {
+			out = append(out, '%', hexDigits[c>>4], hexDigits[c&15])
+		}
+	}
+	return string(out)
+}
+
+// answerInvalid answers a request whose turn is a backend that cannot be used.
+func (x *exchange) answerInvalid() {
+	const text = "the backend of this route cannot be used; the status of its object says why"
+	if x.grpc && x.in.ProtoMajor > 1 {
+		x.answering.Store(true)
+		x.status = http.StatusInternalServerError
+		x.answerGRPC(grpcUnavailable, text)
+		return
+	}
+	x.answer(http.StatusInternalServerError, text)
+}

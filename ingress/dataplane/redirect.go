@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// pathChange is a compiled table.PathChange.
+type pathChange struct {
+	prefix bool
+	value  string // in the form in which paths are forwarded; of a prefix without the slash at its end
+}
+
+// compilePathChange returns nil for none.
+func compilePathChange(from *table.PathChange) (*pathChange, error) {
+	if from == nil {
+		return nil, nil //nolint:nilnil // no change
+	}
+	out := &pathChange{prefix: from.Prefix}
+	if from.Value == "" {
+		if !from.Prefix {
+			out.value = "/"
+		}
+		return out, nil
+	}
+	path, err := normalise(from.Value)
+	if err != nil || !strings.HasPrefix(from.Value, "/") {
+		return nil, fmt.Errorf("%q is not a path that begins with a slash", from.Value)
+	}
+	if out.value = path.forward; out.prefix {
+		out.value = strings.TrimSuffix(out.value, "/")
+	}
+	return out, nil
+}
+
+// of is the path of a request that has matched r, changed, in the form in which paths are forwarded.
+func (c *pathChange) of(path cleanPath, r *route) string {
+	if !c.prefix {
+		return c.value
+	}
+	if out := c.value + after(path.forward, r.path); out != "" {
+		return out
+	}
+	return "/"
+}
+
+// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form in which paths are forwarded.
+func after(forward, prefix string) string {
+	at := 0
+	for matched := 0; matched < len(prefix) && at < len(forward); matched++ {
+		// An escape stands for one byte of what is compared, apart from those of the slash and the percent sign, which stay as they are.
+		if forward[at] == '%' && prefix[matched] != '%' {
+			at += 2
+		}
+		at++
+	}
+	return forward[min(at, len(forward)):]
+}
+
+// place is where a redirect leads: the request's own URL with other parts.
+func (x *exchange) place(r *table.Redirect, path *pathChange, from *route) string {
+	scheme, host, port := r.Scheme, r.Host, ""
+	if scheme == "" {
+		scheme = x.scheme
+	}
+	if host == "" {
+		host, _ = hostName(x.in.Host)
+	}
+	if r.Port != 0 && !(scheme == "http" && r.Port == 80) && !(scheme == "https" && r.Port == 443) {
+		port = ":" + strconv.Itoa(r.Port)
+	}
+	target := x.requestURI()
+	if path != nil {
+		target = path.of(x.path, from)
+		if x.in.URL.RawQuery != "" {
+			target += "?" + x.in.URL.RawQuery
+		}
+	}
+	return scheme + "://" + host + port + target
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// siteRoutes are the hosts of a site with a compiled table.Site. It never changes once requests are routed by it.
+type siteRoutes struct {
+	hosts   map[string]*host
+	streams int // hosts whose connections are streams
+	deep    int // hosts with a wildcard for one label or more
+	// listeners are names of hosts; nil where the site does not tell its listeners apart.
+	listeners map[string]struct{}
+	clients   *clients // nil where clients are asked for no certificate
+	closed    string   // why nothing is served; empty for a site that is open
+	present   bool     // the table has a section for it
+}
+
+// clients are whose certificates let a client in.
+type clients struct {
+	authorities *authorities
+	optional    bool
+}
+
+// find selects a host: the name itself, a wildcard for its first label, one for more labels, or "" for all others. It returns nil when there is none.
+func (s *siteRoutes) find(name string) *host {
+	if h := s.hosts[name]; h != nil {
+		return h
+	}
+	if wildcard := wildcardOf(name); wildcard != "" {
+		if h := s.hosts[wildcard]; h != nil {
+			return h
+		}
+		for s.deep > 0 {
+			if wildcard = wildcardOf(wildcard[2:]); wildcard == "" {
+				break
+			}
+			if h := s.hosts[wildcard]; h != nil && h.deep {
+				return h
+			}
+		}
+	}
+	return s.hosts[""]
+}
+
+// listener is the name of the listener that a host belongs to; ok is false when there is none.
+func (s *siteRoutes) listener(name string) (listener string, ok bool) {
+	for text := name; text != ""; text = wildcardOf(strings.TrimPrefix(text, "*.")) {
+		if _, ok = s.listeners[text]; ok {
+			return text, true
+		}
+	}
+	_, ok = s.listeners[""]
+	return "", ok
+}
+
+// listens reports whether a host belongs to a listener.
+func (s *siteRoutes) listens(name string) bool {
+	_, ok := s.listener(name)
+	return ok
+}
+
+// misdirected reports whether a request for a host came by a connection to another listener's host.
+func (s *siteRoutes) misdirected(server, host string) bool {
+	if len(s.listeners) == 0 {
+		return false
+	}
+	one, ok := s.listener(server)
+	other, have := s.listener(host)
+	return one != other || ok != have
+}
+
+// count notes that a host is there, or by -1 that it is gone.
+func (s *siteRoutes) count(h *host, by int) {
+	if h != nil && h.stream != nil {
+		s.streams += by
+	}
+	if h != nil && h.deep {
+		s.deep += by
+	}
+}
+
+// edit is a routing that is being made: sites that owned names are copies and may be written to.
+type edit struct {
+	*routing
+	owned   map[string]bool
+	touched bool
+}
+
+// site returns a site to write to.
+func (e *edit) site(name string) *siteRoutes {
+	if !e.touched {
+		e.touched = true
+		e.sites = maps.Clone(e.sites)
+	}
+	if !e.owned[name] {
+		e.owned[name] = true
+		s := &siteRoutes{hosts: map[string]*host{}}
+		if from := e.sites[name]; from != nil {
+			*s = *from
+			s.hosts = maps.Clone(from.hosts)
+		}
+		e.sites[name] = s
+	}
+	return e.sites[name]
+}
+
+// put adds or replaces a host.
+func (e *edit) put(h *host) {
+	s := e.site(h.site)
+	s.count(s.hosts[h.name], -1)
+	s.count(h, 1)
+	s.hosts[h.name] = h
+}
+
+// remove removes a host.
+func (e *edit) remove(site, name string) {
+	s := e.site(site)
+	s.count(s.hosts[name], -1)
+	delete(s.hosts, name)
+	e.forget(site)
+}
+
+// forget removes a site that has neither a host nor a section.
+func (e *edit) forget(name string) {
+	if s := e.sites[name]; s != nil && len(s.hosts) == 0 && !s.present {
+		delete(e.sites, name)
+		delete(e.owned, name)
+	}
+}
+
+// applySite replaces what holds for all hosts of a site in next.
+func (p *Proxy) applySite(next *edit, key string, value json.RawMessage, present bool) error {
+	name := strings.TrimPrefix(key, table.KindSite+"/")
+	s := next.site(name)
+	s.present, s.closed, s.clients, s.listeners = present, "", nil, nil
+	if !present {
+		next.forget(name)
+		return nil
+	}
+	var from table.Site
+	if err := strict(value, &from); err != nil {
+		// What cannot be read may have restricted access.
+		err = fmt.Errorf("reading the site: %w", err)
+		s.closed = err.Error()
+		return err
+	}
+	if from.ClientAuthorities != "" {
+		s.clients = &clients{authorities: p.authoritiesOf(from.ClientAuthorities), optional: from.ClientOptional}
+	}
+	if len(from.Listeners) > 0 {
+		s.listeners = make(map[string]struct{}, len(from.Listeners))
+		for _, l := range from.Listeners {
+			s.listeners[l] = struct{}{}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// stream is a compiled table.Stream.
+type stream struct {
+	pool
+	terminate bool
+	refused   string // why connections are closed; empty for a stream that is open
+}
+
+// compileStream always returns a stream; with an error it is closed.
+func (p *Proxy) compileStream(from *table.Stream) (*stream, error) {
+	out := &stream{terminate: from.Terminate}
+	if err := p.compilePool(&out.pool, from.Backends); err != nil {
+		out.refused = err.Error()
+		return out, fmt.Errorf("the backends of a stream: %w", err)
+	}
+	return out, nil
+}
+
+// helloListener gives sites with streams connections that can be taken back once a client has named the host.
+type helloListener struct {
+	net.Listener
+	of *listener
+}
+
+// Accept returns the next connection.
+func (l *helloListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if s := l.of.proxy.current.Load().sites[l.of.site]; s == nil || s.streams == 0 {
+		return conn, nil
+	}
+	return &helloConn{Conn: conn, of: l.of}, nil
+}
+
+// helloConn keeps what is read of a connection until the client's first message is complete. When it is taken, the HTTP server, which then ends its handshake
+// with an error, neither writes to the connection nor closes it.
+type helloConn struct {
+	net.Conn
+	of    *listener
+	hello []byte // belongs to the handshake's goroutine
+	whole bool   // as hello
+	taken atomic.Bool
+}
+
+// errTaken ends the HTTP server's handshake on a connection that is a stream.
+var errTaken = errors.New("the connection is a stream")
+
+// errTunnelClosed says that the listener has been drained meanwhile.
+var errTunnelClosed = errors.New("the tunnel has been closed")
+
+// take makes the connection a stream to the host.
+func (c *helloConn) take(h *host) error {
+	c.whole = true
+	c.taken.Store(true)
+	_ = c.Conn.SetDeadline(time.Time{}) // the handshake's; a connection that cannot have one fails at once
+	c.of.stream(c.Conn, c.hello, h)
+	c.hello = nil
+	return errTaken
+}
+
+// release leaves the connection to the HTTP server.
+func (c *helloConn) release() { c.whole, c.hello = true, nil }
+
+// Read reads from the client.
+func (c *helloConn) Read(to []byte) (int, error) {
+	if c.taken.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := c.Conn.Read(to)
+	if !c.whole {
+		c.hello = append(c.hello, to[:n]...)
+	}
+	return n, err
+}
+
+// Write writes to the client.
+func (c *helloConn) Write(piece []byte) (int, error) {
+	if c.taken.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(piece)
+}
+
+// Close ends the connection.
+func (c *helloConn) Close() error {
+	if c.taken.Load() {
+		return nil
+	}
+	return c.Conn.Close()
+}
+
+// SetDeadline sets both deadlines.
+func (c *helloConn) SetDeadline(t time.Time) error {
+	if c.taken.Load() {
+		return nil
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// SetReadDeadline sets that of reading.
+func (c *helloConn) SetReadDeadline(t time.Time) error {
+	if c.taken.Load() {
+		return nil
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline sets that of writing.
+func (c *helloConn) SetWriteDeadline(t time.Time) error {
+	if c.taken.Load() {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// stream passes a connection on to a backend of the host in a goroutine of its own. hello is what the client has sent.
+func (l *listener) stream(client net.Conn, hello []byte, h *host) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &tunnel{listener: l, client: client, stall: l.proxy.options.IdleTimeout, release: cancel, cancel: cancel}
+	if !l.add(t) {
+		t.close()
+		return
+	}
+	t.left.Store(2)
+	go func() {
+		if err := l.connect(ctx, t, hello, h); err != nil {
+			l.proxy.options.Logger.Debug("a stream failed", "site", l.site, "host", h.name, "error", err)
+			t.close()
+			l.remove(t)
+		}
+	}()
+}
+
+// connect connects a tunnel to a backend and begins it.
+func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host) error {
+	s, p := h.stream, l.proxy
+	if s.refused != "" {
+		return errors.New(s.refused)
+	}
+	b := s.choose()
+	if b == nil || b.invalid {
+		return errors.New("the stream has no backend")
+	}
+	if s.terminate {
+		limited, cancel := context.WithTimeout(ctx, p.options.HeaderTimeout)
+		defer cancel()
+		conn := tls.Server(&prefixConn{Conn: t.client, prefix: hello}, p.streamTLS(l.site))
+		if err := conn.HandshakeContext(limited); err != nil {
+			return fmt.Errorf("shaking hands with a client: %w", err)
+		}
+		hello = nil
+		if !t.use(conn, nil) {
+			return errTunnelClosed
+		}
+	}
+	var conn net.Conn
+	err := p.tries(b.endpoints, func(e *endpoint) (err error) {
+		conn, err = p.dial(ctx, "tcp", e.address)
+		return err
+	}, func() bool { return ctx.Err() == nil })
+	if err != nil {
+		return err
+	}
+	if b.client != nil {
+		limited, cancel := context.WithTimeout(ctx, p.options.HeaderTimeout)
+		defer cancel()
+		secured := tls.Client(conn, b.client.config())
+		if err := secured.HandshakeContext(limited); err != nil {
+			_ = conn.Close()
+			return fmt.Errorf("shaking hands with a backend: %w", err)
+		}
+		conn = secured
+	}
+	if !t.use(t.client, conn) {
+		return errTunnelClosed
+	}
+	t.watch.begin(p.options.TunnelTimeout, t.close)
+	go t.pipe(conn, t.client, hello)
+	go t.pipe(t.client, conn, nil)
+	return nil
+}
+
+// prefixConn reads bytes that have been read before once more.
+type prefixConn struct {
+	net.Conn
+	prefix []byte
+}
+
+// Read reads what is left of the prefix, then from the connection.
+func (c *prefixConn) Read(to []byte) (int, error) {
+	if len(c.prefix) == 0 {
+		c.prefix = nil
+		return c.Conn.Read(to)
+	}
+	n := copy(to, c.prefix)
+	c.prefix = c.prefix[n:]
+	return n, nil
+}
