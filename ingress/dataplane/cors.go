@@ -13,10 +13,13 @@ import (
 
 // allowedOrigin is what scripts of the request's origin are told; empty for an origin that is not among those of the route.
 func (x *exchange) allowedOrigin(c *table.CORS) string {
+	said := x.in.Header.Get("Origin")
 	if slices.Contains(c.Origins, "*") {
+		if c.Gateway && c.Credentials {
+			return said // browsers take no "*" then
+		}
 		return "*"
 	}
-	said := x.in.Header.Get("Origin")
 	for _, o := range c.Origins {
 		if strings.EqualFold(o, said) {
 			return said
@@ -26,8 +29,13 @@ func (x *exchange) allowedOrigin(c *table.CORS) string {
 			continue
 		}
 		s, host, _ := strings.Cut(said, "://")
-		if label, domain, ok := strings.Cut(host, "."); ok && label != "" && strings.EqualFold(s, scheme) && strings.EqualFold(domain, rest) {
-			return said
+		for label, domain, ok := strings.Cut(host, "."); ok && label != "" && strings.EqualFold(s, scheme); label, domain, ok = strings.Cut(domain, ".") {
+			if strings.EqualFold(domain, rest) {
+				return said
+			}
+			if !c.Gateway {
+				break
+			}
 		}
 	}
 	return ""
@@ -55,15 +63,36 @@ func (x *exchange) share(c *table.CORS) (allowed bool) {
 
 // preflight answers the question of a browser before it sends a request, and reports whether it did.
 func (x *exchange) preflight(c *table.CORS) bool {
-	if !x.share(c) || x.in.Method != http.MethodOptions {
+	allowed := x.share(c)
+	if x.in.Method != http.MethodOptions {
 		return false
 	}
 	h := x.w.Header()
-	h.Set("Access-Control-Allow-Methods", c.Methods)
-	h.Set("Access-Control-Allow-Headers", c.Headers)
-	h.Set("Access-Control-Max-Age", strconv.Itoa(c.MaxAgeSeconds))
+	switch method := x.in.Header.Get("Access-Control-Request-Method"); {
+	case !c.Gateway && !allowed, c.Gateway && (method == "" || x.in.Header.Get("Origin") == ""):
+		return false
+	case !allowed: // without a header that would let the request itself pass
+	default:
+		for name, value := range map[string]string{
+			"Access-Control-Allow-Methods": named(c, c.Methods, method),
+			"Access-Control-Allow-Headers": named(c, c.Headers, x.in.Header.Get("Access-Control-Request-Headers")),
+			"Access-Control-Max-Age":       strconv.Itoa(c.MaxAgeSeconds),
+		} {
+			if value != "" || !c.Gateway {
+				h.Set(name, value)
+			}
+		}
+	}
 	x.answering.Store(true)
 	x.status = http.StatusNoContent
 	x.w.WriteHeader(http.StatusNoContent)
 	return true
+}
+
+// named is a list of methods or of headers; in the place of "*" those that the client asks for, where browsers take no "*".
+func named(c *table.CORS, list, asked string) string {
+	if c.Gateway && c.Credentials && list == "*" {
+		return asked
+	}
+	return list
 }
