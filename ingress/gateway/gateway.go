@@ -7,9 +7,14 @@
 package gateway
 
 import (
+	"cmp"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -42,6 +47,8 @@ type State struct {
 	// Secret and ConfigMap give an object, or nil if there is none.
 	Secret    func(types.NamespacedName) *corev1.Secret
 	ConfigMap func(types.NamespacedName) *corev1.ConfigMap
+	// CRDVersion is the version of the Gateway API's CRDs that the cluster has (BundleVersionAnnotation), such as v1.6.3. Empty says nothing of it.
+	CRDVersion string
 	// Now is the lastTransitionTime of conditions that change.
 	Now time.Time
 }
@@ -75,11 +82,118 @@ type Service struct {
 	Ports []int32
 	// Addresses are those that the Gateway asks for; none leaves the choice to the pools.
 	Addresses []string
-	// Labels and Annotations come from spec.infrastructure. None is of the domain coracle.dev.
+	// Labels and Annotations come from spec.infrastructure. ServiceLabel and PortsAnnotation are not among them.
 	Labels, Annotations map[string]string
+}
+
+// compiler collects a Result.
+type compiler struct {
+	s        State
+	r        Result
+	gateways map[types.NamespacedName]*gateway // of this controller, whether they are accepted or not
+	sets     map[types.NamespacedName]*listenerSet
+	// namespaces are their labels.
+	namespaces  map[string]labels.Set
+	grants      map[string][]*gatewayv1.ReferenceGrant // by namespace
+	policies    policies
+	allPolicies []*policy
+	targeted    map[types.NamespacedName][]*policy // by Service
+	ports       map[ServicePort]uint16
+	routes      []*route
 }
 
 // Desired compiles the state.
 func Desired(s State) (Result, error) {
-	return Result{Sections: table.Sections{}}, nil
+	c := &compiler{
+		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
+		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, ports: NodePorts(s.GatewayServices), targeted: map[types.NamespacedName][]*policy{},
+		r: Result{
+			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
+			GatewayStatus:     map[types.NamespacedName]gatewayv1.GatewayStatus{},
+			ListenerSetStatus: map[types.NamespacedName]gatewayv1.ListenerSetStatus{},
+			HTTPRouteStatus:   map[types.NamespacedName]gatewayv1.HTTPRouteStatus{},
+			GRPCRouteStatus:   map[types.NamespacedName]gatewayv1.GRPCRouteStatus{},
+			TLSRouteStatus:    map[types.NamespacedName]gatewayv1.TLSRouteStatus{},
+			PolicyStatus:      map[types.NamespacedName]gatewayv1.PolicyStatus{},
+			Services:          map[types.NamespacedName]Service{},
+			Secrets:           map[types.NamespacedName]bool{},
+			ConfigMaps:        map[types.NamespacedName]bool{},
+		},
+	}
+	for _, n := range s.Namespaces {
+		c.namespaces[n.Name] = n.Labels
+	}
+	for _, g := range s.Grants {
+		c.grants[g.Namespace] = append(c.grants[g.Namespace], g)
+	}
+	classes := c.classes()
+	for _, g := range byAge(s.Gateways) {
+		if class, ok := classes[g.Spec.GatewayClassName]; ok && g.DeletionTimestamp == nil {
+			c.gateway(g, class)
+		}
+	}
+	for _, l := range byAge(s.ListenerSets) {
+		if l.DeletionTimestamp == nil {
+			c.listenerSet(l)
+		}
+	}
+	for _, g := range c.gateways {
+		g.resolveConflicts()
+	}
+	c.readPolicies()
+	c.readRoutes()
+	c.attach()
+	if err := c.finishPolicies(); err != nil {
+		return Result{}, err
+	}
+	for _, g := range c.gateways {
+		if err := c.finish(g); err != nil {
+			return Result{}, err
+		}
+	}
+	for _, l := range c.sets {
+		c.finishSet(l)
+	}
+	for _, r := range c.routes {
+		c.routeStatus(r)
+	}
+	return c.r, nil
+}
+
+// byAge are the objects in the order in which they have precedence: the oldest first, of the same age by namespace and name.
+func byAge[T metav1.Object](objects []T) []T {
+	return slices.SortedFunc(slices.Values(objects), func(a, b T) int { return older(a, b) })
+}
+
+func older(a, b metav1.Object) int {
+	at, bt := a.GetCreationTimestamp(), b.GetCreationTimestamp()
+	return cmp.Or(at.Compare(bt.Time), strings.Compare(a.GetNamespace(), b.GetNamespace()), strings.Compare(a.GetName(), b.GetName()))
+}
+
+func nameOf(o metav1.Object) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// secret and configMap give an object, and note that the result depends on it.
+func (c *compiler) secret(name types.NamespacedName) *corev1.Secret {
+	c.r.Secrets[name] = true
+	if c.s.Secret == nil {
+		return nil
+	}
+	return c.s.Secret(name)
+}
+
+func (c *compiler) configMap(name types.NamespacedName) *corev1.ConfigMap {
+	c.r.ConfigMaps[name] = true
+	if c.s.ConfigMap == nil {
+		return nil
+	}
+	return c.s.ConfigMap(name)
+}
+
+func (c *compiler) service(name types.NamespacedName) *corev1.Service {
+	if c.s.Service == nil {
+		return nil
+	}
+	return c.s.Service(name)
 }

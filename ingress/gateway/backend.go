@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// appProtocols are the protocols that a Service's port may name, as the table has them without and with TLS. Others outside of the domain kubernetes.io are
+// taken for HTTP/1.1: nobody says what they mean.
+var appProtocols = map[string]struct{ plain, tls string }{
+	"kubernetes.io/h2c": {table.H2C, table.H2},
+	"kubernetes.io/ws":  {table.HTTP1, table.HTTPS1},
+	"kubernetes.io/wss": {table.HTTPS1, table.HTTPS1},
+}
+
+// backend resolves a reference of a route. One that cannot be used says so in Invalid.
+func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out table.Backend, p problem) {
+	defer func() { out.Invalid = p.message }()
+	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Service"); group != "" || kind != "Service" {
+		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the backend %s is a %s of the group %q: only Services are served", ref.Name, kind, group)}
+	}
+	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))), Name: string(ref.Name)}
+	from, to := referrer{r.kind, r.object.GetNamespace()}, referent{"Service", name}
+	if !c.permitted(from, to) {
+		return out, problem{string(gatewayv1.RouteReasonRefNotPermitted), refused(from, to)}
+	}
+	for _, p := range c.targeted[name] {
+		r.uses[p] = true
+	}
+	service := c.service(name)
+	notFound := string(gatewayv1.RouteReasonBackendNotFound)
+	switch {
+	case service == nil:
+		return out, problem{notFound, fmt.Sprintf("there is no Service %s", name)}
+	case service.Spec.Type == corev1.ServiceTypeExternalName:
+		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the Service %s is of the type ExternalName, which is not served", name)}
+	case ref.Port == nil:
+		return out, problem{notFound, fmt.Sprintf("the backend %s has no port", name)}
+	}
+	at := slices.IndexFunc(service.Spec.Ports, func(s corev1.ServicePort) bool {
+		return s.Port == *ref.Port && (s.Protocol == corev1.ProtocolTCP || s.Protocol == "")
+	})
+	if at < 0 {
+		return out, problem{notFound, fmt.Sprintf("the Service %s has no port %d of TCP", name, *ref.Port)}
+	}
+	out = table.Backend{Namespace: name.Namespace, Service: name.Name, Port: strconv.Itoa(int(*ref.Port))}
+	return out, c.protocol(r, &out, name, service.Spec.Ports[at])
+}
+
+// protocol says how a backend is spoken with.
+func (c *compiler) protocol(r *route, b *table.Backend, service types.NamespacedName, port corev1.ServicePort) problem {
+	policy := c.policies.of(service, port.Name)
+	if r.kind == kindTLS {
+		if policy == nil || r.passthrough {
+			return problem{}
+		}
+		b.TLS = pointer(policy.tls)
+		return policy.usable()
+	}
+	known, ok := appProtocols[deref(port.AppProtocol, "")]
+	switch {
+	case !ok && isKubernetes(deref(port.AppProtocol, "")):
+		return problem{string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf("the Service %s has the appProtocol %s, which is not served", service, *port.AppProtocol)}
+	case r.kind == kindGRPC:
+		known = struct{ plain, tls string }{table.H2C, table.H2}
+	case !ok:
+		known = struct{ plain, tls string }{table.HTTP1, table.HTTPS1}
+	}
+	b.Protocol = known.plain
+	if policy != nil {
+		b.Protocol, b.TLS = known.tls, pointer(policy.tls)
+		return policy.usable()
+	}
+	return problem{}
+}
+
+func isKubernetes(appProtocol string) bool {
+	const domain = "kubernetes.io/"
+	return len(appProtocol) >= len(domain) && appProtocol[:len(domain)] == domain
+}
+
+// usable is why no connection can be made as the policy says.
+func (p *policy) usable() problem {
+	if p.flaw.ok() {
+		return problem{}
+	}
+	return problem{p.flaw.reason, fmt.Sprintf("the BackendTLSPolicy %s cannot be used: %s", p.object.Name, p.flaw.message)}
+}
+
+// backends resolves references with their weights. Without any that gets requests, there is one that says why.
+func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend) problem) (out []table.Backend, p problem) {
+	for i, ref := range refs {
+		b, why := c.backend(r, ref.BackendObjectReference)
+		if why.ok() && each != nil {
+			if why = each(i, &b); !why.ok() {
+				b.Invalid = why.message
+			}
+		}
+		p = first(p, why)
+		if b.Weight = int(deref(ref.Weight, 1)); b.Weight > 0 {
+			out = append(out, b)
+		}
+	}
+	switch {
+	case len(out) > 0:
+	case len(refs) > 0:
+		out = []table.Backend{{Weight: 1, Invalid: "all backends have the weight 0"}}
+	default:
+		out = []table.Backend{{Weight: 1, Invalid: "the rule names no backend"}}
+	}
+	return out, p
+}
+
+// withCertificate is a backend as a Gateway speaks with it.
+func withCertificate(b table.Backend, g *gateway) table.Backend {
+	if b.TLS != nil && g.certificate != nil {
+		tls := *b.TLS
+		tls.Certificate = g.certificate.key
+		b.TLS = &tls
+	}
+	return b
+}
+
+func pointer[T any](v T) *T { return &v }

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
+)
+
+// BundleVersionAnnotation is where a CRD of the Gateway API says its version.
+const BundleVersionAnnotation = "gateway.networking.k8s.io/bundle-version"
+
+// BundleVersion is the version of the Gateway API that is served, and whose CRDs a cluster gets.
+const BundleVersion = "v1.6.3"
+
+// supported are the features that are served, whatever the cluster has.
+var supported = []features.FeatureName{
+	features.SupportBackendTLSPolicy,
+	features.SupportBackendTLSPolicySANValidation,
+	features.SupportGRPCRoute,
+	features.SupportGRPCRouteNamedRouteRule,
+	features.SupportGateway,
+	features.SupportGatewayAddressEmpty,
+	features.SupportGatewayBackendClientCertificate,
+	features.SupportGatewayFrontendClientCertificateValidation,
+	features.SupportGatewayFrontendClientCertificateValidationInsecureFallback,
+	features.SupportGatewayHTTPListenerIsolation,
+	features.SupportGatewayHTTPSListenerDetectMisdirectedRequests,
+	features.SupportGatewayInfrastructure,
+	features.SupportGatewayPort8080,
+	features.SupportGatewayStaticAddresses,
+	features.SupportHTTPRoute,
+	features.SupportHTTPRoute303RedirectStatusCode,
+	features.SupportHTTPRoute307RedirectStatusCode,
+	features.SupportHTTPRoute308RedirectStatusCode,
+	features.SupportHTTPRouteBackendProtocolH2C,
+	features.SupportHTTPRouteBackendProtocolWebSocket,
+	features.SupportHTTPRouteBackendRequestHeaderModification,
+	features.SupportHTTPRouteBackendTimeout,
+	features.SupportHTTPRouteCORS,
+	features.SupportHTTPRouteDestinationPortMatching,
+	features.SupportHTTPRouteHostRewrite,
+	features.SupportHTTPRouteMethodMatching,
+	features.SupportHTTPRouteNamedRouteRule,
+	features.SupportHTTPRouteParentRefPort,
+	features.SupportHTTPRoutePathRedirect,
+	features.SupportHTTPRoutePathRewrite,
+	features.SupportHTTPRoutePortRedirect,
+	features.SupportHTTPRouteQueryParamMatching,
+	features.SupportHTTPRouteRequestMirror,
+	features.SupportHTTPRouteRequestMultipleMirrors,
+	features.SupportHTTPRouteRequestPercentageMirror,
+	features.SupportHTTPRouteRequestTimeout,
+	features.SupportHTTPRouteResponseHeaderModification,
+	features.SupportHTTPRouteSchemeRedirect,
+	features.SupportListenerSet,
+	features.SupportReferenceGrant,
+	features.SupportTLSRoute,
+	features.SupportTLSRouteModeMixed,
+	features.SupportTLSRouteModeTerminate,
+}
+
+// supportedFeatures are sorted by name, as the API asks.
+func supportedFeatures() []gatewayv1.SupportedFeature {
+	out := make([]gatewayv1.SupportedFeature, 0, len(supported))
+	for _, f := range supported {
+		out = append(out, gatewayv1.SupportedFeature{Name: gatewayv1.FeatureName(f)})
+	}
+	slices.SortFunc(out, func(a, b gatewayv1.SupportedFeature) int { return strings.Compare(string(a.Name), string(b.Name)) })
+	return out
+}
+
+// classes are those of this controller with what is wrong with them, and their status.
+func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
+	out := map[gatewayv1.ObjectName]problem{}
+	for _, class := range c.s.Classes {
+		if class.Spec.ControllerName != ControllerName {
+			continue
+		}
+		var p problem
+		if class.Spec.ParametersRef != nil {
+			p = problem{string(gatewayv1.GatewayClassReasonInvalidParameters), "spec.parametersRef is set: this controller has no parameters, remove it"}
+		}
+		out[gatewayv1.ObjectName(class.Name)] = p
+		want := []metav1.Condition{condition(gatewayv1.GatewayClassConditionStatusAccepted, gatewayv1.GatewayClassReasonAccepted, p, "Gateways of this class are served")}
+		if have := c.s.CRDVersion; have != "" {
+			var unknown problem
+			if minor(have) != minor(BundleVersion) {
+				unknown = problem{
+					string(gatewayv1.GatewayClassReasonUnsupportedVersion),
+					fmt.Sprintf("the cluster has CRDs of the Gateway API %s: %s is supported, others as far as they are the same", have, BundleVersion),
+				}
+			}
+			want = append(want, condition(gatewayv1.GatewayClassConditionStatusSupportedVersion, gatewayv1.GatewayClassReasonSupportedVersion, unknown,
+				"the cluster has CRDs of the Gateway API "+have))
+		}
+		status := *class.Status.DeepCopy()
+		status.Conditions = merge(status.Conditions, class.Generation, c.s.Now, want)
+		status.SupportedFeatures = supportedFeatures()
+		c.r.ClassStatus[class.Name] = status
+	}
+	return out
+}
+
+// minor is a version without its last part.
+func minor(version string) string {
+	if at := strings.LastIndexByte(version, '.'); at > 0 {
+		return version[:at]
+	}
+	return version
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// gateway is a Gateway of this controller with its ListenerSets.
+type gateway struct {
+	object    *gatewayv1.Gateway
+	accepted  problem // before its listeners are considered
+	refs      problem
+	listeners []*listener
+	sets      []*listenerSet // those that the Gateway allows, in the order of their precedence
+	// certificate is the proxy's own for backends; nil for none.
+	certificate *certificate
+	// service is the Gateway's Service; nil if there is none yet.
+	service   *corev1.Service
+	nodePorts map[int32]uint16 // by port
+	insecure  bool             // clients without a valid certificate get in somewhere although certificates are asked for
+}
+
+// listenerSet is a ListenerSet of a Gateway of this controller.
+type listenerSet struct {
+	object    *gatewayv1.ListenerSet
+	gateway   *gateway
+	accepted  problem // before its listeners are considered
+	listeners []*listener
+}
+
+// all are the listeners of the Gateway and its ListenerSets, in the order of their precedence.
+func (g *gateway) all() []*listener {
+	out := slices.Clone(g.listeners)
+	for _, s := range g.sets {
+		out = append(out, s.listeners...)
+	}
+	return out
+}
+
+// gateway reads a Gateway of a class of this controller.
+func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
+	g := &gateway{object: object, nodePorts: map[int32]uint16{}}
+	c.gateways[nameOf(object)] = g
+	name := ServiceName(object.Name)
+	for _, s := range c.s.GatewayServices {
+		if s.Namespace == object.Namespace && s.Name == name {
+			g.service = s
+		}
+	}
+	for at, node := range c.ports {
+		if at.Namespace == object.Namespace && at.Name == name {
+			g.nodePorts[at.Port] = node
+		}
+	}
+	if !class.ok() {
+		g.accepted = problem{string(gatewayv1.GatewayReasonPending), "the GatewayClass is not accepted: " + class.message}
+	}
+	g.accepted = first(g.accepted, flawOf(object))
+	c.readBackendTLS(g)
+	for _, l := range object.Spec.Listeners {
+		g.listeners = append(g.listeners, c.newListener(g, referrer{"Gateway", object.Namespace}, l))
+	}
+	if tls := object.Spec.TLS; tls != nil && tls.Frontend != nil {
+		insecure := func(t gatewayv1.TLSConfig) bool {
+			return t.Validation != nil && t.Validation.Mode == gatewayv1.AllowInsecureFallback
+		}
+		g.insecure = insecure(tls.Frontend.Default) || slices.ContainsFunc(tls.Frontend.PerPort, func(p gatewayv1.TLSPortConfig) bool { return insecure(p.TLS) })
+	}
+}
+
+// flawOf is what the whole of a Gateway asks for and is not served.
+func flawOf(object *gatewayv1.Gateway) problem {
+	if i := object.Spec.Infrastructure; i != nil && i.ParametersRef != nil {
+		return problem{string(gatewayv1.GatewayReasonInvalidParameters), "spec.infrastructure.parametersRef is set: this controller has no parameters, remove it"}
+	}
+	for _, a := range object.Spec.Addresses {
+		if kind := deref(a.Type, gatewayv1.IPAddressType); kind != gatewayv1.IPAddressType {
+			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("an address has the type %q: only %s is served", kind, gatewayv1.IPAddressType)}
+		}
+		if _, err := netip.ParseAddr(a.Value); a.Value != "" && err != nil {
+			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("the address %q is no IP address", a.Value)}
+		}
+	}
+	return problem{}
+}
+
+// readBackendTLS reads the certificate with which the proxy shows who it is to backends.
+func (c *compiler) readBackendTLS(g *gateway) {
+	tls := g.object.Spec.TLS
+	if tls == nil || tls.Backend == nil || tls.Backend.ClientCertificateRef == nil {
+		return
+	}
+	cert, p := c.certificateOf(referrer{"Gateway", g.object.Namespace}, *tls.Backend.ClientCertificateRef, string(gatewayv1.GatewayReasonInvalidClientCertificateRef))
+	if g.refs = p; p.ok() {
+		g.certificate = &cert
+	}
+}
+
+// listenerSet reads a ListenerSet of a Gateway of this controller.
+func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
+	ref := object.Spec.ParentRef
+	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName || deref(ref.Kind, "Gateway") != "Gateway" {
+		return
+	}
+	g := c.gateways[types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(object.Namespace))), Name: string(ref.Name)}]
+	if g == nil {
+		return
+	}
+	s := &listenerSet{object: object, gateway: g}
+	c.sets[nameOf(object)] = s
+	from, selector := gatewayv1.NamespacesFromNone, (*metav1.LabelSelector)(nil)
+	if a := g.object.Spec.AllowedListeners; a != nil && a.Namespaces != nil {
+		from, selector = deref(a.Namespaces.From, from), a.Namespaces.Selector
+	}
+	switch {
+	case !c.selects(from, selector, g.object.Namespace, object.Namespace):
+		s.accepted = problem{string(gatewayv1.ListenerSetReasonNotAllowed), "spec.allowedListeners of the Gateway does not allow ListenerSets of this namespace"}
+		return
+	case !g.accepted.ok():
+		s.accepted = problem{string(gatewayv1.ListenerSetReasonParentNotAccepted), "the Gateway is not accepted"}
+		return
+	}
+	for _, entry := range object.Spec.Listeners {
+		s.listeners = append(s.listeners, c.newListener(g, referrer{"ListenerSet", object.Namespace}, gatewayv1.Listener(entry)))
+	}
+	g.sets = append(g.sets, s)
+}
+
+// occupied is what listeners have of a port.
+type occupied struct {
+	tls   bool
+	hosts map[string]*listener
+}
+
+// resolveConflicts says which listeners want the same. The Gateway's own have precedence over those of ListenerSets, and these over those of later ones; of
+// two of one object that conflict, neither is served.
+func (g *gateway) resolveConflicts() {
+	ports := map[int32]*occupied{}
+	g.resolve(ports, g.listeners)
+	for _, s := range g.sets {
+		g.resolve(ports, s.listeners)
+	}
+	for _, p := range ports {
+		if p.tls {
+			p.findOverlaps()
+		}
+	}
+}
+
+// resolve adds the listeners of one object to what those of objects before it have.
+func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
+	var free []*listener
+	for _, l := range listeners {
+		if !l.supportsProtocol() || l.accepted.reason == string(gatewayv1.ListenerReasonUnsupportedValue) {
+			continue
+		}
+		if at := ports[l.spec.Port]; at != nil {
+			if at.tls != l.tls() {
+				l.conflicts(gatewayv1.ListenerReasonProtocolConflict, "a listener before it has the port for another protocol")
+				continue
+			}
+			if other := at.hosts[l.host]; other != nil {
+				l.conflictsWith(other, "a listener before it has the port and the hostname")
+				continue
+			}
+		}
+		free = append(free, l)
+	}
+	for _, l := range free {
+		for _, other := range free {
+			switch {
+			case l == other || l.spec.Port != other.spec.Port:
+			case l.tls() != other.tls():
+				l.conflicts(gatewayv1.ListenerReasonProtocolConflict, fmt.Sprintf("the listener %s wants the port for another protocol", other.spec.Name))
+			case l.host == other.host:
+				l.conflictsWith(other, fmt.Sprintf("the listener %s wants the same port and hostname", other.spec.Name))
+			}
+		}
+	}
+	for _, l := range free {
+		if l.conflict.ok() {
+			at := ports[l.spec.Port]
+			if at == nil {
+				at = &occupied{tls: l.tls(), hosts: map[string]*listener{}}
+				ports[l.spec.Port] = at
+			}
+			at.hosts[l.host] = l
+		}
+	}
+	for _, l := range listeners {
+		switch {
+		case l.supportsProtocol():
+		case ports[l.spec.Port] != nil && l.spec.Protocol != gatewayv1.UDPProtocolType:
+			l.conflicts(gatewayv1.ListenerReasonProtocolConflict, "another listener has the port for another protocol")
+		default:
+			l.accepted = problem{string(gatewayv1.ListenerReasonUnsupportedProtocol), fmt.Sprintf("the protocol %s is not served: HTTP, HTTPS and TLS are", l.spec.Protocol)}
+		}
+	}
+}
+
+func (l *listener) conflicts(reason gatewayv1.ListenerConditionReason, message string) {
+	l.conflict = problem{string(reason), message}
+	l.accepted = l.conflict
+}
+
+func (l *listener) conflictsWith(other *listener, message string) {
+	if l.spec.Protocol == other.spec.Protocol && l.passthrough() == other.passthrough() {
+		l.conflicts(gatewayv1.ListenerReasonHostnameConflict, message)
+		return
+	}
+	l.conflicts(gatewayv1.ListenerReasonProtocolConflict, message)
+}
+
+// findOverlaps marks listeners with TLS that have hosts in common.
+func (o *occupied) findOverlaps() {
+	for host, l := range o.hosts {
+		for pattern := range patterns(host) {
+			if other := o.hosts[pattern]; other != nil && other != l {
+				l.overlaps, other.overlaps = true, true
+			}
+		}
+	}
+}
+
+// acceptance is the Gateway's condition Accepted.
+func (g *gateway) acceptance() metav1.Condition {
+	var bad []string
+	some := false
+	for _, l := range g.listeners {
+		if l.accepted.ok() {
+			some = true
+		} else {
+			bad = append(bad, fmt.Sprintf("%s (%s)", l.spec.Name, l.accepted.message))
+		}
+	}
+	for _, s := range g.sets {
+		some = some || slices.ContainsFunc(s.listeners, func(l *listener) bool { return l.accepted.ok() })
+	}
+	const reason = gatewayv1.GatewayReasonListenersNotValid
+	switch p := g.accepted; {
+	case !p.ok():
+		return condition(gatewayv1.GatewayConditionAccepted, reason, p, "")
+	case !some:
+		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{string(reason), "no listener is valid: " + strings.Join(bad, ", ")}, "")
+	case len(bad) > 0:
+		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{}, "the Gateway is served without listeners that are not valid: "+strings.Join(bad, ", "))
+	}
+	return condition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
+}
+
+// requested are the addresses that the Gateway asks for.
+func (g *gateway) requested() []string {
+	var out []string
+	for _, a := range g.object.Spec.Addresses {
+		if ip, err := netip.ParseAddr(a.Value); err == nil {
+			out = append(out, ip.String())
+		}
+	}
+	return out
+}
+
+// addresses are those that the Gateway has.
+func (g *gateway) addresses() []gatewayv1.GatewayStatusAddress {
+	var out []gatewayv1.GatewayStatusAddress
+	if g.service == nil || !g.accepted.ok() {
+		return nil
+	}
+	add := func(kind gatewayv1.AddressType, value string) {
+		if value != "" && len(out) < maxAddresses {
+			out = append(out, gatewayv1.GatewayStatusAddress{Type: &kind, Value: value})
+		}
+	}
+	for _, i := range g.service.Status.LoadBalancer.Ingress {
+		add(gatewayv1.IPAddressType, i.IP)
+		add(gatewayv1.HostnameAddressType, i.Hostname)
+	}
+	return out
+}
+
+// maxAddresses is what the API server takes.
+const maxAddresses = 16
+
+// programmed is why the Gateway is not served.
+func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.GatewayStatusAddress) problem {
+	if accepted.Status != metav1.ConditionTrue {
+		return problem{string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted: " + accepted.Message}
+	}
+	for _, want := range g.requested() {
+		if !slices.ContainsFunc(addresses, func(a gatewayv1.GatewayStatusAddress) bool { return a.Value == want }) {
+			return problem{string(gatewayv1.GatewayReasonAddressNotUsable), fmt.Sprintf("the address %s is not assigned: the events of the Service %s say why", want, ServiceName(g.object.Name))}
+		}
+	}
+	if len(addresses) == 0 {
+		return problem{string(gatewayv1.GatewayReasonAddressNotAssigned), fmt.Sprintf("the Service %s has no address yet", ServiceName(g.object.Name))}
+	}
+	p := problem{string(gatewayv1.GatewayReasonInvalid), "no listener can be served"}
+	for _, l := range g.all() {
+		why := l.programmed()
+		if why.ok() {
+			return problem{}
+		}
+		if why.reason == string(gatewayv1.ListenerReasonPending) {
+			p = why
+		}
+	}
+	return p
+}
+
+// finish adds what follows from a Gateway: sections, its Service and its status.
+func (c *compiler) finish(g *gateway) error {
+	accepted := g.acceptance()
+	addresses := g.addresses()
+	want := []metav1.Condition{
+		accepted,
+		condition(gatewayv1.GatewayConditionProgrammed, gatewayv1.GatewayReasonProgrammed, g.programmed(accepted, addresses), "nodes serve the Gateway"),
+		condition(gatewayv1.GatewayConditionResolvedRefs, gatewayv1.GatewayReasonResolvedRefs, g.refs, "all references are resolved"),
+	}
+	if g.insecure {
+		want = append(want, metav1.Condition{
+			Type: string(gatewayv1.GatewayConditionInsecureFrontendValidationMode), Status: metav1.ConditionTrue,
+			Reason:  string(gatewayv1.GatewayReasonConfigurationChanged),
+			Message: "AllowInsecureFallback lets clients in whose certificate is missing or not valid",
+		})
+	}
+	status := *g.object.Status.DeepCopy()
+	status.Conditions = merge(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
+	status.Addresses = addresses
+	have := map[gatewayv1.SectionName][]metav1.Condition{}
+	for _, l := range status.Listeners {
+		have[l.Name] = l.Conditions
+	}
+	status.Listeners = nil
+	for _, l := range g.listeners {
+		status.Listeners = append(status.Listeners, l.status(c, have[l.spec.Name], g.object.Generation))
+	}
+	var attached int32
+	for _, s := range g.sets {
+		if s.valid() {
+			attached++
+		}
+	}
+	status.AttachedListenerSets = &attached
+	c.r.GatewayStatus[nameOf(g.object)] = status
+	if accepted.Status != metav1.ConditionTrue {
+		return nil
+	}
+	c.wantService(g)
+	return c.sites(g)
+}
+
+// wantService says what the Gateway's Service has to be.
+func (c *compiler) wantService(g *gateway) {
+	ports := map[int32]bool{}
+	for _, l := range g.all() {
+		if l.accepted.ok() {
+			ports[l.spec.Port] = true
+		}
+	}
+	out := Service{Gateway: g.object, Ports: slices.Sorted(maps.Keys(ports)), Addresses: g.requested(), Labels: map[string]string{}, Annotations: map[string]string{}}
+	if i := g.object.Spec.Infrastructure; i != nil {
+		for k, v := range i.Labels {
+			out.Labels[string(k)] = string(v)
+		}
+		for k, v := range i.Annotations {
+			out.Annotations[string(k)] = string(v)
+		}
+	}
+	delete(out.Labels, ServiceLabel)
+	delete(out.Annotations, PortsAnnotation)
+	out.Labels[gatewayv1.GatewayNameLabelKey] = LabelValue(g.object.Name)
+	c.r.Services[types.NamespacedName{Namespace: g.object.Namespace, Name: ServiceName(g.object.Name)}] = out
+}
+
+// valid reports whether a listener of the set can be served.
+func (s *listenerSet) valid() bool { return slices.ContainsFunc(s.listeners, (*listener).servable) }
+
+// finishSet adds the status of a ListenerSet.
+func (c *compiler) finishSet(s *listenerSet) {
+	accepted := s.accepted
+	if accepted.ok() && !s.valid() {
+		accepted = problem{string(gatewayv1.ListenerSetReasonListenersNotValid), "no listener can be served: the status of each says why"}
+	}
+	programmed := accepted
+	if programmed.ok() {
+		pending := problem{string(gatewayv1.ListenerSetReasonPending), "the Gateway's Service has no ports of nodes for the listeners yet"}
+		if !slices.ContainsFunc(s.listeners, func(l *listener) bool { return l.programmed().ok() }) {
+			programmed = pending
+		}
+	}
+	status := *s.object.Status.DeepCopy()
+	status.Conditions = merge(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
+		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted, "the ListenerSet is part of the Gateway"),
+		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed, "nodes serve the ListenerSet"),
+	})
+	have := map[gatewayv1.SectionName][]metav1.Condition{}
+	for _, l := range status.Listeners {
+		have[l.Name] = l.Conditions
+	}
+	status.Listeners = nil
+	for _, l := range s.listeners {
+		status.Listeners = append(status.Listeners, gatewayv1.ListenerEntryStatus(l.status(c, have[l.spec.Name], s.object.Generation)))
+	}
+	c.r.ListenerSetStatus[nameOf(s.object)] = status
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"cmp"
+	"regexp"
+	"strings"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// grpcRules reads the rules of a GRPCRoute. A call of gRPC is a request for the path /SERVICE/METHOD.
+func (c *compiler) grpcRules(r *route, rules []gatewayv1.GRPCRouteRule) {
+	var flaws []problem
+	for i := range rules {
+		spec := &rules[i]
+		out, flaw := c.grpcRule(r, spec)
+		var bad problem
+		if out.matches, bad = grpcMatches(spec.Matches); !bad.ok() {
+			flaw, out.matches = bad, nil
+		}
+		r.add(out, flaw)
+		flaws = append(flaws, flaw)
+	}
+	r.judge(flaws)
+}
+
+func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, flaw problem) {
+	seen := map[gatewayv1.GRPCRouteFilterType]bool{}
+	for i := range spec.Filters {
+		f := &spec.Filters[i]
+		switch {
+		case seen[f.Type] && f.Type != gatewayv1.GRPCRouteFilterRequestMirror:
+			flaw = first(flaw, incompatible("the filter %s is there twice", f.Type))
+		case f.Type == gatewayv1.GRPCRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
+			out.policy.RequestHeaders = headersOf(f.RequestHeaderModifier)
+		case f.Type == gatewayv1.GRPCRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
+			out.policy.ResponseHeaders = headersOf(f.ResponseHeaderModifier)
+		case f.Type == gatewayv1.GRPCRouteFilterRequestMirror && f.RequestMirror != nil:
+			c.mirror(r, f.RequestMirror, &out.policy)
+		default:
+			flaw = first(flaw, unsupported("the filter %s is not served", f.Type))
+		}
+		seen[f.Type] = true
+	}
+	refs := make([]gatewayv1.BackendRef, 0, len(spec.BackendRefs))
+	for _, b := range spec.BackendRefs {
+		refs = append(refs, b.BackendRef)
+	}
+	var p problem
+	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) problem {
+		var filters []gatewayv1.HTTPRouteFilter // those of a GRPCRoute are some of them
+		for _, f := range spec.BackendRefs[i].Filters {
+			filters = append(filters, gatewayv1.HTTPRouteFilter{
+				Type: gatewayv1.HTTPRouteFilterType(f.Type), RequestHeaderModifier: f.RequestHeaderModifier, ResponseHeaderModifier: f.ResponseHeaderModifier,
+			})
+		}
+		why := backendFilters(filters, b)
+		flaw = first(flaw, why)
+		return why
+	})
+	r.resolved = first(r.resolved, p)
+	return out, flaw
+}
+
+// grpcMatches reads what a rule matches.
+func grpcMatches(specs []gatewayv1.GRPCRouteMatch) (out []match, flaw problem) {
+	if len(specs) == 0 {
+		specs = []gatewayv1.GRPCRouteMatch{{}}
+	}
+	for _, spec := range specs {
+		m := match{}
+		if flaw = m.method(spec.Method); !flaw.ok() {
+			return nil, flaw
+		}
+		for _, h := range spec.Headers {
+			if flaw = m.header(string(h.Name), string(deref(h.Type, gatewayv1.GRPCHeaderMatchExact)), h.Value); !flaw.ok() {
+				return nil, flaw
+			}
+		}
+		m.headers = len(m.Headers)
+		out = append(out, m)
+	}
+	return out, problem{}
+}
+
+// method reads which service and method a call is for. The longer names have precedence, whatever they are compared as.
+func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
+	m.Kind, m.Path = table.PathPrefix, "/"
+	if spec == nil {
+		return problem{}
+	}
+	service, method := deref(spec.Service, ""), deref(spec.Method, "")
+	m.length, m.second = len(service), len(method)
+	const anything = "[^/]+"
+	switch deref(spec.Type, gatewayv1.GRPCMethodMatchExact) {
+	case gatewayv1.GRPCMethodMatchExact:
+		switch {
+		case strings.Contains(service+method, "/"):
+			return unsupported("the service %.100q or the method %.100q has a slash", service, method)
+		case service != "" && method != "":
+			m.Kind, m.Path = table.PathExact, "/"+service+"/"+method
+		case service != "":
+			m.Kind, m.Path = table.PathPrefix, "/"+service
+		case method != "":
+			m.Kind, m.Path = table.PathRegex, "^/"+anything+"/"+regexp.QuoteMeta(method)+"$"
+		}
+	case gatewayv1.GRPCMethodMatchRegularExpression:
+		if flaw := first(expression("service", service), expression("method", method)); !flaw.ok() {
+			return flaw
+		}
+		m.Kind, m.Path = table.PathRegex, "^/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(method, anything)+")$"
+	default:
+		return unsupported("the type %q of a method is not known", *spec.Type)
+	}
+	return problem{}
+}

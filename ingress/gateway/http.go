@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"net/http"
+	"reflect"
+	"regexp"
+	"strings"
+	"time"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Ranks of kinds of paths: lower ones go first.
+const (
+	rankExact = iota
+	rankRegex
+	rankPrefix
+)
+
+// maxExpression bounds the length of an expression, in bytes.
+const maxExpression = 1024
+
+// unsupported is the problem of a value that is not served.
+func unsupported(format string, args ...any) problem {
+	return problem{string(gatewayv1.RouteReasonUnsupportedValue), fmt.Sprintf(format, args...)}
+}
+
+// incompatible is the problem of filters that cannot be together.
+func incompatible(format string, args ...any) problem {
+	return problem{string(gatewayv1.RouteReasonIncompatibleFilters), fmt.Sprintf(format, args...)}
+}
+
+// httpRules reads the rules of an HTTPRoute.
+func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
+	var flaws []problem
+	for i := range rules {
+		spec := &rules[i]
+		out, flaw := c.httpRule(r, spec)
+		var bad problem
+		if out.matches, bad = httpMatches(spec.Matches); !bad.ok() {
+			flaw, out.matches = bad, nil // nothing says which requests it would be
+		}
+		r.add(out, flaw)
+		flaws = append(flaws, flaw)
+	}
+	r.judge(flaws)
+}
+
+// add adds a rule. One that cannot be served answers its requests with an error: other rules, which may do less with them, must not get them.
+func (r *route) add(out rule, flaw problem) {
+	if !flaw.ok() {
+		out.backends, out.policy = []table.Backend{{Weight: 1, Invalid: flaw.message}}, table.Policy{}
+	}
+	r.rules = append(r.rules, out)
+}
+
+// judge says what flaws of rules mean for the route.
+func (r *route) judge(flaws []problem) {
+	var texts []string
+	var some problem
+	for i, f := range flaws {
+		if !f.ok() {
+			texts = append(texts, fmt.Sprintf("Dropped Rule %d: %s", i+1, f.message))
+			some = first(some, f)
+		}
+	}
+	switch {
+	case len(texts) == 0:
+	case len(texts) == len(flaws):
+		r.invalid = first(r.invalid, problem{some.reason, strings.Join(texts, "; ")})
+	default:
+		r.partly = problem{string(gatewayv1.RouteReasonUnsupportedValue), strings.Join(texts, "; ")}
+	}
+}
+
+// httpRule reads what a rule does with requests.
+func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, flaw problem) {
+	flaw = c.httpFilters(r, spec, &out.policy)
+	if spec.Timeouts != nil {
+		request, p := millis(spec.Timeouts.Request)
+		backend, q := millis(spec.Timeouts.BackendRequest)
+		out.policy.RequestMillis, out.policy.BackendMillis = request, backend
+		flaw = first(flaw, p, q)
+	}
+	if out.policy.Redirect != nil {
+		return out, flaw
+	}
+	refs := make([]gatewayv1.BackendRef, 0, len(spec.BackendRefs))
+	for _, b := range spec.BackendRefs {
+		refs = append(refs, b.BackendRef)
+	}
+	var p problem
+	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) problem {
+		why := backendFilters(spec.BackendRefs[i].Filters, b)
+		flaw = first(flaw, why)
+		return why
+	})
+	r.resolved = first(r.resolved, p)
+	return out, flaw
+}
+
+// millis reads a time-out.
+func millis(d *gatewayv1.Duration) (int, problem) {
+	if d == nil {
+		return 0, problem{}
+	}
+	t, err := time.ParseDuration(string(*d))
+	if err != nil || t < 0 {
+		return 0, unsupported("the time-out %q is no duration", *d)
+	}
+	return int((t + time.Millisecond - 1) / time.Millisecond), problem{}
+}
+
+// httpMatches reads what a rule matches.
+func httpMatches(specs []gatewayv1.HTTPRouteMatch) (out []match, flaw problem) {
+	if len(specs) == 0 {
+		specs = []gatewayv1.HTTPRouteMatch{{}}
+	}
+	for _, spec := range specs {
+		m := match{}
+		if flaw = m.path(spec.Path); !flaw.ok() {
+			return nil, flaw
+		}
+		m.Method = string(deref(spec.Method, ""))
+		for _, h := range spec.Headers {
+			if flaw = m.header(string(h.Name), string(deref(h.Type, gatewayv1.HeaderMatchExact)), h.Value); !flaw.ok() {
+				return nil, flaw
+			}
+		}
+		for _, q := range spec.QueryParams {
+			if flaw = addCondition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)), q.Value, false); !flaw.ok() {
+				return nil, flaw
+			}
+		}
+		if m.Method != "" {
+			m.second = 1
+		}
+		m.headers, m.query = len(m.Headers), len(m.Query)
+		out = append(out, m)
+	}
+	return out, problem{}
+}
+
+// path reads what a path has to be.
+func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
+	kind, value := gatewayv1.PathMatchPathPrefix, "/"
+	if spec != nil {
+		kind, value = deref(spec.Type, kind), deref(spec.Value, value)
+	}
+	if kind != gatewayv1.PathMatchRegularExpression && !strings.HasPrefix(value, "/") {
+		return unsupported("the path %.100q does not begin with a slash", value)
+	}
+	switch kind {
+	case gatewayv1.PathMatchExact:
+		m.Kind, m.Path, m.rank = table.PathExact, value, rankExact
+	case gatewayv1.PathMatchPathPrefix: // /a and /a/ match the same
+		m.Kind, m.Path, m.rank = table.PathPrefix, "/"+strings.Trim(value, "/"), rankPrefix
+	case gatewayv1.PathMatchRegularExpression:
+		if flaw := expression("path", value); !flaw.ok() {
+			return flaw
+		}
+		m.Kind, m.Path, m.rank = table.PathRegex, "^(?:"+value+")$", rankRegex
+	default:
+		return unsupported("the type %q of a path is not known", kind)
+	}
+	m.length = len(m.Path)
+	return problem{}
+}
+
+// expression says what is wrong with an expression.
+func expression(of, value string) problem {
+	if len(value) > maxExpression {
+		return unsupported("the expression of a %s is longer than %d bytes", of, maxExpression)
+	}
+	if _, err := regexp.Compile(value); err != nil {
+		return unsupported("the %s %.100q is no expression of RE2's, which has no lookaheads and no back references: %.200v", of, value, err)
+	}
+	return problem{}
+}
+
+func (m *match) header(name, kind, value string) problem {
+	return addCondition(&m.Headers, "header", name, kind, value, true)
+}
+
+// addCondition adds a condition, unless there is one of the name, whose first counts.
+func addCondition(to *[]table.Condition, of, name, kind, value string, fold bool) problem {
+	for _, have := range *to {
+		if have.Name == name || fold && strings.EqualFold(have.Name, name) {
+			return problem{}
+		}
+	}
+	switch kind {
+	case string(gatewayv1.HeaderMatchExact):
+		*to = append(*to, table.Condition{Name: name, Value: value})
+	case string(gatewayv1.HeaderMatchRegularExpression):
+		if flaw := expression(of, value); !flaw.ok() {
+			return flaw
+		}
+		*to = append(*to, table.Condition{Name: name, Value: value, Regex: true})
+	default:
+		return unsupported("the type %q of a %s is not known", kind, of)
+	}
+	return problem{}
+}
+
+// httpFilters reads the filters of a rule.
+func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *table.Policy) (flaw problem) {
+	seen := map[gatewayv1.HTTPRouteFilterType]bool{}
+	for i := range spec.Filters {
+		f := &spec.Filters[i]
+		if seen[f.Type] && f.Type != gatewayv1.HTTPRouteFilterRequestMirror {
+			return incompatible("the filter %s is there twice", f.Type)
+		}
+		seen[f.Type] = true
+		switch {
+		case f.Type == gatewayv1.HTTPRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
+			out.RequestHeaders = headersOf(f.RequestHeaderModifier)
+		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
+			out.ResponseHeaders = headersOf(f.ResponseHeaderModifier)
+		case f.Type == gatewayv1.HTTPRouteFilterRequestMirror && f.RequestMirror != nil:
+			c.mirror(r, f.RequestMirror, out)
+		case f.Type == gatewayv1.HTTPRouteFilterRequestRedirect && f.RequestRedirect != nil:
+			out.Redirect, flaw = redirectOf(f.RequestRedirect, spec.Matches)
+		case f.Type == gatewayv1.HTTPRouteFilterURLRewrite && f.URLRewrite != nil:
+			out.UpstreamHost = string(deref(f.URLRewrite.Hostname, ""))
+			out.Path, flaw = pathChange(f.URLRewrite.Path, spec.Matches)
+		case f.Type == gatewayv1.HTTPRouteFilterCORS && f.CORS != nil:
+			out.CORS = corsOf(f.CORS)
+		default:
+			return unsupported("the filter %s is not served", f.Type)
+		}
+		if !flaw.ok() {
+			return flaw
+		}
+	}
+	if seen[gatewayv1.HTTPRouteFilterURLRewrite] && seen[gatewayv1.HTTPRouteFilterRequestRedirect] {
+		return incompatible("the filters URLRewrite and RequestRedirect cannot be together")
+	}
+	if len(spec.BackendRefs) > 0 && seen[gatewayv1.HTTPRouteFilterRequestRedirect] {
+		return incompatible("the filter RequestRedirect and backendRefs cannot be together")
+	}
+	return problem{}
+}
+
+// backendFilters reads the filters of a backend.
+func backendFilters(filters []gatewayv1.HTTPRouteFilter, b *table.Backend) problem {
+	for i := range filters {
+		f := &filters[i]
+		switch {
+		case f.Type == gatewayv1.HTTPRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil && b.RequestHeaders == nil:
+			b.RequestHeaders = headersOf(f.RequestHeaderModifier)
+		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil && b.ResponseHeaders == nil:
+			b.ResponseHeaders = headersOf(f.ResponseHeaderModifier)
+		default:
+			return unsupported("the filter %s of a backend is not served, or there twice: RequestHeaderModifier and ResponseHeaderModifier are served once", f.Type)
+		}
+	}
+	return problem{}
+}
+
+func headersOf(f *gatewayv1.HTTPHeaderFilter) *table.Headers {
+	out := &table.Headers{Remove: f.Remove}
+	for _, h := range f.Set {
+		out.Set = append(out.Set, table.Header{Name: string(h.Name), Value: h.Value})
+	}
+	for _, h := range f.Add {
+		out.Add = append(out.Add, table.Header{Name: string(h.Name), Value: h.Value})
+	}
+	return out
+}
+
+// mirror adds a mirror. One that cannot be used is left out.
+func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *table.Policy) {
+	b, p := c.backend(r, f.BackendRef)
+	r.resolved = first(r.resolved, p)
+	m := table.Mirror{Backend: b, Numerator: 1, Denominator: 1}
+	switch {
+	case f.Fraction != nil:
+		m.Numerator, m.Denominator = int(f.Fraction.Numerator), int(deref(f.Fraction.Denominator, 100))
+	case f.Percent != nil:
+		m.Numerator, m.Denominator = int(*f.Percent), 100
+	}
+	if p.ok() && m.Numerator > 0 && m.Denominator > 0 {
+		out.Mirrors = append(out.Mirrors, m)
+	}
+}
+
+// redirectOf reads a redirect, apart from the port where it is that of the listener.
+func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTPRouteMatch) (*table.Redirect, problem) {
+	out := &table.Redirect{
+		Status: deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(deref(f.Scheme, "")), Host: string(deref(f.Hostname, "")), Port: int(deref(f.Port, 0)),
+	}
+	switch out.Status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return out, unsupported("the status %d of a redirect is not known", out.Status)
+	}
+	if out.Scheme != "" && out.Scheme != schemeHTTP && out.Scheme != schemeHTTPS {
+		return out, unsupported("the scheme %q of a redirect is not known", out.Scheme)
+	}
+	var flaw problem
+	out.Path, flaw = pathChange(f.Path, matches)
+	return out, flaw
+}
+
+const schemeHTTP, schemeHTTPS = "http", "https"
+
+// portAt is a redirect as it is at a listener.
+func portAt(r table.Redirect, l *listener) *table.Redirect {
+	scheme := r.Scheme
+	if scheme == "" {
+		if scheme = schemeHTTP; l.tls() {
+			scheme = schemeHTTPS
+		}
+		if r.Port == 0 {
+			r.Port = int(l.spec.Port)
+		}
+	}
+	if scheme == schemeHTTP && r.Port == 80 || scheme == schemeHTTPS && r.Port == 443 {
+		r.Port = 0
+	}
+	return &r
+}
+
+// pathChange reads what becomes of a path.
+func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatch) (*table.PathChange, problem) {
+	if f == nil {
+		return nil, problem{}
+	}
+	switch {
+	case f.Type == gatewayv1.FullPathHTTPPathModifier && f.ReplaceFullPath != nil:
+		return &table.PathChange{Value: *f.ReplaceFullPath}, problem{}
+	case f.Type == gatewayv1.PrefixMatchHTTPPathModifier && f.ReplacePrefixMatch != nil:
+		for _, m := range matches {
+			if m.Path != nil && deref(m.Path.Type, gatewayv1.PathMatchPathPrefix) != gatewayv1.PathMatchPathPrefix {
+				return nil, unsupported("replacePrefixMatch needs matches of the type PathPrefix")
+			}
+		}
+		return &table.PathChange{Prefix: true, Value: *f.ReplacePrefixMatch}, problem{}
+	}
+	return nil, unsupported("the type %q of a change of a path is not known, or has no value", f.Type)
+}
+
+// defaultMaxAge is how long browsers keep an answer to a preflight request, in seconds.
+const defaultMaxAge = 5
+
+func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
+	out := &table.CORS{
+		Gateway: true, Methods: joined(f.AllowMethods), Headers: joined(f.AllowHeaders), Expose: joined(f.ExposeHeaders),
+		MaxAgeSeconds: int(f.MaxAge), Credentials: deref(f.AllowCredentials, false),
+	}
+	for _, o := range f.AllowOrigins {
+		out.Origins = append(out.Origins, string(o))
+	}
+	if out.MaxAgeSeconds <= 0 {
+		out.MaxAgeSeconds = defaultMaxAge
+	}
+	return out
+}
+
+func joined[T ~string](parts []T) string {
+	texts := make([]string, 0, len(parts))
+	for _, p := range parts {
+		texts = append(texts, string(p))
+	}
+	return strings.Join(texts, ", ")
+}
+
+// at is a rule's policy as it is at a listener; nil for one that changes nothing.
+func (r *rule) at(l *listener) *table.Policy {
+	p := r.policy
+	if p.Redirect != nil {
+		p.Redirect = portAt(*p.Redirect, l)
+	}
+	if len(p.Mirrors) > 0 {
+		mirrors := make([]table.Mirror, 0, len(p.Mirrors))
+		for _, m := range p.Mirrors {
+			m.Backend = withCertificate(m.Backend, l.gateway)
+			mirrors = append(mirrors, m)
+		}
+		p.Mirrors = mirrors
+	}
+	if reflect.ValueOf(p).IsZero() {
+		return nil
+	}
+	return &p
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// policy is a BackendTLSPolicy.
+type policy struct {
+	object   *gatewayv1.BackendTLSPolicy
+	flaw     problem // of its validation
+	accepted problem
+	refs     problem
+	tls      table.BackendTLS // without a certificate of the proxy's own
+	found    authorities
+	// beaten names the older policy that has one of the targets.
+	beaten string
+	// ancestors are the Gateways with routes to a target.
+	ancestors map[types.NamespacedName]bool
+}
+
+// target is a Service, or one of its ports.
+type target struct {
+	service types.NamespacedName
+	port    string // the name; empty for all
+}
+
+// policies are by target.
+type policies map[target]*policy
+
+// of is the policy for a port of a Service; nil for none. One that names the port has precedence.
+func (p policies) of(service types.NamespacedName, port string) *policy {
+	if port != "" {
+		if out := p[target{service, port}]; out != nil {
+			return out
+		}
+	}
+	return p[target{service, ""}]
+}
+
+// all are the policies that name a Service.
+func (c *compiler) readPolicies() {
+	c.policies = policies{}
+	for _, object := range byAge(c.s.Policies) {
+		if object.DeletionTimestamp != nil {
+			continue
+		}
+		p := &policy{object: object, ancestors: map[types.NamespacedName]bool{}}
+		c.allPolicies = append(c.allPolicies, p)
+		var missing problem
+		for _, t := range object.Spec.TargetRefs {
+			if t.Group != "" || t.Kind != "Service" {
+				missing = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a target is a %s of the group %q: only Services are served", t.Kind, t.Group)}
+				continue
+			}
+			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(deref(t.SectionName, ""))}
+			if other := c.policies[at]; other != nil && other != p {
+				p.beaten = other.object.Name
+			} else {
+				c.policies[at] = p
+			}
+			c.targeted[at.service] = append(c.targeted[at.service], p)
+			missing = first(missing, c.missing(at))
+		}
+		c.validation(p)
+		var beaten problem
+		if p.beaten != "" {
+			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target", p.beaten)}
+		}
+		p.accepted = first(beaten, p.flaw, missing)
+	}
+}
+
+// missing says what of a target does not exist.
+func (c *compiler) missing(at target) problem {
+	notFound := string(gatewayv1.PolicyReasonTargetNotFound)
+	service := c.service(at.service)
+	switch {
+	case service == nil:
+		return problem{notFound, fmt.Sprintf("there is no Service %s", at.service)}
+	case at.port != "" && !slices.ContainsFunc(service.Spec.Ports, func(s corev1.ServicePort) bool { return s.Name == at.port }):
+		return problem{notFound, fmt.Sprintf("the Service %s has no port with the name %s", at.service, at.port)}
+	}
+	return problem{}
+}
+
+// validation reads how certificates are verified.
+func (c *compiler) validation(p *policy) {
+	v := p.object.Spec.Validation
+	p.tls = table.BackendTLS{ServerName: string(v.Hostname)}
+	for _, n := range v.SubjectAltNames {
+		switch {
+		case n.Type == gatewayv1.HostnameSubjectAltNameType && n.Hostname != "":
+			p.tls.Names = append(p.tls.Names, string(n.Hostname))
+		case n.Type == gatewayv1.URISubjectAltNameType && n.URI != "":
+			p.tls.Names = append(p.tls.Names, string(n.URI))
+		default:
+			p.flaw = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a subjectAltName of the type %q has no value of its type", n.Type)}
+		}
+	}
+	if v.Hostname == "" {
+		p.flaw = problem{string(gatewayv1.PolicyReasonInvalid), "validation.hostname is empty"}
+	}
+	if len(v.CACertificateRefs) == 0 {
+		if deref(v.WellKnownCACertificates, "") != gatewayv1.WellKnownCACertificatesSystem {
+			p.flaw = first(p.flaw, problem{
+				string(gatewayv1.PolicyReasonInvalid),
+				fmt.Sprintf("validation names no caCertificateRefs, and wellKnownCACertificates %q is not served: %s is", deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
+			})
+		}
+		return
+	}
+	refs := make([]gatewayv1.ObjectReference, 0, len(v.CACertificateRefs))
+	for _, r := range v.CACertificateRefs {
+		refs = append(refs, gatewayv1.ObjectReference{Group: r.Group, Kind: r.Kind, Name: r.Name})
+	}
+	p.found, p.refs = c.authoritiesOf(referrer{"BackendTLSPolicy", p.object.Namespace}, refs, reasons{
+		invalid: string(gatewayv1.BackendTLSPolicyReasonInvalidCACertificateRef), kind: string(gatewayv1.BackendTLSPolicyReasonInvalidKind),
+	})
+	p.tls.Authorities = p.found.key
+	if p.found.key == "" {
+		p.flaw = first(p.flaw, problem{string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "no authority can be used: " + p.refs.message})
+	}
+}
+
+// maxAncestors is what the API server takes.
+const maxAncestors = 16
+
+// finishPolicies says of each policy how Gateways take it, and adds the authorities of those that are used.
+func (c *compiler) finishPolicies() error {
+	for _, p := range c.allPolicies {
+		if p.found.key != "" && len(p.ancestors) > 0 {
+			if err := c.r.Sections.Put(p.found.key, table.Authorities{Certificates: p.found.text}); err != nil {
+				return err
+			}
+		}
+		have := p.object.Status.Ancestors
+		ours := func(a gatewayv1.PolicyAncestorStatus) bool { return a.ControllerName == ControllerName }
+		if len(p.ancestors) == 0 && !slices.ContainsFunc(have, ours) {
+			continue
+		}
+		out := slices.DeleteFunc(slices.Clone(have), ours)
+		for _, name := range sortedNames(p.ancestors) {
+			if len(out) == maxAncestors {
+				break
+			}
+			ref := gatewayv1.ParentReference{
+				Group: pointer(gatewayv1.Group(gatewayv1.GroupName)), Kind: pointer(gatewayv1.Kind("Gateway")),
+				Namespace: pointer(gatewayv1.Namespace(name.Namespace)), Name: gatewayv1.ObjectName(name.Name),
+			}
+			var before []metav1.Condition
+			for _, a := range have {
+				if ours(a) && sameParent(a.AncestorRef, ref) {
+					before = a.Conditions
+				}
+			}
+			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName, Conditions: merge(before, p.object.Generation, c.s.Now, []metav1.Condition{
+				condition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted, "connections to the target are made as the policy says"),
+				condition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs, "all references are resolved"),
+			})})
+		}
+		c.r.PolicyStatus[nameOf(p.object)] = gatewayv1.PolicyStatus{Ancestors: out}
+	}
+	return nil
+}

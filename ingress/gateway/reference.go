@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// referrer is an object that names others.
+type referrer struct {
+	kind      gatewayv1.Kind // of the group of the Gateway API
+	namespace string
+}
+
+// referent is an object of the core group that is named.
+type referent struct {
+	kind gatewayv1.Kind
+	types.NamespacedName
+}
+
+// permitted reports whether an object may be named: it is in the same namespace, or a ReferenceGrant of its namespace says so.
+func (c *compiler) permitted(from referrer, to referent) bool {
+	if from.namespace == to.Namespace {
+		return true
+	}
+	return slices.ContainsFunc(c.grants[to.Namespace], func(g *gatewayv1.ReferenceGrant) bool {
+		return g.DeletionTimestamp == nil &&
+			slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
+				return f.Group == gatewayv1.GroupName && f.Kind == from.kind && string(f.Namespace) == from.namespace
+			}) &&
+			slices.ContainsFunc(g.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
+				return t.Group == "" && t.Kind == to.kind && (t.Name == nil || *t.Name == "" || string(*t.Name) == to.Name)
+			})
+	})
+}
+
+func refused(from referrer, to referent) string {
+	return fmt.Sprintf("the %s %s is in another namespace, and no ReferenceGrant there lets a %s of the namespace %s name it", to.kind, to.NamespacedName, from.kind, from.namespace)
+}
+
+// certificate is a Secret that holds a chain with its key.
+type certificate struct {
+	key  string // of its section
+	leaf *x509.Certificate
+	pair table.Certificate
+}
+
+// certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
+func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (certificate, problem) {
+	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
+		return certificate{}, problem{invalid, fmt.Sprintf("the certificate %s is a %s of the group %q: only Secrets of the core group are read", ref.Name, kind, group)}
+	}
+	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
+	if to := (referent{"Secret", name}); !c.permitted(from, to) {
+		return certificate{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
+	}
+	secret := c.secret(name)
+	if secret == nil {
+		return certificate{}, problem{invalid, fmt.Sprintf("there is no Secret %s", name)}
+	}
+	chain, key := secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]
+	pair, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		return certificate{}, problem{invalid, fmt.Sprintf("the Secret %s holds no certificate with its key in tls.crt and tls.key (%v)", name, err)}
+	}
+	return certificate{
+		key: table.CertificateKey(name.Namespace, name.Name), leaf: pair.Leaf, pair: table.Certificate{Chain: string(chain), Key: string(key)},
+	}, problem{}
+}
+
+// names are the hosts that a certificate is for.
+func (c certificate) names() []string {
+	var out []string
+	for _, n := range c.leaf.DNSNames {
+		if name, ok := hostName(gatewayv1.Hostname(n)); ok {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// fits reports whether the certificate is for all hosts of the name that one label more than its own makes.
+func (c certificate) fits(name string) bool {
+	_, rest, _ := strings.Cut(name, ".")
+	names := c.names()
+	return slices.Contains(names, name) || rest != "" && slices.Contains(names, "*."+rest)
+}
+
+// reasons are those of the problems of references to authorities.
+type reasons struct{ invalid, kind string }
+
+// authorities are the sections of objects that certificates of others are verified with.
+type authorities struct {
+	key  string // of the section
+	text string // PEM
+}
+
+// authoritiesOf reads what is named, as far as it can be used. The problem is the first one; empty says that nothing can be used.
+func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference, why reasons) (out authorities, p problem) {
+	var keys []string
+	for _, ref := range refs {
+		name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
+		text, flaw := c.authority(from, referent{ref.Kind, name}, ref.Group, why)
+		p = first(p, flaw)
+		if flaw.ok() {
+			keys = append(keys, strings.ToLower(string(ref.Kind))+"/"+name.Namespace+"/"+name.Name)
+			out.text += strings.TrimRight(text, "\n") + "\n"
+		}
+	}
+	if len(keys) > 0 { // one of several makes a section of its own
+		out.key = table.KindAuthorities + "/" + strings.Join(keys, "+")
+	}
+	return out, p
+}
+
+func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, why reasons) (text string, p problem) {
+	if group != "" || to.kind != "ConfigMap" && to.kind != "Secret" {
+		return "", problem{why.kind, fmt.Sprintf("the authority %s is a %s of the group %q: only ConfigMaps and Secrets of the core group are read", to.Name, to.kind, group)}
+	}
+	if !c.permitted(from, to) {
+		return "", problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
+	}
+	exists := false
+	if to.kind == "ConfigMap" {
+		if m := c.configMap(to.NamespacedName); m != nil {
+			text, exists = m.Data[caKey], true
+		}
+	} else if s := c.secret(to.NamespacedName); s != nil {
+		text, exists = string(s.Data[caKey]), true
+	}
+	switch {
+	case !exists:
+		return "", problem{why.invalid, fmt.Sprintf("there is no %s %s", to.kind, to.NamespacedName)}
+	case !holdsCertificates(text):
+		return "", problem{why.invalid, fmt.Sprintf("the %s %s holds no certificates in PEM in %s", to.kind, to.NamespacedName, caKey)}
+	}
+	return text, problem{}
+}
+
+// caKey is where an object holds authorities.
+const caKey = "ca.crt"
+
+func holdsCertificates(text string) bool {
+	found := false
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return found
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return false
+		}
+		found = true
+	}
+}
+
+func deref[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}

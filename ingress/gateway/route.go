@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// route is an HTTPRoute, a GRPCRoute or a TLSRoute.
+type route struct {
+	kind    gatewayv1.Kind
+	object  metav1.Object
+	hosts   []string // none stands for all
+	refs    []gatewayv1.ParentReference
+	have    []gatewayv1.RouteParentStatus
+	parents []*parent
+	// passthrough says that policies for connections with backends do not matter to what is being resolved.
+	passthrough bool
+
+	rules    []rule
+	streams  streams // of a TLSRoute
+	resolved problem
+	// invalid is why no rule can be served; partly is what is wrong with some.
+	invalid problem
+	partly  problem
+	uses    map[*policy]bool // those of the Services that the route names
+}
+
+// rule is one of an HTTPRoute or a GRPCRoute, apart from what follows from the listener.
+type rule struct {
+	matches  []match
+	backends []table.Backend
+	policy   table.Policy
+}
+
+// match is a table.Route's part that says what matches, with what its precedence follows from.
+type match struct {
+	table.Route
+	// rank orders kinds of paths; length, second, headers and query are counts that go before lower ones.
+	rank, length, second, headers, query int
+}
+
+// streams are the backends of connections.
+type streams struct{ passed, terminated []table.Backend }
+
+// parent is a reference to a Gateway of this controller, or to a ListenerSet of one.
+type parent struct {
+	ref      gatewayv1.ParentReference
+	gateway  *gateway
+	attached []*attachment
+	refused  problem
+}
+
+// attachment is a route at a listener.
+type attachment struct {
+	route    *route
+	listener *listener
+	hosts    []string // those that both have
+	// lost says that a route of another kind has some of the hosts.
+	lost problem
+}
+
+func (r *route) id() string {
+	return string(r.kind) + "/" + r.object.GetNamespace() + "/" + r.object.GetName()
+}
+
+// readRoutes reads the routes that concern this controller.
+func (c *compiler) readRoutes() {
+	for _, o := range byAge(c.s.HTTPRoutes) {
+		if r := c.newRoute(kindHTTP, o, o.Spec.Hostnames, o.Spec.ParentRefs, o.Status.Parents); r != nil && len(r.parents) > 0 {
+			c.httpRules(r, o.Spec.Rules)
+		}
+	}
+	for _, o := range byAge(c.s.GRPCRoutes) {
+		if r := c.newRoute(kindGRPC, o, o.Spec.Hostnames, o.Spec.ParentRefs, o.Status.Parents); r != nil && len(r.parents) > 0 {
+			c.grpcRules(r, o.Spec.Rules)
+		}
+	}
+	for _, o := range byAge(c.s.TLSRoutes) {
+		if r := c.newRoute(kindTLS, o, o.Spec.Hostnames, o.Spec.ParentRefs, o.Status.Parents); r != nil && len(r.parents) > 0 {
+			c.tlsRules(r, o.Spec.Rules)
+		}
+	}
+}
+
+// newRoute reads what all kinds have in common; nil for one that does not concern this controller.
+func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []gatewayv1.Hostname, refs []gatewayv1.ParentReference, have []gatewayv1.RouteParentStatus) *route {
+	if object.GetDeletionTimestamp() != nil {
+		return nil
+	}
+	r := &route{kind: kind, object: object, refs: refs, have: have, uses: map[*policy]bool{}}
+	for i, ref := range refs {
+		if slices.ContainsFunc(refs[:i], func(before gatewayv1.ParentReference) bool { return sameParent(before, ref) }) {
+			continue
+		}
+		if p := c.parent(r, ref); p != nil {
+			r.parents = append(r.parents, p)
+		}
+	}
+	if len(r.parents) == 0 && !slices.ContainsFunc(have, ours) {
+		return nil
+	}
+	for _, h := range hosts {
+		if name, ok := hostName(h); ok {
+			r.hosts = append(r.hosts, name)
+		}
+	}
+	if len(hosts) > 0 && len(r.hosts) == 0 {
+		r.invalid = problem{string(gatewayv1.RouteReasonUnsupportedValue), "no hostname is a DNS name"}
+	}
+	c.routes = append(c.routes, r)
+	return r
+}
+
+func ours(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == ControllerName }
+
+// parent finds what a reference means; nil for what is not this controller's.
+func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
+	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
+		return nil
+	}
+	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))), Name: string(ref.Name)}
+	p := &parent{ref: ref}
+	var listeners []*listener
+	switch deref(ref.Kind, "Gateway") {
+	case "Gateway":
+		g := c.gateways[name]
+		if g == nil {
+			return nil
+		}
+		p.gateway, listeners = g, g.listeners
+	case "ListenerSet":
+		s := c.sets[name]
+		if s == nil {
+			return nil
+		}
+		if p.gateway, listeners = s.gateway, s.listeners; !s.accepted.ok() {
+			p.refused = problem{string(gatewayv1.RouteReasonNoMatchingParent), "the ListenerSet is not part of its Gateway: " + s.accepted.message}
+		}
+	default:
+		return nil
+	}
+	for _, l := range listeners {
+		if (ref.SectionName == nil || *ref.SectionName == l.spec.Name) && (ref.Port == nil || *ref.Port == l.spec.Port) {
+			p.attached = append(p.attached, &attachment{route: r, listener: l})
+		}
+	}
+	if len(p.attached) == 0 {
+		p.refused = first(p.refused, problem{string(gatewayv1.RouteReasonNoMatchingParent), "the parent has no listener with the sectionName and the port of the reference"})
+	}
+	return p
+}
+
+// attach attaches routes to listeners.
+func (c *compiler) attach() {
+	for _, r := range c.routes {
+		for _, p := range r.parents {
+			c.choose(r, p)
+		}
+	}
+	for _, g := range c.gateways {
+		for _, l := range g.all() {
+			l.order()
+		}
+	}
+	for _, r := range c.routes {
+		for _, p := range r.parents {
+			p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool {
+				p.refused = first(p.refused, a.lost)
+				return !a.lost.ok()
+			})
+			if len(p.attached) > 0 {
+				p.refused = problem{}
+				for u := range r.uses {
+					u.ancestors[nameOf(p.gateway.object)] = true
+				}
+			}
+		}
+	}
+}
+
+// choose keeps the listeners that allow a route and have hosts of it.
+func (c *compiler) choose(r *route, p *parent) {
+	if !p.refused.ok() {
+		p.attached = nil
+		return
+	}
+	p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool { return !a.listener.allows(c, r.kind, r.object.GetNamespace()) })
+	if len(p.attached) == 0 {
+		p.refused = problem{string(gatewayv1.RouteReasonNotAllowedByListeners), fmt.Sprintf("no listener allows a %s of the namespace %s", r.kind, r.object.GetNamespace())}
+		return
+	}
+	if !r.invalid.ok() {
+		p.attached, p.refused = nil, r.invalid
+		return
+	}
+	p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool {
+		a.hosts = r.at(a.listener)
+		return len(a.hosts) == 0
+	})
+	if len(p.attached) == 0 {
+		p.refused = problem{string(gatewayv1.RouteReasonNoMatchingListenerHostname), "no listener has a hostname of the route"}
+		return
+	}
+	for _, a := range p.attached {
+		a.listener.attached = append(a.listener.attached, a)
+	}
+}
+
+// at are the names of the hosts that a route has at a listener.
+func (r *route) at(l *listener) []string {
+	if len(r.hosts) == 0 {
+		return []string{l.host}
+	}
+	var out []string
+	for _, h := range r.hosts {
+		if both, ok := intersect(l.host, h); ok && !slices.Contains(out, both) {
+			out = append(out, both)
+		}
+	}
+	return out
+}
+
+// order sorts the routes of a listener, and says of HTTPRoutes and GRPCRoutes with the same hosts that the younger is not accepted.
+func (l *listener) order() {
+	slices.SortStableFunc(l.attached, func(a, b *attachment) int { return older(a.route.object, b.route.object) })
+	has := map[gatewayv1.Kind]bool{}
+	for _, a := range l.attached {
+		has[a.route.kind] = true
+	}
+	if !has[kindHTTP] || !has[kindGRPC] {
+		return
+	}
+	taken := map[string]*route{} // by host
+	l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool {
+		for host, other := range taken {
+			if other.kind == a.route.kind {
+				continue
+			}
+			for _, h := range a.hosts {
+				if _, both := intersect(h, host); both {
+					a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other.kind, l.spec.Name)}
+					return true
+				}
+			}
+		}
+		for _, h := range a.hosts {
+			if taken[h] == nil {
+				taken[h] = a.route
+			}
+		}
+		return false
+	})
+}
+
+// attachedRoutes counts the routes of a listener, each once whatever the number of its references.
+func (l *listener) attachedRoutes() int32 {
+	routes := map[*route]bool{}
+	for _, a := range l.attached {
+		routes[a.route] = true
+	}
+	return int32(len(routes)) //nolint:gosec // G115: an object store holds fewer
+}
+
+// maxParents is what the API server takes.
+const maxParents = 32
+
+// routeStatus says of a route how its parents take it.
+func (c *compiler) routeStatus(r *route) {
+	out := slices.DeleteFunc(slices.Clone(r.have), ours)
+	for _, p := range r.parents {
+		if len(out) == maxParents {
+			break
+		}
+		var before []metav1.Condition
+		for _, h := range r.have {
+			if ours(h) && sameParent(h.ParentRef, p.ref) {
+				before = h.Conditions
+			}
+		}
+		want := []metav1.Condition{
+			condition(gatewayv1.RouteConditionAccepted, gatewayv1.RouteReasonAccepted, p.refused, "the route is attached"),
+			condition(gatewayv1.RouteConditionResolvedRefs, gatewayv1.RouteReasonResolvedRefs, r.resolved, "all references are resolved"),
+		}
+		if p.refused.ok() && !r.partly.ok() {
+			want = append(want, metav1.Condition{
+				Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: metav1.ConditionTrue, Reason: r.partly.reason, Message: r.partly.message,
+			})
+		}
+		out = append(out, gatewayv1.RouteParentStatus{
+			ParentRef: p.ref, ControllerName: ControllerName,
+			Conditions: merge(before, r.object.GetGeneration(), c.s.Now, want, string(gatewayv1.RouteConditionPartiallyInvalid)),
+		})
+	}
+	status := gatewayv1.RouteStatus{Parents: out}
+	if out == nil {
+		status.Parents = []gatewayv1.RouteParentStatus{} // the API server wants the list
+	}
+	switch name := nameOf(r.object); r.kind {
+	case kindHTTP:
+		c.r.HTTPRouteStatus[name] = gatewayv1.HTTPRouteStatus{RouteStatus: status}
+	case kindGRPC:
+		c.r.GRPCRouteStatus[name] = gatewayv1.GRPCRouteStatus{RouteStatus: status}
+	case kindTLS:
+		c.r.TLSRouteStatus[name] = gatewayv1.TLSRouteStatus{RouteStatus: status}
+	}
+}
+
+// sameParent reports whether two references are the same, field by field.
+func sameParent(a, b gatewayv1.ParentReference) bool {
+	return samePointer(a.Group, b.Group) && samePointer(a.Kind, b.Kind) && samePointer(a.Namespace, b.Namespace) && a.Name == b.Name &&
+		samePointer(a.SectionName, b.SectionName) && samePointer(a.Port, b.Port)
+}
+
+func samePointer[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+func sortedNames(set map[types.NamespacedName]bool) []types.NamespacedName {
+	return slices.SortedFunc(maps.Keys(set), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+}

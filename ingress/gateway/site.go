@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// site is a port of a Gateway.
+type site struct {
+	name      string
+	gateway   *gateway
+	listeners map[string]*listener // by the name of their hosts
+	hosts     map[string]bool
+}
+
+// sites adds the sections of a Gateway's ports.
+func (c *compiler) sites(g *gateway) error {
+	ports := map[int32]*site{}
+	for _, l := range g.all() {
+		if !l.programmed().ok() {
+			continue
+		}
+		s := ports[l.spec.Port]
+		if s == nil {
+			s = &site{
+				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g, listeners: map[string]*listener{}, hosts: map[string]bool{},
+			}
+			ports[l.spec.Port] = s
+		}
+		s.listeners[l.host] = l
+	}
+	for _, port := range slices.Sorted(maps.Keys(ports)) {
+		if err := c.site(ports[port], g.nodePorts[port]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// site adds the sections of one port.
+func (c *compiler) site(s *site, nodePort uint16) error {
+	out := table.Site{NodePort: nodePort}
+	for _, l := range s.inOrder() {
+		s.hosts[l.host] = true
+		for _, a := range l.attached {
+			for _, h := range a.hosts {
+				s.hosts[h] = true
+			}
+		}
+		if len(l.certificates) > 1 { // each is used for the hosts that it is for
+			for _, cert := range l.certificates {
+				for _, n := range cert.names() {
+					if both, ok := intersect(l.host, n); ok {
+						s.hosts[both] = true
+					}
+				}
+			}
+		}
+		if l.tls() {
+			out.TLS = true
+			out.Listeners = append(out.Listeners, l.host)
+		}
+		if l.clients != nil {
+			out.ClientAuthorities, out.ClientOptional = l.clients.key, l.clients.optional
+			if err := c.r.Sections.Put(l.clients.key, table.Authorities{Certificates: l.clients.text}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.r.Sections.Put(table.SiteKey(s.name), out); err != nil {
+		return err
+	}
+	for host := range s.hosts {
+		if err := c.host(s, host); err != nil {
+			return err
+		}
+	}
+	if s.gateway.certificate == nil {
+		return nil
+	}
+	return c.r.Sections.Put(s.gateway.certificate.key, s.gateway.certificate.pair)
+}
+
+// inOrder are the listeners by the names of their hosts.
+func (s *site) inOrder() []*listener {
+	var out []*listener
+	for _, host := range slices.Sorted(maps.Keys(s.listeners)) {
+		out = append(out, s.listeners[host])
+	}
+	return out
+}
+
+// listenerOf is the listener to which a host belongs: the one that names it most exactly.
+func (s *site) listenerOf(host string) *listener {
+	for pattern := range patterns(host) {
+		if l := s.listeners[pattern]; l != nil {
+			return l
+		}
+	}
+	return nil
+}
+
+// host adds the section of a host: the routes of its listener that have it, and of no other.
+func (c *compiler) host(s *site, host string) error {
+	l := s.listenerOf(host)
+	if l == nil {
+		return nil
+	}
+	out := table.Host{Final: true, AnyDepth: strings.HasPrefix(host, "*.")}
+	if cert := l.certificateFor(host); cert != nil {
+		out.Certificate = cert.key
+		if err := c.r.Sections.Put(cert.key, cert.pair); err != nil {
+			return err
+		}
+	}
+	byHost := l.byHost()
+	if len(l.kinds) > 0 && l.kinds[0] == kindTLS {
+		out.Stream = &table.Stream{Terminate: !l.passthrough()}
+		for pattern := range patterns(host) {
+			if routes := byHost[pattern]; len(routes) > 0 { // the oldest
+				out.Stream.Backends = routes[0].backendsAt(l)
+				break
+			}
+		}
+		return c.r.Sections.Put(table.HostKey(s.name, host), out)
+	}
+	out.Routes = []table.Route{}
+	for pattern := range patterns(host) {
+		out.Routes = append(out.Routes, routesOf(l, byHost[pattern])...)
+	}
+	return c.r.Sections.Put(table.HostKey(s.name, host), out)
+}
+
+// byHost are the routes of a listener by the names of the hosts that they have there, in the order of their age.
+func (l *listener) byHost() map[string][]*route {
+	if l.index != nil {
+		return l.index
+	}
+	l.index = map[string][]*route{}
+	for _, a := range l.attached {
+		for _, h := range a.hosts {
+			if !slices.Contains(l.index[h], a.route) {
+				l.index[h] = append(l.index[h], a.route)
+			}
+		}
+	}
+	return l.index
+}
+
+// certificateFor is the certificate for a host: the first that is for it, else the first.
+func (l *listener) certificateFor(host string) *certificate {
+	if len(l.certificates) == 0 {
+		return nil
+	}
+	if at := slices.IndexFunc(l.certificates, func(cert certificate) bool { return cert.fits(host) }); len(l.certificates) > 1 && at >= 0 {
+		return &l.certificates[at]
+	}
+	return &l.certificates[0]
+}
+
+// backendsAt are those of a TLSRoute at a listener.
+func (r *route) backendsAt(l *listener) []table.Backend {
+	if l.passthrough() {
+		return r.streams.passed
+	}
+	out := make([]table.Backend, 0, len(r.streams.terminated))
+	for _, b := range r.streams.terminated {
+		out = append(out, withCertificate(b, l.gateway))
+	}
+	return out
+}
+
+// ordered is a table.Route with what its precedence follows from.
+type ordered struct {
+	match
+	route, rule, at int // the places of the route in the order of age, of the rule in it, and of the match in the rule
+}
+
+// routesOf are the rules of routes that have the same host, in the order of their precedence.
+func routesOf(l *listener, routes []*route) []table.Route {
+	var all []ordered
+	for i, r := range routes {
+		for j := range r.rules {
+			rule := &r.rules[j]
+			policy := rule.at(l)
+			backends := make([]table.Backend, 0, len(rule.backends))
+			for _, b := range rule.backends {
+				backends = append(backends, withCertificate(b, l.gateway))
+			}
+			for k, m := range rule.matches {
+				m.Object, m.Policy, m.Backends = r.id(), policy, backends
+				all = append(all, ordered{m, i, j, k})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b ordered) int {
+		return cmp.Or(a.rank-b.rank, b.length-a.length, b.second-a.second, b.headers-a.headers, b.query-a.query, a.route-b.route, a.rule-b.rule, a.at-b.at)
+	})
+	out := make([]table.Route, 0, len(all))
+	for _, o := range all {
+		out = append(out, o.Route)
+	}
+	return out
+}
