@@ -158,7 +158,7 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 // compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
 func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
-		site: site, name: name, final: from.Final, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
+		site: site, name: name, final: from.Final || from.Stream != nil, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
 	}
 	if from.Certificate != "" {
 		h.certificate = p.certificate(from.Certificate)
