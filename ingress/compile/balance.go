@@ -11,6 +11,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
@@ -70,8 +71,8 @@ func (o *options) canaryOf() {
 	}
 	c.WeightTotal = o.number("canary-weight-total", 1, math.MaxInt32, 100)
 	c.Weight = o.number("canary-weight", 0, math.MaxInt32, 0)
-	if _, err := regexp.Compile(c.HeaderPattern); err != nil {
-		o.bad("canary-by-header-pattern", "which is no expression of RE2's")
+	if _, _, err := expression.Compile(c.HeaderPattern); err != nil {
+		o.bad("canary-by-header-pattern", fmt.Sprintf("which is no expression of RE2's that can be served (%.100v)", err))
 	}
 	if c.Header != "" && !headerName.MatchString(c.Header) {
 		o.bad("canary-by-header", "which is no name of a header")

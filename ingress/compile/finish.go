@@ -10,14 +10,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // challenges are the paths of ACME, which are neither redirected nor authenticated.
 const challenges = "/.well-known/acme-challenge"
-
-// maxExpression bounds the length of an expression in a path.
-const maxExpression = 1024
 
 // length is the text whose length orders routes.
 func (r *route) length() string {
@@ -75,19 +73,16 @@ func (c *compiler) finish(name string, h *host) {
 // must not get it.
 func (c *compiler) expression(r *route, kind table.PathKind) {
 	r.Kind, r.Path = kind, r.written
-	_, err := regexp.Compile(r.written)
-	if err == nil && len(r.written) <= maxExpression {
-		return
-	}
+	_, _, err := expression.Prefix(r.written, kind == table.PathRegexFold)
 	if err == nil {
-		err = fmt.Errorf("it is longer than %d bytes", maxExpression)
+		return
 	}
 	prefix := plainPrefix(r.written)
 	if strings.Contains(r.written, "|") {
 		prefix = "/"
 	}
 	r.Path, r.Backends = regexp.QuoteMeta(prefix), nil
-	r.Refused = fmt.Sprintf("the path %.100q is no expression of RE2's, which has no lookaheads and no back references (%.200v): all paths that begin with %s answer 503",
+	r.Refused = fmt.Sprintf("the path %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references (%.200v): all paths that begin with %s answer 503",
 		r.written, err, prefix)
 	c.find(r.ing, Finding{ReasonUnsupported, r.Refused})
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -29,7 +30,7 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 		return nil, fmt.Errorf("the total weight of a canary is %d", from.WeightTotal)
 	}
 	if from.HeaderPattern != "" {
-		if out.pattern, err = regexp.Compile(from.HeaderPattern); err != nil {
+		if out.pattern, _, err = expression.Compile(from.HeaderPattern); err != nil {
 			return nil, fmt.Errorf("reading the pattern of a canary: %w", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -58,7 +59,7 @@ func compileCondition(from table.Condition) (condition, error) {
 	}
 	if from.Regex {
 		var err error
-		if out.pattern, err = regexp.Compile("^(?:" + from.Value + ")$"); err != nil {
+		if out.pattern, err = expression.Whole(from.Value); err != nil {
 			return out, fmt.Errorf("the value for %s is no expression: %w", from.Name, err)
 		}
 	}

@@ -128,6 +128,10 @@ func (x *exchange) serve() {
 		x.answer(http.StatusNotFound, "no route for this host and path")
 		return
 	}
+	if s.exceeds(name, x.path.match) {
+		x.answer(http.StatusRequestURITooLong, "the path is too long for the expressions of this host's routes")
+		return
+	}
 	r := s.route(name, x.path.match, x.in)
 	switch {
 	case s.closed != "":

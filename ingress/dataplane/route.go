@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -24,12 +25,16 @@ type routing struct {
 // host is a compiled table.Host.
 type host struct {
 	site, name  string
+	steps       int          // of all expressions of routes, for each byte of a path
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	final       bool    // the site's default host does not serve what no route matches
 	deep        bool    // the name is a wildcard for one label or more
 	stream      *stream // of a host whose connections are passed on as they are; nil for others
 }
+
+// maxSteps bounds what a request's path may cost in expressions: half a second of a processor.
+const maxSteps = 8 << 20
 
 // route is a compiled table.Route.
 type route struct {
@@ -38,6 +43,7 @@ type route struct {
 	text  bool // a prefix that need not end where an element does
 	// expression matches the beginning of paths; nil for the other kinds.
 	expression *regexp.Regexp
+	steps      int         // of the expression, for each byte of a path
 	conditions *conditions // nil for none
 	policy     *policy     // nil for none
 	pool
@@ -83,6 +89,17 @@ func (p *pool) mark(sweep uint64) {
 	for i := range p.backends {
 		p.backends[i].mark(sweep)
 	}
+}
+
+// exceeds reports whether comparing a path with the expressions of a host, and of the site's default host, may take more than maxSteps.
+func (s *siteRoutes) exceeds(name, path string) bool {
+	steps := 0
+	for i, h := range [...]*host{s.find(name), s.hosts[""]} {
+		if h != nil && (i == 0 || h.name != name) {
+			steps += h.steps
+		}
+	}
+	return steps > maxSteps/max(1, len(path))
 }
 
 // find selects a host of the site. It returns nil when there is none.
@@ -176,6 +193,7 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 			}
 		}
 		h.routes = append(h.routes, r)
+		h.steps += r.steps
 	}
 	return h, problem
 }
@@ -220,14 +238,9 @@ func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
 
 // compilePath reads the path and its kind.
 func (r *route) compilePath(from *table.Route) error {
-	flags := ""
-	switch from.Kind {
-	case table.PathRegexFold:
-		flags = "(?i)"
-		fallthrough
-	case table.PathRegex:
+	if from.Kind == table.PathRegex || from.Kind == table.PathRegexFold {
 		var err error
-		if r.expression, err = regexp.Compile(flags + "^(?:" + from.Path + ")"); err != nil {
+		if r.expression, r.steps, err = expression.Prefix(from.Path, from.Kind == table.PathRegexFold); err != nil {
 			return fmt.Errorf("the path is no expression: %w", err)
 		}
 		return nil
