@@ -15,7 +15,7 @@ func TestExpressionsTakeBoundedTime(t *testing.T) {
 	backend := backendServer(t, showing("b"))
 	slow := table.Host{}
 	for i := range 20 {
-		slow.Routes = append(slow.Routes, table.Route{Path: fmt.Sprintf("/%d(%sx)", i, strings.Repeat("(.*a){90}|", 5)), Kind: table.PathRegex, Backends: []table.Backend{service("b")}})
+		slow.Routes = append(slow.Routes, table.Route{Path: fmt.Sprintf("/%d(%sx)", i, strings.Repeat("(.*a){40}|", 4)), Kind: table.PathRegex, Backends: []table.Backend{service("b")}})
 	}
 	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "slow"), slow))...)
 	long := "/" + strings.Repeat("a", 8<<10)
