@@ -29,7 +29,7 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &edit{routing: &routing{sites: p.current.Load().sites, trusted: p.trusted, cluster: p.cluster}, owned: map[string]bool{}}
+	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
 			continue
@@ -51,6 +51,8 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyEndpoints(c.Key, value, present)
 		case table.KindUsers:
 			err = p.applyUsers(c.Key, value, present)
+		case table.KindChallenges:
+			err = applyChallenges(next, c.Key, value, present)
 		case table.KindSettings:
 			err = p.applySettings(value, present)
 			next.trusted, next.cluster = p.trusted, p.cluster
@@ -181,6 +183,7 @@ func (p *Proxy) endpointSet(key string) *endpointSet {
 // sweep forgets endpoints, certificates and others that neither a host nor a section names.
 func (p *Proxy) sweep() {
 	p.sweeps++
+	p.standard.mark = p.sweeps
 	for _, s := range p.current.Load().sites {
 		if s.clients != nil {
 			s.clients.authorities.mark = p.sweeps

@@ -38,7 +38,7 @@ func (c *certificate) set(from *table.Certificate) error {
 	return nil
 }
 
-// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the proxy's own.
+// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the table's default, else the proxy's own.
 func (p *Proxy) tlsConfig(site string) *tls.Config {
 	out := p.streamTLS(site)
 	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.greet(site, hello) }
@@ -56,6 +56,9 @@ func (p *Proxy) streamTLS(site string) *tls.Config {
 						return pair, nil
 					}
 				}
+			}
+			if pair := p.standard.pair.Load(); pair != nil {
+				return pair, nil
 			}
 			return p.own, nil
 		},
@@ -115,7 +118,7 @@ func serverName(state *tls.ConnectionState) string {
 	return name
 }
 
-// ownCertificate makes the certificate for hosts without one. No client trusts it; it is made anew by each process.
+// ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it; it is made anew by each process.
 func ownCertificate(now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

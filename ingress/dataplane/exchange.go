@@ -125,6 +125,9 @@ func (x *exchange) serve() {
 	}
 	s := x.routing.sites[x.listener.site]
 	if s == nil {
+		if x.challenge(name, nil) {
+			return
+		}
 		x.answer(http.StatusNotFound, "no route for this host and path")
 		return
 	}
@@ -136,6 +139,7 @@ func (x *exchange) serve() {
 	switch {
 	case s.closed != "":
 		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
+	case x.challenge(name, r):
 	case x.in.TLS != nil && s.misdirected(serverName(x.in.TLS), name):
 		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
@@ -152,7 +156,9 @@ func (x *exchange) serve() {
 }
 
 // answer sends a short response of the proxy's own.
-func (x *exchange) answer(status int, text string) {
+func (x *exchange) answer(status int, text string) { x.answerText(status, text+"\n") }
+
+func (x *exchange) answerText(status int, text string) {
 	x.answering.Store(true)
 	x.status = status
 	h := x.w.Header()
@@ -162,9 +168,9 @@ func (x *exchange) answer(status int, text string) {
 	}
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(text)+1))
+	h.Set("Content-Length", strconv.Itoa(len(text)))
 	x.w.WriteHeader(status)
-	_, _ = io.WriteString(x.w, text+"\n") // a client that is gone needs no answer
+	_, _ = io.WriteString(x.w, text) // a client that is gone needs no answer
 }
 
 func (x *exchange) redirect(status int, target string) {

@@ -60,10 +60,12 @@ const (
 type Proxy struct {
 	options Options
 	own     *tls.Certificate
-	current atomic.Pointer[routing]
-	http1   *http.Transport
-	h2c     *http.Transport
-	https   *tlsClients // without regard to certificates, as nginx does
+	// standard is the table's default certificate.
+	standard *certificate
+	current  atomic.Pointer[routing]
+	http1    *http.Transport
+	h2c      *http.Transport
+	https    *tlsClients // without regard to certificates, as nginx does
 	// strangers is the client of servers outside of the cluster.
 	strangers *http.Transport
 	// dialer connects tunnels; the transports have it, too.
@@ -141,6 +143,7 @@ func New(o Options) (*Proxy, error) {
 		users: map[string]*userSet{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
+	p.standard = p.certificate(table.DefaultCertificate)
 	p.current.Store(&routing{sites: map[string]*siteRoutes{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
 	p.https = p.tlsClients(unverified())

@@ -17,9 +17,11 @@ import (
 
 // routing is all that requests are routed by. It never changes; Apply replaces it.
 type routing struct {
-	sites   map[string]*siteRoutes
-	trusted []netip.Prefix
-	cluster []netip.Prefix // which no outside name may lead to
+	sites map[string]*siteRoutes
+	// accounts answer challenges: the thumbprint of an account's key by host.
+	accounts map[string]string
+	trusted  []netip.Prefix
+	cluster  []netip.Prefix // which no outside name may lead to
 }
 
 // host is a compiled table.Host.
@@ -47,9 +49,10 @@ type route struct {
 	conditions *conditions // nil for none
 	policy     *policy     // nil for none
 	pool
-	redirect  int
-	refused   string
-	namespace string // of the object that the route comes from
+	redirect   int
+	refused    string
+	namespace  string // of the object that the route comes from
+	challenges bool   // the path is that of ACME's challenges
 }
 
 // pool is backends with their weights.
@@ -200,7 +203,9 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
-	r := &route{path: noPath, refused: from.Refused, namespace: namespaceOf(from.Object)}
+	r := &route{
+		path: noPath, refused: from.Refused, namespace: namespaceOf(from.Object), challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
+	}
 	err := r.compilePath(from)
 	if err != nil {
 		return r, err

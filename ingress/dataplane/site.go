@@ -92,6 +92,19 @@ type edit struct {
 	*routing
 	owned   map[string]bool
 	touched bool
+	// accountsOwned says that accounts is a copy.
+	accountsOwned bool
+}
+
+// writableAccounts returns the accounts to write to.
+func (e *edit) writableAccounts() map[string]string {
+	if !e.accountsOwned {
+		e.accountsOwned = true
+		if e.accounts = maps.Clone(e.accounts); e.accounts == nil {
+			e.accounts = map[string]string{}
+		}
+	}
+	return e.accounts
 }
 
 // site returns a site to write to.

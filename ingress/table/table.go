@@ -33,6 +33,8 @@ const (
 	KindSite = "site"
 	// KindAuthorities are Authorities; its key is AuthoritiesKey.
 	KindAuthorities = "authorities"
+	// KindChallenges are Challenges; its key is ChallengesKey.
+	KindChallenges = "challenges"
 )
 
 // SiteIngress is the site of all Ingress objects. Each port of a Gateway is a site of its own.
@@ -81,6 +83,22 @@ func HostKey(site, name string) string { return KindHost + "/" + site + "/" + na
 // CertificateKey is the key of the certificate in a Secret.
 func CertificateKey(namespace, secret string) string {
 	return KindCertificate + "/" + namespace + "/" + secret
+}
+
+// DefaultCertificate is the key of the certificate of hosts that have none. While it is absent, each proxy has one of its own.
+var DefaultCertificate = CertificateKey("kube-system", "ingress-default")
+
+// ChallengesPath begins the paths at which an authority asks for the answer to a challenge (RFC 8555, section 8.3).
+const ChallengesPath = "/.well-known/acme-challenge/"
+
+// ChallengesKey is the key of a host's Challenges. The host is one of SiteIngress and need not have a section of its own.
+func ChallengesKey(host string) string { return KindChallenges + "/" + host }
+
+// Challenges has the proxy answer challenges of an ACME account for a host, unless a route has their path. An answer follows from the token in the path
+// and the account alone, so that the table does not change with each challenge.
+type Challenges struct {
+	// Thumbprint is that of the account's key (RFC 7638), in base64url.
+	Thumbprint string `json:"thumbprint"`
 }
 
 // Kind is what a section is, by its key.

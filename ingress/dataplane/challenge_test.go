@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"net/http"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const thumbprint = "LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"
+
+// ingressProxy is a proxy that serves the site of Ingress objects, and the address of its listener.
+func ingressProxy(t *testing.T, secure bool, changes ...table.Change) (p *Proxy, address string) {
+	p, err := New(Options{Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems := p.Apply(changes); len(problems) > 0 {
+		t.Fatalf("the table has problems: %v", problems)
+	}
+	l := listen(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1) // one: Serve's only result
+	go func() { ended <- p.Serve(ctx, table.SiteIngress, secure, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return p, l.Addr().String()
+}
+
+// TestChallengesAreAnswered: an authority gets the answer before redirects, authentication and source ranges, and nobody else gets anything by it.
+func TestChallengesAreAnswered(t *testing.T) {
+	closed := &table.Policy{Allow: []string{"192.0.2.0/24"}, Basic: &table.Basic{Users: "users/n/s/auth-file", Realm: "r"}}
+	_, address := ingressProxy(t, false,
+		section(t, table.HostKey(table.SiteIngress, "shop.example"), table.Host{Routes: []table.Route{
+			{Path: "/.well-known/acme-challenge/theirs", Kind: table.PathExact, Object: "Ingress/n/solver", Policy: &table.Policy{Redirect: &table.Redirect{Status: 302, Location: "http://solver.example/"}}},
+			{Path: "/", Kind: table.PathPrefix, Object: "Ingress/n/web", RedirectHTTPS: 308, Policy: closed},
+		}}),
+		section(t, table.ChallengesKey("shop.example"), table.Challenges{Thumbprint: thumbprint}),
+		section(t, table.ChallengesKey("bare.example"), table.Challenges{Thumbprint: thumbprint}),
+	)
+	c := client(t, address, "http1")
+	for _, one := range []struct {
+		name, method, url string
+		status            int
+		text              string
+	}{
+		{"of a host", http.MethodGet, "http://shop.example/.well-known/acme-challenge/tok-en_1", 200, "tok-en_1." + thumbprint},
+		{"of a host with a port and capitals", http.MethodGet, "http://Shop.Example:80/.well-known/acme-challenge/tok", 200, "tok." + thumbprint},
+		{"of a host without routes", http.MethodGet, "http://bare.example/.well-known/acme-challenge/tok", 200, "tok." + thumbprint},
+		{"only asked for", http.MethodHead, "http://shop.example/.well-known/acme-challenge/tok", 200, ""},
+		{"of another host", http.MethodGet, "http://other.example/.well-known/acme-challenge/tok", 404, "no route for this host and path"},
+		{"that another solver answers", http.MethodGet, "http://shop.example/.well-known/acme-challenge/theirs", 302, "this is served at http://solver.example/"},
+		{"posted", http.MethodPost, "http://bare.example/.well-known/acme-challenge/tok", 404, "no route for this host and path"},
+		{"with a token that is none", http.MethodGet, "http://bare.example/.well-known/acme-challenge/%3Cscript%3E", 404, "no route for this host and path"},
+		{"with more elements", http.MethodGet, "http://bare.example/.well-known/acme-challenge/a/b", 404, "no route for this host and path"},
+		{"without a token", http.MethodGet, "http://bare.example/.well-known/acme-challenge/", 404, "no route for this host and path"},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), one.method, one.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := body(t, res); res.StatusCode != one.status || text != one.text {
+				t.Errorf("the answer is %d %q, want %d %q", res.StatusCode, text, one.status, one.text)
+			}
+		})
+	}
+}
+
+// TestChallengesOfAHostEnd: a host whose section has gone has the routes that it had.
+func TestChallengesOfAHostEnd(t *testing.T) {
+	p, address := ingressProxy(t, false, section(t, table.ChallengesKey("h.example"), table.Challenges{Thumbprint: thumbprint}))
+	c := client(t, address, "http1")
+	if status, _ := get(t, c, "http://h.example/.well-known/acme-challenge/tok"); status != http.StatusOK {
+		t.Errorf("the answer is %d", status)
+	}
+	if problems := p.Apply([]table.Change{section(t, table.ChallengesKey("h.example"), table.Challenges{Thumbprint: "no thumbprint"})}); len(problems) != 1 {
+		t.Errorf("problems of a thumbprint that is none: %v", problems)
+	}
+	p.Apply([]table.Change{{Key: table.ChallengesKey("h.example")}})
+	if status, _ := get(t, c, "http://h.example/.well-known/acme-challenge/tok"); status != http.StatusNotFound {
+		t.Errorf("the answer is %d", status)
+	}
+}
+
+// TestDefaultCertificate: hosts without one have the table's, and the proxy's own while that is absent.
+func TestDefaultCertificate(t *testing.T) {
+	standard := pemCertificate(t)
+	p, address := ingressProxy(t, true,
+		section(t, table.DefaultCertificate, standard),
+		section(t, table.HostKey(table.SiteIngress, "lost.example"), table.Host{Routes: []table.Route{}}),
+	)
+	shown := func(name string) string {
+		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, ServerName: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return encoded(conn.ConnectionState().PeerCertificates[0])
+	}
+	for _, name := range []string{"lost.example", "unknown.example", ""} {
+		if shown(name) != standard.Chain {
+			t.Errorf("the host %q has another certificate", name)
+		}
+	}
+	p.Apply([]table.Change{{Key: table.HostKey(table.SiteIngress, "lost.example")}, {Key: table.DefaultCertificate}})
+	if own := shown(""); own == standard.Chain {
+		t.Error("the table's default certificate is served after it has gone")
+	}
+	other := pemCertificate(t)
+	p.Apply([]table.Change{section(t, table.DefaultCertificate, other)})
+	if shown("") != other.Chain {
+		t.Error("another default certificate is not served")
+	}
+	p.Apply([]table.Change{section(t, table.DefaultCertificate, table.Certificate{Chain: "none"})})
+	if own := shown(""); own == other.Chain {
+		t.Error("a default certificate that cannot be used leaves the one before")
+	}
+}
+
+func encoded(c *x509.Certificate) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+}
