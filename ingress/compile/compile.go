@@ -8,6 +8,7 @@ package compile
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,6 +28,8 @@ type State struct {
 	Classes   []*networkingv1.IngressClass
 	// Secrets are those of Wanted that exist; a nil map leaves certificates out and says nothing of them.
 	Secrets map[types.NamespacedName]*corev1.Secret
+	// Default and Account are the Secrets of these names; nil where there is none.
+	Default, Account *corev1.Secret
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
 }
@@ -41,6 +44,8 @@ type Result struct {
 	Sections table.Sections
 	// Served are the Ingresses that are served here, in the order of their age.
 	Served []*networkingv1.Ingress
+	// Orders are the certificates that are to be got by ACME, in the order of their Secrets' names.
+	Orders []Order
 	// Wanted are the Secrets that served Ingresses name.
 	Wanted map[types.NamespacedName]bool
 	// Findings are by Ingress.
@@ -57,6 +62,8 @@ const (
 	ReasonBadHost = "BadHost"
 	// ReasonSecret says that a Secret is missing or holds no certificate.
 	ReasonSecret = "BadCertificate"
+	// ReasonCertificate says that a certificate is not ordered by ACME.
+	ReasonCertificate = "NotOrdered"
 	// ReasonIgnored says that annotations that only tune were left out.
 	ReasonIgnored = "Ignored"
 	// ReasonUsers says that a Secret with users is missing, or that some of them cannot log in.
@@ -133,7 +140,7 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	return c.r, c.certificates()
+	return c.r, errors.Join(c.certificates(), c.defaultCertificate(), c.orders())
 }
 
 // served are the Ingresses of our classes, the oldest first.
@@ -151,8 +158,15 @@ func served(s State) []*networkingv1.Ingress {
 	return out
 }
 
-// order is Ingress v1's: the longer path first, of two of the same length an exact one.
+// order is Ingress v1's: the longer path first, of two of the same length an exact one. The paths of challenges come before all, since no expression may have
+// precedence over them.
 func order(a, b *route) int {
+	if x, y := strings.HasPrefix(a.written, challenges), strings.HasPrefix(b.written, challenges); x != y {
+		if y {
+			return 1
+		}
+		return -1
+	}
 	if a.fallback != b.fallback {
 		if a.fallback {
 			return 1
@@ -336,7 +350,9 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 		c.r.Wanted[secret] = true
 		if c.s.Secrets != nil {
 			if why := flawOf(c.s.Secrets[secret]); why != "" {
-				c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the proxy's own certificate", t.SecretName, why)})
+				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // one that is ordered has events of its own
+					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s", t.SecretName, why, c.acmeHint(ing))})
+				}
 				continue
 			}
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// challenges are the paths of ACME, which are neither redirected nor authenticated.
+// challenges are the paths of ACME, which are neither redirected nor authenticated, and open to all clients.
 const challenges = "/.well-known/acme-challenge"
 
 // length is the text whose length orders routes.
@@ -61,6 +61,7 @@ func (c *compiler) finish(name string, h *host) {
 		}
 		if strings.HasPrefix(r.written, challenges) {
 			p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
+			p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
 		}
 		if r.Refused == "" && !reflect.ValueOf(p).IsZero() {
 			r.Policy = &p

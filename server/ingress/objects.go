@@ -81,13 +81,15 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 		state := compile.State{Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
 		state.Classes, _ = classes.Lister().List(labels.Everything())
-		unwatched := o.compile(ctx, state, func(name types.NamespacedName) *corev1.Secret {
+		secret := func(name types.NamespacedName) *corev1.Secret {
 			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)
 			if err != nil {
 				return nil
 			}
 			return s
-		}, put)
+		}
+		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)
+		unwatched := o.compile(ctx, state, secret, put)
 		var again <-chan time.Time
 		if unwatched {
 			again = time.After(otherSecrets)

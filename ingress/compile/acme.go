@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// acmeAnnotation asks for the certificates of an Ingress' Secrets, when it is "true". Several controllers know it.
+	acmeAnnotation = "kubernetes.io/tls-acme"
+	// certManager begins the annotations of cert-manager, which makes the Secrets of an Ingress that has one.
+	certManager = "cert-manager.io/"
+	// mostNames is how many names a certificate has at most, as with Let's Encrypt.
+	mostNames = 100
+)
+
+// Names of Secrets of the type kubernetes.io/tls in kube-system.
+var (
+	// DefaultCertificate is of hosts that have no certificate.
+	DefaultCertificate = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress-default"}
+	// Account has the key of the ACME account.
+	Account = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress-acme"}
+)
+
+// ThumbprintKey is the key of Account's data that holds the thumbprint of the account's key (RFC 7638), in base64url.
+const ThumbprintKey = "thumbprint"
+
+// Order is a certificate that Ingresses ask for by the annotation kubernetes.io/tls-acme.
+type Order struct {
+	// Secret is where the certificate belongs.
+	Secret types.NamespacedName
+	// Hosts are its names, sorted; none where the Ingresses name none that it can have.
+	Hosts []string
+	// Ingresses are those that name the Secret, the oldest first.
+	Ingresses []*networkingv1.Ingress
+}
+
+// asksACME says whether an Ingress' certificates are to be got by ACME, and are nobody else's.
+func asksACME(ing *networkingv1.Ingress) bool {
+	if ing.Annotations[acmeAnnotation] != "true" {
+		return false
+	}
+	for name := range ing.Annotations {
+		if strings.HasPrefix(name, certManager) {
+			return false
+		}
+	}
+	return true
+}
+
+// acmeHint says what an Ingress lacks that asks for certificates where none are ordered.
+func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
+	if !asksACME(ing) || c.s.Account != nil {
+		return ""
+	}
+	return ". The annotation " + acmeAnnotation + " has an effect when the servers are given --ingress-acme-email"
+}
+
+// orders adds what Ingresses ask for by ACME, and, where there is an account, has the proxy answer the challenges of these hosts.
+func (c *compiler) orders() error {
+	owners, by := c.owners(), map[types.NamespacedName]*Order{}
+	for _, ing := range c.r.Served {
+		if !asksACME(ing) {
+			continue
+		}
+		for _, t := range ing.Spec.TLS {
+			if t.SecretName == "" {
+				continue
+			}
+			name := types.NamespacedName{Namespace: ing.Namespace, Name: t.SecretName}
+			o := by[name]
+			if o == nil {
+				o = &Order{Secret: name}
+				by[name] = o
+			}
+			if !slices.Contains(o.Ingresses, ing) {
+				o.Ingresses = append(o.Ingresses, ing)
+			}
+			c.orderNames(o, ing, t.Hosts, owners)
+		}
+	}
+	thumbprint := ""
+	if c.s.Account != nil {
+		thumbprint = string(c.s.Account.Data[ThumbprintKey])
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(by), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
+		o := by[name]
+		slices.Sort(o.Hosts)
+		o.Hosts = slices.Compact(o.Hosts)
+		if len(o.Hosts) > mostNames {
+			c.find(o.Ingresses[0], Finding{ReasonCertificate, fmt.Sprintf(
+				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name, len(o.Hosts), mostNames)})
+			continue
+		}
+		c.r.Orders = append(c.r.Orders, *o)
+		for _, host := range o.Hosts {
+			if thumbprint == "" {
+				break
+			}
+			if err := c.r.Sections.Put(table.ChallengesKey(host), table.Challenges{Thumbprint: thumbprint}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// orderNames adds the hosts that an Ingress names for a certificate, as far as the certificate can have them.
+func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []string, owners map[string]string) {
+	if len(hosts) == 0 {
+		c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no certificate can be ordered: name them", o.Secret.Name)})
+	}
+	for _, text := range hosts {
+		name, ok := hostName(text)
+		switch {
+		case strings.HasPrefix(name, "*."):
+			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %s: a wildcard needs an entry in DNS as proof, which cert-manager can make", name)})
+		case !ok || !dnsName.MatchString(name) || !strings.Contains(name, "."):
+			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %.100q, which is no DNS name of the internet", text)})
+		case owners[name] != ing.Namespace:
+			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf(
+				"no certificate is ordered for %s: an older Ingress of another namespace has this host, and a certificate would let this one pass for it", name)})
+		default:
+			o.Hosts = append(o.Hosts, name)
+		}
+	}
+}
+
+// owners are the namespaces of the oldest Ingresses that name hosts, in rules or for certificates.
+func (c *compiler) owners() map[string]string {
+	out := map[string]string{}
+	add := func(text, namespace string) {
+		if name, ok := hostName(text); ok && out[name] == "" {
+			out[name] = namespace
+		}
+	}
+	for _, ing := range c.r.Served {
+		for _, r := range ing.Spec.Rules {
+			add(r.Host, ing.Namespace)
+		}
+		for _, t := range ing.Spec.TLS {
+			for _, host := range t.Hosts {
+				add(host, ing.Namespace)
+			}
+		}
+	}
+	return out
+}
+
+// defaultCertificate adds that of hosts that have none.
+func (c *compiler) defaultCertificate() error {
+	s := c.s.Default
+	if s == nil || flawOf(s) != "" || len(c.r.Served) == 0 {
+		return nil
+	}
+	return c.r.Sections.Put(table.DefaultCertificate, table.Certificate{
+		Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey]),
+	})
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/testca"
+)
+
+// acme makes an Ingress that asks for certificates; each entry is "secret=host,host".
+func acme(name string, age int, entries ...string) *networkingv1.Ingress {
+	ing := ingress(name, age)
+	ing.Annotations[acmeAnnotation] = "true"
+	for _, text := range entries {
+		secret, hosts, _ := strings.Cut(text, "=")
+		t := networkingv1.IngressTLS{SecretName: secret}
+		if hosts != "" {
+			t.Hosts = strings.Split(hosts, ",")
+		}
+		ing.Spec.TLS = append(ing.Spec.TLS, t)
+	}
+	return ing
+}
+
+func withAnnotation(ing *networkingv1.Ingress, name, value string) *networkingv1.Ingress {
+	ing.Annotations[name] = value
+	return ing
+}
+
+func TestOrders(t *testing.T) {
+	many := make([]string, mostNames+1)
+	for i := range many {
+		many[i] = fmt.Sprintf("h%d.example", i)
+	}
+	for _, c := range []struct {
+		name      string
+		ingresses []*networkingv1.Ingress
+		orders    string // "secret: hosts by ingresses"
+		findings  string
+	}{
+		{"one", []*networkingv1.Ingress{acme("shop/web", 1, "cert=Web.example.,www.web.example")}, "shop/cert: web.example www.web.example by web", ""},
+		{"without the annotation", []*networkingv1.Ingress{withAnnotation(acme("shop/web", 1, "cert=web.example"), acmeAnnotation, "false")}, "", ""},
+		{"cert-manager's", []*networkingv1.Ingress{withAnnotation(acme("shop/web", 1, "cert=web.example"), "cert-manager.io/cluster-issuer", "le")}, "", ""},
+		{"two Ingresses with one Secret", []*networkingv1.Ingress{acme("shop/b", 1, "cert=b.example"), acme("shop/a", 2, "cert=a.example,b.example")},
+			"shop/cert: a.example b.example by a b", ""},
+		{"two Secrets", []*networkingv1.Ingress{acme("shop/web", 1, "one=a.example", "two=b.example")}, "shop/one: a.example by web; shop/two: b.example by web", ""},
+		{"a wildcard beside a host", []*networkingv1.Ingress{acme("shop/web", 1, "cert=*.web.example,web.example")}, "shop/cert: web.example by web", "shop/web NotOrdered"},
+		{"names of no internet", []*networkingv1.Ingress{acme("shop/web", 1, "cert=localhost,a_b.example")}, "shop/cert:  by web", "shop/web NotOrdered; shop/web NotOrdered"},
+		{"no hosts", []*networkingv1.Ingress{acme("shop/web", 1, "cert=")}, "shop/cert:  by web", "shop/web NotOrdered"},
+		{"too many", []*networkingv1.Ingress{acme("shop/web", 1, "cert="+strings.Join(many, ","))}, "", "shop/web NotOrdered"},
+		{"another namespace's host", []*networkingv1.Ingress{acme("evil/web", 1, "cert=web.example,evil.example"), ingress("shop/web", 2, "web.example/=web:80")},
+			"evil/cert: evil.example by web", "evil/web NotOrdered"},
+		{"another namespace's host by its certificate", []*networkingv1.Ingress{acme("evil/web", 1, "cert=web.example"), acme("shop/web", 2, "cert=web.example")},
+			"evil/cert:  by web; shop/cert: web.example by web", "evil/web NotOrdered"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			account := &corev1.Secret{Data: map[string][]byte{ThumbprintKey: []byte("thumb")}}
+			r := desired(t, State{Ingresses: c.ingresses, Account: account, Secrets: map[types.NamespacedName]*corev1.Secret{}})
+			var out []string
+			for _, o := range r.Orders {
+				var by []string
+				for _, ing := range o.Ingresses {
+					by = append(by, ing.Name)
+				}
+				out = append(out, fmt.Sprintf("%s: %s by %s", o.Secret, strings.Join(o.Hosts, " "), strings.Join(by, " ")))
+				for _, host := range o.Hosts {
+					var has table.Challenges
+					if err := json.Unmarshal(r.Sections[table.ChallengesKey(host)], &has); err != nil || has.Thumbprint != "thumb" {
+						t.Errorf("the challenges of %s: %v %v", host, has, err)
+					}
+				}
+			}
+			if got := strings.Join(out, "; "); got != c.orders {
+				t.Errorf("the orders are %s\nwant %s", got, c.orders)
+			}
+			var here []string
+			for _, f := range strings.Split(findings(r), "; ") {
+				if !strings.HasSuffix(f, ReasonSecret) { // of Secrets that are cert-manager's or nobody's
+					here = append(here, f)
+				}
+			}
+			if got := strings.Join(here, "; "); got != c.findings {
+				t.Errorf("the findings are %s", got)
+			}
+		})
+	}
+}
+
+// TestSecretThatIsOrdered: while a certificate is ordered, its missing Secret is no mistake of the user's; without an account the event says what the annotation needs.
+func TestSecretThatIsOrdered(t *testing.T) {
+	s := State{Ingresses: []*networkingv1.Ingress{acme("shop/web", 1, "cert=web.example")}, Account: &corev1.Secret{}, Secrets: map[types.NamespacedName]*corev1.Secret{}}
+	if r := desired(t, s); findings(r) != "" {
+		t.Errorf("findings: %s", findings(r))
+	}
+	s.Account = nil
+	all := desired(t, s).Findings[types.NamespacedName{Namespace: "shop", Name: "web"}]
+	if len(all) != 1 || !strings.Contains(all[0].Message, "--ingress-acme-email") {
+		t.Errorf("findings without an account: %v", all)
+	}
+	if keys := desired(t, s).Sections; keys[table.ChallengesKey("web.example")] != nil {
+		t.Error("challenges are answered without an account")
+	}
+}
+
+// TestPathsOfChallenges: another solver's Ingress is served as it is, whatever redirects, restricts or authenticates the host.
+func TestPathsOfChallenges(t *testing.T) {
+	const path = ".well-known/acme-challenge/tok"
+	limits := map[string]string{
+		"auth-type": "basic", "auth-secret": "users", "whitelist-source-range": "192.0.2.0/24", "denylist-source-range": "0.0.0.0/0", "limit-rps": "1",
+		"force-ssl-redirect": "true", "permanent-redirect": "https://other.example/", "app-root": "/app", "auth-url": "https://auth.example/",
+		"use-regex": "true", "satisfy": "any",
+	}
+	for _, class := range []string{Class, "nginx"} {
+		for name, rules := range map[string][]string{
+			"a solver of its own":      {"web.example/" + path + "=solver:8089"},
+			"edited in the Ingress":    {"web.example/=web:80", "web.example/" + path + "=solver:8089"},
+			"beside a long expression": {"web.example/(.*|" + strings.Repeat("x", 100) + ")=web:80", "web.example/" + path + "=solver:8089"},
+		} {
+			t.Run(class+" "+name, func(t *testing.T) {
+				main, solver := ingress("shop/web", 2, "web.example/=web:80"), ingress("shop/solver", 1, rules...)
+				for _, ing := range []*networkingv1.Ingress{main, solver} {
+					ing.Spec.IngressClassName = &class
+					for k, v := range limits {
+						ing.Annotations[nginxPrefix+k] = v
+					}
+				}
+				main.Spec.TLS = []networkingv1.IngressTLS{{Hosts: []string{"web.example"}, SecretName: "cert"}}
+				r := desired(t, State{Ingresses: []*networkingv1.Ingress{main, solver}})
+				var h table.Host
+				if err := json.Unmarshal(r.Sections[table.HostKey(table.SiteIngress, "web.example")], &h); err != nil {
+					t.Fatal(err)
+				}
+				first := h.Routes[0]
+				if first.Object != "Ingress/shop/solver" || len(first.Backends) != 1 || first.Backends[0].Service != "solver" || first.Refused != "" {
+					t.Errorf("the first route is %+v", first)
+				}
+				if first.RedirectHTTPS != 0 {
+					t.Errorf("it redirects: %d", first.RedirectHTTPS)
+				}
+				if p := first.Policy; p != nil && (p.Basic != nil || p.External != nil || p.Redirect != nil || p.AppRoot != "" || p.Allow != nil || p.Deny != nil || p.Limit != nil) {
+					t.Errorf("its policy is %+v", *p)
+				}
+			})
+		}
+	}
+}
+
+// TestDefaultCertificateSection: the default certificate is in the table while an Ingress is served and it is one.
+func TestDefaultCertificateSection(t *testing.T) {
+	ca, err := testca.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue("ingress", "ingress.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := &corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: read(t, files.Cert), corev1.TLSPrivateKeyKey: read(t, files.Key)}}
+	for _, c := range []struct {
+		name   string
+		secret *corev1.Secret
+		served bool
+		want   bool
+	}{
+		{"good", good, true, true}, {"without an Ingress", good, false, false}, {"missing", nil, true, false},
+		{"no certificate", &corev1.Secret{Data: map[string][]byte{"tls.crt": []byte("x")}}, true, false},
+	} {
+		s := State{Default: c.secret}
+		if c.served {
+			s.Ingresses = []*networkingv1.Ingress{ingress("shop/web", 1, "web.example/=web:80")}
+		}
+		if got := desired(t, s).Sections[table.DefaultCertificate] != nil; got != c.want {
+			t.Errorf("%s: it is in the table: %t", c.name, got)
+		}
+	}
+}
