@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,11 @@ guest-conformance: build ## upstream's specs of Services and NetworkPolicies on 
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables CORACLE_BIN=$(CURDIR)/bin/coracle \
 	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+
+# FOCUS: a regular expression of whole names of tests. SERVERS: on so many servers that run pods.
+gateway-conformance: build ## upstream's conformance suite of the Gateway API, built from its module, on a cluster of one node (root, the Go module proxy, half an hour); SERVERS=3, FOCUS='HTTPRouteWeight' of some tests
+	@packaging/deps.sh build test
+	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/gateway -folder $(BUILD)/gateway -version '$(VERSION)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SERVERS),-servers $(SERVERS))
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...

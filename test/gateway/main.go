@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command gateway runs upstream's conformance suite of the Gateway API against a cluster from this tree, in namespaces of its own:
+//
+//	make gateway-conformance                               profiles GATEWAY-HTTP, GATEWAY-GRPC and GATEWAY-TLS, with the extended features of the GatewayClass
+//	make gateway-conformance FOCUS='HTTPRouteWeight'       the tests whose name is that; 'HTTPRoute.*' is a regular expression
+//	make gateway-conformance SERVERS=3                     on three servers that run pods
+//
+// The suite is in a module of its own (test/gateway/suite). It runs outside of the nodes, on their network, where the addresses of a pool answer. There is
+// no image registry: an archive in each node's images folder holds echo-basic, built from the suite's module, under each name that the suite's manifests
+// have. It needs root, and is no part of a release.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// The addresses of the site's network that Gateways have: of the flag's pool, the one that a Gateway asks for (of a pool that gives addresses to those
+// alone), and one that is in no pool.
+const (
+	pool            = "10.77.0.100-10.77.0.199"
+	usableAddress   = "10.77.0.220"
+	unusableAddress = "10.77.0.240"
+	usablePool      = "{apiVersion: coracle.dev/v1alpha1, kind: AddressPool, metadata: {name: static}, spec: {autoAssign: false, addresses: [" + usableAddress + "]}}"
+)
+
+// class is the GatewayClass that the cluster brings.
+const class = "coracle"
+
+// run is what was asked for.
+type run struct {
+	folder, focus, version string
+	servers                int
+	built                  bool
+}
+
+func main() {
+	harness.FirstProcess()
+	var r run
+	flag.StringVar(&r.folder, "folder", "build/gateway", "where programs, images and reports go")
+	flag.StringVar(&r.focus, "focus", ".*", "a regular expression: the tests whose whole name matches")
+	flag.StringVar(&r.version, "version", "unknown", "the version that the report names")
+	flag.IntVar(&r.servers, "servers", 1, "how many servers that run pods the cluster has")
+	flag.BoolVar(&r.built, "built", false, "use the programs that the last run built")
+	flag.Parse()
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // it goes on to tidy up; what it runs ends
+	good := false
+	if !harness.Alone(func(t testing.TB) { good = r.do(t) }) || !good {
+		os.Exit(1)
+	}
+}
+
+// do returns whether every test that ran passed.
+func (r run) do(t testing.TB) bool {
+	var err error
+	if r.folder, err = filepath.Abs(r.folder); err != nil {
+		t.Fatal(err)
+	}
+	p := programs{suite: filepath.Join(r.folder, "conformance.test"), echo: filepath.Join(r.folder, "echo-basic")}
+	if !r.built {
+		fmt.Fprintln(os.Stderr, "building upstream's suite and the program of its images")
+		if err := p.build(r.folder); err != nil {
+			t.Fatal(err)
+		}
+	}
+	archive := filepath.Join(r.folder, "images.tar")
+	if err := p.writeImages(archive); err != nil {
+		t.Fatal(err)
+	}
+	site := harness.NewSite(t)
+	s := r.cluster(t, site, archive)
+	s.Apply(usablePool)
+	harness.Eventually(t, harness.Longer, "GatewayClass "+class+" is accepted, and its status has features", func() error { return accepted(s) })
+	return r.suite(t, site, s, p)
+}
+
+// accepted returns nil when the suite can begin: it reads the features before it waits for anything.
+func accepted(s *harness.Server) error {
+	out, err := s.TryKubectl("get", "gatewayclass", class, "-o", `jsonpath={.status.conditions[?(@.type=="Accepted")].status} {.status.supportedFeatures[*].name}`)
+	if err != nil {
+		return err
+	}
+	if status, features, _ := strings.Cut(out, " "); status != "True" || features == "" {
+		return fmt.Errorf("its condition Accepted is %q, its features are %q", status, features)
+	}
+	return nil
+}
+
+// cluster starts a cluster with the images on each of its nodes, and returns its first server.
+func (r run) cluster(t testing.TB, site *harness.Site, archive string) *harness.Server {
+	settings := []string{"--load-balancer-pool", pool}
+	first := r.start(t, site.NewMachine().NewServer(settings...), archive)
+	first.WaitReady()
+	for range r.servers - 1 {
+		r.start(t, site.NewMachine().NewPeer(first, settings...), archive)
+	}
+	harness.Eventually(t, harness.Longer, fmt.Sprintf("%d nodes are ready", r.servers), func() error {
+		out, err := first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err == nil && out != strings.TrimSpace(strings.Repeat("True ", r.servers)) {
+			err = fmt.Errorf("the nodes are Ready: %s", out)
+		}
+		return err
+	})
+	return first
+}
+
+// start starts a server with the images; its log goes into the run's folder.
+func (r run) start(t testing.TB, s *harness.Server, archive string) *harness.Server {
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(images, "echo-basic.tar"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Log = filepath.Join(r.folder, fmt.Sprintf("coracle-%d.log", s.Number))
+	fmt.Fprintf(os.Stderr, "starting server %d; its log is %s\n", s.Number, s.Log)
+	_ = os.Remove(s.Log)
+	s.Start()
+	return s
+}
+
+// suite runs the tests, prints what became of them, and returns whether all that ran passed.
+func (r run) suite(t testing.TB, site *harness.Site, s *harness.Server, p programs) bool {
+	config, err := os.ReadFile(s.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := filepath.Join(r.folder, "kubeconfig")
+	text := strings.Replace(string(config), "https://127.0.0.1:", "https://"+s.IP+":", 1)
+	if !strings.Contains(text, net.JoinHostPort(s.IP, "6443")) {
+		t.Fatalf("%s does not name https://127.0.0.1:6443, which is another address from outside", s.Kubeconfig)
+	}
+	if err := os.WriteFile(outside, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	report := filepath.Join(r.folder, "report.yaml")
+	_ = os.Remove(report)
+	log, err := os.Create(filepath.Join(r.folder, "suite.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	fmt.Fprintf(os.Stderr, "running the suite; what it says is in %s\n", log.Name())
+	c := site.Command(context.Background(), p.suite, "-test.v", "-test.timeout", "0", "-test.run", "^TestConformance$/^("+r.focus+")$",
+		"--gateway-class", class, "--conformance-profiles", strings.Join(profiles, ","), "--report-output", report,
+		"--usable-address", usableAddress, "--unusable-address", unusableAddress,
+		"--organization", "coracle-k8s", "--project", "coracle", "--url", "https://github.com/coracle-k8s/coracle", "--version", r.version,
+		"--contact", "https://github.com/coracle-k8s/coracle/issues")
+	c.Env = append(os.Environ(), "KUBECONFIG="+outside)
+	c.Stdout, c.Stderr = log, log
+	ended := c.Run()
+	said, err := os.ReadFile(log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := readReport(report)
+	if err != nil {
+		t.Fatalf("%v; the suite ended with: %v\n%s", err, ended, tail(string(said), 20))
+	}
+	good := summary(os.Stdout, results, failures(string(said)))
+	if ended != nil && good { // what fails outside of a test
+		t.Errorf("the suite ended with: %v\n%s", ended, tail(string(said), 20))
+	}
+	return good && ended == nil
+}

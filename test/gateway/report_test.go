@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const aReport = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: ConformanceReport
+profiles:
+- name: GATEWAY-TLS
+  core: {result: success, statistics: {Failed: 0, Passed: 19, Skipped: 0}}
+- name: GATEWAY-HTTP
+  core: {result: failure, failedTests: [HTTPRouteWeight], skippedTests: [HTTPRouteCORS], statistics: {Failed: 1, Passed: 34, Skipped: 1}}
+  extended: {result: success, statistics: {Failed: 0, Passed: 50, Skipped: 0}, supportedFeatures: [GatewayPort8080]}
+`
+
+func TestSummary(t *testing.T) {
+	read := func(text string) []profile {
+		file := filepath.Join(t.TempDir(), "report.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		results, err := readReport(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return results
+	}
+	var out strings.Builder
+	if summary(&out, read(aReport), []string{"HTTPRouteWeight/even"}) {
+		t.Error("a run with a failed test counts as good")
+	}
+	const want = `failed  HTTPRouteWeight/even
+GATEWAY-HTTP  core       34 passed, 1 failed, 1 skipped
+    failed   HTTPRouteWeight
+    skipped  HTTPRouteCORS
+GATEWAY-HTTP  extended   50 passed, 0 failed, 0 skipped
+GATEWAY-GRPC  no test ran
+GATEWAY-TLS   core       19 passed, 0 failed, 0 skipped
+GATEWAY-TLS   extended    0 passed, 0 failed, 0 skipped
+`
+	if out.String() != want {
+		t.Errorf("the summary is\n%swant\n%s", &out, want)
+	}
+	whole := strings.ReplaceAll(strings.ReplaceAll(aReport, "Failed: 1", "Failed: 0"), ", failedTests: [HTTPRouteWeight]", "")
+	if summary(&strings.Builder{}, read(whole), nil) {
+		t.Error("a run with a skipped test counts as good")
+	}
+	if !summary(&strings.Builder{}, read(strings.ReplaceAll(whole, "Skipped: 1", "Skipped: 0")), nil) {
+		t.Error("a run in which all tests passed counts as bad")
+	}
+	if summary(&strings.Builder{}, read("profiles: []"), nil) {
+		t.Error("a run without a test counts as good")
+	}
+}
+
+func TestFailures(t *testing.T) {
+	got := failures(`
+--- FAIL: TestConformance (9.00s)
+    --- PASS: TestConformance/HTTPRouteSimple (1.00s)
+    --- FAIL: TestConformance/HTTPRouteWeight (2.00s)
+        --- FAIL: TestConformance/HTTPRouteWeight/even_weights (1.00s)
+    --- FAIL: TestConformance/TLSRoute (2.00s)
+    --- SKIP: TestConformance/UDPRoute (0.00s)
+`)
+	if want := []string{"HTTPRouteWeight/even_weights", "TLSRoute"}; !slices.Equal(got, want) {
+		t.Errorf("failures are %q, want %q", got, want)
+	}
+}
+
+func TestImageNames(t *testing.T) {
+	folder := t.TempDir()
+	if names, err := imageNames(folder); err == nil {
+		t.Errorf("a folder without manifests has images: %q", names)
+	}
+	manifest := "  image: registry.example/echo-basic:v2\n  image: registry.example/other:v1\n        image: registry.example/echo-basic:v1\n  image: registry.example/echo-basic:v2\n"
+	if err := os.WriteFile(filepath.Join(folder, "a.yaml"), []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	names, err := imageNames(folder)
+	if want := []string{"registry.example/echo-basic:v1", "registry.example/echo-basic:v2"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("the images are %q, %v, want %q", names, err, want)
+	}
+}
