@@ -48,9 +48,9 @@ func goCommand(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-var echoImage = regexp.MustCompile(`(?m)^\s*image: (\S+/echo-basic:\S+)$`)
+var image = regexp.MustCompile(`(?m)^\s*image: (\S+)$`)
 
-// imageNames returns the names under which the manifests of the suite's module ask for echo-basic.
+// imageNames returns the images that the manifests below a folder ask for.
 func imageNames(folder string) ([]string, error) {
 	var names []string
 	err := filepath.WalkDir(folder, func(file string, d fs.DirEntry, err error) error {
@@ -58,29 +58,31 @@ func imageNames(folder string) ([]string, error) {
 			return err
 		}
 		text, err := os.ReadFile(file)
-		for _, match := range echoImage.FindAllStringSubmatch(string(text), -1) {
+		for _, match := range image.FindAllStringSubmatch(string(text), -1) {
 			names = append(names, match[1])
 		}
 		return err
 	})
-	slices.Sort(names)
-	names = slices.Compact(names)
-	if err == nil && len(names) == 0 {
-		err = fmt.Errorf("the manifests in %s ask for no image of echo-basic", folder)
-	}
 	return names, err
 }
 
-// writeImages writes one archive with echo-basic under each of its names. The newest program does what each of them does.
+// writeImages writes one archive with echo-basic under each name that the suite's manifests have: all versions of echo-basic, of which the newest does what
+// each of them does, and coredns, which has to be ready, and which no test of the profiles speaks with.
 func (p programs) writeImages(archive string) error {
 	folder, err := goCommand("list", "-m", "-f", "{{.Dir}}", suiteModule)
 	if err != nil {
 		return err
 	}
-	names, err := imageNames(folder)
-	if err != nil {
-		return err
+	var names []string
+	for _, manifests := range []string{"base", "tests"} { // and not mesh
+		some, err := imageNames(filepath.Join(folder, manifests))
+		if err != nil {
+			return err
+		}
+		names = append(names, some...)
 	}
+	slices.Sort(names)
+	names = slices.Compact(names)
 	var images []imagetar.Image
 	for _, name := range names {
 		images = append(images, imagetar.Image{

@@ -77,15 +77,15 @@ func TestFailures(t *testing.T) {
 
 func TestImageNames(t *testing.T) {
 	folder := t.TempDir()
-	if names, err := imageNames(folder); err == nil {
-		t.Errorf("a folder without manifests has images: %q", names)
-	}
-	manifest := "  image: registry.example/echo-basic:v2\n  image: registry.example/other:v1\n        image: registry.example/echo-basic:v1\n  image: registry.example/echo-basic:v2\n"
+	manifest := "image: registry.example/echo-basic:v2\n  - args: [image]\n    image: registry.example/other:v1\n"
 	if err := os.WriteFile(filepath.Join(folder, "a.yaml"), []byte(manifest), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(folder, "a.go"), []byte("image: no\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	names, err := imageNames(folder)
-	if want := []string{"registry.example/echo-basic:v1", "registry.example/echo-basic:v2"}; err != nil || !slices.Equal(names, want) {
+	if want := []string{"registry.example/echo-basic:v2", "registry.example/other:v1"}; err != nil || !slices.Equal(names, want) {
 		t.Errorf("the images are %q, %v, want %q", names, err, want)
 	}
 }
