@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-ingress bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -192,6 +192,12 @@ bench-ha: build ## failover times, writes through the API, beside upstream; foot
 bench-net: carried ## a pod's network, ways between pods, Services beside upstream's kube-proxy, policies beside none: docs/benchmarks.md (root, half an hour)
 	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_TEST_REQUIRE=root,carried $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' \
 	  -v $(if $(RUN),-run '$(RUN)') ./test/benchnet
+
+# QUICK=1: half a minute. Programs of others are unpacked into a folder and see nothing else of the machine.
+bench-ingress: ## the ingress proxy beside Debian's nginx, HAProxy and Caddy: docs/benchmarks.md (root, a package server, a quarter of an hour)
+	@packaging/debs.sh $(ARCH) $(BUILD)/bench-ingress nginx-light haproxy caddy wrk nghttp2-client
+	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_BENCH_INGRESS=$(CURDIR)/$(BUILD)/bench-ingress/root CORACLE_TEST_REQUIRE=root,foreign-programs \
+	  $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' -v -run '^TestMachine$$|^TestIngress$$' ./test/benchnet
 
 CUTS ?= 30
 ROUNDS ?= 5

@@ -44,7 +44,10 @@ func start(t testing.TB, ns nstest.Doer, name string, cmd *exec.Cmd, onLine func
 		t.Fatal(err)
 	}
 	cmd.Stderr = out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	if onLine == nil {
 		cmd.Stdout = out
 	}

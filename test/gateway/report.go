@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -80,21 +81,41 @@ func summary(w io.Writer, results []profile, failures []string) bool {
 	return ran > 0 && bad == 0
 }
 
-var failure = regexp.MustCompile(`(?m)^\s*--- FAIL: TestConformance/(\S+) `)
+// failure is how testify prints one: with the place, the error, the test, and what the caller says about it.
+var failure = regexp.MustCompile(`(?s)\tError:\s+\t(.*?)\n\s+\tTest:\s+\tTestConformance(\S*)(?:\n\s+\tMessages:\s+\t([^\n]*))?`)
 
-// failures returns the names of failed tests in the suite's output, the innermost alone.
+// failed is a line that Go's tests print of one.
+var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: TestConformance(\S*) `)
+
+// failures returns the failed tests in the suite's output, the innermost alone, each with what it says is wrong.
 func failures(output string) []string {
-	var all, out []string
-	for _, match := range failure.FindAllStringSubmatch(output, -1) {
-		all = append(all, match[1])
+	var names, out []string
+	for _, match := range failed.FindAllStringSubmatch(output, -1) {
+		names = append(names, match[1])
 	}
-	slices.Sort(all)
-	for _, name := range all {
-		if !slices.ContainsFunc(all, func(other string) bool { return strings.HasPrefix(other, name+"/") }) {
-			out = append(out, name)
+	slices.Sort(names)
+	for _, name := range names {
+		if slices.ContainsFunc(names, func(other string) bool { return strings.HasPrefix(other, name+"/") }) {
+			continue
 		}
+		line := cmp.Or(strings.TrimPrefix(name, "/"), "the suite")
+		for _, match := range failure.FindAllStringSubmatch(output, -1) {
+			if match[2] == name {
+				line += "\n    " + short(strings.Join(strings.Fields(match[3]+": "+match[1]), " "))
+			}
+		}
+		out = append(out, line)
 	}
 	return out
+}
+
+// short is the head of a message.
+func short(message string) string {
+	const most = 400
+	if len(message) > most {
+		return message[:most] + " …"
+	}
+	return strings.TrimPrefix(message, ": ")
 }
 
 // tail returns the last n lines of a text.

@@ -63,6 +63,13 @@ GATEWAY-TLS   extended    0 passed, 0 failed, 0 skipped
 
 func TestFailures(t *testing.T) {
 	got := failures(`
+        http.go:280: 
+            	Error Trace:	/module/http.go:280
+            	            				/module/http.go:100
+            	Error:      	Received unexpected error:
+            	            	context deadline exceeded
+            	Test:       	TestConformance/HTTPRouteWeight/even_weights
+            	Messages:   	error waiting for weights
 --- FAIL: TestConformance (9.00s)
     --- PASS: TestConformance/HTTPRouteSimple (1.00s)
     --- FAIL: TestConformance/HTTPRouteWeight (2.00s)
@@ -70,8 +77,13 @@ func TestFailures(t *testing.T) {
     --- FAIL: TestConformance/TLSRoute (2.00s)
     --- SKIP: TestConformance/UDPRoute (0.00s)
 `)
-	if want := []string{"HTTPRouteWeight/even_weights", "TLSRoute"}; !slices.Equal(got, want) {
+	want := []string{"HTTPRouteWeight/even_weights\n    error waiting for weights: Received unexpected error: context deadline exceeded", "TLSRoute"}
+	if !slices.Equal(got, want) {
 		t.Errorf("failures are %q, want %q", got, want)
+	}
+	got = failures("    \tError:      \tno Gateways\n    \tTest:       \tTestConformance\n--- FAIL: TestConformance (9.00s)\n")
+	if want := []string{"the suite\n    no Gateways"}; !slices.Equal(got, want) {
+		t.Errorf("failures outside of the tests are %q, want %q", got, want)
 	}
 }
 
