@@ -36,6 +36,7 @@ type options struct {
 	policy   table.Policy
 	users    *users // nil for none
 	canary   *table.Canary
+	size     int // of the annotations in bytes, which each route may hold a copy of
 	refused  string
 	findings []Finding
 }
@@ -52,6 +53,7 @@ func optionsOf(ing *networkingv1.Ingress) options {
 			continue
 		}
 		value := strings.TrimSpace(ing.Annotations[name])
+		o.size += len(value)
 		switch a, known := annotationOf(short); {
 		case !known:
 			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may restrict who gets in", name)

@@ -70,6 +70,8 @@ const (
 	ReasonUsers = "BadUsers"
 	// ReasonService says that a Service or a port of it is missing.
 	ReasonService = "BadBackend"
+	// ReasonTooLarge says that something is left out since the table would take too much memory.
+	ReasonTooLarge = "TooLarge"
 )
 
 // compiler collects a Result.
@@ -78,6 +80,9 @@ type compiler struct {
 	r     Result
 	hosts map[string]*host // of SiteIngress
 	all   []annotated
+	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
+	spent      map[string]int
+	spentInAll int
 }
 
 // annotated is an Ingress with what its annotations ask for.
@@ -114,7 +119,7 @@ type route struct {
 
 // Desired compiles the state.
 func Desired(s State) (Result, error) {
-	c := &compiler{s: s, hosts: map[string]*host{}, r: Result{
+	c := &compiler{s: s, hosts: map[string]*host{}, spent: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
 	c.r.Served = served(s)
@@ -127,8 +132,8 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	for name, h := range c.hosts {
-		c.finish(name, h)
+	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in an order, since what is left out for its size follows from it
+		c.finish(name, c.hosts[name])
 	}
 	c.names()
 	for name, h := range c.hosts {
@@ -178,6 +183,10 @@ func order(a, b *route) int {
 
 func (c *compiler) ingress(ing *networkingv1.Ingress) {
 	o := optionsOf(ing)
+	if !c.room(ing.Namespace, costOf(ing, &o)) {
+		c.find(ing, tooLarge(ing.Namespace, "this Ingress is not served"))
+		return
+	}
 	c.all = append(c.all, annotated{ing, &o})
 	for _, f := range o.findings {
 		c.find(ing, f)
@@ -311,8 +320,12 @@ func (c *compiler) host(name string) *host {
 // find notes a finding, each once for an object.
 func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
-	if !slices.Contains(c.r.Findings[key], f) {
-		c.r.Findings[key] = append(c.r.Findings[key], f)
+	switch have := c.r.Findings[key]; {
+	case len(have) > maxFindings || slices.Contains(have, f):
+	case len(have) == maxFindings:
+		c.r.Findings[key] = append(have, Finding{f.Reason, "more is wrong with this object than events say: mend what they say, and others will say the rest"})
+	default:
+		c.r.Findings[key] = append(have, f)
 	}
 }
 

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -36,13 +37,19 @@ func (r *route) ownRegex() bool {
 	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") && (r.specific || plainPrefix(r.written) != r.written)
 }
 
+// challenge reports whether the route is for challenges of ACME and for nothing else.
+func (r *route) challenge() bool {
+	rest, ok := strings.CutPrefix(r.written, challenges)
+	return ok && (rest == "" || rest[0] == '/') && !strings.Contains(rest, "|")
+}
+
 // finish gives a host's routes the form that follows from all of them, and their order.
 func (c *compiler) finish(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
 	}
 	for _, r := range slices.Clone(h.routes) {
-		if !strings.HasPrefix(r.written, challenges) {
+		if !r.challenge() {
 			r.RedirectHTTPS = r.options.redirectOf(name != "" && h.certificate != "")
 		}
 		switch {
@@ -59,7 +66,7 @@ func (c *compiler) finish(name string, h *host) {
 		if r.fallback {
 			p.Rewrite = ""
 		}
-		if strings.HasPrefix(r.written, challenges) {
+		if r.challenge() {
 			p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
 			p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
 		}
@@ -74,9 +81,12 @@ func (c *compiler) finish(name string, h *host) {
 // must not get it.
 func (c *compiler) expression(r *route, kind table.PathKind) {
 	r.Kind, r.Path = kind, r.written
-	_, _, err := expression.Prefix(r.written, kind == table.PathRegexFold)
-	if err == nil {
+	_, steps, err := expression.Prefix(r.written, kind == table.PathRegexFold)
+	if err == nil && c.room(r.ing.Namespace, stepCost*steps) {
 		return
+	}
+	if err == nil {
+		err = errors.New("the expressions of the namespace take too much memory")
 	}
 	prefix := plainPrefix(r.written)
 	if strings.Contains(r.written, "|") {
@@ -122,15 +132,17 @@ var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 func (c *compiler) names() {
 	owner := map[string]string{}
 	for _, a := range c.all {
+		aliases := a.options.aliases
 		for _, rule := range a.ing.Spec.Rules {
 			name, ok := hostName(rule.Host)
 			h := c.hosts[name]
 			if !ok || h == nil {
 				continue
 			}
-			for _, text := range a.options.aliases {
+			for _, text := range aliases {
 				c.alias(a, text, h, owner)
 			}
+			aliases = nil // they are names of the first host
 			if a.options.www && a.options.refused == "" && name != "" && !strings.HasPrefix(name, "*.") {
 				c.www(name, h)
 			}
@@ -138,16 +150,35 @@ func (c *compiler) names() {
 	}
 }
 
+// alias gives a host another name. Only the routes and the certificate of the Ingress' own namespace are served there: who shares a host may not publish the
+// others' routes at names that these have not chosen.
 func (c *compiler) alias(a annotated, text string, h *host, owner map[string]string) {
 	name, ok := hostName(text)
 	switch {
 	case !ok || !dnsName.MatchString(name):
 		c.find(a.ing, Finding{ReasonBadHost, fmt.Sprintf("the server-alias %.100q is no DNS name: it is left out", text)})
-	case c.hosts[name] == nil:
-		c.hosts[name], owner[name] = h, objectOf(a.ing)
-	case owner[name] != objectOf(a.ing):
+		return
+	case owner[name] == objectOf(a.ing):
+		return
+	case c.hosts[name] != nil:
 		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
+		return
 	}
+	other, cost := &host{}, 0
+	for _, r := range h.routes {
+		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
+			other.routes = append(other.routes, r)
+			cost += r.options.cost(r.Path)
+		}
+	}
+	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {
+		other.certificate = h.certificate
+	}
+	if !c.room(a.ing.Namespace, cost) {
+		c.find(a.ing, tooLarge(a.ing.Namespace, "names of server-alias are left out"))
+		return
+	}
+	c.hosts[name], owner[name] = other, objectOf(a.ing)
 }
 
 // www redirects the host of the same name with www., or without it.

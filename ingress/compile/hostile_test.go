@@ -3,11 +3,15 @@
 package compile
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // TestExpressionsAreBounded: an expression that would take seconds for a path, or means something else inside another one, closes what it may have matched.
@@ -21,6 +25,91 @@ func TestExpressionsAreBounded(t *testing.T) {
 		r := desired(t, State{Ingresses: []*networkingv1.Ingress{i}})
 		if got := text(t, r.Sections); got != "h/app/ RegexFold 503\n" && got != "h/ RegexFold 503\n" || findings(r) != "a/x Unsupported" {
 			t.Errorf("%.30s: %s, %s", path, got, findings(r))
+		}
+	}
+}
+
+// TestTableIsBounded: small objects that multiply do not make a table that no proxy can hold, and leave room for other namespaces.
+func TestTableIsBounded(t *testing.T) {
+	names := func(n int) string {
+		var out []string
+		for i := range n {
+			out = append(out, fmt.Sprintf("a%d", i))
+		}
+		return strings.Join(out, ",")
+	}
+	networks := func(n int) string {
+		var out []string
+		for i := range n {
+			out = append(out, fmt.Sprintf("10.%d.%d.1", i/256, i%256))
+		}
+		return strings.Join(out, ",")
+	}
+	for name, annotations := range map[string]map[string]string{
+		"aliases": {"server-alias": names(10_000)}, "networks": {"whitelist-source-range": networks(10_000)}, "paths": {},
+		"names that are none": {"server-alias": strings.ReplaceAll(names(10_000), "a", "_")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var all []*networkingv1.Ingress
+			for k := range 8 {
+				i := ingress(fmt.Sprintf("bad/%d", k), 10)
+				for p := range 2_000 {
+					i.Spec.Rules = append(i.Spec.Rules, ingress("", 0, fmt.Sprintf("h%d/%d=s:80", k, p)).Spec.Rules...)
+				}
+				for key, value := range annotations {
+					i.Annotations[nginxPrefix+key] = value
+				}
+				all = append(all, i)
+			}
+			r := desired(t, State{Ingresses: append(all, ingress("good/x", 1, "good/=s:80"))})
+			size := 0
+			for _, value := range r.Sections {
+				size += len(value)
+			}
+			if size > maxTable/textFactor {
+				t.Errorf("the table has %d bytes", size)
+			}
+			if got := r.Sections[table.HostKey(table.SiteIngress, "good")]; got == nil {
+				t.Error("another namespace is not served")
+			}
+			for who, all := range r.Findings {
+				if len(all) > maxFindings+1 {
+					t.Errorf("%s has %d findings", who, len(all))
+				}
+			}
+		})
+	}
+}
+
+// TestAliasHasTheRoutesOfItsNamespace: who shares a host gives the others' routes no other name, and not their certificate.
+func TestAliasHasTheRoutesOfItsNamespace(t *testing.T) {
+	mine := ingress("b/mine", 1, "h/mine=s:80")
+	mine.Annotations[nginxPrefix+"server-alias"] = "alias"
+	theirs := ingress("a/theirs", 2, "h/=s:80")
+	theirs.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "cert"}}
+	r := desired(t, State{Ingresses: []*networkingv1.Ingress{mine, theirs}})
+	if got, want := text(t, r.Sections), "alias/mine Prefix b/s/80\nh/mine Prefix b/s/80\nh/ Prefix a/s/80\n"; got != want {
+		t.Errorf("the table is\n%s", got)
+	}
+	if got := string(r.Sections[table.HostKey(table.SiteIngress, "alias")]); strings.Contains(got, "certificate") {
+		t.Errorf("the alias is %s", got)
+	}
+}
+
+// TestOnlyChallengesAreOpen: a path that begins like those of ACME's challenges keeps its authentication.
+func TestOnlyChallengesAreOpen(t *testing.T) {
+	for path, open := range map[string]bool{
+		"/.well-known/acme-challenge": true, "/.well-known/acme-challenge/": true, "/.well-known/acme-challenge/x": true,
+		"/.well-known/acme-challenges-of-others": false, "/.well-known/acme-challenge/|/admin": false, "/.well-known/acme-challenge|/admin": false,
+	} {
+		i := ingress("a/x", 1, "h"+path+"=s:80")
+		i.Annotations[nginxPrefix+"auth-url"] = "http://s.a.svc/"
+		var h table.Host
+		if err := json.Unmarshal(desired(t, State{Ingresses: []*networkingv1.Ingress{i}}).Sections[table.HostKey(table.SiteIngress, "h")], &h); err != nil {
+			t.Fatal(err)
+		}
+		if p := h.Routes[0].Policy; (p == nil || p.External == nil) != open {
+			t.Errorf("%s: %+v", path, p)
 		}
 	}
 }

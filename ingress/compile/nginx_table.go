@@ -127,7 +127,7 @@ var Annotations = []Annotation{
 	{"rewrite-target", Done, "The expression is RE2's; variables other than $1 to $9, and targets on other hosts, close the route."},
 	{"satisfy", Done, ""},
 	{"secure-backends", Refused, "Replaced by backend-protocol in ingress-nginx, too."},
-	{"server-alias", Done, "Names are DNS names, with or without a wildcard as the first label; expressions are left out, and an event says so."},
+	{"server-alias", Done, "They have the routes of the Ingress' namespace, and are names of its first host. Names are DNS names, with or without a wildcard as the first label; expressions are left out, and an event says so."},
 	{"server-snippet", Refused, snippetNote},
 	{"service-upstream", Ignored, "Endpoints are dialled without the Service's address."},
 	{"session-cookie-change-on-failure", Ignored, "The cookie stays, and the next endpoint by its hash is taken while the first cannot be reached."},
