@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -159,12 +158,8 @@ func (c *compiler) owners() map[string]string {
 }
 
 // defaultCertificate adds that of hosts that have none.
-func (c *compiler) defaultCertificate() error {
-	s := c.s.Default
-	if s == nil || flawOf(s) != "" || len(c.r.Served) == 0 {
-		return nil
+func (c *compiler) defaultCertificate() {
+	if section := c.s.Memory.certificateOf(c.s.Default).section; section != nil && len(c.r.Served) > 0 {
+		c.r.Sections[table.DefaultCertificate] = section
 	}
-	return c.r.Sections.Put(table.DefaultCertificate, table.Certificate{
-		Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey]),
-	})
 }

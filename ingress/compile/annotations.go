@@ -3,15 +3,14 @@
 package compile
 
 import (
-	"crypto/tls"
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -39,12 +38,14 @@ type options struct {
 	size     int // of the annotations in bytes, which each route may hold a copy of
 	refused  string
 	findings []Finding
+	object   string // the Ingress' name in the table
+	plain    bool   // policy asks for nothing
 }
 
 // optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
 // may restrict who gets in.
 func optionsOf(ing *networkingv1.Ingress) options {
-	o := options{namespace: ing.Namespace, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
+	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
 	o.sslRedirect = o.nginx // ingress-nginx redirects where there is a certificate
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
@@ -112,6 +113,7 @@ func (o *options) read() {
 	o.cors()
 	o.affinity()
 	o.canaryOf()
+	o.plain = reflect.ValueOf(o.policy).IsZero()
 }
 
 // refuse closes the Ingress' routes.
@@ -187,15 +189,4 @@ func (o *options) redirectOf(secure bool) int {
 		return http.StatusPermanentRedirect
 	}
 	return 0
-}
-
-// flawOf says why a Secret is no certificate; empty for one that is. It may be nil.
-func flawOf(s *corev1.Secret) string {
-	if s == nil {
-		return "does not exist"
-	}
-	if _, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]); err != nil {
-		return "holds no certificate with its key in tls.crt and tls.key (" + err.Error() + ")"
-	}
-	return ""
 }

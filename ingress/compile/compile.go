@@ -8,7 +8,6 @@ package compile
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -32,6 +31,8 @@ type State struct {
 	Default, Account *corev1.Secret
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
+	// Memory makes the next call faster that has the same one; nil remembers nothing.
+	Memory *Memory
 }
 
 // Finding is what is wrong with an object, or was left out of it.
@@ -122,6 +123,10 @@ func Desired(s State) (Result, error) {
 	c := &compiler{s: s, hosts: map[string]*host{}, spent: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
+	if c.s.Memory == nil {
+		c.s.Memory = &Memory{}
+	}
+	c.s.Memory.begin()
 	c.r.Served = served(s)
 	for _, ing := range c.r.Served {
 		c.ingress(ing)
@@ -145,7 +150,9 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	return c.r, errors.Join(c.certificates(), c.defaultCertificate(), c.orders())
+	c.certificates()
+	c.defaultCertificate()
+	return c.r, c.orders()
 }
 
 // served are the Ingresses of our classes, the oldest first.
@@ -163,10 +170,27 @@ func served(s State) []*networkingv1.Ingress {
 	return out
 }
 
+// Wanted are the Secrets that served Ingresses name: Desired's Wanted, without the table.
+func Wanted(s State) map[types.NamespacedName]bool {
+	out := map[types.NamespacedName]bool{}
+	for _, ing := range served(s) {
+		o := s.Memory.optionsOf(ing)
+		if o.users != nil {
+			out[o.users.secret] = true
+		}
+		for _, t := range ing.Spec.TLS {
+			if t.SecretName != "" {
+				out[types.NamespacedName{Namespace: ing.Namespace, Name: t.SecretName}] = true
+			}
+		}
+	}
+	return out
+}
+
 // order is Ingress v1's: the longer path first, of two of the same length an exact one. The paths of challenges come before all, since no expression may have
 // precedence over them.
 func order(a, b *route) int {
-	if x, y := strings.HasPrefix(a.written, challenges), strings.HasPrefix(b.written, challenges); x != y {
+	if x, y := a.challenge(), b.challenge(); x != y {
 		if y {
 			return 1
 		}
@@ -182,12 +206,12 @@ func order(a, b *route) int {
 }
 
 func (c *compiler) ingress(ing *networkingv1.Ingress) {
-	o := optionsOf(ing)
-	if !c.room(ing.Namespace, costOf(ing, &o)) {
+	o := c.s.Memory.optionsOf(ing)
+	if !c.room(ing.Namespace, costOf(ing, o)) {
 		c.find(ing, tooLarge(ing.Namespace, "this Ingress is not served"))
 		return
 	}
-	c.all = append(c.all, annotated{ing, &o})
+	c.all = append(c.all, annotated{ing, o})
 	for _, f := range o.findings {
 		c.find(ing, f)
 	}
@@ -211,17 +235,17 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 			}
 		} else {
 			for i := range rule.HTTP.Paths {
-				c.path(ing, &o, h, name, &rule.HTTP.Paths[i])
+				c.path(ing, o, h, name, &rule.HTTP.Paths[i])
 			}
 		}
-		c.fallback(ing, &o, h, name)
+		c.fallback(ing, o, h, name)
 	}
 	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil {
 		h := c.host("")
 		if key := certificates.of(""); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
-		c.fallback(ing, &o, h, "")
+		c.fallback(ing, o, h, "")
 	}
 }
 
@@ -259,13 +283,13 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	ing, o := r.ing, r.options
 	at := place{r.Path, r.Kind, r.fallback}
 	if who, taken := h.taken[at]; taken {
-		if who != objectOf(ing) || !r.fallback { // an Ingress may name a host twice
+		if who != o.object || !r.fallback { // an Ingress may name a host twice
 			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path, name)})
 		}
 		return
 	}
-	h.taken[at] = objectOf(ing)
-	r.Object, r.Refused = objectOf(ing), o.refused
+	h.taken[at] = o.object
+	r.Object, r.Refused = o.object, o.refused
 	switch port, why := portOf(b); {
 	case why != "":
 		r.Refused = why
@@ -329,8 +353,6 @@ func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	}
 }
 
-func objectOf(ing *networkingv1.Ingress) string { return "Ingress/" + ing.Namespace + "/" + ing.Name }
-
 // hostName is a host in the form of the table. The API server has checked it, but for what an earlier version let in.
 func hostName(text string) (string, bool) {
 	name := strings.TrimSuffix(strings.ToLower(text), ".")
@@ -362,7 +384,7 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 		secret := types.NamespacedName{Namespace: ing.Namespace, Name: t.SecretName}
 		c.r.Wanted[secret] = true
 		if c.s.Secrets != nil {
-			if why := flawOf(c.s.Secrets[secret]); why != "" {
+			if why := c.s.Memory.certificateOf(c.s.Secrets[secret]).flaw; why != "" {
 				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // one that is ordered has events of its own
 					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s", t.SecretName, why, c.acmeHint(ing))})
 				}
@@ -382,19 +404,13 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 	return out
 }
 
-// certificates adds the sections of those that hosts name.
-func (c *compiler) certificates() error {
-	for _, secret := range slices.SortedFunc(maps.Keys(c.s.Secrets), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
-		s := c.s.Secrets[secret]
-		if !c.r.Wanted[secret] || flawOf(s) != "" {
-			continue
-		}
-		err := c.r.Sections.Put(table.CertificateKey(secret.Namespace, secret.Name), table.Certificate{
-			Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey]),
-		})
-		if err != nil {
-			return err
+// certificates adds the sections of those that served Ingresses name.
+func (c *compiler) certificates() {
+	for secret := range c.r.Wanted {
+		if s := c.s.Secrets[secret]; s != nil {
+			if section := c.s.Memory.certificateOf(s).section; section != nil {
+				c.r.Sections[table.CertificateKey(secret.Namespace, secret.Name)] = section
+			}
 		}
 	}
-	return nil
 }

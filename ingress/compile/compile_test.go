@@ -247,7 +247,7 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-func read(t *testing.T, file string) []byte {
+func read(t testing.TB, file string) []byte {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -37,6 +37,22 @@ func (r *route) ownRegex() bool {
 	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") && (r.specific || plainPrefix(r.written) != r.written)
 }
 
+// policy gives the route its Ingress' policy, as far as it is for the route.
+func (r *route) policy() {
+	p := r.options.policy
+	p.Canary = r.canary
+	if r.fallback {
+		p.Rewrite = ""
+	}
+	if r.challenge() {
+		p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
+		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
+	}
+	if !reflect.ValueOf(p).IsZero() {
+		r.Policy = &p
+	}
+}
+
 // challenge reports whether the route is for challenges of ACME and for nothing else.
 func (r *route) challenge() bool {
 	rest, ok := strings.CutPrefix(r.written, challenges)
@@ -61,17 +77,8 @@ func (c *compiler) finish(name string, h *host) {
 		case r.options.nginx:
 			h.slash(r)
 		}
-		p := r.options.policy
-		p.Canary = r.canary
-		if r.fallback {
-			p.Rewrite = ""
-		}
-		if r.challenge() {
-			p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
-			p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
-		}
-		if r.Refused == "" && !reflect.ValueOf(p).IsZero() {
-			r.Policy = &p
+		if r.Refused == "" && !(r.options.plain && r.canary == nil) {
+			r.policy()
 		}
 	}
 	slices.SortStableFunc(h.routes, order)
@@ -158,7 +165,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	case !ok || !dnsName.MatchString(name):
 		c.find(a.ing, Finding{ReasonBadHost, fmt.Sprintf("the server-alias %.100q is no DNS name: it is left out", text)})
 		return
-	case owner[name] == objectOf(a.ing):
+	case owner[name] == a.options.object:
 		return
 	case c.hosts[name] != nil:
 		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
@@ -178,7 +185,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 		c.find(a.ing, tooLarge(a.ing.Namespace, "names of server-alias are left out"))
 		return
 	}
-	c.hosts[name], owner[name] = other, objectOf(a.ing)
+	c.hosts[name], owner[name] = other, a.options.object
 }
 
 // www redirects the host of the same name with www., or without it.
