@@ -65,7 +65,8 @@ type Controller struct {
 	wake      chan struct{} // capacity 1: one says that something has changed
 
 	said   map[types.NamespacedName]map[compile.Finding]bool // events of this term
-	unused time.Time                                         // since when no Ingress is served; zero while one is
+	memory compile.Memory
+	unused time.Time // since when no Ingress is served; zero while one is
 }
 
 // New listens to the informers, which must not run yet.
@@ -207,12 +208,8 @@ func (c *Controller) compile() (compile.Result, error) {
 	if len(s.Ingresses) == 0 {
 		return compile.Result{}, nil
 	}
-	first, err := compile.Desired(s)
-	if err != nil {
-		return first, err
-	}
-	s.Secrets = map[types.NamespacedName]*corev1.Secret{}
-	for name := range first.Wanted {
+	s.Memory, s.Secrets = &c.memory, map[types.NamespacedName]*corev1.Secret{}
+	for name := range compile.Wanted(s) {
 		if secret, err := c.secrets.Secrets(name.Namespace).Get(name.Name); err == nil {
 			s.Secrets[name] = secret
 		}

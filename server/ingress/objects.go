@@ -20,9 +20,6 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// otherSecrets is how often Secrets are read that Ingresses name and that are missing, or not of the type for certificates: these are not watched.
-const otherSecrets = 10 * time.Second
-
 // objects are those of the table, followed for as long as somebody wants it.
 type objects struct {
 	client  kubernetes.Interface
@@ -30,6 +27,8 @@ type objects struct {
 	others  informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	wake    chan struct{}                   // capacity 1: one says that something has changed
+	memory  compile.Memory
+	reads   reads
 }
 
 func newObjects(client kubernetes.Interface, log *slog.Logger) *objects {
@@ -89,10 +88,10 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 			return s
 		}
 		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)
-		unwatched := o.compile(ctx, state, secret, put)
+		pause := o.compile(ctx, state, secret, put)
 		var again <-chan time.Time
-		if unwatched {
-			again = time.After(otherSecrets)
+		if pause > 0 {
+			again = time.After(pause)
 		}
 		select {
 		case <-ctx.Done():
@@ -108,28 +107,34 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	}
 }
 
-// compile makes the table; true says that Secrets are named that are not watched.
-func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret, put func(table.Sections)) (unwatched bool) {
-	first, err := compile.Desired(compile.State{Ingresses: state.Ingresses, Classes: state.Classes})
-	if err != nil {
-		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
-		return false
-	}
-	for name := range first.Wanted {
-		s := secret(name)
-		if s == nil {
-			unwatched = true
-			if s, err = o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{}); err != nil {
-				continue // the compiler says that it is missing
-			}
+// compile makes the table, and returns after which time to do so again though nothing has changed; 0 for never.
+func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret, put func(table.Sections)) (again time.Duration) {
+	state.Memory = &o.memory
+	var unwatched []types.NamespacedName
+	for name := range compile.Wanted(state) {
+		if s := secret(name); s != nil {
+			state.Secrets[name] = s
+		} else {
+			unwatched = append(unwatched, name)
 		}
-		state.Secrets[name] = s
+	}
+	again = o.reads.sync(time.Now(), unwatched, func(name types.NamespacedName) *corev1.Secret {
+		s, err := o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil // the compiler says that it is missing
+		}
+		return s
+	})
+	for _, name := range unwatched {
+		if s := o.reads.secret(name); s != nil {
+			state.Secrets[name] = s
+		}
 	}
 	r, err := compile.Desired(state)
 	if err != nil {
 		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
-		return unwatched
+		return again
 	}
 	put(r.Sections)
-	return unwatched
+	return again
 }
