@@ -26,7 +26,7 @@ var appProtocols = map[string]struct{ plain, tls string }{
 func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out table.Backend, p problem) {
 	defer func() { out.Invalid = p.message }()
 	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Service"); group != "" || kind != "Service" {
-		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the backend %s is a %s of the group %q: only Services are served", ref.Name, kind, group)}
+		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the backend %s is of the kind %s in the group %q: only Services are served", ref.Name, kind, group)}
 	}
 	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))), Name: string(ref.Name)}
 	from, to := referrer{r.kind, r.object.GetNamespace()}, referent{"Service", name}
@@ -96,16 +96,14 @@ func (p *policy) usable() problem {
 	return problem{p.flaw.reason, fmt.Sprintf("the BackendTLSPolicy %s cannot be used: %s", p.object.Name, p.flaw.message)}
 }
 
-// backends resolves references with their weights. Without any that gets requests, there is one that says why.
-func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend) problem) (out []table.Backend, p problem) {
+// backends resolves references with their weights; each may change what comes of one. Without any that gets requests, there is one that says why.
+func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend)) (out []table.Backend, p problem) {
 	for i, ref := range refs {
 		b, why := c.backend(r, ref.BackendObjectReference)
-		if why.ok() && each != nil {
-			if why = each(i, &b); !why.ok() {
-				b.Invalid = why.message
-			}
-		}
 		p = first(p, why)
+		if each != nil {
+			each(i, &b)
+		}
 		if b.Weight = int(deref(ref.Weight, 1)); b.Weight > 0 {
 			out = append(out, b)
 		}

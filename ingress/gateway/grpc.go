@@ -51,16 +51,14 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		refs = append(refs, b.BackendRef)
 	}
 	var p problem
-	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) problem {
+	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
 		var filters []gatewayv1.HTTPRouteFilter // those of a GRPCRoute are some of them
 		for _, f := range spec.BackendRefs[i].Filters {
 			filters = append(filters, gatewayv1.HTTPRouteFilter{
 				Type: gatewayv1.HTTPRouteFilterType(f.Type), RequestHeaderModifier: f.RequestHeaderModifier, ResponseHeaderModifier: f.ResponseHeaderModifier,
 			})
 		}
-		why := backendFilters(filters, b)
-		flaw = first(flaw, why)
-		return why
+		flaw = first(flaw, backendFilters(filters, b))
 	})
 	r.resolved = first(r.resolved, p)
 	return out, flaw
@@ -87,14 +85,15 @@ func grpcMatches(specs []gatewayv1.GRPCRouteMatch) (out []match, flaw problem) {
 	return out, problem{}
 }
 
-// method reads which service and method a call is for. The longer names have precedence, whatever they are compared as.
+// method reads which service and method a call is for. An exact method of an exact service goes first, and then the longer
+// names, whatever they are compared as.
 func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
-	m.Kind, m.Path = table.PathPrefix, "/"
+	m.Kind, m.Path, m.rank = table.PathPrefix, "/", rankPrefix
 	if spec == nil {
 		return problem{}
 	}
 	service, method := deref(spec.Service, ""), deref(spec.Method, "")
-	m.length, m.second = len(service), len(method)
+	m.rank, m.length, m.second = rankPrefix, len(service), len(method)
 	const anything = "[^/]+"
 	switch deref(spec.Type, gatewayv1.GRPCMethodMatchExact) {
 	case gatewayv1.GRPCMethodMatchExact:
@@ -102,7 +101,7 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 		case strings.Contains(service+method, "/"):
 			return unsupported("the service %.100q or the method %.100q has a slash", service, method)
 		case service != "" && method != "":
-			m.Kind, m.Path = table.PathExact, "/"+service+"/"+method
+			m.Kind, m.Path, m.rank = table.PathExact, "/"+service+"/"+method, rankExact
 		case service != "":
 			m.Kind, m.Path = table.PathPrefix, "/"+service
 		case method != "":

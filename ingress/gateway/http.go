@@ -95,10 +95,8 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 		refs = append(refs, b.BackendRef)
 	}
 	var p problem
-	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) problem {
-		why := backendFilters(spec.BackendRefs[i].Filters, b)
-		flaw = first(flaw, why)
-		return why
+	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
+		flaw = first(flaw, backendFilters(spec.BackendRefs[i].Filters, b))
 	})
 	r.resolved = first(r.resolved, p)
 	return out, flaw

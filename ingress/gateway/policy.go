@@ -59,7 +59,7 @@ func (c *compiler) readPolicies() {
 		var missing problem
 		for _, t := range object.Spec.TargetRefs {
 			if t.Group != "" || t.Kind != "Service" {
-				missing = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a target is a %s of the group %q: only Services are served", t.Kind, t.Group)}
+				missing = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a target is of the kind %s in the group %q: only Services are served", t.Kind, t.Group)}
 				continue
 			}
 			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(deref(t.SectionName, ""))}

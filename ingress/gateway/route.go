@@ -196,7 +196,7 @@ func (c *compiler) choose(r *route, p *parent) {
 	}
 	p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool { return !a.listener.allows(c, r.kind, r.object.GetNamespace()) })
 	if len(p.attached) == 0 {
-		p.refused = problem{string(gatewayv1.RouteReasonNotAllowedByListeners), fmt.Sprintf("no listener allows a %s of the namespace %s", r.kind, r.object.GetNamespace())}
+		p.refused = problem{string(gatewayv1.RouteReasonNotAllowedByListeners), fmt.Sprintf("no listener allows the kind %s from the namespace %s", r.kind, r.object.GetNamespace())}
 		return
 	}
 	if !r.invalid.ok() {

@@ -131,8 +131,13 @@ func (c *compiler) host(s *site, host string) error {
 		return c.r.Sections.Put(table.HostKey(s.name, host), out)
 	}
 	out.Routes = []table.Route{}
+	seen := map[*route]bool{}
 	for pattern := range patterns(host) {
-		out.Routes = append(out.Routes, routesOf(l, byHost[pattern])...)
+		routes := slices.DeleteFunc(slices.Clone(byHost[pattern]), func(r *route) bool { return seen[r] })
+		for _, r := range routes {
+			seen[r] = true
+		}
+		out.Routes = append(out.Routes, routesOf(l, routes)...)
 	}
 	return c.r.Sections.Put(table.HostKey(s.name, host), out)
 }

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
+)
+
+// worlds are the objects of testdata, by the names of the files.
+func worlds(t testing.TB) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no testdata: %v", err)
+	}
+	out := map[string]string{}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[strings.TrimSuffix(f, ".yaml")] = string(text)
+	}
+	return out
+}
+
+// TestDesired compares what follows from the objects of testdata/NAME.yaml with testdata/NAME.txt.
+func TestDesired(t *testing.T) {
+	for name, objects := range worlds(t) {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			got := summary(t, load(t, objects).settle(t))
+			if os.Getenv("WRITE_TESTDATA") != "" {
+				if err := os.WriteFile(name+".txt", []byte(got), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(name + ".txt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("%s follows from the objects, and not what %s.txt says; the first line that differs is\n%s", name, name, firstDifference(got, string(want)))
+			}
+		})
+	}
+}
+
+func firstDifference(got, want string) string {
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range g {
+		if i >= len(w) || g[i] != w[i] {
+			return fmt.Sprintf("%d: %q", i+1, g[i])
+		}
+	}
+	return fmt.Sprintf("%d: nothing", len(g)+1)
+}
+
+func TestOrderOfInputChangesNothing(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for name, objects := range worlds(t) {
+		w := load(t, objects)
+		w.settle(t)
+		r, err := Desired(w.State)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := text(t, r)
+		for range 20 {
+			shuffle(random, w.Classes)
+			shuffle(random, w.Gateways)
+			shuffle(random, w.ListenerSets)
+			shuffle(random, w.HTTPRoutes)
+			shuffle(random, w.GRPCRoutes)
+			shuffle(random, w.TLSRoutes)
+			shuffle(random, w.Grants)
+			shuffle(random, w.Policies)
+			shuffle(random, w.Namespaces)
+			shuffle(random, w.GatewayServices)
+			if r, err = Desired(w.State); err != nil {
+				t.Fatal(err)
+			}
+			if got := text(t, r); got != want {
+				t.Fatalf("%s: in another order the result is another; the first line that differs is\n%s", name, firstDifference(got, want))
+			}
+		}
+	}
+}
+
+func shuffle[T any](random *rand.Rand, s []T) {
+	random.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+}
+
+func TestObjectsAreNotChanged(t *testing.T) {
+	for name, objects := range worlds(t) {
+		w, same := load(t, objects), load(t, objects)
+		w.settle(t)
+		same.write(must(t, w.State))
+		for i := range w.Gateways {
+			if !reflect.DeepEqual(w.Gateways[i].Spec, same.Gateways[i].Spec) {
+				t.Errorf("%s: a Gateway's spec is another after compiling", name)
+			}
+		}
+		before := text(t, must(t, w.State))
+		if after := text(t, must(t, w.State)); before != after {
+			t.Errorf("%s: the second result is another", name)
+		}
+	}
+}
+
+func must(t testing.TB, s State) Result {
+	t.Helper()
+	r, err := Desired(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+const oneRoute = `
+kind: Gateway
+metadata: {namespace: a, name: g}
+spec: {gatewayClassName: coracle, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+kind: Service
+metadata: {namespace: a, name: web}
+spec: {ports: [{port: 80}]}
+---
+kind: HTTPRoute
+metadata: {namespace: a, name: r}
+spec:
+  parentRefs: [{name: g}, {name: theirs}, {group: "", kind: Service, name: web}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+`
+
+func TestEntriesOfOtherControllersStay(t *testing.T) {
+	w := load(t, oneRoute)
+	theirs := gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "theirs"}, ControllerName: "other.example/gateway", Conditions: []metav1.Condition{{Type: "Accepted"}}}
+	stale := gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "gone"}, ControllerName: ControllerName}
+	w.HTTPRoutes[0].Status.Parents = []gatewayv1.RouteParentStatus{stale, theirs}
+	got := must(t, w.State).HTTPRouteStatus[nameOf(w.HTTPRoutes[0])].Parents
+	if len(got) != 2 || !reflect.DeepEqual(got[0], theirs) || got[1].ParentRef.Name != "g" || got[1].ControllerName != ControllerName {
+		t.Errorf("the parents are %+v; want the other controller's as it was, and our own of the Gateway that exists", got)
+	}
+	w.Gateways = nil
+	got = must(t, w.State).HTTPRouteStatus[nameOf(w.HTTPRoutes[0])].Parents
+	if !reflect.DeepEqual(got, []gatewayv1.RouteParentStatus{theirs}) {
+		t.Errorf("without the Gateway the parents are %+v; want the other controller's alone", got)
+	}
+	w.HTTPRoutes[0].Status.Parents = got
+	if r := must(t, w.State); len(r.HTTPRouteStatus) != 0 {
+		t.Errorf("a route that does not concern this controller has the status %+v", r.HTTPRouteStatus)
+	}
+}
+
+func TestTransitionTimeChangesWithTheStatusAlone(t *testing.T) {
+	w := load(t, oneRoute)
+	w.settle(t)
+	accepted := func() metav1.Condition {
+		for _, c := range must(t, w.State).HTTPRouteStatus[types.NamespacedName{Namespace: "a", Name: "r"}].Parents[0].Conditions {
+			if c.Type == "Accepted" {
+				return c
+			}
+		}
+		t.Fatal("no condition Accepted")
+		return metav1.Condition{}
+	}
+	before := accepted()
+	w.Now = w.Now.Add(time.Hour)
+	w.HTTPRoutes[0].Generation++
+	if got := accepted(); !got.LastTransitionTime.Equal(&before.LastTransitionTime) || got.ObservedGeneration != before.ObservedGeneration+1 {
+		t.Errorf("after a change of the spec the condition is %+v; want the time of %+v and the new generation", got, before)
+	}
+	w.HTTPRoutes[0].Spec.Hostnames = []gatewayv1.Hostname{"h.example"}
+	w.Gateways[0].Spec.Listeners[0].Hostname = pointer(gatewayv1.Hostname("other.example"))
+	if got := accepted(); got.Status != metav1.ConditionFalse || !got.LastTransitionTime.Time.Equal(w.Now) {
+		t.Errorf("after its status has changed the condition is %+v; want False, and the time %v", got, w.Now)
+	}
+}
+
+func TestConditionsThatHoldNoMoreGo(t *testing.T) {
+	w := load(t, worlds(t)["testdata/clients"])
+	w.settle(t)
+	has := func(o *gatewayv1.Gateway, kind string) bool {
+		return slices.ContainsFunc(must(t, w.State).GatewayStatus[nameOf(o)].Conditions, func(c metav1.Condition) bool { return c.Type == kind })
+	}
+	const insecure = string(gatewayv1.GatewayConditionInsecureFrontendValidationMode)
+	if !has(w.Gateways[0], insecure) {
+		t.Fatalf("the Gateway has no condition %s", insecure)
+	}
+	w.Gateways[0].Status.Conditions = append(w.Gateways[0].Status.Conditions, metav1.Condition{Type: "other.example/Own", Status: metav1.ConditionTrue})
+	w.Gateways[0].Spec.TLS = nil
+	if has(w.Gateways[0], insecure) {
+		t.Errorf("the condition %s stays without a cause", insecure)
+	}
+	if !has(w.Gateways[0], "other.example/Own") {
+		t.Error("a condition of another controller is gone")
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	w := load(t, oneRoute)
+	w.Gateways[0].Spec.Addresses = []gatewayv1.GatewaySpecAddress{{Value: "192.0.2.9"}}
+	w.settle(t)
+	programmed := func() metav1.Condition {
+		for _, c := range must(t, w.State).GatewayStatus[nameOf(w.Gateways[0])].Conditions {
+			if c.Type == "Programmed" {
+				return c
+			}
+		}
+		t.Fatal("no condition Programmed")
+		return metav1.Condition{}
+	}
+	if got := programmed(); got.Status != metav1.ConditionTrue {
+		t.Errorf("with its address the Gateway is %+v", got)
+	}
+	w.GatewayServices[0].Status.LoadBalancer.Ingress[0].IP = "192.0.2.1"
+	if got := programmed(); got.Reason != string(gatewayv1.GatewayReasonAddressNotUsable) {
+		t.Errorf("with another address than that which it asks for, the Gateway is %+v", got)
+	}
+	w.Gateways[0].Spec.Addresses = nil
+	w.GatewayServices[0].Status.LoadBalancer.Ingress = nil
+	if got := programmed(); got.Reason != string(gatewayv1.GatewayReasonAddressNotAssigned) {
+		t.Errorf("without an address the Gateway is %+v", got)
+	}
+	w.GatewayServices[0].Annotations = nil
+	r := must(t, w.State)
+	if got := r.GatewayStatus[nameOf(w.Gateways[0])].Listeners[0].Conditions[1]; got.Reason != string(gatewayv1.ListenerReasonPending) {
+		t.Errorf("without a port of nodes the listener is %+v", got)
+	}
+	if len(r.Sections) != 0 {
+		t.Errorf("without a port of nodes the table has %v", r.Sections)
+	}
+}
+
+func TestClasses(t *testing.T) {
+	w := load(t, oneRoute)
+	w.CRDVersion = "v1.6.1"
+	condition := func() metav1.Condition {
+		status := must(t, w.State).ClassStatus[ClassName]
+		for _, c := range status.Conditions {
+			if c.Type == string(gatewayv1.GatewayClassConditionStatusSupportedVersion) {
+				return c
+			}
+		}
+		t.Fatalf("no condition SupportedVersion in %+v", status)
+		return metav1.Condition{}
+	}
+	if got := condition(); got.Status != metav1.ConditionTrue {
+		t.Errorf("CRDs %s: %+v", w.CRDVersion, got)
+	}
+	w.CRDVersion = "v1.7.0"
+	if got := condition(); got.Status != metav1.ConditionFalse || got.Reason != string(gatewayv1.GatewayClassReasonUnsupportedVersion) {
+		t.Errorf("CRDs %s: %+v", w.CRDVersion, got)
+	}
+	got := must(t, w.State).ClassStatus[ClassName].SupportedFeatures
+	known := features.SetsToNamesSet(features.AllFeatures)
+	for i, f := range got {
+		if i > 0 && got[i-1].Name >= f.Name {
+			t.Errorf("the feature %s stands behind %s", f.Name, got[i-1].Name)
+		}
+		if !known.Has(features.FeatureName(f.Name)) {
+			t.Errorf("the API knows no feature %s", f.Name)
+		}
+	}
+}
+
+// FuzzDesired: no object panics the compiler, whatever it holds.
+func FuzzDesired(f *testing.F) {
+	all := worlds(f)
+	var states []State
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		w := load(f, all[name])
+		w.settle(f)
+		states = append(states, w.State)
+		for _, o := range w.Gateways {
+			f.Add(asJSON(f, o), "Gateway", 0)
+		}
+		for _, o := range w.ListenerSets {
+			f.Add(asJSON(f, o), "ListenerSet", 1)
+		}
+		for _, o := range w.HTTPRoutes {
+			f.Add(asJSON(f, o), "HTTPRoute", 2)
+		}
+		for _, o := range w.GRPCRoutes {
+			f.Add(asJSON(f, o), "GRPCRoute", 3)
+		}
+		for _, o := range w.TLSRoutes {
+			f.Add(asJSON(f, o), "TLSRoute", 4)
+		}
+		for _, o := range w.Policies {
+			f.Add(asJSON(f, o), "BackendTLSPolicy", 5)
+		}
+		for _, o := range w.Grants {
+			f.Add(asJSON(f, o), "ReferenceGrant", 6)
+		}
+	}
+	f.Fuzz(func(t *testing.T, object []byte, kind string, at int) {
+		s := states[(at%len(states)+len(states))%len(states)]
+		var err error
+		switch kind {
+		case "Gateway":
+			s.Gateways, err = with(s.Gateways, object)
+		case "ListenerSet":
+			s.ListenerSets, err = with(s.ListenerSets, object)
+		case "HTTPRoute":
+			s.HTTPRoutes, err = with(s.HTTPRoutes, object)
+		case "GRPCRoute":
+			s.GRPCRoutes, err = with(s.GRPCRoutes, object)
+		case "TLSRoute":
+			s.TLSRoutes, err = with(s.TLSRoutes, object)
+		case "BackendTLSPolicy":
+			s.Policies, err = with(s.Policies, object)
+		case "ReferenceGrant":
+			s.Grants, err = with(s.Grants, object)
+		default:
+			return
+		}
+		if err != nil {
+			return
+		}
+		if _, err := Desired(s); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func asJSON(t testing.TB, o any) []byte {
+	t.Helper()
+	out, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// with adds an object, in the place of the one of its name.
+func with[T any, P interface {
+	*T
+	metav1.Object
+}](list []P, text []byte) ([]P, error) {
+	o := P(new(T))
+	if err := json.Unmarshal(text, o); err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(slices.Clone(list), func(other P) bool { return nameOf(other) == nameOf(o) })
+	return append(list, o), nil
+}
