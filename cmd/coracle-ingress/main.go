@@ -73,7 +73,8 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	defer signal.Stop(handed)
 
 	claimed := make(chan struct{})
-	failures := make([]error, len(sockets)+1)
+	listeners := dataplane.NewListeners(proxy, sockets)
+	var failures [2]error
 	var all sync.WaitGroup
 	all.Go(func() {
 		select {
@@ -84,29 +85,27 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	})
 	all.Go(func() {
 		c := &dataplane.Control{
-			Proxy: proxy, Logger: logger, Sockets: sockets, Committed: func() { close(claimed) }, Abandoned: func() { cancel(errAbandoned) },
+			Proxy: proxy, Logger: logger, Listeners: listeners, Committed: func() { close(claimed) }, Abandoned: func() { cancel(errAbandoned) },
 		}
-		failures[len(sockets)] = c.Serve(ctx, control)
+		failures[0] = c.Serve(ctx, control)
 		cancel(nil)
 	})
 	select {
 	case <-claimed:
-		for i, s := range sockets {
-			all.Go(func() {
-				defer cancel(nil) // one socket that fails drains the others; the agent starts the process anew
-				site, kind, _ := cutLast(s.Name)
-				failures[i] = proxy.Serve(ctx, site, kind == table.HTTPS, s.Listener)
-			})
-		}
+		all.Go(func() {
+			defer cancel(nil) // one socket that fails drains the others; the agent starts the process anew
+			failures[1] = listeners.Serve(ctx)
+		})
 	case <-time.After(claimWithin):
 		cancel(errAbandoned)
 	case <-ctx.Done():
 	}
 	all.Wait()
+	err = errors.Join(failures[:]...)
 	if errors.Is(context.Cause(ctx), errAbandoned) {
-		failures = append(failures, errAbandoned)
+		err = errors.Join(err, errAbandoned)
 	}
-	return errors.Join(failures...)
+	return err
 }
 
 // becomeUser gives up root, and with it all capabilities. An empty number changes nothing.
@@ -152,37 +151,25 @@ func inherit(names string) (control net.Listener, clients []dataplane.Socket, er
 	}
 	controls := 0
 	for i, name := range strings.Split(names, ",") {
-		_, kind, ok := cutLast(name)
-		if name == table.ControlName {
-			controls++
-		} else if !ok || kind != table.HTTP && kind != table.HTTPS {
-			return nil, nil, fmt.Errorf("%s holds the name %q, which is no socket's", table.EnvNames, name)
+		if name != table.ControlName {
+			s, err := dataplane.Inherit(name, firstDescriptor+i)
+			if err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", table.EnvNames, err)
+			}
+			clients = append(clients, s)
+			continue
 		}
+		controls++
 		file := os.NewFile(uintptr(firstDescriptor+i), name)
-		listener, err := net.FileListener(file)
-		if err != nil {
+		if control, err = net.FileListener(file); err != nil {
 			return nil, nil, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, firstDescriptor+i, err)
 		}
-		if err := file.Close(); err != nil { // listener has a copy
+		if err := file.Close(); err != nil { // the listener has a copy
 			return nil, nil, fmt.Errorf("closing descriptor %d: %w", firstDescriptor+i, err)
-		}
-		if name == table.ControlName {
-			control = listener
-		} else {
-			clients = append(clients, dataplane.Socket{Name: name, Listener: listener})
 		}
 	}
 	if controls != 1 {
 		return nil, nil, fmt.Errorf("%s holds %d sockets for the agent instead of one", table.EnvNames, controls)
 	}
 	return control, clients, nil
-}
-
-// cutLast splits a name at its last slash.
-func cutLast(name string) (site, kind string, ok bool) {
-	at := strings.LastIndexByte(name, '/')
-	if at < 0 {
-		return "", "", false
-	}
-	return name[:at], name[at+1:], true
 }

@@ -14,7 +14,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -34,8 +33,8 @@ type Control struct {
 	Proxy *Proxy
 	// Logger is told of each agent.
 	Logger *slog.Logger
-	// Sockets are handed to an agent that asks for them.
-	Sockets []Socket
+	// Listeners are handed to an agent that asks for them, and get the sockets that it sends.
+	Listeners *Listeners
 	// Committed, where it is set, is called once: when the first table has been taken.
 	Committed func()
 	// Abandoned, where it is set, is called when an agent's connection ends before there was a table.
@@ -43,12 +42,6 @@ type Control struct {
 
 	once      sync.Once
 	committed atomic.Bool
-}
-
-// Socket is a listening socket with its name in table.EnvNames.
-type Socket struct {
-	Name     string
-	Listener net.Listener
 }
 
 // Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one before. What an
@@ -99,12 +92,30 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 	}
 }
 
+// transaction is what an agent sent since its last Commit.
+type transaction struct {
+	whole   table.Sections // the beginning; nil after the first Commit
+	changes []table.Change
+	listen  []Socket
+	close   []string
+	size    int
+}
+
 // follow applies what an agent sends until its connection fails.
 func (c *Control) follow(conn net.Conn) error {
-	reader := bufio.NewReaderSize(conn, 64<<10)
-	whole := table.Sections{} // the beginning; nil after the first Commit
-	var pending []table.Change
-	size := 0
+	unix, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("the agent's connection cannot carry sockets")
+	}
+	receiver := &table.Receiver{Conn: unix}
+	defer receiver.Close()
+	reader := bufio.NewReaderSize(receiver, 64<<10)
+	pending := transaction{whole: table.Sections{}}
+	defer func() {
+		for _, s := range pending.listen {
+			_ = s.Listener.Close() // it was not committed
+		}
+	}()
 	for {
 		line, err := readLine(reader)
 		if err != nil {
@@ -114,73 +125,80 @@ func (c *Control) follow(conn net.Conn) error {
 		if err := json.Unmarshal(line, &change); err != nil {
 			return fmt.Errorf("reading a change of the ingress table: %w", err)
 		}
-		if size += len(line); size > maxPending {
+		if pending.size += len(line); pending.size > maxPending {
 			return fmt.Errorf("the agent sent more than %d bytes without a commit", maxPending)
 		}
-		if change.Sockets {
-			if err := c.handOver(conn); err != nil {
-				return err
-			}
-			continue
+		switch {
+		case change.Sockets:
+			err = c.handOver(unix)
+		case len(change.Listen)+len(change.Close) > 0:
+			err = pending.sockets(change, receiver)
+		case !change.Commit && pending.whole != nil:
+			pending.whole.Apply(change)
+		case !change.Commit:
+			pending.changes = append(pending.changes, change)
+		default:
+			problems := c.commit(pending)
+			pending = transaction{}
+			err = reply(conn, table.Answer{Problems: problems})
 		}
-		if !change.Commit {
-			if whole != nil {
-				whole.Apply(change)
-			} else {
-				pending = append(pending, change)
-			}
-			continue
-		}
-		var problems map[string]string
-		if whole != nil {
-			problems = c.Proxy.Replace(whole)
-		} else {
-			problems = c.Proxy.Apply(pending)
-		}
-		whole, pending, size = nil, nil, 0
-		c.once.Do(func() {
-			c.committed.Store(true)
-			if c.Committed != nil {
-				c.Committed()
-			}
-		})
-		if err := reply(conn, table.Answer{Problems: problems}); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 }
 
-// handOver sends duplicates of the listening sockets, in one message; those that are closed already are left out.
-func (c *Control) handOver(conn net.Conn) error {
-	unix, ok := conn.(*net.UnixConn)
-	if !ok {
-		return errors.New("the agent asked for sockets on a connection that cannot carry them")
+// sockets notes sockets that come and go with the next commit.
+func (t *transaction) sockets(c table.Change, from *table.Receiver) error {
+	t.close = append(t.close, c.Close...)
+	descriptors, err := from.Take(len(c.Listen))
+	if err != nil {
+		return fmt.Errorf("taking the agent's sockets: %w", err)
 	}
-	answer := table.Answer{PID: os.Getpid()}
-	var descriptors []int
-	for _, s := range c.Sockets {
-		l, ok := s.Listener.(interface{ File() (*os.File, error) })
-		if !ok {
-			return fmt.Errorf("the socket %s has no descriptor", s.Name)
-		}
-		file, err := l.File()
-		if errors.Is(err, net.ErrClosed) {
-			continue
-		}
+	for i, d := range descriptors {
+		s, err := Inherit(c.Listen[i], d)
 		if err != nil {
-			return fmt.Errorf("duplicating the socket %s for the agent: %w", s.Name, err)
+			closeAll(descriptors[i+1:])
+			return err
 		}
-		defer file.Close()
-		descriptors, answer.Sockets = append(descriptors, int(file.Fd())), append(answer.Sockets, s.Name)
+		t.listen = append(t.listen, s)
 	}
-	text, err := json.Marshal(answer)
+	return nil
+}
+
+// commit has a transaction take effect. A site is in the table before its sockets accept.
+func (c *Control) commit(t transaction) (problems map[string]string) {
+	if t.whole != nil {
+		problems = c.Proxy.Replace(t.whole)
+	} else {
+		problems = c.Proxy.Apply(t.changes)
+	}
+	c.Listeners.Remove(t.close)
+	c.Listeners.Add(t.listen)
+	c.once.Do(func() {
+		c.committed.Store(true)
+		if c.Committed != nil {
+			c.Committed()
+		}
+	})
+	return problems
+}
+
+// handOver sends duplicates of the listening sockets; those that are closed already are left out.
+func (c *Control) handOver(conn *net.UnixConn) error {
+	descriptors, names, err := c.Listeners.descriptors()
+	if err != nil {
+		return err
+	}
+	defer closeAll(descriptors)
+	text, err := json.Marshal(table.Answer{PID: os.Getpid(), Sockets: names})
 	if err != nil {
 		return fmt.Errorf("writing an answer to the agent: %w", err)
 	}
 	if err := conn.SetWriteDeadline(time.Now().Add(replyTime)); err != nil {
 		return fmt.Errorf("setting the time for an answer to the agent: %w", err)
 	}
-	if _, _, err := unix.WriteMsgUnix(append(text, '\n'), syscall.UnixRights(descriptors...), nil); err != nil {
+	if err := table.Send(conn, append(text, '\n'), descriptors); err != nil {
 		return fmt.Errorf("handing sockets to the agent: %w", err)
 	}
 	return nil

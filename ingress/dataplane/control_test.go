@@ -61,7 +61,7 @@ func startControl(t *testing.T) (*Proxy, string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- (&Control{Proxy: p, Logger: quiet()}).Serve(ctx, l) }()
+	go func() { ended <- (&Control{Proxy: p, Logger: quiet(), Listeners: NewListeners(p, nil)}).Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {

@@ -27,7 +27,7 @@ const (
 	// ControlName is the name of the descriptor of the Unix socket on which the proxy listens for its agent, in EnvNames.
 	ControlName = "control"
 	// EnvNames is the environment variable with the names of the listening sockets, from descriptor 3 on, with commas between them. Apart from ControlName
-	// a name is that of a site, a slash, and HTTP or HTTPS: "ingress/http", "ingress/https".
+	// a name is that of a site, a slash, and HTTP or HTTPS: "ingress/http", "ingress/https", "shop:web:80/http".
 	EnvNames = "CORACLE_INGRESS_SOCKETS"
 	// EnvUser is the environment variable with the number of the user and the group that the proxy becomes before it reads anything; it is started as root,
 	// since its program lies in a folder of root's. Without it the proxy stays who it is.

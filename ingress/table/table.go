@@ -279,6 +279,10 @@ type Change struct {
 	Commit bool `json:"commit,omitempty"`
 	// Sockets, which an agent sends alone, asks the proxy for duplicates of its listening sockets (Answer.Sockets). A server never sends it.
 	Sockets bool `json:"sockets,omitempty"`
+	// Listen, which an agent sends alone, names listening sockets that the proxy serves from the next Commit on. Their descriptors come with the line, in
+	// this order (Send). Close names those that it then closes, whose requests may end first. A server sends neither.
+	Listen []string `json:"listen,omitempty"`
+	Close  []string `json:"close,omitempty"`
 }
 
 // Diff is what leads from one table to another: sections that are gone, new or different, in the order of their keys.

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Socket is a listening socket with its name in table.EnvNames.
+type Socket struct {
+	Name     string
+	Listener net.Listener
+}
+
+// Inherit takes a listening socket from its descriptor, which is closed. The name is that of a site with a kind of listener.
+func Inherit(name string, descriptor int) (Socket, error) {
+	file := os.NewFile(uintptr(descriptor), name)
+	defer file.Close() // the listener has a copy
+	if _, _, ok := siteOf(name); !ok {
+		return Socket{}, fmt.Errorf("the agent names a socket %q, which is no site's", name)
+	}
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return Socket{}, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, descriptor, err)
+	}
+	return Socket{Name: name, Listener: listener}, nil
+}
+
+// siteOf reads the name of a socket.
+func siteOf(name string) (site string, secure, ok bool) {
+	at := strings.LastIndexByte(name, '/')
+	if at <= 0 || name[at+1:] != table.HTTP && name[at+1:] != table.HTTPS {
+		return "", false, false
+	}
+	return name[:at], name[at+1:] == table.HTTPS, true
+}
+
+// Listeners are a proxy's sockets, which come and go while it serves. Methods may be called from several goroutines.
+type Listeners struct {
+	proxy *Proxy
+
+	mu      sync.Mutex
+	sockets []*served
+	serving context.Context // nil before Serve
+	fail    context.CancelCauseFunc
+	ended   bool
+	running sync.WaitGroup // of those that are served, and of those that drain after Remove
+}
+
+// served is a socket; stop ends serving it, and is nil before that has begun.
+type served struct {
+	Socket
+	stop context.CancelFunc
+}
+
+// NewListeners makes them with the sockets that the process began with.
+func NewListeners(p *Proxy, sockets []Socket) *Listeners {
+	l := &Listeners{proxy: p}
+	l.Add(sockets)
+	return l
+}
+
+// Serve serves all sockets, as Proxy.Serve does, until ctx is done or one of them fails, and waits until they have drained. It returns what failed.
+func (l *Listeners) Serve(ctx context.Context) error {
+	serving, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	l.mu.Lock()
+	l.serving, l.fail = serving, fail
+	for _, s := range l.sockets {
+		l.start(s)
+	}
+	l.mu.Unlock()
+	<-serving.Done()
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
+	l.running.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(serving)
+}
+
+// start serves a socket; the caller holds mu.
+func (l *Listeners) start(s *served) {
+	ctx, stop := context.WithCancel(l.serving)
+	s.stop = stop
+	site, secure, _ := siteOf(s.Name)
+	l.running.Go(func() {
+		defer stop()
+		if err := l.proxy.Serve(ctx, site, secure, s.Listener); err != nil && ctx.Err() == nil {
+			l.fail(err)
+		}
+	})
+}
+
+// Add serves more sockets, from the beginning of Serve on. After its end they are closed.
+func (l *Listeners) Add(sockets []Socket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range sockets {
+		if l.ended {
+			_ = s.Listener.Close() // it has accepted nothing
+			continue
+		}
+		one := &served{Socket: s}
+		l.sockets = append(l.sockets, one)
+		if l.serving != nil {
+			l.start(one)
+		}
+	}
+}
+
+// Remove closes the sockets of these names. Requests and tunnels on connections that were accepted may end first, as when Serve ends.
+func (l *Listeners) Remove(names []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sockets = slices.DeleteFunc(l.sockets, func(s *served) bool {
+		if !slices.Contains(names, s.Name) {
+			return false
+		}
+		if s.stop != nil {
+			s.stop()
+		}
+		_ = s.Listener.Close() // here, so that the port is free when this returns
+		return true
+	})
+}
+
+// descriptors are duplicates of the sockets that are open, with their names; the caller closes them.
+func (l *Listeners) descriptors() (descriptors []int, names []string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sockets {
+		d, err := duplicate(s.Listener)
+		if errors.Is(err, net.ErrClosed) {
+			continue
+		}
+		if err != nil {
+			closeAll(descriptors)
+			return nil, nil, fmt.Errorf("duplicating the socket %s for the agent: %w", s.Name, err)
+		}
+		descriptors, names = append(descriptors, d), append(names, s.Name)
+	}
+	return descriptors, names, nil
+}
+
+// duplicate does not use net's File: os.File.Fd makes the socket a blocking one, for all duplicates, and a listener that blocks in the kernel cannot be closed.
+func duplicate(l net.Listener) (int, error) {
+	has, ok := l.(syscall.Conn)
+	if !ok {
+		return 0, errors.New("it has no descriptor")
+	}
+	raw, err := has.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var copied int
+	var failure error
+	if err := raw.Control(func(d uintptr) { copied, failure = unix.FcntlInt(d, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return 0, err
+	}
+	return copied, failure
+}
+
+func closeAll(descriptors []int) {
+	for _, d := range descriptors {
+		_ = unix.Close(d)
+	}
+}
