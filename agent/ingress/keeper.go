@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,8 +30,12 @@ type keeper struct {
 	ungrouped    bool // it was said that there is no control group
 	record       record
 	held         *sockets
-	now          *process          // nil while there is none
-	step         func(name string) // for tests; it is called between the steps
+	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what the process has not been told yet.
+	sites   map[string]int
+	failed  map[string]error
+	changed socketChange
+	now     *process          // nil while there is none
+	step    func(name string) // for tests; it is called between the steps
 }
 
 func newKeeper(o Options, g groups) (*keeper, error) {
@@ -99,21 +104,37 @@ func (k *keeper) start(patient bool) error {
 		}
 		k.held = s
 	}
+	k.failed = k.held.adjust(k.at, k.sites, patient, &k.changed)
 	p, err := k.launch(k.held)
 	if err != nil {
 		return err
 	}
-	k.now = p
+	k.now, k.changed = p, socketChange{} // it has them all
 	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.held.ports())
 	return nil
 }
 
+// listen opens and closes sockets of Gateways' ports; the proxy is told with the next put. Without held sockets it is told when another one takes over.
+func (k *keeper) listen(sites map[string]int) {
+	k.sites = sites
+	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
+		k.failed = k.held.adjust(k.at, sites, false, &k.changed)
+	}
+}
+
+// guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed yet.
+func (k *keeper) guarded() []int {
+	out := slices.Collect(maps.Values(k.changed.closed))
+	return append(out, slices.Collect(maps.Values(k.held.ports()))...)
+}
+
 // put has the proxy serve by a table. Others that were not told so before drain then.
 func (k *keeper) put(ctx context.Context, t table.Sections) (map[string]string, error) {
-	problems, err := k.now.put(ctx, t)
+	problems, err := k.now.put(ctx, t, k.held, k.changed)
 	if err != nil {
 		return nil, err
 	}
+	k.changed = socketChange{}
 	return problems, k.retire()
 }
 
@@ -168,7 +189,7 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 	p, err := k.launch(s)
 	if err == nil {
 		k.step("table")
-		_, err = p.put(ctx, t)
+		_, err = p.put(ctx, t, s, socketChange{}) // it has been started with them
 		switch {
 		case err != nil && ctx.Err() != nil: // the next run goes on with it, or without where it has no table
 			p.close()
@@ -187,7 +208,7 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 	if s != k.held {
 		k.held.close()
 	}
-	k.now, k.held = p, s
+	k.now, k.held, k.changed = p, s, socketChange{}
 	return p.problems, k.retire()
 }
 

@@ -119,11 +119,8 @@ func apply(ctx context.Context, rules map[string][]string) error {
 }
 
 // protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
-func (n *Node) protect(ctx context.Context, ports map[string]int) error {
-	s := kernelState{pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses()}
-	for _, port := range ports {
-		s.ports = append(s.ports, port)
-	}
+func (n *Node) protect(ctx context.Context, ports []int) error {
+	s := kernelState{ports: ports, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses()}
 	rules := s.rules()
 	text := fmt.Sprint(rules)
 	if text == n.rules {

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
@@ -72,13 +73,10 @@ func New(o Options) (*Node, error) {
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
-	poke := func(any) {
-		select {
-		case n.wake <- struct{}{}:
-		default:
-		}
+	if err := o.Services.Informer().AddIndexers(cache.Indexers{byGateway: indexGateway}); err != nil {
+		return nil, fmt.Errorf("ingress: adding an index of Services: %w", err)
 	}
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: n.poke, UpdateFunc: func(_, o any) { n.poke(o) }, DeleteFunc: n.poke}
 	for _, i := range []cache.SharedIndexInformer{o.Nodes.Informer(), o.Services.Informer(), o.EndpointSlices.Informer()} {
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("ingress: listening to an informer: %w", err)
@@ -87,10 +85,36 @@ func New(o Options) (*Node, error) {
 	return n, nil
 }
 
-// wanted says whether the cluster has an ingress.
-func (n *Node) wanted() bool {
+// byGateway is the index of Services of Gateways, all with one value.
+const byGateway = "gateway"
+
+func indexGateway(o any) ([]string, error) {
+	if svc, ok := o.(*corev1.Service); ok && svc.Labels[table.GatewayLabel] != "" {
+		return []string{byGateway}, nil
+	}
+	return nil, nil
+}
+
+func (n *Node) poke(any) {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hasService says whether the cluster has the Service of Ingresses.
+func (n *Node) hasService() bool {
 	_, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service)
 	return err == nil
+}
+
+// wanted says whether the cluster may have something to serve. Everybody who may write a Service can make it say so; the table then has nothing.
+func (n *Node) wanted() bool {
+	if n.hasService() {
+		return true
+	}
+	found, _ := n.o.Services.Informer().GetIndexer().IndexKeys(byGateway, byGateway) // the index exists
+	return len(found) > 0
 }
 
 // Run serves while the cluster has an ingress, until ctx is done. The proxy goes on then.
@@ -109,7 +133,7 @@ func (n *Node) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		n.o.Part.Set(status.Running, "at rest: the cluster has no Ingress")
+		n.o.Part.Set(status.Running, "at rest: the cluster has no Ingress and no Gateway")
 		select {
 		case <-ctx.Done():
 			return nil
@@ -130,12 +154,18 @@ func (n *Node) drained() <-chan time.Time {
 	return nil
 }
 
-// end stops the proxy and takes the node's word back.
+// end stops the proxy and forgets the table.
 func (n *Node) end(ctx context.Context) error {
+	n.table = nil
+	return n.stop(ctx)
+}
+
+// stop stops the proxy and takes the node's word back.
+func (n *Node) stop(ctx context.Context) error {
 	if err := n.o.Annotate(ctx, ""); err != nil && ctx.Err() == nil {
 		return err
 	}
-	n.rules, n.table, n.said = "", nil, ""
+	n.rules, n.said = "", ""
 	return remove(n.o.Dir, n.groups())
 }
 

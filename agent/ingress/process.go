@@ -8,14 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -23,8 +23,6 @@ import (
 const (
 	// answerWithin bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
 	answerWithin, socketsWithin = 30 * time.Second, 3 * time.Second
-	// maxSockets bounds the sockets that one message can carry (SCM_MAX_FD of the kernel).
-	maxSockets = 253
 )
 
 // process is a proxy as this run sees it.
@@ -84,18 +82,14 @@ func (p *process) askSockets() (*sockets, error) {
 	if err := p.out.Encode(table.Change{Sockets: true}); err != nil {
 		return nil, fmt.Errorf("asking the ingress proxy for its sockets: %w", err)
 	}
-	s, line := &sockets{}, []byte(nil)
-	text, rights := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4*maxSockets))
+	receiver, text, line := &table.Receiver{Conn: p.conn}, make([]byte, 16<<10), []byte(nil)
+	defer receiver.Close()
 	for !bytes.HasSuffix(line, []byte("\n")) {
-		n, m, _, _, err := p.conn.ReadMsgUnix(text, rights)
-		if err == nil && n == 0 {
+		n, err := receiver.Read(text)
+		if errors.Is(err, io.EOF) {
 			err = errors.New("it closed the connection")
 		}
-		if err == nil {
-			err = s.receive(rights[:m])
-		}
 		if err != nil {
-			s.close()
 			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
 				return nil, errNoAnswer
 			}
@@ -104,32 +98,18 @@ func (p *process) askSockets() (*sockets, error) {
 		line = append(line, text[:n]...)
 	}
 	var a table.Answer
-	if err := json.Unmarshal(line, &a); err != nil || len(a.Sockets) != len(s.descriptors) {
-		s.close()
-		return nil, fmt.Errorf("the ingress proxy names %d sockets and sends %d: %w", len(a.Sockets), len(s.descriptors), errors.Join(err, errors.ErrUnsupported))
+	if err := json.Unmarshal(line, &a); err != nil {
+		return nil, fmt.Errorf("reading the answer of the ingress proxy about its sockets: %w", err)
+	}
+	descriptors, err := receiver.Take(len(a.Sockets))
+	if err != nil {
+		return nil, fmt.Errorf("taking the sockets of the ingress proxy: %w", err)
 	}
 	p.answeredPID = a.PID
 	if len(a.Sockets) == 0 {
 		return nil, nil
 	}
-	s.names = a.Sockets
-	return s, nil
-}
-
-// receive takes the descriptors of one message.
-func (s *sockets) receive(rights []byte) error {
-	messages, err := syscall.ParseSocketControlMessage(rights)
-	if err != nil {
-		return err
-	}
-	for _, m := range messages {
-		descriptors, err := syscall.ParseUnixRights(&m)
-		if err != nil {
-			return err
-		}
-		s.descriptors = append(s.descriptors, descriptors...)
-	}
-	return nil
+	return &sockets{descriptors: descriptors, names: a.Sockets}, nil
 }
 
 // read receives answers. Where the connection ends the process has, or it listens to another run.
@@ -154,11 +134,16 @@ func (p *process) close() {
 	p.reading.Wait()
 }
 
-// put has the proxy serve by a table, and returns what sections lack.
-func (p *process) put(ctx context.Context, now table.Sections) (map[string]string, error) {
+// put has the proxy serve by a table and with changed sockets of s, and returns what sections lack.
+func (p *process) put(ctx context.Context, now table.Sections, s *sockets, change socketChange) (map[string]string, error) {
 	changes := table.Diff(p.sent, now)
-	if p.sent != nil && len(changes) == 0 {
+	if p.sent != nil && len(changes) == 0 && change.empty() {
 		return p.problems, nil
+	}
+	if !change.empty() {
+		if err := p.sendSockets(s, change); err != nil {
+			return nil, err
+		}
 	}
 	a, err := p.commit(ctx, changes)
 	if err != nil {
@@ -166,6 +151,21 @@ func (p *process) put(ctx context.Context, now table.Sections) (map[string]strin
 	}
 	p.sent, p.problems = now, a.Problems
 	return p.problems, nil
+}
+
+// sendSockets is a part of a commit.
+func (p *process) sendSockets(s *sockets, change socketChange) error {
+	if err := p.conn.SetWriteDeadline(time.Now().Add(answerWithin)); err != nil {
+		return err
+	}
+	c := table.Change{Close: slices.Sorted(maps.Keys(change.closed))}
+	var descriptors []int
+	c.Listen, descriptors = s.of(change.opened)
+	line, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return table.Send(p.conn, append(line, '\n'), descriptors)
 }
 
 // probe finds out whether the proxy answers. It may be called after put.

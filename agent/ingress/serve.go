@@ -49,6 +49,8 @@ type serving struct {
 	retry <-chan time.Time
 	// refused is why the last take-over failed.
 	refused error
+	// begun says that there is a proxy, or would be if it could be started; rested that none was needed.
+	begun, rested bool
 }
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
@@ -58,9 +60,6 @@ func (n *Node) serve(ctx context.Context) error {
 		return fmt.Errorf("ingress: %w", err)
 	}
 	defer k.forget()
-	if err := k.begin(); err != nil {
-		return fmt.Errorf("ingress: %w", err)
-	}
 	following, cancel := context.WithCancel(ctx)
 	tables := make(chan table.Sections) // no room: the last one that was received counts
 	var wg sync.WaitGroup
@@ -75,6 +74,9 @@ func (n *Node) serve(ctx context.Context) error {
 	defer probe.Stop()
 	s := &serving{Node: n, keeper: k}
 	for {
+		if err := s.begin(ctx); err != nil {
+			return err
+		}
 		if err := s.sync(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
@@ -107,10 +109,38 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 }
 
+// needed says whether a proxy has something to serve: whatever Services say, a site of a Gateway comes from the table alone.
+func (s *serving) needed() bool { return s.hasService() || len(siteSockets(s.table)) > 0 }
+
+// begin has the proxy of an earlier run found or one started as soon as one is needed, and ends it when it is not any more.
+func (s *serving) begin(ctx context.Context) error {
+	needed := s.needed()
+	switch {
+	case needed && !s.begun:
+		s.keeper.sites = siteSockets(s.table)
+		if err := s.keeper.begin(); err != nil {
+			return fmt.Errorf("ingress: %w", err)
+		}
+		s.begun, s.rested = true, false
+	case !needed && s.table != nil && !s.rested:
+		s.keeper.forget()
+		if err := s.stop(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		*s = serving{Node: s.Node, keeper: s.keeper, rested: true}
+		s.keeper.record = record{}
+		s.o.Part.Set(status.Running, "at rest: no Gateway has a listener to serve")
+	}
+	return nil
+}
+
 // sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's part has to begin anew.
 func (s *serving) sync(ctx context.Context) error {
 	k := s.keeper
-	for ctx.Err() == nil {
+	for s.begun && ctx.Err() == nil {
+		if s.table != nil { // before, the sockets of the run before stay as they are
+			k.listen(siteSockets(s.table))
+		}
 		if k.now == nil {
 			if s.retry != nil {
 				return nil
@@ -155,7 +185,7 @@ func (s *serving) guard(ctx context.Context) error {
 	if s.keeper.held == nil {
 		return nil
 	}
-	if err := s.protect(ctx, s.keeper.held.ports()); err != nil && ctx.Err() == nil {
+	if err := s.protect(ctx, s.keeper.guarded()); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ingress: %w", err) // it serves nobody without
 	}
 	return nil
@@ -172,6 +202,7 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	taken, err := k.takeOver(ctx, now)
 	if err == nil {
 		s.refused, s.takeOvers = nil, backoff{}
+		s.poke(nil) // for sockets of Gateways that could not be opened before
 		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.now.PID, "after", time.Since(began))
 		return taken, nil
 	}
@@ -218,14 +249,25 @@ func (s *serving) say(ctx context.Context) error {
 
 // portsWord is what the Node's annotation says of ports.
 func portsWord(ports map[string]int) string {
-	var out []string
+	var out, gateways []string
 	for _, name := range slices.Sorted(maps.Keys(ports)) {
-		out = append(out, name+"="+strconv.Itoa(ports[name]))
+		if site, _, ok := strings.Cut(name, "/"); ok {
+			gateways = append(gateways, strconv.Itoa(ports[name])+"="+table.SiteMark(site))
+		} else {
+			out = append(out, name+"="+strconv.Itoa(ports[name]))
+		}
 	}
-	return strings.Join(out, ",")
+	return strings.Join(append(out, slices.Sorted(slices.Values(gateways))...), ",")
 }
 
 func (s *serving) show(problems map[string]string) {
+	problems = maps.Clone(problems)
+	for key, text := range failedSites(s.keeper.failed) {
+		if problems == nil {
+			problems = map[string]string{}
+		}
+		problems[key] = text
+	}
 	hosts := 0
 	for key := range s.table {
 		if table.Kind(key) == table.KindHost {

@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// agentRun is a whole Node, with a stream that sends the table once.
+// agentRun is a whole Node, with a stream that sends the table, and what send gives.
 type agentRun struct {
 	*testNode
 	client *fake.Clientset
@@ -35,12 +35,21 @@ type agentRun struct {
 	mu     sync.Mutex
 	said   string // the Node's annotation
 	stop   func()
+	more   chan table.Sections
 }
 
 func startAgent(n *testNode) *agentRun {
 	n.t.Helper()
-	a := &agentRun{testNode: n, board: status.NewBoard(time.Now)}
-	a.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}})
+	return startAgentWith(n, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}})
+}
+
+// send has the server send another table.
+func (a *agentRun) send(t table.Sections) { a.more <- t }
+
+func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
+	n.t.Helper()
+	a := &agentRun{testNode: n, board: status.NewBoard(time.Now), more: make(chan table.Sections)}
+	a.client = fake.NewClientset(service)
 	factory := informers.NewSharedInformerFactory(a.client, 0)
 	o := n.o
 	o.Nodes, o.Services, o.EndpointSlices = factory.Core().V1().Nodes(), factory.Core().V1().Services(), factory.Discovery().V1().EndpointSlices()
@@ -48,8 +57,16 @@ func startAgent(n *testNode) *agentRun {
 	o.Stream = func(ctx context.Context) (io.ReadCloser, error) {
 		out, in := io.Pipe()
 		go func() {
-			for _, c := range append(table.Diff(nil, n.table), table.Change{Commit: true}) {
-				_ = json.NewEncoder(in).Encode(c) // an error is the reader's end
+			for have, now := (table.Sections)(nil), n.table; ; {
+				for _, c := range append(table.Diff(have, now), table.Change{Commit: true}) {
+					_ = json.NewEncoder(in).Encode(c) // an error is the reader's end
+				}
+				have = now
+				select {
+				case <-ctx.Done():
+					return
+				case now = <-a.more:
+				}
 			}
 		}()
 		return out, nil

@@ -75,7 +75,7 @@ func (s *sockets) addresses() map[string][]netip.AddrPort {
 	return out
 }
 
-// ports are those of the sockets, by the kinds of listeners.
+// ports are those of the sockets, by the kinds of listeners, and those of Gateways by the names of the sockets.
 func (s *sockets) ports() map[string]int {
 	out := map[string]int{}
 	if s == nil {
@@ -115,6 +115,7 @@ const closedWithin = 2 * time.Second
 func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
 	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
+		name = table.SiteIngress + "/" + name
 		err := s.listen(at, name, port)
 		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond) // the kernel tells nobody when a port becomes free
@@ -131,16 +132,20 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
-// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these.
+// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these. A Gateway's port that another program has
+// there is left out.
 func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
 	out := &sockets{}
-	for kind, port := range s.ports() {
-		name := table.SiteIngress + "/" + kind
-		have := s.addresses()[name]
+	for name, have := range s.addresses() {
+		port := int(have[0].Port())
 		missing := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
 			return slices.Contains(have, netip.AddrPortFrom(a, uint16(port)))
 		})
-		if err := out.listen(missing, kind, port); err != nil {
+		err := out.listen(missing, name, port)
+		if err != nil && ofGateway(name) {
+			continue
+		}
+		if err != nil {
 			out.close()
 			return nil, err
 		}
@@ -190,7 +195,7 @@ func (s *sockets) listen(at []netip.Addr, name string, port int) error {
 		if err := raw.Control(func(d uintptr) { copied, failure = unix.FcntlInt(d, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || failure != nil {
 			return fmt.Errorf("duplicating a socket for the proxy: %w", errors.Join(err, failure))
 		}
-		s.descriptors, s.names = append(s.descriptors, copied), append(s.names, table.SiteIngress+"/"+name)
+		s.descriptors, s.names = append(s.descriptors, copied), append(s.names, name)
 	}
 	return nil
 }

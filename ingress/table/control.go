@@ -2,7 +2,11 @@
 
 package table
 
-import "syscall"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"syscall"
+)
 
 // Path is where an API server has the stream of the table.
 const Path = "/coracle/ingress"
@@ -36,12 +40,31 @@ const (
 	HTTP, HTTPS = "http", "https"
 )
 
+const (
+	// FirstGatewayPort and LastGatewayPort bound the ports of nodes' addresses at which their proxies listen for Gateways. The kubelet and programs of
+	// upstream's have ports from 10248 on.
+	FirstGatewayPort, LastGatewayPort = 10060, 10247
+)
+
+// IsGatewayPort says whether a port of nodes' addresses is one for Gateways.
+func IsGatewayPort(port int) bool { return port >= FirstGatewayPort && port <= LastGatewayPort }
+
+// SiteMark is how a node names a site beside its port, in NodeAnnotation.
+func SiteMark(site string) string {
+	sum := sha256.Sum256([]byte(site))
+	return hex.EncodeToString(sum[:4])
+}
+
 // NodeAnnotation is where a node says at which ports of its addresses its proxy takes what comes to the ports of the ingress Service: "http=30080,https=30443",
-// with the names of the Service's ports. A node that serves nothing has none.
+// with the names of the Service's ports; and at which ports it serves which sites of Gateways, by their SiteMark: "10060=0a1b2c3d". A node that serves nothing
+// has none.
 const NodeAnnotation = "coracle.dev/ingress"
 
 // Service is the Service of all Ingresses, in kube-system. It exists while there are any.
 const Service = "ingress"
+
+// GatewayLabel is the label of the Services of Gateways.
+const GatewayLabel = "coracle.dev/gateway"
 
 const (
 	// HTTPPort and HTTPSPort are the ports of Service.

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// siteSockets are the names of the sockets of a table's sites, with their ports. Of two sites with one port the first by its name has it; the server that
+// compiled the table sees to it that there are none. A port that is not for Gateways has nobody.
+func siteSockets(t table.Sections) map[string]int {
+	out, taken := map[string]int{}, map[uint16]bool{}
+	for _, key := range slices.Sorted(maps.Keys(t)) {
+		name, ok := strings.CutPrefix(key, table.KindSite+"/")
+		var site table.Site
+		if !ok || json.Unmarshal(t[key], &site) != nil || !table.IsGatewayPort(int(site.NodePort)) || taken[site.NodePort] {
+			continue
+		}
+		taken[site.NodePort] = true
+		kind := table.HTTP
+		if site.TLS {
+			kind = table.HTTPS
+		}
+		out[name+"/"+kind] = int(site.NodePort)
+	}
+	return out
+}
+
+// ofGateway says whether a socket is that of a Gateway's port.
+func ofGateway(name string) bool { return !strings.HasPrefix(name, table.SiteIngress+"/") }
+
+// socketChange is what a proxy has to be told after the sockets have become others: names that it closes, and then names that it has from now on.
+type socketChange struct {
+	closed map[string]int // with their ports, which are guarded until the proxy has closed them
+	opened map[string]bool
+}
+
+func (c *socketChange) empty() bool { return len(c.closed)+len(c.opened) == 0 }
+
+func (c *socketChange) close(name string, port int) {
+	if c.opened[name] {
+		delete(c.opened, name)
+		return
+	}
+	if c.closed == nil {
+		c.closed = map[string]int{}
+	}
+	c.closed[name] = port
+}
+
+func (c *socketChange) open(name string) {
+	if c.opened == nil {
+		c.opened = map[string]bool{}
+	}
+	c.opened[name] = true
+}
+
+// adjust makes the sockets of Gateways' ports the wanted ones at these addresses, and returns those that cannot be opened. A socket whose site has become
+// another one stays open under its new name.
+func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, change *socketChange) map[string]error {
+	byPort := map[int]string{}
+	for name, port := range want {
+		byPort[port] = name
+	}
+	for name, have := range s.addresses() {
+		port := int(have[0].Port())
+		now := byPort[port]
+		if !ofGateway(name) || now == name && sameAddresses(have, at) {
+			continue
+		}
+		change.close(name, port)
+		if now != "" && sameAddresses(have, at) {
+			s.rename(name, now)
+			change.open(now)
+		} else {
+			s.drop(name)
+		}
+	}
+	failed := map[string]error{}
+	have := s.addresses()
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if have[name] != nil {
+			continue
+		}
+		err := s.listen(at, name, want[name])
+		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond) // the kernel tells nobody when a port becomes free
+			err = s.listen(at, name, want[name])
+		}
+		if err != nil {
+			failed[name] = err
+			continue
+		}
+		change.open(name)
+	}
+	return failed
+}
+
+func sameAddresses(have []netip.AddrPort, at []netip.Addr) bool {
+	return len(have) == len(at) && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return !slices.Contains(at, a.Addr()) })
+}
+
+func (s *sockets) rename(from, to string) {
+	for i, name := range s.names {
+		if name == from {
+			s.names[i] = to
+		}
+	}
+}
+
+// drop closes the sockets of a name.
+func (s *sockets) drop(name string) {
+	for i := len(s.names) - 1; i >= 0; i-- {
+		if s.names[i] == name {
+			_ = unix.Close(s.descriptors[i])
+			s.names, s.descriptors = slices.Delete(s.names, i, i+1), slices.Delete(s.descriptors, i, i+1)
+		}
+	}
+}
+
+// of are the descriptors of sockets with these names, each with its own.
+func (s *sockets) of(names map[string]bool) (out []string, descriptors []int) {
+	for i, name := range s.names {
+		if names[name] {
+			out, descriptors = append(out, name), append(descriptors, s.descriptors[i])
+		}
+	}
+	return out, descriptors
+}
+
+// failedSites are the problems of ports that cannot be opened, by the keys of their sites.
+func failedSites(failed map[string]error) map[string]string {
+	out := map[string]string{}
+	for name, err := range failed {
+		site, _, _ := strings.Cut(name, "/")
+		out[table.SiteKey(site)] = fmt.Sprintf("the node does not serve it: %v; if another program has the port, end it or have it listen elsewhere", err)
+	}
+	return out
+}
