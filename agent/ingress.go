@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/ingress"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
@@ -39,6 +40,9 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		i.Services, i.EndpointSlices = services.Services, services.EndpointSlices
 	} else {
 		return nil, nil
+	}
+	if o.NetworkBackend != cluster.NetworkNone {
+		i.PodNetworkOf = o.NodeName
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // certificates go to the node, not to the network's identity
 	if err != nil {

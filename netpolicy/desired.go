@@ -240,7 +240,8 @@ func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod 
 			// Named ports are the pod's own.
 			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
 			out = append(out, p.once(policy, d, i, g, func() []Rule {
-				return p.cross(p.ends(r.From, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
+				none := len(r.Ports) > 0 && len(g) == 0
+				return p.cross(append(p.ends(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
 			})...)
 		}
 		return out

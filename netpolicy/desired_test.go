@@ -114,7 +114,7 @@ var outside = []netip.Addr{netip.MustParseAddr("203.0.113.7"), netip.MustParseAd
 func (w *world) connections(portNumbers []int32) []connection {
 	ends := slices.Concat(slices.SortedFunc(maps.Keys(w.model.Pods), netip.Addr.Compare), outside)
 	var out []connection
-	for _, from := range ends {
+	for _, from := range slices.Concat(ends, proxySources) {
 		for _, to := range ends {
 			if from.Is4() != to.Is4() || !w.here(from) && !w.here(to) {
 				continue

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,7 +192,9 @@ func (l *lab) apply(tab *table) {
 
 // refused turns the kernel's several words into one.
 func refused(err error) error {
-	for _, e := range []error{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.EACCES, syscall.ECONNRESET, syscall.EPIPE} {
+	for _, e := range []error{
+		syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.EACCES, syscall.EPERM, syscall.ECONNRESET, syscall.EPIPE,
+	} {
 		if errors.Is(err, e) {
 			return errRefused
 		}
@@ -205,7 +208,7 @@ func (l *lab) try(c connection) error { return l.tryAt(c, netip.AddrPortFrom(c.t
 // tryAt is try where the client sends the connection somewhere else than to who gets it.
 func (l *lab) tryAt(c connection, at netip.AddrPort) error {
 	var conn net.Conn
-	err := l.ns[c.from].Do(func() (err error) {
+	err := l.in(c.from).Do(func() (err error) {
 		d := net.Dialer{LocalAddr: local(c), Timeout: patience}
 		conn, err = d.Dial(strings.ToLower(string(c.proto)), at.String())
 		return err
@@ -310,7 +313,8 @@ func (l *lab) truth(r *rand.Rand, share int) (allowed, denied int) {
 	var wg sync.WaitGroup
 	several := make(chan struct{}, 16) // as many connections at a time
 	for _, c := range l.connections(policymodel.Served()) {
-		if l.ns[c.from] == nil || l.ns[c.to] == nil || c.proto == corev1.ProtocolSCTP || r.IntN(share) > 0 {
+		from := l.ns[c.from] != nil || slices.Contains(proxySources, c.from)
+		if !from || l.ns[c.to] == nil || c.proto == corev1.ProtocolSCTP || r.IntN(share) > 0 {
 			continue
 		}
 		several <- struct{}{}

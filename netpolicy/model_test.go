@@ -3,10 +3,12 @@
 package netpolicy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/policymodel"
 )
@@ -22,7 +24,31 @@ type connection struct {
 func (w *world) allowed(c connection) bool { return w.allowedAt(c, w.here) }
 
 func (w *world) allowedAt(c connection, here func(netip.Addr) bool) bool {
-	return w.model.Allowed(policymodel.Connection{From: c.from, To: c.to, Proto: c.proto, Port: c.port}, here)
+	to := policymodel.Connection{From: c.from, To: c.to, Proto: c.proto, Port: c.port}
+	if !slices.Contains(proxySources, c.from) {
+		return w.model.Allowed(to, here)
+	}
+	// The proxy may what a pod of any ingress controller might, if it had the address.
+	model := w.model
+	model.Namespaces, model.Pods = maps.Clone(model.Namespaces), maps.Clone(model.Pods)
+	for _, of := range controllers {
+		if model.Namespaces[of.namespace] == nil {
+			model.Namespaces[of.namespace] = of.labels
+		}
+		for _, its := range of.pods {
+			model.Pods[c.from] = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: of.namespace, Labels: its}}
+			if model.Allowed(to, here) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// proxySources are where ingress proxies' connections come from: this node's, and that of n2.
+var proxySources = []netip.Addr{
+	netip.MustParseAddr("10.42.1.1"), netip.MustParseAddr("fd00:42:0:1::1"),
+	netip.MustParseAddr("10.42.2.255"), netip.MustParseAddr("fd00:42:0:2:ffff:ffff:ffff:ffff"),
 }
 
 // allows is what the kernel does with a ruleset.

@@ -45,6 +45,7 @@ func TestTruthTable(t *testing.T) {
 		}
 	}
 	l := newLab(t, w)
+	l.plugProxies()
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	var tab table

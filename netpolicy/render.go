@@ -8,8 +8,10 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
+	clusterconfig "github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -42,7 +44,8 @@ const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 //
 // The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind IPVS'
 // place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node itself opens are never
-// judged: it always reaches its own pods.
+// judged: it always reaches its own pods. Those of its ingress proxy are, by its user: it serves strangers, and NetworkPolicies say
+// whether it reaches a pod.
 //
 // What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy forbids each end learns when it sends something, be it TCP's
 // own probe whether the other end is there: a refusal answers a packet, and goes to who sent it. A refusal has the address of whom it stands for, and passes the output hook again: a reset is related to the connection that it refuses, which no
@@ -91,6 +94,7 @@ var frame = []struct {
 	}},
 	{chainNode, "", []string{"ip daddr @outs4 goto " + chainRefuse, "ip6 daddr @outs6 goto " + chainRefuse, "return"}},
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
+		"meta skuid " + strconv.Itoa(clusterconfig.IngressUser) + " ct direction original goto " + chainJudge,
 		"fib saddr type local " + midway + " jump " + chainNode,
 		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return", "jump " + chainJudge,
 	}},

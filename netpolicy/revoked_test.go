@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -262,10 +263,13 @@ func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
 	t.Cleanup(func() { _ = netlink.AddrDel(lo, a) })
 }
 
-// in is where an address is: in a pod, or else on the node.
+// in is where an address is: in a pod, with the node's ingress proxy, or else on the node.
 func (l *lab) in(ip netip.Addr) nstest.Doer {
 	if ns := l.ns[ip]; ns != nil {
 		return ns
+	}
+	if slices.Contains(proxySources, ip) {
+		return asProxy{}
 	}
 	return nstest.Own{}
 }

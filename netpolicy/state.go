@@ -52,12 +52,13 @@ type cluster struct {
 	pods     map[podKey]*corev1.Pod
 	peers    map[string][]ref // namespace → pods with believable addresses
 	policies map[string][]*networkingv1.NetworkPolicy
+	proxies  map[int]map[string]bool // family → addresses of ingress proxies
 }
 
 func index(s State) *cluster {
 	c := &cluster{
 		labels: map[string]map[string]string{}, pods: map[podKey]*corev1.Pod{}, peers: map[string][]ref{},
-		policies: map[string][]*networkingv1.NetworkPolicy{},
+		policies: map[string][]*networkingv1.NetworkPolicy{}, proxies: proxies(s),
 	}
 	for _, ns := range s.Namespaces {
 		c.labels[ns.Name] = ns.Labels
@@ -99,7 +100,9 @@ func index(s State) *cluster {
 		}
 	}
 	for _, r := range there {
-		r.ips = slices.DeleteFunc(r.ips, func(ip netip.Addr) bool { return !claims[ip].belongsTo(r.pod) })
+		r.ips = slices.DeleteFunc(r.ips, func(ip netip.Addr) bool {
+			return !claims[ip].belongsTo(r.pod) || c.proxies[familyOf(ip)][ip.String()]
+		})
 		c.add(r)
 	}
 	return c

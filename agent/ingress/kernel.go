@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -33,13 +34,15 @@ type kernelState struct {
 	ports          []int // at which the proxy listens
 	pods, services []netip.Prefix
 	nodes          []netip.Addr
-	reserved       []uint16 // ports of nodes that are the cluster's
+	reserved       []uint16       // ports of nodes that are the cluster's
+	own            []netip.Prefix // networks of this node's pods
 }
 
 // rules are the table's chains with their rules. A pod may come from another node without its Service proxy having changed the destination there a second time:
-// what pods and nodes send is let in.
+// what pods and nodes send is let in. What the proxy sends to pods gets a source of its own, by which NetworkPolicies at other nodes know
+// it.
 func (s kernelState) rules() map[string][]string {
-	var inside4, inside6, services4, services6, nodes4, nodes6 []string
+	var inside4, inside6, pods4, pods6, services4, services6, nodes4, nodes6 []string
 	split := func(p netip.Prefix, to4, to6 *[]string) {
 		if p.Addr().Is4() {
 			*to4 = append(*to4, p.String())
@@ -49,6 +52,7 @@ func (s kernelState) rules() map[string][]string {
 	}
 	for _, p := range s.pods {
 		split(p, &inside4, &inside6)
+		split(p, &pods4, &pods6)
 	}
 	for _, p := range s.services {
 		split(p, &services4, &services6)
@@ -65,20 +69,34 @@ func (s kernelState) rules() map[string][]string {
 	mine := "meta skuid " + strconv.Itoa(User) + " ct direction original "
 	out := map[string][]string{}
 	for _, f := range []struct {
-		family                  string
-		inside, services, nodes []string
-	}{{"ip", inside4, services4, nodes4}, {"ip6", inside6, services6, nodes6}} {
+		family                        string
+		inside, pods, services, nodes []string
+	}{{"ip", inside4, pods4, services4, nodes4}, {"ip6", inside6, pods6, services6, nodes6}} {
 		drop := "meta nfproto " + map[string]string{"ip": "ipv4", "ip6": "ipv6"}[f.family] + " " + own
 		if len(f.inside) > 0 {
 			drop = own + f.family + " saddr != { " + list(f.inside) + " } "
 		}
 		out["input"] = append(out["input"], drop+"drop")
 		out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.services)+" } "+refuse)
+		if source, ok := s.source(f.family == "ip"); ok && len(f.pods) > 0 {
+			snat := " snat " + f.family + " to " + source.String()
+			out["postrouting"] = append(out["postrouting"], mine+f.family+" daddr { "+list(f.pods)+" }"+snat)
+		}
 		if len(f.nodes) > 0 && len(s.reserved) > 0 {
 			out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.nodes)+" } tcp dport { "+numbers(s.reserved)+" } "+refuse)
 		}
 	}
 	return out
+}
+
+// source is the address from which the proxy connects to pods; false for the node's usual one.
+func (s kernelState) source(v4 bool) (netip.Addr, bool) {
+	for _, c := range s.own {
+		if c.Addr().Is4() == v4 {
+			return cluster.IngressSource(c), true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 func list(all []string) string {
@@ -105,9 +123,17 @@ func apply(ctx context.Context, rules map[string][]string) error {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
-	for _, hook := range []knftables.BaseChainHook{knftables.InputHook, knftables.OutputHook} {
-		name := string(hook)
-		tx.Add(&knftables.Chain{Name: name, Type: knftables.PtrTo(knftables.FilterType), Hook: &hook, Priority: knftables.PtrTo(knftables.FilterPriority)})
+	for _, c := range []struct {
+		hook     knftables.BaseChainHook
+		kind     knftables.BaseChainType
+		priority knftables.BaseChainPriority
+	}{
+		{knftables.InputHook, knftables.FilterType, knftables.FilterPriority},
+		{knftables.OutputHook, knftables.FilterType, knftables.FilterPriority},
+		{knftables.PostroutingHook, knftables.NATType, knftables.SNATPriority},
+	} {
+		name := string(c.hook)
+		tx.Add(&knftables.Chain{Name: name, Type: &c.kind, Hook: &c.hook, Priority: &c.priority})
 		for _, rule := range rules[name] {
 			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
 		}
@@ -120,7 +146,7 @@ func apply(ctx context.Context, rules map[string][]string) error {
 
 // protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
 func (n *Node) protect(ctx context.Context, ports []int) error {
-	s := kernelState{ports: ports, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses()}
+	s := kernelState{ports: ports, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(), own: n.ownNetworks()}
 	rules := s.rules()
 	text := fmt.Sprint(rules)
 	if text == n.rules {
@@ -131,6 +157,19 @@ func (n *Node) protect(ctx context.Context, ports []int) error {
 	}
 	n.rules = text
 	return nil
+}
+
+// ownNetworks are those of this node's pods; none where another plugin makes the pod network.
+func (n *Node) ownNetworks() []netip.Prefix {
+	var out []netip.Prefix
+	if node, err := n.o.Nodes.Lister().Get(n.o.PodNetworkOf); err == nil {
+		for _, text := range node.Spec.PodCIDRs {
+			if c, err := netip.ParsePrefix(text); err == nil {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
 }
 
 // nodeAddresses are those of all nodes, this one's among them.

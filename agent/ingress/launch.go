@@ -15,10 +15,11 @@ import (
 	"syscall"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
-// User is the user and the group of the proxy, by number: one that neither Debian nor systemd gives out (uid-gid in systemd's documentation).
-const User = 61080
+// User is the user and the group of the proxy, by number.
+const User = cluster.IngressUser
 
 // launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else open but its log, and connects with it.
 func (k *keeper) launch(s *sockets) (*process, error) {

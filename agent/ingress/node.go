@@ -40,6 +40,8 @@ type Options struct {
 	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own: the proxy never connects there.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
 	Reserved               []uint16
+	// PodNetworkOf is this node's name where coracle makes the pod network, and empty where another plugin does.
+	PodNetworkOf string
 	// Nodes, Services and EndpointSlices are the node's caches; they are run by somebody else.
 	Nodes          coreinformers.NodeInformer
 	Services       coreinformers.ServiceInformer

@@ -6,10 +6,12 @@ package nodes
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -29,7 +31,7 @@ spec: {defaultBackend: {service: {name: site, port: {number: 80}}}}
 `
 
 // TestIngressOfNodes: an Ingress whose only pod is on one node answers at the addresses of all nodes, of both families, from outside, from nodes and from pods, also by the address of its
-// Service, behind which are all nodes' proxies; the proxies' own ports are open to nobody outside. The address of a node that dies is taken out.
+// Service, behind which are all nodes' proxies; the proxies' own ports are open to nobody outside. NetworkPolicies that admit ingress-nginx admit them. The address of a node that dies is taken out.
 func TestIngressOfNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMesh(t, 2, "vxlan", "eth0")
@@ -60,8 +62,80 @@ func TestIngressOfNodes(t *testing.T) {
 			}
 		}
 	}
+	m.policiesOfIngress()
 	m.nodes[1].PowerOff()
 	m.has("ingress/site", 0)
+}
+
+const closedSite = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: site}
+spec: {podSelector: {matchLabels: {tier: site}}, policyTypes: [Ingress]}
+`
+
+// openToNginx is what users of ingress-nginx have.
+const openToNginx = closedSite + `---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: ingress-nginx}
+spec:
+  podSelector: {matchLabels: {tier: site}}
+  ingress:
+  - from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ingress-nginx}}, podSelector: {matchLabels: {app.kubernetes.io/component: controller}}}]
+    ports: [{port: 8080}]
+`
+
+// policiesOfIngress: the proxies of both nodes reach the pod of node 1 as its policies say, from addresses of their own; other programs of nodes reach it as before.
+func (m *mesh) policiesOfIngress() {
+	m.Helper()
+	s := m.nodes[0]
+	var urls []string
+	for i := range m.nodes {
+		for _, ip := range m.addresses(i) {
+			urls = append(urls, "http://"+host(ip)+"/peer")
+		}
+	}
+	const ask = `for u in %s; do curl -s --max-time 20 -w ' %%{http_code}\n' $u | tr -d '\n'; echo; done`
+	meet := func(what string, each func(i int, answer string) bool) {
+		harness.Eventually(m, patient, what, func() error {
+			out := m.fromOutside(fmt.Sprintf(ask, strings.Join(urls, " ")))
+			answers := strings.Split(strings.TrimSpace(out), "\n")
+			if len(answers) != len(urls) {
+				return fmt.Errorf("%d answers to %d questions:\n%s", len(answers), len(urls), out)
+			}
+			for i, a := range answers {
+				if !each(i, a) {
+					return fmt.Errorf("%s answers %q", urls[i], a)
+				}
+			}
+			return nil
+		})
+	}
+	s.InsistsOn(closedSite)
+	meet("a pod that admits nobody is reached from no node", func(_ int, answer string) bool { return strings.HasSuffix(answer, " 502") })
+	s.InsistsOn(openToNginx)
+	var sources []netip.Addr // of both families, node by node
+	for i := range m.nodes {
+		for _, text := range strings.Fields(s.Insists("get", "node", m.nodes[i].NodeName(), "-o", "jsonpath={.spec.podCIDRs[*]}")) {
+			sources = append(sources, cluster.IngressSource(netip.MustParsePrefix(text)))
+		}
+	}
+	meet("a pod that admits ingress-nginx is reached from all nodes", func(i int, answer string) bool {
+		from, status, _ := strings.Cut(answer, " ")
+		peer, err := netip.ParseAddrPort(from)
+		node := i / len(m.addresses(0))
+		return err == nil && status == "200" && slices.Contains(sources[2*node:2*node+2], peer.Addr())
+	})
+	for _, ip := range strings.Fields(s.Insists("get", "pod", "box-1", "-o", "jsonpath={.status.podIPs[*].ip}")) {
+		for i, want := range []string{denied, open} {
+			try := strings.ReplaceAll(tries(fmt.Sprintf("http://%s:8080/", host(ip))), "testbox", harness.Box(m))
+			if got := m.run(i, "sh", "-c", try); got != want {
+				m.Errorf("a program of node %d meets %q at the pod %s of node 1, want %s", i, got, ip, want)
+			}
+		}
+	}
+	s.Insists("delete", "--ignore-not-found", "networkpolicy", "site", "ingress-nginx")
 }
 
 // has waits until an object's addresses are those of these nodes, of both families.

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	clusterconfig "github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// controller is an ingress controller as policies know it: by the labels of its pods and of their namespace.
+type controller struct {
+	namespace string
+	// labels are those of the namespace where the cluster has none of that name.
+	labels labels.Set
+	pods   []labels.Set // of several versions
+}
+
+// controllers are those whose pods policies are written for. The ingress proxies are no pods: a rule that would admit a pod of one of
+// these admits the proxies of all nodes.
+var controllers = []controller{
+	{"ingress-nginx", labels.Set{
+		corev1.LabelMetadataName: "ingress-nginx", "name": "ingress-nginx",
+		"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/instance": "ingress-nginx",
+	}, []labels.Set{
+		{
+			"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/instance": "ingress-nginx",
+			"app.kubernetes.io/component": "controller",
+			"app.kubernetes.io/part-of":   "ingress-nginx",
+		},
+		{"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/part-of": "ingress-nginx"},
+		{"app": "ingress-nginx"},
+	}},
+	{"kube-system", nil, []labels.Set{
+		{"app.kubernetes.io/name": "traefik", "app.kubernetes.io/instance": "traefik-kube-system"},
+		{"app.kubernetes.io/name": "coracle-ingress"},
+	}},
+	{"traefik", labels.Set{corev1.LabelMetadataName: "traefik", "name": "traefik"}, []labels.Set{
+		{"app.kubernetes.io/name": "traefik", "app.kubernetes.io/instance": "traefik-traefik"},
+	}},
+}
+
+// setProxies is the set of the addresses from which ingress proxies connect to pods; with 4 or 6 behind it.
+const setProxies = "proxies"
+
+// proxies are those addresses, by family: for other nodes the address that is the proxy's alone there, and for this node the one that its
+// programs have, of which only the proxy's connections are judged (frame).
+func proxies(s State) map[int]map[string]bool {
+	out := map[int]map[string]bool{4: {}, 6: {}}
+	for node, networks := range podCIDRs(s.Node, s.Nodes) {
+		for _, f := range []int{4, 6} {
+			for _, c := range networks {
+				if familyOf(c.Addr()) != f {
+					continue
+				}
+				source := clusterconfig.IngressSource(c)
+				if node == s.Node {
+					source = clusterconfig.NodeSource(c)
+				}
+				out[f][source.String()] = true
+				break // the first of a family is the one that counts
+			}
+		}
+	}
+	return out
+}
+
+// admitsController says whether one of the peers selects a pod of an ingress controller.
+func (p *part) admitsController(peers []networkingv1.NetworkPolicyPeer) bool {
+	for i := range peers {
+		if peers[i].IPBlock != nil {
+			continue // a block that has the proxies' addresses admits them as it does all others
+		}
+		s := p.selectionOf(&peers[i])
+		for _, c := range controllers {
+			its := p.c.namespaceLabels(c.namespace)
+			if its == nil {
+				its = c.labels
+			}
+			if !p.spendWork(s.cost) || !s.matchesNamespace(c.namespace, its) {
+				continue
+			}
+			for _, pod := range c.pods {
+				if p.spendWork(s.cost) && s.pods.Matches(pod) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// proxyEnds are the ingress proxies where a rule for connections to a pod admits them.
+func (p *part) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+	if none || !p.admitsController(peers) {
+		return nil
+	}
+	var out []end
+	for _, f := range p.families {
+		kind := addresses4
+		if f == 6 {
+			kind = addresses6
+		}
+		out = append(out, end{f, p.set(setProxies+strconv.Itoa(f), kind, func() map[string]bool { return p.c.proxies[f] })})
+	}
+	return out
+}
