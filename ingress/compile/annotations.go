@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -29,17 +30,21 @@ type options struct {
 	sslRedirect, forceHTTPS bool
 	useRegex                bool
 	// specific is what paths of pathType ImplementationSpecific are, unless it is empty.
-	specific table.PathKind
-	www      bool
-	aliases  []string
-	policy   table.Policy
-	users    *users // nil for none
-	canary   *table.Canary
-	size     int // of the annotations in bytes, which each route may hold a copy of
-	refused  string
-	findings []Finding
-	object   string // the Ingress' name in the table
-	plain    bool   // policy asks for nothing
+	specific      table.PathKind
+	www           bool
+	aliases       []string
+	policy        table.Policy
+	users         *users               // nil for none
+	streams       bool                 // TLS connections are passed on as they are
+	tls           *table.BackendTLS    // nil for certificates of backends that are not verified
+	tlsSecret     types.NamespacedName // of TLS to backends; its name is empty for none
+	clientsSecret types.NamespacedName // of clients' certificates, the same
+	canary        *table.Canary
+	size          int // of the annotations in bytes, which each route may hold a copy of
+	refused       string
+	findings      []Finding
+	object        string // the Ingress' name in the table
+	plain         bool   // policy asks for nothing
 }
 
 // optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
@@ -72,6 +77,7 @@ func optionsOf(ing *networkingv1.Ingress) options {
 			"the Ingress is served without these annotations of %s*, which only tune: %s", nginxPrefix, strings.Join(ignored, ", "))})
 	}
 	o.read()
+	o.passthrough(ing)
 	o.traefik(ing)
 	return o
 }
@@ -108,6 +114,8 @@ func (o *options) read() {
 	o.sources()
 	o.basic()
 	o.external()
+	o.clientCertificates()
+	o.backendTLS()
 	o.sizes()
 	o.limits()
 	o.cors()

@@ -127,7 +127,7 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 		return
 	}
 	one := *a.options.canary
-	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port, Protocol: main.Backends[0].Protocol}
+	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port, Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
 	main.canary = &one
 	c.service(a.ing, p.Backend.Service)
 }

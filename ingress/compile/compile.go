@@ -97,7 +97,9 @@ type host struct {
 	certificate string
 	routes      []*route
 	taken       map[place]string // the object that has a path
-	regex       bool             // a quirk of ingress-nginx: all paths of the class nginx are expressions
+	stream      *table.Stream
+	asks        bool // clients are asked for certificates
+	regex       bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
 // place is what one Ingress alone may have at a host.
@@ -116,6 +118,7 @@ type route struct {
 	written  string // the path in the Ingress
 	specific bool   // of pathType ImplementationSpecific
 	canary   *table.Canary
+	clients  *table.Clients // of another Ingress of the host, where its own has none
 }
 
 // Desired compiles the state.
@@ -136,13 +139,18 @@ func Desired(s State) (Result, error) {
 		if err := c.usersOf(a); err != nil {
 			return Result{}, err
 		}
+		if err := c.tlsOf(a); err != nil {
+			return Result{}, err
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in an order, since what is left out for its size follows from it
 		c.finish(name, c.hosts[name])
 	}
 	c.names()
 	for name, h := range c.hosts {
-		out := table.Host{Certificate: h.certificate, Routes: make([]table.Route, 0, len(h.routes))}
+		out := table.Host{
+			Certificate: h.certificate, Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream, AskClients: h.asks,
+		}
 		for _, r := range h.routes {
 			out.Routes = append(out.Routes, r.Route)
 		}
@@ -177,6 +185,11 @@ func Wanted(s State) map[types.NamespacedName]bool {
 		o := s.Memory.optionsOf(ing)
 		if o.users != nil {
 			out[o.users.secret] = true
+		}
+		for _, name := range []types.NamespacedName{o.tlsSecret, o.clientsSecret} {
+			if name.Name != "" {
+				out[name] = true
+			}
 		}
 		for _, t := range ing.Spec.TLS {
 			if t.SecretName != "" {
@@ -295,7 +308,7 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 		r.Refused = why
 		c.find(ing, Finding{ReasonUnsupported, why})
 	case r.Refused == "":
-		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1}}
+		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1, TLS: c.tlsTo(o)}}
 		c.service(ing, b.Service)
 	}
 	h.routes = append(h.routes, r)

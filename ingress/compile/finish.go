@@ -41,11 +41,14 @@ func (r *route) ownRegex() bool {
 func (r *route) policy() {
 	p := r.options.policy
 	p.Canary = r.canary
+	if p.Clients == nil {
+		p.Clients = r.clients
+	}
 	if r.fallback {
 		p.Rewrite = ""
 	}
 	if r.challenge() {
-		p.Basic, p.External, p.Redirect, p.AppRoot = nil, nil, nil, ""
+		p.Basic, p.External, p.Clients, p.Redirect, p.AppRoot = nil, nil, nil, nil, ""
 		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
 	}
 	if !reflect.ValueOf(p).IsZero() {
@@ -64,9 +67,10 @@ func (c *compiler) finish(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
 	}
+	h.stream, h.asks = c.stream(name, h), h.shareClients()
 	for _, r := range slices.Clone(h.routes) {
 		if !r.challenge() {
-			r.RedirectHTTPS = r.options.redirectOf(name != "" && h.certificate != "")
+			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.certificate != "" || h.stream != nil))
 		}
 		switch {
 		case r.fallback:
@@ -77,7 +81,7 @@ func (c *compiler) finish(name string, h *host) {
 		case r.options.nginx:
 			h.slash(r)
 		}
-		if r.Refused == "" && !(r.options.plain && r.canary == nil) {
+		if r.Refused == "" && !(r.options.plain && r.canary == nil && r.clients == nil) {
 			r.policy()
 		}
 	}

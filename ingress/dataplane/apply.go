@@ -214,7 +214,7 @@ func (p *Proxy) sweep() {
 func (p *Proxy) standing() map[string]string {
 	out := maps.Clone(p.problems)
 	for site, s := range p.current.Load().sites {
-		if s.clients != nil && s.clients.authorities.pool.Load() == nil && out[table.SiteKey(site)] == "" {
+		if s.clients != nil && s.clients.authorities.pool() == nil && out[table.SiteKey(site)] == "" {
 			out[table.SiteKey(site)] = "the authorities that sign clients' certificates are absent or cannot be used; no client gets in"
 		}
 		for name, h := range s.hosts {

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -14,13 +15,14 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // authorities is one section. Sites and backends hold it by pointer, so that a change rebuilds none.
 type authorities struct {
-	pool atomic.Pointer[x509.CertPool] // nil while the section is absent or bad
+	trusted atomic.Pointer[trustedPool] // nil while the section is absent or bad
 	// mark is the sweep that last found the authorities in use; Apply owns it.
 	mark uint64
 	// present says that the table has a section for them; Apply owns it.
@@ -30,7 +32,7 @@ type authorities struct {
 func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool) error {
 	a := p.authoritiesOf(key)
 	a.present = present
-	a.pool.Store(nil)
+	a.trusted.Store(nil)
 	defer p.resetTLS(func(b *backendTLS) bool { return b.authorities == a })
 	if !present {
 		return nil
@@ -43,7 +45,15 @@ func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool
 	if !pool.AppendCertsFromPEM([]byte(from.Certificates)) {
 		return errors.New("the authorities hold no certificate")
 	}
-	a.pool.Store(pool)
+	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]time.Time{}})
+	return nil
+}
+
+// pool is the authorities' certificates; nil while they are absent.
+func (a *authorities) pool() *x509.CertPool {
+	if t := a.trusted.Load(); t != nil {
+		return t.pool
+	}
 	return nil
 }
 
@@ -151,7 +161,7 @@ func (b *backendTLS) config() *tls.Config {
 func (b *backendTLS) verify(state tls.ConnectionState) error {
 	var roots *x509.CertPool
 	if b.authorities != nil {
-		if roots = b.authorities.pool.Load(); roots == nil {
+		if roots = b.authorities.pool(); roots == nil {
 			return errors.New("the authorities that sign the backend's certificate are absent or cannot be used")
 		}
 	}

@@ -80,22 +80,25 @@ func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, err
 	if !ok || s.closed != "" || len(s.listeners) > 0 && !s.listens(name) {
 		return nil, fmt.Errorf("no host %q is served here", hello.ServerName)
 	}
-	if s.streams > 0 {
-		if h := s.find(name); h != nil && h.stream != nil {
-			if conn == nil {
-				return nil, errors.New("the host became a stream when the connection had begun")
-			}
-			return nil, conn.take(h)
+	h := s.find(name)
+	if h != nil && h.stream != nil {
+		if conn == nil {
+			return nil, errors.New("the host became a stream when the connection had begun")
 		}
+		return nil, conn.take(h)
 	}
 	if conn != nil {
 		conn.release()
 	}
-	if s.clients == nil {
+	asks := h != nil && h.asks
+	if s.clients == nil && !asks {
 		return nil, nil //nolint:nilnil // as the type says
 	}
 	out := p.streamTLS(site)
 	out.NextProtos = []string{"h2", "http/1.1"}
+	if s.clients == nil {
+		out.ClientAuth = tls.RequestClientCert // the routes say what is made of it
+	}
 	return out, nil
 }
 
@@ -107,7 +110,7 @@ func (c *clients) demand(config *tls.Config) {
 		return
 	}
 	config.ClientAuth = tls.RequireAndVerifyClientCert
-	if config.ClientCAs = c.authorities.pool.Load(); config.ClientCAs == nil {
+	if config.ClientCAs = c.authorities.pool(); config.ClientCAs == nil {
 		config.ClientCAs = x509.NewCertPool() // lets no client in
 	}
 }

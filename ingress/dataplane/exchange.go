@@ -39,6 +39,7 @@ type exchange struct {
 	policy   *policy     // of the route; nil for none
 	release  func()      // ends what a limiter counts; nil for none
 	granted  http.Header // of the authentication server's answer
+	verified string      // what is known of the client's certificate; empty where none is asked for
 	sticky   string      // requests for which it is the same go to the same endpoint; empty for turns
 	cookies  []string    // of the same answer, for the client
 	path     cleanPath
@@ -140,7 +141,7 @@ func (x *exchange) serve() {
 	case s.closed != "":
 		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
 	case x.challenge(name, r):
-	case x.in.TLS != nil && s.misdirected(serverName(x.in.TLS), name):
+	case x.in.TLS != nil && (s.misdirected(serverName(x.in.TLS), name) || s.streams > 0 && s.isStream(name)):
 		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")

@@ -29,6 +29,7 @@ type policy struct {
 	request  *modification // of headers; nil without
 	response *modification
 	mirrors  []*mirror
+	clients  *certified    // nil where clients need no certificate
 	longest  time.Duration // of a request; 0 for no bound
 }
 
@@ -49,6 +50,11 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 	}
 	if err = p.compileChanges(out); err != nil {
 		return nil, err
+	}
+	if from.Clients != nil {
+		if out.clients, err = p.compileClients(from.Clients); err != nil {
+			return nil, err
+		}
 	}
 	if out.allow, err = prefixes(from.Allow); err != nil {
 		return nil, err
@@ -85,6 +91,9 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 func (x *exchange) govern(r *route) {
 	p := r.policy
 	x.policy = p
+	if p.clients != nil && !x.certify(p.clients) {
+		return
+	}
 	if p.CORS != nil && x.preflight(p.CORS) {
 		return
 	}
@@ -129,6 +138,9 @@ func (p *policy) mark(sweep uint64) {
 	for _, m := range p.mirrors {
 		m.backend.mark(sweep)
 	}
+	if p.clients != nil {
+		p.clients.authorities.mark = sweep
+	}
 	if p.limiter != nil {
 		p.limiter.mark = sweep
 	}
@@ -148,6 +160,9 @@ func (x *exchange) dress(h http.Header) {
 	}
 	if p.ForwardedPrefix != "" {
 		h["X-Forwarded-Prefix"] = []string{p.ForwardedPrefix}
+	}
+	if p.clients != nil {
+		p.clients.present(x, h)
 	}
 	p.request.apply(h)
 }

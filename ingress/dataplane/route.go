@@ -31,6 +31,7 @@ type host struct {
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	final       bool    // the site's default host does not serve what no route matches
+	asks        bool    // clients are asked for certificates
 	deep        bool    // the name is a wildcard for one label or more
 	stream      *stream // of a host whose connections are passed on as they are; nil for others
 }
@@ -178,7 +179,7 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 // compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
 func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
-		site: site, name: name, final: from.Final || from.Stream != nil, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
+		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
 	}
 	if from.Certificate != "" {
 		h.certificate = p.certificate(from.Certificate)

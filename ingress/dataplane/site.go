@@ -77,6 +77,12 @@ func (s *siteRoutes) misdirected(server, host string) bool {
 	return one != other || ok != have
 }
 
+// isStream reports whether connections for a host are streams.
+func (s *siteRoutes) isStream(name string) bool {
+	h := s.find(name)
+	return h != nil && h.stream != nil
+}
+
 // count notes that a host is there, or by -1 that it is gone.
 func (s *siteRoutes) count(h *host, by int) {
 	if h != nil && h.stream != nil {

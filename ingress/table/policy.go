@@ -31,6 +31,8 @@ type Policy struct {
 	Basic *Basic `json:"basic,omitempty"`
 	// External asks a server whether a request may pass.
 	External *External `json:"external,omitempty"`
+	// Clients asks for clients' certificates.
+	Clients *Clients `json:"clients,omitempty"`
 	// SatisfyAny lets a request in that either Allow or authentication lets in.
 	SatisfyAny bool `json:"satisfyAny,omitempty"`
 
@@ -86,6 +88,21 @@ type Basic struct {
 	// Users is the key of the section with them. While there is none, the answer is 503.
 	Users string `json:"users"`
 	Realm string `json:"realm"`
+}
+
+// Clients are whose certificates let a request in. Other requests are answered with 400.
+type Clients struct {
+	// Authorities is the key of the section with those that must have signed the certificate. While the section is absent, the answer is 503.
+	Authorities string `json:"authorities"`
+	// Optional lets requests in without a certificate, Unverified also with one that these authorities have not signed.
+	Optional   bool `json:"optional,omitempty"`
+	Unverified bool `json:"unverified,omitempty"`
+	// Subject, unless it is empty, is an expression of RE2's that a part of the subject's name (RFC 4514) must match; the answer is 403 otherwise.
+	Subject string `json:"subject,omitempty"`
+	// ErrorPage is where a client is redirected to, with 302, instead of the answers 400.
+	ErrorPage string `json:"errorPage,omitempty"`
+	// Pass sends the certificate to the backend: in PEM, escaped as in a URL, in the header ssl-client-cert.
+	Pass bool `json:"pass,omitempty"`
 }
 
 // KindUsers are Users; its key is UsersKey.

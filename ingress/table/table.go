@@ -127,8 +127,10 @@ type Host struct {
 	Final bool `json:"final,omitempty"`
 	// AnyDepth says that the wildcard in the host's name stands for one label or more, and not for just one.
 	AnyDepth bool `json:"anyDepth,omitempty"`
-	// Stream takes TLS connections for the host as they are; the host has no routes then.
+	// Stream takes TLS connections for the host as they are; routes of the host then serve requests without TLS alone.
 	Stream *Stream `json:"stream,omitempty"`
+	// AskClients asks clients for their certificates in the handshake. Policy.Clients says what is made of them.
+	AskClients bool `json:"askClients,omitempty"`
 }
 
 // Stream sends connections to backends without reading what is in them.

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"cmp"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/expression"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// keyAuthorities is the key of a Secret that holds authorities, in PEM.
+const keyAuthorities = "ca.crt"
+
+// guards are the annotations that cannot hold for connections that are passed on as they are.
+var guards = []string{
+	"allowlist-source-range", "auth-secret", "auth-tls-secret", "auth-type", "auth-url", "denylist-source-range", "limit-connections", "limit-rpm", "limit-rps",
+	"whitelist-source-range",
+}
+
+// passthrough reads the annotation that passes TLS connections on as they are.
+func (o *options) passthrough(ing *networkingv1.Ingress) {
+	if o.flag("ssl-passthrough", &o.streams); !o.streams {
+		return
+	}
+	for _, name := range guards {
+		if _, ok := o.annotations[name]; ok {
+			o.refuse("the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold: the Ingress' routes answer 503",
+				nginxPrefix, name)
+		}
+	}
+	root := func(r networkingv1.IngressRule) bool {
+		return r.Host != "" && r.HTTP != nil && slices.ContainsFunc(r.HTTP.Paths, func(p networkingv1.HTTPIngressPath) bool { return cmp.Or(p.Path, "/") == "/" })
+	}
+	if len(ing.Spec.Rules) == 0 || slices.ContainsFunc(ing.Spec.Rules, func(r networkingv1.IngressRule) bool { return !root(r) }) {
+		o.refuse("the annotation %sssl-passthrough needs a host and the path / in each rule, whose backend gets the connections: the Ingress' routes answer 503",
+			nginxPrefix)
+	}
+}
+
+// stream is the backend that gets a host's TLS connections; nil for a host whose requests are read.
+func (c *compiler) stream(name string, h *host) *table.Stream {
+	var first, stream *route
+	for _, r := range h.routes {
+		if first == nil || older(r.ing, first.ing) {
+			first = r
+		}
+		if r.options.streams && r.written == "/" && !r.fallback && (stream == nil || older(r.ing, stream.ing)) {
+			stream = r
+		}
+	}
+	switch {
+	case stream == nil:
+		return nil
+	case first.ing != stream.ing && older(first.ing, stream.ing):
+		c.find(stream.ing, Finding{ReasonPathTaken, fmt.Sprintf(
+			"%s has paths at the host %q already: its TLS connections are not passed on, and the path / answers 503", first.options.object, name)})
+		stream.Refused, stream.Backends = "an older Ingress has paths at the host", nil
+		return nil
+	}
+	for _, r := range h.routes {
+		if r.ing != stream.ing {
+			c.find(r.ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has the TLS connections of the host %q: this Ingress serves it without TLS alone",
+				stream.options.object, name)})
+		}
+	}
+	out := &table.Stream{} // without a backend of a route that is closed: connections are closed then
+	for _, b := range stream.Backends {
+		b.Protocol, b.TLS = "", nil
+		out.Backends = append(out.Backends, b)
+	}
+	return out
+}
+
+// older reports whether an Ingress is before another in the order of served.
+func older(a, b *networkingv1.Ingress) bool {
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name)) < 0
+}
+
+// secretOf reads an annotation that names a Secret of the Ingress' namespace.
+func (o *options) secretOf(name string) (types.NamespacedName, bool) {
+	text, ok := o.annotations[name]
+	if !ok {
+		return types.NamespacedName{}, false
+	}
+	if namespace, rest, ok := strings.Cut(text, "/"); ok {
+		if namespace != o.namespace {
+			o.bad(name, "a Secret of another namespace")
+			return types.NamespacedName{}, false
+		}
+		text = rest
+	}
+	if text == "" || strings.ContainsAny(text, "/ ") {
+		o.bad(name, "which is no name of a Secret")
+		return types.NamespacedName{}, false
+	}
+	return types.NamespacedName{Namespace: o.namespace, Name: text}, true
+}
+
+// onOff reads an annotation that is on or off.
+func (o *options) onOff(name string) bool {
+	switch o.annotations[name] {
+	case "on":
+		return true
+	case "", "off":
+	default:
+		o.bad(name, "which is neither on nor off")
+	}
+	return false
+}
+
+// backendTLS reads the annotations about TLS to backends.
+func (o *options) backendTLS() {
+	name, named := o.annotations["proxy-ssl-name"]
+	if named && (!dnsName.MatchString(strings.ToLower(name)) || strings.HasPrefix(name, "*")) {
+		o.bad("proxy-ssl-name", "which is no DNS name")
+	}
+	for _, text := range strings.Fields(o.annotations["proxy-ssl-protocols"]) {
+		if !slices.Contains([]string{"SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}, text) {
+			o.bad("proxy-ssl-protocols", "in which a part is no protocol")
+		}
+	}
+	if text, ok := o.annotations["proxy-ssl-protocols"]; ok && !strings.Contains(text, "TLSv1.2") && !strings.Contains(text, "TLSv1.3") {
+		o.bad("proxy-ssl-protocols", "and TLS 1.2 and 1.3 alone are spoken")
+	}
+	asks, verifies := o.onOff("proxy-ssl-server-name"), o.onOff("proxy-ssl-verify")
+	secret, has := o.secretOf("proxy-ssl-secret")
+	if !has && !named && !verifies {
+		return
+	}
+	t := &table.BackendTLS{Unverified: !verifies}
+	switch {
+	case asks:
+		t.ServerName = name
+	case verifies:
+		t.Names = []string{name}
+	}
+	switch {
+	case verifies && !has:
+		o.bad("proxy-ssl-verify", "and proxy-ssl-secret names no Secret with ca.crt")
+	case verifies && !named:
+		o.bad("proxy-ssl-verify", "and proxy-ssl-name says not for which name the certificates of backends are")
+	}
+	if has && verifies {
+		t.Authorities = table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
+	}
+	o.tls, o.tlsSecret = t, secret
+}
+
+// clientCertificates reads the annotations about clients' certificates.
+func (o *options) clientCertificates() {
+	secret, ok := o.secretOf("auth-tls-secret")
+	if !ok {
+		for _, name := range []string{"auth-tls-verify-client", "auth-tls-match-cn"} {
+			if text, ok := o.annotations[name]; ok && text != "off" {
+				o.bad(name, "and auth-tls-secret names no Secret with ca.crt")
+			}
+		}
+		return
+	}
+	c := &table.Clients{Authorities: table.AuthoritiesKey("secret", secret.Namespace, secret.Name)}
+	switch o.annotations["auth-tls-verify-client"] {
+	case "", "on":
+	case "off":
+		return
+	case "optional":
+		c.Optional = true
+	case "optional_no_ca":
+		c.Optional, c.Unverified = true, true
+	default:
+		o.bad("auth-tls-verify-client", "which is none of on, off, optional and optional_no_ca")
+	}
+	if c.Subject = o.annotations["auth-tls-match-cn"]; c.Subject != "" {
+		if _, _, err := expression.Compile(c.Subject); err != nil || !strings.HasPrefix(c.Subject, "CN=") {
+			o.bad("auth-tls-match-cn", "which is no expression of RE2's that begins with CN=")
+		}
+	}
+	if c.ErrorPage = o.annotations["auth-tls-error-page"]; c.ErrorPage != "" {
+		if scheme, rest, ok := strings.Cut(c.ErrorPage, "://"); !ok || scheme != "http" && scheme != "https" || rest == "" || !visible(rest) || strings.Contains(rest, "$") {
+			o.bad("auth-tls-error-page", "which is no URL of http or https without variables")
+		}
+	}
+	o.flag("auth-tls-pass-certificate-to-upstream", &c.Pass)
+	o.policy.Clients, o.clientsSecret = c, secret
+}
+
+// tlsOf adds the sections of the Secrets that an Ingress names for TLS to backends and for clients' certificates.
+func (c *compiler) tlsOf(a annotated) error {
+	o := a.options
+	if o.tlsSecret.Name != "" {
+		c.r.Wanted[o.tlsSecret] = true
+	}
+	if o.clientsSecret.Name != "" {
+		c.r.Wanted[o.clientsSecret] = true
+	}
+	if c.s.Secrets == nil {
+		return nil
+	}
+	if o.clientsSecret.Name != "" {
+		if err := c.authoritiesOf(a.ing, o.clientsSecret, "the Ingress' routes answer 503"); err != nil {
+			return err
+		}
+	}
+	if o.tls == nil || o.tlsSecret.Name == "" {
+		return nil
+	}
+	if o.tls.Authorities != "" {
+		if err := c.authoritiesOf(a.ing, o.tlsSecret, "its backends are not spoken to"); err != nil {
+			return err
+		}
+	}
+	s := c.s.Secrets[o.tlsSecret]
+	if s == nil {
+		if o.tls.Authorities == "" {
+			c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: backends are not shown a certificate", o.tlsSecret.Name)})
+		}
+		return nil
+	}
+	if why := c.s.Memory.certificateOf(s).flaw; why != "" && len(s.Data[corev1.TLSCertKey]) > 0 {
+		c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: backends are not shown a certificate", o.tlsSecret.Name, why)})
+	}
+	return nil
+}
+
+// authoritiesOf adds the section of the authorities in a Secret. Without the section the proxy lets nothing through.
+func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.NamespacedName, so string) error {
+	s := c.s.Secrets[secret]
+	switch {
+	case s == nil:
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: %s", secret.Name, so)})
+		return nil
+	case len(s.Data[keyAuthorities]) > maxChain:
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has more than %d bytes in the key %s: %s", secret.Name, maxChain, keyAuthorities, so)})
+		return nil
+	case !x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities]):
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
+		return nil
+	}
+	return c.r.Sections.Put(table.AuthoritiesKey("secret", secret.Namespace, secret.Name), table.Authorities{Certificates: string(s.Data[keyAuthorities])})
+}
+
+// ownCertificate is the key of the certificate that backends of an Ingress are shown; empty for none.
+func (c *compiler) ownCertificate(o *options) string {
+	s := c.s.Secrets[o.tlsSecret]
+	if o.tlsSecret.Name == "" || s == nil || c.s.Memory.certificateOf(s).flaw != "" {
+		return ""
+	}
+	return table.CertificateKey(o.tlsSecret.Namespace, o.tlsSecret.Name)
+}
+
+// tlsTo is how TLS is spoken with backends of an Ingress; nil for certificates that are not verified.
+func (c *compiler) tlsTo(o *options) *table.BackendTLS {
+	if o.tls == nil || o.protocol != table.HTTPS1 && o.protocol != table.H2 {
+		return nil
+	}
+	out := *o.tls
+	out.Certificate = c.ownCertificate(o)
+	return &out
+}
+
+// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same namespace does, as ingress-nginx asks for them
+// at a whole server. It reports whether clients are asked at all.
+func (h *host) shareClients() (asks bool) {
+	first := map[string]*route{} // by namespace
+	for _, r := range h.routes {
+		if r.options.policy.Clients == nil {
+			continue
+		}
+		asks = true
+		if f := first[r.ing.Namespace]; r.options.nginx && (f == nil || older(r.ing, f.ing)) {
+			first[r.ing.Namespace] = r
+		}
+	}
+	for _, r := range h.routes {
+		if f := first[r.ing.Namespace]; f != nil && r.options.nginx && r.options.policy.Clients == nil {
+			r.clients = f.options.policy.Clients
+		}
+	}
+	return asks
+}

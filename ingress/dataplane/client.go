@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/expression"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// certified is a compiled table.Clients.
+type certified struct {
+	*table.Clients
+	authorities *authorities
+	subject     *regexp.Regexp // nil for any
+}
+
+func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
+	out := &certified{Clients: from, authorities: p.authoritiesOf(from.Authorities)}
+	if from.Subject != "" {
+		var err error
+		if out.subject, _, err = expression.Compile(from.Subject); err != nil {
+			return nil, fmt.Errorf("reading the expression for the subject of clients' certificates: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// Headers for backends about a client's certificate, with the values that nginx gives them.
+const (
+	headerVerify  = "Ssl-Client-Verify"
+	headerSubject = "Ssl-Client-Subject-Dn"
+	headerIssuer  = "Ssl-Client-Issuer-Dn"
+	headerCert    = "Ssl-Client-Cert"
+)
+
+// certificates are those of the client, its own first.
+func (x *exchange) certificates() []*x509.Certificate {
+	if x.in.TLS == nil {
+		return nil
+	}
+	return x.in.TLS.PeerCertificates
+}
+
+// certify reports whether the client's certificate lets the request in; it has been answered otherwise.
+func (x *exchange) certify(c *certified) bool {
+	trusted := c.authorities.trusted.Load()
+	if trusted == nil {
+		x.answer(http.StatusServiceUnavailable, "the authorities of clients' certificates are not known; the events of the route's object say why")
+		return false
+	}
+	all := x.certificates()
+	if len(all) == 0 {
+		switch {
+		case c.Optional || c.Unverified:
+			x.verified = "NONE"
+		case x.elsewhere():
+			x.answer(http.StatusMisdirectedRequest, "this host asks for certificates on connections of its own")
+			return false
+		default:
+			x.uncertified(c, "a certificate is needed")
+			return false
+		}
+	} else if err := trusted.verify(all, time.Now()); err == nil {
+		x.verified = "SUCCESS"
+	} else {
+		x.proxy.options.Logger.Debug("a client's certificate is not trusted", "host", x.in.Host, "error", err)
+		x.verified = "FAILED:" + reason(err)
+		if !c.Unverified {
+			x.uncertified(c, "the certificate is not trusted")
+			return false
+		}
+	}
+	if c.subject != nil {
+		name := ""
+		if len(all) > 0 {
+			name = all[0].Subject.String()
+		}
+		if !c.subject.MatchString(name) {
+			x.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
+			return false
+		}
+	}
+	return true
+}
+
+// elsewhere reports whether the connection was made for another host, for which clients are not asked for certificates.
+func (x *exchange) elsewhere() bool {
+	if x.in.TLS == nil {
+		return false
+	}
+	s := x.routing.sites[x.listener.site]
+	name, _ := hostName(x.in.Host)
+	h := s.find(serverName(x.in.TLS))
+	return h != s.find(name) && (h == nil || !h.asks)
+}
+
+func (x *exchange) uncertified(c *certified, why string) {
+	if c.ErrorPage != "" {
+		x.redirect(http.StatusFound, c.ErrorPage)
+		return
+	}
+	x.answer(http.StatusBadRequest, why)
+}
+
+// reason is the cause of an error in few words without its details.
+func reason(err error) string {
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "certificate has expired"
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return "unable to verify the first certificate"
+	}
+	return "certificate rejected"
+}
+
+// present puts what is known of the client's certificate into the headers for a backend, in the place of what the client says.
+func (c *certified) present(x *exchange, h http.Header) {
+	for _, name := range []string{headerVerify, headerSubject, headerIssuer, headerCert} {
+		delete(h, name)
+	}
+	h[headerVerify] = []string{x.verified}
+	all := x.certificates()
+	if len(all) == 0 {
+		return
+	}
+	h[headerSubject], h[headerIssuer] = []string{printable(all[0].Subject.String())}, []string{printable(all[0].Issuer.String())}
+	if c.Pass {
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: all[0].Raw})
+		h[headerCert] = []string{url.PathEscape(string(text))}
+	}
+}
+
+// printable replaces what may not stand in a header: the names in a certificate are the client's choice.
+func printable(text string) string {
+	out := []byte(text)
+	for i, c := range out {
+		if c < ' ' || c == 0x7f {
+			out[i] = '?'
+		}
+	}
+	return string(out)
+}
+
+// maxTrusted bounds how many certificates are remembered for one set of authorities.
+const maxTrusted = 4096
+
+// trustedPool is the certificates of authorities, and certificates that they have been found to have signed: verifying one takes longer than a request.
+type trustedPool struct {
+	pool *x509.CertPool
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]time.Time // the end of the chain's validity
+}
+
+// verify reports why a client's certificate is not trusted. all is not empty.
+func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
+	sum := sha256.New()
+	for _, c := range all {
+		_, _ = sum.Write(c.Raw) // never fails
+	}
+	key := [sha256.Size]byte(sum.Sum(nil))
+	t.mu.Lock()
+	end, known := t.known[key]
+	t.mu.Unlock()
+	if known && now.Before(end) {
+		return nil
+	}
+	o := x509.VerifyOptions{
+		Roots: t.pool, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	for _, c := range all[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	chains, err := all[0].Verify(o)
+	if err != nil {
+		return fmt.Errorf("verifying a client's certificate: %w", err)
+	}
+	end = all[0].NotAfter
+	for _, c := range chains[0] {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.known) >= maxTrusted {
+		clear(t.known)
+	}
+	t.known[key] = end
+	return nil
+}
