@@ -59,6 +59,7 @@ type Controller struct {
 	classes   networkinglisters.IngressClassLister
 	services  corelisters.ServiceLister
 	secrets   corelisters.SecretLister
+	configs   corelisters.ConfigMapLister
 	nodes     corelisters.NodeLister
 	slices    discoverylisters.EndpointSliceLister
 	synced    []cache.InformerSynced
@@ -80,7 +81,7 @@ func New(o Options) (*Controller, error) {
 	core, networking, discovery := o.Informers.Core().V1(), o.Informers.Networking().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
-		secrets: core.Secrets().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
+		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
 		wake: make(chan struct{}, 1), said: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
 	for _, of := range []struct {
@@ -88,7 +89,7 @@ func New(o Options) (*Controller, error) {
 		matters  func(old, now any) bool
 	}{
 		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil}, {core.Services().Informer(), c.serviceMatters},
-		{core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), nodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
+		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), nodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
 		if err != nil {
@@ -127,6 +128,12 @@ func (c *Controller) used() bool {
 func (c *Controller) serviceMatters(_, now any) bool {
 	svc, ok := now.(*corev1.Service)
 	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
+}
+
+// configMatters leaves out ConfigMaps of the cluster itself, some of which change all the time.
+func (c *Controller) configMatters(_, now any) bool {
+	m, ok := now.(*corev1.ConfigMap)
+	return ok && m.Namespace != metav1.NamespaceSystem && c.used()
 }
 
 func (c *Controller) secretMatters(_, now any) bool {
@@ -212,6 +219,12 @@ func (c *Controller) compile() (compile.Result, error) {
 	for name := range compile.Wanted(s) {
 		if secret, err := c.secrets.Secrets(name.Namespace).Get(name.Name); err == nil {
 			s.Secrets[name] = secret
+		}
+	}
+	s.ConfigMaps = map[types.NamespacedName]*corev1.ConfigMap{}
+	for name := range compile.WantedConfigMaps(s) {
+		if m, err := c.configs.ConfigMaps(name.Namespace).Get(name.Name); err == nil {
+			s.ConfigMaps[name] = m
 		}
 	}
 	return compile.Desired(s)

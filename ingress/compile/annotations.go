@@ -39,6 +39,8 @@ type options struct {
 	tls           *table.BackendTLS    // nil for certificates of backends that are not verified
 	tlsSecret     types.NamespacedName // of TLS to backends; its name is empty for none
 	clientsSecret types.NamespacedName // of clients' certificates, the same
+	answerHeaders types.NamespacedName // a ConfigMap of headers of answers; its name is empty for none
+	askHeaders    types.NamespacedName // a ConfigMap of headers for the authentication server, the same
 	canary        *table.Canary
 	size          int // of the annotations in bytes, which each route may hold a copy of
 	refused       string
@@ -86,7 +88,7 @@ func optionsOf(ing *networkingv1.Ingress) options {
 func hint(a Annotation) string {
 	if a.Note == snippetNote {
 		return " Snippets cannot be served; headers of responses, which most of them set, are for the application to send," +
-			" as the annotation custom-headers, which is not served yet, would be the way to set them."
+			" or the annotation custom-headers sets them."
 	}
 	if a.Note == "" {
 		return ""
@@ -114,6 +116,7 @@ func (o *options) read() {
 	o.sources()
 	o.basic()
 	o.external()
+	o.configMaps()
 	o.clientCertificates()
 	o.backendTLS()
 	o.sizes()

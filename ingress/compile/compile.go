@@ -29,6 +29,8 @@ type State struct {
 	Secrets map[types.NamespacedName]*corev1.Secret
 	// Default and Account are the Secrets of these names; nil where there is none.
 	Default, Account *corev1.Secret
+	// ConfigMaps are those of WantedConfigMaps that exist; a nil map leaves what they hold out and says nothing of them.
+	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
 	// Memory makes the next call faster that has the same one; nil remembers nothing.
@@ -118,6 +120,7 @@ type route struct {
 	written  string // the path in the Ingress
 	specific bool   // of pathType ImplementationSpecific
 	canary   *table.Canary
+	headers  *headers       // of ConfigMaps; nil for none
 	clients  *table.Clients // of another Ingress of the host, where its own has none
 }
 
@@ -225,6 +228,7 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 		return
 	}
 	c.all = append(c.all, annotated{ing, o})
+	headers := c.headersOf(ing, o)
 	for _, f := range o.findings {
 		c.find(ing, f)
 	}
@@ -248,24 +252,24 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 			}
 		} else {
 			for i := range rule.HTTP.Paths {
-				c.path(ing, o, h, name, &rule.HTTP.Paths[i])
+				c.path(ing, o, headers, h, name, &rule.HTTP.Paths[i])
 			}
 		}
-		c.fallback(ing, o, h, name)
+		c.fallback(ing, o, headers, h, name)
 	}
 	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil {
 		h := c.host("")
 		if key := certificates.of(""); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
-		c.fallback(ing, o, h, "")
+		c.fallback(ing, o, headers, h, "")
 	}
 }
 
 // path adds one path of a rule.
-func (c *compiler) path(ing *networkingv1.Ingress, o *options, h *host, name string, p *networkingv1.HTTPIngressPath) {
+func (c *compiler) path(ing *networkingv1.Ingress, o *options, headers *headers, h *host, name string, p *networkingv1.HTTPIngressPath) {
 	kind, path := table.PathPrefix, cmp.Or(p.Path, "/")
-	r := &route{ing: ing, options: o, written: path}
+	r := &route{ing: ing, options: o, headers: headers, written: path}
 	switch {
 	case p.PathType != nil && *p.PathType == networkingv1.PathTypeExact:
 		kind = table.PathExact
@@ -285,9 +289,9 @@ func (c *compiler) path(ing *networkingv1.Ingress, o *options, h *host, name str
 }
 
 // fallback adds the default backend of an Ingress to one of its hosts.
-func (c *compiler) fallback(ing *networkingv1.Ingress, o *options, h *host, name string) {
+func (c *compiler) fallback(ing *networkingv1.Ingress, o *options, headers *headers, h *host, name string) {
 	if ing.Spec.DefaultBackend != nil {
-		r := &route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true, ing: ing, options: o, written: "/"}
+		r := &route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true, ing: ing, options: o, headers: headers, written: "/"}
 		c.add(h, name, r, ing.Spec.DefaultBackend)
 	}
 }
@@ -303,6 +307,9 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	}
 	h.taken[at] = o.object
 	r.Object, r.Refused = o.object, o.refused
+	if r.Refused == "" {
+		r.Refused = c.refuses(r)
+	}
 	switch port, why := portOf(b); {
 	case why != "":
 		r.Refused = why

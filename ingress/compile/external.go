@@ -55,7 +55,7 @@ func (o *options) external() {
 // reserved are headers of one connection or of the message's framing.
 var reserved = map[string]bool{
 	"connection": true, "content-length": true, "host": true, "keep-alive": true, "te": true, "trailer": true, "transfer-encoding": true, "upgrade": true,
-	"proxy-connection": true, "expect": true,
+	"proxy-connection": true, "expect": true, "proxy-authenticate": true, "proxy-authorization": true, "http2-settings": true,
 }
 
 // server reads an auth-url: that of a Service in the namespace, of the request's own host, or of an outside name.

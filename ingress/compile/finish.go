@@ -47,6 +47,7 @@ func (r *route) policy() {
 	if r.fallback {
 		p.Rewrite = ""
 	}
+	r.headers.give(&p)
 	if r.challenge() {
 		p.Basic, p.External, p.Clients, p.Redirect, p.AppRoot = nil, nil, nil, nil, ""
 		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
@@ -81,7 +82,7 @@ func (c *compiler) finish(name string, h *host) {
 		case r.options.nginx:
 			h.slash(r)
 		}
-		if r.Refused == "" && !(r.options.plain && r.canary == nil && r.clients == nil) {
+		if r.Refused == "" && !(r.options.plain && r.canary == nil && r.clients == nil && r.headers == nil) {
 			r.policy()
 		}
 	}
@@ -179,7 +180,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
-			cost += r.options.cost(r.Path)
+			cost += r.options.cost(r.Path) + r.headers.cost()
 		}
 	}
 	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {

@@ -27,6 +27,7 @@ type external struct {
 	self                  bool
 	always                bool
 	headers               []string // in canonical form
+	sent                  *modification
 }
 
 func (p *Proxy) compileExternal(from *table.External) (*external, error) {
@@ -52,6 +53,10 @@ func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 			return nil, fmt.Errorf("the header %s cannot come from external authentication", name)
 		}
 		out.headers = append(out.headers, name)
+	}
+	var err error
+	if out.sent, err = compileHeaders(&table.Headers{Set: from.Headers}, true); err != nil {
+		return nil, err
 	}
 	if from.Backend != nil {
 		out.endpoints = p.endpointSet(from.Backend.Key())
@@ -184,6 +189,7 @@ func (x *exchange) question(e *external) http.Header {
 	} {
 		h[name] = []string{value}
 	}
+	e.sent.apply(h)
 	return h
 }
 

@@ -54,6 +54,7 @@ func object(name, class string, a annotations, rules ...string) *networkingv1.In
 type cluster struct {
 	ingresses []*networkingv1.Ingress
 	secrets   map[string]map[string]string // namespace/name → data; nil for those without
+	configs   map[string]map[string]string // namespace/name → data of ConfigMaps
 	endpoints map[string]string            // namespace/service → address
 	settings  table.Settings
 	options   Options
@@ -70,6 +71,11 @@ func (c cluster) serve(t testing.TB) (*fixture, compile.Result) {
 			secret.Data[key] = []byte(value)
 		}
 		s.Secrets[types.NamespacedName{Namespace: namespace, Name: name}] = secret
+	}
+	s.ConfigMaps = map[types.NamespacedName]*corev1.ConfigMap{}
+	for name, data := range c.configs {
+		namespace, name, _ := strings.Cut(name, "/")
+		s.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}] = &corev1.ConfigMap{Data: data}
 	}
 	r, err := compile.Desired(s)
 	if err != nil {

@@ -131,6 +131,8 @@ type External struct {
 	SignIn string `json:"signIn,omitempty"`
 	// ResponseHeaders are copied from the answer to the request.
 	ResponseHeaders []string `json:"responseHeaders,omitempty"`
+	// Headers are sent with the question.
+	Headers []Header `json:"headers,omitempty"`
 	// RequestRedirect is the header X-Auth-Request-Redirect; the request's URL without it.
 	RequestRedirect string `json:"requestRedirect,omitempty"`
 	// AlwaysSetCookie passes the answer's cookies to the client whatever the backend's status.

@@ -5,9 +5,12 @@ package ingress
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -28,7 +31,8 @@ type objects struct {
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	wake    chan struct{}                   // capacity 1: one says that something has changed
 	memory  compile.Memory
-	reads   reads
+	reads   reads[corev1.Secret]
+	configs reads[corev1.ConfigMap]
 }
 
 func newObjects(client kubernetes.Interface, log *slog.Logger) *objects {
@@ -120,15 +124,21 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 	}
 	again = o.reads.sync(time.Now(), unwatched, func(name types.NamespacedName) *corev1.Secret {
 		s, err := o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		if err != nil {
+		switch {
+		case apierrors.IsNotFound(err):
 			return nil // the compiler says that it is missing
+		case err != nil:
+			return o.reads.get(name) // as it was read last
 		}
 		return s
 	})
 	for _, name := range unwatched {
-		if s := o.reads.secret(name); s != nil {
+		if s := o.reads.get(name); s != nil {
 			state.Secrets[name] = s
 		}
+	}
+	if pause := o.configMaps(ctx, &state); pause > 0 && (again == 0 || pause < again) {
+		again = pause
 	}
 	r, err := compile.Desired(state)
 	if err != nil {
@@ -136,5 +146,27 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		return again
 	}
 	put(r.Sections)
+	return again
+}
+
+// configMaps reads those that Ingresses name, and returns when to do so again; 0 for never.
+func (o *objects) configMaps(ctx context.Context, state *compile.State) (again time.Duration) {
+	names := slices.Collect(maps.Keys(compile.WantedConfigMaps(*state)))
+	again = o.configs.sync(time.Now(), names, func(name types.NamespacedName) *corev1.ConfigMap {
+		m, err := o.client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil // the compiler says that it is missing
+		case err != nil:
+			return o.configs.get(name) // as it was read last
+		}
+		return m
+	})
+	state.ConfigMaps = make(map[types.NamespacedName]*corev1.ConfigMap, len(names))
+	for _, name := range names {
+		if m := o.configs.get(name); m != nil {
+			state.ConfigMaps[name] = m
+		}
+	}
 	return again
 }

@@ -8,37 +8,37 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
-	// otherSecrets is how often a Secret is read that Ingresses name and that is missing, or not of the type for certificates: these are not watched.
+	// otherSecrets is how often a Secret is read that Ingresses name and that is missing, or not of the type for certificates, and a ConfigMap: these are not
+	// watched.
 	otherSecrets = 10 * time.Second
 	// maxReads bounds how many are read at a time, and readsPause is between two times: an Ingress may name ten thousand that do not exist.
 	maxReads, readsPause = 200, time.Second
 )
 
-// reads are the Secrets that are not watched, as they were read last.
-type reads struct {
-	of map[types.NamespacedName]read
+// reads are the objects of a kind that are not watched, as they were read last.
+type reads[T any] struct {
+	of map[types.NamespacedName]read[T]
 }
 
-type read struct {
-	secret *corev1.Secret // nil where it is missing
+type read[T any] struct {
+	object *T // nil where it is missing
 	at     time.Time
 }
 
-func (r *reads) secret(name types.NamespacedName) *corev1.Secret { return r.of[name].secret }
+func (r *reads[T]) get(name types.NamespacedName) *T { return r.of[name].object }
 
 // sync reads those that were not read for otherSecrets, maxReads at most: of each namespace the first in turn, those that were never read before others. It
 // forgets the rest, and returns when to come again.
-func (r *reads) sync(now time.Time, names []types.NamespacedName, get func(types.NamespacedName) *corev1.Secret) (again time.Duration) {
+func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(types.NamespacedName) *T) (again time.Duration) {
 	if len(names) == 0 {
 		r.of = nil
 		return 0
 	}
-	of, due := make(map[types.NamespacedName]read, len(names)), make([]types.NamespacedName, 0, len(names))
+	of, due := make(map[types.NamespacedName]read[T], len(names)), make([]types.NamespacedName, 0, len(names))
 	for _, name := range names {
 		have, ok := r.of[name]
 		if ok {
@@ -51,7 +51,7 @@ func (r *reads) sync(now time.Time, names []types.NamespacedName, get func(types
 	r.of = of
 	due = inTurns(due, func(name types.NamespacedName) time.Time { return of[name].at })
 	for _, name := range due[:min(maxReads, len(due))] {
-		of[name] = read{get(name), now}
+		of[name] = read[T]{get(name), now}
 	}
 	if len(due) > maxReads {
 		return readsPause

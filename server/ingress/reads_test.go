@@ -19,7 +19,7 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 	good := types.NamespacedName{Namespace: "good", Name: "z"}
 	names = append(names, good)
-	var r reads
+	var r reads[corev1.Secret]
 	all := map[types.NamespacedName]int{}
 	gets := 0
 	get := func(name types.NamespacedName) *corev1.Secret {
@@ -31,8 +31,8 @@ func TestReadsAreBounded(t *testing.T) {
 		return nil
 	}
 	at := time.Unix(1_000_000, 0)
-	if again := r.sync(at, names, get); gets != maxReads || again != readsPause || r.secret(good) == nil {
-		t.Fatalf("%d were read, again after %s; the other namespace's is %v", gets, again, r.secret(good))
+	if again := r.sync(at, names, get); gets != maxReads || again != readsPause || r.get(good) == nil {
+		t.Fatalf("%d were read, again after %s; the other namespace's is %v", gets, again, r.get(good))
 	}
 	for range 10 { // changes of Ingresses: only what was never read is
 		r.sync(at, names[:100], get)
@@ -40,7 +40,7 @@ func TestReadsAreBounded(t *testing.T) {
 	if gets != maxReads {
 		t.Errorf("%d were read again at once", gets-maxReads)
 	}
-	r = reads{}
+	r = reads[corev1.Secret]{}
 	clear(all)
 	for i := range len(names)/maxReads + 30 { // those of the good namespace every ten seconds, in between all of the bad one
 		at = at.Add(readsPause)
@@ -54,7 +54,7 @@ func TestReadsAreBounded(t *testing.T) {
 		t.Errorf("%d of %d were ever read", len(all), len(names))
 	}
 	r.sync(at, nil, get)
-	if r.secret(good) != nil {
+	if r.get(good) != nil {
 		t.Error("what nobody names any more is remembered")
 	}
 }
