@@ -105,7 +105,7 @@ func portName(svc *corev1.Service, port string) (name string, ok bool) {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			continue
 		}
-		if p.Name == port || err == nil && int(p.Port) == number {
+		if port == "" || p.Name == port || err == nil && int(p.Port) == number {
 			return p.Name, true
 		}
 	}

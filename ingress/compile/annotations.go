@@ -80,7 +80,9 @@ func optionsOf(ing *networkingv1.Ingress) options {
 	}
 	o.read()
 	o.passthrough(ing)
+	o.fallbackOf(ing.Name)
 	o.traefik(ing)
+	o.plain = reflect.ValueOf(o.policy).IsZero()
 	return o
 }
 
@@ -119,12 +121,13 @@ func (o *options) read() {
 	o.configMaps()
 	o.clientCertificates()
 	o.backendTLS()
+	o.mirrors()
+	o.replacements()
 	o.sizes()
 	o.limits()
 	o.cors()
 	o.affinity()
 	o.canaryOf()
-	o.plain = reflect.ValueOf(o.policy).IsZero()
 }
 
 // refuse closes the Ingress' routes.

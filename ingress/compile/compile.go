@@ -120,7 +120,8 @@ type route struct {
 	written  string // the path in the Ingress
 	specific bool   // of pathType ImplementationSpecific
 	canary   *table.Canary
-	headers  *headers       // of ConfigMaps; nil for none
+	headers  *headers // of ConfigMaps; nil for none
+	fallen   *table.Fallback
 	clients  *table.Clients // of another Ingress of the host, where its own has none
 }
 
@@ -306,7 +307,7 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 		return
 	}
 	h.taken[at] = o.object
-	r.Object, r.Refused = o.object, o.refused
+	r.Object, r.Refused, r.fallen = o.object, o.refused, namedBy(o.policy.Fallback, b)
 	if r.Refused == "" {
 		r.Refused = c.refuses(r)
 	}

@@ -40,7 +40,7 @@ func (r *route) ownRegex() bool {
 // policy gives the route its Ingress' policy, as far as it is for the route.
 func (r *route) policy() {
 	p := r.options.policy
-	p.Canary = r.canary
+	p.Canary, p.Fallback = r.canary, r.fallen
 	if p.Clients == nil {
 		p.Clients = r.clients
 	}

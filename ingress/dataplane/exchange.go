@@ -48,6 +48,8 @@ type exchange struct {
 	scheme   string
 	grpc     bool
 	backend  *backend // that was chosen; nil before
+	replaced bool     // a fallback has been asked for the answer
+	ends     func()   // ends the request to the fallback; nil without one
 	late     *watch   // ends what takes longer than the route allows; nil for none
 	duplex   bool     // the response may begin before the end of the request's body
 
@@ -88,6 +90,9 @@ func (x *exchange) end(whole bool) {
 	}
 	if x.cancel != nil {
 		x.cancel(nil)
+	}
+	if x.ends != nil {
+		x.ends()
 	}
 	if x.in.ProtoMajor != 1 || x.body.done.Load() {
 		return

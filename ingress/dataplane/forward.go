@@ -35,6 +35,9 @@ func (x *exchange) forward(r *route) {
 	b := r.choose()
 	if x.policy != nil {
 		b = x.balance(r, b)
+		if x.policy.fallback != nil {
+			b = x.policy.fallback.instead(b)
+		}
 	}
 	if b == nil {
 		x.answer(http.StatusServiceUnavailable, "the route has no backend")
@@ -107,7 +110,7 @@ func (x *exchange) failed(err error) {
 	case x.stalled.Load():
 		x.answer(http.StatusRequestTimeout, "the body of the request did not arrive in time")
 	case errors.Is(context.Cause(x.ctx), errIdle):
-		x.answer(http.StatusGatewayTimeout, "the backend did not answer in time")
+		x.own(http.StatusGatewayTimeout, "the backend did not answer in time")
 	case x.in.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client is gone
 	case x.body.excess.Load():
@@ -115,15 +118,29 @@ func (x *exchange) failed(err error) {
 	case x.body.failed.Load():
 		x.answer(http.StatusBadRequest, "the body of the request could not be read")
 	case errors.Is(err, errNoEndpoints):
-		x.answer(http.StatusServiceUnavailable, "the backend has no endpoints")
+		x.own(http.StatusServiceUnavailable, "the backend has no endpoints")
 	default:
 		x.proxy.options.Logger.Debug("a backend failed", "site", x.listener.site, "host", x.in.Host, "error", err)
-		x.answer(http.StatusBadGateway, "the backend could not be reached or sent no valid response")
+		x.own(http.StatusBadGateway, "the backend could not be reached or sent no valid response")
 	}
+}
+
+// own answers a request that got no response from a backend, or has the fallback answer it.
+func (x *exchange) own(status int, text string) {
+	if res := x.replace(status, true); res != nil {
+		x.respond(res)
+		return
+	}
+	x.answer(status, text)
 }
 
 // respond sends the response to the client.
 func (x *exchange) respond(res *http.Response) {
+	if other := x.replace(res.StatusCode, false); other != nil {
+		x.cancel(nil)
+		_ = res.Body.Close()
+		res = other
+	}
 	defer func() {
 		x.cancel(nil) // or Close would wait for the request's body when the backend speaks HTTP/2 and has answered before its end
 		_ = res.Body.Close()
@@ -138,6 +155,7 @@ func (x *exchange) respond(res *http.Response) {
 		h[name] = values
 	}
 	if x.policy != nil {
+		x.policy.rewriteAnswer(x, h)
 		x.policy.response.apply(h)
 	}
 	x.backend.response.apply(h)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
 // Bounds of mirrored requests, so that mirrors that hang or lag cost memory up to a bound and requests nothing. What exceeds one is not mirrored.
@@ -33,7 +34,9 @@ var (
 
 // mirror is a compiled table.Mirror.
 type mirror struct {
-	backend                backend
+	backend                backend       // without endpoints for a URL outside of the cluster
+	url                    variable.Text // empty for the request's own
+	noBody                 bool
 	numerator, denominator uint64
 	turn                   atomic.Uint64
 	open                   atomic.Int64
@@ -44,7 +47,15 @@ func (p *Proxy) compileMirror(from *table.Mirror) (*mirror, error) {
 		return nil, fmt.Errorf("%d of %d requests cannot be mirrored", from.Numerator, from.Denominator)
 	}
 	out := &mirror{numerator: uint64(from.Numerator), denominator: uint64(from.Denominator)}
+	out.noBody = from.NoBody
 	var err error
+	if out.url, err = variable.Parse(from.URL); err != nil {
+		return nil, fmt.Errorf("reading the URL of a mirror: %w", err)
+	}
+	if from.Backend.Service == "" && len(out.url) > 0 {
+		out.backend.request, err = compileHeaders(from.Backend.RequestHeaders, true)
+		return out, err
+	}
 	out.backend, err = p.compileBackend(from.Backend)
 	return out, err
 }
@@ -57,7 +68,7 @@ func (x *exchange) mirror() {
 		}
 		open, all := m.open.Add(1), x.proxy.mirrors.Add(1)
 		c := x.copyFor(m)
-		if open > maxMirrors/2 || all > maxMirrors || !x.listener.mirror(c.run) {
+		if c.req == nil || open > maxMirrors/2 || all > maxMirrors || !x.listener.mirror(c.run) {
 			x.proxy.stats.MirrorsDropped.Add(1)
 			c.end()
 			continue
@@ -94,6 +105,14 @@ func (x *exchange) copyFor(m *mirror) *mirrored {
 		URL: &url.URL{Scheme: "http", Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery},
 	}
 	x.policy.rename(c.req)
+	if len(m.url) > 0 {
+		target, err := url.Parse(x.expand(m.url))
+		if err != nil || target.Host == "" {
+			c.req = nil
+			return c
+		}
+		c.req.URL, c.req.Host = target, target.Host
+	}
 	delete(c.req.Header, "Expect")
 	m.backend.request.apply(c.req.Header)
 	if m.backend.request != nil && m.backend.request.host != "" {
@@ -102,7 +121,9 @@ func (x *exchange) copyFor(m *mirror) *mirrored {
 	if m.backend.tls {
 		c.req.URL.Scheme = "https"
 	}
-	if x.in.ContentLength != 0 {
+	if m.noBody {
+		delete(c.req.Header, "Content-Length")
+	} else if x.in.ContentLength != 0 {
 		c.body = &mirrorBody{proxy: x.proxy}
 		c.body.filled.L = &c.body.mu
 		c.req.Body, c.req.ContentLength = c.body, x.in.ContentLength
@@ -130,26 +151,36 @@ func (c *mirrored) run(ctx context.Context) {
 		c.body.came(func() { limit.Reset(c.proxy.options.IdleTimeout) })
 		defer context.AfterFunc(ctx, func() { c.body.end(context.Cause(ctx)) })()
 	}
-	err := c.proxy.tries(c.to.backend.endpoints, func(e *endpoint) error {
-		out := c.req.WithContext(ctx)
-		target := *c.req.URL
-		target.Host = e.address
-		out.URL = &target
-		res, err := c.proxy.to(&c.to.backend).RoundTrip(out)
-		if err != nil {
-			return err
-		}
-		_, err = io.CopyN(io.Discard, res.Body, maxUnread)
-		_ = res.Body.Close()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		return err
-	}, func() bool { return c.body == nil || !c.body.read.Load() })
+	var err error
+	if c.to.backend.endpoints == nil {
+		err = c.send(ctx, c.proxy.strangers, c.req.URL.Host)
+	} else {
+		err = c.proxy.tries(c.to.backend.endpoints, func(e *endpoint) error {
+			return c.send(ctx, c.proxy.to(&c.to.backend), e.address)
+		}, func() bool { return c.body == nil || !c.body.read.Load() })
+	}
 	if err != nil {
 		c.proxy.stats.MirrorsFailed.Add(1)
 		c.proxy.options.Logger.Debug("a mirror failed", "host", c.req.Host, "error", err)
 	}
+}
+
+// send sends the copy to an address.
+func (c *mirrored) send(ctx context.Context, by *http.Transport, address string) error {
+	out := c.req.WithContext(ctx)
+	target := *c.req.URL
+	target.Host = address
+	out.URL = &target
+	res, err := by.RoundTrip(out)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(io.Discard, res.Body, maxUnread)
+	_ = res.Body.Close()
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // tries calls try with one endpoint after the other until the connection to one succeeds, or again says that no other may be tried.

@@ -55,7 +55,7 @@ type cluster struct {
 	ingresses []*networkingv1.Ingress
 	secrets   map[string]map[string]string // namespace/name → data; nil for those without
 	configs   map[string]map[string]string // namespace/name → data of ConfigMaps
-	endpoints map[string]string            // namespace/service → address
+	endpoints map[string]string            // namespace/service → address, or none
 	settings  table.Settings
 	options   Options
 }
@@ -95,7 +95,11 @@ func (c cluster) serve(t testing.TB) (*fixture, compile.Result) {
 		if address == "" {
 			address = backendServer(t, showing(b.Service))
 		}
-		changes = append(changes, section(t, key, table.Endpoints{Addresses: []string{address}}))
+		list := []string{address}
+		if address == "none" {
+			list = nil
+		}
+		changes = append(changes, section(t, key, table.Endpoints{Addresses: list}))
 	}
 	return newFixture(t, c.options, append(changes, section(t, table.KindSettings, c.settings))...), r
 }

@@ -15,22 +15,25 @@ import (
 // policy is a compiled table.Policy.
 type policy struct {
 	*table.Policy
-	location variable.Text // of Redirect
-	allow    []netip.Prefix
-	deny     []netip.Prefix
-	external *external // nil without
-	limiter  *limiter  // nil without
-	except   []netip.Prefix
-	hashBy   variable.Text
-	canary   *canary       // nil without
-	users    *userSet      // nil without basic authentication
-	path     *pathChange   // of the request; nil without
-	place    *pathChange   // of Redirect; nil without
-	request  *modification // of headers; nil without
-	response *modification
-	mirrors  []*mirror
-	clients  *certified    // nil where clients need no certificate
-	longest  time.Duration // of a request; 0 for no bound
+	location                 variable.Text // of Redirect
+	allow                    []netip.Prefix
+	deny                     []netip.Prefix
+	external                 *external // nil without
+	limiter                  *limiter  // nil without
+	except                   []netip.Prefix
+	hashBy                   variable.Text
+	canary                   *canary       // nil without
+	users                    *userSet      // nil without basic authentication
+	path                     *pathChange   // of the request; nil without
+	place                    *pathChange   // of Redirect; nil without
+	request                  *modification // of headers; nil without
+	response                 *modification
+	mirrors                  []*mirror
+	clients                  *certified   // nil where clients need no certificate
+	fallback                 *fallback    // nil without
+	moved                    *replacement // of Location; nil without
+	cookieDomain, cookiePath *replacement
+	longest                  time.Duration // of a request; 0 for no bound
 }
 
 // compilePolicy reads what a route does beyond forwarding; an error closes the route.
@@ -141,6 +144,9 @@ func (p *policy) mark(sweep uint64) {
 	if p.clients != nil {
 		p.clients.authorities.mark = sweep
 	}
+	if p.fallback != nil {
+		p.fallback.backend.mark(sweep)
+	}
 	if p.limiter != nil {
 		p.limiter.mark = sweep
 	}
@@ -194,6 +200,20 @@ func (p *Proxy) compileChanges(to *policy) (err error) {
 			return err
 		}
 		to.mirrors = append(to.mirrors, m)
+	}
+	if to.Fallback != nil {
+		if to.fallback, err = p.compileFallback(to.Fallback); err != nil {
+			return err
+		}
+	}
+	if to.moved, err = compileReplacement(to.Location); err != nil {
+		return err
+	}
+	if to.cookieDomain, err = compileReplacement(to.CookieDomain); err != nil {
+		return err
+	}
+	if to.cookiePath, err = compileReplacement(to.CookiePath); err != nil {
+		return err
 	}
 	for _, millis := range []int{to.RequestMillis, to.BackendMillis} {
 		// Only attempts to connect are repeated, so that a backend has about as long as the request.

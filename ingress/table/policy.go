@@ -20,6 +20,13 @@ type Policy struct {
 	ResponseHeaders *Headers `json:"responseHeaders,omitempty"`
 	// Mirrors get copies of requests; their answers are not waited for.
 	Mirrors []Mirror `json:"mirrors,omitempty"`
+	// Fallback is another backend for what the route's own does not serve.
+	Fallback *Fallback `json:"fallback,omitempty"`
+	// CookieDomain replaces the domain of cookies that backends set, CookiePath the beginning of their path, and Location the beginning of the place that
+	// they redirect to.
+	CookieDomain *Replacement `json:"cookieDomain,omitempty"`
+	CookiePath   *Replacement `json:"cookiePath,omitempty"`
+	Location     *Replacement `json:"location,omitempty"`
 	// ForwardedPrefix is the header X-Forwarded-Prefix on the way to the backend.
 	ForwardedPrefix string `json:"forwardedPrefix,omitempty"`
 
@@ -81,6 +88,28 @@ type Mirror struct {
 	Backend     Backend `json:"backend"`
 	Numerator   int     `json:"numerator"`
 	Denominator int     `json:"denominator"`
+	// URL, unless it is empty, is where the copies go in the place of the request's own. It may hold the variables of package variable. Where Backend names no
+	// Service it is outside of the cluster.
+	URL string `json:"url,omitempty"`
+	// NoBody leaves the body of requests out.
+	NoBody bool `json:"noBody,omitempty"`
+}
+
+// Fallback serves requests while the route's own backend has no endpoint, and makes the answers of some statuses.
+type Fallback struct {
+	Backend Backend `json:"backend"`
+	// Statuses are those of answers in whose place the client gets the answer to a GET of the path /, with the headers X-Code, X-Format and X-Original-URI,
+	// which say what happened, and with Headers. They include the proxy's own 502, 503 and 504.
+	Statuses []int    `json:"statuses,omitempty"`
+	Headers  []Header `json:"headers,omitempty"`
+	// Own leaves answers of backends as they are: only the proxy's own are replaced.
+	Own bool `json:"own,omitempty"`
+}
+
+// Replacement puts To, which may hold the variables of package variable, in the place of From.
+type Replacement struct {
+	From string `json:"from"`
+	To   string `json:"to"`
 }
 
 // Basic is HTTP's basic authentication.
@@ -196,6 +225,9 @@ func (p *Policy) backends() []Backend {
 	}
 	for _, m := range p.Mirrors {
 		out = append(out, m.Backend)
+	}
+	if p.Fallback != nil {
+		out = append(out, p.Fallback.Backend)
 	}
 	if p.Canary != nil {
 		out = append(out, p.Canary.Backend)

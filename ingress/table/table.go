@@ -201,7 +201,7 @@ const (
 type Backend struct {
 	Namespace string `json:"namespace"`
 	Service   string `json:"service"`
-	// Port is the number of the Service's port, or its name.
+	// Port is the number of the Service's port, or its name; empty for its first port.
 	Port     string `json:"port"`
 	Protocol string `json:"protocol,omitempty"`
 	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend gets all whatever its weight.

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// fallback is a compiled table.Fallback.
+type fallback struct {
+	*table.Fallback
+	backend backend
+	headers *modification
+}
+
+func (p *Proxy) compileFallback(from *table.Fallback) (*fallback, error) {
+	out := &fallback{Fallback: from}
+	var err error
+	if out.headers, err = compileHeaders(&table.Headers{Set: from.Headers}, true); err != nil {
+		return nil, err
+	}
+	if out.backend, err = p.compileBackend(from.Backend); err == nil && out.backend.invalid {
+		err = fmt.Errorf("the fallback cannot be used: %s", from.Backend.Invalid)
+	}
+	return out, err
+}
+
+// instead is the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
+func (f *fallback) instead(b *backend) *backend {
+	if b != nil && (b.invalid || len(b.endpoints.all()) > 0) || len(f.backend.endpoints.all()) == 0 {
+		return b
+	}
+	return &f.backend
+}
+
+// replace asks the fallback for an answer in the place of one of the given status, which is the proxy's own or a backend's. It returns nil where that one
+// stays, also when the fallback fails.
+func (x *exchange) replace(status int, own bool) *http.Response {
+	if x.policy == nil || x.policy.fallback == nil || x.replaced || x.backend == &x.policy.fallback.backend {
+		return nil
+	}
+	f := x.policy.fallback
+	if f.Own && !own || !slices.Contains(f.Statuses, status) {
+		return nil
+	}
+	x.replaced = true // once
+	ctx, cancel := context.WithTimeout(x.in.Context(), x.proxy.options.IdleTimeout)
+	x.ends = cancel
+	method := http.MethodGet
+	if x.in.Method == http.MethodHead {
+		method = http.MethodHead
+	}
+	h := x.out.Clone()
+	for _, name := range bodyHeaders {
+		delete(h, name)
+	}
+	h["X-Code"] = []string{strconv.Itoa(status)}
+	h["X-Format"] = []string{x.in.Header.Get("Accept")}
+	h["X-Original-Uri"] = []string{x.requestURI()}
+	f.headers.apply(h)
+	f.backend.request.apply(h)
+	req := (&http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	var res *http.Response
+	err := x.proxy.tries(f.backend.endpoints, func(e *endpoint) (err error) {
+		req.URL = &url.URL{Scheme: "http", Host: e.address, Path: "/"}
+		if f.backend.tls {
+			req.URL.Scheme = "https"
+		}
+		res, err = x.proxy.to(&f.backend).RoundTrip(req) //nolint:bodyclose // respond closes it
+		return err
+	}, func() bool { return ctx.Err() == nil })
+	if err != nil {
+		x.proxy.options.Logger.Debug("a fallback failed", "host", x.in.Host, "error", err)
+		return nil
+	}
+	return res
+}
+
+// bodyHeaders are those that say something of a request's body, or make an answer depend on what the client has already.
+var bodyHeaders = []string{
+	"Content-Length", "Content-Type", "Content-Encoding", "Expect", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since",
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/ingress/variable"
+)
+
+// replacement is a compiled table.Replacement.
+type replacement struct {
+	from string
+	to   variable.Text
+}
+
+// compileReplacement returns nil for none.
+func compileReplacement(from *table.Replacement) (*replacement, error) {
+	if from == nil {
+		return nil, nil //nolint:nilnil // no replacement
+	}
+	to, err := variable.Parse(from.To)
+	if err != nil {
+		return nil, fmt.Errorf("reading what replaces %q: %w", from.From, err)
+	}
+	return &replacement{from.From, to}, nil
+}
+
+// domain replaces a whole domain, whatever its case and with or without a dot at its beginning.
+func (r *replacement) domain(x *exchange, text string) (string, bool) {
+	if !strings.EqualFold(strings.TrimPrefix(text, "."), strings.TrimPrefix(r.from, ".")) {
+		return text, false
+	}
+	return x.expand(r.to), true
+}
+
+// prefix replaces the beginning of a text.
+func (r *replacement) prefix(x *exchange, text string) (string, bool) {
+	rest, ok := strings.CutPrefix(text, r.from)
+	if !ok {
+		return text, false
+	}
+	return x.expand(r.to) + rest, true
+}
+
+// rewriteAnswer changes the places and the cookies in the header of a backend's response, as nginx does.
+func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
+	if p.moved != nil {
+		for _, name := range [...]string{"Location", "Refresh"} {
+			values := h[name]
+			for i, text := range values {
+				before := ""
+				if name == "Refresh" {
+					at := strings.Index(strings.ToLower(text), "url=")
+					if at < 0 {
+						continue
+					}
+					before, text = text[:at+4], text[at+4:]
+				}
+				if changed, ok := p.moved.prefix(x, text); ok && isHeaderValue(changed) {
+					values[i] = before + changed
+				}
+			}
+		}
+	}
+	if p.cookieDomain == nil && p.cookiePath == nil {
+		return
+	}
+	cookies := h["Set-Cookie"]
+	for i, text := range cookies {
+		cookies[i] = p.rewriteCookie(x, text)
+	}
+}
+
+// rewriteCookie changes the attributes of a cookie; the rest stays as it is.
+func (p *policy) rewriteCookie(x *exchange, text string) string {
+	parts := strings.Split(text, ";")
+	for i, part := range parts[1:] {
+		name, value, _ := strings.Cut(part, "=")
+		changed, ok := "", false
+		switch attribute := strings.ToLower(strings.TrimSpace(name)); {
+		case attribute == "domain" && p.cookieDomain != nil:
+			changed, ok = p.cookieDomain.domain(x, strings.TrimSpace(value))
+		case attribute == "path" && p.cookiePath != nil:
+			changed, ok = p.cookiePath.prefix(x, strings.TrimSpace(value))
+		}
+		if ok && isHeaderValue(changed) && !strings.Contains(changed, ";") {
+			parts[i+1] = name + "=" + changed
+		}
+	}
+	return strings.Join(parts, ";")
+}
