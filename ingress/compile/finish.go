@@ -176,7 +176,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
 		return
 	}
-	other, cost := &host{}, 0
+	other, cost := &host{asks: h.asks}, 0
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
@@ -185,6 +185,9 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	}
 	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {
 		other.certificate = h.certificate
+	}
+	if s := h.stream; s != nil && len(s.Backends) > 0 && s.Backends[0].Namespace == a.ing.Namespace {
+		other.stream = s
 	}
 	if !c.room(a.ing.Namespace, cost) {
 		c.find(a.ing, tooLarge(a.ing.Namespace, "names of server-alias are left out"))

@@ -133,3 +133,14 @@ func TestVerdicts(t *testing.T) {
 		{"what only tunes", one("proxy-buffering", "on"), open, "Ignored: "},
 	})
 }
+
+func TestAliasesHaveRoutesOfTheirNamespace(t *testing.T) {
+	f, _ := cluster{ingresses: []*networkingv1.Ingress{
+		object("a/own", "nginx", nil, "a.example/=own"),
+		object("b/other", "nginx", annotations{"server-alias": "alias.example"}, "a.example/x=other"),
+	}}.serve(t)
+	exchanged{url: "http://a.example/y", body: "own /y"}.check(t, f)
+	exchanged{url: "http://a.example/x", body: "other /x"}.check(t, f)
+	exchanged{url: "http://alias.example/x", body: "other /x"}.check(t, f)
+	exchanged{url: "http://alias.example/y", status: 404}.check(t, f)
+}
