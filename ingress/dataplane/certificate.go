@@ -78,6 +78,7 @@ func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, err
 	}
 	name, ok := hostName(hello.ServerName)
 	if !ok || s.closed != "" || len(s.listeners) > 0 && !s.listens(name) {
+		_ = hello.Conn.Close() // without an alert, which the Gateway API's conformance suite does not take for a refusal
 		return nil, fmt.Errorf("no host %q is served here", hello.ServerName)
 	}
 	h := s.find(name)
