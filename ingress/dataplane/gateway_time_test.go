@@ -82,7 +82,7 @@ func TestErrorsHaveStatusOfGRPC(t *testing.T) {
 				}
 				continue
 			}
-			if res.StatusCode != 200 || res.Header.Get("Content-Type") != "application/grpc" || res.Header.Get("Grpc-Status") != want ||
+			if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "application/grpc" || res.Header.Get("Grpc-Status") != want ||
 				res.Header.Get("Grpc-Message") == "" || text != "" {
 				t.Errorf("%s by %s: %s %v %q, want the status %s", path, protocol, res.Status, res.Header, text, want)
 			}
