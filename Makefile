@@ -138,7 +138,7 @@ guest-conformance: build ## upstream's specs of Services and NetworkPolicies on 
 	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
 
 # FOCUS: a regular expression of whole names of tests. SERVERS: on so many servers that run pods.
-gateway-conformance: build ## upstream's conformance suite of the Gateway API, built from its module, on a cluster of one node (root, the Go module proxy, half an hour); SERVERS=3, FOCUS='HTTPRouteWeight' of some tests
+gateway-conformance: build ## upstream's conformance suite of the Gateway API, built from its module, on a cluster of one node (root, the Go module proxy, ten minutes); SERVERS=3, FOCUS='HTTPRouteWeight' of some tests
 	@packaging/deps.sh build test
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/gateway -folder $(BUILD)/gateway -version '$(VERSION)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SERVERS),-servers $(SERVERS))
 
@@ -193,8 +193,8 @@ bench-net: carried ## a pod's network, ways between pods, Services beside upstre
 	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_TEST_REQUIRE=root,carried $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' \
 	  -v $(if $(RUN),-run '$(RUN)') ./test/benchnet
 
-# QUICK=1: half a minute. Programs of others are unpacked into a folder and see nothing else of the machine.
-bench-ingress: ## the ingress proxy beside Debian's nginx, HAProxy and Caddy: docs/benchmarks.md (root, a package server, a quarter of an hour)
+# QUICK=1: a minute. Programs of others are unpacked into a folder and see nothing else of the machine.
+bench-ingress: ## the ingress proxy beside Debian's nginx, HAProxy and Caddy: docs/benchmarks.md (root, a package server, ten minutes)
 	@packaging/debs.sh $(ARCH) $(BUILD)/bench-ingress nginx-light haproxy caddy wrk nghttp2-client
 	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_BENCH_INGRESS=$(CURDIR)/$(BUILD)/bench-ingress/root CORACLE_TEST_REQUIRE=root,foreign-programs \
 	  $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' -v -run '^TestMachine$$|^TestIngress$$' ./test/benchnet

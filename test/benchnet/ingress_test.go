@@ -80,7 +80,7 @@ func TestIngress(t *testing.T) {
 	for _, p := range l.proxies {
 		p.resting = p.memory()
 	}
-	window := pick(8*time.Second, time.Second)
+	window := pick(5*time.Second, time.Second)
 	turns := pick(5, 1)
 	columns := []column{{name: "requests/s", format: "%.0f", ratio: true}, {name: "CPU µs a request", ratio: true}, {name: "p50 ms"}, {name: "p99 ms"}, {name: "failed", format: "%.0f"}}
 	l.compare("HTTP/1.1, 32 connections that stay", turns, columns, func(p *webProxy) (sample, error) { return l.wrk(p, "http://127.0.0.1:", p.http, window, 0) }, true)
