@@ -23,6 +23,8 @@ import (
 const (
 	// answerWithin bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
 	answerWithin, socketsWithin = 30 * time.Second, 3 * time.Second
+	// maxAnswer bounds an answer in bytes: a proxy that strangers have taken over must not use up this process' memory.
+	maxAnswer = 8 << 20
 )
 
 // process is a proxy as this run sees it.
@@ -95,7 +97,9 @@ func (p *process) askSockets() (*sockets, error) {
 			}
 			return nil, fmt.Errorf("taking the sockets of the ingress proxy: %w", err)
 		}
-		line = append(line, text[:n]...)
+		if line = append(line, text[:n]...); len(line) > maxAnswer {
+			return nil, errors.New("taking the sockets of the ingress proxy: there is no end of them")
+		}
 	}
 	var a table.Answer
 	if err := json.Unmarshal(line, &a); err != nil {
@@ -109,12 +113,19 @@ func (p *process) askSockets() (*sockets, error) {
 	if len(a.Sockets) == 0 {
 		return nil, nil
 	}
-	return &sockets{descriptors: descriptors, names: a.Sockets}, nil
+	s := &sockets{descriptors: descriptors, names: a.Sockets}
+	if err := s.check(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // read receives answers. Where the connection ends the process has, or it listens to another run.
 func (p *process) read() {
-	for in := json.NewDecoder(p.conn); ; {
+	bounded := &boundedReader{from: p.conn}
+	for in := json.NewDecoder(bounded); ; {
+		bounded.left = maxAnswer
 		var a table.Answer
 		if err := in.Decode(&a); err != nil {
 			p.ended <- fmt.Errorf("its connection was closed: %w; its log says why", err)
@@ -126,6 +137,22 @@ func (p *process) read() {
 			return
 		}
 	}
+}
+
+// boundedReader fails where more is read than is left.
+type boundedReader struct {
+	from io.Reader
+	left int
+}
+
+// Read implements io.Reader.
+func (b *boundedReader) Read(to []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("it sends an answer of more than %d bytes", maxAnswer)
+	}
+	n, err := b.from.Read(to)
+	b.left -= n
+	return n, err
 }
 
 func (p *process) close() {

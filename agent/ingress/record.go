@@ -137,7 +137,7 @@ func recoverRecord(dir string) record {
 		p.close()
 		s.close()
 		started, err := startTime(e.PID)
-		if err != nil {
+		if err != nil || !ofProxyUser(e.PID) {
 			continue
 		}
 		e.Started, e.Draining = started, s == nil
@@ -146,6 +146,21 @@ func recoverRecord(dir string) record {
 	}
 	slices.SortStableFunc(r.Processes, func(a, b entry) int { return int(int64(b.Started) - int64(a.Started)) })
 	return r
+}
+
+// ofProxyUser says whether a process runs as the user that proxies have. Only such a one is sent signals because it said itself which number it has.
+func ofProxyUser(pid int) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status") // the owner of the folder is root's where a process forbids tracing
+	if err != nil {
+		return false
+	}
+	user := os.Getuid()
+	if user == 0 {
+		user = User
+	}
+	_, ids, _ := strings.Cut(string(text), "\nUid:\t")
+	real, _, _ := strings.Cut(ids, "\t")
+	return real == strconv.Itoa(user)
 }
 
 // stop ends all processes, and removes what is recorded of them.

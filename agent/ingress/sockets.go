@@ -75,6 +75,19 @@ func (s *sockets) addresses() map[string][]netip.AddrPort {
 	return out
 }
 
+// check reports what is no socket for clients. A proxy that was taken over may send any descriptor.
+func (s *sockets) check() error {
+	for i, d := range s.descriptors {
+		name, err := unix.Getsockname(d)
+		switch name.(type) {
+		case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		default:
+			return fmt.Errorf("what the ingress proxy sends as its socket %.50q is none: %w", s.names[i], err)
+		}
+	}
+	return nil
+}
+
 // ports are those of the sockets, by the kinds of listeners, and those of Gateways by the names of the sockets.
 func (s *sockets) ports() map[string]int {
 	out := map[string]int{}

@@ -129,8 +129,12 @@ func becomeUser(number string) error {
 	return nil
 }
 
-// harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, and being traced by others of
-// its user.
+// maxFile bounds a file that the process writes, of which there is only its log, in bytes: twice maxLog. What the runtime says when it ends, and what strangers
+// write who have taken the process over, does not fill the folder's file system.
+const maxFile = 2 * maxLog
+
+// harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, being traced by others of its
+// user, and large files.
 func harden() error {
 	// The attribute is a thread's, and Go has several already. All are told at once, which cgo (only the race detector's build has it) does
 	// not support.
@@ -140,6 +144,9 @@ func harden() error {
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbidding core dumps and tracing: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: maxFile, Max: maxFile}); err != nil {
+		return fmt.Errorf("bounding the log: %w", err)
 	}
 	return nil
 }

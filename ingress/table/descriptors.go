@@ -12,6 +12,9 @@ import (
 // perMessage is how many descriptors the kernel carries with one message at most (SCM_MAX_FD).
 const perMessage = 253
 
+// maxDescriptors bounds what a Receiver holds: two sockets for each of 256 ports of Gateways at four addresses are fewer.
+const maxDescriptors = 4096
+
 // Send writes a line of the control connection with descriptors, which stay the caller's. Spaces before the line carry what one message cannot.
 func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 	for ; len(descriptors) > perMessage; descriptors = descriptors[perMessage:] {
@@ -55,6 +58,9 @@ func (r *Receiver) Read(to []byte) (int, error) {
 			return n, fmt.Errorf("reading descriptors: %w", err)
 		}
 		r.descriptors = append(r.descriptors, descriptors...)
+	}
+	if len(r.descriptors) > maxDescriptors {
+		return n, fmt.Errorf("reading descriptors: there are more than %d", maxDescriptors)
 	}
 	if flags&syscall.MSG_CTRUNC != 0 {
 		return n, fmt.Errorf("reading descriptors: %w: the process may open no more files", syscall.EMFILE)

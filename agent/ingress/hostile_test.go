@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// hostile is a proxy that strangers have taken over: it answers each line of its agent as it likes.
+func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "i")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	e = entry{PID: os.Getpid(), Socket: "control-1.sock"}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, e.Socket), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for in := bufio.NewScanner(conn); in.Scan(); {
+					answer(conn)
+				}
+			}()
+		}
+	}()
+	return dir, e
+}
+
+func send(t *testing.T, conn *net.UnixConn, a table.Answer, files ...*os.File) {
+	text, err := json.Marshal(a)
+	if err != nil {
+		t.Error(err)
+	}
+	var descriptors []int
+	for _, f := range files {
+		descriptors = append(descriptors, int(f.Fd()))
+	}
+	_, _, _ = conn.WriteMsgUnix(append(text, '\n'), syscall.UnixRights(descriptors...), nil) // who asked may have gone
+}
+
+// TestSocketsOfAHostileProxy: what is no socket for clients is not taken.
+func TestSocketsOfAHostileProxy(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	good, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer good.Close()
+	for name, answer := range map[string]func(conn *net.UnixConn){
+		"a file": func(conn *net.UnixConn) {
+			send(t, conn, table.Answer{Sockets: []string{"ingress/http", "ingress/http"}}, null, good)
+		},
+		"fewer than it names": func(conn *net.UnixConn) {
+			send(t, conn, table.Answer{Sockets: []string{"ingress/http", "ingress/https"}}, good)
+		},
+		"descriptors without end": func(conn *net.UnixConn) {
+			for range 2000 {
+				if _, _, err := conn.WriteMsgUnix([]byte(" "), syscall.UnixRights(int(good.Fd()), int(good.Fd()), int(good.Fd())), nil); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, e := hostile(t, answer)
+			before := openFiles(t)
+			p, s, err := adopt(dir, e)
+			if err == nil {
+				p.close()
+			}
+			if err == nil || s != nil {
+				t.Errorf("the sockets %+v are taken: %v", s, err)
+			}
+			eventually(t, "its descriptors are closed", func() bool { return openFiles(t) <= before })
+		})
+	}
+}
+
+func openFiles(t *testing.T) int {
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// TestNumberOfAHostileProxy: a proxy that says that it is another process does not have that one sent signals.
+func TestNumberOfAHostileProxy(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the proxy's user is this test's own")
+	}
+	dir, _ := hostile(t, func(conn *net.UnixConn) { send(t, conn, table.Answer{PID: os.Getpid()}) })
+	if r := recoverRecord(dir); len(r.Processes) != 0 {
+		t.Errorf("the record has %+v", r.Processes)
+	}
+}
+
+// TestAnswersOfAHostileProxyAreBounded: one without end takes no more memory than an answer may have.
+func TestAnswersOfAHostileProxyAreBounded(t *testing.T) {
+	piece := bytes.Repeat([]byte("x"), 64<<10)
+	dir, e := hostile(t, func(conn *net.UnixConn) {
+		_, err := conn.Write([]byte(`{"problems":{"a":"`))
+		for err == nil {
+			_, err = conn.Write(piece)
+		}
+	})
+	p, err := connect(dir, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reading.Go(p.read)
+	defer p.close()
+	if _, err := p.conn.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-p.ended:
+		if !strings.Contains(err.Error(), "bytes") {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it is read without end")
+	}
+}
