@@ -129,6 +129,7 @@ func (x *exchange) serve() {
 		x.answer(http.StatusBadRequest, err.Error())
 		return
 	}
+	x.in.URL.RawQuery = cleanQuery(x.in.URL.RawQuery)
 	s := x.routing.sites[x.listener.site]
 	if s == nil {
 		if x.challenge(name, nil) {
@@ -150,6 +151,8 @@ func (x *exchange) serve() {
 		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
+	case s.disguised(r, name, x.path.match, x.in):
+		x.answer(http.StatusBadRequest, "a backend may read this path as one that not everybody may ask for: send it without encoded slashes, backslashes and semicolons")
 	case r.refused != "":
 		x.answer(http.StatusServiceUnavailable, "the route is closed; the events of its object say why")
 	case r.redirect != 0 && x.scheme == "http":

@@ -165,6 +165,51 @@ func decodeForMatch(forward string) string {
 	return out.String()
 }
 
+// lenientPath is a path as routes match it in the form that lenient backends give it: encoded slashes and backslashes are separators, and what follows a
+// semicolon in a segment is no part of it.
+func lenientPath(match string) string {
+	if !strings.ContainsAny(match, `%;\`) {
+		return match
+	}
+	var out strings.Builder
+	out.Grow(len(match))
+	parameter := false
+	for part := range strings.SplitSeq(strings.NewReplacer("%2F", "/", `\`, "/").Replace(match), "/") {
+		name, _, _ := strings.Cut(part, ";")
+		if name != "" {
+			out.WriteByte('/')
+			out.WriteString(name)
+		}
+		parameter = name == ""
+	}
+	if parameter {
+		out.WriteByte('/')
+	}
+	return out.String()
+}
+
+// cleanQuery escapes what may stand in no request line: HTTP/2 and 3 take a space, which would end the target.
+func cleanQuery(raw string) string {
+	const hexDigits = "0123456789ABCDEF"
+	bad := func(c byte) bool { return c <= ' ' || c >= 0x7f || c == '#' }
+	at := 0
+	for at < len(raw) && !bad(raw[at]) {
+		at++
+	}
+	if at == len(raw) {
+		return raw
+	}
+	out := []byte(raw[:at])
+	for ; at < len(raw); at++ {
+		if c := raw[at]; bad(c) {
+			out = append(out, '%', hexDigits[c>>4], hexDigits[c&15])
+		} else {
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}
+
 // isUnreserved is RFC 3986's unreserved.
 func isUnreserved(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
@@ -189,6 +234,9 @@ func unhex(c byte) byte {
 	return c - 'a' + 10
 }
 
+// maxHost bounds a host in bytes, as DNS does.
+const maxHost = 253
+
 // hostName is the name in a Host header in lower case, without port and trailing dot. It reports false for what no host is called.
 func hostName(header string) (string, bool) {
 	name := header
@@ -205,6 +253,9 @@ func hostName(header string) (string, bool) {
 		return "", false
 	}
 	name = strings.TrimSuffix(name, ".")
+	if len(name) > maxHost {
+		return "", false
+	}
 	for i := 0; i < len(name); i++ {
 		c := name[i]
 		if !isUnreserved(c) && c != '[' && c != ']' && c != ':' || c == '~' {

@@ -51,6 +51,24 @@ func TestPathsThatBackendsReadDifferentlyAreRefused(t *testing.T) {
 	}
 }
 
+func TestLenientPaths(t *testing.T) {
+	for match, want := range map[string]string{
+		"/a/b": "/a/b", "/a%2Fb": "/a/b", `/a\b`: "/a/b", "/a;x=1/b": "/a/b", "/a;/": "/a/", "/;x/a": "/a", "/a%2F": "/a/", "/a;": "/a", "/%25a": "/%25a", "/;": "/", "/a%2F;b%2Fc": "/a/c",
+	} {
+		if got := lenientPath(match); got != want {
+			t.Errorf("lenientPath(%q) = %q, want %q", match, got, want)
+		}
+	}
+}
+
+func TestQueriesAreOfOneWord(t *testing.T) {
+	for raw, want := range map[string]string{"": "", "a=1;b=2&c=%20+": "a=1;b=2&c=%20+", "x HTTP/1.1": "x%20HTTP/1.1", "ä#": "%C3%A4%23", "a\"<>'": "a\"<>'"} {
+		if got := cleanQuery(raw); got != want {
+			t.Errorf("cleanQuery(%q) = %q, want %q", raw, got, want)
+		}
+	}
+}
+
 // FuzzPath: whatever a backend decodes, the normalised path stays below its first segment, and is its own normalised form.
 func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
@@ -73,6 +91,10 @@ func FuzzPath(f *testing.F) {
 		}
 		if decoded != strings.NewReplacer("%2F", "/", "%25", "%").Replace(got.match) {
 			t.Fatalf("normalise(%q) matches %q but sends %q", raw, got.match, got.forward)
+		}
+		if lenient := lenientPath(got.match); lenient == "" || lenient[0] != '/' || strings.Contains(lenient, "//") || strings.ContainsAny(lenient, ";\\") ||
+			path.Clean(lenient) != strings.TrimSuffix(lenient, "/") && lenient != "/" {
+			t.Fatalf("normalise(%q) = %q, which is leniently read as %q", raw, got.match, lenient)
 		}
 		first, rest, below := strings.Cut(strings.TrimPrefix(got.forward, "/"), "/")
 		if !below {

@@ -52,7 +52,8 @@ type route struct {
 	pool
 	redirect   int
 	refused    string
-	namespace  string // of the object that the route comes from
+	object     string // that the route comes from
+	namespace  string // of the object
 	challenges bool   // the path is that of ACME's challenges
 }
 
@@ -127,6 +128,22 @@ func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 		return h.match(path, in)
 	}
 	return nil
+}
+
+// disguised reports whether a path of the route would be another object's that restricts who gets in, if it was read as some backends do.
+func (s *siteRoutes) disguised(r *route, name, path string, in *http.Request) bool {
+	lenient := lenientPath(path)
+	if lenient == path {
+		return false
+	}
+	other := s.route(name, lenient, in)
+	return other != nil && other != r && other.restricts() && (other.object != r.object || !r.restricts())
+}
+
+// restricts reports whether the route lets in only some.
+func (r *route) restricts() bool {
+	p := r.policy
+	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil)
 }
 
 func (h *host) match(path string, in *http.Request) *route {
@@ -205,7 +222,7 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	r := &route{
-		path: noPath, refused: from.Refused, namespace: namespaceOf(from.Object), challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
+		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object), challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
 	}
 	err := r.compilePath(from)
 	if err != nil {
