@@ -8,6 +8,7 @@ import (
 	"io"
 	"path/filepath"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -55,6 +56,13 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	}
 	i.Stream = func(ctx context.Context) (io.ReadCloser, error) {
 		return client.CoreV1().RESTClient().Get().AbsPath(table.Path).Stream(ctx)
+	}
+	i.Annotation = func(ctx context.Context) (string, error) {
+		node, err := client.CoreV1().Nodes().Get(ctx, o.NodeName, metav1.GetOptions{})
+		if err != nil {
+			return "", fmt.Errorf("reading the node's annotation %s: %w", table.NodeAnnotation, err)
+		}
+		return node.Annotations[table.NodeAnnotation], nil
 	}
 	i.Annotate = func(ctx context.Context, value string) error {
 		return annotate(ctx, client.CoreV1().Nodes(), o.NodeName, table.NodeAnnotation, value)

@@ -48,6 +48,8 @@ type Options struct {
 	EndpointSlices discoveryinformers.EndpointSliceInformer
 	// Stream asks a server for the table (table.Path). It is called again when what it returned has ended.
 	Stream func(context.Context) (io.ReadCloser, error)
+	// Annotation is what the Node's annotation table.NodeAnnotation says.
+	Annotation func(ctx context.Context) (string, error)
 	// Annotate writes the Node's annotation table.NodeAnnotation; an empty value says that this node serves nothing.
 	Annotate func(ctx context.Context, value string) error
 	Part     *status.Part

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -51,6 +52,9 @@ type serving struct {
 	refused error
 	// begun says that there is a proxy, or would be if it could be started; rested that none was needed.
 	begun, rested bool
+	claims        claims
+	// look says that it is time to look for other programs at the Service's ports.
+	look bool
 }
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
@@ -72,7 +76,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.o.Part.Set(status.Starting, "waiting for the table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()
-	s := &serving{Node: n, keeper: k}
+	s := &serving{Node: n, keeper: k, look: true}
 	for {
 		if err := s.begin(ctx); err != nil {
 			return err
@@ -93,6 +97,7 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-s.retry:
 			s.retry = nil
 		case <-probe.C:
+			s.look = true
 			if k.now != nil {
 				if err := k.now.probe(ctx); err != nil && ctx.Err() == nil {
 					s.lost(err)
@@ -237,13 +242,51 @@ func (s *serving) failed(err error, wait time.Duration) {
 // say writes at which ports the node serves.
 func (s *serving) say(ctx context.Context) error {
 	word := portsWord(s.keeper.held.ports())
-	if word == "" || word == s.said {
+	if word == "" {
+		return nil
+	}
+	if err := s.lookForOthers(ctx); err != nil {
+		return err
+	}
+	word += s.claims.annotation()
+	if word == s.said {
 		return nil
 	}
 	if err := s.o.Annotate(ctx, word); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
 	s.said = word
+	return nil
+}
+
+// lookForOthers finds out which of the Service's ports other programs of the machine have, where it is time for that or the ports are
+// others.
+func (s *serving) lookForOthers(ctx context.Context) error {
+	ports := s.servicePorts()
+	known := func(port int) bool { _, ok := s.claims.ours[port]; return ok }
+	if !s.look && len(ports) == len(s.claims.ours) && !slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
+		return nil
+	}
+	said := ""
+	if s.claims.ours == nil {
+		var err error
+		if said, err = s.o.Annotation(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("ingress: %w", err)
+		}
+	}
+	programs, err := check.Listeners(ports, s.o.NodeIPs)
+	if err != nil {
+		s.o.Logger.Warn("ingress: other programs at its ports are not known; they may lose what comes from other machines", "error", err)
+	}
+	before := s.claims.problem()
+	s.claims.look(ports, programs, said)
+	s.look = false
+	if now := s.claims.problem(); now != before && now != "" {
+		s.o.Logger.Warn("ingress: " + now)
+	}
 	return nil
 }
 
@@ -278,6 +321,8 @@ func (s *serving) show(problems map[string]string) {
 	switch {
 	case s.refused != nil:
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it goes on, since another version could not take over: %v", text, s.refused))
+	case s.claims.problem() != "":
+		s.o.Part.Set(status.Degraded, text+"; "+s.claims.problem())
 	case len(problems) > 0:
 		first := slices.Sorted(maps.Keys(problems))[0]
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first, problems[first]))

@@ -77,6 +77,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 		a.said = value
 		return nil
 	}
+	o.Annotation = func(context.Context) (string, error) { return a.annotation(), nil }
 	node, err := New(o)
 	if err != nil {
 		n.t.Fatal(err)

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +41,9 @@ const (
 	unusedFor = 10 * time.Minute
 )
 
+// reasonPortInUse is the reason of events of the Service about nodes whose other programs have its ports.
+const reasonPortInUse = "PortInUse"
+
 // Options are all required but Part and Logger.
 type Options struct {
 	// Client writes; Informers are the term's and are started after New.
@@ -67,7 +72,8 @@ type Controller struct {
 
 	said   map[types.NamespacedName]map[compile.Finding]bool // events of this term
 	memory compile.Memory
-	unused time.Time // since when no Ingress is served; zero while one is
+	busy   map[string]string // the ports that other programs have, by the node's name
+	unused time.Time         // since when no Ingress is served; zero while one is
 }
 
 // New listens to the informers, which must not run yet.
@@ -285,7 +291,7 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 	want := map[string]*discoveryv1.EndpointSlice{}
 	if svc != nil && svc.DeletionTimestamp == nil {
 		nodes, _ := c.nodes.List(labels.Everything())
-		want = slicesOf(nodes)
+		want = slicesOf(c.free(svc, nodes))
 	}
 	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
 	var errs []error
@@ -312,6 +318,28 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// free are the nodes where no other program has one of the Service's ports. Of each other one an event of the Service says so, once in a
+// term as long as it is so.
+func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
+	var out []*corev1.Node
+	busy := map[string]string{}
+	for _, n := range nodes {
+		ports := busyPorts(svc, n, nodes)
+		if len(ports) == 0 {
+			out = append(out, n)
+			continue
+		}
+		busy[n.Name] = strings.Trim(strings.Join(strings.Fields(fmt.Sprint(ports)), ", "), "[]")
+		if c.busy[n.Name] != busy[n.Name] {
+			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, reasonPortInUse,
+				"the node %s is no address of Ingresses: another program there listens at TCP %s and keeps it. "+
+					"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[n.Name])
+		}
+	}
+	c.busy = busy
+	return out
 }
 
 // keepStatus writes the Service's addresses into the Ingresses.
@@ -363,6 +391,9 @@ func (c *Controller) show(r compile.Result) {
 	case c.o.Part == nil:
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")
+	case len(c.busy) > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, without addresses of the nodes %s, where other programs have the ports: "+
+			"kubectl -n %s describe service %s", len(r.Served), strings.Join(slices.Sorted(maps.Keys(c.busy)), ", "), metav1.NamespaceSystem, table.Service))
 	case lacking > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why", len(r.Served), lacking))
 	case len(r.Served) > 0:

@@ -256,3 +256,65 @@ func TestServiceOfSomebodyElse(t *testing.T) {
 		}
 	})
 }
+
+// TestProgramsOfNodes: a node where another program has a port of the Service is none of its endpoints, and an event says so, as long as
+// its addresses are nodes'.
+func TestProgramsOfNodes(t *testing.T) {
+	run(t, func(b bed) {
+		nodes := b.client.CoreV1().Nodes()
+		for _, n := range []*corev1.Node{
+			node("a", "http=10054,https=10055", true, "192.0.2.1"), node("b", "http=10054,https=10055,busy=80,busy=443", true, "192.0.2.2"),
+			node("c", "http=10054,https=10055,busy=8080", true, "192.0.2.3"), // no port of the Service
+		} {
+			if _, err := nodes.Create(b.Context(), n, metav1.CreateOptions{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		ing := web()
+		ing.Spec.DefaultBackend = nil // of which nothing is to be said
+		b.create(ing)
+		b.settle()
+		const two = "IPv4 http=10054 https=10055 192.0.2.1@a 192.0.2.3@c"
+		const all = "IPv4 http=10054 https=10055 192.0.2.1@a 192.0.2.2@b 192.0.2.3@c"
+		if got := b.slices(); got != two {
+			t.Errorf("the slices are %s", got)
+		}
+		said := b.said()
+		if strings.Count(said, reasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
+			t.Errorf("the events are %q", said)
+		}
+		addresses := func(ips ...string) {
+			svc := b.service()
+			svc.Status.LoadBalancer.Ingress = nil
+			for _, ip := range ips {
+				svc.Status.LoadBalancer.Ingress = append(svc.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+			}
+			if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
+				b.Fatal(err)
+			}
+			b.settle()
+		}
+		addresses("192.0.2.1", "192.0.2.3")
+		if got := b.slices(); got != two {
+			t.Errorf("with addresses of nodes the slices are %s", got)
+		}
+		addresses("198.51.100.7")
+		if got := b.slices(); got != all {
+			t.Errorf("with an address of a pool the slices are %s", got)
+		}
+		addresses("192.0.2.1", "192.0.2.3")
+		if got := b.slices(); got != two || !strings.Contains(b.said(), reasonPortInUse) {
+			t.Errorf("with addresses of nodes again the slices are %s", got)
+		}
+		if _, err := nodes.Update(b.Context(), node("b", "http=10054,https=10055", true, "192.0.2.2"), metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.settle()
+		if got := b.slices(); got != all {
+			t.Errorf("when the program has ended the slices are %s", got)
+		}
+		if got := b.said(); got != "" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}

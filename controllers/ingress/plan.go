@@ -60,6 +60,37 @@ func portsOf(n *corev1.Node) map[string]int32 {
 	return out
 }
 
+// busyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At addresses that are
+// no node's, as those of a pool, they are in nobody's way.
+func busyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
+	if ownAddresses(svc, nodes) {
+		return nil
+	}
+	var out []int32
+	for text := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
+		number, busy := strings.CutPrefix(text, table.BusyEntry+"=")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if busy && err == nil && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == int32(port) }) {
+			out = append(out, int32(port))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// ownAddresses says whether the Service has addresses that are no node's.
+func ownAddresses(svc *corev1.Service, nodes []*corev1.Node) bool {
+	ofNode := map[string]bool{}
+	for _, n := range nodes {
+		for _, a := range n.Status.Addresses {
+			ofNode[a.Address] = true
+		}
+	}
+	return slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(at corev1.LoadBalancerIngress) bool {
+		return at.IP != "" && !ofNode[at.IP] || at.Hostname != ""
+	})
+}
+
 func isReady(n *corev1.Node) bool {
 	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue

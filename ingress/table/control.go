@@ -56,9 +56,13 @@ func SiteMark(site string) string {
 }
 
 // NodeAnnotation is where a node says at which ports of its addresses its proxy takes what comes to the ports of the ingress Service: "http=30080,https=30443",
-// with the names of the Service's ports; and at which ports it serves which sites of Gateways, by their SiteMark: "10060=0a1b2c3d". A node that serves nothing
-// has none.
+// with the names of the Service's ports; and at which ports it serves which sites of Gateways, by their SiteMark: "10060=0a1b2c3d".
+// BusyEntry with a port says that another program of the machine keeps that one: "http=30080,https=30443,busy=80". A node that serves
+// nothing has none.
 const NodeAnnotation = "coracle.dev/ingress"
+
+// BusyEntry is the name of the entries of NodeAnnotation for ports that other programs keep.
+const BusyEntry = "busy"
 
 // Service is the Service of all Ingresses, in kube-system. It exists while there are any.
 const Service = "ingress"

@@ -36,6 +36,8 @@ type Needs struct {
 	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
+	// Ingress are the TCP ports of the ingress at nodes' addresses, which other programs may keep; none where it is disabled.
+	Ingress []int
 	// Firewall is what a firewall of this machine has to let through.
 	Firewall hostfirewall.Needs
 	// Networks are the cluster's own, which a route of the host must not cover.
@@ -81,6 +83,8 @@ type Probe interface {
 	Overlay(dir string) error
 	// Listen says whether a port is free. The error names who has it, if that can be found.
 	Listen(p Port) error
+	// Listeners names the processes that listen at some TCP ports, at all addresses or at one of these; "" for one that cannot be found.
+	Listeners(ports []int, at []netip.Addr) (map[int]string, error)
 	// Space looks at the file system of the nearest existing folder on the way to path.
 	Space(path string) (Space, error)
 	// SyncTime measures how long a small write takes to reach the disk, in the nearest existing folder.
@@ -109,7 +113,7 @@ func Run(ctx context.Context, h Host, n Needs) []Result {
 	r := &run{Host: h, Needs: n}
 	for _, check := range []func(){
 		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
-		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports,
+		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports, r.ingress,
 		r.mount, r.space, r.overlay, r.speed, r.others,
 	} {
 		if ctx.Err() != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -39,20 +40,24 @@ func goodFiles() map[string]string {
 
 // fakeProbe answers well where it is told nothing else.
 type fakeProbe struct {
-	links   map[string]error
-	nat     error
-	overlay error
-	listen  map[int]error
-	space   Space
-	sync    time.Duration
-	closed  []hostfirewall.Chain
-	routes  []Route
+	links     map[string]error
+	nat       error
+	overlay   error
+	listen    map[int]error
+	listeners map[int]string
+	space     Space
+	sync      time.Duration
+	closed    []hostfirewall.Chain
+	routes    []Route
 }
 
-func (p fakeProbe) Link(kind string) error                   { return p.links[kind] }
-func (p fakeProbe) NAT() error                               { return p.nat }
-func (p fakeProbe) Overlay(string) error                     { return p.overlay }
-func (p fakeProbe) Listen(port Port) error                   { return p.listen[port.Number] }
+func (p fakeProbe) Link(kind string) error { return p.links[kind] }
+func (p fakeProbe) NAT() error             { return p.nat }
+func (p fakeProbe) Overlay(string) error   { return p.overlay }
+func (p fakeProbe) Listen(port Port) error { return p.listen[port.Number] }
+func (p fakeProbe) Listeners([]int, []netip.Addr) (map[int]string, error) {
+	return p.listeners, nil
+}
 func (p fakeProbe) Space(string) (Space, error)              { return p.space, nil }
 func (p fakeProbe) SyncTime(string) (time.Duration, error)   { return p.sync, nil }
 func (p fakeProbe) Firewalls() ([]hostfirewall.Chain, error) { return p.closed, nil }
@@ -78,6 +83,7 @@ func goodSetup() *setup {
 			ProxyMode: "auto", Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 			DataDir: "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 			Firewall: hostfirewall.Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
+			Ingress:  []int{80, 443},
 			Ports:    []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
 		},
 	}
@@ -181,9 +187,14 @@ func TestFindings(t *testing.T) {
 		"own pod's route": {func(s *setup) {
 			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.0.2/32"), "vethcork3vwyvkg"})
 		}, "routes", OK, "none overlaps", ""},
-		"foreign address": {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
-		"port taken":      {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
-		"own ports":       {func(s *setup) { s.probe.listen = map[int]error{6443: denied}; s.needs.Running = true }, "ports", OK, "used by the coracle that runs", ""},
+		"foreign address":   {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
+		"port taken":        {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
+		"own ports":         {func(s *setup) { s.probe.listen = map[int]error{6443: denied}; s.needs.Running = true }, "ports", OK, "used by the coracle that runs", ""},
+		"no ingress beside": {func(s *setup) { s.needs.Running = true }, "ingress", OK, "no other program", ""},
+		"ingress' port": {
+			func(s *setup) { s.probe.listeners = map[int]string{443: "", 80: "nginx, process 12"} },
+			"ingress", Warn, "TCP 80 (nginx, process 12) and TCP 443", "no address of Ingresses",
+		},
 		"noexec": {func(s *setup) {
 			s.files["proc/self/mountinfo"] += "30 20 8:1 / /var/lib rw,noexec shared:3 - ext4 /dev/sda rw\n"
 		}, "mount", Fail, "/var/lib", "/etc/fstab"},
@@ -258,6 +269,27 @@ func TestListeners(t *testing.T) {
 `
 	if got := listeners(table, 6443); len(got) != 1 || got[0] != "4711" {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestListenersAt: who listens at all addresses has a port of each, and who listens at others of the machine has not.
+func TestListenersAt(t *testing.T) {
+	at := []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("::1")}
+	for address, want := range map[string]bool{"127.0.0.1:0": false, "127.0.0.2:0": true, "0.0.0.0:0": true, "[::1]:0": true, "[::]:0": true} {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Logf("%s is not tried: %v", address, err) // a machine without IPv6
+			continue
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		got, err := Listeners([]int{port}, at)
+		if who, found := got[port]; err != nil || found != want || found && !strings.Contains(who, strconv.Itoa(os.Getpid())) {
+			t.Errorf("%s: found %v, error %v", l.Addr(), got, err)
+		}
+		_ = l.Close()
+		if got, err := Listeners([]int{port}, at); err != nil || len(got) != 0 {
+			t.Errorf("%s, closed: found %v, error %v", l.Addr(), got, err)
+		}
 	}
 }
 

@@ -203,6 +203,24 @@ func (r *run) ports() {
 	r.fail("ports", "in use: "+strings.Join(taken, "; "), do)
 }
 
+// ingress warns of programs that keep the ingress' ports: they go on, and the node is none of its addresses.
+func (r *run) ingress() {
+	if len(r.Ingress) == 0 {
+		return
+	}
+	taken, err := r.Probe.Listeners(r.Ingress, r.NodeIPs)
+	if err != nil {
+		r.warn("ingress", err.Error(), "")
+		return
+	}
+	if len(taken) == 0 {
+		r.ok("ingress", "no other program listens at its ports")
+		return
+	}
+	r.warn("ingress", "another program listens at "+Programs(taken),
+		"it keeps the port, and this machine is no address of Ingresses: stop it or have it listen elsewhere, or use --disable ingress")
+}
+
 func joinPorts(ports []Port) string {
 	var texts []string
 	for _, p := range ports {

@@ -3,9 +3,16 @@
 package check
 
 import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -24,6 +31,71 @@ func OwnerOf(network string, port int) string {
 		}
 	}
 	return ""
+}
+
+// Listeners are those of some TCP ports at which a program listens, at all addresses of this machine or at one of those given. The values
+// name the processes, "" for one that cannot be found.
+func Listeners(ports []int, at []netip.Addr) (map[int]string, error) {
+	out := map[int]string{}
+	for i, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		text, err := os.ReadFile(table)
+		if i == 1 && errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking for programs that listen: %w", err)
+		}
+		for _, port := range ports {
+			if _, found := out[port]; !found && listensAt(string(text), port, at) {
+				out[port] = OwnerOf("tcp", port)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Programs says in words what Listeners has found: "TCP 80 (nginx, process 12) and TCP 443".
+func Programs(found map[int]string) string {
+	var out []string
+	for _, port := range slices.Sorted(maps.Keys(found)) {
+		text := "TCP " + strconv.Itoa(port)
+		if found[port] != "" {
+			text += " (" + found[port] + ")"
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, " and ")
+}
+
+func listensAt(text string, port int, at []netip.Addr) bool {
+	const listening = "0A"
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 10 || f[3] != listening {
+			continue
+		}
+		address, number, _ := strings.Cut(f[1], ":")
+		if n, err := strconv.ParseInt(number, 16, 32); err != nil || int(n) != port {
+			continue
+		}
+		if a, ok := procAddress(address); ok && (a.IsUnspecified() || slices.Contains(at, a)) {
+			return true
+		}
+	}
+	return false
+}
+
+// procAddress reads an address as proc(5) has it: words of 32 bits, each in the order of this machine's bytes.
+func procAddress(text string) (netip.Addr, bool) {
+	raw, err := hex.DecodeString(text)
+	if err != nil || len(raw)%4 != 0 {
+		return netip.Addr{}, false
+	}
+	for i := 0; i < len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	a, ok := netip.AddrFromSlice(raw)
+	return a.Unmap(), ok
 }
 
 // listeners finds the inodes of sockets that listen on a port in the text of /proc/net/tcp and its like (proc(5)).

@@ -97,6 +97,9 @@ func (kernelProbe) Overlay(dir string) error {
 	return errors.Join(err, os.RemoveAll(tmp))
 }
 
+// Listeners implements Probe.
+func (kernelProbe) Listeners(ports []int, at []netip.Addr) (map[int]string, error) { return Listeners(ports, at) }
+
 func (kernelProbe) Listen(p Port) error {
 	host := ""
 	if p.Address.IsValid() {

@@ -7,6 +7,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +52,7 @@ func TestIngress(t *testing.T) {
 	s.Start()
 	s.WaitReady()
 	k := s.Namespace(t, "shop")
+	program := startProgram(m)
 	if out, err := m.Run("pgrep", "-x", "coracle-ingress"); err == nil {
 		t.Fatalf("the proxy runs though there is no Ingress: %s", out)
 	}
@@ -57,6 +61,7 @@ func TestIngress(t *testing.T) {
 
 	k.Apply(pod("web", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + webIngress)
 	k.Kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=180s")
+	program.keepsPort(k)
 	k.Await(soon, "ingress/web", ingressPath, harness.NodeIP)
 	asks := func(want string, args ...string) func() error {
 		return func() error {
@@ -116,6 +121,49 @@ func TestIngress(t *testing.T) {
 	}
 	k.Kubectl("delete", "ingress", "web")
 	harness.Eventually(t, soon, "nothing is left of the Ingress", asks("404", append([]string{"-o", "/dev/null"}, site...)...))
+}
+
+// program is one of the machine's own that listens at port 443 before there is an Ingress.
+type program struct {
+	net.Listener
+	t testing.TB
+}
+
+func startProgram(m *harness.Machine) program {
+	l, err := m.Listen("0.0.0.0:443")
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	m.T.Cleanup(func() { l.Close() })
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "program") }))
+	}()
+	return program{l, m.T}
+}
+
+// keepsPort: while the program listens, what comes from elsewhere reaches it, the only node is no address of the Ingress, and an event
+// says why; then it ends.
+func (p program) keepsPort(k *harness.Kube) {
+	p.t.Helper()
+	harness.Eventually(p.t, soon, "an event says that another program has the port", func() error {
+		out, err := k.Server.TryKubectl("get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
+		if err == nil && !strings.Contains(out, "listens at TCP 443") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	if out, err := curl(k, "http://"+harness.NodeIP+":443/"); err != nil || out != "program200" {
+		p.t.Errorf("the program that has port 443 answers %q, %v", out, err)
+	}
+	if out, err := k.Try("get", "ingress", "web", "-o", "jsonpath="+ingressPath); err != nil || strings.TrimSpace(out) != "" {
+		p.t.Errorf("the Ingress has the address %q, %v", out, err)
+	}
+	if out, err := k.Run(k.Coracle(), "status", "--data-dir", k.DataDir); !strings.Contains(out, "another program listens at TCP 443") {
+		p.t.Errorf("the status is %s, %v", out, err)
+	}
+	if err := p.Close(); err != nil {
+		p.t.Error(err)
+	}
 }
 
 // curl asks from outside the machine; what it returns ends with the answer's status.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -94,6 +95,9 @@ func needsOf(c *config.Server) check.Needs {
 		for _, network := range []string{"tcp", "udp"} {
 			n.Ports = append(n.Ports, check.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
 		}
+	}
+	if !c.Disabled(config.PartIngress) && !c.DisableKubeProxy {
+		n.Ingress = []int{table.HTTPPort, table.HTTPSPort}
 	}
 	return n
 }

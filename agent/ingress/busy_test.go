@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import "testing"
+
+// TestClaims: whoever is first keeps a port, also over the end of this process.
+func TestClaims(t *testing.T) {
+	nginx := map[int]string{80: "nginx, process 7"}
+	type look struct {
+		ports      []int
+		programs   map[int]string
+		annotation string
+	}
+	both := []int{80, 443}
+	for _, c := range []struct {
+		name, said string
+		looks      []look
+		problem    string
+	}{
+		{"nobody else", "", []look{{both, nil, ""}}, ""},
+		{"a program that was first", "", []look{{both, nginx, ",busy=80"}, {both, nginx, ",busy=80"}},
+			"this node is no address of Ingresses and Gateways, since another program listens at TCP 80 (nginx, process 7) and keeps it: stop it, or have it listen elsewhere"},
+		{"and then ends", "", []look{{both, nginx, ",busy=80"}, {both, nil, ""}}, ""},
+		{"a program that came later", "", []look{{both, nil, ""}, {both, nginx, ""}},
+			"another program listens at TCP 80 (nginx, process 7), which the ingress had first: what comes from other machines does not reach it"},
+		{"in another run", "http=10054,https=10055", []look{{both, nginx, ""}},
+			"another program listens at TCP 80 (nginx, process 7), which the ingress had first: what comes from other machines does not reach it"},
+		{"a program that was first, in another run", "http=10054,https=10055,busy=80", []look{{both, map[int]string{80: "", 443: ""}, ",busy=80"}},
+			"this node is no address of Ingresses and Gateways, since another program listens at TCP 80 and keeps it: stop it, or have it listen elsewhere"},
+		{"a port that the Service has got", "http=10054", []look{{both, nil, ""}, {[]int{8080}, map[int]string{8080: ""}, ",busy=8080"}, {both, nginx, ",busy=80"}},
+			"this node is no address of Ingresses and Gateways, since another program listens at TCP 80 (nginx, process 7) and keeps it: stop it, or have it listen elsewhere"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var all claims
+			for i, l := range c.looks {
+				all.look(l.ports, l.programs, c.said)
+				if got := all.annotation(); got != l.annotation {
+					t.Errorf("look %d: the annotation has %q, want %q", i, got, l.annotation)
+				}
+			}
+			if got := all.problem(); got != c.problem {
+				t.Errorf("the problem is %q, want %q", got, c.problem)
+			}
+		})
+	}
+}
