@@ -29,7 +29,7 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted, cluster: p.cluster}, owned: map[string]bool{}}
+	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted, proxied: p.proxied, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
 			continue
@@ -55,7 +55,7 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = applyChallenges(next, c.Key, value, present)
 		case table.KindSettings:
 			err = p.applySettings(value, present)
-			next.trusted, next.cluster = p.trusted, p.cluster
+			next.trusted, next.proxied, next.cluster = p.trusted, p.proxied, p.cluster
 		default:
 			if present {
 				err = fmt.Errorf("this version of the proxy knows no section of the kind %q", table.Kind(c.Key))
@@ -135,7 +135,8 @@ func (p *Proxy) applyEndpoints(key string, value json.RawMessage, present bool) 
 }
 
 func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
-	p.trusted, p.cluster = nil, nil
+	p.trusted, p.proxied, p.cluster = nil, false, nil
+	p.complained.Store(false)
 	var from table.Settings
 	if !present {
 		return nil
@@ -143,6 +144,7 @@ func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
 	if err := json.Unmarshal(value, &from); err != nil {
 		return fmt.Errorf("reading the settings: %w", err)
 	}
+	p.proxied = from.ProxyProtocol
 	var problem error
 	for _, list := range []struct {
 		to   *[]netip.Prefix

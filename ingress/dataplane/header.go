@@ -81,7 +81,10 @@ func within(address string, networks []netip.Prefix) bool {
 	if err != nil {
 		return false
 	}
-	a = a.Unmap().WithZone("")
+	return contains(networks, a.Unmap().WithZone(""))
+}
+
+func contains(networks []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 

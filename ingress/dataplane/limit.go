@@ -18,14 +18,25 @@ type limit struct {
 	of  map[netip.Addr]int
 }
 
-// take counts a connection; false says that there are too many.
+// take counts a connection; false says that there are too many. A source that is not valid has no bound of its own.
 func (l *limit) take(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= l.most || l.of[source] >= max(1, l.most/2) {
+	if l.all >= l.most || !l.add(source) {
 		return false
 	}
 	l.all++
+	return true
+}
+
+// add counts a connection for its source; the caller holds mu.
+func (l *limit) add(source netip.Addr) bool {
+	if !source.IsValid() {
+		return true
+	}
+	if l.of[source] >= max(1, l.most/2) {
+		return false
+	}
 	l.of[source]++
 	return true
 }
@@ -33,7 +44,15 @@ func (l *limit) take(source netip.Addr) bool {
 func (l *limit) give(source netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.remove(source)
+}
+
+// remove takes a connection off the counts; the caller holds mu.
+func (l *limit) remove(source netip.Addr) {
 	l.all--
+	if !source.IsValid() {
+		return
+	}
 	if l.of[source]--; l.of[source] == 0 {
 		delete(l.of, source)
 	}
@@ -41,17 +60,20 @@ func (l *limit) give(source netip.Addr) {
 
 // sourceOf is what a connection counts for.
 func sourceOf(a net.Addr) netip.Addr {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	ip := addressOf(a)
 	if ip.Is6() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.Addr()
 		}
 	}
 	return ip
+}
+
+func addressOf(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
 }
 
 // limitListener closes what is more than the limit.
@@ -67,14 +89,22 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		source := sourceOf(conn.RemoteAddr())
+		source, tables := sourceOf(conn.RemoteAddr()), l.proxy.current.Load()
+		trusted := len(tables.trusted) > 0 && contains(tables.trusted, addressOf(conn.RemoteAddr()))
+		if trusted {
+			source = netip.Addr{} // many clients' connections
+		}
 		if !l.proxy.limit.take(source) {
 			l.proxy.stats.Refused.Add(1)
 			_ = conn.Close()
 			continue
 		}
 		c := &counted{source: source, limit: &l.proxy.limit}
-		if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp, ok := conn.(*net.TCPConn)
+		switch {
+		case ok && trusted && tables.proxied:
+			return &proxiedConn{countedTCP: &countedTCP{TCPConn: tcp, counted: c}, proxy: l.proxy}, nil
+		case ok:
 			return &countedTCP{TCPConn: tcp, counted: c}, nil
 		}
 		return &countedConn{Conn: conn, counted: c}, nil
@@ -83,12 +113,30 @@ func (l *limitListener) Accept() (net.Conn, error) {
 
 // counted is a connection's part of the limit.
 type counted struct {
-	source netip.Addr
 	limit  *limit
-	once   sync.Once
+	source netip.Addr // limit.mu guards it, and ended
+	ended  bool
 }
 
-func (c *counted) gone() { c.once.Do(func() { c.limit.give(c.source) }) }
+func (c *counted) gone() {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if !c.ended {
+		c.ended = true
+		c.limit.remove(c.source)
+	}
+}
+
+// became has a connection that had no source count for one; false says that this has too many.
+func (c *counted) became(source netip.Addr) bool {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if c.ended || !c.limit.add(source) {
+		return false
+	}
+	c.source = source
+	return true
+}
 
 // countedTCP keeps what a TCP connection can do beyond net.Conn: tunnels use it.
 type countedTCP struct {

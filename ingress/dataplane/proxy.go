@@ -76,6 +76,7 @@ type Proxy struct {
 	mirrorMemory atomic.Int64  // bytes of their bodies that are held
 	ending       chan struct{} // closed by End
 	end          sync.Once
+	complained   atomic.Bool // of a trusted proxy without the PROXY protocol
 	// memory is the key of the hashes by which right logins are remembered.
 	memory [32]byte
 	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
@@ -91,6 +92,7 @@ type Proxy struct {
 	users        map[string]*userSet
 	limiters     map[string]*limiter // by object
 	trusted      []netip.Prefix
+	proxied      bool
 	cluster      []netip.Prefix
 	sweeps       uint64
 }

@@ -21,6 +21,7 @@ type routing struct {
 	// accounts answer challenges: the thumbprint of an account's key by host.
 	accounts map[string]string
 	trusted  []netip.Prefix
+	proxied  bool           // connections of trusted proxies begin with a header of the PROXY protocol
 	cluster  []netip.Prefix // which no outside name may lead to
 }
 

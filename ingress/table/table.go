@@ -267,6 +267,8 @@ type Certificate struct {
 type Settings struct {
 	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are replaced.
 	TrustedProxies []string `json:"trustedProxies,omitempty"`
+	// ProxyProtocol says that TCP connections from TrustedProxies begin with a header of the PROXY protocol, version 1 or 2.
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// ClusterNetworks are those of pods, Services and nodes, which no outside name of a route may lead to.
 	ClusterNetworks []string `json:"clusterNetworks,omitempty"`
 }

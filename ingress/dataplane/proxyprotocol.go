@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The PROXY protocol (proxy-protocol.txt of HAProxy, 2020) has the address of a client before the first byte of its connection. A header
+// that is expected has to be there: where it may be missing, the client could write it.
+const (
+	// longestV1 is the length of a header of version 1 at most, with its end.
+	longestV1 = 107
+	// longestV2 bounds the addresses and further values of a header of version 2, whose own bound is 64 KiB.
+	longestV2 = 4096
+)
+
+var signatureV2 = []byte("\r\n\r\n\x00\r\nQUIT\n")
+
+var errProxyHeader = errors.New("no header of the PROXY protocol")
+
+// readProxyHeader reads a header and not a byte more. The address is not valid where the header names none, as of a health check.
+func readProxyHeader(r io.Reader) (netip.AddrPort, error) {
+	start := make([]byte, len(signatureV2), longestV1)
+	if _, err := io.ReadFull(r, start); err != nil {
+		return netip.AddrPort{}, err
+	}
+	if bytes.Equal(start, signatureV2) {
+		return readV2(r)
+	}
+	if !bytes.HasPrefix(start, []byte("PROXY ")) {
+		return netip.AddrPort{}, errProxyHeader
+	}
+	for line := start; len(line) < longestV1; { // byte by byte, for what follows is the client's
+		line = line[:len(line)+1]
+		if _, err := io.ReadFull(r, line[len(line)-1:]); err != nil {
+			return netip.AddrPort{}, err
+		}
+		if text, ok := bytes.CutSuffix(line, []byte("\r\n")); ok {
+			return parseV1(string(text))
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("%w: its line is too long", errProxyHeader)
+}
+
+func parseV1(line string) (netip.AddrPort, error) {
+	f := strings.Split(line, " ")
+	switch {
+	case len(f) > 1 && f[1] == "UNKNOWN":
+		return netip.AddrPort{}, nil
+	case len(f) != 6 || f[1] != "TCP4" && f[1] != "TCP6":
+		return netip.AddrPort{}, fmt.Errorf("%w: %q", errProxyHeader, line)
+	}
+	from, err := netip.ParseAddrPort(net.JoinHostPort(f[2], f[4]))
+	if err != nil || from.Addr().Zone() != "" || from.Addr().Is4() != (f[1] == "TCP4") {
+		return netip.AddrPort{}, fmt.Errorf("%w: %q", errProxyHeader, line)
+	}
+	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), nil
+}
+
+// readV2 reads what follows the signature.
+func readV2(r io.Reader) (netip.AddrPort, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return netip.AddrPort{}, err
+	}
+	version, command, length := head[0]>>4, head[0]&0xf, int(binary.BigEndian.Uint16(head[2:]))
+	if version != 2 || command > 1 || length > longestV2 {
+		return netip.AddrPort{}, fmt.Errorf("%w: % x", errProxyHeader, head)
+	}
+	body := make([]byte, length)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return netip.AddrPort{}, err
+	}
+	const local, tcp4, tcp6 = 0, 0x11, 0x21
+	size := map[byte]int{tcp4: 4, tcp6: 16}[head[1]]
+	switch {
+	case command == local || head[1] == 0: // the proxy's own, or of no family
+		return netip.AddrPort{}, nil
+	case size == 0 || length < 2*size+4:
+		return netip.AddrPort{}, fmt.Errorf("%w: % x", errProxyHeader, head)
+	}
+	from, _ := netip.AddrFromSlice(body[:size])
+	return netip.AddrPortFrom(from.Unmap(), binary.BigEndian.Uint16(body[2*size:])), nil
+}
+
+// proxiedConn is a connection of a trusted proxy, of which the header of the PROXY protocol is read when it is first needed: by the
+// goroutine that serves the connection, and not by that which accepts.
+type proxiedConn struct {
+	*countedTCP
+	proxy *Proxy
+	once  sync.Once
+	from  net.Addr
+	err   error
+}
+
+func (c *proxiedConn) header() {
+	c.once.Do(func() {
+		c.from = c.TCPConn.RemoteAddr()
+		_ = c.SetReadDeadline(time.Now().Add(c.proxy.options.HeaderTimeout)) // a connection that cannot have one fails at once
+		var from netip.AddrPort
+		if from, c.err = readProxyHeader(c.TCPConn); c.err == nil && from.IsValid() {
+			c.from = net.TCPAddrFromAddrPort(from)
+			if !c.became(sourceOf(c.from)) {
+				c.err = errors.New("too many connections of this client")
+			}
+		}
+		if c.err == nil {
+			c.err = c.SetReadDeadline(time.Time{})
+		}
+		if c.err != nil {
+			c.proxy.stats.Refused.Add(1)
+			c.complain()
+			_ = c.Close()
+		}
+	})
+}
+
+// complain says in the log that a trusted proxy sends no header; once, until the settings change.
+func (c *proxiedConn) complain() {
+	if errors.Is(c.err, errProxyHeader) && c.proxy.complained.CompareAndSwap(false, true) {
+		c.proxy.options.Logger.Warn("a connection of a trusted proxy was closed, since it does not begin with a header of the PROXY protocol: "+
+			"have the proxy send it, or switch off --ingress-proxy-protocol", "from", c.TCPConn.RemoteAddr(), "error", c.err)
+	}
+}
+
+// RemoteAddr is the client's address.
+func (c *proxiedConn) RemoteAddr() net.Addr {
+	c.header()
+	return c.from
+}
+
+// Read reads what follows the header.
+func (c *proxiedConn) Read(to []byte) (int, error) {
+	if c.header(); c.err != nil {
+		return 0, c.err
+	}
+	return c.countedTCP.Read(to)
+}
+
+// WriteTo sends what follows the header to w.
+func (c *proxiedConn) WriteTo(w io.Writer) (int64, error) {
+	if c.header(); c.err != nil {
+		return 0, c.err
+	}
+	return c.countedTCP.WriteTo(w)
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Headers of version 2, as their specification writes them.
+const (
+	v2  = "\r\n\r\n\x00\r\nQUIT\n"
+	v24 = v2 + "\x21\x11\x00\x0c\xcb\x00\x71\x07\x7f\x00\x00\x01\x11\x22\x00\x50"
+	// with further values behind the addresses
+	v26 = v2 + "\x21\x21\x00\x2b\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x11\x22\x00\x50" +
+		"\x03\x00\x04abcd"
+	v2local = v2 + "\x20\x00\x00\x00"
+)
+
+// proxied is a fixture whose backend answers with the client's address as it gets it, behind a trusted proxy at 127.0.0.1.
+func proxied(t *testing.T, o Options, settings table.Settings) *fixture {
+	address := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s", r.Header.Get("X-Real-Ip"), r.Header.Get("X-Forwarded-For"))
+	})
+	return newFixture(t, o, append(site(t, "", address), section(t, table.KindSettings, settings))...)
+}
+
+var behindProxy = table.Settings{TrustedProxies: []string{"127.0.0.1/32"}, ProxyProtocol: true}
+
+// ask sends a header and a request from an address, and returns the body of the answer, or the status of another one than 200.
+func ask(t *testing.T, from, to, header string, secure bool) (string, error) {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := d.Dial("tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, header); err != nil {
+		return "", err
+	}
+	if secure {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	}
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 198.51.100.9\r\nConnection: close\r\n\r\n"); err != nil {
+		return "", err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if res.StatusCode != http.StatusOK {
+		return fmt.Sprint(res.StatusCode), err
+	}
+	return string(body), err
+}
+
+func TestProxyProtocol(t *testing.T) {
+	f := proxied(t, Options{}, behindProxy)
+	const closed = "closed"
+	for _, c := range []struct{ name, from, header, want string }{
+		{"version 1", "127.0.0.1", "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", "203.0.113.7 203.0.113.7"},
+		{"version 1, IPv6", "127.0.0.1", "PROXY TCP6 2001:db8::7 2001:db8::1 4386 80\r\n", "2001:db8::7 2001:db8::7"},
+		{"version 1, unknown", "127.0.0.1", "PROXY UNKNOWN\r\n", "198.51.100.9 198.51.100.9, 127.0.0.1"}, // a request of the trusted proxy itself
+		{"version 1, the longest", "127.0.0.1", "PROXY UNKNOWN " + strings.Repeat("f", longestV1-16) + "\r\n", "198.51.100.9 198.51.100.9, 127.0.0.1"},
+		{"version 2", "127.0.0.1", v24, "203.0.113.7 203.0.113.7"},
+		{"version 2, IPv6, with more", "127.0.0.1", v26, "2001:db8::7 2001:db8::7"},
+		{"version 2, a health check", "127.0.0.1", v2local, "198.51.100.9 198.51.100.9, 127.0.0.1"},
+		{"none, though it has to be there", "127.0.0.1", "", closed},
+		{"a line that is too long", "127.0.0.1", "PROXY UNKNOWN " + strings.Repeat("f", longestV1-15) + "\r\n", closed},
+		{"another family than it says", "127.0.0.1", "PROXY TCP4 2001:db8::7 2001:db8::1 4386 80\r\n", closed},
+		{"a name", "127.0.0.1", "PROXY TCP4 localhost 127.0.0.1 4386 80\r\n", closed},
+		{"version 3", "127.0.0.1", v2 + "\x31\x11\x00\x0c" + strings.Repeat("\x01", 12), closed},
+		{"addresses that are cut off", "127.0.0.1", v2 + "\x21\x11\x00\x04\x01\x01\x01\x01", closed},
+		{"datagrams", "127.0.0.1", v2 + "\x21\x12\x00\x0c" + strings.Repeat("\x01", 12), closed},
+		{"a stranger without a header", "127.0.0.2", "", "127.0.0.2 127.0.0.2"},
+		{"a stranger's header", "127.0.0.2", "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", "400"},
+	} {
+		for _, secure := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, TLS %t", c.name, secure), func(t *testing.T) {
+				to, want := f.http, c.want
+				if secure {
+					to = f.https
+					if want == "400" { // it is no TLS
+						want = closed
+					}
+				}
+				got, err := ask(t, c.from, to, c.header, secure)
+				if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+					got = closed
+				}
+				if got != want {
+					t.Errorf("the backend is told %q, want %q (%v)", got, want, err)
+				}
+			})
+		}
+	}
+	if settings := (table.Settings{TrustedProxies: behindProxy.TrustedProxies}); true {
+		f := proxied(t, Options{}, settings)
+		if got, err := ask(t, "127.0.0.1", f.http, "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", false); err != nil || got != "400" {
+			t.Errorf("a header where none is asked for: %q, %v", got, err)
+		}
+	}
+}
+
+// TestProxyProtocolBlocksNobody: a trusted proxy that has not sent the header yet keeps nobody from being served.
+func TestProxyProtocolBlocksNobody(t *testing.T) {
+	f := proxied(t, Options{}, behindProxy)
+	silent, err := net.Dial("tcp", f.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	if got, err := ask(t, "127.0.0.1", f.http, v24, false); err != nil || got != "203.0.113.7 203.0.113.7" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestProxyProtocolLimits: of many clients behind a trusted proxy none has more than half of the connections, and all of them may have all.
+func TestProxyProtocolLimits(t *testing.T) {
+	f := proxied(t, Options{MaxConnections: 4}, behindProxy)
+	open := func(client int) (io.Closer, bool) {
+		conn, err := net.Dial("tcp", f.http)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "PROXY TCP4 203.0.113.%d 127.0.0.1 4386 80\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", client)
+		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
+		return conn, err == nil
+	}
+	open(1)
+	first, ok := open(1)
+	if !ok {
+		t.Error("a client does not get half of the connections")
+	}
+	if _, ok := open(1); ok {
+		t.Error("a client gets more than half")
+	}
+	waitUntil(t, "the refused connection is not counted", func() bool {
+		f.limit.mu.Lock()
+		defer f.limit.mu.Unlock()
+		return f.limit.all == 2
+	})
+	for _, client := range []int{2, 3} {
+		if _, ok := open(client); !ok {
+			t.Errorf("client %d gets no connection", client)
+		}
+	}
+	_ = first.Close()
+	waitUntil(t, "a connection that ends makes room", func() bool {
+		_, ok := open(1)
+		return ok
+	})
+}
+
+// FuzzProxyHeader: a header takes no byte of what follows, whatever it is.
+func FuzzProxyHeader(f *testing.F) {
+	for _, header := range []string{v24, v26, v2local, "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", "PROXY UNKNOWN\r\n", "GET / HTTP/1.1\r\n\r\n"} {
+		f.Add([]byte(header))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		in := bytes.NewReader(append(bytes.Clone(text), "GET"...))
+		from, err := readProxyHeader(in)
+		if err != nil {
+			return
+		}
+		if from != (netip.AddrPort{}) && (!from.Addr().IsValid() || from.Addr().Is4In6()) {
+			t.Errorf("the address is %v", from)
+		}
+		used := len(text) + 3 - in.Len()
+		again := bytes.NewReader(text[:min(used, len(text))])
+		if used <= len(text) {
+			if same, err := readProxyHeader(again); err != nil || same != from || again.Len() != 0 {
+				t.Errorf("alone the header is %v, %v, and %d bytes are left", same, err, again.Len())
+			}
+		}
+	})
+}
