@@ -180,7 +180,7 @@ func (o Options) reserved() proxy.Reserved {
 	}
 	return proxy.Reserved{
 		Addresses: o.ReservedAddresses, Tunnel: uint16(cluster.TunnelPort(backend)),
-		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, o.kubeletPorts...),
+		Ports: slices.Concat([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, table.GatewayPorts(), o.kubeletPorts),
 	}
 }
 

@@ -63,7 +63,7 @@ type Options struct {
 	DisableProxy bool
 	// DisablePolicies leaves NetworkPolicies to somebody else, or to nobody, and removes what was made for them in the kernel.
 	DisablePolicies bool
-	// DisableIngress leaves Ingresses to something that the operator installs, or to nobody.
+	// DisableIngress leaves Ingresses and Gateways to something that the operator installs, or to nobody.
 	DisableIngress bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string

@@ -85,6 +85,8 @@ type Server struct {
 	// nodes are known to the API server since it runs, and judged while this server leads.
 	nodes atomic.Pointer[corelisters.NodeLister]
 	judge atomic.Pointer[liveness.Judge]
+	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
+	gatewayUse atomic.Pointer[gatewayUse]
 	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
 	helmWanted chan struct{}
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
@@ -329,6 +331,19 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}
+	var use *gatewayUse
+	err := s.whileNobodyLeads(ctx, func() (err error) {
+		use, err = newGatewayUse(ctx, store.Client().KV, store.Client().Watcher)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.gatewayUse.Store(use)
+	options.NoIngress = s.o.Cluster.IngressDisabled()
+	if !s.o.Cluster.GatewayDisabled() {
+		options.GatewayUse = use
+	}
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)
@@ -375,6 +390,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		}
 	})
 	following.Go(func() { s.followBackend(serving, api) })
+	following.Go(func() { s.gatewayUse.Load().run(serving) })
 	leadErr := s.lead(loops, api, store)
 	s.vips.moveOn(store)
 	stopServing()

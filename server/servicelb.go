@@ -127,5 +127,8 @@ func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 			out[servicelb.Port{Protocol: p, Number: int32(r.port)}] = r.what
 		}
 	}
+	for _, port := range table.GatewayPorts() {
+		out[servicelb.Port{Protocol: corev1.ProtocolTCP, Number: int32(port)}] = "the Gateways"
+	}
 	return out, nil
 }

@@ -70,6 +70,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if joined.Settings.NoIngress == nil { // of a cluster that says nothing of it
 		o.Cluster.NoIngress = clusterSettings(c).NoIngress
 	}
+	if joined.Settings.NoGateway == nil {
+		o.Cluster.NoGateway = clusterSettings(c).NoGateway
+	}
 	if no := joined.Settings.NoManifests; no != nil {
 		o.ManifestsDir = ""
 		if !*no {
@@ -96,6 +99,9 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	}
 	if j.Settings.NoIngress == nil {
 		own.NoIngress = nil
+	}
+	if j.Settings.NoGateway == nil {
+		own.NoGateway = nil
 	}
 	if j.Settings.NoManifests == nil {
 		own.NoManifests = nil
@@ -171,6 +177,9 @@ func disabledParts(s cluster.Settings) string {
 	}
 	if s.IngressDisabled() {
 		out = append(out, config.PartIngress)
+	}
+	if s.GatewayDisabled() {
+		out = append(out, config.PartGateway)
 	}
 	return strings.Join(out, ",")
 }

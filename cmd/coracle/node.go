@@ -92,7 +92,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
-		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled(),
+		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
@@ -133,7 +133,8 @@ func clusterSettings(c *config.Server) cluster.Settings {
 	noHelm := c.Disabled(config.PartHelm)
 	noManifests := c.Disabled(config.PartManifests)
 	noIngress := c.Disabled(config.PartIngress)
-	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress = &noMetrics, &noHelm, &noManifests, &noIngress
+	noGateway := c.Disabled(config.PartGateway)
+	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress, s.NoGateway = &noMetrics, &noHelm, &noManifests, &noIngress, &noGateway
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

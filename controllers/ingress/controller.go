@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
@@ -95,7 +96,7 @@ func New(o Options) (*Controller, error) {
 		matters  func(old, now any) bool
 	}{
 		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil}, {core.Services().Informer(), c.serviceMatters},
-		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), nodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
+		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), NodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
 		if err != nil {
@@ -147,8 +148,8 @@ func (c *Controller) secretMatters(_, now any) bool {
 	return ok && s.Type != "helm.sh/release.v1" && c.used()
 }
 
-// nodeMatters leaves out heartbeats.
-func nodeMatters(old, now any) bool {
+// NodeMatters says whether the change of a node changes where its proxy is reached; heartbeats do not. old is nil for one that is new or gone.
+func NodeMatters(old, now any) bool {
 	a, was := old.(*corev1.Node)
 	b, is := now.(*corev1.Node)
 	if !was || !is {
@@ -294,6 +295,14 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 		want = slicesOf(c.free(svc, nodes))
 	}
 	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
+	return WriteSlices(ctx, client, svc, have, want)
+}
+
+// WriteSlices makes the EndpointSlices of a Service those that are wanted, by their names; the Service owns them. It is nil where none is wanted.
+func WriteSlices(
+	ctx context.Context, client discoveryclient.EndpointSliceInterface, svc *corev1.Service, have []*discoveryv1.EndpointSlice,
+	want map[string]*discoveryv1.EndpointSlice,
+) error {
 	var errs []error
 	for _, s := range have {
 		w := want[s.Name]

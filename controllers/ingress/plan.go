@@ -15,6 +15,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
@@ -97,8 +98,16 @@ func isReady(n *corev1.Node) bool {
 	})
 }
 
-// slicesOf are the EndpointSlices that name the nodes that serve, by their names. Nodes with the same ports share slices.
+// slicesOf are the EndpointSlices of the Service of Ingresses.
 func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
+	return Slices(types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: table.Service}, sliceManager, nodes, portsOf)
+}
+
+// Slices are the EndpointSlices of a Service that name the nodes that serve it, by their names. Nodes with the same ports share slices. ports are those at which
+// a node serves, by the names of the Service's ports.
+func Slices(
+	service types.NamespacedName, manager string, nodes []*corev1.Node, portsOf func(*corev1.Node) map[string]int32,
+) map[string]*discoveryv1.EndpointSlice {
 	type group struct {
 		family discoveryv1.AddressType
 		ports  string
@@ -125,8 +134,10 @@ func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
 		number := 0
 		for part := range slices.Chunk(all, perSlice) {
 			s := slice(g.family, ports[g], part)
+			s.Namespace = service.Namespace
+			s.Labels = map[string]string{discoveryv1.LabelServiceName: service.Name, discoveryv1.LabelManagedBy: manager}
 			sum := sha256.Sum256([]byte(g.ports))
-			s.Name = strings.Join([]string{table.Service, strings.ToLower(string(g.family)), hex.EncodeToString(sum[:4]), strconv.Itoa(number)}, "-")
+			s.Name = strings.Join([]string{service.Name, strings.ToLower(string(g.family)), hex.EncodeToString(sum[:4]), strconv.Itoa(number)}, "-")
 			out[s.Name] = s
 			number++
 		}
@@ -143,12 +154,7 @@ func portsText(at map[string]int32) string {
 }
 
 func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
-	s := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Labels: map[string]string{
-			discoveryv1.LabelServiceName: table.Service, discoveryv1.LabelManagedBy: sliceManager,
-		}},
-		AddressType: family, Endpoints: endpoints,
-	}
+	s := &discoveryv1.EndpointSlice{AddressType: family, Endpoints: endpoints}
 	for _, name := range slices.Sorted(maps.Keys(at)) {
 		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(at[name]), Protocol: ptr.To(corev1.ProtocolTCP)})
 	}

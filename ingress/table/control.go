@@ -49,6 +49,15 @@ const (
 // IsGatewayPort says whether a port of nodes' addresses is one for Gateways.
 func IsGatewayPort(port int) bool { return port >= FirstGatewayPort && port <= LastGatewayPort }
 
+// GatewayPorts are all of them.
+func GatewayPorts() []uint16 {
+	var out []uint16
+	for port := FirstGatewayPort; port <= LastGatewayPort; port++ {
+		out = append(out, uint16(port))
+	}
+	return out
+}
+
 // SiteMark is how a node names a site beside its port, in NodeAnnotation.
 func SiteMark(site string) string {
 	sum := sha256.Sum256([]byte(site))

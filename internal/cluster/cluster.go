@@ -41,6 +41,8 @@ type Settings struct {
 	NoHelm *bool `json:"noHelm,omitempty"`
 	// NoIngress leaves Ingresses to another controller, or to nobody. It is nil likewise.
 	NoIngress *bool `json:"noIngress,omitempty"`
+	// NoGateway leaves the Gateway API to another controller, or to nobody. It is nil likewise.
+	NoGateway *bool `json:"noGateway,omitempty"`
 	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
 	NoManifests *bool `json:"noManifests,omitempty"`
 	// Liveness says how the death of a node is noticed.
@@ -54,6 +56,9 @@ type Settings struct {
 
 // IngressDisabled says whether Ingresses are left to another controller.
 func (s Settings) IngressDisabled() bool { return s.NoIngress != nil && *s.NoIngress }
+
+// GatewayDisabled says whether the Gateway API is left to another controller.
+func (s Settings) GatewayDisabled() bool { return s.NoGateway != nil && *s.NoGateway }
 
 // Balancer is what a cluster says of Services of type LoadBalancer.
 type Balancer struct {

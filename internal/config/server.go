@@ -348,11 +348,14 @@ func (r *reader) disable(name string) []string {
 	}
 	slices.Sort(known)
 	for _, it := range r.many(name) {
-		part, ok := DisableNames[it.text]
+		parts, ok := DisableNames[it.text]
 		switch {
-		case ok && !slices.Contains(out, part):
-			out = append(out, part)
 		case ok:
+			for _, part := range parts {
+				if !slices.Contains(out, part) {
+					out = append(out, part)
+				}
+			}
 		case slices.Contains(k3sParts, it.text):
 			r.bad(it.src, "this version of coracle has no %s that could be disabled; leave it out", it.text)
 		default:

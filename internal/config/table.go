@@ -45,17 +45,18 @@ const (
 	PartHelm = "helm-controller"
 
 	PartIngress = "ingress"
+	PartGateway = "gateway"
 
 	PartNetworkPolicy = "network-policy"
 )
 
-// DisableNames are the names that --disable takes, with other spellings of the same part.
-var DisableNames = map[string]string{
-	PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests, PartServiceLB: PartServiceLB, PartNetworkPolicy: PartNetworkPolicy,
-	PartLocalStorage: PartLocalStorage,
-	PartMetrics:      PartMetrics, "metrics": PartMetrics,
-	PartHelm: PartHelm, "helm": PartHelm,
-	PartIngress: PartIngress, "traefik": PartIngress,
+// DisableNames are the names that --disable takes, with the parts that each stands for.
+var DisableNames = map[string][]string{
+	PartDNS: {PartDNS}, "dns": {PartDNS}, PartManifests: {PartManifests}, PartServiceLB: {PartServiceLB}, PartNetworkPolicy: {PartNetworkPolicy},
+	PartLocalStorage: {PartLocalStorage},
+	PartMetrics:      {PartMetrics}, "metrics": {PartMetrics},
+	PartHelm: {PartHelm}, "helm": {PartHelm},
+	PartIngress: {PartIngress}, PartGateway: {PartGateway}, "traefik": {PartIngress, PartGateway},
 }
 
 // Snapshotters that --snapshotter takes.
@@ -219,8 +220,8 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress},
-		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing HelmCharts (helm-controller), or serving Ingresses (ingress); all servers have the same"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing HelmCharts (helm-controller), serving Ingresses (ingress), or serving Gateways (gateway), of which traefik is both; all servers have the same"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

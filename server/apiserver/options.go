@@ -20,6 +20,7 @@ import (
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -95,6 +96,11 @@ type Options struct {
 	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the proxies of
 	// nodes, pods and Services.
 	Dial utilnet.DialFunc
+
+	// NoIngress leaves Ingresses out of the table of nodes' ingress proxies. GatewayUse says whether there are objects of the Gateway API; without it these
+	// are left out.
+	NoIngress  bool
+	GatewayUse gatewayapi.Use
 
 	// ResourceMetrics serves metrics.k8s.io; without it the group is left to whomever an APIService names.
 	ResourceMetrics bool

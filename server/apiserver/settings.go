@@ -9,6 +9,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/server/ingress"
@@ -32,7 +33,15 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 	if err != nil {
 		return fmt.Errorf("building a client for the table of the ingress: %w", err)
 	}
-	ch.ingress = ingress.New(client, o.Logger)
+	var gateways *ingress.Gateways
+	if o.GatewayUse != nil {
+		api, err := gatewayapi.New(g.config.LoopbackClientConfig)
+		if err != nil {
+			return fmt.Errorf("building a client for the table of the ingress: %w", err)
+		}
+		gateways = &ingress.Gateways{Client: api, Use: o.GatewayUse}
+	}
+	ch.ingress = ingress.New(ingress.Options{Client: client, Gateways: gateways, NoIngress: o.NoIngress, Logger: o.Logger})
 	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
 	return nil
 }

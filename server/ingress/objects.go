@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,16 +34,31 @@ type objects struct {
 	memory  compile.Memory
 	reads   reads[corev1.Secret]
 	configs reads[corev1.ConfigMap]
+	gateway *gateways // nil where Gateways are not served
+
+	noIngress bool
 }
 
-func newObjects(client kubernetes.Interface, log *slog.Logger) *objects {
-	return &objects{
-		client: client, log: log, wake: make(chan struct{}, 1),
+func newObjects(of Options) *objects {
+	client := of.Client
+	o := &objects{
+		client: client, log: of.Logger, noIngress: of.NoIngress, wake: make(chan struct{}, 1),
 		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
 			})),
+	}
+	if of.Gateways != nil {
+		o.gateway = newGateways(client, of.Gateways, o.poke, of.Logger)
+	}
+	return o
+}
+
+func (o *objects) poke(any) {
+	select {
+	case o.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -57,13 +73,7 @@ func withoutManagedFields(o any) (any, error) {
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
 	secrets := o.secrets.Core().V1().Secrets()
-	poke := func(any) {
-		select {
-		case o.wake <- struct{}{}:
-		default:
-		}
-	}
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: o.poke, UpdateFunc: func(_, now any) { o.poke(now) }, DeleteFunc: o.poke}
 	synced := make([]cache.InformerSynced, 0, 3)
 	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer()} {
 		r, err := i.AddEventHandler(handler)
@@ -77,13 +87,21 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	o.secrets.Start(ctx.Done())
 	defer o.others.Shutdown()
 	defer o.secrets.Shutdown()
+	if o.gateway != nil {
+		var following sync.WaitGroup
+		defer following.Wait()
+		following.Go(func() { o.gateway.objects.Run(ctx, o.gateway.use) })
+		defer o.gateway.shutdown()
+	}
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return
 	}
 	for {
 		state := compile.State{Secrets: map[types.NamespacedName]*corev1.Secret{}}
-		state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
-		state.Classes, _ = classes.Lister().List(labels.Everything())
+		if !o.noIngress {
+			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
+			state.Classes, _ = classes.Lister().List(labels.Everything())
+		}
 		secret := func(name types.NamespacedName) *corev1.Secret {
 			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)
 			if err != nil {
@@ -145,6 +163,18 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
 		return again
 	}
+	if o.gateway != nil {
+		s, later, complete, err := o.gateway.sections(ctx, secret)
+		if err != nil {
+			o.log.Error("gateway: the table cannot be made; the one before stays", "error", err)
+			return otherSecrets
+		}
+		if !complete { // one without the Gateways' would have nodes close their sockets
+			return again
+		}
+		again = sooner(again, later)
+		maps.Copy(r.Sections, s)
+	}
 	put(r.Sections)
 	return again
 }
@@ -169,4 +199,12 @@ func (o *objects) configMaps(ctx context.Context, state *compile.State) (again t
 		}
 	}
 	return again
+}
+
+// sooner is the shorter of two waits, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
 }

@@ -19,7 +19,7 @@ const (
 	maxReads, readsPause = 200, time.Second
 )
 
-// reads are the objects of a kind that are not watched, as they were read last.
+// reads are objects that are not watched, as they were read last: Secrets, or ConfigMaps that Gateways name.
 type reads[T any] struct {
 	of map[types.NamespacedName]read[T]
 }

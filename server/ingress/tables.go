@@ -43,12 +43,22 @@ const (
 // nodePrefix begins the names of nodes' users.
 const nodePrefix = "system:node:"
 
+// Options say what the table is made of.
+type Options struct {
+	// Client must be allowed to read Ingresses, IngressClasses, Secrets, ConfigMaps, Services and Namespaces.
+	Client kubernetes.Interface
+	// NoIngress leaves Ingresses out.
+	NoIngress bool
+	// Gateways are the objects of the Gateway API; nil leaves them out.
+	Gateways *Gateways
+	Logger   *slog.Logger
+}
+
 // Tables is the handler of table.Path.
 type Tables struct {
-	client kubernetes.Interface
-	log    *slog.Logger
-	lasts  func() time.Duration
-	asked  chan struct{} // capacity 1: one says that a stream has begun or ended
+	o     Options
+	lasts func() time.Duration
+	asked chan struct{} // capacity 1: one says that a stream has begun or ended
 
 	mu      sync.Mutex
 	streams int
@@ -57,10 +67,10 @@ type Tables struct {
 	changed chan struct{} // closed when now or ready becomes another one
 }
 
-// New makes one that reads by client, which must be allowed to read Ingresses, IngressClasses and Secrets.
-func New(client kubernetes.Interface, log *slog.Logger) *Tables {
+// New makes one.
+func New(o Options) *Tables {
 	return &Tables{
-		client: client, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
+		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
 		now: table.Sections{}, changed: make(chan struct{}),
 	}
 }
@@ -83,7 +93,7 @@ func (t *Tables) Run(ctx context.Context) {
 func (t *Tables) serve(ctx context.Context) {
 	defer t.forget() // when nothing can be put any more
 	ctx, cancel := context.WithCancel(ctx)
-	o := newObjects(t.client, t.log)
+	o := newObjects(t.o)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
@@ -220,7 +230,7 @@ func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 func (t *Tables) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beginWithin)
 	defer cancel()
-	if _, err := t.client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
+	if _, err := t.o.Client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
 		return err
 	}
 	for {

@@ -72,7 +72,7 @@ type bed struct {
 func run(t *testing.T, test func(b bed)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bed{T: t, client: fake.NewClientset()}
-		b.tables = New(b.client, slog.New(slog.DiscardHandler))
+		b.tables = New(Options{Client: b.client, Logger: slog.New(slog.DiscardHandler)})
 		b.tables.lasts = func() time.Duration { return time.Hour }
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/controllers/ingress"
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// gather is how long is waited for more after something has changed.
+	gather = 50 * time.Millisecond
+	// retry is how long after a write that failed everything is compared again.
+	retry = time.Second
+)
+
+// Reasons of events.
+const (
+	// ReasonServiceExists says that a Service that was not made for the Gateway has the name.
+	ReasonServiceExists = "ServiceExists"
+	// ReasonNoPorts says that all ports of nodes' addresses for Gateways are taken.
+	ReasonNoPorts = "NoPortsLeft"
+)
+
+// Options are all required but Part and Logger.
+type Options struct {
+	// Client writes; Informers are the term's and are started after New.
+	Client    kubernetes.Interface
+	Informers informers.SharedInformerFactory
+	// State returns the objects of the Gateway API, and whether they are complete. Controller.Changed has to be called when they become others.
+	State func() (gateway.State, bool)
+	// Status writes the status of an object of a resource.
+	Status   func(ctx context.Context, resource string, o Object) error
+	Recorder record.EventRecorder
+	// Disabled removes the Services of Gateways, and writes nothing else.
+	Disabled bool
+	// Part is the line in the status.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Controller keeps the objects for one term.
+type Controller struct {
+	o          Options
+	services   corelisters.ServiceLister
+	secrets    corelisters.SecretLister
+	configs    corelisters.ConfigMapLister
+	nodes      corelisters.NodeLister
+	namespaces corelisters.NamespaceLister
+	slices     discoverylisters.EndpointSliceLister
+	synced     []cache.InformerSynced
+	wake       chan struct{} // capacity 1: one says that something has changed
+
+	applied map[types.NamespacedName]string // what was applied to Services in this term
+	said    map[string]bool                 // events of this term
+	used    bool                            // there were Gateways or Services of theirs in the last round
+}
+
+// New listens to the informers, which must not run yet.
+func New(o Options) (*Controller, error) {
+	if o.Client == nil || o.Informers == nil || o.State == nil || o.Status == nil || o.Recorder == nil {
+		return nil, errors.New("gateway: Client, Informers, State, Status and Recorder are required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1()
+	c := &Controller{
+		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
+		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: make(chan struct{}, 1),
+		applied: map[types.NamespacedName]string{}, said: map[string]bool{},
+	}
+	for _, of := range []struct {
+		informer cache.SharedIndexInformer
+		matters  func(old, now any) bool
+	}{
+		{core.Services().Informer(), nil}, {core.Secrets().Informer(), secretMatters}, {core.ConfigMaps().Informer(), nil},
+		{core.Nodes().Informer(), ingress.NodeMatters}, {core.Namespaces().Informer(), nil}, {discovery.EndpointSlices().Informer(), sliceMatters},
+	} {
+		r, err := of.informer.AddEventHandler(c.handler(of.matters))
+		if err != nil {
+			return nil, fmt.Errorf("gateway: listening to informers: %w", err)
+		}
+		c.synced = append(c.synced, r.HasSynced)
+	}
+	return c, nil
+}
+
+// Changed says that an object of the Gateway API has become another. It does not wait.
+func (c *Controller) Changed() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// handler wakes the controller for what matters while there are Gateways; old is nil for what is new or gone.
+func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
+	notify := func(old, now any) {
+		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
+			now = gone.Obj
+		}
+		if s, _ := c.o.State(); len(s.Gateways) == 0 && !ofGateway(now) {
+			return
+		}
+		if matters == nil || matters(old, now) {
+			c.Changed()
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) }, UpdateFunc: func(old, o any) { notify(old, o) },
+	}
+}
+
+// ofGateway says whether an object is a Service that is labelled as a Gateway's: one that is left is removed though there are no Gateways.
+func ofGateway(o any) bool {
+	svc, ok := o.(*corev1.Service)
+	return ok && svc.Labels[table.GatewayLabel] != ""
+}
+
+func secretMatters(_, now any) bool {
+	s, ok := now.(*corev1.Secret)
+	return ok && s.Type != "helm.sh/release.v1"
+}
+
+func sliceMatters(_, now any) bool {
+	s, ok := now.(*discoveryv1.EndpointSlice)
+	return ok && s.Labels[discoveryv1.LabelManagedBy] == sliceManager
+}
+
+// Run keeps the objects until ctx is done.
+func (c *Controller) Run(ctx context.Context) error {
+	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
+		return nil
+	}
+	for {
+		var again <-chan time.Time
+		if err := c.round(ctx); err != nil && ctx.Err() == nil {
+			c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
+			again = time.After(retry)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case <-c.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+		}
+	}
+}
+
+// round compares everything once.
+func (c *Controller) round(ctx context.Context) error {
+	s, complete := c.o.State()
+	if !complete && !c.o.Disabled {
+		return nil // what is not known yet is not gone
+	}
+	made := c.made()
+	if c.o.Disabled {
+		s = gateway.State{}
+	}
+	if len(s.Gateways)+len(made) == 0 && !c.used && len(s.Classes) == 0 {
+		c.show(gateway.Result{})
+		return nil
+	}
+	c.used = len(s.Gateways)+len(made) > 0
+	config, _ := c.configs.ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
+	ports := gatewayapi.ReadPorts(config)
+	c.complete(&s, ports)
+	r, err := gateway.Desired(s)
+	if err != nil { // it cannot be written as JSON, which no object brings about
+		return fmt.Errorf("compiling the objects: %w", err)
+	}
+	errs := []error{c.keepPorts(ctx, config, ports, r), c.keepServices(ctx, made, r), c.keepSlices(ctx, made, ports, r)}
+	if !c.o.Disabled {
+		errs = append(errs, c.keepStatus(ctx, s, r))
+	}
+	c.show(r)
+	return errors.Join(errs...)
+}
+
+// made are the Services that were made for Gateways.
+func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
+	labelled, _ := c.services.List(labelled) // of a cache: it cannot fail
+	out := map[types.NamespacedName]*corev1.Service{}
+	for _, svc := range labelled {
+		if madeForGateway(svc) {
+			out[key(svc)] = svc
+		}
+	}
+	return out
+}
+
+// labelled selects Services that are labelled as a Gateway's.
+var labelled = func() labels.Selector {
+	s, err := labels.Parse(table.GatewayLabel)
+	if err != nil {
+		panic(err) // of a constant
+	}
+	return s
+}()
+
+// complete adds to the objects of the Gateway API the others that count.
+func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
+	s.Now = time.Now()
+	s.Namespaces, _ = c.namespaces.List(labels.Everything()) // of caches: they cannot fail
+	services, _ := c.services.List(labelled)
+	s.GatewayServices = gatewayapi.WithPorts(services, ports)
+	s.Service = func(name types.NamespacedName) *corev1.Service {
+		found, err := c.services.Services(name.Namespace).Get(name.Name)
+		if err != nil {
+			return nil
+		}
+		return found
+	}
+	s.Secret = func(name types.NamespacedName) *corev1.Secret {
+		found, err := c.secrets.Secrets(name.Namespace).Get(name.Name)
+		if err != nil {
+			return nil
+		}
+		return found
+	}
+	s.ConfigMap = func(name types.NamespacedName) *corev1.ConfigMap {
+		found, err := c.configs.ConfigMaps(name.Namespace).Get(name.Name)
+		if err != nil {
+			return nil
+		}
+		return found
+	}
+}
+
+// keepPorts gives sites their ports. What a Gateway wants that has none left is said as an event.
+func (c *Controller) keepPorts(ctx context.Context, config *corev1.ConfigMap, have map[string]uint16, r gateway.Result) error {
+	data, without := choosePorts(have, sitesOf(r.Services))
+	for _, want := range r.Services {
+		for _, site := range without {
+			for _, port := range want.Ports {
+				if gateway.Site(want.Gateway.Namespace, want.Gateway.Name, port) == site {
+					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are for ports of Gateways are taken; "+
+						"delete a Gateway, or have several share one as ListenerSets", port, table.LastGatewayPort-table.FirstGatewayPort+1))
+				}
+			}
+		}
+	}
+	configs := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	var err error
+	switch {
+	case config == nil && len(data) == 0, config != nil && len(data) > 0 && maps.Equal(config.Data, data):
+		return nil
+	case config == nil:
+		_, err = configs.Create(ctx, portsObject(data), metav1.CreateOptions{FieldManager: fieldManager})
+	case len(data) == 0:
+		err = configs.Delete(ctx, gatewayapi.PortsName, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(config.UID))})
+	default:
+		changed := config.DeepCopy()
+		changed.Data, changed.BinaryData = data, nil
+		_, err = configs.Update(ctx, changed, metav1.UpdateOptions{FieldManager: fieldManager})
+	}
+	if err == nil || apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) { // the cache will tell
+		return nil
+	}
+	return fmt.Errorf("writing the ConfigMap %s/%s: %w", metav1.NamespaceSystem, gatewayapi.PortsName, err)
+}
+
+// keepServices makes the Services of Gateways, and removes those that no Gateway needs.
+func (c *Controller) keepServices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, r gateway.Result) error {
+	var errs []error
+	for name, svc := range made {
+		if want, ok := r.Services[name]; ok && isOf(svc, want.Gateway) || svc.DeletionTimestamp != nil {
+			continue
+		}
+		delete(c.applied, name)
+		err := c.o.Client.CoreV1().Services(name.Namespace).Delete(ctx, name.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(svc.UID))})
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("deleting the Service %s, whose Gateway is gone: %w", name, err))
+		}
+	}
+	for name, want := range r.Services {
+		errs = append(errs, c.keepService(ctx, name, want))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Controller) keepService(ctx context.Context, name types.NamespacedName, want gateway.Service) error {
+	have, err := c.services.Services(name.Namespace).Get(name.Name)
+	if err == nil && (have.DeletionTimestamp != nil || madeForGateway(have) && !isOf(have, want.Gateway)) {
+		return nil // it is made when that is gone
+	}
+	if err == nil && !isOf(have, want.Gateway) {
+		c.event(want.Gateway, ReasonServiceExists, fmt.Sprintf("the Service %s exists and was not made for the Gateway, which has no address without it: delete or rename that", name.Name))
+		return nil
+	}
+	apply := service(name, want)
+	text, jsonErr := json.Marshal(apply)
+	if jsonErr != nil {
+		return fmt.Errorf("writing the Service %s: %w", name, jsonErr)
+	}
+	if err == nil && c.applied[name] == string(text) && says(have, apply) {
+		return nil
+	}
+	_, err = c.o.Client.CoreV1().Services(name.Namespace).Apply(ctx, apply, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("writing the Service %s: %w", name, err)
+	}
+	c.applied[name] = string(text)
+	return nil
+}
+
+// keepSlices writes the EndpointSlices that name the nodes that serve Gateways.
+func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16, r gateway.Result) error {
+	nodes, _ := c.nodes.List(labels.Everything())
+	all, _ := c.slices.List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
+	have := map[types.NamespacedName][]*discoveryv1.EndpointSlice{}
+	for _, s := range all {
+		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+		have[name] = append(have[name], s)
+		if _, ok := made[name]; !ok {
+			made[name] = nil
+		}
+	}
+	var errs []error
+	for name, svc := range made {
+		want := map[string]*discoveryv1.EndpointSlice{}
+		if of, ok := r.Services[name]; ok && svc != nil && isOf(svc, of.Gateway) && svc.DeletionTimestamp == nil {
+			want = ingress.Slices(name, sliceManager, nodes, func(n *corev1.Node) map[string]int32 { return servedBy(n, of, ports) })
+		}
+		errs = append(errs, ingress.WriteSlices(ctx, c.o.Client.DiscoveryV1().EndpointSlices(name.Namespace), svc, have[name], want))
+	}
+	return errors.Join(errs...)
+}
+
+// event records what is wrong with a Gateway, once in a term.
+func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
+	key := string(g.UID) + reason + message
+	if c.said[key] {
+		return
+	}
+	c.said[key] = true
+	c.o.Recorder.Event(&corev1.ObjectReference{
+		APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway", Namespace: g.Namespace, Name: g.Name, UID: g.UID, ResourceVersion: g.ResourceVersion,
+	}, corev1.EventTypeWarning, reason, message)
+}
+
+// show says in the status how many Gateways are served.
+func (c *Controller) show(r gateway.Result) {
+	switch {
+	case c.o.Part == nil:
+	case c.o.Disabled:
+		c.o.Part.Set(status.Disabled, "")
+	case len(r.GatewayStatus) > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Gateways, of which %d are served", len(r.GatewayStatus), len(r.Services)))
+	default:
+		c.o.Part.Set(status.Running, "")
+	}
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package definitions brings the kinds of the Gateway API into a cluster: the standard channel of the module sigs.k8s.io/gateway-api of go.mod.
+//
+// It owns the CustomResourceDefinitions that it has made. Those that an administrator installs, of another channel or of a newer version, it leaves alone. The
+// kinds that the ingress does not serve (TCPRoute, UDPRoute) are not among them, and neither are versions that the module itself does not serve.
+package definitions
+
+import (
+	"bytes"
+	"context"
+	_ "embed" // of the definitions
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+
+	"github.com/klauspost/compress/zstd"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/client-go/dynamic"
+)
+
+const (
+	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	version            = "gateway.networking.k8s.io/bundle-version"
+	channel            = "gateway.networking.k8s.io/channel"
+)
+
+// standard are the definitions in JSON, compressed; gen writes them.
+//
+//go:generate go run ./gen standard.json.zst
+//go:embed standard.json.zst
+var standard []byte
+
+// Read are the definitions as they are made.
+func Read() ([]*unstructured.Unstructured, error) {
+	in, err := zstd.NewReader(bytes.NewReader(standard), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the definitions of the Gateway API: %w", err)
+	}
+	defer in.Close()
+	text, err := io.ReadAll(in)
+	if err != nil {
+		return nil, fmt.Errorf("reading the definitions of the Gateway API: %w", err)
+	}
+	var all []map[string]any
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, fmt.Errorf("reading the definitions of the Gateway API: %w", err)
+	}
+	out := make([]*unstructured.Unstructured, 0, len(all))
+	for _, o := range all {
+		u := &unstructured.Unstructured{Object: o}
+		labels := u.GetLabels()
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[managedBy] = manager
+		u.SetLabels(labels)
+		out = append(out, u)
+	}
+	return out, nil
+}
+
+func resource(c dynamic.Interface) dynamic.ResourceInterface {
+	return c.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+}
+
+// Define makes the definitions that are missing, and replaces its own of an older version.
+func Define(ctx context.Context, c dynamic.Interface) error {
+	all, err := Read()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, want := range all {
+		have, err := resource(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			_, err = resource(c).Create(ctx, want, metav1.CreateOptions{FieldManager: manager})
+		case err == nil && older(have, want):
+			_, err = resource(c).Update(ctx, renewed(have, want), metav1.UpdateOptions{FieldManager: manager})
+		}
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			errs = append(errs, fmt.Errorf("defining %s: %w", want.GetName(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// older says whether a definition that the cluster has is one that this package has made, from an older version of the same channel.
+func older(have, want *unstructured.Unstructured) bool {
+	a, b := have.GetAnnotations(), want.GetAnnotations()
+	if have.GetLabels()[managedBy] != manager || a[channel] != b[channel] {
+		return false
+	}
+	is, err := utilversion.ParseSemantic(a[version])
+	if err != nil {
+		return false
+	}
+	than, err := utilversion.ParseSemantic(b[version])
+	return err == nil && is.LessThan(than)
+}
+
+// renewed is a definition that the cluster has, with what this version says. Labels and annotations of others stay.
+func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
+	out := have.DeepCopy()
+	annotations := out.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	maps.Copy(annotations, want.GetAnnotations())
+	out.SetAnnotations(annotations)
+	out.Object["spec"] = want.DeepCopy().Object["spec"]
+	return out
+}
+
+// Remove removes the definitions that this package has made. The caller has seen that there are no objects, which would go with them.
+func Remove(ctx context.Context, c dynamic.Interface) error {
+	all, err := Read()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, want := range all {
+		have, err := resource(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+		if err == nil && have.GetLabels()[managedBy] == manager {
+			err = resource(c).Delete(ctx, want.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("removing the definition %s: %w", want.GetName(), err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package definitions
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic/fake"
+
+	"github.com/coracle-k8s/coracle/controllers/gateway/definitions/module"
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+)
+
+func read(t *testing.T) []*unstructured.Unstructured {
+	t.Helper()
+	all, err := Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestDefinitionsAreTheModules: the file is what go generate makes of the module that go.mod names.
+func TestDefinitionsAreTheModules(t *testing.T) {
+	text, err := module.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []map[string]any
+	if err := json.Unmarshal(text, &want); err != nil {
+		t.Fatal(err)
+	}
+	all := read(t)
+	if len(all) != len(want) {
+		t.Fatalf("there are %d definitions, the module has %d: go generate ./controllers/gateway/definitions", len(all), len(want))
+	}
+	for i, u := range all {
+		labels := u.GetLabels()
+		if delete(labels, managedBy); len(labels) == 0 {
+			labels = nil
+		}
+		u.SetLabels(labels)
+		have, err := json.Marshal(u.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := json.Marshal(want[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(have) != string(now) {
+			t.Errorf("%s is not the module's: go generate ./controllers/gateway/definitions", u.GetName())
+		}
+		if got := u.GetAnnotations()[version]; got != gateway.BundleVersion {
+			t.Errorf("%s is of %s, what is served is %s", u.GetName(), got, gateway.BundleVersion)
+		}
+	}
+}
+
+func TestDefineLeavesOthersAlone(t *testing.T) {
+	const name = "gateways.gateway.networking.k8s.io"
+	gvr := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	for _, c := range []struct {
+		name        string
+		labels      map[string]string
+		annotations map[string]string
+		replaced    bool
+	}{
+		{"ours of before", map[string]string{managedBy: manager, "other": "stays"}, map[string]string{version: "v1.5.1", channel: "standard", "other": "stays"}, true},
+		{"ours", map[string]string{managedBy: manager}, map[string]string{version: gateway.BundleVersion, channel: "standard"}, false},
+		{"of a newer version, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.10.0", channel: "standard"}, false},
+		{"of the other channel, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.5.1", channel: "experimental"}, false},
+		{"somebody's, of an older version", nil, map[string]string{version: "v1.0.0", channel: "standard"}, false},
+		{"somebody's without a version, over ours", map[string]string{managedBy: manager}, nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			u := &unstructured.Unstructured{}
+			u.SetGroupVersionKind(gvr.GroupVersion().WithKind("CustomResourceDefinition"))
+			u.SetName(name)
+			u.SetLabels(c.labels)
+			u.SetAnnotations(c.annotations)
+			client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{gvr: "List"}, u)
+			for range 2 {
+				if err := Define(t.Context(), client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all, err := client.Resource(gvr).List(t.Context(), metav1.ListOptions{})
+			if err != nil || len(all.Items) != len(read(t)) {
+				t.Fatalf("there are %d definitions, %v", len(all.Items), err)
+			}
+			have, err := client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, replaced := have.Object["spec"]
+			if replaced != c.replaced {
+				t.Errorf("replaced: %v", replaced)
+			}
+			if a := have.GetAnnotations(); replaced && (a[version] != gateway.BundleVersion || a["other"] != "stays") {
+				t.Errorf("it has the annotations %v", a)
+			}
+			if !replaced && !maps.Equal(have.GetAnnotations(), c.annotations) {
+				t.Errorf("it has the annotations %v", have.GetAnnotations())
+			}
+			if err := Remove(t.Context(), client); err != nil {
+				t.Fatal(err)
+			}
+			_, err = client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
+			if gone := apierrors.IsNotFound(err); gone != (c.labels[managedBy] == manager) {
+				t.Errorf("removed: %v", gone)
+			}
+		})
+	}
+}
+
+func TestKindsThatAreServed(t *testing.T) {
+	var names []string
+	for _, u := range read(t) {
+		names = append(names, u.GetName())
+	}
+	if !slices.Contains(names, "httproutes.gateway.networking.k8s.io") || len(names) != 8 {
+		t.Errorf("the definitions are %v", names)
+	}
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	// fieldManager owns the fields that are applied to Services.
+	fieldManager = "coracle-gateway"
+	// sliceManager keeps upstream's controllers from our slices.
+	sliceManager = "gateway.coracle.dev"
+)
+
+// choosePorts gives each site a port of nodes' addresses: the one that it has, or the lowest that is free. Sites that are wanted no more give theirs back. It
+// returns the data of the ConfigMap, and the sites for which there is no port.
+func choosePorts(have map[string]uint16, sites []string) (data map[string]string, without []string) {
+	data = map[string]string{}
+	slices.Sort(sites)
+	var fresh []string
+	for _, site := range sites {
+		if port, ok := have[site]; ok {
+			data[strconv.Itoa(int(port))] = site
+		} else {
+			fresh = append(fresh, site)
+		}
+	}
+	next := table.FirstGatewayPort
+	for _, site := range fresh {
+		for ; next <= table.LastGatewayPort && data[strconv.Itoa(next)] != ""; next++ {
+		}
+		if next > table.LastGatewayPort {
+			without = append(without, site)
+			continue
+		}
+		data[strconv.Itoa(next)] = site
+	}
+	return data, without
+}
+
+// sitesOf are the sites of the Services that Gateways need.
+func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
+	var out []string
+	for _, s := range services {
+		for _, port := range s.Ports {
+			out = append(out, gateway.Site(s.Gateway.Namespace, s.Gateway.Name, port))
+		}
+	}
+	return out
+}
+
+func portName(port int32) string { return "port-" + strconv.Itoa(int(port)) }
+
+// service is what a Gateway's Service has to say. Other fields are an administrator's: source ranges, the class of the load balancer.
+func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
+	labels, annotations := maps.Clone(want.Labels), maps.Clone(want.Annotations)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[table.GatewayLabel], labels[managedBy] = gateway.LabelValue(want.Gateway.Name), manager
+	if len(want.Addresses) > 0 {
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[servicelb.AddressesAnnotation] = strings.Join(want.Addresses, ",")
+	}
+	spec := corev1ac.ServiceSpec().WithType(corev1.ServiceTypeLoadBalancer).
+		WithExternalTrafficPolicy(corev1.ServiceExternalTrafficPolicyLocal). // keeps clients' addresses
+		WithIPFamilyPolicy(corev1.IPFamilyPolicyPreferDualStack)
+	for _, port := range want.Ports {
+		spec.WithPorts(corev1ac.ServicePort().WithName(portName(port)).WithPort(port).WithProtocol(corev1.ProtocolTCP).
+			WithTargetPort(intstr.FromString(portName(port))))
+	}
+	owner := metav1ac.OwnerReference().WithAPIVersion(gatewayv1.GroupVersion.String()).WithKind("Gateway").
+		WithName(want.Gateway.Name).WithUID(want.Gateway.UID).WithController(true).WithBlockOwnerDeletion(true)
+	return corev1ac.Service(name.Name, name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
+}
+
+// says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not see.
+func says(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
+	for _, of := range []struct{ have, want map[string]string }{{svc.Labels, want.Labels}, {svc.Annotations, want.Annotations}} {
+		for k, v := range of.want {
+			if have, ok := of.have[k]; !ok || have != v {
+				return false
+			}
+		}
+	}
+	same := slices.EqualFunc(svc.Spec.Ports, want.Spec.Ports, func(a corev1.ServicePort, b corev1ac.ServicePortApplyConfiguration) bool {
+		return a.Port == *b.Port && a.Name == *b.Name && a.Protocol == *b.Protocol && a.TargetPort == *b.TargetPort
+	})
+	return same && svc.Spec.Type == *want.Spec.Type && svc.Spec.ExternalTrafficPolicy == *want.Spec.ExternalTrafficPolicy
+}
+
+// isOf says whether a Service was made for a Gateway.
+func isOf(svc *corev1.Service, g *gatewayv1.Gateway) bool {
+	owner := metav1.GetControllerOf(svc)
+	return owner != nil && owner.UID == g.UID
+}
+
+// madeForGateway says whether a Service was made for some Gateway, by its label and its owner.
+func madeForGateway(svc *corev1.Service) bool {
+	owner := metav1.GetControllerOf(svc)
+	return svc.Labels[table.GatewayLabel] != "" && svc.Labels[managedBy] == manager && owner != nil && owner.Kind == "Gateway" &&
+		strings.HasPrefix(owner.APIVersion, gatewayv1.GroupName+"/")
+}
+
+// servedBy are the ports at which a node serves a Gateway, by the names of its Service's ports, as the node's annotation says.
+func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map[string]int32 {
+	said := map[string]bool{}
+	for field := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
+		said[field] = true
+	}
+	out := map[string]int32{}
+	for _, port := range want.Ports {
+		site := gateway.Site(want.Gateway.Namespace, want.Gateway.Name, port)
+		if node := ports[site]; node != 0 && said[strconv.Itoa(int(node))+"="+table.SiteMark(site)] {
+			out[portName(port)] = int32(node)
+		}
+	}
+	return out
+}
+
+// portsObject is the ConfigMap of ports.
+func portsObject(data map[string]string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName, Labels: map[string]string{managedBy: manager}}, Data: data,
+	}
+}

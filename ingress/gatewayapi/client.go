@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gatewayapi reads objects of the Gateway API from an API server, and writes their status.
+//
+// It owns informers of them, which run only while somebody wants them; it decides nothing: that is ingress/gateway. A cluster whose
+// CustomResourceDefinitions lack some of the kinds has no objects of these. The clients that the Gateway API's module has are not used: they are for all of its
+// versions, and a program with them is larger.
+package gatewayapi
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+)
+
+// Resources of the Gateway API that are served here.
+const (
+	Classes      = "gatewayclasses"
+	Gateways     = "gateways"
+	ListenerSets = "listenersets"
+	HTTPRoutes   = "httproutes"
+	GRPCRoutes   = "grpcroutes"
+	TLSRoutes    = "tlsroutes"
+	Grants       = "referencegrants"
+	Policies     = "backendtlspolicies"
+)
+
+// examples are the kinds' types.
+var examples = map[string]runtime.Object{
+	Classes: &gatewayv1.GatewayClass{}, Gateways: &gatewayv1.Gateway{}, ListenerSets: &gatewayv1.ListenerSet{}, HTTPRoutes: &gatewayv1.HTTPRoute{},
+	GRPCRoutes: &gatewayv1.GRPCRoute{}, TLSRoutes: &gatewayv1.TLSRoute{}, Grants: &gatewayv1.ReferenceGrant{}, Policies: &gatewayv1.BackendTLSPolicy{},
+}
+
+// Use says whether a cluster has objects of the Gateway API, apart from the class that every cluster has.
+type Use interface {
+	// Used is false only if there are none.
+	Used() bool
+	// Changed is closed when Used may have become another.
+	Changed() <-chan struct{}
+}
+
+// Client reads and writes objects of the Gateway API.
+type Client struct {
+	rest      rest.Interface
+	discovery discovery.DiscoveryInterface
+	metadata  metadata.Interface
+}
+
+// New makes a client from the configuration of one that may read and write the objects.
+func New(config *rest.Config) (*Client, error) {
+	scheme := runtime.NewScheme()
+	if err := gatewayv1.Install(scheme); err != nil {
+		return nil, fmt.Errorf("making a client for the Gateway API: %w", err)
+	}
+	c := rest.CopyConfig(config)
+	c.APIPath, c.GroupVersion = "/apis", &schema.GroupVersion{Group: gatewayv1.GroupName, Version: gatewayv1.GroupVersion.Version}
+	c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // custom resources have no other
+	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	objects, err := rest.RESTClientFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the Gateway API: %w", err)
+	}
+	found, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the Gateway API: %w", err)
+	}
+	definitions, err := metadata.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the Gateway API: %w", err)
+	}
+	return &Client{rest: objects, discovery: found, metadata: definitions}, nil
+}
+
+// served are the kinds that the cluster has.
+func (c *Client) served() (map[string]bool, error) {
+	out := map[string]bool{}
+	list, err := c.discovery.ServerResourcesForGroupVersion(gatewayv1.GroupVersion.String())
+	if apierrors.IsNotFound(err) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking which kinds of the Gateway API there are: %w", err)
+	}
+	for _, r := range list.APIResources {
+		if examples[r.Name] != nil {
+			out[r.Name] = true
+		}
+	}
+	return out, nil
+}
+
+// CRDVersion is the version that the cluster's definition of GatewayClasses says it is of; empty where it says none.
+func (c *Client) CRDVersion(ctx context.Context) (string, error) {
+	definitions := c.metadata.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	have, err := definitions.Get(ctx, Classes+"."+gatewayv1.GroupName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the version of the Gateway API's definitions: %w", err)
+	}
+	return have.Annotations[gateway.BundleVersionAnnotation], nil
+}
+
+// Class returns the class of a name, or nil if there is none.
+func (c *Client) Class(ctx context.Context, name string) (*gatewayv1.GatewayClass, error) {
+	out := &gatewayv1.GatewayClass{}
+	err := c.rest.Get().Resource(Classes).Name(name).Do(ctx).Into(out)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the GatewayClass %s: %w", name, err)
+	}
+	return out, nil
+}
+
+// CreateClass creates a class.
+func (c *Client) CreateClass(ctx context.Context, class *gatewayv1.GatewayClass) error {
+	return c.rest.Post().Resource(Classes).Body(class).Do(ctx).Error()
+}
+
+// DeleteClass deletes a class.
+func (c *Client) DeleteClass(ctx context.Context, class *gatewayv1.GatewayClass) error {
+	uid := class.UID
+	return c.rest.Delete().Resource(Classes).Name(class.Name).Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
+}
+
+// UpdateStatus writes the status of an object of a resource. The object names its resource version, so that a conflict is an error.
+func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface {
+	metav1.Object
+	runtime.Object
+}) error {
+	return c.rest.Put().NamespaceIfScoped(o.GetNamespace(), resource != Classes).Resource(resource).Name(o.GetName()).SubResource("status").Body(o).Do(ctx).Error()
+}
+
+// recheck is how often it is asked whether the cluster has more of the kinds, while some are missing.
+const recheck = 10 * time.Second

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gatewayapi
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+)
+
+// Objects are those of the cluster, followed as long as somebody uses them.
+type Objects struct {
+	client  *Client
+	changed func()
+	log     *slog.Logger
+	now     atomic.Pointer[followed]
+}
+
+// followed are the informers of the kinds that the cluster has.
+type followed struct {
+	informers map[string]cache.SharedIndexInformer
+	synced    []cache.InformerSynced
+	version   string // of the definitions
+}
+
+// NewObjects makes them; changed is called from goroutines of theirs when an object has become another, and must not wait.
+func NewObjects(c *Client, changed func(), log *slog.Logger) *Objects {
+	return &Objects{client: c, changed: changed, log: log}
+}
+
+// Run follows the objects while use says that there are some, until ctx is done.
+func (o *Objects) Run(ctx context.Context, use Use) {
+	for ctx.Err() == nil {
+		used, changed := use.Used(), use.Changed()
+		if used != use.Used() {
+			continue // it has become another one between the two
+		}
+		if !used {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		o.follow(ctx, use)
+	}
+}
+
+// follow follows the objects until there are none any more, or the cluster has other kinds.
+func (o *Objects) follow(ctx context.Context, use Use) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	defer o.changed()
+	defer o.now.Store(nil)
+	kinds, version, err := o.ask(ctx)
+	for complained := ""; err != nil; kinds, version, err = o.ask(ctx) {
+		if err.Error() != complained && ctx.Err() == nil {
+			complained = err.Error()
+			o.log.Warn("gateway: the kinds of the Gateway API cannot be read yet; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	f := &followed{informers: map[string]cache.SharedIndexInformer{}, version: version}
+	for name := range kinds {
+		i, err := o.informer(name)
+		if err != nil { // of an informer that has not begun
+			o.log.Error("gateway: listening to an informer failed", "error", err)
+			return
+		}
+		f.informers[name], f.synced = i, append(f.synced, i.HasSynced)
+		running.Go(func() { i.RunWithContext(ctx) })
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), f.synced...) {
+		return
+	}
+	o.now.Store(f)
+	o.changed()
+	for {
+		changed := use.Changed()
+		if !use.Used() {
+			return
+		}
+		var again <-chan time.Time
+		if len(kinds) < len(examples) {
+			again = time.After(recheck)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-again:
+			if now, _, err := o.ask(ctx); err == nil && !maps.Equal(now, kinds) {
+				return
+			}
+		}
+	}
+}
+
+func (o *Objects) ask(ctx context.Context) (map[string]bool, string, error) {
+	kinds, err := o.client.served()
+	if err != nil {
+		return nil, "", err
+	}
+	version, err := o.client.CRDVersion(ctx)
+	return kinds, version, err
+}
+
+func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
+	lw := cache.NewListWatchFromClient(o.client.rest, resource, metav1.NamespaceAll, nil)
+	i := cache.NewSharedIndexInformer(lw, examples[resource], 0, cache.Indexers{})
+	if err := i.SetTransform(slim); err != nil {
+		return nil, err
+	}
+	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { o.changed() }, UpdateFunc: func(any, any) { o.changed() }, DeleteFunc: func(any) { o.changed() },
+	})
+	return i, err
+}
+
+// slim leaves out what nothing here reads.
+func slim(o any) (any, error) {
+	if m, ok := o.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+		if a := m.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
+			a = maps.Clone(a)
+			delete(a, corev1.LastAppliedConfigAnnotation)
+			m.SetAnnotations(a)
+		}
+	}
+	return o, nil
+}
+
+// State returns the objects as they are now, and whether they are complete: while they are being read for the first time they are not. Without objects it
+// is complete and empty. The objects are shared and must not be changed.
+func (o *Objects) State(use Use) (s gateway.State, complete bool) {
+	f := o.now.Load()
+	if f == nil {
+		return s, !use.Used()
+	}
+	s.CRDVersion = f.version
+	s.Classes = all(f, Classes, s.Classes)
+	s.Gateways = all(f, Gateways, s.Gateways)
+	s.ListenerSets = all(f, ListenerSets, s.ListenerSets)
+	s.HTTPRoutes = all(f, HTTPRoutes, s.HTTPRoutes)
+	s.GRPCRoutes = all(f, GRPCRoutes, s.GRPCRoutes)
+	s.TLSRoutes = all(f, TLSRoutes, s.TLSRoutes)
+	s.Grants = all(f, Grants, s.Grants)
+	s.Policies = all(f, Policies, s.Policies)
+	return s, true
+}
+
+// all are the objects of a kind.
+func all[T any](f *followed, resource string, out []T) []T {
+	i := f.informers[resource]
+	if i == nil {
+		return nil
+	}
+	for _, o := range i.GetStore().List() {
+		if t, ok := o.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out
+}

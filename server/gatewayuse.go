@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+)
+
+const (
+	// gatewayKeys is where the API server keeps the objects of the Gateway API.
+	gatewayKeys = "/registry/" + gatewayv1.GroupName + "/"
+	// gatewayClassKey is the class that every cluster has.
+	gatewayClassKey = gatewayKeys + gatewayapi.Classes + "/" + gateway.ClassName
+)
+
+// gatewayUse follows in the store whether there are objects of the Gateway API. It does not ask the API server: the first request for a kind has that compile
+// the kind's rules, which for all kinds takes some 25 MB of memory, and a watch takes more.
+type gatewayUse struct {
+	kv      clientv3.KV
+	watcher clientv3.Watcher
+
+	mu      sync.Mutex
+	used    bool
+	changed chan struct{}
+}
+
+// newGatewayUse reads whether there are some; run has to be called then.
+func newGatewayUse(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher) (*gatewayUse, error) {
+	u := &gatewayUse{kv: kv, watcher: watcher, changed: make(chan struct{})}
+	_, err := u.read(ctx)
+	return u, err
+}
+
+// Used implements gatewayapi.Use.
+func (u *gatewayUse) Used() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.used
+}
+
+// Changed implements gatewayapi.Use.
+func (u *gatewayUse) Changed() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.changed
+}
+
+// read returns the store's revision with its answer.
+func (u *gatewayUse) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
+	found, err := u.kv.Get(ctx, gatewayKeys, append(o, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(2))...)
+	if err != nil {
+		return 0, fmt.Errorf("reading whether there are objects of the Gateway API: %w", err)
+	}
+	used := false
+	for _, pair := range found.Kvs {
+		used = used || string(pair.Key) != gatewayClassKey
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if used != u.used {
+		u.used = used
+		close(u.changed)
+		u.changed = make(chan struct{})
+	}
+	return found.Header.Revision, nil
+}
+
+// run follows the store until ctx is done.
+func (u *gatewayUse) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if revision, err := u.read(ctx); err == nil {
+			u.follow(ctx, revision+1)
+		}
+		select { // the store has no leader, or has forgotten the revision
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// follow reads again whenever an object has come or gone, until the watch ends.
+func (u *gatewayUse) follow(ctx context.Context, from int64) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for r := range u.watcher.Watch(ctx, gatewayKeys, clientv3.WithPrefix(), clientv3.WithRev(from)) {
+		if r.Err() != nil {
+			return
+		}
+		used, matters := u.Used(), false
+		for _, e := range r.Events {
+			matters = matters || (e.Type == clientv3.EventTypeDelete) == used
+		}
+		if !matters {
+			continue
+		}
+		if _, err := u.read(ctx, clientv3.WithSerializable()); err != nil { // of what the watch has told
+			return
+		}
+	}
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Gateways are where the objects of the Gateway API come from.
+type Gateways struct {
+	Client *gatewayapi.Client
+	Use    gatewayapi.Use
+}
+
+// gateways are the objects that Gateways' tables follow from, followed while there are any.
+type gateways struct {
+	client  kubernetes.Interface
+	use     gatewayapi.Use
+	objects *gatewayapi.Objects
+	poke    func(any)
+	// others are Services and Namespaces, and ports the one ConfigMap; both are nil until there is a Gateway.
+	others, ports informers.SharedInformerFactory
+	synced        []cache.InformerSynced
+	secrets       reads[corev1.Secret]
+	configs       reads[corev1.ConfigMap]
+}
+
+func newGateways(client kubernetes.Interface, g *Gateways, poke func(any), log *slog.Logger) *gateways {
+	return &gateways{client: client, use: g.Use, objects: gatewayapi.NewObjects(g.Client, func() { poke(nil) }, log), poke: poke}
+}
+
+// begin follows the other objects, from the first Gateway on until ctx is done.
+func (g *gateways) begin(ctx context.Context) error {
+	g.others = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTransform(slimService))
+	g.ports = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithNamespace(metav1.NamespaceSystem),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, gatewayapi.PortsName).String()
+		}))
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: g.poke, UpdateFunc: func(_, o any) { g.poke(o) }, DeleteFunc: g.poke}
+	for _, i := range []cache.SharedIndexInformer{
+		g.others.Core().V1().Services().Informer(), g.others.Core().V1().Namespaces().Informer(), g.ports.Core().V1().ConfigMaps().Informer(),
+	} {
+		r, err := i.AddEventHandler(handler)
+		if err != nil { // of an informer that has ended: it has not begun
+			return fmt.Errorf("listening to an informer: %w", err)
+		}
+		g.synced = append(g.synced, r.HasSynced)
+	}
+	g.others.Start(ctx.Done())
+	g.ports.Start(ctx.Done())
+	return nil
+}
+
+func (g *gateways) shutdown() {
+	if g.others != nil {
+		g.others.Shutdown()
+		g.ports.Shutdown()
+	}
+}
+
+// slimService leaves out of Services and Namespaces what the table does not follow from.
+func slimService(o any) (any, error) {
+	switch o := o.(type) {
+	case *corev1.Service:
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels, CreationTimestamp: o.CreationTimestamp,
+			},
+			Spec: corev1.ServiceSpec{Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, Ports: o.Spec.Ports, ExternalName: o.Spec.ExternalName},
+		}, nil
+	case *corev1.Namespace:
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}}, nil
+	}
+	return o, nil
+}
+
+// sections are the table of all Gateways. It is not complete while objects are being read for the first time. again is after which time to ask again though
+// nothing has changed; 0 for never.
+func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration, complete bool, _ error) {
+	state, complete := g.objects.State(g.use)
+	if !complete || len(state.Gateways) == 0 {
+		return nil, 0, complete, nil
+	}
+	if g.others == nil {
+		if err := g.begin(ctx); err != nil {
+			return nil, 0, false, err
+		}
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), g.synced...) {
+		return nil, 0, false, nil
+	}
+	g.fill(&state, secret)
+	r, err := gateway.Desired(state)
+	if err != nil {
+		return nil, 0, true, err
+	}
+	var secrets []types.NamespacedName
+	for name := range r.Secrets {
+		if secret(name) == nil {
+			secrets = append(secrets, name)
+		}
+	}
+	configs := slices.Collect(maps.Keys(r.ConfigMaps))
+	if len(secrets)+len(configs) == 0 {
+		return r.Sections, 0, true, nil
+	}
+	core := g.client.CoreV1()
+	again = g.secrets.sync(state.Now, secrets, func(name types.NamespacedName) *corev1.Secret {
+		found, err := core.Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil // a status says that it is missing
+		}
+		return found
+	})
+	again = sooner(again, g.configs.sync(state.Now, configs, func(name types.NamespacedName) *corev1.ConfigMap {
+		found, err := core.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil
+		}
+		return found
+	}))
+	r, err = gateway.Desired(state)
+	return r.Sections, again, true, err
+}
+
+// fill adds to the objects of the Gateway API the others that count.
+func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) *corev1.Secret) {
+	core := g.others.Core().V1()
+	state.Now = time.Now()
+	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // of caches: they cannot fail
+	services, _ := core.Services().Lister().List(labels.Everything())
+	ports, _ := g.ports.Core().V1().ConfigMaps().Lister().ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
+	state.GatewayServices = gatewayapi.WithPorts(services, gatewayapi.ReadPorts(ports))
+	state.Service = func(name types.NamespacedName) *corev1.Service {
+		found, err := core.Services().Lister().Services(name.Namespace).Get(name.Name)
+		if err != nil {
+			return nil
+		}
+		return found
+	}
+	state.Secret = func(name types.NamespacedName) *corev1.Secret {
+		if found := secret(name); found != nil {
+			return found
+		}
+		return g.secrets.get(name)
+	}
+	state.ConfigMap = g.configs.get
+}
