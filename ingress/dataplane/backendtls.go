@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -45,7 +44,7 @@ func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool
 	if !pool.AppendCertsFromPEM([]byte(from.Certificates)) {
 		return errors.New("the authorities hold no certificate")
 	}
-	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]time.Time{}})
+	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]verdict{}})
 	return nil
 }
 

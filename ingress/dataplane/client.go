@@ -156,12 +156,22 @@ func printable(text string) string {
 // maxTrusted bounds how many certificates are remembered for one set of authorities.
 const maxTrusted = 4096
 
-// trustedPool is the certificates of authorities, and certificates that they have been found to have signed: verifying one takes longer than a request.
+// distrust is how long is remembered that a certificate is not trusted.
+const distrust = time.Minute
+
+// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates: verifying one takes longer than a request,
+// and a client may send a chain that takes very long for each request of a connection.
 type trustedPool struct {
 	pool *x509.CertPool
 
 	mu    sync.Mutex
-	known map[[sha256.Size]byte]time.Time // the end of the chain's validity
+	known map[[sha256.Size]byte]verdict
+}
+
+// verdict holds until the end of the chain's validity, or of distrust.
+type verdict struct {
+	err error // nil for a certificate that is trusted
+	end time.Time
 }
 
 // verify reports why a client's certificate is not trusted. all is not empty.
@@ -172,11 +182,23 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	}
 	key := [sha256.Size]byte(sum.Sum(nil))
 	t.mu.Lock()
-	end, known := t.known[key]
+	v, known := t.known[key]
 	t.mu.Unlock()
-	if known && now.Before(end) {
-		return nil
+	if known && now.Before(v.end) {
+		return v.err
 	}
+	v = t.judge(all, now)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.known) >= maxTrusted {
+		clear(t.known)
+	}
+	t.known[key] = v
+	return v.err
+}
+
+// judge verifies a client's certificate.
+func (t *trustedPool) judge(all []*x509.Certificate, now time.Time) verdict {
 	o := x509.VerifyOptions{
 		Roots: t.pool, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
@@ -185,19 +207,13 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	}
 	chains, err := all[0].Verify(o)
 	if err != nil {
-		return fmt.Errorf("verifying a client's certificate: %w", err)
+		return verdict{fmt.Errorf("verifying a client's certificate: %w", err), now.Add(distrust)}
 	}
-	end = all[0].NotAfter
+	end := all[0].NotAfter
 	for _, c := range chains[0] {
 		if c.NotAfter.Before(end) {
 			end = c.NotAfter
 		}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.known) >= maxTrusted {
-		clear(t.known)
-	}
-	t.known[key] = end
-	return nil
+	return verdict{nil, end}
 }

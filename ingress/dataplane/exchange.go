@@ -171,7 +171,7 @@ func (x *exchange) answerText(status int, text string) {
 	x.answering.Store(true)
 	x.status = status
 	h := x.w.Header()
-	if x.grpc && x.in.ProtoMajor > 1 {
+	if x.speaksGRPC() {
 		x.answerGRPC(grpcStatus(status), text)
 		return
 	}

@@ -229,6 +229,16 @@ func TestRedirectsReplaceParts(t *testing.T) {
 	}
 }
 
+func TestExpressionsHaveNoPrefix(t *testing.T) {
+	p := mustNew(t)
+	problems := p.Apply([]table.Change{section(t, table.HostKey("s", ""), table.Host{Routes: []table.Route{{
+		Path: "/a+", Kind: table.PathRegex, Backends: to("b"), Policy: &table.Policy{Path: &table.PathChange{Prefix: true, Value: "/x"}},
+	}}})})
+	if r := routeOf(p, "s", "a", "/aa"); len(problems) != 1 || r == nil || r.refused == "" {
+		t.Errorf("an expression whose prefix is replaced is served: %v", problems)
+	}
+}
+
 func TestInvalidBackendsFailTheirShare(t *testing.T) {
 	bad := table.Backend{Weight: 3, Invalid: "there is no such Service"}
 	f := newFixture(t, Options{}, hostWith(t,

@@ -48,6 +48,18 @@ func TestRequestsEndInTime(t *testing.T) {
 	}
 }
 
+// TestErrorsForOthersStayHTTP asks as a client of gRPC-Web does.
+func TestErrorsForOthersStayHTTP(t *testing.T) {
+	f := newFixture(t, Options{})
+	res, err := client(t, f.http, "h2c").Post("http://a/s/m", "application/grpc-web+proto", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body(t, res); res.StatusCode != http.StatusNotFound || res.Header.Get("Grpc-Status") != "" {
+		t.Errorf("an error for gRPC-Web is %s %v", res.Status, res.Header)
+	}
+}
+
 // TestErrorsHaveStatusOfGRPC asks as clients of gRPC do.
 func TestErrorsHaveStatusOfGRPC(t *testing.T) {
 	closed := listen(t)

@@ -5,6 +5,7 @@ package dataplane
 import (
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // grpcUnavailable is the status of gRPC for what may work later.
@@ -25,6 +26,15 @@ func grpcStatus(status int) int {
 		return grpcUnavailable
 	}
 	return 2 // UNKNOWN
+}
+
+// speaksGRPC reports whether the client reads errors in gRPC's form. Those of gRPC-Web, which may speak HTTP/1.1, read them in HTTP's.
+func (x *exchange) speaksGRPC() bool {
+	if !x.grpc || x.in.ProtoMajor < 2 {
+		return false
+	}
+	rest := strings.TrimPrefix(x.in.Header.Get("Content-Type"), "application/grpc")
+	return rest == "" || rest[0] == '+' || rest[0] == ';'
 }
 
 // answerGRPC sends an error of the proxy's own in gRPC's form: trailers without a response before them.
@@ -53,7 +63,7 @@ func grpcMessage(text string) string {
 // answerInvalid answers a request whose turn is a backend that cannot be used.
 func (x *exchange) answerInvalid() {
 	const text = "the backend of this route cannot be used; the status of its object says why"
-	if x.grpc && x.in.ProtoMajor > 1 {
+	if x.speaksGRPC() {
 		x.answering.Store(true)
 		x.status = http.StatusInternalServerError
 		x.answerGRPC(grpcUnavailable, text)

@@ -38,6 +38,11 @@ func compilePathChange(from *table.PathChange) (*pathChange, error) {
 	return out, nil
 }
 
+// replacesPrefix reports whether requests or redirects get another prefix.
+func (p *policy) replacesPrefix() bool {
+	return p.path != nil && p.path.prefix || p.place != nil && p.place.prefix
+}
+
 // of is the path of a request that has matched r, changed, in the form in which paths are forwarded.
 func (c *pathChange) of(path cleanPath, r *route) string {
 	if !c.prefix {

@@ -236,6 +236,9 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 		if r.policy, err = p.compilePolicy(from.Object, from.Policy); err != nil {
 			return r, err
 		}
+		if r.expression != nil && r.policy.replacesPrefix() {
+			return r, fmt.Errorf("an expression has no prefix that could be replaced")
+		}
 	}
 	switch from.RedirectHTTPS {
 	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
