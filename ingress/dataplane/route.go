@@ -99,6 +99,9 @@ func (p *pool) mark(sweep uint64) {
 
 // exceeds reports whether comparing a path with the expressions of a host, and of the site's default host, may take more than maxSteps.
 func (s *siteRoutes) exceeds(name, path string) bool {
+	if s.stepped == 0 {
+		return false
+	}
 	steps := 0
 	for i, h := range [...]*host{s.find(name), s.hosts[""]} {
 		if h != nil && (i == 0 || h.name != name) {

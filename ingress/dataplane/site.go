@@ -15,7 +15,9 @@ import (
 type siteRoutes struct {
 	hosts   map[string]*host
 	streams int // hosts whose connections are streams
-	deep    int // hosts with a wildcard for one label or more
+	wild    int // hosts with a wildcard
+	deep    int // hosts with one for one label or more
+	stepped int // hosts with expressions
 	// listeners are names of hosts; nil where the site does not tell its listeners apart.
 	listeners map[string]struct{}
 	clients   *clients // nil where clients are asked for no certificate
@@ -34,17 +36,13 @@ func (s *siteRoutes) find(name string) *host {
 	if h := s.hosts[name]; h != nil {
 		return h
 	}
-	if wildcard := wildcardOf(name); wildcard != "" {
-		if h := s.hosts[wildcard]; h != nil {
-			return h
+	for rest, first := name, true; s.wild > 0 && (first || s.deep > 0); first = false {
+		var ok bool
+		if _, rest, ok = strings.Cut(rest, "."); !ok || rest == "" {
+			break
 		}
-		for s.deep > 0 {
-			if wildcard = wildcardOf(wildcard[2:]); wildcard == "" {
-				break
-			}
-			if h := s.hosts[wildcard]; h != nil && h.deep {
-				return h
-			}
+		if h := s.hosts["*."+rest]; h != nil && (first || h.deep) {
+			return h
 		}
 	}
 	return s.hosts[""]
@@ -85,11 +83,16 @@ func (s *siteRoutes) isStream(name string) bool {
 
 // count notes that a host is there, or by -1 that it is gone.
 func (s *siteRoutes) count(h *host, by int) {
-	if h != nil && h.stream != nil {
-		s.streams += by
+	if h == nil {
+		return
 	}
-	if h != nil && h.deep {
-		s.deep += by
+	for _, c := range []struct {
+		counter *int
+		counts  bool
+	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep}, {&s.stepped, h.steps > 0}} {
+		if c.counts {
+			*c.counter += by
+		}
 	}
 }
 
