@@ -28,7 +28,7 @@ func (s *Server) ingressPart(ctx context.Context, t *term.Term) error {
 	defer events.Shutdown()
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	o := ingress.Options{
-		Client: client, Informers: t.Informers, Disabled: s.o.Cluster.IngressDisabled(),
+		Client: client, Informers: t.Informers, Disabled: s.o.Cluster.IngressDisabled(), Rules: s.o.IngressRules,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "ingress"}), Logger: s.log.With("part", "ingress"),
 	}
 	if s.o.Board != nil {

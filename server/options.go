@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/controllers"
+	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
@@ -115,6 +116,8 @@ type Options struct {
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool
 
+	// IngressRules are those by which Ingresses are served.
+	IngressRules compile.Rules
 	// DisableHelm leaves HelmCharts to another controller, or to nobody.
 	DisableHelm bool
 	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.

@@ -417,7 +417,8 @@ func (s *Server) followBackend(ctx context.Context, api *apiserver.Server) {
 func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 	f := s.files
 	return apiserver.Options{
-		BindAddress: s.o.BindAddress, Port: s.o.Port, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress,
+		IngressRules: s.o.IngressRules,
+		BindAddress:  s.o.BindAddress, Port: s.o.Port, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress,
 		TLSCertFile: f.serving.Path, TLSKeyFile: f.serving.Path,
 		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},

@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"encoding/json"
 	"maps"
 	"net/netip"
 	"slices"
@@ -25,6 +26,12 @@ func ofService(name string) labels.Selector {
 func (n *Node) complete(s table.Sections) table.Sections {
 	out := maps.Clone(s)
 	settings := table.Settings{}
+	if own := s[table.KindSettings]; own != nil {
+		if err := json.Unmarshal(own, &settings); err != nil {
+			n.o.Logger.Warn("ingress: the settings of the table cannot be read", "error", err)
+		}
+	}
+	settings.ClusterNetworks = nil
 	for _, p := range slices.Concat(n.o.PodCIDRs, n.o.ServiceCIDRs) {
 		settings.ClusterNetworks = append(settings.ClusterNetworks, p.String())
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
@@ -205,6 +206,7 @@ func serverOptions(c *config.Server) server.Options {
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		DisableMetrics:      c.Disabled(config.PartMetrics),
 		DisableHelm:         c.Disabled(config.PartHelm),
+		IngressRules:        ingressRules(c.Ingress),
 		ChartFolders:        c.Paths.ChartFolders,
 		HelmProgram:         helmProgram(c.Paths.DataDir),
 		Small:               runtime.NumCPU() <= smallMachine,
@@ -240,4 +242,13 @@ func helmProgram(dataDir string) func() (string, error) {
 func checkServerArgs(c *config.Server) error {
 	o := serverOptions(c)
 	return o.CheckArgs()
+}
+
+// ingressRules are what the operator has chosen, in the form of the compiler.
+func ingressRules(c config.Ingress) compile.Rules {
+	out := compile.Rules{HostOwner: c.HostOwner, ProxyProtocol: c.ProxyProtocol}
+	for _, n := range c.TrustedProxies {
+		out.TrustedProxies = append(out.TrustedProxies, n.String())
+	}
+	return out
 }

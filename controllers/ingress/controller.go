@@ -51,6 +51,8 @@ type Options struct {
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory
 	Recorder  record.EventRecorder
+	// Rules are those of the servers that compile the table.
+	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
 	// Part is the line in the status.
@@ -210,7 +212,7 @@ func (c *Controller) compile() (compile.Result, error) {
 	if c.o.Disabled {
 		return compile.Result{}, nil
 	}
-	s := compile.State{Service: func(namespace, name string) *corev1.Service {
+	s := compile.State{Rules: c.o.Rules, Service: func(namespace, name string) *corev1.Service {
 		svc, err := c.services.Services(namespace).Get(name)
 		if err != nil {
 			return nil

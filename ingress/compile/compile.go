@@ -33,8 +33,25 @@ type State struct {
 	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
+	// Rules are the operator's.
+	Rules Rules
 	// Memory makes the next call faster that has the same one; nil remembers nothing.
 	Memory *Memory
+}
+
+// Rules are what the operator of the cluster has chosen.
+type Rules struct {
+	// HostOwner gives each host to the namespace of the oldest Ingress that has it in a rule.
+	HostOwner bool
+	// TrustedProxies are networks, in CIDR notation, whose word about clients' addresses is believed.
+	TrustedProxies []string
+	// ProxyProtocol has connections from these begin with a header of the PROXY protocol.
+	ProxyProtocol bool
+}
+
+// settings are those of the table; false for the proxy's own.
+func (r Rules) settings() (table.Settings, bool) {
+	return table.Settings{TrustedProxies: r.TrustedProxies, ProxyProtocol: r.ProxyProtocol}, len(r.TrustedProxies) > 0
 }
 
 // Finding is what is wrong with an object, or was left out of it.
@@ -59,6 +76,8 @@ type Result struct {
 const (
 	// ReasonPathTaken says that an older Ingress has the path.
 	ReasonPathTaken = "PathTaken"
+	// ReasonHostTaken says that a host belongs to another namespace.
+	ReasonHostTaken = "HostTaken"
 	// ReasonUnsupported says that a route asks for something that is not served here.
 	ReasonUnsupported = "Unsupported"
 	// ReasonBadHost says that a host is no DNS name that can be served.
@@ -79,10 +98,11 @@ const (
 
 // compiler collects a Result.
 type compiler struct {
-	s     State
-	r     Result
-	hosts map[string]*host // of SiteIngress
-	all   []annotated
+	s       State
+	r       Result
+	hosts   map[string]*host // of SiteIngress
+	all     []annotated
+	ownerOf map[string]*networkingv1.Ingress // of hosts, where each belongs to one namespace
 	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
 	spent      map[string]int
 	spentInAll int
@@ -96,6 +116,7 @@ type annotated struct {
 
 // host is one under construction.
 type host struct {
+	namespace   string // of the Ingress that named it first
 	certificate string
 	routes      []*route
 	taken       map[place]string // the object that has a path
@@ -127,7 +148,7 @@ type route struct {
 
 // Desired compiles the state.
 func Desired(s State) (Result, error) {
-	c := &compiler{s: s, hosts: map[string]*host{}, spent: map[string]int{}, r: Result{
+	c := &compiler{s: s, hosts: map[string]*host{}, ownerOf: map[string]*networkingv1.Ingress{}, spent: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
 	if c.s.Memory == nil {
@@ -153,12 +174,17 @@ func Desired(s State) (Result, error) {
 	c.names()
 	for name, h := range c.hosts {
 		out := table.Host{
-			Certificate: h.certificate, Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream, AskClients: h.asks,
+			Certificate: h.certificate, Final: c.final(h), Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream, AskClients: h.asks,
 		}
 		for _, r := range h.routes {
 			out.Routes = append(out.Routes, r.Route)
 		}
 		if err := c.r.Sections.Put(table.HostKey(table.SiteIngress, name), out); err != nil {
+			return Result{}, err
+		}
+	}
+	if settings, ok := s.Rules.settings(); ok {
+		if err := c.r.Sections.Put(table.KindSettings, settings); err != nil {
 			return Result{}, err
 		}
 	}
@@ -243,7 +269,10 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 			c.find(ing, Finding{ReasonBadHost, fmt.Sprintf("the host %q is no DNS name: its rule is left out", rule.Host)})
 			continue
 		}
-		h := c.host(name)
+		if !c.claim(ing, name) {
+			continue
+		}
+		h := c.host(ing.Namespace, name)
 		if key := certificates.of(name); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
@@ -258,8 +287,8 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 		}
 		c.fallback(ing, o, headers, h, name)
 	}
-	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil {
-		h := c.host("")
+	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil && c.claim(ing, "") {
+		h := c.host(ing.Namespace, "")
 		if key := certificates.of(""); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
@@ -353,10 +382,10 @@ func portOf(b *networkingv1.IngressBackend) (port, why string) {
 	return strconv.Itoa(int(b.Service.Port.Number)), ""
 }
 
-func (c *compiler) host(name string) *host {
+func (c *compiler) host(namespace, name string) *host {
 	h := c.hosts[name]
 	if h == nil {
-		h = &host{taken: map[place]string{}}
+		h = &host{namespace: namespace, taken: map[place]string{}}
 		c.hosts[name] = h
 	}
 	return h

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	networkingv1 "k8s.io/api/networking/v1"
+
 	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -156,7 +158,7 @@ func (c *compiler) names() {
 			}
 			aliases = nil // they are names of the first host
 			if a.options.www && a.options.refused == "" && name != "" && !strings.HasPrefix(name, "*.") {
-				c.www(name, h)
+				c.www(a.ing, name, h)
 			}
 		}
 	}
@@ -175,8 +177,10 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	case c.hosts[name] != nil:
 		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
 		return
+	case !c.claim(a.ing, name):
+		return
 	}
-	other, cost := &host{asks: h.asks}, 0
+	other, cost := &host{namespace: a.ing.Namespace, asks: h.asks}, 0
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
@@ -197,17 +201,17 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 }
 
 // www redirects the host of the same name with www., or without it.
-func (c *compiler) www(name string, h *host) {
+func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	other, ok := strings.CutPrefix(name, "www.")
 	if !ok {
 		other = "www." + name
 	}
-	if c.hosts[other] != nil || len(h.routes) == 0 {
+	if c.hosts[other] != nil || len(h.routes) == 0 || !c.claim(ing, other) {
 		return
 	}
 	r := &route{Route: table.Route{
 		Path: "/", Kind: table.PathPrefix, Object: h.routes[0].Object,
 		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusPermanentRedirect, Location: "$scheme://" + name + "$request_uri"}},
 	}}
-	c.hosts[other] = &host{certificate: h.certificate, routes: []*route{r}}
+	c.hosts[other] = &host{namespace: h.namespace, certificate: h.certificate, routes: []*route{r}}
 }

@@ -205,7 +205,7 @@ func TestEverySettingIsDescribed(t *testing.T) {
 // TestEverySettingIsRead guards against a row of the table that nothing looks at: a flag that does nothing.
 func TestEverySettingIsRead(t *testing.T) {
 	read := map[string]bool{"config": true}
-	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go"} {
+	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go", "ingress.go"} {
 		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -326,6 +326,23 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9-10.43.0.20", "10.0.0.0-10.255.0.0", "224.0.0.1", "192.0.2.9-192.0.2.5", "a"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--load-balancer-pool="+bad); err == nil || !strings.Contains(err.Error(), "--load-balancer-pool") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestIngress(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
+	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
+		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {
+		t.Errorf("%+v, %v", s.Ingress, err)
+	}
+	if s, err := load(t, map[string]string{}, nil, board); err != nil || len(s.Ingress.TrustedProxies) > 0 || s.Ingress.ProxyProtocol || s.Ingress.HostOwner {
+		t.Errorf("the default is %+v, %v", s.Ingress, err)
+	}
+	for _, bad := range []string{"trusted-proxies=all", "trusted-proxies=192.0.2.1/24", "trusted-proxies=0.0.0.0/0", "trusted-proxies=::ffff:192.0.2.0/120", "proxy-protocol", "host-owner=host"} {
+		name, _, _ := strings.Cut("--ingress-"+bad, "=")
+		if _, err := load(t, map[string]string{}, nil, board, "--ingress-"+bad); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}

@@ -62,6 +62,8 @@ type Server struct {
 	DisableAgent     bool
 	DisableKubeProxy bool
 
+	Ingress Ingress
+
 	Profile string // "cis" or ""
 
 	APIServerArgs         []string // name=value
@@ -132,6 +134,8 @@ func (r *reader) server(h Host) Server {
 		Disable:          r.disable("disable"),
 		DisableAgent:     r.boolean("disable-agent"),
 		DisableKubeProxy: r.boolean("disable-kube-proxy"),
+
+		Ingress: r.ingress(),
 
 		Profile: r.str("profile"),
 

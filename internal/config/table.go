@@ -30,6 +30,7 @@ const (
 	groupNode       = "Node"
 	groupRuntime    = "Container runtime"
 	groupParts      = "Parts"
+	groupIngress    = "Ingress"
 	groupArgs       = "Extra arguments for Kubernetes components"
 )
 
@@ -230,6 +231,13 @@ var table = []Setting{
 		Help: "What serves Services on this node: ipvs, which needs Linux 5.9 with the modules ip_vs, ip_vs_rr and dummy, or nftables; auto takes ipvs where the kernel has that, nftables elsewhere"},
 	{Name: "ipvs-scheduler", Commands: nodeCommands, Group: groupParts, Holder: "NAME", Default: "rr", Values: ipvsSchedulers,
 		Help: "With IPVS, which endpoint a connection goes to, for Services that do not say it by the annotation coracle.dev/ipvs-scheduler"},
+
+	{Name: "ingress-host-owner", Commands: ServerCommand, Group: groupIngress, Holder: "WHAT", Default: hostOwnerPath, Values: []string{hostOwnerPath, hostOwnerNamespace},
+		Help: "What Ingresses of several namespaces share of a host: path gives each path to the oldest Ingress that has it, namespace the whole host to the namespace of the oldest Ingress that names it; all servers have the same"},
+	{Name: "ingress-trusted-proxies", Commands: ServerCommand, Group: groupIngress, Kind: List, Holder: "CIDR", Computed: "none",
+		Help: "Networks and addresses of proxies in front of the ingress, whose X-Forwarded-* headers are believed; all servers have the same"},
+	{Name: "ingress-proxy-protocol", Commands: ServerCommand, Group: groupIngress, Kind: Bool, Default: "false",
+		Help: "Each connection from --ingress-trusted-proxies begins with a header of the PROXY protocol, version 1 or 2; all servers have the same"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},

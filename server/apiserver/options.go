@@ -20,6 +20,7 @@ import (
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
+	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -106,6 +107,9 @@ type Options struct {
 	ResourceMetrics bool
 	// MetricsPart, when set, is told how that goes.
 	MetricsPart *status.Part
+
+	// IngressRules are those by which Ingresses are compiled for nodes.
+	IngressRules compile.Rules
 
 	// Fence judges requests whose context carries a term of leadership, see
 	// TermConfig; nil when there are none.

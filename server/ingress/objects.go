@@ -32,6 +32,7 @@ type objects struct {
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	wake    chan struct{}                   // capacity 1: one says that something has changed
 	memory  compile.Memory
+	rules   compile.Rules
 	reads   reads[corev1.Secret]
 	configs reads[corev1.ConfigMap]
 	gateway *gateways // nil where Gateways are not served
@@ -42,7 +43,7 @@ type objects struct {
 func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
-		client: client, log: of.Logger, noIngress: of.NoIngress, wake: make(chan struct{}, 1),
+		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: make(chan struct{}, 1),
 		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -97,7 +98,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 		return
 	}
 	for {
-		state := compile.State{Secrets: map[types.NamespacedName]*corev1.Secret{}}
+		state := compile.State{Rules: o.rules, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
 			state.Classes, _ = classes.Lister().List(labels.Everything())

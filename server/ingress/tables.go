@@ -26,6 +26,7 @@ import (
 	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -47,6 +48,8 @@ const nodePrefix = "system:node:"
 type Options struct {
 	// Client must be allowed to read Ingresses, IngressClasses, Secrets, ConfigMaps, Services and Namespaces.
 	Client kubernetes.Interface
+	// Rules are those by which Ingresses are compiled.
+	Rules compile.Rules
 	// NoIngress leaves Ingresses out.
 	NoIngress bool
 	// Gateways are the objects of the Gateway API; nil leaves them out.

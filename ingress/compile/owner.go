@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// claim says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the oldest Ingress that has it,
+// or a wildcard for it, in a rule; claim is called in the order of their age. The empty name is that of requests to no other host.
+func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
+	if !c.s.Rules.HostOwner {
+		return true
+	}
+	for _, of := range []string{name, wildcard(name)} {
+		if owner := c.ownerOf[of]; owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
+			c.find(ing, Finding{ReasonHostTaken, fmt.Sprintf(
+				"the host %q belongs to the namespace %s, whose Ingress %s is the oldest that names %q: the rule is left out (--ingress-host-owner=namespace)",
+				name, owner.Namespace, owner.Name, of)})
+			return false
+		}
+	}
+	if c.ownerOf[name] == nil {
+		c.ownerOf[name] = ing
+	}
+	return true
+}
+
+// wildcard is the wildcard that a host falls under; empty for none.
+func wildcard(name string) string {
+	if _, rest, ok := strings.Cut(name, "."); ok && !strings.HasPrefix(name, "*.") {
+		return "*." + rest
+	}
+	return ""
+}
+
+// final says whether requests to a host that no route matches must not be tried at the site's default host, since that is another
+// namespace's.
+func (c *compiler) final(h *host) bool {
+	owner := c.ownerOf[""]
+	return owner != nil && owner.Namespace != h.namespace
+}

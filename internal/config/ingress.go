@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import "net/netip"
+
+// Values of --ingress-host-owner.
+const (
+	hostOwnerPath      = "path"
+	hostOwnerNamespace = "namespace"
+)
+
+// Ingress is what an operator chooses of the ingress.
+type Ingress struct {
+	// HostOwner says that a host belongs to one namespace.
+	HostOwner      bool
+	TrustedProxies []netip.Prefix
+	ProxyProtocol  bool
+}
+
+func (r *reader) ingress() Ingress {
+	i := Ingress{HostOwner: r.str("ingress-host-owner") == hostOwnerNamespace, ProxyProtocol: r.boolean("ingress-proxy-protocol")}
+	for _, it := range r.many("ingress-trusted-proxies") {
+		n, err := netip.ParsePrefix(it.text)
+		if a, single := netip.ParseAddr(it.text); single == nil && a.Zone() == "" {
+			a = a.Unmap()
+			n, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil || n.Addr().Is4In6():
+			r.bad(it.src, "%q is neither a network in CIDR notation nor an address; write it like 192.0.2.0/24", it.text)
+		case n != n.Masked():
+			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n.Masked())
+		case n.Bits() == 0:
+			r.bad(it.src, "%s would have every client's word about its address believed", it.text)
+		default:
+			i.TrustedProxies = append(i.TrustedProxies, n)
+		}
+	}
+	if i.ProxyProtocol && len(i.TrustedProxies) == 0 {
+		r.bad(r.src("ingress-proxy-protocol"), "needs --ingress-trusted-proxies: the header of another client is not believed")
+	}
+	return i
+}
