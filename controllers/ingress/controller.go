@@ -73,10 +73,11 @@ type Controller struct {
 	synced    []cache.InformerSynced
 	wake      chan struct{} // capacity 1: one says that something has changed
 
-	said   map[types.NamespacedName]map[compile.Finding]bool // events of this term
-	memory compile.Memory
-	busy   map[string]string // the ports that other programs have, by the node's name
-	unused time.Time         // since when no Ingress is served; zero while one is
+	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
+	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
+	memory     compile.Memory
+	busy       map[string]string // the ports that other programs have, by the node's name
+	unused     time.Time         // since when no Ingress is served; zero while one is
 }
 
 // New listens to the informers, which must not run yet.
@@ -98,7 +99,8 @@ func New(o Options) (*Controller, error) {
 		matters  func(old, now any) bool
 	}{
 		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil}, {core.Services().Informer(), c.serviceMatters},
-		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), NodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
+		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters},
+		{core.Nodes().Informer(), NodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
 		if err != nil {
@@ -139,10 +141,10 @@ func (c *Controller) serviceMatters(_, now any) bool {
 	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
 }
 
-// configMatters leaves out ConfigMaps of the cluster itself, some of which change all the time.
+// configMatters leaves out other ConfigMaps of the cluster itself than compile.Defaults, some of which change all the time.
 func (c *Controller) configMatters(_, now any) bool {
 	m, ok := now.(*corev1.ConfigMap)
-	return ok && m.Namespace != metav1.NamespaceSystem && c.used()
+	return ok && c.used() && (m.Namespace != metav1.NamespaceSystem || m.Name == compile.Defaults.Name)
 }
 
 func (c *Controller) secretMatters(_, now any) bool {
@@ -225,6 +227,7 @@ func (c *Controller) compile() (compile.Result, error) {
 		return compile.Result{}, nil
 	}
 	s.Memory, s.Secrets = &c.memory, map[types.NamespacedName]*corev1.Secret{}
+	s.Defaults, _ = c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name) // nil where there is none
 	for name := range compile.Wanted(s) {
 		if secret, err := c.secrets.Secrets(name.Namespace).Get(name.Name); err == nil {
 			s.Secrets[name] = secret
@@ -372,9 +375,23 @@ func (c *Controller) keepStatus(ctx context.Context, r compile.Result) error {
 	return errors.Join(errs...)
 }
 
+// recordDefaults writes events of the ConfigMap, each once in a term as long as it is so.
+func (c *Controller) recordDefaults(r compile.Result) {
+	said := map[compile.Finding]bool{}
+	m, err := c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
+	for _, f := range r.OfDefaults {
+		said[f] = true
+		if err == nil && !c.ofDefaults[f] {
+			c.o.Recorder.Event(m, corev1.EventTypeWarning, f.Reason, f.Message)
+		}
+	}
+	c.ofDefaults = said
+}
+
 // recordEvents writes events of what is wrong, each once in a term as long as it is so.
 func (c *Controller) recordEvents(r compile.Result) {
 	said := map[types.NamespacedName]map[compile.Finding]bool{}
+	c.recordDefaults(r)
 	for _, ing := range r.Served {
 		key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
 		for _, f := range r.Findings[key] {

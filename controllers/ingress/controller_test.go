@@ -318,3 +318,34 @@ func TestProgramsOfNodes(t *testing.T) {
 		}
 	})
 }
+
+// TestEventsOfDefaults: what is wrong with the ConfigMap is said once, as events of it.
+func TestEventsOfDefaults(t *testing.T) {
+	run(t, func(b bed) {
+		ing := web()
+		ing.Spec.DefaultBackend = nil // of which nothing is to be said
+		b.create(ing)
+		b.settle()
+		m := &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: compile.Defaults.Namespace, Name: compile.Defaults.Name},
+			Data:       map[string]string{"proxy-body-size": "much", "worker-processes": "4"},
+		}
+		client := b.client.CoreV1().ConfigMaps(m.Namespace)
+		if _, err := client.Create(b.Context(), m, metav1.CreateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.settle()
+		said := b.said()
+		if strings.Count(said, "worker-processes") != 1 || strings.Count(said, `proxy-body-size is "much"`) != 2 { // of the ConfigMap and of the Ingress
+			t.Errorf("the events are %q", said)
+		}
+		m.Data = map[string]string{"proxy-body-size": "8m", "worker-processes": "4"}
+		if _, err := client.Update(b.Context(), m, metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.settle()
+		if said := b.said(); said != "" {
+			t.Errorf("the events after the correction are %q", said)
+		}
+	})
+}

@@ -23,7 +23,7 @@ func (o *options) sources() {
 		name = "whitelist-source-range"
 	}
 	o.policy.Allow = o.networks(name)
-	o.policy.Deny = o.networks("denylist-source-range")
+	o.policy.Deny = slices.Concat(o.networks("denylist-source-range"), o.defaults.deny)
 	switch o.annotations["satisfy"] {
 	case "", "all":
 	case "any":

@@ -5,7 +5,6 @@ package compile
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
@@ -47,11 +46,13 @@ type options struct {
 	findings      []Finding
 	object        string // the Ingress' name in the table
 	plain         bool   // policy asks for nothing
+	defaults      *defaults
+	global        bool // authentication is that of all Ingresses
 }
 
 // optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
 // may restrict who gets in.
-func optionsOf(ing *networkingv1.Ingress) options {
+func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
 	o.sslRedirect = o.nginx // ingress-nginx redirects where there is a certificate
 	var ignored []string
@@ -78,7 +79,11 @@ func optionsOf(ing *networkingv1.Ingress) options {
 		o.findings = append(o.findings, Finding{ReasonIgnored, fmt.Sprintf(
 			"the Ingress is served without these annotations of %s*, which only tune: %s", nginxPrefix, strings.Join(ignored, ", "))})
 	}
+	o.inherit(d)
 	o.read()
+	if d.refused != "" {
+		o.refuse("%s", d.refused)
+	}
 	o.passthrough(ing)
 	o.fallbackOf(ing.Name)
 	o.traefik(ing)
@@ -200,7 +205,7 @@ func (o *options) backendProtocol(value string) {
 // redirectOf is the status with which a route redirects plain HTTP to https; 0 serves it.
 func (o *options) redirectOf(secure bool) int {
 	if o.forceHTTPS || o.sslRedirect && secure {
-		return http.StatusPermanentRedirect
+		return o.defaults.redirect
 	}
 	return 0
 }

@@ -33,6 +33,8 @@ type State struct {
 	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
+	// Defaults is the ConfigMap of this name; nil where there is none.
+	Defaults *corev1.ConfigMap
 	// Rules are the operator's.
 	Rules Rules
 	// Memory makes the next call faster that has the same one; nil remembers nothing.
@@ -68,6 +70,8 @@ type Result struct {
 	Orders []Order
 	// Wanted are the Secrets that served Ingresses name.
 	Wanted map[types.NamespacedName]bool
+	// OfDefaults is what is wrong with the ConfigMap Defaults.
+	OfDefaults []Finding
 	// Findings are by Ingress.
 	Findings map[types.NamespacedName][]Finding
 }
@@ -154,7 +158,8 @@ func Desired(s State) (Result, error) {
 	if c.s.Memory == nil {
 		c.s.Memory = &Memory{}
 	}
-	c.s.Memory.begin()
+	c.s.Memory.begin(s)
+	c.r.OfDefaults = c.s.Memory.defaults.findings
 	c.r.Served = served(s)
 	for _, ing := range c.r.Served {
 		c.ingress(ing)
@@ -211,8 +216,9 @@ func served(s State) []*networkingv1.Ingress {
 // Wanted are the Secrets that served Ingresses name: Desired's Wanted, without the table.
 func Wanted(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
+	memory := s.memory()
 	for _, ing := range served(s) {
-		o := s.Memory.optionsOf(ing)
+		o := memory.optionsOf(ing)
 		if o.users != nil {
 			out[o.users.secret] = true
 		}

@@ -93,7 +93,7 @@ func (o *options) server(text string, e *table.External) (why string) {
 	switch {
 	case found == nil:
 		return ""
-	case found[3] != o.namespace:
+	case found[3] != o.namespace && !o.global:
 		return "a Service of another namespace"
 	case scheme != "http":
 		return "a Service with TLS, which is not served yet (http is)"
@@ -101,7 +101,7 @@ func (o *options) server(text string, e *table.External) (why string) {
 	if port == "" {
 		port = "80"
 	}
-	e.Backend = &table.Backend{Namespace: o.namespace, Service: found[1], Port: port}
+	e.Backend = &table.Backend{Namespace: found[3], Service: found[1], Port: port}
 	return ""
 }
 

@@ -50,6 +50,9 @@ func (r *route) policy() {
 		p.Rewrite = ""
 	}
 	r.headers.give(&p)
+	if r.options.global && begins(r.written, r.options.defaults.noAuth) {
+		p.External = nil
+	}
 	if r.challenge() {
 		p.Basic, p.External, p.Clients, p.Redirect, p.AppRoot = nil, nil, nil, nil, ""
 		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
@@ -72,7 +75,7 @@ func (c *compiler) finish(name string, h *host) {
 	}
 	h.stream, h.asks = c.stream(name, h), h.shareClients()
 	for _, r := range slices.Clone(h.routes) {
-		if !r.challenge() {
+		if !r.challenge() && !begins(r.written, r.options.defaults.noRedirect) {
 			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.certificate != "" || h.stream != nil))
 		}
 		switch {

@@ -55,8 +55,9 @@ func (o *options) configMapOf(annotation string) types.NamespacedName {
 // WantedConfigMaps are the ConfigMaps that served Ingresses name.
 func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
+	memory := s.memory()
 	for _, ing := range served(s) {
-		o := s.Memory.optionsOf(ing)
+		o := memory.optionsOf(ing)
 		for _, name := range []types.NamespacedName{o.answerHeaders, o.askHeaders} {
 			if name.Name != "" {
 				out[name] = true
@@ -136,7 +137,11 @@ func (h *headers) give(p *table.Policy) {
 		return
 	}
 	if len(h.answer) > 0 {
-		p.ResponseHeaders = &table.Headers{Set: h.answer}
+		all := table.Headers{Set: h.answer}
+		if p.ResponseHeaders != nil {
+			all.Remove = p.ResponseHeaders.Remove
+		}
+		p.ResponseHeaders = &all
 	}
 	if p.External != nil && len(h.ask) > 0 {
 		e := *p.External

@@ -27,6 +27,9 @@ const (
 type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
 	certificates, lastCertificates map[*corev1.Secret]certificate
+
+	defaults  *defaults
+	configMap *corev1.ConfigMap // that of defaults
 }
 
 // certificate is what a Secret is as one.
@@ -36,23 +39,38 @@ type certificate struct {
 }
 
 // begin forgets what the last call has not asked for.
-func (m *Memory) begin() {
+func (m *Memory) begin(s State) {
+	m.use(s)
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
 	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]certificate, len(m.certificates))
 }
 
+// memory is what is remembered with the defaults of this state.
+func (s State) memory() *Memory {
+	m := s.Memory
+	if m == nil {
+		m = &Memory{}
+	}
+	m.use(s)
+	return m
+}
+
+// use reads the defaults for all Ingresses where they are others; what is remembered of Ingresses has the former ones.
+func (m *Memory) use(s State) {
+	if m.defaults == nil || m.configMap != s.Defaults {
+		m.defaults, m.configMap = defaultsOf(s.Defaults, s.Rules), s.Defaults
+		m.options, m.lastOptions = nil, nil
+	}
+}
+
 // optionsOf remembers what an Ingress' annotations ask for.
 func (m *Memory) optionsOf(ing *networkingv1.Ingress) *options {
-	if m == nil {
-		o := optionsOf(ing)
-		return &o
-	}
 	if o, ok := m.options[ing]; ok {
 		return o
 	}
 	o, ok := m.lastOptions[ing]
 	if !ok {
-		now := optionsOf(ing)
+		now := optionsOf(ing, m.defaults)
 		o = &now
 	}
 	if m.options == nil {

@@ -59,7 +59,7 @@ var Annotations = []Annotation{
 	{"disable-proxy-intercept-errors", Done, ""},
 	{"enable-access-log", Ignored, "There is no access log by default."},
 	{"enable-cors", Done, "The headers are set in the place of the backend's."},
-	{"enable-global-auth", Ignored, "There is no global authentication."},
+	{"enable-global-auth", Done, "false leaves out the keys global-auth of the ConfigMap kube-system/ingress."},
 	{"enable-influxdb", Ignored, "Gone from ingress-nginx, too."},
 	{"enable-modsecurity", Refused, wafNote},
 	{"enable-opentelemetry", Ignored, "There is no tracing; the headers of a trace pass."},

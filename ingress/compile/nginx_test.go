@@ -10,17 +10,36 @@ import (
 	"testing"
 )
 
-// TestDocumentationHasAllAnnotations compares the table of docs/ingress-nginx.md with Annotations.
+// TestDocumentationHasAllAnnotations compares the tables of docs/ingress-nginx.md with Annotations and ConfigKeys.
 func TestDocumentationHasAllAnnotations(t *testing.T) {
 	if !slices.IsSortedFunc(Annotations, func(a, b Annotation) int { return strings.Compare(a.Name, b.Name) }) {
 		t.Error("the annotations are not in the order of their names")
+	}
+	if !slices.IsSortedFunc(ConfigKeys, func(a, b ConfigKey) int { return strings.Compare(a.Name, b.Name) }) {
+		t.Error("the keys are not in the order of their names")
 	}
 	var want strings.Builder
 	want.WriteString("\n| annotation | verdict | |\n| --- | --- | --- |\n")
 	for _, a := range Annotations {
 		fmt.Fprintf(&want, "| %s | %s | %s |\n", a.Name, a.Verdict, a.Note)
 	}
-	const file, begin, end = "../../docs/ingress-nginx.md", "<!-- table -->", "<!-- end -->"
+	compareTable(t, "<!-- table -->", "<!-- end -->", want.String())
+	want.Reset()
+	want.WriteString("\n| key | verdict | default of the annotation | |\n| --- | --- | --- | --- |\n")
+	for _, k := range ConfigKeys {
+		if a, ok := annotationOf(k.Annotation); k.Annotation != "" && (!ok || a.Verdict != k.Verdict) {
+			t.Errorf("the key %s is %s, and its annotation %s", k.Name, k.Verdict, a.Verdict)
+		}
+		fmt.Fprintf(&want, "| %s | %s | %s | %s |\n", k.Name, k.Verdict, k.Annotation, k.Note)
+	}
+	for _, kind := range tuning {
+		fmt.Fprintf(&want, "| %s | %s | | %s |\n", strings.ReplaceAll(strings.ReplaceAll(kind.names, "- ", "-\\* "), " ", ", "), Ignored, kind.note)
+	}
+	compareTable(t, "<!-- keys -->", "<!-- end of keys -->", want.String())
+}
+
+func compareTable(t *testing.T, begin, end, want string) {
+	const file = "../../docs/ingress-nginx.md"
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -30,13 +49,13 @@ func TestDocumentationHasAllAnnotations(t *testing.T) {
 	if !ok || !closed {
 		t.Fatalf("%s has no table between %s and %s", file, begin, end)
 	}
-	if have == want.String() {
+	if have == want {
 		return
 	}
 	if os.Getenv("CORACLE_UPDATE") == "" {
-		t.Fatalf("the table of %s is not that of Annotations; CORACLE_UPDATE=1 writes it", file)
+		t.Fatalf("the table of %s after %s is not that of the code; CORACLE_UPDATE=1 writes it", file, begin)
 	}
-	if err := os.WriteFile(file, []byte(before+begin+want.String()+end+after), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(before+begin+want+end+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

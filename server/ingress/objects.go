@@ -30,6 +30,7 @@ type objects struct {
 	log     *slog.Logger
 	others  informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // of the type for certificates alone
+	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
 	wake    chan struct{}                   // capacity 1: one says that something has changed
 	memory  compile.Memory
 	rules   compile.Rules
@@ -48,6 +49,10 @@ func newObjects(of Options) *objects {
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
+			})),
+		setting: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(compile.Defaults.Namespace),
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, compile.Defaults.Name).String()
 			})),
 	}
 	if of.Gateways != nil {
@@ -73,10 +78,10 @@ func withoutManagedFields(o any) (any, error) {
 // run compiles the table whenever something has changed, until ctx is done.
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
-	secrets := o.secrets.Core().V1().Secrets()
+	secrets, setting := o.secrets.Core().V1().Secrets(), o.setting.Core().V1().ConfigMaps()
 	handler := cache.ResourceEventHandlerFuncs{AddFunc: o.poke, UpdateFunc: func(_, now any) { o.poke(now) }, DeleteFunc: o.poke}
-	synced := make([]cache.InformerSynced, 0, 3)
-	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer()} {
+	synced := make([]cache.InformerSynced, 0, 4)
+	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer(), setting.Informer()} {
 		r, err := i.AddEventHandler(handler)
 		if err != nil { // of an informer that has ended: it has not begun
 			o.log.Error("ingress: listening to an informer failed", "error", err)
@@ -86,8 +91,10 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	}
 	o.others.Start(ctx.Done())
 	o.secrets.Start(ctx.Done())
+	o.setting.Start(ctx.Done())
 	defer o.others.Shutdown()
 	defer o.secrets.Shutdown()
+	defer o.setting.Shutdown()
 	if o.gateway != nil {
 		var following sync.WaitGroup
 		defer following.Wait()
@@ -102,6 +109,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
 			state.Classes, _ = classes.Lister().List(labels.Everything())
+			state.Defaults, _ = setting.Lister().ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name) // nil where there is none
 		}
 		secret := func(name types.NamespacedName) *corev1.Secret {
 			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)

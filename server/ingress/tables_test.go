@@ -140,7 +140,7 @@ func TestNodesHearOfIngresses(t *testing.T) {
 		}
 		f, g := b.follow(), b.follow()
 		time.Sleep(time.Second)
-		if n := b.watches(); n != 3 {
+		if n := b.watches(); n != 4 {
 			t.Errorf("%d watches for two nodes", n)
 		}
 		ing := &networkingv1.Ingress{
@@ -174,7 +174,7 @@ func TestNodesHearOfIngresses(t *testing.T) {
 		before := b.watches()
 		late := b.follow()
 		time.Sleep(time.Second)
-		if n := b.watches() - before; n != 3 {
+		if n := b.watches() - before; n != 4 {
 			t.Errorf("%d new watches for a node that asks after all have gone", n)
 		}
 		late.end()
@@ -227,4 +227,39 @@ func pair(t *testing.T) map[string][]byte {
 		}
 	}
 	return out
+}
+
+// TestDefaultsOfIngresses: a change of the ConfigMap reaches nodes.
+func TestDefaultsOfIngresses(t *testing.T) {
+	run(t, func(b bed) {
+		// The fake client knows no field selectors.
+		ing := &networkingv1.Ingress{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec: networkingv1.IngressSpec{IngressClassName: ptr.To(compile.Class), Rules: []networkingv1.IngressRule{{Host: "h", IngressRuleValue: networkingv1.IngressRuleValue{
+				HTTP: &networkingv1.HTTPIngressRuleValue{Paths: []networkingv1.HTTPIngressPath{{Path: "/", Backend: networkingv1.IngressBackend{
+					Service: &networkingv1.IngressServiceBackend{Name: "web", Port: networkingv1.ServiceBackendPort{Number: 80}},
+				}}}},
+			}}}},
+		}
+		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f := b.follow()
+		time.Sleep(time.Second)
+		m := &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: compile.Defaults.Namespace, Name: compile.Defaults.Name}, Data: map[string]string{"proxy-body-size": "1k"},
+		}
+		if _, err := b.client.CoreV1().ConfigMaps(m.Namespace).Create(b.Context(), m, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		f.mu.Lock()
+		got := string(f.now[table.HostKey(table.SiteIngress, "h")])
+		f.mu.Unlock()
+		if !strings.Contains(got, `"bodyLimit":1024`) {
+			t.Errorf("the host is %s", got)
+		}
+		f.end()
+		f.ended.Wait()
+	})
 }

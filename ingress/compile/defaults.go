@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Defaults is the name of the ConfigMap with ingress-nginx's keys that holds for all Ingresses.
+var Defaults = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress"}
+
+// defaults are what a ConfigMap says for all Ingresses. The zero value says nothing.
+type defaults struct {
+	// annotations are values of annotations for Ingresses that have none of their own, and auth those of the keys global-auth.
+	annotations, auth map[string]string
+	deny              []string
+	// noAuth and noRedirect are beginnings of paths for which auth does not hold, and which are not redirected to https.
+	noAuth, noRedirect []string
+	hidden             []string // headers of responses
+	redirect           int      // the status of redirects to https
+	refused            string   // why no Ingress is served
+	findings           []Finding
+}
+
+// defaultsOf reads the ConfigMap, which may be nil.
+func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
+	d := &defaults{annotations: map[string]string{}, auth: map[string]string{}, redirect: http.StatusPermanentRedirect}
+	if m == nil {
+		return d
+	}
+	var ignored, unknown []string
+	for _, key := range slices.Sorted(maps.Keys(m.Data)) {
+		value := strings.TrimSpace(m.Data[key])
+		k, known := configKeyOf(key)
+		switch {
+		case !known && tunes(key) || known && k.Verdict == Ignored:
+			ignored = append(ignored, key)
+		case !known:
+			unknown = append(unknown, key)
+		case value == "" || k.Verdict == Refused && (value == "false" || value == "off" || value == "0"): // asks for nothing
+		case k.Verdict == Refused:
+			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change what they get. %s",
+				key, Defaults, k.Note)
+		case strings.HasPrefix(key, "global-auth-"):
+			d.auth[k.Annotation] = value
+		case k.Annotation != "":
+			d.annotations[k.Annotation] = value
+		default:
+			d.key(key, value, rules)
+		}
+	}
+	if len(ignored) > 0 {
+		d.findings = append(d.findings, Finding{ReasonIgnored, "Ingresses are served without these keys, which only tune: " + strings.Join(ignored, ", ")})
+	}
+	if len(unknown) > 0 { // ingress-nginx does nothing with them either
+		d.findings = append(d.findings, Finding{ReasonIgnored, "these are no keys of ingress-nginx's, and have no effect: " + strings.Join(unknown, ", ")})
+	}
+	if d.refused == "" {
+		d.try()
+	}
+	return d
+}
+
+func configKeyOf(name string) (ConfigKey, bool) {
+	i, ok := slices.BinarySearchFunc(ConfigKeys, name, func(k ConfigKey, name string) int { return strings.Compare(k.Name, name) })
+	if !ok {
+		return ConfigKey{}, false
+	}
+	return ConfigKeys[i], true
+}
+
+// key reads a key that is no annotation's default.
+func (d *defaults) key(key, value string, rules Rules) {
+	switch key {
+	case "block-cidrs":
+		o := options{annotations: map[string]string{key: value}}
+		if d.deny = o.networks(key); o.refused != "" {
+			d.bad(key, value, "in which something is no network")
+		}
+	case "no-auth-locations":
+		d.noAuth = (&options{annotations: map[string]string{key: value}}).list(key)
+	case "no-tls-redirect-locations":
+		d.noRedirect = (&options{annotations: map[string]string{key: value}}).list(key)
+	case "hide-headers":
+		d.hidden = (&options{annotations: map[string]string{key: value}}).list(key)
+		if slices.ContainsFunc(d.hidden, func(name string) bool { return !headerName.MatchString(name) || reserved[strings.ToLower(name)] }) {
+			d.bad(key, value, "in which a name is no header that can be left out")
+		}
+	case "http-redirect-code":
+		n, err := strconv.Atoi(value)
+		if err != nil || n != 301 && n != 302 && n != 307 && n != 308 {
+			d.bad(key, value, "which is none of 301, 302, 307 and 308")
+			return
+		}
+		d.redirect = n
+	case "use-forwarded-headers", "enable-real-ip", "use-proxy-protocol":
+		on, err := strconv.ParseBool(value)
+		switch {
+		case err != nil:
+			d.bad(key, value, "which is neither true nor false")
+		case on && key == "use-proxy-protocol" && !rules.ProxyProtocol:
+			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all Ingresses answer 503", key, Defaults)
+		case on && len(rules.TrustedProxies) == 0:
+			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all Ingresses answer 503", key, Defaults)
+		}
+	}
+}
+
+func (d *defaults) bad(key, value, why string) {
+	d.refuse("the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
+}
+
+// refuse closes the routes of all Ingresses.
+func (d *defaults) refuse(format string, args ...any) {
+	f := Finding{ReasonUnsupported, strings.TrimSpace(fmt.Sprintf(format, args...))}
+	d.findings = append(d.findings, f)
+	if d.refused == "" {
+		d.refused = f.Message
+	}
+}
+
+// try reads the values once as an Ingress' annotations, so that what is wrong is the ConfigMap's fault and no Ingress'.
+func (d *defaults) try() {
+	o := options{annotations: map[string]string{"default-backend": "any"}}
+	o.inherit(d)
+	o.read()
+	if o.fallbackOf(""); o.refused != "" {
+		d.refuse("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same meaning: %s",
+			Defaults, o.refused)
+	}
+}
+
+// inherit takes over what an Ingress does not say itself.
+func (o *options) inherit(d *defaults) {
+	o.defaults = d
+	if d.refused != "" {
+		return
+	}
+	if len(d.hidden) > 0 {
+		o.policy.ResponseHeaders = &table.Headers{Remove: d.hidden}
+	}
+	for name, value := range d.annotations {
+		_, own := o.annotations[name]
+		switch name {
+		case "whitelist-source-range":
+			own = own || o.annotations["allowlist-source-range"] != ""
+		case "custom-http-errors":
+			own = own || o.annotations["default-backend"] == "" // which makes the answers
+		}
+		if !own {
+			o.annotations[name] = value
+		}
+	}
+	_, own := o.annotations["auth-url"]
+	global := true
+	if o.flag("enable-global-auth", &global); own || !global || d.auth["auth-url"] == "" {
+		return
+	}
+	o.global = true
+	maps.Copy(o.annotations, d.auth)
+}
+
+// begins says whether a path begins with one of some texts, as ingress-nginx compares them.
+func begins(path string, with []string) bool {
+	return slices.ContainsFunc(with, func(text string) bool { return strings.HasPrefix(path, text) })
+}
