@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/proxy"
 )
 
 func everything() labels.Selector { return labels.Everything() }
@@ -54,7 +55,7 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	return out
 }
 
-// endpoints are the addresses of a backend's endpoints that are ready, or, where none is, of those that serve while they end.
+// endpoints are the addresses of a backend's endpoints to which this node's Service proxy would send, too.
 func (n *Node) endpoints(b table.Backend) []string {
 	svc, err := n.o.Services.Lister().Services(b.Namespace).Get(b.Service)
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName {
@@ -68,41 +69,23 @@ func (n *Node) endpoints(b table.Backend) []string {
 	if err != nil {
 		return nil
 	}
-	var ready, ending []string
-	for _, s := range found {
-		for _, p := range s.Ports {
-			if p.Port == nil || deref(p.Name) != name || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
-				continue
-			}
-			for _, e := range s.Endpoints {
-				for _, a := range e.Addresses {
-					ip, err := netip.ParseAddr(a)
-					if err != nil {
-						continue
-					}
-					at := netip.AddrPortFrom(ip, uint16(*p.Port)).String()
-					switch {
-					case e.Conditions.Ready == nil || *e.Conditions.Ready:
-						ready = append(ready, at)
-					case e.Conditions.Serving != nil && *e.Conditions.Serving:
-						ending = append(ending, at)
-					}
-				}
-			}
-		}
+	var out []string
+	for _, at := range n.place().Endpoints(found, name) {
+		out = append(out, at.String())
 	}
-	if len(ready) == 0 {
-		ready = ending
-	}
-	slices.Sort(ready)
-	return slices.Compact(ready)
+	return out
 }
 
-func deref(s *string) string {
-	if s == nil {
-		return ""
+// place is where this node is and which others it does not reach.
+func (n *Node) place() proxy.Place {
+	p := proxy.Place{Node: n.o.NodeName}
+	if node, err := n.o.Nodes.Lister().Get(n.o.NodeName); err == nil {
+		p.Zone = node.Labels[corev1.LabelTopologyZone]
 	}
-	return *s
+	if n.o.Unreachable != nil {
+		p.Down = n.o.Unreachable.Nodes()
+	}
+	return p
 }
 
 // portName is the name of a Service's port, which is given by its name or its number.

@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/proxy"
 )
 
 // Options are required but Part and Logger.
@@ -40,6 +41,9 @@ type Options struct {
 	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own: the proxy never connects there.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
 	Reserved               []uint16
+	// NodeName is this node's, and Unreachable says which others it does not reach; nil where that is not found out.
+	NodeName    string
+	Unreachable proxy.Unreachable
 	// PodNetworkOf is this node's name where coracle makes the pod network, and empty where another plugin does.
 	PodNetworkOf string
 	// Nodes, Services and EndpointSlices are the node's caches; they are run by somebody else.

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -33,7 +34,7 @@ func endpointSlice(name, port string, number int32, endpoints ...discoveryv1.End
 }
 
 func endpoint(address string, ready, serving bool) discoveryv1.Endpoint {
-	return discoveryv1.Endpoint{Addresses: []string{address}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving}}
+	return discoveryv1.Endpoint{Addresses: []string{address}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: ptr.To(!ready)}}
 }
 
 func TestEndpointsOfABackend(t *testing.T) {
@@ -70,11 +71,33 @@ func TestEndpointsOfABackend(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			n := Node{o: Options{Services: services, EndpointSlices: all}}
+			n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services, EndpointSlices: all}}
 			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}), " "); got != c.want {
 				t.Errorf("the endpoints are %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// unreachable is what a test says of other nodes.
+type unreachable struct{ down map[string]bool }
+
+func (u unreachable) Nodes() map[string]bool   { return u.down }
+func (u unreachable) Changed() <-chan struct{} { return nil }
+
+// TestPlaceOfTheNode: the node's zone is that of its label, and nodes that it does not reach are left out.
+func TestPlaceOfTheNode(t *testing.T) {
+	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
+	nodes := factory.Core().V1().Nodes()
+	for name, zone := range map[string]string{"a": "z1", "b": "z2"} {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
+		if err := nodes.Informer().GetStore().Add(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := Node{o: Options{NodeName: "a", Nodes: nodes, Unreachable: unreachable{map[string]bool{"b": true}}}}
+	if p := n.place(); p.Node != "a" || p.Zone != "z1" || !p.Down["b"] {
+		t.Errorf("it is %+v", p)
 	}
 }
 

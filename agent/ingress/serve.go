@@ -78,6 +78,10 @@ func (n *Node) serve(ctx context.Context) error {
 	defer probe.Stop()
 	s := &serving{Node: n, keeper: k, look: true}
 	for {
+		var reached <-chan struct{} // closed when other nodes are reached or not
+		if n.o.Unreachable != nil {
+			reached = n.o.Unreachable.Changed()
+		}
 		if err := s.begin(ctx); err != nil {
 			return err
 		}
@@ -96,6 +100,7 @@ func (n *Node) serve(ctx context.Context) error {
 			s.lost(err)
 		case <-s.retry:
 			s.retry = nil
+		case <-reached:
 		case <-probe.C:
 			s.look = true
 			if k.now != nil {

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	utilsets "k8s.io/apimachinery/pkg/util/sets"
+	upstream "k8s.io/kubernetes/pkg/proxy"
+	"k8s.io/utils/ptr"
+)
+
+// Place is the node for which endpoints are chosen.
+type Place struct {
+	Node, Zone string
+	// Down are the nodes that it cannot reach.
+	Down map[string]bool
+}
+
+// Endpoints are where a node sends what is for one TCP port of a Service, by the port's name, as the Service proxy of that node does for
+// the Service's cluster IP: to endpoints that are ready, or where none is, to those that end and still serve; to those of the node's own
+// zone, or the node itself, where the slices' hints say so; and to none on a node that is not reached where others are left. The traffic
+// policies of the Service do not count. The slices are the Service's. Each address is there once.
+func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
+	d := detour{down: p.Down}
+	groups := map[discoveryv1.AddressType][]*seen{}
+	for _, s := range all {
+		groups[s.AddressType] = append(groups[s.AddressType], &seen{is: s})
+	}
+	var out []netip.AddrPort
+	for _, g := range groups {
+		reached := d.reached(g)
+		var candidates []upstream.Endpoint
+		for _, s := range g {
+			candidates = append(candidates, p.candidates(d.rewrite(s.is, reached), port)...)
+		}
+		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Node, map[string]string{corev1.LabelTopologyZone: p.Zone})
+		for _, e := range chosen {
+			if c, ok := e.(choosable); ok {
+				out = append(out, c.at)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.AddrPort) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Port(), b.Port()))
+	})
+	return slices.Compact(out)
+}
+
+// candidates are the endpoints of a slice that have the port.
+func (p Place) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.Endpoint {
+	var out []upstream.Endpoint
+	for _, at := range s.Ports {
+		if at.Port == nil || ptr.Deref(at.Name, "") != port || ptr.Deref(at.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
+			continue
+		}
+		for i := range s.Endpoints {
+			e := &s.Endpoints[i]
+			for _, text := range e.Addresses {
+				if ip, err := netip.ParseAddr(text); err == nil {
+					out = append(out, choosable{e, netip.AddrPortFrom(ip, uint16(*at.Port)), e.NodeName != nil && *e.NodeName == p.Node})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// choosable is an endpoint as upstream's choice looks at it.
+type choosable struct {
+	*discoveryv1.Endpoint
+	at    netip.AddrPort
+	local bool
+}
+
+func (c choosable) String() string      { return c.at.String() }
+func (c choosable) IP() string          { return c.at.Addr().String() }
+func (c choosable) Port() int           { return int(c.at.Port()) }
+func (c choosable) IsLocal() bool       { return c.local }
+func (c choosable) IsReady() bool       { return ptr.Deref(c.Conditions.Ready, true) }
+func (c choosable) IsServing() bool     { return ptr.Deref(c.Conditions.Serving, true) }
+func (c choosable) IsTerminating() bool { return ptr.Deref(c.Conditions.Terminating, false) }
+
+func (c choosable) ZoneHints() utilsets.Set[string] {
+	if c.Hints == nil {
+		return nil
+	}
+	out := utilsets.New[string]()
+	for _, z := range c.Hints.ForZones {
+		out.Insert(z.Name)
+	}
+	return out
+}
+
+func (c choosable) NodeHints() utilsets.Set[string] {
+	if c.Hints == nil {
+		return nil
+	}
+	out := utilsets.New[string]()
+	for _, n := range c.Hints.ForNodes {
+		out.Insert(n.Name)
+	}
+	return out
+}
+
+// anyPolicy is a Service without traffic policies.
+type anyPolicy struct{ upstream.ServicePort }
+
+func (anyPolicy) String() string             { return "a backend of an Ingress" }
+func (anyPolicy) UsesClusterEndpoints() bool { return true }
+func (anyPolicy) UsesLocalEndpoints() bool   { return false }
