@@ -53,6 +53,10 @@ type Options struct {
 	// VolumePlugins, when set, makes further plugins for the controllers that make, remove and expand volumes. It is called before the informers run.
 	VolumePlugins func() ([]volume.VolumePlugin, error)
 
+	// Unused, when set, says of a group of custom resources that there are no objects of it now. The garbage collector, the quota controller and the
+	// emptying of namespaces leave it out as long as that is so.
+	Unused func(group string) bool
+
 	// Small lowers the number of workers for a machine of few cores. Extra arguments still win.
 	Small bool
 	// ExtraArgs are further kube-controller-manager arguments, name=value; they win over all of the above.
@@ -79,7 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	custom := newCustomInformers(ctx, o.Term)
 	defer custom.Wait()
 	defer cancel()
-	cc, err := newContext(ctx, o.Term, u, custom)
+	cc, err := newContext(ctx, o.Term, u, custom, o.Unused)
 	if err != nil {
 		return err
 	}
@@ -120,8 +124,8 @@ func waitServed(ctx context.Context, t *term.Term) bool {
 }
 
 // newContext makes what upstream's constructors take their inputs from.
-func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers) (app.ControllerContext, error) {
-	mapper, answers, err := newDiscovery(ctx, t)
+func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers, unused func(group string) bool) (app.ControllerContext, error) {
+	mapper, answers, err := newDiscovery(ctx, t, unused)
 	if err != nil {
 		return app.ControllerContext{}, err
 	}
@@ -143,7 +147,7 @@ func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInf
 // ownConstructors take the place of upstream's.
 func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (map[string]func() (app.Controller, error), error) {
 	own := map[string]func() (app.Controller, error){
-		names.NamespaceController: func() (app.Controller, error) { return newNamespaceController(ctx, cc) },
+		names.NamespaceController: func() (app.Controller, error) { return newNamespaceController(ctx, cc, o.Unused) },
 	}
 	if o.VolumePlugins == nil {
 		return own, nil

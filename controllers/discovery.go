@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,7 +40,8 @@ var apiSources = []schema.GroupVersionResource{
 // discoveryCache keeps the list of resources that the garbage collector and the quota controller each ask for every
 // 30 s, some 100 KB of JSON to encode and decode, for as long as nothing could have changed it.
 type discoveryCache struct {
-	now func() time.Time
+	now    func() time.Time
+	unused func(group string) bool // Options.Unused
 
 	mu      sync.Mutex
 	changed time.Time
@@ -52,9 +54,9 @@ type answer struct {
 }
 
 // newDiscovery makes the term's REST mapper and discovery cache, and resets both when the API's resources change.
-func newDiscovery(ctx context.Context, t *term.Term) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
+func newDiscovery(ctx context.Context, t *term.Term, unused func(group string) bool) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
-	c := &discoveryCache{now: time.Now, answers: map[string]answer{}}
+	c := &discoveryCache{now: time.Now, unused: unused, answers: map[string]answer{}}
 	c.changed = c.now()
 	handler := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.invalidate() },
@@ -114,11 +116,28 @@ type cachedDiscovery struct {
 }
 
 func (d cachedDiscovery) ServerPreferredResources() ([]*metav1.APIResourceList, error) {
-	return d.cache.get("all", d.DiscoveryInterface.ServerPreferredResources)
+	lists, err := d.cache.get("all", d.DiscoveryInterface.ServerPreferredResources)
+	return used(lists, d.cache.unused), err
 }
 
 func (d cachedDiscovery) ServerPreferredNamespacedResources() ([]*metav1.APIResourceList, error) {
-	return d.cache.get("namespaced", d.DiscoveryInterface.ServerPreferredNamespacedResources)
+	lists, err := d.cache.get("namespaced", d.DiscoveryInterface.ServerPreferredNamespacedResources)
+	return used(lists, d.cache.unused), err
+}
+
+// used leaves out groups of which there are no objects: who asks for resources in order to watch or to delete them has nothing to do there, and the API server
+// need not compile their rules.
+func used(lists []*metav1.APIResourceList, unused func(group string) bool) []*metav1.APIResourceList {
+	if unused == nil {
+		return lists
+	}
+	out := make([]*metav1.APIResourceList, 0, len(lists))
+	for _, l := range lists {
+		if group, _, ok := strings.Cut(l.GroupVersion, "/"); !ok || !unused(group) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // newGraphBuilder returns nil when the garbage collector is switched off.

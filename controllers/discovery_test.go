@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,4 +43,26 @@ func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
 	fail = errors.New("one group did not answer")
 	get("a partial answer", 1)
 	get("which is not kept", 1)
+}
+
+func TestGroupsWithoutObjectsAreLeftOut(t *testing.T) {
+	var lists []*metav1.APIResourceList
+	for _, version := range []string{"v1", "apps/v1", "custom.example/v1", "custom.example/v2", "other.example/v1"} {
+		lists = append(lists, &metav1.APIResourceList{GroupVersion: version})
+	}
+	without := func(unused func(string) bool) (out []string) {
+		for _, l := range used(lists, unused) {
+			out = append(out, l.GroupVersion)
+		}
+		return out
+	}
+	if got := without(nil); len(got) != len(lists) {
+		t.Errorf("where nothing is said there are %v", got)
+	}
+	if got := without(func(group string) bool { return group == "custom.example" }); !slices.Equal(got, []string{"v1", "apps/v1", "other.example/v1"}) {
+		t.Errorf("without the group that has no objects there are %v", got)
+	}
+	if got := without(func(string) bool { return true }); !slices.Equal(got, []string{"v1"}) {
+		t.Errorf("the core group is left out: %v", got)
+	}
 }

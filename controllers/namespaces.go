@@ -29,7 +29,7 @@ func (c namespaceController) Run(ctx context.Context) { c.NamespaceController.Ru
 // newNamespaceController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go). That one's
 // controller asks at once which resources there are, and ends the process when it hears of none; but a term may end at
 // that very moment.
-func newNamespaceController(ctx context.Context, cc app.ControllerContext) (app.Controller, error) {
+func newNamespaceController(ctx context.Context, cc app.ControllerContext, unused func(group string) bool) (app.Controller, error) {
 	config, err := cc.ClientBuilder.Config("namespace-controller")
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
@@ -45,7 +45,10 @@ func newNamespaceController(ctx context.Context, cc app.ControllerContext) (app.
 		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
 	}
 	o := cc.ComponentConfig.NamespaceController
-	c := namespacecontroller.NewNamespaceController(ctx, client, md, neverEmpty(client.Discovery().ServerPreferredNamespacedResources),
+	c := namespacecontroller.NewNamespaceController(ctx, client, md, neverEmpty(func() ([]*metav1.APIResourceList, error) {
+		lists, err := client.Discovery().ServerPreferredNamespacedResources()
+		return used(lists, unused), err
+	}),
 		cc.InformerFactory.Core().V1().Namespaces(), o.NamespaceSyncPeriod.Duration, corev1.FinalizerKubernetes)
 	return namespaceController{c, int(o.ConcurrentNamespaceSyncs)}, nil
 }

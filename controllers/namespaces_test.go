@@ -31,7 +31,7 @@ func TestTermEndsWhileControllersAreBuilt(t *testing.T) {
 		ClientBuilder:   clients{base: &rest.Config{Host: "in-memory", Transport: overTransport{}}},
 		InformerFactory: informers.NewSharedInformerFactory(fake.NewClientset(), 0),
 	}
-	c, err := newNamespaceController(t.Context(), cc)
+	c, err := newNamespaceController(t.Context(), cc, nil)
 	if err != nil || c.Name() != names.NamespaceController {
 		t.Errorf("%v, %v", c, err)
 	}

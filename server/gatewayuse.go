@@ -28,9 +28,10 @@ type gatewayUse struct {
 	kv      clientv3.KV
 	watcher clientv3.Watcher
 
-	mu      sync.Mutex
-	used    bool
-	changed chan struct{}
+	mu       sync.Mutex
+	revision int64 // that used is of
+	used     bool
+	changed  chan struct{}
 }
 
 // newGatewayUse reads whether there are some; run has to be called then.
@@ -66,12 +67,22 @@ func (u *gatewayUse) read(ctx context.Context, o ...clientv3.OpOption) (int64, e
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if found.Header.Revision < u.revision { // another read was faster
+		return found.Header.Revision, nil
+	}
+	u.revision = found.Header.Revision
 	if used != u.used {
 		u.used = used
 		close(u.changed)
 		u.changed = make(chan struct{})
 	}
 	return found.Header.Revision, nil
+}
+
+// unusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was before that.
+func (u *gatewayUse) unusedNow(ctx context.Context) bool {
+	_, err := u.read(ctx, clientv3.WithSerializable())
+	return err == nil && !u.Used()
 }
 
 // run follows the store until ctx is done.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/kubernetes/pkg/volume"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/controllers/term"
@@ -193,6 +194,7 @@ func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
 		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
 	})
 	o.Term = t
+	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && s.gatewayUse.Load().unusedNow(ctx) }
 	if s.o.Cluster.NoLocalStorage {
 		return controllers.Run(ctx, o)
 	}

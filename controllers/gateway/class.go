@@ -24,22 +24,9 @@ func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, no
 	if err := definitions.Define(ctx, c); err != nil {
 		return err
 	}
-	class, err := api.Class(ctx, gateway.ClassName)
+	class, err := makeClass(ctx, api)
 	if err != nil {
 		return err
-	}
-	if class == nil {
-		class = &gatewayv1.GatewayClass{
-			TypeMeta:   metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "GatewayClass"},
-			ObjectMeta: metav1.ObjectMeta{Name: gateway.ClassName, Labels: map[string]string{managedBy: manager}},
-			Spec:       gatewayv1.GatewayClassSpec{ControllerName: gateway.ControllerName},
-		}
-		if err := api.CreateClass(ctx, class); err != nil && !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("making the GatewayClass %s: %w", gateway.ClassName, err)
-		}
-		if class, err = api.Class(ctx, gateway.ClassName); err != nil || class == nil {
-			return errors.Join(err, fmt.Errorf("the GatewayClass %s is not there", gateway.ClassName))
-		}
 	}
 	version, err := api.CRDVersion(ctx)
 	if err != nil {
@@ -53,6 +40,39 @@ func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, no
 	w := &writer{update: func(ctx context.Context, resource string, o Object) error { return api.UpdateStatus(ctx, resource, o) }}
 	w.classes(ctx, s, r)
 	return errors.Join(w.errs...)
+}
+
+const (
+	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how often it is asked.
+	served, servedPause = time.Minute, 200 * time.Millisecond
+)
+
+// makeClass returns the class, which it makes if there is none.
+func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayClass, error) {
+	ctx, cancel := context.WithTimeout(ctx, served)
+	defer cancel()
+	for {
+		class, err := api.Class(ctx, gateway.ClassName)
+		if err != nil || class != nil {
+			return class, err
+		}
+		err = api.CreateClass(ctx, &gatewayv1.GatewayClass{
+			TypeMeta:   metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "GatewayClass"},
+			ObjectMeta: metav1.ObjectMeta{Name: gateway.ClassName, Labels: map[string]string{managedBy: manager}},
+			Spec:       gatewayv1.GatewayClassSpec{ControllerName: gateway.ControllerName},
+		})
+		switch {
+		case err == nil || apierrors.IsAlreadyExists(err):
+			continue
+		case !apierrors.IsNotFound(err):
+			return nil, fmt.Errorf("making the GatewayClass %s: %w", gateway.ClassName, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting until GatewayClasses are served: %w", err)
+		case <-time.After(servedPause):
+		}
+	}
 }
 
 // Undefine removes the class and the kinds, unless there are objects of them.
