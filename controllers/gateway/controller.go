@@ -125,10 +125,10 @@ func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEven
 		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
 			now = gone.Obj
 		}
-		if s, _ := c.o.State(); len(s.Gateways) == 0 && !ofGateway(now) {
+		if matters != nil && !matters(old, now) {
 			return
 		}
-		if matters == nil || matters(old, now) {
+		if s, _ := c.o.State(); len(s.Gateways) > 0 || ofGateway(now) {
 			c.Changed()
 		}
 	}
