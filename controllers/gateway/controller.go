@@ -210,9 +210,9 @@ func (c *Controller) round(ctx context.Context) error {
 
 // made are the Services that were made for Gateways.
 func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
-	labelled, _ := c.services.List(labelled) // of a cache: it cannot fail
+	all, _ := c.services.List(gatewayapi.Labelled) // of a cache: it cannot fail
 	out := map[types.NamespacedName]*corev1.Service{}
-	for _, svc := range labelled {
+	for _, svc := range all {
 		if madeForGateway(svc) {
 			out[key(svc)] = svc
 		}
@@ -220,21 +220,12 @@ func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
 	return out
 }
 
-// labelled selects Services that are labelled as a Gateway's.
-var labelled = func() labels.Selector {
-	s, err := labels.Parse(table.GatewayLabel)
-	if err != nil {
-		panic(err) // of a constant
-	}
-	return s
-}()
-
 // complete adds to the objects of the Gateway API the others that count.
 func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
 	s.Now = time.Now()
 	s.Namespaces, _ = c.namespaces.List(labels.Everything()) // of caches: they cannot fail
-	services, _ := c.services.List(labelled)
-	s.GatewayServices = gatewayapi.WithPorts(services, ports)
+	s.GatewayServices, _ = c.services.List(gatewayapi.Labelled)
+	s.NodePorts = ports
 	s.Service = func(name types.NamespacedName) *corev1.Service {
 		found, err := c.services.Services(name.Namespace).Get(name.Name)
 		if err != nil {

@@ -258,7 +258,7 @@ func TestAGatewaysLife(t *testing.T) {
 
 		// A tenant who may write the Service gives ports to none: they come from elsewhere, and the Service is put right.
 		svc = b.service("shop", "gateway-web")
-		svc.Annotations[gateway.PortsAnnotation] = "80=10070"
+		svc.Annotations["coracle.dev/gateway-ports"] = "80=10070"
 		svc.Spec.Ports[0].TargetPort.StrVal = "elsewhere"
 		if _, err := b.client.CoreV1().Services("shop").Update(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
@@ -316,7 +316,7 @@ func TestAnotherGatewayOfTheName(t *testing.T) {
 func TestForeignServices(t *testing.T) {
 	tenants := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "shop", Name: "gateway-web", Labels: map[string]string{table.GatewayLabel: "web"}, Annotations: map[string]string{gateway.PortsAnnotation: "80=10060"},
+			Namespace: "shop", Name: "gateway-web", Labels: map[string]string{table.GatewayLabel: "web"}, Annotations: map[string]string{"coracle.dev/gateway-ports": "80=10060"},
 		},
 		Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "mine"}},
 	}

@@ -42,6 +42,8 @@ type State struct {
 	Namespaces []*corev1.Namespace
 	// GatewayServices are the Services with the label ServiceLabel, of all namespaces.
 	GatewayServices []*corev1.Service
+	// NodePorts are the ports of nodes' addresses at which ports of Gateways are served, by their sites (Site), each once.
+	NodePorts map[string]uint16
 	// Service gives a Service, or nil if there is none.
 	Service func(types.NamespacedName) *corev1.Service
 	// Secret and ConfigMap give an object, or nil if there is none.
@@ -82,7 +84,7 @@ type Service struct {
 	Ports []int32
 	// Addresses are those that the Gateway asks for; none leaves the choice to the pools.
 	Addresses []string
-	// Labels and Annotations come from spec.infrastructure. ServiceLabel and PortsAnnotation are not among them.
+	// Labels and Annotations come from spec.infrastructure. ServiceLabel is not among the labels.
 	Labels, Annotations map[string]string
 }
 
@@ -98,7 +100,6 @@ type compiler struct {
 	policies    policies
 	allPolicies []*policy
 	targeted    map[types.NamespacedName][]*policy // by Service
-	ports       map[ServicePort]uint16
 	routes      []*route
 }
 
@@ -106,7 +107,7 @@ type compiler struct {
 func Desired(s State) (Result, error) {
 	c := &compiler{
 		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
-		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, ports: NodePorts(s.GatewayServices), targeted: map[types.NamespacedName][]*policy{},
+		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, targeted: map[types.NamespacedName][]*policy{},
 		r: Result{
 			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
 			GatewayStatus:     map[types.NamespacedName]gatewayv1.GatewayStatus{},

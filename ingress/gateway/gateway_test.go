@@ -239,7 +239,7 @@ func TestAddresses(t *testing.T) {
 	if got := programmed(); got.Reason != string(gatewayv1.GatewayReasonAddressNotAssigned) {
 		t.Errorf("without an address the Gateway is %+v", got)
 	}
-	w.GatewayServices[0].Annotations = nil
+	w.NodePorts = nil
 	r := must(t, w.State)
 	if got := r.GatewayStatus[nameOf(w.Gateways[0])].Listeners[0].Conditions[1]; got.Reason != string(gatewayv1.ListenerReasonPending) {
 		t.Errorf("without a port of nodes the listener is %+v", got)

@@ -26,8 +26,8 @@ type gateway struct {
 	certificate *certificate
 	// service is the Gateway's Service; nil if there is none yet.
 	service   *corev1.Service
-	nodePorts map[int32]uint16 // by port
-	insecure  bool             // clients without a valid certificate get in somewhere although certificates are asked for
+	nodePorts map[string]uint16 // of all Gateways, by site
+	insecure  bool              // clients without a valid certificate get in somewhere although certificates are asked for
 }
 
 // listenerSet is a ListenerSet of a Gateway of this controller.
@@ -49,17 +49,12 @@ func (g *gateway) all() []*listener {
 
 // gateway reads a Gateway of a class of this controller.
 func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
-	g := &gateway{object: object, nodePorts: map[int32]uint16{}}
+	g := &gateway{object: object, nodePorts: c.s.NodePorts}
 	c.gateways[nameOf(object)] = g
 	name := ServiceName(object.Name)
 	for _, s := range c.s.GatewayServices {
 		if s.Namespace == object.Namespace && s.Name == name {
 			g.service = s
-		}
-	}
-	for at, node := range c.ports {
-		if at.Namespace == object.Namespace && at.Name == name {
-			g.nodePorts[at.Port] = node
 		}
 	}
 	if !class.ok() {
@@ -92,6 +87,14 @@ func flawOf(object *gatewayv1.Gateway) problem {
 		}
 	}
 	return problem{}
+}
+
+// nodePort is the port of nodes' addresses at which a port of the Gateway is served; 0 while it has none, or the Gateway has no Service.
+func (g *gateway) nodePort(port int32) uint16 {
+	if g.service == nil {
+		return 0
+	}
+	return g.nodePorts[Site(g.object.Namespace, g.object.Name, port)]
 }
 
 // readBackendTLS reads the certificate with which the proxy shows who it is to backends.
@@ -280,7 +283,6 @@ func (c *compiler) wantService(g *gateway) {
 		}
 	}
 	delete(out.Labels, ServiceLabel)
-	delete(out.Annotations, PortsAnnotation)
 	out.Labels[gatewayv1.GatewayNameLabelKey] = LabelValue(g.object.Name)
 	c.r.Services[types.NamespacedName{Namespace: g.object.Namespace, Name: ServiceName(g.object.Name)}] = out
 }

@@ -149,18 +149,16 @@ func (w *world) settle(t testing.TB) Result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.GatewayServices = nil
-	node := uint16(FirstNodePort)
+	w.GatewayServices, w.NodePorts = nil, map[string]uint16{}
+	node := uint16(table.FirstGatewayPort)
 	for _, name := range slices.SortedFunc(maps.Keys(r.Services), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
 		want := r.Services[name]
-		ports := map[int32]uint16{}
 		for _, p := range want.Ports {
-			ports[p] = node
+			w.NodePorts[Site(name.Namespace, want.Gateway.Name, p)] = node
 			node++
 		}
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{
 			Namespace: name.Namespace, Name: name.Name, Labels: map[string]string{ServiceLabel: LabelValue(want.Gateway.Name)},
-			Annotations: map[string]string{PortsAnnotation: FormatPorts(ports)},
 		}}
 		for _, a := range want.Addresses {
 			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})

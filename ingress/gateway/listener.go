@@ -225,7 +225,7 @@ func (l *listener) programmed() problem {
 		return problem{string(gatewayv1.ListenerReasonInvalid), l.refs.message}
 	case !l.gateway.accepted.ok():
 		return problem{string(gatewayv1.ListenerReasonInvalid), "the Gateway is not accepted: " + l.gateway.accepted.message}
-	case l.gateway.nodePorts[l.spec.Port] == 0:
+	case l.gateway.nodePort(l.spec.Port) == 0:
 		return problem{string(gatewayv1.ListenerReasonPending), "the Gateway's Service has no port of nodes for it yet"}
 	}
 	return problem{}

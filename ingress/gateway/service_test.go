@@ -3,13 +3,9 @@
 package gateway
 
 import (
-	"maps"
 	"strings"
 	"testing"
-	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -32,37 +28,6 @@ func TestServiceNamesAreLabels(t *testing.T) {
 	}
 	if got := ServiceName("web"); got != "gateway-web" {
 		t.Errorf("the Service of web is %s", got)
-	}
-}
-
-func TestPortsAnnotation(t *testing.T) {
-	for value, want := range map[string]map[int32]uint16{
-		"":                                   {},
-		"80=10060,443=10061":                 {80: 10060, 443: 10061},
-		"80=10059,443=10316,81=10060,0=1":    {81: 10060},
-		"80=10060,80=10061,x=10062,81=,,82":  {80: 10060},
-		"70000=10060, 80=10061,-1=10062":     {},
-		"443=10315,80=10060, 81 = 10061,9=9": {443: 10315, 80: 10060},
-	} {
-		if got := ParsePorts(value); !maps.Equal(got, want) {
-			t.Errorf("%q is read as %v, not %v", value, got, want)
-		}
-		if again := ParsePorts(FormatPorts(want)); !maps.Equal(again, want) {
-			t.Errorf("%v is written as %q", want, FormatPorts(want))
-		}
-	}
-}
-
-func TestOldestServiceHasANodePort(t *testing.T) {
-	service := func(name, ports string, age time.Duration) *corev1.Service {
-		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{
-			Namespace: "a", Name: name, CreationTimestamp: metav1.NewTime(born.Add(-age)), Annotations: map[string]string{PortsAnnotation: ports},
-		}}
-	}
-	got := NodePorts([]*corev1.Service{service("young", "80=10060,81=10061", 1), service("old", "443=10060,444=10060", time.Hour), service("same-age", "1=10061", 1)})
-	want := map[ServicePort]uint16{{"a", "old", 443}: 10060, {"a", "same-age", 1}: 10061}
-	if !maps.Equal(got, want) {
-		t.Errorf("the ports are %v, not %v", got, want)
 	}
 }
 

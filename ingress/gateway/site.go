@@ -36,7 +36,7 @@ func (c *compiler) sites(g *gateway) error {
 		s.listeners[l.host] = l
 	}
 	for _, port := range slices.Sorted(maps.Keys(ports)) {
-		if err := c.site(ports[port], g.nodePorts[port]); err != nil {
+		if err := c.site(ports[port], g.nodePort(port)); err != nil {
 			return err
 		}
 	}

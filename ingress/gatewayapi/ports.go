@@ -4,9 +4,9 @@ package gatewayapi
 
 import (
 	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -34,32 +34,11 @@ func ReadPorts(c *corev1.ConfigMap) map[string]uint16 {
 	return out
 }
 
-// WithPorts are the Services of Gateways with the ports that their sites have, whatever they say themselves.
-func WithPorts(services []*corev1.Service, ports map[string]uint16) []*corev1.Service {
-	of := map[string]map[int32]uint16{} // by namespace and name of the Service
-	for site, node := range ports {
-		parts := strings.Split(site, ":")
-		if len(parts) != 3 {
-			continue
-		}
-		port, err := strconv.ParseInt(parts[2], 10, 32)
-		if err != nil {
-			continue
-		}
-		key := parts[0] + "/" + gateway.ServiceName(parts[1])
-		if of[key] == nil {
-			of[key] = map[int32]uint16{}
-		}
-		of[key][int32(port)] = node
+// Labelled selects the Services that say that they are of Gateways.
+var Labelled = func() labels.Selector {
+	s, err := labels.Parse(gateway.ServiceLabel)
+	if err != nil {
+		panic(err) // of a constant
 	}
-	out := make([]*corev1.Service, 0, len(services))
-	for _, s := range services {
-		if s.Labels[table.GatewayLabel] == "" {
-			continue
-		}
-		copied := *s
-		copied.Annotations = map[string]string{gateway.PortsAnnotation: gateway.FormatPorts(of[s.Namespace+"/"+s.Name])}
-		out = append(out, &copied)
-	}
-	return out
-}
+	return s
+}()

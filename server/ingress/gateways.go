@@ -146,9 +146,9 @@ func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) 
 	core := g.others.Core().V1()
 	state.Now = time.Now()
 	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // of caches: they cannot fail
-	services, _ := core.Services().Lister().List(labels.Everything())
+	state.GatewayServices, _ = core.Services().Lister().List(gatewayapi.Labelled)
 	ports, _ := g.ports.Core().V1().ConfigMaps().Lister().ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
-	state.GatewayServices = gatewayapi.WithPorts(services, gatewayapi.ReadPorts(ports))
+	state.NodePorts = gatewayapi.ReadPorts(ports)
 	state.Service = func(name types.NamespacedName) *corev1.Service {
 		found, err := core.Services().Lister().Services(name.Namespace).Get(name.Name)
 		if err != nil {
