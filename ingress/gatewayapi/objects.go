@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
@@ -121,7 +122,7 @@ func (o *Objects) ask(ctx context.Context) (map[string]bool, string, error) {
 }
 
 func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
-	lw := cache.NewListWatchFromClient(o.client.rest, resource, metav1.NamespaceAll, nil)
+	lw := cache.NewListWatchFromClient(o.client.rest, resource, metav1.NamespaceAll, fields.Everything())
 	i := cache.NewSharedIndexInformer(lw, examples[resource], 0, cache.Indexers{})
 	if err := i.SetTransform(slim); err != nil {
 		return nil, err
