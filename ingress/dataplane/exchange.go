@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"net/url"
 	"strconv"
@@ -36,22 +37,24 @@ type exchange struct {
 	in       *http.Request
 	out      http.Header // of the request to the backend
 
-	policy   *policy     // of the route; nil for none
-	release  func()      // ends what a limiter counts; nil for none
-	granted  http.Header // of the authentication server's answer
-	verified string      // what is known of the client's certificate; empty where none is asked for
-	sticky   string      // requests for which it is the same go to the same endpoint; empty for turns
-	cookies  []string    // of the same answer, for the client
-	path     cleanPath
-	peer     string // the address of the client or of the proxy before us
-	believed bool   // peer is a trusted proxy
-	scheme   string
-	grpc     bool
-	backend  *backend // that was chosen; nil before
-	replaced bool     // a fallback has been asked for the answer
-	ends     func()   // ends the request to the fallback; nil without one
-	late     *watch   // ends what takes longer than the route allows; nil for none
-	duplex   bool     // the response may begin before the end of the request's body
+	stream    netip.Addr // the source for which streaming says that the exchange counts
+	streaming bool
+	policy    *policy     // of the route; nil for none
+	release   func()      // ends what a limiter counts; nil for none
+	granted   http.Header // of the authentication server's answer
+	verified  string      // what is known of the client's certificate; empty where none is asked for
+	sticky    string      // requests for which it is the same go to the same endpoint; empty for turns
+	cookies   []string    // of the same answer, for the client
+	path      cleanPath
+	peer      string // the address of the client or of the proxy before us
+	believed  bool   // peer is a trusted proxy
+	scheme    string
+	grpc      bool
+	backend   *backend // that was chosen; nil before
+	replaced  bool     // a fallback has been asked for the answer
+	ends      func()   // ends the request to the fallback; nil without one
+	late      *watch   // ends what takes longer than the route allows; nil for none
+	duplex    bool     // the response may begin before the end of the request's body
 
 	ctx    context.Context // of the request to the backend
 	cancel context.CancelCauseFunc

@@ -207,7 +207,7 @@ var (
 // copy sends the body, each piece at once.
 func (x *exchange) copy(res *http.Response) {
 	var buf []byte
-	if x.patient.Load() {
+	if x.patient.Load() || x.proxy.budget.above(plenty) {
 		b := smallBuffers.Get().(*smallBuffer)
 		defer smallBuffers.Put(b)
 		buf = b[:]

@@ -13,9 +13,10 @@ import (
 type limit struct {
 	most int
 
-	mu  sync.Mutex
-	all int
-	of  map[netip.Addr]int
+	mu   sync.Mutex
+	all  int
+	of   map[netip.Addr]int
+	open map[*countedTCP]struct{}
 }
 
 // take counts a connection; false says that there are too many. A source that is not valid has no bound of its own.
@@ -59,8 +60,9 @@ func (l *limit) remove(source netip.Addr) {
 }
 
 // sourceOf is what a connection counts for.
-func sourceOf(a net.Addr) netip.Addr {
-	ip := addressOf(a)
+func sourceOf(a net.Addr) netip.Addr { return sourceOfAddress(addressOf(a)) }
+
+func sourceOfAddress(ip netip.Addr) netip.Addr {
 	if ip.Is6() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.Addr()
@@ -94,7 +96,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if trusted {
 			source = netip.Addr{} // many clients' connections
 		}
-		if !l.proxy.limit.take(source) {
+		if !l.proxy.spare(source) || !l.proxy.limit.take(source) {
 			l.proxy.stats.Refused.Add(1)
 			_ = conn.Close()
 			continue
@@ -103,9 +105,9 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		tcp, ok := conn.(*net.TCPConn)
 		switch {
 		case ok && trusted && tables.proxied:
-			return &proxiedConn{countedTCP: &countedTCP{TCPConn: tcp, counted: c}, proxy: l.proxy}, nil
+			return &proxiedConn{countedTCP: l.proxy.counted(tcp, c), proxy: l.proxy}, nil
 		case ok:
-			return &countedTCP{TCPConn: tcp, counted: c}, nil
+			return l.proxy.counted(tcp, c), nil
 		}
 		return &countedConn{Conn: conn, counted: c}, nil
 	}
@@ -142,11 +144,23 @@ func (c *counted) became(source netip.Addr) bool {
 type countedTCP struct {
 	*net.TCPConn
 	*counted
+	proxy *Proxy
+}
+
+func (p *Proxy) counted(conn *net.TCPConn, c *counted) *countedTCP {
+	out := &countedTCP{conn, c, p}
+	p.limit.mu.Lock()
+	defer p.limit.mu.Unlock()
+	p.limit.open[out] = struct{}{}
+	return out
 }
 
 // Close ends the connection and its part of the limit.
 func (c *countedTCP) Close() error {
 	defer c.gone()
+	c.limit.mu.Lock()
+	delete(c.limit.open, c)
+	c.limit.mu.Unlock()
 	return c.TCPConn.Close()
 }
 

@@ -50,7 +50,9 @@ type Options struct {
 }
 
 const (
-	maxRequestHeader  = 64 << 10
+	maxRequestHeader = 32 << 10
+	// maxFields bounds the names of fields in a request's header: short ones take ten times their length in memory.
+	maxFields         = 256
 	maxResponseHeader = 128 << 10
 	// maxAttempts bounds how many endpoints a request tries to connect to.
 	maxAttempts = 4
@@ -72,6 +74,9 @@ type Proxy struct {
 	dialer       *net.Dialer
 	stats        Stats
 	limit        limit
+	streams      limit // requests under way of clients that may have several on a connection
+	budget       *memory
+	shedAt       atomic.Int64  // when shed closed connections last
 	mirrors      atomic.Int64  // mirrored requests under way
 	mirrorMemory atomic.Int64  // bytes of their bodies that are held
 	ending       chan struct{} // closed by End
@@ -138,7 +143,8 @@ func New(o Options) (*Proxy, error) {
 		o.MaxConnections = 4000
 	}
 	p := &Proxy{
-		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
+		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
+		streams: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{},
@@ -198,6 +204,13 @@ func (p *Proxy) to(b *backend) *http.Transport {
 		return clients.http2
 	}
 	return clients.http1
+}
+
+// http2Server bounds what a client's connection can have lying here of bodies that no backend takes.
+func http2Server() *http.HTTP2Config {
+	c := pings()
+	c.MaxReceiveBufferPerConnection, c.MaxReceiveBufferPerStream = 128<<10, 128<<10
+	return c
 }
 
 // pings finds peers of HTTP/2 that are gone while streams are silent.

@@ -171,7 +171,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 	protocols.SetHTTP2(h.secure)
 	protocols.SetUnencryptedHTTP2(!h.secure)
 	server := &http.Server{
-		Handler: h, Protocols: &protocols, HTTP2: pings(),
+		Handler: h, Protocols: &protocols, HTTP2: http2Server(),
 		ReadHeaderTimeout: p.options.HeaderTimeout, IdleTimeout: p.options.KeepAlive, MaxHeaderBytes: maxRequestHeader,
 		ErrorLog: slog.NewLogLogger(p.options.Logger.Handler(), slog.LevelDebug),
 		ConnState: func(_ net.Conn, state http.ConnState) {
@@ -206,12 +206,15 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 		cause := recover()
 		whole := cause == nil || x.panicked(cause)
 		x.end(whole)
+		x.finish()
 		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
 		if !whole {
 			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
 		}
 	}()
-	x.serve()
+	if x.begin() {
+		x.serve()
+	}
 }
 
 // panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no failure of the

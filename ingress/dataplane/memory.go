@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync/atomic"
+	"time"
+)
+
+// memory says how much of its limit the process uses, so that clients are refused before the kernel ends the process with everybody's connections. What a
+// connection takes differs by a factor of five, from an idle one to one over TLS that does not read, and so their number alone bounds nothing.
+type memory struct {
+	most int64 // GOMEMLIMIT in bytes; 0 for none
+	next atomic.Int64
+	used atomic.Int64
+	read func() int64
+}
+
+// readEvery is how old the measure may be.
+const readEvery = 10 * time.Millisecond
+
+func newMemory() *memory {
+	m := &memory{read: runtimeMemory}
+	if most := debug.SetMemoryLimit(-1); most < math.MaxInt64 {
+		m.most = most
+	}
+	return m
+}
+
+// runtimeMemory is what GOMEMLIMIT limits.
+func runtimeMemory() int64 {
+	samples := [2]metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(samples[:])
+	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64())
+}
+
+// above reports whether so many sixteenths of the limit are in use.
+func (m *memory) above(sixteenths int64) bool {
+	if m.most == 0 {
+		return false
+	}
+	now := time.Now().UnixNano()
+	if next := m.next.Load(); now >= next && m.next.CompareAndSwap(next, now+int64(readEvery)) {
+		m.used.Store(m.read())
+	}
+	return m.used.Load() > m.most/16*sixteenths
+}
+
+// Parts of GOMEMLIMIT, in sixteenths. The kernel ends the process at 21 of them.
+const (
+	// plenty is where copies of bodies begin to take small buffers.
+	plenty = 8
+	// scarce is where sources that have much get no more, and short where they lose connections.
+	scarce, short = 11, 15
+	// none is where nobody gets anything.
+	none = 17
+)
+
+// spare reports whether there is memory for one more connection or request of a source. When little is left, sources that have little get it.
+func (p *Proxy) spare(source netip.Addr) bool {
+	switch {
+	case !p.budget.above(scarce):
+		return true
+	case p.greedy(source) || p.budget.above(none):
+		return false
+	}
+	if p.budget.above(short) {
+		p.shed()
+	}
+	return true
+}
+
+// greedy reports whether a source has more than a sixteenth of what all may have.
+func (p *Proxy) greedy(source netip.Addr) bool {
+	return p.limit.count(source)+p.streams.count(source) > max(1, p.options.MaxConnections/16)
+}
+
+func (l *limit) count(source netip.Addr) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.of[source]
+}
+
+// heaviest are an eighth of the connections of the source that has most of them and of requests.
+func (p *Proxy) heaviest() []*countedTCP {
+	p.limit.mu.Lock()
+	defer p.limit.mu.Unlock()
+	var most netip.Addr
+	heaviest := 0
+	for source, n := range p.limit.of {
+		if n += p.streams.count(source); n > heaviest {
+			most, heaviest = source, n
+		}
+	}
+	var out []*countedTCP
+	for c := range p.limit.open {
+		if c.source == most && len(out) <= p.limit.of[most]/8 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// shed closes some connections of the source that has most, so that others can be served.
+func (p *Proxy) shed() {
+	now := time.Now().UnixNano()
+	if last := p.shedAt.Load(); now < last+int64(readEvery) || !p.shedAt.CompareAndSwap(last, now) {
+		return
+	}
+	for _, c := range p.heaviest() {
+		p.stats.Refused.Add(1)
+		_ = c.Close()
+	}
+}
+
+// errMemory ends a connection that brings more while no memory is left.
+var errMemory = errors.New("the process has no memory left for this client")
+
+// of is the source that the connection counts for.
+func (c *counted) of() netip.Addr {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	return c.source
+}
+
+// Read implements net.Conn. Bodies of HTTP/2 are read before anybody asks for them.
+func (c *countedTCP) Read(to []byte) (int, error) {
+	n, err := c.TCPConn.Read(to)
+	if p := c.proxy; err == nil && p.budget.above(short) && p.greedy(c.of()) {
+		return 0, errMemory
+	}
+	return n, err
+}
+
+// begin takes the exchange's part of what all may have at a time; false says that it has been answered. A connection of HTTP/1 has one request at a time, and
+// is counted itself.
+func (x *exchange) begin() bool {
+	if len(x.in.Header) > maxFields {
+		x.answer(http.StatusRequestHeaderFieldsTooLarge, "the header of the request has too many fields")
+		return false
+	}
+	if x.in.ProtoMajor < 2 && !x.proxy.budget.above(scarce) {
+		return true
+	}
+	var source netip.Addr
+	if !x.believed { // a trusted proxy has many clients' requests
+		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // of net/http: it is one
+		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
+	}
+	if !x.proxy.spare(source) {
+		x.w.Header().Set("Connection", "close")
+		x.answer(http.StatusServiceUnavailable, "the ingress proxy has no memory left for this client")
+		return false
+	}
+	if x.in.ProtoMajor < 2 {
+		return true
+	}
+	if !x.proxy.streams.take(source) {
+		x.answer(http.StatusServiceUnavailable, "this client has too many requests under way")
+		return false
+	}
+	x.stream, x.streaming = source, true
+	return true
+}
+
+// finish gives back what begin took.
+func (x *exchange) finish() {
+	if x.streaming {
+		x.proxy.streams.give(x.stream)
+	}
+}

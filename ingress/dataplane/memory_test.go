@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// dialFrom dials from an address of this machine.
+func dialFrom(t *testing.T, source, address string) net.Conn {
+	t.Helper()
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}).Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// TestMemoryIsForThoseWhoHaveLittle: a source that has much gets no more when memory is scarce and loses connections when it is short, and others are served.
+func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	f := newFixture(t, Options{MaxConnections: 160}, site(t, "", backend)...)
+	var used atomic.Int64
+	f.budget.most, f.budget.read = 16<<20, used.Load
+	level := func(sixteenths int64) {
+		used.Store(sixteenths<<20 + 1)
+		f.budget.next.Store(0)
+	}
+	const much, little = "127.0.0.2", "127.0.0.3"
+	var greedy []net.Conn
+	for range 20 {
+		greedy = append(greedy, dialFrom(t, much, f.http))
+	}
+	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 20 })
+	served := func(source string) bool {
+		c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}).DialContext(ctx, network, address)
+			}}}
+		res, err := c.Get("http://" + f.http)
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil && res.StatusCode == http.StatusOK
+	}
+	for _, c := range []struct {
+		level        int64
+		much, little bool
+	}{{scarce - 1, true, true}, {scarce, false, true}, {short, false, true}, {none, false, false}} {
+		level(c.level)
+		if got := served(much); got != c.much {
+			t.Errorf("with %d sixteenths in use the source that has much is served: %v", c.level, got)
+		}
+		if got := served(little); got != c.little {
+			t.Errorf("with %d sixteenths in use the other source is served: %v", c.level, got)
+		}
+	}
+	level(0)
+	closed := 0
+	for _, conn := range greedy {
+		_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err := conn.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			closed++
+		}
+	}
+	if closed == 0 || closed == len(greedy) {
+		t.Errorf("%d of %d connections of the source that has much were closed", closed, len(greedy))
+	}
+}
+
+// TestStreamsCountAsConnections: a connection of HTTP/2 has no more requests under way than connections of HTTP/1.1 might.
+func TestStreamsCountAsConnections(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	backend := backendServer(t, func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-release
+	})
+	f := newFixture(t, Options{MaxConnections: 8}, site(t, "", backend)...)
+	c := client(t, f.https, "h2")
+	answers := make(chan int, 5)
+	for range 4 { // half of them
+		go func() {
+			status, _ := get(t, c, "https://a/")
+			answers <- status
+		}()
+		<-arrived
+	}
+	if status, _ := get(t, c, "https://a/"); status != http.StatusServiceUnavailable {
+		t.Errorf("one too many is answered with %d", status)
+	}
+	close(release)
+	for range 4 {
+		if status := <-answers; status != http.StatusOK {
+			t.Errorf("one is answered with %d", status)
+		}
+	}
+	go func() { <-arrived }()
+	if status, _ := get(t, c, "https://a/"); status != http.StatusOK {
+		t.Errorf("a later one is answered with %d", status)
+	}
+}
+
+// TestHeadersOfManyFieldsAreRefused: 32 KB of short fields take ten times as much memory for as long as the request lasts.
+func TestHeadersOfManyFieldsAreRefused(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	for fields, want := range map[int]string{100: "HTTP/1.1 200", 300: "HTTP/1.1 431"} {
+		var header strings.Builder
+		for i := range fields {
+			fmt.Fprintf(&header, "a%d: b\r\n", i)
+		}
+		if got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+header.String()+"\r\n"); !strings.HasPrefix(got, want) {
+			t.Errorf("%d fields: %q", fields, got)
+		}
+	}
+}
