@@ -39,6 +39,7 @@ type exchange struct {
 
 	stream    netip.Addr // the source for which streaming says that the exchange counts
 	streaming bool
+	hops      int         // the proxies that the request has passed
 	policy    *policy     // of the route; nil for none
 	release   func()      // ends what a limiter counts; nil for none
 	granted   http.Header // of the authentication server's answer

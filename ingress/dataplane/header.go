@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -88,6 +89,26 @@ func contains(networks []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
+// hopsHeader counts the proxies that a request has passed, whoever sent it to the next one. An authentication server's name, or an endpoint, may lead to an
+// address of ours, and without an end one request would become thousands.
+const (
+	hopsHeader = "X-Coracle-Hops"
+	maxHops    = 8
+)
+
+// hopsOf is what a header says; maxHops for what is no number.
+func hopsOf(h http.Header) int {
+	said := h[hopsHeader]
+	if len(said) == 0 {
+		return 0
+	}
+	n, err := strconv.Atoi(said[0])
+	if err != nil || n < 0 {
+		return maxHops
+	}
+	return n
+}
+
 // forwarded sets the headers about forwarding. What the peer said of it is kept only when the peer is trusted.
 func (x *exchange) forwarded(h http.Header) {
 	var said []string
@@ -111,7 +132,9 @@ func (x *exchange) forwarded(h http.Header) {
 			port = "443"
 		}
 	}
-	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, port} // one allocation for five headers
+	// One allocation for six headers.
+	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, port, strconv.Itoa(x.hops + 1)}
+	h[hopsHeader] = values[5:6:6]
 	h["X-Forwarded-For"] = values[0:1:1]
 	h["X-Real-Ip"] = values[1:2:2]
 	for i, name := range [...]string{"X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"} {

@@ -86,3 +86,24 @@ func TestRequestLinesAreOfOneTarget(t *testing.T) {
 		t.Errorf("the backend got %q", line)
 	}
 }
+
+// TestLoopsEnd: a backend, a websocket's backend or an authentication server at the proxy's own address does not make one request endless.
+func TestLoopsEnd(t *testing.T) {
+	backend := backendServer(t, showing("b"))
+	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "auth.example"), table.Host{Routes: []table.Route{{
+		Path: "/", Kind: table.PathPrefix, Object: "Ingress/n/x", Backends: []table.Backend{service("b")},
+		Policy: &table.Policy{External: &table.External{URL: "http://auth.example/", Backend: &table.Backend{Namespace: "n", Service: "self", Port: "80"}}},
+	}}}), section(t, table.HostKey("s", "loop.example"), table.Host{Routes: []table.Route{{
+		Path: "/", Kind: table.PathPrefix, Object: "Ingress/n/y", Backends: []table.Backend{service("self")},
+	}}}))...)
+	f.Apply([]table.Change{section(t, service("self").Key(), table.Endpoints{Addresses: []string{f.http}})})
+	exchanged{url: "http://loop.example/", status: 508}.check(t, f)
+	exchanged{url: "http://auth.example/", status: 500}.check(t, f)
+	got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: loop.example\r\nConnection: Upgrade, X-Coracle-Hops\r\nUpgrade: websocket\r\nX-Coracle-Hops: -1\r\n\r\n")
+	if !strings.HasPrefix(got, "HTTP/1.1 508") {
+		t.Errorf("a websocket: %q", got)
+	}
+	if n := f.stats.Requests[5].Load(); n > 3*maxHops+3 {
+		t.Errorf("three requests became %d", n)
+	}
+}

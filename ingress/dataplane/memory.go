@@ -141,6 +141,10 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 // begin takes the exchange's part of what all may have at a time; false says that it has been answered. A connection of HTTP/1 has one request at a time, and
 // is counted itself.
 func (x *exchange) begin() bool {
+	if x.hops = hopsOf(x.in.Header); x.hops >= maxHops {
+		x.answer(http.StatusLoopDetected, "the request has passed too many ingress proxies: a backend or an authentication server leads back here")
+		return false
+	}
 	if len(x.in.Header) > maxFields {
 		x.answer(http.StatusRequestHeaderFieldsTooLarge, "the header of the request has too many fields")
 		return false
