@@ -27,6 +27,8 @@ const (
 // userSet is one section of users. Routes hold it by pointer, so that a change of the Secret rebuilds none.
 type userSet struct {
 	list atomic.Pointer[userList] // nil while the section is absent or bad
+	// turn is taken, by one login of the namespace at a time, before it waits for a processor: a flood of guesses at one tenant's does not keep the others' out.
+	turn chan struct{}
 	// mark is the sweep that last found the set in use; Apply owns it.
 	mark uint64
 	// present says that the table has a section for it; Apply owns it.
@@ -73,7 +75,7 @@ func (x *exchange) basic(p *policy) bool {
 	}
 	user, secret, ok := x.in.BasicAuth()
 	if ok {
-		switch good, err := x.proxy.verify(x, list, user, secret); {
+		switch good, err := x.proxy.verify(x, p.users.turn, list, user, secret); {
 		case err != nil:
 			x.answer(http.StatusServiceUnavailable, err.Error())
 			return false
@@ -88,7 +90,7 @@ func (x *exchange) basic(p *policy) bool {
 
 // verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a second; those that were wrong are not,
 // and few are compared at a time.
-func (p *Proxy) verify(x *exchange, list *userList, user, secret string) (bool, error) {
+func (p *Proxy) verify(x *exchange, turn chan struct{}, list *userList, user, secret string) (bool, error) {
 	hash, ok := list.hashes[user]
 	if !ok {
 		return false, nil
@@ -104,17 +106,17 @@ func (p *Proxy) verify(x *exchange, list *userList, user, secret string) (bool, 
 	}
 	wait := time.NewTimer(hashWait)
 	defer wait.Stop()
-	select {
-	case p.hashing <- struct{}{}:
-	case <-x.in.Context().Done():
-		panic(http.ErrAbortHandler)
-	case <-wait.C:
-		return false, fmt.Errorf("too many passwords are being compared")
+	for _, place := range [...]chan struct{}{turn, p.hashing} {
+		select {
+		case place <- struct{}{}:
+			defer func() { <-place }()
+		case <-x.in.Context().Done():
+			panic(http.ErrAbortHandler)
+		case <-wait.C:
+			return false, fmt.Errorf("too many passwords are being compared")
+		}
 	}
-	good := func() bool {
-		defer func() { <-p.hashing }()
-		return password.Verify(hash, secret)
-	}()
+	good := password.Verify(hash, secret)
 	if good {
 		list.mu.Lock()
 		if len(list.verified) >= maxVerified {
@@ -145,7 +147,11 @@ func (p *Proxy) applyUsers(key string, value json.RawMessage, present bool) erro
 func (p *Proxy) userSet(key string) *userSet {
 	s := p.users[key]
 	if s == nil {
-		s = &userSet{}
+		namespace := namespaceOf(key)
+		if p.turns[namespace] == nil {
+			p.turns[namespace] = make(chan struct{}, 1)
+		}
+		s = &userSet{turn: p.turns[namespace]}
 		p.users[key] = s
 	}
 	return s

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -106,4 +107,83 @@ func TestLoopsEnd(t *testing.T) {
 	if n := f.stats.Requests[5].Load(); n > 3*maxHops+3 {
 		t.Errorf("three requests became %d", n)
 	}
+}
+
+// TestGuessesAtOneTenantsDelayNoOther: a flood of logins of one namespace has one place in the queue for processors.
+func TestGuessesAtOneTenantsDelayNoOther(t *testing.T) {
+	hash := "u:" + "$2y$04$0123456789012345678901" + "abcdefghijklmnopqrstuvwxyzabcde"
+	auth := annotations{"auth-type": "basic", "auth-secret": "s"}
+	f, _ := cluster{
+		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", auth, "a/=w"), object("b/x", "coracle", auth, "b/=w")},
+		secrets:   map[string]map[string]string{"a/s": {"auth": hash}, "b/s": {"auth": hash}},
+	}.serve(t)
+	for range cap(f.hashing) {
+		f.hashing <- struct{}{}
+	}
+	const flood = 40
+	done := make(chan string, flood+1)
+	try := func(host string) {
+		exchanged{url: "http://" + host + "/", headers: login("u", "guess"), status: 401}.check(t, f)
+		done <- host
+	}
+	for range flood {
+		go try("a")
+	}
+	f.mu.Lock()
+	a, b := f.turns["a"], f.turns["b"]
+	f.mu.Unlock()
+	waitUntil(t, "one of the flood waits for a processor", func() bool { return len(a) == 1 })
+	go try("b")
+	waitUntil(t, "the other tenant's waits for one, too", func() bool { return len(b) == 1 })
+	for range cap(f.hashing) {
+		<-f.hashing
+	}
+	for place := 1; ; place++ {
+		if <-done == "b" {
+			if place > flood/2 {
+				t.Errorf("the other tenant's is number %d", place)
+			}
+			for ; place <= flood; place++ {
+				<-done
+			}
+			return
+		}
+	}
+}
+
+// TestLimitsCountMachines: whoever changes the last 64 bits of an address is the same client.
+func TestLimitsCountMachines(t *testing.T) {
+	f, _ := cluster{
+		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", annotations{"limit-rps": "1", "limit-burst-multiplier": "1"}, "a/=w")},
+		settings:  table.Settings{TrustedProxies: []string{"127.0.0.0/8"}},
+	}.serve(t)
+	refused := 0
+	for i := range 20 {
+		req := exchanged{url: "http://a/", headers: from(fmt.Sprintf("2001:db8::%d", i))}
+		if status, _ := statusOf(t, f, req); status == 503 {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("twenty addresses of one machine were all let in")
+	}
+	if status, _ := statusOf(t, f, exchanged{url: "http://a/", headers: from("2001:db8:0:1::1")}); status != 200 {
+		t.Errorf("another machine is answered with %d", status)
+	}
+}
+
+func statusOf(t *testing.T, f *fixture, e exchanged) (int, string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, e.url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range e.headers {
+		req.Header.Set(name, value)
+	}
+	res, err := client(t, f.http, "http1").Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, body(t, res)
 }

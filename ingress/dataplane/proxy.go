@@ -95,7 +95,8 @@ type Proxy struct {
 	authorities  map[string]*authorities
 	tls          map[string]*backendTLS // by what they are made of
 	users        map[string]*userSet
-	limiters     map[string]*limiter // by object
+	turns        map[string]chan struct{} // of logins, by namespace; each has the capacity 1
+	limiters     map[string]*limiter      // by object
 	trusted      []netip.Prefix
 	proxied      bool
 	cluster      []netip.Prefix
@@ -148,7 +149,7 @@ func New(o Options) (*Proxy, error) {
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{},
-		users: map[string]*userSet{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		users: map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

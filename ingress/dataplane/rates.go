@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -102,6 +103,9 @@ func (x *exchange) limited(p *policy) bool {
 	address := x.client()
 	if len(p.except) > 0 && within(address, p.except) {
 		return false
+	}
+	if ip, err := netip.ParseAddr(address); err == nil {
+		address = sourceOfAddress(ip.Unmap().WithZone("")).String() // of IPv6 all that one machine has
 	}
 	x.release = p.limiter.take(address, time.Now())
 	return x.release == nil
