@@ -77,6 +77,9 @@ func (s kernelState) rules() map[string][]string {
 			drop = own + f.family + " saddr != { " + list(f.inside) + " } "
 		}
 		out["input"] = append(out["input"], drop+"drop")
+		local := map[string]string{"ip": "127.0.0.0/8", "ip6": "::1"}[f.family]
+		// The machine's resolver often listens at loopback, such as 127.0.0.53. No endpoint is spoken to by UDP.
+		out["output"] = append(out["output"], mine+f.family+" daddr "+local+" udp dport 53 accept")
 		out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.services)+" } "+refuse)
 		if source, ok := s.source(f.family == "ip"); ok && len(f.pods) > 0 {
 			snat := " snat " + f.family + " to " + source.String()
