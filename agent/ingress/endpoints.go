@@ -12,16 +12,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
 func everything() labels.Selector { return labels.Everything() }
-
-func ofService(name string) labels.Selector {
-	return labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: name})
-}
 
 // complete is a table with the endpoints of the Services that it names.
 func (n *Node) complete(s table.Sections) table.Sections {
@@ -43,20 +40,39 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	if err := out.Put(table.KindSettings, settings); err != nil {
 		n.o.Logger.Warn("ingress: settings cannot be written", "error", err)
 	}
-	backends, err := s.Backends()
-	if err != nil {
-		n.o.Logger.Warn("ingress: a section of the table cannot be read; it is served as far as it can be", "error", err)
+	if n.backends == nil { // reading the table takes longer than all that follows
+		var err error
+		if n.backends, err = s.Backends(); err != nil {
+			n.o.Logger.Warn("ingress: a section of the table cannot be read; it is served as far as it can be", "error", err)
+		}
 	}
-	for key, b := range backends {
-		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b)}); err != nil {
+	found, place := n.slicesOf(n.backends), n.place()
+	for key, b := range n.backends {
+		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b, found[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}], place)}); err != nil {
 			n.o.Logger.Warn("ingress: endpoints cannot be written", "error", err)
 		}
 	}
 	return out
 }
 
+// slicesOf are the EndpointSlices of the Services that backends name. One pass over all is less than one over its namespace's for each of a thousand Services.
+func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedName][]*discoveryv1.EndpointSlice {
+	out := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(backends))
+	for _, b := range backends {
+		out[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}] = nil
+	}
+	all, _ := n.o.EndpointSlices.Lister().List(everything()) // of a cache: it cannot fail
+	for _, s := range all {
+		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+		if have, wanted := out[name]; wanted {
+			out[name] = append(have, s)
+		}
+	}
+	return out
+}
+
 // endpoints are the addresses of a backend's endpoints to which this node's Service proxy would send, too.
-func (n *Node) endpoints(b table.Backend) []string {
+func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, place proxy.Place) []string {
 	svc, err := n.o.Services.Lister().Services(b.Namespace).Get(b.Service)
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
@@ -65,12 +81,8 @@ func (n *Node) endpoints(b table.Backend) []string {
 	if !ok {
 		return nil
 	}
-	found, err := n.o.EndpointSlices.Lister().EndpointSlices(b.Namespace).List(ofService(b.Service))
-	if err != nil {
-		return nil
-	}
 	var out []string
-	for _, at := range n.place().Endpoints(found, name) {
+	for _, at := range place.Endpoints(found, name) {
 		out = append(out, at.String())
 	}
 	return out

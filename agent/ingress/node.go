@@ -71,6 +71,8 @@ type Node struct {
 	rules string
 	// table is the last one that a server sent: a proxy that is started gets it at once.
 	table table.Sections
+	// backends are those of the table; nil before they were read.
+	backends map[string]table.Backend
 	// said is what the Node's annotation says, as far as this run knows.
 	said string
 }
@@ -164,7 +166,7 @@ func (n *Node) drained() <-chan time.Time {
 
 // end stops the proxy and forgets the table.
 func (n *Node) end(ctx context.Context) error {
-	n.table = nil
+	n.table, n.backends = nil, nil
 	return n.stop(ctx)
 }
 

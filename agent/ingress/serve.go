@@ -21,6 +21,8 @@ import (
 const (
 	// probeEvery is how often a proxy that has nothing to do is asked whether it answers.
 	probeEvery = 30 * time.Second
+	// gather is how long is waited for more after an object has changed.
+	gather = 10 * time.Millisecond
 	// drainTime is how long a proxy that was stopped may take, and a second.
 	drainTime = 31 * time.Second
 	// steadyAfter is how long a proxy has to have served for the next to be started at once; longestBackoff bounds the wait otherwise.
@@ -96,6 +98,7 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case n.table = <-tables:
+			n.backends = nil
 		case err := <-ended:
 			s.lost(err)
 		case <-s.retry:
@@ -111,6 +114,11 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-n.gone:
 			n.tableDeleted()
 		case <-n.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
 			if !n.wanted() {
 				k.forget()
 				return n.end(ctx)
