@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -129,6 +130,23 @@ func BenchmarkComplete(b *testing.B) {
 		if got := n.complete(s); len(got) != 4001 || !strings.Contains(string(got["endpoints/n/s-7-1/80"]), "10.0.0.1:8080") {
 			b.Fatal(len(got))
 		}
+	}
+}
+
+// TestSettingsOfTheTable: what the server says of proxies stays when the node adds the cluster's networks.
+func TestSettingsOfTheTable(t *testing.T) {
+	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
+	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Logger: slog.New(slog.DiscardHandler)}}
+	in := table.Sections{}
+	if err := in.Put(table.KindSettings, table.Settings{TrustedProxies: []string{"192.0.2.0/24"}, ProxyProtocol: true}); err != nil {
+		t.Fatal(err)
+	}
+	var got table.Settings
+	if err := json.Unmarshal(n.complete(in)[table.KindSettings], &got); err != nil {
+		t.Fatal(err)
+	}
+	if !got.ProxyProtocol || !slices.Equal(got.TrustedProxies, []string{"192.0.2.0/24"}) || !slices.Equal(got.ClusterNetworks, []string{"10.42.0.0/16"}) {
+		t.Errorf("the settings are %+v", got)
 	}
 }
 

@@ -47,7 +47,7 @@ spec: {rules: [{host: kubelet.example, http: {paths: [{path: /, pathType: Prefix
 // TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is killed and starts again.
 func TestIngress(t *testing.T) {
 	m := harness.NewMachine(t)
-	s := m.NewServer()
+	s := m.NewServer("--ingress-host-owner", "namespace")
 	s.AddBoxImage()
 	s.Start()
 	s.WaitReady()
@@ -82,6 +82,23 @@ func TestIngress(t *testing.T) {
 		}
 		return err
 	})
+
+	// Another namespace has no part of the host, and a ConfigMap holds for all Ingresses.
+	s.Namespace(t, "other").Apply(strings.ReplaceAll(webIngress, "path: /,", "path: /theirs,"))
+	harness.Eventually(t, soon, "an event says whose the host is", func() error {
+		out, err := s.TryKubectl("get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
+		if err == nil && !strings.Contains(out, "belongs to the namespace shop") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	if out, err := curl(k, "-H", "Host: web.example", "http://"+harness.NodeIP+"/theirs"); err != nil || out != "web\n200" {
+		t.Errorf("another namespace's path of the host answers %q, %v", out, err)
+	}
+	s.Kubectl("create", "configmap", "-n", "kube-system", "ingress", "--from-literal=denylist-source-range=0.0.0.0/0")
+	harness.Eventually(t, soon, "the ConfigMap denies all clients", asks("403", append([]string{"-o", "/dev/null"}, site...)...))
+	s.Kubectl("delete", "configmap", "-n", "kube-system", "ingress")
+	harness.Eventually(t, soon, "without it they get in", asks("web\n200", site...))
 
 	if out, err := curl(k, "--max-time", "2", "http://"+harness.NodeIP+":10054/"); err == nil {
 		t.Errorf("the proxy's own port answers from outside, past the Service's source ranges: %s", out)
