@@ -32,6 +32,12 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newFixture(t testing.TB, o Options, changes ...table.Change) *fixture {
 	t.Helper()
+	return newFixtureAt(t, o, [2]string{"s", "s"}, changes...)
+}
+
+// newFixtureAt serves one site without TLS and one with it.
+func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Change) *fixture {
+	t.Helper()
 	if o.Logger == nil {
 		o.Logger = quiet()
 	}
@@ -53,7 +59,11 @@ func newFixture(t testing.TB, o Options, changes ...table.Change) *fixture {
 		} else {
 			f.http = l.Addr().String()
 		}
-		go func() { ended <- p.Serve(ctx, "s", secure, l) }()
+		site := sites[0]
+		if secure {
+			site = sites[1]
+		}
+		go func() { ended <- p.Serve(ctx, site, secure, l) }()
 	}
 	stopped := false
 	f.stop = func() {
