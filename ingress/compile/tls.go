@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/coracle-k8s/coracle/ingress/certificate"
 	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -237,8 +238,8 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.Namespa
 	case s == nil:
 		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: %s", secret.Name, so)})
 		return nil
-	case len(s.Data[keyAuthorities]) > maxChain:
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has more than %d bytes in the key %s: %s", secret.Name, maxChain, keyAuthorities, so)})
+	case len(s.Data[keyAuthorities]) > certificate.MaxChain:
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has more than %d bytes in the key %s: %s", secret.Name, certificate.MaxChain, keyAuthorities, so)})
 		return nil
 	case !x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities]):
 		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})

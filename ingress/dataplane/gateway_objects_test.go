@@ -94,9 +94,8 @@ func serveGateway(t *testing.T) *fixture {
 	s.ConfigMap = func(types.NamespacedName) *corev1.ConfigMap {
 		return &corev1.ConfigMap{Data: map[string]string{"ca.crt": ca.section().Certificates}}
 	}
-	s.GatewayServices = []*corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: gateway.ServiceName("g"), Annotations: map[string]string{
-		gateway.PortsAnnotation: "80=10060,443=10061",
-	}}}}
+	s.GatewayServices = []*corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: gateway.ServiceName("g")}}}
+	s.NodePorts = map[string]uint16{gateway.Site("ns", "g", 80): 10060, gateway.Site("ns", "g", 443): 10061}
 	r, err := gateway.Desired(s)
 	if err != nil {
 		t.Fatal(err)

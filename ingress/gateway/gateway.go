@@ -51,6 +51,8 @@ type State struct {
 	ConfigMap func(types.NamespacedName) *corev1.ConfigMap
 	// CRDVersion is the version of the Gateway API's CRDs that the cluster has (BundleVersionAnnotation), such as v1.6.3. Empty says nothing of it.
 	CRDVersion string
+	// Memory makes the next call faster that has the same one; nil remembers nothing.
+	Memory *Memory
 	// Now is the lastTransitionTime of conditions that change.
 	Now time.Time
 }
@@ -121,6 +123,7 @@ func Desired(s State) (Result, error) {
 			ConfigMaps:        map[types.NamespacedName]bool{},
 		},
 	}
+	c.s.Memory.begin()
 	for _, n := range s.Namespaces {
 		c.namespaces[n.Name] = n.Labels
 	}
@@ -144,6 +147,8 @@ func Desired(s State) (Result, error) {
 	c.readPolicies()
 	c.readRoutes()
 	c.attach()
+	c.bound()
+	c.ancestors()
 	if err := c.finishPolicies(); err != nil {
 		return Result{}, err
 	}

@@ -23,7 +23,7 @@ type gateway struct {
 	listeners []*listener
 	sets      []*listenerSet // those that the Gateway allows, in the order of their precedence
 	// certificate is the proxy's own for backends; nil for none.
-	certificate *certificate
+	certificate *keyPair
 	// service is the Gateway's Service; nil if there is none yet.
 	service   *corev1.Service
 	nodePorts map[string]uint16 // of all Gateways, by site

@@ -9,6 +9,7 @@ import (
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -108,10 +109,10 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 			m.Kind, m.Path = table.PathRegex, "^/"+anything+"/"+regexp.QuoteMeta(method)+"$"
 		}
 	case gatewayv1.GRPCMethodMatchRegularExpression:
-		if flaw := first(expression("service", service), expression("method", method)); !flaw.ok() {
-			return flaw
+		if _, _, err := expression.Compile(method); err != nil {
+			return noExpression("method", method, err)
 		}
-		m.Kind, m.Path = table.PathRegex, "^/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(method, anything)+")$"
+		return m.expression("service", service, "^/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(method, anything)+")$")
 	default:
 		return unsupported("the type %q of a method is not known", *spec.Type)
 	}

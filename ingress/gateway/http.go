@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
-	"regexp"
 	"strings"
 	"time"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -21,9 +21,6 @@ const (
 	rankRegex
 	rankPrefix
 )
-
-// maxExpression bounds the length of an expression, in bytes.
-const maxExpression = 1024
 
 // unsupported is the problem of a value that is not served.
 func unsupported(format string, args ...any) problem {
@@ -131,7 +128,7 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch) (out []match, flaw problem) {
 			}
 		}
 		for _, q := range spec.QueryParams {
-			if flaw = addCondition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)), q.Value, false); !flaw.ok() {
+			if flaw = m.condition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)), q.Value, false); !flaw.ok() {
 				return nil, flaw
 			}
 		}
@@ -159,10 +156,10 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	case gatewayv1.PathMatchPathPrefix: // /a and /a/ match the same
 		m.Kind, m.Path, m.rank = table.PathPrefix, "/"+strings.Trim(value, "/"), rankPrefix
 	case gatewayv1.PathMatchRegularExpression:
-		if flaw := expression("path", value); !flaw.ok() {
+		if flaw := m.expression("path", value, "^(?:"+value+")$"); !flaw.ok() {
 			return flaw
 		}
-		m.Kind, m.Path, m.rank = table.PathRegex, "^(?:"+value+")$", rankRegex
+		m.rank = rankRegex
 	default:
 		return unsupported("the type %q of a path is not known", kind)
 	}
@@ -170,23 +167,30 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	return problem{}
 }
 
-// expression says what is wrong with an expression.
-func expression(of, value string) problem {
-	if len(value) > maxExpression {
-		return unsupported("the expression of a %s is longer than %d bytes", of, maxExpression)
+// expression makes the path one that has the expression value in it.
+func (m *match) expression(of, value, path string) problem {
+	if _, _, err := expression.Compile(value); err != nil { // which could close what is around it
+		return noExpression(of, value, err)
 	}
-	if _, err := regexp.Compile(value); err != nil {
-		return unsupported("the %s %.100q is no expression of RE2's, which has no lookaheads and no back references: %.200v", of, value, err)
+	_, steps, err := expression.Prefix(path, false)
+	if err != nil {
+		return noExpression(of, value, err)
 	}
+	m.Kind, m.Path = table.PathRegex, path
+	m.steps += steps
 	return problem{}
 }
 
-func (m *match) header(name, kind, value string) problem {
-	return addCondition(&m.Headers, "header", name, kind, value, true)
+func noExpression(of, value string, err error) problem {
+	return unsupported("the %s %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references: %.200v", of, value, err)
 }
 
-// addCondition adds a condition, unless there is one of the name, whose first counts.
-func addCondition(to *[]table.Condition, of, name, kind, value string, fold bool) problem {
+func (m *match) header(name, kind, value string) problem {
+	return m.condition(&m.Headers, "header", name, kind, value, true)
+}
+
+// condition adds a condition, unless there is one of the name, whose first counts.
+func (m *match) condition(to *[]table.Condition, of, name, kind, value string, fold bool) problem {
 	for _, have := range *to {
 		if have.Name == name || fold && strings.EqualFold(have.Name, name) {
 			return problem{}
@@ -196,9 +200,14 @@ func addCondition(to *[]table.Condition, of, name, kind, value string, fold bool
 	case string(gatewayv1.HeaderMatchExact):
 		*to = append(*to, table.Condition{Name: name, Value: value})
 	case string(gatewayv1.HeaderMatchRegularExpression):
-		if flaw := expression(of, value); !flaw.ok() {
-			return flaw
+		_, steps, err := expression.Compile(value)
+		if err == nil {
+			_, err = expression.Whole(value)
 		}
+		if err != nil {
+			return noExpression(of, value, err)
+		}
+		m.steps += steps
 		*to = append(*to, table.Condition{Name: name, Value: value, Regex: true})
 	default:
 		return unsupported("the type %q of a %s is not known", kind, of)

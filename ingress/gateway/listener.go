@@ -30,7 +30,7 @@ type listener struct {
 	refs     problem
 	kinds    []gatewayv1.Kind
 	// certificates are those that can be used, in the order of the references.
-	certificates []certificate
+	certificates []keyPair
 	// clients are the authorities of clients' certificates; nil asks for none.
 	clients *clients
 	// attached are the routes, in the order of their age.

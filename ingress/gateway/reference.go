@@ -3,7 +3,6 @@
 package gateway
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/coracle-k8s/coracle/ingress/certificate"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -49,38 +49,38 @@ func refused(from referrer, to referent) string {
 	return fmt.Sprintf("the %s %s is in another namespace, where no ReferenceGrant permits it to the kind %s of the namespace %s", to.kind, to.NamespacedName, from.kind, from.namespace)
 }
 
-// certificate is a Secret that holds a chain with its key.
-type certificate struct {
+// keyPair is a Secret that holds a chain with its key.
+type keyPair struct {
 	key  string // of its section
 	leaf *x509.Certificate
 	pair table.Certificate
 }
 
 // certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
-func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (certificate, problem) {
+func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (keyPair, problem) {
 	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
-		return certificate{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core group are read", ref.Name, kind, group)}
+		return keyPair{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core group are read", ref.Name, kind, group)}
 	}
 	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
 	if to := (referent{"Secret", name}); !c.permitted(from, to) {
-		return certificate{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
+		return keyPair{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
 	}
 	secret := c.secret(name)
 	if secret == nil {
-		return certificate{}, problem{invalid, fmt.Sprintf("there is no Secret %s", name)}
+		return keyPair{}, problem{invalid, fmt.Sprintf("there is no Secret %s", name)}
 	}
-	chain, key := secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]
-	pair, err := tls.X509KeyPair(chain, key)
-	if err != nil {
-		return certificate{}, problem{invalid, fmt.Sprintf("the Secret %s holds no certificate with its key in tls.crt and tls.key (%v)", name, err)}
+	j := c.s.Memory.judge(secret)
+	if j.flaw != "" {
+		return keyPair{}, problem{invalid, fmt.Sprintf("the Secret %s %s", name, j.flaw)}
 	}
-	return certificate{
-		key: table.CertificateKey(name.Namespace, name.Name), leaf: pair.Leaf, pair: table.Certificate{Chain: string(chain), Key: string(key)},
+	return keyPair{
+		key: table.CertificateKey(name.Namespace, name.Name), leaf: j.leaf,
+		pair: table.Certificate{Chain: string(secret.Data[corev1.TLSCertKey]), Key: string(secret.Data[corev1.TLSPrivateKeyKey])},
 	}, problem{}
 }
 
 // names are the hosts that a certificate is for.
-func (c certificate) names() []string {
+func (c keyPair) names() []string {
 	var out []string
 	for _, n := range c.leaf.DNSNames {
 		if name, ok := hostName(gatewayv1.Hostname(n)); ok {
@@ -91,7 +91,7 @@ func (c certificate) names() []string {
 }
 
 // fits reports whether the certificate is for all hosts of the name that one label more than its own makes.
-func (c certificate) fits(name string) bool {
+func (c keyPair) fits(name string) bool {
 	_, rest, _ := strings.Cut(name, ".")
 	names := c.names()
 	return slices.Contains(names, name) || rest != "" && slices.Contains(names, "*."+rest)
@@ -142,6 +142,8 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 	switch {
 	case !exists:
 		return "", problem{why.invalid, fmt.Sprintf("there is no %s %s", to.kind, to.NamespacedName)}
+	case len(text) > certificate.MaxChain:
+		return "", problem{why.invalid, fmt.Sprintf("the %s %s has more than %d bytes in %s", to.kind, to.NamespacedName, certificate.MaxChain, caKey)}
 	case !holdsCertificates(text):
 		return "", problem{why.invalid, fmt.Sprintf("the %s %s holds no certificates in PEM in %s", to.kind, to.NamespacedName, caKey)}
 	}

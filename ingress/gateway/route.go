@@ -47,6 +47,7 @@ type match struct {
 	table.Route
 	// rank orders kinds of paths; length, second, headers and query are counts that go before lower ones.
 	rank, length, second, headers, query int
+	steps                                int // of its expressions
 }
 
 // streams are the backends of connections.
@@ -180,6 +181,16 @@ func (c *compiler) attach() {
 			})
 			if len(p.attached) > 0 {
 				p.refused = problem{}
+			}
+		}
+	}
+}
+
+// ancestors says which Gateways have routes to the targets of policies.
+func (c *compiler) ancestors() {
+	for _, r := range c.routes {
+		for _, p := range r.parents {
+			if len(p.attached) > 0 {
 				for u := range r.uses {
 					u.ancestors[nameOf(p.gateway.object)] = true
 				}

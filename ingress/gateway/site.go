@@ -19,22 +19,48 @@ type site struct {
 	hosts     map[string]bool
 }
 
-// sites adds the sections of a Gateway's ports.
-func (c *compiler) sites(g *gateway) error {
-	ports := map[int32]*site{}
+// maxNames bounds the hosts that the certificates of one listener add.
+const maxNames = 256
+
+// ports are the sites of a Gateway.
+func (g *gateway) ports() map[int32]*site {
+	out := map[int32]*site{}
 	for _, l := range g.all() {
 		if !l.programmed().ok() {
 			continue
 		}
-		s := ports[l.spec.Port]
+		s := out[l.spec.Port]
 		if s == nil {
 			s = &site{
 				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g, listeners: map[string]*listener{}, hosts: map[string]bool{},
 			}
-			ports[l.spec.Port] = s
+			out[l.spec.Port] = s
 		}
 		s.listeners[l.host] = l
+		s.hosts[l.host] = true
+		for _, a := range l.attached {
+			for _, h := range a.hosts {
+				s.hosts[h] = true
+			}
+		}
+		var names []string
+		for _, cert := range l.certificates {
+			names = append(names, cert.names()...)
+		}
+		if len(l.certificates) > 1 && len(names) <= maxNames { // each certificate is used for the hosts that it is for
+			for _, n := range names {
+				if both, ok := intersect(l.host, n); ok {
+					s.hosts[both] = true
+				}
+			}
+		}
 	}
+	return out
+}
+
+// sites adds the sections of a Gateway's ports.
+func (c *compiler) sites(g *gateway) error {
+	ports := g.ports()
 	for _, port := range slices.Sorted(maps.Keys(ports)) {
 		if err := c.site(ports[port], g.nodePort(port)); err != nil {
 			return err
@@ -47,21 +73,6 @@ func (c *compiler) sites(g *gateway) error {
 func (c *compiler) site(s *site, nodePort uint16) error {
 	out := table.Site{NodePort: nodePort}
 	for _, l := range s.inOrder() {
-		s.hosts[l.host] = true
-		for _, a := range l.attached {
-			for _, h := range a.hosts {
-				s.hosts[h] = true
-			}
-		}
-		if len(l.certificates) > 1 { // each is used for the hosts that it is for
-			for _, cert := range l.certificates {
-				for _, n := range cert.names() {
-					if both, ok := intersect(l.host, n); ok {
-						s.hosts[both] = true
-					}
-				}
-			}
-		}
 		if l.tls() {
 			out.TLS = true
 			out.Listeners = append(out.Listeners, l.host)
@@ -85,6 +96,28 @@ func (c *compiler) site(s *site, nodePort uint16) error {
 		return nil
 	}
 	return c.r.Sections.Put(s.gateway.certificate.key, s.gateway.certificate.pair)
+}
+
+// routesAt are the routes of the listener of a host that have it: those with the most specific names first, each once.
+func (s *site) routesAt(host string) (out [][]*route) {
+	l := s.listenerOf(host)
+	if l == nil {
+		return nil
+	}
+	seen := map[*route]bool{}
+	for pattern := range patterns(host) {
+		var some []*route
+		for _, r := range l.byHost()[pattern] {
+			if !seen[r] {
+				seen[r] = true
+				some = append(some, r)
+			}
+		}
+		if len(some) > 0 {
+			out = append(out, some)
+		}
+	}
+	return out
 }
 
 // inOrder are the listeners by the names of their hosts.
@@ -119,25 +152,17 @@ func (c *compiler) host(s *site, host string) error {
 			return err
 		}
 	}
-	byHost := l.byHost()
+	routes := s.routesAt(host)
 	if len(l.kinds) > 0 && l.kinds[0] == kindTLS {
 		out.Stream = &table.Stream{Terminate: !l.passthrough()}
-		for pattern := range patterns(host) {
-			if routes := byHost[pattern]; len(routes) > 0 { // the oldest
-				out.Stream.Backends = routes[0].backendsAt(l)
-				break
-			}
+		if len(routes) > 0 { // the oldest of those with the most specific name
+			out.Stream.Backends = routes[0][0].backendsAt(l)
 		}
 		return c.r.Sections.Put(table.HostKey(s.name, host), out)
 	}
 	out.Routes = []table.Route{}
-	seen := map[*route]bool{}
-	for pattern := range patterns(host) {
-		routes := slices.DeleteFunc(slices.Clone(byHost[pattern]), func(r *route) bool { return seen[r] })
-		for _, r := range routes {
-			seen[r] = true
-		}
-		out.Routes = append(out.Routes, routesOf(l, routes)...)
+	for _, some := range routes {
+		out.Routes = append(out.Routes, routesOf(l, some)...)
 	}
 	return c.r.Sections.Put(table.HostKey(s.name, host), out)
 }
@@ -159,11 +184,11 @@ func (l *listener) byHost() map[string][]*route {
 }
 
 // certificateFor is the certificate for a host: the first that is for it, else the first.
-func (l *listener) certificateFor(host string) *certificate {
+func (l *listener) certificateFor(host string) *keyPair {
 	if len(l.certificates) == 0 {
 		return nil
 	}
-	if at := slices.IndexFunc(l.certificates, func(cert certificate) bool { return cert.fits(host) }); len(l.certificates) > 1 && at >= 0 {
+	if at := slices.IndexFunc(l.certificates, func(cert keyPair) bool { return cert.fits(host) }); len(l.certificates) > 1 && at >= 0 {
 		return &l.certificates[at]
 	}
 	return &l.certificates[0]
