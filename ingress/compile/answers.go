@@ -25,7 +25,8 @@ func (o *options) mirrors() {
 	// A variable that begins with a slash may follow the host.
 	rest := ""
 	if scheme, place, ok := strings.Cut(text, "://"); ok {
-		if at := strings.IndexAny(place, "/?$"); at > 0 && (strings.HasPrefix(place[at:], "$request_uri") || strings.HasPrefix(place[at:], "$uri")) {
+		at := strings.IndexAny(place, "/?$")
+		if at > 0 && (strings.HasPrefix(place[at:], "$request_uri") || strings.HasPrefix(place[at:], "$uri")) {
 			text, rest = scheme+"://"+place[:at]+"/", place[at:]
 		}
 	}

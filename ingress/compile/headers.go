@@ -67,8 +67,8 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers may be what protects a page, or what an
-// authentication server needs. It returns nil for none.
+// headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers may be what
+// protects a page, or what an authentication server needs. It returns nil for none.
 func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.s.ConfigMaps == nil || o.answerHeaders.Name == "" && o.askHeaders.Name == "" {
 		return nil
@@ -95,12 +95,15 @@ func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Heade
 	var out []table.Header
 	for _, key := range slices.Sorted(maps.Keys(m.Data)) {
 		value := m.Data[key]
-		if !headerName.MatchString(key) || reserved[strings.ToLower(key)] || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-			of.refused = fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent: the Ingress' routes answer 503", name.Name, key)
+		control := strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
+		if !headerName.MatchString(key) || reserved[strings.ToLower(key)] || control {
+			of.refused = fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent:"+
+				" the Ingress' routes answer 503", name.Name, key)
 			return nil
 		}
 		if of.size += len(key) + len(value); of.size > maxHeaders {
-			of.refused = fmt.Sprintf("the ConfigMap %s has more than %d bytes of headers: the Ingress' routes answer 503", name.Name, maxHeaders)
+			of.refused = fmt.Sprintf("the ConfigMap %s has more than %d bytes of headers: the Ingress' routes answer 503",
+				name.Name, maxHeaders)
 			return nil
 		}
 		out = append(out, table.Header{Name: key, Value: value})

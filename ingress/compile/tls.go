@@ -23,7 +23,8 @@ const keyAuthorities = "ca.crt"
 
 // guards are the annotations that cannot hold for connections that are passed on as they are.
 var guards = []string{
-	"allowlist-source-range", "auth-secret", "auth-tls-secret", "auth-type", "auth-url", "denylist-source-range", "limit-connections", "limit-rpm", "limit-rps",
+	"allowlist-source-range", "auth-secret", "auth-tls-secret", "auth-type", "auth-url", "denylist-source-range",
+	"limit-connections", "limit-rpm", "limit-rps",
 	"whitelist-source-range",
 }
 
@@ -34,16 +35,17 @@ func (o *options) passthrough(ing *networkingv1.Ingress) {
 	}
 	for _, name := range guards {
 		if _, ok := o.annotations[name]; ok {
-			o.refuse("the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold: the Ingress' routes answer 503",
-				nginxPrefix, name)
+			o.refuse("the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold:"+
+				" the Ingress' routes answer 503", nginxPrefix, name)
 		}
 	}
 	root := func(r networkingv1.IngressRule) bool {
-		return r.Host != "" && r.HTTP != nil && slices.ContainsFunc(r.HTTP.Paths, func(p networkingv1.HTTPIngressPath) bool { return cmp.Or(p.Path, "/") == "/" })
+		isRoot := func(p networkingv1.HTTPIngressPath) bool { return cmp.Or(p.Path, "/") == "/" }
+		return r.Host != "" && r.HTTP != nil && slices.ContainsFunc(r.HTTP.Paths, isRoot)
 	}
 	if len(ing.Spec.Rules) == 0 || slices.ContainsFunc(ing.Spec.Rules, func(r networkingv1.IngressRule) bool { return !root(r) }) {
-		o.refuse("the annotation %sssl-passthrough needs a host and the path / in each rule, whose backend gets the connections: the Ingress' routes answer 503",
-			nginxPrefix)
+		o.refuse("the annotation %sssl-passthrough needs a host and the path / in each rule, whose backend gets the connections:"+
+			" the Ingress' routes answer 503", nginxPrefix)
 	}
 }
 
@@ -63,14 +65,15 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 		return nil
 	case first.ing != stream.ing && older(first.ing, stream.ing):
 		c.find(stream.ing, Finding{ReasonPathTaken, fmt.Sprintf(
-			"%s has paths at the host %q already: its TLS connections are not passed on, and the path / answers 503", first.options.object, name)})
+			"%s has paths at the host %q already: its TLS connections are not passed on, and the path / answers 503",
+			first.options.object, name)})
 		stream.Refused, stream.Backends = "an older Ingress has paths at the host", nil
 		return nil
 	}
 	for _, r := range h.routes {
 		if r.ing != stream.ing {
-			c.find(r.ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has the TLS connections of the host %q: this Ingress serves it without TLS alone",
-				stream.options.object, name)})
+			c.find(r.ing, Finding{ReasonPathTaken, fmt.Sprintf(
+				"%s has the TLS connections of the host %q: this Ingress serves it without TLS alone", stream.options.object, name)})
 		}
 	}
 	out := &table.Stream{} // without a backend of a route that is closed: connections are closed then
@@ -83,7 +86,8 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 
 // older reports whether an Ingress is before another in the order of served.
 func older(a, b *networkingv1.Ingress) bool {
-	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name)) < 0
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace),
+		strings.Compare(a.Name, b.Name)) < 0
 }
 
 // secretOf reads an annotation that names a Secret of the Ingress' namespace.
@@ -185,7 +189,8 @@ func (o *options) clientCertificates() {
 		}
 	}
 	if c.ErrorPage = o.annotations["auth-tls-error-page"]; c.ErrorPage != "" {
-		if scheme, rest, ok := strings.Cut(c.ErrorPage, "://"); !ok || scheme != "http" && scheme != "https" || rest == "" || !visible(rest) || strings.Contains(rest, "$") {
+		scheme, rest, _ := strings.Cut(c.ErrorPage, "://")
+		if scheme != "http" && scheme != "https" || rest == "" || !visible(rest) || strings.Contains(rest, "$") {
 			o.bad("auth-tls-error-page", "which is no URL of http or https without variables")
 		}
 	}
@@ -221,7 +226,8 @@ func (c *compiler) tlsOf(a annotated) error {
 	s := c.s.Secrets[o.tlsSecret]
 	if s == nil {
 		if o.tls.Authorities == "" {
-			c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: backends are not shown a certificate", o.tlsSecret.Name)})
+			c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf(
+				"the Secret %s does not exist: backends are not shown a certificate", o.tlsSecret.Name)})
 		}
 		return nil
 	}
@@ -239,13 +245,16 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.Namespa
 		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: %s", secret.Name, so)})
 		return nil
 	case len(s.Data[keyAuthorities]) > certificate.MaxChain:
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has more than %d bytes in the key %s: %s", secret.Name, certificate.MaxChain, keyAuthorities, so)})
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+			"the Secret %s has more than %d bytes in the key %s: %s", secret.Name, certificate.MaxChain, keyAuthorities, so)})
 		return nil
 	case !x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities]):
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+			"the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
 		return nil
 	}
-	return c.r.Sections.Put(table.AuthoritiesKey("secret", secret.Namespace, secret.Name), table.Authorities{Certificates: string(s.Data[keyAuthorities])})
+	key := table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
+	return c.r.Sections.Put(key, table.Authorities{Certificates: string(s.Data[keyAuthorities])})
 }
 
 // ownCertificate is the key of the certificate that backends of an Ingress are shown; empty for none.
@@ -267,8 +276,8 @@ func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 	return &out
 }
 
-// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same namespace does, as ingress-nginx asks for them
-// at a whole server. It reports whether clients are asked at all.
+// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same namespace does, as
+// ingress-nginx asks for them at a whole server. It reports whether clients are asked at all.
 func (h *host) shareClients() (asks bool) {
 	first := map[string]*route{} // by namespace
 	for _, r := range h.routes {

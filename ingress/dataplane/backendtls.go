@@ -101,7 +101,8 @@ func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
 	return b
 }
 
-// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those under way end with their request.
+// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those under way end with
+// their request.
 func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
 	for _, b := range p.tls {
 		if of(b) {

@@ -56,7 +56,8 @@ func (x *exchange) certificates() []*x509.Certificate {
 func (x *exchange) certify(c *certified) bool {
 	trusted := c.authorities.trusted.Load()
 	if trusted == nil {
-		x.answer(http.StatusServiceUnavailable, "the authorities of clients' certificates are not known; the events of the route's object say why")
+		x.answer(http.StatusServiceUnavailable,
+			"the authorities of clients' certificates are not known; the events of the route's object say why")
 		return false
 	}
 	all := x.certificates()
@@ -159,8 +160,8 @@ const maxTrusted = 4096
 // distrust is how long is remembered that a certificate is not trusted.
 const distrust = time.Minute
 
-// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates: verifying one takes longer than a request,
-// and a client may send a chain that takes very long for each request of a connection.
+// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates: verifying one takes longer
+// than a request, and a client may send a chain that takes very long for each request of a connection.
 type trustedPool struct {
 	pool *x509.CertPool
 

@@ -66,7 +66,8 @@ func compileCondition(from table.Condition) (condition, error) {
 	return out, nil
 }
 
-// met reports whether the request is as the conditions say. Values of a header that was sent several times are compared with commas between them.
+// met reports whether the request is as the conditions say. Values of a header that was sent several times are compared with commas between
+// them.
 func (c *conditions) met(in *http.Request) bool {
 	if c.method != "" && c.method != in.Method {
 		return false

@@ -19,7 +19,8 @@ type modification struct {
 	host     string // of a request; empty to leave it
 }
 
-// headerValue is a header in canonical form. The slice is shared by all requests and has no room for more, so that appending to it makes a copy.
+// headerValue is a header in canonical form. The slice is shared by all requests and has no room for more, so that appending to it makes a
+// copy.
 type headerValue struct {
 	name   string
 	values []string

@@ -54,7 +54,8 @@ func (c *pathChange) of(path cleanPath, r *route) string {
 	return "/"
 }
 
-// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form in which paths are forwarded.
+// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form in which paths are
+// forwarded.
 func after(forward, prefix string) string {
 	at := 0
 	for matched := 0; matched < len(prefix) && at < len(forward); matched++ {
