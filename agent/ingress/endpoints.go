@@ -40,6 +40,7 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	if err := out.Put(table.KindSettings, settings); err != nil {
 		n.o.Logger.Warn("ingress: settings cannot be written", "error", err)
 	}
+	n.putHTTP3(out)
 	if n.backends == nil { // reading the table takes longer than all that follows
 		var err error
 		if n.backends, err = s.Backends(); err != nil {

@@ -28,6 +28,8 @@ type keeper struct {
 	log          func(message string, args ...any)
 	groups       groups
 	ungrouped    bool // it was said that there is no control group
+	http3        bool // it is to be served
+	withoutQUIC  bool // it is not, since its sockets could not be opened
 	record       record
 	held         *sockets
 	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what the process has not been told yet.
@@ -96,12 +98,13 @@ func (k *keeper) removeSockets() {
 
 // start starts a proxy where there is none, with the sockets that are held, or with new ones.
 func (k *keeper) start(patient bool) error {
-	if !k.held.serve(k.at) {
+	if !k.serves(k.held) {
 		k.held.close()
 		s, err := listenAll(k.at, patient)
 		if err != nil {
 			return err
 		}
+		k.addQUIC(s, nil)
 		k.held = s
 	}
 	k.failed = k.held.adjust(k.at, k.sites, patient, &k.changed)
@@ -125,7 +128,12 @@ func (k *keeper) listen(sites map[string]int) {
 // guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed yet.
 func (k *keeper) guarded() []int {
 	out := slices.Collect(maps.Values(k.changed.closed))
-	return append(out, slices.Collect(maps.Values(k.held.ports()))...)
+	for kind, port := range k.held.ports() {
+		if kind != table.QUIC {
+			out = append(out, port)
+		}
+	}
+	return out
 }
 
 // put has the proxy serve by a table. Others that were not told so before drain then.
@@ -166,7 +174,7 @@ func (k *keeper) outdated() bool {
 		return false
 	}
 	program, err := filepath.EvalSymlinks(k.program)
-	return err == nil && program != k.now.Program || k.held != nil && !k.held.serve(k.at)
+	return err == nil && program != k.now.Program || k.held != nil && !k.serves(k.held)
 }
 
 // takeOver has a new process serve on the sockets of the one that serves now, which goes on when that fails.
@@ -174,17 +182,15 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 	if k.held == nil { // an old version, or one that is stuck
 		return k.replace(ctx, t)
 	}
-	s := k.held
-	if !s.serve(k.at) {
-		var err error
-		if s, err = k.held.at(k.at); err != nil {
-			k.log("ingress: the node's new addresses have not the ports free; others are taken", "error", err)
-			s, err = listenAll(k.at, false)
-		}
-		if err != nil {
-			return nil, err
-		}
+	s, err := k.held.at(k.at)
+	if err != nil {
+		k.log("ingress: the node's new addresses have not the ports free; others are taken", "error", err)
+		s, err = listenAll(k.at, false)
 	}
+	if err != nil {
+		return nil, err
+	}
+	k.addQUIC(s, k.held)
 	k.step("launch")
 	p, err := k.launch(s)
 	if err == nil {
@@ -198,16 +204,12 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 		}
 	}
 	if err != nil {
-		if s != k.held {
-			s.close()
-		}
+		s.close()
 		return nil, fmt.Errorf("the new proxy: %w", err)
 	}
 	k.step("answer")
 	k.now.close()
-	if s != k.held {
-		k.held.close()
-	}
+	k.held.close()
 	k.now, k.held, k.changed = p, s, socketChange{}
 	return p.problems, k.retire()
 }

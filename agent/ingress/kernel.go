@@ -31,7 +31,7 @@ const refuse = "reject with icmpx admin-prohibited"
 
 // kernelState is what the rules follow from.
 type kernelState struct {
-	ports          []int // at which the proxy listens
+	ports, udp     []int // at which the proxy listens
 	pods, services []netip.Prefix
 	nodes          []netip.Addr
 	reserved       []uint16       // ports of nodes that are the cluster's
@@ -65,18 +65,25 @@ func (s kernelState) rules() map[string][]string {
 		split(netip.MustParsePrefix(p), &services4, &services6)
 	}
 	ports := numbers(s.ports)
-	own := "tcp dport { " + ports + " } ct original proto-dst { " + ports + " } "
+	own := []string{"tcp dport { " + ports + " } ct original proto-dst { " + ports + " } "}
+	if len(s.udp) > 0 {
+		udp := numbers(s.udp)
+		own = append(own, "udp dport { "+udp+" } ct original proto-dst { "+udp+" } ")
+	}
 	mine := "meta skuid " + strconv.Itoa(User) + " ct direction original "
 	out := map[string][]string{}
 	for _, f := range []struct {
 		family                        string
 		inside, pods, services, nodes []string
 	}{{"ip", inside4, pods4, services4, nodes4}, {"ip6", inside6, pods6, services6, nodes6}} {
-		drop := "meta nfproto " + map[string]string{"ip": "ipv4", "ip6": "ipv6"}[f.family] + " " + own
-		if len(f.inside) > 0 {
-			drop = own + f.family + " saddr != { " + list(f.inside) + " } "
+		inside := list(f.inside)
+		for _, own := range own {
+			drop := "meta nfproto " + map[string]string{"ip": "ipv4", "ip6": "ipv6"}[f.family] + " " + own
+			if len(f.inside) > 0 {
+				drop = own + f.family + " saddr != { " + inside + " } "
+			}
+			out["input"] = append(out["input"], drop+"drop")
 		}
-		out["input"] = append(out["input"], drop+"drop")
 		local := map[string]string{"ip": "127.0.0.0/8", "ip6": "::1"}[f.family]
 		// The machine's resolver often listens at loopback, such as 127.0.0.53. No endpoint is spoken to by UDP.
 		out["output"] = append(out["output"], mine+f.family+" daddr "+local+" udp dport 53 accept")
@@ -148,8 +155,10 @@ func apply(ctx context.Context, rules map[string][]string) error {
 }
 
 // protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
-func (n *Node) protect(ctx context.Context, ports []int) error {
-	s := kernelState{ports: ports, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(), own: n.ownNetworks()}
+func (n *Node) protect(ctx context.Context, ports, udp []int) error {
+	s := kernelState{
+		ports: ports, udp: udp, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(), own: n.ownNetworks(),
+	}
 	rules := s.rules()
 	text := fmt.Sprint(rules)
 	if text == n.rules {

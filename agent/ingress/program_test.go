@@ -51,6 +51,7 @@ type testNode struct {
 	t     *testing.T
 	o     Options
 	table table.Sections
+	http3 bool           // the Service has its port
 	seen  map[int]uint64 // when each process started that was seen to run the program
 }
 
@@ -220,6 +221,7 @@ func (n *testNode) keeper() *keeper {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(k.forget)
+	k.want(n.http3)
 	return k
 }
 

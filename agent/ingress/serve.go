@@ -136,6 +136,7 @@ func (s *serving) begin(ctx context.Context) error {
 	switch {
 	case needed && !s.begun:
 		s.keeper.sites = siteSockets(s.table)
+		s.keeper.want(s.http3Port() > 0)
 		if err := s.keeper.begin(); err != nil {
 			return fmt.Errorf("ingress: %w", err)
 		}
@@ -156,6 +157,7 @@ func (s *serving) begin(ctx context.Context) error {
 func (s *serving) sync(ctx context.Context) error {
 	k := s.keeper
 	for s.begun && ctx.Err() == nil {
+		k.want(s.http3Port() > 0)
 		if s.table != nil { // before, the sockets of the run before stay as they are
 			k.listen(siteSockets(s.table))
 		}
@@ -203,7 +205,7 @@ func (s *serving) guard(ctx context.Context) error {
 	if s.keeper.held == nil {
 		return nil
 	}
-	if err := s.protect(ctx, s.keeper.guarded()); err != nil && ctx.Err() == nil {
+	if err := s.protect(ctx, s.keeper.guarded(), s.keeper.guardedUDP()); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ingress: %w", err) // it serves nobody without
 	}
 	return nil

@@ -150,6 +150,9 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
 	out := &sockets{}
 	for name, have := range s.addresses() {
+		if name == quicName { // each process has its own
+			continue
+		}
 		port := int(have[0].Port())
 		missing := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
 			return slices.Contains(have, netip.AddrPortFrom(a, uint16(port)))

@@ -261,7 +261,13 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 		if have != nil {
 			return 0, nil
 		}
-		if _, err = services.Create(ctx, service(), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+		all, _ := c.services.List(labels.Everything()) // of a cache: it cannot fail
+		taken := udpTaken(all)
+		if taken != nil {
+			c.o.Logger.Info("ingress: the Service is made without the port of HTTP/3, which another Service has", "port", "443/UDP",
+				"service", taken.Namespace+"/"+taken.Name)
+		}
+		if _, err = services.Create(ctx, service(taken == nil), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			if _, missing := c.services.Services(metav1.NamespaceSystem).Get(table.Service); missing != nil {
 				return 0, nil // the cache will tell
 			}

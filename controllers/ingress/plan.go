@@ -32,8 +32,8 @@ const (
 )
 
 // service is the Service as it begins. What an administrator changes of it stays: labels, annotations, the class, addresses and source ranges.
-func service() *corev1.Service {
-	return &corev1.Service{
+func service(http3 bool) *corev1.Service {
+	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: manager, "app.kubernetes.io/name": table.Service},
 		},
@@ -46,6 +46,24 @@ func service() *corev1.Service {
 			},
 		},
 	}
+	if http3 {
+		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{
+			Name: table.QUIC, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.QUIC), Protocol: corev1.ProtocolUDP, AppProtocol: ptr.To("http3"),
+		})
+	}
+	return svc
+}
+
+// udpTaken is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress would have no address beside it.
+func udpTaken(services []*corev1.Service) *corev1.Service {
+	for _, svc := range services {
+		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
+			return p.Port == table.HTTPSPort && p.Protocol == corev1.ProtocolUDP
+		}) {
+			return svc
+		}
+	}
+	return nil
 }
 
 // portsOf are those at which a node serves, by its annotation; none when it does not.
@@ -54,7 +72,7 @@ func portsOf(n *corev1.Node) map[string]int32 {
 	for text := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
 		name, number, _ := strings.Cut(text, "=")
 		port, err := strconv.ParseUint(number, 10, 16)
-		if err == nil && port > 0 && (name == table.HTTP || name == table.HTTPS) {
+		if err == nil && port > 0 && slices.Contains([]string{table.HTTP, table.HTTPS, table.QUIC}, name) {
 			out[name] = int32(port)
 		}
 	}
@@ -156,7 +174,11 @@ func portsText(at map[string]int32) string {
 func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{AddressType: family, Endpoints: endpoints}
 	for _, name := range slices.Sorted(maps.Keys(at)) {
-		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(at[name]), Protocol: ptr.To(corev1.ProtocolTCP)})
+		protocol := corev1.ProtocolTCP
+		if name == table.QUIC {
+			protocol = corev1.ProtocolUDP
+		}
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(at[name]), Protocol: &protocol})
 	}
 	return s
 }

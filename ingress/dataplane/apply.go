@@ -53,6 +53,8 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyUsers(c.Key, value, present)
 		case table.KindChallenges:
 			err = applyChallenges(next, c.Key, value, present)
+		case table.KindHTTP3:
+			err = p.applyHTTP3(c.Key, value, present)
 		case table.KindSettings:
 			err = p.applySettings(value, present)
 			next.trusted, next.proxied, next.cluster = p.trusted, p.proxied, p.cluster

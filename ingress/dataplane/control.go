@@ -113,7 +113,7 @@ func (c *Control) follow(conn net.Conn) error {
 	pending := transaction{whole: table.Sections{}}
 	defer func() {
 		for _, s := range pending.listen {
-			_ = s.Listener.Close() // it was not committed
+			s.close() // it was not committed
 		}
 	}()
 	for {

@@ -46,6 +46,7 @@ type exchange struct {
 	verified  string      // what is known of the client's certificate; empty where none is asked for
 	sticky    string      // requests for which it is the same go to the same endpoint; empty for turns
 	cookies   []string    // of the same answer, for the client
+	trailers  http.Header // of the request, as it has announced them
 	path      cleanPath
 	peer      string // the address of the client or of the proxy before us
 	believed  bool   // peer is a trusted proxy
@@ -229,6 +230,7 @@ func (x *exchange) prepare() {
 	}
 	h := x.in.Header // net/http made it for this request alone
 	trailers := hasToken(h["Te"], "trailers")
+	x.trailers = x.in.Trailer
 	removeHopByHop(h)
 	removeUnderscores(h)
 	delete(h, "Host") // HTTP/2 allows one beside :authority
@@ -282,6 +284,7 @@ func (x *exchange) early(code int, header textproto.MIMEHeader) error {
 	removeHopByHop(h)
 	x.w.WriteHeader(code)
 	clear(h)
+	x.listener.introduce(h, x.in)
 	x.moved()
 	return nil
 }
@@ -340,6 +343,9 @@ func (b *requestBody) Read(to []byte) (int, error) {
 		b.done.Store(true)
 		b.endMirrors(nil)
 		removeTrailers(b.exchange.in.Trailer)
+		for name := range b.exchange.trailers {
+			b.exchange.trailers[name] = b.exchange.in.Trailer[name] // quic-go makes another map, of which outgoing does not know
+		}
 	case err != nil:
 		b.failed.Store(true)
 	}

@@ -18,14 +18,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // fixture is a proxy with one site on two loopback sockets.
 type fixture struct {
 	*Proxy
-	http, https string // addresses
-	stop        func() // drains and waits
+	http, https, http3 string // addresses
+	stop               func() // drains and waits
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -51,7 +54,7 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &fixture{Proxy: p}
-	ended := make(chan error, 2)
+	ended := make(chan error, 3)
 	for _, secure := range []bool{false, true} {
 		l := listen(t)
 		if secure {
@@ -65,6 +68,9 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 		}
 		go func() { ended <- p.Serve(ctx, site, secure, l) }()
 	}
+	udp := listenUDP(t)
+	f.http3 = udp.LocalAddr().String()
+	go func() { ended <- p.ServeHTTP3(ctx, "s", udp) }()
 	stopped := false
 	f.stop = func() {
 		if stopped {
@@ -72,7 +78,7 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 		}
 		stopped = true
 		cancel()
-		for range 2 {
+		for range 3 {
 			if err := <-ended; err != nil {
 				t.Errorf("Serve: %v", err)
 			}
@@ -92,6 +98,16 @@ func listen(t testing.TB) net.Listener {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
+}
+
+func listenUDP(t testing.TB) *net.UDPConn {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }
 
 // section is one change.
@@ -136,6 +152,17 @@ func backendServer(t testing.TB, h http.HandlerFunc) string {
 // client makes an HTTP client of one protocol that goes to address whatever the URL's host.
 func client(t testing.TB, address, protocol string) *http.Client {
 	t.Helper()
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if protocol == "h3" {
+		tr := &http3.Transport{
+			Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
+				return quic.DialAddr(ctx, address, c, q)
+			},
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true,
+		}
+		t.Cleanup(func() { _ = tr.Close() })
+		return &http.Client{Transport: tr, CheckRedirect: stay}
+	}
 	tr := &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, address)
@@ -153,7 +180,7 @@ func client(t testing.TB, address, protocol string) *http.Client {
 		t.Fatalf("no protocol %q", protocol)
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, CheckRedirect: stay}
 }
 
 // get sends a GET and returns status and body.

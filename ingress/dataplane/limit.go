@@ -59,6 +59,13 @@ func (l *limit) remove(source netip.Addr) {
 	}
 }
 
+// crowded says whether a source has as many connections already, or all have sixteen times as many.
+func (l *limit) crowded(source netip.Addr, many int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.of[source] >= many || l.all >= 16*many
+}
+
 // sourceOf is what a connection counts for.
 func sourceOf(a net.Addr) netip.Addr { return sourceOfAddress(addressOf(a)) }
 
@@ -72,8 +79,8 @@ func sourceOfAddress(ip netip.Addr) netip.Addr {
 }
 
 func addressOf(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap().WithZone("")
+	if at, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // of TCP and UDP
+		return at.AddrPort().Addr().Unmap().WithZone("")
 	}
 	return netip.Addr{}
 }

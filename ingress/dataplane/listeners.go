@@ -18,33 +18,63 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Socket is a listening socket with its name in table.EnvNames.
+// Socket is a socket for clients with its name in table.EnvNames.
 type Socket struct {
 	Name     string
-	Listener net.Listener
+	Listener net.Listener // nil for the kind table.QUIC
+	Packets  *net.UDPConn // nil for the other kinds
+}
+
+func (s *Socket) close() {
+	if s.Packets != nil {
+		_ = s.Packets.Close()
+		return
+	}
+	_ = s.Listener.Close()
 }
 
 // Inherit takes a listening socket from its descriptor, which is closed. The name is that of a site with a kind of listener.
 func Inherit(name string, descriptor int) (Socket, error) {
 	file := os.NewFile(uintptr(descriptor), name)
 	defer file.Close() // the listener has a copy
-	if _, _, ok := siteOf(name); !ok {
+	_, kind, ok := siteOf(name)
+	if !ok {
 		return Socket{}, fmt.Errorf("the agent names a socket %q, which is no site's", name)
 	}
-	listener, err := net.FileListener(file)
+	s := Socket{Name: name}
+	var err error
+	if kind == table.QUIC {
+		s.Packets, err = packets(file)
+	} else {
+		s.Listener, err = net.FileListener(file)
+	}
 	if err != nil {
 		return Socket{}, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, descriptor, err)
 	}
-	return Socket{Name: name, Listener: listener}, nil
+	return s, nil
+}
+
+// packets makes a connection of a UDP socket.
+func packets(file *os.File) (*net.UDPConn, error) {
+	conn, err := net.FilePacketConn(file)
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, errors.New("it is no UDP socket")
+	}
+	return udp, nil
 }
 
 // siteOf reads the name of a socket.
-func siteOf(name string) (site string, secure, ok bool) {
+func siteOf(name string) (site, kind string, ok bool) {
 	at := strings.LastIndexByte(name, '/')
-	if at <= 0 || name[at+1:] != table.HTTP && name[at+1:] != table.HTTPS {
-		return "", false, false
+	if at <= 0 || !slices.Contains([]string{table.HTTP, table.HTTPS, table.QUIC}, name[at+1:]) {
+		return "", "", false
 	}
-	return name[:at], name[at+1:] == table.HTTPS, true
+	return name[:at], name[at+1:], true
 }
 
 // Listeners are a proxy's sockets, which come and go while it serves. Methods may be called from several goroutines.
@@ -97,10 +127,16 @@ func (l *Listeners) Serve(ctx context.Context) error {
 func (l *Listeners) start(s *served) {
 	ctx, stop := context.WithCancel(l.serving)
 	s.stop = stop
-	site, secure, _ := siteOf(s.Name)
+	site, kind, _ := siteOf(s.Name)
 	l.running.Go(func() {
 		defer stop()
-		if err := l.proxy.Serve(ctx, site, secure, s.Listener); err != nil && ctx.Err() == nil {
+		var err error
+		if kind == table.QUIC {
+			err = l.proxy.ServeHTTP3(ctx, site, s.Packets)
+		} else {
+			err = l.proxy.Serve(ctx, site, kind == table.HTTPS, s.Listener)
+		}
+		if err != nil && ctx.Err() == nil {
 			l.fail(err)
 		}
 	})
@@ -112,7 +148,7 @@ func (l *Listeners) Add(sockets []Socket) {
 	defer l.mu.Unlock()
 	for _, s := range sockets {
 		if l.ended {
-			_ = s.Listener.Close() // it has accepted nothing
+			s.close() // it has accepted nothing
 			continue
 		}
 		one := &served{Socket: s}
@@ -134,7 +170,9 @@ func (l *Listeners) Remove(names []string) {
 		if s.stop != nil {
 			s.stop()
 		}
-		_ = s.Listener.Close() // here, so that the port is free when this returns
+		if s.stop == nil || s.Packets == nil { // what drains needs its UDP socket
+			s.close() // here, so that the port is free when this returns
+		}
 		return true
 	})
 }
@@ -144,7 +182,7 @@ func (l *Listeners) descriptors() (descriptors []int, names []string, err error)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.sockets {
-		d, err := duplicate(s.Listener)
+		d, err := s.duplicate()
 		if errors.Is(err, net.ErrClosed) {
 			continue
 		}
@@ -158,10 +196,14 @@ func (l *Listeners) descriptors() (descriptors []int, names []string, err error)
 }
 
 // duplicate does not use net's File: os.File.Fd makes the socket a blocking one, for all duplicates, and a listener that blocks in the kernel cannot be closed.
-func duplicate(l net.Listener) (int, error) {
-	has, ok := l.(syscall.Conn)
-	if !ok {
-		return 0, errors.New("it has no descriptor")
+func (s *Socket) duplicate() (int, error) {
+	var has syscall.Conn = s.Packets
+	if s.Packets == nil {
+		l, ok := s.Listener.(syscall.Conn)
+		if !ok {
+			return 0, errors.New("it has no descriptor")
+		}
+		has = l
 	}
 	raw, err := has.SyscallConn()
 	if err != nil {

@@ -25,7 +25,8 @@ func listening(t *testing.T) (address string, descriptor int) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if descriptor, err = duplicate(l); err != nil {
+	s := Socket{Listener: l}
+	if descriptor, err = s.duplicate(); err != nil {
 		t.Fatal(err)
 	}
 	return l.Addr().String(), descriptor

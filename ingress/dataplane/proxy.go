@@ -82,6 +82,9 @@ type Proxy struct {
 	ending       chan struct{} // closed by End
 	end          sync.Once
 	complained   atomic.Bool // of a trusted proxy without the PROXY protocol
+	// handshakes are those of QUIC that are under way.
+	handshakes  atomic.Int64
+	noHandshake chan struct{} // capacity 1: handshakes has become 0
 	// memory is the key of the hashes by which right logins are remembered.
 	memory [32]byte
 	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
@@ -97,6 +100,8 @@ type Proxy struct {
 	users        map[string]*userSet
 	turns        map[string]chan struct{} // of logins, by namespace; each has the capacity 1
 	limiters     map[string]*limiter      // by object
+	alternatives map[string]*alternative  // by site
+	quicKey      []byte
 	trusted      []netip.Prefix
 	proxied      bool
 	cluster      []netip.Prefix
@@ -144,11 +149,11 @@ func New(o Options) (*Proxy, error) {
 		o.MaxConnections = 4000
 	}
 	p := &Proxy{
-		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
+		ending: make(chan struct{}), noHandshake: make(chan struct{}, 1), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
 		streams: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
-		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{},
+		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		users: map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails

@@ -28,6 +28,7 @@ func allProtocols(t *testing.T, f *fixture, test func(t *testing.T, c *http.Clie
 	for _, protocol := range []string{"http1", "h2"} {
 		t.Run("tls/"+protocol, func(t *testing.T) { test(t, client(t, f.https, protocol), "https://example.org") })
 	}
+	t.Run("h3", func(t *testing.T) { test(t, client(t, f.http3, "h3"), "https://example.org") })
 }
 
 func TestRequestsArriveAsTheyWereSent(t *testing.T) {

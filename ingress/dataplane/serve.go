@@ -20,6 +20,8 @@ type listener struct {
 	proxy  *Proxy
 	site   string
 	secure bool
+	// alternative is what answers over TLS say about HTTP/3.
+	alternative *alternative
 
 	mu      sync.Mutex
 	tunnels map[*tunnel]struct{}
@@ -45,11 +47,8 @@ func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
 // is ErrHandedOver it waits up to Options.HandoverTimeout, and connections end with their next response or when they have been idle for
 // Options.KeepAlive, so that no request meets a connection that is being closed.
 func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
-	h := &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: make(chan struct{}, 1)}
-	var cut context.CancelFunc
-	h.mirroring, cut = context.WithCancel(context.WithoutCancel(ctx))
-	defer h.mirrors.Wait()
-	defer cut() // before the wait
+	h, end := p.listener(ctx, site, secure)
+	defer end()
 	server := p.server(h)
 	bounded := net.Listener(&limitListener{Listener: l, proxy: p})
 	if secure {
@@ -81,6 +80,20 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	h.leave()
 	h.drain(ctx, server, p.options.HandoverTimeout)
 	return nil
+}
+
+// listener makes one for a socket; end waits for what its requests have begun.
+func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *listener, end func()) {
+	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: make(chan struct{}, 1)}
+	p.mu.Lock()
+	h.alternative = p.alternative(site)
+	p.mu.Unlock()
+	var cut context.CancelFunc
+	h.mirroring, cut = context.WithCancel(context.WithoutCancel(ctx))
+	return h, func() {
+		cut()
+		h.mirrors.Wait()
+	}
 }
 
 // leave waits until no connection is left, they have had the time to become idle, or the process is to end.
@@ -198,9 +211,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 
 // ServeHTTP answers a request. A panic ends that request alone.
 func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
-	if h.leaving.Load() {
-		w.Header()["Connection"] = []string{"close"} // of HTTP/2, too: net/http sends GOAWAY then
-	}
+	h.introduce(w.Header(), in)
 	x := newExchange(h, w, in)
 	defer func() {
 		cause := recover()
@@ -214,6 +225,19 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	}()
 	if x.begin() {
 		x.serve()
+	}
+}
+
+// introduce sets what each response says about the connection and about others.
+func (h *listener) introduce(to http.Header, in *http.Request) {
+	if in.ProtoMajor > 2 {
+		return
+	}
+	if h.leaving.Load() {
+		to["Connection"] = []string{"close"} // of HTTP/2, too: net/http sends GOAWAY then
+	}
+	if value := h.alternative.header(); h.secure && value != nil {
+		to["Alt-Svc"] = value
 	}
 }
 

@@ -36,8 +36,8 @@ const (
 	// EnvUser is the environment variable with the number of the user and the group that the proxy becomes before it reads anything; it is started as root,
 	// since its program lies in a folder of root's. Without it the proxy stays who it is.
 	EnvUser = "CORACLE_INGRESS_USER"
-	// HTTP and HTTPS are the kinds of listeners.
-	HTTP, HTTPS = "http", "https"
+	// HTTP and HTTPS are the kinds of listeners, and QUIC that of a UDP socket for HTTP/3.
+	HTTP, HTTPS, QUIC = "http", "https", "http3"
 )
 
 const (
@@ -64,6 +64,16 @@ func SiteMark(site string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
+const (
+	// QUICConnectionIDLength is the length of the proxy's connection IDs, in bytes. Those that clients make up have eight at least.
+	QUICConnectionIDLength = 7
+	// QUICMarkLength is how many bytes of each are the mark of the socket.
+	QUICMarkLength = 2
+)
+
+// QUICMark is the mark of a UDP socket by its cookie (SO_COOKIE), which duplicates share: by it the kernel gives a packet to the process that has the connection.
+func QUICMark(cookie uint64) uint16 { return uint16(cookie) }
+
 // NodeAnnotation is where a node says at which ports of its addresses its proxy takes what comes to the ports of the ingress Service: "http=30080,https=30443",
 // with the names of the Service's ports; and at which ports it serves which sites of Gateways, by their SiteMark: "10060=0a1b2c3d".
 // BusyEntry with a port says that another program of the machine keeps that one: "http=30080,https=30443,busy=80". A node that serves
@@ -82,6 +92,7 @@ const GatewayLabel = "coracle.dev/gateway"
 const (
 	// HTTPPort and HTTPSPort are the ports of Service.
 	HTTPPort, HTTPSPort = 80, 443
-	// NodeHTTPPort and NodeHTTPSPort are those of nodes' addresses at which their proxies listen, where nothing else does: beside the cluster DNS'.
+	// NodeHTTPPort and NodeHTTPSPort are those of nodes' addresses at which their proxies listen, where nothing else does: beside the cluster DNS'. HTTP/3
+	// has NodeHTTPSPort of UDP.
 	NodeHTTPPort, NodeHTTPSPort = 10054, 10055
 )

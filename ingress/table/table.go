@@ -31,6 +31,8 @@ const (
 	KindSettings = "settings"
 	// KindSite is a Site; its key is SiteKey.
 	KindSite = "site"
+	// KindHTTP3 is HTTP3; its key is HTTP3Key.
+	KindHTTP3 = "http3"
 	// KindAuthorities are Authorities; its key is AuthoritiesKey.
 	KindAuthorities = "authorities"
 	// KindChallenges are Challenges; its key is ChallengesKey.
@@ -63,6 +65,20 @@ type Site struct {
 	// for one label or more. A name belongs to the listener that names it most exactly. A handshake for a name that belongs to none is refused, and a
 	// request for a host of another listener than that of its connection's handshake is answered with 421. Without any, neither is done.
 	Listeners []string `json:"listeners,omitempty"`
+}
+
+// HTTP3Key is the key of what is said of HTTP/3 at a site.
+func HTTP3Key(site string) string { return KindHTTP3 + "/" + site }
+
+// HTTP3SiteOf reads a key that HTTP3Key made.
+func HTTP3SiteOf(key string) (site string, ok bool) { return strings.CutPrefix(key, KindHTTP3+"/") }
+
+// HTTP3 is what the node knows of HTTP/3 at a site; the agent adds it. While the section is absent, no answer names HTTP/3.
+type HTTP3 struct {
+	// Port is the UDP port of the site's addresses, which answers over TLS name (Alt-Svc).
+	Port uint16 `json:"port"`
+	// Key is a secret of the node, so that a process recognises what those before it have promised to clients.
+	Key []byte `json:"key,omitempty"`
 }
 
 // AuthoritiesKey is the key of the authorities in an object that holds them, which is a configmap or a secret.

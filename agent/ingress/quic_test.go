@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go/http3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func (k *keeper) http3URL() string {
+	return fmt.Sprintf("https://127.0.0.1:%d/", k.held.ports()[table.QUIC])
+}
+
+// http3Client is one of HTTP/3 alone, with connections that end with the test.
+func http3Client(t *testing.T) *http.Client {
+	tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	t.Cleanup(func() { _ = tr.Close() })
+	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+}
+
+// newHTTP3Node is a node whose Service has the port of HTTP/3.
+func newHTTP3Node(t *testing.T) *testNode {
+	t.Helper()
+	n := newTestNode(t)
+	n.http3 = true
+	if err := n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443, Key: make([]byte, quicKeyBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestUpgradesFailNoHTTP3Request: five versions take over while clients ask on fresh connections and on those that they keep.
+func TestUpgradesFailNoHTTP3Request(t *testing.T) {
+	n := newHTTP3Node(t)
+	k := n.run()
+	url := k.http3URL()
+	end := make(chan struct{})
+	var mu sync.Mutex
+	var failures []error
+	asked := 0
+	var all sync.WaitGroup
+	for i := range 8 {
+		client := http3Client(t)
+		all.Go(func() {
+			pace := time.NewTicker(40 * time.Millisecond)
+			defer pace.Stop()
+			for {
+				select {
+				case <-end:
+					return
+				case <-pace.C:
+				}
+				err := ask(client, url)
+				if i%2 == 0 {
+					client.CloseIdleConnections()
+				}
+				mu.Lock()
+				if asked++; err != nil {
+					failures = append(failures, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	pids := []int{k.now.PID}
+	for i := range 5 {
+		mu.Lock()
+		before := asked
+		mu.Unlock()
+		eventually(t, "forty requests were answered", func() bool { mu.Lock(); defer mu.Unlock(); return asked >= before+40 })
+		k.forget()
+		n.install(fmt.Sprintf("v%d", i+1))
+		k = n.run()
+		if slices.Contains(pids, k.now.PID) || k.http3URL() != url {
+			t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, k.http3URL(), pids, url)
+		}
+		pids = append(pids, k.now.PID)
+		eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
+	}
+	close(end)
+	all.Wait()
+	if len(failures) > 0 {
+		t.Errorf("of %d requests %d failed, such as: %v", asked, len(failures), failures[0])
+	}
+	t.Logf("%d requests were answered", asked)
+}
+
+// TestRequestsOfHTTP3EndAfterTheTakeOver: packets of connections of the process that drains come to it, and those of new ones to the next process.
+func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
+	n := newHTTP3Node(t)
+	arrived, release := make(chan struct{}, 8), make(chan struct{})
+	l, err := net.Listen("tcp", machineIP+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 4 << 20 // what needs acknowledgements
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		arrived <- struct{}{}
+		<-release
+		_, _ = w.Write(make([]byte, size))
+	})}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	address, hello := l.Addr().String(), n.table
+	n.table = n.to(address)
+	if err := n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443}); err != nil {
+		t.Fatal(err)
+	}
+	k := n.run()
+	old := k.now.PID
+	answers := make(chan error, 8) // one of each request
+	for range 8 {
+		c := http3Client(t)
+		go func() {
+			res, err := c.Get(k.http3URL())
+			if err != nil {
+				answers <- err
+				return
+			}
+			defer res.Body.Close()
+			if got, err := io.Copy(io.Discard, res.Body); err != nil || got != size {
+				answers <- fmt.Errorf("%d bytes, %w", got, err)
+				return
+			}
+			answers <- nil
+		}()
+	}
+	for range 8 {
+		<-arrived
+	}
+	n.table = hello
+	n.install("next")
+	n.serve(k)
+	if k.now.PID == old {
+		t.Fatal("no other has taken over")
+	}
+	for range 8 {
+		if err := ask(http3Client(t), k.http3URL()); err != nil {
+			t.Errorf("a request to the next process: %v", err)
+		}
+	}
+	close(release)
+	for range 8 {
+		if err := <-answers; err != nil {
+			t.Errorf("a request to the process that drains: %v", err)
+		}
+	}
+	eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
+}
+
+// TestHTTP3FollowsTheServicesPort: it is served and announced while the Service has the port, and a process without takes over when it has gone.
+func TestHTTP3FollowsTheServicesPort(t *testing.T) {
+	nstest.RequireNFT(t)
+	n := newTestNode(t)
+	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
+	n.table = table.Sections{}
+	if err := n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
+		t.Fatal(err)
+	}
+	a := startAgent(n)
+	change := func(ports ...corev1.ServicePort) {
+		svc, err := a.client.CoreV1().Services(metav1.NamespaceSystem).Get(t.Context(), table.Service, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		svc.Spec.Ports = ports
+		if _, err := a.client.CoreV1().Services(metav1.NamespaceSystem).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	announced := func() string {
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+		res, err := c.Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.Header.Get("Alt-Svc")
+	}
+	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10054,https=10055" })
+	if got := announced(); got != "" {
+		t.Errorf("without the port it is announced: %q", got)
+	}
+	change(corev1.ServicePort{Name: table.QUIC, Port: 8443, Protocol: corev1.ProtocolUDP})
+	eventually(t, "the node serves HTTP/3", func() bool { return a.annotation() == "http=10054,http3=10055,https=10055" })
+	if got := announced(); !strings.HasPrefix(got, `h3=":8443"`) {
+		t.Errorf("it is announced as %q", got)
+	}
+	res, err := http3Client(t).Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusServiceUnavailable || res.ProtoMajor != 3 {
+		t.Errorf("answered with %s %s", res.Proto, res.Status)
+	}
+	change()
+	eventually(t, "the node serves HTTP/3 no more", func() bool { return a.annotation() == "http=10054,https=10055" })
+	if got := announced(); got != "" {
+		t.Errorf("when the port has gone it is announced: %q", got)
+	}
+}
+
+// TestPortOfHTTP3IsTaken: another one is used, as for TCP.
+func TestPortOfHTTP3IsTaken(t *testing.T) {
+	other, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: table.NodeHTTPSPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	n := newHTTP3Node(t)
+	k := n.run()
+	if port := k.held.ports()[table.QUIC]; port == 0 || port == table.NodeHTTPSPort {
+		t.Errorf("it has the port %d", port)
+	}
+	if err := ask(http3Client(t), k.http3URL()); err != nil {
+		t.Error(err)
+	}
+	url := k.http3URL()
+	n.install("next")
+	n.serve(k)
+	if k.http3URL() != url {
+		t.Errorf("the next one serves at %s, was %s", k.http3URL(), url)
+	}
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of a connection, in bytes.
+	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
+	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many connections. A client's stream takes
+	// memory before its header has come, and quic-go has no time-out for that.
+	quicStreams, fewStreams = 100, 8
+	// freeConnections is how many connections of one source get quicStreams, and sixteen times as many those of all sources.
+	freeConnections = 16
+	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry, RFC 9000, 8.1.2).
+	freeHandshakes = 64
+	// handshakeTime is how long a process that ends waits for handshakes.
+	handshakeTime = 2 * time.Second
+	// alternativeAge is for how many seconds clients remember that the site is served over HTTP/3.
+	alternativeAge = "3600"
+)
+
+// alternative is what answers over TLS say about HTTP/3 at a site (Alt-Svc, RFC 7838).
+type alternative struct {
+	value   atomic.Pointer[[]string] // the header; nil while the table does not say so
+	sockets atomic.Int64             // that serve HTTP/3 now
+}
+
+// header is the header's value, nil for none.
+func (a *alternative) header() []string {
+	if v := a.value.Load(); v != nil && a.sockets.Load() > 0 {
+		return *v
+	}
+	return nil
+}
+
+// alternative returns that of a site. It must be called with p.mu held.
+func (p *Proxy) alternative(site string) *alternative {
+	a := p.alternatives[site]
+	if a == nil {
+		a = &alternative{}
+		p.alternatives[site] = a
+	}
+	return a
+}
+
+func (p *Proxy) applyHTTP3(key string, value json.RawMessage, present bool) error {
+	site, ok := table.HTTP3SiteOf(key)
+	if !ok {
+		return fmt.Errorf("%q is not the key of a site's HTTP/3", key)
+	}
+	a := p.alternative(site)
+	a.value.Store(nil)
+	if !present {
+		return nil
+	}
+	var from table.HTTP3
+	if err := json.Unmarshal(value, &from); err != nil {
+		return fmt.Errorf("reading what is said of HTTP/3: %w", err)
+	}
+	p.quicKey = from.Key
+	if from.Port > 0 {
+		a.value.Store(&[]string{`h3=":` + strconv.Itoa(int(from.Port)) + `"; ma=` + alternativeAge})
+	}
+	return nil
+}
+
+// connectionIDs makes connection IDs that begin with the mark of a socket, by which the kernel finds the process that has the connection (table.QUICMark).
+type connectionIDs [table.QUICMarkLength]byte
+
+// GenerateConnectionID makes another one.
+func (m connectionIDs) GenerateConnectionID() (quic.ConnectionID, error) {
+	var id [table.QUICConnectionIDLength]byte
+	_, _ = rand.Read(id[copy(id[:], m[:]):]) // never fails
+	return quic.ConnectionIDFromBytes(id[:]), nil
+}
+
+// ConnectionIDLen is the length of all.
+func (connectionIDs) ConnectionIDLen() int { return table.QUICConnectionIDLength }
+
+// markOf is the mark of a socket.
+func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return m, err
+	}
+	var cookie uint64
+	var failure error
+	if err := raw.Control(func(d uintptr) { cookie, failure = unix.GetsockoptUint64(int(d), unix.SOL_SOCKET, unix.SO_COOKIE) }); err != nil {
+		return m, err
+	}
+	binary.BigEndian.PutUint16(m[:], table.QUICMark(cookie))
+	return m, failure
+}
+
+// quicConnection is a client's connection while it lives. It is closed when no request has been served for Options.KeepAlive, whatever streams the client has
+// opened without sending a request.
+type quicConnection struct {
+	mu     sync.Mutex
+	served int // requests
+	idle   *time.Timer
+	after  time.Duration
+}
+
+// begin and end are called around each request.
+func (c *quicConnection) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.served++
+	c.idle.Stop()
+}
+
+func (c *quicConnection) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.served--; c.served == 0 {
+		c.idle.Reset(c.after)
+	}
+}
+
+// quicHandshake is the part of the limits that a connection has, from its first packet on.
+type quicHandshake struct {
+	once sync.Once
+	done func()
+}
+
+func (h *quicHandshake) finished() { h.once.Do(h.done) }
+
+// Keys of a connection's context.
+type (
+	handshakeKey  struct{}
+	connectionKey struct{}
+)
+
+// ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it takes no more connections, tells clients so (GOAWAY), waits for
+// requests at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes conn. Nobody else may read from the
+// socket. There is no 0-RTT: who records such a request can send it again.
+func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) error {
+	defer conn.Close()
+	mark, err := markOf(conn)
+	if err != nil {
+		return fmt.Errorf("reading the cookie of the socket %s: %w", conn.LocalAddr(), err)
+	}
+	h, end := p.listener(ctx, site, true)
+	defer end()
+	p.mu.Lock()
+	key := p.quicKey
+	p.mu.Unlock()
+	transport := &quic.Transport{
+		Conn: conn, ConnectionIDGenerator: mark, ConnContext: p.admitQUIC,
+		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.Load() >= freeHandshakes },
+	}
+	if len(key) > 0 { // so that clients of a process that was killed learn it from the next one
+		reset, token := quic.StatelessResetKey(derive(key, "stateless reset")), quic.TokenGeneratorKey(derive(key, "token"))
+		transport.StatelessResetKey, transport.TokenGeneratorKey = &reset, &token
+	}
+	defer transport.Close()
+	l, err := transport.Listen(http3.ConfigureTLSConfig(p.tlsConfig(site)), p.quicConfig())
+	if err != nil {
+		return fmt.Errorf("listening for HTTP/3 at %s: %w", conn.LocalAddr(), err)
+	}
+	server := &http3.Server{
+		Handler: http.HandlerFunc(h.serveHTTP3), ConnContext: p.quicConnected, MaxHeaderBytes: maxRequestHeader,
+		Logger: slog.New(slog.DiscardHandler), // it tells of each client's faults
+	}
+	done := make(chan error, 1) // so that the goroutine can end when ctx did
+	h.alternative.sockets.Add(1)
+	go func() { done <- server.ServeListener(l) }()
+	select {
+	case err = <-done:
+		err = fmt.Errorf("serving the site %s over HTTP/3 at %s: %w", site, conn.LocalAddr(), err)
+	case <-ctx.Done():
+		p.awaitHandshakes()
+		_ = l.Close() // it refuses handshakes that are under way
+		h.ended(<-done)
+	}
+	h.alternative.sockets.Add(-1)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.DrainTimeout)
+	defer cancel()
+	_ = server.Shutdown(limited) // it closes what is left after that time
+	return err
+}
+
+// awaitHandshakes waits until none is under way: new ones come to the next process already.
+func (p *Proxy) awaitHandshakes() {
+	longest := time.NewTimer(handshakeTime)
+	defer longest.Stop()
+	defer p.shaken() // for the process' other sockets
+	for p.handshakes.Load() > 0 {
+		select {
+		case <-p.noHandshake:
+		case <-longest.C:
+			return
+		}
+	}
+}
+
+// shaken says that no handshake may be under way any more.
+func (p *Proxy) shaken() {
+	select {
+	case p.noHandshake <- struct{}{}:
+	default:
+	}
+}
+
+// derive makes a key for one purpose.
+func derive(key []byte, purpose string) (out [32]byte) {
+	m := hmac.New(sha256.New, key)
+	m.Write([]byte(purpose))
+	copy(out[:], m.Sum(nil))
+	return out
+}
+
+// serveHTTP3 answers a request that came over HTTP/3.
+func (h *listener) serveHTTP3(w http.ResponseWriter, in *http.Request) {
+	if c, ok := in.Context().Value(connectionKey{}).(*quicConnection); ok {
+		c.begin()
+		defer c.end()
+	}
+	h.ServeHTTP(w, in)
+}
+
+// quicConfig bounds what a connection may hold, and finds clients that are gone.
+func (p *Proxy) quicConfig() *quic.Config {
+	config := &quic.Config{
+		HandshakeIdleTimeout: p.options.HeaderTimeout / 2, MaxIdleTimeout: 45 * time.Second, KeepAlivePeriod: 20 * time.Second,
+		InitialStreamReceiveWindow: quicWindow, MaxStreamReceiveWindow: quicWindow,
+		InitialConnectionReceiveWindow: quicConnectionWindow, MaxConnectionReceiveWindow: quicConnectionWindow,
+		MaxIncomingStreams: quicStreams, MaxIncomingUniStreams: 8, // a control stream, and two of QPACK
+	}
+	busy := config.Clone()
+	busy.MaxIncomingStreams = fewStreams
+	config.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
+		if p.limit.crowded(sourceOf(client.RemoteAddr), freeConnections) {
+			return busy, nil
+		}
+		return config, nil
+	}
+	return config
+}
+
+var errManyConnections = errors.New("too many connections")
+
+// admitQUIC counts a connection from its first packet on; the context ends with it.
+func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
+	source := sourceOf(client.RemoteAddr)
+	if !p.limit.take(source) {
+		p.stats.Refused.Add(1)
+		return nil, errManyConnections
+	}
+	p.handshakes.Add(1)
+	p.stats.Connections.Add(1)
+	s := &quicHandshake{done: func() {
+		if p.handshakes.Add(-1) == 0 {
+			p.shaken()
+		}
+	}}
+	context.AfterFunc(ctx, func() {
+		s.finished()
+		p.stats.Connections.Add(-1)
+		p.limit.give(source)
+	})
+	return context.WithValue(ctx, handshakeKey{}, s), nil
+}
+
+// quicConnected is called after a connection's handshake.
+func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Context {
+	if s, ok := ctx.Value(handshakeKey{}).(*quicHandshake); ok {
+		s.finished()
+	}
+	c := &quicConnection{after: p.options.KeepAlive}
+	c.idle = time.AfterFunc(c.after, func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle") })
+	context.AfterFunc(ctx, func() { c.idle.Stop() })
+	return context.WithValue(ctx, connectionKey{}, c)
+}

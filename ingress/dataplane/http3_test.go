@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// dialQUIC opens a connection without HTTP.
+func dialQUIC(t *testing.T, address string) (*quic.Conn, error) {
+	t.Helper()
+	conn, err := quic.DialAddr(t.Context(), address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	if err == nil {
+		t.Cleanup(func() { _ = conn.CloseWithError(0x100, "") })
+	}
+	return conn, err
+}
+
+func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
+	backend := backendServer(t, func(http.ResponseWriter, *http.Request) {})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	said := func(c *http.Client, url string) string {
+		res, err := c.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = body(t, res)
+		return res.Header.Get("Alt-Svc")
+	}
+	h1, h2 := client(t, f.https, "http1"), client(t, f.https, "h2")
+	if got := said(h1, "https://a.example"); got != "" {
+		t.Errorf("before the table says so it is announced: %q", got)
+	}
+	f.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Port: 8443})})
+	for _, c := range []*http.Client{h1, h2} {
+		if got := said(c, "https://a.example"); got != `h3=":8443"; ma=3600` {
+			t.Errorf("it is announced as %q", got)
+		}
+	}
+	if got := said(client(t, f.http, "http1"), "http://a.example"); got != "" {
+		t.Errorf("without TLS it is announced: %q", got)
+	}
+	f.Apply([]table.Change{section(t, table.HTTP3Key("another"), table.HTTP3{Port: 8443}), {Key: table.HTTP3Key("s")}})
+	if got := said(h1, "https://a.example"); got != "" {
+		t.Errorf("when the table says so no more it is announced: %q", got)
+	}
+}
+
+// TestHTTP3EndsGracefully: a request that is under way is answered, the client opens no other on the connection, and the socket is closed.
+func TestHTTP3EndsGracefully(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			arrived <- struct{}{}
+			<-release
+		}
+		_, _ = io.WriteString(w, "done")
+	})
+	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Apply(append(site(t, "", backend), section(t, table.HTTP3Key("s"), table.HTTP3{Port: 443})))
+	udp := listenUDP(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.ServeHTTP3(ctx, "s", udp) }()
+	c := client(t, udp.LocalAddr().String(), "h3")
+	answer := make(chan string, 1)
+	go func() {
+		res, err := c.Get("https://a.example/slow")
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		answer <- string(text) + errorText(err)
+	}()
+	<-arrived
+	cancel(ErrHandedOver)
+	waitUntil(t, "it is announced no more", func() bool { return p.alternatives["s"].header() == nil })
+	close(release)
+	if got := <-answer; got != "done" {
+		t.Errorf("the request that was under way ended with %q", got)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := p.Stats().Connections.Load(); n != 0 {
+		t.Errorf("%d connections are left", n)
+	}
+	if p.limit.all != 0 {
+		t.Errorf("the limit counts %d", p.limit.all)
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// TestHTTP3ConnectionsAreBounded: they count for the same limit as those of TCP, from their first packet on.
+func TestHTTP3ConnectionsAreBounded(t *testing.T) {
+	f := newFixture(t, Options{MaxConnections: 4}) // half for one source
+	first, err := dialQUIC(t, f.http3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dialQUIC(t, f.http3); err != nil {
+		t.Fatal(err)
+	}
+	_, err = dialQUIC(t, f.http3)
+	var refused *quic.TransportError
+	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+		t.Errorf("a connection beyond the limit: %v", err)
+	}
+	if conn, err := net.Dial("tcp", f.http); err == nil {
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("a connection of TCP beyond the limit got %d bytes, %v", n, err)
+		}
+		_ = conn.Close()
+	}
+	_ = first.CloseWithError(0x100, "")
+	waitUntil(t, "the limit has room again", func() bool {
+		f.limit.mu.Lock()
+		defer f.limit.mu.Unlock()
+		return f.limit.all == 1
+	})
+	if f.handshakes.Load() != 0 {
+		t.Errorf("%d handshakes are under way", f.handshakes.Load())
+	}
+}
+
+// TestHTTP3ConnectionWithoutRequestsEnds: whatever streams the client opens.
+func TestHTTP3ConnectionWithoutRequestsEnds(t *testing.T) {
+	f := newFixture(t, Options{KeepAlive: time.Millisecond})
+	conn, err := dialQUIC(t, f.http3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s, err := conn.OpenStream()
+		if err != nil {
+			break // it has ended
+		}
+		_, _ = s.Write([]byte{1, 50}) // of a header
+	}
+	<-conn.Context().Done()
+	var closed *quic.ApplicationError
+	if err := context.Cause(conn.Context()); !errors.As(err, &closed) || closed.ErrorCode != 0x100 {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestHTTP3ClientsProveTheirAddressUnderLoad: and are served then.
+func TestHTTP3ClientsProveTheirAddressUnderLoad(t *testing.T) {
+	f := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
+	f.handshakes.Store(freeHandshakes)
+	if status, _ := get(t, client(t, f.http3, "h3"), "https://a.example"); status != http.StatusOK {
+		t.Errorf("answered with %d", status)
+	}
+	if n := f.handshakes.Load(); n != freeHandshakes {
+		t.Errorf("%d handshakes are under way", n)
+	}
+	// A client that does not answer takes no connection.
+	conn := listenUDP(t)
+	to, err := net.ResolveUDPAddr("udp", f.http3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.WriteTo(initialPacket(t), to); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 1500)
+	n, err := conn.Read(answer)
+	if err != nil || n < 7 || answer[0]&0xf0 != 0xf0 { // a long header of the type Retry
+		t.Errorf("a first packet without a token is answered with %x, %v", answer[:n], err)
+	}
+}
+
+// initialPacket is what a client of quic-go sends first.
+func initialPacket(t *testing.T) []byte {
+	t.Helper()
+	l := listenUDP(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		_, _ = quic.DialAddr(ctx, l.LocalAddr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	}()
+	packet := make([]byte, 1500)
+	n, err := l.Read(packet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packet[:n]
+}
+
+// TestManyConnectionsHaveFewStreams: the seventeenth connection of a source may have eight requests at a time.
+func TestManyConnectionsHaveFewStreams(t *testing.T) {
+	f := newFixture(t, Options{})
+	for i := range freeConnections + 1 {
+		conn, err := dialQUIC(t, f.http3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams := 0
+		for ; ; streams++ {
+			if _, err := conn.OpenStream(); err != nil {
+				break
+			}
+		}
+		want := quicStreams
+		if i == freeConnections {
+			want = fewStreams
+		}
+		if streams != want {
+			t.Errorf("connection %d may have %d requests at a time, want %d", i, streams, want)
+		}
+	}
+}
+
+func TestHTTP3HeadersAreBounded(t *testing.T) {
+	f := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
+	c := client(t, f.http3, "h3")
+	req, err := http.NewRequest(http.MethodGet, "https://a.example", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Long", strings.Repeat("x", maxRequestHeader))
+	if res, err := c.Do(req); err == nil {
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("a header of %d bytes is answered with %d", maxRequestHeader, res.StatusCode)
+		}
+	}
+	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
+		t.Errorf("another request is answered with %d", status)
+	}
+}
+
+// TestNoEarlyData: a session that is resumed sends no request before the handshake ends.
+func TestNoEarlyData(t *testing.T) {
+	f := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
+	sessions := tls.NewLRUClientSessionCache(1)
+	for resumed := range 2 {
+		var last *quic.Conn
+		tr := &http3.Transport{
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ClientSessionCache: sessions}, QUICConfig: &quic.Config{},
+			Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (conn *quic.Conn, err error) {
+				last, err = quic.DialAddrEarly(ctx, f.http3, c, q)
+				return last, err
+			},
+		}
+		if status, _ := get(t, &http.Client{Transport: tr}, "https://a.example"); status != http.StatusOK {
+			t.Errorf("answered with %d", status)
+		}
+		if s := last.ConnectionState(); s.TLS.DidResume != (resumed == 1) || s.Used0RTT {
+			t.Errorf("connection %d resumed: %t, with early data: %t", resumed, s.TLS.DidResume, s.Used0RTT)
+		}
+		waitUntil(t, "the client has the session", func() bool { _, ok := sessions.Get("a.example"); return ok })
+		_ = tr.Close()
+	}
+}
+
+// TestNextProcessEndsConnections: one with the same key tells clients of a process that was killed that their connections are gone.
+func TestNextProcessEndsConnections(t *testing.T) {
+	udp := listenUDP(t)
+	raw, err := udp.File() // as the agent keeps it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	serve := func(conn *net.UDPConn) <-chan error {
+		p, err := New(Options{Logger: quiet()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
+		ended := make(chan error, 1)
+		go func() { ended <- p.ServeHTTP3(t.Context(), "s", conn) }()
+		return ended
+	}
+	first := serve(udp)
+	conn, err := dialQUIC(t, udp.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = udp.Close() // the process says nothing to its clients
+	if err := <-first; err == nil {
+		t.Error("ServeHTTP3 has no error")
+	}
+	next, err := net.FilePacketConn(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = next.Close() })
+	serve(next.(*net.UDPConn))
+	s, err := conn.OpenStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = s.Write(make([]byte, 1000))
+	<-conn.Context().Done()
+	var reset *quic.StatelessResetError
+	if err := context.Cause(conn.Context()); !errors.As(err, &reset) {
+		t.Errorf("the connection ended with %v", err)
+	}
+}
