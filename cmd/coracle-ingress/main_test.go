@@ -20,6 +20,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -35,10 +39,10 @@ func TestMain(m *testing.M) {
 
 // process is a running proxy.
 type process struct {
-	cmd         *exec.Cmd
-	http, https string
-	control     net.Conn
-	answers     *bufio.Reader
+	cmd                *exec.Cmd
+	http, https, http3 string
+	control            net.Conn
+	answers            *bufio.Reader
 }
 
 func start(t testing.TB) *process {
@@ -71,8 +75,20 @@ func start(t testing.TB) *process {
 			p.https = l.Addr().String()
 		}
 	}
+	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	file, err := udp.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	files, p.http3 = append(files, file), udp.LocalAddr().String()
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), table.EnvNames+"=ingress/http,ingress/https,"+table.ControlName)
+	p.cmd.Env = append(os.Environ(), "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true",
+		table.EnvNames+"=ingress/http,ingress/https,"+table.ControlName+",ingress/http3")
 	p.cmd.Stderr = os.Stderr
 	p.cmd.ExtraFiles = files
 	if err := p.cmd.Start(); err != nil {
@@ -250,10 +266,15 @@ func BenchmarkRequests(b *testing.B) {
 	defer l.Close()
 	p := start(b)
 	p.apply(b, to(b, l.Addr().String()))
-	for _, url := range []string{"http://" + p.http, "https://" + p.https} {
-		scheme, _, _ := strings.Cut(url, ":")
-		b.Run(scheme, func(b *testing.B) {
-			c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 1000}}
+	tcp := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 1000}}
+	quic := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer quic.Close()
+	for _, by := range []struct {
+		name, url string
+		c         *http.Client
+	}{{"http", "http://" + p.http, tcp}, {"https", "https://" + p.https, tcp}, {"http3", "https://" + p.http3, &http.Client{Transport: quic}}} {
+		b.Run(by.name, func(b *testing.B) {
+			c, url := by.c, by.url
 			before := cpuTime(b, p.cmd.Process.Pid)
 			b.SetParallelism(16) // of each CPU
 			b.RunParallel(func(pb *testing.PB) {
@@ -305,6 +326,53 @@ func BenchmarkIdleWebsocket(b *testing.B) {
 	after := resident(b, p.cmd.Process.Pid)
 	b.ReportMetric((after-before)/count/1024, "KB/websocket")
 	b.ReportMetric(before/1024/1024, "MB-at-rest")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkIdleHTTP3 measures the memory that the process takes for each idle connection of HTTP/3, of a thousand that have each had a request, and for each
+// stream on which a client has begun a header and sends no more.
+func BenchmarkIdleHTTP3(b *testing.B) {
+	p := start(b)
+	p.apply(b, to(b, "192.0.2.1:80"))
+	before := resident(b, p.cmd.Process.Pid)
+	const count = 1000
+	var all []*quic.Conn
+	for range count {
+		tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, QUICConfig: &quic.Config{MaxIdleTimeout: time.Hour},
+			Dial: func(ctx context.Context, address string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
+				conn, err := quic.DialAddr(ctx, address, c, q)
+				all = append(all, conn)
+				return conn, err
+			}}
+		defer tr.Close()
+		req, err := http.NewRequest(http.MethodTrace, "https://"+p.http3, nil) // the proxy answers it by itself
+		if err != nil {
+			b.Fatal(err)
+		}
+		res, err := tr.RoundTrip(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+	after := resident(b, p.cmd.Process.Pid)
+	streams := 0
+	for _, conn := range all {
+		for range 50 {
+			s, err := conn.OpenStream()
+			if err != nil {
+				break
+			}
+			if _, err := s.Write([]byte{1, 0x40, 50}); err != nil {
+				b.Fatal(err)
+			}
+			streams++
+		}
+	}
+	time.Sleep(2 * time.Second)
+	b.ReportMetric((after-before)/count/1024, "KB/connection")
+	b.ReportMetric((resident(b, p.cmd.Process.Pid)-after)/float64(streams)/1024, "KB/stream")
+	b.ReportMetric(float64(streams), "streams")
 	b.ReportMetric(0, "ns/op")
 }
 

@@ -29,10 +29,13 @@ import (
 const (
 	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of a connection, in bytes.
 	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
+	// quicPart is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the memory of a websocket over TLS. Clients whose
+	// connection is refused take TCP.
+	quicPart = 8
 	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many connections. A client's stream takes
-	// memory before its header has come, and quic-go has no time-out for that.
-	quicStreams, fewStreams = 100, 8
-	// freeConnections is how many connections of one source get quicStreams, and sixteen times as many those of all sources.
+	// 9 KB before its header has come, and quic-go has no time-out for that.
+	quicStreams, fewStreams = 100, 16
+	// freeConnections is how many connections of one source get quicStreams, and four times as many those of all sources.
 	freeConnections = 16
 	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry, RFC 9000, 8.1.2).
 	freeHandshakes = 64
@@ -253,7 +256,7 @@ func (p *Proxy) quicConfig() *quic.Config {
 	busy := config.Clone()
 	busy.MaxIncomingStreams = fewStreams
 	config.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
-		if p.limit.crowded(sourceOf(client.RemoteAddr), freeConnections) {
+		if p.quicLimit.crowded(sourceOf(client.RemoteAddr), freeConnections) {
 			return busy, nil
 		}
 		return config, nil
@@ -266,7 +269,12 @@ var errManyConnections = errors.New("too many connections")
 // admitQUIC counts a connection from its first packet on; the context ends with it.
 func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
 	source := sourceOf(client.RemoteAddr)
-	if !p.limit.take(source) {
+	taken := p.quicLimit.take(source)
+	if taken && !p.limit.take(source) {
+		p.quicLimit.give(source)
+		taken = false
+	}
+	if !taken {
 		p.stats.Refused.Add(1)
 		return nil, errManyConnections
 	}
@@ -281,6 +289,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		s.finished()
 		p.stats.Connections.Add(-1)
 		p.limit.give(source)
+		p.quicLimit.give(source)
 	})
 	return context.WithValue(ctx, handshakeKey{}, s), nil
 }

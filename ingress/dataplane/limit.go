@@ -59,11 +59,11 @@ func (l *limit) remove(source netip.Addr) {
 	}
 }
 
-// crowded says whether a source has as many connections already, or all have sixteen times as many.
+// crowded says whether a source has as many connections already, or all have four times as many.
 func (l *limit) crowded(source netip.Addr, many int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.of[source] >= many || l.all >= 16*many
+	return l.of[source] >= many || l.all >= 4*many
 }
 
 // sourceOf is what a connection counts for.

@@ -82,6 +82,7 @@ type Proxy struct {
 	ending       chan struct{} // closed by End
 	end          sync.Once
 	complained   atomic.Bool // of a trusted proxy without the PROXY protocol
+	quicLimit    limit
 	// handshakes are those of QUIC that are under way.
 	handshakes  atomic.Int64
 	noHandshake chan struct{} // capacity 1: handshakes has become 0
@@ -150,8 +151,9 @@ func New(o Options) (*Proxy, error) {
 	}
 	p := &Proxy{
 		ending: make(chan struct{}), noHandshake: make(chan struct{}, 1), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
-		streams: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
-		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
+		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
+		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},
+		options:   o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		users: map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
