@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/coracle-k8s/coracle/agent/ingress"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -67,5 +68,9 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	i.Annotate = func(ctx context.Context, value string) error {
 		return annotate(ctx, client.CoreV1().Nodes(), o.NodeName, table.NodeAnnotation, value)
 	}
-	return ingress.New(i)
+	n, err := ingress.New(i)
+	if err == nil {
+		_ = legacyregistry.Registerer().Register(n.Metrics()) // shown by the kubelet; a second node of a process, which tests have, is not
+	}
+	return n, err
 }

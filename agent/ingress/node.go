@@ -67,6 +67,8 @@ type Node struct {
 	o    Options
 	wake chan struct{} // capacity 1: one says that an object has changed
 	gone chan struct{} // capacity 1: one says that another program may have deleted the kernel's table
+	// questions are asked by those who collect Metrics; no room: without a proxy nobody answers.
+	questions chan question
 	// rules are those of the kernel as they were written last.
 	rules string
 	// table is the last one that a server sent: a proxy that is started gets it at once.
@@ -79,7 +81,7 @@ type Node struct {
 
 // New listens to the caches, which must not run yet.
 func New(o Options) (*Node, error) {
-	n := &Node{o: o, wake: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
+	n := &Node{o: o, wake: make(chan struct{}, 1), gone: make(chan struct{}, 1), questions: make(chan question)}
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
@@ -144,12 +146,19 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		}
 		n.o.Part.Set(status.Running, "at rest: the cluster has no Ingress and no Gateway")
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-n.drained():
-			n.groups().sweep()
-		case <-n.wake:
+		drained := n.drained()
+		for rest := true; rest; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case q := <-n.questions:
+				q.answer <- nil
+				continue
+			case <-drained:
+				n.groups().sweep()
+			case <-n.wake:
+			}
+			rest = false
 		}
 	}
 }

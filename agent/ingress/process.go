@@ -172,7 +172,7 @@ func (p *process) put(ctx context.Context, now table.Sections, s *sockets, chang
 			return nil, err
 		}
 	}
-	a, err := p.commit(ctx, changes)
+	a, err := p.commit(ctx, changes, false)
 	if err != nil {
 		return nil, err
 	}
@@ -200,15 +200,24 @@ func (p *process) probe(ctx context.Context) error {
 	if p.sent == nil {
 		return nil // an empty beginning would be an empty table
 	}
-	_, err := p.commit(ctx, nil)
+	_, err := p.commit(ctx, nil, false)
 	return err
 }
 
-func (p *process) commit(ctx context.Context, changes []table.Change) (table.Answer, error) {
+// stats asks for the proxy's counters; nil before it has a table. It may be called after put.
+func (p *process) stats(ctx context.Context) (*table.Stats, error) {
+	if p.sent == nil {
+		return nil, nil //nolint:nilnil // as said above
+	}
+	a, err := p.commit(ctx, nil, true)
+	return a.Stats, err
+}
+
+func (p *process) commit(ctx context.Context, changes []table.Change, stats bool) (table.Answer, error) {
 	if err := p.conn.SetWriteDeadline(time.Now().Add(answerWithin)); err != nil {
 		return table.Answer{}, err
 	}
-	for _, c := range append(changes, table.Change{Commit: true}) {
+	for _, c := range append(changes, table.Change{Commit: true, Stats: stats}) {
 		if err := p.out.Encode(c); err != nil {
 			return table.Answer{}, err
 		}

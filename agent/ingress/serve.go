@@ -111,6 +111,8 @@ func (n *Node) serve(ctx context.Context) error {
 					s.lost(err)
 				}
 			}
+		case q := <-n.questions:
+			s.report(ctx, q)
 		case <-n.gone:
 			n.tableDeleted()
 		case <-n.wake:

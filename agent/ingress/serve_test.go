@@ -31,6 +31,7 @@ import (
 type agentRun struct {
 	*testNode
 	client *fake.Clientset
+	node   *Node
 	board  *status.Board
 	mu     sync.Mutex
 	said   string // the Node's annotation
@@ -82,6 +83,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	a.node = node
 	ctx, cancel := context.WithCancel(n.t.Context())
 	factory.Start(ctx.Done())
 	ended := make(chan error, 1) // its only result

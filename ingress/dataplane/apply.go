@@ -81,6 +81,7 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	case !present:
 		if ok {
 			next.remove(site, name)
+			delete(p.counted, key)
 		}
 		return nil
 	case !ok:
@@ -90,10 +91,11 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	if err := strict(value, &from); err != nil {
 		// What cannot be read may have restricted access: the host is closed.
 		err = fmt.Errorf("reading the host: %w", err)
-		next.put(&host{site: site, name: name, final: true, routes: []*route{{refused: err.Error()}}})
+		next.put(&host{site: site, name: name, stats: p.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
 		return err
 	}
 	h, err := p.compile(site, name, &from)
+	h.stats = p.statsOf(key)
 	next.put(h)
 	return err
 }

@@ -140,7 +140,11 @@ func (c *Control) follow(conn net.Conn) error {
 		default:
 			problems := c.commit(pending)
 			pending = transaction{}
-			err = reply(conn, table.Answer{Problems: problems})
+			answer := table.Answer{Problems: problems}
+			if change.Stats {
+				answer.Stats = c.Proxy.Report()
+			}
+			err = reply(conn, answer)
 		}
 		if err != nil {
 			return err

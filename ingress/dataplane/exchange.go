@@ -47,6 +47,8 @@ type exchange struct {
 	sticky    string      // requests for which it is the same go to the same endpoint; empty for turns
 	cookies   []string    // of the same answer, for the client
 	trailers  http.Header // of the request, as it has announced them
+	began     time.Time
+	stats     *hostStats
 	path      cleanPath
 	peer      string // the address of the client or of the proxy before us
 	believed  bool   // peer is a trusted proxy
@@ -73,7 +75,7 @@ type exchange struct {
 }
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
-	x := &exchange{listener: h, proxy: h.proxy, routing: h.proxy.current.Load(), w: w, ctl: http.NewResponseController(w), in: in}
+	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w, ctl: http.NewResponseController(w), in: in}
 	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
@@ -143,6 +145,7 @@ func (x *exchange) serve() {
 		x.answer(http.StatusNotFound, "no route for this host and path")
 		return
 	}
+	x.stats = x.statsOf(s, name)
 	if s.exceeds(name, x.path.match) {
 		x.answer(http.StatusRequestURITooLong, "the path is too long for the expressions of this host's routes")
 		return

@@ -112,9 +112,9 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		tcp, ok := conn.(*net.TCPConn)
 		switch {
 		case ok && trusted && tables.proxied:
-			return &proxiedConn{countedTCP: l.proxy.counted(tcp, c), proxy: l.proxy}, nil
+			return &proxiedConn{countedTCP: l.proxy.opened(tcp, c), proxy: l.proxy}, nil
 		case ok:
-			return l.proxy.counted(tcp, c), nil
+			return l.proxy.opened(tcp, c), nil
 		}
 		return &countedConn{Conn: conn, counted: c}, nil
 	}
@@ -154,7 +154,7 @@ type countedTCP struct {
 	proxy *Proxy
 }
 
-func (p *Proxy) counted(conn *net.TCPConn, c *counted) *countedTCP {
+func (p *Proxy) opened(conn *net.TCPConn, c *counted) *countedTCP {
 	out := &countedTCP{conn, c, p}
 	p.limit.mu.Lock()
 	defer p.limit.mu.Unlock()

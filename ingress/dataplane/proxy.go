@@ -73,6 +73,7 @@ type Proxy struct {
 	// dialer connects tunnels; the transports have it, too.
 	dialer       *net.Dialer
 	stats        Stats
+	others       hostStats // of hosts that counted does not have
 	limit        limit
 	streams      limit // requests under way of clients that may have several on a connection
 	budget       *memory
@@ -103,6 +104,7 @@ type Proxy struct {
 	limiters     map[string]*limiter      // by object
 	alternatives map[string]*alternative  // by site
 	quicKey      []byte
+	counted      map[string]*hostStats // by the keys of hosts
 	trusted      []netip.Prefix
 	proxied      bool
 	cluster      []netip.Prefix
@@ -156,7 +158,8 @@ func New(o Options) (*Proxy, error) {
 		options:   o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
-		users: map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		counted: map[string]*hostStats{},
+		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

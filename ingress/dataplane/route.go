@@ -31,6 +31,7 @@ type host struct {
 	steps       int          // of all expressions of routes, for each byte of a path
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
+	stats       *hostStats
 	final       bool    // the site's default host does not serve what no route matches
 	asks        bool    // clients are asked for certificates
 	deep        bool    // the name is a wildcard for one label or more

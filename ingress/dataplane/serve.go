@@ -219,6 +219,7 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 		x.end(whole)
 		x.finish()
 		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
+		x.stats.count(x.status, time.Since(x.began), x.patient.Load() || x.status == http.StatusSwitchingProtocols)
 		if !whole {
 			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
 		}

@@ -18,6 +18,8 @@ type Answer struct {
 	// Sockets, in the answer to Change.Sockets, names the listening sockets whose descriptors come with the line (SCM_RIGHTS), in this order. A proxy that has
 	// begun to drain has none left.
 	Sockets []string `json:"sockets,omitempty"`
+	// Stats are the proxy's counters, in the answer to Change.Stats.
+	Stats *Stats `json:"stats,omitempty"`
 	// PID is the proxy's number, in the answer to Change.Sockets.
 	PID int `json:"pid,omitempty"`
 }

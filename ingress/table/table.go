@@ -297,6 +297,8 @@ type Change struct {
 	Value json.RawMessage `json:"value,omitempty"`
 	// Commit is set alone: what came before may take effect.
 	Commit bool `json:"commit,omitempty"`
+	// Stats, which an agent sends with a Commit, asks the proxy for its counters.
+	Stats bool `json:"stats,omitempty"`
 	// Sockets, which an agent sends alone, asks the proxy for duplicates of its listening sockets (Answer.Sockets). A server never sends it.
 	Sockets bool `json:"sockets,omitempty"`
 	// Listen, which an agent sends alone, names listening sockets that the proxy serves from the next Commit on. Their descriptors come with the line, in
