@@ -8,6 +8,7 @@
 #                        lint    what `make verify` needs beyond that
 #                        fresh   what `make fresh-test` needs beyond that
 #                        conformance  what `make conformance` puts into images, beyond that
+#                        ingress what `make ingress-clients` asks with
 #                        guest   what `make guest-test` builds nftables and WireGuard for a second kernel with
 #                        arm64   what `make arm64-test` needs beyond build and cross
 #   deps.sh -n GROUP...  print the missing packages only
@@ -41,6 +42,7 @@ packages() {
       fresh) echo debootstrap slirp4netns ;;
       conformance) echo bash-static curl bind9-dnsutils netcat-openbsd libc-bin iproute2 util-linux ;;
       arm64) echo qemu-system-arm busybox-static e2fsprogs ;;
+      ingress) echo curl nghttp2-client ngtcp2-client python3 python3-websockets ;;
       guest) echo flex bison bc gcc make libc6-dev xz-utils binutils ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac
