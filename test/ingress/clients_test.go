@@ -72,12 +72,8 @@ func TestClients(t *testing.T) {
 	for name, more := range map[string]string{
 		"many requests": "-n 50", "lost packets": "--tx-loss=0.1 --rx-loss=0.1", "another address": "--change-local-addr=100ms --delay-stream=300ms",
 		"a NAT that forgets": "--change-local-addr=100ms --nat-rebinding --delay-stream=300ms", "another key": "--key-update=50ms --delay-stream=200ms",
-		"version 2": "--version=v2draft --other-versions=v2draft,v1",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "version 2" {
-				t.Skip("this client's draft of version 2 is older than the standard")
-			}
 			out, err := outside(s, "sh", "-c", "gtlsclient "+strings.Join(quic, " ")+" "+more+" "+ip+" 443 "+url+" 2>&1")
 			want := 1
 			if name == "many requests" {
