@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -264,11 +265,20 @@ func (p *Proxy) quicConfig() *quic.Config {
 	return config
 }
 
-var errManyConnections = errors.New("too many connections")
+var (
+	errManyConnections = errors.New("too many connections")
+	errNoClient        = errors.New("a trusted proxy cannot say by UDP whose connection it is")
+)
 
 // admitQUIC counts a connection from its first packet on; the context ends with it.
 func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
-	source := sourceOf(client.RemoteAddr)
+	source, tables := sourceOf(client.RemoteAddr), p.current.Load()
+	if len(tables.trusted) > 0 && contains(tables.trusted, addressOf(client.RemoteAddr)) {
+		if tables.proxied { // what clients say of themselves would be believed
+			return nil, errNoClient
+		}
+		source = netip.Addr{} // many clients' connections
+	}
 	taken := p.quicLimit.take(source)
 	if taken && !p.limit.take(source) {
 		p.quicLimit.give(source)
