@@ -47,6 +47,9 @@ func slicesText(all map[string]*discoveryv1.EndpointSlice) string {
 		text := string(s.AddressType)
 		for _, p := range s.Ports {
 			text += fmt.Sprintf(" %s=%d", *p.Name, *p.Port)
+			if *p.Protocol != corev1.ProtocolTCP {
+				text += "/" + string(*p.Protocol)
+			}
 		}
 		for _, e := range s.Endpoints {
 			text += fmt.Sprintf(" %s@%s", e.Addresses[0], *e.NodeName)
@@ -74,6 +77,8 @@ func TestSlicesNameNodesThatServe(t *testing.T) {
 			"IPv4 http=10080 https=10443 192.0.2.1@a 192.0.2.2@b(not ready)"},
 		{"with other ports", []*corev1.Node{node("a", usual, true, "192.0.2.1"), node("b", "http=33001,https=10443", true, "192.0.2.2")},
 			"IPv4 http=10080 https=10443 192.0.2.1@a; IPv4 http=33001 https=10443 192.0.2.2@b"},
+		{"of which one has HTTP/3", []*corev1.Node{node("a", usual, true, "192.0.2.1"), node("b", "http=10080,http3=10443,https=10443", true, "192.0.2.2")},
+			"IPv4 http=10080 http3=10443/UDP https=10443 192.0.2.2@b; IPv4 http=10080 https=10443 192.0.2.1@a"},
 		{"with a forged annotation", []*corev1.Node{node("a", "http=0,https=70000,ssh=22,https=-1,=", true, "192.0.2.1")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -237,6 +242,32 @@ func TestServiceFollowsIngresses(t *testing.T) {
 			t.Error("the Service is still there")
 		}
 	})
+}
+
+// TestServiceHasThePortOfHTTP3: unless another load balancer has it, beside which the Service would get no address.
+func TestServiceHasThePortOfHTTP3(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		run(t, func(b bed) {
+			other := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: "vpn"}, Spec: corev1.ServiceSpec{
+				Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 443, Protocol: corev1.ProtocolTCP}},
+			}}
+			if taken {
+				other.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+			}
+			if _, err := b.client.CoreV1().Services("other").Create(b.Context(), other, metav1.CreateOptions{}); err != nil {
+				b.Fatal(err)
+			}
+			b.settle()
+			b.create(web())
+			b.settle()
+			has := slices.ContainsFunc(b.service().Spec.Ports, func(p corev1.ServicePort) bool {
+				return p.Name == table.QUIC && p.Port == 443 && p.Protocol == corev1.ProtocolUDP
+			})
+			if has == taken {
+				t.Errorf("another Service has the UDP port: %t; the Service has the ports %v", taken, b.service().Spec.Ports)
+			}
+		})
+	}
 }
 
 // TestServiceOfSomebodyElse: one that is there is left alone.
