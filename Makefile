@@ -123,7 +123,8 @@ ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-webso
 	@packaging/deps.sh build test ingress
 	@CORACLE_TEST_REQUIRE=root,carried,http-clients $(E2E) -timeout 20m -run TestClients ./test/ingress/
 
-ingress-soak: older ## a load through the ingress while routes, pods, versions and certificates change and a node's power is cut (root, a quarter of an hour)
+ingress-soak: build ## a load through the ingress while routes, pods, versions and certificates change and a node's power is cut (root, a quarter of an hour)
+	@INGRESS_MARK=older $(MAKE) --no-print-directory build OUT=bin/coracle-older && $(MAKE) --no-print-directory carried
 	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(subst /report,/report -v,$(E2E)) -timeout 60m -run TestSoak ./test/ingress/
 
 # Host firewalls, Docker and routing programs of Debian's, unpacked into a folder: nothing of the machine's is changed, and nothing is started on it.

@@ -57,6 +57,7 @@ fi
 say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-ingress cmd/coracle-ingress ""
+[ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 (build_runc)
 build_small "$work/pause" cmd/pause/pause.c
