@@ -20,7 +20,7 @@ import (
 const converse = `
 import asyncio, ssl, sys, websockets
 async def main(url, ca, ip):
-    async with websockets.connect(url, ssl=ssl.create_default_context(cafile=ca), host=ip, port=443) as ws:
+    async with websockets.connect(url, ssl=ssl.create_default_context(cafile=ca), host=ip, port=443, server_hostname="load.example") as ws:
         for word in ["first", "x" * 100000, "last"]:
             await ws.send(word)
             print(await ws.recv() == word)
