@@ -321,3 +321,15 @@ func TestNextProcessEndsConnections(t *testing.T) {
 		t.Errorf("the connection ended with %v", err)
 	}
 }
+
+// TestTrustedProxyOfThePROXYProtocolHasNoHTTP3: UDP has no header of that protocol, and what any client says of itself would be believed.
+func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
+	for _, proxied := range []bool{false, true} {
+		f := newFixture(t, Options{}, section(t, table.KindSettings, table.Settings{TrustedProxies: []string{"127.0.0.0/8"}, ProxyProtocol: proxied}))
+		_, err := dialQUIC(t, f.http3)
+		var refused *quic.TransportError
+		if is := errors.As(err, &refused) && refused.ErrorCode == quic.ConnectionRefused; is != proxied {
+			t.Errorf("with the PROXY protocol %t: %v", proxied, err)
+		}
+	}
+}
