@@ -76,6 +76,7 @@ type Controller struct {
 	synced     []cache.InformerSynced
 	wake       chan struct{} // capacity 1: one says that something has changed
 
+	memory  gateway.Memory
 	applied map[types.NamespacedName]string // what was applied to Services in this term
 	said    map[string]bool                 // events of this term
 	used    bool                            // there were Gateways or Services of theirs in the last round
@@ -222,7 +223,7 @@ func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
 
 // complete adds to the objects of the Gateway API the others that count.
 func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
-	s.Now = time.Now()
+	s.Now, s.Memory = time.Now(), &c.memory
 	s.Namespaces, _ = c.namespaces.List(labels.Everything()) // of caches: they cannot fail
 	s.GatewayServices, _ = c.services.List(gatewayapi.Labelled)
 	s.NodePorts = ports

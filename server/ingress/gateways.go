@@ -42,6 +42,7 @@ type gateways struct {
 	synced        []cache.InformerSynced
 	secrets       reads[corev1.Secret]
 	configs       reads[corev1.ConfigMap]
+	memory        gateway.Memory
 }
 
 func newGateways(client kubernetes.Interface, g *Gateways, poke func(any), log *slog.Logger) *gateways {
@@ -151,7 +152,7 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 // fill adds to the objects of the Gateway API the others that count.
 func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) *corev1.Secret) {
 	core := g.others.Core().V1()
-	state.Now = time.Now()
+	state.Now, state.Memory = time.Now(), &g.memory
 	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // of caches: they cannot fail
 	state.GatewayServices, _ = core.Services().Lister().List(gatewayapi.Labelled)
 	ports, _ := g.ports.Core().V1().ConfigMaps().Lister().ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
