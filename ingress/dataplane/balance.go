@@ -21,6 +21,7 @@ type canary struct {
 	*table.Canary
 	backend backend
 	pattern *regexp.Regexp // nil for none
+	steps   int            // of the pattern, for each byte of a value
 }
 
 func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
@@ -30,7 +31,7 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 		return nil, fmt.Errorf("the total weight of a canary is %d", from.WeightTotal)
 	}
 	if from.HeaderPattern != "" {
-		if out.pattern, _, err = expression.Compile(from.HeaderPattern); err != nil {
+		if out.pattern, out.steps, err = expression.Compile(from.HeaderPattern); err != nil {
 			return nil, fmt.Errorf("reading the pattern of a canary: %w", err)
 		}
 	}

@@ -36,6 +36,9 @@ func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
 	return out, nil
 }
 
+// maxSubject bounds the subject of a certificate that is compared with an expression, in bytes: the client may have made it.
+const maxSubject = 1024
+
 // Headers for backends about a client's certificate, with the values that nginx gives them.
 const (
 	headerVerify  = "Ssl-Client-Verify"
@@ -87,7 +90,7 @@ func (x *exchange) certify(c *certified) bool {
 		if len(all) > 0 {
 			name = all[0].Subject.String()
 		}
-		if !c.subject.MatchString(name) {
+		if len(name) > maxSubject || !c.subject.MatchString(name) {
 			x.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
 			return false
 		}

@@ -19,6 +19,7 @@ type conditions struct {
 	method  string // empty for any
 	headers []condition
 	query   []condition
+	steps   int // of all expressions, for each byte of a value
 }
 
 // condition is a compiled table.Condition.
@@ -26,6 +27,7 @@ type condition struct {
 	name    string
 	value   string
 	pattern *regexp.Regexp // of the whole value; nil to compare value
+	steps   int            // of the pattern, for each byte of a value
 }
 
 // compileConditions returns nil for a route that takes any request for its path.
@@ -40,6 +42,7 @@ func compileConditions(from *table.Route) (*conditions, error) {
 			return nil, err
 		}
 		one.name = textproto.CanonicalMIMEHeaderKey(one.name)
+		out.steps += one.steps
 		out.headers = append(out.headers, one)
 	}
 	for _, c := range from.Query {
@@ -48,6 +51,7 @@ func compileConditions(from *table.Route) (*conditions, error) {
 			return nil, err
 		}
 		out.query = append(out.query, one)
+		out.steps += one.steps
 	}
 	return out, nil
 }
@@ -59,7 +63,7 @@ func compileCondition(from table.Condition) (condition, error) {
 	}
 	if from.Regex {
 		var err error
-		if out.pattern, err = expression.Whole(from.Value); err != nil {
+		if out.pattern, out.steps, err = expression.Whole(from.Value); err != nil {
 			return out, fmt.Errorf("the value for %s is no expression: %w", from.Name, err)
 		}
 	}

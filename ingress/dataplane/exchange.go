@@ -146,8 +146,8 @@ func (x *exchange) serve() {
 		return
 	}
 	x.stats = x.statsOf(s, name)
-	if s.exceeds(name, x.path.match) {
-		x.answer(http.StatusRequestURITooLong, "the path is too long for the expressions of this host's routes")
+	if s.exceeds(name, x.path.match, x.in) {
+		x.answer(http.StatusRequestURITooLong, "the path, the query or a header is too long for the expressions of this host's routes")
 		return
 	}
 	r := s.route(name, x.path.match, x.in)

@@ -26,6 +26,19 @@ func TestExpressionsTakeBoundedTime(t *testing.T) {
 		slow.Routes = append(slow.Routes, table.Route{Path: fmt.Sprintf("/%d(%sx)", i, strings.Repeat("(.*a){40}|", 4)), Kind: table.PathRegex, Backends: []table.Backend{service("b")}})
 	}
 	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "slow"), slow))...)
+	pattern := fmt.Sprintf("(%sx)", strings.Repeat("(.*a){40}|", 4))
+	f.Apply([]table.Change{
+		section(t, table.HostKey("s", "headers"), table.Host{Routes: []table.Route{{
+			Path: "/", Kind: table.PathPrefix, Headers: []table.Condition{{Name: "X", Value: pattern, Regex: true}}, Backends: []table.Backend{service("b")},
+		}}}),
+		section(t, table.HostKey("s", "canary"), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{service("b")}, Policy: &table.Policy{
+			Canary: &table.Canary{Backend: service("b"), Header: "X", HeaderPattern: pattern, WeightTotal: 1},
+		}}}}),
+	})
+	for _, host := range []string{"headers", "canary"} {
+		exchanged{url: "http://" + host + "/", status: 200, headers: map[string]string{"X": "x"}}.check(t, f)
+		exchanged{url: "http://" + host + "/", status: 414, headers: map[string]string{"X": strings.Repeat("a", 8<<10)}}.check(t, f)
+	}
 	long := "/" + strings.Repeat("a", 8<<10)
 	for _, c := range []struct {
 		url    string

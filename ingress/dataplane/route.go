@@ -29,6 +29,7 @@ type routing struct {
 type host struct {
 	site, name  string
 	steps       int          // of all expressions of routes, for each byte of a path
+	valueSteps  int          // the same of those for headers and queries, for each byte of a value
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	stats       *hostStats
@@ -98,18 +99,35 @@ func (p *pool) mark(sweep uint64) {
 	}
 }
 
-// exceeds reports whether comparing a path with the expressions of a host, and of the site's default host, may take more than maxSteps.
-func (s *siteRoutes) exceeds(name, path string) bool {
+// exceeds reports whether comparing a request with the expressions of a host, and of the site's default host, may take more than maxSteps.
+func (s *siteRoutes) exceeds(name, path string, in *http.Request) bool {
 	if s.stepped == 0 {
 		return false
 	}
-	steps := 0
+	steps, valueSteps := 0, 0
 	for i, h := range [...]*host{s.find(name), s.hosts[""]} {
 		if h != nil && (i == 0 || h.name != name) {
-			steps += h.steps
+			steps, valueSteps = steps+h.steps, valueSteps+h.valueSteps
 		}
 	}
-	return steps > maxSteps/max(1, len(path))
+	steps *= len(path)
+	if valueSteps > 0 {
+		steps += valueSteps * longest(in)
+	}
+	return steps > maxSteps
+}
+
+// longest is the length of the longest of a request's headers and its query.
+func longest(in *http.Request) int {
+	most := max(len(in.URL.RawQuery), len(in.Host))
+	for _, values := range in.Header {
+		n := len(values) - 1
+		for _, v := range values {
+			n += len(v)
+		}
+		most = max(most, n)
+	}
+	return most
 }
 
 // find selects a host of the site. It returns nil when there is none.
@@ -148,7 +166,7 @@ func (s *siteRoutes) disguised(r *route, name, path string, in *http.Request) bo
 // restricts reports whether the route lets in only some.
 func (r *route) restricts() bool {
 	p := r.policy
-	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil)
+	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil || p.clients != nil)
 }
 
 func (h *host) match(path string, in *http.Request) *route {
@@ -220,6 +238,12 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 		}
 		h.routes = append(h.routes, r)
 		h.steps += r.steps
+		if r.conditions != nil {
+			h.valueSteps += r.conditions.steps
+		}
+		if r.policy != nil && r.policy.canary != nil {
+			h.valueSteps += r.policy.canary.steps
+		}
 	}
 	return h, problem
 }

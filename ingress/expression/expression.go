@@ -52,11 +52,11 @@ func Prefix(text string, fold bool) (*regexp.Regexp, int, error) {
 }
 
 // Whole compiles an expression that matches a whole text.
-func Whole(text string) (*regexp.Regexp, error) {
+func Whole(text string) (*regexp.Regexp, int, error) {
 	if _, _, err := Compile(text); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return regexp.Compile("^(?:" + text + ")$")
+	return compile("^(?:" + text + ")$")
 }
 
 // size is how many instructions the program of a tree has, about: each 4 ranges of a class count as one. It is MaxSize + 1 at most for what is larger.

@@ -200,10 +200,7 @@ func (m *match) condition(to *[]table.Condition, of, name, kind, value string, f
 	case string(gatewayv1.HeaderMatchExact):
 		*to = append(*to, table.Condition{Name: name, Value: value})
 	case string(gatewayv1.HeaderMatchRegularExpression):
-		_, steps, err := expression.Compile(value)
-		if err == nil {
-			_, err = expression.Whole(value)
-		}
+		_, steps, err := expression.Whole(value)
 		if err != nil {
 			return noExpression(of, value, err)
 		}
