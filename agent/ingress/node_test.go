@@ -206,4 +206,7 @@ func TestPortName(t *testing.T) {
 	if name, _ := portName(numbered, "81"); name != "81" && name != "b" {
 		t.Errorf("it is %q", name)
 	}
+	if name, ok := portName(numbered, ""); !ok || name != "81" {
+		t.Errorf("the first port is %q %v", name, ok)
+	}
 }
