@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -125,6 +126,9 @@ type Options struct {
 	// ChartFolders are where charts lie that a HelmChart names by file; they need not be there.
 	ChartFolders []string
 
+	// ACME says where certificates of Ingresses come from; without an e-mail address none are ordered.
+	ACME ACMEOptions
+
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
 
@@ -232,4 +236,10 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 
 func (o *Options) dataDir() datadir.Options {
 	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version}
+}
+
+// ACMEOptions are those of controllers/acme that an operator chooses.
+type ACMEOptions struct {
+	Email, Directory string
+	Roots            *x509.CertPool // nil means the machine's
 }

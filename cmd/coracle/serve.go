@@ -209,6 +209,7 @@ func serverOptions(c *config.Server) server.Options {
 		IngressRules:        ingressRules(c.Ingress),
 		ChartFolders:        c.Paths.ChartFolders,
 		HelmProgram:         helmProgram(c.Paths.DataDir),
+		ACME:                server.ACMEOptions{Email: c.ACME.Email, Directory: c.ACME.Directory, Roots: c.ACME.Roots},
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}

@@ -55,6 +55,10 @@ type Options struct {
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
+	// Certificates, when set, is told in each round which certificates are to be got by ACME; nil gets none. It must not block.
+	Certificates func([]compile.Order)
+	// Built is when this program was built: by a clock that shows an earlier time no certificate is made. Zero if it is not known.
+	Built time.Time
 	// Part is the line in the status.
 	Part   *status.Part
 	Logger *slog.Logger
@@ -78,6 +82,7 @@ type Controller struct {
 	memory     compile.Memory
 	busy       map[string]string // the ports that other programs have, by the node's name
 	unused     time.Time         // since when no Ingress is served; zero while one is
+	judged     string            // the version of a user's default certificate that was looked at
 }
 
 // New listens to the informers, which must not run yet.
@@ -200,7 +205,10 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 		return retry
 	}
 	wait, err := c.keepService(ctx, len(r.Served) > 0)
-	err = errors.Join(err, c.keepSlices(ctx), c.keepStatus(ctx, r))
+	err = errors.Join(err, c.keepSlices(ctx), c.keepStatus(ctx, r), c.keepCertificate(ctx, len(r.Served) > 0))
+	if c.o.Certificates != nil {
+		c.o.Certificates(r.Orders)
+	}
 	c.recordEvents(r)
 	c.show(r)
 	if err != nil && ctx.Err() == nil {
@@ -225,6 +233,9 @@ func (c *Controller) compile() (compile.Result, error) {
 	s.Classes, _ = c.classes.List(labels.Everything())
 	if len(s.Ingresses) == 0 {
 		return compile.Result{}, nil
+	}
+	if c.o.Certificates != nil { // the account may be registered later
+		s.Account = &corev1.Secret{}
 	}
 	s.Memory, s.Secrets = &c.memory, map[types.NamespacedName]*corev1.Secret{}
 	s.Defaults, _ = c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name) // nil where there is none

@@ -63,6 +63,7 @@ type Server struct {
 	DisableKubeProxy bool
 
 	Ingress Ingress
+	ACME    ACME
 
 	Profile string // "cis" or ""
 
@@ -136,6 +137,7 @@ func (r *reader) server(h Host) Server {
 		DisableKubeProxy: r.boolean("disable-kube-proxy"),
 
 		Ingress: r.ingress(),
+		ACME:    r.acme(),
 
 		Profile: r.str("profile"),
 

@@ -238,6 +238,12 @@ var table = []Setting{
 		Help: "Networks and addresses of proxies in front of the ingress, whose X-Forwarded-* headers are believed; all servers have the same"},
 	{Name: "ingress-proxy-protocol", Commands: ServerCommand, Group: groupIngress, Kind: Bool, Default: "false",
 		Help: "Each connection from --ingress-trusted-proxies begins with a header of the PROXY protocol, version 1 or 2; all servers have the same"},
+	{Name: "ingress-acme-email", Commands: ServerCommand, Group: groupIngress, Holder: "ADDRESS", Computed: "no certificates are ordered",
+		Help: "Get certificates by ACME for Ingresses with the annotation kubernetes.io/tls-acme, and agree to the authority's terms; it may write to this address. All servers have the same; see docs/ingress.md"},
+	{Name: "ingress-acme-server", Commands: ServerCommand, Group: groupIngress, Holder: "URL", Default: letsEncrypt,
+		Help: "Directory of the authority for --ingress-acme-email; all servers have the same"},
+	{Name: "ingress-acme-ca-file", Commands: ServerCommand, Group: groupIngress, Holder: "FILE", Computed: "the machine's authorities", Files: true,
+		Help: "Authorities, in PEM, that the certificate of --ingress-acme-server may be from"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},

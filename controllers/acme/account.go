@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/acme"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+)
+
+// Annotations of the account's Secret: what was registered, and the authority's URL of the account.
+const (
+	emailAnnotation     = "coracle.dev/acme-email"
+	directoryAnnotation = "coracle.dev/acme-directory"
+	accountAnnotation   = "coracle.dev/acme-account"
+)
+
+// account is the one with the authority, as far as this term knows.
+type account struct {
+	mu         sync.Mutex // held while it is registered: others wait for that
+	client     *acme.Client
+	thumbprint string
+
+	failures int
+	next     time.Time // no attempt before
+	problem  error     // of the last attempt
+}
+
+// accountError says that there is no account to order with.
+type accountError struct {
+	cause error
+	next  time.Time
+}
+
+func (e *accountError) Error() string { return e.cause.Error() }
+func (e *accountError) Unwrap() error { return e.cause }
+
+// client returns that of the account, which is registered before where it is new.
+func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
+	a := &m.id
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.client != nil {
+		return a.client, a.thumbprint, nil
+	}
+	if time.Now().Before(a.next) {
+		return nil, "", &accountError{a.problem, a.next}
+	}
+	err := m.register(ctx)
+	if err == nil {
+		a.failures = 0
+		return a.client, a.thumbprint, nil
+	}
+	if ctx.Err() != nil {
+		return nil, "", err
+	}
+	a.failures++
+	wait := shortBackoff(a.failures)
+	if v := judge(err); v.refused {
+		wait = max(longBackoff(a.failures), v.wait)
+	}
+	a.problem, a.next = err, time.Now().Add(wait)
+	return nil, "", &accountError{a.problem, a.next}
+}
+
+// forgetAccount has the next attempt register anew, as when the authority does not know the account any more.
+func (m *Manager) forgetAccount(ctx context.Context) error {
+	m.id.mu.Lock()
+	defer m.id.mu.Unlock()
+	m.id.client = nil
+	secrets := m.o.Client.CoreV1().Secrets(compile.Account.Namespace)
+	s, err := secrets.Get(ctx, compile.Account.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	delete(s.Annotations, accountAnnotation)
+	_, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
+	return err
+}
+
+// register reads the account's key, or makes it, and registers it where the Secret does not say that it is.
+func (m *Manager) register(ctx context.Context) error {
+	secrets := m.o.Client.CoreV1().Secrets(compile.Account.Namespace)
+	s, err := secrets.Get(ctx, compile.Account.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if s, err = newAccount(); err == nil {
+			s, err = secrets.Create(ctx, s, metav1.CreateOptions{})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("the Secret %s with the account's key: %w", compile.Account, err)
+	}
+	key, err := readKey(s.Data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		return fmt.Errorf("the Secret %s holds no key of an account; delete it, and there will be a new account: %w", compile.Account, err)
+	}
+	thumbprint, err := acme.JWKThumbprint(key.Public())
+	if err != nil {
+		return err
+	}
+	c := &acme.Client{Key: key, HTTPClient: m.http, DirectoryURL: m.o.Directory, UserAgent: m.o.UserAgent, RetryBackoff: again}
+	registered := s.Annotations[directoryAnnotation] == m.o.Directory && s.Annotations[emailAnnotation] == m.o.Email
+	if url := s.Annotations[accountAnnotation]; registered && url != "" {
+		c.KID = acme.KeyID(url)
+	} else if err := m.announce(ctx, c); err != nil {
+		return err
+	}
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	if was := s.Annotations[accountAnnotation]; !registered || was != string(c.KID) || string(s.Data[compile.ThumbprintKey]) != thumbprint {
+		s.Annotations[emailAnnotation], s.Annotations[directoryAnnotation], s.Annotations[accountAnnotation] = m.o.Email, m.o.Directory, string(c.KID)
+		s.Data[compile.ThumbprintKey] = []byte(thumbprint)
+		if _, err := secrets.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("writing the Secret %s: %w", compile.Account, err)
+		}
+		m.o.Logger.Info("acme: there is an account", "directory", m.o.Directory, "account", string(c.KID), "email", m.o.Email)
+	}
+	m.id.client, m.id.thumbprint = c, thumbprint
+	return nil
+}
+
+// announce registers the key with the authority, or changes the address of an account that exists.
+func (m *Manager) announce(ctx context.Context, c *acme.Client) error {
+	contact := &acme.Account{Contact: []string{"mailto:" + m.o.Email}}
+	_, err := c.Register(ctx, contact, acme.AcceptTOS)
+	if errors.Is(err, acme.ErrAccountAlreadyExists) {
+		_, err = c.UpdateReg(ctx, contact)
+	}
+	if err != nil {
+		return fmt.Errorf("registering the account of %s at %s: %w", m.o.Email, m.o.Directory, err)
+	}
+	return nil
+}
+
+// newAccount is the Secret of an account that no authority knows yet. Its type is that which every server watches for certificates (server/ingress).
+func newAccount() (*corev1.Secret, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	text, err := writeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	thumbprint, err := acme.JWKThumbprint(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: compile.Account.Namespace, Name: compile.Account.Name, Labels: map[string]string{managedBy: manager},
+		},
+		Type: corev1.SecretTypeTLS,
+		Data: map[string][]byte{corev1.TLSCertKey: {}, corev1.TLSPrivateKeyKey: text, compile.ThumbprintKey: []byte(thumbprint)},
+	}, nil
+}
+
+// again is when a request that the authority did not serve is sent once more: nonces expire, and servers fail for a moment. What exceeds its limits is not
+// sent again.
+func again(n int, _ *http.Request, res *http.Response) time.Duration {
+	const mostTries = 5
+	if n > mostTries || res.StatusCode == http.StatusTooManyRequests {
+		return 0
+	}
+	if res.StatusCode < http.StatusInternalServerError { // a nonce
+		return time.Millisecond
+	}
+	return time.Second << (n - 1)
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package acme gets certificates by ACME (RFC 8555) for Ingresses that ask for them by the annotation kubernetes.io/tls-acme, and renews them.
+//
+// It owns the account, the orders that are under way, and the Secrets that it made; a Secret of another origin, or one that was changed since, is left alone.
+// All that an order needs is in the store before the authority hears of it, so that another leader goes on with it. Challenges are of the type HTTP-01, which
+// nodes' proxies answer by the account alone (ingress/table.Challenges); an order begins when all of them do. It never judges which Ingresses are served.
+package acme
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// most is how many orders are under way at a time.
+	most = 4
+	// within bounds one attempt to get a certificate.
+	within = 10 * time.Minute
+	// requestTimeout bounds one request to the authority.
+	requestTimeout = 30 * time.Second
+	// idleConnections is how long a connection to the authority stays open without a request.
+	idleConnections = 30 * time.Second
+)
+
+// Reasons of events.
+const (
+	// ReasonIssued says that a certificate has arrived.
+	ReasonIssued = "CertificateIssued"
+	// ReasonFailed says why there is none yet.
+	ReasonFailed = "CertificateFailed"
+)
+
+// Options are required but Roots, Transport, Built, Part and Logger.
+type Options struct {
+	// Client reads and writes Secrets; Secrets and Slices are the term's caches.
+	Client   kubernetes.Interface
+	Secrets  corelisters.SecretLister
+	Slices   discoverylisters.EndpointSliceLister
+	Recorder record.EventRecorder
+	// Email is where the authority may write about the account, and Directory the URL at which it says how it is asked.
+	Email, Directory string
+	// Roots are the authorities that the directory's certificate may be from; nil means the machine's.
+	Roots *x509.CertPool
+	// Dial connects to an address of a node.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Built is when this program was built: a clock that shows an earlier time is wrong. Zero if it is not known.
+	Built time.Time
+	// UserAgent names this program and its version to the authority.
+	UserAgent string
+	// Transport takes the place of HTTP in tests.
+	Transport http.RoundTripper
+	// Part is the line in the status.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Manager gets and renews certificates for one term.
+type Manager struct {
+	o    Options
+	http *http.Client
+	wake chan struct{} // capacity 1: one says that something has changed
+	id   account
+
+	mu      sync.Mutex
+	known   bool // Want was called
+	wanted  []compile.Order
+	running map[types.NamespacedName]bool
+	tried   map[types.NamespacedName]*tries
+	unsaved map[types.NamespacedName]*progress // of orders whose last state could not be written
+	pause   time.Time                          // until then the authority wants no new order
+	leaves  map[types.NamespacedName]leaf      // read certificates, by Secret
+}
+
+// tries are the attempts of this term that failed without a refusal of the authority.
+type tries struct {
+	failures int
+	next     time.Time
+	problem  string // what the last event said
+}
+
+// New makes a Manager that does nothing before Run.
+func New(o Options) *Manager {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Transport == nil {
+		o.Transport = &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
+			DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: idleConnections,
+		}
+	}
+	return &Manager{
+		o: o, http: &http.Client{Transport: o.Transport, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
+		running: map[types.NamespacedName]bool{}, tried: map[types.NamespacedName]*tries{}, unsaved: map[types.NamespacedName]*progress{},
+		leaves: map[types.NamespacedName]leaf{},
+	}
+}
+
+// Want says which certificates there have to be. It is called again when that, or a Secret, may have changed.
+func (m *Manager) Want(orders []compile.Order) {
+	m.mu.Lock()
+	m.wanted, m.known = orders, true
+	m.mu.Unlock()
+	m.poke()
+}
+
+func (m *Manager) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run works until ctx is done, and returns when no attempt is under way.
+func (m *Manager) Run(ctx context.Context) {
+	defer m.http.CloseIdleConnections()
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	for {
+		var again <-chan time.Time
+		if at := m.round(ctx, &attempts); !at.IsZero() {
+			again = time.After(max(time.Until(at), time.Millisecond))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-m.wake:
+		}
+	}
+}
+
+// round begins the attempts that are due, and returns when the next one is; zero for never.
+func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.known {
+		return time.Time{}
+	}
+	m.sweep(ctx)
+	now := time.Now()
+	for _, o := range m.wanted {
+		at, wanted := m.due(o)
+		if !wanted || m.running[o.Secret] {
+			continue
+		}
+		if at.After(now) {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+			continue
+		}
+		if len(m.running) == most {
+			continue // one that ends wakes the loop
+		}
+		m.running[o.Secret] = true
+		attempts.Go(func() {
+			defer m.poke()
+			m.try(ctx, o)
+		})
+	}
+	m.show(now)
+	return next
+}
+
+// due says when the next attempt at a certificate is, and whether there is to be any. The caller holds mu.
+func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
+	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
+	if at, wanted = m.needed(o, target); !wanted {
+		return at, false
+	}
+	kept, err := m.o.Secrets.Secrets(compile.Account.Namespace).Get(stateName(o.Secret))
+	if err == nil {
+		if p, err := readProgress(kept); err == nil && slices.Equal(p.Hosts, o.Hosts) && p.Next.After(at) {
+			at = p.Next
+		}
+	}
+	if t := m.tried[o.Secret]; t != nil && t.next.After(at) {
+		at = t.next
+	}
+	if m.pause.After(at) {
+		at = m.pause
+	}
+	return at, true
+}
+
+// needed says from when on a new certificate is needed in place of what the Secret holds, which may be nil. The caller holds mu.
+func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time, wanted bool) {
+	if len(o.Hosts) == 0 {
+		return time.Time{}, false
+	}
+	if target == nil {
+		return time.Time{}, true
+	}
+	if !ours(target) {
+		return time.Time{}, false
+	}
+	l, ok := m.leaves[o.Secret]
+	if !ok || l.version != target.ResourceVersion {
+		l = readLeaf(target)
+		m.leaves[o.Secret] = l
+	}
+	if !l.covers(o.Hosts) {
+		return time.Time{}, true
+	}
+	return l.renew, true
+}
+
+// try makes one attempt and notes how it ended.
+func (m *Manager) try(ctx context.Context, o compile.Order) {
+	limited, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	issued, err := m.attempt(limited, o)
+	if err != nil && ctx.Err() == nil {
+		m.failed(ctx, o, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.running, o.Secret)
+	if err != nil {
+		return
+	}
+	delete(m.tried, o.Secret)
+	if issued != "" {
+		m.o.Logger.Info("acme: a certificate has arrived", "secret", o.Secret.String(), "hosts", o.Hosts)
+		for _, ing := range o.Ingresses {
+			m.o.Recorder.Event(ing, corev1.EventTypeNormal, ReasonIssued, issued)
+		}
+	}
+}
+
+// failed notes a failure: when there is another attempt, and an event that says what to do. What the authority refused is kept in the store, since it counts.
+func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
+	now, v := time.Now(), judge(err)
+	m.mu.Lock()
+	t := m.tried[o.Secret]
+	if t == nil {
+		t = &tries{}
+		m.tried[o.Secret] = t
+	}
+	t.failures++
+	at := later(now.Add(shortBackoff(t.failures)), v.until)
+	if v.refused { // also where that cannot be written down
+		at = now.Add(max(longBackoff(t.failures), v.wait))
+	}
+	if v.pause > 0 {
+		m.pause = now.Add(v.pause)
+	}
+	m.mu.Unlock()
+	if v.refused {
+		next, saved := m.refused(ctx, o, v, now)
+		if saved != nil {
+			m.o.Logger.Warn("acme: that an order failed cannot be written down", "secret", o.Secret.String(), "error", saved)
+		}
+		at = later(at, next)
+	}
+	text := fmt.Sprintf("no certificate for the Secret %s yet: %s", o.Secret.Name, v.text)
+	m.mu.Lock()
+	t.next = at
+	news := t.problem != text || v.refused
+	t.problem = text
+	m.mu.Unlock()
+	m.o.Logger.Warn("acme: a certificate could not be had; it is tried again", "secret", o.Secret.String(), "hosts", o.Hosts, "next", at.UTC(), "error", err)
+	if !news {
+		return
+	}
+	for _, ing := range o.Ingresses {
+		m.o.Recorder.Eventf(ing, corev1.EventTypeWarning, ReasonFailed, "%s. It is tried again at %s", text, at.UTC().Format(time.RFC3339))
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller holds mu.
+func (m *Manager) show(now time.Time) {
+	if m.o.Part == nil {
+		return
+	}
+	missing, why := 0, ""
+	for _, o := range m.wanted {
+		target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name)
+		if from, wanted := m.needed(o, target); !wanted || from.After(now) {
+			continue
+		}
+		missing++
+		if t := m.tried[o.Secret]; t != nil && why == "" {
+			why = t.problem
+		}
+	}
+	text := fmt.Sprintf("%d certificates", len(m.wanted))
+	switch {
+	case missing == 0:
+		m.o.Part.Set(status.Running, text)
+	case why == "":
+		m.o.Part.Set(status.Running, fmt.Sprintf("%s, of which %d are being ordered", text, missing))
+	default:
+		m.o.Part.Set(status.Degraded, fmt.Sprintf("%s, of which %d are missing or to be renewed: %s", text, missing, why))
+	}
+}
+
+// errNoNode says that nobody could answer a challenge.
+var errNoNode = errors.New("no node serves Ingresses yet")
+
+// hostsText names hosts in a sentence.
+func hostsText(hosts []string) string {
+	const shown = 3
+	if len(hosts) <= shown {
+		return strings.Join(hosts, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(hosts[:shown], ", "), len(hosts)-shown)
+}

@@ -1,0 +1,689 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// bed is a cluster with an authority, in fake time.
+type bed struct {
+	*testing.T
+	client *fake.Clientset
+	ca     *authority
+	events *record.FakeRecorder
+	built  time.Time
+
+	mu     sync.Mutex
+	orders []compile.Order
+	deaf   map[string]bool // nodes that do not answer challenges, by their addresses
+	full   atomic.Bool     // the store takes no writes
+}
+
+// run tests a bed with two nodes.
+func run(t *testing.T, test func(b *bed)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bed{T: t, client: fake.NewClientset(), ca: newAuthority(), events: record.NewFakeRecorder(10_000), deaf: map[string]bool{}}
+		b.ca.thumbprint = b.thumbprint
+		b.ca.visit = func(host, path string) (string, error) {
+			_, text := b.proxy("192.0.2.1:10054", host, path)
+			return text, nil
+		}
+		slice := &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "ingress-a", Labels: map[string]string{discoveryv1.LabelServiceName: table.Service}},
+			Ports:      []discoveryv1.EndpointPort{{Name: ptr.To(table.HTTPS), Port: ptr.To[int32](10055)}, {Name: ptr.To(table.HTTP), Port: ptr.To[int32](10054)}},
+		}
+		for i, ready := range []bool{true, true, false} {
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+				Addresses: []string{fmt.Sprintf("192.0.2.%d", i+1)}, NodeName: ptr.To(fmt.Sprintf("n%d", i+1)), Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+			})
+		}
+		if _, err := b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			if b.full.Load() && a.GetVerb() != "get" && a.GetVerb() != "list" && a.GetVerb() != "watch" {
+				return true, nil, apierrors.NewInternalError(fmt.Errorf("etcdserver: mvcc: database space exceeded"))
+			}
+			return false, nil, nil
+		})
+		test(b)
+	})
+}
+
+// thumbprint is that of the account in the store.
+func (b *bed) thumbprint() string {
+	s := b.secret("kube-system", "ingress-acme")
+	if s == nil {
+		return ""
+	}
+	return string(s.Data[compile.ThumbprintKey])
+}
+
+// proxy is what a node's proxy answers. The third node, which is not ready, answers nothing.
+func (b *bed) proxy(address, host, path string) (int, string) {
+	thumbprint := b.thumbprint()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	token, ok := strings.CutPrefix(path, table.ChallengesPath)
+	known := slices.ContainsFunc(b.orders, func(o compile.Order) bool { return slices.Contains(o.Hosts, host) })
+	if !ok || !known || b.deaf[address] {
+		return http.StatusNotFound, ""
+	}
+	return http.StatusOK, token + "." + thumbprint
+}
+
+func (b *bed) dial(_ context.Context, _, address string) (net.Conn, error) {
+	if address == "192.0.2.3:10054" {
+		return nil, errGone
+	}
+	here, there := net.Pipe()
+	go func() {
+		defer there.Close()
+		in := bufio.NewReader(there)
+		for {
+			req, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			status, text := b.proxy(address, req.Host, req.URL.Path)
+			_, err = fmt.Fprintf(there, "HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s", status, len(text), text)
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return here, nil
+}
+
+// lead has a manager work as a leader's does; what it returns ends the term.
+func (b *bed) lead() (end func()) {
+	ctx, cancel := context.WithCancel(b.Context())
+	return b.leadUntil(ctx, cancel, Options{Email: "a@example.org", Directory: directoryURL, Built: b.built})
+}
+
+func (b *bed) leadUntil(ctx context.Context, cancel func(), o Options) (end func()) {
+	factory := informers.NewSharedInformerFactory(b.client, 0)
+	o.Client, o.Secrets, o.Slices = b.client, factory.Core().V1().Secrets().Lister(), factory.Discovery().V1().EndpointSlices().Lister()
+	o.Recorder, o.Dial, o.Transport = b.events, b.dial, b.ca
+	m := New(o)
+	want := func(any) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		m.Want(slices.Clone(b.orders))
+	}
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: want, UpdateFunc: func(_, s any) { want(s) }, DeleteFunc: want}
+	if _, err := factory.Core().V1().Secrets().Informer().AddEventHandler(handler); err != nil {
+		b.Fatal(err)
+	}
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	want(nil)
+	var running sync.WaitGroup
+	running.Go(func() { m.Run(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
+		factory.Shutdown()
+	}
+}
+
+// wants sets what Ingresses ask for: "namespace/secret=host,host".
+func (b *bed) wants(all ...string) {
+	var orders []compile.Order
+	for _, text := range all {
+		name, hosts, _ := strings.Cut(text, "=")
+		namespace, secret, _ := strings.Cut(name, "/")
+		orders = append(orders, compile.Order{
+			Secret: types.NamespacedName{Namespace: namespace, Name: secret}, Hosts: strings.Split(hosts, ","),
+			Ingresses: []*networkingv1.Ingress{{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "web"}}},
+		})
+	}
+	b.mu.Lock()
+	b.orders = orders
+	b.mu.Unlock()
+}
+
+func (b *bed) secret(namespace, name string) *corev1.Secret {
+	s, err := b.client.CoreV1().Secrets(namespace).Get(context.Background(), name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// certificate is what a Secret holds, which has to be usable; nil without.
+func (b *bed) certificate(namespace, name string) *x509.Certificate {
+	s := b.secret(namespace, name)
+	if s == nil {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		b.Fatalf("the Secret %s holds no certificate: %v", name, err)
+	}
+	return pair.Leaf
+}
+
+// kept are the orders in the store.
+func (b *bed) kept() []string {
+	all, err := b.client.CoreV1().Secrets("kube-system").List(b.Context(), metav1.ListOptions{LabelSelector: orderLabel + "=true"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var out []string
+	for _, s := range all.Items {
+		out = append(out, s.Annotations[forAnnotation])
+	}
+	return out
+}
+
+// said are the events since the last call.
+func (b *bed) said() string {
+	var out []string
+	for {
+		select {
+		case e := <-b.events.Events:
+			out = append(out, e)
+		default:
+			return strings.Join(out, "\n")
+		}
+	}
+}
+
+func (b *bed) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestCertificateArrives(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example,b.example")
+		defer b.lead()()
+		b.pass(time.Minute)
+		c := b.certificate("shop", "cert")
+		if c == nil || !slices.Equal(c.DNSNames, []string{"a.example", "b.example"}) {
+			t.Fatalf("the certificate is %v; events: %s", c, b.said())
+		}
+		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !ours(s) {
+			t.Errorf("the Secret is %v", s)
+		}
+		if kept := b.kept(); len(kept) != 0 {
+			t.Errorf("orders are left: %v", kept)
+		}
+		if got, want := b.said(), "Normal CertificateIssued the Secret cert has a certificate for a.example, b.example until 2000-03-30"; got != want {
+			t.Errorf("events: %s", got)
+		}
+		s := b.secret("kube-system", "ingress-acme")
+		if s.Annotations[accountAnnotation] != "https://ca.example/account/1" || s.Type != corev1.SecretTypeTLS || len(s.Data[corev1.TLSCertKey]) != 0 {
+			t.Errorf("the account is %v", s)
+		}
+		before := len(b.ca.requests)
+		b.pass(50 * 24 * time.Hour)
+		if n := len(b.ca.requests) - before; n != 0 {
+			t.Errorf("%d requests while nothing is to be done", n)
+		}
+	})
+}
+
+// TestYearOfRenewals: each certificate is renewed when about a third of its life is left, never expires, and not all are renewed together.
+func TestYearOfRenewals(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, life := range []time.Duration{90 * day, 6 * day} {
+		run(t, func(b *bed) {
+			b.ca.life = life
+			var names, all []string
+			for i := range 20 {
+				names = append(names, fmt.Sprintf("h%d.example", i))
+				all = append(all, fmt.Sprintf("shop/c%d=h%d.example", i, i))
+			}
+			b.wants(all...)
+			end := b.lead()
+			for range 52 { // a new leader each week
+				for range 7 {
+					b.pass(day)
+					for i := range names {
+						c := b.certificate("shop", fmt.Sprintf("c%d", i))
+						if c == nil || time.Now().After(c.NotAfter.Add(-life/4)) {
+							t.Fatalf("%s: the certificate of %s is %v", time.Now(), names[i], c)
+						}
+					}
+				}
+				end()
+				end = b.lead()
+			}
+			end()
+			moments := map[time.Time]int{}
+			for _, host := range names {
+				issued := b.ca.issued[host]
+				least, most := int(364*day/(life*2/3))+1, int(364*day/(life*2/3-life/30-life/90))+1
+				if n := len(issued); n < least || n > most {
+					t.Errorf("%s: %d certificates, want %d to %d", host, n, least, most)
+				}
+				for i, c := range issued[1:] {
+					left := issued[i].NotAfter.Sub(c.NotBefore.Add(time.Hour))
+					if left > life/3+life/30+time.Minute || left < life/3-time.Minute {
+						t.Errorf("%s: renewed with %s left of %s", host, left, life)
+					}
+					moments[c.NotBefore.Truncate(time.Hour)]++
+				}
+			}
+			if most := slices.Max(slices.Collect(maps.Values(moments))); most > 10 {
+				t.Errorf("%d of 20 certificates were renewed within one hour", most)
+			}
+			if n := len(b.ca.failures); n != 0 {
+				t.Errorf("%d hosts had failures", n)
+			}
+		})
+	}
+}
+
+// TestLeaderKilledAnywhere ends a leader after each request to the authority and each write to the store in turn: the next one goes on with the order.
+func TestLeaderKilledAnywhere(t *testing.T) {
+	for _, what := range []string{"request", "write"} {
+		killed := true
+		for at := 1; killed; at++ {
+			killed = false
+			run(t, func(b *bed) {
+				b.wants("shop/cert=a.example,b.example")
+				ctx, cancel := context.WithCancel(b.Context())
+				last := ""
+				kill := func(n int, name string) {
+					if n == at && ctx.Err() == nil {
+						killed, last = true, name
+						cancel()
+					}
+				}
+				if what == "request" {
+					b.ca.after = kill
+				} else {
+					n := 0
+					b.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+						if v := a.GetVerb(); v != "get" && v != "list" && v != "watch" {
+							n++
+							kill(n, v)
+						}
+						return false, nil, nil
+					})
+				}
+				end := b.leadUntil(ctx, cancel, Options{Email: "a@example.org", Directory: directoryURL})
+				b.pass(time.Minute)
+				end()
+				defer b.lead()()
+				b.pass(5 * time.Minute)
+				if c := b.certificate("shop", "cert"); c == nil {
+					t.Fatalf("killed after %s %d (%s): there is no certificate; events: %s", what, at, last, b.said())
+				}
+				if kept := b.kept(); len(kept) != 0 {
+					t.Errorf("killed after %s %d (%s): orders are left: %v", what, at, last, kept)
+				}
+				most := 1
+				if what == "request" && last == "/order" { // the leader never heard of its order
+					most = 2
+				}
+				if n := len(b.ca.orders); n > most {
+					t.Errorf("killed after %s %d (%s): %d orders", what, at, last, n)
+				}
+				if n := len(b.ca.validations["a.example"]); n != 1 || len(b.ca.issued["a.example"]) != 1 || len(b.ca.failures) != 0 {
+					t.Errorf("killed after %s %d (%s): %d validations, %d certificates, failures %v", what, at, last, n, len(b.ca.issued["a.example"]), b.ca.failures)
+				}
+			})
+		}
+	}
+}
+
+// worst is how many of the moments lie within one hour at most.
+func worst(at []time.Time) int {
+	most := 0
+	for i := range at {
+		n := 0
+		for _, other := range at[i:] {
+			if other.Sub(at[i]) < time.Hour {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+// TestFailuresKeepLimits: a host that cannot be verified fails less often than authorities allow, also when leaders change all the time.
+func TestFailuresKeepLimits(t *testing.T) {
+	for _, term := range []time.Duration{24 * time.Hour, 7 * time.Minute} {
+		run(t, func(b *bed) {
+			b.wants("shop/cert=a.example", "shop/good=b.example")
+			b.ca.refused["a.example"] = &problem{status: 400, kind: "connection", detail: "192.0.2.1: Fetching http://a.example/: Timeout during connect."}
+			for began := time.Now(); time.Since(began) < 48*time.Hour; {
+				end := b.lead()
+				b.pass(term)
+				end()
+			}
+			if n := worst(b.ca.failures["a.example"]); n > 3 || n == 0 {
+				t.Errorf("terms of %s: %d failures within an hour", term, n)
+			}
+			if n := len(b.ca.failures["a.example"]); n < 8 || n > 14 {
+				t.Errorf("terms of %s: %d failures in two days", term, n)
+			}
+			if b.certificate("shop", "good") == nil {
+				t.Error("a host that fails keeps another from its certificate")
+			}
+			events := b.said()
+			if want := "Warning CertificateFailed no certificate for the Secret cert yet: the authority could not verify a.example: 192.0.2.1: Fetching http://a.example/: Timeout during " +
+				"connect. What to do: have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet. It is tried again at 2000-01-01T00:15:0"; !strings.Contains(events, want) {
+				t.Errorf("the events are %.1000s", events)
+			}
+			b.ca.change(func() { delete(b.ca.refused, "a.example") })
+			defer b.lead()()
+			b.pass(9 * time.Hour)
+			if b.certificate("shop", "cert") == nil {
+				t.Error("there is no certificate though the host can be verified now")
+			}
+		})
+	}
+}
+
+// TestChangedHostsAreTriedAtOnce: whoever takes the host out that fails need not wait.
+func TestChangedHostsAreTriedAtOnce(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example,b.example")
+		b.ca.refused["a.example"] = &problem{status: 400, kind: "dns", detail: "no such name"}
+		end := b.lead()
+		b.pass(time.Minute)
+		end()
+		b.wants("shop/cert=b.example")
+		defer b.lead()()
+		b.pass(time.Minute)
+		if c := b.certificate("shop", "cert"); c == nil || len(c.DNSNames) != 1 {
+			t.Errorf("the certificate is %v: %s", c, b.said())
+		}
+	})
+}
+
+func TestHostIsAdded(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example")
+		end := b.lead()
+		b.pass(time.Minute)
+		end()
+		b.wants("shop/cert=a.example,b.example")
+		end = b.lead()
+		b.pass(time.Minute)
+		end()
+		if c := b.certificate("shop", "cert"); c == nil || len(c.DNSNames) != 2 {
+			t.Errorf("the certificate is %v: %s", c, b.said())
+		}
+		b.wants("shop/cert=a.example")
+		defer b.lead()()
+		b.pass(time.Minute)
+		if n := len(b.ca.orders); n != 2 {
+			t.Errorf("%d orders after a host was taken out, which needs none", n)
+		}
+	})
+}
+
+// TestAccountRefused: nothing is ordered, events say what to do, and the authority is not asked all the time.
+func TestAccountRefused(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/one=a.example", "shop/two=b.example")
+		b.ca.noAccounts = &problem{status: 400, kind: "invalidContact", detail: "a@example.org: contact email has forbidden domain \"example.org\"."}
+		end := b.lead()
+		b.pass(24 * time.Hour)
+		events := b.said()
+		for _, secret := range []string{"one", "two"} {
+			if want := "Warning CertificateFailed no certificate for the Secret " + secret + " yet: there is no account with the authority: a@example.org: contact email has forbidden " +
+				"domain \"example.org\". What to do: correct --ingress-acme-email on all servers. It is tried again at "; !strings.Contains(events, want) {
+				t.Errorf("the events are %s", events)
+			}
+		}
+		if n := b.ca.did("/account"); n > 10 {
+			t.Errorf("%d attempts to register within a day", n)
+		}
+		if len(b.ca.orders) != 0 || len(b.kept()) != 0 {
+			t.Error("there are orders without an account")
+		}
+		b.ca.change(func() { b.ca.noAccounts = nil })
+		end()
+		defer b.lead()() // a restart with another address
+		b.pass(time.Minute)
+		if b.certificate("shop", "one") == nil || b.certificate("shop", "two") == nil {
+			t.Errorf("there are no certificates: %s", b.said())
+		}
+	})
+}
+
+// TestAccountLost: an authority that forgot its accounts gets a new one.
+func TestAccountLost(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/one=a.example")
+		end := b.lead()
+		b.pass(time.Minute)
+		end()
+		b.wants("shop/one=a.example", "shop/two=b.example")
+		b.ca.noOrders, b.ca.account = &problem{status: 400, kind: "accountDoesNotExist", detail: "no such account"}, false
+		b.ca.after = func(_ int, path string) {
+			if path == "/account" {
+				b.ca.change(func() { b.ca.noOrders = nil })
+			}
+		}
+		defer b.lead()()
+		b.pass(5 * time.Minute)
+		if b.certificate("shop", "two") == nil {
+			t.Errorf("there is no certificate: %s", b.said())
+		}
+	})
+}
+
+// TestDiskFull: a store that takes no writes costs no orders, whenever it fills.
+func TestDiskFull(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example")
+		b.full.Store(true)
+		end := b.lead()
+		b.pass(24 * time.Hour)
+		if len(b.ca.orders) != 0 {
+			t.Error("there is an order that could not be written down")
+		}
+		if events := b.said(); !strings.Contains(events, "database space exceeded") {
+			t.Errorf("events: %s", events)
+		}
+		b.full.Store(false)
+		b.pass(16 * time.Minute)
+		end()
+		if b.certificate("shop", "cert") == nil {
+			t.Errorf("there is no certificate though the store takes writes: %s", b.said())
+		}
+	})
+	for _, path := range []string{"/order", "/authz/0/0", "/order/0/finalize", "/cert/0"} {
+		run(t, func(b *bed) {
+			b.wants("shop/cert=a.example")
+			b.ca.after = func(_ int, at string) {
+				if at == path && len(b.ca.requests) < 100 {
+					b.full.Store(true)
+				}
+			}
+			defer b.lead()()
+			b.pass(24 * time.Hour)
+			b.ca.after = nil
+			b.full.Store(false)
+			b.pass(16 * time.Minute)
+			if b.certificate("shop", "cert") == nil {
+				t.Errorf("full after %s: there is no certificate: %s", path, b.said())
+			}
+			if n := len(b.ca.orders); n != 1 || len(b.ca.issued["a.example"]) != 1 {
+				t.Errorf("full after %s: %d orders, %d certificates", path, n, len(b.ca.issued["a.example"]))
+			}
+		})
+	}
+}
+
+// TestWrongClock: nothing is ordered by a clock that is wrong, and it goes on by itself when it is set.
+func TestWrongClock(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example")
+		b.ca.skew = 26 * 365 * 24 * time.Hour
+		defer b.lead()()
+		b.pass(time.Hour)
+		if len(b.ca.orders) != 0 || b.ca.did("/account") != 0 {
+			t.Error("something was asked for by a wrong clock")
+		}
+		if events := b.said(); !strings.Contains(events, "this server's clock shows 2000-01-01T00:00:00Z, and the authority's 2025-12-25T00:00:00Z: nothing is ordered or renewed before it is set (NTP)") {
+			t.Errorf("events: %s", events)
+		}
+		b.ca.skew = 59 * time.Minute
+		b.pass(16 * time.Minute)
+		if b.certificate("shop", "cert") == nil {
+			t.Errorf("there is no certificate: %s", b.said())
+		}
+	})
+	run(t, func(b *bed) {
+		b.built = time.Now().Add(time.Hour)
+		b.wants("shop/cert=a.example")
+		defer b.lead()()
+		b.pass(30 * time.Minute)
+		if len(b.ca.requests) != 0 {
+			t.Errorf("requests by a clock that is before the program: %v", b.ca.requests)
+		}
+		if events := b.said(); !strings.Contains(events, "this program was built at 2000-01-01T01:00:00Z") {
+			t.Errorf("events: %s", events)
+		}
+		b.pass(time.Hour)
+		if b.certificate("shop", "cert") == nil {
+			t.Errorf("there is no certificate: %s", b.said())
+		}
+	})
+}
+
+// TestSecretsOfOthers are left alone.
+func TestSecretsOfOthers(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/made=a.example", "shop/replaced=b.example", "shop/manager=c.example", "shop/foreign=d.example")
+		foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "foreign"}, Type: corev1.SecretTypeTLS}
+		if _, err := b.client.CoreV1().Secrets("shop").Create(b.Context(), foreign, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		end := b.lead()
+		b.pass(time.Minute)
+		end()
+		replaced, manager := b.secret("shop", "replaced"), b.secret("shop", "manager")
+		replaced.Data = b.secret("shop", "made").Data
+		manager.Annotations["cert-manager.io/certificate-name"] = "x"
+		for _, s := range []*corev1.Secret{replaced, manager} {
+			if _, err := b.client.CoreV1().Secrets("shop").Update(b.Context(), s, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer b.lead()()
+		b.pass(80 * 24 * time.Hour)
+		for host, want := range map[string]int{"a.example": 2, "b.example": 1, "c.example": 1, "d.example": 0} {
+			if n := len(b.ca.issued[host]); n != want {
+				t.Errorf("%s: %d certificates, want %d", host, n, want)
+			}
+		}
+	})
+}
+
+// TestRateLimit: when the authority wants no more orders, no other is begun for a while, and this one not before it may.
+func TestRateLimit(t *testing.T) {
+	run(t, func(b *bed) {
+		var all []string
+		for i := range 50 {
+			all = append(all, fmt.Sprintf("shop/c%d=h%d.example", i, i))
+		}
+		b.wants(all...)
+		b.ca.noOrders = &problem{status: 429, kind: "rateLimited", detail: "too many new orders recently", retryAfter: 2 * time.Hour}
+		defer b.lead()()
+		b.pass(time.Hour)
+		if n := b.ca.did("/order"); n > most*7 {
+			t.Errorf("%d orders were asked for within an hour of limits", n)
+		}
+		if events := b.said(); !strings.Contains(events, "the authority's limits are reached: too many new orders recently. It is tried again at 2000-01-01T02:00:0") {
+			t.Errorf("events: %s", events)
+		}
+		b.ca.change(func() { b.ca.noOrders = nil })
+		b.pass(6 * time.Hour)
+		if n := len(b.ca.issued); n != 50 {
+			t.Errorf("%d certificates after the limits", n)
+		}
+	})
+}
+
+// TestNodesAnswerFirst: nothing is ordered before each node that is ready answers challenges of the host.
+func TestNodesAnswerFirst(t *testing.T) {
+	run(t, func(b *bed) {
+		b.deaf["192.0.2.2:10054"] = true
+		b.wants("shop/cert=a.example")
+		defer b.lead()()
+		b.pass(time.Hour)
+		if len(b.ca.orders) != 0 {
+			t.Error("there is an order though a node does not answer")
+		}
+		if events := b.said(); !strings.Contains(events, "not all nodes answer challenges yet, of which the authority may ask any: the node n2 at 192.0.2.2:10054: it answers 404") {
+			t.Errorf("events: %s", events)
+		}
+		b.mu.Lock()
+		delete(b.deaf, "192.0.2.2:10054")
+		b.mu.Unlock()
+		b.pass(16 * time.Minute)
+		if b.certificate("shop", "cert") == nil {
+			t.Errorf("there is no certificate: %s", b.said())
+		}
+	})
+}
+
+// TestUnwantedOrders are forgotten, but for failures that count.
+func TestUnwantedOrders(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/cert=a.example")
+		b.ca.refused["a.example"] = &problem{status: 400, kind: "dns", detail: "no such name"}
+		end := b.lead()
+		b.pass(time.Minute)
+		end()
+		b.wants()
+		end = b.lead()
+		b.pass(time.Minute)
+		end()
+		if n := len(b.kept()); n != 1 {
+			t.Errorf("%d orders are kept after a failure a minute ago", n)
+		}
+		b.pass(15 * time.Minute)
+		defer b.lead()()
+		b.pass(time.Minute)
+		if n := len(b.kept()); n != 0 {
+			t.Errorf("%d orders are kept that nothing asks for", n)
+		}
+	})
+}

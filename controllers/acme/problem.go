@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/acme"
+)
+
+// Types of problems (RFC 8555, section 6.7).
+const (
+	urn         = "urn:ietf:params:acme:error:"
+	malformed   = urn + "malformed"
+	noAccount   = urn + "accountDoesNotExist"
+	rateLimited = urn + "rateLimited"
+)
+
+// hints say what to do about a problem of the authority's, by its type.
+var hints = map[string]string{
+	"dns":                     "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
+	"connection":              "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",
+	"unauthorized":            "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress alone, IPv6 ones too",
+	"incorrectResponse":       "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress alone, IPv6 ones too",
+	"caa":                     "the domain's CAA records forbid this authority: change them, or name another one by --ingress-acme-server",
+	"rejectedIdentifier":      "the authority does not issue for this name: take it out of spec.tls",
+	"unsupportedContact":      "correct --ingress-acme-email on all servers",
+	"invalidContact":          "correct --ingress-acme-email on all servers",
+	"externalAccountRequired": "this authority wants accounts that were made on its site, which coracle cannot use: name another one by --ingress-acme-server",
+	"userActionRequired":      "the authority's terms have changed: agree to them at the URL of the message",
+}
+
+// verdict is what follows from a failed attempt.
+type verdict struct {
+	// text says what failed and what to do.
+	text string
+	// refused says that the authority has judged the order, which counts against its limits.
+	refused bool
+	// wait is the least time to another attempt that the authority asks for, and until a moment before which another would be in vain.
+	wait  time.Duration
+	until time.Time
+	// pause is how long no other order is begun either.
+	pause time.Duration
+}
+
+// mostPause bounds for how long a limit that one order meets keeps others from being begun: it may be one of that order's domain.
+const mostPause = 10 * time.Minute
+
+// judge reads the error of an attempt.
+func judge(err error) verdict {
+	v := verdict{text: oneLine(err.Error())}
+	if a := (*accountError)(nil); errors.As(err, &a) {
+		v = judge(a.cause)
+		v.text = "there is no account with the authority: " + v.text
+		v.refused, v.until, v.pause = false, a.next, 0 // it is not the order that was refused
+		return v
+	}
+	var (
+		refused  *refusedError
+		problem  *acme.Error
+		proof    *acme.AuthorizationError
+		order    *acme.OrderError
+		invalid  x509.CertificateInvalidError
+		unknown  x509.UnknownAuthorityError
+		clockErr *clockError
+	)
+	switch {
+	case errors.As(err, &clockErr):
+	case errors.As(err, &refused):
+		v.refused = true
+	case errors.As(err, &proof):
+		v.refused = true
+		for _, one := range proof.Errors {
+			if errors.As(one, &problem) {
+				v.text = fmt.Sprintf("the authority could not verify %s: %s", proof.Identifier, problemText(problem))
+			}
+		}
+	case errors.As(err, &order):
+		v.refused = true
+		if order.Problem != nil {
+			v.text = problemText(order.Problem)
+		}
+	case errors.As(err, &problem):
+		v.text = problemText(problem)
+		v.refused = problem.StatusCode >= 400 && problem.StatusCode < 500
+		if problem.ProblemType == noAccount { // there will be another account
+			v.refused = false
+		}
+		if wait, limited := acme.RateLimit(problem); limited || problem.StatusCode == http.StatusTooManyRequests {
+			v.wait = wait
+			v.pause = max(time.Minute, min(wait, mostPause))
+		}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		v.text += ". Where this server's clock is wrong, set it (NTP)"
+	case errors.As(err, &unknown):
+		v.text += ". An authority of your own is named by --ingress-acme-ca-file"
+	case errors.Is(err, context.DeadlineExceeded):
+		v.text = "the authority did not answer in time"
+	}
+	return v
+}
+
+func problemText(e *acme.Error) string {
+	text := oneLine(e.Detail)
+	for _, s := range e.Subproblems {
+		text += "; " + oneLine(s.Detail)
+		if s.Identifier != nil {
+			text += " (" + s.Identifier.Value + ")"
+		}
+	}
+	kind := strings.TrimPrefix(e.ProblemType, urn)
+	switch hint := hints[kind]; {
+	case e.ProblemType == rateLimited || e.StatusCode == http.StatusTooManyRequests:
+		text = "the authority's limits are reached: " + text
+	case kind == "unauthorized" && e.StatusCode == http.StatusForbidden && strings.Contains(strings.ToLower(e.Detail), "account"):
+		text += ". Delete the Secret kube-system/ingress-acme to begin with another account"
+	case hint != "":
+		text += ". What to do: " + hint
+	}
+	return text
+}
+
+// oneLine is text of the authority's in the form of a message.
+func oneLine(text string) string {
+	const longest = 500
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > longest {
+		text = strings.ToValidUTF8(text[:longest], "") + "…"
+	}
+	return strings.TrimSuffix(text, ".")
+}
+
+// longBackoff is the wait after a refusal: at most three attempts in an hour, where Let's Encrypt lets a host fail five times.
+func longBackoff(failures int) time.Duration {
+	const first, longest = 15 * time.Minute, 8 * time.Hour
+	return doubled(first, longest, failures)
+}
+
+// shortBackoff is the wait after a failure that the authority does not count.
+func shortBackoff(failures int) time.Duration {
+	const first, longest = 5 * time.Second, 15 * time.Minute
+	return doubled(first, longest, failures)
+}
+
+func doubled(first, longest time.Duration, failures int) time.Duration {
+	out := first
+	for range failures - 1 {
+		if out *= 2; out >= longest {
+			return longest
+		}
+	}
+	return out
+}

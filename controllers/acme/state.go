@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+)
+
+const (
+	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	// madeAnnotation marks the Secrets that this package made: it is the hash of their certificate, so that one that somebody else put there is not ours.
+	madeAnnotation = "coracle.dev/acme"
+	// foreign begins annotations of Secrets that cert-manager keeps.
+	foreign = "cert-manager.io/"
+	// orderLabel is on the Secrets that keep orders; forAnnotation says for which Secret.
+	orderLabel, forAnnotation = "coracle.dev/acme-order", "coracle.dev/acme-secret"
+	// progressKey is the key of an order's state in its Secret.
+	progressKey = "order"
+)
+
+// progress is an order that is under way, or has failed, as it is kept in a Secret of kube-system.
+type progress struct {
+	// Hosts and Directory are what the order is for; others begin a new one.
+	Hosts     []string `json:"hosts"`
+	Directory string   `json:"directory"`
+	// Order is the authority's URL of it; empty before there is one.
+	Order string `json:"order,omitempty"`
+	// Failures is how often the authority has refused, and Next when it may be asked again.
+	Failures int       `json:"failures,omitempty"`
+	Next     time.Time `json:"next,omitzero"`
+	Problem  string    `json:"problem,omitempty"`
+
+	key crypto.Signer // of the certificate
+}
+
+// stateName is the name of the Secret in kube-system that keeps the order for a Secret.
+func stateName(of types.NamespacedName) string {
+	sum := sha256.Sum256([]byte(of.String()))
+	return compile.Account.Name + "-" + hex.EncodeToString(sum[:8])
+}
+
+func readProgress(s *corev1.Secret) (*progress, error) {
+	p := &progress{}
+	if err := json.Unmarshal(s.Data[progressKey], p); err != nil {
+		return nil, fmt.Errorf("the Secret %s/%s holds no order; delete it: %w", s.Namespace, s.Name, err)
+	}
+	var err error
+	if p.key, err = readKey(s.Data[corev1.TLSPrivateKeyKey]); err != nil {
+		return nil, fmt.Errorf("the Secret %s/%s holds no key; delete it: %w", s.Namespace, s.Name, err)
+	}
+	return p, nil
+}
+
+// load returns the order for a certificate as it is kept, or nil.
+func (m *Manager) load(ctx context.Context, of types.NamespacedName) (*progress, error) {
+	m.mu.Lock()
+	p := m.unsaved[of]
+	m.mu.Unlock()
+	if p != nil {
+		return p, nil
+	}
+	s, err := m.o.Client.CoreV1().Secrets(compile.Account.Namespace).Get(ctx, stateName(of), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the order: %w", err)
+	}
+	return readProgress(s)
+}
+
+// save writes an order down. One that cannot be written is kept in memory, so that this term does not order again.
+func (m *Manager) save(ctx context.Context, of types.NamespacedName, p *progress) (err error) {
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if delete(m.unsaved, of); err != nil && p.Order != "" {
+			m.unsaved[of] = p
+		}
+	}()
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	key, err := writeKey(p.key)
+	if err != nil {
+		return err
+	}
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: compile.Account.Namespace, Name: stateName(of),
+			Labels: map[string]string{managedBy: manager, orderLabel: "true"}, Annotations: map[string]string{forAnnotation: of.String()},
+		},
+		Data: map[string][]byte{progressKey: text, corev1.TLSPrivateKeyKey: key},
+	}
+	return m.put(ctx, s)
+}
+
+// put creates a Secret or replaces it.
+func (m *Manager) put(ctx context.Context, s *corev1.Secret) error {
+	secrets := m.o.Client.CoreV1().Secrets(s.Namespace)
+	_, err := secrets.Update(ctx, s, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = secrets.Create(ctx, s, metav1.CreateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("writing the Secret %s/%s: %w", s.Namespace, s.Name, err)
+	}
+	return nil
+}
+
+// forget deletes what is kept of an order.
+func (m *Manager) forget(ctx context.Context, name string) error {
+	err := m.o.Client.CoreV1().Secrets(compile.Account.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// sweep deletes what is kept of orders that nothing asks for any more; failures stay until another attempt would be allowed. The caller holds mu.
+func (m *Manager) sweep(ctx context.Context) {
+	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"})) // of a cache: it cannot fail
+	for _, s := range kept {
+		if slices.ContainsFunc(m.wanted, func(o compile.Order) bool { return stateName(o.Secret) == s.Name }) {
+			continue
+		}
+		if p, err := readProgress(s); err == nil && time.Now().Before(p.Next) {
+			continue
+		}
+		if err := m.forget(ctx, s.Name); err != nil && ctx.Err() == nil {
+			m.o.Logger.Warn("acme: an order that nothing asks for cannot be deleted", "secret", s.Name, "for", s.Annotations[forAnnotation], "error", err)
+		}
+	}
+}
+
+// fingerprint is the value of madeAnnotation for a chain in PEM.
+func fingerprint(chain []byte) string {
+	sum := sha256.Sum256(chain)
+	return hex.EncodeToString(sum[:16])
+}
+
+// ours says whether a Secret holds a certificate that this package put there.
+func ours(s *corev1.Secret) bool {
+	for name := range s.Annotations {
+		if strings.HasPrefix(name, foreign) {
+			return false
+		}
+	}
+	made := s.Annotations[madeAnnotation]
+	return made != "" && made == fingerprint(s.Data[corev1.TLSCertKey])
+}
+
+// leaf is what matters of a certificate in a Secret.
+type leaf struct {
+	version string
+	names   []string
+	renew   time.Time
+}
+
+// readLeaf reads a Secret of ours; one that cannot be read is to be renewed at once.
+func readLeaf(s *corev1.Secret) leaf {
+	out := leaf{version: s.ResourceVersion}
+	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
+	if block == nil {
+		return out
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return out
+	}
+	out.names, out.renew = c.DNSNames, renewal(c)
+	return out
+}
+
+func (l leaf) covers(hosts []string) bool {
+	return !slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(l.names, h) })
+}
+
+// renewal is when a certificate is renewed: when a third of its life is left, or up to a thirtieth earlier. By how much follows from the certificate, so that
+// every leader says the same, and those that were issued together are not renewed together.
+func renewal(c *x509.Certificate) time.Time {
+	life := c.NotAfter.Sub(c.NotBefore)
+	sum := sha256.Sum256(c.Raw)
+	part := float64(binary.BigEndian.Uint32(sum[:4])) / (1 << 32)
+	return c.NotAfter.Add(-life/3 - time.Duration(part*float64(life/30)))
+}
+
+func newKey() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+func writeKey(k crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("writing a key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func readKey(text []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("there is no key in PEM")
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errors.New("the key is not of the type ECDSA")
+	}
+	return signer, nil
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+)
+
+const (
+	// defaultLife is for how long the default certificate is made; it is replaced when defaultRest of it is left. No client trusts it, whatever its age.
+	defaultLife, defaultRest = 10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour
+	// reasonDefault is of the event that says what is wrong with the default certificate.
+	reasonDefault = "BadCertificate"
+)
+
+// keepCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the same over restarts. A Secret that a user
+// has put in its place is left alone.
+func (c *Controller) keepCertificate(ctx context.Context, wanted bool) error {
+	name, now := compile.DefaultCertificate, time.Now()
+	if !wanted || now.Before(c.o.Built) {
+		return nil
+	}
+	have, err := c.secrets.Secrets(name.Namespace).Get(name.Name)
+	if err != nil {
+		have = nil
+	}
+	if have != nil {
+		pair, err := tls.X509KeyPair(have.Data[corev1.TLSCertKey], have.Data[corev1.TLSPrivateKeyKey])
+		switch {
+		case have.Labels[managedBy] != manager:
+			c.judgeDefault(have, err)
+			return nil
+		case err == nil && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
+			return nil
+		}
+	}
+	data, err := newDefault(now)
+	if err != nil {
+		return err
+	}
+	secrets := c.o.Client.CoreV1().Secrets(name.Namespace)
+	if have != nil {
+		changed := have.DeepCopy()
+		changed.Data = data
+		_, err = secrets.Update(ctx, changed, metav1.UpdateOptions{})
+	} else {
+		_, err = secrets.Create(ctx, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, Labels: map[string]string{managedBy: manager}},
+			Type:       corev1.SecretTypeTLS, Data: data,
+		}, metav1.CreateOptions{})
+	}
+	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) || apierrors.IsNotFound(err) { // the cache will tell
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("writing the default certificate into the Secret %s: %w", name, err)
+	}
+	return nil
+}
+
+// judgeDefault says what is wrong with a Secret that a user has put in the place of the default certificate, once for each version of it.
+func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
+	switch {
+	case s.ResourceVersion == c.judged:
+		return
+	case err != nil:
+		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
+			"hosts without a certificate have one that each proxy makes: this Secret holds no certificate with its key in tls.crt and tls.key (%v)", err)
+	case s.Type != corev1.SecretTypeTLS:
+		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
+			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and make it anew", corev1.SecretTypeTLS)
+	}
+	c.judged = s.ResourceVersion
+}
+
+// newDefault makes a certificate that is signed by itself, as a Secret holds it.
+func newDefault(now time.Time) (map[string][]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making the key of the default certificate: %w", err)
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, fmt.Errorf("making the serial number of the default certificate: %w", err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "Coracle ingress default certificate"}, DNSNames: []string{"ingress.local"},
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(defaultLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	chain, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("signing the default certificate: %w", err)
+	}
+	text, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("writing the key of the default certificate: %w", err)
+	}
+	return map[string][]byte{
+		corev1.TLSCertKey:       pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain}),
+		corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text}),
+	}, nil
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"crypto/x509"
+	"net/mail"
+	"net/url"
+	"os"
+)
+
+// letsEncrypt is where Let's Encrypt says how it is asked for certificates.
+const letsEncrypt = "https://acme-v02.api.letsencrypt.org/directory"
+
+// ACME says where certificates of Ingresses come from.
+type ACME struct {
+	// Email is where the authority may write; without it none is asked.
+	Email string
+	// Directory is the authority's URL.
+	Directory string
+	// Roots are those of the authority's own certificate; nil means the machine's.
+	Roots *x509.CertPool
+}
+
+func (r *reader) acme() ACME {
+	a := ACME{Email: r.str("ingress-acme-email"), Directory: r.str("ingress-acme-server")}
+	if a.Email == "" {
+		for _, name := range []string{"ingress-acme-server", "ingress-acme-ca-file"} {
+			if r.given(name) {
+				r.bad(r.src(name), "needs --ingress-acme-email")
+			}
+		}
+		return a
+	}
+	if at, err := mail.ParseAddress(a.Email); err != nil || at.Address != a.Email {
+		r.bad(r.src("ingress-acme-email"), "%q is not an e-mail address such as admin@example.org", a.Email)
+	}
+	if u, err := url.Parse(a.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
+		r.bad(r.src("ingress-acme-server"), "%q is not a URL such as %s", a.Directory, letsEncrypt)
+	}
+	if file := r.existing("ingress-acme-ca-file"); file != "" {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return a // existing has complained
+		}
+		a.Roots = x509.NewCertPool()
+		if !a.Roots.AppendCertsFromPEM(text) {
+			r.bad(r.src("ingress-acme-ca-file"), "%s holds no certificate in PEM", file)
+		}
+	}
+	return a
+}
