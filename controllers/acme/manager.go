@@ -217,7 +217,7 @@ func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time
 		return time.Time{}, false
 	}
 	l, ok := m.leaves[o.Secret]
-	if !ok || l.version != target.ResourceVersion {
+	if !ok || l.made != target.Annotations[madeAnnotation] {
 		l = readLeaf(target)
 		m.leaves[o.Secret] = l
 	}

@@ -176,14 +176,14 @@ func ours(s *corev1.Secret) bool {
 
 // leaf is what matters of a certificate in a Secret.
 type leaf struct {
-	version string
-	names   []string
-	renew   time.Time
+	made  string // madeAnnotation
+	names []string
+	renew time.Time
 }
 
 // readLeaf reads a Secret of ours; one that cannot be read is to be renewed at once.
 func readLeaf(s *corev1.Secret) leaf {
-	out := leaf{version: s.ResourceVersion}
+	out := leaf{made: s.Annotations[madeAnnotation]}
 	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
 	if block == nil {
 		return out
