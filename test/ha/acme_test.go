@@ -1,0 +1,339 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/acme"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// Ports of the site, where no machine is: the gate in front of pebble, pebble, its management, and the DNS server with its own.
+const gatePort, pebblePort, pebbleManagement, dnsPort, dnsManagement = "14000", "14001", "15000", "8053", "8055"
+
+const acmeIngress = `
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: %[1]s, annotations: {kubernetes.io/tls-acme: "true"}}
+spec:
+  tls: [{secretName: %[1]s, hosts: [%[2]s]}]
+  defaultBackend: {service: {name: none, port: {number: 80}}}
+`
+
+// TestACME: three servers get certificates from pebble. The account is refused at first; a leader is killed when it has just asked for a validation; a disk is full when the certificate
+// arrives. Each certificate is of one order, and every node serves it.
+func TestACME(t *testing.T) {
+	harness.ByHand(t)
+	a := newAuthority(t)
+	c := &Cluster{T: t, nodes: true, prepare: func(s *harness.Server) {
+		s.AddBoxImage()
+		s.AddDisk()
+		s.Args = append(s.Args, "--ingress-acme-email", "admin@shop.example", "--ingress-acme-server", "https://"+net.JoinHostPort(harness.OutsideIP, gatePort)+"/dir",
+			"--ingress-acme-ca-file", a.files.CA)
+	}}
+	c.start(3, 0)
+	a.serve(c.Site)
+	k := c.MustLeader().In(t)
+
+	t.Log("the account is refused")
+	a.pebble(true)
+	a.hosts(c, "one")
+	k.Apply(fmt.Sprintf(acmeIngress, "one", strings.Join(hostsOf(c, "one"), ", ")))
+	eventSays(c, "one", "CertificateFailed", "there is no account with the authority", "name another one by --ingress-acme-server")
+	a.pebble(false)
+	again := c.MustLeader() // as an operator who has changed the settings starts it again
+	again.Kill()
+	again.Start()
+	c.WaitWhole()
+	a.served(c, "one")
+	a.ordered(1)
+
+	t.Log("the leader is killed")
+	a.hosts(c, "two")
+	held, release := a.hold("/chalZ/")
+	c.MustLeader().In(t).Apply(fmt.Sprintf(acmeIngress, "two", strings.Join(hostsOf(c, "two"), ", ")))
+	wait(t, held, "the leader asks for a validation")
+	leader := c.MustLeader()
+	leader.Kill()
+	release()
+	a.served(c, "two")
+	a.ordered(2)
+	leader.Start()
+	c.WaitWhole()
+
+	t.Log("the disks are full")
+	a.hosts(c, "three")
+	held, release = a.hold("/certZ/")
+	c.MustLeader().In(t).Apply(fmt.Sprintf(acmeIngress, "three", strings.Join(hostsOf(c, "three"), ", ")))
+	wait(t, held, "the leader asks for the certificate")
+	for _, s := range c.Servers {
+		// The second part takes what is reserved for root, and ends when the disk is full.
+		_, _ = s.Run("sh", "-c", fmt.Sprintf("cd %s && fallocate -l $(df --output=avail -B1 . | tail -1) ballast; head -c 1G /dev/zero >> ballast", s.DataDir))
+	}
+	release()
+	harness.Eventually(t, soon, "the log says that the certificate could not be written", func() error {
+		for _, s := range c.Servers {
+			if s.InLog("a certificate could not be had") > 0 {
+				return nil
+			}
+		}
+		return errors.New("no server says so")
+	})
+	for _, s := range c.Servers {
+		if _, err := s.Run("rm", s.DataDir+"/ballast"); err != nil {
+			t.Error(err)
+		}
+	}
+	a.served(c, "three")
+	a.ordered(3)
+}
+
+// hostsOf are the hosts of an Ingress, one for each node.
+func hostsOf(c *Cluster, name string) []string {
+	var out []string
+	for i := range c.Servers {
+		out = append(out, fmt.Sprintf("%s-%d.example", name, i))
+	}
+	return out
+}
+
+func wait(t *testing.T, held <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-held:
+	case <-time.After(soon):
+		t.Fatalf("%s: it does not", what)
+	}
+}
+
+// eventSays waits for an event of an Ingress.
+func eventSays(c *Cluster, name, reason string, want ...string) {
+	c.T.Helper()
+	harness.Eventually(c.T, soon, "an event "+reason, func() error {
+		out, err := c.Servers[0].In(c.T).Try("get", "events", "--field-selector", "involvedObject.name="+name+",reason="+reason, "-o", "jsonpath={.items[*].message}")
+		for _, w := range want {
+			if err == nil && !strings.Contains(out, w) {
+				err = fmt.Errorf("no %q in %q", w, out)
+			}
+		}
+		return err
+	})
+}
+
+// authority is pebble behind a gate that can hold requests.
+type authority struct {
+	*testing.T
+	dir, program string
+	files        testca.Files
+	site         *harness.Site
+	running      *exec.Cmd
+
+	mu     sync.Mutex
+	orders int
+	prefix string // of paths that are held
+	held   chan struct{}
+	goOn   chan struct{}
+}
+
+func newAuthority(t *testing.T) *authority {
+	a := &authority{T: t, dir: t.TempDir()}
+	a.program = filepath.Join(a.dir, "pebble")
+	acme.Build(t, acme.Pebble, a.program)
+	acme.Build(t, acme.DNS, filepath.Join(a.dir, "dns"))
+	ca, err := testca.New(filepath.Join(a.dir, "ca"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.files, err = ca.Issue("pebble", harness.OutsideIP, "127.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// serve starts the DNS server and the gate on the site.
+func (a *authority) serve(site *harness.Site) {
+	a.site = site
+	a.start(filepath.Join(a.dir, "dns"), "-dnsserver", ":"+dnsPort, "-management", ":"+dnsManagement, "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "", "-defaultIPv6", "")
+	pair, err := tls.LoadX509KeyPair(a.files.Cert, a.files.Key)
+	if err != nil {
+		a.Fatal(err)
+	}
+	var l net.Listener
+	if err := site.Do(func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(harness.OutsideIP, gatePort))
+		return err
+	}); err != nil {
+		a.Fatal(err)
+	}
+	dial := func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		err = site.Do(func() (err error) {
+			c, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
+		})
+		return c, err
+	}
+	to := &url.URL{Scheme: "https", Host: "127.0.0.1:" + pebblePort}
+	pass := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+			r.Out.Host = r.In.Host
+		},
+		Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
+		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			a.gate(r)
+			pass.ServeHTTP(w, r.WithContext(context.WithoutCancel(r.Context())))
+		}),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	ended := make(chan error, 1) // one: Serve's only result
+	go func() { ended <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}})) }()
+	a.Cleanup(func() {
+		_ = server.Close()
+		<-ended
+	})
+}
+
+// gate counts a request, and holds it where it is to be held.
+func (a *authority) gate(r *http.Request) {
+	a.mu.Lock()
+	if r.URL.Path == "/order-plz" {
+		a.orders++
+	}
+	var wait chan struct{}
+	if a.prefix != "" && strings.HasPrefix(r.URL.Path, a.prefix) {
+		a.prefix, wait = "", a.goOn
+		close(a.held)
+	}
+	a.mu.Unlock()
+	if wait != nil {
+		<-wait
+	}
+}
+
+// hold stops the next request for paths that begin like that: held is closed when it is there, and release lets it go on, also when its client has gone.
+func (a *authority) hold(prefix string) (held <-chan struct{}, release func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.prefix, a.held, a.goOn = prefix, make(chan struct{}), make(chan struct{})
+	release = sync.OnceFunc(func() { close(a.goOn) })
+	a.Cleanup(release)
+	return a.held, release
+}
+
+// start runs a program on the site until the test ends.
+func (a *authority) start(program string, args ...string) *exec.Cmd {
+	log, err := os.OpenFile(program+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		a.Fatal(err)
+	}
+	defer log.Close()
+	c := a.site.Command(context.Background(), program, args...)
+	c.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
+	c.Stdout, c.Stderr = log, log
+	if err := c.Start(); err != nil {
+		a.Fatal(err)
+	}
+	a.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		if text, err := os.ReadFile(program + ".log"); err == nil && a.Failed() {
+			a.Logf("%s:\n%.20000s", filepath.Base(program), text)
+		}
+	})
+	return c
+}
+
+// pebble starts pebble, in the place of one that runs; picky takes no accounts that were not made on its site.
+func (a *authority) pebble(picky bool) {
+	if a.running != nil {
+		_ = a.running.Process.Kill()
+		_ = a.running.Wait()
+	}
+	config := filepath.Join(a.dir, "config.json")
+	text := fmt.Sprintf(`{"pebble": {"listenAddress": "127.0.0.1:%s", "managementListenAddress": "127.0.0.1:%s", "certificate": %q, "privateKey": %q, "httpPort": 80, "tlsPort": 443,
+		"externalAccountBindingRequired": %t, "retryAfter": {"authz": 1, "order": 1}, "profiles": {"default": {"description": "", "validityPeriod": 7776000}}}}`,
+		pebblePort, pebbleManagement, a.files.Cert, a.files.Key, picky)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		a.Fatal(err)
+	}
+	a.running = a.start(a.program, "-config", config, "-strict", "-dnsserver", "127.0.0.1:"+dnsPort)
+	harness.Eventually(a.T, soon, "pebble answers", func() error {
+		_, err := a.curl("-k", "https://127.0.0.1:"+pebblePort+"/dir")
+		return err
+	})
+}
+
+func (a *authority) curl(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	return harness.Output(a.site.Command(ctx, "curl", append([]string{"-sS", "--fail-with-body"}, args...)...))
+}
+
+// hosts has the DNS names of an Ingress lead to one node each.
+func (a *authority) hosts(c *Cluster, name string) {
+	a.Helper()
+	for i, host := range hostsOf(c, name) {
+		if out, err := a.curl("-d", fmt.Sprintf(`{"host": "%s.", "addresses": [%q]}`, host, c.Servers[i].IP), "http://127.0.0.1:"+dnsManagement+"/add-a"); err != nil {
+			a.Fatal(err, out)
+		}
+	}
+}
+
+// served waits until all nodes serve all hosts of an Ingress with a certificate of pebble's.
+func (a *authority) served(c *Cluster, name string) {
+	a.Helper()
+	roots, err := a.curl("-k", "https://127.0.0.1:"+pebbleManagement+"/roots/0")
+	if err != nil {
+		a.Fatal(err)
+	}
+	file := filepath.Join(a.dir, "roots.pem")
+	if err := os.WriteFile(file, []byte(roots), 0o644); err != nil {
+		a.Fatal(err)
+	}
+	for _, s := range c.Servers {
+		for _, host := range hostsOf(c, name) {
+			harness.Eventually(a.T, harness.Longer, fmt.Sprintf("machine %d serves %s with its certificate", s.Number, host), func() error {
+				if s.Alive() != nil {
+					return nil // it was killed on purpose
+				}
+				out, err := a.curl("-o", "/dev/null", "-w", "%{ssl_verify_result} %{http_code}", "--cacert", file, "--resolve", host+":443:"+s.IP, "https://"+host+"/")
+				if !strings.HasPrefix(out, "0 ") || strings.HasSuffix(out, " 000") {
+					return fmt.Errorf("%q: %w", out, err)
+				}
+				return nil // whatever the status: there is no backend
+			})
+		}
+	}
+}
+
+// ordered checks how many orders there were since the test began.
+func (a *authority) ordered(want int) {
+	a.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.orders != want {
+		a.Errorf("there were %d orders, want %d", a.orders, want)
+	}
+}
