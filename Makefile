@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-ingress ingress-clients ingress-soak bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ MIXED := $(if $(RUN),$(findstring Mixed,$(RUN)),all)
 # SHORT=1: at their short length, a quarter of an hour.
 e2e-ha: build $(if $(MIXED),older) ## the scenarios of several machines at their whole length, and those that depend on real time: every fault on every machine, hours (root); RUN=… of some, SHORT=1
 	@CORACLE_HA_WHOLE=$(if $(SHORT),short,1) $(if $(MIXED),CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older) $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/... ./test/nodes/...
+
+acme-test: build ## certificates by ACME from pebble, which is built from its module: an account that is refused, a leader that dies, full disks (root, the Go module proxy, minutes)
+	@CORACLE_HA_WHOLE=short $(subst /report,/report -v,$(E2E)) -timeout 40m -run '^TestACME$$' ./test/ha/
 
 # OLDER: another build to run beside this one, such as a release; without it this tree is built once more, and says that it is older.
 older: build

@@ -77,7 +77,7 @@ func (c *Controller) keepCertificate(ctx context.Context, wanted bool) error {
 // judgeDefault says what is wrong with a Secret that a user has put in the place of the default certificate, once for each version of it.
 func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 	switch {
-	case s.ResourceVersion == c.judged:
+	case s == c.judged:
 		return
 	case err != nil:
 		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
@@ -86,7 +86,7 @@ func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
 			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and make it anew", corev1.SecretTypeTLS)
 	}
-	c.judged = s.ResourceVersion
+	c.judged = s
 }
 
 // newDefault makes a certificate that is signed by itself, as a Secret holds it.

@@ -82,7 +82,7 @@ type Controller struct {
 	memory     compile.Memory
 	busy       map[string]string // the ports that other programs have, by the node's name
 	unused     time.Time         // since when no Ingress is served; zero while one is
-	judged     string            // the version of a user's default certificate that was looked at
+	judged     *corev1.Secret    // the version of a user's default certificate that was looked at
 }
 
 // New listens to the informers, which must not run yet.

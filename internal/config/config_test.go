@@ -202,6 +202,31 @@ func TestEverySettingIsDescribed(t *testing.T) {
 	}
 }
 
+// TestACME: certificates are ordered when there is an e-mail address, and mistakes are found at the start.
+func TestACME(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none.pem")
+	if err := os.WriteFile(none, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]string{
+		"": "", "--ingress-acme-email=a@example.org": "", "--ingress-acme-email=a@example.org --ingress-acme-server=https://ca.example/dir": "",
+		"--ingress-acme-email=example.org":                                   "is not an e-mail address",
+		"--ingress-acme-email=A<a@example.org>":                              "is not an e-mail address",
+		"--ingress-acme-server=https://ca.example/dir":                       "needs --ingress-acme-email",
+		"--ingress-acme-email=a@b.example --ingress-acme-server=http://ca":   "is not a URL such as",
+		"--ingress-acme-email=a@b.example --ingress-acme-ca-file=" + none:    "holds no certificate in PEM",
+		"--ingress-acme-email=a@b.example --ingress-acme-ca-file=/no/such/x": "cannot be read",
+	} {
+		s, err := load(t, map[string]string{}, nil, board, strings.Fields(given)...)
+		switch {
+		case want == "" && err != nil, want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%q: %v, want %q", given, err, want)
+		case err == nil && (s.ACME.Directory == "" || (s.ACME.Email == "") != (given == "")):
+			t.Errorf("%q: %+v", given, s.ACME)
+		}
+	}
+}
+
 // TestEverySettingIsRead guards against a row of the table that nothing looks at: a flag that does nothing.
 func TestEverySettingIsRead(t *testing.T) {
 	read := map[string]bool{"config": true}

@@ -182,6 +182,42 @@ func TestNodesHearOfIngresses(t *testing.T) {
 	})
 }
 
+// TestNodesHearOfTheAccount: the thumbprint of the ACME account and the default certificate reach nodes without a further watch.
+func TestNodesHearOfTheAccount(t *testing.T) {
+	run(t, func(b bed) {
+		ing := &networkingv1.Ingress{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{"kubernetes.io/tls-acme": "true"}},
+			Spec: networkingv1.IngressSpec{
+				IngressClassName: ptr.To(compile.Class), TLS: []networkingv1.IngressTLS{{SecretName: "cert", Hosts: []string{"h.example"}}},
+				Rules: []networkingv1.IngressRule{{Host: "h.example"}},
+			},
+		}
+		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f := b.follow()
+		time.Sleep(time.Second)
+		before := b.watches()
+		for name, data := range map[string]map[string][]byte{
+			compile.Account.Name: {corev1.TLSCertKey: {}, corev1.TLSPrivateKeyKey: []byte("key"), compile.ThumbprintKey: []byte("thumb")}, compile.DefaultCertificate.Name: pair(t),
+		} {
+			s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name}, Type: corev1.SecretTypeTLS, Data: data}
+			if _, err := b.client.CoreV1().Secrets(metav1.NamespaceSystem).Create(b.Context(), s, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		if got := f.keys(); got != "certificate/kube-system/ingress-default challenges/h.example host/ingress/h.example" {
+			t.Errorf("it hears of %s", got)
+		}
+		if n := b.watches() - before; n != 0 {
+			t.Errorf("%d more watches", n)
+		}
+		f.end()
+		f.ended.Wait()
+	})
+}
+
 // TestSecretsOfOtherTypes: one that is not of the type for certificates is read by its name.
 func TestSecretsOfOtherTypes(t *testing.T) {
 	run(t, func(b bed) {

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"crypto/tls"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+)
+
+func (b bed) defaultCertificate() *corev1.Secret {
+	s, err := b.client.CoreV1().Secrets("kube-system").Get(b.Context(), compile.DefaultCertificate.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// TestDefaultCertificateIsKept: it is made with the first Ingress, stays the same for years, and is made anew before it expires.
+func TestDefaultCertificateIsKept(t *testing.T) {
+	run(t, func(b bed) {
+		b.settle()
+		if b.defaultCertificate() != nil {
+			t.Error("there is a default certificate without an Ingress")
+		}
+		b.create(web())
+		b.settle()
+		first := b.defaultCertificate()
+		if first == nil || first.Type != corev1.SecretTypeTLS {
+			t.Fatalf("the default certificate is %v", first)
+		}
+		pair, err := tls.X509KeyPair(first.Data[corev1.TLSCertKey], first.Data[corev1.TLSPrivateKeyKey])
+		if err != nil || pair.Leaf.VerifyHostname("ingress.local") != nil {
+			t.Errorf("it cannot be used: %v", err)
+		}
+		wake := func() {
+			ing, err := b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ing.Annotations == nil {
+				ing.Annotations = map[string]string{}
+			}
+			ing.Annotations["example.org/changed"] = time.Now().String()
+			if _, err := b.client.NetworkingV1().Ingresses("shop").Update(b.Context(), ing, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			b.settle()
+		}
+		time.Sleep(8 * 365 * 24 * time.Hour)
+		wake()
+		if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(first.Data[corev1.TLSCertKey]) {
+			t.Error("it is another one after eight years")
+		}
+		time.Sleep(366 * 24 * time.Hour)
+		wake()
+		now := b.defaultCertificate()
+		pair, err = tls.X509KeyPair(now.Data[corev1.TLSCertKey], now.Data[corev1.TLSPrivateKeyKey])
+		if err != nil || pair.Leaf.NotAfter.Before(time.Now().Add(defaultRest)) {
+			t.Errorf("it was not made anew: %v", err)
+		}
+	})
+}
+
+// TestDefaultCertificateOfAUser is left alone, and an event says what is wrong with it.
+func TestDefaultCertificateOfAUser(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kind corev1.SecretType
+		data func(t *testing.T) map[string][]byte
+		want string
+	}{
+		{"good", corev1.SecretTypeTLS, pairOf, ""},
+		{"of another type", corev1.SecretTypeOpaque, pairOf, "this Secret has to be of the type kubernetes.io/tls"},
+		{"no certificate", corev1.SecretTypeTLS, func(*testing.T) map[string][]byte { return map[string][]byte{corev1.TLSCertKey: []byte("x")} }, "this Secret holds no certificate"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run(t, func(b bed) {
+				theirs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name}, Type: c.kind, Data: c.data(t)}
+				if _, err := b.client.CoreV1().Secrets("kube-system").Create(b.Context(), theirs, metav1.CreateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				b.create(web())
+				b.settle()
+				if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(theirs.Data[corev1.TLSCertKey]) {
+					t.Error("it was changed")
+				}
+				if said := b.said(); c.want != "" && !strings.Contains(said, c.want) || c.want == "" && strings.Contains(said, "proxy makes") {
+					t.Errorf("events: %s", said)
+				}
+			})
+		})
+	}
+}
+
+func pairOf(t *testing.T) map[string][]byte {
+	data, err := newDefault(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
