@@ -3,6 +3,7 @@
 package acme
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type account struct {
 	mu         sync.Mutex // held while it is registered: others wait for that
 	client     *acme.Client
 	thumbprint string
+	key        []byte // as the Secret had it
 
 	failures int
 	next     time.Time // no attempt before
@@ -50,7 +52,7 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	a := &m.id
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.client != nil {
+	if s, err := m.o.Secrets.Secrets(compile.Account.Namespace).Get(compile.Account.Name); a.client != nil && err == nil && bytes.Equal(s.Data[corev1.TLSPrivateKeyKey], a.key) {
 		return a.client, a.thumbprint, nil
 	}
 	if time.Now().Before(a.next) {
@@ -126,7 +128,7 @@ func (m *Manager) register(ctx context.Context) error {
 		}
 		m.o.Logger.Info("acme: there is an account", "directory", m.o.Directory, "account", string(c.KID), "email", m.o.Email)
 	}
-	m.id.client, m.id.thumbprint = c, thumbprint
+	m.id.client, m.id.thumbprint, m.id.key = c, thumbprint, s.Data[corev1.TLSPrivateKeyKey]
 	return nil
 }
 

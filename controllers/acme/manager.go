@@ -180,7 +180,7 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 			m.try(ctx, o)
 		})
 	}
-	m.show(now)
+	m.show()
 	return next
 }
 
@@ -225,6 +225,13 @@ func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time
 		return time.Time{}, true
 	}
 	return l.renew, true
+}
+
+// missing says whether a certificate is to be ordered now, but for failures before. The caller holds mu.
+func (m *Manager) missing(o compile.Order) bool {
+	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
+	from, wanted := m.needed(o, target)
+	return wanted && !from.After(time.Now())
 }
 
 // try makes one attempt and notes how it ended.
@@ -298,14 +305,13 @@ func later(a, b time.Time) time.Time {
 }
 
 // show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller holds mu.
-func (m *Manager) show(now time.Time) {
+func (m *Manager) show() {
 	if m.o.Part == nil {
 		return
 	}
 	missing, why := 0, ""
 	for _, o := range m.wanted {
-		target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name)
-		if from, wanted := m.needed(o, target); !wanted || from.After(now) {
+		if !m.missing(o) {
 			continue
 		}
 		missing++

@@ -346,19 +346,24 @@ func TestLeaderKilledAnywhere(t *testing.T) {
 				}
 				if what == "request" {
 					b.ca.after = kill
-				} else {
-					n := 0
-					b.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
-						if v := a.GetVerb(); v != "get" && v != "list" && v != "watch" {
-							n++
-							kill(n, v)
-						}
-						return false, nil, nil
-					})
 				}
+				writes, over := 0, false
+				b.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+					if v := a.GetVerb(); v == "get" || v == "list" || v == "watch" || over {
+						return false, nil, nil
+					}
+					if ctx.Err() != nil { // the fake store knows no contexts
+						return true, nil, ctx.Err()
+					}
+					if writes++; what == "write" { // which still arrives
+						kill(writes, a.GetVerb())
+					}
+					return false, nil, nil
+				})
 				end := b.leadUntil(ctx, cancel, Options{Email: "a@example.org", Directory: directoryURL})
 				b.pass(time.Minute)
 				end()
+				over = true
 				defer b.lead()()
 				b.pass(5 * time.Minute)
 				if c := b.certificate("shop", "cert"); c == nil {
@@ -519,6 +524,23 @@ func TestAccountLost(t *testing.T) {
 		b.pass(5 * time.Minute)
 		if b.certificate("shop", "two") == nil {
 			t.Errorf("there is no certificate: %s", b.said())
+		}
+	})
+}
+
+// TestAccountIsReplaced: whoever deletes the account's Secret gets another account, without a restart.
+func TestAccountIsReplaced(t *testing.T) {
+	run(t, func(b *bed) {
+		b.wants("shop/one=a.example")
+		defer b.lead()()
+		b.pass(time.Minute)
+		before := b.thumbprint()
+		if err := b.client.CoreV1().Secrets("kube-system").Delete(t.Context(), "ingress-acme", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b.pass(65 * 24 * time.Hour)
+		if n := len(b.ca.issued["a.example"]); n != 2 || b.thumbprint() == before {
+			t.Errorf("%d certificates; events: %s", n, b.said())
 		}
 	})
 }

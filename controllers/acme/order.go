@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 )
 
-// errRefused wraps what the authority refused: there has to be a new order, and not soon.
+// refusedError wraps what the authority refused: there has to be a new order, and not soon.
 type refusedError struct{ cause error }
 
 func (e *refusedError) Error() string { return e.cause.Error() }
@@ -41,7 +41,7 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	from, wanted := m.needed(o, target)
 	m.mu.Unlock()
 	if !wanted || time.Now().Before(from) { // the cache was behind
-		return "", m.forget(ctx, stateName(o.Secret))
+		return "", nil
 	}
 	if err := m.checkClock(ctx); err != nil {
 		return "", err
@@ -71,8 +71,10 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts), expires.UTC().Format(time.DateOnly)),
-		m.forget(ctx, stateName(o.Secret))
+	if err := m.forget(ctx, stateName(o.Secret)); err != nil { // sweep tries again
+		m.o.Logger.Warn("acme: an order that has led to a certificate cannot be deleted", "secret", o.Secret.String(), "error", err)
+	}
+	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts), expires.UTC().Format(time.DateOnly)), nil
 }
 
 // pursue has the authority issue what an order asks for, and returns the chain. What has been done of it by an earlier attempt, or another leader, is not done again.

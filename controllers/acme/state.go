@@ -141,14 +141,17 @@ func (m *Manager) forget(ctx context.Context, name string) error {
 	return err
 }
 
-// sweep deletes what is kept of orders that nothing asks for any more; failures stay until another attempt would be allowed. The caller holds mu.
+// sweep deletes what is kept of orders that nothing asks for any more, where failures stay until another attempt would be allowed, and of those that have led to
+// a certificate: a renewal is another order. The caller holds mu.
 func (m *Manager) sweep(ctx context.Context) {
 	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"})) // of a cache: it cannot fail
 	for _, s := range kept {
-		if slices.ContainsFunc(m.wanted, func(o compile.Order) bool { return stateName(o.Secret) == s.Name }) {
-			continue
-		}
-		if p, err := readProgress(s); err == nil && time.Now().Before(p.Next) {
+		i := slices.IndexFunc(m.wanted, func(o compile.Order) bool { return stateName(o.Secret) == s.Name })
+		if i < 0 {
+			if p, err := readProgress(s); err == nil && time.Now().Before(p.Next) {
+				continue
+			}
+		} else if o := m.wanted[i]; m.running[o.Secret] || m.missing(o) {
 			continue
 		}
 		if err := m.forget(ctx, s.Name); err != nil && ctx.Err() == nil {

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/acme"
+)
+
+// TestProblems: each failure says what to do, and only what the authority judged counts as refused.
+func TestProblems(t *testing.T) {
+	ca := func(status int, kind, detail string) *acme.Error {
+		return &acme.Error{StatusCode: status, ProblemType: urn + kind, Detail: detail, Header: http.Header{"Retry-After": {"3600"}}}
+	}
+	proof := func(e error) error { return &acme.AuthorizationError{Identifier: "a.example", Errors: []error{e}} }
+	for _, c := range []struct {
+		name    string
+		err     error
+		refused bool
+		wait    time.Duration
+		says    []string
+	}{
+		{"no DNS", proof(ca(400, "dns", "NXDOMAIN looking up A for a.example")), true, 0, []string{"could not verify a.example: NXDOMAIN", "have the DNS name lead to"}},
+		{"no connection", proof(ca(400, "connection", "Timeout during connect (likely firewall problem)")), true, 0, []string{"let port 80 in"}},
+		{"another server", proof(ca(403, "unauthorized", "Invalid response from http://a.example: 404")), true, 0, []string{"something else than this cluster answers"}},
+		{"CAA", &acme.OrderError{OrderURL: "u", Status: "invalid", Problem: ca(403, "caa", "CAA record for a.example prevents issuance")}, true, 0, []string{"CAA records forbid this authority"}},
+		{"an order without a problem", &acme.OrderError{OrderURL: "https://ca.example/1", Status: "invalid"}, true, 0, []string{"https://ca.example/1"}},
+		{"a name", fmt.Errorf("new order: %w", ca(400, "rejectedIdentifier", "Cannot issue for \"x.local\"")), true, 0, []string{"take it out of spec.tls"}},
+		{"limits", ca(429, "rateLimited", "too many certificates already issued"), true, time.Hour, []string{"the authority's limits are reached: too many"}},
+		{"a deactivated account", ca(403, "unauthorized", "Account is not valid, has status \"deactivated\""), true, 0, []string{"Delete the Secret kube-system/ingress-acme"}},
+		{"an unknown account", ca(400, "accountDoesNotExist", "unknown"), false, 0, nil},
+		{"an authority that fails", ca(500, "serverInternal", "oops"), false, 0, []string{"oops"}},
+		{"an account that is refused", &accountError{fmt.Errorf("x: %w", ca(400, "externalAccountRequired", "no binding")), time.Unix(9, 0)}, false, 0,
+			[]string{"there is no account with the authority: no binding", "--ingress-acme-server"}},
+		{"no network", errors.New("dial tcp: lookup ca.example: no such host"), false, 0, []string{"no such host"}},
+		{"a foreign authority of certificates", fmt.Errorf("Get: %w", x509.UnknownAuthorityError{}), false, 0, []string{"--ingress-acme-ca-file"}},
+		{"a certificate out of time", fmt.Errorf("Get: %w", x509.CertificateInvalidError{Reason: x509.Expired}), false, 0, []string{"Where this server's clock is wrong, set it (NTP)"}},
+		{"silence", fmt.Errorf("x: %w", context.DeadlineExceeded), false, 0, []string{"did not answer in time"}},
+		{"long and of several lines", proof(ca(400, "dns", strings.Repeat("long\n", 1000))), true, 0, []string{"long long"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := judge(c.err)
+			if v.refused != c.refused || v.wait != c.wait {
+				t.Errorf("refused %t, wait %s", v.refused, v.wait)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(v.text, want) {
+					t.Errorf("it says %q, without %q", v.text, want)
+				}
+			}
+			if strings.Contains(v.text, "\n") || len(v.text) > 900 {
+				t.Errorf("it says too much: %q", v.text)
+			}
+		})
+	}
+}
+
+// TestBackoffs grow, and have an end.
+func TestBackoffs(t *testing.T) {
+	for _, c := range []struct {
+		failures    int
+		short, long time.Duration
+	}{
+		{1, 5 * time.Second, 15 * time.Minute}, {2, 10 * time.Second, 30 * time.Minute}, {6, 160 * time.Second, 8 * time.Hour},
+		{1_000_000, 15 * time.Minute, 8 * time.Hour},
+	} {
+		if s, l := shortBackoff(c.failures), longBackoff(c.failures); s != c.short || l != c.long {
+			t.Errorf("after %d failures %s and %s", c.failures, s, l)
+		}
+	}
+}
