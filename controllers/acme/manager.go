@@ -37,6 +37,8 @@ const (
 	most = 4
 	// within bounds one attempt to get a certificate.
 	within = 10 * time.Minute
+	// cacheLag is how long the caches may take to show a certificate that is in the store.
+	cacheLag = time.Second
 	// requestTimeout bounds one request to the authority.
 	requestTimeout = 30 * time.Second
 	// idleConnections is how long a connection to the authority stays open without a request.
@@ -248,7 +250,7 @@ func (m *Manager) try(ctx context.Context, o compile.Order) {
 	if err != nil {
 		return
 	}
-	delete(m.tried, o.Secret)
+	m.tried[o.Secret] = &tries{next: time.Now().Add(cacheLag)}
 	if issued != "" {
 		m.o.Logger.Info("acme: a certificate has arrived", "secret", o.Secret.String(), "hosts", o.Hosts)
 		for _, ing := range o.Ingresses {

@@ -165,6 +165,7 @@ func (b *bed) leadUntil(ctx context.Context, cancel func(), o Options) (end func
 	}
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
+	synctest.Wait() // watches have begun: the fake store does not send what was between a list and its watch
 	want(nil)
 	var running sync.WaitGroup
 	running.Go(func() { m.Run(ctx) })

@@ -45,8 +45,8 @@ func TestACME(t *testing.T) {
 	harness.ByHand(t)
 	a := newAuthority(t)
 	c := &Cluster{T: t, nodes: true, prepare: func(s *harness.Server) {
-		s.AddBoxImage()
 		s.AddDisk()
+		s.AddBoxImage()
 		s.Args = append(s.Args, "--ingress-acme-email", "admin@shop.example", "--ingress-acme-server", "https://"+net.JoinHostPort(harness.OutsideIP, gatePort)+"/dir",
 			"--ingress-acme-ca-file", a.files.CA)
 	}}
