@@ -113,7 +113,7 @@ func TestAnnotationsReplaceInAnswers(t *testing.T) {
 		h.Add("Set-Cookie", "b=2; path=/other; domain=elsewhere")
 		h.Set("Location", r.Header.Get("X-Location"))
 		h.Set("Refresh", "5; URL=http://internal/app/next")
-		w.WriteHeader(302)
+		w.WriteHeader(http.StatusFound)
 	})
 	f, _ := cluster{
 		ingresses: []*networkingv1.Ingress{

@@ -212,7 +212,7 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 		t.Errorf("no event says that a Secret is missing: %s", reasons(r))
 	}
 	f.Apply([]table.Change{section(t, table.AuthoritiesKey("secret", "a", "ca"), bad.section())})
-	if res, err := f.asks(t, "http1", "tls.example", &friend).Get("https://tls.example/on"); err != nil || res.StatusCode != 400 {
+	if res, err := f.asks(t, "http1", "tls.example", &friend).Get("https://tls.example/on"); err != nil || res.StatusCode != http.StatusBadRequest {
 		t.Errorf("a certificate of authorities that were replaced: %v, %v", res, err)
 	}
 }
