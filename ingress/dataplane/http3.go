@@ -279,7 +279,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		}
 		source = netip.Addr{} // many clients' connections
 	}
-	taken := p.quicLimit.take(source)
+	taken := p.spare(source) && p.quicLimit.take(source)
 	if taken && !p.limit.take(source) {
 		p.quicLimit.give(source)
 		taken = false

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -331,5 +332,26 @@ func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
 		if is := errors.As(err, &refused) && refused.ErrorCode == quic.ConnectionRefused; is != proxied {
 			t.Errorf("with the PROXY protocol %t: %v", proxied, err)
 		}
+	}
+}
+
+// TestHTTP3WithoutMemory: a connection that is open gets an answer, and another one is refused.
+func TestHTTP3WithoutMemory(t *testing.T) {
+	var used atomic.Int64
+	p := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
+	p.budget.most, p.budget.read = 1600, used.Load
+	c := client(t, p.http3, "h3")
+	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
+		t.Errorf("with memory it is answered with %d", status)
+	}
+	used.Store(2000)
+	waitUntil(t, "no memory is left", func() bool { return p.budget.above(none) })
+	if status, _ := get(t, c, "https://a.example"); status != http.StatusServiceUnavailable {
+		t.Errorf("without memory it is answered with %d", status)
+	}
+	_, err := dialQUIC(t, p.http3)
+	var refused *quic.TransportError
+	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+		t.Errorf("a new connection without memory: %v", err)
 	}
 }

@@ -158,7 +158,9 @@ func (x *exchange) begin() bool {
 		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
 	}
 	if !x.proxy.spare(source) {
-		x.w.Header().Set("Connection", "close")
+		if x.in.ProtoMajor < 3 { // HTTP/3 has no such header
+			x.w.Header().Set("Connection", "close")
+		}
 		x.answer(http.StatusServiceUnavailable, "the ingress proxy has no memory left for this client")
 		return false
 	}
