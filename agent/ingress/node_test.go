@@ -136,7 +136,11 @@ func BenchmarkComplete(b *testing.B) {
 // TestSettingsOfTheTable: what the server says of proxies stays when the node adds the cluster's networks.
 func TestSettingsOfTheTable(t *testing.T) {
 	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
-	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Logger: slog.New(slog.DiscardHandler)}}
+	n := Node{o: Options{
+		Nodes: factory.Core().V1().Nodes(), Services: factory.Core().V1().Services(), EndpointSlices: factory.Discovery().V1().EndpointSlices(),
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Logger:   slog.New(slog.DiscardHandler),
+	}}
 	in := table.Sections{}
 	if err := in.Put(table.KindSettings, table.Settings{TrustedProxies: []string{"192.0.2.0/24"}, ProxyProtocol: true}); err != nil {
 		t.Fatal(err)

@@ -113,7 +113,7 @@ func TestLoopsEnd(t *testing.T) {
 	f.Apply([]table.Change{section(t, service("self").Key(), table.Endpoints{Addresses: []string{f.http}})})
 	exchanged{url: "http://loop.example/", status: 508}.check(t, f)
 	exchanged{url: "http://auth.example/", status: 500}.check(t, f)
-	got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: loop.example\r\nConnection: Upgrade, X-Coracle-Hops\r\nUpgrade: websocket\r\nX-Coracle-Hops: -1\r\n\r\n")
+	got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: loop.example\r\nConnection: close, Upgrade, X-Coracle-Hops\r\nUpgrade: websocket\r\nX-Coracle-Hops: -1\r\n\r\n")
 	if !strings.HasPrefix(got, "HTTP/1.1 508") {
 		t.Errorf("a websocket: %q", got)
 	}
