@@ -48,7 +48,6 @@ type authority struct {
 
 	mu          sync.Mutex
 	key         crypto.Signer
-	root        *x509.Certificate
 	requests    []string
 	account     bool
 	noAccounts  *problem            // for new accounts

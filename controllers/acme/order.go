@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -108,7 +109,7 @@ func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Ord
 func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Order, p *progress) (*acme.Order, error) {
 	if p.Order != "" {
 		order, err := client.GetOrder(ctx, p.Order)
-		if e := (*acme.Error)(nil); errors.As(err, &e) && (e.StatusCode == 404 || e.ProblemType == malformed) || err == nil && order.Status == acme.StatusExpired {
+		if e := (*acme.Error)(nil); errors.As(err, &e) && (e.StatusCode == http.StatusNotFound || e.ProblemType == malformed) || err == nil && order.Status == acme.StatusExpired {
 			m.o.Logger.Info("acme: the authority does not know an order any more; there is a new one", "order", p.Order, "error", err)
 			p.Order = ""
 		} else if err != nil {

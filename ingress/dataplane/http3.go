@@ -162,7 +162,7 @@ type (
 // requests at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes conn. Nobody else may read from the
 // socket. There is no 0-RTT: who records such a request can send it again.
 func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) error {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	mark, err := markOf(conn)
 	if err != nil {
 		return fmt.Errorf("reading the cookie of the socket %s: %w", conn.LocalAddr(), err)
@@ -180,7 +180,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 		reset, token := quic.StatelessResetKey(derive(key, "stateless reset")), quic.TokenGeneratorKey(derive(key, "token"))
 		transport.StatelessResetKey, transport.TokenGeneratorKey = &reset, &token
 	}
-	defer transport.Close()
+	defer func() { _ = transport.Close() }()
 	l, err := transport.Listen(http3.ConfigureTLSConfig(p.tlsConfig(site)), p.quicConfig())
 	if err != nil {
 		return fmt.Errorf("listening for HTTP/3 at %s: %w", conn.LocalAddr(), err)

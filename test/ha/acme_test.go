@@ -93,7 +93,7 @@ func TestACME(t *testing.T) {
 	release()
 	harness.Eventually(t, soon, "the log says that the certificate could not be written", func() error {
 		for _, s := range c.Servers {
-			if s.InLog("a certificate could not be had") > 0 {
+			if s.InLog("writing the certificate into the Secret default/three: ") > 0 {
 				return nil
 			}
 		}
@@ -208,7 +208,7 @@ func (a *authority) serve(site *harness.Site) {
 	go func() { ended <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}})) }()
 	a.Cleanup(func() {
 		_ = server.Close()
-		<-ended
+		_ = <-ended
 	})
 }
 

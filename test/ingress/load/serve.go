@@ -67,7 +67,7 @@ func echo(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() {
 		_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), time.Now().Add(5*time.Second))
 		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second)) // for a client that does not answer
