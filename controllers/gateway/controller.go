@@ -346,7 +346,14 @@ func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedNa
 	for name, svc := range made {
 		want := map[string]*discoveryv1.EndpointSlice{}
 		if of, ok := r.Services[name]; ok && svc != nil && isOf(svc, of.Gateway) && svc.DeletionTimestamp == nil {
-			want = ingress.Slices(name, sliceManager, nodes, func(n *corev1.Node) map[string]int32 { return servedBy(n, of, ports) })
+			want = ingress.Slices(name, sliceManager, nodes, func(n *corev1.Node) map[string]int32 {
+				if busy := ingress.BusyPorts(svc, n, nodes); len(busy) > 0 {
+					c.event(of.Gateway, ingress.ReasonPortInUse, fmt.Sprintf("the node %s is no address of the Gateway: another program there listens at TCP %d and keeps it. "+
+						"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[0]))
+					return nil
+				}
+				return servedBy(n, of, ports)
+			})
 		}
 		errs = append(errs, ingress.WriteSlices(ctx, c.o.Client.DiscoveryV1().EndpointSlices(name.Namespace), svc, have[name], want))
 	}

@@ -229,7 +229,8 @@ func TestAGatewaysLife(t *testing.T) {
 
 		// Nodes: one serves both ports, one another Gateway's site at the same port.
 		said := "http=10054,https=10055,10060=" + table.SiteMark("shop:web:80") + ",10061=" + table.SiteMark("shop:web:8080")
-		for _, n := range []*corev1.Node{node("a", said), node("b", "10060="+table.SiteMark("other:web:80"))} {
+		busy := said + "," + table.BusyEntry + "=8080" // another program has the Gateway's port
+		for _, n := range []*corev1.Node{node("a", said), node("b", "10060="+table.SiteMark("other:web:80")), node("c", busy)} {
 			if _, err := b.client.CoreV1().Nodes().Create(b.Context(), n, metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
@@ -239,7 +240,11 @@ func TestAGatewaysLife(t *testing.T) {
 			t.Errorf("the slices are %s", got)
 		}
 
-		// The Service's address becomes the Gateway's.
+		if got := <-b.events.Events; !strings.Contains(got, "the node c is no address of the Gateway: another program there listens at TCP 8080 ") {
+			t.Errorf("the event is %s", got)
+		}
+
+		// The Service's address becomes the Gateway's. It is no node's, so the program is in nobody's way.
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}
 		if _, err := b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
@@ -290,7 +295,7 @@ func TestAGatewaysLife(t *testing.T) {
 		if got := fmt.Sprint(b.ports()); got != "map[10061:shop:web:8080]" {
 			t.Errorf("with one listener the ports are %s", got)
 		}
-		if got := b.slices(); got != "shop/gateway-web port-8080=10061 a" {
+		if got := b.slices(); got != "shop/gateway-web port-8080=10061 a c" {
 			t.Errorf("with one listener the slices are %s", got)
 		}
 		b.set(func(s *gateway.State) { s.Gateways = nil })

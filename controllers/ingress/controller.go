@@ -42,8 +42,8 @@ const (
 	unusedFor = 10 * time.Minute
 )
 
-// reasonPortInUse is the reason of events of the Service about nodes whose other programs have its ports.
-const reasonPortInUse = "PortInUse"
+// ReasonPortInUse is the reason of events of a Service or a Gateway about nodes whose other programs have its ports.
+const ReasonPortInUse = "PortInUse"
 
 // Options are all required but Part and Logger.
 type Options struct {
@@ -357,14 +357,14 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 	var out []*corev1.Node
 	busy := map[string]string{}
 	for _, n := range nodes {
-		ports := busyPorts(svc, n, nodes)
+		ports := BusyPorts(svc, n, nodes)
 		if len(ports) == 0 {
 			out = append(out, n)
 			continue
 		}
 		busy[n.Name] = strings.Trim(strings.Join(strings.Fields(fmt.Sprint(ports)), ", "), "[]")
 		if c.busy[n.Name] != busy[n.Name] {
-			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, reasonPortInUse,
+			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, ReasonPortInUse,
 				"the node %s is no address of Ingresses: another program there listens at TCP %s and keeps it. "+
 					"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[n.Name])
 		}

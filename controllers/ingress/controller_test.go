@@ -311,7 +311,7 @@ func TestProgramsOfNodes(t *testing.T) {
 			t.Errorf("the slices are %s", got)
 		}
 		said := b.said()
-		if strings.Count(said, reasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
+		if strings.Count(said, ReasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
 			t.Errorf("the events are %q", said)
 		}
 		addresses := func(ips ...string) {
@@ -334,7 +334,7 @@ func TestProgramsOfNodes(t *testing.T) {
 			t.Errorf("with an address of a pool the slices are %s", got)
 		}
 		addresses("192.0.2.1", "192.0.2.3")
-		if got := b.slices(); got != two || !strings.Contains(b.said(), reasonPortInUse) {
+		if got := b.slices(); got != two || !strings.Contains(b.said(), ReasonPortInUse) {
 			t.Errorf("with addresses of nodes again the slices are %s", got)
 		}
 		if _, err := nodes.Update(b.Context(), node("b", "http=10054,https=10055", true, "192.0.2.2"), metav1.UpdateOptions{}); err != nil {

@@ -79,9 +79,9 @@ func portsOf(n *corev1.Node) map[string]int32 {
 	return out
 }
 
-// busyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At addresses that are
+// BusyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At addresses that are
 // no node's, as those of a pool, they are in nobody's way.
-func busyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
+func BusyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
 	if ownAddresses(svc, nodes) {
 		return nil
 	}
