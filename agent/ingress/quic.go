@@ -116,9 +116,11 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 			return 0, fmt.Errorf("filtering packets for the proxy at %s: %w", at, err)
 		}
 	}
-	family, address := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()})
-	if at.Addr().Is6() {
-		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	family, address := unix.AF_INET6, unix.Sockaddr(nil)
+	if at.Addr().Is4() {
+		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+	} else {
+		address = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 	}
 	d, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -237,5 +238,25 @@ func TestPortOfHTTP3IsTaken(t *testing.T) {
 	n.serve(k)
 	if k.http3URL() != url {
 		t.Errorf("the next one serves at %s, was %s", k.http3URL(), url)
+	}
+}
+
+// TestHTTP3AtBothFamilies: a node has sockets at its addresses of both families, at one port.
+func TestHTTP3AtBothFamilies(t *testing.T) {
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		d, err := openQUIC(netip.AddrPortFrom(netip.MustParseAddr(ip), 0), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := unix.Getsockname(d)
+		if err != nil {
+			t.Error(err)
+		}
+		if _, v4 := at.(*unix.SockaddrInet4); v4 != (ip == "127.0.0.1") {
+			t.Errorf("the socket at %s is at %v", ip, at)
+		}
+		if err := unix.Close(d); err != nil {
+			t.Error(err)
+		}
 	}
 }
