@@ -78,11 +78,14 @@ func TestBegin(t *testing.T) {
 			_ = syscall.Kill(n.processes()[0], syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 			for _, port := range ports {
-				l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-				if err != nil {
-					n.t.Fatal(err)
-				}
-				n.t.Cleanup(func() { _ = l.Close() })
+				// A process counts as gone when its first thread is; the sockets are closed with the last one.
+				eventually(n.t, fmt.Sprintf("port %d is free", port), func() bool {
+					l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+					if err == nil {
+						n.t.Cleanup(func() { _ = l.Close() })
+					}
+					return err == nil
+				})
 			}
 		}, false, true},
 	} {

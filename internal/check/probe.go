@@ -98,7 +98,9 @@ func (kernelProbe) Overlay(dir string) error {
 }
 
 // Listeners implements Probe.
-func (kernelProbe) Listeners(ports []int, at []netip.Addr) (map[int]string, error) { return Listeners(ports, at) }
+func (kernelProbe) Listeners(ports []int, at []netip.Addr) (map[int]string, error) {
+	return Listeners(ports, at)
+}
 
 func (kernelProbe) Listen(p Port) error {
 	host := ""
