@@ -207,6 +207,13 @@ func TestProbe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	_ = syscall.Kill(k.now.PID, syscall.SIGSTOP)
+	eventually(t, "all its threads are stopped", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", k.now.PID))
+		return len(threads) > 0 && !slices.ContainsFunc(threads, func(path string) bool {
+			text, _ := os.ReadFile(path)
+			return !strings.Contains(string(text), ") T ")
+		})
+	})
 	cancel()
 	if err := k.now.probe(ctx); err == nil {
 		t.Error("a process that is stopped answers")

@@ -169,7 +169,8 @@ func TestServiceAloneServesNothing(t *testing.T) {
 	run.send(table.Sections{})
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "the node says nothing", func() bool { return run.annotation() == "" })
-	if there, err := nfttable.Exists(Table()); err != nil || there {
-		t.Errorf("the kernel's table is there: %v, %v", there, err)
-	}
+	eventually(t, "the kernel's table is gone", func() bool {
+		there, err := nfttable.Exists(Table())
+		return err == nil && !there
+	})
 }
