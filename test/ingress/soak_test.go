@@ -211,5 +211,5 @@ func TestSoak(t *testing.T) {
 	}
 	quiet(20 * time.Second)
 	s.calm("after it")
-	t.Logf("| while | s | answered | failed | ended by pods | p50 ms | p99 ms | longest ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n%s", strings.Join(s.rows, "\n"))
+	t.Logf("| while | s | answered | failed | renewed | p50 ms | p99 ms | longest ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n%s", strings.Join(s.rows, "\n"))
 }
