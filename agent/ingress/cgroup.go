@@ -3,11 +3,11 @@
 package ingress
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -20,6 +20,9 @@ const (
 	memoryMax, memoryHigh = 256 << 20, 240 << 20
 	// memoryLimit, three quarters of memoryMax, is where the proxy's collector begins to work hard.
 	memoryLimit = "192MiB"
+	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than there is; others have 100 and 1,024. Requests of
+	// strangers slow down so, and not the store's leader.
+	weightV2, weightV1 = "20", "204"
 	// maxThreads bounds the proxy's threads.
 	maxThreads = 512
 )
@@ -33,18 +36,29 @@ type hierarchy struct {
 	limits [][2]string // file and value
 	// optional says that the last limit may be lacking: that of swap is, where the kernel does not count it.
 	optional bool
+	// weight is the file and value of the part of the processors, for the folder of all proxies; it may be lacking.
+	weight [2]string
 }
 
-// hierarchies are those that limit memory and threads: one of cgroup v2, or two of v1.
+// hierarchies are those that limit memory, threads and processors: one of cgroup v2, or three of v1.
 func (g groups) hierarchies() []hierarchy {
 	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
-	if _, err := os.Stat(filepath.Join(string(g), "cgroup.controllers")); err == nil {
-		return []hierarchy{{string(g), [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, true}}
+	if exists(filepath.Join(string(g), "cgroup.controllers")) {
+		return []hierarchy{{string(g), [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, true, [2]string{"cpu.weight", weightV2}}}
 	}
-	return []hierarchy{
-		{filepath.Join(string(g), "memory"), [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}, true},
-		{filepath.Join(string(g), "pids"), [][2]string{{"pids.max", threads}}, false},
+	out := []hierarchy{
+		{dir: filepath.Join(string(g), "memory"), limits: [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}, optional: true},
+		{dir: filepath.Join(string(g), "pids"), limits: [][2]string{{"pids.max", threads}}},
 	}
+	if cpu := filepath.Join(string(g), "cpu"); exists(cpu) {
+		out = append(out, hierarchy{dir: cpu, weight: [2]string{"cpu.shares", weightV1}})
+	}
+	return out
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // join makes the group of a process and moves it there.
@@ -68,11 +82,14 @@ func (h hierarchy) join(name string, pid int) error {
 	for _, above := range []string{h.dir, ours} { // v2 has the file, and mostly has the controllers on already
 		file := filepath.Join(above, "cgroup.subtree_control")
 		have, err := os.ReadFile(file)
-		for _, controller := range []string{"memory", "pids"} {
-			if err == nil && !bytes.Contains(have, []byte(controller)) {
+		for _, controller := range []string{"memory", "pids", "cpu"} {
+			if err == nil && !slices.Contains(strings.Fields(string(have)), controller) {
 				_ = os.WriteFile(file, []byte("+"+controller), 0o644) // the limits' files are missing then, which is said
 			}
 		}
+	}
+	if file, value := h.weight[0], h.weight[1]; file != "" {
+		_ = setLimit(filepath.Join(ours, file), value)
 	}
 	for i, limit := range h.limits {
 		if err := setLimit(filepath.Join(dir, limit[0]), limit[1]); err != nil && !(h.optional && i == len(h.limits)-1) {

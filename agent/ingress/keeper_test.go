@@ -238,8 +238,9 @@ func TestControlGroups(t *testing.T) {
 		}
 	}
 	for version, files := range map[string]map[string]string{
-		"v2": {"memory.max": "268435456", "memory.high": "251658240", "pids.max": "512", "cgroup.procs": "4711"},
-		"v1": {"memory/memory.limit_in_bytes": "268435456", "memory/cgroup.procs": "4711", "pids/pids.max": "512", "pids/cgroup.procs": "4711"},
+		"v2": {"memory.max": "268435456", "memory.high": "251658240", "pids.max": "512", "cgroup.procs": "4711", "../cpu.weight": "20"},
+		"v1": {"memory/memory.limit_in_bytes": "268435456", "memory/cgroup.procs": "4711", "pids/pids.max": "512", "pids/cgroup.procs": "4711", "cpu/cgroup.procs": "4711",
+			"cpu/../cpu.shares": "204"},
 	} {
 		root, events := t.TempDir(), "memory.events"
 		if version == "v2" {
@@ -252,7 +253,7 @@ func TestControlGroups(t *testing.T) {
 			t.Errorf("%s: there are no files to write, and no error", version)
 		}
 		at := func(file string) string {
-			if h, f, ok := strings.Cut(file, "/"); ok {
+			if h, f, ok := strings.Cut(file, "/"); ok && h != ".." {
 				touch(filepath.Join(root, h, "cgroup.procs"))
 				return filepath.Join(root, h, cgroupName, "4711", f)
 			}

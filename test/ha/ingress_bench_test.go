@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,9 @@ const (
 func visitor(m *harness.Machine, connections int) *http.Client {
 	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections,
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) { return m.Dial(ctx, network, address) },
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return m.Dial(ctx, network, address)
+		},
 	}}
 }
 
@@ -125,19 +128,25 @@ func TestIngressTimes(t *testing.T) {
 		t.Fatal(err)
 	}
 	flood := func(addresses ...string) func() int64 {
-		ctx, cancel := context.WithCancel(ctx)
-		var wg sync.WaitGroup
-		var done atomic.Int64
-		for i := range 64 * len(addresses) {
-			wg.Go(func() {
-				for ctx.Err() == nil {
-					if strings.HasPrefix(get(ctx, client, addresses[i%len(addresses)], "first.example"), "200") {
-						done.Add(1)
-					}
-				}
-			})
+		child := c.Servers[0].Outside(ctx, os.Args[0], "-test.run=^TestFlood$")
+		child.Env = append(os.Environ(), floodEnv+"="+strings.Join(addresses, ","), "GOMAXPROCS=1")
+		in, err := child.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
 		}
-		return func() int64 { cancel(); wg.Wait(); return done.Load() }
+		var out strings.Builder
+		child.Stdout = &out
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return func() (n int64) {
+			_ = in.Close()
+			if err := child.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = fmt.Sscan(out.String(), &n)
+			return n
+		}
 	}
 	var nodes, past []string
 	for _, n := range c.Servers {
@@ -162,6 +171,35 @@ func TestIngressTimes(t *testing.T) {
 	if err != nil || now != leader || newest != term {
 		t.Errorf("the store has another leader: %v", err)
 	}
+}
+
+// floodEnv has the addresses that TestFlood asks.
+const floodEnv = "CORACLE_FLOOD"
+
+// TestFlood is a child of TestIngressTimes: 64 clients for each address ask without a pause until the input ends, and it prints how many answers there were.
+func TestFlood(t *testing.T) {
+	at := os.Getenv(floodEnv)
+	if at == "" {
+		t.Skip("runs only as a child of TestIngressTimes")
+	}
+	addresses := strings.Split(at, ",")
+	ctx, cancel := context.WithCancel(t.Context())
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64 * len(addresses)}}
+	var wg sync.WaitGroup
+	var done atomic.Int64
+	for i := range 64 * len(addresses) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if strings.HasPrefix(get(ctx, client, addresses[i%len(addresses)], "first.example"), "200") {
+					done.Add(1)
+				}
+			}
+		})
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	cancel()
+	wg.Wait()
+	fmt.Println(done.Load())
 }
 
 // ask reads and writes for floodFor, ten times a second.
