@@ -76,6 +76,7 @@ var ConfigKeys = []ConfigKey{
 	{"proxy-redirect-to", Done, "proxy-redirect-to", ""},
 	{"proxy-send-timeout", Done, "proxy-send-timeout", ""},
 	{"proxy-set-headers", Refused, "", otherMapKey},
+	{"relative-redirects", Done, "relative-redirects", ""},
 	{"server-snippet", Refused, "", snippetNote},
 	{"service-upstream", Ignored, "service-upstream", ""},
 	{"ssl-redirect", Done, "ssl-redirect", ""},

@@ -124,6 +124,7 @@ var Annotations = []Annotation{
 	{"proxy-ssl-server-name", Done, ""},
 	{"proxy-ssl-verify", Done, "Without proxy-ssl-secret or proxy-ssl-name it closes the route, where ingress-nginx verifies nothing."},
 	{"proxy-ssl-verify-depth", Ignored, "Chains of any length are verified."},
+	{"relative-redirects", Done, "For permanent-redirect and temporal-redirect; the redirect to a path's slash is absolute."},
 	{"rewrite-target", Done, "The expression is RE2's; variables other than $1 to $9, and targets on other hosts, close the route."},
 	{"satisfy", Done, ""},
 	{"secure-backends", Refused, "Replaced by backend-protocol in ingress-nginx, too."},

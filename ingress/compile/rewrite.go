@@ -13,6 +13,8 @@ import (
 
 // redirects reads the annotations that answer requests with another place.
 func (o *options) redirects() {
+	relative := false
+	o.flag("relative-redirects", &relative)
 	for _, r := range []struct {
 		name string
 		code int
@@ -26,6 +28,9 @@ func (o *options) redirects() {
 			o.bad(r.name, "which cannot be served, since "+err.Error())
 		} else if !visible(location) {
 			o.bad(r.name, "which is no URL")
+		}
+		if strings.HasPrefix(location, "/") && !relative {
+			location = "$scheme://$host" + location
 		}
 		if o.policy.Redirect == nil {
 			o.policy.Redirect = &table.Redirect{Status: code, Location: location}

@@ -3,10 +3,15 @@
 package dataplane
 
 import (
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
 )
 
 func at(location string) map[string]string { return map[string]string{"Location": location} }
@@ -20,9 +25,11 @@ type scene struct {
 }
 
 func run(t *testing.T, scenes []scene) {
+	server := newAuthority(t, "some").issue("h.example")
+	secrets := map[string]map[string]string{"a/server": {"tls.crt": server.Chain, "tls.key": server.Key}}
 	for _, s := range scenes {
 		t.Run(s.name, func(t *testing.T) {
-			f, r := cluster{ingresses: s.ingresses}.serve(t)
+			f, r := cluster{ingresses: s.ingresses, secrets: secrets}.serve(t)
 			for _, e := range s.requests {
 				e.check(t, f)
 			}
@@ -52,6 +59,15 @@ func TestRewriteTarget(t *testing.T) {
 			{url: "http://h/foo/bar", body: "w /bar"}, {url: "http://h/FOO/bar", status: 404}}, ""},
 		{"our class keeps prefixes", one("coracle", annotations{"rewrite-target": "/"}, "h/foo=w"), []exchanged{
 			{url: "http://h/foo/bar", body: "w /"}, {url: "http://h/foobar", status: 404}}, ""},
+		{"a longer path of another Ingress is not rewritten", []*networkingv1.Ingress{
+			object("a/x", "nginx", nil, "h/.well-known/acme/challenge=w"), object("a/y", "nginx", annotations{"rewrite-target": "/new/backend"}, "h/=w"),
+		}, []exchanged{{url: "http://h/.well-known/acme/challenge", body: "w /.well-known/acme/challenge"}, {url: "http://h/x", body: "w /new/backend"}}, ""},
+		{"a path beside a longer expression", []*networkingv1.Ingress{
+			object("a/x", "nginx", nil, "h/foo=w"), object("a/y", "nginx", annotations{"use-regex": "true", "rewrite-target": "/new/backend"}, "h~/foo.+=w"),
+		}, []exchanged{{url: "http://h/foo", body: "w /foo"}, {url: "http://h/foo/bar", body: "w /new/backend"}}, ""},
+		{"the expression with the longer text is first", []*networkingv1.Ingress{
+			object("a/x", "nginx", nil, "h/foo/bar/bar=w"), object("a/y", "nginx", annotations{"use-regex": "true", "rewrite-target": "/new/backend"}, "h~/foo/bar/[a-z]{3}=w"),
+		}, []exchanged{{url: "http://h/foo/bar/bar", body: "w /new/backend"}}, ""},
 		{"a variable", one("nginx", annotations{"rewrite-target": "/$host"}, "h/foo=w"), []exchanged{{url: "http://h/foo", status: 503}}, "variable"},
 		{"the quirk is the host's", []*networkingv1.Ingress{
 			object("a/x", "nginx", annotations{"use-regex": "true"}, "h~/[A-Z]{3}=regex"), object("a/y", "nginx", nil, "h=/headers-long=plain", "g=/headers=plain"),
@@ -81,10 +97,22 @@ func TestRedirects(t *testing.T) {
 	one := func(a annotations) []*networkingv1.Ingress {
 		return []*networkingv1.Ingress{object("a/x", "nginx", a, "h.example/=w")}
 	}
+	secure := func(all []*networkingv1.Ingress) []*networkingv1.Ingress {
+		all[0].Spec.TLS = []networkingv1.IngressTLS{{SecretName: "server"}}
+		return all
+	}
 	run(t, []scene{
 		{"permanent", one(annotations{"permanent-redirect": "https://to.example/x"}), []exchanged{{url: "http://h.example/a", status: 301, answer: at("https://to.example/x")}}, ""},
 		{"with a code", one(annotations{"permanent-redirect": "https://to.example$request_uri", "permanent-redirect-code": "308"}),
 			[]exchanged{{url: "http://h.example/a?b", status: 308, answer: at("https://to.example/a?b")}}, ""},
+		{"with the code of another kind", one(annotations{"permanent-redirect": "https://to.example", "permanent-redirect-code": "302"}),
+			[]exchanged{{url: "http://h.example/a", status: 302, answer: at("https://to.example")}}, ""},
+		{"a path is one of the host's", one(annotations{"permanent-redirect": "/new", "relative-redirects": "false"}),
+			[]exchanged{{url: "http://h.example/a", status: 301, answer: at("http://h.example/new")}, {url: "https://h.example/a", status: 301, answer: at("https://h.example/new")}}, ""},
+		{"relative", one(annotations{"temporal-redirect": "/new", "relative-redirects": "true"}), []exchanged{{url: "http://h.example/a", status: 302, answer: at("/new")}}, ""},
+		{"ssl-redirect keeps a slash", secure(one(annotations{"ssl-redirect": "true", "preserve-trailing-slash": "true"})), []exchanged{
+			{url: "http://h.example/", status: 308, answer: at("https://h.example/")}, {url: "http://h.example/a/", status: 308, answer: at("https://h.example/a/")},
+			{url: "https://h.example/a", body: "w /a"}}, ""},
 		{"temporal before permanent", one(annotations{"temporal-redirect": "https://t.example", "permanent-redirect": "https://p.example"}),
 			[]exchanged{{url: "http://h.example/a", status: 302, answer: at("https://t.example")}}, ""},
 		{"a bad code", one(annotations{"permanent-redirect": "https://to.example", "permanent-redirect-code": "200"}),
@@ -113,10 +141,15 @@ func TestHostsAndHeadersOfAnnotations(t *testing.T) {
 			[]exchanged{{url: "http://g/", body: "g /"}}, "a host already"},
 		{"an alias that is an expression", []*networkingv1.Ingress{object("a/x", "nginx", annotations{"server-alias": "~^x"}, "h/=w")},
 			[]exchanged{{url: "http://h/", body: "w /"}}, "no DNS name"},
+		{"an alias has all paths of its host", []*networkingv1.Ingress{object("a/x", "nginx", nil, "h/app-a=w"), object("a/y", "nginx", annotations{"server-alias": "bar"}, "h/app-b=w")},
+			[]exchanged{{url: "http://h/app-a", body: "w /app-a"}, {url: "http://bar/app-a", body: "w /app-a"}, {url: "http://bar/app-b", body: "w /app-b"}}, ""},
 		{"upstream-vhost", []*networkingv1.Ingress{object("a/x", "nginx", annotations{"upstream-vhost": "v.example"}, "h/=w")},
 			[]exchanged{{url: "http://h/", headers: show("Host,X-Forwarded-Host"), body: "w / Host=v.example X-Forwarded-Host=h"}}, ""},
 		{"x-forwarded-prefix", []*networkingv1.Ingress{object("a/x", "nginx", annotations{"x-forwarded-prefix": "/p"}, "h/=w")},
 			[]exchanged{{url: "http://h/", headers: show("X-Forwarded-Prefix"), body: "w / X-Forwarded-Prefix=/p"}}, ""},
+		{"x-forwarded-prefix beside a rewrite", []*networkingv1.Ingress{object("a/x", "nginx", annotations{"x-forwarded-prefix": "/p", "rewrite-target": "/foo"}, "h/=w"),
+			object("a/y", "nginx", annotations{"x-forwarded-prefix": "", "rewrite-target": "/foo"}, "g/=w")}, []exchanged{
+			{url: "http://h/", headers: show("X-Forwarded-Prefix"), body: "w /foo X-Forwarded-Prefix=/p"}, {url: "http://g/", headers: show("X-Forwarded-Prefix"), body: "w /foo"}}, ""},
 	})
 }
 
@@ -131,7 +164,33 @@ func TestVerdicts(t *testing.T) {
 		{"modsecurity", one("enable-modsecurity", "true"), closed, "ModSecurity"},
 		{"modsecurity that is off", one("enable-modsecurity", "false"), open, ""},
 		{"what only tunes", one("proxy-buffering", "on"), open, "Ignored: "},
+		{"a closed Ingress closes no other", append(one("auth-type", "unknown"), object("a/y", "coracle", nil, "g/=w")),
+			[]exchanged{{url: "http://h/", status: 503}, {url: "http://g/", body: "w /"}}, "basic alone"},
 	})
+}
+
+// TestVerdictOfEachAnnotation asks for one annotation that is not served at each path.
+func TestVerdictOfEachAnnotation(t *testing.T) {
+	var c cluster
+	for _, a := range compile.Annotations {
+		if a.Verdict != compile.Done {
+			c.ingresses = append(c.ingresses, object("a/"+a.Name, "nginx", annotations{a.Name: "x"}, "h/"+a.Name+"=w"))
+		}
+	}
+	f, r := c.serve(t)
+	for _, a := range compile.Annotations {
+		want := exchanged{url: "http://h/" + a.Name, body: "w /" + a.Name}
+		switch a.Verdict {
+		case compile.Done:
+			continue
+		case compile.Refused:
+			want.status, want.body = http.StatusServiceUnavailable, ""
+		}
+		want.check(t, f)
+		if found := fmt.Sprint(r.Findings[types.NamespacedName{Namespace: "a", Name: a.Name}]); !strings.Contains(found, a.Name) {
+			t.Errorf("no event says that %s is %s: %s", a.Name, a.Verdict, found)
+		}
+	}
 }
 
 func TestAliasesHaveRoutesOfTheirNamespace(t *testing.T) {
