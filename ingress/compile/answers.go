@@ -80,15 +80,13 @@ func (o *options) fallbackOf(name string) {
 		}
 	}
 	o.flag("disable-proxy-intercept-errors", &f.Own)
-	if len(f.Statuses) > 0 {
-		f.Headers = []table.Header{{Name: "X-Namespace", Value: o.namespace}, {Name: "X-Ingress-Name", Value: name}}
-	}
+	f.Headers = []table.Header{{Name: "X-Namespace", Value: o.namespace}, {Name: "X-Ingress-Name", Value: name}}
 	o.policy.Fallback = f
 }
 
 // namedBy is the fallback of a route: it is told the Service that it stands for.
 func namedBy(f *table.Fallback, b *networkingv1.IngressBackend) *table.Fallback {
-	if f == nil || len(f.Statuses) == 0 || b.Service == nil {
+	if f == nil || b.Service == nil {
 		return f
 	}
 	out := *f

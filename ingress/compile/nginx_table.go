@@ -54,7 +54,7 @@ var Annotations = []Annotation{
 	{"cors-max-age", Done, ""},
 	{"custom-headers", Done, "A ConfigMap of the same namespace; while it is missing the routes answer 503. Every header can be set, where ingress-nginx has a list of those that are allowed; only answers of backends get them."},
 	{"custom-http-errors", Done, "Needs default-backend. Answers of the backend, and the proxy's own 502, 503 and 504, become the answer to a GET of / at the default backend."},
-	{"default-backend", Done, "A Service of the same namespace, at its first port."},
+	{"default-backend", Done, "A Service of the same namespace, at its first port. While the route's own backend has no endpoint it gets the requests, with X-Code: 503."},
 	{"denylist-source-range", Done, "It holds with satisfy: any, too."},
 	{"disable-proxy-intercept-errors", Done, ""},
 	{"enable-access-log", Ignored, "There is no access log by default."},

@@ -61,10 +61,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	for _, name := range bodyHeaders {
 		delete(h, name)
 	}
-	h["X-Code"] = []string{strconv.Itoa(status)}
-	h["X-Format"] = []string{x.in.Header.Get("Accept")}
-	h["X-Original-Uri"] = []string{x.requestURI()}
-	f.headers.apply(h)
+	x.explain(f, h, status)
 	f.backend.request.apply(h)
 	req := (&http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	var res *http.Response
@@ -81,6 +78,14 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 		return nil
 	}
 	return res
+}
+
+// explain says in headers of a request to the fallback what it stands for.
+func (x *exchange) explain(f *fallback, h http.Header, status int) {
+	h["X-Code"] = []string{strconv.Itoa(status)}
+	h["X-Format"] = []string{x.in.Header.Get("Accept")}
+	h["X-Original-Uri"] = []string{x.requestURI()}
+	f.headers.apply(h)
 }
 
 // bodyHeaders are those that say something of a request's body, or make an answer depend on what the client has already.

@@ -50,6 +50,9 @@ func (x *exchange) forward(r *route) {
 	x.backend = b
 	websocket := x.isWebsocket() // before prepare removes what says so
 	x.prepare()
+	if x.policy != nil && x.policy.fallback != nil && b == &x.policy.fallback.backend {
+		x.explain(x.policy.fallback, x.out, http.StatusServiceUnavailable)
+	}
 	if x.policy != nil && !websocket {
 		x.mirror()
 	}

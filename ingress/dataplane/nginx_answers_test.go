@@ -100,7 +100,9 @@ func TestAnnotationsDefaultBackend(t *testing.T) {
 		{url: "http://own.example/dead", headers: json, status: 502, body: "GET / 502 application/json /dead a own dead 80"},
 		{url: "http://none.example/x/404", status: 404, body: own},
 		{url: "http://alone.example/404", status: 503},
-		{url: "http://empty.example/some/path?q=1", body: "web /some/path?q=1"},
+		{url: "http://empty.example/some/path?q=1", headers: map[string]string{"X-Code": "404", "X-Request-Id": "7",
+			"X-Show": "X-Code,X-Namespace,X-Ingress-Name,X-Service-Name,X-Service-Port,X-Request-Id"},
+			body: "web /some/path?q=1 X-Code=503 X-Namespace=a X-Ingress-Name=empty X-Service-Name=empty X-Service-Port=80 X-Request-Id=7"},
 	} {
 		e.check(t, f)
 	}
@@ -122,6 +124,7 @@ func TestAnnotationsReplaceInAnswers(t *testing.T) {
 				"proxy-redirect-from": "http://internal/app/", "proxy-redirect-to": "$scheme://$http_host/",
 			}, "a.example/x=b"),
 			object("a/off", "nginx", annotations{"proxy-cookie-domain": "off", "proxy-redirect-from": "default", "proxy-redirect-to": "x"}, "a.example/off=b"),
+			object("a/never", "nginx", annotations{"proxy-redirect-from": "off", "proxy-redirect-to": "x"}, "a.example/never=b"),
 			object("a/regex", "nginx", annotations{"proxy-cookie-path": "~^/x /"}, "a.example/regex=b"),
 			object("a/one", "nginx", annotations{"proxy-redirect-from": "http://x/"}, "a.example/one=b"),
 			object("a/words", "nginx", annotations{"proxy-cookie-domain": "a b c"}, "a.example/words=b"),
@@ -132,6 +135,7 @@ func TestAnnotationsReplaceInAnswers(t *testing.T) {
 		{"/x", "http://internal/app/login", "http://a.example/login", "5; URL=http://a.example/next", "[a=1; Domain=example.org; Path=/x; Secure b=2; path=/other; domain=elsewhere]"},
 		{"/x", "http://other/app/", "http://other/app/", "5; URL=http://a.example/next", "[a=1; Domain=example.org; Path=/x; Secure b=2; path=/other; domain=elsewhere]"},
 		{"/off", "http://internal/app/", "http://internal/app/", "5; URL=http://internal/app/next", "[a=1; Domain=.INTERNAL; Path=/app/x; Secure b=2; path=/other; domain=elsewhere]"},
+		{"/never", "http://internal/app/", "http://internal/app/", "5; URL=http://internal/app/next", "[a=1; Domain=.INTERNAL; Path=/app/x; Secure b=2; path=/other; domain=elsewhere]"},
 	} {
 		res := exchanged{url: "http://a.example" + c.path, headers: map[string]string{"X-Location": c.location}, status: 302, answer: map[string]string{"Location": c.want, "Refresh": c.refresh}}.check(t, f)
 		if got := fmt.Sprint(res.Header["Set-Cookie"]); got != c.cookies {
