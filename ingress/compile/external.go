@@ -14,7 +14,7 @@ import (
 var (
 	// serviceName is the name of a Service in the cluster's DNS.
 	serviceName = regexp.MustCompile(`^([a-z0-9]([-a-z0-9]*[a-z0-9])?)\.([a-z0-9]([-a-z0-9]*[a-z0-9])?)\.svc(\.cluster\.local)?\.?$`)
-	outsideName = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?\.?|\[[0-9A-Fa-f:.]+\])$`)
+	outsideName = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9]*\.?[A-Za-z0-9])*\.?|\[[0-9A-Fa-f:.]+\])$`)
 	headerName  = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?$`)
 	methodName  = regexp.MustCompile(`^[A-Z]{1,20}$`)
 )

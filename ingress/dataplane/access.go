@@ -63,29 +63,37 @@ func (x *exchange) access(r *route) bool {
 		x.answer(http.StatusForbidden, "the client's address is not let in")
 		return false
 	}
-	return (p.users == nil || x.basic(p)) && (p.external == nil || x.admit(r))
+	if p.users != nil {
+		switch good, answered := x.login(p); {
+		case answered:
+			return false
+		case good && p.SatisfyAny:
+			return true
+		case !good && !(p.SatisfyAny && p.external != nil):
+			x.w.Header().Set("WWW-Authenticate", `Basic realm="`+p.Basic.Realm+`"`)
+			x.answer(http.StatusUnauthorized, "a name and a password are needed")
+			return false
+		}
+	}
+	return p.external == nil || x.admit(r)
 }
 
-// basic asks for a name and a password.
-func (x *exchange) basic(p *policy) bool {
+// login reports whether the request has the name and the password of a user, unless it has been answered.
+func (x *exchange) login(p *policy) (good, answered bool) {
 	list := p.users.list.Load()
 	if list == nil {
 		x.answer(http.StatusServiceUnavailable, "the users of this route are not known; the events of its object say why")
-		return false
+		return false, true
 	}
 	user, secret, ok := x.in.BasicAuth()
-	if ok {
-		switch good, err := x.proxy.verify(x, p.users.turn, list, user, secret); {
-		case err != nil:
-			x.answer(http.StatusServiceUnavailable, err.Error())
-			return false
-		case good:
-			return true
-		}
+	if !ok {
+		return false, false
 	}
-	x.w.Header().Set("WWW-Authenticate", `Basic realm="`+p.Basic.Realm+`"`)
-	x.answer(http.StatusUnauthorized, "a name and a password are needed")
-	return false
+	good, err := x.proxy.verify(x, p.users.turn, list, user, secret)
+	if err != nil {
+		x.answer(http.StatusServiceUnavailable, err.Error())
+	}
+	return good, err != nil
 }
 
 // verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a second; those that were wrong are not,

@@ -54,6 +54,14 @@ func TestSourceRanges(t *testing.T) {
 		{"one part is no network", annotations{"whitelist-source-range": "127.0.0.1, 10.0.0.0/33"}, table.Settings{}, nil, 503, "no network"},
 		{"nothing but a comma", annotations{"whitelist-source-range": ","}, table.Settings{}, nil, 503, "no network"},
 		{"an empty value", annotations{"whitelist-source-range": " "}, table.Settings{}, nil, 200, ""},
+		{"a denied network behind a proxy", annotations{"denylist-source-range": "18.0.0.0/8, 56.0.0.1"}, trusted, from("18.0.0.1"), 403, ""},
+		{"a denied address behind a proxy", annotations{"denylist-source-range": "18.0.0.0/8, 56.0.0.1"}, trusted, from("56.0.0.1"), 403, ""},
+		{"beside a denied address", annotations{"denylist-source-range": "18.0.0.0/8, 56.0.0.1"}, trusted, from("56.0.0.2"), 200, ""},
+		{"denied within what is allowed", annotations{"denylist-source-range": "18.1.0.0/16", "whitelist-source-range": "18.0.0.0/8"}, trusted, from("18.1.0.1"), 403, ""},
+		{"allowed beside what is denied", annotations{"denylist-source-range": "18.1.0.0/16", "whitelist-source-range": "18.0.0.0/8"}, trusted, from("18.4.0.1"), 200, ""},
+		{"neither denied nor allowed", annotations{"denylist-source-range": "18.1.0.0/16", "whitelist-source-range": "18.0.0.0/8"}, trusted, from("10.10.10.10"), 403, ""},
+		{"any of no conditions", annotations{"satisfy": "any"}, table.Settings{}, nil, 200, ""},
+		{"all of no conditions", annotations{"satisfy": "all"}, table.Settings{}, nil, 200, ""},
 		{"satisfy something", annotations{"satisfy": "none"}, table.Settings{}, nil, 503, "neither any nor all"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -95,6 +103,9 @@ func TestBasicAuthentication(t *testing.T) {
 		{"no Secret", basic, nil, []exchanged{{url: "http://h/", headers: login("me", "right"), status: 503}}, "does not exist"},
 		{"a Secret of something else", basic, map[string]string{"x": "y"}, []exchanged{{url: "http://h/", status: 503}}, "no key auth"},
 		{"an empty file lets nobody in", basic, file(""), []exchanged{{url: "http://h/", headers: login("", ""), status: 401}}, ""},
+		{"a user without a hash", basic, file("me:"), []exchanged{{url: "http://h/", headers: login("me", ""), status: 401}, {url: "http://h/", headers: login("me", "x"), status: 401}}, "cannot log in"},
+		{"scripts of other origins see what is asked", with(basic, annotations{"enable-cors": "true"}), file(good), []exchanged{
+			{url: "http://h/", status: 401, answer: map[string]string{"Access-Control-Allow-Origin": "*"}}}, ""},
 		{"a hash that would use up the processors", basic, file("me:" + costly), []exchanged{{url: "http://h/", headers: login("me", "right"), status: 401}}, "cost is 31"},
 		{"a form that is not known", basic, file("me:$6$x$y\nme2:plain"), []exchanged{{url: "http://h/", headers: login("me2", "plain"), status: 401}}, "cannot log in"},
 		{"digest", annotations{"auth-type": "digest", "auth-secret": "s"}, file(good), []exchanged{{url: "http://h/", headers: login("me", "right"), status: 503}}, "basic alone"},

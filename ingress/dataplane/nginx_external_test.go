@@ -22,6 +22,7 @@ func authServer(t *testing.T, asked *atomic.Int64) string {
 		asked.Add(1)
 		h := w.Header()
 		h.Set("X-User", "me")
+		h.Set("Authorization", "issued")
 		h.Set("X-Seen", fmt.Sprintf("%s %s %s %s %s %s", r.Method, r.RequestURI, r.Header.Get("X-Original-Method"), r.Header.Get("X-Original-URL"),
 			r.Header.Get("X-Auth-Request-Redirect"), r.Header.Get("Cookie")))
 		h.Set("Set-Cookie", "session=1")
@@ -48,6 +49,9 @@ func TestExternalAuthentication(t *testing.T) {
 	signin := with(url, annotations{"auth-signin": "https://$host/start"})
 	own := object("a/auth", "nginx", nil, "h/oauth2=auth")
 	foreign := object("b/auth", "nginx", nil, "h/oauth2=auth")
+	always := with(url, annotations{"auth-always-set-cookie": "true"})
+	both := with(signin, annotations{"auth-type": "basic", "auth-secret": "s"})
+	toSignIn := at("https://h/start?rd=http://h%2F%3Fa%3Db%26c%3Dd")
 	for _, c := range []struct {
 		name        string
 		annotations annotations
@@ -66,7 +70,11 @@ func TestExternalAuthentication(t *testing.T) {
 			{url: "http://h/", headers: want("403"), status: 403}, {url: "http://h/", headers: want("500"), status: 500},
 			{url: "http://h/", headers: want("302"), status: 500}, {url: "http://h/"},
 		}, ""},
-		{"cookies always", with(url, annotations{"auth-always-set-cookie": "true"}), nil,
+		{"cookies beside errors of the backend", url, []*networkingv1.Ingress{object("a/y", "nginx", url, "h/error=failing"), object("a/z", "nginx", always, "h/always=failing")},
+			[]exchanged{{url: "http://h/error", status: 503, answer: map[string]string{"Set-Cookie": ""}}, {url: "http://h/always", status: 503, answer: map[string]string{"Set-Cookie": "session=1"}}}, ""},
+		{"the client's login is replaced", with(url, annotations{"auth-response-headers": "Authorization"}), nil, []exchanged{
+			{url: "http://h/", headers: with(login("me", "x"), map[string]string{"X-Show": "Authorization"}), body: "w / Authorization=issued"}}, ""},
+		{"cookies always", always, nil,
 			[]exchanged{{url: "http://h/", headers: want("401"), status: 401, answer: map[string]string{"Set-Cookie": "session=1"}}}, ""},
 		{"signing in", signin, nil, []exchanged{{url: "http://h/p?a=1&b", headers: want("401"), status: 302,
 			answer: map[string]string{"Location": "https://h/start?rd=http://h%2Fp%3Fa%3D1%26b", "Set-Cookie": "session=1"}}}, ""},
@@ -84,6 +92,13 @@ func TestExternalAuthentication(t *testing.T) {
 		{"a Service of another namespace", annotations{"auth-url": "http://auth.b.svc/x"}, nil, []exchanged{{url: "http://h/", status: 503}}, "another namespace"},
 		{"a host that a client names", annotations{"auth-url": "http://$http_x/x"}, nil, []exchanged{{url: "http://h/", status: 503}}, "neither $host"},
 		{"a user in the URL", annotations{"auth-url": "http://a@b/x"}, nil, []exchanged{{url: "http://h/", status: 503}}, "neither $host"},
+		{"a host that is none", annotations{"auth-url": "https://invalid..auth.example/x"}, nil, []exchanged{{url: "http://h/", status: 503}}, "neither $host"},
+		{"either a login or the server", with(both, annotations{"satisfy": "any"}), nil, []exchanged{
+			{url: "http://h/", headers: with(want("401"), login("me", "secret pass")), body: "w /"}, {url: "http://h/", headers: login("me", "wrong"), body: "w /"},
+			{url: "http://h/?a=b&c=d", headers: want("401"), status: 302, answer: toSignIn}, {url: "http://h/", headers: with(want("403"), login("me", "wrong")), status: 403}}, ""},
+		{"a login and the server", both, nil, []exchanged{
+			{url: "http://h/?a=b&c=d", headers: with(want("401"), login("me", "secret pass")), status: 302, answer: toSignIn}, {url: "http://h/", status: 401},
+			{url: "http://h/", headers: login("me", "secret pass"), body: "w /"}}, ""},
 		{"no URL", annotations{"auth-url": "x"}, nil, []exchanged{{url: "http://h/", status: 503}}, "no URL"},
 		{"a header of the connection", with(url, annotations{"auth-response-headers": "Transfer-Encoding"}), nil, []exchanged{{url: "http://h/", status: 503}}, "copied"},
 		{"either is enough", with(url, annotations{"satisfy": "any", "whitelist-source-range": "127.0.0.1", "auth-response-headers": "X-User"}), nil,
@@ -94,8 +109,11 @@ func TestExternalAuthentication(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var asked atomic.Int64
 			server := authServer(t, &asked)
+			failing := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 			f, r := cluster{
-				ingresses: append(c.more, object("a/x", "nginx", c.annotations, "h/=w")), endpoints: map[string]string{"a/auth": server, "b/auth": server},
+				ingresses: append(c.more, object("a/x", "nginx", c.annotations, "h/=w")),
+				endpoints: map[string]string{"a/auth": server, "b/auth": server, "a/failing": failing},
+				secrets:   map[string]map[string]string{"a/s": {"auth": "me:{SHA}O1hAcUlX7zkBbV+/3rmbDfUlbNM="}},
 			}.serve(t)
 			for _, e := range c.requests {
 				e.check(t, f)
