@@ -11,9 +11,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -51,5 +53,36 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	service.SetServingStatus("later", grpc_health_v1.HealthCheckResponse_SERVING)
 	if res, err := watch.Recv(); err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Errorf("Watch after silence: %v, %v", res, err)
+	}
+}
+
+// TestGRPCOfIngresses: a call from a client with TLS, and one without it, to a backend with TLS, and to one without it.
+func TestGRPCOfIngresses(t *testing.T) {
+	certificate := pair(t, newAuthority(t, "some").issue("backend"))
+	for _, c := range []struct {
+		protocol string
+		options  []grpc.ServerOption
+	}{{"GRPC", nil}, {"GRPCS", []grpc.ServerOption{grpc.Creds(credentials.NewServerTLSFromCert(&certificate))}}} {
+		t.Run(c.protocol, func(t *testing.T) {
+			l, server := listen(t), grpc.NewServer(c.options...)
+			grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+			go func() { _ = server.Serve(l) }()
+			t.Cleanup(server.Stop)
+			a := annotations{"backend-protocol": c.protocol, "proxy-send-timeout": "10", "proxy-read-timeout": "10"}
+			f, _ := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", a, "echo/=w")}, endpoints: map[string]string{"a/w": l.Addr().String()}}.serve(t)
+			for address, with := range map[string]credentials.TransportCredentials{
+				f.http: insecure.NewCredentials(), f.https: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, ServerName: "echo"}),
+			} {
+				conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(with), grpc.WithAuthority("echo"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = conn.Close() })
+				res, err := grpc_health_v1.NewHealthClient(conn).Check(context.Background(), &grpc_health_v1.HealthCheckRequest{})
+				if err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+					t.Errorf("%s: %v, %v", with.Info().SecurityProtocol, res, err)
+				}
+			}
+		})
 	}
 }

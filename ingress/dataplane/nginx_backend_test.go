@@ -30,7 +30,7 @@ func TestBackendProtocol(t *testing.T) {
 	plain, secure := backendServer(t, handler), tlsBackend(t, handler)
 	for _, c := range []struct{ protocol, address, want string }{
 		{"HTTP", plain, "HTTP/1.1 false /a//%2F?q x"}, {"http", plain, "HTTP/1.1 false /a//%2F?q x"}, {"GRPC", plain, "HTTP/2.0 false /a//%2F?q x"},
-		{"HTTPS", secure, "HTTP/1.1 true /a//%2F?q x"}, {"GRPCS", secure, "HTTP/2.0 true /a//%2F?q x"}, {"AJP", plain, "closed"}, {"AUTO_HTTP", plain, "closed"},
+		{"HTTPS", secure, "HTTP/1.1 true /a//%2F?q x"}, {"GRPCS", secure, "HTTP/2.0 true /a//%2F?q x"}, {"https", secure, "HTTP/1.1 true /a//%2F?q x"}, {"AJP", plain, "closed"}, {"AUTO_HTTP", plain, "closed"}, {"FCGI", plain, "closed"},
 	} {
 		t.Run(c.protocol, func(t *testing.T) {
 			f, r := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"backend-protocol": c.protocol, "proxy-ssl-verify": "off"}, "h/=w")},

@@ -67,6 +67,36 @@ func TestAffinity(t *testing.T) {
 	exchanged{url: "http://g/", status: 503}.check(t, f)
 }
 
+func TestAffinityCookie(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		more      annotations
+		rule, url string
+		want      string // what follows the cookie's value
+	}{
+		{"a name", nil, "h/=w", "http://h/", "; Path=/; HttpOnly"},
+		{"a domain", annotations{"session-cookie-domain": "foo.bar"}, "h/=w", "http://h/", "; Path=/; Domain=foo.bar; HttpOnly"},
+		{"two ages", annotations{"session-cookie-expires": "172800", "session-cookie-max-age": "259200"}, "h/=w", "http://h/", "; Path=/; Max-Age=259200; HttpOnly"},
+		{"an age", annotations{"session-cookie-expires": "172800"}, "h/=w", "http://h/", "; Path=/; Max-Age=172800; HttpOnly"},
+		{"secure by http", annotations{"session-cookie-secure": "true"}, "h/=w", "http://h/", "; Path=/; HttpOnly; Secure"},
+		{"not secure by http", annotations{"session-cookie-secure": "false"}, "h/=w", "http://h/", "; Path=/; HttpOnly"},
+		{"always secure by https", annotations{"session-cookie-secure": "false"}, "h/=w", "https://h/", "; Path=/; HttpOnly; Secure"},
+		{"no host", nil, "/=w", "http://any/", "; Path=/; HttpOnly"},
+		{"an alias", annotations{"server-alias": "a1.h, a2.h"}, "h/=w", "http://a2.h/", "; Path=/; HttpOnly"},
+		{"an expression", annotations{"use-regex": "true", "session-cookie-path": "/foo/bar"}, "h~/foo/.*=w", "http://h/foo/bar", "; Path=/foo/bar; HttpOnly"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, _ := cluster{ingresses: []*networkingv1.Ingress{
+				object("a/x", "nginx", with(annotations{"affinity": "cookie", "session-cookie-name": "at"}, c.more), c.rule), object("a/y", "nginx", nil, "h/other=w"),
+			}}.serve(t)
+			if got := (exchanged{url: c.url}).check(t, f).Header.Get("Set-Cookie"); len(got) < 29 || got[:3] != "at=" || got[29:] != c.want {
+				t.Errorf("the cookie is %q", got)
+			}
+			exchanged{url: "http://h/other", body: "w /other", answer: map[string]string{"Set-Cookie": ""}}.check(t, f)
+		})
+	}
+}
+
 // TestRankMovesFewKeys removes an endpoint, and lets another one fail.
 func TestRankMovesFewKeys(t *testing.T) {
 	s := &endpointSet{}
@@ -102,6 +132,8 @@ func TestCanary(t *testing.T) {
 	main := object("a/main", "nginx", annotations{"whitelist-source-range": "127.0.0.1"}, "h/=main", "h/p=main")
 	header := func(name, value string) map[string]string { return map[string]string{name: value} }
 	canary := func(a annotations) annotations { return with(annotations{"canary": "true"}, a) }
+	rest := object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C"}))
+	rest.Spec.DefaultBackend = &object("a/c", "nginx", nil, "h/=new").Spec.Rules[0].HTTP.Paths[0].Backend
 	for _, c := range []struct {
 		name     string
 		canary   *networkingv1.Ingress
@@ -123,6 +155,24 @@ func TestCanary(t *testing.T) {
 		{"of another namespace", object("b/c", "nginx", canary(annotations{"canary-weight": "100"}), "h/=new"), []exchanged{{url: "http://h/", body: "main /"}}, "no other Ingress"},
 		{"a pattern that is none", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-pattern": "(", "canary-weight": "100"}), "h/=new"),
 			[]exchanged{{url: "http://h/", body: "main /"}}, "no expression"},
+		{"a header alone", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("X-C", "always"), body: "new /"}, {url: "http://h/", headers: header("X-C", "never"), body: "main /"},
+			{url: "http://h/", headers: header("X-C", "else"), body: "main /"}, {url: "http://h/", body: "main /"}}, ""},
+		{"a value before a pattern", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-value": "v", "canary-by-header-pattern": "v+"}), "h/=new"),
+			[]exchanged{{url: "http://h/", headers: header("X-C", "vv"), body: "main /"}, {url: "http://h/", headers: header("X-C", "v"), body: "new /"}}, ""},
+		{"a cookie alone", object("a/c", "nginx", canary(annotations{"canary-by-cookie": "c"}), "h/=new"), []exchanged{
+			{url: "http://h/", headers: header("Cookie", "c=never"), body: "main /"}, {url: "http://h/", headers: header("Cookie", "c=always"), body: "new /"},
+			{url: "http://h/", headers: header("Cookie", "c=else"), body: "main /"}}, ""},
+		{"a cookie after a header", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-value": "v", "canary-by-cookie": "c"}), "h/=new"),
+			[]exchanged{{url: "http://h/", headers: with(header("X-C", "else"), header("Cookie", "c=always")), body: "new /"}}, ""},
+		{"a pattern that is none beside a cookie", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C", "canary-by-header-pattern": "[][**da?$&*", "canary-by-cookie": "c"}), "h/=new"),
+			[]exchanged{{url: "http://h/", headers: with(header("X-C", "v"), header("Cookie", "c=always")), body: "main /"}}, "no expression"},
+		{"the whole total", object("a/c", "nginx", canary(annotations{"canary-weight": "1000", "canary-weight-total": "1000"}), "h/=new"), []exchanged{{url: "http://h/", body: "new /"}}, ""},
+		{"a host without an Ingress", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C"}), "g/=new"),
+			[]exchanged{{url: "http://g/", headers: header("X-C", "always"), status: 404}}, "no other Ingress"},
+		{"paths without an Ingress", object("a/c", "nginx", canary(annotations{"canary-by-header": "X-C"}), "h/x=new", "h/y=new"),
+			[]exchanged{{url: "http://h/x", headers: header("X-C", "always"), body: "main /x"}}, "no other Ingress"},
+		{"a default backend", rest, []exchanged{{url: "http://g/", headers: header("X-C", "always"), status: 404}}, ""},
 		{"a canary that is off is an Ingress", object("a/c", "nginx", annotations{"canary": "false"}, "h/new=new"), []exchanged{{url: "http://h/new", body: "new /new"}}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -132,6 +182,32 @@ func TestCanary(t *testing.T) {
 			}
 			if got := reasons(r); c.finding == "" && got != "" || !strings.Contains(got, c.finding) {
 				t.Errorf("findings:\n%s", got)
+			}
+		})
+	}
+}
+
+// TestCanaryWeight wants at least a quarter of the requests at each of two backends; chance alone gives less once in 10^12 runs.
+func TestCanaryWeight(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		main, canary annotations
+	}{
+		{"50 of 100", nil, annotations{"canary-weight": "50"}},
+		{"100 of 200", nil, annotations{"canary-weight": "100", "canary-weight-total": "200"}},
+		{"clients that have no cookie yet", annotations{"affinity": "cookie"}, annotations{"canary-weight": "50"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, _ := cluster{ingresses: []*networkingv1.Ingress{
+				object("a/main", "nginx", c.main, "h/=main"), object("a/c", "nginx", with(annotations{"canary": "true"}, c.canary), "h/=new"),
+			}}.serve(t)
+			seen, one := map[string]int{}, client(t, f.http, "http1")
+			for range 200 {
+				_, got := get(t, one, "http://h/")
+				seen[got]++
+			}
+			if seen["main /"] < 50 || seen["new /"] < 50 || len(seen) != 2 {
+				t.Errorf("the backends got %v", seen)
 			}
 		})
 	}

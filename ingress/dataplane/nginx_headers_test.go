@@ -23,12 +23,12 @@ func TestAnnotationCustomHeaders(t *testing.T) {
 			object("a/framing", "nginx", named("framing"), "a.example/framing=b"),
 		},
 		configs: map[string]map[string]string{
-			"a/headers": {"X-Frame-Options": "DENY", "content-type": "text/x"}, "b/headers": {"X": "1"},
+			"a/headers": {"X-Frame-Options": "DENY", "content-type": "text/x", "X-Dollar": "$remote_addr"}, "b/headers": {"X": "1"},
 			"a/bad": {"X": "1\r\nSet-Cookie: x"}, "a/framing": {"Content-Length": "7"},
 		},
 	}.serve(t)
 	for _, path := range []string{"good", "short"} {
-		exchanged{url: "http://a.example/" + path, body: "b /" + path, answer: map[string]string{"X-Frame-Options": "DENY", "Content-Type": "text/x"}}.check(t, f)
+		exchanged{url: "http://a.example/" + path, body: "b /" + path, answer: map[string]string{"X-Frame-Options": "DENY", "Content-Type": "text/x", "X-Dollar": "$remote_addr"}}.check(t, f)
 	}
 	for _, path := range []string{"absent", "foreign", "bad", "framing"} {
 		exchanged{url: "http://a.example/" + path, status: 503}.check(t, f)

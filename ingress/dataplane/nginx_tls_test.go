@@ -87,6 +87,7 @@ func TestAnnotationsProxySSL(t *testing.T) {
 			object("a/verified", "nginx", verified, "a.example/verified=b"),
 			object("a/sni", "nginx", with(annotations{"proxy-ssl-server-name": "on", "proxy-ssl-protocols": "TLSv1.2 TLSv1.3"}), "a.example/sni=b"),
 			object("a/shown", "nginx", annotations{"backend-protocol": "GRPCS", "proxy-ssl-secret": "a/own"}, "a.example/shown=b"),
+			object("a/plain", "nginx", annotations{"proxy-ssl-secret": "a/ca"}, "a.example/plain=w"),
 			object("a/other", "nginx", with(annotations{"proxy-ssl-name": "xyz.example.com"}), "a.example/other=b"),
 			object("a/absent", "nginx", with(annotations{"proxy-ssl-secret": "absent"}), "a.example/absent=b"),
 			object("a/foreign", "nginx", with(annotations{"proxy-ssl-secret": "b/ca"}), "a.example/foreign=b"),
@@ -101,7 +102,7 @@ func TestAnnotationsProxySSL(t *testing.T) {
 		endpoints: map[string]string{"a/b": address},
 	}.serve(t)
 	for path, want := range map[string]string{
-		"verified": "nobody to  by HTTP/1", "sni": "nobody to abc.example.com by HTTP/1", "shown": "proxy to  by HTTP/2",
+		"verified": "nobody to  by HTTP/1", "sni": "nobody to abc.example.com by HTTP/1", "shown": "proxy to  by HTTP/2", "plain": "w /plain",
 		"other": "502", "absent": "502", "foreign": "503", "noname": "503", "nosecret": "503", "old": "503",
 	} {
 		e := exchanged{url: "http://a.example/" + path, body: want}
@@ -194,9 +195,26 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 			}
 		}
 	}
+	for path, want := range map[string]string{"page": "https://help.example/", "on": "b /on Ssl-Client-Cert=-----BEGIN%20CERTIFICATE-----%0A"} {
+		req := httptest.NewRequest(http.MethodGet, "https://tls.example/"+path, nil)
+		req.RequestURI = ""
+		req.Header.Set("X-Show", "Ssl-Client-Cert")
+		certificate := &friend
+		if path == "page" {
+			certificate = nil
+		}
+		res, err := f.asks(t, "h2", "tls.example", certificate).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := res.Header.Get("Location") + body(t, res); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: the answer is %q", path, got)
+		}
+	}
 	exchanged{url: "http://own.example/on", status: 400}.check(t, f)
 	exchanged{url: "http://own.example/plain", body: "b /plain"}.check(t, f)
 	exchanged{url: "http://off.example/", body: "b /"}.check(t, f)
+	exchanged{url: "https://off.example/", body: "b /"}.check(t, f)
 	exchanged{url: "http://wrong.example/", status: 503}.check(t, f)
 	exchanged{url: "http://alone.example/", status: 503}.check(t, f)
 	req := httptest.NewRequest(http.MethodGet, "https://tls.example/on", nil)

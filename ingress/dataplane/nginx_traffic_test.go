@@ -155,6 +155,22 @@ func TestCORS(t *testing.T) {
 			{url: "http://h/", headers: origin("https://b.example"), body: "w /", answer: none}, {url: "http://h/", headers: origin("https://y.x.b.example"), answer: none},
 			{url: "http://h/", headers: origin("http://x.b.example"), answer: none}, {method: "OPTIONS", url: "http://h/", headers: origin("https://evil"), body: "w /", answer: none},
 		}, ""},
+		{"all origins", annotations{"enable-cors": "true", "cors-allow-origin": "*"}, []exchanged{{url: "http://h/", answer: map[string]string{prefix + "Allow-Origin": "*"}}}, ""},
+		{"origins that are empty", annotations{"enable-cors": "true", "cors-allow-origin": "   "}, []exchanged{
+			{url: "http://h/", headers: origin("http://o.example"), answer: map[string]string{prefix + "Allow-Origin": "*"}},
+			{url: "http://h/", headers: origin("o.example"), answer: map[string]string{prefix + "Allow-Origin": "*"}}}, ""},
+		{"origins between commas", annotations{"enable-cors": "true", "cors-allow-origin": "https://o-1.example:8080,   ,https://o-2.example:8080,"}, []exchanged{
+			{url: "http://h/", headers: origin("https://o-1.example:8080"), answer: map[string]string{prefix + "Allow-Origin": "https://o-1.example:8080"}},
+			{url: "http://h/", headers: origin("https://o-2.example:8080"), answer: map[string]string{prefix + "Allow-Origin": "https://o-2.example:8080"}},
+			{url: "http://h/", headers: origin("https://o-3.example:8080"), answer: none}}, ""},
+		{"origins of other schemes", annotations{"enable-cors": "true", "cors-allow-origin": "test://localhost, tauri://localhost:3000"}, []exchanged{
+			{url: "http://h/", headers: origin("test://localhost"), answer: map[string]string{prefix + "Allow-Origin": "test://localhost"}},
+			{url: "http://h/", headers: origin("tauri://localhost:3000"), answer: map[string]string{prefix + "Allow-Origin": "tauri://localhost:3000"}}}, ""},
+		{"ports of origins", annotations{"enable-cors": "true", "cors-allow-origin": "http://o.example:8080, http://p.example, http://*.o.example:8080"}, []exchanged{
+			{url: "http://h/", headers: origin("http://o.example:8080"), answer: map[string]string{prefix + "Allow-Origin": "http://o.example:8080"}},
+			{url: "http://h/", headers: origin("http://bar-foo.o.example:8080"), answer: map[string]string{prefix + "Allow-Origin": "http://bar-foo.o.example:8080"}},
+			{url: "http://h/", headers: origin("http://o.example"), answer: none}, {url: "http://h/", headers: origin("http://p.example:8080"), answer: none},
+			{url: "http://h/", headers: origin("http://x.o.example"), answer: none}, {url: "http://h/", headers: origin("http://oxexample:8080"), answer: none}}, ""},
 		{"off", annotations{"enable-cors": "false", "cors-max-age": "5"}, []exchanged{{url: "http://h/", headers: origin("https://o"), answer: map[string]string{prefix + "Allow-Origin": ""}}}, ""},
 		{"an origin that is none", annotations{"enable-cors": "true", "cors-allow-origin": "https://a, b"}, []exchanged{{url: "http://h/", status: 503}}, "no origin"},
 		{"methods that are none", annotations{"enable-cors": "true", "cors-allow-methods": "GET;\r\nX"}, []exchanged{{url: "http://h/", status: 503}}, "no list of names"},
