@@ -172,6 +172,14 @@ func (x *exchange) serve() {
 	}
 }
 
+// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has not come yet that end does not read it.
+// Without it a client would send the next request on the connection, and lose it.
+func (x *exchange) announceEnd(h http.Header) {
+	if x.duplex && x.in.ProtoMajor == 1 && !x.body.done.Load() && (x.in.ContentLength < 0 || x.in.ContentLength-x.body.read.Load() > maxUnread) {
+		h["Connection"] = []string{"close"}
+	}
+}
+
 // answer sends a short response of the proxy's own.
 func (x *exchange) answer(status int, text string) { x.answerText(status, text+"\n") }
 
@@ -186,6 +194,7 @@ func (x *exchange) answerText(status int, text string) {
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(text)))
+	x.announceEnd(h)
 	x.w.WriteHeader(status)
 	_, _ = io.WriteString(x.w, text) // a client that is gone needs no answer
 }
@@ -316,7 +325,7 @@ type requestBody struct {
 	done     atomic.Bool
 	failed   atomic.Bool
 	limit    int64 // in bytes; 0 for none
-	read     int64
+	read     atomic.Int64
 	excess   atomic.Bool // the limit was exceeded
 	mirrors  []*mirrorBody
 }
@@ -336,7 +345,7 @@ func (b *requestBody) Read(to []byte) (int, error) {
 		b.exchange.moved()
 	}
 	b.mirror(to[:n])
-	if b.read += int64(n); b.limit > 0 && b.read > b.limit {
+	if read := b.read.Add(int64(n)); b.limit > 0 && read > b.limit {
 		b.excess.Store(true)
 		b.failed.Store(true)
 		return 0, errExcess

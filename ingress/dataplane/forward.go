@@ -181,6 +181,7 @@ func (x *exchange) respond(res *http.Response) {
 	x.answering.Store(true)
 	x.watch.moved()
 	x.status = res.StatusCode
+	x.announceEnd(h)
 	x.w.WriteHeader(res.StatusCode)
 	if res.Body != http.NoBody {
 		x.copy(res)

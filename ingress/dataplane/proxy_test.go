@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -494,4 +495,33 @@ func TestBrokenResponseIsSeenAsBroken(t *testing.T) {
 			t.Errorf("read %q, %v", text, err)
 		}
 	})
+}
+
+// TestEndOfConnectionIsAnnounced: after an answer that comes before much of a request's body the connection ends, and the client learns it in time.
+func TestEndOfConnectionIsAnnounced(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // or net/http would wait for the body
+		_, _ = io.WriteString(w, "early")
+		_ = http.NewResponseController(w).Flush()
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	for request, want := range map[string]bool{
+		"Content-Length: 8388608\r\n\r\nx": true, "Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n": true, "Content-Length: 1\r\n\r\nx": false, "\r\n": false,
+	} {
+		conn, err := net.Dial("tcp", f.http)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\n"+request); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusOK || res.Close != want {
+			t.Errorf("%q: %s, and the end of the connection is announced: %v", request, res.Status, res.Close)
+		}
+	}
 }
