@@ -110,6 +110,7 @@ type compiler struct {
 	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
 	spent      map[string]int
 	spentInAll int
+	common     *headers // for all Ingresses; nil for none
 }
 
 // annotated is an Ingress with what its annotations ask for.
@@ -161,6 +162,7 @@ func Desired(s State) (Result, error) {
 	c.s.Memory.begin(s)
 	c.r.OfDefaults = c.s.Memory.defaults.findings
 	c.r.Served = served(s)
+	c.readCommon()
 	for _, ing := range c.r.Served {
 		c.ingress(ing)
 	}

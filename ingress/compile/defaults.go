@@ -28,9 +28,11 @@ type defaults struct {
 	// noAuth and noRedirect are beginnings of paths for which auth does not hold, and which are not redirected to https.
 	noAuth, noRedirect []string
 	hidden             []string // headers of responses
-	redirect           int      // the status of redirects to https
-	refused            string   // why no Ingress is served
-	findings           []Finding
+	// answerHeaders and requestHeaders are ConfigMaps of headers that answers and backends get; their names are empty for none.
+	answerHeaders, requestHeaders types.NamespacedName
+	redirect                      int    // the status of redirects to https
+	refused                       string // why no Ingress is served
+	findings                      []Finding
 }
 
 // defaultsOf reads the ConfigMap, which may be nil.
@@ -97,6 +99,10 @@ func (d *defaults) key(key, value string, rules Rules) {
 		if slices.ContainsFunc(d.hidden, func(name string) bool { return !headerName.MatchString(name) || reserved[strings.ToLower(name)] }) {
 			d.bad(key, value, "in which a name is no header that can be left out")
 		}
+	case "add-headers":
+		d.answerHeaders = d.configMap(key, value)
+	case "proxy-set-headers":
+		d.requestHeaders = d.configMap(key, value)
 	case "http-redirect-code":
 		n, err := strconv.Atoi(value)
 		if err != nil || n != 301 && n != 302 && n != 307 && n != 308 {
@@ -115,6 +121,16 @@ func (d *defaults) key(key, value string, rules Rules) {
 			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all Ingresses answer 503", key, Defaults)
 		}
 	}
+}
+
+// configMap reads the name of a ConfigMap, of any namespace.
+func (d *defaults) configMap(key, value string) types.NamespacedName {
+	namespace, name, _ := strings.Cut(value, "/")
+	if namespace == "" || name == "" || strings.ContainsAny(name, "/ ") {
+		d.bad(key, value, "which is no ConfigMap as NAMESPACE/NAME")
+		return types.NamespacedName{}
+	}
+	return types.NamespacedName{Namespace: namespace, Name: name}
 }
 
 func (d *defaults) bad(key, value, why string) {

@@ -19,13 +19,13 @@ const (
 	tlsNote     = "TLS is 1.2 and 1.3 with what Go holds to be safe."
 	traceNote   = "There is no tracing; the headers of a trace pass."
 	workerNote  = "It tunes nginx' processes, tables and connections, of which there are none here."
-	otherMapKey = "It names another ConfigMap, which the servers do not read for nodes."
+	otherMapKey = "The value is NAMESPACE/NAME of a ConfigMap; while it is missing all Ingresses answer 503. Values are sent as they are, without variables."
 	trustedNote = "The servers have to be given --ingress-trusted-proxies; without it the key closes the routes."
 )
 
 // ConfigKeys are those of ingress-nginx, in the order of their names. docs/ingress-nginx.md shows them; a test compares.
 var ConfigKeys = []ConfigKey{
-	{"add-headers", Refused, "", otherMapKey},
+	{"add-headers", Done, "", otherMapKey + " Only answers of backends get them; custom-headers has precedence."},
 	{"allow-backend-server-header", Ignored, "", "The header Server of a backend passes."},
 	{"allow-cross-namespace-resources", Ignored, "", "A reference to another namespace always closes the route."},
 	{"allow-snippet-annotations", Ignored, "", "Snippets are always refused."},
@@ -65,7 +65,7 @@ var ConfigKeys = []ConfigKey{
 	{"location-snippet", Refused, "", snippetNote},
 	{"main-snippet", Refused, "", snippetNote},
 	{"modsecurity-snippet", Refused, "", wafNote},
-	{"no-auth-locations", Done, "", "Beginnings of paths of Ingresses; the keys global-auth do not hold there."},
+	{"no-auth-locations", Done, "", "Beginnings of paths of Ingresses; the keys global-auth do not hold there. Annotations of authentication do, where ingress-nginx lifts them, too."},
 	{"no-tls-redirect-locations", Done, "", "Beginnings of paths of Ingresses."},
 	{"proxy-body-size", Done, "proxy-body-size", ""},
 	{"proxy-cookie-domain", Done, "proxy-cookie-domain", ""},
@@ -75,7 +75,7 @@ var ConfigKeys = []ConfigKey{
 	{"proxy-redirect-from", Done, "proxy-redirect-from", ""},
 	{"proxy-redirect-to", Done, "proxy-redirect-to", ""},
 	{"proxy-send-timeout", Done, "proxy-send-timeout", ""},
-	{"proxy-set-headers", Refused, "", otherMapKey},
+	{"proxy-set-headers", Done, "", otherMapKey},
 	{"relative-redirects", Done, "relative-redirects", ""},
 	{"server-snippet", Refused, "", snippetNote},
 	{"service-upstream", Ignored, "service-upstream", ""},

@@ -56,7 +56,7 @@ func TestDefaults(t *testing.T) {
 		{"no key of ingress-nginx's", keys{"proxy-bodysize": "1m", "whitelist-source-ranges": "10.0.0.0/8"}, nil, Rules{}, "null", "proxy-bodysize"},
 		{"what is refused", keys{"http-snippet": "deny all;"}, nil, Rules{}, refused, "http-snippet"},
 		{"a firewall", keys{"enable-modsecurity": "true"}, nil, Rules{}, refused, "enable-modsecurity"},
-		{"what is refused and asks for nothing", keys{"enable-modsecurity": "false", "limit-rate": "0", "proxy-cookie-path": "off", "add-headers": ""}, nil, Rules{}, "null", ""},
+		{"what is refused and asks for nothing", keys{"enable-modsecurity": "false", "limit-rate": "0", "proxy-cookie-path": "off", "modsecurity-snippet": "", "add-headers": ""}, nil, Rules{}, "null", ""},
 		{"headers of proxies that are not trusted", keys{"use-forwarded-headers": "true"}, nil, Rules{}, refused, "--ingress-trusted-proxies"},
 		{"headers of trusted proxies", keys{"use-forwarded-headers": "true", "use-proxy-protocol": "true"}, nil, trusted, "null", ""},
 		{"the PROXY protocol without the setting", keys{"use-proxy-protocol": "true"}, nil, Rules{TrustedProxies: trusted.TrustedProxies}, refused, "--ingress-proxy-protocol"},

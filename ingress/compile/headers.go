@@ -17,11 +17,11 @@ import (
 // maxHeaders bounds the headers of one ConfigMap in bytes: each route holds them.
 const maxHeaders = 8 << 10
 
-// headers are those of the ConfigMaps that an Ingress names.
+// headers are those of the ConfigMaps that an Ingress, or Defaults, names: of answers, for the authentication server and for backends.
 type headers struct {
-	answer, ask []table.Header
-	size        int
-	refused     string // why the routes are closed
+	answer, ask, request []table.Header
+	size                 int
+	refused              string // why the routes are closed
 }
 
 // configMaps reads the annotations that name ConfigMaps with headers.
@@ -58,7 +58,7 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	memory := s.memory()
 	for _, ing := range served(s) {
 		o := memory.optionsOf(ing)
-		for _, name := range []types.NamespacedName{o.answerHeaders, o.askHeaders} {
+		for _, name := range []types.NamespacedName{o.answerHeaders, o.askHeaders, o.defaults.answerHeaders, o.defaults.requestHeaders} {
 			if name.Name != "" {
 				out[name] = true
 			}
@@ -67,14 +67,34 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	return out
 }
 
+// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It leaves c.common nil for none.
+func (c *compiler) readCommon() {
+	d := c.s.Memory.defaults
+	if c.s.ConfigMaps == nil || d.refused != "" || d.answerHeaders.Name == "" && d.requestHeaders.Name == "" {
+		return
+	}
+	c.common = &headers{}
+	c.common.answer = c.headers(c.common, d.answerHeaders)
+	c.common.request = c.headers(c.common, d.requestHeaders)
+	if why := c.common.refused; why != "" {
+		c.r.OfDefaults = append(slices.Clip(c.r.OfDefaults), Finding{ReasonUnsupported, why})
+	}
+}
+
 // headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers may be what
-// protects a page, or what an authentication server needs. It returns nil for none.
+// protects a page, or what an authentication server needs. Its own headers have precedence over those of all. It returns nil for none.
 func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.s.ConfigMaps == nil || o.answerHeaders.Name == "" && o.askHeaders.Name == "" {
-		return nil
+		if c.common != nil && c.common.refused != "" {
+			c.find(ing, Finding{ReasonUnsupported, c.common.refused})
+		}
+		return c.common
 	}
 	out := &headers{}
-	out.answer = c.headers(out, o.answerHeaders)
+	if c.common != nil {
+		*out = *c.common
+	}
+	out.answer = slices.Concat(out.answer, c.headers(out, o.answerHeaders)) // the last one of a name counts
 	out.ask = c.headers(out, o.askHeaders)
 	if out.refused != "" {
 		c.find(ing, Finding{ReasonUnsupported, out.refused})
@@ -89,25 +109,27 @@ func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Heade
 	}
 	m := c.s.ConfigMaps[name]
 	if m == nil {
-		of.refused = fmt.Sprintf("the ConfigMap %s with headers does not exist: the Ingress' routes answer 503", name.Name)
+		of.refused = fmt.Sprintf("the ConfigMap %s with headers does not exist: the routes that need it answer 503", name)
 		return nil
 	}
 	var out []table.Header
+	size := 0
 	for _, key := range slices.Sorted(maps.Keys(m.Data)) {
 		value := m.Data[key]
 		control := strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
 		if !headerName.MatchString(key) || reserved[strings.ToLower(key)] || control {
 			of.refused = fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent:"+
-				" the Ingress' routes answer 503", name.Name, key)
+				" the routes that need it answer 503", name, key)
 			return nil
 		}
-		if of.size += len(key) + len(value); of.size > maxHeaders {
-			of.refused = fmt.Sprintf("the ConfigMap %s has more than %d bytes of headers: the Ingress' routes answer 503",
-				name.Name, maxHeaders)
+		if size += len(key) + len(value); size > maxHeaders {
+			of.refused = fmt.Sprintf("the ConfigMap %s has more than %d bytes of headers: the routes that need it answer 503",
+				name, maxHeaders)
 			return nil
 		}
 		out = append(out, table.Header{Name: key, Value: value})
 	}
+	of.size += size
 	return out
 }
 
@@ -145,6 +167,9 @@ func (h *headers) give(p *table.Policy) {
 			all.Remove = p.ResponseHeaders.Remove
 		}
 		p.ResponseHeaders = &all
+	}
+	if len(h.request) > 0 {
+		p.RequestHeaders = &table.Headers{Set: h.request}
 	}
 	if p.External != nil && len(h.ask) > 0 {
 		e := *p.External

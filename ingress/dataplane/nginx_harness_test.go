@@ -56,6 +56,8 @@ type cluster struct {
 	secrets   map[string]map[string]string // namespace/name → data; nil for those without
 	configs   map[string]map[string]string // namespace/name → data of ConfigMaps
 	endpoints map[string]string            // namespace/service → address, or none
+	defaults  map[string]string            // keys of the ConfigMap for all Ingresses; nil for none
+	rules     compile.Rules
 	settings  table.Settings
 	options   Options
 }
@@ -76,6 +78,9 @@ func (c cluster) serve(t testing.TB) (*fixture, compile.Result) {
 	for name, data := range c.configs {
 		namespace, name, _ := strings.Cut(name, "/")
 		s.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}] = &corev1.ConfigMap{Data: data}
+	}
+	if s.Rules = c.rules; c.defaults != nil {
+		s.Defaults = &corev1.ConfigMap{Data: c.defaults}
 	}
 	r, err := compile.Desired(s)
 	if err != nil {

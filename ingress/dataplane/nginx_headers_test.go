@@ -33,7 +33,7 @@ func TestAnnotationCustomHeaders(t *testing.T) {
 	for _, path := range []string{"absent", "foreign", "bad", "framing"} {
 		exchanged{url: "http://a.example/" + path, status: 503}.check(t, f)
 	}
-	for _, want := range []string{"the ConfigMap absent with headers does not exist", "a ConfigMap of another namespace", `has "X", which is no header`, `has "Content-Length"`} {
+	for _, want := range []string{"the ConfigMap a/absent with headers does not exist", "a ConfigMap of another namespace", `has "X", which is no header`, `has "Content-Length"`} {
 		if !strings.Contains(reasons(r), want) {
 			t.Errorf("no event says %q: %s", want, reasons(r))
 		}
@@ -52,4 +52,42 @@ func TestAnnotationAuthProxySetHeaders(t *testing.T) {
 		endpoints: map[string]string{"a/auth": auth},
 	}.serve(t)
 	exchanged{url: "http://a.example/", headers: map[string]string{"X-Key": "forged", "X-Show": "X-User"}, body: "b / X-User=[secret]"}.check(t, f)
+}
+
+// TestHeadersOfAllIngresses: the keys add-headers and proxy-set-headers of the ConfigMap for all Ingresses.
+func TestHeadersOfAllIngresses(t *testing.T) {
+	configs := map[string]map[string]string{
+		"b/answers": {"X-Frame-Options": "DENY", "X-First": "all"}, "b/requests": {"X-Env": "test", "X-Forwarded-Proto": "https"},
+		"a/own": {"X-First": "own"}, "b/framing": {"Content-Length": "7"},
+	}
+	all := map[string]string{"X-Frame-Options": "DENY", "X-First": "all"}
+	for _, c := range []struct {
+		name     string
+		keys     map[string]string
+		requests []exchanged
+		finding  string // of the ConfigMap
+	}{
+		{"answers", map[string]string{"add-headers": "b/answers"}, []exchanged{
+			{url: "http://h/", body: "w /", answer: all}, {url: "http://h/own", answer: map[string]string{"X-Frame-Options": "DENY", "X-First": "own"}}}, ""},
+		{"beside headers that are hidden", map[string]string{"add-headers": "b/answers", "hide-headers": "Content-Type"}, []exchanged{
+			{url: "http://h/", answer: with(all, map[string]string{"Content-Type": ""})}}, ""},
+		{"requests", map[string]string{"proxy-set-headers": "b/requests"}, []exchanged{
+			{url: "http://h/", headers: map[string]string{"X-Env": "forged", "X-Show": "X-Env,X-Forwarded-Proto"}, body: "w / X-Env=test X-Forwarded-Proto=https"}}, ""},
+		{"a ConfigMap that is missing", map[string]string{"add-headers": "b/absent"}, []exchanged{{url: "http://h/", status: 503}}, "the ConfigMap b/absent with headers does not exist"},
+		{"no header", map[string]string{"proxy-set-headers": "b/framing"}, []exchanged{{url: "http://h/own", status: 503}}, `has "Content-Length"`},
+		{"a name without a namespace", map[string]string{"add-headers": "answers"}, []exchanged{{url: "http://h/", status: 503}}, "no ConfigMap"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, r := cluster{
+				ingresses: []*networkingv1.Ingress{object("a/x", "coracle", nil, "h/=w"), object("a/own", "coracle", annotations{"custom-headers": "own"}, "h/own=w")},
+				configs:   configs, defaults: c.keys,
+			}.serve(t)
+			for _, e := range c.requests {
+				e.check(t, f)
+			}
+			if got := fmt.Sprint(r.OfDefaults); (c.finding == "") != (len(r.OfDefaults) == 0) || !strings.Contains(got, c.finding) || !strings.Contains(reasons(r), c.finding) {
+				t.Errorf("findings of the ConfigMap: %s\nand of Ingresses: %s", got, reasons(r))
+			}
+		})
+	}
 }

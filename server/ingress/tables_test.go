@@ -283,16 +283,20 @@ func TestDefaultsOfIngresses(t *testing.T) {
 		f := b.follow()
 		time.Sleep(time.Second)
 		m := &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Namespace: compile.Defaults.Namespace, Name: compile.Defaults.Name}, Data: map[string]string{"proxy-body-size": "1k"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: compile.Defaults.Namespace, Name: compile.Defaults.Name},
+			Data:       map[string]string{"proxy-body-size": "1k", "add-headers": "shop/headers"},
 		}
-		if _, err := b.client.CoreV1().ConfigMaps(m.Namespace).Create(b.Context(), m, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
+		headers := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "headers"}, Data: map[string]string{"X-Frame-Options": "DENY"}}
+		for _, one := range []*corev1.ConfigMap{headers, m} {
+			if _, err := b.client.CoreV1().ConfigMaps(one.Namespace).Create(b.Context(), one, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		time.Sleep(time.Second)
 		f.mu.Lock()
 		got := string(f.now[table.HostKey(table.SiteIngress, "h")])
 		f.mu.Unlock()
-		if !strings.Contains(got, `"bodyLimit":1024`) {
+		if !strings.Contains(got, `"bodyLimit":1024`) || !strings.Contains(got, "X-Frame-Options") {
 			t.Errorf("the host is %s", got)
 		}
 		f.end()
