@@ -25,7 +25,7 @@ type options struct {
 	annotations map[string]string
 	nginx       bool // the class is nginx, whose quirks hold
 	protocol    string
-	// sslRedirect sends plain HTTP to https at hosts that have a certificate, forceHTTPS at all.
+	// sslRedirect sends plain HTTP to https at hosts of Ingresses with spec.tls, forceHTTPS at all.
 	sslRedirect, forceHTTPS bool
 	useRegex                bool
 	// specific is what paths of pathType ImplementationSpecific are, unless it is empty.
@@ -54,7 +54,7 @@ type options struct {
 // may restrict who gets in.
 func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
-	o.sslRedirect = o.nginx // ingress-nginx redirects where there is a certificate
+	o.sslRedirect = o.nginx // ingress-nginx redirects where an Ingress has spec.tls
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
 		short, ok := strings.CutPrefix(name, nginxPrefix)

@@ -126,6 +126,7 @@ type host struct {
 	routes      []*route
 	taken       map[place]string // the object that has a path
 	stream      *table.Stream
+	secure      bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
 	asks        bool // clients are asked for certificates
 	regex       bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
@@ -281,6 +282,7 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 			continue
 		}
 		h := c.host(ing.Namespace, name)
+		h.secure = h.secure || len(ing.Spec.TLS) > 0
 		if key := certificates.of(name); key != "" && h.certificate == "" {
 			h.certificate = key
 		}

@@ -76,7 +76,7 @@ func (c *compiler) finish(name string, h *host) {
 	h.stream, h.asks = c.stream(name, h), h.shareClients()
 	for _, r := range slices.Clone(h.routes) {
 		if !r.challenge() && !begins(r.written, r.options.defaults.noRedirect) {
-			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.certificate != "" || h.stream != nil))
+			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.secure || h.stream != nil))
 		}
 		switch {
 		case r.fallback:

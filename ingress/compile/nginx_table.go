@@ -145,7 +145,7 @@ var Annotations = []Annotation{
 	{"ssl-ciphers", Refused, "Ciphers are those of TLS 1.2 and 1.3 that Go holds to be safe."},
 	{"ssl-passthrough", Done, "Each rule needs a host and the path /. Beside an annotation that restricts who gets in it closes the route, since it would take no effect. An older Ingress with paths at the host keeps its connections."},
 	{"ssl-prefer-server-ciphers", Ignored, "The proxy chooses."},
-	{"ssl-redirect", Done, "With class nginx on by default where the host has a certificate; with our own class only when it is \"true\"."},
+	{"ssl-redirect", Done, "With class nginx on by default at hosts of Ingresses with spec.tls, whether the Secret is there or not; with our own class only when it is \"true\"."},
 	{"stream-snippet", Refused, snippetNote},
 	{"temporal-redirect", Done, ""},
 	{"temporal-redirect-code", Done, ""},

@@ -65,6 +65,26 @@ type cluster struct {
 // serve compiles the cluster and serves it. Services without endpoints of their own are an echo that names them.
 func (c cluster) serve(t testing.TB) (*fixture, compile.Result) {
 	t.Helper()
+	changes, r := c.changes(t)
+	return newFixture(t, c.options, changes...), r
+}
+
+// change has a proxy serve the cluster instead of another one.
+func (c cluster) change(t testing.TB, f *fixture) {
+	t.Helper()
+	changes, _ := c.changes(t)
+	sections := table.Sections{}
+	for _, one := range changes {
+		sections[one.Key] = one.Value
+	}
+	if problems := f.Replace(sections); len(problems) > 0 {
+		t.Fatalf("the table has problems: %v", problems)
+	}
+}
+
+// changes are the table of the cluster, at the site "s".
+func (c cluster) changes(t testing.TB) ([]table.Change, compile.Result) {
+	t.Helper()
 	s := compile.State{Ingresses: c.ingresses, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 	for name, data := range c.secrets {
 		namespace, name, _ := strings.Cut(name, "/")
@@ -106,7 +126,7 @@ func (c cluster) serve(t testing.TB) (*fixture, compile.Result) {
 		}
 		changes = append(changes, section(t, key, table.Endpoints{Addresses: list}))
 	}
-	return newFixture(t, c.options, append(changes, section(t, table.KindSettings, c.settings))...), r
+	return append(changes, section(t, table.KindSettings, c.settings)), r
 }
 
 // showing answers with its name and what it saw.
