@@ -78,6 +78,14 @@ func TestRewriteTarget(t *testing.T) {
 		{"a lookahead closes what it may have matched", []*networkingv1.Ingress{
 			object("a/x", "nginx", annotations{"use-regex": "true"}, "h~/adm(?!in).*=w"), object("a/y", "nginx", nil, "h/=open"),
 		}, []exchanged{{url: "http://h/admin", status: 503}, {url: "http://h/ADMx", status: 503}, {url: "http://h/", body: "open /"}}, "lookahead"},
+		{"digits", one("nginx", annotations{"use-regex": "true"}, "h/id/[0-9]+=w"), []exchanged{
+			{url: "http://h/id/123", body: "w /id/123"}, {url: "http://h/id/123a", body: "w /id/123a"}, {url: "http://h/id/aaa", status: 404}}, ""},
+		{"digits to the end", one("nginx", annotations{"use-regex": "true"}, "h/id/[0-9]+$=w"), []exchanged{
+			{url: "http://h/id/1", body: "w /id/1"}, {url: "http://h/id/aaa", status: 404}, {url: "http://h/id/123a", status: 404}}, ""},
+		{"three digits", one("nginx", annotations{"use-regex": "true"}, "h/id/[0-9]{3}$=w"), []exchanged{
+			{url: "http://h/id/99", status: 404}, {url: "http://h/id/123", body: "w /id/123"}, {url: "http://h/id/9999", status: 404}, {url: "http://h/id/123a", status: 404}}, ""},
+		{"several segments", one("nginx", annotations{"use-regex": "true"}, "h/id/[0-9]+/post/[a-zA-Z]+$=w"), []exchanged{
+			{url: "http://h/id/123/post/abc", body: "w /id/123/post/abc"}, {url: "http://h/id/123/post/abc123", status: 404}, {url: "http://h/id/abc/post/abc", status: 404}}, ""},
 		{"an alternation does not leave the beginning", one("nginx", annotations{"use-regex": "true"}, "h~/a|/b=w"), []exchanged{
 			{url: "http://h/b", body: "w /b"}, {url: "http://h/x/b", status: 404}}, ""},
 	})
@@ -88,6 +96,17 @@ func TestPathsOfClassNginx(t *testing.T) {
 		{url: "http://h/textual", body: "t /textual"}, {url: "http://h/slash/a", body: "s /slash/a"}, {url: "http://h/exact/", body: "e /exact/"},
 		{url: "http://h/slash?x=1", status: 301, answer: at("http://h/slash/?x=1")}, {url: "http://h/exact", status: 301, answer: at("http://h/exact/")},
 		{url: "http://g/other", status: 301, answer: at("http://g/other/")}, {url: "http://h//a/../text", body: "t /text"},
+	}, ""}, {"prefixes end at a slash", []*networkingv1.Ingress{object("a/x", "nginx", nil, "h/aaa=w")}, []exchanged{
+		{url: "http://h/aaa", body: "w /aaa"}, {url: "http://h/aaacccc", status: 404}, {url: "http://h/aaa/cccc", body: "w /aaa/cccc"}, {url: "http://h/aaa/", body: "w /aaa/"},
+	}, ""}, {"exact paths and prefixes", []*networkingv1.Ingress{
+		object("a/x", "nginx", nil, "h=/=exactroot", "h=/foo=exact"), object("a/y", "nginx", nil, "h/=root", "h/foo=prefix"), object("a/z", "nginx", nil, "h/foo=later"),
+	}, []exchanged{
+		{url: "http://h/", body: "exactroot /"}, {url: "http://h/bar", body: "root /bar"}, {url: "http://h/foo", body: "exact /foo"},
+		{url: "http://h/foo/bar", body: "prefix /foo/bar"}, {url: "http://h/foobar", body: "root /foobar"},
+	}, "the older Ingress keeps it"}, {"a path that would be a configuration", []*networkingv1.Ingress{
+		object("a/x", "nginx", nil, "h/bla{alias /var/run/secrets/;}location ~* ^/abcd=bad"), object("a/y", "nginx", nil, "h/xpto=w"),
+	}, []exchanged{
+		{url: "http://h/xpto", body: "w /xpto"}, {url: "http://h/bla", status: 404}, {url: "http://h/abcd/", status: 404},
 	}, ""}, {"our class has none of it", []*networkingv1.Ingress{object("a/x", "coracle", nil, "h~/text=t", "h/slash/=s")}, []exchanged{
 		{url: "http://h/textual", status: 404}, {url: "http://h/slash", body: "s /slash"},
 	}, ""}})
