@@ -81,6 +81,23 @@ func TestEndpointsOfABackend(t *testing.T) {
 	}
 }
 
+// TestNameElsewhereHasNoEndpoints: a Service of the type ExternalName leads nowhere, whatever slices say.
+func TestNameElsewhereHasNoEndpoints(t *testing.T) {
+	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
+	services := factory.Core().V1().Services()
+	web := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeExternalName, ExternalName: "web.example", Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
+	}}
+	if err := services.Informer().GetStore().Add(web); err != nil {
+		t.Fatal(err)
+	}
+	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
+	slice := endpointSlice("a", "http", 8080, endpoint("10.0.0.1", true, true))
+	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"}, []*discoveryv1.EndpointSlice{slice}, n.place()); len(got) != 0 {
+		t.Errorf("the endpoints are %s", got)
+	}
+}
+
 // unreachable is what a test says of other nodes.
 type unreachable struct{ down map[string]bool }
 

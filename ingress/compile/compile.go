@@ -94,7 +94,7 @@ const (
 	ReasonIgnored = "Ignored"
 	// ReasonUsers says that a Secret with users is missing, or that some of them cannot log in.
 	ReasonUsers = "BadUsers"
-	// ReasonService says that a Service or a port of it is missing.
+	// ReasonService says that a Service or a port of it is missing, or that the Service is not served.
 	ReasonService = "BadBackend"
 	// ReasonTooLarge says that something is left out since the table would take too much memory.
 	ReasonTooLarge = "TooLarge"
@@ -372,6 +372,10 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 		return
 	}
 	c.traefikService(ing, svc)
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s is of the type ExternalName, which is not served: its paths answer 503", b.Name)})
+		return
+	}
 	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
 	}) {

@@ -256,17 +256,21 @@ func read(t testing.TB, file string) []byte {
 }
 
 func TestMissingServices(t *testing.T) {
+	elsewhere := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "w.example", Ports: []corev1.ServicePort{{Port: 80}}}}
 	web := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
 	r := desired(t, State{
-		Ingresses: []*networkingv1.Ingress{ingress("a/x", 1, "h/1=web:80", "h/2=web:http", "h/3=web:81", "h/4=web:grpc", "h/5=none:80")},
+		Ingresses: []*networkingv1.Ingress{ingress("a/x", 1, "h/1=web:80", "h/2=web:http", "h/3=web:81", "h/4=web:grpc", "h/5=none:80", "h/6=elsewhere:80")},
 		Service: func(namespace, name string) *corev1.Service {
 			if namespace == "a" && name == "web" {
 				return web
 			}
+			if name == "elsewhere" {
+				return elsewhere
+			}
 			return nil
 		},
 	})
-	if got, want := findings(r), "a/x BadBackend; a/x BadBackend; a/x BadBackend"; got != want {
+	if got, want := findings(r), "a/x BadBackend; a/x BadBackend; a/x BadBackend; a/x BadBackend"; got != want {
 		t.Errorf("findings: %s", got)
 	}
 }
