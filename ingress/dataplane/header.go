@@ -126,7 +126,9 @@ func (x *exchange) forwarded(h http.Header) {
 		list = strings.Join(said, ", ") + ", " + x.peer
 	}
 	_, port, err := net.SplitHostPort(x.in.Host)
-	if err != nil || port == "" {
+	if to := x.proxiedPort(); to != "" {
+		port = to
+	} else if err != nil || port == "" {
 		port = "80"
 		if x.scheme == "https" {
 			port = "443"
@@ -166,14 +168,24 @@ func (x *exchange) client() string {
 	return x.peer
 }
 
-// scheme is that of the client's URL: the connection's, unless a trusted peer says another.
+// proxiedPort is the port that the client connected to at a proxy, as that says by the PROXY protocol; empty where it says none.
+func (x *exchange) proxiedPort() string {
+	if !x.routing.proxied {
+		return ""
+	}
+	to, _ := x.in.Context().Value(http.LocalAddrContextKey).(proxiedTo)
+	return to.port
+}
+
+// clientScheme is that of the client's URL: the connection's, unless a trusted peer says another. A proxy that got the connection at port
+// 443 has ended TLS.
 func (x *exchange) clientScheme() string {
 	if x.believed {
 		if said := x.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {
 			return said[0]
 		}
 	}
-	if x.listener.secure {
+	if x.listener.secure || x.proxiedPort() == "443" {
 		return "https"
 	}
 	return "http"

@@ -35,7 +35,8 @@ func TestKeysOfTheConfigMap(t *testing.T) {
 		finding  string // of the ConfigMap
 	}{
 		{"authentication of all", auth, plain, []exchanged{
-			{url: "http://h/foo", headers: want("401"), status: 401}, {url: "http://h/bar", headers: want("401"), status: 401}, {url: "http://h/foo"}}, ""},
+			{url: "http://h/foo", headers: want("401"), status: 401}, {url: "http://h/bar", headers: want("401"), status: 401},
+			{url: "https://h/foo", headers: map[string]string{"X-Show": "X-Forwarded-Port"}, body: "w /foo X-Forwarded-Port=443"}}, ""},
 		{"but for some paths", with(auth, keys{"no-auth-locations": "/bar"}), plain, []exchanged{
 			{url: "http://h/foo", headers: want("401"), status: 401}, {url: "http://h/bar", headers: want("401")}}, ""},
 		{"but for an Ingress", auth, object("a/x", "nginx", annotations{"enable-global-auth": "false"}, "h/bar=w"), []exchanged{{url: "http://h/bar", headers: want("401")}}, ""},

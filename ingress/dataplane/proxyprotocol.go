@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,69 +29,71 @@ var signatureV2 = []byte("\r\n\r\n\x00\r\nQUIT\n")
 
 var errProxyHeader = errors.New("no header of the PROXY protocol")
 
-// readProxyHeader reads a header and not a byte more. The address is not valid where the header names none, as of a health check.
-func readProxyHeader(r io.Reader) (netip.AddrPort, error) {
+// readProxyHeader reads a header and not a byte more. The client's address and the port that it connected to are not there where the header
+// names none, as of a health check.
+func readProxyHeader(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	start := make([]byte, len(signatureV2), longestV1)
 	if _, err := io.ReadFull(r, start); err != nil {
-		return netip.AddrPort{}, err
+		return netip.AddrPort{}, 0, err
 	}
 	if bytes.Equal(start, signatureV2) {
 		return readV2(r)
 	}
 	if !bytes.HasPrefix(start, []byte("PROXY ")) {
-		return netip.AddrPort{}, errProxyHeader
+		return netip.AddrPort{}, 0, errProxyHeader
 	}
 	for line := start; len(line) < longestV1; { // byte by byte, for what follows is the client's
 		line = line[:len(line)+1]
 		if _, err := io.ReadFull(r, line[len(line)-1:]); err != nil {
-			return netip.AddrPort{}, err
+			return netip.AddrPort{}, 0, err
 		}
 		if text, ok := bytes.CutSuffix(line, []byte("\r\n")); ok {
 			return parseV1(string(text))
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: its line is too long", errProxyHeader)
+	return netip.AddrPort{}, 0, fmt.Errorf("%w: its line is too long", errProxyHeader)
 }
 
-func parseV1(line string) (netip.AddrPort, error) {
+func parseV1(line string) (from netip.AddrPort, to uint16, err error) {
 	f := strings.Split(line, " ")
 	switch {
 	case len(f) > 1 && f[1] == "UNKNOWN":
-		return netip.AddrPort{}, nil
+		return netip.AddrPort{}, 0, nil
 	case len(f) != 6 || f[1] != "TCP4" && f[1] != "TCP6":
-		return netip.AddrPort{}, fmt.Errorf("%w: %q", errProxyHeader, line)
+		return netip.AddrPort{}, 0, fmt.Errorf("%w: %q", errProxyHeader, line)
 	}
-	from, err := netip.ParseAddrPort(net.JoinHostPort(f[2], f[4]))
-	if err != nil || from.Addr().Zone() != "" || from.Addr().Is4() != (f[1] == "TCP4") {
-		return netip.AddrPort{}, fmt.Errorf("%w: %q", errProxyHeader, line)
+	from, err = netip.ParseAddrPort(net.JoinHostPort(f[2], f[4]))
+	port, wrong := strconv.ParseUint(f[5], 10, 16)
+	if err != nil || wrong != nil || from.Addr().Zone() != "" || from.Addr().Is4() != (f[1] == "TCP4") {
+		return netip.AddrPort{}, 0, fmt.Errorf("%w: %q", errProxyHeader, line)
 	}
-	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), nil
+	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), uint16(port), nil
 }
 
 // readV2 reads what follows the signature.
-func readV2(r io.Reader) (netip.AddrPort, error) {
+func readV2(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return netip.AddrPort{}, err
+		return netip.AddrPort{}, 0, err
 	}
 	version, command, length := head[0]>>4, head[0]&0xf, int(binary.BigEndian.Uint16(head[2:]))
 	if version != 2 || command > 1 || length > longestV2 {
-		return netip.AddrPort{}, fmt.Errorf("%w: % x", errProxyHeader, head)
+		return netip.AddrPort{}, 0, fmt.Errorf("%w: % x", errProxyHeader, head)
 	}
 	body := make([]byte, length)
 	if _, err := io.ReadFull(r, body); err != nil {
-		return netip.AddrPort{}, err
+		return netip.AddrPort{}, 0, err
 	}
 	const local, tcp4, tcp6 = 0, 0x11, 0x21
 	size := map[byte]int{tcp4: 4, tcp6: 16}[head[1]]
 	switch {
 	case command == local || head[1] == 0: // the proxy's own, or of no family
-		return netip.AddrPort{}, nil
+		return netip.AddrPort{}, 0, nil
 	case size == 0 || length < 2*size+4:
-		return netip.AddrPort{}, fmt.Errorf("%w: % x", errProxyHeader, head)
+		return netip.AddrPort{}, 0, fmt.Errorf("%w: % x", errProxyHeader, head)
 	}
-	from, _ := netip.AddrFromSlice(body[:size])
-	return netip.AddrPortFrom(from.Unmap(), binary.BigEndian.Uint16(body[2*size:])), nil
+	client, _ := netip.AddrFromSlice(body[:size])
+	return netip.AddrPortFrom(client.Unmap(), binary.BigEndian.Uint16(body[2*size:])), binary.BigEndian.Uint16(body[2*size+2:]), nil
 }
 
 // proxiedConn is a connection of a trusted proxy, of which the header of the PROXY protocol is read when it is first needed: by the
@@ -100,16 +103,24 @@ type proxiedConn struct {
 	proxy *Proxy
 	once  sync.Once
 	from  net.Addr
+	to    net.Addr
 	err   error
+}
+
+// proxiedTo is the address of a connection with the port that its client connected to at the proxy.
+type proxiedTo struct {
+	net.Addr
+	port string
 }
 
 func (c *proxiedConn) header() {
 	c.once.Do(func() {
-		c.from = c.TCPConn.RemoteAddr()
+		c.from, c.to = c.TCPConn.RemoteAddr(), c.TCPConn.LocalAddr()
 		_ = c.SetReadDeadline(time.Now().Add(c.proxy.options.HeaderTimeout)) // a connection that cannot have one fails at once
 		var from netip.AddrPort
-		if from, c.err = readProxyHeader(c.TCPConn); c.err == nil && from.IsValid() {
-			c.from = net.TCPAddrFromAddrPort(from)
+		var port uint16
+		if from, port, c.err = readProxyHeader(c.TCPConn); c.err == nil && from.IsValid() {
+			c.from, c.to = net.TCPAddrFromAddrPort(from), proxiedTo{c.to, strconv.Itoa(int(port))}
 			if !c.became(sourceOf(c.from)) {
 				c.err = errors.New("too many connections of this client")
 			}
@@ -137,6 +148,12 @@ func (c *proxiedConn) complain() {
 func (c *proxiedConn) RemoteAddr() net.Addr {
 	c.header()
 	return c.from
+}
+
+// LocalAddr is the connection's own address, or a proxiedTo.
+func (c *proxiedConn) LocalAddr() net.Addr {
+	c.header()
+	return c.to
 }
 
 // Read reads what follows the header.

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	networkingv1 "k8s.io/api/networking/v1"
+
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -121,6 +123,33 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
+// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443 makes it https, since the proxy has ended TLS.
+func TestProxyProtocolSaysThePort(t *testing.T) {
+	f, _ := cluster{
+		ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"force-ssl-redirect": "true"}, "secure/=w"), object("a/y", "nginx", nil, "h/=w")},
+		settings:  table.Settings{TrustedProxies: []string{"127.0.0.1/32", "192.168.0.1/32"}, ProxyProtocol: true},
+	}.serve(t)
+	for _, c := range []struct{ name, header, host, more, want string }{
+		{"version 1", "PROXY TCP4 203.0.113.7 192.168.0.11 56324 1234\r\n", "h", "", "w / X-Forwarded-Port=1234 X-Forwarded-Proto=http X-Forwarded-For=203.0.113.7"},
+		{"of TLS", "PROXY TCP4 203.0.113.7 192.168.0.11 56324 443\r\n", "secure", "", "w / X-Forwarded-Port=443 X-Forwarded-Proto=https X-Forwarded-For=203.0.113.7"},
+		{"version 2", v24, "h", "", "w / X-Forwarded-Port=80 X-Forwarded-Proto=http X-Forwarded-For=203.0.113.7"},
+		{"version 2, IPv6", v26, "h", "", "w / X-Forwarded-Port=80 X-Forwarded-Proto=http X-Forwarded-For=2001:db8::7"},
+		{"none", "PROXY UNKNOWN\r\n", "h", "", "w / X-Forwarded-Port=80 X-Forwarded-Proto=http X-Forwarded-For=127.0.0.1"},
+		{"a client's word", "PROXY TCP4 203.0.113.7 192.168.0.11 56324 1234\r\n", "h", "X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-Port: 5\r\n",
+			"w / X-Forwarded-Port=1234 X-Forwarded-Proto=http X-Forwarded-For=203.0.113.7"},
+		{"a trusted client's word", "PROXY TCP4 192.168.0.1 192.168.0.11 56324 1234\r\n", "h", "X-Forwarded-For: 1.1.1.1\r\n",
+			"w / X-Forwarded-Port=1234 X-Forwarded-Proto=http X-Forwarded-For=1.1.1.1, 192.168.0.1"},
+		{"no port", "PROXY TCP4 203.0.113.7 192.168.0.11 56324 http\r\n", "h", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := exchangeRaw(t, f.http, c.header+"GET / HTTP/1.1\r\nHost: "+c.host+"\r\nX-Show: X-Forwarded-Port,X-Forwarded-Proto,X-Forwarded-For\r\nConnection: close\r\n"+c.more+"\r\n")
+			if _, text, _ := strings.Cut(got, "\r\n\r\n"); text != c.want {
+				t.Errorf("the backend is told %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 // TestProxyProtocolBlocksNobody: a trusted proxy that has not sent the header yet keeps nobody from being served.
 func TestProxyProtocolBlocksNobody(t *testing.T) {
 	f := proxied(t, Options{}, behindProxy)
@@ -182,7 +211,7 @@ func FuzzProxyHeader(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		in := bytes.NewReader(append(bytes.Clone(text), "GET"...))
-		from, err := readProxyHeader(in)
+		from, to, err := readProxyHeader(in)
 		if err != nil {
 			return
 		}
@@ -192,7 +221,7 @@ func FuzzProxyHeader(f *testing.F) {
 		used := len(text) + 3 - in.Len()
 		again := bytes.NewReader(text[:min(used, len(text))])
 		if used <= len(text) {
-			if same, err := readProxyHeader(again); err != nil || same != from || again.Len() != 0 {
+			if same, at, err := readProxyHeader(again); err != nil || same != from || at != to || again.Len() != 0 {
 				t.Errorf("alone the header is %v, %v, and %d bytes are left", same, err, again.Len())
 			}
 		}
