@@ -22,9 +22,11 @@ func hopByHop(name string) bool {
 	return false
 }
 
-// forwarding reports whether a header tells what proxies before the backend saw.
+// forwarding reports whether a header tells what proxies before the backend saw. Some of them ingress-nginx sets and this proxy does not: a
+// backend may still believe them.
 func forwarding(name string) bool {
-	return strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" || name == "X-Real-Ip"
+	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Original-Forwarded-") || name == "Forwarded" ||
+		name == "X-Real-Ip" || name == "X-Scheme"
 }
 
 // removeHopByHop removes headers of the connection and those that Connection names. Headers about forwarding stay even when Connection

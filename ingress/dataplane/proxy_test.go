@@ -69,14 +69,14 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 func TestForwardedHeaders(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded",
-			"X-Forwarded-Prefix", "X_forwarded_for", "Connection", "Te", "Upgrade", "Http2-Settings", "X-Mine", "Keep-Alive"} {
+			"X-Forwarded-Prefix", "X-Scheme", "X-Original-Forwarded-For", "X_forwarded_for", "Connection", "Te", "Upgrade", "Http2-Settings", "X-Mine", "Keep-Alive"} {
 			if v, ok := r.Header[textproto.CanonicalMIMEHeaderKey(name)]; ok {
 				fmt.Fprintf(w, "%s=%s\n", name, strings.Join(v, "|"))
 			}
 		}
 	})
 	request := "GET / HTTP/1.1\r\nHost: a.example:81\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 127.0.0.9\r\nX-Forwarded-Proto: https\r\n" +
-		"X-Forwarded-Prefix: /p\r\nForwarded: for=1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nX_Forwarded_For: 1.1.1.1\r\nTE: trailers, gzip\r\n" +
+		"X-Forwarded-Prefix: /p\r\nX-Scheme: https\r\nX-Original-Forwarded-For: 1.1.1.1\r\nForwarded: for=1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nX_Forwarded_For: 1.1.1.1\r\nTE: trailers, gzip\r\n" +
 		"Connection: close, X-Forwarded-For, X-Real-IP, X-Mine, Upgrade\r\nX-Mine: 1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n" +
 		"Keep-Alive: timeout=5\r\n\r\n"
 	for _, c := range []struct {
@@ -86,7 +86,7 @@ func TestForwardedHeaders(t *testing.T) {
 		{"untrusted", "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=http\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\nX-Real-Ip=127.0.0.1\nTe=trailers\n",
 			table.Settings{}},
 		{"trusted", "X-Forwarded-For=1.1.1.1, 127.0.0.9, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\n" +
-			"X-Real-Ip=1.1.1.1\nForwarded=for=1.1.1.1\nX-Forwarded-Prefix=/p\nTe=trailers\n", table.Settings{TrustedProxies: []string{"127.0.0.0/8"}}},
+			"X-Real-Ip=1.1.1.1\nForwarded=for=1.1.1.1\nX-Forwarded-Prefix=/p\nX-Scheme=https\nX-Original-Forwarded-For=1.1.1.1\nTe=trailers\n", table.Settings{TrustedProxies: []string{"127.0.0.0/8"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.KindSettings, c.settings))...)
