@@ -283,7 +283,7 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 		}
 		h := c.host(ing.Namespace, name)
 		h.secure = h.secure || len(ing.Spec.TLS) > 0
-		if key := certificates.of(name); key != "" && h.certificate == "" {
+		if key := c.certificateFor(ing, certificates, name); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
 		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
@@ -299,7 +299,7 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) {
 	}
 	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil && c.claim(ing, "") {
 		h := c.host(ing.Namespace, "")
-		if key := certificates.of(""); key != "" && h.certificate == "" {
+		if key := c.certificateFor(ing, certificates, ""); key != "" && h.certificate == "" {
 			h.certificate = key
 		}
 		c.fallback(ing, o, headers, h, "")
@@ -423,10 +423,10 @@ func hostName(text string) (string, bool) {
 	return name, !strings.ContainsAny(name, "/ \t\r\n:") && len(name) <= 253
 }
 
-// certificateNames are the sections of an Ingress' certificates by host; the key "" is for hosts that none names.
-type certificateNames map[string]string
+// certificateNames are the Secrets of an Ingress' certificates by host; the key "" is for hosts that none names.
+type certificateNames map[string]types.NamespacedName
 
-func (n certificateNames) of(host string) string {
+func (n certificateNames) of(host string) types.NamespacedName {
 	if key, ok := n[host]; ok {
 		return key
 	}
@@ -460,12 +460,26 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 			hosts = []string{""}
 		}
 		for _, text := range hosts {
-			if name, ok := hostName(text); ok && out[name] == "" {
-				out[name] = table.CertificateKey(secret.Namespace, secret.Name)
+			if name, ok := hostName(text); ok && out[name].Name == "" {
+				out[name] = secret
 			}
 		}
 	}
 	return out
+}
+
+// certificateFor is the section of an Ingress' certificate for a host; empty for none. One of other names is not served, as with
+// ingress-nginx, since the default certificate may be the host's.
+func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames, host string) string {
+	secret := of.of(host)
+	if secret.Name == "" {
+		return ""
+	}
+	if s := c.s.Secrets[secret]; s != nil && host != "" && !c.s.Memory.certificateOf(s).isFor(host) {
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s holds a certificate of other names than %s, which has the default certificate", secret.Name, host)})
+		return ""
+	}
+	return table.CertificateKey(secret.Namespace, secret.Name)
 }
 
 // certificates adds the sections of those that served Ingresses name.

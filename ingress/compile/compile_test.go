@@ -207,6 +207,10 @@ func TestCertificates(t *testing.T) {
 	chain, key := read(t, files.Cert), read(t, files.Key)
 	secret := func(data map[string][]byte) *corev1.Secret { return &corev1.Secret{Data: data} }
 	good := secret(map[string][]byte{corev1.TLSCertKey: chain, corev1.TLSPrivateKeyKey: key})
+	if files, err = ca.Issue("wild", "*.G.example"); err != nil {
+		t.Fatal(err)
+	}
+	wild := secret(map[string][]byte{corev1.TLSCertKey: read(t, files.Cert), corev1.TLSPrivateKeyKey: read(t, files.Key)})
 	for _, c := range []struct {
 		name, host string
 		tls        networkingv1.IngressTLS
@@ -217,6 +221,11 @@ func TestCertificates(t *testing.T) {
 		{"for a host", "h.example", networkingv1.IngressTLS{Hosts: []string{"H.example"}, SecretName: "s"}, good, true, ""},
 		{"for a wildcard", "h.example", networkingv1.IngressTLS{Hosts: []string{"*.example"}, SecretName: "s"}, good, true, ""},
 		{"for all hosts", "h.example", networkingv1.IngressTLS{SecretName: "s"}, good, true, ""},
+		{"of another host", "g.example", networkingv1.IngressTLS{Hosts: []string{"g.example"}, SecretName: "s"}, good, false, "a/x BadCertificate"},
+		{"of another host, for all", "g.example", networkingv1.IngressTLS{SecretName: "s"}, good, false, "a/x BadCertificate"},
+		{"of one of the hosts", "*.example", networkingv1.IngressTLS{Hosts: []string{"*.example"}, SecretName: "s"}, good, true, ""},
+		{"of a wildcard", "a.g.example", networkingv1.IngressTLS{Hosts: []string{"a.g.example"}, SecretName: "s"}, wild, true, ""},
+		{"of a wildcard that is not deep enough", "g.example", networkingv1.IngressTLS{Hosts: []string{"g.example"}, SecretName: "s"}, wild, false, "a/x BadCertificate"},
 		{"for another host", "h.example", networkingv1.IngressTLS{Hosts: []string{"g.example"}, SecretName: "s"}, good, false, ""},
 		{"no Secret", "h.example", networkingv1.IngressTLS{SecretName: "s"}, nil, false, "a/x BadCertificate"},
 		{"a Secret of something else", "h.example", networkingv1.IngressTLS{SecretName: "s"}, secret(map[string][]byte{"a": {1}}), false, "a/x BadCertificate"},

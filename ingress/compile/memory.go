@@ -3,7 +3,10 @@
 package compile
 
 import (
+	"crypto/x509"
 	"encoding/json"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -26,6 +29,14 @@ type Memory struct {
 type judged struct {
 	flaw    string          // why it is none; empty for one that is
 	section json.RawMessage // of the table; nil for what is none
+	names   []string        // of its DNS names, in lower case; its common name where it has none
+}
+
+// isFor says whether the certificate has a host's name. A host that is a wildcard may have one for some of its names.
+func (j judged) isFor(host string) bool {
+	_, domain, _ := strings.Cut(host, ".")
+	wildcard := "*." + domain
+	return strings.HasPrefix(host, "*.") || slices.Contains(j.names, host) || slices.Contains(j.names, wildcard)
 }
 
 // begin forgets what the last call has not asked for.
@@ -77,16 +88,17 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 		return c
 	}
 	if c, ok = m.lastCertificates[s]; !ok {
-		if c.flaw = flawOf(s); c.flaw == "" {
+		var leaf *x509.Certificate
+		if leaf, c.flaw = certificate.Flaw(s); c.flaw == "" {
+			if c.names = leaf.DNSNames; len(c.names) == 0 {
+				c.names = []string{leaf.Subject.CommonName}
+			}
+			for i, name := range c.names {
+				c.names[i] = strings.ToLower(name)
+			}
 			c.section, _ = json.Marshal(table.Certificate{Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey])}) // texts: it cannot fail
 		}
 	}
 	m.certificates[s] = c
 	return c
-}
-
-// flawOf says why a Secret is no certificate that is served; empty for one that is. It may be nil.
-func flawOf(s *corev1.Secret) string {
-	_, flaw := certificate.Flaw(s)
-	return flaw
 }

@@ -131,7 +131,7 @@ func TestDefaultBackendsOfIngresses(t *testing.T) {
 
 // TestRedirectWhereTLSIsAskedFor: with class nginx, an Ingress with spec.tls is redirected to https whether its Secret is there or not.
 func TestRedirectWhereTLSIsAskedFor(t *testing.T) {
-	good := pemCertificate(t)
+	good := newAuthority(t, "good").issue("h.example")
 	for _, c := range []struct {
 		name   string
 		secret map[string]string
@@ -165,8 +165,9 @@ func TestRedirectWhereTLSIsAskedFor(t *testing.T) {
 
 // TestObjectsChange serves one state of objects after the other, without another process.
 func TestObjectsChange(t *testing.T) {
+	authority := newAuthority(t, "good")
 	certificate := func() map[string]string {
-		c := pemCertificate(t)
+		c := authority.issue("h.example")
 		return map[string]string{corev1.TLSCertKey: c.Chain, corev1.TLSPrivateKeyKey: c.Key}
 	}
 	one := func(class string, change func(*networkingv1.Ingress)) *networkingv1.Ingress {
