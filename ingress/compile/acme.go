@@ -127,9 +127,9 @@ func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []strin
 			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %s: a wildcard needs an entry in DNS as proof, which cert-manager can make", name)})
 		case !ok || !dnsName.MatchString(name) || !strings.Contains(name, "."):
 			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %.100q, which is no DNS name of the internet", text)})
-		case owners[name] != ing.Namespace:
+		case c.certified(name, owners) != ing.Namespace:
 			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf(
-				"no certificate is ordered for %s: an older Ingress of another namespace has this host, and a certificate would let this one pass for it", name)})
+				"no certificate is ordered for %s: an Ingress of another namespace has this host, and a certificate would let this one pass for it", name)})
 		default:
 			o.Hosts = append(o.Hosts, name)
 		}

@@ -95,6 +95,43 @@ func TestOrders(t *testing.T) {
 	}
 }
 
+// TestOrdersOfHostsThatBelongToNamespaces: where a host belongs to one namespace, no other one gets a certificate for it, whatever it names in spec.tls.
+func TestOrdersOfHostsThatBelongToNamespaces(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		ingresses []*networkingv1.Ingress
+		orders    string
+	}{
+		{"within another's wildcard", []*networkingv1.Ingress{ingress("shop/web", 2, "*.shop.example/=web:80"), acme("evil/web", 1, "cert=pay.shop.example")}, "evil/cert: "},
+		{"a certificate alone before another's rule", []*networkingv1.Ingress{
+			acme("evil/web", 2, "cert=shop.example"), withRule(acme("shop/web", 1, "cert=shop.example"), "shop.example"),
+		}, "evil/cert: ; shop/cert: shop.example"},
+		{"another's alias", []*networkingv1.Ingress{
+			withAnnotation(ingress("shop/web", 2, "shop.example/=web:80"), nginxPrefix+"server-alias", "alias.example"), acme("evil/web", 3, "cert=alias.example"),
+		}, "evil/cert: "},
+		{"a host before another's wildcard", []*networkingv1.Ingress{
+			withRule(acme("shop/web", 2, "cert=pay.shop.example"), "pay.shop.example"), ingress("evil/web", 1, "*.shop.example/=web:80"),
+		}, "shop/cert: pay.shop.example"},
+		{"a host that no rule has", []*networkingv1.Ingress{acme("shop/web", 1, "cert=shop.example")}, "shop/cert: shop.example"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := desired(t, State{Ingresses: c.ingresses, Rules: Rules{HostOwner: true}, Secrets: map[types.NamespacedName]*corev1.Secret{}})
+			var out []string
+			for _, o := range r.Orders {
+				out = append(out, fmt.Sprintf("%s: %s", o.Secret, strings.Join(o.Hosts, " ")))
+			}
+			if got := strings.Join(out, "; "); got != c.orders {
+				t.Errorf("the orders are %q, want %q", got, c.orders)
+			}
+		})
+	}
+}
+
+func withRule(ing *networkingv1.Ingress, host string) *networkingv1.Ingress {
+	ing.Spec.Rules = append(ing.Spec.Rules, ingress("a/b", 0, host+"/=web:80").Spec.Rules...)
+	return ing
+}
+
 // TestSecretThatIsOrdered: while a certificate is ordered, its missing Secret is no mistake of the user's; without an account the event says what the annotation needs.
 func TestSecretThatIsOrdered(t *testing.T) {
 	s := State{Ingresses: []*networkingv1.Ingress{acme("shop/web", 1, "cert=web.example")}, Account: &corev1.Secret{}, Secrets: map[types.NamespacedName]*corev1.Secret{}}

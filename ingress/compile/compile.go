@@ -106,7 +106,7 @@ type compiler struct {
 	r       Result
 	hosts   map[string]*host // of SiteIngress
 	all     []annotated
-	ownerOf map[string]*networkingv1.Ingress // of hosts, where each belongs to one namespace
+	ownerOf map[string]*networkingv1.Ingress // of hosts: the oldest that has one in a rule
 	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
 	spent      map[string]int
 	spentInAll int

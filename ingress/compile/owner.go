@@ -12,11 +12,8 @@ import (
 // claim says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the oldest Ingress that has it,
 // or a wildcard for it, in a rule; claim is called in the order of their age. The empty name is that of requests to no other host.
 func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
-	if !c.s.Rules.HostOwner {
-		return true
-	}
 	for _, of := range []string{name, wildcard(name)} {
-		if owner := c.ownerOf[of]; owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
+		if owner := c.ownerOf[of]; c.s.Rules.HostOwner && owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
 			c.find(ing, Finding{ReasonHostTaken, fmt.Sprintf(
 				"the host %q belongs to the namespace %s, whose Ingress %s is the oldest that names %q: the rule is left out (--ingress-host-owner=namespace)",
 				name, owner.Namespace, owner.Name, of)})
@@ -27,6 +24,17 @@ func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
 		c.ownerOf[name] = ing
 	}
 	return true
+}
+
+// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that named it, as named says.
+func (c *compiler) certified(name string, named map[string]string) string {
+	if owner := c.ownerOf[name]; owner != nil {
+		return owner.Namespace
+	}
+	if owner := c.ownerOf[wildcard(name)]; c.s.Rules.HostOwner && owner != nil && wildcard(name) != "" {
+		return owner.Namespace
+	}
+	return named[name]
 }
 
 // wildcard is the wildcard that a host falls under; empty for none.
@@ -41,5 +49,5 @@ func wildcard(name string) string {
 // namespace's.
 func (c *compiler) final(h *host) bool {
 	owner := c.ownerOf[""]
-	return owner != nil && owner.Namespace != h.namespace
+	return c.s.Rules.HostOwner && owner != nil && owner.Namespace != h.namespace
 }
