@@ -33,9 +33,7 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 	if !c.permitted(from, to) {
 		return out, problem{string(gatewayv1.RouteReasonRefNotPermitted), refused(from, to)}
 	}
-	for _, p := range c.targeted[name] {
-		r.uses[p] = true
-	}
+	r.services[name] = true
 	service := c.service(name)
 	notFound := string(gatewayv1.RouteReasonBackendNotFound)
 	switch {

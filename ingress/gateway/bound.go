@@ -3,13 +3,14 @@
 package gateway
 
 import (
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/certificate"
 )
@@ -19,47 +20,248 @@ const (
 	maxTable = 48 << 20
 	// matchCost is what a match takes, textCost a byte of its texts, and stepCost a step of an expression.
 	matchCost, textCost, stepCost = 2 << 10, 8, 160
+	// maxSteps is how many steps of expressions one namespace may have.
+	maxSteps = maxTable / 2 / stepCost
+	// maxSecrets bounds the memory of certificates and authorities in the same way, of which a byte of text takes secretCost.
+	maxSecrets, secretCost = 32 << 20, 4
 )
 
+// room is what namespaces have taken of a part of the table's memory.
+type room struct {
+	most, all int
+	of        map[string]int
+}
+
+// take takes a part for a namespace, which has at most half; false says that there is none left.
+func (r *room) take(namespace string, cost int) bool {
+	if r.of[namespace]+cost > r.most/2 || r.all+cost > r.most {
+		return false
+	}
+	if r.of == nil {
+		r.of = map[string]int{}
+	}
+	r.of[namespace] += cost
+	r.all += cost
+	return true
+}
+
 // bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much, the youngest first. A route takes its
-// part at each host that has it, and a Gateway may have many.
+// part at each host that has it, and a Gateway may have many. Who names a host pays for the older routes that are there, too, so that no route is left out for
+// what a younger one asks for.
 func (c *compiler) bound() {
-	copies := map[*route]int{}
+	sites := map[*gateway]map[int32]*filling{}
 	for _, g := range c.gateways {
-		for _, s := range g.ports() {
-			for host := range s.hosts {
-				for _, routes := range s.routesAt(host) {
-					for _, r := range routes {
-						copies[r]++
-					}
-				}
-			}
+		sites[g] = map[int32]*filling{}
+		for port, s := range g.ports() {
+			sites[g][port] = fill(s)
 		}
 	}
-	byAge := slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) })
-	spent, all := map[string]int{}, 0
-	for _, r := range byAge {
-		cost := copies[r] * r.cost()
-		if namespace := r.object.GetNamespace(); spent[namespace]+cost <= maxTable/2 && all+cost <= maxTable {
-			spent[namespace] += cost
-			all += cost
+	room, refused := room{most: maxTable}, map[*route]bool{}
+	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) }) {
+		cost, total, hosts := 0, 0, 0
+		for _, a := range r.all() {
+			if f := sites[a.listener.gateway][a.listener.spec.Port]; f != nil {
+				if cost == 0 {
+					cost = r.cost()
+				}
+				n, others := f.add(a, cost)
+				hosts += n
+				total += n*cost + others
+			}
+		}
+		if room.take(r.object.GetNamespace(), total) {
 			continue
 		}
+		refused[r] = true
+		for _, a := range r.all() {
+			if f := sites[a.listener.gateway][a.listener.spec.Port]; f != nil {
+				f.undo(a)
+			}
+		}
 		r.leaveOut(problem{"TooLarge", fmt.Sprintf("the routes of the namespace take more memory in the proxies than one namespace may have, or those of the cluster "+
-			"more than there is; this one is at %d hosts: fewer hosts, matches and filters make room", copies[r])})
+			"more than there is; this one is at %d hosts: fewer hosts, matches and filters make room", hosts)})
+	}
+	if len(refused) == 0 {
+		return
+	}
+	for _, g := range c.gateways {
+		for _, l := range g.all() {
+			l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool { return refused[a.route] })
+			l.index = nil
+		}
 	}
 }
 
-// leaveOut takes a route from all of its listeners.
+// boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound does with routes: of the objects of a
+// namespace that takes too much, those of the youngest.
+func (c *compiler) boundSecrets() {
+	type user struct {
+		object metav1.Object
+		read   func(take func(key string, size int) bool)
+	}
+	var users []user
+	listeners := func(all []*listener) func(take func(string, int) bool) {
+		return func(take func(string, int) bool) {
+			for _, l := range all {
+				l.boundSecrets(take)
+			}
+		}
+	}
+	for _, g := range c.gateways {
+		users = append(users, user{g.object, func(take func(string, int) bool) {
+			if g.certificate != nil && !take(g.certificate.key, g.certificate.size()) {
+				g.certificate, g.refs = nil, tooManySecrets(gatewayv1.GatewayReasonInvalidClientCertificateRef)
+			}
+			listeners(g.listeners)(take)
+		}})
+	}
+	for _, s := range c.sets {
+		users = append(users, user{s.object, listeners(s.listeners)})
+	}
+	for _, p := range c.allPolicies {
+		users = append(users, user{p.object, func(take func(string, int) bool) {
+			if p.found.key != "" && !take(p.found.key, p.found.size()) {
+				p.flaw = first(p.flaw, tooManySecrets(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate))
+				p.found, p.tls.Authorities = authorities{}, ""
+			}
+		}})
+	}
+	slices.SortStableFunc(users, func(a, b user) int { return older(a.object, b.object) })
+	room, taken := room{most: maxSecrets}, map[string]bool{}
+	for _, u := range users {
+		u.read(func(key string, size int) bool {
+			if !taken[key] {
+				taken[key] = room.take(u.object.GetNamespace(), matchCost+secretCost*size)
+			}
+			return taken[key]
+		})
+	}
+}
+
+func tooManySecrets[T ~string](reason T) problem {
+	return problem{string(reason), "the certificates and authorities that the namespace's objects name take more memory in the proxies than one namespace may have, " +
+		"or those of the cluster more than there is: fewer or shorter ones make room"}
+}
+
+// boundSecrets leaves out what take does not take.
+func (l *listener) boundSecrets(take func(key string, size int) bool) {
+	l.certificates = slices.DeleteFunc(l.certificates, func(cert keyPair) bool {
+		if take(cert.key, cert.size()) {
+			return false
+		}
+		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCertificateRef))
+		return true
+	})
+	if l.clients != nil && l.clients.key != "" && !take(l.clients.key, l.clients.size()) {
+		l.accepted = first(l.accepted, tooManySecrets(gatewayv1.ListenerReasonNoValidCACertificate))
+		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCACertificateRef))
+	}
+}
+
+// all are the attachments of a route.
+func (r *route) all() (out []*attachment) {
+	for _, p := range r.parents {
+		out = append(out, p.attached...)
+	}
+	return out
+}
+
+// leaveOut says why a route is at none of its listeners.
 func (r *route) leaveOut(why problem) {
 	for _, p := range r.parents {
-		for _, a := range p.attached {
-			a.listener.attached = slices.DeleteFunc(a.listener.attached, func(other *attachment) bool { return other == a })
-			a.listener.index = nil
-		}
 		if len(p.attached) > 0 {
 			p.attached, p.refused = nil, why
 		}
+	}
+}
+
+// filling is a site that gets the hosts of one route after another.
+type filling struct {
+	site  *site
+	hosts map[string]bool
+	// under counts the hosts of listeners that a name covers, and costs are what the routes take that have a name.
+	under, costs map[at]int
+	added        map[*attachment]*addition
+	has          map[at]map[*route]bool // the routes that are counted in costs
+}
+
+// at is a name of hosts at a listener.
+type at struct {
+	listener *listener
+	name     string
+}
+
+// addition is what one attachment has added to a site.
+type addition struct {
+	hosts []string
+	costs []at
+	cost  int
+}
+
+// fill makes one with the hosts that a site has without routes.
+func fill(s *site) *filling {
+	f := &filling{site: s, hosts: map[string]bool{}, under: map[at]int{}, costs: map[at]int{}, added: map[*attachment]*addition{}, has: map[at]map[*route]bool{}}
+	for host := range s.hosts {
+		if s.own[host] {
+			f.put(host, 1)
+		}
+	}
+	return f
+}
+
+// put adds a host, or removes it by -1. It returns what the routes that are there take at it.
+func (f *filling) put(host string, by int) (costs int) {
+	f.hosts[host] = by > 0
+	l := f.site.listenerOf(host)
+	for name := range patterns(host) {
+		f.under[at{l, name}] += by
+		costs += f.costs[at{l, name}]
+	}
+	return costs
+}
+
+// add adds the hosts of an attachment. It returns how many hosts its route gets, and what the older routes take at hosts that are new.
+func (f *filling) add(a *attachment, cost int) (n, others int) {
+	if f.added[a] != nil || f.site.listeners[a.listener.host] != a.listener {
+		return 0, 0
+	}
+	one := &addition{cost: cost}
+	f.added[a] = one
+	for _, host := range a.hosts {
+		if !f.hosts[host] {
+			one.hosts = append(one.hosts, host)
+			others += f.put(host, 1)
+		}
+	}
+	for _, host := range a.hosts {
+		place := at{a.listener, host}
+		if f.has[place][a.route] || slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
+			continue
+		}
+		if f.has[place] == nil {
+			f.has[place] = map[*route]bool{}
+		}
+		f.has[place][a.route] = true
+		f.costs[place] += cost
+		one.costs = append(one.costs, place)
+		n += f.under[place]
+	}
+	return n, others
+}
+
+// undo takes back what an attachment has added.
+func (f *filling) undo(a *attachment) {
+	one := f.added[a]
+	if one == nil {
+		return
+	}
+	delete(f.added, a)
+	for _, place := range one.costs {
+		f.costs[place] -= one.cost
+		delete(f.has[place], a.route)
+	}
+	for _, host := range one.hosts {
+		f.put(host, -1)
 	}
 }
 
@@ -87,34 +289,75 @@ func size[T any](v T) int {
 	return len(text)
 }
 
-// Memory is what of one Desired the next need not do again: judging Secrets, for as long as they are the same ones. Objects must not change, as those of
-// informers do not. It must not be used by two calls at a time.
-type Memory struct{ judged, last map[*corev1.Secret]judgement }
+// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions, for as long as they are the same objects.
+// Objects must not change, as those of informers do not. It must not be used by two calls at a time.
+type Memory struct{ now, last remembered }
+
+// remembered is what is known of objects.
+type remembered struct {
+	judged  map[*corev1.Secret]judgement
+	holds   map[metav1.Object]bool
+	matches map[metav1.Object]matching
+}
 
 // judgement is what a Secret is as a certificate.
 type judgement struct {
-	leaf *x509.Certificate
-	flaw string // empty for one that is served
+	names map[string]bool // of hosts
+	flaw  string          // empty for one that is served
+}
+
+// matching is what the rules of a route match.
+type matching struct {
+	rules    [][]match
+	flaws    []problem // by rule
+	tooLarge bool      // rules after the last have not been read
+}
+
+func forgetful() remembered {
+	return remembered{map[*corev1.Secret]judgement{}, map[metav1.Object]bool{}, map[metav1.Object]matching{}}
 }
 
 // begin forgets what the last call has not asked for.
-func (m *Memory) begin() {
-	if m != nil {
-		m.last, m.judged = m.judged, make(map[*corev1.Secret]judgement, len(m.judged))
+func (m *Memory) begin() { m.last, m.now = m.now, forgetful() }
+
+// recall returns what is known of an object, or finds it out.
+func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {
+	v, ok := now[of]
+	if !ok {
+		if v, ok = last[of]; !ok {
+			v = find()
+		}
+		now[of] = v
 	}
+	return v
 }
 
 func (m *Memory) judge(s *corev1.Secret) judgement {
-	if m == nil {
+	return recall(m.now.judged, m.last.judged, s, func() judgement {
 		leaf, flaw := certificate.Flaw(s)
-		return judgement{leaf, flaw}
-	}
-	j, ok := m.judged[s]
-	if !ok {
-		if j, ok = m.last[s]; !ok {
-			j.leaf, j.flaw = certificate.Flaw(s)
+		if flaw != "" {
+			return judgement{flaw: flaw}
 		}
-		m.judged[s] = j
-	}
-	return j
+		return judgement{names: namesOf(leaf)}
+	})
+}
+
+// holds reports whether the text of an object is certificates.
+func (m *Memory) holds(of metav1.Object, text string) bool {
+	return recall(m.now.holds, m.last.holds, of, func() bool { return holdsCertificates(text) })
+}
+
+// matchesOf are what the rules of a route match. It ends when their expressions are larger than a namespace may have.
+func (m *Memory) matchesOf(of metav1.Object, rules int, read func(rule int, steps *int) ([]match, problem)) matching {
+	return recall(m.now.matches, m.last.matches, of, func() (out matching) {
+		steps := 0
+		for i := range rules {
+			found, flaw := read(i, &steps)
+			if steps > maxSteps {
+				return matching{tooLarge: true}
+			}
+			out.rules, out.flaws = append(out.rules, found), append(out.flaws, flaw)
+		}
+		return out
+	})
 }

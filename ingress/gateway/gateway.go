@@ -98,10 +98,11 @@ type compiler struct {
 	sets     map[types.NamespacedName]*listenerSet
 	// namespaces are their labels.
 	namespaces  map[string]labels.Set
-	grants      map[string][]*gatewayv1.ReferenceGrant // by namespace
+	grants      map[string][]*gatewayv1.ReferenceGrant      // by namespace
+	services    map[types.NamespacedName]*corev1.Service    // of Gateways
+	taken       map[types.NamespacedName]*gatewayv1.Gateway // by the Services that they have
 	policies    policies
 	allPolicies []*policy
-	targeted    map[types.NamespacedName][]*policy // by Service
 	routes      []*route
 }
 
@@ -109,7 +110,8 @@ type compiler struct {
 func Desired(s State) (Result, error) {
 	c := &compiler{
 		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
-		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, targeted: map[types.NamespacedName][]*policy{},
+		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{},
+		services: map[types.NamespacedName]*corev1.Service{}, taken: map[types.NamespacedName]*gatewayv1.Gateway{},
 		r: Result{
 			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
 			GatewayStatus:     map[types.NamespacedName]gatewayv1.GatewayStatus{},
@@ -123,12 +125,18 @@ func Desired(s State) (Result, error) {
 			ConfigMaps:        map[types.NamespacedName]bool{},
 		},
 	}
+	if c.s.Memory == nil {
+		c.s.Memory = &Memory{}
+	}
 	c.s.Memory.begin()
 	for _, n := range s.Namespaces {
 		c.namespaces[n.Name] = n.Labels
 	}
 	for _, g := range s.Grants {
 		c.grants[g.Namespace] = append(c.grants[g.Namespace], g)
+	}
+	for _, s := range s.GatewayServices {
+		c.services[nameOf(s)] = s
 	}
 	classes := c.classes()
 	for _, g := range byAge(s.Gateways) {
@@ -145,6 +153,8 @@ func Desired(s State) (Result, error) {
 		g.resolveConflicts()
 	}
 	c.readPolicies()
+	c.boundSecrets()
+	c.judgePolicies()
 	c.readRoutes()
 	c.attach()
 	c.bound()

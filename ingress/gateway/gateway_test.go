@@ -281,7 +281,7 @@ func TestClasses(t *testing.T) {
 	}
 }
 
-// FuzzDesired: no object panics the compiler, whatever it holds.
+// FuzzDesired: no object panics the compiler, whatever it holds, and the order of objects changes nothing.
 func FuzzDesired(f *testing.F) {
 	all := worlds(f)
 	var states []State
@@ -335,10 +335,30 @@ func FuzzDesired(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := Desired(s); err != nil {
-			t.Error(err)
+		r, err := Desired(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, reverse := range []func(){
+			func() { s.Gateways = reversed(s.Gateways) }, func() { s.ListenerSets = reversed(s.ListenerSets) }, func() { s.HTTPRoutes = reversed(s.HTTPRoutes) },
+			func() { s.GRPCRoutes = reversed(s.GRPCRoutes) }, func() { s.TLSRoutes = reversed(s.TLSRoutes) }, func() { s.Policies = reversed(s.Policies) },
+		} {
+			reverse()
+		}
+		again, err := Desired(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if one, other := text(t, r), text(t, again); one != other {
+			t.Errorf("in another order the result is\n%s\nand not\n%s", other, one)
 		}
 	})
+}
+
+func reversed[T any](in []T) []T {
+	out := slices.Clone(in)
+	slices.Reverse(out)
+	return out
 }
 
 func asJSON(t testing.TB, o any) []byte {

@@ -51,11 +51,11 @@ func (g *gateway) all() []*listener {
 func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	g := &gateway{object: object, nodePorts: c.s.NodePorts}
 	c.gateways[nameOf(object)] = g
-	name := ServiceName(object.Name)
-	for _, s := range c.s.GatewayServices {
-		if s.Namespace == object.Namespace && s.Name == name {
-			g.service = s
-		}
+	name := types.NamespacedName{Namespace: object.Namespace, Name: ServiceName(object.Name)}
+	if older := c.taken[name]; older != nil {
+		g.accepted = problem{string(gatewayv1.GatewayReasonInvalid), fmt.Sprintf("the older Gateway %s has the Service %s: give this one another name", older.Name, name.Name)}
+	} else {
+		c.taken[name], g.service = object, c.services[name]
 	}
 	if !class.ok() {
 		g.accepted = problem{string(gatewayv1.GatewayReasonPending), "the GatewayClass is not accepted: " + class.message}

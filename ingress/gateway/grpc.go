@@ -15,18 +15,8 @@ import (
 
 // grpcRules reads the rules of a GRPCRoute. A call of gRPC is a request for the path /SERVICE/METHOD.
 func (c *compiler) grpcRules(r *route, rules []gatewayv1.GRPCRouteRule) {
-	var flaws []problem
-	for i := range rules {
-		spec := &rules[i]
-		out, flaw := c.grpcRule(r, spec)
-		var bad problem
-		if out.matches, bad = grpcMatches(spec.Matches); !bad.ok() {
-			flaw, out.matches = bad, nil
-		}
-		r.add(out, flaw)
-		flaws = append(flaws, flaw)
-	}
-	r.judge(flaws)
+	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) { return grpcMatches(rules[i].Matches, steps) })
+	r.read(found, len(rules), func(i int) (rule, problem) { return c.grpcRule(r, &rules[i]) })
 }
 
 func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, flaw problem) {
@@ -65,8 +55,8 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 	return out, flaw
 }
 
-// grpcMatches reads what a rule matches.
-func grpcMatches(specs []gatewayv1.GRPCRouteMatch) (out []match, flaw problem) {
+// grpcMatches reads what a rule matches, as httpMatches does.
+func grpcMatches(specs []gatewayv1.GRPCRouteMatch, steps *int) (out []match, flaw problem) {
 	if len(specs) == 0 {
 		specs = []gatewayv1.GRPCRouteMatch{{}}
 	}
@@ -82,6 +72,9 @@ func grpcMatches(specs []gatewayv1.GRPCRouteMatch) (out []match, flaw problem) {
 		}
 		m.headers = len(m.Headers)
 		out = append(out, m)
+		if *steps += m.steps; *steps > maxSteps {
+			break
+		}
 	}
 	return out, problem{}
 }

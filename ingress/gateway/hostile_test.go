@@ -5,13 +5,18 @@ package gateway
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // accepted is the reason of the condition Accepted of an HTTPRoute at its first parent.
@@ -74,6 +79,202 @@ func TestOneNamespaceDoesNotFillTheTable(t *testing.T) {
 	}
 }
 
+// shared is a Gateway for all namespaces, with a route of the namespace shop that has all of its hosts.
+const shared = `
+kind: Gateway
+metadata: {namespace: infra, name: g}
+spec:
+  gatewayClassName: coracle
+  listeners:
+  - {name: all, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}
+  - {name: some, port: 80, protocol: HTTP, hostname: "*.b.example", allowedRoutes: {namespaces: {from: All}}}
+---
+kind: HTTPRoute
+metadata: {namespace: shop, name: r}
+spec: {parentRefs: [{name: g, namespace: infra}], rules: [{}]}
+`
+
+// later makes the metadata and the parent of a route of the namespace evil, which is younger than all objects of files.
+func later(i int) (metav1.ObjectMeta, gatewayv1.CommonRouteSpec) {
+	return metav1.ObjectMeta{Namespace: "evil", Name: fmt.Sprintf("r%d", i), CreationTimestamp: metav1.NewTime(born.Add(time.Hour + time.Duration(i)*time.Second))},
+		gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g", Namespace: pointer(gatewayv1.Namespace("infra"))}}}
+}
+
+// TestYoungerRoutesDisplaceNone: a route of all hosts takes its part at each host that younger routes name, for which these pay.
+func TestYoungerRoutesDisplaceNone(t *testing.T) {
+	w := load(t, shared)
+	for i := range 500 {
+		m, common := later(i)
+		o := &gatewayv1.HTTPRoute{ObjectMeta: m, Spec: gatewayv1.HTTPRouteSpec{CommonRouteSpec: common, Rules: make([]gatewayv1.HTTPRouteRule, 1)}}
+		for j := range 16 {
+			o.Spec.Hostnames = append(o.Spec.Hostnames, gatewayv1.Hostname(fmt.Sprintf("h%d.r%d.example", j, i)))
+		}
+		w.HTTPRoutes = append(w.HTTPRoutes, o)
+	}
+	r := w.settle(t)
+	for route, want := range map[string]string{"shop/r": "Accepted", "evil/r0": "Accepted", "evil/r499": "TooLarge"} {
+		if got := accepted(t, r, route); got != want {
+			t.Errorf("the route %s is %s, not %s", route, got, want)
+		}
+	}
+}
+
+// FuzzYoungest: the youngest route changes nothing for the others, however much it asks for, and what the accepted ones take is within bounds.
+func FuzzYoungest(f *testing.F) {
+	for seed := range uint64(30) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, seed uint64) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		w := load(t, shared)
+		names := []string{"a.example", "x.a.example", "*.a.example", "b.example", "x.b.example", "*.b.example", "*.x.b.example", "*.example"}
+		for i := range 2 + random.IntN(10) {
+			m, common := later(i)
+			m.Namespace = []string{"evil", "shop", "other"}[random.IntN(3)]
+			var hosts []gatewayv1.Hostname
+			for range random.IntN(4) {
+				hosts = append(hosts, gatewayv1.Hostname(names[random.IntN(len(names))]))
+			}
+			match := gatewayv1.HTTPHeaderMatch{Name: "x", Value: strings.Repeat("a", 4096)}
+			if size := random.IntN(300); size > 0 && random.IntN(3) > 0 {
+				rule := gatewayv1.HTTPRouteRule{Matches: make([]gatewayv1.HTTPRouteMatch, size)}
+				for j := range rule.Matches {
+					rule.Matches[j].Headers = []gatewayv1.HTTPHeaderMatch{match}
+				}
+				w.HTTPRoutes = append(w.HTTPRoutes, &gatewayv1.HTTPRoute{ObjectMeta: m, Spec: gatewayv1.HTTPRouteSpec{CommonRouteSpec: common, Hostnames: hosts, Rules: []gatewayv1.HTTPRouteRule{rule}}})
+			} else {
+				w.GRPCRoutes = append(w.GRPCRoutes, &gatewayv1.GRPCRoute{ObjectMeta: m, Spec: gatewayv1.GRPCRouteSpec{CommonRouteSpec: common, Hostnames: hosts, Rules: make([]gatewayv1.GRPCRouteRule, 1)}})
+			}
+		}
+		with := w.settle(t)
+		size := 0
+		for _, s := range with.Sections {
+			size += len(s)
+		}
+		if size*textCost > 2*maxTable {
+			t.Errorf("the table has %d bytes", size)
+		}
+		last := slices.MaxFunc(slices.Concat(objectsOf(w.HTTPRoutes), objectsOf(w.GRPCRoutes)), older)
+		w.HTTPRoutes = slices.DeleteFunc(w.HTTPRoutes, func(o *gatewayv1.HTTPRoute) bool { return metav1.Object(o) == last })
+		w.GRPCRoutes = slices.DeleteFunc(w.GRPCRoutes, func(o *gatewayv1.GRPCRoute) bool { return metav1.Object(o) == last })
+		without, err := Desired(w.State)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, s := range without.HTTPRouteStatus {
+			if one, other := asJSON(t, s), asJSON(t, with.HTTPRouteStatus[name]); !bytes.Equal(one, other) {
+				t.Errorf("beside the younger %s the HTTPRoute %s is\n%s\nand not\n%s", last.GetName(), name, other, one)
+			}
+		}
+		for name, s := range without.GRPCRouteStatus {
+			if one, other := asJSON(t, s), asJSON(t, with.GRPCRouteStatus[name]); !bytes.Equal(one, other) {
+				t.Errorf("beside the younger %s the GRPCRoute %s is\n%s\nand not\n%s", last.GetName(), name, other, one)
+			}
+		}
+	})
+}
+
+func objectsOf[T metav1.Object](in []T) (out []metav1.Object) {
+	for _, o := range in {
+		out = append(out, o)
+	}
+	return out
+}
+
+// TestAuthoritiesAreBounded: each order of the same references makes authorities of its own.
+func TestAuthoritiesAreBounded(t *testing.T) {
+	w := load(t, shared)
+	chain, _ := issued(t, "a.example")
+	text := string(bytes.Repeat(chain, (64<<10)/len(chain)))
+	m, common := later(0)
+	route := &gatewayv1.HTTPRoute{ObjectMeta: m, Spec: gatewayv1.HTTPRouteSpec{CommonRouteSpec: common, Rules: make([]gatewayv1.HTTPRouteRule, 1)}}
+	w.HTTPRoutes = append(w.HTTPRoutes, route)
+	const policies, authorities = 60, 8
+	for i := range authorities {
+		name := types.NamespacedName{Namespace: "evil", Name: fmt.Sprintf("ca%d", i)}
+		w.configMaps[name] = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}, Data: map[string]string{caKey: text}}
+	}
+	for i := range policies {
+		name := types.NamespacedName{Namespace: "evil", Name: fmt.Sprintf("s%d", i)}
+		w.services[name] = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 443}}}}
+		p := &gatewayv1.BackendTLSPolicy{ObjectMeta: m}
+		p.Name = name.Name
+		p.Spec.TargetRefs = []gatewayv1.LocalPolicyTargetReferenceWithSectionName{{LocalPolicyTargetReference: gatewayv1.LocalPolicyTargetReference{Kind: "Service", Name: gatewayv1.ObjectName(name.Name)}}}
+		p.Spec.Validation.Hostname = "a.example"
+		for j := range authorities {
+			if j != i%authorities || i >= authorities { // all but one, then all in different orders
+				at := (j*[]int{1, 3, 5, 7}[i/authorities%4] + i) % authorities
+				p.Spec.Validation.CACertificateRefs = append(p.Spec.Validation.CACertificateRefs, gatewayv1.LocalObjectReference{Kind: "ConfigMap", Name: gatewayv1.ObjectName(fmt.Sprintf("ca%d", at))})
+			}
+		}
+		w.Policies = append(w.Policies, p)
+		ref := gatewayv1.HTTPBackendRef{}
+		ref.Name, ref.Port = gatewayv1.ObjectName(name.Name), pointer(gatewayv1.PortNumber(443))
+		route.Spec.Rules[0].BackendRefs = append(route.Spec.Rules[0].BackendRefs, ref)
+	}
+	r := w.settle(t)
+	size := 0
+	for key, s := range r.Sections {
+		if table.Kind(key) == table.KindAuthorities {
+			size += len(s)
+		}
+	}
+	if size == 0 || size > maxSecrets/2/secretCost*11/10 {
+		t.Errorf("the authorities of one namespace take %d bytes", size)
+	}
+	if !strings.Contains(string(r.Sections[table.HostKey(Site("infra", "g", 80), "")]), "more memory in the proxies") {
+		t.Error("a backend whose authorities are left out is not invalid")
+	}
+}
+
+// TestExpressionsOfOneRouteAreBounded: compiling them ends when they are more than its namespace may have.
+func TestExpressionsOfOneRouteAreBounded(t *testing.T) {
+	w := load(t, oneRoute)
+	matches := make([]gatewayv1.HTTPRouteMatch, 128)
+	for i := range matches {
+		for j := range 16 {
+			matches[i].Headers = append(matches[i].Headers, gatewayv1.HTTPHeaderMatch{
+				Type: pointer(gatewayv1.HeaderMatchRegularExpression), Name: gatewayv1.HTTPHeaderName(fmt.Sprintf("h%d", j)), Value: strings.Repeat("[a-z]?", 170),
+			})
+		}
+	}
+	read := 0
+	(&Memory{now: forgetful()}).matchesOf(w.HTTPRoutes[0], 10, func(_ int, steps *int) ([]match, problem) {
+		read++
+		return httpMatches(matches, steps)
+	})
+	if read != 1 {
+		t.Errorf("%d rules are read", read)
+	}
+	w.HTTPRoutes[0].Spec.Rules[0].Matches = matches
+	if got := accepted(t, w.settle(t), "a/r"); got != "TooLarge" {
+		t.Errorf("the route is %s", got)
+	}
+}
+
+// TestServiceOfOneGateway: of two Gateways whose Services have one name, the older has it.
+func TestServiceOfOneGateway(t *testing.T) {
+	name := strings.TrimPrefix(ServiceName("a.b"), "gateway-")
+	w := load(t, fmt.Sprintf(`
+kind: Gateway
+metadata: {namespace: a, name: a.b}
+spec: {gatewayClassName: coracle, listeners: [{name: l, port: 80, protocol: HTTP}]}
+---
+kind: Gateway
+metadata: {namespace: a, name: %s}
+spec: {gatewayClassName: coracle, listeners: [{name: l, port: 81, protocol: HTTP}]}
+`, name))
+	for range 10 {
+		r := w.settle(t)
+		if len(r.Services) != 1 || r.Services[types.NamespacedName{Namespace: "a", Name: "gateway-" + name}].Gateway.Name != "a.b" {
+			t.Fatalf("the Services are %+v", r.Services)
+		}
+		if c := r.GatewayStatus[types.NamespacedName{Namespace: "a", Name: name}].Conditions[0]; c.Status != metav1.ConditionFalse {
+			t.Fatalf("the younger Gateway is %+v", c)
+		}
+	}
+}
+
 func TestExpressionsAreBounded(t *testing.T) {
 	for _, value := range []string{`(`, `a)|(?:b`, `\Qa`, strings.Repeat("(.*a){99}|", 90), strings.Repeat("a", 1025), `(?=a)`} {
 		for _, kind := range []string{"path", "header", "query parameter"} {
@@ -95,7 +296,7 @@ func TestExpressionsAreBounded(t *testing.T) {
 	}
 	for _, method := range []gatewayv1.GRPCMethodMatch{{Service: pointer(`a)|(?:b`)}, {Method: pointer(`\Qa`)}, {Service: pointer(`(`)}, {Method: pointer(strings.Repeat("(.*a){99}|", 90))}} {
 		method.Type = pointer(gatewayv1.GRPCMethodMatchRegularExpression)
-		if _, flaw := grpcMatches([]gatewayv1.GRPCRouteMatch{{Method: &method}}); flaw.ok() {
+		if _, flaw := grpcMatches([]gatewayv1.GRPCRouteMatch{{Method: &method}}, new(int)); flaw.ok() {
 			t.Errorf("%.20q and %.20q are taken", deref(method.Service, ""), deref(method.Method, ""))
 		}
 	}

@@ -34,13 +34,21 @@ func incompatible(format string, args ...any) problem {
 
 // httpRules reads the rules of an HTTPRoute.
 func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
+	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) { return httpMatches(rules[i].Matches, steps) })
+	r.read(found, len(rules), func(i int) (rule, problem) { return c.httpRule(r, &rules[i]) })
+}
+
+// read adds the rules with what they match.
+func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
+	if found.tooLarge {
+		r.invalid = first(r.invalid, problem{"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have", maxSteps)})
+		return
+	}
 	var flaws []problem
 	for i := range rules {
-		spec := &rules[i]
-		out, flaw := c.httpRule(r, spec)
-		var bad problem
-		if out.matches, bad = httpMatches(spec.Matches); !bad.ok() {
-			flaw, out.matches = bad, nil // nothing says which requests it would be
+		out, flaw := read(i)
+		if out.matches = found.rules[i]; !found.flaws[i].ok() {
+			flaw = found.flaws[i] // nothing says which requests it would be
 		}
 		r.add(out, flaw)
 		flaws = append(flaws, flaw)
@@ -111,8 +119,8 @@ func millis(d *gatewayv1.Duration) (int, problem) {
 	return int((t + time.Millisecond - 1) / time.Millisecond), problem{}
 }
 
-// httpMatches reads what a rule matches.
-func httpMatches(specs []gatewayv1.HTTPRouteMatch) (out []match, flaw problem) {
+// httpMatches reads what a rule matches, and adds the steps of its expressions. It ends when there are more than a namespace may have.
+func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, flaw problem) {
 	if len(specs) == 0 {
 		specs = []gatewayv1.HTTPRouteMatch{{}}
 	}
@@ -137,6 +145,9 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch) (out []match, flaw problem) {
 		}
 		m.headers, m.query = len(m.Headers), len(m.Query)
 		out = append(out, m)
+		if *steps += m.steps; *steps > maxSteps {
+			break
+		}
 	}
 	return out, problem{}
 }

@@ -125,7 +125,7 @@ func (c *compiler) readCertificates(l *listener) {
 	for _, ref := range l.spec.TLS.CertificateRefs {
 		cert, p := c.certificateOf(l.owner, ref, invalid)
 		l.refs = first(l.refs, p)
-		if p.ok() {
+		if p.ok() && !slices.ContainsFunc(l.certificates, func(have keyPair) bool { return have.key == cert.key }) {
 			l.certificates = append(l.certificates, cert)
 		}
 	}

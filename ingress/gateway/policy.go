@@ -18,13 +18,15 @@ import (
 type policy struct {
 	object   *gatewayv1.BackendTLSPolicy
 	flaw     problem // of its validation
+	missing  problem // a target
 	accepted problem
 	refs     problem
 	tls      table.BackendTLS // without a certificate of the proxy's own
 	found    authorities
 	// beaten names the older policy that has one of the targets.
-	beaten string
-	// ancestors are the Gateways with routes to a target.
+	beaten  string
+	targets map[types.NamespacedName]bool
+	// ancestors are the Gateways with routes to a target: as many as the status may have, or more.
 	ancestors map[types.NamespacedName]bool
 }
 
@@ -54,7 +56,7 @@ func (c *compiler) readPolicies() {
 		if object.DeletionTimestamp != nil {
 			continue
 		}
-		p := &policy{object: object, ancestors: map[types.NamespacedName]bool{}}
+		p := &policy{object: object, targets: map[types.NamespacedName]bool{}, ancestors: map[types.NamespacedName]bool{}}
 		c.allPolicies = append(c.allPolicies, p)
 		var missing problem
 		for _, t := range object.Spec.TargetRefs {
@@ -68,15 +70,22 @@ func (c *compiler) readPolicies() {
 			} else {
 				c.policies[at] = p
 			}
-			c.targeted[at.service] = append(c.targeted[at.service], p)
+			p.targets[at.service] = true
 			missing = first(missing, c.missing(at))
 		}
 		c.validation(p)
+		p.missing = missing
+	}
+}
+
+// judgePolicies says which policies are accepted.
+func (c *compiler) judgePolicies() {
+	for _, p := range c.allPolicies {
 		var beaten problem
 		if p.beaten != "" {
 			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target", p.beaten)}
 		}
-		p.accepted = first(beaten, p.flaw, missing)
+		p.accepted = first(beaten, p.flaw, p.missing)
 	}
 }
 
@@ -139,7 +148,7 @@ const maxAncestors = 16
 func (c *compiler) finishPolicies() error {
 	for _, p := range c.allPolicies {
 		if p.found.key != "" && len(p.ancestors) > 0 {
-			if err := c.r.Sections.Put(p.found.key, table.Authorities{Certificates: p.found.text}); err != nil {
+			if err := c.r.Sections.Put(p.found.key, p.found.section()); err != nil {
 				return err
 			}
 		}

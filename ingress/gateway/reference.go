@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -51,9 +52,9 @@ func refused(from referrer, to referent) string {
 
 // keyPair is a Secret that holds a chain with its key.
 type keyPair struct {
-	key  string // of its section
-	leaf *x509.Certificate
-	pair table.Certificate
+	key   string          // of its section
+	names map[string]bool // the hosts that it is for
+	pair  table.Certificate
 }
 
 // certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
@@ -74,27 +75,29 @@ func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectRefere
 		return keyPair{}, problem{invalid, fmt.Sprintf("the Secret %s %s", name, j.flaw)}
 	}
 	return keyPair{
-		key: table.CertificateKey(name.Namespace, name.Name), leaf: j.leaf,
+		key: table.CertificateKey(name.Namespace, name.Name), names: j.names,
 		pair: table.Certificate{Chain: string(secret.Data[corev1.TLSCertKey]), Key: string(secret.Data[corev1.TLSPrivateKeyKey])},
 	}, problem{}
 }
 
-// names are the hosts that a certificate is for.
-func (c keyPair) names() []string {
-	var out []string
-	for _, n := range c.leaf.DNSNames {
+// namesOf are the hosts that a certificate is for.
+func namesOf(leaf *x509.Certificate) map[string]bool {
+	out := map[string]bool{}
+	for _, n := range leaf.DNSNames {
 		if name, ok := hostName(gatewayv1.Hostname(n)); ok {
-			out = append(out, name)
+			out[name] = true
 		}
 	}
 	return out
 }
 
+// size is how many bytes of text a certificate takes.
+func (c keyPair) size() int { return len(c.pair.Chain) + len(c.pair.Key) }
+
 // fits reports whether the certificate is for all hosts of the name that one label more than its own makes.
 func (c keyPair) fits(name string) bool {
 	_, rest, _ := strings.Cut(name, ".")
-	names := c.names()
-	return slices.Contains(names, name) || rest != "" && slices.Contains(names, "*."+rest)
+	return c.names[name] || rest != "" && c.names["*."+rest]
 }
 
 // reasons are those of the problems of references to authorities.
@@ -102,8 +105,25 @@ type reasons struct{ invalid, kind string }
 
 // authorities are the sections of objects that certificates of others are verified with.
 type authorities struct {
-	key  string // of the section
-	text string // PEM
+	key   string   // of the section
+	texts []string // PEM
+}
+
+// section is the part of the table.
+func (a authorities) section() table.Authorities {
+	var out strings.Builder
+	for _, text := range a.texts {
+		out.WriteString(strings.TrimRight(text, "\n") + "\n")
+	}
+	return table.Authorities{Certificates: out.String()}
+}
+
+// size is how many bytes of text the authorities take.
+func (a authorities) size() (n int) {
+	for _, text := range a.texts {
+		n += len(text)
+	}
+	return n
 }
 
 // authoritiesOf reads what is named, as far as it can be used. The problem is the first one; empty says that nothing can be used.
@@ -115,7 +135,7 @@ func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference
 		p = first(p, flaw)
 		if flaw.ok() {
 			keys = append(keys, strings.ToLower(string(ref.Kind))+"/"+name.Namespace+"/"+name.Name)
-			out.text += strings.TrimRight(text, "\n") + "\n"
+			out.texts = append(out.texts, text)
 		}
 	}
 	if len(keys) > 0 { // one of several makes a section of its own
@@ -131,20 +151,20 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 	if !c.permitted(from, to) {
 		return "", problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
 	}
-	exists := false
+	var object metav1.Object
 	if to.kind == "ConfigMap" {
 		if m := c.configMap(to.NamespacedName); m != nil {
-			text, exists = m.Data[caKey], true
+			text, object = m.Data[caKey], m
 		}
 	} else if s := c.secret(to.NamespacedName); s != nil {
-		text, exists = string(s.Data[caKey]), true
+		text, object = string(s.Data[caKey]), s
 	}
 	switch {
-	case !exists:
+	case object == nil:
 		return "", problem{why.invalid, fmt.Sprintf("there is no %s %s", to.kind, to.NamespacedName)}
 	case len(text) > certificate.MaxChain:
 		return "", problem{why.invalid, fmt.Sprintf("the %s %s has more than %d bytes in %s", to.kind, to.NamespacedName, certificate.MaxChain, caKey)}
-	case !holdsCertificates(text):
+	case !c.s.Memory.holds(object, text):
 		return "", problem{why.invalid, fmt.Sprintf("the %s %s holds no certificates in PEM in %s", to.kind, to.NamespacedName, caKey)}
 	}
 	return text, problem{}

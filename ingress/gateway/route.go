@@ -32,7 +32,8 @@ type route struct {
 	// invalid is why no rule can be served; partly is what is wrong with some.
 	invalid problem
 	partly  problem
-	uses    map[*policy]bool // those of the Services that the route names
+	// services are those that the route names and may name.
+	services map[types.NamespacedName]bool
 }
 
 // rule is one of an HTTPRoute or a GRPCRoute, apart from what follows from the listener.
@@ -98,7 +99,7 @@ func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []g
 	if object.GetDeletionTimestamp() != nil {
 		return nil
 	}
-	r := &route{kind: kind, object: object, refs: refs, have: have, uses: map[*policy]bool{}}
+	r := &route{kind: kind, object: object, refs: refs, have: have, services: map[types.NamespacedName]bool{}}
 	for i, ref := range refs {
 		if slices.ContainsFunc(refs[:i], func(before gatewayv1.ParentReference) bool { return sameParent(before, ref) }) {
 			continue
@@ -186,14 +187,31 @@ func (c *compiler) attach() {
 	}
 }
 
-// ancestors says which Gateways have routes to the targets of policies.
+// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those that are first by name are enough.
 func (c *compiler) ancestors() {
+	reached := map[types.NamespacedName]map[types.NamespacedName]bool{} // Gateways by Service
 	for _, r := range c.routes {
 		for _, p := range r.parents {
-			if len(p.attached) > 0 {
-				for u := range r.uses {
-					u.ancestors[nameOf(p.gateway.object)] = true
+			if len(p.attached) == 0 {
+				continue
+			}
+			for service := range r.services {
+				if reached[service] == nil {
+					reached[service] = map[types.NamespacedName]bool{}
 				}
+				reached[service][nameOf(p.gateway.object)] = true
+			}
+		}
+	}
+	few := map[types.NamespacedName][]types.NamespacedName{}
+	for service, gateways := range reached {
+		all := sortedNames(gateways)
+		few[service] = all[:min(len(all), maxAncestors)]
+	}
+	for _, p := range c.allPolicies {
+		for service := range p.targets {
+			for _, g := range few[service] {
+				p.ancestors[g] = true
 			}
 		}
 	}
@@ -251,22 +269,27 @@ func (l *listener) order() {
 	if !has[kindHTTP] || !has[kindGRPC] {
 		return
 	}
-	taken := map[string]*route{} // by host
+	// The hosts that routes of a kind have, and the names that cover some of them.
+	taken, covering := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}, map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
 	l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool {
-		for host, other := range taken {
-			if other.kind == a.route.kind {
-				continue
+		kind, other := a.route.kind, kindHTTP
+		if kind == kindHTTP {
+			other = kindGRPC
+		}
+		for _, h := range a.hosts {
+			lost := covering[other][h]
+			for name := range patterns(h) {
+				lost = lost || taken[other][name]
 			}
-			for _, h := range a.hosts {
-				if _, both := intersect(h, host); both {
-					a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other.kind, l.spec.Name)}
-					return true
-				}
+			if lost {
+				a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other, l.spec.Name)}
+				return true
 			}
 		}
 		for _, h := range a.hosts {
-			if taken[h] == nil {
-				taken[h] = a.route
+			taken[kind][h] = true
+			for name := range patterns(h) {
+				covering[kind][name] = true
 			}
 		}
 		return false

@@ -17,6 +17,7 @@ type site struct {
 	gateway   *gateway
 	listeners map[string]*listener // by the name of their hosts
 	hosts     map[string]bool
+	own       map[string]bool // the hosts that are there without routes
 }
 
 // maxNames bounds the hosts that the certificates of one listener add.
@@ -32,25 +33,27 @@ func (g *gateway) ports() map[int32]*site {
 		s := out[l.spec.Port]
 		if s == nil {
 			s = &site{
-				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g, listeners: map[string]*listener{}, hosts: map[string]bool{},
+				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g, listeners: map[string]*listener{}, hosts: map[string]bool{}, own: map[string]bool{},
 			}
 			out[l.spec.Port] = s
 		}
 		s.listeners[l.host] = l
-		s.hosts[l.host] = true
+		s.hosts[l.host], s.own[l.host] = true, true
 		for _, a := range l.attached {
 			for _, h := range a.hosts {
 				s.hosts[h] = true
 			}
 		}
-		var names []string
+		names := 0
 		for _, cert := range l.certificates {
-			names = append(names, cert.names()...)
+			names += len(cert.names)
 		}
-		if len(l.certificates) > 1 && len(names) <= maxNames { // each certificate is used for the hosts that it is for
-			for _, n := range names {
-				if both, ok := intersect(l.host, n); ok {
-					s.hosts[both] = true
+		if len(l.certificates) > 1 && names <= maxNames { // each certificate is used for the hosts that it is for
+			for _, cert := range l.certificates {
+				for n := range cert.names {
+					if both, ok := intersect(l.host, n); ok {
+						s.hosts[both], s.own[both] = true, true
+					}
 				}
 			}
 		}
@@ -79,7 +82,7 @@ func (c *compiler) site(s *site, nodePort uint16) error {
 		}
 		if l.clients != nil {
 			out.ClientAuthorities, out.ClientOptional = l.clients.key, l.clients.optional
-			if err := c.r.Sections.Put(l.clients.key, table.Authorities{Certificates: l.clients.text}); err != nil {
+			if err := c.r.Sections.Put(l.clients.key, l.clients.section()); err != nil {
 				return err
 			}
 		}
