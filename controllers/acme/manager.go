@@ -33,8 +33,8 @@ import (
 )
 
 const (
-	// most is how many orders are under way at a time.
-	most = 4
+	// most is how many orders are under way at a time, and mostOfOne how many of them may be of one namespace.
+	most, mostOfOne = 4, 3
 	// within bounds one attempt to get a certificate.
 	within = 10 * time.Minute
 	// cacheLag is how long the caches may take to show a certificate that is in the store.
@@ -88,6 +88,8 @@ type Manager struct {
 	known   bool // Want was called
 	wanted  []compile.Order
 	running map[types.NamespacedName]bool
+	begun   map[string]uint64 // when each namespace had a turn, counted in attempts
+	turns   uint64
 	tried   map[types.NamespacedName]*tries
 	unsaved map[types.NamespacedName]*progress // of orders whose last state could not be written
 	pause   time.Time                          // until then the authority wants no new order
@@ -114,7 +116,7 @@ func New(o Options) *Manager {
 	}
 	return &Manager{
 		o: o, http: &http.Client{Transport: o.Transport, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
-		running: map[types.NamespacedName]bool{}, tried: map[types.NamespacedName]*tries{}, unsaved: map[types.NamespacedName]*progress{},
+		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{}, unsaved: map[types.NamespacedName]*progress{},
 		leaves: map[types.NamespacedName]leaf{},
 	}
 }
@@ -162,6 +164,7 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	}
 	m.sweep(ctx)
 	now := time.Now()
+	var ready []compile.Order
 	for _, o := range m.wanted {
 		at, wanted := m.due(o)
 		if !wanted || m.running[o.Secret] {
@@ -173,10 +176,17 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 			}
 			continue
 		}
-		if len(m.running) == most {
-			continue // one that ends wakes the loop
+		ready = append(ready, o)
+	}
+	for len(m.running) < most { // one that ends wakes the loop
+		i := m.turn(ready)
+		if i < 0 {
+			break
 		}
-		m.running[o.Secret] = true
+		o := ready[i]
+		ready = slices.Delete(ready, i, i+1)
+		m.turns++
+		m.running[o.Secret], m.begun[o.Secret.Namespace] = true, m.turns
 		attempts.Go(func() {
 			defer m.poke()
 			m.try(ctx, o)
@@ -184,6 +194,23 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	}
 	m.show()
 	return next
+}
+
+// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those of others, so that a namespace whose
+// orders fail again and again keeps no other one from its certificates. The caller holds mu.
+func (m *Manager) turn(ready []compile.Order) int {
+	running := map[string]int{}
+	for name := range m.running {
+		running[name.Namespace]++
+	}
+	out := -1
+	for i, o := range ready {
+		namespace := o.Secret.Namespace
+		if running[namespace] < mostOfOne && (out < 0 || m.begun[namespace] < m.begun[ready[out].Secret.Namespace]) {
+			out = i
+		}
+	}
+	return out
 }
 
 // due says when the next attempt at a certificate is, and whether there is to be any. The caller holds mu.

@@ -50,7 +50,7 @@ type bed struct {
 
 	mu     sync.Mutex
 	orders []compile.Order
-	deaf   map[string]bool // nodes that do not answer challenges, by their addresses
+	deaf   map[string]bool // nodes and hosts for which no challenge is answered
 	full   atomic.Bool     // the store takes no writes
 }
 
@@ -113,7 +113,7 @@ func (b *bed) proxy(address, host, path string) (int, string) {
 	defer b.mu.Unlock()
 	token, ok := strings.CutPrefix(path, table.ChallengesPath)
 	known := slices.ContainsFunc(b.orders, func(o compile.Order) bool { return slices.Contains(o.Hosts, host) })
-	if !ok || !known || b.deaf[address] {
+	if !ok || !known || b.deaf[address] || b.deaf[host] {
 		return http.StatusNotFound, ""
 	}
 	return http.StatusOK, token + "." + thumbprint
@@ -676,6 +676,24 @@ func TestRateLimit(t *testing.T) {
 		b.pass(6 * time.Hour)
 		if n := len(b.ca.issued); n != 50 {
 			t.Errorf("%d certificates after the limits", n)
+		}
+	})
+}
+
+// TestOneNamespaceTakesNotAllTurns: orders of a namespace that fail again and again keep no other namespace's from being begun.
+func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
+	run(t, func(b *bed) {
+		var all []string
+		for i := range 60 {
+			host := fmt.Sprintf("h%d.example", i)
+			all = append(all, fmt.Sprintf("evil/c%d=%s", i, host))
+			b.deaf[host] = true // so that each attempt takes heardWithin
+		}
+		b.wants(append(all, "shop/cert=shop.example")...)
+		defer b.lead()()
+		b.pass(time.Minute)
+		if b.certificate("shop", "cert") == nil {
+			t.Error("there is no certificate after a minute")
 		}
 	})
 }

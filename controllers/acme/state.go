@@ -16,6 +16,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -144,14 +145,19 @@ func (m *Manager) forget(ctx context.Context, name string) error {
 // sweep deletes what is kept of orders that nothing asks for any more, where failures stay until another attempt would be allowed, and of those that have led to
 // a certificate: a renewal is another order. The caller holds mu.
 func (m *Manager) sweep(ctx context.Context) {
+	wanted, namespaces := make(map[string]compile.Order, len(m.wanted)), map[string]bool{}
+	for _, o := range m.wanted {
+		wanted[stateName(o.Secret)], namespaces[o.Secret.Namespace] = o, true
+	}
+	maps.DeleteFunc(m.begun, func(namespace string, _ uint64) bool { return !namespaces[namespace] })
 	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"})) // of a cache: it cannot fail
 	for _, s := range kept {
-		i := slices.IndexFunc(m.wanted, func(o compile.Order) bool { return stateName(o.Secret) == s.Name })
-		if i < 0 {
+		o, ok := wanted[s.Name]
+		if !ok {
 			if p, err := readProgress(s); err == nil && time.Now().Before(p.Next) {
 				continue
 			}
-		} else if o := m.wanted[i]; m.running[o.Secret] || m.missing(o) {
+		} else if m.running[o.Secret] || m.missing(o) {
 			continue
 		}
 		if err := m.forget(ctx, s.Name); err != nil && ctx.Err() == nil {
