@@ -115,9 +115,31 @@ func New(o Options) *Manager {
 		}
 	}
 	return &Manager{
-		o: o, http: &http.Client{Transport: o.Transport, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
+		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{}, unsaved: map[types.NamespacedName]*progress{},
 		leaves: map[types.NamespacedName]leaf{},
+	}
+}
+
+// bounded is HTTP whose answers have maxAnswer bytes at most: what asks the authority reads them to their end.
+type bounded struct{ http.RoundTripper }
+
+// maxAnswer is more than an answer of 100 hosts has.
+const maxAnswer = 1 << 20
+
+// RoundTrip implements http.RoundTripper.
+func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = http.MaxBytesReader(nil, res.Body, maxAnswer)
+	}
+	return res, err
+}
+
+// CloseIdleConnections is asked for by http.Client.
+func (b *bounded) CloseIdleConnections() {
+	if t, ok := b.RoundTripper.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/crypto/acme"
 )
@@ -52,6 +53,9 @@ type verdict struct {
 // mostPause bounds for how long a limit that one order meets keeps others from being begun: it may be one of that order's domain.
 const mostPause = 10 * time.Minute
 
+// mostWait bounds what an authority can ask for: the longest of the limits that are known is a week.
+const mostWait = 7 * 24 * time.Hour
+
 // judge reads the error of an attempt.
 func judge(err error) verdict {
 	v := verdict{text: oneLine(err.Error())}
@@ -78,7 +82,7 @@ func judge(err error) verdict {
 		v.refused = true
 		for _, one := range proof.Errors {
 			if errors.As(one, &problem) {
-				v.text = fmt.Sprintf("the authority could not verify %s: %s", proof.Identifier, problemText(problem))
+				v.text = fmt.Sprintf("the authority could not verify %s: %s", oneLine(proof.Identifier), problemText(problem))
 			}
 		}
 	case errors.As(err, &order):
@@ -93,7 +97,7 @@ func judge(err error) verdict {
 			v.refused = false
 		}
 		if wait, limited := acme.RateLimit(problem); limited || problem.StatusCode == http.StatusTooManyRequests {
-			v.wait = wait
+			v.wait = min(wait, mostWait)
 			v.pause = max(time.Minute, min(wait, mostPause))
 		}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
@@ -114,6 +118,7 @@ func problemText(e *acme.Error) string {
 			text += " (" + s.Identifier.Value + ")"
 		}
 	}
+	text = oneLine(text)
 	kind := strings.TrimPrefix(e.ProblemType, urn)
 	switch hint := hints[kind]; {
 	case e.ProblemType == rateLimited || e.StatusCode == http.StatusTooManyRequests:
@@ -126,10 +131,10 @@ func problemText(e *acme.Error) string {
 	return text
 }
 
-// oneLine is text of the authority's in the form of a message.
+// oneLine is text of the authority's, in which is what servers have answered to it, in the form of a message.
 func oneLine(text string) string {
 	const longest = 500
-	text = strings.Join(strings.Fields(text), " ")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
 	if len(text) > longest {
 		text = strings.ToValidUTF8(text[:longest], "") + "…"
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -75,5 +76,50 @@ func TestBackoffs(t *testing.T) {
 		if s, l := shortBackoff(c.failures), longBackoff(c.failures); s != c.short || l != c.long {
 			t.Errorf("after %d failures %s and %s", c.failures, s, l)
 		}
+	}
+}
+
+// TestHostileProblem: what an authority says is bounded, and holds nothing that a terminal takes for an order.
+func TestHostileProblem(t *testing.T) {
+	e := &acme.Error{
+		StatusCode: 429, ProblemType: rateLimited, Detail: "\x1b[2Jgone\u202e\x00" + strings.Repeat("x", 10_000), Header: http.Header{"Retry-After": {"9000000000"}},
+	}
+	for range 1000 {
+		e.Subproblems = append(e.Subproblems, acme.Subproblem{Detail: "\x1b[2J", Identifier: &acme.AuthzID{Value: strings.Repeat("\x07y", 1000)}})
+	}
+	for _, err := range []error{e, &acme.AuthorizationError{Identifier: "\x1b[2J" + strings.Repeat("z", 10_000), Errors: []error{e}}} {
+		v := judge(err)
+		if len(v.text) > 2000 || strings.ContainsAny(v.text, "\x1b\x00\x07\u202e") {
+			t.Errorf("it says %q", v.text)
+		}
+		if v.wait > mostWait {
+			t.Errorf("it waits for %v", v.wait)
+		}
+	}
+}
+
+// endless is an answer that does not end.
+type endless struct{ read int }
+
+func (e *endless) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: 500, Header: http.Header{}, Body: io.NopCloser(e), Request: r}, nil
+}
+
+func (e *endless) Read(to []byte) (int, error) {
+	e.read += len(to)
+	for i := range to {
+		to[i] = ' '
+	}
+	if e.read > 100*maxAnswer {
+		return 0, errors.New("it was read for too long")
+	}
+	return len(to), nil
+}
+
+func TestAnswersAreBounded(t *testing.T) {
+	e := &endless{}
+	c := &acme.Client{HTTPClient: New(Options{Transport: e}).http, DirectoryURL: directoryURL, RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return 0 }}
+	if _, err := c.Discover(t.Context()); err == nil || e.read > 2*maxAnswer {
+		t.Errorf("%d bytes were read: %v", e.read, err)
 	}
 }
