@@ -47,6 +47,13 @@ func TestChallengesAreAnswered(t *testing.T) {
 		}}),
 		section(t, table.ChallengesKey("shop.example"), table.Challenges{Thumbprint: thumbprint}),
 		section(t, table.ChallengesKey("bare.example"), table.Challenges{Thumbprint: thumbprint}),
+		section(t, table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{
+			{Path: "/.well-known/acme-challenge/stolen", Kind: table.PathExact, Object: "Ingress/evil/x", Policy: &table.Policy{Redirect: &table.Redirect{Status: 302, Location: "http://evil.example/"}}},
+		}}),
+		section(t, table.HostKey(table.SiteIngress, "*.wild.example"), table.Host{Routes: []table.Route{
+			{Path: "/.well-known/acme-challenge/stolen", Kind: table.PathExact, Object: "Ingress/evil/x", Policy: &table.Policy{Redirect: &table.Redirect{Status: 302, Location: "http://evil.example/"}}},
+		}}),
+		section(t, table.ChallengesKey("a.wild.example"), table.Challenges{Thumbprint: thumbprint}),
 	)
 	c := client(t, address, "http1")
 	for _, one := range []struct {
@@ -60,6 +67,9 @@ func TestChallengesAreAnswered(t *testing.T) {
 		{"only asked for", http.MethodHead, "http://shop.example/.well-known/acme-challenge/tok", 200, ""},
 		{"of another host", http.MethodGet, "http://other.example/.well-known/acme-challenge/tok", 404, "no route for this host and path"},
 		{"that another solver answers", http.MethodGet, "http://shop.example/.well-known/acme-challenge/theirs", 302, "this is served at http://solver.example/"},
+		{"that the default host has", http.MethodGet, "http://bare.example/.well-known/acme-challenge/stolen", 200, "stolen." + thumbprint},
+		{"that a wildcard has", http.MethodGet, "http://a.wild.example/.well-known/acme-challenge/stolen", 200, "stolen." + thumbprint},
+		{"of the default host itself", http.MethodGet, "http://other.example/.well-known/acme-challenge/stolen", 302, "this is served at http://evil.example/"},
 		{"posted", http.MethodPost, "http://bare.example/.well-known/acme-challenge/tok", 404, "no route for this host and path"},
 		{"with a token that is none", http.MethodGet, "http://bare.example/.well-known/acme-challenge/%3Cscript%3E", 404, "no route for this host and path"},
 		{"with more elements", http.MethodGet, "http://bare.example/.well-known/acme-challenge/a/b", 404, "no route for this host and path"},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -47,6 +48,12 @@ func (s *siteRoutes) find(name string) *host {
 		}
 	}
 	return s.hosts[""]
+}
+
+// has reports whether a route is of just this host.
+func (s *siteRoutes) has(name string, r *route) bool {
+	h := s.hosts[name]
+	return h != nil && slices.Contains(h.routes, r)
 }
 
 // listener is the name of the listener that a host belongs to; ok is false when there is none.
