@@ -22,6 +22,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -40,6 +41,8 @@ const (
 	freeConnections = 16
 	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry, RFC 9000, 8.1.2).
 	freeHandshakes = 64
+	// quicHeld is how many bytes a client has sent at least on a connection that may hold memory of importance here.
+	quicHeld = 64 << 10
 	// handshakeTime is how long a process that ends waits for handshakes.
 	handshakeTime = 2 * time.Second
 	// alternativeAge is for how many seconds clients remember that the site is served over HTTP/3.
@@ -122,6 +125,9 @@ func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 // quicConnection is a client's connection while it lives. It is closed when no request has been served for Options.KeepAlive, whatever streams the client has
 // opened without sending a request.
 type quicConnection struct {
+	conn   *quic.Conn
+	source netip.Addr
+
 	mu     sync.Mutex
 	served int // requests
 	idle   *time.Timer
@@ -146,8 +152,9 @@ func (c *quicConnection) end() {
 
 // quicHandshake is the part of the limits that a connection has, from its first packet on.
 type quicHandshake struct {
-	once sync.Once
-	done func()
+	once   sync.Once
+	done   func()
+	source netip.Addr // that the connection counts for
 }
 
 func (h *quicHandshake) finished() { h.once.Do(h.done) }
@@ -173,7 +180,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	key := p.quicKey
 	p.mu.Unlock()
 	transport := &quic.Transport{
-		Conn: conn, ConnectionIDGenerator: mark, ConnContext: p.admitQUIC,
+		Conn: &quicSocket{conn, ipv4.NewPacketConn(conn), p}, ConnectionIDGenerator: mark, ConnContext: p.admitQUIC,
 		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.Load() >= freeHandshakes },
 	}
 	if len(key) > 0 { // so that clients of a process that was killed learn it from the next one
@@ -290,7 +297,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	}
 	p.handshakes.Add(1)
 	p.stats.Connections.Add(1)
-	s := &quicHandshake{done: func() {
+	s := &quicHandshake{source: source, done: func() {
 		if p.handshakes.Add(-1) == 0 {
 			p.shaken()
 		}
@@ -306,11 +313,69 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 
 // quicConnected is called after a connection's handshake.
 func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Context {
+	c := &quicConnection{conn: conn, after: p.options.KeepAlive}
 	if s, ok := ctx.Value(handshakeKey{}).(*quicHandshake); ok {
 		s.finished()
+		c.source = s.source
 	}
-	c := &quicConnection{after: p.options.KeepAlive}
+	p.quicLimit.mu.Lock()
+	p.quicOpen[c] = struct{}{}
+	p.quicLimit.mu.Unlock()
 	c.idle = time.AfterFunc(c.after, func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle") })
-	context.AfterFunc(ctx, func() { c.idle.Stop() })
+	context.AfterFunc(ctx, func() {
+		c.idle.Stop()
+		p.quicLimit.mu.Lock()
+		delete(p.quicOpen, c)
+		p.quicLimit.mu.Unlock()
+	})
 	return context.WithValue(ctx, connectionKey{}, c)
+}
+
+// quicSocket watches the memory at each batch of packets: streams grow by headers and bodies before anybody asks for them.
+type quicSocket struct {
+	*net.UDPConn
+	batches *ipv4.PacketConn // also for IPv6
+	proxy   *Proxy
+}
+
+// ReadBatch is what quic-go reads packets by.
+func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
+	n, err := s.batches.ReadBatch(packets, flags)
+	if s.proxy.budget.above(short) {
+		s.proxy.shedQUIC()
+	}
+	return n, err
+}
+
+// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot be read: a stream whose header does not
+// end takes 50 KB, and no stream that has not been asked for counts anywhere.
+func (p *Proxy) shedQUIC() {
+	now := time.Now().UnixNano()
+	if last := p.quicShedAt.Load(); now < last+int64(readEvery) || !p.quicShedAt.CompareAndSwap(last, now) {
+		return
+	}
+	for _, c := range p.heaviestQUIC() {
+		p.stats.Refused.Add(1)
+		go func() {
+			_ = c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "no memory is left")
+		}() // it waits for the connection
+	}
+}
+
+// heaviestQUIC are an eighth of those connections, one at least.
+func (p *Proxy) heaviestQUIC() (out []*quicConnection) {
+	p.quicLimit.mu.Lock()
+	defer p.quicLimit.mu.Unlock()
+	of := map[netip.Addr][]*quicConnection{}
+	for c := range p.quicOpen {
+		if c.conn.ConnectionStats().BytesReceived >= quicHeld {
+			of[c.source] = append(of[c.source], c)
+		}
+	}
+	for _, all := range of {
+		if len(all) > len(out) {
+			out = all
+		}
+	}
+	return out[:min(len(out), len(out)/8+1)]
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -354,4 +355,44 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
 		t.Errorf("a new connection without memory: %v", err)
 	}
+}
+
+// TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do not end, and others are served.
+func TestHTTP3ConnectionsAreShed(t *testing.T) {
+	var used atomic.Int64
+	p := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
+	p.budget.most, p.budget.read = 1600, used.Load
+	heavy, err := dialQUIC(t, p.http3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := append(quicvarint.Append([]byte{1}, maxRequestHeader-1), make([]byte, maxRequestHeader-100)...)
+	for range 3 {
+		s, err := heavy.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write(header); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := client(t, p.http3, "h3")
+	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
+		t.Errorf("with memory it is answered with %d", status)
+	}
+	used.Store(1550)
+	for heavy.Context().Err() == nil {
+		if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
+			t.Fatalf("with little memory it is answered with %d", status)
+		}
+	}
+	var closed *quic.ApplicationError
+	if err := context.Cause(heavy.Context()); !errors.As(err, &closed) || closed.ErrorCode != quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad) {
+		t.Errorf("the connection ended with %v", err)
+	}
+	waitUntil(t, "the connection is forgotten", func() bool {
+		p.quicLimit.mu.Lock()
+		defer p.quicLimit.mu.Unlock()
+		return len(p.quicOpen) == 1
+	})
 }

@@ -109,6 +109,7 @@ func (p *Proxy) heaviest() []*countedTCP {
 
 // shed closes some connections of the source that has most, so that others can be served.
 func (p *Proxy) shed() {
+	p.shedQUIC()
 	now := time.Now().UnixNano()
 	if last := p.shedAt.Load(); now < last+int64(readEvery) || !p.shedAt.CompareAndSwap(last, now) {
 		return

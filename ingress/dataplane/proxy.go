@@ -84,6 +84,8 @@ type Proxy struct {
 	end          sync.Once
 	complained   atomic.Bool // of a trusted proxy without the PROXY protocol
 	quicLimit    limit
+	quicOpen     map[*quicConnection]struct{} // after their handshake; quicLimit.mu guards it
+	quicShedAt   atomic.Int64                 // when shedQUIC closed connections last
 	// handshakes are those of QUIC that are under way.
 	handshakes  atomic.Int64
 	noHandshake chan struct{} // capacity 1: handshakes has become 0
@@ -155,6 +157,7 @@ func New(o Options) (*Proxy, error) {
 		ending: make(chan struct{}), noHandshake: make(chan struct{}, 1), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},
+		quicOpen:  map[*quicConnection]struct{}{},
 		options:   o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
