@@ -257,8 +257,8 @@ func (c *Controller) keepPorts(ctx context.Context, config *corev1.ConfigMap, ha
 		for _, site := range without {
 			for _, port := range want.Ports {
 				if gateway.Site(want.Gateway.Namespace, want.Gateway.Name, port) == site {
-					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are for ports of Gateways are taken; "+
-						"delete a Gateway, or have several share one as ListenerSets", port, table.LastGatewayPort-table.FirstGatewayPort+1))
+					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are for ports of Gateways are taken, "+
+						"or the %d that one namespace can have; delete a Gateway, or have several share one as ListenerSets", port, table.LastGatewayPort-table.FirstGatewayPort+1, mostPorts))
 				}
 			}
 		}

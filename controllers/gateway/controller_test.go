@@ -37,11 +37,30 @@ func TestChoosePorts(t *testing.T) {
 	}
 	var many []string
 	for i := range table.LastGatewayPort - table.FirstGatewayPort + 3 {
-		many = append(many, fmt.Sprintf("n:g:%05d", i))
+		many = append(many, fmt.Sprintf("n%d:g:%05d", i%3, i))
 	}
 	data, without = choosePorts(nil, many)
 	if len(data) != table.LastGatewayPort-table.FirstGatewayPort+1 || len(without) != 2 {
 		t.Errorf("%d sites have ports, %v have none", len(data), without)
+	}
+	have = map[string]uint16{}
+	for port := table.FirstGatewayPort; port <= table.LastGatewayPort; port++ {
+		have[fmt.Sprintf("n:g:%d", port)] = uint16(port)
+	}
+	if data, _ = choosePorts(have, slices.Collect(maps.Keys(have))); len(data) != len(have) {
+		t.Errorf("of %d sites with ports %d keep theirs", len(have), len(data))
+	}
+}
+
+// TestOneNamespaceHasHalfOfThePorts: however many Gateways it has, those of others get ports.
+func TestOneNamespaceHasHalfOfThePorts(t *testing.T) {
+	var sites []string
+	for i := range 1000 {
+		sites = append(sites, gateway.Site("a", "g", int32(i)))
+	}
+	data, _ := choosePorts(nil, append(sites, gateway.Site("b", "g", 80)))
+	if len(data) != mostPorts+1 || !slices.Contains(slices.Collect(maps.Values(data)), gateway.Site("b", "g", 80)) {
+		t.Errorf("%d sites have ports", len(data))
 	}
 }
 

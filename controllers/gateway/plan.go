@@ -28,17 +28,21 @@ const (
 	fieldManager = "coracle-gateway"
 	// sliceManager keeps upstream's controllers from our slices.
 	sliceManager = "gateway.coracle.dev"
+	// mostPorts is how many ports of nodes' addresses one namespace gets: half of them.
+	mostPorts = (table.LastGatewayPort - table.FirstGatewayPort + 1) / 2
 )
 
 // choosePorts gives each site a port of nodes' addresses: the one that it has, or the lowest that is free. Sites that are wanted no more give theirs back. It
-// returns the data of the ConfigMap, and the sites for which there is no port.
+// returns the data of the ConfigMap, and the sites for which there is no port: a namespace gets mostPorts at most.
 func choosePorts(have map[string]uint16, sites []string) (data map[string]string, without []string) {
 	data = map[string]string{}
 	slices.Sort(sites)
 	var fresh []string
+	of := map[string]int{}
 	for _, site := range sites {
 		if port, ok := have[site]; ok {
 			data[strconv.Itoa(int(port))] = site
+			of[namespaceOf(site)]++
 		} else {
 			fresh = append(fresh, site)
 		}
@@ -47,13 +51,20 @@ func choosePorts(have map[string]uint16, sites []string) (data map[string]string
 	for _, site := range fresh {
 		for ; next <= table.LastGatewayPort && data[strconv.Itoa(next)] != ""; next++ {
 		}
-		if next > table.LastGatewayPort {
+		if next > table.LastGatewayPort || of[namespaceOf(site)] >= mostPorts {
 			without = append(without, site)
 			continue
 		}
 		data[strconv.Itoa(next)] = site
+		of[namespaceOf(site)]++
 	}
 	return data, without
+}
+
+// namespaceOf is the namespace of a site's Gateway.
+func namespaceOf(site string) string {
+	namespace, _, _ := strings.Cut(site, ":")
+	return namespace
 }
 
 // sitesOf are the sites of the Services that Gateways need.
