@@ -184,7 +184,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.Load() >= freeHandshakes },
 	}
 	if len(key) > 0 { // so that clients of a process that was killed learn it from the next one
-		reset, token := quic.StatelessResetKey(derive(key, "stateless reset")), quic.TokenGeneratorKey(derive(key, "token"))
+		reset, token := quic.StatelessResetKey(derive(key, resetPurpose(conn.LocalAddr()))), quic.TokenGeneratorKey(derive(key, "token"))
 		transport.StatelessResetKey, transport.TokenGeneratorKey = &reset, &token
 	}
 	defer func() { _ = transport.Close() }()
@@ -235,6 +235,10 @@ func (p *Proxy) shaken() {
 	default:
 	}
 }
+
+// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client would have another socket, which does not know
+// the connection, say the token that ends it (RFC 9000, 21.11).
+func resetPurpose(at net.Addr) string { return "stateless reset at " + at.String() }
 
 // derive makes a key for one purpose.
 func derive(key []byte, purpose string) (out [32]byte) {

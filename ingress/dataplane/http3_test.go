@@ -396,3 +396,43 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 		return len(p.quicOpen) == 1
 	})
 }
+
+// TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered with the token that ends the connection.
+func TestAnotherSocketEndsNoConnection(t *testing.T) {
+	p, err := New(Options{Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
+	ctx, cancel := context.WithCancel(t.Context())
+	cut := func(at string) (reset []byte) {
+		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := udp.LocalAddr().String()
+		ended := make(chan error, 1)
+		go func() { ended <- p.ServeHTTP3(ctx, "s", udp) }()
+		t.Cleanup(func() {
+			cancel()
+			<-ended
+		})
+		conn, err := net.Dial("udp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that nobody knows
+		answer := make([]byte, 1500)
+		var n int
+		for n == 0 { // before it listens, the answer is an error
+			if _, err := conn.Write(packet); err == nil {
+				n, _ = conn.Read(answer)
+			}
+		}
+		return answer[n-16 : n]
+	}
+	if one, other := cut("127.0.0.1:0"), cut("127.0.0.2:0"); string(one) == string(other) {
+		t.Errorf("both sockets answer with the token %x", one)
+	}
+}
