@@ -290,10 +290,14 @@ func (x *exchange) early(code int, header textproto.MIMEHeader) error {
 		return nil
 	}
 	h := x.w.Header()
+	altSvc := h[headerAltSvc]
 	for name, values := range header {
 		h[name] = values
 	}
 	removeHopByHop(h)
+	if delete(h, headerAltSvc); altSvc != nil {
+		h[headerAltSvc] = altSvc
+	}
 	x.w.WriteHeader(code)
 	clear(h)
 	x.listener.introduce(h, x.in)

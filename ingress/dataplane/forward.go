@@ -153,6 +153,7 @@ func (x *exchange) respond(res *http.Response) {
 		return
 	}
 	removeHopByHop(res.Header)
+	delete(res.Header, headerAltSvc) // it holds for all of the host, which other backends and other tenants may share
 	h := x.w.Header()
 	for name, values := range res.Header {
 		h[name] = values

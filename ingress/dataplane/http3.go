@@ -49,6 +49,8 @@ const (
 	alternativeAge = "3600"
 )
 
+const headerAltSvc = "Alt-Svc"
+
 // alternative is what answers over TLS say about HTTP/3 at a site (Alt-Svc, RFC 7838).
 type alternative struct {
 	value   atomic.Pointer[[]string] // the header; nil while the table does not say so

@@ -18,6 +18,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"github.com/quic-go/quic-go/quicvarint"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
@@ -33,7 +34,11 @@ func dialQUIC(t *testing.T, address string) (*quic.Conn, error) {
 }
 
 func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
-	backend := backendServer(t, func(http.ResponseWriter, *http.Request) {})
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Alt-Svc", "clear") // for all that has the host
+		w.Header().Set("Link", "</x>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+	})
 	f := newFixture(t, Options{}, site(t, "", backend)...)
 	said := func(c *http.Client, url string) string {
 		res, err := c.Get(url)
@@ -103,12 +108,11 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if n := p.Stats().Connections.Load(); n != 0 {
-		t.Errorf("%d connections are left", n)
-	}
-	if p.limit.all != 0 {
-		t.Errorf("the limit counts %d", p.limit.all)
-	}
+	waitUntil(t, "no connection is left and none counts", func() bool { // contexts end in goroutines of their own
+		p.limit.mu.Lock()
+		defer p.limit.mu.Unlock()
+		return p.Stats().Connections.Load() == 0 && p.limit.all == 0
+	})
 }
 
 func errorText(err error) string {
@@ -434,5 +438,63 @@ func TestAnotherSocketEndsNoConnection(t *testing.T) {
 	}
 	if one, other := cut("127.0.0.1:0"), cut("127.0.0.2:0"); string(one) == string(other) {
 		t.Errorf("both sockets answer with the token %x", one)
+	}
+}
+
+// TestHTTP3RestrictsAsTCPDoes: hosts that restrict access do so whatever host the connection was made for.
+func TestHTTP3RestrictsAsTCPDoes(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	f, _ := cluster{
+		ingresses: []*networkingv1.Ingress{
+			object("a/tls", "nginx", annotations{"auth-tls-secret": "a/ca"}, "tls.example/=b"),
+			object("a/range", "nginx", annotations{"whitelist-source-range": "192.0.2.0/24"}, "range.example/=b"),
+			object("a/pass", "nginx", annotations{"ssl-passthrough": "true"}, "pass.example/=b"),
+			object("a/open", "nginx", nil, "open.example/=b"),
+		},
+		secrets: map[string]map[string]string{"a/ca": {"ca.crt": ca.section().Certificates}},
+	}.serve(t)
+	ask := func(server, host string, headers map[string]string, certificates ...tls.Certificate) int {
+		c := client(t, f.http3, "h3")
+		tr, ok := c.Transport.(*http3.Transport)
+		if !ok {
+			t.Fatal("the client is not one of HTTP/3")
+		}
+		tr.TLSClientConfig.ServerName, tr.TLSClientConfig.Certificates = server, certificates
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range headers {
+			req.Header.Set(name, value)
+		}
+		res, err := c.Do(req)
+		if err != nil {
+			return 0
+		}
+		_ = body(t, res)
+		return res.StatusCode
+	}
+	mine, other := pair(t, ca.issue("client")), pair(t, newAuthority(t, "other").issue("client"))
+	for _, c := range []struct {
+		name, server, host string
+		headers            map[string]string
+		certificates       []tls.Certificate
+		want               int
+	}{
+		{"open", "open.example", "open.example", nil, nil, 200},
+		{"without a certificate", "tls.example", "tls.example", nil, nil, 400},
+		{"with a certificate", "tls.example", "tls.example", nil, []tls.Certificate{mine}, 200},
+		{"with another authority's", "tls.example", "tls.example", nil, []tls.Certificate{other}, 400},
+		{"by another host's connection", "open.example", "tls.example", nil, []tls.Certificate{mine}, 421},
+		{"by an unknown host's connection", "unknown.example", "tls.example", nil, nil, 421},
+		{"with a header of the proxy's", "tls.example", "tls.example", map[string]string{"Ssl-Client-Verify": "SUCCESS"}, nil, 400},
+		{"outside of a source range", "range.example", "range.example", nil, nil, 403},
+		{"outside of a source range with a header", "open.example", "range.example", map[string]string{"X-Forwarded-For": "192.0.2.1"}, nil, 403},
+		{"passed through by another host's connection", "open.example", "pass.example", nil, nil, 421},
+		{"passed through", "pass.example", "pass.example", nil, nil, 0},
+	} {
+		if got := ask(c.server, c.host, c.headers, c.certificates...); got != c.want {
+			t.Errorf("%s: answered with %d, want %d", c.name, got, c.want)
+		}
 	}
 }

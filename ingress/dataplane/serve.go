@@ -238,7 +238,7 @@ func (h *listener) introduce(to http.Header, in *http.Request) {
 		to["Connection"] = []string{"close"} // of HTTP/2, too: net/http sends GOAWAY then
 	}
 	if value := h.alternative.header(); h.secure && value != nil {
-		to["Alt-Svc"] = value
+		to[headerAltSvc] = value
 	}
 }
 
