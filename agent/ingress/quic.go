@@ -116,11 +116,10 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 			return 0, fmt.Errorf("filtering packets for the proxy at %s: %w", at, err)
 		}
 	}
-	family, address := unix.AF_INET6, unix.Sockaddr(nil)
+	family := unix.AF_INET6
+	var address unix.Sockaddr = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 	if at.Addr().Is4() {
 		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
-	} else {
-		address = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 	}
 	d, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

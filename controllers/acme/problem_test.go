@@ -102,7 +102,7 @@ func TestHostileProblem(t *testing.T) {
 type endless struct{ read int }
 
 func (e *endless) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: 500, Header: http.Header{}, Body: io.NopCloser(e), Request: r}, nil
+	return &http.Response{StatusCode: http.StatusInternalServerError, Header: http.Header{}, Body: io.NopCloser(e), Request: r}, nil
 }
 
 func (e *endless) Read(to []byte) (int, error) {

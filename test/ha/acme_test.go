@@ -208,7 +208,7 @@ func (a *authority) serve(site *harness.Site) {
 	go func() { ended <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}})) }()
 	a.Cleanup(func() {
 		_ = server.Close()
-		_ = <-ended
+		<-ended
 	})
 }
 
