@@ -419,7 +419,9 @@ func TestAnotherSocketEndsNoConnection(t *testing.T) {
 		go func() { ended <- p.ServeHTTP3(ctx, "s", udp) }()
 		t.Cleanup(func() {
 			cancel()
-			<-ended
+			if err := <-ended; err != nil {
+				t.Errorf("serving HTTP/3 at %s ended: %v", address, err)
+			}
 		})
 		conn, err := net.Dial("udp", address)
 		if err != nil {

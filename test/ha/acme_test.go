@@ -208,7 +208,9 @@ func (a *authority) serve(site *harness.Site) {
 	go func() { ended <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}})) }()
 	a.Cleanup(func() {
 		_ = server.Close()
-		<-ended
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			a.Errorf("the server ended: %v", err)
+		}
 	})
 }
 
