@@ -19,10 +19,13 @@ func TestKeep(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		began := time.Now()
 		var starts []time.Duration
+		fail := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		go Keep(ctx, Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
 			starts = append(starts, time.Since(began))
 			switch len(starts) {
+			case 1:
+				<-fail
 			case 9:
 				time.Sleep(2 * longest) // fake time
 			case 10:
@@ -31,9 +34,11 @@ func TestKeep(t *testing.T) {
 			}
 			return errors.New("no room")
 		}})
+		synctest.Wait()
 		if len(board.Components()) != 0 {
 			t.Error("a line without trouble")
 		}
+		close(fail)
 		time.Sleep(first / 2) // fake time
 		synctest.Wait()
 		if c := board.Components(); len(c) != 1 || c[0].State != status.Failed || !strings.Contains(c[0].Message, "no room") {
