@@ -20,8 +20,8 @@ const (
 	memoryMax, memoryHigh = 256 << 20, 240 << 20
 	// memoryLimit, three quarters of memoryMax, is where the proxy's collector begins to work hard.
 	memoryLimit = "192MiB"
-	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than there is; others have 100 and 1,024. Requests of
-	// strangers slow down so, and not the store's leader.
+	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than there is; others have
+	// 100 and 1,024. Requests of strangers slow down so, and not the store's leader.
 	weightV2, weightV1 = "20", "204"
 	// maxThreads bounds the proxy's threads.
 	maxThreads = 512
@@ -44,10 +44,15 @@ type hierarchy struct {
 func (g groups) hierarchies() []hierarchy {
 	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
 	if exists(filepath.Join(string(g), "cgroup.controllers")) {
-		return []hierarchy{{string(g), [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, true, [2]string{"cpu.weight", weightV2}}}
+		return []hierarchy{{
+			dir:    string(g),
+			limits: [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, optional: true,
+			weight: [2]string{"cpu.weight", weightV2},
+		}}
 	}
+	memory := [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}
 	out := []hierarchy{
-		{dir: filepath.Join(string(g), "memory"), limits: [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}, optional: true},
+		{dir: filepath.Join(string(g), "memory"), limits: memory, optional: true},
 		{dir: filepath.Join(string(g), "pids"), limits: [][2]string{{"pids.max", threads}}},
 	}
 	if cpu := filepath.Join(string(g), "cpu"); exists(cpu) {

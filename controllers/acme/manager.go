@@ -116,8 +116,8 @@ func New(o Options) *Manager {
 	}
 	return &Manager{
 		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
-		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{}, unsaved: map[types.NamespacedName]*progress{},
-		leaves: map[types.NamespacedName]leaf{},
+		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{},
+		unsaved: map[types.NamespacedName]*progress{}, leaves: map[types.NamespacedName]leaf{},
 	}
 }
 
@@ -218,8 +218,8 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	return next
 }
 
-// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those of others, so that a namespace whose
-// orders fail again and again keeps no other one from its certificates. The caller holds mu.
+// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those of others, so that
+// a namespace whose orders fail again and again keeps no other one from its certificates. The caller holds mu.
 func (m *Manager) turn(ready []compile.Order) int {
 	running := map[string]int{}
 	for name := range m.running {

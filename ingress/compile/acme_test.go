@@ -95,7 +95,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestOrdersOfHostsThatBelongToNamespaces: where a host belongs to one namespace, no other one gets a certificate for it, whatever it names in spec.tls.
+// TestOrdersOfHostsThatBelongToNamespaces: where a host belongs to one namespace, no other one gets a certificate for it, whatever it
+// names in spec.tls.
 func TestOrdersOfHostsThatBelongToNamespaces(t *testing.T) {
 	for _, c := range []struct {
 		name      string

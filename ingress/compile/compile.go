@@ -373,7 +373,8 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 	}
 	c.traefikService(ing, svc)
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s is of the type ExternalName, which is not served: its paths answer 503", b.Name)})
+		c.find(ing, Finding{ReasonService, fmt.Sprintf(
+			"the Service %s is of the type ExternalName, which is not served: its paths answer 503", b.Name)})
 		return
 	}
 	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
@@ -476,7 +477,8 @@ func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames
 		return ""
 	}
 	if s := c.s.Secrets[secret]; s != nil && host != "" && !c.s.Memory.certificateOf(s).isFor(host) {
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s holds a certificate of other names than %s, which has the default certificate", secret.Name, host)})
+		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+			"the Secret %s holds a certificate of other names than %s, which has the default certificate", secret.Name, host)})
 		return ""
 	}
 	return table.CertificateKey(secret.Namespace, secret.Name)

@@ -67,7 +67,8 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It leaves c.common nil for none.
+// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It leaves c.common nil for
+// none.
 func (c *compiler) readCommon() {
 	d := c.s.Memory.defaults
 	if c.s.ConfigMaps == nil || d.refused != "" || d.answerHeaders.Name == "" && d.requestHeaders.Name == "" {

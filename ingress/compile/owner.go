@@ -26,7 +26,8 @@ func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
 	return true
 }
 
-// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that named it, as named says.
+// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that named it, as
+// named says.
 func (c *compiler) certified(name string, named map[string]string) string {
 	if owner := c.ownerOf[name]; owner != nil {
 		return owner.Namespace

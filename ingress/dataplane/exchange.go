@@ -172,10 +172,13 @@ func (x *exchange) serve() {
 	}
 }
 
-// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has not come yet that end does not read it.
-// Without it a client would send the next request on the connection, and lose it.
+// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has not come yet that
+// end does not read it. Without it a client would send the next request on the connection, and lose it.
 func (x *exchange) announceEnd(h http.Header) {
-	if x.duplex && x.in.ProtoMajor == 1 && !x.body.done.Load() && (x.in.ContentLength < 0 || x.in.ContentLength-x.body.read.Load() > maxUnread) {
+	if !x.duplex || x.in.ProtoMajor != 1 || x.body.done.Load() {
+		return
+	}
+	if length := x.in.ContentLength; length < 0 || length-x.body.read.Load() > maxUnread {
 		h["Connection"] = []string{"close"}
 	}
 }
@@ -295,7 +298,8 @@ func (x *exchange) early(code int, header textproto.MIMEHeader) error {
 		h[name] = values
 	}
 	removeHopByHop(h)
-	if delete(h, headerAltSvc); altSvc != nil {
+	delete(h, headerAltSvc) // the backend's, as in respond
+	if altSvc != nil {
 		h[headerAltSvc] = altSvc
 	}
 	x.w.WriteHeader(code)

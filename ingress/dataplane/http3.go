@@ -238,8 +238,8 @@ func (p *Proxy) shaken() {
 	}
 }
 
-// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client would have another socket, which does not know
-// the connection, say the token that ends it (RFC 9000, 21.11).
+// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client would have another
+// socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
 func resetPurpose(at net.Addr) string { return "stateless reset at " + at.String() }
 
 // derive makes a key for one purpose.
@@ -353,8 +353,8 @@ func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	return n, err
 }
 
-// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot be read: a stream whose header does not
-// end takes 50 KB, and no stream that has not been asked for counts anywhere.
+// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot be read: a stream
+// whose header does not end takes 50 KB, and no stream that has not been asked for counts anywhere.
 func (p *Proxy) shedQUIC() {
 	now := time.Now().UnixNano()
 	if last := p.quicShedAt.Load(); now < last+int64(readEvery) || !p.quicShedAt.CompareAndSwap(last, now) {
@@ -362,9 +362,9 @@ func (p *Proxy) shedQUIC() {
 	}
 	for _, c := range p.heaviestQUIC() {
 		p.stats.Refused.Add(1)
-		go func() {
+		go func() { // to close waits for the connection
 			_ = c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "no memory is left")
-		}() // it waits for the connection
+		}()
 	}
 }
 

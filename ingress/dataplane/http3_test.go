@@ -361,7 +361,8 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 	}
 }
 
-// TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do not end, and others are served.
+// TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do not end, and others
+// are served.
 func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	var used atomic.Int64
 	p := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
@@ -401,7 +402,8 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	})
 }
 
-// TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered with the token that ends the connection.
+// TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered with the token
+// that ends the connection.
 func TestAnotherSocketEndsNoConnection(t *testing.T) {
 	p, err := New(Options{Logger: quiet()})
 	if err != nil {

@@ -123,7 +123,8 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443 makes it https, since the proxy has ended TLS.
+// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443 makes it https, since
+// the proxy has ended TLS.
 func TestProxyProtocolSaysThePort(t *testing.T) {
 	f, _ := cluster{
 		ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"force-ssl-redirect": "true"}, "secure/=w"), object("a/y", "nginx", nil, "h/=w")},

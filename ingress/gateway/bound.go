@@ -45,9 +45,9 @@ func (r *room) take(namespace string, cost int) bool {
 	return true
 }
 
-// bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much, the youngest first. A route takes its
-// part at each host that has it, and a Gateway may have many. Who names a host pays for the older routes that are there, too, so that no route is left out for
-// what a younger one asks for.
+// bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much, the youngest
+// first. A route takes its part at each host that has it, and a Gateway may have many. Who names a host pays for the older routes that
+// are there, too, so that no route is left out for what a younger one asks for.
 func (c *compiler) bound() {
 	sites := map[*gateway]map[int32]*filling{}
 	for _, g := range c.gateways {
@@ -92,8 +92,8 @@ func (c *compiler) bound() {
 	}
 }
 
-// boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound does with routes: of the objects of a
-// namespace that takes too much, those of the youngest.
+// boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound does with routes: of
+// the objects of a namespace that takes too much, those of the youngest.
 func (c *compiler) boundSecrets() {
 	type user struct {
 		object metav1.Object
@@ -139,8 +139,8 @@ func (c *compiler) boundSecrets() {
 }
 
 func tooManySecrets[T ~string](reason T) problem {
-	return problem{string(reason), "the certificates and authorities that the namespace's objects name take more memory in the proxies than one namespace may have, " +
-		"or those of the cluster more than there is: fewer or shorter ones make room"}
+	return problem{string(reason), "the certificates and authorities that the namespace's objects name take more memory in the proxies " +
+		"than one namespace may have, or those of the cluster more than there is: fewer or shorter ones make room"}
 }
 
 // boundSecrets leaves out what take does not take.
@@ -200,7 +200,10 @@ type addition struct {
 
 // fill makes one with the hosts that a site has without routes.
 func fill(s *site) *filling {
-	f := &filling{site: s, hosts: map[string]bool{}, under: map[at]int{}, costs: map[at]int{}, added: map[*attachment]*addition{}, has: map[at]map[*route]bool{}}
+	f := &filling{
+		site: s, hosts: map[string]bool{}, under: map[at]int{}, costs: map[at]int{},
+		added: map[*attachment]*addition{}, has: map[at]map[*route]bool{},
+	}
 	for host := range s.hosts {
 		if s.own[host] {
 			f.put(host, 1)
@@ -289,8 +292,8 @@ func size[T any](v T) int {
 	return len(text)
 }
 
-// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions, for as long as they are the same objects.
-// Objects must not change, as those of informers do not. It must not be used by two calls at a time.
+// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions, for as long as
+// they are the same objects. Objects must not change, as those of informers do not. It must not be used by two calls at a time.
 type Memory struct{ now, last remembered }
 
 // remembered is what is known of objects.

@@ -53,7 +53,10 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	c.gateways[nameOf(object)] = g
 	name := types.NamespacedName{Namespace: object.Namespace, Name: ServiceName(object.Name)}
 	if older := c.taken[name]; older != nil {
-		g.accepted = problem{string(gatewayv1.GatewayReasonInvalid), fmt.Sprintf("the older Gateway %s has the Service %s: give this one another name", older.Name, name.Name)}
+		g.accepted = problem{
+			string(gatewayv1.GatewayReasonInvalid),
+			fmt.Sprintf("the older Gateway %s has the Service %s: give this one another name", older.Name, name.Name),
+		}
 	} else {
 		c.taken[name], g.service = object, c.services[name]
 	}

@@ -15,7 +15,9 @@ import (
 
 // grpcRules reads the rules of a GRPCRoute. A call of gRPC is a request for the path /SERVICE/METHOD.
 func (c *compiler) grpcRules(r *route, rules []gatewayv1.GRPCRouteRule) {
-	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) { return grpcMatches(rules[i].Matches, steps) })
+	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) {
+		return grpcMatches(rules[i].Matches, steps)
+	})
 	r.read(found, len(rules), func(i int) (rule, problem) { return c.grpcRule(r, &rules[i]) })
 }
 

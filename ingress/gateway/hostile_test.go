@@ -119,7 +119,8 @@ func TestYoungerRoutesDisplaceNone(t *testing.T) {
 	}
 }
 
-// FuzzYoungest: the youngest route changes nothing for the others, however much it asks for, and what the accepted ones take is within bounds.
+// FuzzYoungest: the youngest route changes nothing for the others, however much it asks for, and what the accepted ones take is within
+// bounds.
 func FuzzYoungest(f *testing.F) {
 	for seed := range uint64(30) {
 		f.Add(seed)

@@ -34,14 +34,18 @@ func incompatible(format string, args ...any) problem {
 
 // httpRules reads the rules of an HTTPRoute.
 func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
-	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) { return httpMatches(rules[i].Matches, steps) })
+	found := c.s.Memory.matchesOf(r.object, len(rules), func(i int, steps *int) ([]match, problem) {
+		return httpMatches(rules[i].Matches, steps)
+	})
 	r.read(found, len(rules), func(i int) (rule, problem) { return c.httpRule(r, &rules[i]) })
 }
 
 // read adds the rules with what they match.
 func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
-		r.invalid = first(r.invalid, problem{"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have", maxSteps)})
+		r.invalid = first(r.invalid, problem{
+			"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have", maxSteps),
+		})
 		return
 	}
 	var flaws []problem

@@ -187,7 +187,8 @@ func (c *compiler) attach() {
 	}
 }
 
-// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those that are first by name are enough.
+// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those that are first by
+// name are enough.
 func (c *compiler) ancestors() {
 	reached := map[types.NamespacedName]map[types.NamespacedName]bool{} // Gateways by Service
 	for _, r := range c.routes {
@@ -270,7 +271,8 @@ func (l *listener) order() {
 		return
 	}
 	// The hosts that routes of a kind have, and the names that cover some of them.
-	taken, covering := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}, map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
+	taken := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
+	covering := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
 	l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool {
 		kind, other := a.route.kind, kindHTTP
 		if kind == kindHTTP {

@@ -33,7 +33,8 @@ func (g *gateway) ports() map[int32]*site {
 		s := out[l.spec.Port]
 		if s == nil {
 			s = &site{
-				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g, listeners: map[string]*listener{}, hosts: map[string]bool{}, own: map[string]bool{},
+				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g,
+				listeners: map[string]*listener{}, hosts: map[string]bool{}, own: map[string]bool{},
 			}
 			out[l.spec.Port] = s
 		}

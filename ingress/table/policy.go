@@ -95,11 +95,12 @@ type Mirror struct {
 	NoBody bool `json:"noBody,omitempty"`
 }
 
-// Fallback serves requests while the route's own backend has no endpoint, and makes the answers of some statuses. It gets the headers X-Code, X-Format and
-// X-Original-URI, which say what happened, and Headers.
+// Fallback serves requests while the route's own backend has no endpoint, and makes the answers of some statuses. It gets the headers
+// X-Code, X-Format and X-Original-URI, which say what happened, and Headers.
 type Fallback struct {
 	Backend Backend `json:"backend"`
-	// Statuses are those of answers in whose place the client gets the answer to a GET of the path /. They include the proxy's own 502, 503 and 504.
+	// Statuses are those of answers in whose place the client gets the answer to a GET of the path /. They include the proxy's own 502, 503
+	// and 504.
 	Statuses []int    `json:"statuses,omitempty"`
 	Headers  []Header `json:"headers,omitempty"`
 	// Own leaves answers of backends as they are: only the proxy's own are replaced.

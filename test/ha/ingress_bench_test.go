@@ -59,8 +59,9 @@ func get(ctx context.Context, client *http.Client, address, host string) string 
 	return fmt.Sprint(res.StatusCode, " ", string(text))
 }
 
-// TestIngressTimes measures on three servers that run pods how long it takes from an Ingress' creation until all nodes serve it, from a change of an EndpointSlice
-// until all use it, and what requests of the API take while as many requests as go are sent through the ingress, and past it.
+// TestIngressTimes measures on three servers that run pods how long it takes from an Ingress' creation until all nodes serve it, from a
+// change of an EndpointSlice until all use it, and what requests of the API take while as many requests as go are sent through the
+// ingress, and past it.
 func TestIngressTimes(t *testing.T) {
 	c := NewOfNodes(t, 3, 0)
 	beside := c.machine()
@@ -160,7 +161,7 @@ func TestIngressTimes(t *testing.T) {
 		if phase.at != nil {
 			end = flood(phase.at...)
 		}
-		reads, writes := ask(t, api)
+		reads, writes := latencies(t, api)
 		n := end()
 		name := fmt.Sprintf("%s (%.0f/s)", phase.name, float64(n)/floodFor.Seconds())
 		ingressRow(name+": the API reads", reads)
@@ -176,10 +177,11 @@ func TestIngressTimes(t *testing.T) {
 // floodEnv has the addresses that TestFlood asks.
 const floodEnv = "CORACLE_FLOOD"
 
-// TestFlood is a child of TestIngressTimes: 64 clients for each address ask without a pause until the input ends, and it prints how many answers there were.
+// TestFlood is a child of TestIngressTimes: 64 clients for each address ask without a pause until the input ends, and it prints how many
+// answers there were.
 func TestFlood(t *testing.T) {
 	at := os.Getenv(floodEnv)
-	if at == "" {
+	if at == "" { // no measurement of its own
 		t.Skip("runs only as a child of TestIngressTimes")
 	}
 	addresses := strings.Split(at, ",")
@@ -202,8 +204,8 @@ func TestFlood(t *testing.T) {
 	fmt.Println(done.Load())
 }
 
-// ask reads and writes for floodFor, ten times a second.
-func ask(t *testing.T, api kubernetes.Interface) (reads, writes []time.Duration) {
+// latencies are those of an API that is read from and written to for floodFor, ten times a second.
+func latencies(t *testing.T, api kubernetes.Interface) (reads, writes []time.Duration) {
 	t.Helper()
 	maps := api.CoreV1().ConfigMaps(metav1.NamespaceDefault)
 	for end := time.Now().Add(floodFor); time.Now().Before(end); pauseFor(t.Context(), 100*time.Millisecond) {

@@ -177,8 +177,9 @@ func (l *load) client(i int) (kind, url string, c *http.Client, fresh func()) {
 	return "http/3 new connections", "https://" + l.host + echoPath, c, h3.CloseIdleConnections
 }
 
-// ask sends requests that no client may send a second time by itself, every tenth of a second. Over HTTP/3 it may where the server says that it has not begun with
-// it (H3_REQUEST_REJECTED), which is the protocol's way to end a connection that is in use (RFC 9114, 5.2); those are counted as renewed.
+// ask sends requests that no client may send a second time by itself, every tenth of a second. Over HTTP/3 it may where the server says
+// that it has not begun with it (H3_REQUEST_REJECTED), which is the protocol's way to end a connection that is in use (RFC 9114, 5.2);
+// those are counted as renewed.
 func (l *load) ask(ctx context.Context, i int) {
 	kind, url, client, fresh := l.client(i)
 	pace := time.NewTicker(100 * time.Millisecond)
