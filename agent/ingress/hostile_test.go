@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,21 +31,25 @@ func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		_ = l.Close()
+		running.Wait()
+	})
+	running.Go(func() {
 		for {
 			conn, err := l.AcceptUnix()
 			if err != nil {
 				return
 			}
-			go func() {
+			running.Go(func() {
 				defer conn.Close()
 				for in := bufio.NewScanner(conn); in.Scan(); {
 					answer(conn)
 				}
-			}()
+			})
 		}
-	}()
+	})
 	return dir, e
 }
 

@@ -41,6 +41,19 @@ func newFixture(t testing.TB, o Options, changes ...table.Change) *fixture {
 // newFixtureAt serves one site without TLS and one with it.
 func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Change) *fixture {
 	t.Helper()
+	return serve(t, newProxy(t, o), sites, changes...)
+}
+
+// newFixtureOfMemory is newFixture with a limit of memory and a measure of what is used of it, both in bytes.
+func newFixtureOfMemory(t testing.TB, o Options, most int64, used func() int64, changes ...table.Change) *fixture {
+	t.Helper()
+	p := newProxy(t, o)
+	p.budget.most, p.budget.read = most, used // before anything serves
+	return serve(t, p, [2]string{"s", "s"}, changes...)
+}
+
+func newProxy(t testing.TB, o Options) *Proxy {
+	t.Helper()
 	if o.Logger == nil {
 		o.Logger = quiet()
 	}
@@ -49,6 +62,12 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p
+}
+
+// serve serves the sites until the test ends.
+func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fixture {
+	t.Helper()
 	if problems := p.Apply(changes); len(problems) > 0 {
 		t.Fatalf("the table has problems: %v", problems)
 	}

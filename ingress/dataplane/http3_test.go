@@ -343,8 +343,7 @@ func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
 // TestHTTP3WithoutMemory: a connection that is open gets an answer, and another one is refused.
 func TestHTTP3WithoutMemory(t *testing.T) {
 	var used atomic.Int64
-	p := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
-	p.budget.most, p.budget.read = 1600, used.Load
+	p := newFixtureOfMemory(t, Options{}, 1600, used.Load, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
 	c := client(t, p.http3, "h3")
 	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
 		t.Errorf("with memory it is answered with %d", status)
@@ -365,8 +364,7 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 // are served.
 func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	var used atomic.Int64
-	p := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
-	p.budget.most, p.budget.read = 1600, used.Load
+	p := newFixtureOfMemory(t, Options{}, 1600, used.Load, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
 	heavy, err := dialQUIC(t, p.http3)
 	if err != nil {
 		t.Fatal(err)

@@ -30,9 +30,8 @@ func dialFrom(t *testing.T, source, address string) net.Conn {
 // TestMemoryIsForThoseWhoHaveLittle: a source that has much gets no more when memory is scarce and loses connections when it is short, and others are served.
 func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
-	f := newFixture(t, Options{MaxConnections: 160}, site(t, "", backend)...)
 	var used atomic.Int64
-	f.budget.most, f.budget.read = 16<<20, used.Load
+	f := newFixtureOfMemory(t, Options{MaxConnections: 160}, 16<<20, used.Load, site(t, "", backend)...)
 	level := func(sixteenths int64) {
 		used.Store(sixteenths<<20 + 1)
 		f.budget.next.Store(0)
