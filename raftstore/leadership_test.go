@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"context"
 	"testing"
 	"time"
 )
@@ -44,6 +45,28 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 	default:
 	}
 	if err := s.CheckTerm(WithTerm(ctx, lead.Term)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReadyOnlyOnceTheLeaderIsKnown: a client whose first request after WaitReady requires a leader is not refused, although a read can succeed a
+// moment before the board shows the leader.
+func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
+	s := openStore(t, Options{Dir: t.TempDir()})
+	s.leader.refreshing.Lock() // as if watchLeader's goroutine had not run yet
+	lead, _ := s.leader.get()
+	s.leader.set(leader{})
+	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.WaitReady(early); err == nil {
+		t.Error("ready while no leader is known")
+	}
+	s.leader.set(lead)
+	s.leader.refreshing.Unlock()
+	if err := s.WaitReady(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.api.LeaderRequired(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -155,10 +155,15 @@ func (s *Store) admit() error {
 	return nil
 }
 
-// WaitReady returns when a linearizable read has succeeded.
+// WaitReady returns when a linearizable read has succeeded and the leader is known
+// to all parts of the store: a read may succeed a moment earlier.
 func (s *Store) WaitReady(ctx context.Context) error {
 	for {
-		if _, err := s.Linearizable(ctx); err == nil {
+		_, err := s.Linearizable(ctx)
+		if err == nil {
+			_, _, err = s.awaitLeader(ctx)
+		}
+		if err == nil {
 			return nil
 		} else if ctx.Err() != nil || s.ctx.Err() != nil {
 			return fmt.Errorf("raftstore: not ready: %w", err)
