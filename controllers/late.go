@@ -15,7 +15,6 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/alike"
 )
 
 const (
@@ -108,7 +107,7 @@ func (l *late) runWhileNeeded(ctx context.Context) {
 		return
 	}
 	cc := l.cc
-	cc.InformerFactory = informers.NewSharedInformerFactoryWithOptions(client, cc.ResyncPeriod(), informers.WithTransform(alike.Transform(term.Trim)))
+	cc.InformerFactory = informers.NewSharedInformerFactoryWithOptions(client, cc.ResyncPeriod(), informers.WithTransform(term.Trim))
 	ctx, cancel := context.WithCancel(ctx)
 	var looking sync.WaitGroup
 	looking.Go(func() {

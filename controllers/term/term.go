@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/alike"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -165,9 +164,9 @@ func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 	}
 	// Shutdown of the factory releases the name.
 	t.Informers = informers.NewSharedInformerFactoryWithOptions(t.Client, resync,
-		informers.WithTransform(alike.Transform(Trim)), informers.WithInformerName(name))
+		informers.WithTransform(Trim), informers.WithInformerName(name))
 	t.MetadataInformers = metadatainformer.NewSharedInformerFactoryWithOptions(t.Metadata, resync,
-		metadatainformer.WithTransform(alike.Transform(Trim)))
+		metadatainformer.WithTransform(Trim))
 	return t, ctx, nil
 }
 
@@ -175,7 +174,7 @@ func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 func (t *Term) NewMetadataInformer(gvr schema.GroupVersionResource) informers.GenericInformer {
 	i := metadatainformer.NewFilteredMetadataInformer(t.Metadata, gvr, metav1.NamespaceAll, resync,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil)
-	_ = i.Informer().SetTransform(alike.Transform(Trim)) // fails on an informer that runs, only
+	_ = i.Informer().SetTransform(Trim) // fails on an informer that runs, only
 	return i
 }
 

@@ -27,8 +27,6 @@ import (
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
 	"github.com/coracle-k8s/coracle/internal/memtransport"
-
-	"github.com/coracle-k8s/coracle/internal/alike"
 )
 
 // informerResync is upstream's resync period for the API server's own informers.
@@ -67,7 +65,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	c.Flagz = opts.Flagz
 	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
-		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))}
+		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))}
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)

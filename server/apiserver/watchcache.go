@@ -69,7 +69,7 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, tellAfter: c.tellAfter, resource: config.GroupResource.String(), now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
 	s.build = func() (*front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
-			Storage: &sharing{Interface: s.Interface, listed: s.listed}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+			Storage: &cachedStorage{Interface: s.Interface, listed: s.listed}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
 			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
 		})
 		if err != nil {
