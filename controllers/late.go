@@ -4,25 +4,16 @@ package controllers
 
 import (
 	"context"
-	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
-
-	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-const (
-	// lateRetry is the pause after a constructor that failed.
-	lateRetry = 10 * time.Second
-	// neededFor is how often is looked whether a controller is still needed.
-	neededFor = 5 * time.Minute
-)
+// lateRetry is the pause after a constructor that failed.
+const lateRetry = 10 * time.Second
 
 // lateWhen lists the controllers that are built only when something is there for them, with what they wait for. The
 // function is called before the informers start and returns the wait, which is false when the term ended first.
@@ -61,15 +52,6 @@ func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
 	}
 }
 
-// unneeded lists those of them that are ended again, and everything of theirs dropped, when nothing is there for them
-// any more. The function tells whether that is so now.
-var unneeded = map[string]func(app.ControllerContext) func() bool{
-	names.ValidatingAdmissionPolicyStatusController: func(cc app.ControllerContext) func() bool {
-		policies := cc.InformerFactory.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer()
-		return func() bool { return len(policies.GetStore().ListKeys()) == 0 }
-	},
-}
-
 // late builds a controller when it runs. A constructor that fails is tried again: it may be one object's fault (a node
 // whose pod range lies outside the cluster's), for which upstream would end its process over and over.
 type late struct {
@@ -79,57 +61,21 @@ type late struct {
 }
 
 func newLate(d *app.ControllerDescriptor, cc app.ControllerContext) *late {
-	if d.Name() == names.NodeIpamController {
-		cc = seesOwnWrites(cc)
-	}
 	return &late{descriptor: d, cc: cc, wait: lateWhen[d.Name()](cc)}
 }
 
 func (l *late) Name() string { return l.descriptor.Name() }
 
+// Run builds the controller once its wait is over, and runs it until ctx is done.
 func (l *late) Run(ctx context.Context) {
-	for ctx.Err() == nil && l.wait(ctx) { // a wait may say yes because the informers have stopped
-		if unneeded[l.Name()] == nil {
-			l.run(ctx, l.cc)
-			return
-		}
-		l.runWhileNeeded(ctx)
-		l.wait = lateWhen[l.Name()](l.cc)
-	}
-}
-
-// runWhileNeeded runs the controller on informers of its own: a handler on shared ones would keep it in memory.
-func (l *late) runWhileNeeded(ctx context.Context) {
-	client, err := l.cc.ClientBuilder.Client(l.Name())
-	if err != nil {
-		klog.FromContext(ctx).Error(err, "Controller cannot start; the others run", "controller", l.Name())
-		<-ctx.Done()
+	if !l.wait(ctx) {
 		return
 	}
-	cc := l.cc
-	cc.InformerFactory = informers.NewSharedInformerFactoryWithOptions(client, cc.ResyncPeriod(), informers.WithTransform(term.Trim))
-	ctx, cancel := context.WithCancel(ctx)
-	var looking sync.WaitGroup
-	looking.Go(func() {
-		wait.UntilWithContext(ctx, func(context.Context) {
-			if unneeded[l.Name()](l.cc)() {
-				cancel()
-			}
-		}, neededFor)
-	})
-	l.run(ctx, cc)
-	cancel()
-	looking.Wait()
-	cc.InformerFactory.Shutdown()
-}
-
-// run builds the controller and runs it until ctx is done.
-func (l *late) run(ctx context.Context, cc app.ControllerContext) {
-	for ctx.Err() == nil {
-		controller, err := l.descriptor.BuildController(ctx, cc)
+	for ctx.Err() == nil { // a wait may say yes because the informers have stopped
+		controller, err := l.descriptor.BuildController(ctx, l.cc)
 		if err == nil {
 			if controller != nil {
-				cc.InformerFactory.StartWithContext(ctx)
+				l.cc.InformerFactory.StartWithContext(ctx)
 				controller.Run(ctx)
 			}
 			return
