@@ -156,9 +156,6 @@ func (c Chain) iptables() string {
 	if c.Family == "ip6" {
 		program = "ip6tables"
 	}
-	if c.Legacy {
-		program += "-legacy"
-	}
 	return program
 }
 

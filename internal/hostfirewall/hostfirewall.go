@@ -24,14 +24,13 @@ const (
 // Program is who has made a chain, as far as it shows.
 type Program string
 
-// The programs that are told apart. The last three are for rules whose owner is not known: what made them is known from how they are written.
+// The programs that are told apart. The last two are for rules whose owner is not known: what made them is known from how they are written.
 const (
-	UFW            Program = "ufw"
-	Firewalld      Program = "firewalld"
-	Docker         Program = "Docker"
-	IPTables       Program = "iptables"
-	IPTablesLegacy Program = "iptables-legacy"
-	NFTables       Program = "nftables"
+	UFW       Program = "ufw"
+	Firewalld Program = "firewalld"
+	Docker    Program = "Docker"
+	IPTables  Program = "iptables"
+	NFTables  Program = "nftables"
 )
 
 // Chain is one that drops or rejects all that its rules do not accept.
@@ -40,8 +39,6 @@ type Chain struct {
 	Hook    Hook
 	// Family is ip, ip6 or inet. Family, Table and Name are empty where only files say that there will be such a chain.
 	Family, Table, Name string
-	// Legacy says that it is none of nftables, but of the older interface of iptables.
-	Legacy bool
 }
 
 func (c Chain) String() string {
@@ -52,9 +49,6 @@ func (c Chain) String() string {
 	if !c.plain() {
 		text = fmt.Sprintf("%s %q %q", c.Family, c.Table, c.Name)
 	}
-	if c.Legacy {
-		text += " (legacy)"
-	}
 	return text
 }
 
@@ -64,21 +58,8 @@ var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
 // plain says whether the chain can be named in a command.
 func (c Chain) plain() bool { return word.MatchString(c.Table) && word.MatchString(c.Name) }
 
-// Find lists the closed chains of all other programs' tables.
-func Find() ([]Chain, error) {
-	modern, err := findNFT()
-	if err != nil {
-		return nil, err
-	}
-	legacy, err := findLegacy()
-	if err != nil {
-		return nil, err
-	}
-	return append(modern, legacy...), nil
-}
-
 // owner says who a chain of iptables' table filter belongs to, from the names of all the chains there. Where both are, ufw's commands open FORWARD too, and are kept.
-func owner(has func(chain string) bool, hook Hook, otherwise Program) Program {
+func owner(has func(chain string) bool, hook Hook) Program {
 	switch {
 	case hook == Input && has("ufw-user-input"), hook == Forward && has("ufw-user-forward"):
 		return UFW
@@ -87,7 +68,7 @@ func owner(has func(chain string) bool, hook Hook, otherwise Program) Program {
 	case hook == Forward && has(dockerUser):
 		return Docker
 	}
-	return otherwise
+	return IPTables
 }
 
 // Programs are those of the chains, each once.

@@ -59,7 +59,7 @@ func TestFindNFT(t *testing.T) {
 			if out, err := exec.Command("nft", "flush ruleset; "+c.rules).CombinedOutput(); err != nil {
 				t.Fatalf("nft: %v: %s", err, out)
 			}
-			got, err := findNFT()
+			got, err := Find()
 			if err != nil || !slices.Equal(texts(got), c.want) {
 				t.Errorf("got %q, %v, want %q", texts(got), err, c.want)
 			}
@@ -93,7 +93,7 @@ func TestFindNFTUnusual(t *testing.T) {
 			tried++
 		}
 	}
-	got, err := findNFT()
+	got, err := Find()
 	if want := []string{"nftables forward: inet z f"}; err != nil || !slices.Equal(texts(got), want) {
 		t.Errorf("got %q, %v, want %q", texts(got), err, want)
 	}
@@ -123,7 +123,7 @@ func TestUnusualNames(t *testing.T) {
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	chains, err := findNFT()
+	chains, err := Find()
 	if err != nil || len(chains) != 3 {
 		t.Fatalf("found %v, %v", chains, err)
 	}
@@ -139,8 +139,8 @@ func TestUnusualNames(t *testing.T) {
 // TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened there.
 func TestConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
-	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD", false}, {IPTables, Forward, "ip6", "filter", "FORWARD", true}, {NFTables, Forward, "inet", "a", "f", false},
-		{UFW, Forward, "", "", "", false}, {IPTables, Input, "ip6", "filter", "INPUT", false}}
+	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD"}, {IPTables, Forward, "ip6", "filter", "FORWARD"}, {NFTables, Forward, "inet", "a", "f"},
+		{UFW, Forward, "", "", ""}, {IPTables, Input, "ip6", "filter", "INPUT"}}
 	for name, c := range map[string]struct {
 		pods []netip.Prefix
 		want []int
@@ -165,8 +165,6 @@ func TestCommands(t *testing.T) {
 	chain := func(p Program, h Hook, family, name string) Chain {
 		return Chain{Program: p, Hook: h, Family: family, Table: "filter", Name: name}
 	}
-	legacy := chain(Docker, Forward, "ip", "FORWARD")
-	legacy.Legacy = true
 	for name, c := range map[string]struct {
 		chains  []Chain
 		needs   Needs
@@ -177,14 +175,12 @@ func TestCommands(t *testing.T) {
 			"ufw allow 6443", "ufw allow 8472/udp", "ufw allow from 10.42.0.0/16", "ufw allow from fd42::/56",
 			"ufw route allow from 10.42.0.0/16", "ufw route allow to 10.42.0.0/16", "ufw route allow from fd42::/56", "ufw route allow to fd42::/56"}, true},
 		"ufw that routes": {[]Chain{chain(UFW, Input, "ip", "INPUT")}, Needs{Port: 6443}, []string{"ufw allow 6443"}, true},
-		"firewalld": {[]Chain{{Firewalld, Forward, "inet", "firewalld", "filter_FORWARD", false}}, needs, []string{
+		"firewalld": {[]Chain{{Firewalld, Forward, "inet", "firewalld", "filter_FORWARD"}}, needs, []string{
 			"firewall-cmd --permanent --add-port=6443/tcp --add-port=6443/udp --add-port=8472/udp",
 			"firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16", "firewall-cmd --permanent --zone=trusted --add-source=fd42::/56", "firewall-cmd --reload"}, true},
 		"Docker": {[]Chain{chain(Docker, Forward, "ip", "FORWARD"), chain(Docker, Forward, "ip6", "FORWARD")}, needs, []string{
 			"iptables -I DOCKER-USER -s 10.42.0.0/16 -j ACCEPT", "iptables -I DOCKER-USER -d 10.42.0.0/16 -j ACCEPT",
 			"ip6tables -I DOCKER-USER -s fd42::/56 -j ACCEPT", "ip6tables -I DOCKER-USER -d fd42::/56 -j ACCEPT"}, false},
-		"Docker's older tables": {[]Chain{legacy}, needs, []string{
-			"iptables-legacy -I DOCKER-USER -s 10.42.0.0/16 -j ACCEPT", "iptables-legacy -I DOCKER-USER -d 10.42.0.0/16 -j ACCEPT"}, false},
 		"iptables": {[]Chain{chain(IPTables, Input, "ip", "INPUT")}, needs, []string{
 			"iptables -I INPUT -p tcp --dport 6443 -j ACCEPT", "iptables -I INPUT -p udp --dport 6443 -j ACCEPT", "iptables -I INPUT -p udp --dport 8472 -j ACCEPT",
 			"iptables -I INPUT -s 10.42.0.0/16 -j ACCEPT"}, false},
@@ -207,11 +203,11 @@ func TestCommands(t *testing.T) {
 
 func TestDescribe(t *testing.T) {
 	got := Describe([]Chain{
-		{UFW, Input, "ip", "filter", "INPUT", false}, {UFW, Input, "ip6", "filter", "INPUT", false}, {UFW, Forward, "ip", "filter", "FORWARD", false},
-		{Docker, Forward, "ip", "filter", "FORWARD", true},
+		{UFW, Input, "ip", "filter", "INPUT"}, {UFW, Input, "ip6", "filter", "INPUT"}, {UFW, Forward, "ip", "filter", "FORWARD"},
+		{Docker, Forward, "ip", "filter", "FORWARD"},
 	})
 	const want = "ufw drops what comes to this machine (ip filter INPUT, ip6 filter INPUT) and what pods send and receive (ip filter FORWARD), where no rule of its own accepts it; " +
-		"Docker drops what pods send and receive (ip filter FORWARD (legacy)), where no rule of its own accepts it"
+		"Docker drops what pods send and receive (ip filter FORWARD), where no rule of its own accepts it"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

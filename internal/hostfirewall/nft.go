@@ -21,8 +21,9 @@ func own(table string) bool { return strings.HasPrefix(table, "coracle") || tabl
 // reloading is firewalld's table while it loads its rules anew: it drops all that is new, for a second.
 const reloading = "firewalld_policy_drop"
 
-// findNFT lists the closed chains of nftables, in which iptables of today writes too.
-func findNFT() ([]Chain, error) {
+// Find lists the closed chains of all other programs' tables in nftables, in which iptables-nft writes too. It does not
+// read the tables of iptables-legacy.
+func Find() ([]Chain, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
@@ -63,7 +64,7 @@ func ownerNFT(c *nftables.Chain, has func(string) bool, hook Hook) Program {
 	case c.Table.Name == "firewalld":
 		return Firewalld
 	case c.Table.Name == "filter" && c.Name == strings.ToUpper(string(hook)) && c.Table.Family != nftables.TableFamilyINet:
-		return owner(has, hook, IPTables) // its names, in one of its families
+		return owner(has, hook) // its names, in one of its families
 	}
 	return NFTables
 }

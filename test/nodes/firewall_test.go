@@ -78,11 +78,6 @@ rm -rf /run/firewalld /run/firewalld.pid`,
 		found: []string{"Docker drops what pods send and receive (ip filter FORWARD)"},
 	},
 	{
-		name: "docker-legacy", on: "for p in iptables ip6tables; do ln -sfn xtables-legacy-multi /usr/sbin/$p; done\n" + dockerd, reload: stopDockerd + dockerd,
-		off:   stopDockerd + "iptables -P FORWARD ACCEPT; iptables -F; iptables -t nat -F",
-		found: []string{"Docker drops what pods send and receive (ip filter FORWARD (legacy))"},
-	},
-	{
 		name: "nftables", on: plainRules, kept: `{ echo flush ruleset; nft list table inet filter; } > /etc/nftables.new; mv /etc/nftables.new /etc/nftables.conf`,
 		reload: "nft -f /etc/nftables.conf", off: "nft delete table inet filter",
 		found: []string{"nftables drops what comes to this machine (inet filter input) and what pods send and receive (inet filter forward)"},
