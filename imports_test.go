@@ -51,7 +51,7 @@ var allowed = map[string]map[string]string{
 	"internal": {},
 }
 
-// noLeaf lists folders that hold programs or tests and are imported by nobody.
+// noLeaf lists folders that hold programs or what tests share: only tests import them.
 var noLeaf = []string{"cmd", "test", "packaging"}
 
 func TestImports(t *testing.T) {

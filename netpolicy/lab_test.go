@@ -26,7 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
-	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
 func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
 // connection is one that a pod, or somebody else, opens to another.

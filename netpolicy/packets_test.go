@@ -17,8 +17,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
-	"github.com/coracle-k8s/coracle/internal/policymodel"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
 // patience is for what has to happen; nothing waits so long for what must not happen, since refusals are answers.

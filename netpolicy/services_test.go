@@ -18,9 +18,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
-	"github.com/coracle-k8s/coracle/internal/policymodel"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
+	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
 // TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a second kernel
