@@ -12,7 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // BenchmarkOneChange compiles 1,000 hosts with 3,000 routes and a certificate each, of which one has changed since the last time.

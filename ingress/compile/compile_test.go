@@ -20,7 +20,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // ingress makes one of a namespace and name, so many seconds old, with rules such as "a.example/foo=web:80" and "a.example=/foo=web:80" for an exact path.

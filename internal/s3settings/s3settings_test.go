@@ -14,7 +14,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 func TestParse(t *testing.T) {

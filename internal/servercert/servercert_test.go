@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/join"
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // handshake connects to a server with a certificate of that authority, name and address, and returns what it showed.

@@ -30,7 +30,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 var node = &user.DefaultInfo{Name: nodePrefix + "a", Groups: []string{user.NodesGroup}}

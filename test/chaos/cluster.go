@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 const (

@@ -22,9 +22,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/test/acme"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // Ports of the site, where no machine is: the gate in front of pebble, pebble, its management, and the DNS server with its own.

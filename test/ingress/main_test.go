@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }

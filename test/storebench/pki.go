@@ -2,7 +2,7 @@
 
 package main
 
-import "github.com/coracle-k8s/coracle/internal/testca"
+import "github.com/coracle-k8s/coracle/test/testca"
 
 // newPKI makes one certificate for all servers on this machine, of both stores.
 func newPKI(dir string) (testca.Files, error) {

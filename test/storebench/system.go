@@ -13,8 +13,8 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/test/storebench/load"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // system is one of the stores that are compared.

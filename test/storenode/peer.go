@@ -9,8 +9,8 @@ import (
 	"net"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // handshakeTimeout bounds a TLS handshake, so that a connection into a partition does not stay for good.
