@@ -12,9 +12,9 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/coracle-k8s/coracle/internal/testkv"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testkv"
 )
 
 // TestTokensAreTakenOver: a token that was replaced in the store is the server's, in its files and towards machines, and stays so at the next start, whatever the server was

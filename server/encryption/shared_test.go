@@ -20,7 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/testkv"
+	"github.com/coracle-k8s/coracle/test/testkv"
 )
 
 // memory is a store with what a rotation uses of one.
