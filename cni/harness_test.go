@@ -22,9 +22,9 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/cni/plugin"
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // TestMain is also the plugin's program: the runtime executes this binary under the plugin's name.
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == PluginName {
 		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
 	}
-	os.Exit(guest.Main(m, nstest.Main))
+	os.Exit(uml.Main(m, nstest.Main))
 }
 
 const (

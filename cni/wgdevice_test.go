@@ -21,14 +21,14 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // TestKernelsWireGuard runs the tests of WireGuard once more in a second kernel, which has it where the machine's may not (docs/adr/0093).
 func TestKernelsWireGuard(t *testing.T) {
-	if !guest.Inside() {
-		guest.Run(t, guest.WithWireGuard(t, 15*time.Minute))
+	if !uml.Inside() {
+		uml.Run(t, uml.WithWireGuard(t, 15*time.Minute))
 		return
 	}
 	for _, c := range []struct {

@@ -20,9 +20,9 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // wgMachine is another node's end of the tunnel, in a namespace of its own.
@@ -171,7 +171,7 @@ func kernelHasWireGuard(t *testing.T) bool {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "probe"
 	err := nstest.New(t).Do(func() error { return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}) })
-	if err != nil && (guest.Inside() || !errors.Is(err, unix.EOPNOTSUPP)) {
+	if err != nil && (uml.Inside() || !errors.Is(err, unix.EOPNOTSUPP)) {
 		t.Fatal("making a WireGuard device:", err)
 	}
 	return err == nil

@@ -24,12 +24,12 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/test/policymodel"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
 
 // lab is a world whose pods of this node are network namespaces, routed by the process's own, which is the node.
 type lab struct {

@@ -16,11 +16,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/policymodel"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a second kernel
@@ -28,11 +28,11 @@ import (
 func TestServices(t *testing.T) {
 	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
 	t.Run("ipvs", func(t *testing.T) {
-		if guest.Inside() {
+		if uml.Inside() {
 			testServices(t, proxy.ModeIPVS)
 			return
 		}
-		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+		uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
 	})
 }
 

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // serviceCase is something that a Service does.
@@ -78,14 +78,14 @@ func TestServiceCases(t *testing.T) {
 		all(kubeProxy)(t)
 	})
 	t.Run("ipvs", func(t *testing.T) {
-		if guest.Inside() {
+		if uml.Inside() {
 			all(ModeIPVS)(t)
 			for _, mode := range []string{ModeIPVS, ModeNFTables} {
 				t.Run("SCTP with "+mode, func(t *testing.T) { testSCTP(t, mode) })
 			}
 			return
 		}
-		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+		uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
 	})
 }
 

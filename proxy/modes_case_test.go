@@ -17,10 +17,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // longOnes are connections through a Service that stay open, by who has opened them and to which address.
@@ -91,8 +91,8 @@ func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 // and what IPVS has ends with it, if an address of the node's stands in for the client's.
 func TestServiceModeChanges(t *testing.T) {
 	t.Run("ipvs", func(t *testing.T) { // by that name it is among those of make guest-test
-		if !guest.Inside() {
-			guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+		if !uml.Inside() {
+			uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
 			return
 		}
 		testModeChange(t)

@@ -17,14 +17,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
 
 func testServices(t *testing.T, mode string) {
 	b := newTestbed(t, mode)

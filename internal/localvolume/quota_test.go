@@ -16,19 +16,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, (*testing.M).Run)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
 // TestQuota runs in a second kernel, since few machines have a kernel and a filesystem with quotas of projects.
 func TestQuota(t *testing.T) {
-	if !guest.Inside() {
-		if why := guest.Missing(); why != "" {
+	if !uml.Inside() {
+		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 		}
-		guest.Run(t, guest.Options{Modules: []string{"loop", "quota_v2"}, Within: 8 * time.Minute})
+		uml.Run(t, uml.Options{Modules: []string{"loop", "quota_v2"}, Within: 8 * time.Minute})
 		return
 	}
 	for kind, mkfs := range map[string][]string{

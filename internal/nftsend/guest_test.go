@@ -6,13 +6,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // TestInGuest has the tests against nft on an older kernel, Linux 6.1 where Debian has its source.
 func TestInGuest(t *testing.T) {
-	if !guest.Inside() {
-		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+	if !uml.Inside() {
+		uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
 		return
 	}
 	t.Run("TestRefused", TestRefused)

@@ -13,13 +13,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
 
 const tableName = "nftsend"
 
@@ -165,7 +165,7 @@ func nft(text string) error { return nstest.WriteNFT(nstest.Own{}, text) }
 
 // rounds is a number of random tries. A guest starts programs so slowly that it has a tenth.
 func rounds(n int) int {
-	if guest.Inside() {
+	if uml.Inside() {
 		return n / 10
 	}
 	return n
@@ -225,7 +225,7 @@ func TestLikeNFT(t *testing.T) {
 			taken++
 		}
 	}
-	if !guest.Inside() && taken < tries/4 {
+	if !uml.Inside() && taken < tries/4 {
 		t.Errorf("the kernel took %d transactions only", taken)
 	}
 }

@@ -6,26 +6,26 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // TestKernelWithoutNFTables: a kernel without nftables holds no tables and takes none, whichever part of it is missing. Debian's User-Mode Linux has neither netfilter's part of
 // netlink nor nf_tables until they are loaded, and nf_tables for no family that matters.
 func TestKernelWithoutNFTables(t *testing.T) {
-	if !guest.Inside() {
-		if why := guest.Missing(); why != "" {
+	if !uml.Inside() {
+		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 		}
-		guest.Run(t, guest.Options{Within: 5 * time.Minute})
+		uml.Run(t, uml.Options{Within: 5 * time.Minute})
 		return
 	}
 	for _, module := range []string{"", "nfnetlink", "nf_tables"} {
 		t.Run("with "+module, func(t *testing.T) {
 			if module != "" {
-				guest.Load(t, module)
+				uml.Load(t, module)
 			}
 			for _, family := range []nfttable.Table{{Family: nfttable.INet, Name: "x"}, {Family: nfttable.IPv4, Name: "x"}, {Family: nfttable.IPv6, Name: "x"}} {
 				if there, err := nfttable.Exists(family); there || err != nil {

@@ -24,10 +24,10 @@ import (
 	"k8s.io/klog/v2/ktesting"
 	"k8s.io/kubernetes/pkg/proxy/conntrack"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 const (
@@ -43,15 +43,15 @@ var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
 // TestKernel runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables for IP, so that what is here
 // is IPVS itself; the rules beside it are in proxy's TestServiceCases.
 func TestKernel(t *testing.T) {
-	if !guest.Inside() {
-		if why := guest.Missing(); why != "" {
+	if !uml.Inside() {
+		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 		}
 		modules := []string{"ip_vs", "dummy", "veth", "nf_conntrack_netlink", "sctp", "ipv6"}
 		for _, s := range Schedulers {
 			modules = append(modules, "ip_vs_"+s)
 		}
-		guest.Run(t, guest.Options{Modules: modules, Within: 8 * time.Minute})
+		uml.Run(t, uml.Options{Modules: modules, Within: 8 * time.Minute})
 		return
 	}
 	b := newBed(t)

@@ -10,20 +10,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, (*testing.M).Run)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
 // TestClockSetBack: that a machine's clock is set back by an hour does not keep a connection on which nothing comes in. It runs in a second kernel, which has a clock of its own.
 func TestClockSetBack(t *testing.T) {
-	if !guest.Inside() {
-		if why := guest.Missing(); why != "" {
+	if !uml.Inside() {
+		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 		}
-		guest.Run(t, guest.Options{Within: 5 * time.Minute})
+		uml.Run(t, uml.Options{Within: 5 * time.Minute})
 		return
 	}
 	m := memory{memnet.New()}

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/guests"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 const (
@@ -29,7 +29,7 @@ const (
 // guestCluster starts a cluster whose one node is a User-Mode Linux with IPVS and nftables, and whose server is an ordinary machine beside it. The node is told nothing
 // of IPVS: that it takes it is part of what is tried.
 func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
-	modules := guest.ModuleFiles(t, "bridge", "vxlan", "overlay")
+	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	site := harness.NewSite(t)
 	site.Needs = append(site.Needs, r.folder)
 	server := site.NewMachine().NewServer("--disable-agent", "--disable", "helm-controller,metrics-server,servicelb")

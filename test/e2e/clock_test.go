@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // guestScript is the first process of a machine with a clock of its own: guest.sh CORACLE CLOCK STEP. The machine's disk is at /run/disk.
@@ -60,7 +60,7 @@ func clockless(t *testing.T, dir string, env ...string) string {
 		"con=null", "con0=null,fd:1", "panic=-1",
 	}, env...)...)
 	var err error
-	if c.Env, err = guest.Environ(dir, dir); err != nil {
+	if c.Env, err = uml.Environ(dir, dir); err != nil {
 		t.Fatal(err)
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}

@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -49,10 +49,10 @@ type node struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	modules := guest.ModuleFiles(t, "bridge", "vxlan", "overlay")
+	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	nfs := os.Getenv(nfsVar)
 	if nfs != "" {
-		modules = guest.ModuleFiles(t, "bridge", "vxlan", "overlay", "nfsv4", "nfsd")
+		modules = uml.ModuleFiles(t, "bridge", "vxlan", "overlay", "nfsv4", "nfsd")
 	}
 	dir := harness.GuestFolder(t)
 	harness.WriteBoxImage(t, filepath.Join(dir, "box.tar"))

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // GuestOptions say what a Guest is made of. Number, Init and Disk are required.
@@ -119,7 +119,7 @@ func (g *Guest) Boot(env ...string) {
 	defer console.Close()
 	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its processes with it.
 	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
-	if c.Env, err = guest.Environ(g.guestMemory(), g.Dir); err != nil {
+	if c.Env, err = uml.Environ(g.guestMemory(), g.Dir); err != nil {
 		g.T.Fatal(err)
 	}
 	c.Stdout, c.Stderr = console, console

@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 const (
@@ -155,7 +155,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if _, err := unix.FcntlInt(line.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
 		return errors.Join(fmt.Errorf("enlarge a pipe: %w", err), lines.Close())
 	}
-	env, err := guest.Environ(m.Dir, m.Dir)
+	env, err := uml.Environ(m.Dir, m.Dir)
 	if err != nil {
 		return errors.Join(err, lines.Close())
 	}

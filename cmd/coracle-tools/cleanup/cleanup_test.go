@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // In namespaces of its own: the host's network is not a test's to clean.
-func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
@@ -112,11 +112,11 @@ func TestOthersServiceTablesStay(t *testing.T) {
 
 // TestKernelWithoutNFTables: on a kernel without nftables there is nothing to remove from it, and all else is removed.
 func TestKernelWithoutNFTables(t *testing.T) {
-	if !guest.Inside() {
-		if why := guest.Missing(); why != "" {
+	if !uml.Inside() {
+		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 		}
-		guest.Run(t, guest.Options{Within: 5 * time.Minute})
+		uml.Run(t, uml.Options{Within: 5 * time.Minute})
 		return
 	}
 	run := t.TempDir()

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guest runs a test of the calling package once more inside a second kernel, a User-Mode Linux, which has what
+// Package uml runs a test of the calling package once more inside a second kernel, a User-Mode Linux, which has what
 // the machine's kernel may lack: IPVS, say. The guest sees the machine's files, read-only, and has processes, a network and
 // /run of its own. It is for tests only.
 //
 // A package's TestMain returns Main's result, and its test begins with
 //
-//	if !guest.Inside() {
-//		guest.Run(t, guest.Options{…})
+//	if !uml.Inside() {
+//		uml.Run(t, uml.Options{…})
 //		return
 //	}
-package guest
+package uml
 
 import (
 	"bufio"

@@ -2,6 +2,6 @@
 
 //go:build !race
 
-package guest
+package uml
 
 const raceDetector = false
