@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // What a pod may try with the rights that pods have, CAP_NET_RAW among them.
@@ -188,7 +188,7 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				"add rule inet svc pre "+family+" daddr "+f.service+" udp dport 53 dnat "+family+" to "+hostPortOf(f.out, 8472))
 			t.Cleanup(func() { nft(t, "delete table inet svc") })
 			if f.name == "IPv6" {
-				if err := nstest.AddRoute("fd43::/112", outAddr6); err != nil {
+				if err := netns.AddRoute("fd43::/112", outAddr6); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -197,7 +197,7 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer in.Close()
-			send := func(from nstest.Doer, to, text string) {
+			send := func(from netns.Doer, to, text string) {
 				t.Helper()
 				if err := from.Do(func() error {
 					c, err := net.Dial("udp", to)

@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func TestBandwidthOfConfiguration(t *testing.T) {
@@ -248,7 +248,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 	k := key{"slow", "eth0"}
 	for _, c := range []struct {
 		what, device, to string
-		from, at         nstest.Doer
+		from, at         netns.Doer
 	}{
 		{"ingress", deviceName(k), slow.ips[0] + ":5000", here{}, slow},
 		{"egress", shaperName(k), "10.42.7.1:5000", slow, here{}},

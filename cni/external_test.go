@@ -8,13 +8,13 @@ import (
 	"os"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestWaysByExternalAddresses: nodes in networks of their own reach one another's pods at addresses that a router between them translates, both ways.
 func TestWaysByExternalAddresses(t *testing.T) {
 	external := func(i int) []string { return []string{fmt.Sprintf("203.0.113.%d/32", i)} }
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := &segment{T: t, c: wayCluster{vxlan{}, dualPods, external, 1500}, device: "eth0"}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)
@@ -27,10 +27,10 @@ add rule ip translator through ct status dnat accept
 add rule ip translator through drop
 `
 	for i := 1; i <= 2; i++ {
-		ns, outer := nstest.New(t), netip.MustParsePrefix(external(i)[0]).Addr()
+		ns, outer := netns.New(t), netip.MustParsePrefix(external(i)[0]).Addr()
 		inner, router := fmt.Sprintf("192.168.%d.2", i), fmt.Sprintf("192.168.%d.1", i)
 		ns.Link(t, fmt.Sprintf("port%d", i), "eth0", []string{router + "/24"}, []string{inner + "/24"})
-		if err := ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", router) }); err != nil {
+		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", router) }); err != nil {
 			t.Fatal(err)
 		}
 		rules += fmt.Sprintf("add rule ip translator pre ip daddr %s dnat to %s\nadd rule ip translator post ip saddr %s snat to %s\n", outer, inner, inner, outer)

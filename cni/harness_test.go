@@ -22,8 +22,8 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/cni/plugin"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == PluginName {
 		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
 	}
-	os.Exit(uml.Main(m, nstest.Main))
+	os.Exit(uml.Main(m, netns.Main))
 }
 
 const (
@@ -47,7 +47,7 @@ type node struct {
 	t       *testing.T
 	o       Options
 	cidrs   chan []netip.Prefix
-	outside *nstest.NS
+	outside *netns.NS
 	runtime *libcni.CNIConfig
 	cancel  context.CancelFunc
 	done    chan error
@@ -58,7 +58,7 @@ type node struct {
 
 func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	t.Helper()
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	dir := t.TempDir()
 	exe, err := os.Executable()
 	if err != nil {
@@ -69,7 +69,7 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	}
 	n := &node{
 		t:       t,
-		outside: nstest.New(t),
+		outside: netns.New(t),
 		runtime: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), &invoke.DefaultExec{
 			RawExec: &invoke.RawExec{Stderr: os.Stderr}, // the default is made at the first call, in a race of several
 		}),
@@ -85,7 +85,7 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 		t.Fatal(err)
 	}
 	n.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
-	if err := nstest.AddRoute("0.0.0.0/0", outsideAddr); err != nil {
+	if err := netns.AddRoute("0.0.0.0/0", outsideAddr); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -152,7 +152,7 @@ func (n *node) waitReady() {
 
 // pod is a network namespace with a sandbox's name.
 type pod struct {
-	*nstest.NS
+	*netns.NS
 	id  string
 	ips []string
 	rt  *libcni.RuntimeConf
@@ -168,7 +168,7 @@ func (n *node) pod(id string, ports ...PortMapping) *pod {
 }
 
 func (n *node) sandbox(id string, ports ...PortMapping) *pod {
-	ns := nstest.New(n.t)
+	ns := netns.New(n.t)
 	return &pod{NS: ns, id: id, rt: &libcni.RuntimeConf{
 		ContainerID: id, NetNS: ns.Path, IfName: "eth0",
 		Args:           [][2]string{{"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", id}},
@@ -210,23 +210,23 @@ func (n *node) del(p *pod) {
 }
 
 // here is the node's own namespace.
-type here = nstest.Own
+type here = netns.Own
 
-func serve(t *testing.T, in nstest.Doer, name, network, addr string) {
+func serve(t *testing.T, in netns.Doer, name, network, addr string) {
 	t.Helper()
-	nstest.Serve(t, in, name, network, addr)
+	netns.Serve(t, in, name, network, addr)
 }
 
-func ask(from nstest.Doer, addr string) (answer string, err error) { return nstest.Ask(from, addr) }
+func ask(from netns.Doer, addr string) (answer string, err error) { return netns.Ask(from, addr) }
 
-func expect(t *testing.T, ns nstest.Doer, what, addr, want string) {
+func expect(t *testing.T, ns netns.Doer, what, addr, want string) {
 	t.Helper()
-	if got, err := nstest.AskFor(ns, addr, 2*time.Minute); err != nil || got != want {
+	if got, err := netns.AskFor(ns, addr, 2*time.Minute); err != nil || got != want {
 		t.Errorf("%s (%s): got %q, %v; want %q", what, addr, got, err, want)
 	}
 }
 
-func refuse(t *testing.T, ns nstest.Doer, what, addr string) {
+func refuse(t *testing.T, ns netns.Doer, what, addr string) {
 	t.Helper()
 	if got, err := ask(ns, addr); err == nil {
 		t.Errorf("%s (%s): got %q, want no connection", what, addr, got)

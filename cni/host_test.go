@@ -13,7 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func testRecord(id string, ips ...string) *record {
@@ -149,8 +149,8 @@ func TestDifference(t *testing.T) {
 // TestKernelKeepsWhatItIsTold makes every kind of object, reads it back, changes nothing the second time, and prunes
 // what is ours and nobody wants, and no more.
 func TestKernelKeepsWhatItIsTold(t *testing.T) {
-	nstest.Require(t)
-	outside := nstest.New(t)
+	netns.Require(t)
+	outside := netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
 	pod := testRecord("a", "10.42.7.2", "fd42::2")
 	pod.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}

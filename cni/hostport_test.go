@@ -14,9 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func TestHostPorts(t *testing.T) {
@@ -220,7 +220,7 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	const clusterIP, externalIP, laterIP = "10.43.0.9", "203.0.113.8", "203.0.113.9"
 	address := func(ip string) {
 		t.Helper()
-		if err := nstest.AddAddress(servicerules.IPVSDevice, ip+"/32"); err != nil {
+		if err := netns.AddAddress(servicerules.IPVSDevice, ip+"/32"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -231,7 +231,7 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	serve(t, here{}, "service", "tcp", "0.0.0.0:8080") // in IPVS' place
 	expect(t, n.outside, "outside, the node's address", nodeAddr+":8080", "pod "+outsideAddr)
 	served := func(ip string) error {
-		for who, from := range map[string]nstest.Doer{"the node": here{}, "a pod": client} {
+		for who, from := range map[string]netns.Doer{"the node": here{}, "a pod": client} {
 			if got, err := ask(from, ip+":8080"); err != nil || !strings.HasPrefix(got, "service ") {
 				return fmt.Errorf("%s at %s: %q answers, %v", who, ip, got, err)
 			}

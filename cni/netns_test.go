@@ -6,14 +6,14 @@ import (
 	"os"
 	"testing"
 
-	"github.com/vishvananda/netns"
+	vishnetns "github.com/vishvananda/netns"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestProcessStaysWhereItIs: what others see of the process, and what it reads of itself below /proc/self and /proc/net, is the node's for ever, though threads of it have been with pods.
 func TestProcessStaysWhereItIs(t *testing.T) {
-	pod, err := netns.GetFromPath(nstest.New(t).Path)
+	pod, err := vishnetns.GetFromPath(netns.New(t).Path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,13 +20,13 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func TestPodNetwork(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
-			nstest.Require(t)
+			netns.Require(t)
 			bridgeNetfilter(t, on)
 			n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 			a, b := n.pod("aaa"), n.pod("bbb")

@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // vpnDevice is what a VPN's program has on each of its machines.
@@ -44,7 +44,7 @@ func newVPN(t *testing.T) *vpn {
 }
 
 // join makes the device of one member, with its address; routes lead to the rest. leave takes the device away, as the end of the VPN's program does.
-func (v *vpn) join(in nstest.Doer, address string, mtu int, routes ...string) (leave func()) {
+func (v *vpn) join(in netns.Doer, address string, mtu int, routes ...string) (leave func()) {
 	v.t.Helper()
 	var f *os.File
 	err := in.Do(func() (err error) {
@@ -53,7 +53,7 @@ func (v *vpn) join(in nstest.Doer, address string, mtu int, routes ...string) (l
 		}
 		l, err := netlink.LinkByName(vpnDevice)
 		if err == nil {
-			err = errors.Join(netlink.LinkSetMTU(l, mtu), nstest.AddAddress(vpnDevice, address)) // which sets it up
+			err = errors.Join(netlink.LinkSetMTU(l, mtu), netns.AddAddress(vpnDevice, address)) // which sets it up
 		}
 		for _, r := range routes {
 			if err == nil {
@@ -146,11 +146,11 @@ func TestWaysOverVPN(t *testing.T) {
 		{"IPv6", func(i int) []string { return []string{fmt.Sprintf("fd99::%d/64", i)} }, 1420, nil, 1350},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			nstest.RequireNFT(t)
+			netns.RequireNFT(t)
 			s := &segment{T: t, c: wayCluster{vxlan{}, dualPods, c.at, c.mtu}, device: "tun*"}
 			v := newVPN(t)
 			for i := 1; i <= 3; i++ {
-				ns := nstest.New(t)
+				ns := netns.New(t)
 				if err := ns.Do(func() error { return onDevice("lo", netlink.LinkSetUp) }); err != nil {
 					t.Fatal(err)
 				}

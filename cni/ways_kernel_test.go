@@ -21,21 +21,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // segment is a network with nodes on it, each in a namespace. A node's pods are its own addresses in its pod networks.
 type segment struct {
 	*testing.T
 	c     wayCluster
-	nodes []*nstest.NS // the first is number 1
+	nodes []*netns.NS // the first is number 1
 	dead  []int
 	// device is each node's for packets to others; the ways follow from what it is. Empty: it is eth0, and as c says.
 	device string
 }
 
 func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Flags = "segment0", c.mtu, net.FlagUp
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -45,7 +45,7 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
 	s := &segment{T: t, c: c}
 	for i := 1; i <= nodes; i++ {
-		ns := nstest.New(t)
+		ns := netns.New(t)
 		port := fmt.Sprintf("port%d", i)
 		ns.Link(t, port, "eth0", nil, c.underlay(i))
 		l, err := netlink.LinkByName(port)
@@ -360,7 +360,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	node, stranger := peerOf(1, s.c).Underlay[0].String(), peerOf(3, s.c).Underlay[0].String()
 	var in net.PacketConn
 	err := errors.Join(s.nodes[0].Do(func() (err error) {
-		if err = nstest.AddRoute("0.0.0.0/0", stranger); err == nil {
+		if err = netns.AddRoute("0.0.0.0/0", stranger); err == nil {
 			in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
 		}
 		return err
@@ -369,7 +369,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 		if err == nil {
 			err = netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(invented))})
 		}
-		return errors.Join(err, nstest.AddRoute(target.String()+"/32", node))
+		return errors.Join(err, netns.AddRoute(target.String()+"/32", node))
 	}))
 	if err != nil {
 		t.Fatal(err)

@@ -20,15 +20,15 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // wgMachine is another node's end of the tunnel, in a namespace of its own.
 type wgMachine struct {
 	t         *testing.T
-	ns        *nstest.NS
+	ns        *netns.NS
 	dev       *wgDevice
 	node      string // the public key of the node under test
 	nodeAt    string // and its address
@@ -131,7 +131,7 @@ func (n *node) encrypted(at string) chan []Peer {
 }
 
 // reaches waits until a connection gets through: a handshake that was lost is tried again after five seconds.
-func reaches(t *testing.T, from nstest.Doer, what, addr, want string) {
+func reaches(t *testing.T, from netns.Doer, what, addr, want string) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, what, func() error {
 		got, err := ask(from, addr)
@@ -143,7 +143,7 @@ func reaches(t *testing.T, from nstest.Doer, what, addr, want string) {
 }
 
 // spy counts what arrives in a namespace with addresses of pods that the whole world can read.
-func spy(t *testing.T, ns nstest.Doer) (plain func() string) {
+func spy(t *testing.T, ns netns.Doer) (plain func() string) {
 	t.Helper()
 	run := func(args ...string) (out string) {
 		if err := ns.Do(func() error {
@@ -170,7 +170,7 @@ func kernelHasWireGuard(t *testing.T) bool {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "probe"
-	err := nstest.New(t).Do(func() error { return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}) })
+	err := netns.New(t).Do(func() error { return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}) })
 	if err != nil && (uml.Inside() || !errors.Is(err, unix.EOPNOTSUPP)) {
 		t.Fatal("making a WireGuard device:", err)
 	}
@@ -178,7 +178,7 @@ func kernelHasWireGuard(t *testing.T) bool {
 }
 
 // kindOf is the kernel's word for what the device is.
-func kindOf(in nstest.Doer, device string) (kind string) {
+func kindOf(in netns.Doer, device string) (kind string) {
 	err := in.Do(func() error {
 		return onDevice(device, func(l netlink.Link) error {
 			kind = l.Type()
@@ -192,7 +192,7 @@ func kindOf(in nstest.Doer, device string) (kind string) {
 }
 
 // wantEncryptor fails unless the tunnel's device there is the kernel's, or unless it is wireguard-go's.
-func wantEncryptor(t *testing.T, in nstest.Doer, dev *wgDevice, kernel bool) {
+func wantEncryptor(t *testing.T, in netns.Doer, dev *wgDevice, kernel bool) {
 	t.Helper()
 	want := map[bool]string{true: kindWireGuard, false: "tuntap"}[kernel]
 	dev.mu.Lock()
@@ -263,7 +263,7 @@ type conversation struct {
 	c net.Conn
 }
 
-func converse(t *testing.T, from, to nstest.Doer, addr string) *conversation {
+func converse(t *testing.T, from, to netns.Doer, addr string) *conversation {
 	t.Helper()
 	var l net.Listener
 	if err := to.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {

@@ -17,8 +17,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // testKey is a key that is as good as any.
@@ -335,7 +335,7 @@ func TestWireGuardForgedPackets(t *testing.T) {
 		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(wgPeerIP))}); err != nil {
 			return err
 		}
-		return nstest.AddRoute("10.42.7.0/24", nodeAddr)
+		return netns.AddRoute("10.42.7.0/24", nodeAddr)
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // many tells the API of Services with endpoints, of which every tenth is headless.
@@ -79,7 +79,7 @@ func heap() uint64 {
 
 // BenchmarkMemory is what a Service proxy's caches and the cluster's DNS take together with 1,000 Services of three endpoints each. The first time counts: later ones begin amid the garbage of those before.
 func BenchmarkMemory(b *testing.B) {
-	nstest.Require(b) // for the port
+	netns.Require(b) // for the port
 	took := 0.0
 	for b.Loop() {
 		a := newAPI(b)

@@ -20,8 +20,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // custom puts the ConfigMap, in place of the one that is there.
@@ -172,7 +172,7 @@ func (g *gate) prefixAdmits(a netip.Addr) bool {
 
 // From a machine beside this one nothing is answered; what a pod asks is.
 func TestStrangersAreRefused(t *testing.T) {
-	lan, pod := nstest.New(t), nstest.New(t)
+	lan, pod := netns.New(t), netns.New(t)
 	lan.Link(t, "lan", "eth0", []string{"192.0.2.1/24"}, []string{"192.0.2.2/24"})
 	pod.Link(t, "pod", "eth0", []string{"10.42.7.1/24"}, []string{"10.42.7.2/24"})
 	a := newAPI(t)
@@ -183,7 +183,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		o.Clients = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	})
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	ask := func(from *nstest.NS, proto, at string) (rcode string, err error) {
+	ask := func(from *netns.NS, proto, at string) (rcode string, err error) {
 		err = from.Do(func() error {
 			c := &dns.Client{Net: proto, Timeout: 3 * time.Second}
 			r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), fmt.Sprintf("%s:%d", at, Port))
@@ -293,7 +293,7 @@ func TestRoundsAreBounded(t *testing.T) {
 
 // What was answered once is answered when the resolver does not any more.
 func TestStaleAnswers(t *testing.T) {
-	nstest.Require(t) // for the port
+	netns.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", "127.0.0.53:53")
 	if err != nil {
 		t.Fatal(err)

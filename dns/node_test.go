@@ -22,10 +22,10 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 const (
@@ -39,7 +39,7 @@ const (
 func TestNodeNetwork(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
-			nstest.RequireNFT(t)
+			netns.RequireNFT(t)
 			value := map[bool]string{false: "0", true: "1"}[on]
 			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(value), 0); err != nil && on {
 				t.Skip("this kernel has no br_netfilter to switch on:", err)
@@ -50,13 +50,13 @@ func TestNodeNetwork(t *testing.T) {
 }
 
 func testNodeNetwork(t *testing.T) {
-	outside := nstest.New(t)
+	outside := netns.New(t)
 	// No default route anywhere: the network cable is out.
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{"192.0.2.2/24"})
 	a := newAPI(t)
 	startNode(t, a)
 	client, server := addPod(t, "client"), addPod(t, "server")
-	nstest.Serve(t, server.NS, "web", "tcp", ":8080")
+	netns.Serve(t, server.NS, "web", "tcp", ":8080")
 	a.namespace(t, "default")
 	a.namespace(t, "kube-system")
 	a.balanced(t, "kube-system", "kube-dns", dnsAddr, nodeAddr, Port, true,
@@ -88,7 +88,7 @@ func lookupAndConnect(t *testing.T, from func(func() error) error, proto string)
 		if err := from(lookup); err != nil {
 			return err
 		}
-		_, err := nstest.Ask(nstest.In(from), webAddr+":80")
+		_, err := netns.Ask(netns.In(from), webAddr+":80")
 		return err
 	})
 }
@@ -166,14 +166,14 @@ func startNode(t *testing.T, a *api) {
 }
 
 type pod struct {
-	*nstest.NS
+	*netns.NS
 	ip string
 }
 
 // addPod attaches a new network namespace as containerd does it.
 func addPod(t *testing.T, id string) pod {
 	t.Helper()
-	p := pod{NS: nstest.New(t)}
+	p := pod{NS: netns.New(t)}
 	plugins := libcni.NewCNIConfigWithCacheDir([]string{nodeDirs.bin}, t.TempDir(), nil)
 	var list *libcni.NetworkConfigList
 	testenv.Eventually(t, 2*time.Minute, "the node is ready for pods", func() (err error) {

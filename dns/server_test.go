@@ -35,8 +35,8 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestMain is also the CNI plugin's program: the runtime executes this binary under the plugin's name.
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == cni.PluginName {
 		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
 	}
-	os.Exit(nstest.Main(m))
+	os.Exit(netns.Main(m))
 }
 
 // api is as much of an API server as a node's informers ask for. What changes between a list and its watch is not lost: the watch begins with it.
@@ -254,7 +254,7 @@ func write(t testing.TB, path, content string) {
 // outside is a resolver of the host that answers every A question with one address.
 func outside(t testing.TB, listen, answer string) {
 	t.Helper()
-	nstest.Require(t) // for the port
+	netns.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", listen)
 	if err != nil {
 		t.Fatal(err)
@@ -278,7 +278,7 @@ func outside(t testing.TB, listen, answer string) {
 // relay is a resolver of the host that asks another one, and counts.
 func relay(t *testing.T, listen, to string) (asked func() int64) {
 	t.Helper()
-	nstest.Require(t) // for the port
+	netns.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", listen)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +305,7 @@ const listenAddr = "127.0.0.5"
 
 func run(t testing.TB, a *api, change func(*Options)) *Server {
 	t.Helper()
-	nstest.Require(t) // for ports and resolvers that nobody else has
+	netns.Require(t) // for ports and resolvers that nobody else has
 	client, shared := a.informers(t, netinformers.Options{Names: true})
 	o := Options{
 		Addresses:  []netip.Addr{netip.MustParseAddr(listenAddr)},
@@ -486,7 +486,7 @@ func TestPortTakenIsRetried(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
-	nstest.Require(t)
+	netns.Require(t)
 	l, err := net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
 	if err != nil {
 		t.Fatal(err)
@@ -497,7 +497,7 @@ func TestPortTakenIsRetried(t *testing.T) {
 }
 
 func TestStopLeavesNoGoroutine(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	before := goleak.IgnoreCurrent()
 	t.Run("run", func(t *testing.T) {
 		a := newAPI(t)
@@ -516,7 +516,7 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 
 // What CoreDNS has only begun to start it cannot stop.
 func TestStopRightAfterStart(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	defer goruntime.GOMAXPROCS(goruntime.GOMAXPROCS(1)) // so that what is begun has not run yet
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
 	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client})
@@ -541,7 +541,7 @@ func TestStopRightAfterStart(t *testing.T) {
 
 // An address may come late, as one of IPv6 does when a machine starts: what was opened at the others until then must not take questions away.
 func TestFailedStartKeepsNoSocket(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
 	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr), netip.MustParseAddr("192.0.2.7")}, Informers: shared, Client: client})
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // BenchmarkUpdate is a change among 1,000 pods and 200 policies, of which 100 pods are this node's: what is computed, and what is written.
@@ -43,7 +43,7 @@ func BenchmarkUpdate(b *testing.B) {
 
 // BenchmarkAtTheLimit writes tables of a node whose namespaces have all that the limits let them have, as blocks and as rules.
 func BenchmarkAtTheLimit(b *testing.B) {
-	nstest.RequireNFT(b)
+	netns.RequireNFT(b)
 	for _, kind := range []string{"blocks", "rules"} {
 		b.Run(kind, func(b *testing.B) {
 			w := newWorld()

@@ -23,9 +23,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // running is an Enforcer with an API that is in memory.
@@ -131,7 +131,7 @@ func TestFirstPacket(t *testing.T) {
 
 // TestAdmitWaits for a pod that the API does not know yet, and goes by its labels then, not by those of one with its name.
 func TestAdmitWaits(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := newWorld()
 	w.namespace("x", nil)
 	w.policy(t, "x", "deny", `{podSelector: {matchLabels: {app: a}}}`)
@@ -172,7 +172,7 @@ func TestAdmitWaits(t *testing.T) {
 }
 
 func TestAdmitGivesUp(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := newWorld()
 	w.namespace("x", nil)
 	w.policy(t, "x", "deny", `{podSelector: {}}`)
@@ -196,7 +196,7 @@ func TestAdmitGivesUp(t *testing.T) {
 
 // TestNothingWithoutPolicies looks for a table where there is no need of one, and for one that is left from before.
 func TestNothingWithoutPolicies(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := dozen()
 	old := Desired(func() State { s := *w; s.policy(t, "x", "p", `{podSelector: {}}`); return s.State }(), DefaultLimits())
 	if err := new(table).apply(t.Context(), old.Ruleset); err != nil {
@@ -264,7 +264,7 @@ func TestRestart(t *testing.T) {
 
 // TestDeletedTableComesBackAtOnce: nobody waits for the next look when another program deletes all tables, at any time.
 func TestDeletedTableComesBackAtOnce(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	startWith(t, w.api(), time.Hour, "", w.Sandboxes...)
@@ -279,7 +279,7 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 
 // TestKeptRules: another program deletes the table while no Enforcer runs, and the next one has no server to ask.
 func TestKeptRules(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	file := filepath.Join(t.TempDir(), "rules")
@@ -327,9 +327,9 @@ func TestKeptRules(t *testing.T) {
 	}
 }
 
-// nstestTable is for tests that write the table and send no packets.
-func nstestTable(t *testing.T) {
-	nstest.RequireNFT(t)
+// namespaceTable is for tests that write the table and send no packets.
+func namespaceTable(t *testing.T) {
+	netns.RequireNFT(t)
 	t.Cleanup(func() {
 		if err := Remove(); err != nil {
 			t.Error(err)

@@ -24,28 +24,28 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 // lab is a world whose pods of this node are network namespaces, routed by the process's own, which is the node.
 type lab struct {
 	*world
 	t  *testing.T
-	ns map[netip.Addr]*nstest.NS
+	ns map[netip.Addr]*netns.NS
 }
 
 func newLab(t *testing.T, w *world) *lab {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
 	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which may never have ended.
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{w, t, map[netip.Addr]*nstest.NS{}}
+	l := &lab{w, t, map[netip.Addr]*netns.NS{}}
 	for _, b := range w.Sandboxes {
 		l.plug(b.IPs)
 	}
@@ -59,7 +59,7 @@ func newLab(t *testing.T, w *world) *lab {
 
 // plug makes the namespace of a pod, which has an address of each family.
 func (l *lab) plug(ips []netip.Addr) {
-	ns := nstest.New(l.t)
+	ns := netns.New(l.t)
 	device := fmt.Sprint("vethcor", len(l.ns)/len(ips))
 	ns.Link(l.t, device, "eth0", nil, []string{ips[0].String() + "/32", ips[1].String() + "/128"})
 	if err := wire(ns, device, ips); err != nil {
@@ -72,7 +72,7 @@ func (l *lab) plug(ips []netip.Addr) {
 }
 
 // wire routes between a pod and the node; neither has to ask for the other.
-func wire(ns *nstest.NS, device string, ips []netip.Addr) error {
+func wire(ns *netns.NS, device string, ips []netip.Addr) error {
 	host, err := netlink.LinkByName(device)
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func sysctls(t *testing.T, all ...string) {
 }
 
 // serve answers by TCP and UDP whatever comes, with what came, until the test ends.
-func (l *lab) serve(ns nstest.Doer, numbers ...int32) {
+func (l *lab) serve(ns netns.Doer, numbers ...int32) {
 	var wg sync.WaitGroup
 	var closers []io.Closer
 	ctx := l.t.Context()

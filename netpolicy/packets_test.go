@@ -16,8 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
@@ -142,7 +142,7 @@ func TestNode(t *testing.T) {
 	node := netip.MustParseAddr("192.0.2.1")
 	l.ofNode(t, node)
 	for _, port := range []int{10053, 10250} {
-		nstest.Serve(t, nstest.Own{}, "node", "tcp", fmt.Sprintf("%s:%d", node, port))
+		netns.Serve(t, netns.Own{}, "node", "tcp", fmt.Sprintf("%s:%d", node, port))
 	}
 	l.DNS = DNS{Servers: []netip.AddrPort{netip.AddrPortFrom(node, 10053)}, Service: []netip.Addr{netip.MustParseAddr("10.43.0.10")}}
 	pod := l.addressOf("x", "p0", 4)
@@ -265,7 +265,7 @@ func TestNoticesChanges(t *testing.T) {
 
 // TestGeneratedTables: the kernel takes every table that policies can lead to, whole and as a change of the one before.
 func TestGeneratedTables(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	var changes table

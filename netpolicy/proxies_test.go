@@ -16,7 +16,7 @@ import (
 // asProxy runs something on the node as the user of the ingress proxy.
 type asProxy struct{}
 
-// Do implements nstest.Doer. A socket belongs to the user that its thread has for files.
+// Do implements netns.Doer. A socket belongs to the user that its thread has for files.
 func (asProxy) Do(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

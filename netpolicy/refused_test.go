@@ -61,7 +61,7 @@ func TestRefusedPart(t *testing.T) {
 
 // TestRefusedByTheKernel has an Enforcer that cannot write one namespace's part.
 func TestRefusedByTheKernel(t *testing.T) {
-	nstestTable(t)
+	namespaceTable(t)
 	w := dozen()
 	w.policy(t, "x", "bad", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`)
 	w.policy(t, "y", "good", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 198.51.100.0/24}}]}]}`)

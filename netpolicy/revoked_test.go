@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // revoking are the policies that forbid the pods of namespace y what those of x have opened.
@@ -264,12 +264,12 @@ func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
 }
 
 // in is where an address is: in a pod, with the node's ingress proxy, or else on the node.
-func (l *lab) in(ip netip.Addr) nstest.Doer {
+func (l *lab) in(ip netip.Addr) netns.Doer {
 	if ns := l.ns[ip]; ns != nil {
 		return ns
 	}
 	if slices.Contains(proxySources, ip) {
 		return asProxy{}
 	}
-	return nstest.Own{}
+	return netns.Own{}
 }

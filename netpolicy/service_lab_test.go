@@ -21,10 +21,10 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // serviceLab is a lab with a machine outside, pods of another node (which have no sandbox here, so that their own policies do not
@@ -77,14 +77,14 @@ func newServiceLab(t *testing.T, mode string) *serviceLab {
 			l.plug(addressesOf(p))
 		}
 	}
-	ns := nstest.New(t)
+	ns := netns.New(t)
 	ns.Link(t, "uplink", "eth0", []string{"192.0.2.1/24", "2001:db8::1/64"},
 		[]string{"192.0.2.2/24", outside[0].String() + "/32", outside[1].String() + "/32", outside[2].String() + "/64"})
 	err := ns.Do(func() error {
-		return errors.Join(nstest.AddRoute("0.0.0.0/0", "192.0.2.1"), nstest.AddRoute("::/0", "2001:db8::1"))
+		return errors.Join(netns.AddRoute("0.0.0.0/0", "192.0.2.1"), netns.AddRoute("::/0", "2001:db8::1"))
 	})
 	// Without a route the node's own packets meet no rule.
-	if err := errors.Join(err, nstest.AddRoute("0.0.0.0/0", "192.0.2.2"), nstest.AddRoute("::/0", outside[2].String())); err != nil {
+	if err := errors.Join(err, netns.AddRoute("0.0.0.0/0", "192.0.2.2"), netns.AddRoute("::/0", outside[2].String())); err != nil {
 		t.Fatal(err)
 	}
 	for _, ip := range outside {

@@ -16,9 +16,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
@@ -240,7 +240,7 @@ func (l *serviceLab) testNode(t *testing.T) {
 
 // testDNS: pods reach the node's own by its Service, as policies say.
 func (l *serviceLab) testDNS(t *testing.T) {
-	l.serve(nstest.Own{}, dnsTarget)
+	l.serve(netns.Own{}, dnsTarget)
 	var tab table
 	for _, c := range []struct {
 		name, spec string
@@ -271,7 +271,7 @@ func (l *serviceLab) testSCTP(t *testing.T) {
 	var tab table
 	meets := func(from, to netip.Addr, port uint16, want error) {
 		t.Helper()
-		_, err := nstest.AskSCTP(l.ns[from], netip.AddrPortFrom(to, port))
+		_, err := netns.AskSCTP(l.ns[from], netip.AddrPortFrom(to, port))
 		if err = refused(err); !errors.Is(err, want) {
 			t.Errorf("%v to %v port %d by SCTP: %v, want %v", from, to, port, err, want)
 		}
@@ -279,7 +279,7 @@ func (l *serviceLab) testSCTP(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		server, client, stranger := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("z", "p0", family)
 		for _, port := range []uint16{80, 81} {
-			nstest.ServeSCTP(t, l.ns[server], "server", netip.AddrPortFrom(server, port))
+			netns.ServeSCTP(t, l.ns[server], "server", netip.AddrPortFrom(server, port))
 		}
 		l.Policies = nil
 		l.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: "y"}}}], ports: [{port: 81, protocol: SCTP}]}]}`)

@@ -25,9 +25,9 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
@@ -39,8 +39,8 @@ const (
 
 // testbed is a node (the process's own namespace) with two pods and a machine outside, and what serves Services there: a Proxy, or upstream's kube-proxy.
 type testbed struct {
-	outside *nstest.NS
-	pods    map[string]*nstest.NS // by address
+	outside *netns.NS
+	pods    map[string]*netns.NS // by address
 	api     *watchapi.API
 	url     string // of api
 	proxy   *Proxy // not with kube-proxy
@@ -56,8 +56,8 @@ type testbed struct {
 
 func newTestbed(t *testing.T, mode string) *testbed {
 	t.Helper()
-	nstest.RequireNFT(t)
-	b := &testbed{mode: mode, outside: nstest.New(t), pods: map[string]*nstest.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
+	netns.RequireNFT(t)
+	b := &testbed{mode: mode, outside: netns.New(t), pods: map[string]*netns.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
 	for name, value := range map[string]string{
 		"ip_forward": "1",
 		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each packet puts off the refusal
@@ -70,20 +70,20 @@ func newTestbed(t *testing.T, mode string) *testbed {
 	}
 	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
 	for i, ip := range []string{"10.42.0.2", "10.42.0.6"} {
-		ns := nstest.New(t)
+		ns := netns.New(t)
 		prefix := netip.MustParsePrefix(ip + "/30")
 		gw := prefix.Masked().Addr().Next().String()
 		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30"}, []string{ip + "/30"})
-		if err := ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", gw) }); err != nil {
+		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", gw) }); err != nil {
 			t.Fatal(err)
 		}
 		b.pods[ip] = ns
-		nstest.Serve(t, ns, ip, "tcp", ":8080")
+		netns.Serve(t, ns, ip, "tcp", ":8080")
 	}
-	if err := b.outside.Do(func() error { return nstest.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
+	if err := b.outside.Do(func() error { return netns.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := nstest.AddRoute("0.0.0.0/0", outsideAddr); err != nil { // without a route the node's own packets meet no rule
+	if err := netns.AddRoute("0.0.0.0/0", outsideAddr); err != nil { // without a route the node's own packets meet no rule
 		t.Fatal(err)
 	}
 	b.api = watchapi.New(
@@ -225,17 +225,17 @@ func (b *testbed) sliceOn(node string, ips ...string) *discoveryv1.EndpointSlice
 }
 
 // here is the node's own namespace.
-type here = nstest.Own
+type here = netns.Own
 
 // ask returns who answers, and the address that it sees.
-func ask(from nstest.Doer, addr string) (server, peer string, err error) {
-	answer, err := nstest.Ask(from, addr)
+func ask(from netns.Doer, addr string) (server, peer string, err error) {
+	answer, err := netns.Ask(from, addr)
 	server, peer, _ = strings.Cut(answer, " ")
 	return server, peer, err
 }
 
 // answered is ask for what has to answer. A machine that has much to do may need a second try.
-func answered(t *testing.T, from nstest.Doer, addr string) (server, peer string) {
+func answered(t *testing.T, from netns.Doer, addr string) (server, peer string) {
 	t.Helper()
 	eventually(t, addr+" answers", func() (err error) { server, peer, err = ask(from, addr); return err })
 	return server, peer
@@ -246,12 +246,12 @@ func eventually(t *testing.T, what string, f func() error) {
 	testenv.Eventually(t, 2*time.Minute, what, f)
 }
 
-func reaches(t *testing.T, ns nstest.Doer, what, addr string) {
+func reaches(t *testing.T, ns netns.Doer, what, addr string) {
 	t.Helper()
 	eventually(t, what+" ("+addr+")", func() error { _, _, err := ask(ns, addr); return err })
 }
 
-func fails(t *testing.T, ns nstest.Doer, what, addr string) {
+func fails(t *testing.T, ns netns.Doer, what, addr string) {
 	t.Helper()
 	eventually(t, what+" ("+addr+")", func() error {
 		if _, _, err := ask(ns, addr); err == nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -94,7 +94,7 @@ const externalIP, balancerIP = "203.0.113.7", "203.0.113.8"
 // routed is a bed in which the machine outside and the pods send Services' addresses to the node.
 func routed(t *testing.T, mode string) *testbed {
 	b := newTestbed(t, mode)
-	if err := b.outside.Do(func() error { return nstest.AddRoute("203.0.113.0/24", nodeAddr) }); err != nil {
+	if err := b.outside.Do(func() error { return netns.AddRoute("203.0.113.0/24", nodeAddr) }); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -103,13 +103,13 @@ func routed(t *testing.T, mode string) *testbed {
 // routeBack lets the machine outside answer pods.
 func (b *testbed) routeBack(t *testing.T) {
 	t.Helper()
-	if err := b.outside.Do(func() error { return nstest.AddRoute("10.42.0.0/16", nodeAddr) }); err != nil {
+	if err := b.outside.Do(func() error { return netns.AddRoute("10.42.0.0/16", nodeAddr) }); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // refused waits until a connection is refused at once.
-func refused(t *testing.T, from nstest.Doer, addr string) {
+func refused(t *testing.T, from netns.Doer, addr string) {
 	t.Helper()
 	eventually(t, addr+" refuses", func() error {
 		if got, _, err := ask(from, addr); !errors.Is(err, unix.ECONNREFUSED) {
@@ -120,7 +120,7 @@ func refused(t *testing.T, from nstest.Doer, addr string) {
 }
 
 // silent waits until nothing comes back.
-func silent(t *testing.T, from nstest.Doer, addr string) {
+func silent(t *testing.T, from netns.Doer, addr string) {
 	t.Helper()
 	eventually(t, addr+" is silent", func() error {
 		got, _, err := ask(from, addr)
@@ -144,7 +144,7 @@ func testExternal(t *testing.T, mode string) {
 		s.Spec.ExternalIPs = []string{externalIP, nodeAddr}
 	})
 	b.endpoints(t, "10.42.0.2", "10.42.0.6")
-	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
+	for _, from := range []netns.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
 		for _, at := range []string{clusterIP + ":80", externalIP + ":80", balancerIP + ":80", nodeAddr + ":30080"} {
 			reaches(t, from, "every address of the Service", at)
 		}
@@ -222,7 +222,7 @@ func testNoEndpoints(t *testing.T, mode string) {
 		s.Spec.ExternalIPs = []string{externalIP}
 	})
 	b.endpoints(t)
-	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
+	for _, from := range []netns.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
 		for _, at := range []string{clusterIP + ":80", externalIP + ":80", balancerIP + ":80", nodeAddr + ":30080"} {
 			refused(t, from, at)
 		}
@@ -230,7 +230,7 @@ func testNoEndpoints(t *testing.T, mode string) {
 }
 
 // serveDatagrams answers each with the name, until the test ends.
-func serveDatagrams(t *testing.T, in nstest.Doer, name string) {
+func serveDatagrams(t *testing.T, in netns.Doer, name string) {
 	var d net.PacketConn
 	if err := in.Do(func() (err error) { d, err = net.ListenPacket("udp", ":8080"); return err }); err != nil {
 		t.Fatal(err)
@@ -257,7 +257,7 @@ func testDatagrams(t *testing.T, mode string) {
 	}
 	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
 	b.protocol = corev1.ProtocolUDP
-	for _, from := range []nstest.Doer{b.outside, here{}} {
+	for _, from := range []netns.Doer{b.outside, here{}} {
 		var c net.Conn
 		if err := from.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }); err != nil {
 			t.Fatal(err)
@@ -283,13 +283,13 @@ func testDatagrams(t *testing.T, mode string) {
 
 func testHostPorts(t *testing.T, mode string) {
 	b := routed(t, mode)
-	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	netns.Serve(t, here{}, "node", "tcp", ":2222")
 	b.service(t, func(s *corev1.Service) {
 		balancer(s)
 		s.Spec.ExternalIPs = []string{externalIP}
 	})
 	b.endpoints(t, "10.42.0.2")
-	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
+	for _, from := range []netns.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
 		for _, at := range []string{clusterIP, externalIP, balancerIP} {
 			reaches(t, from, "the Service", at+":80")
 			if got, _, err := ask(from, at+":2222"); err == nil {
@@ -302,13 +302,13 @@ func testHostPorts(t *testing.T, mode string) {
 
 func testNodesAddress(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
-	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	netns.Serve(t, here{}, "node", "tcp", ":2222")
 	b.service(t, func(s *corev1.Service) {
 		balancer(s)
 		s.Status.LoadBalancer.Ingress[0].IP = nodeAddr
 	})
 	b.endpoints(t, "10.42.0.2")
-	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
+	for _, from := range []netns.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
 		reaches(t, from, "the load balancer", nodeAddr+":80")
 		reaches(t, from, "the node", nodeAddr+":2222")
 	}

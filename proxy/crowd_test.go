@@ -20,7 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // testPoolAddress is about a load balancer's address in the LAN of the nodes. The node serves what is sent to it, but does not say that the
@@ -59,7 +59,7 @@ func testPoolAddress(t *testing.T, mode string) {
 }
 
 // serveLong answers what comes with the name, on port 9090, until the client goes or the test ends.
-func serveLong(t *testing.T, in nstest.Doer, name string) {
+func serveLong(t *testing.T, in netns.Doer, name string) {
 	var l net.Listener
 	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", ":9090"); return err }); err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func testLongConnection(t *testing.T, mode string) {
 	b.port = 9090
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2", "10.42.0.6")
-	open := func(from nstest.Doer) (c net.Conn, who string) {
+	open := func(from netns.Doer) (c net.Conn, who string) {
 		t.Helper()
 		eventually(t, "a connection", func() error {
 			return from.Do(func() (err error) {
@@ -137,7 +137,7 @@ func testLongConnection(t *testing.T, mode string) {
 		})
 		return c, who
 	}
-	for _, from := range []nstest.Doer{b.outside, here{}} {
+	for _, from := range []netns.Doer{b.outside, here{}} {
 		b.endpoints(t, "10.42.0.2", "10.42.0.6")
 		c, who := open(from)
 		other := map[string]string{"10.42.0.2": "10.42.0.6", "10.42.0.6": "10.42.0.2"}[who]

@@ -13,13 +13,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // Cases of which endpoints a Service has.
 
 // only waits until these endpoints answer, each of them, and no other one.
-func only(t *testing.T, from nstest.Doer, addr string, want ...string) {
+func only(t *testing.T, from netns.Doer, addr string, want ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprint("of ", addr, " only ", want, " answers"), func() error {
 		var seen []string
@@ -118,7 +118,7 @@ func testInternalLocal(t *testing.T, mode string) {
 		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
 	})
 	b.put(at(one, "n1", "rs"), at(two, "n2", "rs"))
-	for _, from := range []nstest.Doer{b.pods[two], here{}} {
+	for _, from := range []netns.Doer{b.pods[two], here{}} {
 		only(t, from, clusterIP+":80", one)
 	}
 	only(t, b.outside, nodeAddr+":30080", one, two) // of which the policy says nothing
@@ -153,7 +153,7 @@ func testBothLocal(t *testing.T, mode string) {
 // testSlices has a Service whose endpoints are in several slices, with ports of their own, as during an update of its pods.
 func testSlices(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
-	nstest.Serve(t, b.pods[two], "new", "tcp", ":8081")
+	netns.Serve(t, b.pods[two], "new", "tcp", ":8081")
 	b.service(t, nil)
 	addr := clusterIP + ":80"
 	b.put(at(one, "n1", "rs"))
@@ -247,7 +247,7 @@ func (b *testbed) put(endpoints ...discoveryv1.Endpoint) { b.api.Put(b.sliceWith
 func testOthersNode(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.routeBack(t)
-	nstest.Serve(t, b.outside, "n2", "tcp", ":80")
+	netns.Serve(t, b.outside, "n2", "tcp", ":80")
 	n2 := bedNode("west")
 	n2.Name, n2.Status.Addresses[0].Address = "n2", outsideAddr
 	b.api.Put(n2)

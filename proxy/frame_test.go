@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestFrame: what another program took out between the writing and the counting is not taken for what was written, and what it did during the counting, so that there is no count, has nothing forgotten.
@@ -49,7 +49,7 @@ func (h *harming) Run(ctx context.Context, tx *knftables.Transaction) error {
 
 // TestHarmAfterTheFirstWrite: what another program takes out before anybody has looked at what was written is missed all the same, and comes back.
 func TestHarmAfterTheFirstWrite(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		t.Fatal(err)

@@ -16,8 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // unsure says at random that a transaction failed: of one that was not sent, or of one that is in force.
@@ -46,7 +46,7 @@ func (u *unsure) Run(ctx context.Context, tx *knftables.Transaction) error {
 // TestHealsWhatOthersHarm: whatever another program does to the tables while Services change, and whatever becomes of transactions of our own, the tables are what upstream's proxier writes
 // at once: after the looks that are taken every half a minute, or, for what only one Service has, after what is written every hour.
 func TestHealsWhatOthersHarm(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	for _, c := range []struct {
 		name   string
 		harms  func(r *rand.Rand, b *nftables) []string

@@ -15,8 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 const (
@@ -58,7 +58,7 @@ func TestHostNetwork(t *testing.T) {
 // TestHostNetworkOfTheKernel: a second network card's address, its broadcast address, the way out and the resolver are found; what
 // Services have on the device of IPVS is not.
 func TestHostNetworkOfTheKernel(t *testing.T) {
-	ns := nstest.New(t)
+	ns := netns.New(t)
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(file, []byte("nameserver 10.99.0.53\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -67,7 +67,7 @@ func TestHostNetworkOfTheKernel(t *testing.T) {
 	ns.Link(t, "hosttest1", servicerules.IPVSDevice, nil, []string{"203.0.113.7/32"})
 	var h hostNetwork
 	err := ns.Do(func() (err error) {
-		if err := nstest.AddRoute("0.0.0.0/0", "10.99.0.1"); err != nil {
+		if err := netns.AddRoute("0.0.0.0/0", "10.99.0.1"); err != nil {
 			return err
 		}
 		h, err = readHostNetwork(file)

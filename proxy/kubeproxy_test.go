@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/kubeproxy"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // kubeProxy is a mode of the table of cases: upstream's program, in nftables mode, instead of a Proxy.
@@ -82,7 +82,7 @@ func TestDifferences(t *testing.T) {
 
 func requireKubeProxy(t *testing.T) {
 	t.Helper()
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	if os.Getenv(kubeproxy.ProgramVar) == "" {
 		testenv.Missing(t, testenv.KubeProxy, "%s names none (make proxy-test)", kubeproxy.ProgramVar)
 	}

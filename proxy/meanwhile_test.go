@@ -15,15 +15,15 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestHealsWhatOthersHarmMeanwhile: another program harms the tables again and again, and coracle starts again now and then, among all kinds of changes. When it has
 // stopped, two looks and a second later the tables are what upstream's proxier writes at once, but for what only single Services have. The harm is done between what coracle does, some of it
 // each time; by hand (make soak) at any moment, also in the middle of a sync.
 func TestHealsWhatOthersHarmMeanwhile(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)

@@ -17,9 +17,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -30,7 +30,7 @@ type longOnes map[string]net.Conn
 func (b *testbed) openLong(t *testing.T) longOnes {
 	t.Helper()
 	all := longOnes{}
-	for who, from := range map[string]nstest.Doer{"outside": b.outside, "the node": here{}, "a pod": b.pods[two]} {
+	for who, from := range map[string]netns.Doer{"outside": b.outside, "the node": here{}, "a pod": b.pods[two]} {
 		for _, at := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
 			name := who + " to " + at
 			eventually(t, name, func() error {

@@ -18,13 +18,13 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 func testServices(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
@@ -115,7 +115,7 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 }
 
 func TestDualStack(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	client := fake.NewClientset(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
@@ -227,7 +227,7 @@ func TestFlushedChainsHeal(t *testing.T) {
 }
 
 func TestStopLeavesNoGoroutine(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	before := goleak.IgnoreCurrent() // listeners of health check node ports, which are upstream's, may have to end yet
 	t.Run("run", func(t *testing.T) {
 		b := newTestbed(t, ModeNFTables)

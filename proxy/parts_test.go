@@ -20,8 +20,8 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/internal/lbports"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/proxy/ipvs"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // given is a load balancer address with ports of a status: "22 53/UDP", where "22!" has an error.
@@ -315,7 +315,7 @@ func TestPortsBeforeTheLeader(t *testing.T) {
 
 // TestPortsOfTheStatusInNFTables: what the nftables back end writes is served at addresses, for each status.
 func TestPortsOfTheStatusInNFTables(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	for _, c := range statuses {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string

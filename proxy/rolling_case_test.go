@@ -12,11 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // serveUntil answers each connection with a name until stop, which returns when the one that is being answered is.
-func serveUntil(t *testing.T, in nstest.Doer, name, addr string) (stop func()) {
+func serveUntil(t *testing.T, in netns.Doer, name, addr string) (stop func()) {
 	t.Helper()
 	var l net.Listener
 	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
@@ -51,7 +51,7 @@ const (
 
 // asker connects to an address again and again, one connection after the other, and keeps who answered.
 type asker struct {
-	from nstest.Doer
+	from netns.Doer
 	addr string
 
 	mu      sync.Mutex

@@ -19,17 +19,17 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // doubled is a way to a table that has nft write everything in a namespace of its own, too, and wants the tables to be the same after each transaction.
 type doubled struct {
 	told
 	t      *testing.T
-	there  *nstest.NS
+	there  *netns.NS
 	table  nfttable.Table
 	writes *int
 }
@@ -39,7 +39,7 @@ func (d doubled) Run(ctx context.Context, tx *knftables.Transaction) error {
 	var theirs error
 	if text != "" {
 		*d.writes++
-		theirs = nstest.WriteNFT(d.there, text)
+		theirs = netns.WriteNFT(d.there, text)
 	}
 	ours := d.told.Run(ctx, tx)
 	if (ours == nil) != (theirs == nil) {
@@ -49,7 +49,7 @@ func (d doubled) Run(ctx context.Context, tx *knftables.Transaction) error {
 		return ours
 	}
 	family := uint8(d.table.Family)
-	here, want := nstest.NFTTable(d.t, nstest.Own{}, family, d.table.Name, false), nstest.NFTTable(d.t, d.there, family, d.table.Name, false)
+	here, want := netns.NFTTable(d.t, netns.Own{}, family, d.table.Name, false), netns.NFTTable(d.t, d.there, family, d.table.Name, false)
 	if !slices.Equal(here, want) {
 		for _, line := range here {
 			if !slices.Contains(want, line) {
@@ -138,16 +138,16 @@ func behind(r *rand.Rand, i int, s *corev1.Service) []*discoveryv1.EndpointSlice
 
 // TestSentIsLikeNFT: each transaction of upstream's proxier, of the rarest Services and of any change of them, leaves the kernel as if nft had written it.
 func TestSentIsLikeNFT(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
-	there := nstest.New(t)
+	there := netns.New(t)
 	writes := 0
 	var byNFT []*asked
 	for i, f := range b.families {
 		table := tables(b.families)[i]
-		if err := nstest.WriteNFT(there, fmt.Sprintf("add table %s %s\n", []string{"ip", "ip6"}[i], servicerules.NFTable)); err != nil {
+		if err := netns.WriteNFT(there, fmt.Sprintf("add table %s %s\n", []string{"ip", "ip6"}[i], servicerules.NFTable)); err != nil {
 			t.Fatal(err)
 		}
 		byNFT = append(byNFT, counted(t, b, f))
@@ -221,7 +221,7 @@ func TestSentIsLikeNFT(t *testing.T) {
 
 // TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services change all the time; one that is needed again stays.
 func TestStaleChainsGo(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol)
 	for i := range 3 {
 		b.OnServiceAdd(dualService(i))
@@ -283,7 +283,7 @@ func (s sending) Send(string) error { return s.why }
 
 // TestRefusedIsSaid: what the kernel refuses when it is sent, and takes from nft, is told of; what both refuse, or only nft knows, is nothing unusual.
 func TestRefusedIsSaid(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
 	if err := b.sync(true); err != nil {
 		t.Fatal(err)

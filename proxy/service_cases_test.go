@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // Cases of what becomes of a Service, and of its ports.
@@ -34,7 +34,7 @@ func askDatagram(c net.Conn) (string, error) {
 	return string(buf[:n]), err
 }
 
-func dialDatagrams(t *testing.T, from nstest.Doer, addr string) (c net.Conn) {
+func dialDatagrams(t *testing.T, from netns.Doer, addr string) (c net.Conn) {
 	t.Helper()
 	if err := from.Do(func() (err error) { c, err = net.Dial("udp", addr); return err }); err != nil {
 		t.Fatal(err)
@@ -79,16 +79,16 @@ func testTwoProtocols(t *testing.T, mode string) {
 func testSCTP(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	for ip, ns := range b.pods {
-		nstest.ServeSCTP(t, ns, "sctp-"+ip, netip.AddrPortFrom(netip.MustParseAddr(ip), 8080))
+		netns.ServeSCTP(t, ns, "sctp-"+ip, netip.AddrPortFrom(netip.MustParseAddr(ip), 8080))
 	}
 	b.protocol = corev1.ProtocolSCTP
 	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP })
 	for _, endpoint := range []string{one, two} {
 		b.endpoints(t, endpoint)
-		for from, ns := range map[string]nstest.Doer{"outside": b.outside, "a pod": b.pods[two], "the node": nstest.Own{}} {
+		for from, ns := range map[string]netns.Doer{"outside": b.outside, "a pod": b.pods[two], "the node": netns.Own{}} {
 			for _, addr := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
 				eventually(t, fmt.Sprintf("%s reaches %s at %s", from, endpoint, addr), func() error {
-					answer, err := nstest.AskSCTP(ns, netip.MustParseAddrPort(addr))
+					answer, err := netns.AskSCTP(ns, netip.MustParseAddrPort(addr))
 					if server, _, _ := strings.Cut(answer, " "); err == nil && server != "sctp-"+endpoint {
 						err = fmt.Errorf("%q answers", answer)
 					}
@@ -188,13 +188,13 @@ func forgotten(t *testing.T, c net.Conn) {
 		}
 		return nil
 	})
-	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second)) // for silence, as in nstest.Ask
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second)) // for silence, as in netns.Ask
 	if said, _ := io.ReadAll(c); len(said) > 0 {
 		t.Errorf("the open connection: %q answers", said)
 	}
 }
 
-func openLong(t *testing.T, from nstest.Doer, addr, want string) (c net.Conn) {
+func openLong(t *testing.T, from netns.Doer, addr, want string) (c net.Conn) {
 	t.Helper()
 	eventually(t, "a connection", func() error {
 		return from.Do(func() (err error) {
@@ -219,10 +219,10 @@ func openLong(t *testing.T, from nstest.Doer, addr, want string) (c net.Conn) {
 func testBalancerItself(t *testing.T, mode string) {
 	b := routed(t, mode)
 	b.routeBack(t)
-	if err := b.outside.Do(func() error { return nstest.AddAddress("lo", balancerIP+"/32") }); err != nil {
+	if err := b.outside.Do(func() error { return netns.AddAddress("lo", balancerIP+"/32") }); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Serve(t, b.outside, "balancer", "tcp", balancerIP+":80")
+	netns.Serve(t, b.outside, "balancer", "tcp", balancerIP+":80")
 	b.service(t, func(s *corev1.Service) {
 		balancer(s)
 		s.Status.LoadBalancer.Ingress[0].IPMode = ptr.To(corev1.LoadBalancerIPModeProxy)
@@ -238,7 +238,7 @@ func testBalancerItself(t *testing.T, mode string) {
 // status gives it there. What is connected to other ports, and to the same port elsewhere, stays.
 func testGivenPorts(t *testing.T, mode string) {
 	b := routed(t, mode)
-	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	netns.Serve(t, here{}, "node", "tcp", ":2222")
 	serveLong(t, b.pods[one], one)
 	slice := b.sliceOn("n1", one)
 	slice.Ports = nil
@@ -269,7 +269,7 @@ func testGivenPorts(t *testing.T, mode string) {
 		want  string
 	}{{[]int32{80}, notGiven}, {[]int32{80, 2222, 81}, one}, {[]int32{80}, notGiven}, {nil, one}, {[]int32{80}, notGiven}} {
 		given(step.ports...)
-		for _, from := range []nstest.Doer{b.outside, b.pods[two], here{}} {
+		for _, from := range []netns.Doer{b.outside, b.pods[two], here{}} {
 			only(t, from, nodeAddr+":2222", step.want)
 			for _, addr := range []string{clusterIP + ":2222", balancerIP + ":2222", nodeAddr + ":30022"} {
 				only(t, from, addr, one)
@@ -287,10 +287,10 @@ func testGivenPorts(t *testing.T, mode string) {
 func testServerAway(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	const server = "192.0.2.3"
-	if err := b.outside.Do(func() error { return nstest.AddAddress("eth0", server+"/24") }); err != nil {
+	if err := b.outside.Do(func() error { return netns.AddAddress("eth0", server+"/24") }); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Serve(t, b.outside, "server", "tcp", server+":6443")
+	netns.Serve(t, b.outside, "server", "tcp", server+":6443")
 	b.service(t, func(s *corev1.Service) {
 		s.Spec.Ports[0].Port = 6443
 		s.Spec.ExternalIPs = []string{server}

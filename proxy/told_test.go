@@ -21,9 +21,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // bareNFTables is the back end alone, of IPv4 or of both families. It is told of the Services' networks and of the node, and has its tables.
@@ -104,7 +104,7 @@ func counted(t *testing.T, b *nftables, family corev1.IPFamily) *asked {
 // TestToldIsLikeAsking: after many changes, among which another program harms the tables, they are what upstream's proxier writes at once, and the kernel was not
 // asked what there is.
 func TestToldIsLikeAsking(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
@@ -232,7 +232,7 @@ func harm(t *testing.T, r *rand.Rand, b *nftables) {
 
 // TestNothingToWrite: a family that a change does not concern costs no program's start, and an error in what was to be written is one.
 func TestNothingToWrite(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
 	four, six := counted(t, b, corev1.IPv4Protocol), counted(t, b, corev1.IPv6Protocol)
 	s := dualService(0)
@@ -271,7 +271,7 @@ func generation(t *testing.T) uint32 {
 
 // TestSentWithoutNFT: changes of what most Services are do not start nft, and what only nft knows is written by it.
 func TestSentWithoutNFT(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol)
 	way, err := unexported.Field[knftables.Interface](b.Provider, wayAt)
 	if err != nil {
@@ -342,7 +342,7 @@ func (b byNFT) Run(ctx context.Context, tx *knftables.Transaction) error {
 // BenchmarkEndpointChange is a change of the only endpoint of a Service (plain, with session affinity, with external policy Local) among many plain ones with three endpoints each, as test/benchnet has them:
 // as upstream's proxier does it, which asks the kernel what there is and starts nft; told by the kernel, with nft; and told and sent without nft.
 func BenchmarkEndpointChange(b *testing.B) {
-	nstest.RequireNFT(b)
+	netns.RequireNFT(b)
 	const number = 5000
 	be := bareNFTables(b, corev1.IPv4Protocol)
 	for i := range number {

@@ -29,16 +29,16 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 // TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it is told of the same objects as kube-proxy tells
 // it. A difference that is not listed here fails the test, and so does one that is listed and is none.
 func TestSameRulesAsKubeProxy(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	for _, c := range []struct {
 		name     string

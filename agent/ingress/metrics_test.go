@@ -14,12 +14,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestMetrics: what a proxy has counted is shown, and nothing once there is no proxy.
 func TestMetrics(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	n.table = table.Sections{}

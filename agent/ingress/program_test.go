@@ -22,11 +22,11 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // In namespaces of their own, so that no other test has the ports, and the kernel's table guards nothing else.
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // machineIP is the node's address in tests that need one that is not loopback's.
 const machineIP = "192.0.2.1"
@@ -130,7 +130,7 @@ func (n *testNode) to(address string) table.Sections {
 func backend(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() == 0 { // the namespace of these tests has no other
-		if err := nstest.AddAddress("lo", machineIP+"/32"); err != nil && !errors.Is(err, syscall.EEXIST) {
+		if err := netns.AddAddress("lo", machineIP+"/32"); err != nil && !errors.Is(err, syscall.EEXIST) {
 			t.Fatal(err)
 		}
 	}

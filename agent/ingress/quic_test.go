@@ -21,7 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func (k *keeper) http3URL() string {
@@ -167,7 +167,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 
 // TestHTTP3FollowsTheServicesPort: it is served and announced while the Service has the port, and a process without takes over when it has gone.
 func TestHTTP3FollowsTheServicesPort(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	n.table = table.Sections{}

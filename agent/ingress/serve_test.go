@@ -23,8 +23,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // agentRun is a whole Node, with a stream that sends the table, and what send gives.
@@ -107,7 +107,7 @@ func (a *agentRun) annotation() string {
 
 // TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of the last Ingress.
 func TestNode(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	// The endpoints are those of the table, and not those of a Service: the host is answered by itself.

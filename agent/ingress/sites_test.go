@@ -18,8 +18,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // withSites is a table with sites of Gateways, by name with their ports, each of which answers with a status of its own: 302 and so on.
@@ -56,7 +56,7 @@ func TestSiteSockets(t *testing.T) {
 
 // TestSitesOfGateways: a node's sockets follow the sites of its table, through another version of the proxy and a restart of the agent, and it says which it serves.
 func TestSitesOfGateways(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	n := newTestNode(t)
 	_ = backend(t) // the address
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
@@ -149,7 +149,7 @@ func TestSitesOfGateways(t *testing.T) {
 
 // TestServiceAloneServesNothing: a tenant's Service with the label of Gateways has the node ask, and nothing more.
 func TestServiceAloneServesNothing(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	n := newTestNode(t)
 	_ = backend(t) // the address
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}

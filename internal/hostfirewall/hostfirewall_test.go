@@ -13,10 +13,10 @@ import (
 
 	"github.com/google/nftables"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 func texts(chains []Chain) []string {
 	var out []string
@@ -55,7 +55,7 @@ func TestFindNFT(t *testing.T) {
 		"firewalld's reload": {"add table inet firewalld_policy_drop; add chain inet firewalld_policy_drop f { type filter hook forward priority 0; policy drop; }", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			nstest.RequireNFT(t)
+			netns.RequireNFT(t)
 			if out, err := exec.Command("nft", "flush ruleset; "+c.rules).CombinedOutput(); err != nil {
 				t.Fatalf("nft: %v: %s", err, out)
 			}
@@ -69,7 +69,7 @@ func TestFindNFT(t *testing.T) {
 
 // TestFindNFTUnusual: whichever rules stand in a chain, all chains are read, and a rule that matches something is no rule for all that is left.
 func TestFindNFTUnusual(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	nft := func(commands string) error {
 		out, err := exec.Command("nft", commands).CombinedOutput()
 		if err != nil {
@@ -105,7 +105,7 @@ func TestFindNFTUnusual(t *testing.T) {
 
 // TestUnusualNames: the kernel takes any name. What is no word is in no command that somebody types, and shown as what it is.
 func TestUnusualNames(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	conn, err := nftables.New()
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // based is a table as it is at first, and a Sender.
@@ -38,7 +38,7 @@ func (s side) great(chain string) string {
 // TestRefused: what the kernel says of a refused transaction is what is wrong with it, however large it is, wherever in it that is, and however much more is wrong. Nothing of it is in force,
 // and the next one is not mistaken for it.
 func TestRefused(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	for _, s := range sides {
 		sender := based(t, s)
 		known, missing := "add chain service-7/x", "add rule never-there/x goto service-1/x"
@@ -74,7 +74,7 @@ func TestRefused(t *testing.T) {
 
 // TestSmallSocket: what does not fit into a socket fails, and the next transaction finds another socket.
 func TestSmallSocket(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := sides[0]
 	sender := based(t, s)
 	before := kernelHas(t, s.table)
@@ -106,12 +106,12 @@ func TestSmallSocket(t *testing.T) {
 
 // TestWhileOthersWrite: other programs' transactions, between any two of ours or while one is sent, neither fail one nor lose any of it.
 func TestWhileOthersWrite(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	r := seeded(t)
 	s := sides[r.IntN(2)]
 	sender := based(t, s)
-	there := nstest.New(t) // where nft writes what is sent here
-	if err := nstest.WriteNFT(there, s.base()); err != nil {
+	there := netns.New(t) // where nft writes what is sent here
+	if err := netns.WriteNFT(there, s.base()); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
@@ -137,7 +137,7 @@ func TestWhileOthersWrite(t *testing.T) {
 	taken := 0
 	for taken < rounds(40) && !t.Failed() {
 		text := s.any(r)
-		theirs := nstest.WriteNFT(there, text)
+		theirs := netns.WriteNFT(there, text)
 		if theirs == nil {
 			taken++
 		}
@@ -147,7 +147,7 @@ func TestWhileOthersWrite(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
-	here, want := nstest.NFTTable(t, nstest.Own{}, uint8(s.table.Family), tableName, false), nstest.NFTTable(t, there, uint8(s.table.Family), tableName, false)
+	here, want := netns.NFTTable(t, netns.Own{}, uint8(s.table.Family), tableName, false), netns.NFTTable(t, there, uint8(s.table.Family), tableName, false)
 	if !slices.Equal(here, want) {
 		t.Errorf("the kernel has\n%s\nwant\n%s", lines(here), lines(want))
 	}
@@ -155,7 +155,7 @@ func TestWhileOthersWrite(t *testing.T) {
 
 // TestClose: whatever became of transactions, Close leaves nothing open, and what comes after it opens nothing.
 func TestClose(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := sides[0]
 	sender := based(t, s)
 	sender.Close()

@@ -14,12 +14,12 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 const tableName = "nftsend"
 
@@ -161,7 +161,7 @@ func (s side) any(r *rand.Rand) string {
 	return s.write(commands...)
 }
 
-func nft(text string) error { return nstest.WriteNFT(nstest.Own{}, text) }
+func nft(text string) error { return netns.WriteNFT(netns.Own{}, text) }
 
 // rounds is a number of random tries. A guest starts programs so slowly that it has a tenth.
 func rounds(n int) int {
@@ -217,7 +217,7 @@ func seeded(t *testing.T) *rand.Rand {
 
 // TestLikeNFT sends random transactions, and has nft write the same: the kernel takes or refuses both, and has the same chains, rules, sets and elements then, to the last byte.
 func TestLikeNFT(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	r, senders, taken := seeded(t), open(t), 0
 	tries := rounds(200)
 	for range tries {
@@ -269,7 +269,7 @@ var strangeWords = []string{
 
 // TestStrange: what is not quite of Send's forms, by a word or a letter, is nft's, or nft takes it for the same.
 func TestStrange(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	r, senders, known := seeded(t), open(t), 0
 	for range 10000 {
 		s := sides[r.IntN(2)]
@@ -288,7 +288,7 @@ func TestStrange(t *testing.T) {
 // kernelHas is all that the kernel says of a table.
 func kernelHas(t *testing.T, table nfttable.Table) []string {
 	t.Helper()
-	return nstest.NFTTable(t, nstest.Own{}, uint8(table.Family), table.Name, true)
+	return netns.NFTTable(t, netns.Own{}, uint8(table.Family), table.Name, true)
 }
 
 // lines shows what kernelHas says.
@@ -302,7 +302,7 @@ func lines(of []string) string {
 
 // TestUnknown: what is not surely known is not sent, nor is anything before it.
 func TestUnknown(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := sides[0]
 	if err := nft(s.base()); err != nil {
 		t.Fatal(err)

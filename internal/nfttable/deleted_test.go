@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // hear runs what listens until the test ends.
@@ -32,7 +32,7 @@ func hear(t *testing.T, gone func(), tables ...Table) {
 }
 
 func TestDeletionsAreHeard(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	ours, same, other := Table{INet, "ours"}, Table{IPv4, "ours"}, Table{INet, "other"}
 	heard := make(chan string, 100) // more than there will be
 	hear(t, func() { heard <- "ours" }, ours)
@@ -83,7 +83,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 
 // TestUnheardDeletions: who was told too much at once looks for himself.
 func TestUnheardDeletions(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	d, err := HearDeletions(Table{INet, "ours"})
 	if err != nil {
 		t.Fatal(err)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // anyTransaction is one of anybody's, that the kernel need not take: of the table that is followed, of its namesake in the other family, or of another one.
@@ -96,7 +96,7 @@ func followed(t *testing.T) (*Names, func(when string)) {
 
 // TestNames: whoever changes whatever, the names are the kernel's, and they are read whole no more often than they have to be.
 func TestNames(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	n, compare := followed(t)
@@ -150,7 +150,7 @@ func TestNames(t *testing.T) {
 
 // TestNamesWhileOthersWrite: what changes while all is read is not lost.
 func TestNamesWhileOthersWrite(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	n, compare := followed(t)
 	for round := range 4 {
@@ -178,7 +178,7 @@ func TestNamesWhileOthersWrite(t *testing.T) {
 }
 
 func TestNamesAfterClose(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	n, err := FollowNames(Table{IPv4, "t"})
 	if err != nil {
 		t.Fatal(err)

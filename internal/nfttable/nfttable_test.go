@@ -8,14 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 func TestTables(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	table := Table{Family: INet, Name: "x"}
 	for _, want := range []bool{false, true, true} {
 		if got, err := Exists(table); got != want || err != nil {
@@ -45,7 +45,7 @@ func TestTables(t *testing.T) {
 // TestProtocolsWithoutTheHostsFile: the carried nft knows names of protocols by itself. Minimal systems have no /etc/protocols; nft then refuses some names, and
 // lists numbers, which who compares a list with the rules takes for something else.
 func TestProtocolsWithoutTheHostsFile(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	const script = `if [ -e /etc/protocols ]; then mount --bind /dev/null /etc/protocols; fi
 nft 'add table inet x; add chain inet x c; add map inet x m { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 192.0.2.1 . sctp . 80 : drop, 192.0.2.2 . tcp . 80 : drop }; };
 add rule inet x c meta l4proto != { ipv6-icmp, tcp } drop; add rule inet x c meta l4proto udp drop'

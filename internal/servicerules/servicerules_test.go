@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 var tables = []nfttable.Table{{Family: nfttable.IPv4, Name: NFTable}, {Family: nfttable.IPv6, Name: NFTable}}
 
@@ -26,7 +26,7 @@ func expect(t *testing.T, there bool, when string) {
 }
 
 func TestRemoveGoesByTheRecord(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	record := RecordIn(t.TempDir())
 	for _, table := range tables {
 		if err := nfttable.Ensure(table); err != nil {
@@ -56,7 +56,7 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 }
 
 func TestModeChanges(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	record := RecordIn(t.TempDir())
 	ipvs := nfttable.Table{Family: nfttable.IPv4, Name: IPVSTable}
 	for _, table := range append(tables, ipvs) {

@@ -19,28 +19,28 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // network is this machine and a client on one link.
 type network struct {
-	client *nstest.NS
+	client *netns.NS
 	links  []Link
 }
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	n := &network{client: nstest.New(t)}
+	n := &network{client: netns.New(t)}
 	n.client.Link(t, "here0", "there0", []string{"10.0.0.1/24", "fd00::1/64"}, []string{"10.0.0.2/24", "fd00::2/64"})
 	// An interface's link-local address can be used after it was looked for on the link.
 	testenv.Eventually(t, 2*time.Minute, "link-local addresses", func() error {
 		for _, in := range []struct {
-			nstest.Doer
+			netns.Doer
 			dev string
-		}{{nstest.Own{}, "here0"}, {n.client, "there0"}} {
+		}{{netns.Own{}, "here0"}, {n.client, "there0"}} {
 			if err := in.Do(func() error { return settled(in.dev) }); err != nil {
 				return err
 			}
@@ -125,7 +125,7 @@ func (n *network) forget(t *testing.T) {
 // TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing when nobody announces it,
 // although the translation is there.
 func TestKernelClient(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	for _, tt := range []struct {
 		address netip.Addr
 		network string
@@ -133,8 +133,8 @@ func TestKernelClient(t *testing.T) {
 		t.Run(tt.network, func(t *testing.T) {
 			n := newNetwork(t)
 			p := n.place(t, tt.address)
-			nstest.Serve(t, nstest.Own{}, "here", tt.network, ":6443")
-			nstest.Serve(t, nstest.Own{}, "other port", tt.network, ":7000")
+			netns.Serve(t, netns.Own{}, "here", tt.network, ":6443")
+			netns.Serve(t, netns.Own{}, "other port", tt.network, ":7000")
 			redirects := []Redirect{{Address: tt.address, Port: 6443, To: p.Own}}
 			if err := SetRedirects(redirects); err != nil {
 				t.Fatal(err)
@@ -148,7 +148,7 @@ func TestKernelClient(t *testing.T) {
 				t.Errorf("the translations: %v, %v", there, err)
 			}
 			at := net.JoinHostPort(tt.address.String(), "6443")
-			if got, err := nstest.Ask(n.client, at); err == nil {
+			if got, err := netns.Ask(n.client, at); err == nil {
 				t.Fatalf("nobody announces the address, and %q answers", got)
 			}
 			var may atomic.Bool
@@ -162,23 +162,23 @@ func TestKernelClient(t *testing.T) {
 			}})
 			var got string
 			testenv.Eventually(t, 2*time.Minute, "the client reaches the address", func() (err error) {
-				got, err = nstest.Ask(n.client, at)
+				got, err = netns.Ask(n.client, at)
 				return err
 			})
 			if host := map[string]string{"tcp4": "10.0.0.2", "tcp6": "fd00::2"}[tt.network]; got != "here "+host {
 				t.Errorf("the answer is %q; the client's address is to be seen", got)
 			}
-			if got, err := nstest.AskFor(nstest.Own{}, at, 2*time.Minute); err != nil {
+			if got, err := netns.AskFor(netns.Own{}, at, 2*time.Minute); err != nil {
 				t.Errorf("the machine itself: %q, %v", got, err)
 			}
-			if got, err := nstest.Ask(n.client, net.JoinHostPort(tt.address.String(), "7000")); err == nil {
+			if got, err := netns.Ask(n.client, net.JoinHostPort(tt.address.String(), "7000")); err == nil {
 				t.Errorf("another port answers: %q", got)
 			}
 			may.Store(false)
 			// The permission lasts for 50 ms; from then on the client must not learn anything.
 			testenv.Eventually(t, 2*time.Minute, "the machine that may not answer is silent", func() error {
 				n.forget(t)
-				if got, err := nstest.Ask(n.client, at); err == nil {
+				if got, err := netns.Ask(n.client, at); err == nil {
 					return errors.New("it answered: " + got)
 				}
 				return nil
@@ -190,7 +190,7 @@ func TestKernelClient(t *testing.T) {
 
 // TestProbe: an address that a machine of the network has, or announces, is in use; one that nobody has is not.
 func TestProbe(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	n := newNetwork(t)
 	for _, text := range []string{"10.0.0.2", "fd00::2"} {
 		address := netip.MustParseAddr(text)
@@ -209,7 +209,7 @@ func TestProbe(t *testing.T) {
 
 // TestGone: when the interface goes, Announce says so.
 func TestGone(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	n := newNetwork(t)
 	ended := make(chan error, 1) // one: the sender need not wait
 	go func() {
@@ -242,7 +242,7 @@ func TestGone(t *testing.T) {
 
 // TestRedirectsArePruned: what an earlier process left goes, in both families.
 func TestRedirectsArePruned(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	four, six := Redirect{Address: v4, Port: 6443, To: peer4}, Redirect{Address: v6, Port: 6443, To: netip.MustParseAddr("fd00::1")}
 	for _, want := range [][]Redirect{{four, six}, {six}, {four}, nil, nil} {
 		if err := SetRedirects(want); err != nil {
@@ -263,7 +263,7 @@ func TestRedirectsArePruned(t *testing.T) {
 
 // TestRouters: the addresses through which routes lead, those of several hops too.
 func TestRouters(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	n := newNetwork(t)
 	if err := n.client.Do(func() error {
 		l, err := netlink.LinkByName("there0")

@@ -21,16 +21,16 @@ import (
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is not here:
 // pods answer by way of the node anyway.
 type bed struct {
-	pods     []*nstest.NS
-	outside  *nstest.NS
+	pods     []*netns.NS
+	outside  *netns.NS
 	proxier  *Proxier
 	services map[string]*corev1.Service
 	slices   map[string]*discoveryv1.EndpointSlice
@@ -43,7 +43,7 @@ type bed struct {
 }
 
 func newBed(t *testing.T) *bed {
-	b := &bed{outside: nstest.New(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
+	b := &bed{outside: netns.New(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
 	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
 		if err := os.WriteFile(f, []byte("1"), 0); err != nil {
 			t.Fatal(err)
@@ -51,19 +51,19 @@ func newBed(t *testing.T) *bed {
 	}
 	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outsideAddr6 + "/64"})
 	for i, ip := range podAddrs {
-		ns := nstest.New(t)
+		ns := netns.New(t)
 		gw := netip.MustParseAddr(ip).Prev().String()
 		gw6 := fmt.Sprintf("fd42:0:0:%d::1", i)
 		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30", gw6 + "/64"}, []string{ip + "/30", pod6(i) + "/64"})
-		if err := ns.Do(func() error { return errors.Join(nstest.AddRoute("0.0.0.0/0", gw), nstest.AddRoute("::/0", gw6)) }); err != nil {
+		if err := ns.Do(func() error { return errors.Join(netns.AddRoute("0.0.0.0/0", gw), netns.AddRoute("::/0", gw6)) }); err != nil {
 			t.Fatal(err)
 		}
 		b.pods = append(b.pods, ns)
-		nstest.Serve(t, ns, ip, "tcp", ":8080")
+		netns.Serve(t, ns, ip, "tcp", ":8080")
 		serveEcho(t, ns, ip)
 	}
 	err := b.outside.Do(func() error {
-		return errors.Join(nstest.AddRoute("10.43.0.0/16", nodeAddr), nstest.AddRoute("fd43::/112", nodeAddr6))
+		return errors.Join(netns.AddRoute("10.43.0.0/16", nodeAddr), netns.AddRoute("fd43::/112", nodeAddr6))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func newBed(t *testing.T) *bed {
 func pod6(i int) string { return fmt.Sprintf("fd42:0:0:%d::2", i) }
 
 // serveEcho answers lines and datagrams on port 9090 with the name and what came, for as long as somebody asks.
-func serveEcho(t *testing.T, ns *nstest.NS, name string) {
+func serveEcho(t *testing.T, ns *netns.NS, name string) {
 	var l net.Listener
 	var d net.PacketConn
 	err := ns.Do(func() (err error) {
@@ -239,14 +239,14 @@ func (s *spy) DeleteReal(k Key, a netip.AddrPort) error {
 	return s.Table.DeleteReal(k, a)
 }
 
-// ask is nstest's, and says who answered.
-func ask(from nstest.Doer, addr string) (string, error) {
-	answer, err := nstest.Ask(from, addr)
+// ask is that of netns, and says who answered.
+func ask(from netns.Doer, addr string) (string, error) {
+	answer, err := netns.Ask(from, addr)
 	who, _, _ := strings.Cut(answer, " ")
 	return who, err
 }
 
-func reaches(t *testing.T, from nstest.Doer, addr string) string {
+func reaches(t *testing.T, from netns.Doer, addr string) string {
 	t.Helper()
 	var who string
 	testenv.Eventually(t, patience, addr+" answers", func() (err error) { who, err = ask(from, addr); return err })
@@ -254,7 +254,7 @@ func reaches(t *testing.T, from nstest.Doer, addr string) string {
 }
 
 // all returns who answers of several requests.
-func all(t *testing.T, from nstest.Doer, addr string) []string {
+func all(t *testing.T, from netns.Doer, addr string) []string {
 	t.Helper()
 	seen := map[string]bool{}
 	for range 8 {
@@ -309,7 +309,7 @@ func sorted(s string) string {
 }
 
 // dial opens a connection that stays.
-func dial(t *testing.T, from nstest.Doer, local, addr string) *net.TCPConn {
+func dial(t *testing.T, from netns.Doer, local, addr string) *net.TCPConn {
 	t.Helper()
 	var c net.Conn
 	testenv.Eventually(t, patience, "connect to "+addr, func() error {

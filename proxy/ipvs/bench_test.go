@@ -20,14 +20,14 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // BenchmarkEndpointChange is a change of a Service's only endpoint among many Services with three endpoints each, as far as it is ours: IPVS is a table in memory, since few
 // kernels have it, and counts what the kernel would be asked and told. The node has all the Services' addresses.
 func BenchmarkEndpointChange(b *testing.B) {
-	nstest.Require(b)
+	netns.Require(b)
 	const number = 5000
 	m := &spy{Table: newTable()}
 	nft := &counting{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}

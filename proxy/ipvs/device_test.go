@@ -9,14 +9,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestDeviceIsLookedAt: another program, as a manager of interfaces that takes the device for its own, takes an address of Services from it, sets it down, or removes it; what it adds is
 // no harm. A full sync makes it whole. A bridge stands in the place of the dummy device, which this kernel need not have.
 func TestDeviceIsLookedAt(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = servicerules.IPVSDevice
 	bridge := func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}) }

@@ -24,9 +24,9 @@ import (
 	"k8s.io/klog/v2/ktesting"
 	"k8s.io/kubernetes/pkg/proxy/conntrack"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -145,7 +145,7 @@ func testLost(t *testing.T, b *bed) {
 
 func testConnections(t *testing.T, b *bed) {
 	b.service(t, "web", nil, 8080, 0, 1)
-	for what, from := range map[string]nstest.Doer{"outside": b.outside, "pod": b.pods[0]} {
+	for what, from := range map[string]netns.Doer{"outside": b.outside, "pod": b.pods[0]} {
 		for _, at := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
 			if what == "pod" { // a pod that meets itself needs a rule
 				reaches(t, from, at)
@@ -379,7 +379,7 @@ func testNodeAddress(t *testing.T, b *bed) {
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr}, {IP: outsideAddr}}
 	}
-	nstest.Serve(t, nstest.Own{}, "the node", "tcp", ":2222")
+	netns.Serve(t, netns.Own{}, "the node", "tcp", ":2222")
 	b.proxier.o.Elsewhere = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
 	defer func() { b.proxier.o.Elsewhere = nil }()
 	b.service(t, "web", lb, 8080, 0, 1)

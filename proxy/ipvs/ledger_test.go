@@ -20,9 +20,9 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // anyService is one of few, several of which share addresses and ports with others.
@@ -256,7 +256,7 @@ func TestPodsAreNoOtherView(t *testing.T) {
 // TestOneAddressOfTwoServices: of two Services with one external IP and port the first by name has it, whichever was told of first, and what the other one wants there is neither in its way nor in nft's: an
 // element of a map has one value.
 func TestOneAddressOfTwoServices(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
 	if err != nil {
 		t.Fatal(err)

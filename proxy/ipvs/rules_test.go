@@ -25,23 +25,23 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's stand where IPVS
 // would, at the Services' addresses, and say who came.
 func TestRules(t *testing.T) {
-	nstest.RequireNFT(t)
-	outside, pod := nstest.New(t), nstest.New(t)
+	netns.RequireNFT(t)
+	outside, pod := netns.New(t), netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
 	pod.Link(t, "pod0", "eth0", []string{"10.42.0.1/30"}, []string{"10.42.0.2/30"})
 	for _, ns := range []struct {
-		*nstest.NS
+		*netns.NS
 		gateway string
 	}{{outside, nodeAddr}, {pod, "10.42.0.1"}} {
-		if err := ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", ns.gateway) }); err != nil {
+		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", ns.gateway) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,10 +58,10 @@ func TestRules(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = netlink.AddrDel(lo, addr) })
-		nstest.Serve(t, nstest.Own{}, a, "tcp", a+":80")
+		netns.Serve(t, netns.Own{}, a, "tcp", a+":80")
 	}
-	nstest.Serve(t, nstest.Own{}, "node", "tcp", ":2222")
-	nstest.Serve(t, nstest.Own{}, "nodeport", "tcp", nodeAddr+":30080")
+	netns.Serve(t, netns.Own{}, "node", "tcp", ":2222")
+	netns.Serve(t, netns.Own{}, "nodeport", "tcp", nodeAddr+":30080")
 
 	nft, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
 	if err != nil {
@@ -85,7 +85,7 @@ func TestRules(t *testing.T) {
 			}
 		}
 	}
-	who := func(from nstest.Doer, at, want string) {
+	who := func(from netns.Doer, at, want string) {
 		t.Helper()
 		testenv.Eventually(t, patience, at+" is answered by "+want, func() error {
 			got, err := ask(from, at)
@@ -96,7 +96,7 @@ func TestRules(t *testing.T) {
 		})
 	}
 	// refused is at once, silent takes as long as a client waits.
-	refused := func(from nstest.Doer, at string) {
+	refused := func(from netns.Doer, at string) {
 		t.Helper()
 		testenv.Eventually(t, patience, at+" refuses", func() error {
 			if got, err := ask(from, at); !errors.Is(err, unix.ECONNREFUSED) {
@@ -105,7 +105,7 @@ func TestRules(t *testing.T) {
 			return nil
 		})
 	}
-	silent := func(from nstest.Doer, at string) {
+	silent := func(from netns.Doer, at string) {
 		t.Helper()
 		var timeout net.Error
 		if got, err := ask(from, at); !errors.As(err, &timeout) || !timeout.Timeout() {
@@ -114,7 +114,7 @@ func TestRules(t *testing.T) {
 	}
 
 	apply(viewOf(external(nil), here, there), true)
-	for name, from := range map[string]nstest.Doer{"outside": outside, "pod": pod, "the node": nstest.Own{}} {
+	for name, from := range map[string]netns.Doer{"outside": outside, "pod": pod, "the node": netns.Own{}} {
 		t.Log("from " + name)
 		who(from, "10.43.0.9:80", "10.43.0.9")
 		who(from, "203.0.113.7:80", "203.0.113.7")
@@ -148,7 +148,7 @@ func TestRules(t *testing.T) {
 	local := external(func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal })
 	apply(viewOf(local, here), false)
 	who(outside, nodeAddr+":30080", "nodeport")
-	for _, from := range []nstest.Doer{pod, nstest.Own{}} {
+	for _, from := range []netns.Doer{pod, netns.Own{}} {
 		who(from, nodeAddr+":30080", "10.43.0.9")
 		who(from, "203.0.113.7:80", "10.43.0.9")
 	}
@@ -179,7 +179,7 @@ func TestRules(t *testing.T) {
 // TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say nothing; what others do elsewhere is no harm, nor is what
 // changes with Services.
 func TestRulesAreCounted(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	for _, c := range []struct {
 		of                      knftables.Family
 		family                  ruleFamily
@@ -252,11 +252,11 @@ func TestRulesAreCounted(t *testing.T) {
 // elsewhere has nft write in another namespace.
 type elsewhere struct {
 	knftables.Interface
-	ns *nstest.NS
+	ns *netns.NS
 }
 
 func (e elsewhere) Run(_ context.Context, tx *knftables.Transaction) error {
-	return nstest.WriteNFT(e.ns, tx.String())
+	return netns.WriteNFT(e.ns, tx.String())
 }
 
 // started counts starts of nft.
@@ -272,7 +272,7 @@ func (s *started) Run(ctx context.Context, tx *knftables.Transaction) error {
 
 // TestElementsWithoutNFT: whatever Services become, the kernel has what nft would have written, and a change of endpoints starts no nft.
 func TestElementsWithoutNFT(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
@@ -280,7 +280,7 @@ func TestElementsWithoutNFT(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := (&family{name: corev1.IPv4Protocol}).table()
-	there, here, rules := nstest.New(t), &started{Interface: program}, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+	there, here, rules := netns.New(t), &started{Interface: program}, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 	ours, theirs := &rulesWriter{nft: here, sender: nftsend.New(table, sent), view: rules}, &rulesWriter{nft: elsewhere{program, there}, view: rules}
 	t.Cleanup(func() {
 		ours.sender.Close()
@@ -301,7 +301,7 @@ func TestElementsWithoutNFT(t *testing.T) {
 		if err := errors.Join(ours.apply(t.Context(), want, nil, full), theirs.apply(t.Context(), want, nil, full)); err != nil {
 			t.Fatal(err)
 		}
-		got, byNFT := nstest.NFTTable(t, nstest.Own{}, uint8(table.Family), table.Name, false), nstest.NFTTable(t, there, uint8(table.Family), table.Name, false)
+		got, byNFT := netns.NFTTable(t, netns.Own{}, uint8(table.Family), table.Name, false), netns.NFTTable(t, there, uint8(table.Family), table.Name, false)
 		if strings.Join(got, "\n") != strings.Join(byNFT, "\n") {
 			t.Fatalf("the kernel has\n%q\nand by nft\n%q", got, byNFT)
 		}

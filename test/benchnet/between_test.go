@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestBetween measures the ways from pod to pod beside two namespaces that are joined by a veth pair and nothing else.
 func TestBetween(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	names := []string{"veth pair alone"}
 	routes := []route{rawVeth(t)}
 
@@ -74,7 +74,7 @@ func TestBetween(t *testing.T) {
 }
 
 func rawVeth(t *testing.T) route {
-	a, b := nstest.New(t), nstest.New(t)
+	a, b := netns.New(t), netns.New(t)
 	a.Link(t, "raw", "eth0", nil, []string{"198.51.100.1/24"})
 	if err := place(b, "raw", "198.51.100.2/24"); err != nil {
 		t.Fatal(err)

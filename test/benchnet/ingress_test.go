@@ -25,8 +25,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/proc"
 	"github.com/coracle-k8s/coracle/test/testca"
 )
@@ -136,7 +136,7 @@ func endpoints(host int) []string {
 }
 
 func newProxyLab(t *testing.T, root string) *proxyLab {
-	nstest.Require(t)
+	netns.Require(t)
 	l := &proxyLab{t: t, root: root, inside: "/bench"}
 	l.dir = filepath.Join(root, l.inside)
 	for _, dir := range []string{l.dir, filepath.Join(root, "dev")} {
@@ -155,7 +155,7 @@ func newProxyLab(t *testing.T, root string) *proxyLab {
 		}
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	}
-	if err := nstest.AddAddress("lo", "10.42.0.1/16"); err != nil { // and with it all others of the network
+	if err := netns.AddAddress("lo", "10.42.0.1/16"); err != nil { // and with it all others of the network
 		t.Fatal(err)
 	}
 	authority, err := testca.New(l.dir)
@@ -194,7 +194,7 @@ func (l *proxyLab) foreign(name string, args ...string) *exec.Cmd {
 // begin starts a proxy.
 func (l *proxyLab) begin(p *webProxy, name string, cmd *exec.Cmd) {
 	p.name = name
-	p.process = start(l.t, nstest.Own{}, strings.ToLower(name), cmd, nil)
+	p.process = start(l.t, netns.Own{}, strings.ToLower(name), cmd, nil)
 }
 
 // version is the number in what a program says of itself.

@@ -16,24 +16,24 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vishnetns "github.com/vishvananda/netns"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 // place gives a device of this process' namespace to another one, with addresses.
-func place(in *nstest.NS, device string, addrs ...string) error {
+func place(in *netns.NS, device string, addrs ...string) error {
 	link, err := netlink.LinkByName(device)
 	if err != nil {
 		return err
 	}
-	h, err := netns.GetFromPath(in.Path)
+	h, err := vishnetns.GetFromPath(in.Path)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ type labNode struct {
 	site   *site
 	c      nodeConfig
 	object *corev1.Node
-	ns     *nstest.NS
+	ns     *netns.NS
 	pods   int
 }
 
@@ -93,7 +93,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 	}
 	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
 	for i := 1; i <= nodes; i++ {
-		n := &labNode{t: t, site: s, ns: nstest.New(t)}
+		n := &labNode{t: t, site: s, ns: netns.New(t)}
 		port := fmt.Sprintf("%s-%d", name, i)
 		addr := fmt.Sprintf("192.0.2.%d", i)
 		n.ns.Link(t, port, "eth0", nil, []string{addr + "/24"})
@@ -102,7 +102,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 			err = netlink.LinkSetMaster(l, bridge)
 		}
 		if err == nil {
-			err = n.ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", "192.0.2.254") })
+			err = n.ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", "192.0.2.254") })
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -140,7 +140,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 
 // labPod is a namespace with a pod's network.
 type labPod struct {
-	*nstest.NS
+	*netns.NS
 	id string
 	ip netip.Addr
 }
@@ -148,7 +148,7 @@ type labPod struct {
 // pod gives a new namespace a pod's network.
 func (n *labNode) pod(name string) *labPod {
 	n.t.Helper()
-	p := &labPod{NS: nstest.New(n.t), id: name}
+	p := &labPod{NS: netns.New(n.t), id: name}
 	if err := n.add(p); err != nil {
 		n.t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func (n *labNode) del(p *labPod) error {
 }
 
 // untilWritten returns how long it takes, from when change is called, until nftables have changed in a namespace.
-func untilWritten(in nstest.Doer, change func()) (took time.Duration, err error) {
+func untilWritten(in netns.Doer, change func()) (took time.Duration, err error) {
 	err = in.Do(func() error {
 		before, err := nfttable.Generation()
 		if err != nil {
@@ -218,7 +218,7 @@ func untilWritten(in nstest.Doer, change func()) (took time.Duration, err error)
 
 // settled returns when nftables have not changed for a while, and how long the last change was in coming: after a change both proxies rest
 // for up to a second, and what was cut short comes then.
-func settled(in nstest.Doer, quiet time.Duration) (last time.Duration, err error) {
+func settled(in netns.Doer, quiet time.Duration) (last time.Duration, err error) {
 	began := time.Now()
 	err = in.Do(func() error {
 		seen, at := uint32(0), began

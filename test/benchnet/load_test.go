@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // The load is our own: blocking sockets on threads that stay inside the client's namespace, and a server of the standard library in the same
@@ -33,7 +33,7 @@ const (
 )
 
 // serve runs a server inside a namespace until the test ends.
-func serve(t testing.TB, in nstest.Doer) *sink {
+func serve(t testing.TB, in netns.Doer) *sink {
 	s := &sink{}
 	var closers []io.Closer
 	var wg sync.WaitGroup
@@ -111,7 +111,7 @@ func (s *sink) drain(c net.Conn) {
 
 // route is where load goes from and to, and who else works for it.
 type route struct {
-	from    nstest.Doer
+	from    netns.Doer
 	to      netip.Addr
 	sink    *sink
 	through []*process
@@ -129,7 +129,7 @@ func (r route) used() time.Duration {
 }
 
 // clients runs a loop on threads of a namespace for a while. The loop returns when over is set.
-func clients(in nstest.Doer, n int, window time.Duration, loop func(over *atomic.Bool) error) error {
+func clients(in netns.Doer, n int, window time.Duration, loop func(over *atomic.Bool) error) error {
 	var over atomic.Bool
 	var wg sync.WaitGroup
 	errs := make([]error, n)

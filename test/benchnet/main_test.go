@@ -22,14 +22,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(nodeVar) != "" {
 		os.Exit(nodeMain())
 	}
-	os.Exit(nstest.Main(m))
+	os.Exit(netns.Main(m))
 }
 
 // quick says that a run of two minutes is wanted, which shows that things work; its figures mean little.

@@ -21,12 +21,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestPods measures a pod's network: from the runtime's call to its answer, with the plugin's program and without.
 func TestPods(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	plugin := filepath.Join(filepath.Dir(built(t, "coracle-helper", "github.com/coracle-k8s/coracle/cmd/coracle-helper")), "coracle-cni")
 	if err := os.Symlink("coracle-helper", plugin); err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func TestPods(t *testing.T) {
 
 // comeAndGo starts and ends a pod's network again and again: with the plugin's program, and by the call that it makes.
 func (n *labNode) comeAndGo(plugin string, times int) (sample, error) {
-	p := &labPod{NS: nstest.New(n.t), id: "runner"}
+	p := &labPod{NS: netns.New(n.t), id: "runner"}
 	defer p.Close()
 	took := map[string][]float64{}
 	measure := func(what string, f func() error) error {

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/proc"
 )
 
@@ -44,7 +44,7 @@ func peers(t *testing.T, name string, objects []runtime.Object) route {
 }
 
 func benchPolicyTraffic(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	others := town(1000, 200, 0)
 	var many []runtime.Object
 	for i := range 50 {
@@ -87,7 +87,7 @@ func benchPolicyTraffic(t *testing.T) {
 }
 
 func benchPolicyChanges(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := newSite(t, "chg", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 	s.api.Put(town(1000, 200, 0)...)
 	n := s.nodes[0]
@@ -129,7 +129,7 @@ func (n *labNode) rewrites(one, other func()) func() (sample, error) {
 
 // benchPolicyLimits fills a node with as much as its policies may take: nearly 300,000 rules and elements, of three namespaces with 95,000 each.
 func benchPolicyLimits(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	s := newSite(t, "lim", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 	n := s.nodes[0]
 	s.api.Put(town(1000, 20, 0)...)

@@ -20,23 +20,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/kubeproxy"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/proc"
 )
 
 // process is a child in a namespace. It ends with the test, or with the benchmark.
 type process struct {
 	pid    int
-	ns     nstest.Doer
+	ns     netns.Doer
 	key    string // WireGuard's, of a node
 	stop   func()
 	exited chan struct{}
 }
 
 // start runs a program inside a namespace. Its death signal follows the thread that started it, so that one waits for it.
-func start(t testing.TB, ns nstest.Doer, name string, cmd *exec.Cmd, onLine func(string)) *process {
+func start(t testing.TB, ns netns.Doer, name string, cmd *exec.Cmd, onLine func(string)) *process {
 	t.Helper()
 	logFile := filepath.Join(t.TempDir(), name+".log")
 	out, err := os.Create(logFile)
@@ -107,7 +107,7 @@ func start(t testing.TB, ns nstest.Doer, name string, cmd *exec.Cmd, onLine func
 }
 
 // startNode runs a node's parts, and returns when it says that it is ready.
-func startNode(t testing.TB, ns nstest.Doer, c nodeConfig) *process {
+func startNode(t testing.TB, ns netns.Doer, c nodeConfig) *process {
 	t.Helper()
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -132,7 +132,7 @@ func startNode(t testing.TB, ns nstest.Doer, c nodeConfig) *process {
 }
 
 // startKubeProxy runs upstream's program in nftables mode, with what else it has at its defaults.
-func startKubeProxy(t testing.TB, ns nstest.Doer, program, api, metrics string) *process {
+func startKubeProxy(t testing.TB, ns netns.Doer, program, api, metrics string) *process {
 	t.Helper()
 	conf, err := kubeproxy.Configuration{API: api, NodeName: "n1", ClusterCIDR: clusterCIDR.String(), Metrics: metrics}.Write(t.TempDir())
 	if err != nil {

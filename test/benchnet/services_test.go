@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
@@ -35,10 +35,10 @@ const (
 type side struct {
 	name string
 	t    *testing.T
-	ns   *nstest.NS
+	ns   *netns.NS
 	api  *watchapi.API
 	url  string
-	pods map[string]*nstest.NS // by address
+	pods map[string]*netns.NS // by address
 	sink *sink
 	proc *process
 }
@@ -46,18 +46,18 @@ type side struct {
 // newSide has the node, and nothing that serves Services yet.
 func newSide(t *testing.T, name string) *side {
 	t.Helper()
-	s := &side{name: name, t: t, ns: nstest.New(t), pods: map[string]*nstest.NS{}}
+	s := &side{name: name, t: t, ns: netns.New(t), pods: map[string]*netns.NS{}}
 	for i, ip := range []string{podA, podB} {
-		pod := nstest.New(t)
+		pod := netns.New(t)
 		device := fmt.Sprint("pod", i)
 		gateway := netip.MustParsePrefix(ip + "/30").Masked().Addr().Next().String()
 		pod.Link(t, device, "eth0", nil, []string{ip + "/30"})
-		err := errors.Join(place(s.ns, device, gateway+"/30"), pod.Do(func() error { return nstest.AddRoute("0.0.0.0/0", gateway) }))
+		err := errors.Join(place(s.ns, device, gateway+"/30"), pod.Do(func() error { return netns.AddRoute("0.0.0.0/0", gateway) }))
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.pods[ip] = pod
-		nstest.Serve(t, pod, ip, "tcp", fmt.Sprint(":", namePort))
+		netns.Serve(t, pod, ip, "tcp", fmt.Sprint(":", namePort))
 	}
 	s.sink = serve(t, s.pods[podB])
 	// kube-proxy would write a second table for IPv6, of which ours knows nothing here.
@@ -145,7 +145,7 @@ func crowd(n int) []runtime.Object {
 
 // TestServices measures both proxies: how fast changes arrive in the kernel, what they take of the machine, and connections through what they write.
 func TestServices(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	program := built(t, "kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy")
 	for _, n := range pick([]int{100, 1000, 5000}, []int{100, 1000}) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) { benchServices(t, program, n) })
@@ -208,7 +208,7 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 				t.Fatalf("%s: %v", s.name, err)
 			}
 			took[i] = append(took[i], milliseconds(d))
-			if got, err := nstest.Ask(s.pods[podA], clusterIP(0)+":80"); err != nil || len(got) < len(pod) || got[:len(pod)] != pod {
+			if got, err := netns.Ask(s.pods[podA], clusterIP(0)+":80"); err != nil || len(got) < len(pod) || got[:len(pod)] != pod {
 				wrong++
 				t.Logf("%s: after its change the Service leads to %q, %v", s.name, got, err)
 			}

@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 const (
 	shortRun  = 75 * time.Second
@@ -25,7 +25,7 @@ const (
 
 // TestChaos runs rounds of clients and faults for CORACLE_CHAOS_DURATION, from CORACLE_CHAOS_SEED.
 func TestChaos(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	long, seed := setting(t)
 	t.Logf("seed %d, %v: repeat with make chaos DURATION=%v SEED=%d", seed, long, long, seed)
 	dir, err := os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-chaos-")

@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 const (
@@ -33,7 +33,7 @@ type site struct {
 // host is a server's network namespace.
 type host struct {
 	name, ip string
-	ns       *nstest.NS
+	ns       *netns.NS
 	work     chan func() // runs on a thread inside the namespace that lives as long as the test's process
 
 	drop map[string]bool // packets from these servers
@@ -42,7 +42,7 @@ type host struct {
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	nstest.Require(t)
+	netns.Require(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = bridgeName
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -78,7 +78,7 @@ func addressUp(dev, address string) error {
 func (s *site) addHost(name string, number int) *host {
 	s.t.Helper()
 	h := &host{
-		name: name, ip: fmt.Sprintf("10.78.0.%d", 10+number), ns: nstest.New(s.t),
+		name: name, ip: fmt.Sprintf("10.78.0.%d", 10+number), ns: netns.New(s.t),
 		work: make(chan func()), drop: map[string]bool{}, loss: map[string]int{},
 	}
 	dev := fmt.Sprintf("chaos0-%d", number)

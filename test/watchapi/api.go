@@ -29,7 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // API has the objects, and every change of them. Make one with New.
@@ -69,7 +69,7 @@ func New(objects ...runtime.Object) *API {
 }
 
 // Serve answers inside a namespace, until the test ends, at the URL that it returns.
-func (a *API) Serve(t testing.TB, in nstest.Doer) string {
+func (a *API) Serve(t testing.TB, in netns.Doer) string {
 	var l net.Listener
 	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)

@@ -16,14 +16,14 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 // In namespaces of its own: the host's network is not a test's to clean.
-func TestMain(m *testing.M) { os.Exit(uml.Main(m, nstest.Main)) }
+func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
@@ -88,7 +88,7 @@ func TestMountsBelow(t *testing.T) {
 
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
 func TestOthersServiceTablesStay(t *testing.T) {
-	nstest.Require(t)
+	netns.Require(t)
 	table, run := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}, t.TempDir()
 	if err := nfttable.Ensure(table); err != nil {
 		t.Fatal(err)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nstest lets root tests play with the network without touching the host's: the test binary runs again in
+// Package netns lets root tests play with the network without touching the host's: the test binary runs again in
 // network and mount namespaces of its own, and makes further network namespaces that stand for pods and for machines
 // outside. When the process ends the kernel removes everything. The nft that such a test runs is the carried one.
 //
 // It is for tests only.
-package nstest
+package netns
 
 import (
 	"bufio"
@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/carried"
@@ -39,14 +39,14 @@ func Main(m *testing.M) int {
 	}
 	if os.Getenv(marker) != "" {
 		if err := enter(); err != nil {
-			fmt.Fprintln(os.Stderr, "nstest:", err)
+			fmt.Fprintln(os.Stderr, "netns:", err)
 			return 1
 		}
 		return m.Run()
 	}
 	path, remove, err := carriedNFT()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "nstest:", err)
+		fmt.Fprintln(os.Stderr, "netns:", err)
 		return 1
 	}
 	defer remove()
@@ -66,7 +66,7 @@ func Main(m *testing.M) int {
 		return exit.ExitCode()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "nstest:", err)
+		fmt.Fprintln(os.Stderr, "netns:", err)
 		return 1
 	}
 	return 0
@@ -126,7 +126,7 @@ func RequireNFT(t testing.TB) {
 // NS is a network namespace, bound to a file.
 type NS struct {
 	Path string
-	h    netns.NsHandle
+	h    vishnetns.NsHandle
 }
 
 // New makes an empty network namespace that lives until the test ends or Close.
@@ -144,7 +144,7 @@ func New(t testing.TB) *NS {
 		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), ns.Path, "", unix.MS_BIND, "")
 	})
 	if err == nil {
-		ns.h, err = netns.GetFromPath(ns.Path)
+		ns.h, err = vishnetns.GetFromPath(ns.Path)
 	}
 	if err != nil {
 		t.Fatal("making a network namespace:", err)
@@ -165,7 +165,7 @@ func (ns *NS) Close() {
 // Do runs f on a thread inside the namespace. What f starts on other goroutines is not in it. A test that fails in f has failed, and Do returns an error.
 func (ns *NS) Do(f func() error) error {
 	return ownthread.Do(func() error {
-		if err := netns.Set(ns.h); err != nil {
+		if err := vishnetns.Set(ns.h); err != nil {
 			return err
 		}
 		return f()
