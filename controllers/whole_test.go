@@ -18,8 +18,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // lead runs the scheduler, the controllers and more until the returned function is called, which returns term.Run's error.

@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/dns"
 	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // answers is how many answers of a kind the process' metrics count.

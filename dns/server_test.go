@@ -35,8 +35,8 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMain is also the CNI plugin's program: the runtime executes this binary under the plugin's name.

@@ -19,8 +19,8 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // spread is when all members have heard of a change: usually within a second, and else with the next full exchange.

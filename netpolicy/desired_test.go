@@ -18,8 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/policymodel"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func cutNumbers(s string) (int32, int32) {

@@ -16,9 +16,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // patience is for what has to happen; nothing waits so long for what must not happen, since refusals are answers.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRefusedPart: what nft refuses of one namespace closes that one's pods, until its policies are other ones; the others' rules come into force.

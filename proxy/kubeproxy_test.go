@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/kubeproxy"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // kubeProxy is a mode of the table of cases: upstream's program, in nftables mode, instead of a Proxy.

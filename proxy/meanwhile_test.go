@@ -15,8 +15,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestHealsWhatOthersHarmMeanwhile: another program harms the tables again and again, and coracle starts again now and then, among all kinds of changes. When it has

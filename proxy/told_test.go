@@ -21,9 +21,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/unexported"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // bareNFTables is the back end alone, of IPv4 or of both families. It is told of the Services' networks and of the node, and has its tables.

@@ -23,7 +23,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	upstream "k8s.io/kubernetes/pkg/scheduler"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // told is which pods a handler has been told of, by name, with their phase.

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/join"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/peertls"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // listening is a server of the cluster whose files are in common, with the ports that a server that waits has, and no store.

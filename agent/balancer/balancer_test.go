@@ -19,8 +19,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/join"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const patience = 2 * time.Minute

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // forwarding passes connections of other machines on, as an agent does at its open port.

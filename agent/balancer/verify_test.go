@@ -20,8 +20,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mute takes connections and says nothing: what a process that hangs looks like, since its kernel accepts.

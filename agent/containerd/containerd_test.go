@@ -15,7 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestFatalEndsOneGoroutine checks that a part of containerd that gives up ends itself and is heard of, and that the

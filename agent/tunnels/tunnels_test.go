@@ -19,9 +19,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fakeServer takes nodes' connections with a certificate of that common name.

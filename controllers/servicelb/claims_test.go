@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/lbports"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port that a younger one has at nodes' addresses, or

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/internal/lbholders"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // run runs a controller until the function that it returns is called.

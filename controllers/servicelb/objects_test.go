@@ -23,7 +23,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testPool is an AddressPool that was made so many seconds after the first one.

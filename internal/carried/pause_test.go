@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPause runs the carried pause program as the first process of a pid namespace, as it runs in a pod: it takes in

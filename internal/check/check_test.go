@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // goodFiles describe a small board on which all is well.

@@ -16,7 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/ownthread"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRemove: what a pod planted in its volume leads nowhere.

@@ -14,8 +14,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 

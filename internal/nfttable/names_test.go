@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // anyTransaction is one of anybody's, that the kernel need not take: of the table that is followed, of its namesake in the other family, or of another one.

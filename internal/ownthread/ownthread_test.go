@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // onFirst runs f in a goroutine that is on the process's first thread when f begins, and so is the first goroutine that f starts and waits for.

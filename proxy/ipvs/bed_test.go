@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is not here:

@@ -16,9 +16,9 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/memnet"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ground is a network to test on.

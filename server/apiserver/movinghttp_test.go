@@ -33,8 +33,8 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which

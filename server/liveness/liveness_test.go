@@ -31,8 +31,8 @@ import (
 	"k8s.io/kubernetes/pkg/controller/nodelifecycle"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/tunnels"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // world is a cluster of the server's own node "own" and others, in fake time.

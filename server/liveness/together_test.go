@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/tunnels"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTogetherWheneverTheySpoke: nodes that vanish in one moment are judged together, though each had spoken at a moment of its own before, a check may end at once or last, and gossip may

@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/tunnels"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // voices are the server's own node n0 and others, in fake time, each of which speaks every second at a moment of its own, as long as it does.

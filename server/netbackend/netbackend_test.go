@@ -10,7 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines that join where the ConfigMap says nothing that makes sense.

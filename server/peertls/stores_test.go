@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // linesWith are those of a log that hold a text.

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/imagetar"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (

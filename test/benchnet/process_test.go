@@ -20,10 +20,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/kubeproxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // process is a child in a namespace. It ends with the test, or with the benchmark.

@@ -16,9 +16,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // diskSize is how much a server's own disk holds. Its file takes only as much room as has been written.

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // initEnv marks a re-executed test binary that is to be the first process of a machine.

@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/coracle-k8s/coracle/internal/carried"
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // OutsideIP is the address of what is on a site and no machine. NodeIP is that of a site's first machine.

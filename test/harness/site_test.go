@@ -6,7 +6,7 @@ import (
 	"net"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { Main(m) }

@@ -8,7 +8,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // foreignRoot is the folder into which make foreign-test unpacks programs that others have written.

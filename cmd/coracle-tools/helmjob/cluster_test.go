@@ -26,9 +26,9 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/charts"
 	"github.com/coracle-k8s/coracle/test/testapi"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // shared is the one API server of these tests.

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/csi"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSanity: csi-sanity, by which makers of drivers test theirs, finds nothing wrong.
