@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,12 +38,6 @@ type nftables struct {
 	families []corev1.IPFamily
 	names    []*nfttable.Names // of the tables, but for those that are asked each time
 	synced   bool              // the proxier was told of complete lists; only sync touches it and what follows
-	frame    frame             // only full syncs write these
-	counted  frame             // what was counted after the last full sync, where it is not known what it wrote
-	written  map[nfttable.Table]*written
-	commits  uint32   // transactions that the kernel has taken
-	filled   []filled // sets and maps that have an element for each of something, such as Services' ports
-	verified uint32   // the kernel's generation in which the frame was there, and all elements
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -54,7 +47,7 @@ var _ backend = (*nftables)(nil)
 
 // openNFTables runs `nft`, found on PATH, to see whether kernel and program will do.
 func openNFTables(ctx context.Context, o Options) (backend, error) {
-	b := &nftables{health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), written: map[nfttable.Table]*written{}}
+	b := &nftables{health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil)}
 	detectors := map[corev1.IPFamily]proxyutil.LocalTrafficDetector{}
 	for _, c := range o.ClusterCIDRs {
 		f := familyOf(c.Addr())
@@ -73,7 +66,6 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
 		}
 		b.tell(ctx, p, tables(b.families)[i])
-		b.fills(ctx, p, tables(b.families)[i])
 		b.Provider, of[f] = p, p
 	}
 	if len(of) == 2 {
@@ -141,10 +133,6 @@ func (b *nftables) sync(full bool) error {
 		b.OnServiceSynced() // only sets a flag; the rules are written when the slices are complete
 		b.synced = true
 	}
-	learns := full || b.frame == nil
-	for _, w := range b.written {
-		w.wanted = learns
-	}
 	before := b.health.Health()
 	// "Sync unconditionally", says upstream of this call; it is the one that returns when the work is done.
 	b.OnEndpointSlicesSynced()
@@ -155,21 +143,12 @@ func (b *nftables) sync(full bool) error {
 			errs = append(errs, fmt.Errorf("writing the %s rules failed; the old ones stay in force, see the log", f))
 		}
 	}
-	if len(errs) == 0 && learns {
-		if f := b.writtenFrame(); f != nil {
-			b.frame = f
-		} else {
-			b.learn(b.countFrame())
-		}
-		for i := range b.filled {
-			b.filled[i].learn()
-		}
-	}
 	return errors.Join(errs...)
 }
 
 func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
 
+// intact says whether the tables are there. What another program changes inside them the hourly full sync repairs.
 func (b *nftables) intact() (bool, error) {
 	for _, n := range b.names {
 		_ = n.Hear() // an error comes again with the next question, and is dealt with there
@@ -179,22 +158,6 @@ func (b *nftables) intact() (bool, error) {
 			return false, err
 		}
 	}
-	generation, err := nfttable.Generation()
-	if err != nil || b.frame == nil || generation == b.verified {
-		return true, err
-	}
-	for t, want := range b.frame {
-		have, err := nfttable.CountRules(t, slices.Collect(maps.Keys(want))...)
-		if err != nil || !maps.Equal(want, have) {
-			return false, err
-		}
-	}
-	for i := range b.filled {
-		if ok, err := b.filled[i].intact(); err != nil || !ok {
-			return false, err
-		}
-	}
-	b.verified = generation
 	return true, nil
 }
 

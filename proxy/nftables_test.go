@@ -5,6 +5,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -201,28 +202,39 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 	reaches(t, b.outside, "cluster IP after a flush", clusterIP+":80")
 }
 
-// TestFlushedChainsHeal: another program takes rules out of the tables and leaves these, of which the kernel's news say nothing.
-func TestFlushedChainsHeal(t *testing.T) {
-	b := newTestbed(t, ModeNFTables)
-	b.service(t, nil)
-	b.endpoints(t, "10.42.0.2")
-	reaches(t, b.outside, "cluster IP", clusterIP+":80")
-	for _, harm := range []string{"flush table ip kube-proxy", "flush chain ip kube-proxy nat-prerouting", "flush chain ip kube-proxy services"} {
-		nft(t, harm)
-		reaches(t, b.outside, "cluster IP after "+harm, clusterIP+":80")
-	}
-	nft(t, "insert rule ip kube-proxy services return")
-	reaches(t, b.outside, "cluster IP after a rule too many", clusterIP+":80")
-	b.endpoints(t, "10.42.0.6") // what the proxier itself changes is no harm, nor is what others do elsewhere
-	only(t, b.outside, clusterIP+":80", "10.42.0.6")
-	b.stop()
-	nft(t, "add table ip stranger")
-	if ok, err := b.proxy.backend.intact(); !ok || err != nil {
-		t.Errorf("what was written last is whole: %v, %v:\n%s", ok, err, nft(t, "list table ip kube-proxy"))
-	}
-	nft(t, "delete table ip stranger; flush chain ip kube-proxy masquerading")
-	if ok, err := b.proxy.backend.intact(); ok || err != nil {
-		t.Errorf("a chain without its rules is whole: %v, %v", ok, err)
+// TestHourlySyncRepairsTables: another program takes rules and elements out of the tables and leaves these. Only the
+// tables are polled; the full sync, which comes every hour, writes all of it again.
+func TestHourlySyncRepairsTables(t *testing.T) {
+	nstest.RequireNFT(t)
+	for _, drift := range []string{
+		"flush table ip kube-proxy", "flush chain ip kube-proxy services", "insert rule ip kube-proxy services return",
+		"flush map ip kube-proxy service-ips", "flush set ip kube-proxy cluster-ips",
+	} {
+		t.Run(drift, func(t *testing.T) {
+			b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
+			all := anyServices(rand.New(rand.NewPCG(1, 2)), 5)
+			for _, s := range all {
+				b.OnServiceAdd(s.service)
+				for _, slice := range s.slices {
+					b.OnEndpointSliceAdd(slice)
+				}
+			}
+			if err := b.sync(true); err != nil {
+				t.Fatal(err)
+			}
+			nft(t, drift)
+			if ok, err := b.intact(); !ok || err != nil {
+				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
+			}
+			if err := b.sync(true); err != nil {
+				t.Fatal(err)
+			}
+			untilTidy(t, b)
+			wantAsUpstream(t, b, all)
+			if ok, err := b.intact(); ok || err != nil {
+				t.Errorf("tables that are deleted are intact: %v, %v", ok, err)
+			}
+		})
 	}
 }
 

@@ -29,8 +29,6 @@ type told struct {
 	names  *nfttable.Names
 	sender interface{ Send(text string) error } // an nftsend.Sender
 	stale  *stale
-	// written is told of full syncs.
-	written *written
 	// refused hears of what the kernel did not take when it was sent, and took from nft.
 	refused func(error)
 }
@@ -77,12 +75,6 @@ func (t told) Run(ctx context.Context, tx *knftables.Transaction) error {
 		t.names.Forget()
 	}
 	t.stale.written(err == nil)
-	if err == nil && tx.NumOperations() > 0 {
-		*t.written.commits++
-		if t.written.wanted {
-			t.written.note(tx.String())
-		}
-	}
 	return err
 }
 
@@ -155,8 +147,7 @@ func (b *nftables) tell(ctx context.Context, p *upstreamnft.Proxier, t nfttable.
 			log.Info("The kernel refused a change of Services as it was sent, and took it from nft. Services work; where that happens again and again, their changes take longer", "err", err)
 		})
 	}
-	b.written[t] = &written{table: t, commits: &b.commits}
-	*way = told{*way, names, sender, unneeded, b.written[t], refused}
+	*way = told{*way, names, sender, unneeded, refused}
 	b.names = append(b.names, names)
 	context.AfterFunc(ctx, names.Close)
 	context.AfterFunc(ctx, sender.Close)
