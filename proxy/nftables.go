@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,8 +37,8 @@ type nftables struct {
 	upstream.Provider
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
-	names    []*nfttable.Names // of the tables, but for those that are asked each time
-	synced   bool              // the proxier was told of complete lists; only sync touches it and what follows
+	stale    []*staleChains // of each family; only sync touches it and what follows
+	synced   bool           // the proxier was told of complete lists
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -60,12 +61,12 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 	}
 	node, conf := o.Informers.NodeName(), nftablesConfig(o)
 	of := map[corev1.IPFamily]upstream.Provider{}
-	for i, f := range b.families {
+	for _, f := range b.families {
 		p, err := upstreamnft.NewProxier(ctx, conf, f, detectors[f], node, nodeIPs[f], nil, b.health, false)
 		if err != nil {
 			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
 		}
-		b.tell(ctx, p, tables(b.families)[i])
+		b.keepStaleDates(ctx, p)
 		b.Provider, of[f] = p, p
 	}
 	if len(of) == 2 {
@@ -125,17 +126,17 @@ func (b *nftables) sync(full bool) error {
 		topology := b.topology
 		b.mu.Unlock()
 		b.Provider.OnTopologyChange(topology)
-		for _, n := range b.names {
-			n.Forget()
-		}
 	}
 	if !b.synced {
 		b.OnServiceSynced() // only sets a flag; the rules are written when the slices are complete
 		b.synced = true
 	}
-	before := b.health.Health()
+	before, start := b.health.Health(), time.Now()
 	// "Sync unconditionally", says upstream of this call; it is the one that returns when the work is done.
 	b.OnEndpointSlicesSynced()
+	for _, s := range b.stale {
+		s.synced(start)
+	}
 	after := b.health.Health()
 	var errs []error
 	for _, f := range b.families {
@@ -150,9 +151,6 @@ func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
 
 // intact says whether the tables are there. What another program changes inside them the hourly full sync repairs.
 func (b *nftables) intact() (bool, error) {
-	for _, n := range b.names {
-		_ = n.Hear() // an error comes again with the next question, and is dealt with there
-	}
 	for _, t := range tables(b.families) {
 		if ok, err := nfttable.Exists(t); err != nil || !ok {
 			return false, err

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
@@ -85,7 +84,7 @@ func Count(t Table) (Counts, error) {
 		if s.Anonymous {
 			continue
 		}
-		n, err := CountElements(t, s.Name)
+		n, err := countElements(t, s.Name)
 		if err != nil {
 			return out, err
 		}
@@ -104,24 +103,10 @@ func dump(t Table, get, answer int, attrs ...*nl.RtAttr) ([][]byte, error) {
 	return req.Execute(unix.NETLINK_NETFILTER, uint16(unix.NFNL_SUBSYS_NFTABLES<<8|answer))
 }
 
-// CountRules counts the rules in the chains of a table, or in these alone of them. A chain without rules is left out.
-func CountRules(t Table, chains ...string) (map[string]int, error) {
-	if len(chains) == 0 {
-		return countRules(t)
-	}
-	out := map[string]int{}
-	for _, c := range chains {
-		n, err := countRules(t, nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(c)))
-		if err != nil {
-			return nil, err
-		}
-		maps.Copy(out, n)
-	}
-	return out, nil
-}
-
-func countRules(t Table, in ...*nl.RtAttr) (map[string]int, error) {
-	messages, err := dump(t, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, append(in, nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(t.Name)))...)
+// CountRules counts the rules in the chains of a table. A chain without rules is left out.
+func CountRules(t Table) (map[string]int, error) {
+	messages, err := dump(t, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE,
+		nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(t.Name)))
 	if err != nil {
 		return nil, fmt.Errorf("listing the rules of table %s: %w", t.Name, err)
 	}
@@ -147,8 +132,8 @@ func countRules(t Table, in ...*nl.RtAttr) (map[string]int, error) {
 	return out, nil
 }
 
-// CountElements counts what is in a set or a map of a table.
-func CountElements(t Table, set string) (int, error) {
+// countElements counts what is in a set or a map of a table.
+func countElements(t Table, set string) (int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
 		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET, nl.ZeroTerminated(set)))
 	if err != nil {

@@ -23,22 +23,22 @@ type Deletions struct {
 
 // HearDeletions begins to listen. Whatever happens to one of the tables from then on is told by Run.
 func HearDeletions(tables ...Table) (*Deletions, error) {
-	fd, err := listen(onlyDeletions())
+	fd, err := listen()
 	if err != nil {
 		return nil, err
 	}
 	return &Deletions{os.NewFile(uintptr(fd), "nftables' news"), tables}, nil
 }
 
-// listen opens a socket, which never makes its reader wait, for the kernel's news of all tables, or of what passes a filter.
-func listen(filter []unix.SockFilter) (int, error) {
+// listen opens a socket, which never makes its reader wait, for what the kernel says of deletions in all tables.
+func listen() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return -1, fmt.Errorf("opening a socket for nftables' news: %w", err)
 	}
-	if len(filter) > 0 {
-		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
-	}
+	filter := onlyDeletions()
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	}

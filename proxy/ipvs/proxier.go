@@ -24,7 +24,6 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
@@ -89,8 +88,7 @@ func New(o Options) (*Proxier, error) {
 	if !slices.Contains(Schedulers, o.Scheduler) {
 		return nil, fmt.Errorf("%q is no scheduler of IPVS; there are %v", o.Scheduler, Schedulers)
 	}
-	sends := o.nft == nil
-	if sends {
+	if o.nft == nil {
 		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, servicerules.IPVSTable) }
 	}
 	p := &Proxier{o: o}
@@ -102,9 +100,6 @@ func New(o Options) (*Proxier, error) {
 		}
 		if f == nil {
 			continue
-		}
-		if sends {
-			f.rules.sender = nftsend.New(f.table(), sent)
 		}
 		p.families = append(p.families, f)
 	}
@@ -155,9 +150,6 @@ func (f *family) table() nfttable.Table {
 func (p *Proxier) Close() {
 	for _, f := range p.families {
 		f.kernel.close()
-		if f.rules.sender != nil {
-			f.rules.sender.Close()
-		}
 	}
 }
 

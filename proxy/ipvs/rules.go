@@ -13,7 +13,6 @@ import (
 
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -140,7 +139,6 @@ func set(prefixes []netip.Prefix) string {
 // rulesWriter keeps one table of the kernel's in step.
 type rulesWriter struct {
 	nft     knftables.Interface
-	sender  *nftsend.Sender // nil: nft writes everything
 	view    ruleView
 	applied map[member]bool // nil: what the kernel has is not known
 	// verified is the kernel's generation in which all rules were there.
@@ -186,31 +184,13 @@ func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool
 		have[m] = true
 	}
 	if tx.NumOperations() > 0 {
-		if err := w.run(ctx, tx, !whole); err != nil {
+		if err := w.nft.Run(ctx, tx); err != nil {
 			return fmt.Errorf("writing the rules around IPVS: %w", err)
 		}
 	}
 	w.applied = have
 	return nil
 }
-
-// run has elements alone written without nft's start, if all are of sets that are sent: what is refused then has changed nothing, and is nft's.
-func (w *rulesWriter) run(ctx context.Context, tx *knftables.Transaction, elements bool) error {
-	if elements && w.sender != nil && w.sender.Send(tx.String()) == nil {
-		return nil
-	}
-	return w.nft.Run(ctx, tx)
-}
-
-// sent are the sets whose elements may go to the kernel without nft: all but those of networks, and the map.
-var sent = func() map[string]nftsend.Set {
-	at := []nftsend.Type{nftsend.IPAddr, nftsend.InetProto, nftsend.InetService}
-	out := map[string]nftsend.Set{setClusterIPs: {Key: at[:1]}, setAddresses: {Key: at[:1]}, setHairpin: {Key: append(at[:1:1], at...)}}
-	for _, name := range []string{setMasquerade, setDropped, setGuarded, setPorts, setKept} {
-		out[name] = nftsend.Set{Key: at}
-	}
-	return out
-}()
 
 func compareMembers(a, b member) int {
 	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.text, b.text))

@@ -3,11 +3,8 @@
 package ipvs
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -18,12 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	upstream "k8s.io/kubernetes/pkg/proxy"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
@@ -246,98 +239,5 @@ func TestRulesAreCounted(t *testing.T) {
 				is(true, "it was written again")
 			}
 		})
-	}
-}
-
-// elsewhere has nft write in another namespace.
-type elsewhere struct {
-	knftables.Interface
-	ns *netns.NS
-}
-
-func (e elsewhere) Run(_ context.Context, tx *knftables.Transaction) error {
-	return netns.WriteNFT(e.ns, tx.String())
-}
-
-// started counts starts of nft.
-type started struct {
-	knftables.Interface
-	runs int
-}
-
-func (s *started) Run(ctx context.Context, tx *knftables.Transaction) error {
-	s.runs++
-	return s.Interface.Run(ctx, tx)
-}
-
-// TestElementsWithoutNFT: whatever Services become, the kernel has what nft would have written, and a change of endpoints starts no nft.
-func TestElementsWithoutNFT(t *testing.T) {
-	netns.RequireNFT(t)
-	seed := testenv.Seed(t)
-	r := rand.New(rand.NewPCG(seed, 0))
-	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
-	if err != nil {
-		t.Fatal(err)
-	}
-	table := (&family{name: corev1.IPv4Protocol}).table()
-	there, here, rules := netns.New(t), &started{Interface: program}, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
-	ours, theirs := &rulesWriter{nft: here, sender: nftsend.New(table, sent), view: rules}, &rulesWriter{nft: elsewhere{program, there}, view: rules}
-	t.Cleanup(func() {
-		ours.sender.Close()
-		if err := nfttable.Delete(table); err != nil {
-			t.Error(err)
-		}
-	})
-	v := View{
-		Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Scheduler: DefaultScheduler,
-		NodePortAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Elsewhere: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true},
-	}
-	services, slices := upstream.NewServiceChangeTracker(corev1.IPv4Protocol, newServicePort, nil), upstream.NewEndpointsChangeTracker(corev1.IPv4Protocol, "n1", nil, nil)
-	write := func(full bool) {
-		t.Helper()
-		v.Services.Update(services)
-		v.Endpoints.Update(slices)
-		want := Desired(v).Sets
-		if err := errors.Join(ours.apply(t.Context(), want, nil, full), theirs.apply(t.Context(), want, nil, full)); err != nil {
-			t.Fatal(err)
-		}
-		got, byNFT := netns.NFTTable(t, netns.Own{}, uint8(table.Family), table.Name, false), netns.NFTTable(t, there, uint8(table.Family), table.Name, false)
-		if strings.Join(got, "\n") != strings.Join(byNFT, "\n") {
-			t.Fatalf("the kernel has\n%q\nand by nft\n%q", got, byNFT)
-		}
-	}
-	write(true)
-	var told [8]*corev1.Service
-	for range 20 {
-		i := r.IntN(len(told))
-		next := anyService(r, i)
-		services.Update(told[i], next)
-		told[i] = next
-		slices.EndpointSliceUpdate(anyEndpoints(r, next), false)
-		write(r.IntN(20) == 0)
-	}
-	plain := anyService(r, 0)
-	plain.Spec = corev1.ServiceSpec{
-		Type: corev1.ServiceTypeNodePort, ClusterIP: "10.43.0.1", ClusterIPs: []string{"10.43.0.1"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-		ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster, Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30000}},
-	}
-	services.Update(told[0], plain)
-	write(true)
-	runs := here.runs
-	for _, ips := range [][]string{{"10.42.1.20"}, {"10.42.1.21", "10.42.1.22"}, nil} {
-		slice := sliceAt(0, ips...)
-		slice.Namespace, slice.Name, slice.Labels[discoveryv1.LabelServiceName] = plain.Namespace, plain.Name+"-1", plain.Name
-		for k := range slice.Endpoints {
-			slice.Endpoints[k].NodeName = ptr.To("n1")
-		}
-		slices.EndpointSliceUpdate(slice, false)
-		before := Desired(v).Sets[setHairpin]
-		write(false)
-		if maps.Equal(before, Desired(v).Sets[setHairpin]) {
-			t.Error("the change was none")
-		}
-	}
-	if here.runs != runs {
-		t.Errorf("nft was started %d times for three changes of endpoints", here.runs-runs)
 	}
 }

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/unexported"
+)
+
+// bareNFTables is the nftables back end without the front, of IPv4 or of both families. It has the networks of Services,
+// the node's labels and its tables.
+func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
+	t.Helper()
+	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Informers: shared}
+	for _, f := range families {
+		if f == corev1.IPv4Protocol {
+			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr)), append(o.ClusterCIDRs, netip.MustParsePrefix("10.42.0.0/16"))
+		} else {
+			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6)), append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
+		}
+	}
+	b, err := openNFTables(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, table := range b.(tabled).ownTables() {
+			if err := nfttable.Delete(table); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	b.OnTopologyChange(theNode().Labels)
+	b.OnServiceCIDRsChanged(ofServices.Spec.CIDRs)
+	if err := b.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return b.(*nftables)
+}
+
+// ofProxier finds a field of upstream's proxier of a family, where there are two.
+func ofProxier[T any](t *testing.T, b *nftables, family corev1.IPFamily, field string) *T {
+	t.Helper()
+	at := map[corev1.IPFamily]string{corev1.IPv4Protocol: "ipv4Proxier", corev1.IPv6Protocol: "ipv6Proxier"}[family]
+	out, err := unexported.Field[T](b.Provider, []string{at, field})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// untilTidy waits until upstream's proxier has deleted the chains that no Service needs any more.
+func untilTidy(t *testing.T, b *nftables) {
+	t.Helper()
+	eventually(t, "what no Service needs is deleted", func() error {
+		left, age := 0, time.Hour
+		for _, f := range b.families {
+			for _, since := range *ofProxier[map[string]time.Time](t, b, f, "staleChains") {
+				left, age = left+1, min(age, time.Since(since))
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		if age > time.Second { // upstream deletes what no sync has seen for a second, and each sync begins that anew
+			if err := b.sync(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return fmt.Errorf("there are %d chains, for %v", left, age)
+	})
+}
+
+// wantAsUpstream compares the tables with those that upstream's proxier writes at once for the Services that there are, and takes both away.
+func wantAsUpstream(t *testing.T, b *nftables, there []served) {
+	t.Helper()
+	ours := dumped(t)
+	for _, s := range there {
+		b.OnServiceDelete(s.service)
+	}
+	if err := b.sync(false); err != nil { // listeners of health check node ports end
+		t.Fatal(err)
+	}
+	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
+	theirs := theirRules(t, there)
+	for _, line := range ours {
+		if !slices.Contains(theirs, line) {
+			t.Errorf("too much: %s", line)
+		}
+	}
+	for _, line := range theirs {
+		if !slices.Contains(ours, line) {
+			t.Errorf("missing: %s", line)
+		}
+	}
+}
