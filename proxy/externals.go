@@ -13,7 +13,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
+	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	netutils "k8s.io/utils/net"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
@@ -49,16 +52,16 @@ type externals struct {
 	readHost   func() (hostNetwork, error) // readHostNetwork, but for tests
 }
 
-// passed is a Service as it came, what it may not have of that, what went to the back end (inParts), and what was said about the difference.
+// passed is a Service as it came, what it may not have of that, what the back end has of it, and the last log message.
 type passed struct {
 	came  *corev1.Service
 	taken taken
-	went  []*corev1.Service
+	went  *corev1.Service
 	said  string
 }
 
-// teller tells the back end what has become of what went there of one Service.
-type teller func(was, is []*corev1.Service)
+// teller tells the back end what has become of one Service; was or is may be nil.
+type teller func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
@@ -138,7 +141,7 @@ func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell te
 	}
 	same := before.came == svc && before.taken.equal(now.taken)
 	if now.went = before.went; !same {
-		now.went = inParts(now.taken.from(svc))
+		now.went = now.taken.from(svc)
 	}
 	if x.passed[key] = now; !same {
 		tell(before.went, now.went)
@@ -207,9 +210,15 @@ func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int
 	return out
 }
 
-// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports.
+// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status does
+// not give all ports is not served: its load balancer has not decided on the others, which may be another Service's. Of
+// that nothing is logged, since it is so for a moment whenever a Service gets another port.
 func (x *externals) takenIngress(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, in := range svc.Status.LoadBalancer.Ingress {
+		if !givesAllPorts(in, svc.Spec.Ports) {
+			out = append(out, i)
+			continue
+		}
 		a, ok := parseIP(in.IP)
 		why := ""
 		if ok {
@@ -224,6 +233,19 @@ func (x *externals) takenIngress(svc *corev1.Service, problems *[]string) (out [
 		}
 	}
 	return out
+}
+
+// givesAllPorts says whether a status gives all of a Service's ports at an address. So it is where it lists none: an
+// address of a pool, or of another load balancer. A port with an error is not given.
+func givesAllPorts(in corev1.LoadBalancerIngress, ports []corev1.ServicePort) bool {
+	if len(in.Ports) == 0 || in.IP == "" || !proxyutil.IsVIPMode(in) {
+		return true
+	}
+	given := map[lbports.Port]bool{}
+	for _, p := range in.Ports {
+		given[lbports.Of(p.Protocol, p.Port)] = p.Error == nil
+	}
+	return !slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return !given[lbports.Of(p.Protocol, p.Port)] })
 }
 
 func (x *externals) reservedPort(svc *corev1.Service) uint16 {
@@ -254,18 +276,23 @@ func (x *externals) inside(a netip.Addr) string {
 // services passes a change of a Service on to the back end.
 func (p *Proxy) services(old, svc *corev1.Service) {
 	if p.o.externals == nil {
-		p.tell(alone(old), alone(svc))
+		p.tell(old, svc)
 		return
 	}
 	p.o.externals.pass(old, svc, p.tell)
 }
 
-// alone is a Service without parts.
-func alone(svc *corev1.Service) []*corev1.Service {
-	if svc == nil {
-		return nil
+// tell tells the back end of a Service that came (was is nil), changed or went (is is nil).
+func (p *Proxy) tell(was, is *corev1.Service) {
+	switch {
+	case was == nil && is == nil:
+	case was == nil:
+		p.backend.OnServiceAdd(is)
+	case is == nil:
+		p.backend.OnServiceDelete(was)
+	default:
+		p.backend.OnServiceUpdate(was, is)
 	}
-	return []*corev1.Service{svc}
 }
 
 // Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may change.

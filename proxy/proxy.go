@@ -244,7 +244,6 @@ func (p *Proxy) sync() time.Duration {
 	first, full := !p.last.Synced, p.full || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
 	p.full = false
 	p.mu.Unlock()
-	p.detour.forget()
 	if p.o.externals.haveExternalIPs() {
 		p.refreshHost()
 	}

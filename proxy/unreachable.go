@@ -25,15 +25,13 @@ type Unreachable interface {
 // ready nor serving, for each port of a Service for which others remain. Where none would remain all stay as they are: it
 // may be this node that is cut off, and then nothing is known of them.
 //
-// As long as all nodes are reached it hands on the objects themselves. What it hands on it hands on to the Service's parts, too (separate.go).
+// As long as all nodes are reached it hands on the objects themselves.
 type detour struct {
 	to backend
 
-	mu       sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
-	down     map[string]bool
-	groups   map[group][]*seen
-	parts    map[types.NamespacedName]shares // of Services that have parts
-	rejoined map[types.NamespacedName]bool   // whose shares are to be forgotten where they are not needed
+	mu     sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
+	down   map[string]bool
+	groups map[group][]*seen
 }
 
 // group is the slices of one Service with addresses of one family.
@@ -46,7 +44,7 @@ type group struct {
 type seen struct{ is, told *discoveryv1.EndpointSlice }
 
 func newDetour(to backend) *detour {
-	return &detour{to: to, groups: map[group][]*seen{}, parts: map[types.NamespacedName]shares{}, rejoined: map[types.NamespacedName]bool{}}
+	return &detour{to: to, groups: map[group][]*seen{}}
 }
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
@@ -94,6 +92,19 @@ func (d *detour) remove(s *discoveryv1.EndpointSlice) {
 	}
 	d.groups[g] = all
 	d.tell(all)
+}
+
+// hand tells the back end of a slice that came (was is nil), changed or went (is is nil).
+func (d *detour) hand(was, is *discoveryv1.EndpointSlice) {
+	switch {
+	case was == nil && is == nil:
+	case was == nil:
+		d.to.OnEndpointSliceAdd(is)
+	case is == nil:
+		d.to.OnEndpointSliceDelete(was)
+	default:
+		d.to.OnEndpointSliceUpdate(was, is)
+	}
 }
 
 // set takes which nodes are not reached, and says whether that changes anything.
