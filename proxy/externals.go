@@ -35,17 +35,17 @@ type externals struct {
 	log      klog.Logger
 	reserved Reserved
 
-	mu       sync.Mutex
-	own      []netip.Addr            // this node's, as configured
-	nodes    map[string][]netip.Addr // by name
-	tunnelAt map[string][]netip.Addr // by name, where a node says that packets for its pods come in, if that is elsewhere
-	servers  map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
-	networks []netip.Prefix          // of pods, and of Services as the API has them
-	pods     []netip.Prefix
-	passed   map[types.NamespacedName]passed
-	wishes   wishes
-	tunnels  map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
-	senders  map[int]int    // by such a port: how many nodes say so
+	mu             sync.Mutex
+	own            []netip.Addr            // this node's, as configured
+	nodes          map[string][]netip.Addr // by name
+	tunnelAt       map[string][]netip.Addr // by name, where a node says that packets for its pods come in, if that is elsewhere
+	servers        map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
+	networks       []netip.Prefix          // of pods, and of Services as the API has them
+	pods           []netip.Prefix
+	passed         map[types.NamespacedName]passed
+	requestedPorts requestedPorts
+	tunnels        map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
+	senders        map[int]int    // by such a port: how many nodes say so
 
 	host       *hostNetwork                // nil until it has been read once
 	hostFailed bool                        // it could not be read the last time
@@ -65,7 +65,7 @@ type teller func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
-		wishes: wishes{}, tunnels: map[string]int{}, senders: map[int]int{}}
+		requestedPorts: requestedPorts{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
@@ -85,7 +85,7 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := map[types.NamespacedName]bool{}
-	x.wishes.note(key, before.came, svc, touched)
+	x.requestedPorts.note(key, before.came, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)

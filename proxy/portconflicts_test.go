@@ -158,7 +158,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 	for _, s := range []*corev1.Service{thief, late, wants("other", corev1.ProtocolUDP), balanced()} {
 		p.services(h.now[s.Name], nil)
 	}
-	if len(o.externals.wishes) != 0 {
-		t.Errorf("left: %v", o.externals.wishes)
+	if len(o.externals.requestedPorts) != 0 {
+		t.Errorf("left: %v", o.externals.requestedPorts)
 	}
 }

@@ -13,12 +13,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
-// wishes are the ports at nodes' addresses that Services have or want: as load balancers, and as node ports.
-type wishes map[lbports.Port]map[types.NamespacedName]bool
+// requestedPorts are the ports at nodes' addresses that Services have or request: as load balancers, and as node ports.
+type requestedPorts map[lbports.Port]map[types.NamespacedName]bool
 
-// note keeps the wishes of a Service that came, changed or went, and adds the Services that have one in common with it to touched.
-func (w wishes) note(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
-	before, now := wishesOf(was), wishesOf(is)
+// note keeps the requested ports of a Service that came, changed or went, and adds the Services that have one in common
+// with it to touched.
+func (w requestedPorts) note(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
+	before, now := requestedPortsOf(was), requestedPortsOf(is)
 	if slices.Equal(before, now) && slices.Equal(lbports.Held(was), lbports.Held(is)) {
 		return
 	}
@@ -37,7 +38,7 @@ func (w wishes) note(key types.NamespacedName, was, is *corev1.Service, touched 
 	}
 }
 
-func wishesOf(svc *corev1.Service) []lbports.Port {
+func requestedPortsOf(svc *corev1.Service) []lbports.Port {
 	out := lbports.Held(svc)
 	if svc == nil {
 		return out
@@ -62,7 +63,7 @@ func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why str
 	}
 	port, own := lbports.Of(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
 	var holders []string
-	for key := range x.wishes[port] {
+	for key := range x.requestedPorts[port] {
 		if key != own && slices.Contains(lbports.Held(x.passed[key].came), port) {
 			holders = append(holders, key.String())
 		}
