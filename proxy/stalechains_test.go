@@ -11,14 +11,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services change
 // all the time; one that is needed again stays.
 func TestStaleChainsGo(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol)
 	for i := range 3 {
 		b.OnServiceAdd(dualService(i))
