@@ -205,7 +205,7 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 // TestHourlySyncRepairsTables: another program takes rules and elements out of the tables and leaves these. Only the
 // tables are polled; the full sync, which comes every hour, writes all of it again.
 func TestHourlySyncRepairsTables(t *testing.T) {
-	nstest.RequireNFT(t)
+	netns.RequireNFT(t)
 	for _, drift := range []string{
 		"flush table ip kube-proxy", "flush chain ip kube-proxy services", "insert rule ip kube-proxy services return",
 		"flush map ip kube-proxy service-ips", "flush set ip kube-proxy cluster-ips",
