@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -19,16 +18,6 @@ var errNoEndpoints = errors.New("the backend has no endpoints")
 type dialError struct{ error }
 
 func (e *dialError) Unwrap() error { return e.error }
-
-// dial connects to an endpoint. Addresses are literal: no name is resolved.
-func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := p.dialer.DialContext(ctx, network, address)
-	if err != nil {
-		p.stats.DialFailures.Add(1)
-		return nil, &dialError{err}
-	}
-	return conn, nil
-}
 
 // forward sends the request to a backend of the route and the response to the client.
 func (x *exchange) forward(r *route) {

@@ -39,6 +39,9 @@ type Options struct {
 	TunnelTimeout time.Duration
 	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
 	DialTimeout time.Duration
+	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection is closed.
+	// Whole seconds, 30 s by default.
+	Unresponsive time.Duration
 	// DrainTimeout bounds how long Serve waits for requests and tunnels when it ends; 30 s by default.
 	DrainTimeout time.Duration
 	// HandoverTimeout bounds the same when another process has taken over (ErrHandedOver); an hour by default.
@@ -70,8 +73,9 @@ type Proxy struct {
 	https    *tlsClients // without regard to certificates, as nginx does
 	// strangers is the client of servers outside of the cluster.
 	strangers *http.Transport
-	// dialer connects tunnels; the transports have it, too.
-	dialer       *net.Dialer
+	// dialer connects the transports, and tunnelDialer tunnels.
+	dialer, tunnelDialer *net.Dialer
+
 	stats        Stats
 	others       hostStats // of hosts that counted does not have
 	limit        limit
@@ -144,7 +148,7 @@ func New(o Options) (*Proxy, error) {
 	for field, value := range map[*time.Duration]time.Duration{
 		&o.HeaderTimeout: 10 * time.Second, &o.IdleTimeout: time.Minute, &o.KeepAlive: 75 * time.Second,
 		&o.DialTimeout: 2 * time.Second, &o.DrainTimeout: 30 * time.Second,
-		&o.HandoverTimeout: time.Hour,
+		&o.HandoverTimeout: time.Hour, &o.Unresponsive: 30 * time.Second,
 	} {
 		if *field == 0 {
 			*field = value
@@ -158,7 +162,7 @@ func New(o Options) (*Proxy, error) {
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},
 		quicOpen:  map[*quicConnection]struct{}{},
-		options:   o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
+		options:   o, own: own, dialer: backendDialer(o, false), tunnelDialer: backendDialer(o, true),
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		counted: map[string]*hostStats{},

@@ -41,7 +41,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	var out *http.Request
 	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
 		out = x.outgoing(e)
-		conn, err = x.proxy.dial(x.ctx, "tcp", e.address)
+		conn, err = x.proxy.dialTunnel(x.ctx, e.address)
 		if err == nil && b.tls {
 			conn = tls.Client(conn, b.client.config())
 		}

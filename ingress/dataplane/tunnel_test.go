@@ -21,7 +21,12 @@ const handshake = "GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: keep-alive
 
 // websocketBackend shakes hands and leaves the connection, which has already sent the word "early", to serve.
 func websocketBackend(t testing.TB, serve func(*bufio.Reader, net.Conn)) string {
-	return backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+	return backendServer(t, websocketHandler(t, serve))
+}
+
+// websocketHandler is the handler of websocketBackend.
+func websocketHandler(t testing.TB, serve func(*bufio.Reader, net.Conn)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != "websocket" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("X-Forwarded-For") == "" {
 			http.Error(w, "no websocket", http.StatusForbidden)
 			return
@@ -34,7 +39,7 @@ func websocketBackend(t testing.TB, serve func(*bufio.Reader, net.Conn)) string 
 		defer conn.Close()
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\nearly")
 		serve(rw.Reader, conn)
-	})
+	}
 }
 
 func echo(r *bufio.Reader, conn net.Conn) { _, _ = io.Copy(conn, r) }
