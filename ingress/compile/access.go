@@ -114,6 +114,9 @@ type users struct {
 	form   string
 }
 
+// userCost is what a user takes beside the name and the hash, in bytes of a Secret.
+const userCost = 16
+
 // usersOf adds the section of the users that an Ingress asks for. Without the section the proxy closes the route.
 func (c *compiler) usersOf(a annotated) error {
 	u := a.options.users
@@ -138,7 +141,16 @@ func (c *compiler) usersOf(a annotated) error {
 			c.find(a.ing, Finding{ReasonUsers, fmt.Sprintf("the user %.60q of the Secret %s cannot log in: %v", user, u.secret.Name, err)})
 		}
 	}
-	return c.r.Sections.Put(table.UsersKey(u.secret.Namespace, u.secret.Name, u.form), table.Users{Hashes: good})
+	key, size := table.UsersKey(u.secret.Namespace, u.secret.Name, u.form), 0
+	for user, hash := range good {
+		size += len(user) + len(hash) + userCost
+	}
+	if !c.secretRoom(u.secret.Namespace, key, size) {
+		c.find(a.ing, tooLarge(u.secret.Namespace,
+			fmt.Sprintf("the users of the Secret %s are left out, and the Ingress' routes answer 503", u.secret.Name)))
+		return nil
+	}
+	return c.r.Sections.Put(key, table.Users{Hashes: good})
 }
 
 // hashesOf reads a Secret, which may be nil; why says what is wrong with it.

@@ -110,7 +110,8 @@ type compiler struct {
 	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
 	spent      map[string]int
 	spentInAll int
-	common     *headers // for all Ingresses; nil for none
+	secrets    map[string]bool // whether there was room for a section of a Secret, by its key
+	common     *headers        // for all Ingresses; nil for none
 }
 
 // annotated is an Ingress with what its annotations ask for.
@@ -157,6 +158,7 @@ func Desired(s State) (Result, error) {
 	c := &compiler{s: s, hosts: map[string]*host{}, ownerOf: map[string]*networkingv1.Ingress{}, spent: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
+	c.secrets = map[string]bool{}
 	if c.s.Memory == nil {
 		c.s.Memory = &Memory{}
 	}
@@ -165,17 +167,11 @@ func Desired(s State) (Result, error) {
 	c.r.Served = served(s)
 	c.readCommon()
 	for _, ing := range c.r.Served {
-		c.ingress(ing)
+		if err := c.ingress(ing); err != nil {
+			return Result{}, err
+		}
 	}
 	c.canaries()
-	for _, a := range c.all {
-		if err := c.usersOf(a); err != nil {
-			return Result{}, err
-		}
-		if err := c.tlsOf(a); err != nil {
-			return Result{}, err
-		}
-	}
 	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in an order, since what is left out for its size follows from it
 		c.finish(name, c.hosts[name])
 	}
@@ -196,7 +192,6 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	c.certificates()
 	c.defaultCertificate()
 	return c.r, c.orders()
 }
@@ -257,20 +252,33 @@ func order(a, b *route) int {
 	return cmp.Or(len(b.length())-len(a.length()), strings.Compare(a.Path, b.Path), strings.Compare(string(a.Kind), string(b.Kind)))
 }
 
-func (c *compiler) ingress(ing *networkingv1.Ingress) {
+// ingress adds what an Ingress asks for.
+func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	o := c.s.Memory.optionsOf(ing)
 	if !c.room(ing.Namespace, costOf(ing, o)) {
 		c.find(ing, tooLarge(ing.Namespace, "this Ingress is not served"))
-		return
+		return nil
 	}
-	c.all = append(c.all, annotated{ing, o})
+	a := annotated{ing, o}
+	c.all = append(c.all, a)
+	if err := c.usersOf(a); err != nil {
+		return err
+	}
+	if err := c.tlsOf(a); err != nil {
+		return err
+	}
 	headers := c.headersOf(ing, o)
 	for _, f := range o.findings {
 		c.find(ing, f)
 	}
-	if o.canary != nil { // canaries gives other Ingresses' routes its backends
-		return
+	if o.canary == nil { // canaries gives other Ingresses' routes its backends
+		c.hostsOf(ing, o, headers)
 	}
+	return nil
+}
+
+// hostsOf adds the hosts and paths of an Ingress.
+func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *headers) {
 	certificates := c.certificatesOf(ing)
 	for _, rule := range ing.Spec.Rules {
 		name, ok := hostName(rule.Host)
@@ -441,7 +449,7 @@ func (n certificateNames) of(host string) types.NamespacedName {
 
 // certificatesOf are those that an Ingress names, as far as they can be used.
 func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
-	out := certificateNames{}
+	out, full := certificateNames{}, false
 	for _, t := range ing.Spec.TLS {
 		if t.SecretName == "" {
 			continue
@@ -455,6 +463,10 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 				}
 				continue
 			}
+			if !c.certificate(secret) {
+				full = true
+				continue
+			}
 		}
 		hosts := t.Hosts
 		if len(hosts) == 0 {
@@ -465,6 +477,9 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 				out[name] = secret
 			}
 		}
+	}
+	if full {
+		c.find(ing, tooLarge(ing.Namespace, "hosts of this Ingress have the default certificate"))
 	}
 	return out
 }
@@ -482,15 +497,4 @@ func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames
 		return ""
 	}
 	return table.CertificateKey(secret.Namespace, secret.Name)
-}
-
-// certificates adds the sections of those that served Ingresses name.
-func (c *compiler) certificates() {
-	for secret := range c.r.Wanted {
-		if s := c.s.Secrets[secret]; s != nil {
-			if section := c.s.Memory.certificateOf(s).section; section != nil {
-				c.r.Sections[table.CertificateKey(secret.Namespace, secret.Name)] = section
-			}
-		}
-	}
 }

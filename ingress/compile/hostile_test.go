@@ -3,12 +3,22 @@
 package compile
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -79,6 +89,109 @@ func TestTableIsBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSecretsAreBounded: a namespace whose Secrets take too much memory in the proxies loses those of its youngest
+// Ingresses. Other namespaces lose none.
+func TestSecretsAreBounded(t *testing.T) {
+	chain, key := keyPair(t)
+	comment := bytes.Repeat([]byte("#"+strings.Repeat("x", 62)+"\n"), 900) // PEM allows it beside blocks
+	large := slices.Concat(chain, comment)
+	file := []byte(strings.Repeat("0123456789abcdef:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n", 10)) // one user
+	var users []byte
+	for i := range 100 {
+		users = fmt.Appendf(users, "%07000d:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n", i)
+	}
+	for name, kind := range map[string]struct {
+		data     map[string][]byte
+		number   int
+		ask      func(*networkingv1.Ingress, string)
+		section  func(namespace, name string) string
+		smallest map[string][]byte
+	}{
+		"certificates": {
+			map[string][]byte{corev1.TLSCertKey: large, corev1.TLSPrivateKeyKey: key}, 300,
+			func(i *networkingv1.Ingress, secret string) {
+				i.Spec.TLS = []networkingv1.IngressTLS{{SecretName: secret}}
+			},
+			table.CertificateKey, map[string][]byte{corev1.TLSCertKey: chain, corev1.TLSPrivateKeyKey: key},
+		},
+		"authorities": {
+			map[string][]byte{keyAuthorities: large}, 300,
+			func(i *networkingv1.Ingress, secret string) {
+				i.Annotations[nginxPrefix+"auth-tls-secret"] = i.Namespace + "/" + secret
+			},
+			func(namespace, name string) string { return table.AuthoritiesKey("secret", namespace, name) },
+			map[string][]byte{keyAuthorities: chain},
+		},
+		"users": {
+			map[string][]byte{"auth": users}, 40,
+			func(i *networkingv1.Ingress, secret string) {
+				i.Annotations[nginxPrefix+"auth-type"], i.Annotations[nginxPrefix+"auth-secret"] = "basic", secret
+			},
+			func(namespace, name string) string { return table.UsersKey(namespace, name, authFile) },
+			map[string][]byte{"auth": file},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var all []*networkingv1.Ingress
+			secrets := map[types.NamespacedName]*corev1.Secret{}
+			add := func(namespace string, age int, data map[string][]byte) {
+				name := fmt.Sprintf("s%d", age)
+				i := ingress(namespace+"/"+name, age, fmt.Sprintf("h%d.%s/=s:80", age, namespace))
+				kind.ask(i, name)
+				all = append(all, i)
+				secrets[types.NamespacedName{Namespace: namespace, Name: name}] = &corev1.Secret{Data: data}
+			}
+			for age := range kind.number {
+				add("bad", age+2, kind.data)
+			}
+			add("good", 1, kind.smallest) // the youngest of all
+			r := desired(t, State{Ingresses: all, Secrets: secrets})
+			has := func(namespace string, age int) bool {
+				return r.Sections[kind.section(namespace, fmt.Sprintf("s%d", age))] != nil
+			}
+			if !has("good", 1) {
+				t.Error("another namespace lost its Secret")
+			}
+			left := 0
+			for age := range kind.number {
+				if !has("bad", age+2) {
+					left++
+				} else if age+1 < kind.number && !has("bad", age+3) {
+					t.Errorf("the Ingress s%d lost its Secret, and a younger one did not", age+3)
+				}
+				who := types.NamespacedName{Namespace: "bad", Name: fmt.Sprintf("s%d", age+2)}
+				says := slices.ContainsFunc(r.Findings[who], func(f Finding) bool { return f.Reason == ReasonTooLarge })
+				if says == has("bad", age+2) {
+					t.Errorf("%s has the findings %v", who, r.Findings[who])
+				}
+			}
+			if left == 0 || left == kind.number {
+				t.Errorf("%d of %d Secrets are left out", left, kind.number)
+			}
+		})
+	}
+}
+
+// keyPair is a certificate with its key, in PEM.
+func keyPair(t *testing.T) (chain, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"*.bad", "*.good"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})
 }
 
 // TestAliasHasTheRoutesOfItsNamespace: who shares a host gives the others' routes no other name, and not their certificate.

@@ -6,13 +6,17 @@ import (
 	"fmt"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 const (
 	// maxTable bounds the memory that the table takes in a proxy, in bytes, as far as it can be estimated. A namespace has at most half.
 	maxTable = 96 << 20
-	// routeCost is what a route takes without its policy, stepCost a step of an expression, and textFactor a byte of a policy or a Secret.
-	routeCost, stepCost, textFactor = 2 << 10, 160, 8
+	// routeCost is what a route takes without its policy, or a Secret without its text, stepCost a step of an
+	// expression, textFactor a byte of a policy, and secretFactor one of a Secret.
+	routeCost, stepCost, textFactor, secretFactor = 2 << 10, 160, 8, 4
 	// maxFindings bounds the findings of one object.
 	maxFindings = 20
 )
@@ -24,6 +28,29 @@ func (c *compiler) room(namespace string, cost int) bool {
 	}
 	c.spent[namespace] += cost
 	c.spentInAll += cost
+	return true
+}
+
+// secretRoom takes the part of the table that a Secret's section has, once for all Ingresses that name it. It is called
+// in the order of their age.
+func (c *compiler) secretRoom(namespace, key string, size int) bool {
+	if _, known := c.secrets[key]; !known {
+		c.secrets[key] = c.room(namespace, routeCost+secretFactor*size)
+	}
+	return c.secrets[key]
+}
+
+// certificate adds the section of a Secret as a certificate, where it is one; false says that there is no room for it.
+func (c *compiler) certificate(secret types.NamespacedName) bool {
+	section := c.s.Memory.certificateOf(c.s.Secrets[secret]).section
+	key := table.CertificateKey(secret.Namespace, secret.Name)
+	if section == nil {
+		return true
+	}
+	if !c.secretRoom(secret.Namespace, key, len(section)) {
+		return false
+	}
+	c.r.Sections[key] = section
 	return true
 }
 
@@ -47,6 +74,7 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 
 // tooLarge is the finding of what is left out because of room.
 func tooLarge(namespace, what string) Finding {
-	return Finding{ReasonTooLarge, fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace may have,"+
-		" or those of the cluster more than there is: %s. Fewer paths, names and networks in annotations make room", namespace, what)}
+	return Finding{ReasonTooLarge, fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace"+
+		" may have, or those of the cluster more than there is: %s."+
+		" Fewer or smaller paths, Secrets, and names and networks in annotations make room", namespace, what)}
 }

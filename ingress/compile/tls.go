@@ -231,8 +231,11 @@ func (c *compiler) tlsOf(a annotated) error {
 		}
 		return nil
 	}
-	if why := c.s.Memory.certificateOf(s).flaw; why != "" && len(s.Data[corev1.TLSCertKey]) > 0 {
+	switch why := c.s.Memory.certificateOf(s).flaw; {
+	case why != "" && len(s.Data[corev1.TLSCertKey]) > 0:
 		c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: backends are not shown a certificate", o.tlsSecret.Name, why)})
+	case why == "" && !c.certificate(o.tlsSecret):
+		c.find(a.ing, tooLarge(o.namespace, "its backends are not shown a certificate"))
 	}
 	return nil
 }
@@ -254,13 +257,18 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.Namespa
 		return nil
 	}
 	key := table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
+	if !c.secretRoom(secret.Namespace, key, len(s.Data[keyAuthorities])) {
+		what := fmt.Sprintf("the authorities of the Secret %s are left out, and %s", secret.Name, so)
+		c.find(ing, tooLarge(secret.Namespace, what))
+		return nil
+	}
 	return c.r.Sections.Put(key, table.Authorities{Certificates: string(s.Data[keyAuthorities])})
 }
 
 // ownCertificate is the key of the certificate that backends of an Ingress are shown; empty for none.
 func (c *compiler) ownCertificate(o *options) string {
 	s := c.s.Secrets[o.tlsSecret]
-	if o.tlsSecret.Name == "" || s == nil || c.s.Memory.certificateOf(s).flaw != "" {
+	if o.tlsSecret.Name == "" || s == nil || c.s.Memory.certificateOf(s).flaw != "" || !c.certificate(o.tlsSecret) {
 		return ""
 	}
 	return table.CertificateKey(o.tlsSecret.Namespace, o.tlsSecret.Name)
