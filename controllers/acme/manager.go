@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -70,6 +71,9 @@ type Options struct {
 	Built time.Time
 	// UserAgent names this program and its version to the authority.
 	UserAgent string
+	// Refuse reports addresses of the cluster, where the authority may not have this server ask; nil for none. The directory's own
+	// host is exempt.
+	Refuse func(netip.Addr) bool
 	// Transport takes the place of HTTP in tests.
 	Transport http.RoundTripper
 	// Part is the line in the status.
@@ -109,9 +113,10 @@ func New(o Options) *Manager {
 		o.Logger = slog.Default()
 	}
 	if o.Transport == nil {
+		g := newGuard(o.Directory, o.Refuse)
 		o.Transport = &http.Transport{
-			Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
-			DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: idleConnections,
+			Proxy: g.proxy, TLSClientConfig: &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
+			DialContext: g.dial, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: idleConnections,
 		}
 	}
 	return &Manager{

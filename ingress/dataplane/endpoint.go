@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
 // failurePause is how long an endpoint that could not be connected to is tried after the others only.
@@ -79,9 +81,7 @@ func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 }
 
 // RefuseLocal is the default of Options.Refuse: it refuses addresses that stand for the machine itself or for its link alone.
-func RefuseLocal(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast()
-}
+func RefuseLocal(a netip.Addr) bool { return outside.Local(a) }
 
 // addresses keeps those of a section that are literal addresses which may be dialled. The error names the first other one.
 func addresses(all []string, refuse func(netip.Addr) bool) ([]string, error) {

@@ -7,14 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/textproto"
 	"net/url"
 	"strings"
-	"syscall"
 
+	"github.com/coracle-k8s/coracle/ingress/outside"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
@@ -64,24 +63,13 @@ func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 	return out, nil
 }
 
-// errRefused says that a server may not be asked.
-var errRefused = errors.New("this address may not be dialled")
-
 // outside makes the client of servers outside of the cluster. Each address that a name has is judged when it is dialled.
 func (p *Proxy) outside() *http.Transport {
 	t := p.transport(false)
 	t.Protocols.SetHTTP2(true)
-	dialer := &net.Dialer{Timeout: p.options.DialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-		a, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return fmt.Errorf("reading the address of a server: %w", err)
-		}
-		ip := a.Addr().Unmap().WithZone("")
-		if p.options.Refuse(ip) || within(ip.String(), p.current.Load().cluster) {
-			return fmt.Errorf("%s: %w", ip, errRefused)
-		}
-		return nil
-	}}
+	dialer := outside.Dialer(p.options.DialTimeout, func(a netip.Addr) bool {
+		return p.options.Refuse(a) || within(a.String(), p.current.Load().cluster)
+	})
 	t.DialContext, t.MaxIdleConnsPerHost = dialer.DialContext, 32
 	return t
 }
