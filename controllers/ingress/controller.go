@@ -80,6 +80,7 @@ type Controller struct {
 	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
 	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
 	memory     compile.Memory
+	refusals   *refusals
 	busy       map[string]string // the ports that other programs have, by the node's name
 	unused     time.Time         // since when no Ingress is served; zero while one is
 	judged     *corev1.Secret    // the version of a user's default certificate that was looked at
@@ -97,7 +98,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
 		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
-		wake: make(chan struct{}, 1), said: map[types.NamespacedName]map[compile.Finding]bool{},
+		wake: make(chan struct{}, 1), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
 	for _, of := range []struct {
 		informer cache.SharedIndexInformer
@@ -205,7 +206,8 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 		return retry
 	}
 	wait, err := c.keepService(ctx, len(r.Served) > 0)
-	err = errors.Join(err, c.keepSlices(ctx), c.keepStatus(ctx, r), c.keepCertificate(ctx, len(r.Served) > 0))
+	refused, statuses := c.keepStatus(ctx, r)
+	err = errors.Join(err, c.keepSlices(ctx), statuses, c.keepCertificate(ctx, len(r.Served) > 0))
 	if c.o.Certificates != nil {
 		c.o.Certificates(r.Orders)
 	}
@@ -214,6 +216,9 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
 		return retry
+	}
+	if refused > 0 && (wait == 0 || refused < wait) {
+		return refused
 	}
 	return wait
 }
@@ -373,10 +378,10 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 	return out
 }
 
-// keepStatus writes the Service's addresses into the Ingresses.
-func (c *Controller) keepStatus(ctx context.Context, r compile.Result) error {
+// keepStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has refused; 0 for never.
+func (c *Controller) keepStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
 	var errs []error
-	svc := c.own()
+	svc, tried := c.own(), map[string]bool{}
 	for _, ing := range r.Served {
 		want := statusOf(ing, svc)
 		if want == nil {
@@ -384,12 +389,21 @@ func (c *Controller) keepStatus(ctx context.Context, r compile.Result) error {
 		}
 		changed := ing.DeepCopy()
 		changed.Status = *want
-		_, err := c.o.Client.NetworkingV1().Ingresses(ing.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // the cache will tell
+		key := ing.Namespace + "/" + ing.Name
+		tried[key] = true
+		err := c.refusals.try(key, string(ing.UID)+ing.ResourceVersion+want.String(), func() error {
+			_, err := c.o.Client.NetworkingV1().Ingresses(ing.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
+			return err
+		})
+		switch {
+		case apierrors.IsConflict(err) || apierrors.IsNotFound(err): // the cache will tell
+		case isRefused(err):
+			c.o.Logger.Warn("ingress: the API refuses the status of an Ingress; it is tried less often", "ingress", key, "error", err)
+		default:
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	return c.refusals.again(tried), errors.Join(errs...)
 }
 
 // recordDefaults writes events of the ConfigMap, each once in a term as long as it is so.

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+)
+
+// mostRefused is the longest time between two attempts at a write that the API refuses.
+const mostRefused = 5 * time.Minute
+
+// refusals has writes that the API refuses, such as by an admission policy, tried less and less often. Failures of another kind, such as
+// those of the network, are no refusals.
+type refusals struct {
+	limiter workqueue.TypedRateLimiter[string]
+	held    map[string]refusal
+}
+
+// refusal is a write that is not tried before next, as long as what is written has the same version.
+type refusal struct {
+	version string
+	next    time.Time
+}
+
+func newRefusals() *refusals {
+	return &refusals{workqueue.NewTypedItemExponentialFailureRateLimiter[string](retry, mostRefused), map[string]refusal{}}
+}
+
+// isRefused reports whether the same write would be refused again.
+func isRefused(err error) bool {
+	return slices.Contains([]metav1.StatusReason{
+		metav1.StatusReasonInvalid, metav1.StatusReasonForbidden, metav1.StatusReasonBadRequest, metav1.StatusReasonRequestEntityTooLarge,
+	}, apierrors.ReasonForError(err))
+}
+
+// try writes, unless this version of the object was refused a short time ago.
+func (r *refusals) try(key, version string, write func() error) error {
+	last, refused := r.held[key]
+	if refused && last.version == version && time.Now().Before(last.next) {
+		return nil
+	}
+	if refused && last.version != version {
+		r.limiter.Forget(key)
+	}
+	err := write()
+	if isRefused(err) {
+		r.held[key] = refusal{version, time.Now().Add(r.limiter.When(key))}
+		return err
+	}
+	r.limiter.Forget(key)
+	delete(r.held, key)
+	return err
+}
+
+// again is after which time the next of the refused writes is due; 0 where there is none. Those of objects that are not there any more
+// are forgotten.
+func (r *refusals) again(tried map[string]bool) (again time.Duration) {
+	for key, of := range r.held {
+		if !tried[key] {
+			r.limiter.Forget(key)
+			delete(r.held, key)
+			continue
+		}
+		if rest := max(time.Until(of.next), time.Millisecond); again == 0 || rest < again {
+			again = rest
+		}
+	}
+	return again
+}
