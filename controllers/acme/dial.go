@@ -14,8 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
-// guard keeps the authority, which chooses the URLs that it is asked at, from having this server ask others in the cluster or on the
-// machine. The directory's own host and port, and those of the proxy, are the operator's choice and may be anywhere.
+// guard keeps the authority, which chooses the URLs that it is asked at, from having this server ask others in the
+// cluster or on the machine. The directory's own host and port, and those of the proxy, are the operator's choice and
+// may be anywhere.
 type guard struct {
 	trusted sync.Map // addresses with ports, before names are resolved
 	dialer  *net.Dialer

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
-// TestAuthorityLeadsNowhereInside: the directory may be anywhere, as one of an authority in the cluster is, and no URL that it names, or
-// redirects to, leads to another server of the machine or the cluster.
+// TestAuthorityLeadsNowhereInside: the directory may be anywhere, as one of an authority in the cluster is, and no
+// URL that it names, or redirects to, leads to another server of the machine or the cluster.
 func TestAuthorityLeadsNowhereInside(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		t.Error("another server of the machine was asked")

@@ -14,8 +14,8 @@ import (
 // mostRefused is the longest time between two attempts at a write that the API refuses.
 const mostRefused = 5 * time.Minute
 
-// refusals has writes that the API refuses, such as by an admission policy, tried less and less often. Failures of another kind, such as
-// those of the network, are no refusals.
+// refusals has writes that the API refuses, such as by an admission policy, tried less and less often. Failures of
+// another kind, such as those of the network, are no refusals.
 type refusals struct {
 	limiter workqueue.TypedRateLimiter[string]
 	held    map[string]refusal
@@ -34,7 +34,8 @@ func newRefusals() *refusals {
 // isRefused reports whether the same write would be refused again.
 func isRefused(err error) bool {
 	return slices.Contains([]metav1.StatusReason{
-		metav1.StatusReasonInvalid, metav1.StatusReasonForbidden, metav1.StatusReasonBadRequest, metav1.StatusReasonRequestEntityTooLarge,
+		metav1.StatusReasonInvalid, metav1.StatusReasonForbidden, metav1.StatusReasonBadRequest,
+		metav1.StatusReasonRequestEntityTooLarge,
 	}, apierrors.ReasonForError(err))
 }
 
@@ -57,8 +58,8 @@ func (r *refusals) try(key, version string, write func() error) error {
 	return err
 }
 
-// again is after which time the next of the refused writes is due; 0 where there is none. Those of objects that are not there any more
-// are forgotten.
+// again is after which time the next of the refused writes is due; 0 where there is none. Those of objects that are
+// not there any more are forgotten.
 func (r *refusals) again(tried map[string]bool) (again time.Duration) {
 	for key, of := range r.held {
 		if !tried[key] {

@@ -11,8 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// TestRefusedWritesAreTriedLessOften: a write that the API always refuses is tried 20 times in an hour and not 3,600 times, and at once
-// when the object has changed.
+// TestRefusedWritesAreTriedLessOften: a write that the API always refuses is tried 20 times in an hour and not 3,600
+// times, and at once when the object has changed.
 func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, n := newRefusals(), 0

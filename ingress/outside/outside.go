@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package outside connects to servers outside of the cluster whose names come from others: tenants, or an authority. Each address that
-// a name has is judged when it is dialled, so that no name leads into the cluster or the machine.
+// Package outside connects to servers outside of the cluster whose names come from others: tenants, or an authority.
+// Each address that a name has is judged when it is dialled, so that no name leads into the cluster or the machine.
 package outside
 
 import (
@@ -16,7 +16,8 @@ import (
 // ErrRefused says that an address may not be dialled.
 var ErrRefused = errors.New("this address may not be dialled")
 
-// Dialer makes a dialer that connects to no address which refuse reports. Addresses come without a zone, and IPv4 ones as such.
+// Dialer makes a dialer that connects to no address which refuse reports. Addresses come without a zone, and IPv4
+// ones as such.
 func Dialer(timeout time.Duration, refuse func(netip.Addr) bool) *net.Dialer {
 	return &net.Dialer{Timeout: timeout, Control: func(_, address string, _ syscall.RawConn) error {
 		a, err := netip.ParseAddrPort(address)
