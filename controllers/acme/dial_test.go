@@ -40,8 +40,8 @@ func TestAuthorityLeadsNowhereInside(t *testing.T) {
 	_ = res.Body.Close()
 	_, port, _ := strings.Cut(strings.TrimPrefix(other.URL, "http://"), ":")
 	for _, at := range []string{
-		other.URL, directory.URL + "/redirect", "http://localhost:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://169.254.169.254/",
-		"http://192.0.2.7/",
+		other.URL, directory.URL + "/redirect", "http://localhost:" + port, "http://[::ffff:127.0.0.1]:" + port,
+		"http://169.254.169.254/", "http://192.0.2.7/",
 	} {
 		res, err := m.http.Get(at)
 		if err == nil {

@@ -3,12 +3,17 @@
 package ingress
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 // TestRefusedWritesAreTriedLessOften: a write that the API always refuses is tried 20 times in an hour and not 3,600
@@ -35,6 +40,29 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 		}
 		if r.again(nil) != 0 || len(r.held) != 0 {
 			t.Error("a deleted object is still held")
+		}
+	})
+}
+
+// TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an Ingress.
+func TestRefusedStatusIsNotWrittenEachSecond(t *testing.T) {
+	run(t, func(b bed) {
+		var attempts atomic.Int64
+		b.client.PrependReactor("update", "ingresses", func(clienttesting.Action) (bool, runtime.Object, error) {
+			attempts.Add(1)
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "ingresses"}, "web", nil)
+		})
+		b.create(web())
+		b.settle()
+		svc := b.service()
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.7"}}
+		if _, err := b.client.CoreV1().Services(svc.Namespace).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := attempts.Load(); n < 12 || n > 25 {
+			t.Errorf("%d attempts within an hour", n)
 		}
 	})
 }
