@@ -13,22 +13,22 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 const otherMachine = "192.0.2.2"
 
 // machine is another machine with a backend, of which the link can be cut.
 type machine struct {
-	*nstest.NS
+	*netns.NS
 	address string
 }
 
 // newMachine serves websockets that echo, and a stream of events that stays open at /events.
 func newMachine(t *testing.T) machine {
-	ns := nstest.New(t)
+	ns := netns.New(t)
 	ns.Link(t, "machine", "uplink", []string{"192.0.2.1/24"}, []string{otherMachine + "/24"})
 	websocket := websocketHandler(t, echo)
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
