@@ -25,6 +25,10 @@ var allowed = map[string]map[string]string{
 		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
 
 		"ingress": "coracle-ingress is the ingress proxy",
+		"joining": "commands make, list and read tokens",
+		"vip":     "the flags of the virtual address; uninstalling removes it",
+
+		"localvolume": "`coracle agent` keeps the folders of local volumes",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",
@@ -32,6 +36,10 @@ var allowed = map[string]map[string]string{
 		"scheduler":   "runs with leadership",
 		"controllers": "run with leadership",
 		"ingress":     "each server compiles the table of the nodes' ingress proxies",
+		"joining":     "a server admits machines",
+		"nodetunnel":  "a server's end of the nodes' connections",
+		"vip":         "servers hold the virtual address",
+		"localvolume": "a server asks nodes for folders",
 	},
 	"agent": {
 		"cni":   "the agent answers the CNI plugin",
@@ -40,14 +48,24 @@ var allowed = map[string]map[string]string{
 
 		"netpolicy": "the node enforces NetworkPolicies",
 		"ingress":   "the agent feeds the ingress proxy",
+
+		"joining":     "an agent asks to join",
+		"nodetunnel":  "a node's end of its connection to a server",
+		"vip":         "a node announces load balancer addresses by the same means",
+		"localvolume": "a node makes the folders of local volumes",
 	},
 	"scheduler": {
 		"controllers": "both share one term's informers, kept in controllers/term",
 	},
 	"controllers": {
-		"ingress": "the leader writes what follows from Ingresses",
+		"ingress":     "the leader writes what follows from Ingresses",
+		"localvolume": "the leader asks nodes for the folders of local volumes",
 	},
-	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {}, "netpolicy": {},
+	"gossip": {
+		"joining": "a member knows servers by what the join protocol says of them",
+	},
+	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "netpolicy": {},
+	"joining": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
 	"internal": {},
 }
 
