@@ -243,9 +243,9 @@ func givesAllPorts(in corev1.LoadBalancerIngress, ports []corev1.ServicePort) bo
 	}
 	given := map[lbports.Port]bool{}
 	for _, p := range in.Ports {
-		given[lbports.Of(p.Protocol, p.Port)] = p.Error == nil
+		given[lbports.PortOf(p.Protocol, p.Port)] = p.Error == nil
 	}
-	return !slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return !given[lbports.Of(p.Protocol, p.Port)] })
+	return !slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return !given[lbports.PortOf(p.Protocol, p.Port)] })
 }
 
 func (x *externals) reservedPort(svc *corev1.Service) uint16 {

@@ -45,7 +45,7 @@ func requestedPortsOf(svc *corev1.Service) []lbports.Port {
 	}
 	for _, p := range svc.Spec.Ports {
 		if p.NodePort != 0 {
-			out = append(out, lbports.Of(p.Protocol, p.NodePort))
+			out = append(out, lbports.PortOf(p.Protocol, p.NodePort))
 		}
 	}
 	return out
@@ -61,7 +61,7 @@ func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why str
 	if p.Protocol == corev1.ProtocolUDP && (p.NodePort == int32(x.reserved.Tunnel) || x.senders[int(p.NodePort)] > 0) {
 		return fmt.Sprintf("the node port %d is where packets from other nodes come in by UDP", p.NodePort)
 	}
-	port, own := lbports.Of(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+	port, own := lbports.PortOf(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
 	var holders []string
 	for key := range x.requestedPorts[port] {
 		if key != own && slices.Contains(lbports.Held(x.passed[key].came), port) {

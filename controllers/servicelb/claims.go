@@ -53,7 +53,7 @@ func noted(svc *corev1.Service) []place {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range in.Ports {
-				out = append(out, place{a, lbports.Of(p.Protocol, p.Port)})
+				out = append(out, place{a, lbports.PortOf(p.Protocol, p.Port)})
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func held(svc *corev1.Service) []place {
 func portsOf(svc *corev1.Service) []Port {
 	var out []Port
 	for _, p := range svc.Spec.Ports {
-		out = append(out, lbports.Of(p.Protocol, p.Port))
+		out = append(out, lbports.PortOf(p.Protocol, p.Port))
 	}
 	return out
 }
@@ -180,7 +180,7 @@ func readPlaces(text string) []place {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					out = append(out, place{a, lbports.Of(corev1.Protocol(protocol), int32(n))})
+					out = append(out, place{a, lbports.PortOf(corev1.Protocol(protocol), int32(n))})
 				}
 			}
 		}

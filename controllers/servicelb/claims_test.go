@@ -182,7 +182,7 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 		if p.NodePort == 0 {
 			continue
 		}
-		port := lbports.Of(p.Protocol, p.NodePort)
+		port := lbports.PortOf(p.Protocol, p.NodePort)
 		refused := strings.Contains(plan[key(svc)].refused, "the node port "+port.String()+" is not opened")
 		for at, who := range now {
 			if at.port == port && who != key(svc) && !refused {
@@ -315,7 +315,7 @@ func TestPlacesText(t *testing.T) {
 	}
 	var many []place
 	for i := range 2 * maxKept {
-		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), lbports.Of(corev1.ProtocolTCP, 80)})
+		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), lbports.PortOf(corev1.ProtocolTCP, 80)})
 	}
 	if n := len(readPlaces(placesText(many))); n != maxKept {
 		t.Errorf("%d places are written, want %d", n, maxKept)

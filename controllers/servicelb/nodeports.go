@@ -32,7 +32,7 @@ func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
-			port := lbports.Of(p.Protocol, p.NodePort)
+			port := lbports.PortOf(p.Protocol, p.NodePort)
 			for _, has := range holders[port] {
 				if p.NodePort != 0 && has != key(svc) {
 					out[key(svc)] = append(out[key(svc)], refusal{port, has})
@@ -47,7 +47,7 @@ func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 // ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none of those at nodes' addresses: it would close a
 // node port that the API server may have given out by then, and one Service could close all of them. Its own ones are counted, by the API server and by quotas.
 func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
-	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return lbports.Of(p.Protocol, p.NodePort) == port })
+	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return lbports.PortOf(p.Protocol, p.NodePort) == port })
 }
 
 // inNodePorts says which ports of a Service are of that kind, and what to do; empty if none is.

@@ -85,7 +85,7 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
-			return released[place{a, lbports.Of(p.Protocol, p.Port)}]
+			return released[place{a, lbports.PortOf(p.Protocol, p.Port)}]
 		})
 		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[place{address: a}]) {
 			continue

@@ -85,7 +85,7 @@ func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 			if want := map[bool]string{false: "10.0.0.1 10.0.0.2", true: "none"}[c.refusesPatches]; has != want {
 				t.Errorf("who waited for the port has %s, want %s", has, want)
 			}
-			if held := slices.Contains(lbports.Held(other), lbports.Of(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
+			if held := slices.Contains(lbports.Held(other), lbports.PortOf(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
 				t.Errorf("the node port is opened: %v; the proxies read that it is taken: %v", opened, held)
 			}
 
@@ -167,7 +167,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	}
 	awaitAddresses(t, client, "web", "10.0.0.1")
 	now, err = services.Get(t.Context(), "old", metav1.GetOptions{})
-	if want := []Port{lbports.Of(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(lbports.Held(now), want) {
+	if want := []Port{lbports.PortOf(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(lbports.Held(now), want) {
 		t.Errorf("it has %v, want %v: %v", lbports.Held(now), want, err)
 	}
 

@@ -12,8 +12,8 @@ import (
 // NoPorts is what a list of ports says that has none.
 const NoPorts = "none"
 
-// Port is a port that nodes keep.
-type Port struct {
+// ReservedPort is a port that nodes keep.
+type ReservedPort struct {
 	Protocol string // TCP, UDP or SCTP
 	Number   int
 }
@@ -21,11 +21,11 @@ type Port struct {
 var protocols = []string{"TCP", "UDP", "SCTP"}
 
 // ParsePorts reads NUMBER, which is a port of every protocol, and NUMBER/PROTOCOL; or NoPorts alone.
-func ParsePorts(texts []string) ([]Port, error) {
+func ParsePorts(texts []string) ([]ReservedPort, error) {
 	if slices.Equal(texts, []string{NoPorts}) {
 		return nil, nil
 	}
-	var out []Port
+	var out []ReservedPort
 	for _, t := range texts {
 		number, protocol, one := strings.Cut(t, "/")
 		n, err := strconv.ParseUint(number, 10, 16)
@@ -34,7 +34,7 @@ func ParsePorts(texts []string) ([]Port, error) {
 		}
 		for _, p := range protocols {
 			if !one || p == protocol {
-				out = append(out, Port{p, int(n)})
+				out = append(out, ReservedPort{p, int(n)})
 			}
 		}
 	}

@@ -27,8 +27,8 @@ type Port struct {
 	Number   int32
 }
 
-// Of is a port of a Service's spec or status, where no protocol means TCP.
-func Of(p corev1.Protocol, number int32) Port {
+// PortOf is a port of a Service's spec or status, where no protocol means TCP.
+func PortOf(p corev1.Protocol, number int32) Port {
 	if p == "" {
 		p = corev1.ProtocolTCP
 	}
@@ -50,7 +50,7 @@ func Held(svc *corev1.Service) []Port {
 	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, p := range in.Ports {
-			add(Of(p.Protocol, p.Port))
+			add(PortOf(p.Protocol, p.Port))
 		}
 	}
 	if c := meta.FindStatusCondition(svc.Status.Conditions, Kept); c != nil {
@@ -59,7 +59,7 @@ func Held(svc *corev1.Service) []Port {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					add(Of(corev1.Protocol(protocol), int32(n)))
+					add(PortOf(corev1.Protocol(protocol), int32(n)))
 				}
 			}
 		}

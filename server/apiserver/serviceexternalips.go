@@ -175,7 +175,7 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 		for _, text := range s.Spec.ExternalIPs {
 			at, _ := sloppyIP(text)
 			for _, sp := range s.Spec.Ports {
-				if port := lbports.Of(sp.Protocol, sp.Port); r.adds(at, port) {
+				if port := lbports.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
 					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, or have it given up there", at, port)
 				}
 			}
@@ -199,7 +199,7 @@ func newExternalIPRequest(svc, old *core.Service) externalIPRequest {
 		}
 	}
 	for _, p := range svc.Spec.Ports {
-		r.ports[lbports.Of(corev1.Protocol(p.Protocol), p.Port)] = true
+		r.ports[lbports.PortOf(corev1.Protocol(p.Protocol), p.Port)] = true
 	}
 	if old == nil {
 		return r
