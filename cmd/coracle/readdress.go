@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/addrwatch"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
-	"github.com/coracle-k8s/coracle/internal/addresses"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -55,7 +55,7 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	if host.Links, err = host.LinksWith(n.IPs); err != nil {
 		failed(err)
 	}
-	next := addresses.Changed(ctx, addresses.Options{
+	next := addrwatch.Changed(ctx, addrwatch.Options{
 		Have: n.IPs, Owns: host.Owns,
 		Find: func() ([]netip.Addr, error) {
 			if n.IPsGiven {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package addresses notices that a machine has lost an address that it was known by, as one does whose lease of DHCP was not
+// Package addrwatch notices that a machine has lost an address that it was known by, as one does whose lease of DHCP was not
 // renewed, or that was carried to another network.
 //
 // It only looks: it neither changes an address nor decides what follows.
-package addresses
+package addrwatch
 
 import (
 	"context"
