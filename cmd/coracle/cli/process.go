@@ -17,8 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/logging"
 	"github.com/coracle-k8s/coracle/internal/profiling"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"

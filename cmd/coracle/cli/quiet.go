@@ -5,7 +5,7 @@ package cli
 import (
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/logging"
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 )
 
 const (

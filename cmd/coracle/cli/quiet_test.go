@@ -11,8 +11,8 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/logging"
 )
 
 // buffer is a log that several goroutines write.
