@@ -16,8 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/profiling"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/profiling"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 

@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/profiling"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/profiling"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/internal/wallclock"

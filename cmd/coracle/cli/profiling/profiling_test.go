@@ -48,7 +48,7 @@ func TestStacks(t *testing.T) {
 		go waitHere(c)
 	}
 	all := ""
-	for deadline := time.Now().Add(2 * time.Minute); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/internal/profiling.waitHere") < 3; {
+	for deadline := time.Now().Add(2 * time.Minute); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/cmd/coracle/cli/profiling.waitHere") < 3; {
 		if all = ask(t.Context(), StacksPath).Body.String(); time.Now().After(deadline) {
 			t.Fatalf("three goroutines wait, but the stacks are:\n%s", all)
 		}
