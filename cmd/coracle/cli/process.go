@@ -19,10 +19,10 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/profiling"
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/wallclock"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
-	"github.com/coracle-k8s/coracle/internal/wallclock"
 )
 
 // ErrAnew ends a server or an agent that has to start once more, in the same process: App.Anew does that.
