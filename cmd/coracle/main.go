@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/quietqueues"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -38,7 +38,7 @@ func main() {
 	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes that
 	// set into every command: `coracle --version` would be theirs.
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
-	quietqueues.Off() // docs/adr/0041-quiet-work-queues.md
+	workqueuemetrics.Off() // docs/adr/0041-quiet-work-queues.md
 	app := &cli.App{
 		RunServer:        runServer,
 		RunAgent:         runAgent,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The test is outside the package: inside, its import of the metrics would be the package's, and come first.
-package quietqueues_test
+package workqueuemetrics_test
 
 import (
 	"fmt"
@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	_ "k8s.io/component-base/metrics/prometheus/workqueue" // installs the metrics
 
-	"github.com/coracle-k8s/coracle/internal/quietqueues"
+	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
 )
 
 // goroutines counts those that making a queue starts.
@@ -23,8 +23,8 @@ func goroutines() int {
 }
 
 func TestOff(t *testing.T) {
-	defer quietqueues.Keep()()
-	if got := fmt.Sprintf("%T", quietqueues.None); got != "workqueue.noopMetricsProvider" {
+	defer workqueuemetrics.Keep()()
+	if got := fmt.Sprintf("%T", workqueuemetrics.None); got != "workqueue.noopMetricsProvider" {
 		t.Fatalf("the first value is a %s: the order of initialization has changed, or the variable has moved", got)
 	}
 	if n := goroutines(); n != 1 {
@@ -33,7 +33,7 @@ func TestOff(t *testing.T) {
 	for runtime.NumGoroutine() > 2 { // until that queue's has ended; the two are the test's
 		runtime.Gosched()
 	}
-	quietqueues.Off()
+	workqueuemetrics.Off()
 	if n := goroutines(); n != 0 {
 		t.Errorf("a queue without metrics starts %d goroutines", n)
 	}

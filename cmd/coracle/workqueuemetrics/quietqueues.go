@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package quietqueues keeps client-go's work queues from waking up twice a second each. With metrics a queue has a
+// Package workqueuemetrics keeps client-go's work queues from waking up twice a second each. With metrics a queue has a
 // goroutine that does so for one gauge (the seconds of unfinished work); a process that holds a whole cluster has some
 // ninety queues, and that was a quarter of the API server's, the controllers' and the scheduler's idle CPU time. The
 // price is the workqueue_* metrics.
-package quietqueues
+package workqueuemetrics
 
 import (
 	_ "unsafe" // for go:linkname

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quietqueues
+package workqueuemetrics
 
 // None is the provider that queues have after Off.
 var None = none
