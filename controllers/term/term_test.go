@@ -18,7 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/memtransport"
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 // nowhere is a configuration that no test sends a request with.

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
-	"github.com/coracle-k8s/coracle/internal/memtransport"
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 // TestServerBehindAndCutOff: a server that is cut off from the others has a watch cache, and answers from it a list for which any state will do. That may be older than what a stream of another

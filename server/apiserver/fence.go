@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
-	"github.com/coracle-k8s/coracle/internal/memtransport"
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 // A Fence knows whether the term of leadership that a request's context carries

@@ -26,7 +26,7 @@ import (
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
-	"github.com/coracle-k8s/coracle/internal/memtransport"
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 // informerResync is upstream's resync period for the API server's own informers.

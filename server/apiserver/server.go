@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
-	"github.com/coracle-k8s/coracle/internal/memtransport"
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 // Server is an API server that New built and Run serves.
