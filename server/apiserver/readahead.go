@@ -13,7 +13,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/value"
 	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
 
-	"github.com/coracle-k8s/coracle/internal/readahead"
+	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
 // newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR 0127).
@@ -31,7 +31,7 @@ type unhurried struct{ value.Transformer }
 
 // TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since that would be told to whoever reads on.
 func (u unhurried) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool, err error) {
-	if b := readahead.From(ctx); b != nil {
+	if b := watchbuffer.From(ctx); b != nil {
 		b.Decode(ctx, data)
 	}
 	return u.Transformer.TransformFromStorage(ctx, data, dataCtx)

@@ -16,8 +16,8 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/readahead"
 	"github.com/coracle-k8s/coracle/raftstore/etcdclient"
+	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
 // readUntil is how long after its request's end somebody may still read a watch. Upstream's handlers stop it much sooner, unless a client does not take what they write.
@@ -37,9 +37,9 @@ const readUntil = 10 * time.Second
 // any more if anybody else wrote meanwhile, and would list again.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
 	opts.ProgressNotify = opts.Predicate.AllowWatchBookmarks
-	ahead := &readahead.Bound{}
-	own := etcdclient.Paced(etcdclient.Until(context.WithoutCancel(ctx), ctx), etcdclient.Pace{Bytes: readahead.Limit, Wait: ahead.Ahead})
-	own, cancel := context.WithCancel(readahead.With(own, ahead))
+	ahead := &watchbuffer.Bound{}
+	own := etcdclient.Paced(etcdclient.Until(context.WithoutCancel(ctx), ctx), etcdclient.Pace{Bytes: watchbuffer.Limit, Wait: ahead.Ahead})
+	own, cancel := context.WithCancel(watchbuffer.With(own, ahead))
 	begun := context.AfterFunc(ctx, cancel)
 	w, err := s.Watch(own, key, opts)
 	if err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package readahead bounds what a watch of the store has in memory ahead of its
+// Package watchbuffer bounds what a watch of the store has in memory ahead of its
 // reader (ADR 0127).
 //
 // Upstream's etcd3.watchChan decodes each event for each watch by itself. It has
@@ -12,7 +12,7 @@
 // It owns one goroutine for each watch, which ends with the context that Follow
 // is given, or behind the last event. It never drops an event, and never changes
 // their order.
-package readahead
+package watchbuffer
 
 import (
 	"context"
