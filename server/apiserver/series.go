@@ -10,7 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/series"
+	"github.com/coracle-k8s/coracle/server/apiserver/metricsgc"
 )
 
 // seriesKept is how long the metrics of something that was deleted are kept: whoever scrapes sees its last values, and
@@ -25,14 +25,14 @@ func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 		func(name string) error { _, err := definitions.Lister().Get(name); return err },
 		func(name string) { // a definition's name is RESOURCE.GROUP
 			resource, group, _ := strings.Cut(name, ".")
-			series.DropGroupResource(group, resource)
+			metricsgc.DropGroupResource(group, resource)
 		}))
 	if err != nil {
 		return fmt.Errorf("watching definitions for their metrics: %w", err)
 	}
 	_, err = namespaces.Informer().AddEventHandler(whenGone(after,
 		func(name string) error { _, err := namespaces.Lister().Get(name); return err },
-		func(name string) { series.DropNamespace(name) }))
+		func(name string) { metricsgc.DropNamespace(name) }))
 	if err != nil {
 		return fmt.Errorf("watching namespaces for their metrics: %w", err)
 	}
