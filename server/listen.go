@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"github.com/coracle-k8s/coracle/internal/closefirst"
+	"github.com/coracle-k8s/coracle/server/highfd"
 )
 
 // listen takes the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
@@ -22,7 +22,7 @@ func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	switch {
 	case err == nil:
-		return closefirst.Listener(l), nil // the others take this server for dead when its port refuses them
+		return highfd.Listener(l), nil // the others take this server for dead when its port refuses them
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("the API server's port %d is taken by another program. Nothing was changed. `ss -ltnp 'sport = :%d'` shows which: "+
 			"stop it, or choose another port with --https-listen-port", port, port)

@@ -21,8 +21,8 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
-	"github.com/coracle-k8s/coracle/internal/closefirst"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/highfd"
 )
 
 // Protocol is the name that the stores' connections have in ALPN, by which one port serves them beside others.
@@ -132,7 +132,7 @@ func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
 // Dial connects to another server. That one checks this server's certificate only after Dial has returned (TLS 1.3): a
 // refusal is the error of the first Read. When this process dies, the connection breaks before everything else does: by that the others know at once.
 func (i *Identity) Dial(ctx context.Context, address string) (net.Conn, error) {
-	return i.dial(ctx, Protocol, address, closefirst.Conn)
+	return i.dial(ctx, Protocol, address, highfd.Conn)
 }
 
 // DialFor is Dial for another protocol between servers.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package closefirst has the kernel close some of a process' sockets before everything else when the process dies, however it dies.
+// Package highfd has the kernel close some of a process' sockets before everything else when the process dies, however it dies.
 //
 // The kernel closes what a dead process had open from the highest number to the lowest (exit_files hands each file to task_work, which runs the newest first), and
 // for an inotify instance that takes it 8 ms or so, in which it waits until no processor reads the list of watches. Upstream's parts have an
@@ -8,7 +8,7 @@
 // refuses new ones; both were among the lowest numbers, and so the last.
 //
 // The package only moves a socket to a high number. It decides nothing about which.
-package closefirst
+package highfd
 
 import (
 	"errors"
