@@ -15,7 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/servercert"
+	"github.com/coracle-k8s/coracle/agent/servercert"
 )
 
 // That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a machine whose

@@ -18,8 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coracle-k8s/coracle/agent/servercert"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/servercert"
 	"github.com/coracle-k8s/coracle/internal/together"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
