@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/tunnels"
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -194,7 +194,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 		}
 	}()
 	n, err := newNetwork(ctx, o)
-	if err != nil && o.awaitNFTables(g.ctx, check.LocalHost().Probe.NAT) {
+	if err != nil && o.awaitNFTables(g.ctx, preflight.LocalHost().Probe.NAT) {
 		n, err = newNetwork(ctx, o)
 	}
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"context"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -21,7 +21,7 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 	if err == nil {
 		return false
 	}
-	found := check.WithoutNFTables(err)
+	found := preflight.WithoutNFTables(err)
 	var waiting []*status.Part
 	for _, part := range []struct {
 		name string
@@ -36,9 +36,9 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 		}
 	}
 	for _, part := range waiting {
-		part.Set(status.Failed, found+". "+check.NFTablesAdvice)
+		part.Set(status.Failed, found+". "+preflight.NFTablesAdvice)
 	}
-	o.Logger.Error("agent: pods get no network and Services are not served: "+found, "do", check.NFTablesAdvice, "asked again", "every "+nftablesAgain.String())
+	o.Logger.Error("agent: pods get no network and Services are not served: "+found, "do", preflight.NFTablesAdvice, "asked again", "every "+nftablesAgain.String())
 	next := time.NewTicker(nftablesAgain)
 	defer next.Stop()
 	for {

@@ -31,8 +31,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 const (
@@ -127,7 +127,7 @@ func user(address string, err error) string {
 	if parsed != nil || !errors.Is(err, unix.EADDRINUSE) {
 		return ""
 	}
-	if who := check.OwnerOf("tcp", int(at.Port())); who != "" {
+	if who := preflight.OwnerOf("tcp", int(at.Port())); who != "" {
 		return " by " + who
 	}
 	return ""

@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // claims are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another program of the machine.
@@ -68,11 +68,11 @@ func (c *claims) annotation() string {
 // problem says what is wrong, for people; empty when nothing is.
 func (c *claims) problem() string {
 	if them := c.among(false); len(them) > 0 {
-		return "this node is no address of Ingresses and Gateways, since another program listens at " + check.Programs(them) +
+		return "this node is no address of Ingresses and Gateways, since another program listens at " + preflight.Programs(them) +
 			" and keeps it: stop it, or have it listen elsewhere"
 	}
 	if them := c.among(true); len(them) > 0 {
-		return "another program listens at " + check.Programs(them) +
+		return "another program listens at " + preflight.Programs(them) +
 			", which the ingress had first: what comes from other machines does not reach it"
 	}
 	return ""

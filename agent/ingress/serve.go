@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -294,7 +294,7 @@ func (s *serving) lookForOthers(ctx context.Context) error {
 			return fmt.Errorf("ingress: %w", err)
 		}
 	}
-	programs, err := check.Listeners(ports, s.o.NodeIPs)
+	programs, err := preflight.Listeners(ports, s.o.NodeIPs)
 	if err != nil {
 		s.o.Logger.Warn("ingress: other programs at its ports are not known; they may lose what comes from other machines", "error", err)
 	}

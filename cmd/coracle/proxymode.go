@@ -7,9 +7,9 @@ import (
 	"net/netip"
 
 	"github.com/coracle-k8s/coracle/agent"
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // checkProxyMode refuses a start with --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services. missing says what the
@@ -20,14 +20,14 @@ func checkProxyMode(machine config.Node, settings cluster.Settings, missing func
 	}
 	if err := missing(machine.ProxyMode, machine.IPVSScheduler, settings.PodCIDRs); err != nil {
 		return fmt.Errorf("--proxy-mode=ipvs: %w. Services would not be served, so nothing was started; "+
-			"pods that run go on. %s", err, check.IPVSAdvice)
+			"pods that run go on. %s", err, preflight.IPVSAdvice)
 	}
 	return nil
 }
 
 // checkHost is the machine that coracle check looks at.
-func checkHost() check.Host {
-	h := check.LocalHost()
+func checkHost() preflight.Host {
+	h := preflight.LocalHost()
 	h.IPVS = agent.MissingForIPVS
 	return h
 }

@@ -15,8 +15,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -54,7 +54,7 @@ type App struct {
 	// whether somebody has them. It returns them in their usual form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
 	// CheckHost is the machine that coracle check looks at.
-	CheckHost func() check.Host
+	CheckHost func() preflight.Host
 
 	Stdin   io.Reader
 	Stdout  io.Writer

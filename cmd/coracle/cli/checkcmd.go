@@ -14,10 +14,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 func (a *App) checkCommand() *cobra.Command {
@@ -36,21 +36,21 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		c, err := config.LoadServer(a.sources(flags))
-		var results []check.Result
+		var results []preflight.Result
 		var problems config.Problems
 		if !errors.As(err, &problems) {
 			problems = a.serverArgProblems(c)
 		}
 		for _, p := range problems {
-			results = append(results, check.Result{Name: "settings", Level: check.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
+			results = append(results, preflight.Result{Name: "settings", Level: preflight.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
 		}
-		results = append(results, check.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
+		results = append(results, preflight.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
 		if form.value == "json" {
 			err = printJSON(cmd.OutOrStdout(), results)
 		} else {
 			err = printChecks(cmd.OutOrStdout(), results)
 		}
-		if err == nil && slices.ContainsFunc(results, func(r check.Result) bool { return r.Level == check.Fail }) {
+		if err == nil && slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Level == preflight.Fail }) {
 			err = errSilent
 		}
 		return err
@@ -65,16 +65,16 @@ const (
 )
 
 // needsOf says what a server with these settings needs. Settings may be incomplete when they are wrong.
-func needsOf(c *config.Server) check.Needs {
-	n := check.Needs{
+func needsOf(c *config.Server) preflight.Needs {
+	n := preflight.Needs{
 		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, NodeIPs: c.Node.IPs,
 		Networks:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
 		Snapshotter: c.Node.Snapshotter,
 		Running:     readPIDFile(c.Paths.PIDFile).alive,
 		Firewall:    hostfirewall.Needs{Port: c.HTTPSPort},
 	}
-	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
-	n.Ports = append(n.Ports, check.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
+	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
+	n.Ports = append(n.Ports, preflight.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
 	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == cluster.NetworkNone && c.DisableKubeProxy)
 	if c.DisableAgent {
 		return n
@@ -84,16 +84,16 @@ func needsOf(c *config.Server) check.Needs {
 	}
 	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(presentBackendOf(c))
 	if n.Firewall.Tunnel > 0 {
-		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
+		n.Ports = append(n.Ports, preflight.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
-	n.Ports = append(n.Ports, check.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
+	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
 	if !c.Disabled(config.PartDNS) {
 		var ip netip.Addr
 		if len(c.Node.IPs) > 0 {
 			ip = c.Node.IPs[0]
 		}
 		for _, network := range []string{"tcp", "udp"} {
-			n.Ports = append(n.Ports, check.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
+			n.Ports = append(n.Ports, preflight.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
 		}
 	}
 	if !c.Disabled(config.PartIngress) && !c.DisableKubeProxy {
@@ -110,9 +110,9 @@ func presentBackendOf(c *config.Server) string {
 	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.NetworkBackend)
 }
 
-func printChecks(w io.Writer, results []check.Result) error {
+func printChecks(w io.Writer, results []preflight.Result) error {
 	var b strings.Builder
-	width, count := 0, map[check.Level]int{}
+	width, count := 0, map[preflight.Level]int{}
 	for _, r := range results {
 		width = max(width, len(r.Name))
 		count[r.Level]++
@@ -124,10 +124,10 @@ func printChecks(w io.Writer, results []check.Result) error {
 		}
 	}
 	switch {
-	case count[check.Fail] > 0:
-		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to look at.\n", count[check.Fail], count[check.Warn])
-	case count[check.Warn] > 0:
-		fmt.Fprintf(&b, "\nCoracle runs here; %d to look at.\n", count[check.Warn])
+	case count[preflight.Fail] > 0:
+		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to look at.\n", count[preflight.Fail], count[preflight.Warn])
+	case count[preflight.Warn] > 0:
+		fmt.Fprintf(&b, "\nCoracle runs here; %d to look at.\n", count[preflight.Warn])
 	default:
 		b.WriteString("\nCoracle runs here.\n")
 	}

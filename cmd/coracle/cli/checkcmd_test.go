@@ -10,9 +10,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // TestCheckKnowsTheBackend: the port between nodes is that of the back end to which the cluster has changed, as the server or the node remembers it, and not the flag's.
@@ -33,7 +33,7 @@ func TestCheckKnowsTheBackend(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := needsOf(s)
-		i := slices.IndexFunc(n.Ports, func(p check.Port) bool { return p.What == "packets between nodes' pods" })
+		i := slices.IndexFunc(n.Ports, func(p preflight.Port) bool { return p.What == "packets between nodes' pods" })
 		got := 0
 		if i >= 0 {
 			got = n.Ports[i].Number

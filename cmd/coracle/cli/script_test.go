@@ -24,8 +24,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 )
@@ -133,7 +133,7 @@ func testApp() *App {
 		},
 		SnapshotFiles: fakeFiles,
 		TokenFiles:    func() []string { return []string{"token", "tokens-rotated"} },
-		CheckHost:     check.LocalHost,
+		CheckHost:     preflight.LocalHost,
 		Stdin:         os.Stdin,
 		Stdout:        os.Stdout,
 		Stderr:        os.Stderr,
