@@ -15,7 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/ingress"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
@@ -43,7 +43,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	} else {
 		return nil, nil
 	}
-	if o.NetworkBackend != cluster.NetworkNone {
+	if o.NetworkBackend != clusterconfig.NetworkNone {
 		i.PodNetworkOf = o.NodeName
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // certificates go to the node, not to the network's identity

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
@@ -66,7 +66,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
-	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
+	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
 		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0, Policies: !o.DisablePolicies,
 	}); err != nil {
@@ -121,7 +121,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed chan<- struct{},
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
-	if o.NetworkBackend == cluster.NetworkNone {
+	if o.NetworkBackend == clusterconfig.NetworkNone {
 		if err := cni.Cleanup(cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
 			return nil, fmt.Errorf("agent: leave the pod network to another plugin: %w", err)
 		}
@@ -175,11 +175,11 @@ const (
 // reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS, and that of the tunnels as it was known last.
 func (o Options) reserved() proxy.Reserved {
 	backend := o.NetworkBackend
-	if backend != cluster.NetworkNone {
+	if backend != clusterconfig.NetworkNone {
 		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
 	}
 	return proxy.Reserved{
-		Addresses: o.ReservedAddresses, Tunnel: uint16(cluster.TunnelPort(backend)),
+		Addresses: o.ReservedAddresses, Tunnel: uint16(clusterconfig.TunnelPort(backend)),
 		Ports: slices.Concat([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, table.GatewayPorts(), o.kubeletPorts),
 	}
 }
@@ -235,9 +235,9 @@ func (n *network) start(g *group) {
 		run(partPodNetwork, n.pods.Run)
 		g.quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
 		g.quiet("network back end", func(ctx context.Context) error {
-			setting.Key(ctx, n.settings, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
-				if n.services != nil && slices.Contains(cluster.RunningBackends(), backend) {
-					n.services.ReserveTunnel(cluster.TunnelPort(backend))
+			setting.Key(ctx, n.settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(backend string) {
+				if n.services != nil && slices.Contains(clusterconfig.RunningBackends(), backend) {
+					n.services.ReserveTunnel(clusterconfig.TunnelPort(backend))
 				}
 				select {
 				case n.backends <- backend:
@@ -304,11 +304,11 @@ func (n *network) reportServices(err error) {
 // settings are the ConfigMaps that this node's parts follow.
 func (o Options) settings() []string {
 	names := []string{lbholders.ConfigMap}
-	if o.NetworkBackend != cluster.NetworkNone {
-		names = append(names, cluster.BackendConfigMap)
+	if o.NetworkBackend != clusterconfig.NetworkNone {
+		names = append(names, clusterconfig.BackendConfigMap)
 	}
 	if !o.DisableProxy {
-		names = append(names, cluster.VIPConfigMap)
+		names = append(names, clusterconfig.VIPConfigMap)
 	}
 	if len(o.ClusterDNS) > 0 {
 		names = append(names, setting.DNS)

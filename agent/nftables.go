@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -27,8 +27,8 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 		name string
 		runs bool
 	}{
-		{partPodNetwork, o.NetworkBackend != cluster.NetworkNone},
-		{partPolicies, o.NetworkBackend != cluster.NetworkNone && !o.DisablePolicies},
+		{partPodNetwork, o.NetworkBackend != clusterconfig.NetworkNone},
+		{partPolicies, o.NetworkBackend != clusterconfig.NetworkNone && !o.DisablePolicies},
 		{partServices, !o.DisableProxy},
 	} {
 		if part.runs {

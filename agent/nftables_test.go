@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -26,7 +26,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	}{
 		"all":                        {Options{}, "pod network,network policies,service proxy"},
 		"without policies":           {Options{DisablePolicies: true}, "pod network,service proxy"},
-		"another pod network":        {Options{NetworkBackend: cluster.NetworkNone}, "service proxy"},
+		"another pod network":        {Options{NetworkBackend: clusterconfig.NetworkNone}, "service proxy"},
 		"another proxy":              {Options{DisableProxy: true}, "pod network,network policies"},
 		"neither proxy nor policies": {Options{DisableProxy: true, DisablePolicies: true}, "pod network"},
 	} {

@@ -12,21 +12,21 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // publishWay keeps on the node's Node what others have to know of the way to it: its public key, and the back end that it goes by. The node writes with the
 // kubelet's identity, which may change no other node.
 func publishWay(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
 	name := "wireguard key"
-	if o.NetworkBackend != cluster.NetworkWireGuard {
+	if o.NetworkBackend != clusterconfig.NetworkWireGuard {
 		name = "" // it is for a change to come
 	}
 	return keepOnNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
-		if err := annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, pods.WireGuardKey()); err != nil || pods.Backend() == "" {
+		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil || pods.Backend() == "" {
 			return err
 		}
-		return annotate(ctx, nodes, o.NodeName, cluster.BackendAnnotation, pods.Backend())
+		return annotate(ctx, nodes, o.NodeName, clusterconfig.BackendAnnotation, pods.Backend())
 	})
 }
 

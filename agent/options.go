@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reach"
@@ -76,7 +76,7 @@ type Options struct {
 	// LocalPort is that of 127.0.0.1 at which the node reaches the API through any server; 0 beside a server.
 	LocalPort int
 
-	// NetworkBackend is one of cluster.NetworkBackends; empty means the default.
+	// NetworkBackend is one of clusterconfig.NetworkBackends; empty means the default.
 	NetworkBackend string
 	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that has NodeIPs.
 	NetworkInterface string
@@ -152,7 +152,7 @@ func (o Options) complete() (Options, error) {
 	if o.ClusterDomain == "" {
 		o.ClusterDomain = "cluster.local"
 	}
-	o.NetworkBackend = cmp.Or(o.NetworkBackend, cluster.NetworkBackends[0])
+	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -162,7 +162,7 @@ func (o Options) complete() (Options, error) {
 func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd.Options {
 	p := o.paths()
 	cniBin, cniConf := o.BinDir, p.cniConf
-	if o.NetworkBackend == cluster.NetworkNone { // where other plugins put their programs and configuration
+	if o.NetworkBackend == clusterconfig.NetworkNone { // where other plugins put their programs and configuration
 		cniBin, cniConf = "/opt/cni/bin", "/etc/cni/net.d"
 	}
 	return containerd.Options{

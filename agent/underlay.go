@@ -13,7 +13,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // underlayCheck is how often the addresses of another interface are looked at.
@@ -22,7 +22,7 @@ const underlayCheck = 10 * time.Second
 // keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own because
 // --network-iface names another interface or --network-external-ip says so, and again when somebody has changed it. Where they are, it sees once that nothing is left of an earlier setting.
 func keepUnderlay(ctx context.Context, o Options) error {
-	if o.NetworkBackend == cluster.NetworkNone {
+	if o.NetworkBackend == clusterconfig.NetworkNone {
 		return nil
 	}
 	nodes, err := nodeClient(o.KubeletKubeconfig)
@@ -38,7 +38,7 @@ func (o Options) tellUnderlay(ctx context.Context, nodes corev1client.NodeInterf
 		pause := underlayCheck
 		want, err := o.underlay()
 		if err == nil && (looked.IsZero() || want != written || time.Since(looked) >= addressCheck) {
-			if err = annotate(ctx, nodes, o.NodeName, cluster.UnderlayAnnotation, want); err == nil {
+			if err = annotate(ctx, nodes, o.NodeName, clusterconfig.UnderlayAnnotation, want); err == nil {
 				written, looked = want, time.Now()
 			} else {
 				pause = nodePoll // at a first start the kubelet has not registered the node yet

@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestUnderlayIsKept: what a node says of where it is found comes back when somebody has taken it off its Node, or the Node was made anew; one that has nothing to say looks once.
@@ -32,7 +32,7 @@ func TestUnderlayIsKept(t *testing.T) {
 			time.Sleep(within) // of the bubble's clock
 			synctest.Wait()
 			n, err := nodes.Get(ctx, "n", metav1.GetOptions{})
-			if err != nil || n.Annotations[cluster.UnderlayAnnotation] != want {
+			if err != nil || n.Annotations[clusterconfig.UnderlayAnnotation] != want {
 				t.Errorf("%s: the Node says %v, %v; want %q", what, n.Annotations, err, want)
 			}
 		}
@@ -45,7 +45,7 @@ func TestUnderlayIsKept(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{cluster.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
+		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{clusterconfig.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		said(addressCheck, "changed", "203.0.113.5")

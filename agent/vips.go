@@ -7,14 +7,14 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 )
 
 // followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done. Where the cluster says nothing of them
 // nothing is told.
 func followVIPs(ctx context.Context, settings setting.Follower, tell func([]netip.Addr)) {
-	setting.Key(ctx, settings, cluster.VIPConfigMap, cluster.VIPData, func(text string) { tell(parseVIPs(text)) })
+	setting.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
 }
 
 // parseVIPs leaves out what is no address: the servers say so, and take over nothing then.

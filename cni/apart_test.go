@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
@@ -24,7 +24,7 @@ func TestApart(t *testing.T) {
 			n.Annotations[lbholders.NetworksAnnotation] = networks
 		}
 		if len(more) > 0 {
-			n.Annotations[cluster.UnderlayAnnotation] = more[0]
+			n.Annotations[clusterconfig.UnderlayAnnotation] = more[0]
 		}
 		if len(more) > 1 {
 			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: more[1]})

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // backend is one kind of way to the pods of other nodes. Its methods are pure: what they return is compared with the kernel and
@@ -24,14 +24,14 @@ type backend interface {
 	rules(rs *ruleset, in waysInput)
 }
 
-// newBackend returns the back end of a name of cluster.NetworkBackends, apart from none.
+// newBackend returns the back end of a name of clusterconfig.NetworkBackends, apart from none.
 func (s *Server) newBackend(name string) (backend, error) {
 	switch name {
-	case cluster.NetworkVXLAN:
+	case clusterconfig.NetworkVXLAN:
 		return vxlan{}, nil
-	case cluster.NetworkHostGateway:
+	case clusterconfig.NetworkHostGateway:
 		return hostGateway{}, nil
-	case cluster.NetworkWireGuard:
+	case clusterconfig.NetworkWireGuard:
 		return wireGuard{s.WireGuardKey(), s.o.ClusterCIDRs}, nil
 	}
 	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)

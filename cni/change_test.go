@@ -11,7 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestBackendChanges: a node goes by the back end that the cluster says, from one moment to the next and over restarts, and nothing is left of the one before.
@@ -82,27 +82,27 @@ func TestBackendChanges(t *testing.T) {
 	}
 	const tunnel, plain, sealed = "[coracle-vxlan], by coracle-vxlan", "[], by uplink", "[coracle-wg], by coracle-wg"
 	is(tunnel, 1450)
-	backends <- cluster.NetworkHostGateway
+	backends <- clusterconfig.NetworkHostGateway
 	is(plain, 1500)
 	if _, err := netlink.LinkByName(wireGuardDevice); err == nil {
 		t.Error("there is a WireGuard device without WireGuard")
 	}
-	backends <- cluster.NetworkWireGuard
+	backends <- clusterconfig.NetworkWireGuard
 	is(sealed, 1440)
 	n.stop()
-	if got := KnownBackend(n.o.StateDir); got != cluster.NetworkWireGuard {
+	if got := KnownBackend(n.o.StateDir); got != clusterconfig.NetworkWireGuard {
 		t.Errorf("the node remembers %q", got)
 	}
 	start() // the API has said nothing yet
 	is(sealed, 1440)
-	backends <- cluster.NetworkHostGateway
+	backends <- clusterconfig.NetworkHostGateway
 	is(plain, 1500)
-	for _, next := range []string{cluster.NetworkWireGuard, cluster.NetworkVXLAN, cluster.NetworkWireGuard, cluster.NetworkHostGateway} {
+	for _, next := range []string{clusterconfig.NetworkWireGuard, clusterconfig.NetworkVXLAN, clusterconfig.NetworkWireGuard, clusterconfig.NetworkHostGateway} {
 		backends <- next
 		switch next {
-		case cluster.NetworkWireGuard:
+		case clusterconfig.NetworkWireGuard:
 			is(sealed, 1440)
-		case cluster.NetworkVXLAN:
+		case clusterconfig.NetworkVXLAN:
 			is(tunnel, 1450)
 		default:
 			is(plain, 1500)
@@ -111,7 +111,7 @@ func TestBackendChanges(t *testing.T) {
 
 	// What no node can change to is said, and changes nothing.
 	for next, says := range map[string]string{
-		cluster.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
+		clusterconfig.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
 	} {
 		backends <- next
 		backends <- next // is taken when all was done for the first

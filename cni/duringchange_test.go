@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // slowPolicies have pods wait for their rules until the test lets them go on.
@@ -51,17 +51,17 @@ func TestPodDuringChange(t *testing.T) {
 	n.stop()
 	policies := slowPolicies{make(chan struct{}), make(chan struct{})}
 	n.o.Policies = policies
-	to := changing(n, cluster.NetworkHostGateway)
+	to := changing(n, clusterconfig.NetworkHostGateway)
 	n.start()
 	n.ready("10.42.7.0/24")
 
 	attach := func(p *pod) error {
 		t.Helper()
-		to(cluster.NetworkHostGateway)
+		to(clusterconfig.NetworkHostGateway)
 		done := make(chan error, 1) // one: its goroutine need not wait
 		go func() { done <- n.add(p) }()
 		<-policies.came
-		to(cluster.NetworkVXLAN)
+		to(clusterconfig.NetworkVXLAN)
 		<-policies.goOn
 		return <-done
 	}
@@ -87,7 +87,7 @@ func TestPodDuringChange(t *testing.T) {
 		t.Errorf("the pod's device has %d, the host's %d, want 1450", inPod, host.Attrs().MTU)
 	}
 
-	p = n.sandbox("bbb", PortMapping{HostPort: cluster.VXLANPort, ContainerPort: 53, Protocol: "udp"})
+	p = n.sandbox("bbb", PortMapping{HostPort: clusterconfig.VXLANPort, ContainerPort: 53, Protocol: "udp"})
 	wantCode(t, attach(p), wire.CodeInvalidConfig, "the host port 8472 is the cluster's own")
 }
 
@@ -95,7 +95,7 @@ func TestPodDuringChange(t *testing.T) {
 func TestResizeIsTriedAgain(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16")
 	n.stop()
-	to := changing(n, cluster.NetworkHostGateway)
+	to := changing(n, clusterconfig.NetworkHostGateway)
 	n.start()
 	n.ready("10.42.7.0/24")
 	n.pod("bbb")
@@ -120,7 +120,7 @@ func TestResizeIsTriedAgain(t *testing.T) {
 	gateways(func(r *netlink.Route) error { // the kernel does not take a route by a gateway to which there is none
 		return errors.Join(netlink.RouteDel(podDefault(r.LinkIndex, netip.MustParseAddr("10.42.7.1"), n.server.network.Load().sizes)), netlink.RouteDel(r))
 	})
-	to(cluster.NetworkVXLAN)
+	to(clusterconfig.NetworkVXLAN)
 	n.stop() // its loop
 	failed := func() int {
 		n.server.heal(t.Context(), true)
@@ -150,14 +150,14 @@ func TestResizeIsTriedAgain(t *testing.T) {
 func TestHostPortOfNewBackend(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
-	to := changing(n, cluster.NetworkHostGateway)
+	to := changing(n, clusterconfig.NetworkHostGateway)
 	n.start()
 	n.ready("10.42.7.0/24")
-	n.pod("aaa", PortMapping{HostPort: cluster.VXLANPort, ContainerPort: 53, Protocol: "udp"}, PortMapping{HostPort: cluster.VXLANPort, ContainerPort: 53, Protocol: "tcp"})
+	n.pod("aaa", PortMapping{HostPort: clusterconfig.VXLANPort, ContainerPort: 53, Protocol: "udp"}, PortMapping{HostPort: clusterconfig.VXLANPort, ContainerPort: 53, Protocol: "tcp"})
 	for _, c := range []struct {
 		backend string
 		has     bool
-	}{{cluster.NetworkHostGateway, true}, {cluster.NetworkVXLAN, false}, {cluster.NetworkHostGateway, true}} {
+	}{{clusterconfig.NetworkHostGateway, true}, {clusterconfig.NetworkVXLAN, false}, {clusterconfig.NetworkHostGateway, true}} {
 		to(c.backend)
 		ports := nft(t, "list", "map", "inet", tableName, "ports4")
 		if strings.Contains(ports, "udp . 8472") != c.has || !strings.Contains(ports, "tcp . 8472") {
@@ -170,7 +170,7 @@ func TestHostPortOfNewBackend(t *testing.T) {
 func TestNothingIsLeft(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
-	to := changing(n, cluster.NetworkVXLAN)
+	to := changing(n, clusterconfig.NetworkVXLAN)
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr(nodeAddr6))
 	peers := make(chan []Peer)
 	n.o.Peers = peers
@@ -194,7 +194,7 @@ func TestNothingIsLeft(t *testing.T) {
 		slices.Sort(lines)
 		return strings.Join(lines, "\n")
 	}
-	const v, h, w = cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard
+	const v, h, w = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard
 	first := map[string]string{}
 	before := ""
 	for _, name := range []string{v, h, w, v, w, h, v} {
@@ -220,7 +220,7 @@ func TestTwoInterfaces(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
 	n.outside.Link(t, "uplink6", "eth6", []string{"fd99::1/64"}, []string{"fd99::2/64"})
-	to := changing(n, cluster.NetworkVXLAN)
+	to := changing(n, clusterconfig.NetworkVXLAN)
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("fd99::1"))
 	peers := make(chan []Peer)
 	n.o.Peers = peers
@@ -229,8 +229,8 @@ func TestTwoInterfaces(t *testing.T) {
 	peers <- []Peer{{Name: "b", PodCIDRs: prefixes("10.42.8.0/24", "fd42:0:0:8::/64"), WireGuardKey: testKey(2).PublicKey().String(),
 		Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr), netip.MustParseAddr("fd99::2")}}}
 	for _, c := range []struct{ backend, v4, v6 string }{
-		{cluster.NetworkVXLAN, deviceVXLAN4, deviceVXLAN4}, {cluster.NetworkHostGateway, "uplink", "uplink6"}, {cluster.NetworkWireGuard, wireGuardDevice, wireGuardDevice},
-		{cluster.NetworkHostGateway, "uplink", "uplink6"}, {cluster.NetworkVXLAN, deviceVXLAN4, deviceVXLAN4},
+		{clusterconfig.NetworkVXLAN, deviceVXLAN4, deviceVXLAN4}, {clusterconfig.NetworkHostGateway, "uplink", "uplink6"}, {clusterconfig.NetworkWireGuard, wireGuardDevice, wireGuardDevice},
+		{clusterconfig.NetworkHostGateway, "uplink", "uplink6"}, {clusterconfig.NetworkVXLAN, deviceVXLAN4, deviceVXLAN4},
 	} {
 		to(c.backend)
 		for ip, want := range map[string]string{"10.42.8.5": c.v4, "fd42:0:0:8::5": c.v6} {
@@ -274,7 +274,7 @@ func TestPeerThatLies(t *testing.T) {
 			return nil
 		})
 	}
-	to := changing(n, cluster.NetworkHostGateway)
+	to := changing(n, clusterconfig.NetworkHostGateway)
 	peers := make(chan []Peer)
 	n.o.Peers = peers
 	n.start()
@@ -289,12 +289,12 @@ func TestPeerThatLies(t *testing.T) {
 	n.ready("10.42.7.0/24")
 	n.pod("aaa")
 	says("node liar: the kernel takes no way to it: making route 10.42.9.0/24 via " + broadcast)
-	for _, backend := range []string{cluster.NetworkVXLAN, cluster.NetworkHostGateway} {
+	for _, backend := range []string{clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway} {
 		to(backend)
 		if got := n.server.Backend(); got != backend {
 			t.Errorf("the node goes by %s, want %s", got, backend)
 		}
-		if routes, err := netlink.RouteGet(netip.MustParseAddr("10.42.8.5").AsSlice()); err != nil || len(routes) == 0 || (routes[0].Gw.String() == outsideAddr) != (backend == cluster.NetworkHostGateway) {
+		if routes, err := netlink.RouteGet(netip.MustParseAddr("10.42.8.5").AsSlice()); err != nil || len(routes) == 0 || (routes[0].Gw.String() == outsideAddr) != (backend == clusterconfig.NetworkHostGateway) {
 			t.Errorf("%s: the way to the honest one is %v, %v", backend, routes, err)
 		}
 	}

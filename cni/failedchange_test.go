@@ -11,7 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestBackendThatFails: where the cluster's back end cannot be made, the node says so, what heals does not bring back the one before, which would undo what was
@@ -56,36 +56,36 @@ func TestBackendThatFails(t *testing.T) {
 			t.Errorf("there are %v, want %v", got, want)
 		}
 	}
-	if err := pass(cluster.NetworkVXLAN); err != nil || s.Backend() != cluster.NetworkVXLAN || changes != 1 {
+	if err := pass(clusterconfig.NetworkVXLAN); err != nil || s.Backend() != clusterconfig.NetworkVXLAN || changes != 1 {
 		t.Fatalf("%v, %q, %d changes", err, s.Backend(), changes)
 	}
 	tunnels(deviceVXLAN4)
 
-	inTheWay, err := net.ListenUDP("udp", &net.UDPAddr{Port: cluster.WireGuardPort})
+	inTheWay, err := net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer inTheWay.Close()
 	for range 2 {
-		if err := pass(cluster.NetworkWireGuard); err == nil || !strings.Contains(reported, "the pod network could not be set up") {
+		if err := pass(clusterconfig.NetworkWireGuard); err == nil || !strings.Contains(reported, "the pod network could not be set up") {
 			t.Fatalf("%v; it says %s", err, reported)
 		}
 		if l, err := netlink.LinkByName(deviceVXLAN4); err == nil {
 			t.Errorf("%s is there again", l.Attrs().Name)
 		}
-		if s.Backend() != cluster.NetworkVXLAN || changes != 1 {
+		if s.Backend() != clusterconfig.NetworkVXLAN || changes != 1 {
 			t.Errorf("it says that it goes by %q, after %d changes", s.Backend(), changes)
 		}
 	}
-	if err := pass(cluster.NetworkVXLAN); err != nil || reported != "<nil>" {
+	if err := pass(clusterconfig.NetworkVXLAN); err != nil || reported != "<nil>" {
 		t.Errorf("%v; it says %s", err, reported)
 	}
 	tunnels(deviceVXLAN4)
-	if err := pass(cluster.NetworkWireGuard); err == nil {
+	if err := pass(clusterconfig.NetworkWireGuard); err == nil {
 		t.Error("it works without its port")
 	}
 	inTheWay.Close()
-	if err := pass(cluster.NetworkWireGuard); err != nil || reported != "<nil>" || s.Backend() != cluster.NetworkWireGuard || changes != 2 {
+	if err := pass(clusterconfig.NetworkWireGuard); err != nil || reported != "<nil>" || s.Backend() != clusterconfig.NetworkWireGuard || changes != 2 {
 		t.Errorf("%v; it says %s, and that it goes by %q, after %d changes", err, reported, s.Backend(), changes)
 	}
 	tunnels(wireGuardDevice)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -62,7 +62,7 @@ func TestHostPorts(t *testing.T) {
 // TestOwnListenersKeepTheirConnections: what host processes send to a listener of the cluster's own at loopback never goes to a pod, not even to one that had the port first.
 func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
-	own, stub := netip.AddrPortFrom(cluster.Loopback, 8081).String(), "127.0.0.53:8081" // where systemd-resolved listens
+	own, stub := netip.AddrPortFrom(clusterconfig.Loopback, 8081).String(), "127.0.0.53:8081" // where systemd-resolved listens
 	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, PortMapping{HostPort: 8081, ContainerPort: 80, Protocol: "tcp"})
 	serve(t, p, "pod", "tcp", ":80")
 	serve(t, here{}, "node", "tcp", "127.0.0.1:8080")

@@ -16,7 +16,7 @@ import (
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/disk"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // errExhausted says that a pod CIDR has no free address left.
@@ -63,7 +63,7 @@ func (a *ipam) store(p netip.Prefix) (*disk.Store, error) {
 }
 
 // gateway is the node's own address in a pod CIDR: its first.
-func gateway(p netip.Prefix) netip.Addr { return cluster.NodeSource(p) }
+func gateway(p netip.Prefix) netip.Addr { return clusterconfig.NodeSource(p) }
 
 // allocate takes one address of each CIDR for k, or none at all.
 func (a *ipam) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
@@ -87,7 +87,7 @@ func (a *ipam) allocateFrom(k key, cidr netip.Prefix) (netip.Addr, error) {
 	}
 	set := allocator.RangeSet{{
 		Subnet:  types.IPNet{IP: cidr.Addr().AsSlice(), Mask: net.CIDRMask(cidr.Bits(), cidr.Addr().BitLen())},
-		Gateway: gateway(cidr).AsSlice(), RangeEnd: cluster.IngressSource(cidr).Prev().AsSlice(),
+		Gateway: gateway(cidr).AsSlice(), RangeEnd: clusterconfig.IngressSource(cidr).Prev().AsSlice(),
 	}}
 	if err := set.Canonicalize(); err != nil {
 		return netip.Addr{}, fmt.Errorf("pod CIDR %s cannot be used: %w", cidr, err)

@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestAddressesOfTheNode: neither the node's own address nor that of its ingress proxy is given to a pod.
@@ -31,7 +31,7 @@ func TestAddressesOfTheNode(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got[0] == cluster.NodeSource(network) || got[0] == cluster.IngressSource(network) || got[0] == network.Addr() {
+				if got[0] == clusterconfig.NodeSource(network) || got[0] == clusterconfig.IngressSource(network) || got[0] == network.Addr() {
 					t.Errorf("a pod has the node's address %v", got[0])
 				}
 			}

@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -227,7 +227,7 @@ func (k *kernel) ensureLink(want link) error {
 	}
 	err = netlink.LinkSetUp(l)
 	if want.kind == kindWireGuard && errors.Is(err, unix.EADDRINUSE) { // it listens from then on
-		return cannotListen(cluster.WireGuardPort, err)
+		return cannotListen(clusterconfig.WireGuardPort, err)
 	}
 	return err
 }

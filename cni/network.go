@@ -19,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // network is what a pod's attachment and the host's side need to know about the node and the others. It is never changed, only replaced.
@@ -83,7 +83,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 				retry = time.After(configureRetry)
 			}
 		}
-		if encrypts := s.tried != nil && s.tried.name == cluster.NetworkWireGuard; looks != encrypts {
+		if encrypts := s.tried != nil && s.tried.name == clusterconfig.NetworkWireGuard; looks != encrypts {
 			if looks = encrypts; looks {
 				look.Reset(lookPeriod)
 			} else {
@@ -164,7 +164,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if old == nil || old.sizes != nw.sizes {
 		s.resizePods(nw)
 	}
-	if nw.name != cluster.NetworkWireGuard {
+	if nw.name != clusterconfig.NetworkWireGuard {
 		s.wg.close() // what works in this process after its device has gone
 	}
 	if old == nil || old.name != nw.name {
@@ -188,12 +188,12 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
-	case next == cluster.NetworkNone:
+	case next == clusterconfig.NetworkNone:
 		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had"
 		next = have
-	case next != "" && !slices.Contains(cluster.RunningBackends(), next):
+	case next != "" && !slices.Contains(clusterconfig.RunningBackends(), next):
 		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one stays with %q. Write it with: coracle network-backend set NAME",
-			metav1.NamespaceSystem, cluster.BackendConfigMap, next, cmp.Or(have, s.o.Backend))
+			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, next, cmp.Or(have, s.o.Backend))
 		next = have
 	}
 	s.reportBackend(trouble)

@@ -9,7 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestOtherBackendAfterRestart: a node that starts with another back end reaches its peers by it, of both families. An IPv6 route by the former one stands in the way
@@ -19,7 +19,7 @@ func TestOtherBackendAfterRestart(t *testing.T) {
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr(nodeAddr6)}
 	peer := Peer{Name: "b", PodCIDRs: prefixes("10.42.8.0/24", "fd42:0:0:8::/64"), Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr), netip.MustParseAddr(outAddr6)}}
 	for _, c := range []struct{ backend, device string }{
-		{cluster.NetworkVXLAN, deviceVXLAN4}, {cluster.NetworkHostGateway, "uplink"}, {cluster.NetworkVXLAN, deviceVXLAN4},
+		{clusterconfig.NetworkVXLAN, deviceVXLAN4}, {clusterconfig.NetworkHostGateway, "uplink"}, {clusterconfig.NetworkVXLAN, deviceVXLAN4},
 	} {
 		n.stop()
 		peers := make(chan []Peer, 1)

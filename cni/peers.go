@@ -18,7 +18,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // Peer is another node, as far as ways to its pods are concerned.
@@ -124,7 +124,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 		if n.Name == nodeName || err != nil || len(cidrs) == 0 {
 			continue
 		}
-		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), WireGuardKey: n.Annotations[cluster.WireGuardAnnotation], since: n.CreationTimestamp.Time}
+		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), WireGuardKey: n.Annotations[clusterconfig.WireGuardAnnotation], since: n.CreationTimestamp.Time}
 		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owners[a] == 0 || slices.Contains(p.Addresses, a) })
 		peers = append(peers, p)
 	}
@@ -136,7 +136,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 // address of another one, unless it is its own as well: a machine may have taken the place of one whose Node is still there.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	var said []netip.Addr
-	for text := range strings.SplitSeq(n.Annotations[cluster.UnderlayAnnotation], ",") {
+	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {
 		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && routable(a) {
 			said = append(said, a.Unmap())
 		}

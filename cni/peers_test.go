@@ -19,7 +19,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"pgregory.net/rapid"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 func testNode(name string, age int, cidrs []string, addrs ...string) *corev1.Node {
@@ -33,9 +33,9 @@ func testNode(name string, age int, cidrs []string, addrs ...string) *corev1.Nod
 
 func TestPeersOf(t *testing.T) {
 	said := testNode("vpn", 1, []string{"10.42.5.0/24"}, "InternalIP 192.0.2.5")
-	said.Annotations = map[string]string{cluster.UnderlayAnnotation: "fd99::5, 10.99.0.5"}
+	said.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "fd99::5, 10.99.0.5"}
 	thief := testNode("thief", 0, []string{"10.42.6.0/24"}, "InternalIP 192.0.2.6")
-	thief.Annotations = map[string]string{cluster.UnderlayAnnotation: "192.0.2.5,127.0.0.1,nonsense"}
+	thief.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "192.0.2.5,127.0.0.1,nonsense"}
 	peers := peersOf([]*corev1.Node{
 		thief, said,
 		testNode("me", 9, []string{"10.42.1.0/24"}, "InternalIP 192.0.2.1"),
@@ -63,12 +63,12 @@ func TestPeersOfAnyOrder(t *testing.T) {
 	const shared = "203.0.113.5"
 	at := func(name string, age int, number byte) *corev1.Node {
 		n := testNode(name, age, []string{fmt.Sprintf("10.42.%d.0/24", number)}, fmt.Sprint("InternalIP 192.168.1.", number), "ExternalIP "+shared)
-		n.Annotations = map[string]string{cluster.UnderlayAnnotation: shared}
+		n.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: shared}
 		return n
 	}
 	before, now := at("before", 9, 2), at("now", 1, 3)
 	thief := testNode("thief", 0, []string{"10.42.4.0/24"}, "InternalIP 192.168.1.4")
-	thief.Annotations = map[string]string{cluster.UnderlayAnnotation: shared}
+	thief.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: shared}
 	all := []*corev1.Node{before, now, thief}
 	for range 2 {
 		var got []string

@@ -143,7 +143,7 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 func (rs *ruleset) output(reserved []uint16) {
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")
-	// Other loopback addresses have listeners of the host's: cluster.Loopback, and 127.0.0.53 of systemd-resolved.
+	// Other loopback addresses have listeners of the host's: clusterconfig.Loopback, and 127.0.0.53 of systemd-resolved.
 	rs.rule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
 	// What the node's own programs send to a reserved port is no pod's, not even that of one which had the port before it was reserved.
 	if len(reserved) > 0 {

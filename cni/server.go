@@ -27,7 +27,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -50,7 +50,7 @@ type Options struct {
 	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
 	// last time is used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
-	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of cluster.NetworkBackends but none; empty means the first.
+	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of clusterconfig.NetworkBackends but none; empty means the first.
 	Backend string
 	// Backends delivers what the cluster says once it is known, and whenever it changes; empty where it says nothing any more. What was known last
 	// is used until then. nil for a node that goes by Backend alone.
@@ -146,9 +146,9 @@ func NewServer(o Options) (*Server, error) {
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
 	}
-	o.Backend = cmp.Or(o.Backend, cluster.NetworkBackends[0])
+	o.Backend = cmp.Or(o.Backend, clusterconfig.NetworkBackends[0])
 	log := o.Logger.WithName("cni")
-	if !slices.Contains(cluster.RunningBackends(), o.Backend) {
+	if !slices.Contains(clusterconfig.RunningBackends(), o.Backend) {
 		return nil, fmt.Errorf("cni: there is no network back end that is called %q", o.Backend)
 	}
 	wireGuard, err := wireGuardKey(o.StateDir, log)

@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
@@ -301,8 +301,8 @@ func TestGarbageCollection(t *testing.T) {
 }
 
 func TestCleanupLeavesNothing(t *testing.T) {
-	for _, backend := range cluster.NetworkBackends {
-		if backend == cluster.NetworkNone {
+	for _, backend := range clusterconfig.NetworkBackends {
+		if backend == clusterconfig.NetworkNone {
 			continue
 		}
 		t.Run(backend, func(t *testing.T) {

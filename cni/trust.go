@@ -9,7 +9,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the table can know is
@@ -37,7 +37,7 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 	}
 	rs.base(chainTunnelIn, knftables.FilterType, knftables.InputHook, "-10")
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainTunnel})
-	rs.rule(chainTunnelIn, fmt.Sprintf("udp dport %d @th,%d,24 %d jump %s", cluster.VXLANPort, atVNI, vxlanVNI, chainTunnel))
+	rs.rule(chainTunnelIn, fmt.Sprintf("udp dport %d @th,%d,24 %d jump %s", clusterconfig.VXLANPort, atVNI, vxlanVNI, chainTunnel))
 	for _, outer := range []string{"ip", "ip6"} {
 		for _, inner := range []struct{ etherType, source string }{
 			{"0x0800", fmt.Sprintf("@th,%d,32", atSource4)},
@@ -71,7 +71,7 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 func (rs *ruleset) noTunnelsOfPods() {
 	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {
-		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", cluster.VXLANPort, f.proto, f.name(setCluster))
+		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", clusterconfig.VXLANPort, f.proto, f.name(setCluster))
 		rs.rule(chainTunnelOut, "iifname", quoted(devicePrefix+"*"), outside, "drop")
 		rs.rule(chainTunnelOut, "ct status dnat", outside, "drop")
 	}

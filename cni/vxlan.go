@@ -8,7 +8,7 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a peer's pods are
@@ -39,7 +39,7 @@ func (vxlan) overhead(v4 bool) int {
 	return vxlanOverhead6
 }
 
-func (vxlan) port() int { return cluster.VXLANPort }
+func (vxlan) port() int { return clusterconfig.VXLANPort }
 
 func vxlanDevice(v4 bool) string {
 	if v4 {
@@ -83,7 +83,7 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 			}
 		}
 		device := vxlanDevice(v4)
-		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, cluster.VXLANPort, local, vtepMAC(in.podCIDRs)}})
+		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, clusterconfig.VXLANPort, local, vtepMAC(in.podCIDRs)}})
 		if in.checksumsBySoftware {
 			add(checksums{device})
 		}

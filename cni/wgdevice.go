@@ -23,7 +23,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none, wireguard-go works in this
@@ -138,7 +138,7 @@ func (d *wgDevice) kind(l netlink.Link) string {
 }
 
 func (d *wgDevice) identity() wgtypes.Config {
-	port := cluster.WireGuardPort
+	port := clusterconfig.WireGuardPort
 	return wgtypes.Config{PrivateKey: &d.key, ListenPort: &port}
 }
 

@@ -20,7 +20,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
@@ -307,7 +307,7 @@ func TestForeignSharedKey(t *testing.T) {
 // TestWireGuardPortIsTaken: the log says so, and the network is set up as soon as the port is free.
 func TestWireGuardPortIsTaken(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
-	other, err := net.ListenUDP("udp", &net.UDPAddr{Port: cluster.WireGuardPort})
+	other, err := net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +315,7 @@ func TestWireGuardPortIsTaken(t *testing.T) {
 	n.encrypted(nodeAddr)
 	n.cidrs <- prefixes("10.42.7.0/24")
 	testenv.Until(t, 2*time.Minute, "the log says whose port it is", func() bool {
-		return strings.Contains(n.log(), fmt.Sprintf("listening on UDP port %d (does another program have it?)", cluster.WireGuardPort))
+		return strings.Contains(n.log(), fmt.Sprintf("listening on UDP port %d (does another program have it?)", clusterconfig.WireGuardPort))
 	})
 	if n.server.Ready() {
 		t.Error("pods are served without a tunnel")
@@ -346,7 +346,7 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 		}
 	}
 	stopped()
-	n.o.Backend = cluster.NetworkHostGateway
+	n.o.Backend = clusterconfig.NetworkHostGateway
 	n.start()
 	n.ready("10.42.7.0/24")
 	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", gone)

@@ -19,7 +19,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -107,7 +107,7 @@ func (m *wgMachine) peer(key string, keepalive int) {
 	m.node = key
 	m.do(func() error {
 		return m.dev.ensurePeer(wgPeer{
-			device: wireGuardDevice, key: key, endpoint: netip.AddrPortFrom(netip.MustParseAddr(m.nodeAt), cluster.WireGuardPort),
+			device: wireGuardDevice, key: key, endpoint: netip.AddrPortFrom(netip.MustParseAddr(m.nodeAt), clusterconfig.WireGuardPort),
 			allowed: "10.42.7.0/24,fd42:0:0:7::/64", keepalive: keepalive,
 		})
 	})
@@ -125,7 +125,7 @@ func (n *node) encrypted(at string) chan []Peer {
 	n.t.Helper()
 	n.stop()
 	peers := make(chan []Peer, 1)
-	n.o.Backend, n.o.Peers, n.o.NodeIPs = cluster.NetworkWireGuard, peers, []netip.Addr{netip.MustParseAddr(at)}
+	n.o.Backend, n.o.Peers, n.o.NodeIPs = clusterconfig.NetworkWireGuard, peers, []netip.Addr{netip.MustParseAddr(at)}
 	n.start()
 	return peers
 }

@@ -13,7 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // wireGuardKeyFile holds the node's private key, spelled as wg(8) does. It never leaves the node.
@@ -30,7 +30,7 @@ func wireGuardKey(dir string, log klog.Logger) (key wgtypes.Key, err error) {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return key, fmt.Errorf("reading the node's WireGuard key: %w", err)
 	}
-	log.Info("Making a WireGuard key for this node", "file", path, "publishedAs", cluster.WireGuardAnnotation)
+	log.Info("Making a WireGuard key for this node", "file", path, "publishedAs", clusterconfig.WireGuardAnnotation)
 	if key, err = wgtypes.GeneratePrivateKey(); err != nil {
 		return key, fmt.Errorf("making the node's WireGuard key: %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -37,7 +37,7 @@ func (wireGuard) overhead(v4 bool) int {
 	return 40 + 8 + 32
 }
 
-func (wireGuard) port() int { return cluster.WireGuardPort }
+func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
 // desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default route,
 // in the clear: packets for pods that nobody has, and all of them while the device is missing.
@@ -53,7 +53,7 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from others the peer takes nothing.
 		add(address{wireGuardDevice, vtepIP(c)})
 	}
-	add(wgIdentity{wireGuardDevice, w.public, cluster.WireGuardPort})
+	add(wgIdentity{wireGuardDevice, w.public, clusterconfig.WireGuardPort})
 	keys := map[string]string{w.public: "this node"}
 	for _, p := range in.peers {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
@@ -116,9 +116,9 @@ func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	theirs, _ := p.underlay(v4)
 	switch {
 	case in.underlay.onLink(theirs) || private(own) == private(theirs):
-		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), every
+		return netip.AddrPortFrom(theirs, clusterconfig.WireGuardPort), every
 	case private(own):
-		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), keepalive
+		return netip.AddrPortFrom(theirs, clusterconfig.WireGuardPort), keepalive
 	default:
 		return netip.AddrPort{}, 0
 	}

@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -38,7 +38,7 @@ const (
 type SearchOptions struct {
 	// Packets is the machine's socket. Nobody else may read from it meanwhile.
 	Packets net.PacketConn
-	Keys    cluster.GossipKeys
+	Keys    clusterconfig.GossipKeys
 	// Links are the machine's that lead to others.
 	Links func() ([]net.Interface, error)
 	// Ports are those at which servers may listen besides the machine's own and the usual one.
@@ -148,7 +148,7 @@ func newSearcher(m *Member) *searcher {
 	return &searcher{m: m, n: n, resolver: r, heard: make(chan struct{}, 1)}
 }
 
-func (s *searcher) setKeys(keys cluster.GossipKeys) error {
+func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
 	ciphers, err := seals(keys)
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ import (
 	"github.com/hashicorp/memberlist"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -58,7 +58,7 @@ type Options struct {
 	// Packets and Streams are how. A Member closes them.
 	Packets net.PacketConn
 	Streams Streams
-	Keys    cluster.GossipKeys
+	Keys    clusterconfig.GossipKeys
 	Meta    Meta
 	// File keeps the members that were known last.
 	File string
@@ -207,7 +207,7 @@ func (m *Member) Update(f func(*Meta)) {
 }
 
 // SetKeys puts other keys in place of those in use.
-func (m *Member) SetKeys(k cluster.GossipKeys) error {
+func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 	if err := k.Validate(); err != nil {
 		return err
 	}

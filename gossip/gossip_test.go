@@ -18,7 +18,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -30,13 +30,13 @@ const spread = 3 * pushPullEvery
 type group struct {
 	t       *testing.T
 	net     *network
-	keys    cluster.GossipKeys
+	keys    clusterconfig.GossipKeys
 	members []*Member
 	stops   []func()
 }
 
 func newGroup(t *testing.T) *group {
-	keys, err := cluster.NewGossipKeys()
+	keys, err := clusterconfig.NewGossipKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestWithoutTheKey(t *testing.T) {
 		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		g.add()
 		g.add(func(o *Options) {
-			foreign, err := cluster.NewGossipKeys()
+			foreign, err := clusterconfig.NewGossipKeys()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -325,7 +325,7 @@ func TestRotation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, keys := range []cluster.GossipKeys{added, added.UsingLast(), added.UsingLast().OnlyFirst()} {
+		for _, keys := range []clusterconfig.GossipKeys{added, added.UsingLast(), added.UsingLast().OnlyFirst()} {
 			for _, m := range g.members { // not all at once
 				if err := m.SetKeys(keys); err != nil {
 					t.Fatal(err)

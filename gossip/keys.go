@@ -10,11 +10,11 @@ import (
 	"os"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // ReadKeys reads the cluster's keys from a file; ok is false if there is none.
-func ReadKeys(file string) (keys cluster.GossipKeys, ok bool, err error) {
+func ReadKeys(file string) (keys clusterconfig.GossipKeys, ok bool, err error) {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return keys, false, nil
@@ -26,13 +26,13 @@ func ReadKeys(file string) (keys cluster.GossipKeys, ok bool, err error) {
 		err = keys.Validate()
 	}
 	if err != nil {
-		return cluster.GossipKeys{}, false, fmt.Errorf("gossip: read the keys in %s: %w", file, err)
+		return clusterconfig.GossipKeys{}, false, fmt.Errorf("gossip: read the keys in %s: %w", file, err)
 	}
 	return keys, true, nil
 }
 
 // WriteKeys keeps them, for root alone.
-func WriteKeys(file string, keys cluster.GossipKeys) error {
+func WriteKeys(file string, keys clusterconfig.GossipKeys) error {
 	data, err := json.Marshal(keys)
 	if err != nil {
 		return fmt.Errorf("gossip: encode the keys: %w", err)

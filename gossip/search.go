@@ -13,7 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // A machine that finds nobody at any address that it knows asks its own network, by multicast, where the servers are. Who has
@@ -59,7 +59,7 @@ func newQuestion() (searchText, error) {
 
 // seals are the ciphers of a cluster's gossip keys, the one to send with first. They are keys of their own, so that nothing
 // that memberlist sends can be taken for a datagram of these, or the other way round.
-func seals(keys cluster.GossipKeys) ([]cipher.AEAD, error) {
+func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	var out []cipher.AEAD
 	for _, k := range keys.Keys {
 		derived, err := hkdf.Key(sha256.New, k, nil, "coracle search for servers "+searchMagic, 32)

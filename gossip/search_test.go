@@ -17,14 +17,14 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // The sleeps of this file are of synctest bubbles: they take no time, and end when every goroutine waits.
 
-func newKeys(t testing.TB) cluster.GossipKeys {
+func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	t.Helper()
-	keys, err := cluster.NewGossipKeys()
+	keys, err := clusterconfig.NewGossipKeys()
 	if err != nil {
 		t.Fatal(err)
 	}

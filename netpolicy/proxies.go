@@ -9,7 +9,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
-	clusterconfig "github.com/coracle-k8s/coracle/internal/cluster"
+	clusterconfig "github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // controller is an ingress controller as policies know it: by the labels of its pods and of their namespace.

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	clusterconfig "github.com/coracle-k8s/coracle/internal/cluster"
+	clusterconfig "github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // asProxy runs something on the node as the user of the ingress proxy.

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	clusterconfig "github.com/coracle-k8s/coracle/internal/cluster"
+	clusterconfig "github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/config"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // subscribe ties the informers to the back end. Upstream's configs lose events between their making and the registration
@@ -112,8 +112,8 @@ func (e events) onNode(obj any) {
 		return
 	}
 	e.p.nodeAddresses(node.Name, addressesOf(node))
-	e.p.nodeTunnelAt(node.Name, node.Annotations[cluster.UnderlayAnnotation])
-	e.p.nodeTunnel(node.Name, cluster.TunnelPort(node.Annotations[cluster.BackendAnnotation]))
+	e.p.nodeTunnelAt(node.Name, node.Annotations[clusterconfig.UnderlayAnnotation])
+	e.p.nodeTunnel(node.Name, clusterconfig.TunnelPort(node.Annotations[clusterconfig.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {
 		return
 	}

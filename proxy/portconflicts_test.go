@@ -10,7 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
@@ -44,7 +44,7 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	}
 	// The cluster changes, and nodes follow one after the other.
 	node := func(name, backend string) *corev1.Node {
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{cluster.BackendAnnotation: backend}}}
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{clusterconfig.BackendAnnotation: backend}}}
 	}
 	e := events{p}
 	for i, step := range []struct {

@@ -23,7 +23,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -36,7 +36,7 @@ const (
 	departureSince = "coracle.dev/leaving-since"
 )
 
-// departures removes nodes that are to leave the cluster: those with the annotation [cluster.LeaveAnnotation], which a machine
+// departures removes nodes that are to leave the cluster: those with the annotation [clusterconfig.LeaveAnnotation], which a machine
 // may write on its own node, and an administrator on any. Nothing new is placed on such a node, its pods are evicted, and
 // when they are gone, or their time is up, the node is deleted. It runs on the leader.
 type departures struct {
@@ -87,13 +87,13 @@ func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
 
 // leaves says that a node is to leave and that its deletion has not begun.
 func leaves(n *corev1.Node) bool {
-	_, asked := n.Annotations[cluster.LeaveAnnotation]
+	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	return asked && n.DeletionTimestamp == nil
 }
 
 // stays says that the order to leave was taken back, and what was noted of it is still there.
 func stays(n *corev1.Node) bool {
-	_, asked := n.Annotations[cluster.LeaveAnnotation]
+	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	_, noted := n.Annotations[departureSince]
 	return noted && !asked && n.DeletionTimestamp == nil
 }
@@ -116,7 +116,7 @@ func (d *departures) once(ctx context.Context) bool {
 		since, known := d.since[n.UID]
 		if !known {
 			since = d.begun(n)
-			d.log.Info("a node leaves the cluster", "node", n.Name, "grace", n.Annotations[cluster.LeaveAnnotation])
+			d.log.Info("a node leaves the cluster", "node", n.Name, "grace", n.Annotations[clusterconfig.LeaveAnnotation])
 		}
 		leaving[n.UID] = since
 		gone, err := d.proceed(ctx, n, since)
@@ -131,7 +131,7 @@ func (d *departures) once(ctx context.Context) bool {
 
 // proceed takes the next step for one node; true says that its deletion has begun.
 func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Time) (bool, error) {
-	grace, err := cluster.ParseLeave(n.Annotations[cluster.LeaveAnnotation])
+	grace, err := clusterconfig.ParseLeave(n.Annotations[clusterconfig.LeaveAnnotation])
 	if err != nil {
 		return false, err
 	}
@@ -162,14 +162,14 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 
 // departure is what departureSince says of an order.
 func departure(since time.Time, n *corev1.Node) string {
-	return since.UTC().Format(time.RFC3339) + " " + n.Annotations[cluster.LeaveAnnotation]
+	return since.UTC().Format(time.RFC3339) + " " + n.Annotations[clusterconfig.LeaveAnnotation]
 }
 
 // begun is when an earlier leader saw the order that a node has, or now.
 func (d *departures) begun(n *corev1.Node) time.Time {
 	now := d.now()
 	text, order, _ := strings.Cut(n.Annotations[departureSince], " ")
-	if since, err := time.Parse(time.RFC3339, text); err == nil && order == n.Annotations[cluster.LeaveAnnotation] && since.Before(now) {
+	if since, err := time.Parse(time.RFC3339, text); err == nil && order == n.Annotations[clusterconfig.LeaveAnnotation] && since.Before(now) {
 		return since
 	}
 	return now

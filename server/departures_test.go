@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // leaving is a cluster with one node that is to leave and the leader's loop.
@@ -36,7 +36,7 @@ type leaving struct {
 func newLeaving(t *testing.T, grace string, ready corev1.ConditionStatus, pods ...*corev1.Pod) *leaving {
 	t.Helper()
 	n := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1", Annotations: map[string]string{cluster.LeaveAnnotation: grace}},
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1", Annotations: map[string]string{clusterconfig.LeaveAnnotation: grace}},
 		Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}},
 	}
 	objects := []runtime.Object{n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", UID: "u2"}}}
@@ -183,7 +183,7 @@ func TestNewLeaderGoesOn(t *testing.T) {
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
 	l.once(t.Context())
 	n := l.node(t)
-	delete(n.Annotations, cluster.LeaveAnnotation)
+	delete(n.Annotations, clusterconfig.LeaveAnnotation)
 	l.successor(t, n)
 	l.once(t.Context())
 	if n = l.node(t); n == nil || n.Annotations[departureSince] != "" {
@@ -196,7 +196,7 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
 	l.once(t.Context())
 	n := l.node(t)
-	delete(n.Annotations, cluster.LeaveAnnotation)
+	delete(n.Annotations, clusterconfig.LeaveAnnotation)
 	set := func() {
 		informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
 		if err := informer.Informer().GetStore().Add(n); err != nil {
@@ -211,7 +211,7 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	}
 	delete(n.Annotations, departureSince)
 	// Given again, it has its whole time again.
-	n.Annotations[cluster.LeaveAnnotation] = "1m0s"
+	n.Annotations[clusterconfig.LeaveAnnotation] = "1m0s"
 	set()
 	if !l.once(t.Context()) || l.node(t) == nil {
 		t.Error("the second order had the time of the first")

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -47,11 +47,11 @@ func (r GossipRotation) Run(ctx context.Context) error {
 	}
 	steps := []struct {
 		text string
-		next func(cluster.GossipKeys) (cluster.GossipKeys, error)
+		next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)
 	}{
-		{"all machines learn a new key", cluster.GossipKeys.WithNew},
-		{"all machines use the new key", func(k cluster.GossipKeys) (cluster.GossipKeys, error) { return k.UsingLast(), nil }},
-		{"all machines forget the old key", func(k cluster.GossipKeys) (cluster.GossipKeys, error) { return k.OnlyFirst(), nil }},
+		{"all machines learn a new key", clusterconfig.GossipKeys.WithNew},
+		{"all machines use the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.UsingLast(), nil }},
+		{"all machines forget the old key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.OnlyFirst(), nil }},
 	}
 	if len(now.Keys) > 1 {
 		r.Progress("a rotation that was interrupted is brought to an end first")
@@ -73,17 +73,17 @@ func (r GossipRotation) Run(ctx context.Context) error {
 }
 
 // read returns the keys in the API.
-func (r GossipRotation) read(ctx context.Context) (cluster.GossipKeys, error) {
+func (r GossipRotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 	s, err := r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, GossipSecret, metav1.GetOptions{})
 	if err != nil {
-		return cluster.GossipKeys{}, fmt.Errorf("reading the gossip keys: %w", err)
+		return clusterconfig.GossipKeys{}, fmt.Errorf("reading the gossip keys: %w", err)
 	}
 	return KeysIn(s)
 }
 
 // change puts other keys in place of those of a generation in the API.
-func (r GossipRotation) change(ctx context.Context, generation uint64, next func(cluster.GossipKeys) (cluster.GossipKeys, error)) (cluster.GossipKeys, error) {
-	var out cluster.GossipKeys
+func (r GossipRotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)) (clusterconfig.GossipKeys, error) {
+	var out clusterconfig.GossipKeys
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
 		s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -30,7 +30,7 @@ func TestGossipRotation(t *testing.T) {
 	for name, interrupted := range map[string]bool{"new": false, "after an interrupted one": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, err := cluster.NewGossipKeys()
+				first, err := clusterconfig.NewGossipKeys()
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -46,7 +46,7 @@ func TestGossipRotation(t *testing.T) {
 					t.Fatal(err)
 				}
 				client := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
-				read := func() cluster.GossipKeys {
+				read := func() clusterconfig.GossipKeys {
 					s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), GossipSecret, metav1.GetOptions{})
 					if err != nil {
 						t.Fatal(err)
@@ -59,7 +59,7 @@ func TestGossipRotation(t *testing.T) {
 				}
 				// Two members take the keys over, one of them late; a third is off.
 				var mu sync.Mutex
-				have := []cluster.GossipKeys{start, start}
+				have := []clusterconfig.GossipKeys{start, start}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() {
@@ -120,7 +120,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, err := cluster.NewGossipKeys()
+				first, err := clusterconfig.NewGossipKeys()
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -161,7 +161,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 func TestTwoGossipRotations(t *testing.T) {
 	for delay := range 12 {
 		synctest.Test(t, func(t *testing.T) {
-			first, err := cluster.NewGossipKeys()
+			first, err := clusterconfig.NewGossipKeys()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -241,7 +241,7 @@ func refuseStaleSecrets(client *fake.Clientset) {
 	})
 }
 
-func contains(k cluster.GossipKeys, key []byte) bool {
+func contains(k clusterconfig.GossipKeys, key []byte) bool {
 	for _, have := range k.Keys {
 		if bytes.Equal(have, key) {
 			return true
@@ -265,7 +265,7 @@ func TestGossipRotationLeaderDies(t *testing.T) {
 
 // gossipRotationAtWhichTheLeaderDies has the leader die at a request, and says whether there were so many.
 func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died bool) {
-	first, err := cluster.NewGossipKeys()
+	first, err := clusterconfig.NewGossipKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +287,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 	})
 	// Two members take the keys over, one of them late.
 	var mu sync.Mutex
-	have := []cluster.GossipKeys{first, first}
+	have := []clusterconfig.GossipKeys{first, first}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {

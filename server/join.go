@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/joining"
@@ -152,7 +152,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
 	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	if !m.Node.Connects { // it is alive for as long as its lease says so
-		out.Settings.Liveness = cluster.ByLease
+		out.Settings.Liveness = clusterconfig.ByLease
 	}
 	out.Gossip = a.s.membership.known()
 	for _, c := range []struct {
@@ -172,15 +172,15 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 }
 
 // settings are the cluster's, with the back end of the pod network to which it has changed since this server started, also where the ConfigMap says nothing of it any more.
-func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (cluster.Settings, error) {
+func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (clusterconfig.Settings, error) {
 	s := a.s.o.Cluster
-	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return s, fmt.Errorf("asking for the network back end: %w", err)
 	}
 	said := ""
 	if err == nil {
-		said = m.Data[cluster.BackendData]
+		said = m.Data[clusterconfig.BackendData]
 	}
 	s.NetworkBackend = a.s.backend.ToldTo(s.NetworkBackend, said)
 	return s, nil

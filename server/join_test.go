@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	testclock "k8s.io/utils/clock/testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/joining"
@@ -25,7 +25,7 @@ import (
 
 func newAdmission(clock *testclock.FakeClock) *admission {
 	return &admission{s: &Server{
-		o: Options{NodeName: "server", Clock: clock, Cluster: cluster.Settings{
+		o: Options{NodeName: "server", Clock: clock, Cluster: clusterconfig.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		}},
 		files: files{serving: pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}},
@@ -384,15 +384,15 @@ func TestJustJoined(t *testing.T) {
 // to nobody, nor anything where the pod network is another plugin's.
 func TestBackendOfWhoJoins(t *testing.T) {
 	for _, c := range []struct{ own, said, want string }{
-		{"", "", ""}, {"", cluster.NetworkWireGuard, cluster.NetworkWireGuard}, {cluster.NetworkHostGateway, cluster.NetworkVXLAN, cluster.NetworkVXLAN},
-		{cluster.NetworkHostGateway, "pigeons", cluster.NetworkHostGateway}, {cluster.NetworkNone, cluster.NetworkVXLAN, cluster.NetworkNone},
-		{cluster.NetworkVXLAN, cluster.NetworkNone, cluster.NetworkVXLAN},
+		{"", "", ""}, {"", clusterconfig.NetworkWireGuard, clusterconfig.NetworkWireGuard}, {clusterconfig.NetworkHostGateway, clusterconfig.NetworkVXLAN, clusterconfig.NetworkVXLAN},
+		{clusterconfig.NetworkHostGateway, "pigeons", clusterconfig.NetworkHostGateway}, {clusterconfig.NetworkNone, clusterconfig.NetworkVXLAN, clusterconfig.NetworkNone},
+		{clusterconfig.NetworkVXLAN, clusterconfig.NetworkNone, clusterconfig.NetworkVXLAN},
 	} {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		a.s.o.Cluster.NetworkBackend = c.own
 		if c.said != "" {
 			if err := api.Tracker().Add(&corev1.ConfigMap{
-				ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.BackendData: c.said},
+				ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.BackendData: c.said},
 			}); err != nil {
 				t.Fatal(err)
 			}

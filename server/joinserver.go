@@ -21,7 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -181,10 +181,10 @@ type Joining struct {
 
 // Joined is what the cluster told a server that joined it.
 type Joined struct {
-	Settings         cluster.Settings `json:"settings"`
-	NodePortRange    string           `json:"nodePortRange"`
-	EncryptResources []string         `json:"encryptResources,omitempty"`
-	Peers            []string         `json:"peers"`
+	Settings         clusterconfig.Settings `json:"settings"`
+	NodePortRange    string                 `json:"nodePortRange"`
+	EncryptResources []string               `json:"encryptResources,omitempty"`
+	Peers            []string               `json:"peers"`
 	// Founder says that this server started the cluster: it wrote this down itself when it let the first other one in.
 	Founder bool `json:"founder,omitempty"`
 }
@@ -233,12 +233,12 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		}
 	}
 	if vips := a.Settings.VIPs; len(vips) > 0 {
-		if err := cluster.WriteVIPs(o.ServerDir, vips); err != nil {
+		if err := clusterconfig.WriteVIPs(o.ServerDir, vips); err != nil {
 			return nil, err
 		}
 		a.Settings.VIPs = nil // they may change, and have a file of their own
 	}
-	if err := cluster.WriteBackend(o.ServerDir, a.Settings.Backend()); err != nil { // it is newer than what this machine may know from before
+	if err := clusterconfig.WriteBackend(o.ServerDir, a.Settings.Backend()); err != nil { // it is newer than what this machine may know from before
 		return nil, err
 	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}

@@ -22,12 +22,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
-	memberFinalizer = cluster.MemberFinalizer
+	memberFinalizer = clusterconfig.MemberFinalizer
 	// memberRetry is how long to wait after a refused or failed removal.
 	memberRetry = 5 * time.Second
 )

@@ -27,7 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/gossip"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -56,7 +56,7 @@ type membership struct {
 	line    *status.Part
 
 	mu     sync.Mutex
-	keys   cluster.GossipKeys
+	keys   clusterconfig.GossipKeys
 	first  chan struct{} // closed when there are keys
 	member atomic.Pointer[gossip.Member]
 	// changed is closed when the member is there.
@@ -225,7 +225,7 @@ func (m *membership) elsewhere() []string {
 }
 
 // use takes keys over and keeps them.
-func (m *membership) use(keys cluster.GossipKeys) {
+func (m *membership) use(keys clusterconfig.GossipKeys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	none := len(m.keys.Keys) == 0
@@ -249,7 +249,7 @@ func (m *membership) use(keys cluster.GossipKeys) {
 func (m *membership) keysFile() string { return filepath.Join(m.s.o.ServerDir, gossipKeysFile) }
 
 // known are the keys, nil when there are none yet.
-func (m *membership) known() *cluster.GossipKeys {
+func (m *membership) known() *clusterconfig.GossipKeys {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.keys.Keys) == 0 {
@@ -323,20 +323,20 @@ func (m *membership) take(s *corev1.Secret) error {
 }
 
 // KeysIn reads the gossip keys in their Secret.
-func KeysIn(s *corev1.Secret) (cluster.GossipKeys, error) {
-	var keys cluster.GossipKeys
+func KeysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
+	var keys clusterconfig.GossipKeys
 	err := json.Unmarshal(s.Data[gossipData], &keys)
 	if err == nil {
 		err = keys.Validate()
 	}
 	if err != nil {
-		return cluster.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers make it again", s.Namespace, s.Name, err)
+		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers make it again", s.Namespace, s.Name, err)
 	}
 	return keys, nil
 }
 
 // PutKeys writes them into their Secret.
-func PutKeys(s *corev1.Secret, keys cluster.GossipKeys) error {
+func PutKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 	data, err := json.Marshal(keys)
 	if err != nil {
 		return fmt.Errorf("encoding the gossip keys: %w", err)
@@ -349,7 +349,7 @@ func PutKeys(s *corev1.Secret, keys cluster.GossipKeys) error {
 func (m *membership) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
 	keys := m.known()
 	if keys == nil {
-		made, err := cluster.NewGossipKeys()
+		made, err := clusterconfig.NewGossipKeys()
 		if err != nil {
 			return nil, err
 		}

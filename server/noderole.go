@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -121,7 +121,7 @@ func (r *nodeRole) mark(ctx context.Context, former string) error {
 		r.log.Info("the server that this machine was before is no member of the store any more", "node", r.node, "member", former)
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"labels": map[string]string{roleLabel: roleValue}, "annotations": map[string]any{serverIDAnnotation: r.id, cluster.LeaveAnnotation: nil}, // the order is an administrator's, and comes later
+		"labels": map[string]string{roleLabel: roleValue}, "annotations": map[string]any{serverIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil}, // the order is an administrator's, and comes later
 		"finalizers": []string{memberFinalizer}, // added to others
 	}})
 	if err != nil {

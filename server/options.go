@@ -19,7 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/ingress/compile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reach"
@@ -71,7 +71,7 @@ type Options struct {
 	TLSSANs []string
 
 	// Cluster is what all machines of the cluster agree on.
-	Cluster cluster.Settings
+	Cluster clusterconfig.Settings
 	// GivenBackend is what this server was given as --network-backend, empty for nothing: it says so when the cluster has another one.
 	GivenBackend string
 	// NodePortRange is FIRST-LAST.
@@ -198,8 +198,8 @@ type signing struct{ cert, key, root, serviceAccount string }
 
 func (o *Options) controllerOptions(s *signing) controllers.Options {
 	c := controllers.Options{
-		ClusterCIDR:         cluster.FlagValue(o.Cluster.PodCIDRs),
-		ServiceCIDR:         cluster.FlagValue(o.Cluster.ServiceCIDRs),
+		ClusterCIDR:         clusterconfig.FlagValue(o.Cluster.PodCIDRs),
+		ServiceCIDR:         clusterconfig.FlagValue(o.Cluster.ServiceCIDRs),
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
 		// The operator's come last, so that they count.

@@ -27,7 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -429,7 +429,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
-		ServiceCIDRs:         cluster.Strings(s.o.Cluster.ServiceCIDRs),
+		ServiceCIDRs:         clusterconfig.Strings(s.o.Cluster.ServiceCIDRs),
 		NodePortRange:        s.o.NodePortRange,
 		EncryptionConfigFile: f.encryption,
 		ConfigDir:            configDir,

@@ -19,7 +19,7 @@ import (
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/klog/v2"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -57,9 +57,9 @@ func options(t *testing.T, dir string) Options {
 		NodeIPs:          []net.IP{net.IPv4(192, 0, 2, 1)},
 		BindAddress:      net.IPv4(127, 0, 0, 1),
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
-		Cluster: cluster.Settings{
+		Cluster: clusterconfig.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: cluster.DefaultDomain, Liveness: cluster.ByConnection,
+			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain, Liveness: clusterconfig.ByConnection,
 		},
 		NodePortRange:    "30000-32767",
 		EncryptResources: []string{"secrets"},

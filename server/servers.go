@@ -14,13 +14,13 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
-	serverIDAnnotation = cluster.ServerIDAnnotation
+	serverIDAnnotation = clusterconfig.ServerIDAnnotation
 	// surveyPatience bounds the questions about servers; namesPatience that to the API server for their names.
 	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
 )

@@ -20,7 +20,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -180,7 +180,7 @@ func (s *Server) answerStarting(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(answerPatience)) // an error comes again
 	t := tls.Server(c, &tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
-		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: cluster.CipherSuites(),
+		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: clusterconfig.CipherSuites(),
 	})
 	defer func() { _ = t.Close() }() // who asked has the answer, or has gone
 	request, err := http.ReadRequest(bufio.NewReader(t))

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/apiserver"
@@ -36,7 +36,7 @@ const (
 	vipsMoved = 300 * time.Millisecond
 )
 
-// vips are the cluster's virtual addresses, as this server knows them. The ConfigMap cluster.VIPConfigMap says which they are; a file has a copy, so
+// vips are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says which they are; a file has a copy, so
 // that certificate and kubeconfigs are right from the start. The server that leads answers for them (vipHolder).
 type vips struct {
 	s *Server
@@ -59,7 +59,7 @@ type vips struct {
 }
 
 func newVIPs(s *Server) (*vips, error) {
-	addresses, known, err := cluster.ReadVIPs(s.o.ServerDir)
+	addresses, known, err := clusterconfig.ReadVIPs(s.o.ServerDir)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (v *vips) notify() {
 // watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this server's flag makes them.
 func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	m, err := maps.Get(ctx, cluster.VIPConfigMap, metav1.GetOptions{})
+	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 	from := "0" // of none: what comes from now on
 	switch {
 	case apierrors.IsNotFound(err) && len(v.s.o.VIPs) > 0:
@@ -201,7 +201,7 @@ func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 			return err
 		}
 	}
-	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, cluster.VIPConfigMap).String(), ResourceVersion: from})
+	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String(), ResourceVersion: from})
 	if err != nil {
 		return err
 	}
@@ -234,8 +234,8 @@ func (v *vips) publish(ctx context.Context, client kubernetes.Interface) (*corev
 	v.probed = v.s.o.VIPs
 	v.mu.Unlock()
 	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: cluster.VIPConfigMap, Labels: map[string]string{managedBy: "coracle"}},
-		Data:       map[string]string{cluster.VIPData: JoinAddrs(v.s.o.VIPs)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap, Labels: map[string]string{managedBy: "coracle"}},
+		Data:       map[string]string{clusterconfig.VIPData: JoinAddrs(v.s.o.VIPs)},
 	}, metav1.CreateOptions{})
 }
 
@@ -272,7 +272,7 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 // take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another one's.
 func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
-	addresses, err := ParseVIPs(m.Data[cluster.VIPData], v.s.reserved())
+	addresses, err := ParseVIPs(m.Data[clusterconfig.VIPData], v.s.reserved())
 	if err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}
@@ -356,9 +356,9 @@ func (v *vips) set(addresses []netip.Addr, known bool) error {
 		return nil
 	}
 	defer v.notify()
-	keep := func() error { return cluster.WriteVIPs(v.s.o.ServerDir, addresses) }
+	keep := func() error { return clusterconfig.WriteVIPs(v.s.o.ServerDir, addresses) }
 	if !known {
-		keep = func() error { return cluster.ForgetVIPs(v.s.o.ServerDir) }
+		keep = func() error { return clusterconfig.ForgetVIPs(v.s.o.ServerDir) }
 	} else if !same {
 		v.s.log.Info("the cluster's virtual addresses", "addresses", JoinAddrs(addresses))
 	}

@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -41,7 +41,7 @@ func TestParseVIPs(t *testing.T) {
 }
 
 func vipMap(text string) *corev1.ConfigMap {
-	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: cluster.VIPConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.VIPData: text}}
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.VIPData: text}}
 }
 
 // TestWhatFailedIsDoneLater: a disk without room keeps a server from writing down the cluster's address once.
@@ -66,7 +66,7 @@ func TestWhatFailedIsDoneLater(t *testing.T) {
 	if err := v.take(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err != nil {
 		t.Fatal(err)
 	}
-	if kept, known, err := cluster.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" {
+	if kept, known, err := clusterconfig.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" {
 		t.Errorf("kept is %v, %v, %v", kept, known, err)
 	}
 	if _, err := os.Stat(o.Kubeconfigs[0].Path); err != nil {
@@ -84,7 +84,7 @@ func TestOtherFlag(t *testing.T) {
 	go func() { ended <- v.watch(ctx, client) }()
 	for _, address := range []string{"192.0.2.100", "192.0.2.200"} {
 		testenv.Eventually(t, 2*time.Minute, "the cluster's address", func() error {
-			m.Data = map[string]string{cluster.VIPData: address} // again, if the watch has not begun
+			m.Data = map[string]string{clusterconfig.VIPData: address} // again, if the watch has not begun
 			if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
 				return err
 			}
@@ -122,7 +122,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 	take(router.String(), "router")
 	take(node.String(), "node off")
 	take("fd00::1,"+node.String(), "node off")
-	if kept, known, err := cluster.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" || JoinAddrs(v.kept()) != "192.0.2.100" {
+	if kept, known, err := clusterconfig.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" || JoinAddrs(v.kept()) != "192.0.2.100" {
 		t.Errorf("it has %v and keeps %v, %v, %v", v.kept(), kept, known, err)
 	}
 	take("192.0.2.100", "")
@@ -205,8 +205,8 @@ func covered(t *testing.T, s *Server, a netip.Addr) bool {
 func TestVIPsFollowTheCluster(t *testing.T) {
 	one, two := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("fd00::100")
 	v, o := newTestVIPs(t)
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: cluster.VIPConfigMap, Namespace: metav1.NamespaceSystem, ResourceVersion: "1"},
-		Data: map[string]string{cluster.VIPData: one.String()}}
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem, ResourceVersion: "1"},
+		Data: map[string]string{clusterconfig.VIPData: one.String()}}
 	client := fake.NewClientset(m)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -222,7 +222,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	is := func(what string, want ...netip.Addr) {
 		t.Helper()
 		testenv.Eventually(t, 2*time.Minute, what, func() error {
-			kept, known, err := cluster.ReadVIPs(o.ServerDir)
+			kept, known, err := clusterconfig.ReadVIPs(o.ServerDir)
 			if err == nil && (!known || !slices.Equal(kept, want) || !slices.Equal(v.kept(), want)) {
 				err = errors.New("has " + JoinAddrs(v.kept()) + ", keeps " + JoinAddrs(kept))
 			}
@@ -237,7 +237,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	is("the address of before", one)
 	put := func(text string) {
 		t.Helper()
-		m.Data = map[string]string{cluster.VIPData: text}
+		m.Data = map[string]string{clusterconfig.VIPData: text}
 		if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -272,21 +272,21 @@ func TestVIPsOfAServerThatWasTold(t *testing.T) {
 	if !covered(t, v.s, own) || len(v.kept()) != 0 {
 		t.Errorf("covered: %v; announced: %v", covered(t, v.s, own), v.kept())
 	}
-	err := v.take(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{cluster.VIPData: others.String()}})
+	err := v.take(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{clusterconfig.VIPData: others.String()}})
 	if err != nil || !strings.Contains(v.trouble, own.String()) || !strings.Contains(v.trouble, others.String()) {
 		t.Errorf("another address than the cluster's: %v, %s", err, v.trouble)
 	}
 	if !slices.Equal(v.kept(), []netip.Addr{others}) || !covered(t, v.s, others) || covered(t, v.s, own) {
 		t.Errorf("it has %v", v.kept())
 	}
-	kept, known, err := cluster.ReadVIPs(o.ServerDir)
+	kept, known, err := clusterconfig.ReadVIPs(o.ServerDir)
 	if err != nil || !known || !slices.Equal(kept, v.kept()) {
 		t.Errorf("it keeps %v, %v, %v", kept, known, err)
 	}
 	if err := v.set(nil, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, known, err := cluster.ReadVIPs(o.ServerDir); known || err != nil {
+	if _, known, err := clusterconfig.ReadVIPs(o.ServerDir); known || err != nil {
 		t.Errorf("it keeps what the cluster has forgotten: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(o.TLSDir, string(pki.ServerCA)+".crt")); err != nil {
@@ -296,7 +296,7 @@ func TestVIPsOfAServerThatWasTold(t *testing.T) {
 	if err := os.WriteFile(damaged, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := cluster.ReadVIPs(o.ServerDir); err == nil || !strings.Contains(err.Error(), damaged) {
+	if _, _, err := clusterconfig.ReadVIPs(o.ServerDir); err == nil || !strings.Contains(err.Error(), damaged) {
 		t.Errorf("a damaged file: %v", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/platforms"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -39,7 +39,7 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 			"io.containerd.server.v1.grpc":    map[string]any{"address": o.Address()},
 			"io.containerd.server.v1.ttrpc":   map[string]any{"address": o.Address() + ".ttrpc"},
 			"io.containerd.shim.v1.manager":   map[string]any{"socket_dir": shimSocketDir(o.State)},
-			"io.containerd.grpc.v1.cri":       map[string]any{"stream_server_address": cluster.Loopback.String()},
+			"io.containerd.grpc.v1.cri":       map[string]any{"stream_server_address": clusterconfig.Loopback.String()},
 			"io.containerd.cri.v1.images":     imagesConfig(o, snapshotter),
 			"io.containerd.cri.v1.runtime":    runtimeConfig(o, h),
 			"io.containerd.transfer.v1.local": transferConfig(o, snapshotter),

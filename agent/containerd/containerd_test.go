@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/sirupsen/logrus"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -117,7 +117,7 @@ func TestServerConfig(t *testing.T) {
 	const images, runtime = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
 	for name, ok := range map[string]bool{
 		"socket":          at("io.containerd.server.v1.grpc", "address") == "/s/containerd.sock",
-		"streams":         at("io.containerd.grpc.v1.cri", "stream_server_address") == cluster.Loopback.String(),
+		"streams":         at("io.containerd.grpc.v1.cri", "stream_server_address") == clusterconfig.Loopback.String(),
 		"snapshotter":     at(images, "snapshotter") == "native",
 		"pause image":     at(images, "pinned_images", "sandbox") == "p:1",
 		"registries":      at(images, "registry", "config_path") == "/reg",

@@ -13,7 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -103,7 +103,7 @@ func (s kernelState) rules() map[string][]string {
 func (s kernelState) source(v4 bool) (netip.Addr, bool) {
 	for _, c := range s.own {
 		if c.Addr().Is4() == v4 {
-			return cluster.IngressSource(c), true
+			return clusterconfig.IngressSource(c), true
 		}
 	}
 	return netip.Addr{}, false

@@ -15,11 +15,11 @@ import (
 	"syscall"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // User is the user and the group of the proxy, by number.
-const User = cluster.IngressUser
+const User = clusterconfig.IngressUser
 
 // launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else open but its log, and connects with it.
 func (k *keeper) launch(s *sockets) (*process, error) {

@@ -10,13 +10,13 @@ import (
 	"net"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 )
 
 // GossipKeys are those that a server gave last; none if it had none.
-func (n *Node) GossipKeys() cluster.GossipKeys {
+func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.gossip
@@ -54,7 +54,7 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 }
 
 // takeGossipKeys takes the keys of an answer, if there are any.
-func (n *Node) takeGossipKeys(k *cluster.GossipKeys) error {
+func (n *Node) takeGossipKeys(k *clusterconfig.GossipKeys) error {
 	if k == nil {
 		return nil
 	}
@@ -67,7 +67,7 @@ func (n *Node) takeGossipKeys(k *cluster.GossipKeys) error {
 	return nil
 }
 
-func (n *Node) keepGossipKeys(k *cluster.GossipKeys) error {
+func (n *Node) keepGossipKeys(k *clusterconfig.GossipKeys) error {
 	if err := n.takeGossipKeys(k); err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
@@ -64,7 +64,7 @@ type Options struct {
 	Others func() []string
 	// Search, when set, looks for servers that may be elsewhere by now, with the gossip keys of an earlier run, and adds them to
 	// Others. It is called when none answers.
-	Search func(ctx context.Context, keys cluster.GossipKeys)
+	Search func(ctx context.Context, keys clusterconfig.GossipKeys)
 	// API is where the node's parts reach the API server.
 	API string
 	// Token is as the operator gave it.
@@ -86,23 +86,23 @@ type Node struct {
 	token token.Token
 	// Credentials are in their files; Settings are the cluster's.
 	Credentials credentials.Files
-	Settings    cluster.Settings
+	Settings    clusterconfig.Settings
 	// stale says that no server has answered in this run.
 	stale bool
 
 	mu     sync.Mutex // for what follows and the file of the state
-	gossip cluster.GossipKeys
+	gossip clusterconfig.GossipKeys
 }
 
 // state is what is kept of the last answer.
 type state struct {
 	// Node and Addresses are in the certificates.
-	Node      string           `json:"node"`
-	Addresses []netip.Addr     `json:"addresses"`
-	External  []netip.Addr     `json:"external,omitempty"`
-	Settings  cluster.Settings `json:"settings"`
+	Node      string                 `json:"node"`
+	Addresses []netip.Addr           `json:"addresses"`
+	External  []netip.Addr           `json:"external,omitempty"`
+	Settings  clusterconfig.Settings `json:"settings"`
 	// Gossip are none from a server of an earlier version.
-	Gossip cluster.GossipKeys `json:"gossip,omitzero"`
+	Gossip clusterconfig.GossipKeys `json:"gossip,omitzero"`
 }
 
 // Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error. A

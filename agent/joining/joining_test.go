@@ -32,7 +32,7 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/agent/joining"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
@@ -41,9 +41,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-var settings = cluster.Settings{
+var settings = clusterconfig.Settings{
 	PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-	Domain: "cluster.local", Liveness: cluster.ByLease,
+	Domain: "cluster.local", Liveness: clusterconfig.ByLease,
 }
 
 // servers is a cluster's end of the protocol, with real authorities.
@@ -56,7 +56,7 @@ type servers struct {
 	password string
 	joins    []serverjoining.Machine
 	refuse   *join.Refusal
-	gossip   *cluster.GossipKeys
+	gossip   *clusterconfig.GossipKeys
 	stop     func()
 
 	servingIPs    []net.IP

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/joining"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestAllMoved: this machine and the servers have other addresses, and at the servers' old one is somebody else. A machine that has
@@ -21,7 +21,7 @@ func TestAllMoved(t *testing.T) {
 	for name, joined := range map[string]time.Time{"a day ago": time.Now().AddDate(0, 0, -1), "400 days ago": time.Now().AddDate(0, 0, -400)} {
 		t.Run(name, func(t *testing.T) {
 			s, dir := newServers(t), t.TempDir()
-			keys, err := cluster.NewGossipKeys()
+			keys, err := clusterconfig.NewGossipKeys()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -41,7 +41,7 @@ func TestAllMoved(t *testing.T) {
 			var found []string
 			searches := 0
 			o.Others = func() []string { return found }
-			o.Search = func(_ context.Context, with cluster.GossipKeys) {
+			o.Search = func(_ context.Context, with clusterconfig.GossipKeys) {
 				if searches++; !bytes.Equal(with.Keys[0], keys.Keys[0]) {
 					t.Errorf("it looks with other keys than those of the cluster: %v", with.Generation)
 				}
@@ -64,7 +64,7 @@ func TestStrangerAtFirst(t *testing.T) {
 	s := newServers(t)
 	o := s.options(t.TempDir())
 	o.Server = &url.URL{Scheme: "https", Host: stranger(t, "127.0.0.1:0")}
-	o.Search = func(context.Context, cluster.GossipKeys) {
+	o.Search = func(context.Context, clusterconfig.GossipKeys) {
 		t.Error("it looks for the servers of a cluster that it does not know")
 	}
 	if _, err := joining.Join(t.Context(), o); err == nil {

@@ -27,7 +27,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
@@ -77,7 +77,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		TLSCertFile:       o.ServingCertFile,
 		TLSPrivateKeyFile: o.ServingKeyFile,
 		TLSMinVersion:     "VersionTLS12",
-		TLSCipherSuites:   cluster.CipherSuiteNames(),
+		TLSCipherSuites:   clusterconfig.CipherSuiteNames(),
 		Authentication: v1beta1.KubeletAuthentication{
 			X509:      v1beta1.KubeletX509Authentication{ClientCAFile: o.ClientCAFile},
 			Anonymous: v1beta1.KubeletAnonymousAuthentication{Enabled: ptr.To(false)},

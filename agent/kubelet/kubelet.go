@@ -23,7 +23,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // Options describe the node. All but the optional ones are required.
@@ -180,7 +180,7 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the label tells
 		// our API server to leave it out.
 		f.CloudProvider = "external"
-		f.NodeLabels[cluster.OwnAddressesLabel] = "true"
+		f.NodeLabels[clusterconfig.OwnAddressesLabel] = "true"
 	}
 	for i, ip := range o.NodeIPs {
 		if i > 0 {

@@ -24,7 +24,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so for
@@ -81,7 +81,7 @@ func NewRelay(c *Config) (*Relay, error) {
 		return nil, nil
 	}
 	var err error
-	if r.listener, err = net.Listen("tcp", netip.AddrPortFrom(cluster.Loopback, 0).String()); err != nil {
+	if r.listener, err = net.Listen("tcp", netip.AddrPortFrom(clusterconfig.Loopback, 0).String()); err != nil {
 		return nil, fmt.Errorf("registries: listen for rewritten pulls: %w", err)
 	}
 	return r, nil

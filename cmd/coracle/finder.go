@@ -10,7 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/gossip"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -37,7 +37,7 @@ func (f *finder) others() []string {
 }
 
 // search asks the machine's networks where the servers are.
-func (f *finder) search(ctx context.Context, keys cluster.GossipKeys) {
+func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 	found, err := gossip.Search(ctx, gossip.SearchOptions{
 		Packets: f.port.packets, Keys: keys, Links: config.LocalHost{}.Links, Ports: portsOf(gossip.Known(membersFile(f.c))),
 	})

@@ -12,7 +12,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/server"
@@ -41,8 +41,8 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	known := cli.KnownBackend(o.ServerDir, c.Paths.AgentDir)
 	if joined == nil {
 		has := cmp.Or(known, c.NetworkBackend)
-		if c.NetworkBackend == cluster.NetworkNone { // this server is alone, and gives the pod network away
-			has = cluster.NetworkNone
+		if c.NetworkBackend == clusterconfig.NetworkNone { // this server is alone, and gives the pod network away
+			has = clusterconfig.NetworkNone
 		}
 		o.Cluster.NetworkBackend = has
 		return o, backendContradiction(c, has)
@@ -108,8 +108,8 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	}
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
-		{"cluster-cidr", cluster.FlagValue(own.PodCIDRs), cluster.FlagValue(j.Settings.PodCIDRs)},
-		{"service-cidr", cluster.FlagValue(own.ServiceCIDRs), cluster.FlagValue(j.Settings.ServiceCIDRs)},
+		{"cluster-cidr", clusterconfig.FlagValue(own.PodCIDRs), clusterconfig.FlagValue(j.Settings.PodCIDRs)},
+		{"service-cidr", clusterconfig.FlagValue(own.ServiceCIDRs), clusterconfig.FlagValue(j.Settings.ServiceCIDRs)},
 		{"service-node-port-range", c.NodePorts.String(), j.NodePortRange},
 		{"cluster-dns", fmt.Sprint(own.DNS), fmt.Sprint(j.Settings.DNS)},
 		{"cluster-domain", own.Domain, j.Settings.Domain},
@@ -137,7 +137,7 @@ func backendContradiction(c *config.Server, has string) error {
 		return nil
 	}
 	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out", c.NetworkBackend, has)
-	if running := cluster.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
+	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
 		err = fmt.Errorf("%w. The cluster's is changed while it runs: coracle network-backend set %s", err, c.NetworkBackend)
 	}
 	return err
@@ -152,7 +152,7 @@ func givenBackend(c *config.Server) string {
 }
 
 // disabledParts are those parts that a whole cluster has or has not.
-func disabledParts(s cluster.Settings) string {
+func disabledParts(s clusterconfig.Settings) string {
 	var out []string
 	if !s.DNS.IsValid() {
 		out = append(out, config.PartDNS)
@@ -184,7 +184,7 @@ func disabledParts(s cluster.Settings) string {
 	return strings.Join(out, ",")
 }
 
-func poolText(s cluster.Settings) string {
+func poolText(s clusterconfig.Settings) string {
 	if s.Balancer == nil {
 		return ""
 	}

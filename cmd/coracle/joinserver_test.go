@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/server"
@@ -41,7 +41,7 @@ func TestContradictions(t *testing.T) {
 	if own.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
 		t.Error(contradictions(own, joined))
 	}
-	own.NetworkBackend = cluster.NetworkHostGateway
+	own.NetworkBackend = clusterconfig.NetworkHostGateway
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
@@ -49,7 +49,7 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`) {
 		t.Error(err)
 	}
-	own.NetworkBackend = cluster.NetworkVXLAN // the default, however it is said
+	own.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
 	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
 		t.Error("another toleration is taken")
 	}
@@ -106,7 +106,7 @@ func TestContradictions(t *testing.T) {
 func TestKnownBackend(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
-		NetworkBackend: cluster.NetworkVXLAN,
+		NetworkBackend: clusterconfig.NetworkVXLAN,
 	}
 	c.Paths.AgentDir = t.TempDir()
 	serverDir := t.TempDir()
@@ -117,7 +117,7 @@ func TestKnownBackend(t *testing.T) {
 		}
 	}
 	for _, joined := range []bool{false, true} {
-		for _, known := range []string{"", cluster.NetworkHostGateway} {
+		for _, known := range []string{"", clusterconfig.NetworkHostGateway} {
 			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
 			if joined {
 				data, err := json.Marshal(&server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"})
@@ -126,14 +126,14 @@ func TestKnownBackend(t *testing.T) {
 				}
 				write(serverDir, "joined.json", string(data))
 			}
-			has := cmp.Or(known, cluster.NetworkVXLAN)
-			for _, flag := range cluster.NetworkBackends {
+			has := cmp.Or(known, clusterconfig.NetworkVXLAN)
+			for _, flag := range clusterconfig.NetworkBackends {
 				own := *c
 				own.NetworkBackend, own.Given = flag, []string{"network-backend"}
 				want := "" // the flag of a server that is alone says what its cluster begins with
 				switch {
-				case flag == has || !joined && (known == "" || flag == cluster.NetworkNone):
-				case flag == cluster.NetworkNone:
+				case flag == has || !joined && (known == "" || flag == clusterconfig.NetworkNone):
+				case flag == clusterconfig.NetworkNone:
 					want = `has "` + has + `"; leave it out` // and no command changes it
 				default:
 					want = `has "` + has + `"; leave it out. The cluster's is changed while it runs: coracle network-backend set ` + flag
@@ -173,7 +173,7 @@ func TestJoinedOptions(t *testing.T) {
 		}
 		return o
 	}
-	joined.Settings.Balancer = &cluster.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
+	joined.Settings.Balancer = &clusterconfig.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
 	c.Paths.ManifestsDir = filepath.Join(dir, "manifests")
 	if o := options(); o.ManifestsDir != c.Paths.ManifestsDir { // the cluster applies what lies there, whatever this server thinks
 		t.Errorf("the folder of manifests is %q", o.ManifestsDir)

@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -261,7 +261,7 @@ func statusMembers(in []gossip.Info) []status.Member {
 	for _, m := range in {
 		out = append(out, status.Member{
 			Name: m.Name, Role: m.Role.String(), Address: m.Address.String(), Version: m.Version, State: string(m.State), Since: m.Since,
-			Self: m.Self, PodSubnets: cluster.Strings(m.PodSubnets), KeyGeneration: m.KeyGeneration,
+			Self: m.Self, PodSubnets: clusterconfig.Strings(m.PodSubnets), KeyGeneration: m.KeyGeneration,
 		})
 	}
 	return out

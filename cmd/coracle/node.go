@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
@@ -25,7 +25,7 @@ import (
 type node struct {
 	machine     config.Node
 	paths       config.Paths
-	cluster     cluster.Settings
+	cluster     clusterconfig.Settings
 	credentials credentials.Files
 	// port is where other machines reach this one.
 	port int
@@ -48,7 +48,7 @@ type node struct {
 }
 
 // ownNode is the node in the process of its server.
-func ownNode(c *config.Server, settings cluster.Settings, s *server.Server) (node, error) {
+func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
 		servers: s.Others,
@@ -118,16 +118,16 @@ func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localv
 }
 
 // clusterSettings are what the user of the first server said about the cluster.
-func clusterSettings(c *config.Server) cluster.Settings {
-	s := cluster.Settings{
+func clusterSettings(c *config.Server) clusterconfig.Settings {
+	s := clusterconfig.Settings{
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
 		NoServiceProxy:    c.DisableKubeProxy,
 		NetworkBackend:    c.NetworkBackend,
 		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
-		Liveness:          cluster.ByConnection,
+		Liveness:          clusterconfig.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
-		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool), ReservedPorts: c.LBReserved},
+		Balancer:          &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool), ReservedPorts: c.LBReserved},
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
 	noHelm := c.Disabled(config.PartHelm)

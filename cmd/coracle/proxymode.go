@@ -7,14 +7,14 @@ import (
 	"net/netip"
 
 	"github.com/coracle-k8s/coracle/agent"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // checkProxyMode refuses a start with --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services. missing says what the
 // kernel lacks.
-func checkProxyMode(machine config.Node, settings cluster.Settings, missing func(mode, scheduler string, pods []netip.Prefix) error) error {
+func checkProxyMode(machine config.Node, settings clusterconfig.Settings, missing func(mode, scheduler string, pods []netip.Prefix) error) error {
 	if machine.ProxyMode != "ipvs" || settings.NoServiceProxy {
 		return nil
 	}

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/agent"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -24,7 +24,7 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 		noProxy bool
 		refused bool
 	}{{"ipvs", false, true}, {"ipvs", true, false}, {"auto", false, false}, {"nftables", false, false}} {
-		err := checkProxyMode(config.Node{ProxyMode: c.mode}, cluster.Settings{NoServiceProxy: c.noProxy}, lacking)
+		err := checkProxyMode(config.Node{ProxyMode: c.mode}, clusterconfig.Settings{NoServiceProxy: c.noProxy}, lacking)
 		if (err != nil) != c.refused {
 			t.Errorf("%+v: %v", c, err)
 		}
@@ -37,7 +37,7 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 		}
 	}
 	found := func(string, string, []netip.Prefix) error { return nil }
-	if err := checkProxyMode(config.Node{ProxyMode: "ipvs"}, cluster.Settings{}, found); err != nil {
+	if err := checkProxyMode(config.Node{ProxyMode: "ipvs"}, clusterconfig.Settings{}, found); err != nil {
 		t.Error(err)
 	}
 }
@@ -46,7 +46,7 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 func TestKernelIsAskedForIPVS(t *testing.T) {
 	pods := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	err := agent.MissingForIPVS("ipvs", "", pods)
-	refused := checkProxyMode(config.Node{ProxyMode: "ipvs"}, cluster.Settings{PodCIDRs: pods}, agent.MissingForIPVS)
+	refused := checkProxyMode(config.Node{ProxyMode: "ipvs"}, clusterconfig.Settings{PodCIDRs: pods}, agent.MissingForIPVS)
 	found := checkHost().IPVS("auto", "rr", pods)
 	if err == nil && (refused != nil || found != nil) {
 		t.Errorf("this kernel has IPVS, and the start says %v, the check %v", refused, found)

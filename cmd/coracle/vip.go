@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -24,7 +24,7 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	if len(c.VIPs) == 0 {
 		return nil
 	}
-	kept, known, err := cluster.ReadVIPs(o.ServerDir)
+	kept, known, err := clusterconfig.ReadVIPs(o.ServerDir)
 	if err != nil {
 		return err
 	}
@@ -58,9 +58,9 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 		return "", errors.New("no address was given; to have none: coracle vip remove")
 	}
 	var has []netip.Addr
-	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.VIPConfigMap, metav1.GetOptions{})
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 	if err == nil {
-		has, err = server.ParseVIPs(m.Data[cluster.VIPData], nil)
+		has, err = server.ParseVIPs(m.Data[clusterconfig.VIPData], nil)
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return "", fmt.Errorf("asking for the present virtual address: %w", err)

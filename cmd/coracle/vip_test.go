@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -35,7 +35,7 @@ func TestVIPIsChecked(t *testing.T) {
 	for kept, warned := range map[string]bool{one.String(): false, two.String(): true, "": true} {
 		addresses, err := server.ParseVIPs(kept, nil)
 		if err == nil {
-			err = cluster.WriteVIPs(o.ServerDir, addresses)
+			err = clusterconfig.WriteVIPs(o.ServerDir, addresses)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -24,9 +24,9 @@ const (
 	// Condition is in the status of each Service that is served here, and says how that goes.
 	Condition = lbports.Condition
 	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
-	NodeLabel = cluster.LoadBalancerLabel
+	NodeLabel = clusterconfig.LoadBalancerLabel
 	// k3sNodeLabel is the same label as k3s has it.
-	k3sNodeLabel = cluster.K3sLoadBalancerLabel
+	k3sNodeLabel = clusterconfig.K3sLoadBalancerLabel
 	// serverLabel is on the nodes of servers, and no node can give it to itself.
 	serverLabel = "node-role.kubernetes.io/control-plane"
 )

@@ -14,7 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 )
 
@@ -43,7 +43,7 @@ type Server struct {
 	NodePorts     PortRange
 	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, any of them
 	ClusterDomain string
-	// NetworkBackend is one of cluster.NetworkBackends.
+	// NetworkBackend is one of clusterconfig.NetworkBackends.
 	NetworkBackend string
 	// TolerationSeconds is for how long pods stay on a node that is lost.
 	TolerationSeconds int
@@ -249,7 +249,7 @@ func (r *reader) clusterDNS(services []netip.Prefix) netip.Addr {
 		}
 	}
 	if !within(ip, services) {
-		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, strings.Join(cluster.Strings(services), ","))
+		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, strings.Join(clusterconfig.Strings(services), ","))
 	}
 	return ip
 }

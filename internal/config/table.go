@@ -5,7 +5,7 @@ package config
 import (
 	"strconv"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
@@ -113,9 +113,9 @@ var table = []Setting{
 		Help: "Ports for Services of type NodePort"},
 	{Name: "cluster-dns", Commands: ServerCommand, Group: groupNetwork, Holder: "IP", Computed: "the tenth address of --service-cidr",
 		Help: "Address of the cluster's DNS Service, inside --service-cidr"},
-	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: cluster.DefaultDomain,
+	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: clusterconfig.DefaultDomain,
 		Help: "DNS domain of the cluster"},
-	{Name: "network-backend", Commands: ServerCommand, Group: groupNetwork, Holder: "NAME", Default: cluster.NetworkBackends[0], Values: cluster.NetworkBackends,
+	{Name: "network-backend", Commands: ServerCommand, Group: groupNetwork, Holder: "NAME", Default: clusterconfig.NetworkBackends[0], Values: clusterconfig.NetworkBackends,
 		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, wireguard encrypts them, none leaves the pod network to another plugin that you install; the cluster begins with it, and coracle network-backend set changes it"},
 	{Name: "network-iface", Commands: nodeCommands, Group: groupNetwork, Holder: "NAME", Computed: "the interface that has --node-ip",
 		Help: "Interface of this machine for traffic between nodes' pods; NAME may be a pattern, such as wg* or enp?s0"},
@@ -125,7 +125,7 @@ var table = []Setting{
 		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. Nobody has them, and no DHCP server gives them out; all servers have the same"},
 	{Name: "load-balancer-reserved-ports", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "PORT", Default: "22",
 		Help: "Ports that Services of type LoadBalancer do not get at nodes' addresses, beside the cluster's own, since programs of the machines listen there: PORT or PORT/PROTOCOL; none for none; all servers have the same"},
-	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(cluster.DefaultTolerationSeconds),
+	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(clusterconfig.DefaultTolerationSeconds),
 		Help: "How long pods stay on a node that is lost before others take their place, unless a pod says something else; all servers have the same"},
 
 	{Name: "server", Short: "s", Commands: nodeCommands, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL", Computed: "a server starts a cluster of its own",

@@ -30,7 +30,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/token"
 )
 
@@ -109,7 +109,7 @@ type Answer struct {
 	// MAC shows that the server knows the token, which makes the rest worth believing.
 	MAC []byte `json:"mac,omitempty"`
 
-	Settings cluster.Settings `json:"settings,omitzero"`
+	Settings clusterconfig.Settings `json:"settings,omitzero"`
 	// ServerCA and ClientCA are PEM, and so are the certificates, each with its chain.
 	ServerCA []byte `json:"serverCA,omitempty"`
 	ClientCA []byte `json:"clientCA,omitempty"`
@@ -118,7 +118,7 @@ type Answer struct {
 	Network  []byte `json:"network,omitempty"`
 
 	// Gossip are the keys with which members talk; none from a server that has none yet, or is of an earlier version.
-	Gossip *cluster.GossipKeys `json:"gossip,omitempty"`
+	Gossip *clusterconfig.GossipKeys `json:"gossip,omitempty"`
 
 	// Server is for a machine that becomes one.
 	Server *Server `json:"server,omitempty"`

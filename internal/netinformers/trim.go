@@ -11,7 +11,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -44,7 +44,7 @@ func trim(obj any) (any, error) {
 	case *corev1.Node:
 		meta := identity(o)
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
-		for _, name := range []string{cluster.UnderlayAnnotation, cluster.WireGuardAnnotation, cluster.BackendAnnotation} {
+		for _, name := range []string{clusterconfig.UnderlayAnnotation, clusterconfig.WireGuardAnnotation, clusterconfig.BackendAnnotation} {
 			if v, ok := o.Annotations[name]; ok {
 				metav1.SetMetaDataAnnotation(&meta, name, v)
 			}

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
@@ -27,7 +27,7 @@ const DNS = "coredns-custom"
 
 // Names are the ConfigMaps, in kube-system, of which servers have a stream. The network's identity may read these and no others.
 func Names() []string {
-	return []string{cluster.BackendConfigMap, cluster.VIPConfigMap, lbholders.ConfigMap, DNS}
+	return []string{clusterconfig.BackendConfigMap, clusterconfig.VIPConfigMap, lbholders.ConfigMap, DNS}
 }
 
 // Data are a ConfigMap's; nil where there is none.

@@ -21,7 +21,7 @@ import (
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/upstreamflags"
 )
 
@@ -93,7 +93,7 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	}
 	s.SecureServing.ServerCert.CertKey.CertFile = o.TLSCertFile
 	s.SecureServing.ServerCert.CertKey.KeyFile = o.TLSKeyFile
-	s.SecureServing.MinTLSVersion, s.SecureServing.CipherSuites = "VersionTLS12", cluster.CipherSuiteNames()
+	s.SecureServing.MinTLSVersion, s.SecureServing.CipherSuites = "VersionTLS12", clusterconfig.CipherSuiteNames()
 
 	authn := s.Authentication
 	authn.ClientCert.ClientCA = o.ClientCAFile

@@ -24,7 +24,7 @@ import (
 	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
@@ -102,7 +102,7 @@ func (p *nodeClaims) ValidateInitialization() error {
 	return nil
 }
 
-// Admit implements admission.MutationInterface: see cluster.OwnAddressesLabel, and withoutServicesLabel.
+// Admit implements admission.MutationInterface: see clusterconfig.OwnAddressesLabel, and withoutServicesLabel.
 func (p *nodeClaims) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != core.Resource("nodes") || a.GetOperation() != admission.Create {
 		return nil
@@ -111,7 +111,7 @@ func (p *nodeClaims) Admit(ctx context.Context, a admission.Attributes, _ admiss
 	if _, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || !ok {
 		return nil
 	}
-	if node.Labels[cluster.OwnAddressesLabel] == "true" {
+	if node.Labels[clusterconfig.OwnAddressesLabel] == "true" {
 		node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, func(t core.Taint) bool { return t.Key == waitsForProvider })
 	}
 	return p.withoutServicesLabel(ctx, a, node)
@@ -136,12 +136,12 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if !slices.Equal(node.Spec.PodCIDRs, old.Spec.PodCIDRs) {
 		return admission.NewForbidden(a, errors.New("a node does not choose its own pod network: the controllers give it one"))
 	}
-	if node.Annotations[cluster.ServerIDAnnotation] != old.Annotations[cluster.ServerIDAnnotation] ||
-		slices.Contains(node.Finalizers, cluster.MemberFinalizer) != slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
+	if node.Annotations[clusterconfig.ServerIDAnnotation] != old.Annotations[clusterconfig.ServerIDAnnotation] ||
+		slices.Contains(node.Finalizers, clusterconfig.MemberFinalizer) != slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer) {
 		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
 	}
 	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may become a server's.
-	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, cluster.MemberFinalizer)) {
+	if node.Annotations[clusterconfig.LeaveAnnotation] != old.Annotations[clusterconfig.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
 	}
 	if label := servicesLabel(node, old); label != "" && a.GetOperation() == admission.Update {
@@ -150,7 +150,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if takesOff(corev1.LabelNodeExcludeBalancers, node, old) {
 		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
 	}
-	if key := node.Annotations[cluster.WireGuardAnnotation]; key != "" && key != old.Annotations[cluster.WireGuardAnnotation] {
+	if key := node.Annotations[clusterconfig.WireGuardAnnotation]; key != "" && key != old.Annotations[clusterconfig.WireGuardAnnotation] {
 		if err := p.mayShow(node.Name, key); err != nil {
 			return admission.NewForbidden(a, err)
 		}
@@ -194,7 +194,7 @@ func (p *nodeClaims) mayShow(name, key string) error {
 		return fmt.Errorf("looking for other nodes with the WireGuard key: %w", err)
 	}
 	for _, other := range others {
-		its, err := base64.StdEncoding.DecodeString(other.Annotations[cluster.WireGuardAnnotation])
+		its, err := base64.StdEncoding.DecodeString(other.Annotations[clusterconfig.WireGuardAnnotation])
 		if err == nil && other.Name != name && bytes.Equal(raw, its) {
 			return fmt.Errorf("the WireGuard key is that of the node %s. A machine that had that name keeps its key: delete the Node", other.Name)
 		}

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	core "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
@@ -60,7 +60,7 @@ func TestNodeClaims(t *testing.T) {
 	admin, node := clientOf(t, r.admin()).CoreV1().Nodes(), clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
 	const key, sameKey, otherKey = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQF=", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
 	withKey := func(n *corev1.Node, key string) *corev1.Node {
-		metav1.SetMetaDataAnnotation(&n.ObjectMeta, cluster.WireGuardAnnotation, key)
+		metav1.SetMetaDataAnnotation(&n.ObjectMeta, clusterconfig.WireGuardAnnotation, key)
 		return n
 	}
 	if _, err := admin.Create(t.Context(), withKey(nodeAt("two", "192.0.2.2"), key), metav1.CreateOptions{}); err != nil {
@@ -76,10 +76,10 @@ func TestNodeClaims(t *testing.T) {
 	ranges := nodeAt("one", "192.0.2.3")
 	ranges.Spec.PodCIDR, ranges.Spec.PodCIDRs = "10.42.1.0/24", []string{"10.42.1.0/24"}
 	posing, held := nodeAt("one", "192.0.2.3"), nodeAt("one", "192.0.2.3")
-	posing.Annotations = map[string]string{cluster.ServerIDAnnotation: "somebody's"}
-	held.Finalizers = []string{cluster.MemberFinalizer}
+	posing.Annotations = map[string]string{clusterconfig.ServerIDAnnotation: "somebody's"}
+	held.Finalizers = []string{clusterconfig.MemberFinalizer}
 	leaving := nodeAt("one", "192.0.2.3")
-	leaving.Annotations = map[string]string{cluster.LeaveAnnotation: "0s"}
+	leaving.Annotations = map[string]string{clusterconfig.LeaveAnnotation: "0s"}
 	inside := func(networks string) *corev1.Node {
 		n := nodeAt("one", "192.0.2.3")
 		n.Annotations = map[string]string{lbholders.NetworksAnnotation: networks}
@@ -142,7 +142,7 @@ func TestNodeClaims(t *testing.T) {
 		return err
 	})
 	fresh := nodeAt("one", "192.0.2.3")
-	fresh.Labels = map[string]string{cluster.OwnAddressesLabel: "true"}
+	fresh.Labels = map[string]string{clusterconfig.OwnAddressesLabel: "true"}
 	fresh.Spec.Taints = []corev1.Taint{{Key: "own", Effect: corev1.TaintEffectNoSchedule}, {Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule}}
 	if made, err := node.Create(t.Context(), fresh, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -162,9 +162,9 @@ func TestNodeClaims(t *testing.T) {
 	refused("a pod network later", "does not choose its own pod network", patch(node, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`))
 	refused("another's address later", "address of the node two", patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.2"}]}}`, "status"))
 	refused("the load balancer's label", "is the administrator's", patch(node, `{"metadata":{"labels":{"coracle.dev/enable-servicelb":"true"}}}`))
-	refused("another's key later", "is that of the node two", patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+sameKey+`"}}}`))
+	refused("another's key later", "is that of the node two", patch(node, `{"metadata":{"annotations":{"`+clusterconfig.WireGuardAnnotation+`":"`+sameKey+`"}}}`))
 	for range 2 { // its own, which it may repeat
-		if err := patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+otherKey+`"}}}`); err != nil {
+		if err := patch(node, `{"metadata":{"annotations":{"`+clusterconfig.WireGuardAnnotation+`":"`+otherKey+`"}}}`); err != nil {
 			t.Errorf("a key of its own: %v", err)
 		}
 	}
@@ -178,7 +178,7 @@ func TestNodeClaims(t *testing.T) {
 	if err := patch(node, leave); err != nil {
 		t.Errorf("a node leaves: %v", err)
 	}
-	if err := patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+cluster.MemberFinalizer+`"]}}`); err != nil {
+	if err := patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+clusterconfig.MemberFinalizer+`"]}}`); err != nil {
 		t.Fatal(err)
 	}
 	refused("a server's node leaves by itself", "by an administrator's order", patch(node, leave))

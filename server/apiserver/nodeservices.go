@@ -15,12 +15,12 @@ import (
 	"k8s.io/apiserver/pkg/warning"
 	core "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // servicesLabels keep the Services of load balancers to the nodes that have one of them.
-var servicesLabels = []string{cluster.LoadBalancerLabel, cluster.K3sLoadBalancerLabel}
+var servicesLabels = []string{clusterconfig.LoadBalancerLabel, clusterconfig.K3sLoadBalancerLabel}
 
 // servicesLabel is one of those labels in which two versions of a Node differ; empty if there is none.
 func servicesLabel(now, old *core.Node) string {

@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	core "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -53,7 +53,7 @@ func TestServicesLabel(t *testing.T) {
 		}
 		return joined, trouble
 	}})
-	for _, label := range []string{cluster.LoadBalancerLabel, cluster.K3sLoadBalancerLabel} {
+	for _, label := range []string{clusterconfig.LoadBalancerLabel, clusterconfig.K3sLoadBalancerLabel} {
 		for what, c := range map[string]struct{ now, old *core.Node }{
 			"added": {labelled(label + "=true"), labelled()}, "changed": {labelled(label + "=true"), labelled(label + "=false")}, "removed": {labelled(), labelled(label + "=true")},
 			"emptied": {labelled(label + "="), labelled()},
@@ -92,7 +92,7 @@ func TestServicesLabel(t *testing.T) {
 		}
 	}
 	trouble = errors.New("the store is away")
-	if err := p.Admit(t.Context(), change(labelled(cluster.LoadBalancerLabel+"=true"), nil, asNode), nil); err == nil {
+	if err := p.Admit(t.Context(), change(labelled(clusterconfig.LoadBalancerLabel+"=true"), nil, asNode), nil); err == nil {
 		t.Error("it is not known when the machine joined, and the label is believed")
 	}
 	if err := p.Admit(t.Context(), change(labelled(), nil, asNode), nil); err != nil {

@@ -22,7 +22,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 	netutils "k8s.io/utils/net"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -31,7 +31,7 @@ const serviceExternalIPsPlugin = "CoracleServiceExternalIPs"
 
 // serviceExternalIPs is the admission plugin that decides who gives a Service an external IP, and which one. Every node and pod sends what
 // is for that address to the Service's pods (CVE-2020-8554), so the right to write Services is not enough: RBAC has to allow the verb
-// "use" of cluster.ExternalIPsResource, in the Service's namespace and with the address as the name. No address is taken that is the
+// "use" of clusterconfig.ExternalIPsResource, in the Service's namespace and with the address as the name. No address is taken that is the
 // cluster's own, and none that another namespace has.
 //
 // The plugin judges what a write adds. A Service keeps what it has.
@@ -120,8 +120,8 @@ func (p *serviceExternalIPs) Validate(ctx context.Context, a admission.Attribute
 // authorize asks RBAC whether the user may give the namespace's Services an external IP.
 func (p *serviceExternalIPs) authorize(ctx context.Context, a admission.Attributes, ip netip.Addr) error {
 	decision, _, err := p.authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: a.GetUserInfo(), Verb: cluster.ExternalIPsVerb, Namespace: a.GetNamespace(), Name: ip.String(),
-		APIGroup: cluster.ExternalIPsGroup, APIVersion: "*", Resource: cluster.ExternalIPsResource, ResourceRequest: true,
+		User: a.GetUserInfo(), Verb: clusterconfig.ExternalIPsVerb, Namespace: a.GetNamespace(), Name: ip.String(),
+		APIGroup: clusterconfig.ExternalIPsGroup, APIVersion: "*", Resource: clusterconfig.ExternalIPsResource, ResourceRequest: true,
 	})
 	if decision == authorizer.DecisionAllow {
 		return nil
@@ -129,7 +129,7 @@ func (p *serviceExternalIPs) authorize(ctx context.Context, a admission.Attribut
 	name := a.GetUserInfo().GetName()
 	refused := fmt.Errorf("%q may not give a Service the external IP %s, since all nodes and pods would send to its pods what is for that address; nothing was changed. "+
 		"An administrator allows it in this namespace: kubectl create rolebinding external-ips -n %s --clusterrole=%s --user=%q",
-		name, ip, a.GetNamespace(), cluster.ExternalIPsRole, name)
+		name, ip, a.GetNamespace(), clusterconfig.ExternalIPsRole, name)
 	if err != nil {
 		return fmt.Errorf("%w (authorizer: %w)", refused, err)
 	}

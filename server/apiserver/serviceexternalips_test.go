@@ -23,7 +23,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	core "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -115,7 +115,7 @@ func TestExternalIPsNeedPermission(t *testing.T) {
 	} {
 		err := p.Validate(t.Context(), writeOf(c.who, c.now, c.old, ""), nil)
 		if c.refused == "" && err != nil || c.refused != "" && (err == nil || !strings.Contains(err.Error(), `"jane" may not give a Service the external IP `+c.refused+",") ||
-			!strings.Contains(err.Error(), "kubectl create rolebinding external-ips -n "+c.now.Namespace+" --clusterrole="+cluster.ExternalIPsRole+` --user="jane"`)) {
+			!strings.Contains(err.Error(), "kubectl create rolebinding external-ips -n "+c.now.Namespace+" --clusterrole="+clusterconfig.ExternalIPsRole+` --user="jane"`)) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -282,12 +282,12 @@ func TestExternalIPsOfTheAPI(t *testing.T) {
 		})
 	}
 	refused("she may give none", `"jane" may not give a Service the external IP 203.0.113.7`)
-	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: cluster.ExternalIPsRole}, Rules: []rbacv1.PolicyRule{{
-		Verbs: []string{cluster.ExternalIPsVerb}, APIGroups: []string{cluster.ExternalIPsGroup}, Resources: []string{cluster.ExternalIPsResource}}}}
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.ExternalIPsRole}, Rules: []rbacv1.PolicyRule{{
+		Verbs: []string{clusterconfig.ExternalIPsVerb}, APIGroups: []string{clusterconfig.ExternalIPsGroup}, Resources: []string{clusterconfig.ExternalIPsResource}}}}
 	if _, err := admin.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	bind(t, admin, cluster.ExternalIPsRole)
+	bind(t, admin, clusterconfig.ExternalIPsRole)
 	refused("she may not have another namespace's", "a Service of another namespace has the external IP 203.0.113.7 with port 443/TCP")
 	young.Spec.ExternalIPs = nil
 	if _, err := admin.CoreV1().Services("default").Update(t.Context(), young, metav1.UpdateOptions{}); err != nil {

@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 )
@@ -47,7 +47,7 @@ func (r *running) asNetwork(t testing.TB) *kubernetes.Clientset {
 func testSettings(t *testing.T, s *running) {
 	admin := client(t, s.admin())
 	eventually(t, "the cluster's own objects", func() error {
-		return bootstrap.Apply(t.Context(), bootstrap.Options{Client: admin, ClusterDNS: net.IPv4(10, 43, 0, 10), NetworkBackend: cluster.NetworkVXLAN})
+		return bootstrap.Apply(t.Context(), bootstrap.Options{Client: admin, ClusterDNS: net.IPv4(10, 43, 0, 10), NetworkBackend: clusterconfig.NetworkVXLAN})
 	})
 	network := s.asNetwork(t)
 	ask := func(c *kubernetes.Clientset, names ...string) error {
@@ -194,11 +194,11 @@ func settingsServer(b *testing.B, how string) (*running, []string) {
 		b.Fatal(err)
 	}
 	eventually(b, "the cluster's own objects", func() error {
-		return bootstrap.Apply(b.Context(), bootstrap.Options{Client: admin, NetworkBackend: cluster.NetworkVXLAN})
+		return bootstrap.Apply(b.Context(), bootstrap.Options{Client: admin, NetworkBackend: clusterconfig.NetworkVXLAN})
 	})
 	network := r.asNetwork(b)
 	eventually(b, "the right to read", func() error {
-		_, err := network.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(b.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
+		_, err := network.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(b.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
 		return err
 	})
 	if how == "together" {
@@ -233,7 +233,7 @@ func BenchmarkSettingsNews(b *testing.B) {
 			}
 			heard := make(chan string)
 			running.Go(func() {
-				setting.Key(ctx, follower, cluster.BackendConfigMap, cluster.BackendData, func(text string) {
+				setting.Key(ctx, follower, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
 					select {
 					case heard <- text:
 					case <-ctx.Done():
@@ -243,8 +243,8 @@ func BenchmarkSettingsNews(b *testing.B) {
 			<-heard
 			maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 			for i := 0; b.Loop(); i++ {
-				patch := fmt.Sprintf(`{"data": {%q: "%d"}}`, cluster.BackendData, i)
-				if _, err := maps.Patch(ctx, cluster.BackendConfigMap, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+				patch := fmt.Sprintf(`{"data": {%q: "%d"}}`, clusterconfig.BackendData, i)
+				if _, err := maps.Patch(ctx, clusterconfig.BackendConfigMap, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 					b.Fatal(err)
 				}
 				for <-heard != fmt.Sprint(i) {

@@ -24,7 +24,7 @@ import (
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -50,7 +50,7 @@ type Options struct {
 	NoLocalStorage bool
 	// NoIngress says that the packaged ingress is disabled.
 	NoIngress bool
-	// NetworkBackend is what the cluster begins with, one of cluster.NetworkBackends.
+	// NetworkBackend is what the cluster begins with, one of clusterconfig.NetworkBackends.
 	NetworkBackend string
 	// LastBackend is what the cluster has said since, as far as this server heard; empty where it has said nothing.
 	LastBackend string
@@ -153,9 +153,9 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 // applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no other role, since
 // whoever has it answers for addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(cluster.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(cluster.ExternalIPsGroup).WithResources(cluster.ExternalIPsResource).WithVerbs(cluster.ExternalIPsVerb)), force())
-	return wrap("ClusterRole", cluster.ExternalIPsRole, err)
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
+	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 
 // metricsRole has metrics-server's own name.
@@ -184,10 +184,10 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 // says it, but that the pod network is another plugin's (none), or is not any more: this is said by the flag of a server that is alone.
 func beginBackend(ctx context.Context, o Options) error {
 	maps := o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	have, err := maps.Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	have, err := maps.Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	missing := apierrors.IsNotFound(err)
-	if err != nil && !missing || err == nil && (have.Data[cluster.BackendData] == cluster.NetworkNone) == (o.NetworkBackend == cluster.NetworkNone) {
-		return wrap("ConfigMap", cluster.BackendConfigMap, err)
+	if err != nil && !missing || err == nil && (have.Data[clusterconfig.BackendData] == clusterconfig.NetworkNone) == (o.NetworkBackend == clusterconfig.NetworkNone) {
+		return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
 	}
 	backend, err := presentBackend(ctx, o)
 	if err != nil {
@@ -195,23 +195,23 @@ func beginBackend(ctx context.Context, o Options) error {
 	}
 	if missing {
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{managedBy: manager}},
-			Data:       map[string]string{cluster.BackendData: backend},
+			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{managedBy: manager}},
+			Data:       map[string]string{clusterconfig.BackendData: backend},
 		}, metav1.CreateOptions{FieldManager: manager})
 		if apierrors.IsAlreadyExists(err) { // of another server that starts
 			err = nil
 		}
 	} else {
-		have.Data = map[string]string{cluster.BackendData: backend}
+		have.Data = map[string]string{clusterconfig.BackendData: backend}
 		_, err = maps.Update(ctx, have, metav1.UpdateOptions{FieldManager: manager})
 	}
-	return wrap("ConfigMap", cluster.BackendConfigMap, err)
+	return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
 }
 
 // presentBackend is what the cluster has, as well as can be known without the ConfigMap: what all Nodes say, or else what this server heard last, which was off or
 // not reached when that changed. Where it has heard nothing the Nodes do not count: what they say may be from before another plugin had the pod network.
 func presentBackend(ctx context.Context, o Options) (string, error) {
-	if o.NetworkBackend == cluster.NetworkNone || o.LastBackend == "" {
+	if o.NetworkBackend == clusterconfig.NetworkNone || o.LastBackend == "" {
 		return o.NetworkBackend, nil
 	}
 	nodes, err := o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -221,9 +221,9 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	if len(nodes.Items) == 0 {
 		return o.LastBackend, nil
 	}
-	said := nodes.Items[0].Annotations[cluster.BackendAnnotation]
-	differs := func(n corev1.Node) bool { return n.Annotations[cluster.BackendAnnotation] != said }
-	if !slices.Contains(cluster.RunningBackends(), said) || slices.ContainsFunc(nodes.Items, differs) {
+	said := nodes.Items[0].Annotations[clusterconfig.BackendAnnotation]
+	differs := func(n corev1.Node) bool { return n.Annotations[clusterconfig.BackendAnnotation] != said }
+	if !slices.Contains(clusterconfig.RunningBackends(), said) || slices.ContainsFunc(nodes.Items, differs) {
 		return o.LastBackend, nil
 	}
 	return said, nil

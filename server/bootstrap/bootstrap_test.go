@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -66,7 +66,7 @@ func TestApply(t *testing.T) {
 	if err != nil || len(some.Rules) != 1 || !slices.Equal(some.Rules[0].ResourceNames, []string{"network-backend.coracle", "vip.coracle", "load-balancer.coracle", "coredns-custom"}) {
 		t.Errorf("%+v, %v", some, err)
 	}
-	allows, err := c.RbacV1().ClusterRoles().Get(ctx, cluster.ExternalIPsRole, metav1.GetOptions{})
+	allows, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.ExternalIPsRole, metav1.GetOptions{})
 	if err != nil || len(allows.Rules) != 1 || !slices.Equal(allows.Rules[0].Resources, []string{"serviceexternalips"}) || !slices.Equal(allows.Rules[0].Verbs, []string{"use"}) ||
 		slices.ContainsFunc(slices.Collect(maps.Keys(allows.Labels)), func(l string) bool { return strings.Contains(l, "aggregate") }) {
 		t.Errorf("%+v, %v", allows, err)
@@ -255,11 +255,11 @@ func TestBackendBegins(t *testing.T) {
 		{"vxlan", "", "vxlan"}, {"host-gw", "", "vxlan"}, {"vxlan", "wireguard", "wireguard"}, {"none", "", "none"}, {"none", "", "none"}, {"host-gw", "", "host-gw"},
 	} {
 		if step.set != "" {
-			m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
+			m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.Data[cluster.BackendData] = step.set
+			m.Data[clusterconfig.BackendData] = step.set
 			if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
 				t.Fatal(err)
 			}
@@ -267,7 +267,7 @@ func TestBackendBegins(t *testing.T) {
 		if err := Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NetworkBackend: step.own}); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[cluster.BackendData] != step.want {
+		if m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[clusterconfig.BackendData] != step.want {
 			t.Errorf("%+v: got %v, %v", step, m, err)
 		}
 	}
@@ -301,7 +301,7 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 			api := fake.NewClientset()
 			maps := api.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 			if c.said != "" {
-				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap}, Data: map[string]string{cluster.BackendData: c.said}}
+				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap}, Data: map[string]string{clusterconfig.BackendData: c.said}}
 				if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
@@ -309,7 +309,7 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 			for i, says := range c.nodes {
 				n := node(string(rune('a'+i)), "1", "192.0.2.1")
 				if says != "" {
-					n.Annotations = map[string]string{cluster.BackendAnnotation: says}
+					n.Annotations = map[string]string{clusterconfig.BackendAnnotation: says}
 				}
 				if _, err := api.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
@@ -318,7 +318,7 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 			if err := Apply(t.Context(), Options{Client: api, ClusterDNS: dns, NetworkBackend: c.own, LastBackend: c.last}); err != nil {
 				t.Fatal(err)
 			}
-			if m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[cluster.BackendData] != c.want {
+			if m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[clusterconfig.BackendData] != c.want {
 				t.Errorf("got %v, %v, want %s", m, err, c.want)
 			}
 		})

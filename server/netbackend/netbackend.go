@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster runs (docs/adr/0112). The
-// ConfigMap cluster.BackendConfigMap says it; a file in the server's folder has a copy, so that the server knows it when it starts, with or without a node
+// ConfigMap clusterconfig.BackendConfigMap says it; a file in the server's folder has a copy, so that the server knows it when it starts, with or without a node
 // beside it. It never writes the ConfigMap.
 package netbackend
 
@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -28,7 +28,7 @@ const part = "network back end"
 type Options struct {
 	// Dir is the server's folder.
 	Dir string
-	// Own is what the server starts with, one of cluster.NetworkBackends.
+	// Own is what the server starts with, one of clusterconfig.NetworkBackends.
 	Own string
 	// Flag is what the server was given as --network-backend; empty where it was given nothing.
 	Flag string
@@ -47,8 +47,8 @@ type Keeper struct {
 
 // New makes one that knows nothing yet. Where the pod network is another plugin's it forgets what an earlier run kept.
 func New(o Options) (*Keeper, error) {
-	if o.Own == cluster.NetworkNone {
-		if err := cluster.WriteBackend(o.Dir, o.Own); err != nil {
+	if o.Own == clusterconfig.NetworkNone {
+		if err := clusterconfig.WriteBackend(o.Dir, o.Own); err != nil {
 			return nil, err
 		}
 	}
@@ -61,19 +61,19 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
-	setting.Key(ctx, setting.Each{Client: client}, cluster.BackendConfigMap, cluster.BackendData, k.take)
+	setting.Key(ctx, setting.Each{Client: client}, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
 	return nil
 }
 
 // take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing here, as they do on nodes.
 func (k *Keeper) take(said string) {
-	if k.o.Own == cluster.NetworkNone || !slices.Contains(cluster.RunningBackends(), said) {
+	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), said) {
 		return
 	}
 	k.mu.Lock()
 	k.present = said
 	k.mu.Unlock()
-	if err := cluster.WriteBackend(k.o.Dir, said); err != nil {
+	if err := clusterconfig.WriteBackend(k.o.Dir, said); err != nil {
 		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or at the next start", "error", err)
 	}
 	trouble := ""
@@ -101,21 +101,21 @@ func (k *Keeper) say(trouble string) {
 
 // Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod network is another plugin's.
 func (k *Keeper) Last() string {
-	if k == nil || k.o.Own == cluster.NetworkNone {
+	if k == nil || k.o.Own == clusterconfig.NetworkNone {
 		return ""
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return cmp.Or(k.present, cluster.ReadBackend(k.o.Dir))
+	return cmp.Or(k.present, clusterconfig.ReadBackend(k.o.Dir))
 }
 
 // ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing) and the server was started with own. What makes no
 // sense is told to nobody: the cluster's nodes stay with what it said before.
 func (k *Keeper) ToldTo(own, said string) string {
 	switch {
-	case own == cluster.NetworkNone:
+	case own == clusterconfig.NetworkNone:
 		return own
-	case slices.Contains(cluster.RunningBackends(), said):
+	case slices.Contains(clusterconfig.RunningBackends(), said):
 		return said
 	case k == nil:
 		return own

@@ -8,14 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines that join where the ConfigMap says nothing that makes sense.
 func TestKeeper(t *testing.T) {
-	const vxlan, hostGW, wireguard, none = cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkNone
+	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for name, c := range map[string]struct {
 		own  string
 		said []string
@@ -42,7 +42,7 @@ func TestKeeper(t *testing.T) {
 			for _, last = range c.said {
 				k.take(last)
 			}
-			if kept := cluster.ReadBackend(dir); kept != c.kept {
+			if kept := clusterconfig.ReadBackend(dir); kept != c.kept {
 				t.Errorf("it keeps %q, want %q", kept, c.kept)
 			}
 			if last := k.Last(); last != c.kept {
@@ -58,22 +58,22 @@ func TestKeeper(t *testing.T) {
 // TestForgetting: a server that gives the pod network to another plugin keeps nothing of before, which it would go by when it takes the network back.
 func TestForgetting(t *testing.T) {
 	dir := t.TempDir()
-	if err := cluster.WriteBackend(dir, cluster.NetworkWireGuard); err != nil {
+	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(Options{Dir: dir, Own: cluster.NetworkNone}); err != nil || cluster.ReadBackend(dir) != "" {
-		t.Errorf("%v, it keeps %q", err, cluster.ReadBackend(dir))
+	if _, err := New(Options{Dir: dir, Own: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {
+		t.Errorf("%v, it keeps %q", err, clusterconfig.ReadBackend(dir))
 	}
 }
 
 // TestLastOfEarlierRun: a server that starts knows what the cluster said last before it hears it again.
 func TestLastOfEarlierRun(t *testing.T) {
 	dir := t.TempDir()
-	if err := cluster.WriteBackend(dir, cluster.NetworkWireGuard); err != nil {
+	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
 		t.Fatal(err)
 	}
-	k, err := New(Options{Dir: dir, Own: cluster.NetworkVXLAN})
-	if err != nil || k.Last() != cluster.NetworkWireGuard {
+	k, err := New(Options{Dir: dir, Own: clusterconfig.NetworkVXLAN})
+	if err != nil || k.Last() != clusterconfig.NetworkWireGuard {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
 	var nobody *Keeper
@@ -86,16 +86,16 @@ func TestLastOfEarlierRun(t *testing.T) {
 func TestFlagOfBefore(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)
-	k, err := New(Options{Dir: t.TempDir(), Own: cluster.NetworkVXLAN, Flag: cluster.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	k, err := New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.take(cluster.NetworkVXLAN)
+	k.take(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) > 0 || log.String() != "" {
 		t.Errorf("it says %v, %s", c, log.String())
 	}
 	for range 2 {
-		k.take(cluster.NetworkWireGuard)
+		k.take(clusterconfig.NetworkWireGuard)
 		c := board.Components()
 		if len(c) != 1 || c[0].State != status.Degraded || !strings.Contains(c[0].Message, `this server was given "vxlan", and the cluster has "wireguard" now`) {
 			t.Errorf("it says %v", c)
@@ -104,7 +104,7 @@ func TestFlagOfBefore(t *testing.T) {
 			t.Errorf("it logs it %d times", n)
 		}
 	}
-	k.take(cluster.NetworkVXLAN)
+	k.take(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) != 1 || c[0].State != status.Running || c[0].Message != "" {
 		t.Errorf("it says %v", c)
 	}

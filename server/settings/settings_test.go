@@ -28,7 +28,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -150,24 +150,24 @@ func (s *stream) hears(want string) {
 // TestStream: it begins with all that is asked for, also what is not there, and goes on with each change.
 func TestStream(t *testing.T) {
 	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
-	s := b.open(setting.DNS, cluster.VIPConfigMap)
+	s := b.open(setting.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[a.override:x] false")
 	s.hears("vip.coracle map[] true")
 	b.watching()
 	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	if _, err := maps.Create(t.Context(), configMap(cluster.VIPConfigMap, nil), metav1.CreateOptions{}); err != nil {
+	if _, err := maps.Create(t.Context(), configMap(clusterconfig.VIPConfigMap, nil), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.hears("vip.coracle map[] false")
-	if _, err := maps.Create(t.Context(), configMap(cluster.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}); err != nil {
+	if _, err := maps.Create(t.Context(), configMap(clusterconfig.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := maps.Delete(t.Context(), setting.DNS, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.hears("coredns-custom map[] true") // and nothing of what it has not asked for
-	late := b.open(cluster.BackendConfigMap)
-	late.hears(cluster.BackendConfigMap + " map[b:c] false")
+	late := b.open(clusterconfig.BackendConfigMap)
+	late.hears(clusterconfig.BackendConfigMap + " map[b:c] false")
 }
 
 // TestWhoMayHear: each ConfigMap is asked for as a watch of it, one that is refused refuses all, and there is nothing but those that all nodes follow.
@@ -203,7 +203,7 @@ func TestWhoMayHear(t *testing.T) {
 	if b.reads.Load() != 0 {
 		t.Error("the store was asked for who may hear nothing")
 	}
-	b.open(cluster.VIPConfigMap, cluster.BackendConfigMap)
+	b.open(clusterconfig.VIPConfigMap, clusterconfig.BackendConfigMap)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, a := range b.asked {
@@ -211,7 +211,7 @@ func TestWhoMayHear(t *testing.T) {
 			t.Errorf("asked whether %+v", a)
 		}
 	}
-	if !slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == cluster.BackendConfigMap }) {
+	if !slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == clusterconfig.BackendConfigMap }) {
 		t.Error("nobody was asked who may watch the back end")
 	}
 }
@@ -219,7 +219,7 @@ func TestWhoMayHear(t *testing.T) {
 // TestNoMajority: a stream begins with what the store says after it was asked for, or not at all. One that has begun stays.
 func TestNoMajority(t *testing.T) {
 	b := newBed(t)
-	s := b.open(cluster.VIPConfigMap)
+	s := b.open(clusterconfig.VIPConfigMap)
 	s.hears("vip.coracle map[] true")
 	b.watching()
 	b.fails.Store(true)
@@ -228,7 +228,7 @@ func TestNoMajority(t *testing.T) {
 	if err := b.fresh(begin); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without a majority: %v", err)
 	}
-	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
+	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	b.fails.Store(false)
@@ -238,14 +238,14 @@ func TestNoMajority(t *testing.T) {
 // TestOneCannotBeRead: streams go on with the others, whatever is the matter with one.
 func TestOneCannotBeRead(t *testing.T) {
 	b := newBed(t)
-	s := b.open(setting.DNS, cluster.VIPConfigMap)
+	s := b.open(setting.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[] true")
 	s.hears("vip.coracle map[] true")
 	b.watching()
 	b.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		return a.(clienttesting.GetAction).GetName() == setting.DNS, nil, errors.New("no key decrypts it")
 	})
-	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
+	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.hears("vip.coracle map[a:1] false")
@@ -253,14 +253,14 @@ func TestOneCannotBeRead(t *testing.T) {
 
 // TestManyStreams: nodes that come at the same time share what is read.
 func TestManyStreams(t *testing.T) {
-	b := newBed(t, configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}))
+	b := newBed(t, configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}))
 	b.gate = make(chan struct{})
 	var coming sync.WaitGroup
 	var came atomic.Int32
 	for range 200 {
 		coming.Go(func() {
 			came.Add(1)
-			answer, err := http.Get(b.url + setting.Path + "?name=" + cluster.VIPConfigMap)
+			answer, err := http.Get(b.url + setting.Path + "?name=" + clusterconfig.VIPConfigMap)
 			if err != nil {
 				t.Error(err)
 				return
@@ -282,7 +282,7 @@ func TestManyStreams(t *testing.T) {
 func TestStreamsEnd(t *testing.T) {
 	b := newBed(t)
 	b.lasts = func() time.Duration { return time.Millisecond }
-	answer, err := http.Get(b.url + setting.Path + "?name=" + cluster.VIPConfigMap)
+	answer, err := http.Get(b.url + setting.Path + "?name=" + clusterconfig.VIPConfigMap)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
@@ -26,12 +26,12 @@ func TestBetween(t *testing.T) {
 	a, b := one.nodes[0].pod("a"), one.nodes[0].pod("b")
 	names, routes = append(names, "one node"), append(routes, route{from: a, to: b.ip, sink: serve(t, b)})
 
-	for _, backend := range []string{cluster.NetworkHostGateway, cluster.NetworkVXLAN, cluster.NetworkWireGuard} {
+	for _, backend := range []string{clusterconfig.NetworkHostGateway, clusterconfig.NetworkVXLAN, clusterconfig.NetworkWireGuard} {
 		s := newSite(t, backend[:2], 2, func(c *nodeConfig) { c.Backend = backend })
 		a, b := s.nodes[0].pod("a"), s.nodes[1].pod("b")
 		r := route{from: a, to: b.ip, sink: serve(t, b)}
 		name := "two nodes, " + backend
-		if backend == cluster.NetworkWireGuard {
+		if backend == clusterconfig.NetworkWireGuard {
 			r.through = []*process{s.nodes[0].process, s.nodes[1].process}
 			if !kernelWireGuard(s.nodes[0]) {
 				name += " (wireguard-go: this kernel has none)"

@@ -21,7 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/watchapi"
@@ -125,7 +125,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 		n.process = startNode(t, n.ns, n.c)
 		if n.key != "" {
 			o := n.object.DeepCopy()
-			o.Annotations = map[string]string{cluster.WireGuardAnnotation: n.key}
+			o.Annotations = map[string]string{clusterconfig.WireGuardAnnotation: n.key}
 			s.api.Put(o)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -35,7 +35,7 @@ func (c *bareServer) set(to string) (string, error) {
 }
 
 func (c *bareServer) said() string {
-	out, err := c.s.TryKubectl("get", "configmap", "-n", "kube-system", cluster.BackendConfigMap, "-o", "jsonpath={.data."+cluster.BackendData+"}")
+	out, err := c.s.TryKubectl("get", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap, "-o", "jsonpath={.data."+clusterconfig.BackendData+"}")
 	if err != nil {
 		return err.Error()
 	}
@@ -45,7 +45,7 @@ func (c *bareServer) said() string {
 // all waits until every node goes by the back end: it says so, and has its devices and no other one's.
 func (c *bareServer) all(want string) {
 	c.Helper()
-	devices := map[string]string{cluster.NetworkVXLAN: "coracle-vxlan", cluster.NetworkWireGuard: "coracle-wg"}
+	devices := map[string]string{clusterconfig.NetworkVXLAN: "coracle-vxlan", clusterconfig.NetworkWireGuard: "coracle-wg"}
 	for _, a := range c.nodes {
 		harness.Eventually(c, soon, a.NodeName()+" goes by "+want, func() error {
 			out, err := c.s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.metadata.annotations.coracle\.dev/network-backend}`)
@@ -78,12 +78,12 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.s.WaitAPI()
 	c.join()
 	killed := c.join()
-	c.all(cluster.NetworkVXLAN)
+	c.all(clusterconfig.NetworkVXLAN)
 
 	for _, round := range []struct {
 		to    string
 		hears bool // of the change, before it is killed
-	}{{cluster.NetworkWireGuard, false}, {cluster.NetworkVXLAN, true}, {cluster.NetworkHostGateway, true}} {
+	}{{clusterconfig.NetworkWireGuard, false}, {clusterconfig.NetworkVXLAN, true}, {clusterconfig.NetworkHostGateway, true}} {
 		if !round.hears {
 			killed.Pause()
 		}
@@ -116,10 +116,10 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 		c.all(round.to)
 	}
 
-	const now = cluster.NetworkHostGateway
+	const now = clusterconfig.NetworkHostGateway
 	c.stop()
 	args := c.s.Args
-	c.s.Args = append(append([]string{}, args...), "--network-backend", cluster.NetworkVXLAN)
+	c.s.Args = append(append([]string{}, args...), "--network-backend", clusterconfig.NetworkVXLAN)
 	c.s.Start()
 	if code := c.s.WaitExit(soon); code == 0 {
 		t.Error("a server with another --network-backend starts")
@@ -129,7 +129,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.s.Start()
 	c.s.WaitAPI()
 
-	c.s.Kubectl("delete", "configmap", "-n", "kube-system", cluster.BackendConfigMap)
+	c.s.Kubectl("delete", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap)
 	c.stop()
 	c.s.Start()
 	c.s.WaitAPI()
@@ -141,7 +141,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	})
 	c.all(now)
 
-	c.s.Kubectl("patch", "configmap", "-n", "kube-system", cluster.BackendConfigMap, "--type=merge", "-p", `{"data": {"`+cluster.BackendData+`": "pigeons"}}`)
+	c.s.Kubectl("patch", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap, "--type=merge", "-p", `{"data": {"`+clusterconfig.BackendData+`": "pigeons"}}`)
 	out, err := c.s.Run(c.s.Coracle(), "network-backend", "show", "--data-dir", c.s.DataDir)
 	if err == nil {
 		t.Error("nonsense is shown as the cluster's")
@@ -150,10 +150,10 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	}
 	c.join()
 	c.all(now)
-	if out, err := c.set(cluster.NetworkVXLAN); err != nil {
+	if out, err := c.set(clusterconfig.NetworkVXLAN); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	c.all(cluster.NetworkVXLAN)
+	c.all(clusterconfig.NetworkVXLAN)
 }
 
 func (c *bareServer) stop() {

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -49,7 +49,7 @@ func TestWireGuardBehindRouter(t *testing.T) {
 	site := harness.NewSite(t)
 	machine := site.NewMachine()
 	machine.Readdress("203.0.113.2")
-	s := machine.NewServer("--network-backend", cluster.NetworkWireGuard)
+	s := machine.NewServer("--network-backend", clusterconfig.NetworkWireGuard)
 	s.AddBoxImage()
 	s.Start()
 	s.WaitAPI()
@@ -81,7 +81,7 @@ func TestWireGuardBehindRouter(t *testing.T) {
 	spy := "add table inet spy; add chain inet spy in { type filter hook prerouting priority -400; }"
 	ports := []int{20000, 30000}
 	for _, port := range ports {
-		spy += fmt.Sprintf("; add counter inet spy from%d; add rule inet spy in iifname eth0 ip saddr 203.0.113.3 udp sport %d-%d udp dport %d counter name from%d", port, port, port+99, cluster.WireGuardPort, port)
+		spy += fmt.Sprintf("; add counter inet spy from%d; add rule inet spy in iifname eth0 ip saddr 203.0.113.3 udp sport %d-%d udp dport %d counter name from%d", port, port, port+99, clusterconfig.WireGuardPort, port)
 	}
 	if out, err := machine.NFT(spy); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -36,7 +36,7 @@ func TestNodeBehindNAT(t *testing.T) {
 	a := site.NewMachine().NewAgent(first)
 	for _, s := range servers {
 		site.NoConnecting(s.Machine, a.Machine)
-		site.LoseDatagrams(s.Machine, a.Machine, cluster.VXLANPort, 100) // the pod network would lead round the fault
+		site.LoseDatagrams(s.Machine, a.Machine, clusterconfig.VXLANPort, 100) // the pod network would lead round the fault
 	}
 	a.AddBoxImage()
 	a.Start()

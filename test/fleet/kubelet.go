@@ -18,7 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -92,7 +92,7 @@ func (n *node) register(ctx context.Context) error {
 	if _, err := n.storage.CSINodes().Create(ctx, csi, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("register: %w", err)
 	}
-	annotations := map[string]any{"metadata": map[string]any{"annotations": map[string]string{cluster.BackendAnnotation: cluster.NetworkVXLAN, cluster.UnderlayAnnotation: n.ip.String()}}}
+	annotations := map[string]any{"metadata": map[string]any{"annotations": map[string]string{clusterconfig.BackendAnnotation: clusterconfig.NetworkVXLAN, clusterconfig.UnderlayAnnotation: n.ip.String()}}}
 	if err := n.patchNode(ctx, annotations, types.MergePatchType); err != nil {
 		return err
 	}

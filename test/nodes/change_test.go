@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -18,11 +18,11 @@ import (
 // changes when it starts, and servers with a flag of before refuse to.
 func TestNetworkChanges(t *testing.T) {
 	harness.ByHand(t)
-	m := newMesh(t, 3, cluster.NetworkVXLAN, "eth0")
+	m := newMesh(t, 3, clusterconfig.NetworkVXLAN, "eth0")
 	m.workload()
 	m.everybodyMeets()
-	largest := map[string]int{cluster.NetworkVXLAN: 1450, cluster.NetworkHostGateway: 1500, cluster.NetworkWireGuard: 1440}
-	for _, to := range []string{cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkVXLAN, cluster.NetworkWireGuard, cluster.NetworkHostGateway} {
+	largest := map[string]int{clusterconfig.NetworkVXLAN: 1450, clusterconfig.NetworkHostGateway: 1500, clusterconfig.NetworkWireGuard: 1440}
+	for _, to := range []string{clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkVXLAN, clusterconfig.NetworkWireGuard, clusterconfig.NetworkHostGateway} {
 		m.beat()
 		m.changeBackend(to)
 		gap := m.longestGap()
@@ -36,16 +36,16 @@ func TestNetworkChanges(t *testing.T) {
 
 	const last = 2
 	m.restart(last, func() {
-		if out := m.changeBackend(cluster.NetworkVXLAN); !strings.Contains(out, "change when they start: "+m.nodes[last].NodeName()) {
+		if out := m.changeBackend(clusterconfig.NetworkVXLAN); !strings.Contains(out, "change when they start: "+m.nodes[last].NodeName()) {
 			t.Errorf("of the node that does not run it says %q", out)
 		}
 	})
 	m.everybodyMeets()
 
-	m.changeBackend(cluster.NetworkHostGateway)
+	m.changeBackend(clusterconfig.NetworkHostGateway)
 	m.everybodyMeets()
 	s := m.nodes[0]
-	m.refusesVXLAN(m.site.NewMachine().NewPeer(s, "--disable-agent", "--network-backend", cluster.NetworkVXLAN)) // what s was started with
+	m.refusesVXLAN(m.site.NewMachine().NewPeer(s, "--disable-agent", "--network-backend", clusterconfig.NetworkVXLAN)) // what s was started with
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}

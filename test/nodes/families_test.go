@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -73,18 +73,18 @@ func (m *mesh) addresses(i int) []string {
 // large as there is room for, and these come in no other way than the back end's. vxlan has others: most scenarios have IPv4 alone, and TestFaultsOfIPv6 has IPv6 alone.
 func TestNetworkOfOneFamily(t *testing.T) {
 	room := map[families]map[string]int{
-		four: {cluster.NetworkHostGateway: 1500, cluster.NetworkWireGuard: 1440},
-		six:  {cluster.NetworkHostGateway: 1500, cluster.NetworkWireGuard: 1420},
+		four: {clusterconfig.NetworkHostGateway: 1500, clusterconfig.NetworkWireGuard: 1440},
+		six:  {clusterconfig.NetworkHostGateway: 1500, clusterconfig.NetworkWireGuard: 1420},
 	}
 	for _, c := range []struct {
 		families
 		begins, changes string
 		short           bool // it is tried at the short length, too
 	}{
-		{four, cluster.NetworkHostGateway, cluster.NetworkWireGuard, true},
-		{six, cluster.NetworkWireGuard, cluster.NetworkHostGateway, true},
-		{four, cluster.NetworkWireGuard, cluster.NetworkHostGateway, false},
-		{six, cluster.NetworkHostGateway, cluster.NetworkWireGuard, false},
+		{four, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, true},
+		{six, clusterconfig.NetworkWireGuard, clusterconfig.NetworkHostGateway, true},
+		{four, clusterconfig.NetworkWireGuard, clusterconfig.NetworkHostGateway, false},
+		{six, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, false},
 	} {
 		if !c.short && !whole {
 			continue

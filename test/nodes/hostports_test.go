@@ -47,7 +47,7 @@ func listeners(m *harness.Server) []string {
 	return strings.Fields(out)
 }
 
-// ownLoopback is cluster.Loopback as /proc/net/tcp has it.
+// ownLoopback is clusterconfig.Loopback as /proc/net/tcp has it.
 const ownLoopback = "524F437F:"
 
 // reservedListeners wants all listeners that a machine's programs reach at loopback to be out of the reach of host ports.

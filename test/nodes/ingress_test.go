@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -120,7 +120,7 @@ func (m *mesh) policiesOfIngress() {
 	var sources []netip.Addr // of both families, node by node
 	for i := range m.nodes {
 		for _, text := range strings.Fields(s.Insists("get", "node", m.nodes[i].NodeName(), "-o", "jsonpath={.spec.podCIDRs[*]}")) {
-			sources = append(sources, cluster.IngressSource(netip.MustParsePrefix(text)))
+			sources = append(sources, clusterconfig.IngressSource(netip.MustParsePrefix(text)))
 		}
 	}
 	meet("a pod that admits ingress-nginx is reached from all nodes", func(i int, answer string) bool {

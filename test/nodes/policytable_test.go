@@ -25,7 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/policymodel"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -46,7 +46,7 @@ type policyTable struct {
 // force the way may change. Of the listed policies chance picks some, and all are tried at the whole length.
 func TestNetworkPolicyTable(t *testing.T) {
 	p := newPolicyTable(t)
-	for i, backend := range []string{cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard} {
+	for i, backend := range []string{clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard} {
 		if i > 0 {
 			p.changeBackend(backend)
 			p.holds(backend+", with the policies of before", p.sample(p.model, 12))
@@ -82,7 +82,7 @@ func TestNetworkPolicyTable(t *testing.T) {
 
 func newPolicyTable(t *testing.T) *policyTable {
 	seed := testenv.Seed(t)
-	m := newMesh(t, 2, cluster.NetworkVXLAN, "eth0")
+	m := newMesh(t, 2, clusterconfig.NetworkVXLAN, "eth0")
 	p := &policyTable{mesh: m, model: policymodel.Model{Namespaces: policymodel.Namespaces(), Pods: map[netip.Addr]*corev1.Pod{}}, rand: rand.New(rand.NewPCG(seed, 0))}
 	p.generator.Rand = p.rand
 	var manifest strings.Builder

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -42,14 +42,14 @@ func TestNetworkWireGuard(t *testing.T) {
 	m.publicKey(i, before)
 	m.throughTheTunnel("after its key changed", i)
 
-	m.came(cluster.NetworkWireGuard)
+	m.came(clusterconfig.NetworkWireGuard)
 }
 
 // came: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it, and in no other way.
 func (m *mesh) came(backend string) {
 	m.Helper()
 	for j := range m.nodes {
-		for counter, wanted := range map[string]bool{"plain": backend == cluster.NetworkHostGateway, "sealed": backend == cluster.NetworkWireGuard} {
+		for counter, wanted := range map[string]bool{"plain": backend == clusterconfig.NetworkHostGateway, "sealed": backend == clusterconfig.NetworkWireGuard} {
 			if out := m.nft(j, "list", "counter", "inet", "spy", counter); strings.Contains(out, "packets 0 ") == wanted {
 				m.Errorf("with %s the packets that came to node %d are %s", backend, j, out)
 			}

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -54,7 +54,7 @@ func (a *App) backendCommand() *cobra.Command {
 }
 
 func (a *App) backendSetCommand() *cobra.Command {
-	names := cluster.RunningBackends()
+	names := clusterconfig.RunningBackends()
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change the cluster's network back end", Args: cobra.ExactArgs(1), ValidArgs: names,
 		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") + `. Pods go on, and keep their addresses. Until the last node has
@@ -90,9 +90,9 @@ changes when it starts. A server that is started with another --network-backend 
 }
 
 func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {
-	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command", metav1.NamespaceSystem, cluster.BackendConfigMap)
+		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command", metav1.NamespaceSystem, clusterconfig.BackendConfigMap)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking for the network back end: %w", err)
@@ -106,10 +106,10 @@ func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	name := m.Data[cluster.BackendData]
-	if !slices.Contains(cluster.NetworkBackends, name) {
+	name := m.Data[clusterconfig.BackendData]
+	if !slices.Contains(clusterconfig.NetworkBackends, name) {
 		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes stay with what they have. Write it with: coracle network-backend set NAME",
-			metav1.NamespaceSystem, cluster.BackendConfigMap, name)
+			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, name)
 	}
 	return name, nil
 }
@@ -120,10 +120,10 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	if err != nil {
 		return "", err
 	}
-	switch before = m.Data[cluster.BackendData]; before {
+	switch before = m.Data[clusterconfig.BackendData]; before {
 	case name:
 		return before, nil
-	case cluster.NetworkNone:
+	case clusterconfig.NetworkNone:
 		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -136,7 +136,7 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	if err := portFree(ctx, c, name); err != nil {
 		return before, err
 	}
-	m.Data = map[string]string{cluster.BackendData: name}
+	m.Data = map[string]string{clusterconfig.BackendData: name}
 	_, err = c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{})
 	switch {
 	case apierrors.IsConflict(err):
@@ -152,7 +152,7 @@ func allCanChange(nodes []corev1.Node, name string) error {
 	var old []string
 	var all []*corev1.Node
 	for i := range nodes {
-		if nodes[i].Annotations[cluster.BackendAnnotation] == "" {
+		if nodes[i].Annotations[clusterconfig.BackendAnnotation] == "" {
 			old = append(old, nodes[i].Name)
 		}
 		all = append(all, &nodes[i])
@@ -161,7 +161,7 @@ func allCanChange(nodes []corev1.Node, name string) error {
 		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for long enough: update and start it there, or delete the Nodes if they are gone",
 			strings.Join(old, ", "))
 	}
-	if name != cluster.NetworkHostGateway {
+	if name != clusterconfig.NetworkHostGateway {
 		return nil
 	}
 	apart := cni.Apart(all)
@@ -178,7 +178,7 @@ func allCanChange(nodes []corev1.Node, name string) error {
 // portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes would go there. New pods do not get the port of the
 // back end that there is (cni).
 func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
-	port := cluster.TunnelPort(name)
+	port := clusterconfig.TunnelPort(name)
 	if port == 0 {
 		return nil
 	}
@@ -220,8 +220,8 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	var asking, replaced error
 	err = wait.PollUntilContextTimeout(ctx, backendLook, most, true, func(ctx context.Context) (bool, error) {
 		m, err := presentBackend(ctx, c)
-		if err == nil && m.Data[cluster.BackendData] != name {
-			replaced = fmt.Errorf("somebody else has changed the cluster's network back end to %q meanwhile, which counts", m.Data[cluster.BackendData])
+		if err == nil && m.Data[clusterconfig.BackendData] != name {
+			replaced = fmt.Errorf("somebody else has changed the cluster's network back end to %q meanwhile, which counts", m.Data[clusterconfig.BackendData])
 			return false, replaced
 		}
 		var nodes *corev1.NodeList
@@ -240,7 +240,7 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 		late, off = nil, nil
 		for i := range nodes.Items {
 			switch n := &nodes.Items[i]; {
-			case n.Annotations[cluster.BackendAnnotation] == name:
+			case n.Annotations[clusterconfig.BackendAnnotation] == name:
 			case slices.ContainsFunc(n.Status.Conditions, isReady):
 				late = append(late, n.Name)
 			default:

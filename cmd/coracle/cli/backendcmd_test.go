@@ -23,38 +23,38 @@ import (
 	"k8s.io/client-go/rest"
 	k8stesting "k8s.io/client-go/testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
 func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}}}
-	n.Annotations = map[string]string{cluster.WireGuardAnnotation: "a key"} // nodes of an older coracle have one with wireguard, too
+	n.Annotations = map[string]string{clusterconfig.WireGuardAnnotation: "a key"} // nodes of an older coracle have one with wireguard, too
 	if has != "" {
-		n.Annotations[cluster.BackendAnnotation] = has
+		n.Annotations[clusterconfig.BackendAnnotation] = has
 	}
 	return n
 }
 
 func says(name string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.BackendData: name},
+		ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.BackendData: name},
 	}
 }
 
 // TestSetBackend: the cluster's back end is changed only where every node can follow.
 func TestSetBackend(t *testing.T) {
-	a := backendNode("a", cluster.NetworkVXLAN, corev1.ConditionTrue)
-	b := backendNode("b", cluster.NetworkVXLAN, corev1.ConditionUnknown)
+	a := backendNode("a", clusterconfig.NetworkVXLAN, corev1.ConditionTrue)
+	b := backendNode("b", clusterconfig.NetworkVXLAN, corev1.ConditionUnknown)
 	old := backendNode("c", "", corev1.ConditionTrue)
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "games"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
-		Ports: []corev1.ContainerPort{{Protocol: corev1.ProtocolUDP, HostPort: cluster.WireGuardPort}},
+		Ports: []corev1.ContainerPort{{Protocol: corev1.ProtocolUDP, HostPort: clusterconfig.WireGuardPort}},
 	}}}}
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "games"}, Spec: corev1.ServiceSpec{
-		Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, NodePort: cluster.WireGuardPort}, {Protocol: corev1.ProtocolUDP, NodePort: cluster.WireGuardPort}},
+		Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, NodePort: clusterconfig.WireGuardPort}, {Protocol: corev1.ProtocolUDP, NodePort: clusterconfig.WireGuardPort}},
 	}}
 	at := func(name string, number int, address string) *corev1.Node {
-		n := backendNode(name, cluster.NetworkVXLAN, corev1.ConditionTrue)
+		n := backendNode(name, clusterconfig.NetworkVXLAN, corev1.ConditionTrue)
 		n.Spec.PodCIDRs = []string{fmt.Sprintf("10.42.%d.0/24", number)}
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
 		n.Annotations[lbholders.NetworksAnnotation] = netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked().String()
@@ -63,7 +63,7 @@ func TestSetBackend(t *testing.T) {
 	conflicting := func(objects ...runtime.Object) *fake.Clientset {
 		c := fake.NewClientset(objects...)
 		c.PrependReactor("update", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
-			return true, nil, apierrors.NewConflict(corev1.Resource("configmaps"), cluster.BackendConfigMap, errors.New("changed"))
+			return true, nil, apierrors.NewConflict(corev1.Resource("configmaps"), clusterconfig.BackendConfigMap, errors.New("changed"))
 		})
 		return c
 	}
@@ -96,8 +96,8 @@ func TestSetBackend(t *testing.T) {
 			if c.err == "" && c.to != "vxlan" && before != "vxlan" && before != "pigeons" {
 				t.Errorf("before it was %q", before)
 			}
-			m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
-			if c.want != "" && (err != nil || m.Data[cluster.BackendData] != c.want) {
+			m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
+			if c.want != "" && (err != nil || m.Data[clusterconfig.BackendData] != c.want) {
 				t.Errorf("the cluster has %v, %v, want %s", m.Data, err, c.want)
 			}
 		})
@@ -151,7 +151,7 @@ func TestShowBackend(t *testing.T) {
 		if err != nil {
 			got = err.Error()
 		}
-		if !strings.Contains(got, want) || (err == nil) != slices.Contains(cluster.NetworkBackends, said) {
+		if !strings.Contains(got, want) || (err == nil) != slices.Contains(clusterconfig.NetworkBackends, said) {
 			t.Errorf("%q: %q, want %q", said, got, want)
 		}
 	}

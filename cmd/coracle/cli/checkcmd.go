@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/preflight"
@@ -75,14 +75,14 @@ func needsOf(c *config.Server) preflight.Needs {
 	}
 	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
 	n.Ports = append(n.Ports, preflight.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
-	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == cluster.NetworkNone && c.DisableKubeProxy)
+	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == clusterconfig.NetworkNone && c.DisableKubeProxy)
 	if c.DisableAgent {
 		return n
 	}
 	if !c.DisableKubeProxy {
 		n.ProxyMode, n.IPVSScheduler, n.Pods = c.Node.ProxyMode, c.Node.IPVSScheduler, c.ClusterCIDRs
 	}
-	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(presentBackendOf(c))
+	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, clusterconfig.TunnelPort(presentBackendOf(c))
 	if n.Firewall.Tunnel > 0 {
 		n.Ports = append(n.Ports, preflight.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
@@ -104,8 +104,8 @@ func needsOf(c *config.Server) preflight.Needs {
 
 // presentBackendOf is the network back end that a server with these settings would have: what its cluster has changed to counts.
 func presentBackendOf(c *config.Server) string {
-	if c.NetworkBackend == cluster.NetworkNone { // it gives the pod network away
-		return cluster.NetworkNone
+	if c.NetworkBackend == clusterconfig.NetworkNone { // it gives the pod network away
+		return clusterconfig.NetworkNone
 	}
 	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.NetworkBackend)
 }

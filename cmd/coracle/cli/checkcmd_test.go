@@ -10,25 +10,25 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // TestCheckKnowsTheBackend: the port between nodes is that of the back end to which the cluster has changed, as the server or the node remembers it, and not the flag's.
 func TestCheckKnowsTheBackend(t *testing.T) {
-	const vxlan, hostGW, wireguard, none = cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkNone
+	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for _, c := range []struct {
 		flag, server, node string // what the server and the node remember; empty for nothing
 		want               int
 	}{
-		{vxlan, "", "", cluster.VXLANPort}, {wireguard, "", "", cluster.WireGuardPort}, {vxlan, wireguard, wireguard, cluster.WireGuardPort},
-		{vxlan, hostGW, hostGW, 0}, {vxlan, "", wireguard, cluster.WireGuardPort}, {wireguard, vxlan, "", cluster.VXLANPort},
-		{vxlan, wireguard, vxlan, cluster.WireGuardPort}, // the node was switched off before the cluster changed
+		{vxlan, "", "", clusterconfig.VXLANPort}, {wireguard, "", "", clusterconfig.WireGuardPort}, {vxlan, wireguard, wireguard, clusterconfig.WireGuardPort},
+		{vxlan, hostGW, hostGW, 0}, {vxlan, "", wireguard, clusterconfig.WireGuardPort}, {wireguard, vxlan, "", clusterconfig.VXLANPort},
+		{vxlan, wireguard, vxlan, clusterconfig.WireGuardPort}, // the node was switched off before the cluster changed
 		{none, "", vxlan, 0},
 	} {
 		s := &config.Server{NetworkBackend: c.flag, Paths: config.Paths{ServerDir: t.TempDir(), AgentDir: t.TempDir()}}
-		if err := errors.Join(cluster.WriteBackend(s.Paths.ServerDir, c.server), os.Mkdir(filepath.Join(s.Paths.AgentDir, "cni"), 0o700),
+		if err := errors.Join(clusterconfig.WriteBackend(s.Paths.ServerDir, c.server), os.Mkdir(filepath.Join(s.Paths.AgentDir, "cni"), 0o700),
 			os.WriteFile(filepath.Join(s.Paths.AgentDir, "cni", "network.json"), []byte(`{"backend": "`+c.node+`"}`), 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -51,12 +51,12 @@ func TestCheckKnowsWhoNeedsNFTables(t *testing.T) {
 		s       config.Server
 		without bool
 	}{
-		{config.Server{NetworkBackend: cluster.NetworkVXLAN}, false},
-		{config.Server{NetworkBackend: cluster.NetworkNone}, false},
-		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableKubeProxy: true}, false},
-		{config.Server{NetworkBackend: cluster.NetworkNone, DisableKubeProxy: true}, true},
-		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableAgent: true}, true},
-		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableAgent: true, VIPs: address}, false},
+		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN}, false},
+		{config.Server{NetworkBackend: clusterconfig.NetworkNone}, false},
+		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableKubeProxy: true}, false},
+		{config.Server{NetworkBackend: clusterconfig.NetworkNone, DisableKubeProxy: true}, true},
+		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableAgent: true}, true},
+		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableAgent: true, VIPs: address}, false},
 	} {
 		if got := needsOf(&c.s).NoNFTables; got != c.without {
 			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: nobody needs them: %t", c.s.NetworkBackend, c.s.DisableKubeProxy, c.s.DisableAgent, c.s.VIPs, got)

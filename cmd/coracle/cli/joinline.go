@@ -15,7 +15,7 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -34,7 +34,7 @@ func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 // machine's own alone is the one that it advertises.
 func ownURL(t *config.Tool) string {
 	host, port := "ADDRESS-OF-THIS-MACHINE", "6443"
-	if vips, _, err := cluster.ReadVIPs(t.Paths.ServerDir); err == nil && len(vips) > 0 {
+	if vips, _, err := clusterconfig.ReadVIPs(t.Paths.ServerDir); err == nil && len(vips) > 0 {
 		host = vips[0].String()
 	} else if data, err := os.ReadFile(filepath.Join(t.Paths.TLSDir, "serving-kube-apiserver.pem")); err == nil {
 		if b, _ := pem.Decode(data); b != nil {

@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // KnownBackend is the network back end that the cluster last told this machine: its server, which may be without a node, or else its node; empty where neither was told one.
 func KnownBackend(serverDir, agentDir string) string {
-	return cmp.Or(cluster.ReadBackend(serverDir), cni.KnownBackend(filepath.Join(agentDir, "cni")))
+	return cmp.Or(clusterconfig.ReadBackend(serverDir), cni.KnownBackend(filepath.Join(agentDir, "cni")))
 }

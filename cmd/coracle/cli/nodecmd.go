@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -70,7 +70,7 @@ a machine that is dead is deleted at once. If the machine is a server, it is tak
 other servers could not go on without it, and done as soon as they can.
 
 The leading server does all of it: an interruption of this command stops nothing. As long as pods are evicted,
-"coracle kubectl annotate node NAME ` + cluster.LeaveAnnotation + `-" takes the order back.`,
+"coracle kubectl annotate node NAME ` + clusterconfig.LeaveAnnotation + `-" takes the order back.`,
 	}
 	flags := addPlaces(cmd)
 	grace := addGrace(cmd)
@@ -96,8 +96,8 @@ func addGrace(cmd *cobra.Command) *time.Duration {
 }
 
 func checkGrace(grace time.Duration) error {
-	if grace < 0 || grace > cluster.MaxLeave {
-		return fmt.Errorf("--grace is %s: it has to be between 0s and %s", grace, cluster.MaxLeave)
+	if grace < 0 || grace > clusterconfig.MaxLeave {
+		return fmt.Errorf("--grace is %s: it has to be between 0s and %s", grace, clusterconfig.MaxLeave)
 	}
 	return nil
 }
@@ -106,7 +106,7 @@ func checkGrace(grace time.Duration) error {
 func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{cluster.LeaveAnnotation: grace.String()}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{clusterconfig.LeaveAnnotation: grace.String()}}})
 	if err != nil {
 		return err
 	}

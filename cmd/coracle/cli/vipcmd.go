@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -28,11 +28,11 @@ on it is the cluster's, and is changed here while the cluster runs.`,
 	flags := addPlaces(show)
 	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.VIPConfigMap, metav1.GetOptions{})
+			m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("asking for the virtual address: %w", err)
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), cmp.Or(m.Data[cluster.VIPData], "none"))
+			fmt.Fprintln(cmd.OutOrStdout(), cmp.Or(m.Data[clusterconfig.VIPData], "none"))
 			return nil
 		})
 	})
@@ -87,15 +87,15 @@ take it out there.`,
 // putVIPs writes the cluster's virtual addresses. The ConfigMap stays when there are none: a server whose flag names some would make it again.
 func putVIPs(ctx context.Context, c kubernetes.Interface, text string) error {
 	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	m, err := maps.Get(ctx, cluster.VIPConfigMap, metav1.GetOptions{})
+	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: cluster.VIPConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
-			Data:       map[string]string{cluster.VIPData: text},
+			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
+			Data:       map[string]string{clusterconfig.VIPData: text},
 		}, metav1.CreateOptions{})
 	case err == nil:
-		m.Data = map[string]string{cluster.VIPData: text}
+		m.Data = map[string]string{clusterconfig.VIPData: text}
 		_, err = maps.Update(ctx, m, metav1.UpdateOptions{})
 	}
 	if err != nil {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cluster holds the settings that all machines of a cluster have to agree on. Servers and agents build on the
+// Package clusterconfig holds the settings that all machines of a cluster have to agree on. Servers and agents build on the
 // same ones; an agent gets them from the server that it joins. It reads no flags and no files.
-package cluster
+package clusterconfig
 
 import (
 	"cmp"
