@@ -12,15 +12,15 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
 // the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, settings setting.Follower, backend string, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,

@@ -20,10 +20,10 @@ import (
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
@@ -50,7 +50,7 @@ type network struct {
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
 	ingress   *ingress.Node // nil when Ingresses are left to somebody else
-	settings  *setting.Together
+	settings  *clustersettings.Together
 	findings  findings
 }
 
@@ -72,7 +72,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n.settings = setting.NewTogether(setting.Options{Client: client, Names: o.settings(), Logger: o.Logger})
+	n.settings = clustersettings.NewTogether(clustersettings.Options{Client: client, Names: o.settings(), Logger: o.Logger})
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
@@ -235,7 +235,7 @@ func (n *network) start(g *group) {
 		run(partPodNetwork, n.pods.Run)
 		g.quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
 		g.quiet("network back end", func(ctx context.Context) error {
-			setting.Key(ctx, n.settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(backend string) {
+			clustersettings.Key(ctx, n.settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(backend string) {
 				if n.services != nil && slices.Contains(clusterconfig.RunningBackends(), backend) {
 					n.services.ReserveTunnel(clusterconfig.TunnelPort(backend))
 				}
@@ -311,7 +311,7 @@ func (o Options) settings() []string {
 		names = append(names, clusterconfig.VIPConfigMap)
 	}
 	if len(o.ClusterDNS) > 0 {
-		names = append(names, setting.DNS)
+		names = append(names, clustersettings.DNS)
 	}
 	return names
 }

@@ -8,13 +8,13 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
 // followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done. Where the cluster says nothing of them
 // nothing is told.
-func followVIPs(ctx context.Context, settings setting.Follower, tell func([]netip.Addr)) {
-	setting.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
+func followVIPs(ctx context.Context, settings clustersettings.Follower, tell func([]netip.Addr)) {
+	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
 }
 
 // parseVIPs leaves out what is no address: the servers say so, and take over nothing then.

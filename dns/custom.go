@@ -19,12 +19,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
 // CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override extend the
 // cluster's server block, those that end in .server are blocks of their own.
-const CustomConfigMap = setting.DNS
+const CustomConfigMap = clustersettings.DNS
 
 const (
 	overrideSuffix, serverSuffix = ".override", ".server"
@@ -244,7 +244,7 @@ func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
 	w := &customWatch{client: o.Client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
-		o.Settings.Follow(ctx, CustomConfigMap, func(d setting.Data) { w.put(d) })
+		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { w.put(d) })
 	}()
 	return w
 }
@@ -252,7 +252,7 @@ func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
 func (w *customWatch) close() { <-w.done }
 
 // put makes the newest content the one that waits. One goroutine calls it at a time.
-func (w *customWatch) put(data setting.Data) {
+func (w *customWatch) put(data clustersettings.Data) {
 	select {
 	case <-w.changes:
 	default:

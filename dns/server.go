@@ -27,8 +27,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -44,7 +44,7 @@ type Options struct {
 	// Client has the network's identity, and is for CustomConfigMap and events about it.
 	Client kubernetes.Interface
 	// Settings follow CustomConfigMap; nil for a watch by Client.
-	Settings setting.Follower
+	Settings clustersettings.Follower
 	// Domain of the cluster; cluster.local when empty.
 	Domain string
 	// ClusterDNS are the addresses of the Service kube-dns: a host that resolves through them must not be asked back.
@@ -84,7 +84,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, errors.New("dns: Addresses, Informers and Client are required")
 	}
 	if o.Settings == nil {
-		o.Settings = setting.Each{Client: o.Client}
+		o.Settings = clustersettings.Each{Client: o.Client}
 	}
 	if o.Domain == "" {
 		o.Domain = "cluster.local"

@@ -24,8 +24,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
-	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
@@ -44,7 +44,7 @@ type Options struct {
 	// Client may read the ConfigMap.
 	Client kubernetes.Interface
 	// Settings say when it changes; nil for a watch by Client.
-	Settings setting.Follower
+	Settings clustersettings.Follower
 	NodeName string
 	// Links lists the machine's interfaces, Announce answers for an address: vip's, and others in tests.
 	Links    func() ([]vip.Link, error)
@@ -85,7 +85,7 @@ func New(o Options) (*Announcer, error) {
 		o.Logger = slog.Default()
 	}
 	if o.Settings == nil {
-		o.Settings = setting.Each{Client: o.Client}
+		o.Settings = clustersettings.Each{Client: o.Client}
 	}
 	if o.Probe == nil {
 		o.Probe = func(context.Context, vip.Place, netip.Addr) error { return nil }
@@ -105,11 +105,11 @@ type running struct {
 
 // Run announces until ctx is done; nothing is sent any more when it returns.
 func (a *Announcer) Run(ctx context.Context) error {
-	var said atomic.Pointer[setting.Data]
+	var said atomic.Pointer[clustersettings.Data]
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		a.o.Settings.Follow(ctx, lbholders.ConfigMap, func(d setting.Data) {
+		a.o.Settings.Follow(ctx, lbholders.ConfigMap, func(d clustersettings.Data) {
 			said.Store(&d)
 			a.poke()
 		})

@@ -11,19 +11,19 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/settings"
 )
 
-// installSettings serves setting.Path beside the APIs.
+// installSettings serves clustersettings.Path beside the APIs.
 func (ch *chain) installSettings(g *generic, o Options) error {
 	client, err := kubernetes.NewForConfig(g.config.LoopbackClientConfig)
 	if err != nil {
 		return fmt.Errorf("building a client for the settings that nodes follow: %w", err)
 	}
 	ch.settings = settings.New(client, g.config.Authorization.Authorizer, o.Logger)
-	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(setting.Path, ch.settings)
+	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(clustersettings.Path, ch.settings)
 	return nil
 }
 
@@ -49,6 +49,6 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 // orStreams says of requests for what nodes follow that they have no end of their own, beside those of which check says so.
 func orStreams(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
 	return func(r *http.Request, info *request.RequestInfo) bool {
-		return check(r, info) || info != nil && !info.IsResourceRequest && (info.Path == setting.Path || info.Path == table.Path)
+		return check(r, info) || info != nil && !info.IsResourceRequest && (info.Path == clustersettings.Path || info.Path == table.Path)
 	}
 }

@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 )
 
@@ -51,9 +51,9 @@ func testSettings(t *testing.T, s *running) {
 	})
 	network := s.asNetwork(t)
 	ask := func(c *kubernetes.Clientset, names ...string) error {
-		r := c.CoreV1().RESTClient().Get().AbsPath(setting.Path)
+		r := c.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path)
 		for _, name := range names {
-			r = r.Param(setting.Parameter, name)
+			r = r.Param(clustersettings.Parameter, name)
 		}
 		body, err := r.Stream(t.Context())
 		if err == nil {
@@ -61,11 +61,11 @@ func testSettings(t *testing.T, s *running) {
 		}
 		return err
 	}
-	eventually(t, "the right to ask", func() error { return ask(network, setting.Names()...) })
+	eventually(t, "the right to ask", func() error { return ask(network, clustersettings.Names()...) })
 	if err := ask(network, "extension-apiserver-authentication"); !apierrors.IsNotFound(err) {
 		t.Errorf("another ConfigMap: %v", err)
 	}
-	if err := ask(client(t, s.withLeaf(s.f.leaf.node)), setting.DNS); !apierrors.IsForbidden(err) {
+	if err := ask(client(t, s.withLeaf(s.f.leaf.node)), clustersettings.DNS); !apierrors.IsForbidden(err) {
 		t.Errorf("the kubelet's identity: %v", err)
 	}
 	// Who may ask for any path still hears of no ConfigMap that he may not watch.
@@ -79,7 +79,7 @@ func testSettings(t *testing.T, s *running) {
 		t.Fatal(err)
 	}
 	eventually(t, "without the Role nothing is heard", func() error {
-		if err := ask(network, setting.DNS); !apierrors.IsForbidden(err) {
+		if err := ask(network, clustersettings.DNS); !apierrors.IsForbidden(err) {
 			return fmt.Errorf("%v", err)
 		}
 		return nil
@@ -88,17 +88,17 @@ func testSettings(t *testing.T, s *running) {
 	if _, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "with it everything is", func() error { return ask(network, setting.Names()...) })
+	eventually(t, "with it everything is", func() error { return ask(network, clustersettings.Names()...) })
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	together := setting.NewTogether(setting.Options{Client: network, Names: setting.Names(), Logger: slog.New(slog.DiscardHandler)})
+	together := clustersettings.NewTogether(clustersettings.Options{Client: network, Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler)})
 	running.Go(func() { together.Run(ctx) })
 	var heard atomic.Value
 	running.Go(func() {
-		together.Follow(ctx, setting.DNS, func(d setting.Data) { heard.Store(fmt.Sprintf("%d %t", len(d["a.server"]), d == nil)) })
+		together.Follow(ctx, clustersettings.DNS, func(d clustersettings.Data) { heard.Store(fmt.Sprintf("%d %t", len(d["a.server"]), d == nil)) })
 	})
 	hears := func(want string) {
 		t.Helper()
@@ -110,7 +110,7 @@ func testSettings(t *testing.T, s *running) {
 		})
 	}
 	maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: setting.DNS}, Data: map[string]string{"a.server": "x"}}
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clustersettings.DNS}, Data: map[string]string{"a.server": "x"}}
 	if m, err = maps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func testSettings(t *testing.T, s *running) {
 	if err := streamsRest(); err != nil {
 		t.Error(err)
 	}
-	if err := maps.Delete(ctx, setting.DNS, metav1.DeleteOptions{}); err != nil {
+	if err := maps.Delete(ctx, clustersettings.DNS, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	hears("0 true")
@@ -202,10 +202,10 @@ func settingsServer(b *testing.B, how string) (*running, []string) {
 		return err
 	})
 	if how == "together" {
-		return r, []string{setting.Path + "?" + url.Values{setting.Parameter: setting.Names()}.Encode()}
+		return r, []string{clustersettings.Path + "?" + url.Values{clustersettings.Parameter: clustersettings.Names()}.Encode()}
 	}
 	var paths []string
-	for _, name := range setting.Names() {
+	for _, name := range clustersettings.Names() {
 		paths = append(paths, "/api/v1/namespaces/kube-system/configmaps?watch=1&allowWatchBookmarks=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&fieldSelector=metadata.name%3D"+name)
 	}
 	return r, paths
@@ -225,15 +225,15 @@ func BenchmarkSettingsNews(b *testing.B) {
 			var running sync.WaitGroup
 			defer running.Wait()
 			defer cancel()
-			var follower setting.Follower = setting.Each{Client: network}
+			var follower clustersettings.Follower = clustersettings.Each{Client: network}
 			if how == "together" {
-				t := setting.NewTogether(setting.Options{Client: network, Names: setting.Names(), Logger: slog.New(slog.DiscardHandler)})
+				t := clustersettings.NewTogether(clustersettings.Options{Client: network, Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler)})
 				running.Go(func() { t.Run(ctx) })
 				follower = t
 			}
 			heard := make(chan string)
 			running.Go(func() {
-				setting.Key(ctx, follower, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
+				clustersettings.Key(ctx, follower, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
 					select {
 					case heard <- text:
 					case <-ctx.Done():

@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -144,7 +144,7 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
 			read("discovery.k8s.io", "endpointslices"),
 			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
-			rbacv1ac.PolicyRule().WithNonResourceURLs(setting.Path).WithVerbs("get"), // of which it hears what the Role of applyHoldersRole says
+			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"), // of which it hears what the Role of applyHoldersRole says
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
@@ -235,7 +235,7 @@ func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(setting.Names()...).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(clustersettings.Names()...).
 			WithVerbs("get", "list", "watch")), force())
 	if err != nil {
 		return wrap("Role", name, err)

@@ -23,7 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -58,7 +58,7 @@ func TestApply(t *testing.T) {
 	}
 	all, err := c.RbacV1().ClusterRoles().Get(ctx, "system:coracle:network", metav1.GetOptions{})
 	if err != nil || !slices.ContainsFunc(all.Rules, func(r rbacv1.PolicyRule) bool {
-		return slices.Equal(r.NonResourceURLs, []string{setting.Path}) && slices.Equal(r.Verbs, []string{"get"})
+		return slices.Equal(r.NonResourceURLs, []string{clustersettings.Path}) && slices.Equal(r.Verbs, []string{"get"})
 	}) {
 		t.Errorf("%+v, %v", all, err)
 	}

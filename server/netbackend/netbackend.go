@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -61,7 +61,7 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
-	setting.Key(ctx, setting.Each{Client: client}, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
+	clustersettings.Key(ctx, clustersettings.Each{Client: client}, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
 	return nil
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package settings tells nodes what stands in the ConfigMaps of kube-system that all of them follow (setting.Names), in one stream for each node instead of a watch for each ConfigMap
+// Package settings tells nodes what stands in the ConfigMaps of kube-system that all of them follow (clustersettings.Names), in one stream for each node instead of a watch for each ConfigMap
 // (docs/adr/0128). Every server does so for the nodes that are connected to it, from what it reads in the store; so there is no copy that somebody would have to keep. It writes nothing.
 package settings
 
@@ -25,7 +25,7 @@ import (
 	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
 const (
@@ -54,7 +54,7 @@ type Settings struct {
 
 // line is what stands in a ConfigMap, as the stream says it.
 type line struct {
-	data setting.Data
+	data clustersettings.Data
 	text []byte
 }
 
@@ -78,9 +78,11 @@ func (s *Settings) Run(ctx context.Context) {
 		}
 		if follow {
 			follow = false
-			for _, name := range setting.Names() {
+			for _, name := range clustersettings.Names() {
 				// What the first look finds may be deleted before its watch begins, hence None.
-				following.Go(func() { setting.Each{Client: s.client, None: true}.Follow(ctx, name, func(setting.Data) { s.ask() }) })
+				following.Go(func() {
+					clustersettings.Each{Client: s.client, None: true}.Follow(ctx, name, func(clustersettings.Data) { s.ask() })
+				})
 			}
 		}
 		for err := s.look(ctx); err != nil && ctx.Err() == nil; err = s.look(ctx) {
@@ -108,8 +110,8 @@ func (s *Settings) look(ctx context.Context) error {
 	s.begun++
 	number := s.begun
 	s.mu.Unlock()
-	names := setting.Names()
-	data, errs := make([]setting.Data, len(names)), make([]error, len(names))
+	names := clustersettings.Names()
+	data, errs := make([]clustersettings.Data, len(names)), make([]error, len(names))
 	var reading sync.WaitGroup
 	for i, name := range names {
 		reading.Go(func() { data[i], errs[i] = s.read(ctx, name) })
@@ -125,7 +127,7 @@ func (s *Settings) look(ctx context.Context) error {
 		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
 			continue
 		}
-		text, err := json.Marshal(setting.Word{Name: name, Data: data[i]})
+		text, err := json.Marshal(clustersettings.Word{Name: name, Data: data[i]})
 		if err != nil {
 			errs[i] = fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
 			continue
@@ -146,7 +148,7 @@ func (s *Settings) look(ctx context.Context) error {
 	return nil
 }
 
-func (s *Settings) read(ctx context.Context, name string) (setting.Data, error) {
+func (s *Settings) read(ctx context.Context, name string) (clustersettings.Data, error) {
 	m, err := s.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -154,7 +156,7 @@ func (s *Settings) read(ctx context.Context, name string) (setting.Data, error) 
 	case err != nil:
 		return nil, fmt.Errorf("reading the ConfigMap %s for nodes: %w", name, err)
 	case m.Data == nil:
-		return setting.Data{}, nil
+		return clustersettings.Data{}, nil
 	}
 	return m.Data, nil
 }
@@ -189,7 +191,7 @@ func (s *Settings) current() (map[string]*line, <-chan struct{}) {
 
 // ServeHTTP implements http.Handler. Like a watch, a stream is served above the filters that it came through.
 func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[setting.Parameter])))
+	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[clustersettings.Parameter])))
 	if code, why := s.refuses(r, names); code != 0 {
 		http.Error(w, why, code)
 		return
@@ -218,7 +220,7 @@ func (s *Settings) refuses(r *http.Request, names []string) (code int, why strin
 		return http.StatusForbidden, "nobody asks"
 	}
 	for _, name := range names {
-		if !slices.Contains(setting.Names(), name) {
+		if !slices.Contains(clustersettings.Names(), name) {
 			return http.StatusNotFound, "this server has no such setting"
 		}
 		decision, _, err := s.may.Authorize(r.Context(), authorizer.AttributesRecord{

@@ -29,7 +29,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -97,7 +97,7 @@ func (b *bed) watching() {
 				n++
 			}
 		}
-		return n >= len(setting.Names())
+		return n >= len(clustersettings.Names())
 	})
 }
 
@@ -113,7 +113,7 @@ type stream struct {
 
 func (b *bed) open(names ...string) *stream {
 	b.Helper()
-	answer, err := http.Get(b.url + setting.Path + "?" + url.Values{setting.Parameter: names}.Encode())
+	answer, err := http.Get(b.url + clustersettings.Path + "?" + url.Values{clustersettings.Parameter: names}.Encode())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func (b *bed) open(names ...string) *stream {
 	go func() { // ends with the answer's body
 		defer close(s.words)
 		for d := json.NewDecoder(answer.Body); ; {
-			var w setting.Word
+			var w clustersettings.Word
 			if d.Decode(&w) != nil {
 				return
 			}
@@ -149,8 +149,8 @@ func (s *stream) hears(want string) {
 
 // TestStream: it begins with all that is asked for, also what is not there, and goes on with each change.
 func TestStream(t *testing.T) {
-	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
-	s := b.open(setting.DNS, clusterconfig.VIPConfigMap)
+	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
+	s := b.open(clustersettings.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[a.override:x] false")
 	s.hears("vip.coracle map[] true")
 	b.watching()
@@ -162,7 +162,7 @@ func TestStream(t *testing.T) {
 	if _, err := maps.Create(t.Context(), configMap(clusterconfig.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := maps.Delete(t.Context(), setting.DNS, metav1.DeleteOptions{}); err != nil {
+	if err := maps.Delete(t.Context(), clustersettings.DNS, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.hears("coredns-custom map[] true") // and nothing of what it has not asked for
@@ -174,7 +174,7 @@ func TestStream(t *testing.T) {
 func TestWhoMayHear(t *testing.T) {
 	b := newBed(t, configMap("other", map[string]string{"secret": "1"}))
 	get := func(method, query string) int {
-		r, err := http.NewRequestWithContext(t.Context(), method, b.url+setting.Path+"?"+query, nil)
+		r, err := http.NewRequestWithContext(t.Context(), method, b.url+clustersettings.Path+"?"+query, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func TestWhoMayHear(t *testing.T) {
 		defer answer.Body.Close()
 		return answer.StatusCode
 	}
-	b.denied = setting.DNS
+	b.denied = clustersettings.DNS
 	for _, c := range []struct {
 		method, query string
 		want          int
@@ -238,12 +238,12 @@ func TestNoMajority(t *testing.T) {
 // TestOneCannotBeRead: streams go on with the others, whatever is the matter with one.
 func TestOneCannotBeRead(t *testing.T) {
 	b := newBed(t)
-	s := b.open(setting.DNS, clusterconfig.VIPConfigMap)
+	s := b.open(clustersettings.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[] true")
 	s.hears("vip.coracle map[] true")
 	b.watching()
 	b.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		return a.(clienttesting.GetAction).GetName() == setting.DNS, nil, errors.New("no key decrypts it")
+		return a.(clienttesting.GetAction).GetName() == clustersettings.DNS, nil, errors.New("no key decrypts it")
 	})
 	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -260,13 +260,13 @@ func TestManyStreams(t *testing.T) {
 	for range 200 {
 		coming.Go(func() {
 			came.Add(1)
-			answer, err := http.Get(b.url + setting.Path + "?name=" + clusterconfig.VIPConfigMap)
+			answer, err := http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer answer.Body.Close()
-			var w setting.Word
+			var w clustersettings.Word
 			if err := json.NewDecoder(answer.Body).Decode(&w); err != nil || w.Data["a"] != "1" {
 				t.Errorf("%+v, %v", w, err)
 			}
@@ -282,7 +282,7 @@ func TestManyStreams(t *testing.T) {
 func TestStreamsEnd(t *testing.T) {
 	b := newBed(t)
 	b.lasts = func() time.Duration { return time.Millisecond }
-	answer, err := http.Get(b.url + setting.Path + "?name=" + clusterconfig.VIPConfigMap)
+	answer, err := http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,18 +314,18 @@ func TestUnasked(t *testing.T) {
 
 // TestDeletedAtTheBeginning: the store is read before its watches have begun. What is deleted in between is heard of, too.
 func TestDeletedAtTheBeginning(t *testing.T) {
-	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": "x"}))
+	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": "x"}))
 	var heard, deleted atomic.Bool
 	b.client.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
 		if !heard.Load() {
 			return true, nil, errors.New("not yet")
 		}
 		if deleted.CompareAndSwap(false, true) {
-			return false, nil, b.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem, setting.DNS)
+			return false, nil, b.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem, clustersettings.DNS)
 		}
 		return false, nil, nil
 	})
-	s := b.open(setting.DNS)
+	s := b.open(clustersettings.DNS)
 	s.hears("coredns-custom map[a.override:x] false")
 	heard.Store(true)
 	s.hears("coredns-custom map[] true")
@@ -348,7 +348,7 @@ func (b *blocked) Flush() {}
 
 // TestNobodyReads: however many do not read what they asked for, its text is there once.
 func TestNobodyReads(t *testing.T) {
-	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": strings.Repeat("x", 1<<20)}))
+	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": strings.Repeat("x", 1<<20)}))
 	ctx, cancel := context.WithCancel(t.Context())
 	var streams sync.WaitGroup
 	defer streams.Wait()
@@ -356,8 +356,8 @@ func TestNobodyReads(t *testing.T) {
 	var first *byte
 	for range 10 {
 		w := &blocked{ResponseWriter: httptest.NewRecorder(), wrote: make(chan *byte, 1), over: ctx.Done()}
-		r := httptest.NewRequestWithContext(ctx, http.MethodGet, setting.Path, nil)
-		streams.Go(func() { b.stream(w, r, []string{setting.DNS}) })
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, clustersettings.Path, nil)
+		streams.Go(func() { b.stream(w, r, []string{clustersettings.DNS}) })
 		text := <-w.wrote
 		if first == nil {
 			first = text

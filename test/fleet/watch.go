@@ -22,7 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
 const (
@@ -97,7 +97,7 @@ func (n *node) watch(ctx context.Context, client *http.Client, what watched) {
 func (n *node) settings(ctx context.Context) {
 	began := make(chan struct{})
 	complete := sync.OnceFunc(func() { close(began) })
-	at := "https://" + n.server + setting.Path + "?" + url.Values{setting.Parameter: setting.Names()}.Encode()
+	at := "https://" + n.server + clustersettings.Path + "?" + url.Values{clustersettings.Parameter: clustersettings.Names()}.Encode()
 	n.f.running.Go(func() {
 		defer complete()
 		for ctx.Err() == nil {
@@ -123,7 +123,7 @@ func readSettings(ctx context.Context, client *http.Client, at string, complete 
 			return nil
 		case err != nil:
 			return err
-		case words == len(setting.Names()):
+		case words == len(clustersettings.Names()):
 			complete()
 		}
 	}

@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
 // TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and begins anew where the server has forgotten that.
@@ -74,7 +74,7 @@ func TestStream(t *testing.T) {
 func TestSettings(t *testing.T) {
 	complete := 0
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		for _, name := range setting.Names() {
+		for _, name := range clustersettings.Names() {
 			fmt.Fprintf(w, `{"name": %q, "data": {"a": %q}}`+"\n", name, strings.Repeat("x", 10_000))
 		}
 		fmt.Fprintf(w, "{}\n")

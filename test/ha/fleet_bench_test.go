@@ -22,7 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -374,7 +374,7 @@ func (c *Cluster) metrics(s *harness.Server) fleetFigures {
 		switch {
 		case !labelled:
 			out.value[series] = v
-		case series == "apiserver_longrunning_requests" && strings.Contains(labels, `subresource="`+setting.Path+`"`) && v != 0:
+		case series == "apiserver_longrunning_requests" && strings.Contains(labels, `subresource="`+clustersettings.Path+`"`) && v != 0:
 			out.watches["the settings together"] += int(v)
 		case series == "apiserver_longrunning_requests" && strings.Contains(labels, `verb="WATCH"`) && v != 0:
 			_, group, _ := strings.Cut(labels, `group="`)

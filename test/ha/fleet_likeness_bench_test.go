@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -84,7 +84,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 // askForSettings asks a server for a setting as a node does. From then on the server itself has a watch of each, which would count as the first node's.
 func askForSettings(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
-	stream, err := client.CoreV1().RESTClient().Get().AbsPath(setting.Path).Param(setting.Parameter, setting.Names()[0]).Stream(t.Context())
+	stream, err := client.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path).Param(clustersettings.Parameter, clustersettings.Names()[0]).Stream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

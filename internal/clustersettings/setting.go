@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package setting follows what a cluster says of itself in ConfigMaps of kube-system: its virtual addresses, its network back end, who answers for the load balancer's addresses, the operator's
+// Package clustersettings follows what a cluster says of itself in ConfigMaps of kube-system: its virtual addresses, its network back end, who answers for the load balancer's addresses, the operator's
 // configuration of the DNS. It reads only.
 //
 // A node follows all of them in one stream of a server's (Together), where its server has one, which costs the server less than a watch for each (docs/adr/0128).
-package setting
+package clustersettings
 
 import (
 	"context"
