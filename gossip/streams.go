@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/join"
 )
 
@@ -94,7 +94,7 @@ func (t Trust) verify(s tls.ConnectionState) error {
 type tlsStreams struct {
 	listener  net.Listener
 	config    *tls.Config
-	strangers halfopen.Table
+	strangers connlimit.Table
 	ready     chan net.Conn // unbuffered: a connection is ours until somebody takes it
 	closed    chan struct{}
 	once      sync.Once
@@ -104,7 +104,7 @@ type tlsStreams struct {
 // NewStreams takes connections from a listener, on which TLS has not begun, and does TLS by t.
 func NewStreams(l net.Listener, t Trust) Streams {
 	s := &tlsStreams{
-		listener: l, config: t.Config(), strangers: halfopen.Table{Max: maxStrangers},
+		listener: l, config: t.Config(), strangers: connlimit.Table{Max: maxStrangers},
 		ready: make(chan net.Conn), closed: make(chan struct{}),
 	}
 	s.running.Go(s.listen)

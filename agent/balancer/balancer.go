@@ -31,7 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
@@ -68,7 +68,7 @@ type Balancer struct {
 	o        Options
 	listener net.Listener
 
-	waiting halfopen.Table // connections of this machine's that have no server yet
+	waiting connlimit.Table // connections of this machine's that have no server yet
 
 	mu      sync.Mutex
 	servers []string // the one in use first
@@ -104,7 +104,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: halfopen.Table{Max: mostWaiting},
+		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: connlimit.Table{Max: mostWaiting},
 		now: time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally

@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
 const (
@@ -47,7 +47,7 @@ type Mux struct {
 	begin   sync.Once
 	running sync.WaitGroup
 	closed  chan struct{}
-	waiting halfopen.Table
+	waiting connlimit.Table
 
 	mu       sync.Mutex
 	routes   map[string]*route
@@ -67,7 +67,7 @@ func New(o Options) *Mux {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{}), waiting: halfopen.Table{Max: o.Waiting}}
+	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{}), waiting: connlimit.Table{Max: o.Waiting}}
 	m.fallback = m.newRoute()
 	return m
 }

@@ -16,7 +16,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
 const (
@@ -32,7 +32,7 @@ const (
 // may be unidentified, and one of the source that has the most is hung up on, the
 // one that has been so for longest: who says nothing must not keep servers out.
 func (t *Transport) accept() {
-	unidentified := halfopen.Table{Max: maxUnidentified}
+	unidentified := connlimit.Table{Max: maxUnidentified}
 	wait := time.Duration(0)
 	for {
 		c, err := t.opts.Listener.Accept()

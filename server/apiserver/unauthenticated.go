@@ -9,7 +9,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
 )
 
@@ -27,7 +27,7 @@ func unauthenticatedBound(memory int64) int {
 
 // boundUnauthenticated bounds these connections on the API's port. Whoever wants an answer without saying who it is, such as a load balancer that asks for /readyz, has it: a
 // connection is only closed when there are many younger ones.
-func boundUnauthenticated(o *Options) *halfopen.Listener {
+func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil
 	}
@@ -35,7 +35,7 @@ func boundUnauthenticated(o *Options) *halfopen.Listener {
 	if err != nil {
 		o.Logger.Warn("it is not known how much memory there is; few connections may be open over which nobody has authenticated", "error", err)
 	}
-	l := halfopen.NewListener(o.Listener, cmp.Or(o.unauthenticated, unauthenticatedBound(memory.Bytes)))
+	l := connlimit.NewListener(o.Listener, cmp.Or(o.unauthenticated, unauthenticatedBound(memory.Bytes)))
 	o.Listener = l
 	return l
 }
@@ -43,7 +43,7 @@ func boundUnauthenticated(o *Options) *halfopen.Listener {
 // identifying is upstream's authentication, which tells the listener of connections that have an authenticated request.
 type identifying struct {
 	authenticator.Request
-	listener *halfopen.Listener
+	listener *connlimit.Listener
 }
 
 // AuthenticateRequest implements authenticator.Request.

@@ -22,7 +22,7 @@ import (
 
 	"k8s.io/cluster-bootstrap/token/util"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -103,7 +103,7 @@ func New(o Options) *Server {
 
 // Run answers until ctx is done, and returns when no conversation is left.
 func (s *Server) Run(ctx context.Context) error {
-	if err := halfopen.Serve(ctx, s.o.Listener, most, s.serve); err != nil {
+	if err := connlimit.Serve(ctx, s.o.Listener, most, s.serve); err != nil {
 		return fmt.Errorf("waiting for machines that join: %w", err)
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 	"net"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
 // Protocol is the name in ALPN of the connections by which one server asks another one about a node. Both ends are servers and
@@ -31,7 +31,7 @@ const (
 // Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this server's
 // own.
 func Answer(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
-	err := halfopen.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
+	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
 		ctx, cancel := context.WithTimeout(ctx, askedPatience)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { _ = c.Close() })()

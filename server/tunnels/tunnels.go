@@ -23,7 +23,7 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
-	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
 
@@ -98,7 +98,7 @@ func New(o Options) (*Table, error) {
 
 // Run takes connections until ctx is done, and returns when none is left.
 func (t *Table) Run(ctx context.Context) error {
-	if err := halfopen.Serve(ctx, t.o.Listener, strangers, t.serve); err != nil {
+	if err := connlimit.Serve(ctx, t.o.Listener, strangers, t.serve); err != nil {
 		return fmt.Errorf("waiting for nodes: %w", err)
 	}
 	return nil

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package halfopen bounds the connections of a port that have not said yet who they are. A port that stops accepting
+// Package connlimit bounds the connections of a port that have not said yet who they are. A port that stops accepting
 // when there are too many can be closed to everybody by clients that say nothing. So it accepts always, and hangs up on
 // a connection of the source that has the most of them, the one that has waited longest: whoever has something to say
 // needs a moment only, and clients of other sources keep theirs. A source is an IPv4 address or a /64 of IPv6.
 //
 // A Table owns no connection and starts no goroutine; Serve is the loop that the ports of servers have in common.
-package halfopen
+package connlimit
 
 import (
 	"container/list"
