@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/upstreamflags"
@@ -90,7 +90,7 @@ type Options struct {
 	Volumes *localvolume.Folders
 
 	// Reach, when set, finds out which nodes this one cannot reach.
-	Reach *reach.Watch
+	Reach *reachability.Watch
 
 	Logger *slog.Logger
 	// Board is where the node's parts report how they are; nil for nowhere.

@@ -13,7 +13,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Unreachable says which nodes this one cannot reach (internal/reach).
+// Unreachable says which nodes this one cannot reach (internal/reachability).
 type Unreachable interface {
 	// Nodes are their names. Nobody changes the map.
 	Nodes() map[string]bool

@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/scheduler"
@@ -90,7 +90,7 @@ type Options struct {
 	Volumes *localvolume.Folders
 
 	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
-	Reach *reach.Watch
+	Reach *reachability.Watch
 	// Token and AgentToken are what an operator chose; see token.Options.
 	Token, AgentToken string
 	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.

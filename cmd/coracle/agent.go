@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/timerslack"
@@ -113,7 +113,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
-		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reach.New(reach.Options{Logger: p.Log.Logger}),
+		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
 	}
 	if joined.Answered() {
 		member.told = time.Now()

@@ -26,7 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
@@ -80,7 +80,7 @@ type agentMember struct {
 	line    *status.Part
 	subnets chan []netip.Prefix // one: the last one counts, and there is one
 	show    func(func() []status.Member)
-	reach   *reach.Watch
+	reach   *reachability.Watch
 	rounds  int       // in which it was lost
 	told    time.Time // when a server gave the keys last; zero when none has since this machine started
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -40,7 +40,7 @@ type node struct {
 	// ended, when set, is told each time that one of them has ended the node's connection.
 	ended func(server string)
 	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
-	reach *reach.Watch
+	reach *reachability.Watch
 	// volumes are where local volumes lie on the machine.
 	volumes *localvolume.Folders
 	// podSubnets is told of the node's.

@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
-	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/internal/vip"
@@ -61,7 +61,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	if !c.DisableAgent {
-		o.Reach = reach.New(reach.Options{Logger: p.Log.Logger})
+		o.Reach = reachability.New(reachability.Options{Logger: p.Log.Logger})
 		o.Volumes = newVolumes(c.Node, c.Paths, p)
 	}
 	o, err := joinedOptions(ctx, c, o)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package reach is one machine's own view of which nodes it cannot reach.
+// Package reachability is one machine's own view of which nodes it cannot reach.
 //
 // Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of this machine's own
 // decides: does the node's kernel still answer a TCP connection, at an address that the API says is the node's? So nobody can make a
 // node look unreachable to others, and datagrams that are lost mark nobody. A node that this machine has never reached is never marked:
 // it may be behind a router or a firewall. The package writes nothing anywhere. While nobody is nominated it does nothing.
-package reach
+package reachability
 
 import (
 	"cmp"
