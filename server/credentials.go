@@ -10,7 +10,7 @@ import (
 	"strconv"
 
 	"github.com/coracle-k8s/coracle/internal/credentials"
-	"github.com/coracle-k8s/coracle/internal/kubeconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -131,7 +131,7 @@ func (s *Server) writeKubeconfigs(cert, key []byte) error {
 		if ips := s.vips.ips(); len(ips) > 0 && !k.Local {
 			url, name = "https://"+net.JoinHostPort(ips[0].String(), s.openPort()), ""
 		}
-		e := kubeconfig.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
+		e := nodecreds.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
 		if err := e.Write(); err != nil {
 			return fmt.Errorf("writing the administrator's kubeconfig (another place: --write-kubeconfig): %w", err)
 		}

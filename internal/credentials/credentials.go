@@ -14,7 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/kubeconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
 // Files are a node's credentials. Each is replaced by one rename when it is renewed, and read again by who uses it, so
@@ -70,7 +70,7 @@ func (f Files) Publish(c Cluster) error {
 		}
 	}
 	for path, pair := range map[string]string{f.KubeletKubeconfig: f.KubeletPair, f.NetworkKubeconfig: f.NetworkPair} {
-		k := kubeconfig.ByFile{Server: c.URL, ServerName: c.ServerName, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
+		k := nodecreds.ByFile{Server: c.URL, ServerName: c.ServerName, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
 		if err := k.Write(); err != nil {
 			return err
 		}

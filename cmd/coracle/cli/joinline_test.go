@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/kubeconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -51,7 +51,7 @@ func TestOwnURL(t *testing.T) {
 	if err := p.Ensure(p.APIServer(names)); err != nil {
 		t.Fatal(err)
 	}
-	k := kubeconfig.Embedded{Server: "https://127.0.0.1:7443", CA: p.CAPEM(pki.ServerCA), Path: tool.Paths.AdminKubeconfig}
+	k := nodecreds.Embedded{Server: "https://127.0.0.1:7443", CA: p.CAPEM(pki.ServerCA), Path: tool.Paths.AdminKubeconfig}
 	if err := k.Write(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubeconfig writes kubeconfig files: one for people, with everything embedded, and ones for components on the
+// Package nodecreds writes kubeconfig files: one for people, with everything embedded, and ones for components on the
 // node, which name files so that a renewed certificate is found without rewriting or restarting anything. It never
 // issues a certificate.
-package kubeconfig
+package nodecreds
 
 import (
 	"fmt"
