@@ -9,7 +9,6 @@ import (
 	"net"
 	"strconv"
 
-	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/peertls"
@@ -18,8 +17,8 @@ import (
 
 // AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
 // call with other addresses brings the certificate up to date.
-func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (credentials.Files, error) {
-	f := credentials.In(s.o.AgentCredDir)
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
+	f := nodecreds.In(s.o.AgentCredDir)
 	if s.o.AgentCredDir == "" {
 		return f, errors.New("server.Options.AgentCredDir is required")
 	}
@@ -28,7 +27,7 @@ func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (credential
 			return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 		}
 	}
-	err := f.Publish(credentials.Cluster{URL: s.URL(), ServerName: s.serverName(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
+	err := f.Publish(nodecreds.Cluster{URL: s.URL(), ServerName: s.serverName(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
 	if err != nil {
 		return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 	}

@@ -3,7 +3,7 @@
 // Package joining makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
 // which it is one (internal/join is the protocol).
 //
-// It owns the node's credentials on such a machine (internal/credentials names the files), the node's password, and what
+// It owns the node's credentials on such a machine (internal/nodecreds names the files), the node's password, and what
 // the cluster's settings were when a server was asked last: a machine that starts while no server answers starts with
 // those. Keys are made here and leave the machine never.
 package joining
@@ -36,8 +36,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/token"
 )
 
@@ -85,7 +85,7 @@ type Node struct {
 	o     Options
 	token token.Token
 	// Credentials are in their files; Settings are the cluster's.
-	Credentials credentials.Files
+	Credentials nodecreds.Files
 	Settings    clusterconfig.Settings
 	// stale says that no server has answered in this run.
 	stale bool
@@ -114,7 +114,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	n := &Node{o: o, Credentials: credentials.In(o.Dir)}
+	n := &Node{o: o, Credentials: nodecreds.In(o.Dir)}
 	var err error
 	if n.token, err = token.Parse(o.Token); err != nil {
 		return nil, fmt.Errorf("--token: %w", err)
@@ -151,7 +151,7 @@ func (n *Node) repoint() error {
 	if err != nil {
 		return err
 	}
-	return n.Credentials.Publish(credentials.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
+	return n.Credentials.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
 }
 
 // askFor asks once and waits no longer than that for the answer.
@@ -297,7 +297,7 @@ func (n *Node) keep(a *join.Answer, k *keys) error {
 			return fmt.Errorf("leaving another cluster: %w", err)
 		}
 	}
-	if err := f.Publish(credentials.Cluster{URL: n.o.API, ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
+	if err := f.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
 		return err
 	}
 	for i, c := range []struct {

@@ -33,8 +33,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/token"
 	serverjoining "github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -168,7 +168,7 @@ func TestJoin(t *testing.T) {
 	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
 		t.Errorf("%+v, %d", n.Settings, len(s.joins))
 	}
-	f := credentials.In(filepath.Join(dir, "cred"))
+	f := nodecreds.In(filepath.Join(dir, "cred"))
 	for path, name := range map[string]string{f.KubeletPair: "system:node:n", f.KubeletServing: "system:node:n", f.NetworkPair: "system:coracle:network"} {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		if err != nil || pair.Leaf.Subject.CommonName != name {
@@ -303,7 +303,7 @@ func serial(t *testing.T, path string) string {
 // TestStartWritesNothing: a node that starts again has what it had, except where a server would give it something else.
 func TestStartWritesNothing(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
-	f := credentials.In(filepath.Join(dir, "cred"))
+	f := nodecreds.In(filepath.Join(dir, "cred"))
 	pairs := []string{f.KubeletPair, f.KubeletServing, f.NetworkPair}
 	serials := func() (out []string) {
 		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
@@ -337,7 +337,7 @@ func TestOff400Days(t *testing.T) {
 	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
 		t.Fatal(err)
 	}
-	path := credentials.In(filepath.Join(dir, "cred")).KubeletPair
+	path := nodecreds.In(filepath.Join(dir, "cred")).KubeletPair
 	if pair, err := tls.LoadX509KeyPair(path, path); err != nil || time.Since(pair.Leaf.NotAfter) < 30*24*time.Hour {
 		t.Fatalf("the certificate is to have run out: %v, %v", pair.Leaf.NotAfter, err)
 	}

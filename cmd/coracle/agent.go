@@ -22,8 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
@@ -89,7 +89,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	defer func() { err = errors.Join(err, port.close()) }()
 	servers, err := openBalancer(ctx, p.Board, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
-		ServerCAFile: credentials.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // there since the machine joined
+		ServerCAFile: nodecreds.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // there since the machine joined
 	})
 	if err != nil {
 		return err

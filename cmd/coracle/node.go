@@ -14,9 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -26,7 +26,7 @@ type node struct {
 	machine     config.Node
 	paths       config.Paths
 	cluster     clusterconfig.Settings
-	credentials credentials.Files
+	credentials nodecreds.Files
 	// port is where other machines reach this one.
 	port int
 	// localPort is that of the balancer; 0 without one.

@@ -15,7 +15,7 @@
 // cluster's. In place of a token a machine that has joined before shows its node's certificate in the TLS handshake.
 //
 // The package knows both ends of the conversation. Whom to admit is the server's matter (server/joining), where
-// credentials are kept the node's (internal/credentials).
+// credentials are kept the node's (internal/nodecreds).
 package join
 
 import (

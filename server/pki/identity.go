@@ -6,7 +6,7 @@ import (
 	"net"
 	"path/filepath"
 
-	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
 // Users and groups that certificates of client-ca carry. What each may do is RBAC's matter: system:masters and
@@ -96,20 +96,20 @@ func (p *PKI) peerPath() string { return filepath.Join(p.dir, "peer.pem") }
 
 // Node is the kubelet's own identity.
 func (p *PKI) Node(dir, name string) Leaf {
-	return Leaf{Name: "kubelet of " + name, Path: credentials.In(dir).KubeletPair, Signer: ClientCA,
+	return Leaf{Name: "kubelet of " + name, Path: nodecreds.In(dir).KubeletPair, Signer: ClientCA,
 		CommonName: nodeUser + name, Organizations: []string{nodeGroup}}
 }
 
 // NodeServing is what the kubelet's port shows.
 func (p *PKI) NodeServing(dir, name string, ips []net.IP) Leaf {
-	return Leaf{Name: "kubelet port of " + name, Path: credentials.In(dir).KubeletServing, Signer: KubeletCA,
+	return Leaf{Name: "kubelet port of " + name, Path: nodecreds.In(dir).KubeletServing, Signer: KubeletCA,
 		CommonName: nodeUser + name, Organizations: []string{nodeGroup}, DNSNames: unique([]string{name, "localhost"}),
 		IPs: uniqueIPs(append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, ips...))}
 }
 
 // Network is the identity of a node's pod network, proxy and DNS.
 func (p *PKI) Network(dir string) Leaf {
-	return Leaf{Name: "node network", Path: credentials.In(dir).NetworkPair, Signer: ClientCA,
+	return Leaf{Name: "node network", Path: nodecreds.In(dir).NetworkPair, Signer: ClientCA,
 		CommonName: NetworkUser, Organizations: []string{NetworkGroup}}
 }
 

@@ -19,7 +19,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -149,7 +149,7 @@ spec:
 // The server's own certificate opens both.
 func opensNoServersConnection(t *testing.T, s, a *harness.Server) {
 	t.Helper()
-	node := credentials.In(filepath.Join(a.DataDir, "agent", "cred"))
+	node := nodecreds.In(filepath.Join(a.DataDir, "agent", "cred"))
 	servers := func(name string) string { return filepath.Join(s.DataDir, "server", "tls", name) }
 	for _, tt := range []struct {
 		file string

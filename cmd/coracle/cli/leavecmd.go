@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -88,7 +88,7 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 		}
 		return said, err
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", credentials.In(filepath.Join(t.Paths.AgentDir, "cred")).KubeletKubeconfig)
+	rc, err := clientcmd.BuildConfigFromFlags("", nodecreds.In(filepath.Join(t.Paths.AgentDir, "cred")).KubeletKubeconfig)
 	if err != nil {
 		return "", fmt.Errorf("reading this node's credentials: %w. %s", err, whatIsLeft(r.Node))
 	}

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package credentials knows the files with which a node's parts take part in the cluster: a node gets the same ones,
+// Package nodecreds knows the files with which a node's parts take part in the cluster: a node gets the same ones,
 // under the same names, from the server in its own process or from joining one elsewhere.
 //
 // It owns their names, and writes those that hold nothing secret of their own: the authorities' certificates, and the
 // kubeconfigs, which name the others. It never issues a certificate and holds no key.
-package credentials
+package nodecreds
 
 import (
 	"errors"
@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
 // Files are a node's credentials. Each is replaced by one rename when it is renewed, and read again by who uses it, so
@@ -70,7 +69,7 @@ func (f Files) Publish(c Cluster) error {
 		}
 	}
 	for path, pair := range map[string]string{f.KubeletKubeconfig: f.KubeletPair, f.NetworkKubeconfig: f.NetworkPair} {
-		k := nodecreds.ByFile{Server: c.URL, ServerName: c.ServerName, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
+		k := ByFile{Server: c.URL, ServerName: c.ServerName, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
 		if err := k.Write(); err != nil {
 			return err
 		}
