@@ -20,7 +20,7 @@ import (
 )
 
 // gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which a
-// start is too, it is Go's own default as long as the heap is small (footprint.Pacer). In a control group with little
+// start is too, it is Go's own default as long as the heap is small (memory.Pacer). In a control group with little
 // memory less piles up. GOGC in the environment overrides all.
 const (
 	gcPercent          = 25

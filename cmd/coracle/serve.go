@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
-	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -131,12 +131,12 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 func fitMemory(p *cli.Process) (idle, busy int) {
 	l, err := memlimit.Self()
 	if err == nil {
-		err = footprint.Fit(l)
+		err = memory.Fit(l)
 	}
 	if err != nil {
 		p.Log.Warn("the process is not fitted to how much memory there is", "error", err)
 	}
-	if footprint.Tight(l) {
+	if memory.Tight(l) {
 		return gcPercentTight, gcPercentTightBusy
 	}
 	return gcPercent, gcPercentBusy
@@ -147,7 +147,7 @@ func pace(idle, busy int) (rest func(), over <-chan struct{}) {
 	if os.Getenv("GOGC") != "" {
 		return func() {}, nil
 	}
-	p := footprint.NewPacer(idle, busy, time.Now)
+	p := memory.NewPacer(idle, busy, time.Now)
 	return p.Rest, p.Over()
 }
 
@@ -168,7 +168,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest f
 			return
 		}
 		rest()
-		if err := footprint.Trim(); err != nil {
+		if err := memory.Trim(); err != nil {
 			p.Log.Warn("memory that is not in use was not given back", "error", err)
 			return
 		}

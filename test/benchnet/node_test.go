@@ -26,7 +26,7 @@ import (
 	proxymetrics "k8s.io/kubernetes/pkg/proxy/metrics"
 
 	"github.com/coracle-k8s/coracle/cni"
-	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
@@ -56,7 +56,7 @@ var (
 func nodeMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	footprint.NewPacer(25, 100, time.Now) // as the whole process has it (cmd/coracle)
+	memory.NewPacer(25, 100, time.Now) // as the whole process has it (cmd/coracle)
 	if err := runNode(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "node:", err)
 		return 1

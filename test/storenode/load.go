@@ -12,7 +12,7 @@ import (
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/test/storebench/load"
 )
 
@@ -45,7 +45,7 @@ func (n *node) load(ctx context.Context, args json.RawMessage) (any, error) {
 		}
 		return load.Result{}, nil
 	case load.Trim:
-		return load.Result{}, footprint.Trim()
+		return load.Result{}, memory.Trim()
 	}
 	// As many clients as there are: one each resource, in the API server.
 	clients := make([]*kubernetes.Client, max(1, min(a.Clients, load.MaxConnections)))
