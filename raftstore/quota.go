@@ -7,7 +7,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
-	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -34,7 +34,7 @@ func quotaOf(memory int64) int64 {
 
 // defaultQuota is the quota for the memory that this process may use.
 func defaultQuota(log *slog.Logger) int64 {
-	limit, err := memlimit.Self()
+	limit, err := memory.Self()
 	if err != nil {
 		log.Warn("the store's quota does not follow from the memory that there is", "quota", int64(mostQuota), "err", err)
 		return mostQuota

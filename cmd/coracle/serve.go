@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
-	"github.com/coracle-k8s/coracle/internal/memlimit"
+
 	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -129,7 +129,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 
 // fitMemory fits the process to the memory that it may use and returns the percentages of garbage for rest and work.
 func fitMemory(p *cli.Process) (idle, busy int) {
-	l, err := memlimit.Self()
+	l, err := memory.Self()
 	if err == nil {
 		err = memory.Fit(l)
 	}

@@ -5,8 +5,6 @@ package memory
 import (
 	"os"
 	"runtime/debug"
-
-	"github.com/coracle-k8s/coracle/internal/memlimit"
 )
 
 const (
@@ -24,7 +22,7 @@ const (
 // HeapLimit is what Go's part of the process (heap, stacks and the runtime's own) should stay within, in bytes, given how
 // much the process may use: what a control group leaves beside pages of files, or half of a machine, whose other half is
 // for its pods.
-func HeapLimit(l memlimit.Limit) int64 {
+func HeapLimit(l Limit) int64 {
 	if l.Group > 0 && l.Group < l.Machine {
 		return max(l.Group-min(max(l.Group*3/8, leastFiles), mostFiles), leastHeap)
 	}
@@ -33,11 +31,11 @@ func HeapLimit(l memlimit.Limit) int64 {
 
 // Tight says whether a control group leaves so little that a start with ordinary settings would have to read its own
 // program again and again.
-func Tight(l memlimit.Limit) bool { return l.Group > 0 && l.Group < l.Machine && l.Group < tight }
+func Tight(l Limit) bool { return l.Group > 0 && l.Group < l.Machine && l.Group < tight }
 
 // Fit fits the process to how much memory it may use: the collector works harder near that instead of letting the heap
 // grow over it, unless GOMEMLIMIT is in the environment, and where it is tight the program's pages are read singly.
-func Fit(l memlimit.Limit) error {
+func Fit(l Limit) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(HeapLimit(l))
 	}

@@ -6,8 +6,6 @@ import (
 	"math"
 	"runtime/debug"
 	"testing"
-
-	"github.com/coracle-k8s/coracle/internal/memlimit"
 )
 
 func TestHeapLimit(t *testing.T) {
@@ -23,7 +21,7 @@ func TestHeapLimit(t *testing.T) {
 		{24000, 2048, 1792},
 		{1024, 4096, 512}, // a group's limit above the machine's memory is none
 	} {
-		l := memlimit.Limit{Machine: c.machine * mb, Group: c.group * mb}
+		l := Limit{Machine: c.machine * mb, Group: c.group * mb}
 		if got := HeapLimit(l) / mb; got != c.want {
 			t.Errorf("machine %d MB, group %d MB: %d MB, want %d", c.machine, c.group, got, c.want)
 		}
@@ -32,8 +30,8 @@ func TestHeapLimit(t *testing.T) {
 
 func TestFit(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
-	l := memlimit.Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
-	if !Tight(l) || Tight(memlimit.Limit{Machine: 8 << 30}) || Tight(memlimit.Limit{Machine: 8 << 30, Group: 1 << 30}) {
+	l := Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
+	if !Tight(l) || Tight(Limit{Machine: 8 << 30}) || Tight(Limit{Machine: 8 << 30, Group: 1 << 30}) {
 		t.Error("what is tight and what is not was taken for one another")
 	}
 	t.Setenv("GOMEMLIMIT", "1GiB")

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/memory"
 )
 
 // Memory that a server with a few pods needs, in MB.
@@ -17,7 +17,7 @@ const (
 )
 
 func (r *run) memory() {
-	limit, err := memlimit.Read(r.FS, "self")
+	limit, err := memory.Read(r.FS, "self")
 	if err != nil {
 		r.warn("memory", "its size cannot be read: "+err.Error(), "mount /proc")
 		return

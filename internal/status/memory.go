@@ -11,7 +11,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/memory"
 )
 
 // Memory is what a process occupies, in bytes (proc(5), /proc/PID/status).
@@ -30,7 +30,7 @@ func ReadMemory(pid int) (Memory, error) {
 		return Memory{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
 	}
 	m := parseMemory(text)
-	if limit, err := memlimit.Of(pid); err == nil {
+	if limit, err := memory.Of(pid); err == nil {
 		m.Limit = limit.Group
 	}
 	return m, nil

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/memory"
 )
 
 const (
@@ -31,7 +31,7 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil
 	}
-	memory, err := memlimit.Self()
+	memory, err := memory.Self()
 	if err != nil {
 		o.Logger.Warn("it is not known how much memory there is; few connections may be open over which nobody has authenticated", "error", err)
 	}
