@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 // A pod's bandwidth is limited on the host, where the pod cannot undo it: what it receives by a token bucket (tc-tbf(8)) at
@@ -149,7 +149,7 @@ var (
 
 // observeBandwidth reads the shapers and redirections of our devices.
 func observeBandwidth(ours map[int]string, put func(object)) error {
-	qdiscs, err := netdump.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
+	qdiscs, err := netlinkutil.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return fmt.Errorf("listing queueing disciplines: %w", err)
 	}
@@ -180,7 +180,7 @@ func observeBandwidth(ours map[int]string, put func(object)) error {
 
 // redirection is the index of the device to which all that comes in by another one is redirected; 0 for none.
 func redirection(index int) (int, error) {
-	filters, err := netdump.Whole(func() ([]netlink.Filter, error) {
+	filters, err := netlinkutil.Whole(func() ([]netlink.Filter, error) {
 		return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress)
 	})
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {

@@ -5,19 +5,19 @@ package cni
 import (
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-func listLinks() ([]netlink.Link, error) { return netdump.Whole(netlink.LinkList) }
+func listLinks() ([]netlink.Link, error) { return netlinkutil.Whole(netlink.LinkList) }
 
 func listAddresses() ([]netlink.Addr, error) {
-	return netdump.Addresses(netlink.FAMILY_ALL)
+	return netlinkutil.Addresses(netlink.FAMILY_ALL)
 }
 
 func listRoutes(family int, filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
-	return netdump.Whole(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, filter, mask) })
+	return netlinkutil.Whole(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, filter, mask) })
 }
 
 func listNeighbours(index, family int) ([]netlink.Neigh, error) {
-	return netdump.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
+	return netlinkutil.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
 }

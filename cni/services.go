@@ -10,7 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -29,7 +29,7 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	case err != nil:
 		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
 	}
-	all, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	all, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 var errNotReady = wire.Errorf(wire.CodeTryAgainLater,
@@ -212,7 +212,7 @@ func (s *Server) check(req wire.Request) error {
 	if err != nil {
 		return wire.Errorf(wire.CodeMismatch, "%s in the pod: %v", r.IfName, err)
 	}
-	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	addrs, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing the pod's addresses: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 // Host is what defaults are taken from on the machine.
@@ -80,7 +80,7 @@ func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
 // temporary are the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or uses no more for new connections. None
 // if that cannot be found out: each is a usable address.
 func temporary() map[netip.Addr]bool {
-	addrs, err := netdump.Addresses(netlink.FAMILY_V6)
+	addrs, err := netlinkutil.Addresses(netlink.FAMILY_V6)
 	if err != nil {
 		return nil
 	}
@@ -168,7 +168,7 @@ func (h ReplacingHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 // linksWithDefaultRoute looks at the main table, as other programs do to find the machine's address: a VPN that takes all of a machine's
 // traffic has a table of its own. A route over a link without a carrier is none.
 func linksWithDefaultRoute() (map[string]bool, error) {
-	routes, err := netdump.Routes(netlink.FAMILY_ALL)
+	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("listing this machine's routes: %w", err)
 	}

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/internal/ownthread"
 	"github.com/coracle-k8s/coracle/internal/synctime"
 )
@@ -162,7 +162,7 @@ func (kernelProbe) SyncTime(path string) (time.Duration, error) {
 func (kernelProbe) Firewalls() ([]hostfirewall.Chain, error) { return hostfirewall.Find() }
 
 func (kernelProbe) Routes() ([]Route, error) {
-	routes, err := netdump.Routes(netlink.FAMILY_ALL)
+	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}

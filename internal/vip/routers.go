@@ -8,12 +8,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 // Routers are the addresses through which this machine's routes lead: another machine has each of them, whether it answers now or not.
 func Routers() ([]netip.Addr, error) {
-	routes, err := netdump.Routes(netlink.FAMILY_ALL)
+	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}

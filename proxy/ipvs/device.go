@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -69,7 +69,7 @@ func (p *Proxier) deviceIntact() (bool, error) {
 
 // addressesOf are the device's of one family.
 func addressesOf(link netlink.Link, family int) (map[netip.Addr]bool, error) {
-	all, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	all, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}
@@ -91,7 +91,7 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	if err != nil {
 		return err
 	}
-	have, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	have, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}
@@ -139,7 +139,7 @@ func localAddresses() (map[netip.Addr]bool, error) {
 	if link, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
 		own = link.Attrs().Index
 	}
-	all, err := netdump.Addresses(netlink.FAMILY_ALL)
+	all, err := netlinkutil.Addresses(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of this machine: %w", err)
 	}
