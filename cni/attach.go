@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/ownthread"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 // devicePrefix starts the name of every pod's device on the host. Network managers know to leave veth* alone.
@@ -164,7 +164,7 @@ func podSysctls(ifName string) error {
 
 // inNetns runs f on a thread of its own inside ns. The thread ends with f, so that no other goroutine ever runs in ns.
 func inNetns(ns netns.NsHandle, f func() error) error {
-	return ownthread.Do(func() error {
+	return netlinkutil.Do(func() error {
 		if err := netns.Set(ns); err != nil {
 			return fmt.Errorf("entering a network namespace: %w", err)
 		}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/ownthread"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -118,7 +118,7 @@ func TestRemoveDeep(t *testing.T) {
 func inMountNamespace(t *testing.T, f func()) {
 	t.Helper()
 	testenv.RequireRoot(t, "mounting")
-	err := ownthread.Do(func() error {
+	err := netlinkutil.Do(func() error {
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")

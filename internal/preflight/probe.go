@@ -20,7 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
-	"github.com/coracle-k8s/coracle/internal/ownthread"
+
 	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
@@ -34,7 +34,7 @@ type kernelProbe struct{}
 
 // apart runs f on a thread with namespaces of its own, which end with it.
 func apart(flags int, f func() error) error {
-	return ownthread.Do(func() error {
+	return netlinkutil.Do(func() error {
 		if err := unix.Unshare(flags); err != nil {
 			return fmt.Errorf("making a namespace: %w", err)
 		}

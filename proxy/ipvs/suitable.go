@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/ownthread"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
 // Probe is what a kernel was found to have. Each field is nil for what is there, and says otherwise why it is not.
@@ -96,7 +96,7 @@ func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 	if newEnough(p.Release) != nil {
 		return p, nil
 	}
-	err := ownthread.Do(func() error {
+	err := netlinkutil.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}

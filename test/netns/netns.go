@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/carried"
-	"github.com/coracle-k8s/coracle/internal/ownthread"
+	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -137,7 +137,7 @@ func New(t testing.TB) *NS {
 	if err := os.WriteFile(ns.Path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := ownthread.Do(func() error {
+	err := netlinkutil.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -164,7 +164,7 @@ func (ns *NS) Close() {
 
 // Do runs f on a thread inside the namespace. What f starts on other goroutines is not in it. A test that fails in f has failed, and Do returns an error.
 func (ns *NS) Do(f func() error) error {
-	return ownthread.Do(func() error {
+	return netlinkutil.Do(func() error {
 		if err := vishnetns.Set(ns.h); err != nil {
 			return err
 		}
