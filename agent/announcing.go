@@ -13,14 +13,14 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
 // the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string, report func(loadbalancer.Conflicts, loadbalancer.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
@@ -60,7 +60,7 @@ type findings chan finding
 type finding struct{ conflicts, proven string }
 
 // set does not block: there is one writer.
-func (f findings) set(used lbholders.Conflicts, proven lbholders.Proven) {
+func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	select {
 	case <-f:
 	default:
@@ -77,7 +77,7 @@ func keepFindings(ctx context.Context, o Options, said findings) error {
 	var want finding // also of what an earlier run said
 	for {
 		var again <-chan time.Time
-		for name, value := range map[string]string{lbholders.ConflictsAnnotation: want.conflicts, lbholders.ProvenAnnotation: want.proven} {
+		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts, loadbalancer.ProvenAnnotation: want.proven} {
 			if err := annotate(ctx, nodes, o.NodeName, name, value); err != nil {
 				again = time.After(networksRetry)
 			}

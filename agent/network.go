@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -303,7 +303,7 @@ func (n *network) reportServices(err error) {
 
 // settings are the ConfigMaps that this node's parts follow.
 func (o Options) settings() []string {
-	names := []string{lbholders.ConfigMap}
+	names := []string{loadbalancer.ConfigMap}
 	if o.NetworkBackend != clusterconfig.NetworkNone {
 		names = append(names, clusterconfig.BackendConfigMap)
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
@@ -31,7 +31,7 @@ func keepNetworks(ctx context.Context, o Options) error {
 		pause := networksRetry
 		now, err := networks()
 		if err == nil && now != said {
-			err = annotate(ctx, nodes, o.NodeName, lbholders.NetworksAnnotation, now)
+			err = annotate(ctx, nodes, o.NodeName, loadbalancer.NetworksAnnotation, now)
 		}
 		if err == nil {
 			said, pause = now, networksCheck
@@ -58,7 +58,7 @@ func networks() (string, error) {
 			continue
 		}
 		for _, p := range l.Addresses {
-			if p.Addr().IsGlobalUnicast() && !p.IsSingleIP() && p.Bits() >= lbholders.WidestNetwork {
+			if p.Addr().IsGlobalUnicast() && !p.IsSingleIP() && p.Bits() >= loadbalancer.WidestNetwork {
 				out = append(out, p.Masked().String())
 			}
 		}

@@ -10,7 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // Apart says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each pair once: every node writes on its Node in which networks its machine
@@ -20,7 +20,7 @@ func Apart(nodes []*corev1.Node) []string {
 	networks, machines := map[string][]netip.Prefix{}, map[string]*corev1.Node{}
 	for _, n := range nodes {
 		machines[n.Name] = n
-		for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
+		for text := range strings.SplitSeq(n.Annotations[loadbalancer.NetworksAnnotation], ",") {
 			if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
 				networks[n.Name] = append(networks[n.Name], p)
 			}

@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // TestApart: whom host-gw would cut off is known from what Nodes say, and nobody is accused for whom they say too little.
@@ -21,7 +21,7 @@ func TestApart(t *testing.T) {
 			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 		}
 		if networks != "" {
-			n.Annotations[lbholders.NetworksAnnotation] = networks
+			n.Annotations[loadbalancer.NetworksAnnotation] = networks
 		}
 		if len(more) > 0 {
 			n.Annotations[clusterconfig.UnderlayAnnotation] = more[0]

@@ -2,8 +2,8 @@
 
 // Package announcer answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
 //
-// The server that leads says which those are, in one ConfigMap (internal/lbholders). Before each answer this node makes sure that it still is the holder, by
-// reading the ConfigMap from the store, which is good for lbholders.Lease; a new holder is silent for longer than that. So two never answer, whatever
+// The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node makes sure that it still is the holder, by
+// reading the ConfigMap from the store, which is good for loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever
 // happens to nodes, servers and the network between them. It owns the packet sockets (internal/vip); what comes in for the addresses is the Service proxy's.
 package announcer
 
@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
@@ -56,7 +56,7 @@ type Options struct {
 	Routers func() ([]netip.Addr, error)
 	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, and of those that it has proven and the record
 	// does not have as proven yet, each time that changes. It must not block.
-	Report func(lbholders.Conflicts, lbholders.Proven)
+	Report func(loadbalancer.Conflicts, loadbalancer.Proven)
 	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the kernel has the address itself, as
 	// with IPVS, and must not answer for it there.
 	KeepSilent func(device string) error
@@ -71,7 +71,7 @@ type Announcer struct {
 
 	mu     sync.Mutex // of the last word of the store
 	asked  vip.Moment
-	record lbholders.Record
+	record loadbalancer.Record
 
 	findings findings
 }
@@ -93,12 +93,12 @@ func New(o Options) (*Announcer, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]claim{}, proven: lbholders.Proven{}, reported: ";"}}, nil
+	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]claim{}, proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
 // running is an address that is announced.
 type running struct {
-	holder lbholders.Holder
+	holder loadbalancer.Holder
 	place  vip.Place
 	stop   func() // ends it, and waits
 }
@@ -109,7 +109,7 @@ func (a *Announcer) Run(ctx context.Context) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		a.o.Settings.Follow(ctx, lbholders.ConfigMap, func(d clustersettings.Data) {
+		a.o.Settings.Follow(ctx, loadbalancer.ConfigMap, func(d clustersettings.Data) {
 			said.Store(&d)
 			a.poke()
 		})
@@ -121,16 +121,16 @@ func (a *Announcer) Run(ctx context.Context) error {
 		}
 	}()
 	for {
-		var record lbholders.Record
+		var record loadbalancer.Record
 		if d := said.Load(); d != nil {
 			var err error
-			if record, err = lbholders.Read(*d); err != nil {
+			if record, err = loadbalancer.Read(*d); err != nil {
 				a.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
 			}
 		}
 		a.follow(ctx, now, record)
 		var look <-chan time.Time
-		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h lbholders.Holder) bool { return h.Node == a.o.NodeName }) {
+		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h loadbalancer.Holder) bool { return h.Node == a.o.NodeName }) {
 			look = time.After(again)
 		}
 		select {
@@ -150,7 +150,7 @@ func (a *Announcer) poke() {
 }
 
 // follow makes what is announced what the record says.
-func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, record lbholders.Record) {
+func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Record) {
 	var trouble []string
 	places := map[netip.Addr]vip.Place{}
 	var links []vip.Link
@@ -223,7 +223,7 @@ func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
 }
 
 // start announces an address when a holder before this one is certainly silent.
-func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.Holder, place vip.Place) running {
+func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) running {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -231,7 +231,7 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.H
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(lbholders.Wait):
+		case <-time.After(loadbalancer.Wait):
 		}
 		if h.New && !a.prove(ctx, address, h, place) {
 			return
@@ -260,17 +260,17 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.H
 }
 
 // confirm says until when this node may answer. What the store said counts from before it was asked, and is good for all addresses.
-func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h lbholders.Holder) (vip.Moment, error) {
+func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h loadbalancer.Holder) (vip.Moment, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.record == nil || a.o.Now() >= a.asked.After(lbholders.Lease/2) {
+	if a.record == nil || a.o.Now() >= a.asked.After(loadbalancer.Lease/2) {
 		a.record = nil
 		asked := a.o.Now()
-		m, err := a.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
+		m, err := a.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, loadbalancer.ConfigMap, metav1.GetOptions{})
 		if err != nil {
 			return 0, err
 		}
-		record, err := lbholders.Read(m.Data)
+		record, err := loadbalancer.Read(m.Data)
 		if err != nil {
 			return 0, err
 		}
@@ -279,5 +279,5 @@ func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h lbholders
 	if !a.record[address].Same(h) {
 		return 0, fmt.Errorf("the node %s is the holder now", a.record[address].Node)
 	}
-	return a.asked.After(lbholders.Lease), nil
+	return a.asked.After(loadbalancer.Lease), nil
 }

@@ -19,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -61,13 +61,13 @@ func newBed(t *testing.T) *bed {
 }
 
 // says writes who answers.
-func (b *bed) says(r lbholders.Record) {
+func (b *bed) says(r loadbalancer.Record) {
 	b.Helper()
 	data, err := r.Write()
 	if err != nil {
 		b.Fatal(err)
 	}
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}, Data: data}
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: loadbalancer.ConfigMap}, Data: data}
 	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	if _, err = maps.Update(b.Context(), m, metav1.UpdateOptions{}); err != nil {
 		_, err = maps.Create(b.Context(), m, metav1.CreateOptions{})
@@ -100,11 +100,11 @@ func TestAnnouncer(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.a.Run(ctx) }()
-	b.says(lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
+	b.says(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
 	b.announces(first)
-	b.says(lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
+	b.says(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
 	b.announces(first, second)
-	b.says(lbholders.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
+	b.says(loadbalancer.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
 	b.announces(second)
 	cancel()
 	if err := <-done; err != nil {
@@ -123,12 +123,12 @@ func TestKeepSilent(t *testing.T) {
 		return fail
 	}
 	now := map[netip.Addr]running{}
-	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
+	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
 	if len(asked) != 2 || asked[0] != "eth0" || len(now) != 0 {
 		t.Errorf("asked %v, announced %v", asked, now)
 	}
 	fail = nil
-	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}})
+	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}})
 	if len(now) != 1 {
 		t.Errorf("announced %v", now)
 	}
@@ -142,30 +142,30 @@ func TestConfirm(t *testing.T) {
 	b := newBed(t)
 	now := vip.Moment(time.Hour)
 	b.a.o.Now = func() vip.Moment { return now }
-	mine := lbholders.Holder{Node: "here", Term: 5}
-	b.says(lbholders.Record{first: mine})
-	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != now.After(lbholders.Lease) {
+	mine := loadbalancer.Holder{Node: "here", Term: 5}
+	b.says(loadbalancer.Record{first: mine})
+	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != now.After(loadbalancer.Lease) {
 		t.Fatalf("until %v, %v", until, err)
 	}
-	b.says(lbholders.Record{first: {Node: "there", Term: 6}})
+	b.says(loadbalancer.Record{first: {Node: "there", Term: 6}})
 	asked := now
-	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != asked.After(lbholders.Lease) {
+	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != asked.After(loadbalancer.Lease) {
 		t.Errorf("a word of just now: until %v, %v", until, err)
 	}
-	now = now.After(lbholders.Lease / 2)
+	now = now.After(loadbalancer.Lease / 2)
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("another node is the holder, and it may answer until %v", until)
 	}
-	b.says(lbholders.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
-	now = now.After(lbholders.Lease)
+	b.says(loadbalancer.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
+	now = now.After(loadbalancer.Lease)
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("there was another holder in between, and it may answer until %v", until)
 	}
-	if err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), lbholders.ConfigMap, metav1.DeleteOptions{}); err != nil {
+	if err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	now = now.After(lbholders.Lease)
-	if until, err := b.a.confirm(t.Context(), first, lbholders.Holder{Node: "here", Term: 7}); err == nil {
+	now = now.After(loadbalancer.Lease)
+	if until, err := b.a.confirm(t.Context(), first, loadbalancer.Holder{Node: "here", Term: 7}); err == nil {
 		t.Errorf("nothing is known, and it may answer until %v", until)
 	}
 }
@@ -183,15 +183,15 @@ func TestNewAddressIsProven(t *testing.T) {
 			return nil
 		}
 		var said []string
-		b.a.o.Report = func(c lbholders.Conflicts, _ lbholders.Proven) { said = append(said, c.String()) }
+		b.a.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { said = append(said, c.String()) }
 		now := map[netip.Addr]running{}
-		record := lbholders.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
+		record := loadbalancer.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
 		look := func() {
 			synctest.Wait()
 			b.a.follow(t.Context(), now, record)
 		}
 		look()
-		time.Sleep(lbholders.Wait)
+		time.Sleep(loadbalancer.Wait)
 		look()
 		if asked.Load() != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
 			t.Errorf("asked %d times, said %q", asked.Load(), said)
@@ -199,7 +199,7 @@ func TestNewAddressIsProven(t *testing.T) {
 		b.announces(second)
 		time.Sleep(2 * probeAgain)
 		look()
-		record[first] = lbholders.Holder{Node: "here", Term: 1}
+		record[first] = loadbalancer.Holder{Node: "here", Term: 1}
 		look()
 		if asked.Load() != 3 || len(said) != 3 || said[1] != "" || said[2] != "" {
 			t.Errorf("asked %d times, said %q", asked.Load(), said)
@@ -228,20 +228,20 @@ func TestProofIsSaid(t *testing.T) {
 		var asked atomic.Int32
 		b.a.o.Probe = func(context.Context, vip.Place, netip.Addr) error { asked.Add(1); return nil }
 		var said []string
-		b.a.o.Report = func(_ lbholders.Conflicts, p lbholders.Proven) { said = append(said, p.String()) }
+		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { said = append(said, p.String()) }
 		now := map[netip.Addr]running{}
-		look := func(r lbholders.Record) {
+		look := func(r loadbalancer.Record) {
 			b.says(r)
 			synctest.Wait()
 			b.a.follow(t.Context(), now, r)
 			synctest.Wait()
 		}
-		unproven, proven := lbholders.Record{first: {Node: "here", Term: 5, New: true}}, lbholders.Record{first: {Node: "here", Term: 5}}
+		unproven, proven := loadbalancer.Record{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Record{first: {Node: "here", Term: 5}}
 		look(unproven)
 		if len(said) != 0 {
 			t.Errorf("before it was asked, the cluster heard %q", said)
 		}
-		time.Sleep(lbholders.Wait) // fake time, in which a new holder is silent
+		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(unproven)
 		b.announces(first)
 		if len(said) != 1 || said[0] != first.String()+"=5" {
@@ -256,9 +256,9 @@ func TestProofIsSaid(t *testing.T) {
 		if _, err := b.a.confirm(t.Context(), first, running); err != nil {
 			t.Errorf("the record has it as proven: %v", err)
 		}
-		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
-		time.Sleep(lbholders.Wait) // fake time, in which a new holder is silent
-		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
+		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
+		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
+		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
 		if asked.Load() != 2 || len(said) != 3 || said[2] != first.String()+"=6" {
 			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), said)
 		}
@@ -273,7 +273,7 @@ func TestRoutersKeepTheirAddresses(t *testing.T) {
 	b := newBed(t)
 	b.a.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }
 	now := map[netip.Addr]running{}
-	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
+	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
 	if _, routers := now[first]; routers || len(now) != 1 {
 		t.Errorf("it announces %v", now)
 	}

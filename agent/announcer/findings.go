@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
@@ -20,7 +20,7 @@ import (
 type findings struct {
 	mu     sync.Mutex
 	last   map[netip.Addr]claim
-	proven lbholders.Proven
+	proven loadbalancer.Proven
 
 	reported string // it belongs to Run
 }
@@ -32,7 +32,7 @@ type claim struct {
 }
 
 // of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over others, old ones, and what the record has.
-func (f *findings) of(record lbholders.Record, addresses []netip.Addr, now time.Time) (lbholders.Conflicts, lbholders.Proven) {
+func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	maps.DeleteFunc(f.last, func(a netip.Addr, is claim) bool {
@@ -42,7 +42,7 @@ func (f *findings) of(record lbholders.Record, addresses []netip.Addr, now time.
 		h := record[a]
 		return !h.New || h.Term != term || !slices.Contains(addresses, a)
 	})
-	out := lbholders.Conflicts{}
+	out := loadbalancer.Conflicts{}
 	for a, is := range f.last {
 		out[a] = is.by
 	}
@@ -59,7 +59,7 @@ func (a *Announcer) claimed(address netip.Addr, by net.HardwareAddr) {
 }
 
 // prove returns when no other machine has an address that nobody has proven before; false when ctx is done before. No node answers for it meanwhile.
-func (a *Announcer) prove(ctx context.Context, address netip.Addr, h lbholders.Holder, place vip.Place) bool {
+func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) bool {
 	for {
 		err := a.o.Probe(ctx, place, address)
 		pause := time.Second

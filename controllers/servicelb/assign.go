@@ -13,7 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 const (
@@ -34,7 +34,7 @@ type holders struct {
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
 	read       time.Time         // when it was
 	none       bool              // nobody has ever written one
-	record     lbholders.Record
+	record     loadbalancer.Record
 	settled    bool // the last round wrote all it had to
 	trustFrom  time.Time
 }
@@ -91,20 +91,20 @@ func (c *Controller) load(ctx context.Context) error {
 		return nil
 	}
 	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	have, err := configMaps.Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
+	have, err := configMaps.Get(ctx, loadbalancer.ConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		if h.none = rests; h.none {
 			return nil
 		}
-		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}}, metav1.CreateOptions{})
+		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: loadbalancer.ConfigMap}}, metav1.CreateOptions{})
 	}
 	if err != nil {
 		return err
 	}
-	record, err := lbholders.Read(have.Data)
+	record, err := loadbalancer.Read(have.Data)
 	if err != nil { // somebody has written it by hand: all begins anew
 		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
-		record = lbholders.Record{}
+		record = loadbalancer.Record{}
 	}
 	h.have, h.record, h.none, h.read = have, record, false, time.Now()
 	return nil

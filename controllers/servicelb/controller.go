@@ -31,8 +31,8 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -161,8 +161,8 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels,
-		n.Annotations[lbholders.ConflictsAnnotation], n.Annotations[lbholders.ProvenAnnotation])
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[loadbalancer.NetworksAnnotation], n.Labels,
+		n.Annotations[loadbalancer.ConflictsAnnotation], n.Annotations[loadbalancer.ProvenAnnotation])
 }
 
 func (c *Controller) namespaceMatters(old, now any) bool {

@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -131,11 +131,11 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, "the holder is "+want, func() error {
-		m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), lbholders.ConfigMap, metav1.GetOptions{})
+		m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), loadbalancer.ConfigMap, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		record, err := lbholders.Read(m.Data)
+		record, err := loadbalancer.Read(m.Data)
 		if got := record[netip.MustParseAddr(address)].Node; err == nil && got != want {
 			err = fmt.Errorf("it is %q", got)
 		}
@@ -144,13 +144,13 @@ func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 }
 
 // recorded is what the record says of an address.
-func recorded(t *testing.T, client *fake.Clientset, address string) lbholders.Holder {
+func recorded(t *testing.T, client *fake.Clientset, address string) loadbalancer.Holder {
 	t.Helper()
-	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), lbholders.ConfigMap, metav1.GetOptions{})
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), loadbalancer.ConfigMap, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	record, err := lbholders.Read(m.Data)
+	record, err := loadbalancer.Read(m.Data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func recorded(t *testing.T, client *fake.Clientset, address string) lbholders.Ho
 func TestControllerMovesAddresses(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	near := func(n *corev1.Node) *corev1.Node {
-		n.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
+		n.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
 		return n
 	}
 	client := fake.NewClientset(testService("web", 0), near(testNode("a", "10.0.0.1")), near(testNode("b", "10.0.0.2")))
@@ -182,7 +182,7 @@ func TestControllerMovesAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := recorded(t, client, "10.0.0.200")
-	b.Annotations[lbholders.ProvenAnnotation] = fmt.Sprintf("10.0.0.200=%d", before.Term)
+	b.Annotations[loadbalancer.ProvenAnnotation] = fmt.Sprintf("10.0.0.200=%d", before.Term)
 	if _, err := client.CoreV1().Nodes().Update(t.Context(), b, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestControllerMovesAddresses(t *testing.T) {
 		return nil
 	})
 	// Somebody deletes the record: nobody would answer any more.
-	if err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), lbholders.ConfigMap, metav1.DeleteOptions{}); err != nil {
+	if err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	awaitHolder(t, client, "10.0.0.200", "b")

@@ -12,7 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve, that the pool selects, that are in the
@@ -46,10 +46,10 @@ func (n node) reaches(a netip.Addr, p *Pool) bool {
 }
 
 // InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that it is to answer for.
-func InUse(nodes []*corev1.Node, record lbholders.Record) map[netip.Addr]string {
+func InUse(nodes []*corev1.Node, record loadbalancer.Record) map[netip.Addr]string {
 	out := map[netip.Addr]string{}
 	for _, n := range nodes {
-		for a, by := range lbholders.ReadConflicts(n.Annotations[lbholders.ConflictsAnnotation]) {
+		for a, by := range loadbalancer.ReadConflicts(n.Annotations[loadbalancer.ConflictsAnnotation]) {
 			if record[a].Node == n.Name {
 				out[a] = by.String()
 			}
@@ -59,11 +59,11 @@ func InUse(nodes []*corev1.Node, record lbholders.Record) map[netip.Addr]string 
 }
 
 // Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding alone.
-func Proven(nodes []*corev1.Node, record lbholders.Record) lbholders.Proven {
-	out := lbholders.Proven{}
+func Proven(nodes []*corev1.Node, record loadbalancer.Record) loadbalancer.Proven {
+	out := loadbalancer.Proven{}
 	for _, n := range nodes {
-		for a, term := range lbholders.ReadProven(n.Annotations[lbholders.ProvenAnnotation]) {
-			if record[a].Same(lbholders.Holder{Node: n.Name, Term: term}) {
+		for a, term := range loadbalancer.ReadProven(n.Annotations[loadbalancer.ProvenAnnotation]) {
+			if record[a].Same(loadbalancer.Holder{Node: n.Name, Term: term}) {
 				out[a] = term
 			}
 		}
@@ -74,11 +74,11 @@ func Proven(nodes []*corev1.Node, record lbholders.Record) lbholders.Proven {
 // said is what the nodes say of the addresses that they hold.
 type said struct {
 	inUse  map[netip.Addr]string // by which Ethernet address
-	proven lbholders.Proven
+	proven loadbalancer.Proven
 }
 
 // has says whether an address was proven in a holding of it.
-func (s said) has(a netip.Addr, h lbholders.Holder) bool {
+func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 	term, proven := s.proven[a]
 	return proven && term == h.Term
 }
@@ -86,8 +86,8 @@ func (s said) has(a netip.Addr, h lbholders.Holder) bool {
 // Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.
 // One whose candidates are all silent stays where it is: then it is more probably this server that hears nothing. term is a number that no earlier change has had.
 // An address that nobody has proven yet, or that is in use elsewhere, is new to its holder.
-func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) lbholders.Record {
-	out, load := lbholders.Record{}, map[string]int{}
+func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) loadbalancer.Record {
+	out, load := loadbalancer.Record{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
 		h, had := before[a]
@@ -104,7 +104,7 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if len(could) == 0 {
 			if h := before[a]; h.Node != "" {
-				out[a] = lbholders.Holder{Term: term, New: isNew(h, said, a)} // nobody, until there is somebody
+				out[a] = loadbalancer.Holder{Term: term, New: isNew(h, said, a)} // nobody, until there is somebody
 			} else {
 				out[a] = before[a]
 			}
@@ -117,13 +117,13 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 			return strings.Compare(mix(a, m), mix(a, n))
 		})
 		load[best]++
-		out[a] = lbholders.Holder{Node: best, Term: term, New: isNew(before[a], said, a)}
+		out[a] = loadbalancer.Holder{Node: best, Term: term, New: isNew(before[a], said, a)}
 	}
 	return out
 }
 
 // isNew says whether the network has to be asked for an address before the next holder answers.
-func isNew(before lbholders.Holder, said said, a netip.Addr) bool {
+func isNew(before loadbalancer.Holder, said said, a netip.Addr) bool {
 	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.has(a, before)
 }
 

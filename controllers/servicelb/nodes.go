@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // node is one that can serve, with its addresses.
@@ -118,7 +118,7 @@ func addresses(n *corev1.Node) []netip.Addr {
 
 func networks(n *corev1.Node) []netip.Prefix {
 	var out []netip.Prefix
-	for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
+	for text := range strings.SplitSeq(n.Annotations[loadbalancer.NetworksAnnotation], ",") {
 		if p, err := netip.ParsePrefix(text); err == nil {
 			out = append(out, p)
 		}

@@ -22,7 +22,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -89,7 +89,7 @@ func awaitWatch(t *testing.T, client interface{ Actions() []clienttesting.Action
 func TestControllerFollowsAddressPools(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx, node := t.Context(), testNode("a", "10.0.0.1")
-	node.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
+	node.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
 	client, objects := fake.NewClientset(testService("web", 0), node), fakeObjects()
 	with := func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } }
 	events, stop := run(t, client, false, with)

@@ -13,9 +13,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -156,7 +156,7 @@ func TestAssign(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(lbholders.Record{}, 7, both, alive, said{})
+	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
 	if first[a].Node == first[b].Node || first[a].Term != 7 {
 		t.Errorf("not spread: %v", first)
 	}
@@ -180,7 +180,7 @@ func TestAssign(t *testing.T) {
 		t.Errorf("without addresses: %v", gone)
 	}
 
-	nobody := Assign(lbholders.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
+	nobody := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
 	if late := Assign(nobody, 8, both, alive, said{}); !late[a].New {
 		t.Errorf("when there is somebody at last: %v, %v", nobody, late)
 	}
@@ -192,15 +192,15 @@ func TestTakersProve(t *testing.T) {
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
-	first := Assign(lbholders.Record{}, 7, both, alive, said{})
+	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
 	if !first[a].New {
 		t.Errorf("nobody has answered for it: %v", first)
 	}
-	stays := Assign(first, 8, both, alive, said{proven: lbholders.Proven{a: 6}})
+	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
 	if stays[a] != first[a] {
 		t.Errorf("what was proven is another holding: %v", stays)
 	}
-	proven := Assign(first, 8, both, alive, said{proven: lbholders.Proven{a: 7}})
+	proven := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 7}})
 	if !proven[a].Same(first[a]) || proven[a].New {
 		t.Errorf("%v was proven, and is %v", first, proven)
 	}
@@ -208,13 +208,13 @@ func TestTakersProve(t *testing.T) {
 	if moved := Assign(first, 9, both, alive, said{}); moved[a].Node == dead || !moved[a].New {
 		t.Errorf("the first one died before it had proven it: %v", moved)
 	}
-	if moved := Assign(first, 9, both, alive, said{proven: lbholders.Proven{a: 7}}); moved[a].New {
+	if moved := Assign(first, 9, both, alive, said{proven: loadbalancer.Proven{a: 7}}); moved[a].New {
 		t.Errorf("the first one died, and had proven it: %v", moved)
 	}
 	if moved := Assign(proven, 9, both, alive, said{}); moved[a].New {
 		t.Errorf("it was proven: %v", moved)
 	}
-	taken := said{inUse: used, proven: lbholders.Proven{a: 7}}
+	taken := said{inUse: used, proven: loadbalancer.Proven{a: 7}}
 	moved := Assign(proven, 9, both, alive, taken)
 	if again := Assign(moved, 10, both, alive, taken); !moved[a].New || !again[a].New {
 		t.Errorf("another machine uses it: %v, %v", moved, again)
@@ -227,9 +227,9 @@ func TestTakersProve(t *testing.T) {
 func TestCandidates(t *testing.T) {
 	m, n, far := testNode("m", "10.0.0.1"), testNode("n", "10.0.0.2"), testNode("far", "10.1.0.2")
 	for _, x := range []*corev1.Node{m, n} {
-		x.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
+		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
 	}
-	far.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.1.0.0/24"}
+	far.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.1.0.0/24"}
 	s := &State{Nodes: []*corev1.Node{m, n, far}, Pools: flagged("10.0.0.200-10.0.0.201"), Services: []*corev1.Service{testService("web", 0), testService("here", 1, localOnly)}}
 	s.Slices = append(s.Slices, slice("here", "n"))
 	got := Candidates(s, Plan(s))
@@ -254,14 +254,14 @@ func TestRanges(t *testing.T) {
 func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	m, n := testNode("m"), testNode("n")
-	m.Annotations = map[string]string{lbholders.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
-	got := InUse([]*corev1.Node{m, n}, lbholders.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
+	m.Annotations = map[string]string{loadbalancer.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
+	got := InUse([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
 	if len(got) != 1 || got[a] != "02:00:00:00:00:01" {
 		t.Errorf("in use are %v", got)
 	}
-	m.Annotations[lbholders.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
-	n.Annotations = map[string]string{lbholders.ProvenAnnotation: "10.0.0.201=1"}
-	if got := Proven([]*corev1.Node{m, n}, lbholders.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
+	m.Annotations[loadbalancer.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
+	n.Annotations = map[string]string{loadbalancer.ProvenAnnotation: "10.0.0.201=1"}
+	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
 		t.Errorf("proven are %v", got)
 	}
 	v := Verdict{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}

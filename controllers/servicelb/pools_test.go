@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -214,7 +214,7 @@ func TestPoolSize(t *testing.T) {
 func TestPoolStatus(t *testing.T) {
 	m, n := testNode("m", "10.0.0.1"), with(testNode("n", "10.0.0.2"), "rack", "2")
 	for _, x := range []*corev1.Node{m, n} {
-		x.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
+		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
 	}
 	objects := []*addresspool.AddressPool{
 		testPool("near", 0, "10.0.0.200-10.0.0.203"), testPool("far", 1, "10.9.0.1", manual),

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // DNS is the name of the ConfigMap with the operator's configuration of the cluster's DNS, as k3s calls it.
@@ -27,7 +27,7 @@ const DNS = "coredns-custom"
 
 // Names are the ConfigMaps, in kube-system, of which servers have a stream. The network's identity may read these and no others.
 func Names() []string {
-	return []string{clusterconfig.BackendConfigMap, clusterconfig.VIPConfigMap, lbholders.ConfigMap, DNS}
+	return []string{clusterconfig.BackendConfigMap, clusterconfig.VIPConfigMap, loadbalancer.ConfigMap, DNS}
 }
 
 // Data are a ConfigMap's; nil where there is none.

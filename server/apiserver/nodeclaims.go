@@ -25,7 +25,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 const (
@@ -155,7 +155,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 			return admission.NewForbidden(a, err)
 		}
 	}
-	if said := node.Annotations[lbholders.NetworksAnnotation]; said != old.Annotations[lbholders.NetworksAnnotation] {
+	if said := node.Annotations[loadbalancer.NetworksAnnotation]; said != old.Annotations[loadbalancer.NetworksAnnotation] {
 		if err := mayBeIn(said); err != nil {
 			return admission.NewForbidden(a, err)
 		}
@@ -211,9 +211,9 @@ func mayBeIn(networks string) error {
 		p, err := netip.ParsePrefix(text)
 		switch {
 		case err != nil:
-			return fmt.Errorf("the annotation %s: %q is no network", lbholders.NetworksAnnotation, text)
-		case p.Bits() < lbholders.WidestNetwork:
-			return fmt.Errorf("the annotation %s: no interface is in a network as wide as %s; /%d is the widest", lbholders.NetworksAnnotation, p, lbholders.WidestNetwork)
+			return fmt.Errorf("the annotation %s: %q is no network", loadbalancer.NetworksAnnotation, text)
+		case p.Bits() < loadbalancer.WidestNetwork:
+			return fmt.Errorf("the annotation %s: no interface is in a network as wide as %s; /%d is the widest", loadbalancer.NetworksAnnotation, p, loadbalancer.WidestNetwork)
 		}
 	}
 	return nil

@@ -19,8 +19,8 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 func clientOf(t *testing.T, c *rest.Config) kubernetes.Interface {
@@ -82,7 +82,7 @@ func TestNodeClaims(t *testing.T) {
 	leaving.Annotations = map[string]string{clusterconfig.LeaveAnnotation: "0s"}
 	inside := func(networks string) *corev1.Node {
 		n := nodeAt("one", "192.0.2.3")
-		n.Annotations = map[string]string{lbholders.NetworksAnnotation: networks}
+		n.Annotations = map[string]string{loadbalancer.NetworksAnnotation: networks}
 		return n
 	}
 	for what, tt := range map[string]struct {

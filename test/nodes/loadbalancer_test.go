@@ -17,7 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -38,7 +38,7 @@ const poolFirst, poolLast = "10.77.0.200", "10.77.0.201"
 
 // holderOf is the node that answers for an address, as the cluster has it.
 func holderOf(s *harness.Server, address string) (string, error) {
-	out, err := s.TryKubectl("get", "configmap", "-n", "kube-system", lbholders.ConfigMap, "-o", "json")
+	out, err := s.TryKubectl("get", "configmap", "-n", "kube-system", loadbalancer.ConfigMap, "-o", "json")
 	if err != nil {
 		return "", err
 	}
@@ -46,7 +46,7 @@ func holderOf(s *harness.Server, address string) (string, error) {
 	if err := json.Unmarshal([]byte(out), &m); err != nil {
 		return "", err
 	}
-	record, err := lbholders.Read(m.Data)
+	record, err := loadbalancer.Read(m.Data)
 	if err == nil && record[netip.MustParseAddr(address)].Node == "" {
 		err = fmt.Errorf("nobody answers for %s: %v", address, record)
 	}

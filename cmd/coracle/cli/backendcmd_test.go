@@ -24,7 +24,7 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
@@ -57,7 +57,7 @@ func TestSetBackend(t *testing.T) {
 		n := backendNode(name, clusterconfig.NetworkVXLAN, corev1.ConditionTrue)
 		n.Spec.PodCIDRs = []string{fmt.Sprintf("10.42.%d.0/24", number)}
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
-		n.Annotations[lbholders.NetworksAnnotation] = netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked().String()
+		n.Annotations[loadbalancer.NetworksAnnotation] = netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked().String()
 		return n
 	}
 	conflicting := func(objects ...runtime.Object) *fake.Clientset {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lbholders is the record of which node answers for which address of the load balancer's pools. The server that leads writes it
+// Package loadbalancer is the record of which node answers for which address of the load balancer's pools. The server that leads writes it
 // (controllers/servicelb), every node reads it (agent/announcer).
-package lbholders
+package loadbalancer
 
 import (
 	"encoding/json"
