@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -108,8 +108,8 @@ type Options struct {
 	FlexVolumePluginDir string
 
 	// LBPool are addresses for Services of type LoadBalancer; without any they get those of nodes.
-	LBPool []lbpool.Range
-	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as lbpool.ParsePorts reads them.
+	LBPool []loadbalancer.Range
+	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as loadbalancer.ParsePorts reads them.
 	LBReserved []string
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool

@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/liveness"
@@ -102,7 +102,7 @@ func (s *Server) heardOf(node string) bool {
 // reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there, or programs of theirs listen.
 func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 	out := map[servicelb.Port]string{}
-	kept, err := lbpool.ParsePorts(s.o.LBReserved)
+	kept, err := loadbalancer.ParsePorts(s.o.LBReserved)
 	if err != nil {
 		return nil, fmt.Errorf("reading --load-balancer-reserved-ports: %w", err)
 	}

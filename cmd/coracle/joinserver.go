@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -53,7 +53,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	}
 	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
 	if b := joined.Settings.Balancer; b != nil {
-		if o.LBPool, err = lbpool.Parse(b.Pool); err != nil {
+		if o.LBPool, err = loadbalancer.Parse(b.Pool); err != nil {
 			return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 		}
 		o.DisableServiceLB = b.Disabled

@@ -14,7 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -59,7 +59,7 @@ func TestContradictions(t *testing.T) {
 		t.Error(err)
 	}
 	own = c("10.42.0.0/16", "load-balancer-pool")
-	own.LBPool = []lbpool.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
+	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`) {
 		t.Error(err)
 	}
@@ -166,7 +166,7 @@ func TestJoinedOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
+		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
 		o, err := joinedOptions(t.Context(), c, own)
 		if err != nil {
 			t.Fatal(err)
@@ -183,7 +183,7 @@ func TestJoinedOptions(t *testing.T) {
 	if o := options(); o.ManifestsDir != "" {
 		t.Errorf("the folder of manifests is %q, and the cluster has none", o.ManifestsDir)
 	}
-	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || !o.DisableHelm || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || !o.DisableHelm || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v and %v, the pool %v", o.DisableServiceLB, o.DisableMetrics, o.LBPool)
 	}
 	if o := options(); strings.Join(o.LBReserved, ",") != "22" {
@@ -199,7 +199,7 @@ func TestJoinedOptions(t *testing.T) {
 	}
 	c.Given = nil
 	joined.Settings.Balancer, joined.Settings.NoMetrics, joined.Settings.NoHelm, joined.Settings.NoManifests = nil, nil, nil, nil // of a cluster that began before it was asked
-	if o := options(); o.DisableMetrics || o.DisableHelm || o.ManifestsDir != ownFolder || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
+	if o := options(); o.DisableMetrics || o.DisableHelm || o.ManifestsDir != ownFolder || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.99" {
 		t.Errorf("its own pool became %v", o.LBPool)
 	}
 }

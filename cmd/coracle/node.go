@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
@@ -127,7 +127,7 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
 		Liveness:          clusterconfig.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
-		Balancer:          &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool), ReservedPorts: c.LBReserved},
+		Balancer:          &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool), ReservedPorts: c.LBReserved},
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
 	noHelm := c.Disabled(config.PartHelm)

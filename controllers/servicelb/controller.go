@@ -31,7 +31,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -55,7 +55,7 @@ type Options struct {
 	NodePorts utilnet.PortRange
 	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes; without Dynamic there are none. Networks are
 	// the cluster's own, in which no pool may lie.
-	Pool     []lbpool.Range
+	Pool     []loadbalancer.Range
 	Dynamic  dynamic.Interface
 	Networks []netip.Prefix
 	// Barred names addresses that have an owner. Alive says whether a node is heard of, which is asked several times a second while an address of a pool is in

@@ -13,14 +13,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func ranges(texts ...string) []lbpool.Range {
-	out, err := lbpool.Parse(texts)
+func ranges(texts ...string) []loadbalancer.Range {
+	out, err := loadbalancer.Parse(texts)
 	if err != nil {
 		panic(err)
 	}
@@ -243,7 +242,7 @@ func TestRanges(t *testing.T) {
 		"10.0.0.5": "10.0.0.5-10.0.0.5", "10.0.0.5-10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.5 - 10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.8/30": "10.0.0.9-10.0.0.10",
 		"10.0.0.8/31": "10.0.0.8-10.0.0.9", "fd00::/126": "fd00::-fd00::3", "10.0.0.9-10.0.0.5": "", "10.0.0.5-fd00::1": "", "x": "", "10.0.0.0/33": "",
 	} {
-		r, err := lbpool.ParseRange(in)
+		r, err := loadbalancer.ParseRange(in)
 		if got := strings.TrimSpace(fmt.Sprintf("%s-%s", r.First, r.Last)); err == nil && got != want || (err != nil) != (want == "") {
 			t.Errorf("%s: %s, %v; want %s", in, got, err, want)
 		}

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // DefaultPool is the name of the flag's pool. An AddressPool of that name takes its place.
@@ -24,7 +24,7 @@ const DefaultPool = "default"
 // Pool is addresses for Services. No two pools have one in common.
 type Pool struct {
 	Name   string
-	Ranges []lbpool.Range
+	Ranges []loadbalancer.Range
 	// Auto pools are for Services that ask for none by its name.
 	Auto bool
 	// AvoidBuggy leaves out IPv4 addresses that end in .0 or .255.
@@ -34,11 +34,11 @@ type Pool struct {
 }
 
 func (p *Pool) hasFamily(f corev1.IPFamily) bool {
-	return slices.ContainsFunc(p.Ranges, func(r lbpool.Range) bool { return of(f, r.First) })
+	return slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return of(f, r.First) })
 }
 
 func (p *Pool) has(a netip.Addr) bool {
-	return !(p.AvoidBuggy && buggy(a)) && slices.ContainsFunc(p.Ranges, func(r lbpool.Range) bool { return r.Has(a) })
+	return !(p.AvoidBuggy && buggy(a)) && slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return r.Has(a) })
 }
 
 func buggy(a netip.Addr) bool {
@@ -110,7 +110,7 @@ const (
 // Pools are the flag's addresses and those of objects, in the order in which they are looked through for a Service: first those with a selector, then by name. An
 // address in several is the older one's, and the flag is older than all. What of an object cannot be given out is left out, so that a slip of the pen takes no
 // address away but the one that is concerned; flaws, by the objects' names, say which. networks are the cluster's own, where no Service may have addresses.
-func Pools(flag []lbpool.Range, objects []*addresspool.AddressPool, networks []netip.Prefix) (pools []Pool, flaws map[string]Flaw) {
+func Pools(flag []loadbalancer.Range, objects []*addresspool.AddressPool, networks []netip.Prefix) (pools []Pool, flaws map[string]Flaw) {
 	flaws = map[string]Flaw{}
 	objects = slices.SortedFunc(slices.Values(objects), func(a, b *addresspool.AddressPool) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
@@ -146,7 +146,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 	p := Pool{Name: o.Name, Auto: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, AvoidBuggy: o.Spec.AvoidBuggyIPs}
 	var bad, taken, selectors []string
 	for _, text := range o.Spec.Addresses {
-		r, err := lbpool.ParseRange(text)
+		r, err := loadbalancer.ParseRange(text)
 		if err == nil {
 			err = usable(r, networks)
 		}
@@ -155,7 +155,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 			continue
 		}
 		for _, other := range older {
-			if slices.ContainsFunc(other.Ranges, func(q lbpool.Range) bool { return len(r.Minus(q)) != 1 || r.Minus(q)[0] != r }) {
+			if slices.ContainsFunc(other.Ranges, func(q loadbalancer.Range) bool { return len(r.Minus(q)) != 1 || r.Minus(q)[0] != r }) {
 				taken = append(taken, fmt.Sprintf("%s: the pool %s has some of these, and keeps them", text, other.Name))
 			}
 		}
@@ -190,7 +190,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 }
 
 // usable says why addresses cannot be those of Services.
-func usable(r lbpool.Range, networks []netip.Prefix) error {
+func usable(r loadbalancer.Range, networks []netip.Prefix) error {
 	for _, a := range []netip.Addr{r.First, r.Last} {
 		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("%s: %s is no address that a machine of a network can have", r, a)
@@ -205,11 +205,11 @@ func usable(r lbpool.Range, networks []netip.Prefix) error {
 }
 
 // without is what is left of a range without the addresses of pools.
-func without(r lbpool.Range, pools []Pool) []lbpool.Range {
-	left := []lbpool.Range{r}
+func without(r loadbalancer.Range, pools []Pool) []loadbalancer.Range {
+	left := []loadbalancer.Range{r}
 	for _, p := range pools {
 		for _, taken := range p.Ranges {
-			var next []lbpool.Range
+			var next []loadbalancer.Range
 			for _, l := range left {
 				next = append(next, l.Minus(taken)...)
 			}
@@ -237,7 +237,7 @@ func poolsText(pools []Pool) string {
 	}
 	words := make([]string, len(pools))
 	for i, p := range pools {
-		ranges := lbpool.Texts(p.Ranges)
+		ranges := loadbalancer.Texts(p.Ranges)
 		if len(ranges) > shownRanges {
 			ranges = append(ranges[:shownRanges], "…")
 		}

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -133,7 +133,7 @@ func TestPoolsAreDisjoint(t *testing.T) {
 			}
 			want := 0
 			for _, o := range objects {
-				if slices.ContainsFunc(ranges(o.Spec.Addresses...), func(q lbpool.Range) bool { return q.Has(a) }) {
+				if slices.ContainsFunc(ranges(o.Spec.Addresses...), func(q loadbalancer.Range) bool { return q.Has(a) }) {
 					want = 1
 				}
 			}

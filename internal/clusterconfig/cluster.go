@@ -64,9 +64,9 @@ func (s Settings) GatewayDisabled() bool { return s.NoGateway != nil && *s.NoGat
 type Balancer struct {
 	// Disabled leaves them to another load balancer.
 	Disabled bool `json:"disabled,omitempty"`
-	// Pool are the addresses of the pool that is no object of the API, as internal/lbpool reads them.
+	// Pool are the addresses of the pool that is no object of the API, as internal/loadbalancer reads them.
 	Pool []string `json:"pool,omitempty"`
-	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/lbpool reads them. There are none in clusters that began before there was this
+	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them. There are none in clusters that began before there was this
 	// setting: there each server goes by its own.
 	ReservedPorts []string `json:"reservedPorts,omitempty"`
 }

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // Server is all that coracle server is told, checked and complete: every default is filled in.
@@ -32,8 +32,8 @@ type Server struct {
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
-	LBPool           []lbpool.Range
-	LBReserved       []string     // as lbpool.ParsePorts reads them
+	LBPool           []loadbalancer.Range
+	LBReserved       []string     // as loadbalancer.ParsePorts reads them
 	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
 	VIPInterface     string       // "" means the one whose network holds the address
 	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
@@ -322,10 +322,10 @@ func (r *reader) encryption() []string {
 var k3sParts = []string{"runtimes"}
 
 // ranges are those of addresses.
-func (r *reader) ranges(name string) []lbpool.Range {
-	var out []lbpool.Range
+func (r *reader) ranges(name string) []loadbalancer.Range {
+	var out []loadbalancer.Range
 	for _, it := range r.many(name) {
-		p, err := lbpool.ParseRange(it.text)
+		p, err := loadbalancer.ParseRange(it.text)
 		if err != nil {
 			r.bad(it.src, "%v", err)
 			continue
@@ -341,8 +341,8 @@ func (r *reader) portList(name string) []string {
 	for _, it := range r.many(name) {
 		out = append(out, it.text)
 	}
-	if _, err := lbpool.ParsePorts(out); err != nil {
-		r.bad(r.src(name), "%v; %s alone is for none", err, lbpool.NoPorts)
+	if _, err := loadbalancer.ParsePorts(out); err != nil {
+		r.bad(r.src(name), "%v; %s alone is for none", err, loadbalancer.NoPorts)
 	}
 	return out
 }

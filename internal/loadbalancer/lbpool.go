@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lbpool is how the addresses of a load balancer's pool are written.
-package lbpool
+// Package loadbalancer is how the addresses of a load balancer's pool are written.
+package loadbalancer
 
 import (
 	"encoding/binary"
