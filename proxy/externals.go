@@ -16,7 +16,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	netutils "k8s.io/utils/net"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
@@ -241,11 +241,11 @@ func givesAllPorts(in corev1.LoadBalancerIngress, ports []corev1.ServicePort) bo
 	if len(in.Ports) == 0 || in.IP == "" || !proxyutil.IsVIPMode(in) {
 		return true
 	}
-	given := map[lbports.Port]bool{}
+	given := map[loadbalancer.Port]bool{}
 	for _, p := range in.Ports {
-		given[lbports.PortOf(p.Protocol, p.Port)] = p.Error == nil
+		given[loadbalancer.PortOf(p.Protocol, p.Port)] = p.Error == nil
 	}
-	return !slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return !given[lbports.PortOf(p.Protocol, p.Port)] })
+	return !slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return !given[loadbalancer.PortOf(p.Protocol, p.Port)] })
 }
 
 func (x *externals) reservedPort(svc *corev1.Service) uint16 {

@@ -15,7 +15,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -48,7 +48,7 @@ func (c *rivals) service(name string) *corev1.Service {
 	case 1:
 		s.Spec.Type, s.Spec.ClusterIP = corev1.ServiceTypeClusterIP, corev1.ClusterIPNone
 	}
-	for i, p := range []lbports.Port{{Protocol: corev1.ProtocolTCP, Number: 80}, {Protocol: corev1.ProtocolTCP, Number: 443}, {Protocol: corev1.ProtocolUDP, Number: 443}, {Protocol: corev1.ProtocolTCP, Number: 6443}} {
+	for i, p := range []loadbalancer.Port{{Protocol: corev1.ProtocolTCP, Number: 80}, {Protocol: corev1.ProtocolTCP, Number: 443}, {Protocol: corev1.ProtocolUDP, Number: 443}, {Protocol: corev1.ProtocolTCP, Number: 6443}} {
 		if c.r.IntN(2) == 0 {
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Protocol: p.Protocol, Port: p.Number, NodePort: []int32{0, 80, 443}[c.r.IntN(3)]})
 		}
@@ -63,7 +63,7 @@ func (c *rivals) service(name string) *corev1.Service {
 		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, in)
 	}
 	if c.r.IntN(2) == 0 {
-		s.Status.Conditions = []metav1.Condition{{Type: lbports.Condition}}
+		s.Status.Conditions = []metav1.Condition{{Type: loadbalancer.Condition}}
 	}
 	return s
 }

@@ -10,17 +10,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // requestedPorts are the ports at nodes' addresses that Services have or request: as load balancers, and as node ports.
-type requestedPorts map[lbports.Port]map[types.NamespacedName]bool
+type requestedPorts map[loadbalancer.Port]map[types.NamespacedName]bool
 
 // note keeps the requested ports of a Service that came, changed or went, and adds the Services that have one in common
 // with it to touched.
 func (w requestedPorts) note(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
 	before, now := requestedPortsOf(was), requestedPortsOf(is)
-	if slices.Equal(before, now) && slices.Equal(lbports.Held(was), lbports.Held(is)) {
+	if slices.Equal(before, now) && slices.Equal(loadbalancer.Held(was), loadbalancer.Held(is)) {
 		return
 	}
 	for _, p := range before {
@@ -38,14 +38,14 @@ func (w requestedPorts) note(key types.NamespacedName, was, is *corev1.Service, 
 	}
 }
 
-func requestedPortsOf(svc *corev1.Service) []lbports.Port {
-	out := lbports.Held(svc)
+func requestedPortsOf(svc *corev1.Service) []loadbalancer.Port {
+	out := loadbalancer.Held(svc)
 	if svc == nil {
 		return out
 	}
 	for _, p := range svc.Spec.Ports {
 		if p.NodePort != 0 {
-			out = append(out, lbports.PortOf(p.Protocol, p.NodePort))
+			out = append(out, loadbalancer.PortOf(p.Protocol, p.NodePort))
 		}
 	}
 	return out
@@ -61,10 +61,10 @@ func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why str
 	if p.Protocol == corev1.ProtocolUDP && (p.NodePort == int32(x.reserved.Tunnel) || x.senders[int(p.NodePort)] > 0) {
 		return fmt.Sprintf("the node port %d is where packets from other nodes come in by UDP", p.NodePort)
 	}
-	port, own := lbports.PortOf(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+	port, own := loadbalancer.PortOf(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
 	var holders []string
 	for key := range x.requestedPorts[port] {
-		if key != own && slices.Contains(lbports.Held(x.passed[key].came), port) {
+		if key != own && slices.Contains(loadbalancer.Held(x.passed[key].came), port) {
 			holders = append(holders, key.String())
 		}
 	}

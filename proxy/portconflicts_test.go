@@ -11,7 +11,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
@@ -88,7 +88,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: "alice", Name: "web"},
 			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 30080, Protocol: corev1.ProtocolTCP, NodePort: 30080}}},
 			Status: corev1.ServiceStatus{
-				Conditions:   []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue}},
+				Conditions:   []metav1.Condition{{Type: loadbalancer.Condition, Status: metav1.ConditionTrue}},
 				LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.1", Ports: []corev1.PortStatus{{Port: 30080, Protocol: corev1.ProtocolTCP}}}}},
 			},
 		}
@@ -127,7 +127,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 		{"its address is of a pool", balanced(func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].Ports = nil }), 30080},
 		{"it is not served now", balanced(func(s *corev1.Service) {
 			s.Status.LoadBalancer.Ingress = nil
-			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: lbports.Kept, Message: "443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
+			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: loadbalancer.Kept, Message: "443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
 		}), 0},
 		{"it gives the port up, and its status has it", balanced(func(s *corev1.Service) { s.Spec.Ports[0].Port = 80 }), 0},
 		{"its status is without it", balanced(func(s *corev1.Service) {

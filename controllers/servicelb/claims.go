@@ -13,12 +13,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the node is not ready or has no endpoint of it: it lists
 // the ports that no other Service gets there meanwhile. It stands in the status, like the ports of the addresses, because users cannot write that.
-const KeptCondition = lbports.Kept
+const KeptCondition = loadbalancer.Kept
 
 // maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
 const maxKept = 512
@@ -53,7 +53,7 @@ func noted(svc *corev1.Service) []place {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range in.Ports {
-				out = append(out, place{a, lbports.PortOf(p.Protocol, p.Port)})
+				out = append(out, place{a, loadbalancer.PortOf(p.Protocol, p.Port)})
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func held(svc *corev1.Service) []place {
 func portsOf(svc *corev1.Service) []Port {
 	var out []Port
 	for _, p := range svc.Spec.Ports {
-		out = append(out, lbports.PortOf(p.Protocol, p.Port))
+		out = append(out, loadbalancer.PortOf(p.Protocol, p.Port))
 	}
 	return out
 }
@@ -180,7 +180,7 @@ func readPlaces(text string) []place {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					out = append(out, place{a, lbports.PortOf(corev1.Protocol(protocol), int32(n))})
+					out = append(out, place{a, loadbalancer.PortOf(corev1.Protocol(protocol), int32(n))})
 				}
 			}
 		}

@@ -15,7 +15,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -182,7 +182,7 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 		if p.NodePort == 0 {
 			continue
 		}
-		port := lbports.PortOf(p.Protocol, p.NodePort)
+		port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 		refused := strings.Contains(plan[key(svc)].refused, "the node port "+port.String()+" is not opened")
 		for at, who := range now {
 			if at.port == port && who != key(svc) && !refused {
@@ -192,7 +192,7 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 		if changing {
 			continue
 		}
-		byProxies := slices.ContainsFunc(w.Services, func(o *corev1.Service) bool { return key(o) != key(svc) && slices.Contains(lbports.Held(o), port) })
+		byProxies := slices.ContainsFunc(w.Services, func(o *corev1.Service) bool { return key(o) != key(svc) && slices.Contains(loadbalancer.Held(o), port) })
 		if byProxies != refused {
 			t.Fatalf("step %d: the node port %s of %s: refused %v by the plan, %v by the proxies", step, port, key(svc), refused, byProxies)
 		}
@@ -315,7 +315,7 @@ func TestPlacesText(t *testing.T) {
 	}
 	var many []place
 	for i := range 2 * maxKept {
-		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), lbports.PortOf(corev1.ProtocolTCP, 80)})
+		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
 	}
 	if n := len(readPlaces(placesText(many))); n != maxKept {
 		t.Errorf("%d places are written, want %d", n, maxKept)

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 const (
@@ -27,12 +27,12 @@ type refusal struct {
 }
 
 // refused are the node ports that came after a load balancer's Service had the port at some node's address. The proxies read the same from the Services'
-// status (lbports.Held).
+// status (loadbalancer.Held).
 func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
-			port := lbports.PortOf(p.Protocol, p.NodePort)
+			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 			for _, has := range holders[port] {
 				if p.NodePort != 0 && has != key(svc) {
 					out[key(svc)] = append(out[key(svc)], refusal{port, has})
@@ -47,7 +47,7 @@ func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 // ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none of those at nodes' addresses: it would close a
 // node port that the API server may have given out by then, and one Service could close all of them. Its own ones are counted, by the API server and by quotas.
 func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
-	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return lbports.PortOf(p.Protocol, p.NodePort) == port })
+	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
 }
 
 // inNodePorts says which ports of a Service are of that kind, and what to do; empty if none is.

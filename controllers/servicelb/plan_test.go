@@ -10,7 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 const (
@@ -73,7 +73,7 @@ func TestPlanGivesAddressesOfNodes(t *testing.T) {
 		"an external address of others": {State{Services: []*corev1.Service{testService("web", 1), externalService("ext", 0, "10.0.0.2")}, Nodes: twoNodes()}, "10.0.0.1 10.0.0.2", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.state.Reserved = map[Port]string{lbports.PortOf(corev1.ProtocolTCP, 6443): "the API server"}
+			c.state.Reserved = map[Port]string{loadbalancer.PortOf(corev1.ProtocolTCP, 6443): "the API server"}
 			v := Plan(&c.state)[types.NamespacedName{Namespace: "default", Name: "web"}]
 			if got := text(v.Addresses); got != c.want || !v.Ours {
 				t.Errorf("got %q (%+v), want %q", got, v, c.want)

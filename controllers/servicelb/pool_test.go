@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -91,7 +90,7 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &State{Services: c.services, Nodes: twoNodes(), Pools: flagged(c.pool...), Barred: []netip.Addr{netip.MustParseAddr("10.0.0.250")},
-				Reserved: map[Port]string{lbports.PortOf(corev1.ProtocolTCP, 6443): "the API server"}}
+				Reserved: map[Port]string{loadbalancer.PortOf(corev1.ProtocolTCP, 6443): "the API server"}}
 			v := Plan(s)[types.NamespacedName{Namespace: "default", Name: "web"}]
 			if text(v.Addresses) != c.want || v.Reason != c.reason {
 				t.Errorf("got %q, %s: %s; want %q, %s", text(v.Addresses), v.Reason, v.Message, c.want, c.reason)

@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // place is a port at an address. The zero address stands for all addresses of all nodes.
@@ -60,7 +60,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Po
 	}
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
-			port := lbports.PortOf(p.Protocol, p.NodePort)
+			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 			if p.NodePort != 0 && !slices.ContainsFunc(refused[key(svc)], func(r refusal) bool { return r.port == port }) {
 				out.take(place{port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
 			}
@@ -78,7 +78,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Po
 				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() }) // what another node has is not the pod's
 			}
 			for _, a := range at {
-				out.take(place{a, lbports.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+				out.take(place{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Po
 // takeHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those that another Service has had before.
 func (s *State) takeHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
 	for _, svc := range s.Services {
-		port := lbports.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
+		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
 		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != key(svc) }) {
 			out.take(place{port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
 		}
@@ -126,7 +126,7 @@ func hostPorts(pod *corev1.Pod) func(yield func(corev1.ContainerPort) bool) {
 func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			port := lbports.PortOf(sp.Protocol, sp.Port)
+			port := loadbalancer.PortOf(sp.Protocol, sp.Port)
 			if o, taken := p.other(place{a, port}, svc); taken {
 				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
 			}
@@ -139,7 +139,7 @@ func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 func (p ports) give(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			p.take(place{a, lbports.PortOf(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
+			p.take(place{a, loadbalancer.PortOf(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // releases are what Services have by their status and not any more in this plan, since they or the cluster have given it up: places, and with the zero port addresses
@@ -85,7 +85,7 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
-			return released[place{a, lbports.PortOf(p.Protocol, p.Port)}]
+			return released[place{a, loadbalancer.PortOf(p.Protocol, p.Port)}]
 		})
 		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[place{address: a}]) {
 			continue

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // limit is how large an object may be in a test's store.
@@ -85,12 +85,12 @@ func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 			if want := map[bool]string{false: "10.0.0.1 10.0.0.2", true: "none"}[c.refusesPatches]; has != want {
 				t.Errorf("who waited for the port has %s, want %s", has, want)
 			}
-			if held := slices.Contains(lbports.Held(other), lbports.PortOf(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
+			if held := slices.Contains(loadbalancer.Held(other), loadbalancer.PortOf(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
 				t.Errorf("the node port is opened: %v; the proxies read that it is taken: %v", opened, held)
 			}
 
 			other.Spec = *small
-			if held := fmt.Sprint(lbports.Held(other)); opened && strings.Contains(held, "30080") {
+			if held := fmt.Sprint(loadbalancer.Held(other)); opened && strings.Contains(held, "30080") {
 				t.Errorf("the proxies close a node port that is open: they read %s", held)
 			}
 			for range 3 {
@@ -167,8 +167,8 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	}
 	awaitAddresses(t, client, "web", "10.0.0.1")
 	now, err = services.Get(t.Context(), "old", metav1.GetOptions{})
-	if want := []Port{lbports.PortOf(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(lbports.Held(now), want) {
-		t.Errorf("it has %v, want %v: %v", lbports.Held(now), want, err)
+	if want := []Port{loadbalancer.PortOf(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(loadbalancer.Held(now), want) {
+		t.Errorf("it has %v, want %v: %v", loadbalancer.Held(now), want, err)
 	}
 
 	// One that was deleted and made anew has another UID, and one that the leader has written since another status.
@@ -180,7 +180,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 		change(seen)
 		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
 		c.takeAway(t.Context(), seen, Verdict{released: noted(seen)})
-		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(lbports.Held(is), lbports.Held(now)) {
+		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(loadbalancer.Held(is), loadbalancer.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)
 		}
 	}

@@ -15,14 +15,14 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 const (
 	// Class is the class of Services that are served here; those without a class are, too.
 	Class = "coracle.dev/servicelb"
 	// Condition is in the status of each Service that is served here, and says how that goes.
-	Condition = lbports.Condition
+	Condition = loadbalancer.Condition
 	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
 	NodeLabel = clusterconfig.LoadBalancerLabel
 	// k3sNodeLabel is the same label as k3s has it.
@@ -32,7 +32,7 @@ const (
 )
 
 // Port is a port of one protocol.
-type Port = lbports.Port
+type Port = loadbalancer.Port
 
 // State is everything that Plan looks at.
 type State struct {

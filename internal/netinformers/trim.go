@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
@@ -131,14 +131,14 @@ func pod(o *corev1.Pod) *corev1.Pod {
 	return out
 }
 
-// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses (lbports.Held).
+// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses (loadbalancer.Held).
 func loadBalancers(all []metav1.Condition) []metav1.Condition {
 	var out []metav1.Condition
 	for _, c := range all {
 		switch c.Type {
-		case lbports.Condition:
+		case loadbalancer.Condition:
 			out = append(out, metav1.Condition{Type: c.Type, Status: c.Status})
-		case lbports.Kept:
+		case loadbalancer.Kept:
 			out = append(out, metav1.Condition{Type: c.Type, Status: c.Status, Message: c.Message})
 		}
 	}

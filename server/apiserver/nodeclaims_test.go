@@ -19,7 +19,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -122,7 +122,7 @@ func TestNodeClaims(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pooled.Status.Conditions = []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue, Reason: "Served", LastTransitionTime: metav1.Now()}}
+	pooled.Status.Conditions = []metav1.Condition{{Type: loadbalancer.Condition, Status: metav1.ConditionTrue, Reason: "Served", LastTransitionTime: metav1.Now()}}
 	pooled.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.3"}}
 	if pooled, err = services.UpdateStatus(t.Context(), pooled, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)

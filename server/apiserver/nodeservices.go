@@ -16,7 +16,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // servicesLabels keep the Services of load balancers to the nodes that have one of them.
@@ -65,7 +65,7 @@ func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 		return fmt.Errorf("looking for Services with the address %s: %w", ip, err)
 	}
 	for _, svc := range services {
-		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || meta.FindStatusCondition(svc.Status.Conditions, lbports.Condition) == nil {
+		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || meta.FindStatusCondition(svc.Status.Conditions, loadbalancer.Condition) == nil {
 			continue
 		}
 		if slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {

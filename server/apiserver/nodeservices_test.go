@@ -18,7 +18,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 var (
@@ -129,7 +129,7 @@ func TestServicesAddresses(t *testing.T) {
 			in.Ports = []corev1.PortStatus{{Port: 443, Protocol: corev1.ProtocolTCP}}
 		}
 		if name != "other" {
-			s.Status.Conditions = []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue}}
+			s.Status.Conditions = []metav1.Condition{{Type: loadbalancer.Condition, Status: metav1.ConditionTrue}}
 		}
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{in}
 		if err := index.Add(s); err != nil {

@@ -23,7 +23,7 @@ import (
 	netutils "k8s.io/utils/net"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // serviceExternalIPsPlugin is the name with which the plugin can be switched off.
@@ -175,7 +175,7 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 		for _, text := range s.Spec.ExternalIPs {
 			at, _ := sloppyIP(text)
 			for _, sp := range s.Spec.Ports {
-				if port := lbports.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
+				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
 					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, or have it given up there", at, port)
 				}
 			}
@@ -188,18 +188,18 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 // before.
 type externalIPRequest struct {
 	addresses map[netip.Addr]bool
-	ports     map[lbports.Port]bool
+	ports     map[loadbalancer.Port]bool
 }
 
 func newExternalIPRequest(svc, old *core.Service) externalIPRequest {
-	r := externalIPRequest{map[netip.Addr]bool{}, map[lbports.Port]bool{}}
+	r := externalIPRequest{map[netip.Addr]bool{}, map[loadbalancer.Port]bool{}}
 	for _, text := range svc.Spec.ExternalIPs { //nolint:staticcheck // deprecated for what this plugin bounds
 		if ip, ok := sloppyIP(text); ok {
 			r.addresses[ip] = true
 		}
 	}
 	for _, p := range svc.Spec.Ports {
-		r.ports[lbports.PortOf(corev1.Protocol(p.Protocol), p.Port)] = true
+		r.ports[loadbalancer.PortOf(corev1.Protocol(p.Protocol), p.Port)] = true
 	}
 	if old == nil {
 		return r
@@ -236,7 +236,7 @@ func (r externalIPRequest) more() bool {
 }
 
 // adds says whether the Service requests a port at an address, and had not both before.
-func (r externalIPRequest) adds(ip netip.Addr, p lbports.Port) bool {
+func (r externalIPRequest) adds(ip netip.Addr, p loadbalancer.Port) bool {
 	newAddress, hasAddress := r.addresses[ip]
 	newPort, hasPort := r.ports[p]
 	return hasAddress && hasPort && (newAddress || newPort)

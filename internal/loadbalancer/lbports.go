@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lbports says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into the Service's status
+// Package loadbalancer says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into the Service's status
 // (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and opens no node port of another Service there.
-package lbports
+package loadbalancer
 
 import (
 	"fmt"
