@@ -8,19 +8,19 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/filtered"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is told as deleted.
-type unfinishedPods struct{ filtered.Informer }
+type unfinishedPods struct{ netinformers.Informer }
 
 func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {
-	return unfinishedPods{filtered.Informer{SharedIndexInformer: all, Shows: unfinished}}
+	return unfinishedPods{netinformers.Informer{SharedIndexInformer: all, Shows: unfinished}}
 }
 
 // unfinished says whether a pod may still use what it asked for. It takes what handlers are given.
 func unfinished(obj any) bool {
-	pod, ok := filtered.Object(obj).(*corev1.Pod)
+	pod, ok := netinformers.Object(obj).(*corev1.Pod)
 	return ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
 

@@ -12,8 +12,6 @@ import (
 	networkinginformers "k8s.io/client-go/informers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/apis"
-
-	"github.com/coracle-k8s/coracle/internal/filtered"
 )
 
 // ServiceInformers are there with Options.Services. Their handlers hear only of what a Service proxy serves; the caches below hold the rest, too, where Options.Names asks for it.
@@ -56,7 +54,7 @@ func (i *Informers) Names() (NameInformers, error) {
 
 // served says whether a Service proxy serves an object: whether the selectors of watchServices would have let it through.
 func served(obj any) bool {
-	switch o := filtered.Object(obj).(type) {
+	switch o := Object(obj).(type) {
 	case *corev1.Service:
 		_, others := o.Labels[apis.LabelServiceProxyName]
 		return !others && !headless(o)
@@ -77,7 +75,7 @@ type servedServices struct{ coreinformers.ServiceInformer }
 
 // Informer implements coreinformers.ServiceInformer.
 func (s servedServices) Informer() cache.SharedIndexInformer {
-	return filtered.Informer{SharedIndexInformer: s.ServiceInformer.Informer(), Shows: served}
+	return Informer{SharedIndexInformer: s.ServiceInformer.Informer(), Shows: served}
 }
 
 type servedSlices struct {
@@ -86,5 +84,5 @@ type servedSlices struct {
 
 // Informer implements discoveryinformers.EndpointSliceInformer.
 func (s servedSlices) Informer() cache.SharedIndexInformer {
-	return filtered.Informer{SharedIndexInformer: s.EndpointSliceInformer.Informer(), Shows: served}
+	return Informer{SharedIndexInformer: s.EndpointSliceInformer.Informer(), Shows: served}
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package filtered lets one shared informer stand for several whose watches would have selectors: each part's handlers hear only of the objects that it asked for.
-package filtered
+// Package netinformers lets one shared informer stand for several whose watches would have selectors: each part's handlers hear only of the objects that it asked for.
+package netinformers
 
 import (
 	"time"
