@@ -12,7 +12,7 @@ import (
 	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/coracle-k8s/coracle/internal/apiservers"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -41,7 +41,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 			b.asked(ctx, err)
 		}
 		if err == nil {
-			if err := b.Set(apiservers.Ready(found.Items)); err != nil {
+			if err := b.Set(clusterconfig.Ready(found.Items)); err != nil {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
 			}
 		} else {

@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/coracle-k8s/coracle/internal/apiservers"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // serverURLs asks the cluster for its live servers.
@@ -21,7 +21,7 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 		return nil, fmt.Errorf("asking for the servers: %w", err)
 	}
 	var out []string
-	for _, at := range apiservers.Ready(found.Items) {
+	for _, at := range clusterconfig.Ready(found.Items) {
 		out = append(out, "https://"+at)
 	}
 	return out, nil

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package apiservers reads from the EndpointSlices of the Service kubernetes where the cluster's API servers are.
-package apiservers
+// Package clusterconfig reads from the EndpointSlices of the Service kubernetes where the cluster's API servers are.
+package clusterconfig
 
 import (
 	"net"
