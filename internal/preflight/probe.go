@@ -20,8 +20,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
-
-	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
 // LocalHost is the machine that this process runs on.
@@ -155,7 +153,7 @@ func (kernelProbe) Space(path string) (Space, error) {
 const syncTries = 7
 
 func (kernelProbe) SyncTime(path string) (time.Duration, error) {
-	d, err := synctime.Median(nearest(path), syncTries)
+	d, err := Median(nearest(path), syncTries)
 	return d, plain(err)
 }
 

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/synctime"
+	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
 // freeFlush is when a flush costs nothing: then durability is not measured.
@@ -79,7 +79,7 @@ func (d *device) String() string {
 
 // probe measures what one flush costs.
 func (d *device) probe() (time.Duration, error) {
-	p50, err := synctime.Median(d.dir, 256)
+	p50, err := preflight.Median(d.dir, 256)
 	if err != nil {
 		return 0, err
 	}
