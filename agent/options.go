@@ -16,11 +16,11 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/upstreamflags"
 )
 
 // Options describe one node. DataDir, RunDir, BinDir, the node's name and addresses, the credentials and the cluster's
@@ -146,7 +146,7 @@ func (o Options) complete() (Options, error) {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))
 		}
 	}
-	if len(o.ExternalIPs) > 0 && slices.ContainsFunc(o.KubeletArgs, func(a string) bool { name, _, given := upstreamflags.Cut(a); return given && name == "cloud-provider" }) {
+	if len(o.ExternalIPs) > 0 && slices.ContainsFunc(o.KubeletArgs, func(a string) bool { name, _, given := kubecompat.Cut(a); return given && name == "cloud-provider" }) {
 		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud provider's controller sets the node's addresses"))
 	}
 	if o.ClusterDomain == "" {

@@ -17,7 +17,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/apis/config"
 	netutils "k8s.io/utils/net"
 
-	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // component is upstream's name for what this package assembles.
@@ -51,8 +51,8 @@ func (o Options) upstream() (upstream, error) {
 		return upstream{}, fmt.Errorf("%s: %w", component, err)
 	}
 	all, off, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
-	cmd := upstreamflags.Component{Name: component, Sets: s.Flags(all, off, aliases)}
-	cmd.Refused = upstreamflags.RefusedInProcess(cmd.Sets)
+	cmd := kubecompat.Component{Name: component, Sets: s.Flags(all, off, aliases)}
+	cmd.Refused = kubecompat.RefusedInProcess(cmd.Sets)
 	o.apply(s) // after Flags, which puts some fields to upstream's defaults, and before the extra arguments
 	if err := cmd.Parse(o.ExtraArgs); err != nil {
 		return upstream{}, err

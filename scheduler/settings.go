@@ -15,7 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/validation"
 
-	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // component is upstream's name for what this package assembles.
@@ -34,8 +34,8 @@ type settings struct {
 func (o Options) settings() (settings, error) {
 	// Not the process-wide registry: adding flags to that closes its feature gates, and they are the API server's.
 	u := options.NewOptionsWithComponentGlobalsRegistry(basecompatibility.NewComponentGlobalsRegistry())
-	cmd := upstreamflags.Component{Name: component, Sets: *u.Flags}
-	cmd.Refused = upstreamflags.RefusedInProcess(cmd.Sets)
+	cmd := kubecompat.Component{Name: component, Sets: *u.Flags}
+	cmd.Refused = kubecompat.RefusedInProcess(cmd.Sets)
 	if err := cmd.Parse(o.ExtraArgs); err != nil {
 		return settings{}, err
 	}

@@ -12,13 +12,13 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 
-	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 const component = "kubelet"
 
 // refused are upstream's flags that would cut the kubelet off from the rest of this process.
-var refused = map[string]upstreamflags.Refusal{
+var refused = map[string]kubecompat.Refusal{
 	"kubeconfig":                 {Reason: "coracle gives the kubelet its credentials"},
 	"bootstrap-kubeconfig":       {Reason: "coracle gives the kubelet its credentials"},
 	"hostname-override":          {Reason: "use --node-name"},
@@ -57,7 +57,7 @@ type args struct {
 func splitArgs(list []string) (args, error) {
 	var a args
 	for _, arg := range list {
-		name, value, given := upstreamflags.Cut(arg)
+		name, value, given := kubecompat.Cut(arg)
 		var target *string
 		switch name {
 		case "config":
@@ -93,7 +93,7 @@ func (a args) apply(s *options.KubeletServer) error {
 		sets.FlagSet("cadvisor").AddFlag(housekeeping)
 	}
 	s.KubeletFlags.SeccompDefault = s.KubeletConfiguration.SeccompDefault
-	if err := (upstreamflags.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.rest); err != nil {
+	if err := (kubecompat.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.rest); err != nil {
 		return err
 	}
 	s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault // upstream takes either: the flag could not turn it off

@@ -22,7 +22,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // component is upstream's name for what this package assembles.
@@ -223,14 +223,14 @@ const peerProxy = features.UnknownVersionInteroperabilityProxy
 func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 	sets := s.Flags()
 	s.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets} // /flagz shows them, as upstream's server does
-	refused := map[string]upstreamflags.Refusal{}
+	refused := map[string]kubecompat.Refusal{}
 	for name, reason := range ownFlags {
-		refused[name] = upstreamflags.Refusal{Reason: reason}
+		refused[name] = kubecompat.Refusal{Reason: reason}
 	}
 	sets.FlagSet("logs").VisitAll(func(f *pflag.Flag) {
-		refused[f.Name] = upstreamflags.Refusal{Reason: "the process has one log; set it with coracle's own flags"}
+		refused[f.Name] = kubecompat.Refusal{Reason: "the process has one log; set it with coracle's own flags"}
 	})
-	return upstreamflags.Component{Name: component, Sets: sets, Refused: refused}.Parse(append([]string{defaultFeatureGates(args)}, args...))
+	return kubecompat.Component{Name: component, Sets: sets, Refused: refused}.Parse(append([]string{defaultFeatureGates(args)}, args...))
 }
 
 // cutArg is an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package upstreamflags reads the extra arguments that an operator passes through to an upstream component
+// Package kubecompat reads the extra arguments that an operator passes through to an upstream component
 // (name=value, as in --kube-scheduler-arg) into that component's own flag sets. It registers nothing globally.
-package upstreamflags
+package kubecompat
 
 import (
 	"errors"
