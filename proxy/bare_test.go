@@ -12,9 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
-	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
 // bareNFTables is the nftables back end without the front, of IPv4 or of both families. It has the networks of Services,
@@ -56,7 +56,7 @@ func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 func ofProxier[T any](t *testing.T, b *nftables, family corev1.IPFamily, field string) *T {
 	t.Helper()
 	at := map[corev1.IPFamily]string{corev1.IPv4Protocol: "ipv4Proxier", corev1.IPv6Protocol: "ipv6Proxier"}[family]
-	out, err := unexported.Field[T](b.Provider, []string{at, field})
+	out, err := kubecompat.Field[T](b.Provider, []string{at, field})
 	if err != nil {
 		t.Fatal(err)
 	}

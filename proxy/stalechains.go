@@ -10,7 +10,7 @@ import (
 	"k8s.io/klog/v2"
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 
-	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // staleChainsField is where upstream's proxier keeps the chains that it is going to delete. No function leads there.
@@ -31,7 +31,7 @@ type staleChains struct {
 // keepStaleDates has the back end follow a proxier's stale chains. Where the field is not found, chains go as upstream
 // deletes them.
 func (b *nftables) keepStaleDates(ctx context.Context, p *upstreamnft.Proxier) {
-	chains, err := unexported.Field[map[string]time.Time](p, staleChainsField)
+	chains, err := kubecompat.Field[map[string]time.Time](p, staleChainsField)
 	if err != nil {
 		klog.FromContext(ctx).Info("Chains that no Service needs stay in the kernel while Services change every second",
 			"err", err)

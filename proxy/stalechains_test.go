@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
@@ -24,7 +24,7 @@ func TestStaleChainsGo(t *testing.T) {
 		b.OnServiceAdd(dualService(i))
 		b.OnEndpointSliceAdd(sliceOf(dualService(i), discoveryv1.AddressTypeIPv4, at("10.42.0.5", "n1", "rs")))
 	}
-	way, err := unexported.Field[map[string]time.Time](b.Provider, staleChainsField)
+	way, err := kubecompat.Field[map[string]time.Time](b.Provider, staleChainsField)
 	if err != nil {
 		t.Fatal(err)
 	}

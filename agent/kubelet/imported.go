@@ -9,7 +9,7 @@ import (
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/images/pullmanager"
 
-	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: these are
@@ -41,7 +41,7 @@ func trustImported(kubelet any, policy string, imported func(ctx context.Context
 	if imported == nil || policy != string(kubeletconfig.NeverVerifyPreloadedImages) {
 		return nil
 	}
-	manager, err := unexported.Field[pullmanager.ImagePullManager](kubelet, pullManagerAt)
+	manager, err := kubecompat.Field[pullmanager.ImagePullManager](kubelet, pullManagerAt)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
-	"github.com/coracle-k8s/coracle/internal/unexported"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // Lists are the questions that a kubelet asks its container runtime all the time: for the pods' life cycle every second, for what is
@@ -58,7 +58,7 @@ func askInProcess(kubelet any, lists Lists) error {
 	if lists == nil {
 		return nil
 	}
-	client, err := unexported.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
+	client, err := kubecompat.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
 	if err != nil {
 		return err
 	}

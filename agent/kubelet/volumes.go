@@ -13,8 +13,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager/populator"
 	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/together"
-	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
 const (
@@ -167,15 +167,15 @@ var (
 
 // restVolumes gives a kubelet that is not running yet restingVolumes. After an error it is as it was.
 func restVolumes(kubelet any) error {
-	pods, err := unexported.Field[populator.PodManager](kubelet, podsAt)
+	pods, err := kubecompat.Field[populator.PodManager](kubelet, podsAt)
 	if err != nil {
 		return err
 	}
-	hasAdded, err := unexported.Field[func() bool](kubelet, hasAddedAt)
+	hasAdded, err := kubecompat.Field[func() bool](kubelet, hasAddedAt)
 	if err != nil {
 		return err
 	}
-	volumes, err := unexported.Field[volumemanager.VolumeManager](kubelet, volumesAt)
+	volumes, err := kubecompat.Field[volumemanager.VolumeManager](kubelet, volumesAt)
 	if err != nil {
 		return err
 	}

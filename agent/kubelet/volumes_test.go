@@ -26,8 +26,8 @@ import (
 	"k8s.io/kubernetes/pkg/volume/util/volumepathhandler"
 	"k8s.io/mount-utils"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/together"
-	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
 // countedPods are a kubelet's pods, and count how often they are asked for.
@@ -77,7 +77,7 @@ func runVolumes(t *testing.T, ctx context.Context) (*someKubelet, *rounds) {
 	k.volumeManager = volumemanager.NewVolumeManager(true, "node", pods, noPodEnds{}, fake.NewClientset(), plugins,
 		mount.NewFakeMounter(nil), hostutil.NewFakeHostUtil(nil), t.TempDir(), record.NewFakeRecorder(1000), volumepathhandler.NewBlockVolumePathHandler(), nil, 0)
 	r := &rounds{pods: pods}
-	hasAdded, err := unexported.Field[func() bool](k, hasAddedAt)
+	hasAdded, err := kubecompat.Field[func() bool](k, hasAddedAt)
 	if err != nil {
 		t.Fatal(err)
 	}
