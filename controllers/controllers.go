@@ -26,7 +26,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/csinode"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // Options configure the controllers. Paths are of PEM files that exist when Run is called.
@@ -186,7 +186,7 @@ func build(ctx context.Context, cc app.ControllerContext, o Options) (built []ap
 			klog.FromContext(ctx).V(1).Info("Controller is off", "controller", name)
 		case own[name] != nil:
 			var err error
-			csinode.Keep(func() { err = add(own[name]()) })
+			kubecompat.Keep(func() { err = add(own[name]()) })
 			if err != nil {
 				return built, err
 			}
@@ -194,7 +194,7 @@ func build(ctx context.Context, cc app.ControllerContext, o Options) (built []ap
 			built = append(built, newLate(d, cc))
 		default:
 			var err error
-			csinode.Keep(func() { err = add(d.BuildController(ctx, cc)) })
+			kubecompat.Keep(func() { err = add(d.BuildController(ctx, cc)) })
 			if err != nil {
 				return built, fmt.Errorf("build %s: %w", name, err)
 			}

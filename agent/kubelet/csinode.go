@@ -11,7 +11,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/kubernetes/pkg/volume/csi"
 
-	"github.com/coracle-k8s/coracle/internal/csinode"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // csiPlugin is everything that upstream's plugin for CSI volumes is to the kubelet; a test compares the two.
@@ -46,9 +46,9 @@ func patient(plugins []volume.VolumePlugin) error {
 // Init is upstream's, never while a controller's plugin is initialized in this process.
 func (p patientCSI) Init(host volume.VolumeHost) error {
 	if kubelet, ok := host.(kubeletHost); ok {
-		host = patientHost{kubeletHost: kubelet, write: csinode.Write, pause: time.Sleep}
+		host = patientHost{kubeletHost: kubelet, write: kubecompat.Write, pause: time.Sleep}
 	}
-	return csinode.Init(func() error { return p.csiPlugin.Init(host) })
+	return kubecompat.Init(func() error { return p.csiPlugin.Init(host) })
 }
 
 // kubeletHost is what the kubelet is to a plugin.

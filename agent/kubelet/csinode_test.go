@@ -27,7 +27,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/pkg/volume/csi"
 
-	"github.com/coracle-k8s/coracle/internal/csinode"
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 // The kubelet asks a plugin what it is by its methods, so ours has to have all of upstream's.
@@ -114,7 +114,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
 	var err error
 	began, ended := make(chan struct{}), make(chan struct{})
-	csinode.Keep(func() {
+	kubecompat.Keep(func() {
 		go func() {
 			defer close(ended)
 			close(began)
@@ -130,7 +130,7 @@ func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
 	if <-ended; err != nil {
 		t.Error(err)
 	}
-	if err := csinode.Write(); err == nil || !strings.Contains(err.Error(), "CSI client") { // not that there is no kubelet
+	if err := kubecompat.Write(); err == nil || !strings.Contains(err.Error(), "CSI client") { // not that there is no kubelet
 		t.Errorf("writing the kubelet's object without a client: %v", err)
 	}
 }
