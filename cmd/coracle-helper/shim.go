@@ -14,14 +14,14 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
-	"github.com/coracle-k8s/coracle/internal/timerslack"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // runShim is upstream's shim with one change: its task service is wrapped, so that a container's output goes through a
 // drain.Pipe (see output.go).
 func runShim() {
 	// The agent's own slack is not for containers. Where it cannot be said it was not said to the agent either.
-	_ = timerslack.Set(timerslack.Standard)
+	_ = timers.Set(timers.Standard)
 	registry.Register(&plugin.Registration{
 		Type:     plugins.TTRPCPlugin,
 		ID:       "task",

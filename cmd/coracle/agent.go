@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
-	"github.com/coracle-k8s/coracle/internal/timerslack"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -43,7 +43,7 @@ const (
 
 // runAgent runs a node of a cluster whose servers are elsewhere, until the machine has another address at the latest.
 func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
-	if err := timerslack.Set(agentSlack); err != nil {
+	if err := timers.Set(agentSlack); err != nil {
 		p.Log.Info("timers wake this node one by one; at rest it uses a little more of the processor", "error", err)
 	}
 	filewatch.RaiseLimits(p.Log.Logger)
