@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Runs a program so many times, each time as a process of its own, and fails when one of them did. It is for the -exec of
-# go test: -count runs a package's tests again in one process, and what is the process' own (its moments of internal/together,
+# go test: -count runs a package's tests again in one process, and what is the process' own (its moments of internal/timers,
 # seeds, what an earlier test has left) is the same each time then.
 #
 #   again.sh TIMES PROGRAM [ARGUMENT...]

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // On a machine whose processor others have, this process hears late what servers have answered, looks late, and gives its questions up before it has read the answers. None of that is a server's
@@ -44,7 +44,7 @@ type look struct {
 // watch looks after the servers that have connections.
 func (b *Balancer) watch(ctx context.Context) {
 	looks := map[string]*look{}
-	wait := together.Until(lookAfter)
+	wait := timers.Until(lookAfter)
 	next := time.NewTimer(wait)
 	defer next.Stop()
 	before := b.now() // the end of the last round, which may have taken longer than there is between two
@@ -55,7 +55,7 @@ func (b *Balancer) watch(ctx context.Context) {
 			return
 		case <-next.C:
 		}
-		wait = together.Until(lookAfter)
+		wait = timers.Until(lookAfter)
 		next.Reset(wait)
 		now := b.now()
 		switch late++; {

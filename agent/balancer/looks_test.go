@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // All sleeps of this file are of fake time.
@@ -56,7 +56,7 @@ func watching(t *testing.T, b *Balancer) {
 // lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have answered: the answer of the other one is read before the balancer looks,
 // that of the one in use after it.
 func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
-	next := time.Now().Add(together.Until(lookAfter))
+	next := time.Now().Add(timers.Until(lookAfter))
 	time.Sleep(time.Until(next) - 10*time.Millisecond)
 	pause(by)
 	b.Answered("other", true)

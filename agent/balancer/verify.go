@@ -24,7 +24,7 @@ import (
 // the server still is what it was when it showed its certificate there. A handshake of our own is made only where that is not heard:
 // before the first connection, and when the server has fallen silent.
 const (
-	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the node has looked (internal/together), and the
+	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the node has looked (internal/timers), and the
 	// second look after an answer has to find it silent: with two whole seconds that would be the third.
 	heardFor = 1800 * time.Millisecond
 	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less often than once a second: a line on which a packet and the one that answers

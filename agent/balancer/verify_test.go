@@ -20,7 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -55,7 +55,7 @@ func TestSilentIsLeftInTime(t *testing.T) {
 			go b.watch(ctx)
 			var last time.Time
 			for i := range 61 {
-				moment := time.Now().Add(together.Until(lookAfter))
+				moment := time.Now().Add(timers.Until(lookAfter))
 				trip := usual
 				if i%7 == 3 {
 					trip = 900 * time.Millisecond
@@ -75,7 +75,7 @@ func TestSilentIsLeftInTime(t *testing.T) {
 			default:
 			}
 			for range 10 {
-				time.Sleep(together.Until(lookAfter) + usual) // fake time
+				time.Sleep(timers.Until(lookAfter) + usual) // fake time
 				b.Answered("other", true)
 			}
 			if took := (<-closed).Sub(last); took > 2*time.Second {
@@ -99,7 +99,7 @@ func TestFarServers(t *testing.T) {
 			b.Answered(server, true)
 			running.Go(func() { // as internal/tunnel pings
 				for ctx.Err() == nil {
-					next := time.Now().Add(together.Until(time.Second))
+					next := time.Now().Add(timers.Until(time.Second))
 					time.Sleep(1100*time.Millisecond + time.Duration(trips.IntN(800))*time.Millisecond) // fake time
 					b.Answered(server, true)
 					time.Sleep(time.Until(next)) // fake time

@@ -14,7 +14,7 @@ import (
 	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -136,7 +136,7 @@ func (p *volumePace) pass(later time.Duration) {
 	if hurry {
 		return
 	}
-	timer := time.NewTimer(together.Until(volumesRest))
+	timer := time.NewTimer(timers.Until(volumesRest))
 	defer timer.Stop()
 	select {
 	case <-woken:

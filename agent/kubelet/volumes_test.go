@@ -27,7 +27,7 @@ import (
 	"k8s.io/mount-utils"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // countedPods are a kubelet's pods, and count how often they are asked for.
@@ -122,7 +122,7 @@ func TestVolumesRest(t *testing.T) {
 		pace("after the start", 10*time.Second, 98, 101)
 		time.Sleep(volumesStart)
 		pace("at rest", time.Minute, 29, 31)
-		time.Sleep(together.Until(volumesRest) + 300*time.Millisecond) // within a rest: the process has moments of its own
+		time.Sleep(timers.Until(volumesRest) + 300*time.Millisecond) // within a rest: the process has moments of its own
 
 		pod := podWithVolume() // which nobody can mount
 		k.podManager.AddPod(pod)

@@ -20,7 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/servercert"
 	"github.com/coracle-k8s/coracle/internal/localvolume"
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
 
@@ -74,7 +74,7 @@ func Run(ctx context.Context, o Options) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stops := map[string]context.CancelFunc{}
-	next := time.NewTimer(together.Until(lookEvery))
+	next := time.NewTimer(timers.Until(lookEvery))
 	defer next.Stop()
 	for {
 		servers := o.Servers()
@@ -95,7 +95,7 @@ func Run(ctx context.Context, o Options) {
 		case <-ctx.Done():
 			return
 		case <-next.C:
-			next.Reset(together.Until(lookEvery))
+			next.Reset(timers.Until(lookEvery))
 		}
 	}
 }

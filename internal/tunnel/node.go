@@ -15,7 +15,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
-	"github.com/coracle-k8s/coracle/internal/together"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Node is the end of a node.
@@ -28,7 +28,7 @@ type Node struct {
 	// Answered, when set, is called each time that the server has answered. It must not block.
 	Answered func()
 
-	// Until is how long it is until the next moment of a period; nil means together.Until. Nodes that share a process, as no real ones do, have to have moments of their own.
+	// Until is how long it is until the next moment of a period; nil means timers.Until. Nodes that share a process, as no real ones do, have to have moments of their own.
 	Until func(period time.Duration) time.Duration
 
 	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
@@ -79,7 +79,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	every, until := cmp.Or(n.pingEvery, PingEvery), n.Until
 	if until == nil {
-		until = together.Until
+		until = timers.Until
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
