@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/internal/vip"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/vip"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 const (

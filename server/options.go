@@ -24,10 +24,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 // Options is everything a server is told. Folders are absolute and are made when missing.

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 // All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.

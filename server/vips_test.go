@@ -18,9 +18,9 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 func TestParseVIPs(t *testing.T) {

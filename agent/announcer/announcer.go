@@ -4,7 +4,7 @@
 //
 // The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node makes sure that it still is the holder, by
 // reading the ConfigMap from the store, which is good for loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever
-// happens to nodes, servers and the network between them. It owns the packet sockets (internal/vip); what comes in for the addresses is the Service proxy's.
+// happens to nodes, servers and the network between them. It owns the packet sockets (vip); what comes in for the addresses is the Service proxy's.
 package announcer
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/vip"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 const (

@@ -20,8 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/test/testenv"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 var first, second = netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")

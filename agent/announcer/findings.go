@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/vip"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 // findings are what the network says of this node's addresses: other machines that use them, and which of them were proven to be nobody's.

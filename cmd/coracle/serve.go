@@ -24,9 +24,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 const (

@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/internal/vip"
+	"github.com/coracle-k8s/coracle/vip"
 )
 
 // Options say what to clean.
