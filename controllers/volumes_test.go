@@ -22,7 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/localvolume"
 )
 
 // volumeNodes are nodes whose volumes lie in folders of this machine, by their names.

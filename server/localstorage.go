@@ -12,8 +12,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 

@@ -19,9 +19,9 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/servercert"
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/localvolume"
 )
 
 const (

@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/join"
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )

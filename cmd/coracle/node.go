@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
+	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/server"
 )
 

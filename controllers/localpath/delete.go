@@ -13,7 +13,7 @@ import (
 	volumeerrors "k8s.io/cloud-provider/volume/errors"
 	"k8s.io/kubernetes/pkg/volume"
 
-	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/localvolume"
 )
 
 type deleter struct {

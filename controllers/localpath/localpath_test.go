@@ -26,8 +26,8 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 

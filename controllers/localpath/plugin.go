@@ -4,7 +4,7 @@
 // when the claim is gone.
 //
 // It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs no loop, no cache and no lease of its
-// own; Run alone waits for nodes that come back, and for volumes that are to be retained after all. The nodes do the work (internal/localvolume) and judge every path by themselves. The package never removes a
+// own; Run alone waits for nodes that come back, and for volumes that are to be retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never removes a
 // volume that another one may have made: the annotation of who provisioned it, the name and the folder all have to agree.
 package localpath
 
@@ -24,8 +24,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/volume"
 
-	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/localvolume"
 )
 
 // Provisioner is the name in StorageClasses. It is Rancher's, so that manifests that were made for k3s work.

@@ -16,7 +16,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/localvolume"
 )
 
 // folderParameter of a StorageClass chooses one of the folders that nodes have, as it does for Rancher's provisioner.
