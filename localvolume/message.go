@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Target is where a server finds a node's volumes in the node's tunnel (internal/tunnel): an address of the block that is routed nowhere (RFC 6666), so that
+// Target is where a server finds a node's volumes in the node's tunnel (nodetunnel): an address of the block that is routed nowhere (RFC 6666), so that
 // nobody has it and nothing but a server that asks for volumes dials it. Both ends of a tunnel have shown who they are.
 var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 

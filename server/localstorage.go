@@ -12,8 +12,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/tunnel"
 	"github.com/coracle-k8s/coracle/localvolume"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
@@ -50,7 +50,7 @@ func (n nodesVolumes) AskVolumes(ctx context.Context, node string, r localvolume
 	switch {
 	case errors.Is(err, tunnels.ErrNotConnected):
 		return localvolume.Answer{}, localpath.ErrAway
-	case errors.Is(err, tunnel.ErrRefused):
+	case errors.Is(err, nodetunnel.ErrRefused):
 		return localvolume.Answer{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
 	case err != nil: // a connection whose other end has gone
 		return localvolume.Answer{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)

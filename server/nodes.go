@@ -22,7 +22,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -46,7 +46,7 @@ const (
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
 	return tunnels.New(tunnels.Options{
-		Listener:    s.port.Route(tunnel.Protocol),
+		Listener:    s.port.Route(nodetunnel.Protocol),
 		Certificate: func() (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
 		ClientCA:    s.pki.CAPEM(pki.ClientCA),
 		Now:         s.o.Clock.Now,

@@ -97,7 +97,7 @@ func TestFarServers(t *testing.T) {
 		for _, server := range b.servers {
 			trips := rand.New(rand.NewPCG(random.Uint64(), 0))
 			b.Answered(server, true)
-			running.Go(func() { // as internal/tunnel pings
+			running.Go(func() { // as nodetunnel pings
 				for ctx.Err() == nil {
 					next := time.Now().Add(timers.Until(time.Second))
 					time.Sleep(1100*time.Millisecond + time.Duration(trips.IntN(800))*time.Millisecond) // fake time

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnels keeps a connection open from this node to each of the cluster's servers (internal/tunnel): through it a
+// Package tunnels keeps a connection open from this node to each of the cluster's servers (nodetunnel): through it a
 // server reaches the kubelet and the node's pods, and hears that the node lives.
 //
 // It owns these connections and decides what they may lead to: this node's own addresses. It never chooses the servers.
@@ -20,8 +20,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/servercert"
 	"github.com/coracle-k8s/coracle/internal/timers"
-	"github.com/coracle-k8s/coracle/internal/tunnel"
 	"github.com/coracle-k8s/coracle/localvolume"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
 const (
@@ -54,7 +54,7 @@ type Options struct {
 	Answered func(server string, itself bool)
 	// Ended is told each time that a connection to a server has ended. It must not block.
 	Ended func(server string)
-	// Until is tunnel.Node's, for pings.
+	// Until is nodetunnel.Node's, for pings.
 	Until func(period time.Duration) time.Duration
 	// Now is the time at which a server's certificate is checked; nil means time.Now.
 	Now    func() time.Time
@@ -104,7 +104,7 @@ func Run(ctx context.Context, o Options) {
 func (o *Options) keep(ctx context.Context, server string) {
 	var asked sync.WaitGroup
 	defer asked.Wait()
-	node := tunnel.Node{Allowed: o.allowed, Until: o.Until}
+	node := nodetunnel.Node{Allowed: o.allowed, Until: o.Until}
 	if o.Volumes != nil {
 		node.Dial = func(dialing context.Context, network, address string) (net.Conn, error) {
 			if address != localvolume.Target.String() {
@@ -165,7 +165,7 @@ func (o *Options) dial(ctx context.Context, server string) (*tls.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the node's certificate: %w", err)
 	}
-	config, err := servercert.Config(o.ServerCAFile, tunnel.Protocol, o.Now)
+	config, err := servercert.Config(o.ServerCAFile, nodetunnel.Protocol, o.Now)
 	if err != nil {
 		return nil, err
 	}

@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/join"
-	"github.com/coracle-k8s/coracle/internal/tunnel"
 	"github.com/coracle-k8s/coracle/localvolume"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -29,7 +29,7 @@ type fakeServer struct {
 	address string
 
 	mu       sync.Mutex
-	sessions []*tunnel.Session
+	sessions []*nodetunnel.Session
 	taken    int
 }
 
@@ -60,7 +60,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 				if c.(*tls.Conn).HandshakeContext(t.Context()) != nil {
 					return
 				}
-				s, err := tunnel.NewSession(c)
+				s, err := nodetunnel.NewSession(c)
 				if err != nil {
 					return
 				}
@@ -69,7 +69,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 				f.mu.Unlock()
 				_ = s.Wait()
 				f.mu.Lock()
-				f.sessions = slices.DeleteFunc(f.sessions, func(o *tunnel.Session) bool { return o == s })
+				f.sessions = slices.DeleteFunc(f.sessions, func(o *nodetunnel.Session) bool { return o == s })
 				f.mu.Unlock()
 			})
 		}
@@ -82,7 +82,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 }
 
 // session is the one connection that there should be.
-func (f *fakeServer) session() *tunnel.Session {
+func (f *fakeServer) session() *nodetunnel.Session {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.sessions) != 1 {
@@ -91,7 +91,7 @@ func (f *fakeServer) session() *tunnel.Session {
 	return f.sessions[0]
 }
 
-func wait(t *testing.T, f *fakeServer) *tunnel.Session {
+func wait(t *testing.T, f *fakeServer) *nodetunnel.Session {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, "the node is connected", func() error {
 		if f.session() == nil {
@@ -140,15 +140,15 @@ func TestRun(t *testing.T) {
 		}
 	}()
 
-	first, second := newFakeServer(t, ca, join.ServerName, tunnel.Protocol), newFakeServer(t, ca, join.ServerName, tunnel.Protocol)
+	first, second := newFakeServer(t, ca, join.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, join.ServerName, nodetunnel.Protocol)
 	other, err := testca.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	strangers := []*fakeServer{
-		newFakeServer(t, ca, "system:node:n2", tunnel.Protocol),   // another node
-		newFakeServer(t, other, join.ServerName, tunnel.Protocol), // another cluster
-		newFakeServer(t, ca, join.ServerName, "h2"),               // a server that knows no such connections
+		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),   // another node
+		newFakeServer(t, other, join.ServerName, nodetunnel.Protocol), // another cluster
+		newFakeServer(t, ca, join.ServerName, "h2"),                   // a server that knows no such connections
 	}
 	var mu sync.Mutex
 	servers := []string{first.address}
@@ -193,7 +193,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	_ = c.Close()
-	if _, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250")); !errors.Is(err, tunnel.ErrRefused) {
+	if _, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250")); !errors.Is(err, nodetunnel.ErrRefused) {
 		t.Errorf("an address that is not the node's: %v", err)
 	}
 
@@ -205,7 +205,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
-	if _, err := s.Dial(t.Context(), beside); !errors.Is(err, tunnel.ErrRefused) {
+	if _, err := s.Dial(t.Context(), beside); !errors.Is(err, nodetunnel.ErrRefused) {
 		t.Errorf("another port of that address: %v", err)
 	}
 

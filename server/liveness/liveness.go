@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	// Quick is how long a node may be silent before it is checked. It says something every second (tunnel.PingEvery).
+	// Quick is how long a node may be silent before it is checked. It says something every second (nodetunnel.PingEvery).
 	Quick = 1400 * time.Millisecond
 	// quickFar is the same for a node that no server could ever connect to: the check cannot tell much.
 	quickFar = 10 * time.Second

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
 // directTimeout bounds connecting without a tunnel, as upstream's own dialer does.
@@ -39,7 +39,7 @@ func (t *Table) DialContext(ctx context.Context, network, address string) (net.C
 		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 		if s := t.through(to.Addr()); s != nil {
 			c, err := s.Dial(ctx, to)
-			if err == nil || errors.Is(err, tunnel.ErrRefused) || ctx.Err() != nil {
+			if err == nil || errors.Is(err, nodetunnel.ErrRefused) || ctx.Err() != nil {
 				return c, err
 			}
 		}
@@ -60,7 +60,7 @@ func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.C
 }
 
 // through is the connection that leads to an address, or nil.
-func (t *Table) through(a netip.Addr) *tunnel.Session {
+func (t *Table) through(a netip.Addr) *nodetunnel.Session {
 	t.mu.Lock()
 	owner := t.owner
 	t.mu.Unlock()

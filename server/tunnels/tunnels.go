@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnels is what a server knows of the nodes that keep a connection open to it (internal/tunnel): it takes these
+// Package tunnels is what a server knows of the nodes that keep a connection open to it (nodetunnel): it takes these
 // connections, opens streams over them for the API server, and tells when each node was last heard.
 //
 // A connection speaks for the node whose certificate it showed and for no other one. It leads to that node's addresses and to
@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
 const (
@@ -41,7 +41,7 @@ const (
 
 // Options are all required but Logger.
 type Options struct {
-	// Listener gives the connections of tunnel.Protocol, before TLS.
+	// Listener gives the connections of nodetunnel.Protocol, before TLS.
 	Listener net.Listener
 	// Certificate is the API server's: nodes know its authority and its name.
 	Certificate func() (*tls.Certificate, error)
@@ -67,10 +67,10 @@ type Table struct {
 
 // entry is what is known of a node.
 type entry struct {
-	sessions []*tunnel.Session // the newest last
-	last     time.Time         // heard over connections that have ended
-	direct   bool              // this server has reached the node without a tunnel
-	from     string            // the address that it connected from last
+	sessions []*nodetunnel.Session // the newest last
+	last     time.Time             // heard over connections that have ended
+	direct   bool                  // this server has reached the node without a tunnel
+	from     string                // the address that it connected from last
 }
 
 // host is an address without its port.
@@ -118,7 +118,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	}
 	identified()
 	_ = raw.SetDeadline(time.Time{})
-	s, err := tunnel.NewSession(conn)
+	s, err := nodetunnel.NewSession(conn)
 	if err != nil {
 		return
 	}
@@ -133,7 +133,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 func (t *Table) config() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,
-		NextProtos:     []string{tunnel.Protocol},
+		NextProtos:     []string{nodetunnel.Protocol},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.o.Certificate() },
 		ClientAuth:     tls.RequireAndVerifyClientCert,
 		ClientCAs:      t.roots,
@@ -151,7 +151,7 @@ var errNoNode = errors.New("tls: the certificate is not a node's")
 
 // nodeOf is the node whose certificate was shown.
 func nodeOf(s tls.ConnectionState) (string, error) {
-	if s.NegotiatedProtocol != tunnel.Protocol {
+	if s.NegotiatedProtocol != nodetunnel.Protocol {
 		return "", errors.New("tls: the other end does not ask for a node's connection (ALPN)")
 	}
 	// Signed by the authority itself, which may have signed another authority too.
@@ -167,7 +167,7 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 }
 
 // add keeps a connection until the function that it returns is called.
-func (t *Table) add(node string, s *tunnel.Session, from string) (remove func()) {
+func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -193,7 +193,7 @@ func (t *Table) add(node string, s *tunnel.Session, from string) (remove func())
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		e.sessions = slices.DeleteFunc(e.sessions, func(other *tunnel.Session) bool { return other == s })
+		e.sessions = slices.DeleteFunc(e.sessions, func(other *nodetunnel.Session) bool { return other == s })
 		if h := s.Heard(); h.After(e.last) {
 			e.last = h
 		}
@@ -276,7 +276,7 @@ func (t *Table) HangUp(on bool) {
 	}
 }
 
-func (t *Table) session(node string) *tunnel.Session {
+func (t *Table) session(node string) *nodetunnel.Session {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.nodes[node]

@@ -23,7 +23,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -87,7 +87,7 @@ func (f *fixture) pair(l pki.Leaf) *tls.Certificate {
 // connect connects with a certificate, or none.
 func (f *fixture) connect(pair *tls.Certificate) *tls.Conn {
 	f.t.Helper()
-	c := &tls.Config{NextProtos: []string{tunnel.Protocol}, InsecureSkipVerify: true} // the client's checks are its own package's
+	c := &tls.Config{NextProtos: []string{nodetunnel.Protocol}, InsecureSkipVerify: true} // the client's checks are its own package's
 	if pair != nil {
 		c.Certificates = []tls.Certificate{*pair}
 	}
@@ -105,7 +105,7 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 	conn := f.connect(f.pair(f.pki.Node(f.t.TempDir(), name)))
 	ctx, cancel := context.WithCancel(f.t.Context())
 	var running sync.WaitGroup
-	n := tunnel.Node{
+	n := nodetunnel.Node{
 		Allowed: func(to netip.AddrPort) bool {
 			for _, a := range own {
 				if netip.MustParseAddr(a) == to.Addr() {
@@ -195,7 +195,7 @@ func TestDialContext(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	if _, err := f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443"); !errors.Is(err, tunnel.ErrRefused) {
+	if _, err := f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443"); !errors.Is(err, nodetunnel.ErrRefused) {
 		t.Errorf("what the node refuses: %v", err)
 	}
 	// What nodes serve inside the connection alone is reached by the node's name, and by nobody who dials its address.
@@ -209,7 +209,7 @@ func TestDialContext(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	_ = c.Close()
-	if _, err := f.table.Open(t.Context(), "n2", volumes); !errors.Is(err, tunnel.ErrRefused) {
+	if _, err := f.table.Open(t.Context(), "n2", volumes); !errors.Is(err, nodetunnel.ErrRefused) {
 		t.Errorf("a node that has no volumes: %v", err)
 	}
 	if _, err := f.table.Open(t.Context(), "n9", volumes); !errors.Is(err, ErrNotConnected) {
@@ -310,7 +310,7 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()
-		s, err := tunnel.NewSession(a)
+		s, err := nodetunnel.NewSession(a)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -360,8 +360,8 @@ func TestForget(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	session := func() *tunnel.Session {
-		s, err := tunnel.NewSession(a)
+	session := func() *nodetunnel.Session {
+		s, err := nodetunnel.NewSession(a)
 		if err != nil {
 			t.Fatal(err)
 		}

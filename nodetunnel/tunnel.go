@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnel is the connection that a node opens to a server and keeps open. The server opens streams over it, to the
+// Package nodetunnel is the connection that a node opens to a server and keeps open. The server opens streams over it, to the
 // node's kubelet and to its pods, so that it need not be able to reach the node; and it hears from the node every second.
 //
 // Both ends are here: Serve is the node's, NewSession the server's. The connection that they are given is a TLS connection
 // of Protocol whose two ends know each other: who the node is, is the business of server/tunnels, and which servers there
 // are that of agent/tunnels. Streams are yamux's. The package keeps no list of anything, and logs nothing.
-package tunnel
+package nodetunnel
 
 import (
 	"encoding/binary"
