@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 const (
@@ -77,7 +77,7 @@ func (t Trust) verify(s tls.ConnectionState) error {
 		o.Intermediates.AddCert(c)
 	}
 	switch {
-	case leaf.Subject.CommonName == join.ServerName:
+	case leaf.Subject.CommonName == protocol.ServerName:
 		o.Roots = t.ServerCA
 	case slices.Contains(leaf.Subject.Organization, nodeGroup):
 		o.Roots = t.ClientCA

@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/joining"
 )
@@ -61,13 +61,13 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return apiserver.NodeHas(n, ip) }); i >= 0 && apiserver.NodeLives(n) {
 			ip := m.Node.Addresses[i]
 			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
-				return join.Refuse(join.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
+				return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
 			}
-			return join.Refuse(join.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
+			return protocol.Refuse(protocol.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
 		}
 	}
 	if m.Joined && node == nil {
-		return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
+		return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	have, err := secrets.Get(ctx, m.Node.Name+passwordSuffix, metav1.GetOptions{})
@@ -109,7 +109,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 }
 
 // claim is what is kept of a machine that was let in.
-func (a *admission) claim(n join.Node) *corev1.Secret {
+func (a *admission) claim(n protocol.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + passwordSuffix, Labels: map[string]string{managedBy: "coracle"}},
@@ -131,7 +131,7 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if apiserver.NodeHas(silent, ip) && !apiserver.NodeHas(own, ip) && ip != m.From {
-			return join.Refuse(join.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
+			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
 		}
 	}
@@ -151,7 +151,7 @@ func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error 
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !apiserver.NodeHas(own, ip)) {
-			return join.Refuse(join.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). With its certificate alone a node gets no address that it "+
+			return protocol.Refuse(protocol.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). With its certificate alone a node gets no address that it "+
 				"does not show to have; with a token that works it does", ip, m.Node.Name, m.From)
 		}
 	}
@@ -242,7 +242,7 @@ func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, 
 		have, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
 	}
 	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
-		return nil, join.Refuse(join.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, passwordSuffix))
+		return nil, protocol.Refuse(protocol.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, passwordSuffix))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeping the node's password: %w", err)
@@ -274,7 +274,7 @@ func (a *admission) checkClaims(ctx context.Context, secrets corev1client.Secret
 		}
 		for _, ip := range splitAddresses(other.Data[passwordAddresses]) {
 			if slices.Contains(ips, ip) {
-				return join.Refuse(join.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
+				return protocol.Refuse(protocol.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
 					ip, strings.TrimSuffix(other.Name, passwordSuffix))
 			}
 		}
@@ -295,7 +295,7 @@ func earlier(a, b *corev1.Secret) bool {
 // was is dead, or is gone for good. Only who has the token of servers takes the place of a server.
 func (a *admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
 	taken := func(why string) error {
-		return join.Refuse(join.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
+		return protocol.Refuse(protocol.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {

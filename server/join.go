@@ -21,8 +21,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -72,7 +72,7 @@ func (a *admission) serve(ctx context.Context) error {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.s.pki.CAPEM(pki.ClientCA))
 	return joining.New(joining.Options{
-		Listener: a.s.port.Route(join.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Load() },
+		Listener: a.s.port.Route(protocol.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Load() },
 		Certificate: func() (*tls.Certificate, error) { return a.shown.Load(), nil },
 		Bootstrap:   a.bootstrapToken, Admit: a.admit,
 		Now: a.s.o.Clock.Now, Logger: a.s.log.With("part", "joining"),
@@ -93,7 +93,7 @@ func (a *admission) api() (*kubernetes.Clientset, error) {
 	if c := a.client.Load(); c != nil {
 		return c, nil
 	}
-	return nil, join.Refuse(join.CodeStarting, "the server is starting; it lets machines in when its API answers")
+	return nil, protocol.Refuse(protocol.CodeStarting, "the server is starting; it lets machines in when its API answers")
 }
 
 func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootstrap, bool, error) {
@@ -113,9 +113,9 @@ func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 }
 
 // admit gives a machine what its role needs.
-func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+func (a *admission) admit(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	switch {
-	case m.Want == join.WantGossipKeys:
+	case m.Want == protocol.WantGossipKeys:
 		return a.gossipKeys(ctx, m)
 	case m.Role == token.RoleServer && m.Reach != nil:
 		return a.tellReach(ctx, m)
@@ -126,7 +126,7 @@ func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer,
 }
 
 // admitNode gives a machine a node's credentials.
-func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	client, err := a.api()
 	if err != nil {
 		return nil, err
@@ -150,7 +150,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	serving := p.NodeServing("", m.Node.Name, ips)
 	// Not for loopback addresses: at one of those people reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
-	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	if !m.Node.Connects { // it is alive for as long as its lease says so
 		out.Settings.Liveness = clusterconfig.ByLease
 	}
@@ -165,7 +165,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 		{p.Network(""), m.Node.NetworkRequest, &out.Network},
 	} {
 		if *c.to, err = p.Sign(c.leaf, c.request); err != nil {
-			return nil, join.Refuse(join.CodeRequest, "%v", err)
+			return nil, protocol.Refuse(protocol.CodeRequest, "%v", err)
 		}
 	}
 	return out, nil
@@ -187,26 +187,26 @@ func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (
 }
 
 // checkNode refuses a node that cannot be one. before are the addresses of the server whose place it takes.
-func (a *admission) checkNode(n join.Node, before []netip.Addr) error {
+func (a *admission) checkNode(n protocol.Node, before []netip.Addr) error {
 	if len(n.Password) < minPassword {
-		return join.Refuse(join.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
+		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
 	}
 	return a.checkNames(n, before)
 }
 
 // checkNames refuses names and addresses with which a node's certificate would pass for something else.
-func (a *admission) checkNames(n join.Node, before []netip.Addr) error {
+func (a *admission) checkNames(n protocol.Node, before []netip.Addr) error {
 	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
-		return join.Refuse(join.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
+		return protocol.Refuse(protocol.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
 	}
 	if (&x509.Certificate{DNSNames: a.s.files.serving.DNSNames}).VerifyHostname(n.Name) == nil {
-		return join.Refuse(join.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
+		return protocol.Refuse(protocol.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
 	}
 	if len(n.Addresses) < 1 || len(n.Addresses) > 2 || len(n.Addresses) == 2 && n.Addresses[0].Is4() == n.Addresses[1].Is4() {
-		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
+		return protocol.Refuse(protocol.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
 	}
 	if len(n.External) > 2 {
-		return join.Refuse(join.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
+		return protocol.Refuse(protocol.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
 	}
 	servers := slices.DeleteFunc(a.servers(), func(ip netip.Addr) bool { return slices.Contains(before, ip) })
 	for _, ip := range slices.Concat(n.Addresses, n.External) {
@@ -215,11 +215,11 @@ func (a *admission) checkNames(n join.Node, before []netip.Addr) error {
 		switch {
 		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
 		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
-			return join.Refuse(join.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another with --node-ip", ip)
 		case taken:
-			return join.Refuse(join.CodeAddress, "%s is the address of a server; give this machine's with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s is the address of a server; give this machine's with --node-ip", ip)
 		case inside:
-			return join.Refuse(join.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own address with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own address with --node-ip", ip)
 		}
 	}
 	return nil
@@ -257,6 +257,6 @@ func (a *admission) servers() []netip.Addr {
 }
 
 func isName(err error) bool {
-	var r *join.Refusal
-	return errors.As(err, &r) && r.Code == join.CodeName
+	var r *protocol.Refusal
+	return errors.As(err, &r) && r.Code == protocol.CodeName
 }

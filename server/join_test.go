@@ -17,8 +17,8 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -33,11 +33,11 @@ func newAdmission(clock *testclock.FakeClock) *admission {
 }
 
 func machine(name, password string, ips ...string) joining.Machine {
-	n := join.Node{Name: name, Password: password}
+	n := protocol.Node{Name: name, Password: password}
 	for _, ip := range ips {
 		n.Addresses = append(n.Addresses, netip.MustParseAddr(ip))
 	}
-	return joining.Machine{Request: &join.Request{Node: n}}
+	return joining.Machine{Request: &protocol.Request{Node: n}}
 }
 
 const password, otherPassword = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
@@ -48,29 +48,29 @@ func TestNodesThatPassForOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		m    joining.Machine
-		code join.Code
+		code protocol.Code
 	}{
 		{"good", machine("n", password, "10.0.0.2"), ""},
 		{"both families", machine("n", password, "10.0.0.2", "fd00::2"), ""},
-		{"upper case", machine("N", password, "10.0.0.2"), join.CodeName},
-		{"path", machine("../n", password, "10.0.0.2"), join.CodeName},
-		{"the API's name", machine("kubernetes", password, "10.0.0.2"), join.CodeName},
-		{"a name of the operator's for the API", machine("cluster.example.org", password, "10.0.0.2"), join.CodeName},
-		{"a name below the operator's", machine("k8s.wild.example.org", password, "10.0.0.2"), join.CodeName},
-		{"a name of the operator's in capitals", machine("api.example.org", password, "10.0.0.2"), join.CodeName},
-		{"two addresses of one family", machine("n", password, "10.0.0.2", "10.0.0.3"), join.CodeAddress},
-		{"short password", machine("n", "x", "10.0.0.2"), join.CodeRequest},
-		{"no address", machine("n", password), join.CodeAddress},
-		{"three addresses", machine("n", password, "10.0.0.2", "10.0.0.3", "10.0.0.4"), join.CodeAddress},
-		{"the server's address", machine("n", password, "10.0.0.1"), join.CodeAddress},
-		{"the server's address in another form", machine("n", password, "::ffff:10.0.0.1"), join.CodeAddress},
-		{"the API's Service", machine("n", password, "10.43.0.1"), join.CodeAddress},
-		{"the API's Service in another form", machine("n", password, "::ffff:10.43.0.1"), join.CodeAddress},
-		{"a pod's", machine("n", password, "10.42.0.7"), join.CodeAddress},
-		{"loopback", machine("n", password, "127.0.0.1"), join.CodeAddress},
-		{"none", machine("n", password, "0.0.0.0"), join.CodeAddress},
-		{"multicast", machine("n", password, "224.0.0.1"), join.CodeAddress},
-		{"link-local", machine("n", password, "169.254.0.1"), join.CodeAddress},
+		{"upper case", machine("N", password, "10.0.0.2"), protocol.CodeName},
+		{"path", machine("../n", password, "10.0.0.2"), protocol.CodeName},
+		{"the API's name", machine("kubernetes", password, "10.0.0.2"), protocol.CodeName},
+		{"a name of the operator's for the API", machine("cluster.example.org", password, "10.0.0.2"), protocol.CodeName},
+		{"a name below the operator's", machine("k8s.wild.example.org", password, "10.0.0.2"), protocol.CodeName},
+		{"a name of the operator's in capitals", machine("api.example.org", password, "10.0.0.2"), protocol.CodeName},
+		{"two addresses of one family", machine("n", password, "10.0.0.2", "10.0.0.3"), protocol.CodeAddress},
+		{"short password", machine("n", "x", "10.0.0.2"), protocol.CodeRequest},
+		{"no address", machine("n", password), protocol.CodeAddress},
+		{"three addresses", machine("n", password, "10.0.0.2", "10.0.0.3", "10.0.0.4"), protocol.CodeAddress},
+		{"the server's address", machine("n", password, "10.0.0.1"), protocol.CodeAddress},
+		{"the server's address in another form", machine("n", password, "::ffff:10.0.0.1"), protocol.CodeAddress},
+		{"the API's Service", machine("n", password, "10.43.0.1"), protocol.CodeAddress},
+		{"the API's Service in another form", machine("n", password, "::ffff:10.43.0.1"), protocol.CodeAddress},
+		{"a pod's", machine("n", password, "10.42.0.7"), protocol.CodeAddress},
+		{"loopback", machine("n", password, "127.0.0.1"), protocol.CodeAddress},
+		{"none", machine("n", password, "0.0.0.0"), protocol.CodeAddress},
+		{"multicast", machine("n", password, "224.0.0.1"), protocol.CodeAddress},
+		{"link-local", machine("n", password, "169.254.0.1"), protocol.CodeAddress},
 	} {
 		if got := code(a.checkNode(tt.m.Node, nil)); got != tt.code {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.code)
@@ -78,15 +78,15 @@ func TestNodesThatPassForOthers(t *testing.T) {
 	}
 }
 
-func code(err error) join.Code {
-	var r *join.Refusal
+func code(err error) protocol.Code {
+	var r *protocol.Refusal
 	switch {
 	case err == nil:
 		return ""
 	case errors.As(err, &r):
 		return r.Code
 	}
-	return join.Code(err.Error())
+	return protocol.Code(err.Error())
 }
 
 // TestClaimName follows a name through machines that want it.
@@ -94,7 +94,7 @@ func TestClaimName(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
-	claim := func(what string, m joining.Machine, want join.Code) {
+	claim := func(what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
 		if got := code(a.claimName(ctx, api, m)); got != want {
 			t.Errorf("%s: %q, want %q", what, got, want)
@@ -119,11 +119,11 @@ func TestClaimName(t *testing.T) {
 	if err := api.Tracker().Add(other); err != nil {
 		t.Fatal(err)
 	}
-	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), join.CodeName)
+	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), protocol.CodeName)
 	first := machine("other-server", password, "10.0.0.9")
 	first.Role = token.RoleServer
 	claim("a server in the place of one that started the cluster, and is down", first, "")
-	claim("the name of that one, to be an agent", machine("other-server", otherPassword, "10.0.0.9"), join.CodeName)
+	claim("the name of that one, to be an agent", machine("other-server", otherPassword, "10.0.0.9"), protocol.CodeName)
 	b := machine("server-b", password, "10.0.0.8")
 	b.Role = token.RoleServer
 	claim("a server that joins", b, "")
@@ -133,25 +133,25 @@ func TestClaimName(t *testing.T) {
 	if err := api.Tracker().Add(silent); err != nil {
 		t.Fatal(err)
 	}
-	claim("an agent under the name of a server that is silent", machine("server-b", otherPassword, "10.0.0.9"), join.CodeName)
+	claim("an agent under the name of a server that is silent", machine("server-b", otherPassword, "10.0.0.9"), protocol.CodeName)
 	wiped := machine("server-b", otherPassword, "10.0.0.9")
 	wiped.Role = token.RoleServer
 	claim("a server in the place of one that is silent", wiped, "")
-	claim("the server's own name", machine("server", password, "10.0.0.9"), join.CodeName)
+	claim("the server's own name", machine("server", password, "10.0.0.9"), protocol.CodeName)
 	claim("a new node", machine("n", password, "10.0.0.2"), "")
-	claim("another machine at the same moment", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
+	claim("another machine at the same moment", machine("n", otherPassword, "10.0.0.3"), protocol.CodeName)
 	claim("the same one again", machine("n", password, "10.0.0.2"), "")
 	ready("n", "10.0.0.2", corev1.ConditionTrue)
-	claim("another machine, soon after", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
+	claim("another machine, soon after", machine("n", otherPassword, "10.0.0.3"), protocol.CodeName)
 	clock.Step(time.Hour)
-	claim("another machine, while it lives", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
+	claim("another machine, while it lives", machine("n", otherPassword, "10.0.0.3"), protocol.CodeName)
 	claim("itself at a new address", machine("n", password, "10.0.0.4"), "")
 	ready("n", "10.0.0.2", corev1.ConditionFalse) // it is sick, and lives
-	claim("another machine, while it is sick", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
-	claim("another node at a live one's address", machine("m", otherPassword, "10.0.0.2"), join.CodeAddress)
+	claim("another machine, while it is sick", machine("n", otherPassword, "10.0.0.3"), protocol.CodeName)
+	claim("another node at a live one's address", machine("m", otherPassword, "10.0.0.2"), protocol.CodeAddress)
 	ready("n", "10.0.0.2", corev1.ConditionUnknown)
 	claim("another node at a dead one's address", machine("m", otherPassword, "10.0.0.2"), "")
-	claim("the machine wiped, when it has just joined at a new address", machine("n", otherPassword, "10.0.0.2"), join.CodeName)
+	claim("the machine wiped, when it has just joined at a new address", machine("n", otherPassword, "10.0.0.2"), protocol.CodeName)
 	clock.Step(time.Hour)
 	claim("the machine wiped, and the node dead", machine("n", otherPassword, "10.0.0.2"), "")
 	lost := machine("n", password, "10.0.0.2")
@@ -162,12 +162,12 @@ func TestClaimName(t *testing.T) {
 	}
 	joined := machine("n", password, "10.0.0.2")
 	joined.Joined = true
-	claim("by certificate, after the node was deleted", joined, join.CodeCertificate)
+	claim("by certificate, after the node was deleted", joined, protocol.CodeCertificate)
 	clock.Step(time.Hour)
 	moved := machine("m", otherPassword, "10.0.0.1")
 	moved.Joined = true
 	ready("m", "10.0.0.7", corev1.ConditionTrue)
-	claim("by certificate, at another live node's address", moved, join.CodeBusy)
+	claim("by certificate, at another live node's address", moved, protocol.CodeBusy)
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
 }
 
@@ -217,7 +217,7 @@ func TestCertifiedAddresses(t *testing.T) {
 	want("10.0.0.2", "198.51.100.2")
 	inside := machine("n", password, "10.0.0.2")
 	inside.Node.External = []netip.Addr{netip.MustParseAddr("10.43.0.1")}
-	if got := code(a.checkNode(inside.Node, nil)); got != join.CodeAddress {
+	if got := code(a.checkNode(inside.Node, nil)); got != protocol.CodeAddress {
 		t.Errorf("an external address in the cluster's networks: %q", got)
 	}
 }
@@ -227,10 +227,10 @@ func TestAddressOfASilentNode(t *testing.T) {
 	for what, tt := range map[string]struct {
 		name, from string
 		joined     bool
-		want       join.Code
+		want       protocol.Code
 	}{
-		"a live node, by its certificate":   {"live", "10.0.0.2", true, join.CodeBusy},
-		"a live node, with a token":         {"live", "10.0.0.2", false, join.CodeBusy},
+		"a live node, by its certificate":   {"live", "10.0.0.2", true, protocol.CodeBusy},
+		"a live node, with a token":         {"live", "10.0.0.2", false, protocol.CodeBusy},
 		"a live node that has moved there":  {"live", "10.0.0.3", true, ""},
 		"another machine, in its place":     {"new", "10.0.0.9", false, ""},
 		"the silent one itself, through us": {"silent", "10.0.0.1", true, ""},
@@ -265,15 +265,15 @@ func TestAddressesThatNobodyHas(t *testing.T) {
 	for what, tt := range map[string]struct {
 		ip, external, from string
 		joined             bool
-		want               join.Code
+		want               protocol.Code
 	}{
 		"as before, through another machine":             {"10.0.0.2", "198.51.100.2", "10.0.0.9", true, ""},
-		"a resolver of the internet":                     {"8.8.8.8", "", "10.0.0.2", true, join.CodeCertificate},
-		"the same from outside":                          {"10.0.0.2", "8.8.8.8", "10.0.0.2", true, join.CodeCertificate},
-		"an address of a Service":                        {"10.0.0.200", "", "10.0.0.2", true, join.CodeCertificate},
+		"a resolver of the internet":                     {"8.8.8.8", "", "10.0.0.2", true, protocol.CodeCertificate},
+		"the same from outside":                          {"10.0.0.2", "8.8.8.8", "10.0.0.2", true, protocol.CodeCertificate},
+		"an address of a Service":                        {"10.0.0.200", "", "10.0.0.2", true, protocol.CodeCertificate},
 		"it has moved, and asks from there":              {"10.0.0.7", "198.51.100.2", "10.0.0.7", true, ""},
 		"it has moved, and shows its token":              {"10.0.0.7", "", "10.0.0.9", false, ""},
-		"it has moved, and somebody passes its words on": {"10.0.0.7", "", "10.0.0.9", true, join.CodeCertificate},
+		"it has moved, and somebody passes its words on": {"10.0.0.7", "", "10.0.0.9", true, protocol.CodeCertificate},
 	} {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		was := machine("n", password, "10.0.0.2")
@@ -306,17 +306,17 @@ func registeredAt(name, ip string) *corev1.Node {
 func TestKeysBeforeTheNode(t *testing.T) {
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
-	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeCertificate {
+	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
 		t.Errorf("a machine that never joined: %q", got)
 	}
 	if err := a.claimName(t.Context(), api, machine("n", password, "10.0.0.2")); err != nil {
 		t.Fatal(err)
 	}
-	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeStarting {
+	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeStarting {
 		t.Errorf("right after it has joined: %q", got)
 	}
 	clock.Step(registration + time.Second)
-	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeCertificate {
+	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
 		t.Errorf("later: %q", got)
 	}
 }
@@ -327,7 +327,7 @@ func TestAddressesAreReserved(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	one, two, api := newAdmission(clock), newAdmission(clock), fake.NewClientset()
-	claim := func(a *admission, what string, m joining.Machine, want join.Code) {
+	claim := func(a *admission, what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
 		if got := code(a.claimName(ctx, api, m)); got != want {
 			t.Errorf("%s: %q, want %q", what, got, want)
@@ -335,8 +335,8 @@ func TestAddressesAreReserved(t *testing.T) {
 	}
 	// The fake API has one revision for all, so that the earlier name counts as the earlier claim.
 	claim(one, "a machine", machine("a", password, "10.0.0.2", "fd00::2"), "")
-	claim(two, "another machine with its address", machine("b", otherPassword, "10.0.0.2"), join.CodeBusy)
-	claim(two, "another machine with its other address", machine("b", otherPassword, "10.0.0.3", "fd00::2"), join.CodeBusy)
+	claim(two, "another machine with its address", machine("b", otherPassword, "10.0.0.2"), protocol.CodeBusy)
+	claim(two, "another machine with its other address", machine("b", otherPassword, "10.0.0.3", "fd00::2"), protocol.CodeBusy)
 	claim(two, "another machine with its own address", machine("b", otherPassword, "10.0.0.3"), "")
 	claim(one, "the first one again, which the other did not keep out", machine("a", password, "10.0.0.2", "fd00::2"), "")
 	clock.Step(registration + time.Second)

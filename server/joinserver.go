@@ -22,9 +22,9 @@ import (
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
@@ -41,7 +41,7 @@ const (
 )
 
 // admitServer gives a machine that becomes a server the cluster's secrets.
-func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	client, err := a.api()
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 	store := a.s.store.Load()
 	members := store.Members()
 	if len(members) >= maxServers {
-		return nil, join.Refuse(join.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
+		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
 			"remove a server that is gone", len(members), maxServers)
 	}
 	if m.Node.Name != "" {
@@ -70,7 +70,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 	}
 	release, err := encryption.HoldStill(a.s.o.CredDir) // while the files are read; admitMember compares them later
 	if err != nil {
-		return nil, join.Refuse(join.CodeBusy, "%v", err)
+		return nil, protocol.Refuse(protocol.CodeBusy, "%v", err)
 	}
 	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never comes.
@@ -80,10 +80,10 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 			return nil, err
 		}
 	}
-	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.s.vips.kept()
 	out.Gossip = a.s.membership.known()
-	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
+	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
 		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
 	required, optional := commonFiles()
 	for _, name := range slices.Concat(required, optional) {
@@ -265,13 +265,13 @@ func Renew(ctx context.Context, o Options, j Joining) error {
 	return keepFiles(&o, a.Server.Files, "")
 }
 
-func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join.Answer, error) {
+func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*protocol.Answer, error) {
 	last := ""
 	for {
-		a, err := join.Ask(ctx, join.Question{Address: j.Address, Token: t, Request: join.Request{
-			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: join.Node{Name: j.NodeName, Addresses: j.Addresses, Password: j.Password},
+		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{
+			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: protocol.Node{Name: j.NodeName, Addresses: j.Addresses, Password: j.Password},
 		}})
-		var refusal *join.Refusal
+		var refusal *protocol.Refusal
 		switch {
 		case err == nil && (a.Server == nil || a.Settings.Validate() != nil):
 			return nil, fmt.Errorf("the server at %s gave no keys, or settings that do not work", j.Address)
@@ -279,7 +279,7 @@ func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join
 			return a, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.Is(err, join.ErrUnreachable), errors.As(err, &refusal) && refusal.Passing():
+		case errors.Is(err, protocol.ErrUnreachable), errors.As(err, &refusal) && refusal.Passing():
 		default:
 			return nil, fmt.Errorf("joining the cluster at %s: %w", j.Address, err)
 		}

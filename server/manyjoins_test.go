@@ -19,12 +19,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 // joinAs asks a server for a node's credentials.
-func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*join.Answer, error) {
+func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.Answer, error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -34,9 +34,9 @@ func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*join.Answ
 	if err != nil {
 		return nil, err
 	}
-	return join.Ask(t.Context(), join.Question{
+	return protocol.Ask(t.Context(), protocol.Question{
 		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Load().Agent,
-		Request: join.Request{Role: token.RoleAgent, Time: now, Node: join.Node{
+		Request: protocol.Request{Role: token.RoleAgent, Time: now, Node: protocol.Node{
 			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", minPassword),
 			KubeletRequest: request, ServingRequest: request, NetworkRequest: request,
 		}},
@@ -56,7 +56,7 @@ func atOnce(n int, f func(i int)) {
 // one address, one is.
 func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 	const n = 5
-	answers, errs := make([]*join.Answer, n), make([]error, n)
+	answers, errs := make([]*protocol.Answer, n), make([]error, n)
 	atOnce(n, func(i int) {
 		answers[i], errs[i] = joinAs(t, s, fmt.Sprintf("five-%d", i), fmt.Sprintf("192.0.2.%d", 100+i), now)
 	})
@@ -75,7 +75,7 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 		switch code(err) {
 		case "":
 			in++
-		case join.CodeBusy:
+		case protocol.CodeBusy:
 		default:
 			t.Errorf("of machines with one address: %v", err)
 		}

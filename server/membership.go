@@ -28,8 +28,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -381,13 +381,13 @@ func (s *Server) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
 }
 
 // gossipKeys gives a node that has joined the keys alone.
-func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	client, err := a.api()
 	if err != nil {
 		return nil, err
 	}
 	if !m.Joined {
-		return nil, join.Refuse(join.CodeCertificate, "the gossip keys are for nodes that have joined")
+		return nil, protocol.Refuse(protocol.CodeCertificate, "the gossip keys are for nodes that have joined")
 	}
 	_, err = client.CoreV1().Nodes().Get(ctx, m.Node.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -398,9 +398,9 @@ func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*join.An
 	}
 	keys := a.s.membership.known()
 	if keys == nil {
-		return nil, join.Refuse(join.CodeStarting, "the server has no gossip keys yet")
+		return nil, protocol.Refuse(protocol.CodeStarting, "the server has no gossip keys yet")
 	}
-	return &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
+	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
 // noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node is still to come, or the Node was deleted.
@@ -408,9 +408,9 @@ func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, nam
 	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+passwordSuffix, metav1.GetOptions{})
 	switch {
 	case err == nil && a.fresh(claim):
-		return join.Refuse(join.CodeStarting, "the node %s has joined and is not registered yet", name)
+		return protocol.Refuse(protocol.CodeStarting, "the node %s has joined and is not registered yet", name)
 	case err != nil && !apierrors.IsNotFound(err):
 		return fmt.Errorf("looking when the node %s joined: %w", name, err)
 	}
-	return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
+	return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
 }

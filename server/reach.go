@@ -12,9 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -30,12 +30,12 @@ const (
 
 // tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to it.
 // Only who has shown the server token is told.
-func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, askReachPatience)
 	defer cancel()
 	c, err := a.s.peers.Dial(ctx, m.Reach.Address)
 	if err != nil {
-		return nil, join.Refuse(join.CodeAddress, "%v", err)
+		return nil, protocol.Refuse(protocol.CodeAddress, "%v", err)
 	}
 	defer func() { _ = c.Close() }() // nothing was to be said
 	t, ok := c.(*tls.Conn)
@@ -43,10 +43,10 @@ func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Ans
 		return nil, fmt.Errorf("a connection to a server is a %T", c)
 	}
 	if id := t.ConnectionState().PeerCertificates[0].Subject.CommonName; id != m.Reach.ServerID {
-		return nil, join.Refuse(join.CodeAddress, "another server answers there (%s)", id)
+		return nil, protocol.Refuse(protocol.CodeAddress, "another server answers there (%s)", id)
 	}
 	// The authority is what the other end compares with that of the connection.
-	return &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA)}, nil
+	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA)}, nil
 }
 
 // explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is done.
@@ -97,18 +97,18 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 		if other == own {
 			continue
 		}
-		_, err := join.Ask(ctx, join.Question{
+		_, err := protocol.Ask(ctx, protocol.Question{
 			Address: other, Token: s.tokens.Load().Server, Dialer: net.Dialer{Timeout: askReachPatience},
-			Request: join.Request{
+			Request: protocol.Request{
 				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
-				Reach: &join.Reach{Address: own, ServerID: s.data.ServerID()},
+				Reach: &protocol.Reach{Address: own, ServerID: s.data.ServerID()},
 			},
 		})
-		var refusal *join.Refusal
+		var refusal *protocol.Refusal
 		switch {
 		case err == nil:
 			return ""
-		case errors.As(err, &refusal) && refusal.Code == join.CodeAddress:
+		case errors.As(err, &refusal) && refusal.Code == protocol.CodeAddress:
 			return fmt.Sprintf("the server at %s does not reach this one at %s, the address by which the others know it (--advertise-address, --https-listen-port): %s",
 				other, own, refusal.Message)
 		}

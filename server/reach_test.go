@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -111,7 +111,7 @@ func TestWhyUnreachedByMutePeer(t *testing.T) {
 	if why := waiting.whyUnreached(t.Context(), []string{mute}); !strings.Contains(why, "no other server answers") {
 		t.Errorf("%q", why)
 	}
-	if took := time.Since(began); took >= join.Patience {
+	if took := time.Since(began); took >= protocol.Patience {
 		t.Errorf("the reason is known after %v", took)
 	}
 }

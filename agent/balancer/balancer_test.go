@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -100,7 +100,7 @@ func TestMain(m *testing.M) {
 
 func serverConfig(t testing.TB, ca *testca.Authority, host string) *tls.Config {
 	t.Helper()
-	files, err := ca.Issue(join.ServerName, host)
+	files, err := ca.Issue(protocol.ServerName, host)
 	if err != nil {
 		t.Fatal(err)
 	}

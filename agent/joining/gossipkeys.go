@@ -11,8 +11,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 // GossipKeys are those that a server gave last; none if it had none.
@@ -32,15 +32,15 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 	if pair == nil {
 		return errors.New("the node has no certificate that is valid")
 	}
-	q := join.Question{
+	q := protocol.Question{
 		Dialer: net.Dialer{Timeout: dialTimeout}, Certificate: pair, Root: root,
-		Request: join.Request{
-			Role: token.RoleAgent, Want: join.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(), Node: join.Node{Name: n.o.NodeName},
+		Request: protocol.Request{
+			Role: token.RoleAgent, Want: protocol.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(), Node: protocol.Node{Name: n.o.NodeName},
 		},
 	}
 	var errs []error
 	for _, q.Address = range n.servers() {
-		a, err := join.Ask(ctx, q)
+		a, err := protocol.Ask(ctx, q)
 		switch {
 		case err != nil:
 			errs = append(errs, err)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package joining makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
-// which it is one (internal/join is the protocol).
+// which it is one (joining/protocol is the protocol).
 //
 // It owns the node's credentials on such a machine (internal/nodecreds names the files), the node's password, and what
 // the cluster's settings were when a server was asked last: a machine that starts while no server answers starts with
@@ -36,9 +36,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 const (
@@ -127,12 +127,12 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return n, n.askUntilAnswered(ctx)
 	}
 	err = n.askFor(ctx, atStart)
-	var refusal *join.Refusal
+	var refusal *protocol.Refusal
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err == nil:
-	case errors.As(err, &refusal) && !refusal.Passing() && refusal.Code != join.CodeClock:
+	case errors.As(err, &refusal) && !refusal.Passing() && refusal.Code != protocol.CodeClock:
 		return nil, fmt.Errorf("the cluster at %s does not take this machine as the node %s any more: %w", o.Server.Host, o.NodeName, err)
 	default:
 		n.stale = true
@@ -166,13 +166,13 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 	last := ""
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
 		err := n.ask(ctx)
-		var refusal *join.Refusal
+		var refusal *protocol.Refusal
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, join.ErrUnreachable):
+		case errors.Is(err, protocol.ErrUnreachable):
 		case errors.As(err, &refusal) && refusal.Passing():
 		case refusal == nil && len(n.GossipKeys().Keys) > 0: // it has joined before: somebody else may have the server's address by now
 		default:
@@ -201,11 +201,11 @@ func (n *Node) ask(ctx context.Context) error {
 		return err
 	}
 	keys := &keys{}
-	q := join.Question{
+	q := protocol.Question{
 		Dialer: net.Dialer{Timeout: dialTimeout},
-		Request: join.Request{
+		Request: protocol.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
-			Node: join.Node{
+			Node: protocol.Node{
 				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password, Connects: true,
 				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
 			},
@@ -220,7 +220,7 @@ func (n *Node) ask(ctx context.Context) error {
 		if err == nil {
 			return n.keep(a, keys)
 		}
-		var refusal *join.Refusal
+		var refusal *protocol.Refusal
 		if errors.As(err, &refusal) || ctx.Err() != nil {
 			return err
 		}
@@ -243,19 +243,19 @@ func (n *Node) servers() []string {
 	return out
 }
 
-func (n *Node) askAs(ctx context.Context, q join.Question) (*join.Answer, error) {
+func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Answer, error) {
 	if pair, root := n.own(); pair != nil {
 		q.Certificate, q.Root = pair, root
-		a, err := join.Ask(ctx, q)
-		var refusal *join.Refusal
-		if err == nil || !errors.As(err, &refusal) || refusal.Code != join.CodeCertificate {
+		a, err := protocol.Ask(ctx, q)
+		var refusal *protocol.Refusal
+		if err == nil || !errors.As(err, &refusal) || refusal.Code != protocol.CodeCertificate {
 			return a, err
 		}
 		n.o.Logger.Info("the node joins with its token, since its certificate does not do", "reason", refusal.Message)
 		q.Certificate, q.Root = nil, nil
 	}
 	q.Token = n.token
-	return join.Ask(ctx, q)
+	return protocol.Ask(ctx, q)
 }
 
 // own is the node's certificate and the root of the cluster that gave it, if there are such and the token is not of
@@ -287,7 +287,7 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 
 // keep writes an answer down. The settings come last: with them all is there. Before the credentials of another cluster
 // those of the one before go.
-func (n *Node) keep(a *join.Answer, k *keys) error {
+func (n *Node) keep(a *protocol.Answer, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}

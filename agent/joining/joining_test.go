@@ -33,9 +33,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	serverjoining "github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -55,7 +55,7 @@ type servers struct {
 	address  string
 	password string
 	joins    []serverjoining.Machine
-	refuse   *join.Refusal
+	refuse   *protocol.Refusal
 	gossip   *clusterconfig.GossipKeys
 	stop     func()
 
@@ -128,7 +128,7 @@ func (s *servers) start(address string) {
 }
 
 // admit is called for one machine at a time here.
-func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answer, error) {
+func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*protocol.Answer, error) {
 	if s.refuse != nil {
 		return nil, s.refuse
 	}
@@ -137,9 +137,9 @@ func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answe
 		s.password = m.Node.Password
 	}
 	if s.password != m.Node.Password {
-		return nil, join.Refuse(join.CodeName, "another password")
+		return nil, protocol.Refuse(protocol.CodeName, "another password")
 	}
-	a := &join.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
+	a := &protocol.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
 	var errs [3]error
 	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
 	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)
@@ -198,14 +198,14 @@ func TestJoin(t *testing.T) {
 		s.start(s.address)
 	})
 	t.Run("while the server is not ready", func(t *testing.T) {
-		s.refuse = join.Refuse(join.CodeStarting, "starting")
+		s.refuse = protocol.Refuse(protocol.CodeStarting, "starting")
 		defer func() { s.refuse = nil }()
 		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("when it is not taken any more", func(t *testing.T) { // another machine has the name
-		s.refuse = join.Refuse(join.CodeName, "no")
+		s.refuse = protocol.Refuse(protocol.CodeName, "no")
 		defer func() { s.refuse = nil }()
 		if _, err := joining.Join(t.Context(), s.options(dir)); err == nil || !strings.Contains(err.Error(), "not take this machine") {
 			t.Error(err)
@@ -237,7 +237,7 @@ func TestJoin(t *testing.T) {
 		"another address": func(o *joining.Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.3")} },
 	} {
 		t.Run(name, func(t *testing.T) { // needs a certificate that says so
-			s.refuse = join.Refuse(join.CodeName, "no such")
+			s.refuse = protocol.Refuse(protocol.CodeName, "no such")
 			defer func() { s.refuse = nil }()
 			o := s.options(dir)
 			change(&o)
@@ -273,8 +273,8 @@ func TestJoin(t *testing.T) {
 		o := s.options(dir)
 		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
 		_, err := joining.Join(t.Context(), o)
-		var refusal *join.Refusal
-		if !errors.As(err, &refusal) || refusal.Code != join.CodeClock {
+		var refusal *protocol.Refusal
+		if !errors.As(err, &refusal) || refusal.Code != protocol.CodeClock {
 			t.Errorf("%v: the machine did not ask, with its token", err)
 		}
 	})
@@ -344,8 +344,8 @@ func TestOff400Days(t *testing.T) {
 	s.pki = now
 	without := s.options(dir)
 	without.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced"
-	var refusal *join.Refusal
-	if _, err := joining.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != join.CodeToken {
+	var refusal *protocol.Refusal
+	if _, err := joining.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != protocol.CodeToken {
 		t.Errorf("without a token that works: %v", err)
 	}
 	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
@@ -431,7 +431,7 @@ func TestRenewalIsLive(t *testing.T) {
 func TestJoinWaits(t *testing.T) {
 	s := newServers(t)
 	s.stop()
-	s.refuse = join.Refuse(join.CodeStarting, "starting")
+	s.refuse = protocol.Refuse(protocol.CodeStarting, "starting")
 	done := make(chan error, 1)
 	o := s.options(t.TempDir())
 	go func() {

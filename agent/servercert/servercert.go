@@ -16,7 +16,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 // Config makes the settings of a connection to a server. The authority is read from caFile (PEM) at each call. protocol is the
@@ -64,7 +64,7 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) erro
 	if _, err := leaf.Verify(v); err != nil {
 		return err
 	}
-	if leaf.Subject.CommonName != join.ServerName {
+	if leaf.Subject.CommonName != protocol.ServerName {
 		return fmt.Errorf("it is no server: its certificate is that of %q", leaf.Subject.CommonName)
 	}
 	return nil

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/test/testca"
 )
 
@@ -72,14 +72,14 @@ func TestConfig(t *testing.T) {
 		now              func() time.Time
 		file, wantsError string
 	}{
-		"a server":                          {ca, join.ServerName, "", "", nil, file, ""},
-		"a server with the protocol":        {ca, join.ServerName, "p", "p", nil, file, ""},
-		"a server that knows no protocol":   {ca, join.ServerName, "", "p", nil, file, "no server that nodes connect to"},
+		"a server":                          {ca, protocol.ServerName, "", "", nil, file, ""},
+		"a server with the protocol":        {ca, protocol.ServerName, "p", "p", nil, file, ""},
+		"a server that knows no protocol":   {ca, protocol.ServerName, "", "p", nil, file, "no server that nodes connect to"},
 		"a node":                            {ca, "system:node:n2", "", "", nil, file, "it is no server"},
-		"another cluster's server":          {other, join.ServerName, "", "", nil, file, "unknown authority"},
-		"a certificate that has run out":    {ca, join.ServerName, "", "", later, file, "expired"},
-		"an authority that is not there":    {ca, join.ServerName, "", "", nil, filepath.Join(dir, "none"), "reading the cluster's authority"},
-		"a file that holds no certificates": {ca, join.ServerName, "", "", nil, filepath.Join(dir, join.ServerName+".key"), "holds no certificate"},
+		"another cluster's server":          {other, protocol.ServerName, "", "", nil, file, "unknown authority"},
+		"a certificate that has run out":    {ca, protocol.ServerName, "", "", later, file, "expired"},
+		"an authority that is not there":    {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, "none"), "reading the cluster's authority"},
+		"a file that holds no certificates": {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, protocol.ServerName+".key"), "holds no certificate"},
 	} {
 		_, err := handshake(t, tt.ca, tt.name, "192.0.2.7", tt.offered, tt.file, tt.wanted, tt.now)
 		if tt.wantsError == "" && err != nil || tt.wantsError != "" && (err == nil || !strings.Contains(err.Error(), tt.wantsError)) {
@@ -94,7 +94,7 @@ func TestNamesAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := handshake(t, ca, join.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil)
+	s, err := handshake(t, ca, protocol.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/test/testca"
@@ -140,15 +140,15 @@ func TestRun(t *testing.T) {
 		}
 	}()
 
-	first, second := newFakeServer(t, ca, join.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, join.ServerName, nodetunnel.Protocol)
+	first, second := newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol)
 	other, err := testca.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	strangers := []*fakeServer{
-		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),   // another node
-		newFakeServer(t, other, join.ServerName, nodetunnel.Protocol), // another cluster
-		newFakeServer(t, ca, join.ServerName, "h2"),                   // a server that knows no such connections
+		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),       // another node
+		newFakeServer(t, other, protocol.ServerName, nodetunnel.Protocol), // another cluster
+		newFakeServer(t, ca, protocol.ServerName, "h2"),                   // a server that knows no such connections
 	}
 	var mu sync.Mutex
 	servers := []string{first.address}

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -48,9 +48,9 @@ func FuzzAnswer(f *testing.F) {
 		Certificate: func() (*tls.Certificate, error) { return &shown, nil }, ClientCA: x509.NewCertPool(),
 		Tokens:    func() token.Set { return tokens },
 		Bootstrap: func(context.Context, string) (token.Bootstrap, bool, error) { return token.Bootstrap{}, false, nil },
-		Admit: func(_ context.Context, m Machine) (*join.Answer, error) {
+		Admit: func(_ context.Context, m Machine) (*protocol.Answer, error) {
 			admitted = append(admitted, m)
-			return &join.Answer{}, nil
+			return &protocol.Answer{}, nil
 		},
 		Now: func() time.Time { return now }, Logger: quiet,
 	})
@@ -61,17 +61,17 @@ func FuzzAnswer(f *testing.F) {
 			agents = t
 		}
 	}
-	known, err := join.MachineProof(state, agents, token.RoleAgent)
+	known, err := protocol.MachineProof(state, agents, token.RoleAgent)
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, q := range []join.Request{
-		{Role: token.RoleAgent, Time: now, Node: join.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}},
-		{Role: token.RoleServer, Time: now, Proof: join.Proof{Kind: token.RoleServer, MAC: []byte{1}}},
-		{Role: token.RoleAgent, Time: now, Proof: join.Proof{Kind: token.RoleBootstrap, ID: "abcdef"}},
+	for _, q := range []protocol.Request{
+		{Role: token.RoleAgent, Time: now, Node: protocol.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}},
+		{Role: token.RoleServer, Time: now, Proof: protocol.Proof{Kind: token.RoleServer, MAC: []byte{1}}},
+		{Role: token.RoleAgent, Time: now, Proof: protocol.Proof{Kind: token.RoleBootstrap, ID: "abcdef"}},
 		{Role: "other", Time: now, Protocol: 99, Program: "v1"},
 		{Role: token.Role(strings.Repeat("x", 20<<10)), Time: now},
-		{Role: token.RoleAgent, Time: now.AddDate(1, 0, 0), Want: join.WantGossipKeys},
+		{Role: token.RoleAgent, Time: now.AddDate(1, 0, 0), Want: protocol.WantGossipKeys},
 	} {
 		said, err := json.Marshal(q)
 		if err != nil {
@@ -81,7 +81,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add(said, false)
 	}
 	f.Fuzz(func(t *testing.T, said []byte, holder bool) {
-		q, err := join.ReadRequest(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(said))), said...)))
+		q, err := protocol.ReadRequest(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(said))), said...)))
 		if err != nil {
 			return
 		}
@@ -103,7 +103,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if err != nil {
 			var log bytes.Buffer
-			a = &join.Answer{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
+			a = &protocol.Answer{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
 			if log.Len() > 8<<10 {
 				t.Errorf("%d bytes in the log", log.Len())
 			}
@@ -120,7 +120,7 @@ func spoken(f *testing.F, s *Server) tls.ConnectionState {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	other := tls.Client(b, &tls.Config{NextProtos: []string{join.Protocol}, InsecureSkipVerify: true})
+	other := tls.Client(b, &tls.Config{NextProtos: []string{protocol.Protocol}, InsecureSkipVerify: true})
 	done := make(chan error, 1)
 	go func() { done <- other.HandshakeContext(f.Context()) }()
 	conn := tls.Server(a, s.config())

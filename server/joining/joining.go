@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package joining answers the machines that want to become a part of the cluster (internal/join is the protocol).
+// Package joining answers the machines that want to become a part of the cluster (joining/protocol is the protocol).
 //
 // It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and slows
 // down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is one sentence
@@ -23,9 +23,9 @@ import (
 	"k8s.io/cluster-bootstrap/token/util"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 const (
@@ -65,9 +65,9 @@ type Options struct {
 	Tokens func() token.Set
 	// Bootstrap finds a token that expires; ok is false if there is none of that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
-	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a *join.Refusal,
+	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a *protocol.Refusal,
 	// or the server's own trouble.
-	Admit func(ctx context.Context, m Machine) (*join.Answer, error)
+	Admit func(ctx context.Context, m Machine) (*protocol.Answer, error)
 	// Now is the time; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -75,7 +75,7 @@ type Options struct {
 
 // Machine is one that has shown that it may ask.
 type Machine struct {
-	*join.Request
+	*protocol.Request
 	// Joined says that it showed the certificate of a node and no token.
 	Joined bool
 	// From is the address that it asks from; a machine between the two may have passed the connection on.
@@ -111,18 +111,18 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve holds one conversation.
 func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
-	ctx, cancel := context.WithTimeout(ctx, join.Patience)
+	ctx, cancel := context.WithTimeout(ctx, protocol.Patience)
 	defer cancel()
 	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
 	conn := tls.Server(raw, s.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return // a scan of the port, or a machine that found that this is not its cluster
 	}
-	q, err := join.ReadRequest(conn)
+	q, err := protocol.ReadRequest(conn)
 	if err != nil {
 		return
 	}
-	_ = raw.SetDeadline(time.Now().Add(join.Patience))
+	_ = raw.SetDeadline(time.Now().Add(protocol.Patience))
 	// A node that shows its certificate need not wait: that cannot be guessed, and all nodes may come at once.
 	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name) == nil
 	if !known && !s.guesses.wait(ctx, raw.RemoteAddr()) {
@@ -131,7 +131,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
-		a = &join.Answer{Refusal: s.refusal(s.seldom(log, raw), q, err)}
+		a = &protocol.Answer{Refusal: s.refusal(s.seldom(log, raw), q, err)}
 	}
 	writeErr := a.Write(conn)
 	switch {
@@ -160,7 +160,7 @@ func (s *Server) seldom(log *slog.Logger, from net.Conn) *slog.Logger {
 func (s *Server) config() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		NextProtos:             []string{join.Protocol},
+		NextProtos:             []string{protocol.Protocol},
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.Certificate() },
 		ClientAuth:             tls.RequestClientCert, // verified later: so that a refusal can be put into words
 		SessionTicketsDisabled: true,
@@ -168,10 +168,10 @@ func (s *Server) config() *tls.Config {
 }
 
 // refusal turns an error into what the machine is told and one line for the log.
-func (s *Server) refusal(log *slog.Logger, q *join.Request, err error) *join.Refusal {
-	var r *join.Refusal
+func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *protocol.Refusal {
+	var r *protocol.Refusal
 	if !errors.As(err, &r) {
-		r = join.Refuse(join.CodeInternal, "the server cannot let the machine in at present: %v", err)
+		r = protocol.Refuse(protocol.CodeInternal, "the server cannot let the machine in at present: %v", err)
 	}
 	reason := clip(r.Message, maxReason)
 	switch {
@@ -205,14 +205,14 @@ func addressOf(c net.Conn) netip.Addr {
 }
 
 // answer decides about a request.
-func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *join.Request, identified func()) (*join.Answer, error) {
+func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request, identified func()) (*protocol.Answer, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
 		word := "behind"
 		if skew > 0 {
 			word = "ahead of"
 		}
-		return nil, join.Refuse(join.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
+		return nil, protocol.Refuse(protocol.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
 	known, err := s.identify(ctx, state, q)
@@ -230,20 +230,20 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 	case s.admitting <- struct{}{}:
 		defer func() { <-s.admitting }()
 	default:
-		return nil, join.Refuse(join.CodeBusy, "%d machines are being let in at this moment", admitted)
+		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being let in at this moment", admitted)
 	}
 	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, From: from})
 	if err != nil {
 		return nil, err
 	}
 	if known != nil {
-		a.MAC, err = join.ServerProof(state, *known, q.Proof.Kind)
+		a.MAC, err = protocol.ServerProof(state, *known, q.Proof.Kind)
 	}
 	return a, err
 }
 
 // checkVersion refuses programs that are too old or too new for this one.
-func checkVersion(q *join.Request) error {
+func checkVersion(q *protocol.Request) error {
 	theirs, own := q.Protocol, version.Protocol()
 	if theirs == 0 {
 		theirs = 1 // it does not say it
@@ -255,12 +255,12 @@ func checkVersion(q *join.Request) error {
 	if theirs > own {
 		word, who = "newer", "Update the servers first, or start this machine with their version"
 	}
-	return join.Refuse(join.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that of the server, %s with protocol %d. %s",
+	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that of the server, %s with protocol %d. %s",
 		short(q.Program), theirs, word, version.Get().Coracle, own, who)
 }
 
 // identify returns the token that the machine has shown; nil if it has shown a node's certificate instead.
-func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *join.Request) (*token.Token, error) {
+func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *protocol.Request) (*token.Token, error) {
 	switch q.Proof.Kind {
 	case "":
 		return nil, s.checkCertificate(state, q.Node.Name)
@@ -278,31 +278,31 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *joi
 	if q.Role == token.RoleServer {
 		print += " --server"
 	}
-	return nil, join.Refuse(join.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` on a server shows the one that works", print)
+	return nil, protocol.Refuse(protocol.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` on a server shows the one that works", print)
 }
 
 // mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to be.
 // No kind stands for another.
-func mayBecome(q *join.Request, known *token.Token) error {
+func mayBecome(q *protocol.Request, known *token.Token) error {
 	switch {
 	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:
 		return nil
 	case q.Role == token.RoleServer && known != nil:
-		return join.Refuse(join.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A server joins with the one for "+
+		return protocol.Refuse(protocol.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A server joins with the one for "+
 			"servers: `coracle token print --server` on a server shows it")
 	case q.Role == token.RoleServer:
-		return join.Refuse(join.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a server shows it")
+		return protocol.Refuse(protocol.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a server shows it")
 	case q.Role != token.RoleAgent:
-		return join.Refuse(join.CodeRequest, "a machine joins as a server or as an agent, and not as %q", q.Role)
+		return protocol.Refuse(protocol.CodeRequest, "a machine joins as a server or as an agent, and not as %q", q.Role)
 	case known != nil && known.Role == token.RoleServer:
-		return join.Refuse(join.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
+		return protocol.Refuse(protocol.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
 			"`coracle token print` on a server shows it")
 	}
 	return nil
 }
 
-func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p join.Proof) (*token.Token, error) {
-	gone := join.Refuse(join.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was deleted, or was mistyped. "+
+func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p protocol.Proof) (*token.Token, error) {
+	gone := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was deleted, or was mistyped. "+
 		"`coracle token create` on a server makes another one", short(p.ID))
 	if s.o.Bootstrap == nil || !util.IsValidBootstrapTokenID(p.ID) {
 		return nil, gone
@@ -316,10 +316,10 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 		return nil, gone
 	}
 	if b.Expired(s.o.Now()) {
-		return nil, join.Refuse(join.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one", b.ID, b.Expires.UTC().Format(time.RFC3339))
+		return nil, protocol.Refuse(protocol.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one", b.ID, b.Expires.UTC().Format(time.RFC3339))
 	}
 	if !slices.Contains(b.Groups, token.NodeGroup) {
-		return nil, join.Refuse(join.CodeToken, "the token %s is not for nodes: it lacks the group %s", b.ID, token.NodeGroup)
+		return nil, protocol.Refuse(protocol.CodeToken, "the token %s is not for nodes: it lacks the group %s", b.ID, token.NodeGroup)
 	}
 	return &t, nil
 }
@@ -327,7 +327,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 // checkCertificate verifies that the machine is the node whose name it says.
 func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
 	refuse := func(format string, args ...any) error {
-		return join.Refuse(join.CodeCertificate, "the node's certificate does not do: "+format+". The node can join again with a token", args...)
+		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate does not do: "+format+". The node can join again with a token", args...)
 	}
 	if len(state.PeerCertificates) == 0 {
 		return refuse("none was shown")

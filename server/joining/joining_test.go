@@ -22,9 +22,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -71,9 +71,9 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
 			return f.bootstrap, id == f.bootstrap.ID, nil
 		},
-		Admit: func(_ context.Context, m Machine) (*join.Answer, error) {
+		Admit: func(_ context.Context, m Machine) (*protocol.Answer, error) {
 			f.admitted <- m
-			return &join.Answer{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
+			return &protocol.Answer{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -117,8 +117,8 @@ func (f *fixture) leaf(l pki.Leaf) *tls.Certificate {
 	return &c
 }
 
-func (f *fixture) question() join.Question {
-	return join.Question{Address: f.address, Token: f.tokens.Agent, Request: join.Request{Role: token.RoleAgent, Time: time.Now(), Node: join.Node{Name: "n"}}}
+func (f *fixture) question() protocol.Question {
+	return protocol.Question{Address: f.address, Token: f.tokens.Agent, Request: protocol.Request{Role: token.RoleAgent, Time: time.Now(), Node: protocol.Node{Name: "n"}}}
 }
 
 func TestWhoMayJoin(t *testing.T) {
@@ -129,60 +129,60 @@ func TestWhoMayJoin(t *testing.T) {
 	bare := func(t token.Token) token.Token { return token.Token{Secret: t.Secret} }
 	for _, tt := range []struct {
 		name   string
-		change func(q *join.Question)
-		code   join.Code // of the refusal; empty if it may
-		want   string    // of another error, or in the refusal
+		change func(q *protocol.Question)
+		code   protocol.Code // of the refusal; empty if it may
+		want   string        // of another error, or in the refusal
 	}{
-		{name: "agent token", change: func(*join.Question) {}},
-		{name: "its secret alone", change: func(q *join.Question) { q.Token = bare(q.Token) }},
-		{name: "token that expires", change: func(q *join.Question) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
-		{name: "certificate", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
+		{name: "agent token", change: func(*protocol.Question) {}},
+		{name: "its secret alone", change: func(q *protocol.Question) { q.Token = bare(q.Token) }},
+		{name: "token that expires", change: func(q *protocol.Question) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
+		{name: "certificate", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
 
-		{name: "the version before", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() - 1 }},
-		{name: "the next version", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() + 1 }},
-		{name: "a version that is too new", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() + 2 }, code: join.CodeVersion},
-		{name: "a version that is too old", change: func(q *join.Question) { q.Request.Protocol = -1 }, code: join.CodeVersion},
+		{name: "the version before", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() - 1 }},
+		{name: "the next version", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() + 1 }},
+		{name: "a version that is too new", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() + 2 }, code: protocol.CodeVersion},
+		{name: "a version that is too old", change: func(q *protocol.Question) { q.Request.Protocol = -1 }, code: protocol.CodeVersion},
 
-		{name: "wrong secret", change: func(q *join.Question) { q.Token.Secret = "other" }, code: join.CodeToken, want: "`coracle token print` on a server"},
-		{name: "wrong secret, to be a server", change: func(q *join.Question) {
+		{name: "wrong secret", change: func(q *protocol.Question) { q.Token.Secret = "other" }, code: protocol.CodeToken, want: "`coracle token print` on a server"},
+		{name: "wrong secret, to be a server", change: func(q *protocol.Question) {
 			q.Request.Role, q.Token = token.RoleServer, f.tokens.Server
 			q.Token.Secret = "other"
-		}, code: join.CodeToken, want: "`coracle token print --server` on a server"},
-		{name: "empty secret", change: func(q *join.Question) { q.Token.Secret = "" }, code: join.CodeToken},
-		{name: "server token", change: func(q *join.Question) { q.Token = f.tokens.Server }, code: join.CodeToken},
-		{name: "server token's secret alone", change: func(q *join.Question) { q.Token = bare(f.tokens.Server) }, code: join.CodeToken},
-		{name: "unknown token that expires", change: func(q *join.Question) {
+		}, code: protocol.CodeToken, want: "`coracle token print --server` on a server"},
+		{name: "empty secret", change: func(q *protocol.Question) { q.Token.Secret = "" }, code: protocol.CodeToken},
+		{name: "server token", change: func(q *protocol.Question) { q.Token = f.tokens.Server }, code: protocol.CodeToken},
+		{name: "server token's secret alone", change: func(q *protocol.Question) { q.Token = bare(f.tokens.Server) }, code: protocol.CodeToken},
+		{name: "unknown token that expires", change: func(q *protocol.Question) {
 			q.Token = token.Bootstrap{ID: "zzzzzz", Secret: f.bootstrap.Secret}.Token(q.Token.CAHash)
-		}, code: join.CodeToken},
-		{name: "wrong secret of a token that expires", change: func(q *join.Question) {
+		}, code: protocol.CodeToken},
+		{name: "wrong secret of a token that expires", change: func(q *protocol.Question) {
 			q.Token = token.Bootstrap{ID: f.bootstrap.ID, Secret: "x"}.Token(q.Token.CAHash)
-		}, code: join.CodeToken},
-		{name: "another cluster's token", change: func(q *join.Question) { q.Token = other.tokens.Agent }, want: "another cluster"},
-		{name: "server token, to be a server", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
-		{name: "its secret alone, to be a server", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},
-		{name: "agent token, to be a server", change: func(q *join.Question) { q.Request.Role = token.RoleServer }, code: join.CodeToken},
-		{name: "its secret alone, to be a server, too", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, bare(q.Token) }, code: join.CodeToken},
-		{name: "token that expires, to be a server", change: func(q *join.Question) {
+		}, code: protocol.CodeToken},
+		{name: "another cluster's token", change: func(q *protocol.Question) { q.Token = other.tokens.Agent }, want: "another cluster"},
+		{name: "server token, to be a server", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
+		{name: "its secret alone, to be a server", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},
+		{name: "agent token, to be a server", change: func(q *protocol.Question) { q.Request.Role = token.RoleServer }, code: protocol.CodeToken},
+		{name: "its secret alone, to be a server, too", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, bare(q.Token) }, code: protocol.CodeToken},
+		{name: "token that expires, to be a server", change: func(q *protocol.Question) {
 			q.Request.Role, q.Token = token.RoleServer, f.bootstrap.Token(q.Token.CAHash)
-		}, code: join.CodeToken},
-		{name: "certificate, to be a server", change: func(q *join.Question) {
+		}, code: protocol.CodeToken},
+		{name: "certificate, to be a server", change: func(q *protocol.Question) {
 			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Request.Role = token.RoleServer
-		}, code: join.CodeToken},
-		{name: "to be something else", change: func(q *join.Question) { q.Request.Role = "king" }, code: join.CodeRequest},
-		{name: "clock behind", change: func(q *join.Question) { q.Request.Time = time.Unix(0, 0) }, code: join.CodeClock},
-		{name: "clock ahead", change: func(q *join.Question) { q.Request.Time = time.Now().Add(time.Hour) }, code: join.CodeClock},
-		{name: "no clock", change: func(q *join.Question) { q.Request.Time = time.Time{} }, code: join.CodeClock},
+		}, code: protocol.CodeToken},
+		{name: "to be something else", change: func(q *protocol.Question) { q.Request.Role = "king" }, code: protocol.CodeRequest},
+		{name: "clock behind", change: func(q *protocol.Question) { q.Request.Time = time.Unix(0, 0) }, code: protocol.CodeClock},
+		{name: "clock ahead", change: func(q *protocol.Question) { q.Request.Time = time.Now().Add(time.Hour) }, code: protocol.CodeClock},
+		{name: "no clock", change: func(q *protocol.Question) { q.Request.Time = time.Time{} }, code: protocol.CodeClock},
 
-		{name: "certificate of another node", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Node("", "m"), f.pki.Root()) }, code: join.CodeCertificate},
-		{name: "certificate of a node's network", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Network(""), f.pki.Root()) }, code: join.CodeCertificate},
-		{name: "certificate of an administrator", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Admin(), f.pki.Root()) }, code: join.CodeCertificate},
-		{name: "certificate of a listener", change: func(q *join.Question) { *q = f.byCertificate(f.pki.NodeServing("", "n", nil), f.pki.Root()) }, code: join.CodeCertificate},
-		{name: "another cluster's certificate", change: func(q *join.Question) {
+		{name: "certificate of another node", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Node("", "m"), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of a node's network", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Network(""), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of an administrator", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Admin(), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of a listener", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.NodeServing("", "n", nil), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "another cluster's certificate", change: func(q *protocol.Question) {
 			*q = other.byCertificate(other.pki.Node("", "n"), f.pki.Root())
 			q.Address = f.address
-		}, code: join.CodeCertificate},
-		{name: "certificate, at another cluster", change: func(q *join.Question) {
+		}, code: protocol.CodeCertificate},
+		{name: "certificate, at another cluster", change: func(q *protocol.Question) {
 			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Address = other.address
 		}, want: "another cluster"},
@@ -190,8 +190,8 @@ func TestWhoMayJoin(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			q := f.question()
 			tt.change(&q)
-			_, err := join.Ask(t.Context(), q)
-			var refusal *join.Refusal
+			_, err := protocol.Ask(t.Context(), q)
+			var refusal *protocol.Refusal
 			switch {
 			case tt.code != "":
 				if !errors.As(err, &refusal) || refusal.Code != tt.code || !strings.Contains(refusal.Message, tt.want) {
@@ -215,7 +215,7 @@ func TestWhoMayJoin(t *testing.T) {
 	}
 }
 
-func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) join.Question {
+func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) protocol.Question {
 	q := f.question()
 	q.Token, q.Certificate, q.Root = token.Token{}, f.leaf(l), root
 	return q
@@ -232,7 +232,7 @@ func TestExpiredAndForeignTokens(t *testing.T) {
 		q := f.question()
 		q.Token = f.bootstrap.Token(q.Token.CAHash)
 		change(&f.bootstrap)
-		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%v, want %q", err, name)
 		}
 		f.stop()
@@ -249,7 +249,7 @@ func TestImpostors(t *testing.T) {
 		f := newFixture(t)
 		f.stop()
 		f.serve(f.leaf(f.pki.NodeServing("", "n", nil)), quiet)
-		if _, err := join.Ask(t.Context(), f.question()); !errors.Is(err, token.ErrOtherCluster) {
+		if _, err := protocol.Ask(t.Context(), f.question()); !errors.Is(err, token.ErrOtherCluster) {
 			t.Error(err)
 		}
 	})
@@ -259,7 +259,7 @@ func TestImpostors(t *testing.T) {
 		l := f.pki.NodeServing("", "n", nil)
 		l.Signer = pki.ServerCA
 		f.serve(f.leaf(l), quiet)
-		if _, err := join.Ask(t.Context(), f.question()); err == nil || !strings.Contains(err.Error(), "system:node:n") {
+		if _, err := protocol.Ask(t.Context(), f.question()); err == nil || !strings.Contains(err.Error(), "system:node:n") {
 			t.Error(err)
 		}
 	})
@@ -267,8 +267,8 @@ func TestImpostors(t *testing.T) {
 		f, other := newFixture(t), newFixture(t)
 		q := other.question()
 		q.Token = token.Token{Secret: f.tokens.Agent.Secret}
-		var refusal *join.Refusal
-		if _, err := join.Ask(t.Context(), q); !errors.As(err, &refusal) {
+		var refusal *protocol.Refusal
+		if _, err := protocol.Ask(t.Context(), q); !errors.As(err, &refusal) {
 			t.Error(err)
 		}
 	})
@@ -282,7 +282,7 @@ func TestImpostors(t *testing.T) {
 		go liar(l, f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), f.pki.CAPEM(pki.ServerCA))
 		q := f.question()
 		q.Address, q.Token = l.Addr().String(), token.Token{Secret: "chosen"}
-		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "does not know the token itself") {
+		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "does not know the token itself") {
 			t.Error(err)
 		}
 	})
@@ -305,7 +305,7 @@ func TestImpostors(t *testing.T) {
 		}()
 		q := f.question()
 		q.Address = l.Addr().String()
-		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "is no server of a Coracle cluster") {
+		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "is no server of a Coracle cluster") {
 			t.Error(err)
 		}
 	})
@@ -313,7 +313,7 @@ func TestImpostors(t *testing.T) {
 		f := newFixture(t)
 		q := f.question()
 		q.Address = "127.0.0.1:1"
-		if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) || strings.Contains(err.Error(), "though a machine is there") {
+		if _, err := protocol.Ask(t.Context(), q); !errors.Is(err, protocol.ErrUnreachable) || strings.Contains(err.Error(), "though a machine is there") {
 			t.Error(err)
 		}
 	})
@@ -339,7 +339,7 @@ func TestImpostors(t *testing.T) {
 			q := f.question()
 			q.Address = l.Addr().String()
 			want := "no server answers at " + q.Address + ", though a machine is there: it takes the connection and closes it"
-			if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) || !strings.Contains(err.Error(), want) {
+			if _, err := protocol.Ask(t.Context(), q); !errors.Is(err, protocol.ErrUnreachable) || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		})
@@ -353,9 +353,9 @@ func liar(l net.Listener, c *tls.Certificate, ca []byte) {
 		if err != nil {
 			return
 		}
-		conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{join.Protocol}})
-		if _, err := join.ReadRequest(conn); err == nil {
-			_ = (&join.Answer{ServerCA: ca, MAC: make([]byte, 32)}).Write(conn)
+		conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{protocol.Protocol}})
+		if _, err := protocol.ReadRequest(conn); err == nil {
+			_ = (&protocol.Answer{ServerCA: ca, MAC: make([]byte, 32)}).Write(conn)
 		}
 		_ = conn.Close()
 	}
@@ -368,7 +368,7 @@ func TestReplay(t *testing.T) {
 	first, second := f.dial(), f.dial()
 	defer first.Close()
 	defer second.Close()
-	proof, err := join.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
+	proof, err := protocol.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestReplay(t *testing.T) {
 	if proof.Verify(second.ConnectionState(), f.tokens.Agent) {
 		t.Error("a proof holds on another connection")
 	}
-	mac, err := join.ServerProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
+	mac, err := protocol.ServerProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
 	if err != nil || bytes.Equal(mac, proof.MAC) {
 		t.Errorf("a machine's proof can be sent back as the server's: %v", err)
 	}
@@ -402,9 +402,9 @@ func TestCapturedRequest(t *testing.T) {
 			first, second := f.dial(), f.dial()
 			defer first.Close()
 			defer second.Close()
-			request := join.Request{Role: tt.role, Protocol: version.Protocol(), Time: time.Now(), Node: join.Node{Name: "n"}}
+			request := protocol.Request{Role: tt.role, Protocol: version.Protocol(), Time: time.Now(), Node: protocol.Node{Name: "n"}}
 			var err error
-			if request.Proof, err = join.MachineProof(first.ConnectionState(), tt.token, tt.kind); err != nil {
+			if request.Proof, err = protocol.MachineProof(first.ConnectionState(), tt.token, tt.kind); err != nil {
 				t.Fatal(err)
 			}
 			captured, err := json.Marshal(request)
@@ -415,7 +415,7 @@ func TestCapturedRequest(t *testing.T) {
 				t.Fatalf("the machine itself was not let in: %v", a.Refusal)
 			}
 			<-f.admitted
-			if a := tell(t, second, captured); a.Refusal == nil || a.Refusal.Code != join.CodeToken || len(a.MAC) > 0 || len(f.admitted) > 0 {
+			if a := tell(t, second, captured); a.Refusal == nil || a.Refusal.Code != protocol.CodeToken || len(a.MAC) > 0 || len(f.admitted) > 0 {
 				t.Errorf("whoever sent it again got %+v, and %d were admitted", a, len(f.admitted))
 			}
 		})
@@ -425,7 +425,7 @@ func TestCapturedRequest(t *testing.T) {
 // dial opens a connection as a machine does, to whoever answers.
 func (f *fixture) dial() *tls.Conn {
 	f.Helper()
-	c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
+	c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -433,7 +433,7 @@ func (f *fixture) dial() *tls.Conn {
 }
 
 // tell sends a request as it is, and returns the answer.
-func tell(t *testing.T, c *tls.Conn, request []byte) join.Answer {
+func tell(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
 	t.Helper()
 	if _, err := c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)); err != nil {
 		t.Fatal(err)
@@ -442,7 +442,7 @@ func tell(t *testing.T, c *tls.Conn, request []byte) join.Answer {
 	if err != nil || len(said) < 4 {
 		t.Fatalf("%d bytes of an answer: %v", len(said), err)
 	}
-	var a join.Answer
+	var a protocol.Answer
 	if err := json.Unmarshal(said[4:], &a); err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +464,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 			first = c
 		}
 	}
-	if _, err := join.Ask(t.Context(), f.question()); err != nil {
+	if _, err := protocol.Ask(t.Context(), f.question()); err != nil {
 		t.Error(err)
 	}
 	if err := first.SetReadDeadline(time.Now().Add(identify / 2)); err != nil {
@@ -480,7 +480,7 @@ func TestGarbage(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	for _, said := range []string{"", "\x00", "\xff\xff\xff\xff", "\x00\x00\x00\x02{]", "\x00\x00\x00\x04null", "GET / HTTP/1.1\r\n\r\n"} {
-		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
+		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -496,7 +496,7 @@ func TestGarbage(t *testing.T) {
 		}
 		c.Close()
 	}
-	if _, err := join.Ask(t.Context(), f.question()); err != nil {
+	if _, err := protocol.Ask(t.Context(), f.question()); err != nil {
 		t.Errorf("after all that: %v", err)
 	}
 }
@@ -511,13 +511,13 @@ func TestRequestsWithoutProofWaitTheirTurn(t *testing.T) {
 		go func() {
 			q := f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Certificate = &tls.Certificate{}
-			_, err := join.Ask(t.Context(), q)
+			_, err := protocol.Ask(t.Context(), q)
 			answers <- err
 		}()
 	}
 	refused := 0
 	for range tries {
-		if _, ok := errors.AsType[*join.Refusal](<-answers); ok {
+		if _, ok := errors.AsType[*protocol.Refusal](<-answers); ok {
 			refused++
 		}
 	}
@@ -542,17 +542,17 @@ func TestGuessing(t *testing.T) {
 		go func() {
 			q := f.question()
 			q.Token.Secret = "wrong"
-			_, err := join.Ask(t.Context(), q)
+			_, err := protocol.Ask(t.Context(), q)
 			answers <- err
 		}()
 	}
 	refused := 0
 	for range tries {
-		var refusal *join.Refusal
+		var refusal *protocol.Refusal
 		switch err := <-answers; {
 		case errors.As(err, &refusal):
 			refused++
-		case !errors.Is(err, join.ErrUnreachable):
+		case !errors.Is(err, protocol.ErrUnreachable):
 			t.Error(err)
 		}
 	}

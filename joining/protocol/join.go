@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package join is the protocol by which a machine becomes a part of the cluster: one question and one answer over one
+// Package protocol is the protocol by which a machine becomes a part of the cluster: one question and one answer over one
 // TLS 1.3 connection, which the cluster's port tells from others by its name in ALPN.
 //
 //	machine                                     server
@@ -16,7 +16,7 @@
 //
 // The package knows both ends of the conversation. Whom to admit is the server's matter (server/joining), where
 // credentials are kept the node's (internal/nodecreds).
-package join
+package protocol
 
 import (
 	"crypto/hmac"
