@@ -33,7 +33,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
 )
 

@@ -13,7 +13,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/pki"
 )

@@ -17,8 +17,8 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )

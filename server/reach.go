@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )

@@ -29,7 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"

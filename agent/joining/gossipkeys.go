@@ -11,8 +11,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 // GossipKeys are those that a server gave last; none if it had none.

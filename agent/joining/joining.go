@@ -37,8 +37,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
 )

@@ -19,8 +19,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 // ErrUnreachable says that nobody was there to answer, or went away meanwhile: it may be tried again.

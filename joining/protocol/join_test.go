@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 func TestRequestSurvivesTheWire(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 

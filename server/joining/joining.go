@@ -23,9 +23,9 @@ import (
 	"k8s.io/cluster-bootstrap/token/util"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 
 	"filippo.io/age"
 
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 // KeyKind says where a key comes from.

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"

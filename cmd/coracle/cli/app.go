@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 // App is what the commands need from outside.

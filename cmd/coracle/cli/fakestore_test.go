@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"

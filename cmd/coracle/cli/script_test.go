@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 // TestMain makes this test binary act as coracle when it is called by that name: the command line is tested as a user
