@@ -26,7 +26,10 @@ var allowed = map[string]map[string]string{
 
 		"ingress": "coracle-ingress is the ingress proxy",
 		"joining": "commands make, list and read tokens",
-		"vip":     "the flags of the virtual address; uninstalling removes it",
+
+		"controllers": "the program that runs Helm speaks the controller's protocol (helmcharts/helmjob)",
+
+		"vip": "the flags of the virtual address; uninstalling removes it",
 
 		"localvolume": "`coracle agent` keeps the folders of local volumes",
 	},

@@ -22,7 +22,7 @@ const (
 	ALPN = "coracle-gossip/1"
 	// handshakeTimeout is how long the other end may take to say who it is.
 	handshakeTimeout = 10 * time.Second
-	// maxStrangers is how many connections may be about to say who they are; see halfopen.
+	// maxStrangers is how many connections may be about to say who they are; see connlimit.
 	maxStrangers = 256
 
 	nodeGroup = "system:nodes"
