@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // checks: where a chart asks for it Helm looks after the objects of its release again and again. The chart stays ready meanwhile, and says so when that fails.

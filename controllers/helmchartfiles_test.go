@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // put lays a chart's file into the folder, as a whole, with a time that no other one has.

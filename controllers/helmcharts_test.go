@@ -27,9 +27,9 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/helmjob"
 )
 
 // charts is a term with the controller of Helm charts, whose engine is a test's. It keeps releases as Helm does, without anything in them.

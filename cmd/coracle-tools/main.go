@@ -27,7 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle-tools/cleanup"
 	"github.com/coracle-k8s/coracle/cmd/coracle-tools/helmjob"
-	job "github.com/coracle-k8s/coracle/internal/helmjob"
+	job "github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 var tools = map[string]func(){

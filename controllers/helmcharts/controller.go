@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/definition"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
-	"github.com/coracle-k8s/coracle/internal/helmjob"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 

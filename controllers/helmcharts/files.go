@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
-	"github.com/coracle-k8s/coracle/internal/helmjob"
 )
 
 const (

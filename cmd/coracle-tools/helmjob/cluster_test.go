@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/charts"
 	"github.com/coracle-k8s/coracle/test/testapi"
 	"github.com/coracle-k8s/coracle/test/testenv"

@@ -9,7 +9,7 @@ import (
 	"helm.sh/helm/v4/pkg/release/common"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a child that was killed in between.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // nowhere is where Helm's folders are said to be: nothing is read from there, and nothing can be written.

@@ -18,7 +18,7 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // What Helm writes on each object to know it again.

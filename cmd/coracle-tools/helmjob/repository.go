@@ -19,7 +19,7 @@ import (
 	"helm.sh/helm/v4/pkg/repo/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 // fetcher gets a chart's archive. It does itself what Helm's downloader does with files, caches and plugins, so that

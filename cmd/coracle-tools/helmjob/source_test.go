@@ -14,7 +14,7 @@ import (
 
 	"helm.sh/helm/v4/pkg/registry"
 
-	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/charts"
 )
 
