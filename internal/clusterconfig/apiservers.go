@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clusterconfig reads from the EndpointSlices of the Service kubernetes where the cluster's API servers are.
+// This file reads from the EndpointSlices of the Service kubernetes where the cluster's API servers are.
+
 package clusterconfig
 
 import (

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubecompat guards upstream's one variable for what keeps this node's CSINode object. Every CSI volume plugin that
+// This file guards upstream's one variable for what keeps this node's CSINode object. Every CSI volume plugin that
 // is initialized replaces it: the kubelet's, and the one in the attach-detach controller, which knows no node. Upstream
 // never has both in a process. With the controller's in it the kubelet cannot register CSI drivers, and a kubelet that
 // is just starting cannot write the object.
+
 package kubecompat
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubecompat finds fields of other modules' values to which no function of theirs leads. Each use of it stands in
+// This file finds fields of other modules' values to which no function of theirs leads. Each use of it stands in
 // docs/architecture.md, under "What of other modules' we set".
+
 package kubecompat
 
 import (

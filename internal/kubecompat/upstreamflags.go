@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubecompat reads the extra arguments that an operator passes through to an upstream component
+// This file reads the extra arguments that an operator passes through to an upstream component
 // (name=value, as in --kube-scheduler-arg) into that component's own flag sets. It registers nothing globally.
+
 package kubecompat
 
 import (

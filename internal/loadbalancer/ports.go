@@ -1,42 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// This file says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into the Service's status
+// (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and opens no node port of another Service there.
+
 package loadbalancer
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 )
 
-// NoPorts is what a list of ports says that has none.
-const NoPorts = "none"
+const (
+	// Condition is in the status of each Service that the load balancer serves.
+	Condition = "coracle.dev/LoadBalancer"
+	// Kept is in the status of a Service that has been served at a node's address and is not at present. Its message lists those places, in groups that
+	// have semicolons in between: PORT/PROTOCOL,… at ADDRESS,….
+	Kept = "coracle.dev/LoadBalancerKept"
+)
 
-// ReservedPort is a port that nodes keep.
-type ReservedPort struct {
-	Protocol string // TCP, UDP or SCTP
-	Number   int
+// Port is a port of one protocol.
+type Port struct {
+	Protocol corev1.Protocol
+	Number   int32
 }
 
-var protocols = []string{"TCP", "UDP", "SCTP"}
-
-// ParsePorts reads NUMBER, which is a port of every protocol, and NUMBER/PROTOCOL; or NoPorts alone.
-func ParsePorts(texts []string) ([]ReservedPort, error) {
-	if slices.Equal(texts, []string{NoPorts}) {
-		return nil, nil
+// PortOf is a port of a Service's spec or status, where no protocol means TCP.
+func PortOf(p corev1.Protocol, number int32) Port {
+	if p == "" {
+		p = corev1.ProtocolTCP
 	}
-	var out []ReservedPort
-	for _, t := range texts {
-		number, protocol, one := strings.Cut(t, "/")
-		n, err := strconv.ParseUint(number, 10, 16)
-		if protocol = strings.ToUpper(protocol); err != nil || n == 0 || one && !slices.Contains(protocols, protocol) {
-			return nil, fmt.Errorf("%q is no port such as 22 or 22/TCP", t)
+	return Port{p, number}
+}
+
+// Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own until the load balancer has taken it from the
+// status: else one that takes it back would have it before those who got it meanwhile.
+func Held(svc *corev1.Service) []Port {
+	if svc == nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
+		return nil
+	}
+	var out []Port
+	known := map[Port]bool{} // a Service may have ten thousand
+	add := func(p Port) {
+		if !known[p] {
+			known[p], out = true, append(out, p)
 		}
-		for _, p := range protocols {
-			if !one || p == protocol {
-				out = append(out, ReservedPort{p, int(n)})
+	}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		for _, p := range in.Ports {
+			add(PortOf(p.Protocol, p.Port))
+		}
+	}
+	if c := meta.FindStatusCondition(svc.Status.Conditions, Kept); c != nil {
+		for group := range strings.SplitSeq(c.Message, "; ") {
+			ports, _, _ := strings.Cut(group, " at ")
+			for word := range strings.SplitSeq(ports, ",") {
+				number, protocol, _ := strings.Cut(word, "/")
+				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
+					add(PortOf(corev1.Protocol(protocol), int32(n)))
+				}
 			}
 		}
 	}
-	return out, nil
+	return out
 }
+
+// String is NUMBER/PROTOCOL.
+func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package memory gives back memory that a start-up used once: pages of the program's own file, and free heap.
+// This file gives back memory that a start-up used once: pages of the program's own file, and free heap.
 //
 // A process that carries all of Kubernetes touches most of its 150 MB of text and read-only data while it starts and a
 // third of that afterwards. The kernel keeps those pages mapped, and charges them, until memory is short; by then a
 // small board is swapping or killing. Forgetting them is safe at any time: the next use reads them from the page
 // cache or the file.
+
 package memory
 
 import (

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package memory says how much memory a process may use before the kernel ends it: the machine's memory, or the
+// This file says how much memory a process may use before the kernel ends it: the machine's memory, or the
 // least limit of the control groups that the process is in.
 //
 // It owns how the kernel's files are read, versions 1 and 2 of control groups alike, and nothing of what follows from
 // it. It never changes a limit.
+
 package memory
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netlinkutil lists what the kernel's network has, whole. A list over netlink comes in pieces, and what changes between two of them may leave
+// This file lists what the kernel's network has, whole. A list over netlink comes in pieces, and what changes between two of them may leave
 // out what was there all the time; the kernel says so, and then it is listed again.
+
 package netlinkutil
 
 import (

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netlinkutil runs functions that change what belongs to their thread, such as its namespaces.
+// This file runs functions that change what belongs to their thread, such as its namespaces.
 //
 // It never takes the process's first thread, which Go's runtime cannot end: that one would stay where the function has led it. With it would stay what the
 // process is to others and to itself, since /proc/PID, /proc/self and /proc/net are those of the first thread; and the namespace would last as long as the process.
+
 package netlinkutil
 
 import (

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodecreds knows the files with which a node's parts take part in the cluster: a node gets the same ones,
+// This file knows the files with which a node's parts take part in the cluster: a node gets the same ones,
 // under the same names, from the server in its own process or from joining one elsewhere.
 //
 // It owns their names, and writes those that hold nothing secret of their own: the authorities' certificates, and the
 // kubeconfigs, which name the others. It never issues a certificate and holds no key.
+
 package nodecreds
 
 import (

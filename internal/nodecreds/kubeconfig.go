@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodecreds writes kubeconfig files: one for people, with everything embedded, and ones for components on the
+// This file writes kubeconfig files: one for people, with everything embedded, and ones for components on the
 // node, which name files so that a renewed certificate is found without rewriting or restarting anything. It never
 // issues a certificate.
+
 package nodecreds
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package preflight measures what the store waits for most: how long it takes until a small write has reached the disk.
+// This file measures what the store waits for most: how long it takes until a small write has reached the disk.
 // It owns the file that it writes, while it does.
+
 package preflight
 
 import (

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package timers tells the kernel how late it may wake this process's threads, so that timers which are due one after
+// This file tells the kernel how late it may wake this process's threads, so that timers which are due one after
 // the other wake an idle processor once (prctl(2), PR_SET_TIMERSLACK). A processor that has work is in time to a tick of the
 // kernel's clock all the same.
 //
 // A thread gets the slack of the one that starts it, and so does a program that is started; a program that runs for long sets
 // its own.
+
 package timers
 
 import (

@@ -2,7 +2,7 @@
 
 package workqueuemetrics
 
-// None is the provider that queues have after Off.
+// None is the provider that queues have after Disable.
 var None = none
 
 // Keep returns a function that puts the present provider back.

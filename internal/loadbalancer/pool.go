@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loadbalancer is how the addresses of a load balancer's pool are written.
+// This file has how the addresses of a load balancer's pool are written.
+
 package loadbalancer
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loadbalancer is the record of which node answers for which address of the load balancer's pools. The server that leads writes it
+// This file has the record of which node answers for which address of the load balancer's pools. The server that leads writes it
 // (controllers/servicelb), every node reads it (agent/announcer).
+
 package loadbalancer
 
 import (

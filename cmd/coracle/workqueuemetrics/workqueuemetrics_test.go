@@ -22,7 +22,7 @@ func goroutines() int {
 	return runtime.NumGoroutine() - before
 }
 
-func TestOff(t *testing.T) {
+func TestDisable(t *testing.T) {
 	defer workqueuemetrics.Keep()()
 	if got := fmt.Sprintf("%T", workqueuemetrics.None); got != "workqueue.noopMetricsProvider" {
 		t.Fatalf("the first value is a %s: the order of initialization has changed, or the variable has moved", got)
@@ -33,7 +33,7 @@ func TestOff(t *testing.T) {
 	for runtime.NumGoroutine() > 2 { // until that queue's has ended; the two are the test's
 		runtime.Gosched()
 	}
-	workqueuemetrics.Off()
+	workqueuemetrics.Disable()
 	if n := goroutines(); n != 0 {
 		t.Errorf("a queue without metrics starts %d goroutines", n)
 	}

@@ -23,5 +23,5 @@ var provider workqueue.MetricsProvider
 // k8s.io/component-base.
 var none = provider
 
-// Off makes queues that are made from now on have no metrics. Call it before there are any: the variable has no lock.
-func Off() { provider = none }
+// Disable makes queues that are made from now on have no metrics. Call it before there are any: the variable has no lock.
+func Disable() { provider = none }
