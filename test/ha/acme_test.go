@@ -194,8 +194,9 @@ func (a *authority) serve(site *harness.Site) {
 			r.SetURL(to)
 			r.Out.Host = r.In.Host
 		},
-		Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
-		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		Transport:      &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
+		ModifyResponse: a.count,
+		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -214,12 +215,20 @@ func (a *authority) serve(site *harness.Site) {
 	})
 }
 
-// gate counts a request, and holds it where it is to be held.
-func (a *authority) gate(r *http.Request) {
+// count counts what the authority took as an order. It refuses one request of twenty for its nonce, as the protocol
+// allows, and its client sends that again.
+func (a *authority) count(r *http.Response) error {
 	a.mu.Lock()
-	if r.URL.Path == "/order-plz" {
+	defer a.mu.Unlock()
+	if r.Request.URL.Path == "/order-plz" && r.StatusCode == http.StatusCreated {
 		a.orders++
 	}
+	return nil
+}
+
+// gate holds a request where it is to be held.
+func (a *authority) gate(r *http.Request) {
+	a.mu.Lock()
 	var wait chan struct{}
 	if a.prefix != "" && strings.HasPrefix(r.URL.Path, a.prefix) {
 		a.prefix, wait = "", a.goOn
