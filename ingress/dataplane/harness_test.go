@@ -106,6 +106,11 @@ func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fi
 		p.h2c.CloseIdleConnections()
 	}
 	t.Cleanup(f.stop)
+	// Until then HTTP/3 is not announced.
+	p.mu.Lock()
+	sockets := &p.alternative("s").sockets
+	p.mu.Unlock()
+	eventually(t, "HTTP/3 is served", func() bool { return sockets.Load() > 0 })
 	return f
 }
 
