@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,13 +17,22 @@ import (
 // pidFile names the process that uses a run directory, which holds a lock on it as long as it lives.
 type pidFile struct{ f *os.File }
 
+// lockPatience is how long the lock may be held after the process that the file names has ended. A child that this
+// process was about to start holds it from the fork until the exec, also when the process is killed in between.
+const lockPatience = 5 * time.Second
+
 // lockPIDFile refuses when another process holds the lock.
 func lockPIDFile(path, role string) (*pidFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening the pid file: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && ownerEnded(path) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		_ = f.Close() // the error to tell about is the other one
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; look at it with: coracle status. To run a second %s on this machine give it its own --data-dir", pidClause(path), path, role)
@@ -33,6 +43,12 @@ func lockPIDFile(path, role string) (*pidFile, error) {
 		return nil, errors.Join(fmt.Errorf("writing the pid file: %w", err), f.Close())
 	}
 	return &pidFile{f}, nil
+}
+
+// ownerEnded says whether the file names a process that does not exist any more.
+func ownerEnded(path string) bool {
+	pid := readPIDFile(path).pid
+	return pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }
 
 func writeAt(f *os.File, text string) error {

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// heldPIDFile is a pid file that names a process and whose lock is held by another descriptor, as by a child between
+// its fork and its exec.
+func heldPIDFile(t *testing.T, pid int) (path string, holder *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "coracle.pid")
+	if err := os.WriteFile(path, []byte(strconv.Itoa(pid)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = holder.Close() })
+	if err := unix.Flock(int(holder.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	return path, holder
+}
+
+func TestPIDFileWaitsForChildrenOfAKilledProcess(t *testing.T) {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	path, holder := heldPIDFile(t, ended.Process.Pid)
+	time.AfterFunc(50*time.Millisecond, func() { _ = holder.Close() })
+	lock, err := lockPIDFile(path, "server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := readPIDFile(path); got.pid != os.Getpid() || !got.alive {
+		t.Errorf("the file names %d, alive %t; want this process, %d", got.pid, got.alive, os.Getpid())
+	}
+	if err := lock.release(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPIDFileOfALivingProcessIsRefusedAtOnce(t *testing.T) {
+	path, _ := heldPIDFile(t, os.Getpid())
+	began := time.Now()
+	if _, err := lockPIDFile(path, "server"); err == nil {
+		t.Error("two processes hold the pid file")
+	}
+	if took := time.Since(began); took > lockPatience/2 {
+		t.Errorf("refused after %v", took)
+	}
+}
