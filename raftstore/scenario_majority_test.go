@@ -171,7 +171,7 @@ func (r *round) connected() {
 }
 
 // slowDown makes flushes take seconds on all disks of those that are well, or on some. Not beside a full one: a storage probe has 3 s, which is less
-// than two such flushes take, so that a full leader finds no other (ADR 0129).
+// than two such flushes take, so that a full leader finds no other (ADR 0085).
 func (r *round) slowDown() {
 	if r.full {
 		return
