@@ -38,7 +38,7 @@ func main() {
 	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes that
 	// set into every command: `coracle --version` would be theirs.
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
-	workqueuemetrics.Disable() // docs/adr/0041-quiet-work-queues.md
+	workqueuemetrics.Disable() // docs/adr/0040-idle-cost.md
 	app := &cli.App{
 		RunServer:        runServer,
 		RunAgent:         runAgent,

@@ -92,7 +92,7 @@ type Liveness struct {
 
 var (
 	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process: the lease is
-	// there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet (docs/adr/0040-idle-writes.md,
+	// there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet (docs/adr/0040-idle-cost.md,
 	// docs/adr/0065-death-of-a-node.md).
 	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
 	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than these connections: upstream's
