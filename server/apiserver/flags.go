@@ -250,7 +250,7 @@ func needsWatchesEnd(name, value string) bool {
 // but writes a lease every ten seconds all the same, and which CheckArgs refuses; native histograms, a
 // second form of every histogram for Prometheus servers that ask for it, which
 // takes as much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch cache's views of the
-// past for lists at an old revision, which the store answers, with the comparison of cache and store every five minutes that only these need (ADR 0121). It turns on
+// past for lists at an old revision, which the store answers, with the comparison of cache and store every five minutes that only these need (ADR 0072). It turns on
 // that watches are served above the filters through which they came, whose stack is five times what serving needs. With
 // the gate a watch ends for these filters when it begins, so it is off where one of them has something to do at its end (ADR 0072). Gates may be named with a
 // component or without, but upstream wants all of them alike.

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
-// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR 0127).
+// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR 0072).
 func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object, prefix string) (storage.Interface, factory.DestroyFunc, error) {
 	c := *config
 	if c.Transformer == nil {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package watchbuffer bounds what a watch of the store has in memory ahead of its
-// reader (ADR 0127).
+// reader (ADR 0072).
 //
 // Upstream's etcd3.watchChan decodes each event for each watch by itself. It has
 // room for a hundred decoded ones, and for a hundred that are still the store's
