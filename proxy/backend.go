@@ -58,7 +58,7 @@ const (
 	ModeNFTables = servicerules.NFTables
 )
 
-// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0078.
+// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0076.
 func candidatesOf(mode string) ([]candidate, error) {
 	switch mode {
 	case "", ModeAuto:
