@@ -208,7 +208,7 @@ func (c *Controller) loop(ctx context.Context) {
 }
 
 // awaitTurn returns when a node is ready, or the kinds are wanted: at its start a server has more urgent things to do than to serve two kinds of which there
-// are no objects (docs/adr/0103-helm-charts-as-objects.md).
+// are no objects (docs/adr/0102-helm.md).
 func (c *Controller) awaitTurn(ctx context.Context) bool {
 	informer := c.o.Informers.Core().V1().Nodes().Informer()
 	r, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
