@@ -50,7 +50,7 @@ type network struct {
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
 	ingress   *ingress.Node // nil when Ingresses are left to somebody else
-	settings  *clustersettings.Together
+	settings  *clustersettings.StreamClient
 	findings  findings
 }
 
@@ -72,7 +72,9 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n.settings = clustersettings.NewTogether(clustersettings.Options{Client: client, Names: o.settings(), Logger: o.Logger})
+	n.settings = clustersettings.NewStreamClient(clustersettings.Options{
+		Client: client, Names: o.settings(), Logger: o.Logger,
+	})
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {

@@ -90,8 +90,9 @@ func BenchmarkMemory(b *testing.B) {
 		before := heap()
 		client, shared := a.informers(b, netinformers.Options{Services: true, Names: true})
 		s, err := NewServer(Options{
-			Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client, ResolvConf: filepath.Join(b.TempDir(), "resolv.conf"),
-			Logger: ktesting.NewLogger(b, ktesting.NewConfig(ktesting.BufferLogs(true))),
+			Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client, Settings: a.settings,
+			ResolvConf: filepath.Join(b.TempDir(), "resolv.conf"),
+			Logger:     ktesting.NewLogger(b, ktesting.NewConfig(ktesting.BufferLogs(true))),
 		})
 		if err != nil {
 			b.Fatal(err)

@@ -17,20 +17,13 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// custom puts the ConfigMap, in place of the one that is there.
-func (a *api) custom(t *testing.T, data map[string]string) {
-	a.put(t, "/api/v1/namespaces/kube-system/configmaps", &corev1.ConfigMap{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: CustomConfigMap}, Data: data,
-	})
-}
+// custom replaces the data of the ConfigMap; nil deletes it.
+func (a *api) custom(data map[string]string) { a.settings.Set(CustomConfigMap, data) }
 
 func TestCustomConfigMap(t *testing.T) {
 	a := newAPI(t)
@@ -39,7 +32,7 @@ func TestCustomConfigMap(t *testing.T) {
 	outside(t, "127.0.0.53:53", "192.0.2.53")
 	run(t, a, nil)
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	a.custom(t, map[string]string{
+	a.custom(map[string]string{
 		"nas.override": "hosts {\n  192.0.2.99 nas.home\n  fallthrough\n}",
 		"lab.server":   "lab:53 {\n  errors\n  cache 30\n  forward . 127.0.0.53\n}\ncorp.example corp2.example {\n  hosts {\n    192.0.2.97 x.corp.example\n  }\n}",
 		"README":       "is none of ours",
@@ -50,7 +43,7 @@ func TestCustomConfigMap(t *testing.T) {
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 
 	// Of two keys one is wrong: that one stays as it was, the other one changes.
-	a.custom(t, map[string]string{
+	a.custom(map[string]string{
 		"nas.override": "hosts {\n  192.0.2.96 nas.home\n  fallthrough\n}",
 		"lab.server":   "lab:53 {\n  no-such-plugin\n}",
 	})
@@ -67,7 +60,7 @@ func TestCustomConfigMap(t *testing.T) {
 	})
 
 	// Two keys that work by themselves and not together: the last that worked together stays.
-	a.custom(t, map[string]string{
+	a.custom(map[string]string{
 		"one.server": "twice:53 {\n  hosts {\n    192.0.2.95 x.twice\n  }\n}",
 		"two.server": "twice:53 {\n  hosts {\n    192.0.2.94 x.twice\n  }\n}",
 	})
@@ -81,7 +74,7 @@ func TestCustomConfigMap(t *testing.T) {
 	})
 	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.96")
 
-	a.custom(t, nil)
+	a.custom(nil)
 	testenv.Eventually(t, 2*time.Minute, "what is taken out is gone", func() error {
 		got, _, err := query("udp", "nas.home", dns.TypeA)
 		if err == nil && len(got) > 0 {
@@ -254,7 +247,7 @@ func TestForwardToItself(t *testing.T) {
 	a.service(t, "web", "10.43.0.9")
 	run(t, a, nil)
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	a.custom(t, map[string]string{"round.server": "round.example:53 {\n  forward . " + listenAddr + ":10053\n}\nhere.example:53 {\n  hosts {\n    192.0.2.97 x.here.example\n  }\n}"})
+	a.custom(map[string]string{"round.server": "round.example:53 {\n  forward . " + listenAddr + ":10053\n}\nhere.example:53 {\n  hosts {\n    192.0.2.97 x.here.example\n  }\n}"})
 	wantAnswer(t, "x.here.example", dns.TypeA, "192.0.2.97") // the configuration is in force
 	testenv.Eventually(t, 2*time.Minute, "a question that goes round is answered", func() error {
 		_, rcode, err := query("udp", "x.round.example", dns.TypeA)

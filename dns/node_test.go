@@ -21,6 +21,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/proxy"
@@ -138,7 +139,7 @@ func startNode(t *testing.T, a *api) {
 	}
 	names, err := NewServer(Options{
 		Addresses: node, Informers: shared, Client: client, Clients: cluster, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
-		ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
+		Settings: clustersettings.NewCache(), ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)

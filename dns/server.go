@@ -35,15 +35,15 @@ import (
 // Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
 const Port = 10053
 
-// Options are what a Server needs. Addresses, Informers and Client are required.
+// Options are what a Server needs. Addresses, Informers, Client and Settings are required.
 type Options struct {
 	// Addresses to listen on, the node's.
 	Addresses []netip.Addr
 	// Informers are the node's shared caches, with Names, which somebody else runs.
 	Informers *netinformers.Informers
-	// Client has the network's identity, and is for CustomConfigMap and events about it.
+	// Client has the network's identity, and is for events about CustomConfigMap.
 	Client kubernetes.Interface
-	// Settings follow CustomConfigMap; nil for a watch by Client.
+	// Settings follow CustomConfigMap.
 	Settings clustersettings.Follower
 	// Domain of the cluster; cluster.local when empty.
 	Domain string
@@ -80,11 +80,8 @@ type Server struct {
 
 // NewServer checks the options. Nothing listens yet.
 func NewServer(o Options) (*Server, error) {
-	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil {
-		return nil, errors.New("dns: Addresses, Informers and Client are required")
-	}
-	if o.Settings == nil {
-		o.Settings = clustersettings.Each{Client: o.Client}
+	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil || o.Settings == nil {
+		return nil, errors.New("dns: Addresses, Informers, Client and Settings are required")
 	}
 	if o.Domain == "" {
 		o.Domain = "cluster.local"

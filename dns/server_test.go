@@ -34,6 +34,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/cni/plugin"
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -54,8 +55,10 @@ type api struct {
 	lists   map[string][]runtime.Object // by path
 	changes []change
 	changed chan struct{} // closed with the next change
-	down    bool
-	events  []string // that were written, in their binary form
+	// settings have the ConfigMap of custom.
+	settings *clustersettings.Cache
+	down     bool
+	events   []string // that were written, in their binary form
 }
 
 // change is an event of a watch. The first one's version is 2.
@@ -65,16 +68,15 @@ type change struct {
 }
 
 var kinds = map[string][2]string{
-	"/api/v1/namespaces":                        {"v1", "Namespace"},
-	"/api/v1/nodes":                             {"v1", "Node"},
-	"/api/v1/services":                          {"v1", "Service"},
-	"/apis/networking.k8s.io/v1/servicecidrs":   {"networking.k8s.io/v1", "ServiceCIDR"},
-	"/apis/discovery.k8s.io/v1/endpointslices":  {"discovery.k8s.io/v1", "EndpointSlice"},
-	"/api/v1/namespaces/kube-system/configmaps": {"v1", "ConfigMap"},
+	"/api/v1/namespaces":                       {"v1", "Namespace"},
+	"/api/v1/nodes":                            {"v1", "Node"},
+	"/api/v1/services":                         {"v1", "Service"},
+	"/apis/networking.k8s.io/v1/servicecidrs":  {"networking.k8s.io/v1", "ServiceCIDR"},
+	"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
 }
 
 func newAPI(t testing.TB) *api {
-	a := &api{lists: map[string][]runtime.Object{}, changed: make(chan struct{})}
+	a := &api{lists: map[string][]runtime.Object{}, changed: make(chan struct{}), settings: clustersettings.NewCache()}
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
 		a.CloseClientConnections()
@@ -176,19 +178,6 @@ func (a *api) add(t *testing.T, path string, obj runtime.Object) {
 	defer a.mu.Unlock()
 	a.lists[path] = append(a.lists[path], obj)
 	a.tell(t, path, "ADDED", obj)
-}
-
-// put adds the only object of a path, or changes it.
-func (a *api) put(t *testing.T, path string, obj runtime.Object) {
-	t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	kind := "ADDED"
-	if len(a.lists[path]) > 0 {
-		kind = "MODIFIED"
-	}
-	a.lists[path] = []runtime.Object{obj}
-	a.tell(t, path, kind, obj)
 }
 
 func (a *api) told() []string {
@@ -311,6 +300,7 @@ func run(t testing.TB, a *api, change func(*Options)) *Server {
 		Addresses:  []netip.Addr{netip.MustParseAddr(listenAddr)},
 		Informers:  shared,
 		Client:     client,
+		Settings:   a.settings,
 		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		ResolvConf: filepath.Join(t.TempDir(), "resolv.conf"),
 		Logger:     ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
@@ -519,7 +509,10 @@ func TestStopRightAfterStart(t *testing.T) {
 	netns.Require(t)
 	defer goruntime.GOMAXPROCS(goruntime.GOMAXPROCS(1)) // so that what is begun has not run yet
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
-	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client})
+	s, err := NewServer(Options{
+		Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)},
+		Informers: shared, Client: client, Settings: clustersettings.NewCache(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -543,7 +536,10 @@ func TestStopRightAfterStart(t *testing.T) {
 func TestFailedStartKeepsNoSocket(t *testing.T) {
 	netns.Require(t)
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
-	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr), netip.MustParseAddr("192.0.2.7")}, Informers: shared, Client: client})
+	s, err := NewServer(Options{
+		Addresses: []netip.Addr{netip.MustParseAddr(listenAddr), netip.MustParseAddr("192.0.2.7")},
+		Informers: shared, Client: client, Settings: clustersettings.NewCache(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ const (
 type Options struct {
 	// Client may read the ConfigMap.
 	Client kubernetes.Interface
-	// Settings say when it changes; nil for a watch by Client.
+	// Settings follow it.
 	Settings clustersettings.Follower
 	NodeName string
 	// Links lists the machine's interfaces, Announce answers for an address: vip's, and others in tests.
@@ -78,14 +78,11 @@ type Announcer struct {
 
 // New prepares an announcer.
 func New(o Options) (*Announcer, error) {
-	if o.Client == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
+	if o.Client == nil || o.Settings == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
 		return nil, errors.New("announcer: an option is missing")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
-	}
-	if o.Settings == nil {
-		o.Settings = clustersettings.Each{Client: o.Client}
 	}
 	if o.Probe == nil {
 		o.Probe = func(context.Context, vip.Place, netip.Addr) error { return nil }

@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/vip"
@@ -29,8 +30,9 @@ var first, second = netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0
 // bed is an announcer on a node "here" that has the network 10.0.0.0/24.
 type bed struct {
 	*testing.T
-	client *fake.Clientset
-	a      *Announcer
+	client   *fake.Clientset
+	settings *clustersettings.Cache
+	a        *Announcer
 
 	mu  sync.Mutex
 	now map[netip.Addr]vip.Announcement // what is announced
@@ -38,10 +40,13 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	b := &bed{T: t, client: fake.NewClientset(), now: map[netip.Addr]vip.Announcement{}}
+	b := &bed{
+		T: t, client: fake.NewClientset(), settings: clustersettings.NewCache(), now: map[netip.Addr]vip.Announcement{},
+	}
 	link := vip.Link{Interface: net.Interface{Name: "eth0", Index: 2, Flags: net.FlagUp, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}}
 	a, err := New(Options{
-		Client: b.client, NodeName: "here", Links: func() ([]vip.Link, error) { return []vip.Link{link}, nil }, Now: vip.Now,
+		Client: b.client, Settings: b.settings, NodeName: "here", Now: vip.Now,
+		Links: func() ([]vip.Link, error) { return []vip.Link{link}, nil },
 		Announce: func(ctx context.Context, n vip.Announcement) error {
 			b.mu.Lock()
 			b.now[n.Address] = n
@@ -75,6 +80,7 @@ func (b *bed) says(r loadbalancer.Record) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	b.settings.Set(loadbalancer.ConfigMap, data)
 }
 
 func (b *bed) announces(want ...netip.Addr) {

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clustersettings follows what a cluster says of itself in ConfigMaps of kube-system: its virtual addresses, its network back end, who answers for the load balancer's addresses, the operator's
-// configuration of the DNS. It reads only.
+// Package clustersettings follows the ConfigMaps of kube-system that every machine of a cluster follows: its virtual
+// addresses, its network back end, the holders of load balancers' addresses and the operator's configuration of the
+// DNS. It reads only.
 //
-// A node follows all of them in one stream of a server's (Together), where its server has one, which costs the server less than a watch for each (docs/adr/0128).
+// A StreamClient follows all of them in one stream of an API server, which costs the server less than a watch for each
+// (docs/adr/0128). The package server/settings serves the stream.
 package clustersettings
 
 import (
 	"context"
+	"maps"
 	"sync"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
@@ -33,83 +28,58 @@ func Names() []string {
 // Data are a ConfigMap's; nil where there is none.
 type Data map[string]string
 
-// Follower tells what stands in a ConfigMap of kube-system.
+// equal reports whether a and b are the same, where a missing ConfigMap and an empty one differ.
+func (d Data) equal(b Data) bool { return (d == nil) == (b == nil) && maps.Equal(d, b) }
+
+// Follower follows ConfigMaps of kube-system.
 type Follower interface {
-	// Follow tells what stands in the ConfigMap of that name, and when that changes, until ctx is done; nil when the ConfigMap is deleted. Where there has been none nothing is told. It calls
-	// tell from one goroutine at a time, and not any more when it has returned.
-	Follow(ctx context.Context, name string, tell func(Data))
+	// Follow calls update with the data of the ConfigMap of that name, and again when they change, until ctx is done;
+	// with nil when the ConfigMap is deleted. While there has been no ConfigMap it does not call update. It calls
+	// update from its own goroutine.
+	Follow(ctx context.Context, name string, update func(Data))
 }
 
 // Key follows one key of a ConfigMap: the empty text when the ConfigMap is deleted.
-func Key(ctx context.Context, f Follower, name, key string, tell func(string)) {
-	f.Follow(ctx, name, func(d Data) { tell(d[key]) })
+func Key(ctx context.Context, f Follower, name, key string, update func(string)) {
+	f.Follow(ctx, name, func(d Data) { update(d[key]) })
 }
 
-// Each follows each ConfigMap by a watch of its own.
-type Each struct {
-	Client kubernetes.Interface
-	// None has nil told, too, when the first look has found no ConfigMap.
-	None bool
+// Cache holds the data of ConfigMaps and is a Follower of them.
+type Cache struct {
+	mu      sync.Mutex
+	data    map[string]Data
+	changed chan struct{} // closed at the next change
 }
 
-// Follow implements Follower. It has the goroutines of one watch, and begins with what a majority of the servers knows.
-func (e Each) Follow(ctx context.Context, name string, tell func(Data)) {
-	var telling sync.Mutex
-	put := func(o any) {
-		if m, ok := o.(*corev1.ConfigMap); ok {
-			telling.Lock()
-			defer telling.Unlock()
-			tell(dataOf(m))
+// NewCache makes a cache without any ConfigMap.
+func NewCache() *Cache { return &Cache{data: map[string]Data{}, changed: make(chan struct{})} }
+
+// Set replaces the data of one ConfigMap; nil removes it.
+func (c *Cache) Set(name string, data Data) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.data[name].equal(data) {
+		return
+	}
+	c.data[name] = data
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Follow implements Follower. Of several changes while update runs it passes on the last.
+func (c *Cache) Follow(ctx context.Context, name string, update func(Data)) {
+	for last := Data(nil); ; {
+		c.mu.Lock()
+		now, changed := c.data[name], c.changed
+		c.mu.Unlock()
+		if !now.equal(last) && ctx.Err() == nil {
+			update(now)
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
 		}
 	}
-	maps := e.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	only := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = only
-				// Where it cannot watch, a reflector asks for a list of any state at first. A server that is cut off has an old one, and who follows may come from another server and know better.
-				if o.ResourceVersion == "0" {
-					o.ResourceVersion = ""
-				}
-				return maps.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.FieldSelector = only
-				return maps.Watch(ctx, o)
-			},
-		}, e.Client),
-		ObjectType: &corev1.ConfigMap{},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: put, UpdateFunc: func(_, o any) { put(o) }, DeleteFunc: func(any) {
-				telling.Lock()
-				defer telling.Unlock()
-				tell(nil)
-			},
-		},
-	})
-	var looking sync.WaitGroup
-	defer looking.Wait()
-	if e.None {
-		looking.Go(func() {
-			select {
-			case <-ctx.Done():
-			case <-informer.HasSyncedChecker().Done():
-				telling.Lock()
-				defer telling.Unlock()
-				if len(store.ListKeys()) == 0 {
-					tell(nil)
-				}
-			}
-		})
-	}
-	informer.RunWithContext(ctx)
-}
-
-// dataOf are a ConfigMap's data, which are not nil.
-func dataOf(m *corev1.ConfigMap) Data {
-	if m.Data == nil {
-		return Data{}
-	}
-	return m.Data
 }

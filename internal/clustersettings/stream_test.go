@@ -20,11 +20,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -35,18 +32,17 @@ var (
 	errNoRight = apierrors.NewForbidden(schema.GroupResource{}, Path, nil)
 )
 
-// bed is a Together before a cluster that the test plays.
+// bed is a StreamClient of a cluster that the test plays.
 type bed struct {
 	*testing.T
-	*Together
+	*StreamClient
 
 	mu      sync.Mutex
 	cluster map[string]Data
 	changed chan struct{} // closed at the next change of anything here
-	answer  error         // of who asks for a stream; nil: it has one
-	epoch   int           // streams and watches of before end
+	answer  error         // to a request for a stream; nil: there is a stream
+	epoch   int           // streams of an earlier epoch end
 	streams int           // how many were begun
-	apartly int           // how many ConfigMaps are watched one by one
 	lag     time.Duration // what is told comes at most so much later
 	heard   map[string][]string
 	silent  bool // streams say nothing
@@ -55,10 +51,10 @@ type bed struct {
 // newBed is to be called in a bubble. Its goroutines end with the test.
 func newBed(t *testing.T, names ...string) *bed {
 	b := &bed{T: t, cluster: map[string]Data{}, changed: make(chan struct{}), heard: map[string][]string{}}
-	b.Together = &Together{names: names, log: slog.New(slog.DiscardHandler), known: map[string]Data{}, changed: make(chan struct{}), open: b.stream, apart: b.watch}
+	b.StreamClient = &StreamClient{Cache: NewCache(), names: names, log: slog.New(slog.DiscardHandler), open: b.stream}
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
-	running.Go(func() { b.Together.Run(ctx) })
+	running.Go(func() { b.StreamClient.Run(ctx) })
 	for _, name := range names {
 		running.Go(func() {
 			b.Follow(ctx, name, func(d Data) {
@@ -110,7 +106,7 @@ func (b *bed) stream(ctx context.Context) (io.ReadCloser, error) {
 					continue
 				}
 				told[name] = text(now[name])
-				if err := json.NewEncoder(w).Encode(Word{name, now[name]}); err != nil {
+				if err := json.NewEncoder(w).Encode(Event{name, now[name]}); err != nil {
 					return err
 				}
 			}
@@ -120,26 +116,10 @@ func (b *bed) stream(ctx context.Context) (io.ReadCloser, error) {
 	return r, nil
 }
 
-// watch plays Each's Follow, with None.
-func (b *bed) watch(ctx context.Context, name string, tell func(Data)) {
-	b.does(func() { b.apartly++ })
-	defer b.does(func() { b.apartly-- })
-	first, had := true, ""
-	b.follow(ctx, -1, func(now map[string]Data) error {
-		d := now[name]
-		if ctx.Err() != nil || !first && text(d) == had {
-			return nil
-		}
-		tell(d)
-		first, had = false, text(d)
-		return nil
-	})
-}
-
 func (b *bed) follow(ctx context.Context, epoch int, tell func(map[string]Data) error) {
 	for {
 		b.mu.Lock()
-		now, changed, over, silent, lag := maps.Clone(b.cluster), b.changed, epoch >= 0 && b.epoch != epoch, epoch >= 0 && b.silent, b.lag
+		now, changed, over, silent, lag := maps.Clone(b.cluster), b.changed, b.epoch != epoch, b.silent, b.lag
 		b.mu.Unlock()
 		if lag > 0 {
 			time.Sleep(rand.N(lag)) // by the fake clock
@@ -172,18 +152,8 @@ func (b *bed) hears(name string, want ...string) {
 	}
 }
 
-func (b *bed) watches(want int) {
-	b.Helper()
-	synctest.Wait()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.apartly != want {
-		b.Errorf("%d are watched one by one, want %d", b.apartly, want)
-	}
-}
-
-// TestTogether: one stream tells everything at once, each only what it follows, and takes nothing for news that is none.
-func TestTogether(t *testing.T) {
+// TestStreamClientFollowsAll: one stream serves the followers of all ConfigMaps, each with its own one's changes alone.
+func TestStreamClientFollowsAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "a", "b")
 		b.set("a", "1")
@@ -200,7 +170,6 @@ func TestTogether(t *testing.T) {
 		b.hears("b", "1")
 		b.set("b", "2")
 		b.hears("b", "1", "2")
-		b.watches(0)
 		if b.streams != 2 {
 			t.Errorf("%d streams", b.streams)
 		}
@@ -218,35 +187,27 @@ func TestEndsOfStreams(t *testing.T) {
 	})
 }
 
-// TestOlderServer: where the server has no stream, or the right to it is not there yet, each is watched, at once; and no more when a stream is to be had.
-func TestOlderServer(t *testing.T) {
-	for _, answer := range []error{errOlder, errNoRight} {
+// TestRefusedStreamIsRequestedAgain: a server without the stream, or without the right to it as when a cluster has just
+// begun, is asked again soon, since a node has no other way to the settings.
+func TestRefusedStreamIsRequestedAgain(t *testing.T) {
+	for _, answer := range []error{errOlder, errNoRight, errGone} {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBed(t, "a", "b")
 			b.breaks(answer)
-			time.Sleep(time.Second) // fake time
-			b.watches(2)
 			b.set("a", "1")
-			b.hears("a", "1")
 			time.Sleep(time.Hour) // fake time
-			b.watches(2)
+			b.hears("a")
 			b.does(func() { b.answer = nil })
-			time.Sleep(2 * refusedPause) // fake time
-			b.watches(0)
-			b.set("a", "2")
-			b.remove("b")
-			b.hears("a", "1", "2")
-			b.breaks(answer)        // a server of before has taken its place
-			time.Sleep(time.Second) // fake time
-			b.watches(2)
-			b.set("b", "1")
-			b.hears("b", "1")
+			time.Sleep(2 * longestPause) // fake time
+			b.hears("a", "1")
+			b.hears("b")
 		})
 	}
 }
 
-// TestNoStreamForAWhile: what has been told stays while no server answers. After a while each is watched, which shows what has been deleted meanwhile, too.
-func TestNoStreamForAWhile(t *testing.T) {
+// TestSettingsStayWithoutStream: what has been received stays in force while no server has a stream, and the next stream
+// shows what has been deleted meanwhile.
+func TestSettingsStayWithoutStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "a", "b")
 		b.set("a", "1")
@@ -254,31 +215,29 @@ func TestNoStreamForAWhile(t *testing.T) {
 		synctest.Wait()
 		b.breaks(errGone)
 		b.remove("a")
-		time.Sleep(patience / 2) // fake time
-		b.watches(0)
+		time.Sleep(time.Hour) // fake time
 		b.hears("a", "1")
-		time.Sleep(patience + longestPause) // fake time
-		b.watches(2)
-		b.hears("a", "1", "none")
-		b.hears("b", "1")
 		b.does(func() { b.answer = nil })
 		time.Sleep(2 * longestPause) // fake time
-		b.watches(0)
+		b.hears("a", "1", "none")
+		b.hears("b", "1")
 		b.set("a", "2")
 		b.hears("a", "1", "none", "2")
 	})
 }
 
-// TestSilentServer: a stream that says nothing is none.
-func TestSilentServer(t *testing.T) {
+// TestStreamWithoutEventIsGivenUp: a stream that has begun and sends nothing is given up, and requested again.
+func TestStreamWithoutEventIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "a")
 		b.does(func() { b.silent = true })
 		b.breaks(nil)
-		b.set("a", "1")
-		time.Sleep(3 * patience) // fake time
-		b.watches(1)
-		b.hears("a", "1")
+		time.Sleep(3 * (eventTimeout + 2*longestPause)) // fake time
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.streams < 4 {
+			t.Errorf("%d streams", b.streams)
+		}
 	})
 }
 
@@ -306,7 +265,7 @@ func TestNothingIsTakenBack(t *testing.T) {
 			time.Sleep(time.Duration(r.Int64N(int64([]time.Duration{time.Millisecond, time.Second, time.Minute}[r.IntN(3)])))) // fake time
 		}
 		b.does(func() { b.answer, b.silent = nil, false })
-		time.Sleep(3 * refusedPause) // fake time
+		time.Sleep(3 * eventTimeout) // fake time
 		synctest.Wait()
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -325,51 +284,6 @@ func TestNothingIsTakenBack(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestEach: a watch of one ConfigMap tells what stands in it, and when it is gone.
-func TestEach(t *testing.T) {
-	defer testenv.NoGoroutineLeft(t)
-	c := fake.NewClientset()
-	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer cancel()
-	var mu sync.Mutex
-	var heard []string
-	hears := func(want ...string) {
-		t.Helper()
-		testenv.Eventually(t, 2*time.Minute, "it hears that", func() error {
-			mu.Lock()
-			defer mu.Unlock()
-			if !slices.Equal(heard, want) {
-				return fmt.Errorf("it heard %q, want %q", heard, want)
-			}
-			return nil
-		})
-	}
-	say := func(text string) {
-		mu.Lock()
-		defer mu.Unlock()
-		heard = append(heard, text)
-	}
-	running.Go(func() { Each{Client: c, None: true}.Follow(ctx, "a", func(d Data) { say(text(d)) }) })
-	hears("none")
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: metav1.NamespaceSystem}, Data: map[string]string{"v": "1"}}
-	if _, err := maps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	hears("none", "1")
-	m.Data = nil
-	if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	hears("none", "1", "")
-	if err := maps.Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	hears("none", "1", "", "none")
 }
 
 // trickle gives a byte at a time, by the fake clock, until it is closed.
@@ -392,17 +306,18 @@ func (r *trickle) Close() error {
 	return nil
 }
 
-// begins is a Together in a bubble whose only stream is r, and which follows a alone. The others cannot be had, and what is watched one by one is not there.
+// begins runs a StreamClient of the ConfigMap a, in a bubble, whose first stream is r and whose others cannot be had.
 func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
-	b := &bed{T: t, cluster: map[string]Data{}, changed: make(chan struct{}), heard: map[string][]string{}}
-	asked := false
-	to := &Together{
-		names: []string{"a"}, log: slog.New(slog.DiscardHandler), known: map[string]Data{}, changed: make(chan struct{}), apart: b.watch,
+	var mu sync.Mutex
+	var updates []string
+	requested := false
+	to := &StreamClient{
+		Cache: NewCache(), names: []string{"a"}, log: slog.New(slog.DiscardHandler),
 		open: func(context.Context) (io.ReadCloser, error) {
-			if asked {
+			if requested {
 				return nil, errGone
 			}
-			asked = true
+			requested = true
 			return r, nil
 		},
 	}
@@ -410,7 +325,11 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 	var running sync.WaitGroup
 	running.Go(func() { to.Run(ctx) })
 	running.Go(func() {
-		to.Follow(ctx, "a", func(d Data) { b.does(func() { b.heard["a"] = append(b.heard["a"], text(d)) }) })
+		to.Follow(ctx, "a", func(d Data) {
+			mu.Lock()
+			defer mu.Unlock()
+			updates = append(updates, text(d))
+		})
 	})
 	t.Cleanup(func() {
 		cancel()
@@ -418,9 +337,9 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 	})
 	return func() []string {
 		synctest.Wait()
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return slices.Clone(b.heard["a"])
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(updates)
 	}
 }
 
@@ -428,23 +347,24 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 func TestSlowNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text := `{"name": "a", "data": {"v": "1"}}` + "\n"
-		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: patience / 2})
-		time.Sleep(time.Duration(len(text)) * patience / 2) // fake time
+		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: eventTimeout / 2})
+		time.Sleep(time.Duration(len(text)) * eventTimeout / 2) // fake time
 		if words := heard(); !slices.Equal(words, []string{"1"}) {
 			t.Errorf("it heard %q", words)
 		}
 	})
 }
 
-// TestWordsOfALaterVersion: what a node has not asked for it takes for no part of the first words, so a stream that says nothing else is given up.
-func TestWordsOfALaterVersion(t *testing.T) {
+// TestEventsOfALaterVersion: an event that a node has not asked for is no sign of a working stream, so a stream with
+// nothing else is given up.
+func TestEventsOfALaterVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, w := io.Pipe()
 		closed := false
 		begins(t, closer{r, func() { closed = true }})
 		fmt.Fprintln(w, `{"version": 2}`)
 		fmt.Fprintln(w, `{"name": "b", "data": null}`)
-		time.Sleep(patience + time.Second) // fake time
+		time.Sleep(eventTimeout + time.Second) // fake time
 		synctest.Wait()
 		if !closed {
 			t.Error("it takes that for what stands in a")

@@ -94,11 +94,15 @@ func testSettings(t *testing.T, s *running) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	together := clustersettings.NewTogether(clustersettings.Options{Client: network, Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler)})
-	running.Go(func() { together.Run(ctx) })
+	settings := clustersettings.NewStreamClient(clustersettings.Options{
+		Client: network, Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler),
+	})
+	running.Go(func() { settings.Run(ctx) })
 	var heard atomic.Value
 	running.Go(func() {
-		together.Follow(ctx, clustersettings.DNS, func(d clustersettings.Data) { heard.Store(fmt.Sprintf("%d %t", len(d["a.server"]), d == nil)) })
+		settings.Follow(ctx, clustersettings.DNS, func(d clustersettings.Data) {
+			heard.Store(fmt.Sprintf("%d %t", len(d["a.server"]), d == nil))
+		})
 	})
 	hears := func(want string) {
 		t.Helper()
@@ -147,45 +151,41 @@ func streamsRest() error {
 	return nil
 }
 
-// BenchmarkSettings tells what the process holds for each node that follows the settings, heap and stacks, clients' ends included: in one stream, or by a watch for each.
+// BenchmarkSettings measures what the process holds for each node that follows the settings: heap and stacks, the
+// clients' ends included.
 func BenchmarkSettings(b *testing.B) {
 	const nodes = 500
-	for _, how := range []string{"together", "apart"} {
-		b.Run(how, func(b *testing.B) {
-			for b.Loop() {
-				r, paths := settingsServer(b, how)
-				h, err := rest.HTTPClientFor(r.withLeaf(r.f.pki.Network(r.f.dir)))
-				if err != nil {
-					b.Fatal(err)
+	path := clustersettings.Path + "?" + url.Values{clustersettings.Parameter: clustersettings.Names()}.Encode()
+	for b.Loop() {
+		r := settingsServer(b)
+		h, err := rest.HTTPClientFor(r.withLeaf(r.f.pki.Network(r.f.dir)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		var w watches
+		open := func(n int) {
+			for range n {
+				answer, err := h.Get(r.url + path)
+				if err != nil || answer.StatusCode != http.StatusOK {
+					b.Fatalf("%v, %v", answer, err)
 				}
-				var w watches
-				open := func(n int) {
-					for range n {
-						for _, path := range paths {
-							answer, err := h.Get(r.url + path)
-							if err != nil || answer.StatusCode != http.StatusOK {
-								b.Fatalf("%s: %v, %v", path, answer, err)
-							}
-							w.answers = append(w.answers, answer)
-							w.wg.Go(func() { _, _ = io.Copy(io.Discard, answer.Body) }) // ends with an error when the body is closed
-						}
-					}
-				}
-				open(100) // what comes with the first of them, watch caches among it
-				before, goroutines := heap(), runtime.NumGoroutine()
-				open(nodes)
-				b.ReportMetric(float64(heap()-before)/nodes/1e3, "KB/node")
-				b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/nodes, "goroutines/node")
-				b.ReportMetric(0, "ns/op")
-				w.end()
-				r.stop()
+				w.answers = append(w.answers, answer)
+				w.wg.Go(func() { _, _ = io.Copy(io.Discard, answer.Body) }) // ends with an error when the body is closed
 			}
-		})
+		}
+		open(100) // what comes with the first of them, watch caches among it
+		before, goroutines := heap(), runtime.NumGoroutine()
+		open(nodes)
+		b.ReportMetric(float64(heap()-before)/nodes/1e3, "KB/node")
+		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/nodes, "goroutines/node")
+		b.ReportMetric(0, "ns/op")
+		w.end()
+		r.stop()
 	}
 }
 
-// settingsServer is a server with the cluster's own objects, and what a node asks for.
-func settingsServer(b *testing.B, how string) (*running, []string) {
+// settingsServer is a server with the cluster's own objects, which the identity of nodes' network parts may read.
+func settingsServer(b *testing.B) *running {
 	b.Helper()
 	f := newFixture(b)
 	r := f.start(b, f.options(b))
@@ -198,58 +198,46 @@ func settingsServer(b *testing.B, how string) (*running, []string) {
 	})
 	network := r.asNetwork(b)
 	eventually(b, "the right to read", func() error {
-		_, err := network.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(b.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
+		maps := network.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+		_, err := maps.Get(b.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
 		return err
 	})
-	if how == "together" {
-		return r, []string{clustersettings.Path + "?" + url.Values{clustersettings.Parameter: clustersettings.Names()}.Encode()}
-	}
-	var paths []string
-	for _, name := range clustersettings.Names() {
-		paths = append(paths, "/api/v1/namespaces/kube-system/configmaps?watch=1&allowWatchBookmarks=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&fieldSelector=metadata.name%3D"+name)
-	}
-	return r, paths
+	return r
 }
 
-// BenchmarkSettingsNews tells how long it takes from before a setting is written until a node has heard of it: in the stream, or by a watch.
+// BenchmarkSettingsNews measures the time from before a setting is written until a node has received it.
 func BenchmarkSettingsNews(b *testing.B) {
-	for _, how := range []string{"together", "apart"} {
-		b.Run(how, func(b *testing.B) {
-			r, _ := settingsServer(b, how)
-			admin, err := kubernetes.NewForConfig(r.admin())
-			if err != nil {
-				b.Fatal(err)
-			}
-			network := r.asNetwork(b)
-			ctx, cancel := context.WithCancel(b.Context())
-			var running sync.WaitGroup
-			defer running.Wait()
-			defer cancel()
-			var follower clustersettings.Follower = clustersettings.Each{Client: network}
-			if how == "together" {
-				t := clustersettings.NewTogether(clustersettings.Options{Client: network, Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler)})
-				running.Go(func() { t.Run(ctx) })
-				follower = t
-			}
-			heard := make(chan string)
-			running.Go(func() {
-				clustersettings.Key(ctx, follower, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
-					select {
-					case heard <- text:
-					case <-ctx.Done():
-					}
-				})
-			})
-			<-heard
-			maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-			for i := 0; b.Loop(); i++ {
-				patch := fmt.Sprintf(`{"data": {%q: "%d"}}`, clusterconfig.BackendData, i)
-				if _, err := maps.Patch(ctx, clusterconfig.BackendConfigMap, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-					b.Fatal(err)
-				}
-				for <-heard != fmt.Sprint(i) {
-				}
+	r := settingsServer(b)
+	admin, err := kubernetes.NewForConfig(r.admin())
+	if err != nil {
+		b.Fatal(err)
+	}
+	settings := clustersettings.NewStreamClient(clustersettings.Options{
+		Client: r.asNetwork(b), Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(b.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { settings.Run(ctx) })
+	heard := make(chan string)
+	running.Go(func() {
+		clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
+			select {
+			case heard <- text:
+			case <-ctx.Done():
 			}
 		})
+	})
+	<-heard
+	maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	for i := 0; b.Loop(); i++ {
+		patch := fmt.Appendf(nil, `{"data": {%q: "%d"}}`, clusterconfig.BackendData, i)
+		options := metav1.PatchOptions{}
+		if _, err := maps.Patch(ctx, clusterconfig.BackendConfigMap, types.MergePatchType, patch, options); err != nil {
+			b.Fatal(err)
+		}
+		for <-heard != fmt.Sprint(i) {
+		}
 	}
 }

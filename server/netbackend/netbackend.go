@@ -55,13 +55,20 @@ func New(o Options) (*Keeper, error) {
 	return &Keeper{o: o}, nil
 }
 
-// Run follows the cluster until ctx is done.
+// Run follows the cluster until ctx is done, in the settings stream of the API server that config leads to. It has
+// one goroutine beside its caller's.
 func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "network-backend"))
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
-	clustersettings.Key(ctx, clustersettings.Each{Client: client}, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
+	settings := clustersettings.NewStreamClient(clustersettings.Options{
+		Client: client, Names: []string{clusterconfig.BackendConfigMap}, Logger: k.o.Logger,
+	})
+	var receiving sync.WaitGroup
+	defer receiving.Wait()
+	receiving.Go(func() { settings.Run(ctx) })
+	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
 	return nil
 }
 

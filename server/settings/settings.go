@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package settings tells nodes what stands in the ConfigMaps of kube-system that all of them follow (clustersettings.Names), in one stream for each node instead of a watch for each ConfigMap
-// (docs/adr/0128). Every server does so for the nodes that are connected to it, from what it reads in the store; so there is no copy that somebody would have to keep. It writes nothing.
+// Package settings serves the settings stream: the data of the ConfigMaps of kube-system that all nodes follow
+// (clustersettings.Names), in one stream for each node (docs/adr/0128). Every server serves the nodes that are
+// connected to it, and its own process, from what it reads in the store; there is no copy to maintain. It writes
+// nothing.
 package settings
 
 import (
@@ -17,13 +19,18 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/metrics"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
@@ -79,10 +86,7 @@ func (s *Settings) Run(ctx context.Context) {
 		if follow {
 			follow = false
 			for _, name := range clustersettings.Names() {
-				// What the first look finds may be deleted before its watch begins, hence None.
-				following.Go(func() {
-					clustersettings.Each{Client: s.client, None: true}.Follow(ctx, name, func(clustersettings.Data) { s.ask() })
-				})
+				following.Go(func() { s.watch(ctx, name) })
 			}
 		}
 		for err := s.look(ctx); err != nil && ctx.Err() == nil; err = s.look(ctx) {
@@ -93,6 +97,39 @@ func (s *Settings) Run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// watch requests a read of the store whenever the ConfigMap of that name changes, until ctx is done. It takes nothing
+// from the watch but the fact of a change, since a watch of a server without a majority may begin with an old state.
+func (s *Settings) watch(ctx context.Context, name string) {
+	maps := s.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.FieldSelector = only
+				return maps.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.FieldSelector = only
+				return maps.Watch(ctx, o)
+			},
+		}, s.client),
+		ObjectType: &corev1.ConfigMap{},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { s.ask() }, UpdateFunc: func(any, any) { s.ask() }, DeleteFunc: func(any) { s.ask() },
+		},
+	})
+	var syncing sync.WaitGroup
+	defer syncing.Wait()
+	syncing.Go(func() { // a ConfigMap of the first read may have been deleted before its watch began
+		select {
+		case <-ctx.Done():
+		case <-informer.HasSyncedChecker().Done():
+			s.ask()
+		}
+	})
+	informer.RunWithContext(ctx)
 }
 
 func (s *Settings) ask() {
@@ -127,7 +164,7 @@ func (s *Settings) look(ctx context.Context) error {
 		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
 			continue
 		}
-		text, err := json.Marshal(clustersettings.Word{Name: name, Data: data[i]})
+		text, err := json.Marshal(clustersettings.Event{Name: name, Data: data[i]})
 		if err != nil {
 			errs[i] = fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
 			continue

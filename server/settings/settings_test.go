@@ -125,7 +125,7 @@ func (b *bed) open(names ...string) *stream {
 	go func() { // ends with the answer's body
 		defer close(s.words)
 		for d := json.NewDecoder(answer.Body); ; {
-			var w clustersettings.Word
+			var w clustersettings.Event
 			if d.Decode(&w) != nil {
 				return
 			}
@@ -266,7 +266,7 @@ func TestManyStreams(t *testing.T) {
 				return
 			}
 			defer answer.Body.Close()
-			var w clustersettings.Word
+			var w clustersettings.Event
 			if err := json.NewDecoder(answer.Body).Decode(&w); err != nil || w.Data["a"] != "1" {
 				t.Errorf("%+v, %v", w, err)
 			}
