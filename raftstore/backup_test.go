@@ -27,9 +27,9 @@ func (r *stuckReader) Write(p []byte) (int, error) {
 	return r.Buffer.Write(p)
 }
 
-// TestBackupThatNobodyReads: the history stays bounded, and the reader hears
+// TestBackupWithoutReader: the history stays bounded, and the reader hears
 // that it was too slow.
-func TestBackupThatNobodyReads(t *testing.T) {
+func TestBackupWithoutReader(t *testing.T) {
 	const limit = 1 << 20
 	stage(t, 1, 1, func(o *Options) { o.HistoryBytes = limit }, func(c *cluster) {
 		s := c.nodes[0].running()

@@ -270,7 +270,7 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 	t.Fatal("a watcher that lost events was not told")
 }
 
-func TestLeadershipIsTold(t *testing.T) {
+func TestLeadershipIsReported(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir()})
 	lead := s.Leadership()

@@ -18,12 +18,12 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
 	joining, joiningErr := s.dir.Joining()
 	err = errors.Join(err, joiningErr)
-	knowsOthers := joining || len(s.opts.Join) > 0 || s.others.wereThere()
+	knowsOthers := joining || len(s.opts.Join) > 0 || s.replication.hadPeers()
 	if err == nil && exists && !knowsOthers {
 		exists, err = s.finishedBootstrap(logs)
 	}
 	if err == nil && knowsOthers && (!exists || joining) {
-		err = s.others.join(joining)
+		err = s.replication.join(joining)
 	}
 	if err != nil || exists || knowsOthers {
 		return err
@@ -36,7 +36,7 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 // join notes where the servers are that this one is to join, if no earlier start
 // has. Until it has something of theirs, only that note keeps a later start, at which
 // nobody tells of them any more, from beginning a second cluster.
-func (p *peers) join(noted bool) error {
+func (p *clustered) join(noted bool) error {
 	p.joins = true
 	if noted {
 		return nil

@@ -45,13 +45,13 @@ func TestInterruptedFirstStart(t *testing.T) {
 // them any more.
 func TestJoiningIsRemembered(t *testing.T) {
 	ctx := testContext(t)
-	nobody := tcpNetwork(t)
-	if err := nobody.Listener.Close(); err != nil {
+	closed := tcpNetwork(t)
+	if err := closed.Listener.Close(); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "store")
 	o := Options{Dir: dir, NodeID: "one", ClusterID: "test", Logger: testLog("one")}
-	for i, join := range [][]string{{nobody.Address}, nil, nil} {
+	for i, join := range [][]string{{closed.Address}, nil, nil} {
 		o.Network, o.Join = tcpNetwork(t), join
 		if i == 2 { // a note that is damaged is not used
 			if err := os.Truncate(filepath.Join(dir, "PEERS"), 3); err != nil {
@@ -66,7 +66,7 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := peersOf(s).known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
+		if known := peersOf(s).known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		if err := s.Close(ctx); err != nil {

@@ -39,7 +39,7 @@ var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk han
 
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears when it
 // runs out.
-func (p *peers) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+func (p *clustered) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	switch method {
@@ -105,7 +105,7 @@ func callError(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
-// A caller calls the server at an address: a transport or a lone store.
+// A caller calls the server at an address: a transport or a standalone store.
 type caller = func(ctx context.Context, address, method string, body []byte) ([]byte, error)
 
 // callAt calls a server by its address.
@@ -139,7 +139,7 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 		} else {
 			call, cancel := context.WithCancelCause(ctx)
 			stop := cancelWhen(moved, cancel)
-			answer, err = callAt[A](call, s.others.Call, string(lead.Address), method, request)
+			answer, err = callAt[A](call, s.replication.Call, string(lead.Address), method, request)
 			stop()
 			cancel(nil)
 		}

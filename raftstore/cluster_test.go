@@ -94,7 +94,7 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 }
 
 // peersOf is what a store with a network has of the others.
-func peersOf(s *Store) *peers { return s.others.(*peers) }
+func peersOf(s *Store) *clustered { return s.replication.(*clustered) }
 
 func TestThreeServers(t *testing.T) {
 	stores := openCluster(t, 3)

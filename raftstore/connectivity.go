@@ -32,7 +32,7 @@ type reachAnswer struct {
 
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose disk
 // hangs does not answer.
-func (p *peers) reached(ctx context.Context) []raft.ServerID {
+func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -56,7 +56,7 @@ func (p *peers) reached(ctx context.Context) []raft.ServerID {
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the leader. One whose disk
 // stalls would serve neither.
-func (p *peers) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
+func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
 	if p.s.Stalled() > stalledAfter {
 		return reachAnswer{}, errHung
 	}
@@ -68,7 +68,7 @@ func (p *peers) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the leader does
 // not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no API. A transfer always
 // goes to a server that reaches more, so it cannot go round.
-func (p *peers) transferToConnected(ctx context.Context, c *connectivity) {
+func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 	servers := p.s.raft.GetConfiguration().Configuration().Servers
 	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.s.id && !p.s.answers(m.ID, healthyWithin) }) {
 		*c = connectivity{}
@@ -92,7 +92,9 @@ func (p *peers) transferToConnected(ctx context.Context, c *connectivity) {
 }
 
 // mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a majority of the voters.
-func (p *peers) mostConnected(ctx context.Context, servers []raft.Server, reached []raft.ServerID) (best raft.ServerID, most []raft.ServerID) {
+func (p *clustered) mostConnected(
+	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
+) (best raft.ServerID, most []raft.ServerID) {
 	ctx, cancel := context.WithTimeout(ctx, 4*p.s.opts.ElectionTimeout) // twice what each of them takes
 	defer cancel()
 	var mu sync.Mutex
@@ -128,7 +130,7 @@ type leaderElsewhere struct {
 // noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to a server
 // that this one hears, so that it is believed from the second time on; and only if that server reaches the leader now: one that
 // knows of a leader may be as cut off.
-func (p *peers) noteCutOff(ctx context.Context, informed infoAnswer) {
+func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
 	before := p.s.without.Load()
@@ -172,7 +174,7 @@ func (s *Store) ReachedBy(ctx context.Context, states []MemberState) map[string]
 		}
 		asking.Go(func() {
 			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
-			answer, err := callAt[reachAnswer](ctx, s.others.Call, address, callReach, nothing{})
+			answer, err := callAt[reachAnswer](ctx, s.replication.Call, address, callReach, nothing{})
 			if err != nil {
 				return // it is left out
 			}

@@ -175,8 +175,8 @@ func TestWithoutLeader(t *testing.T) {
 // A leader may be asked to lead; another server is not the one to ask.
 func TestMoveLeader(t *testing.T) {
 	ctx := testContext(t)
-	lone := openStore(t, Options{Dir: t.TempDir()})
-	if _, err := dial(t, lone).MoveLeader(ctx, lone.memberID); err != nil {
+	standalone := openStore(t, Options{Dir: t.TempDir()})
+	if _, err := dial(t, standalone).MoveLeader(ctx, standalone.memberID); err != nil {
 		t.Errorf("the only server to itself: %v", err)
 	}
 	stores := openCluster(t, 3)

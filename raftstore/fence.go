@@ -46,11 +46,11 @@ func (s *Store) ConfirmTerm(ctx context.Context) error {
 	if term == 0 {
 		return nil
 	}
-	return tellRefused(ctx, s.others.confirmLeading(ctx, term))
+	return tellRefused(ctx, s.replication.confirmLeading(ctx, term))
 }
 
 // confirmLeading asks a majority of the voters.
-func (p *peers) confirmLeading(ctx context.Context, term uint64) error {
+func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
 	if err := p.s.leadsIn(term); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 
 // write runs a command exactly once, however often it has to be sent. If
 // it gives up, the outcome is open.
-func (p *peers) write(ctx context.Context, c mvcc.Command) (any, error) {
+func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
 	ctx, cancel := etcdapi.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	for {
@@ -46,7 +46,7 @@ func (p *peers) write(ctx context.Context, c mvcc.Command) (any, error) {
 }
 
 // openSession opens this server's session, unless another caller did just now.
-func (p *peers) openSession(ctx context.Context) error {
+func (p *clustered) openSession(ctx context.Context) error {
 	select {
 	case p.opening <- struct{}{}:
 	case <-ctx.Done():
@@ -66,7 +66,7 @@ func (p *peers) openSession(ctx context.Context) error {
 
 // deliver brings a command to the leader, to one after the other if need be,
 // until one answers. It says how many may have got it.
-func (p *peers) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
+func (p *clustered) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
 		lead, moved, err := p.s.awaitLeader(ctx)
 		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
@@ -94,7 +94,9 @@ func (p *peers) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, a
 }
 
 // attempt brings a command to one leader.
-func (p *peers) attempt(ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
+func (p *clustered) attempt(
+	ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command,
+) (mvcc.Result, error) {
 	if !lead.Self {
 		return p.forwarder.propose(ctx, bounds{moved: moved}, c)
 	}
@@ -106,7 +108,7 @@ func (p *peers) attempt(ctx context.Context, lead leader, moved <-chan struct{},
 
 // forward hands a batch to the leader, and waits until this server has applied
 // what came of it: who wrote through a server finds it there.
-func (p *peers) forward(entry []byte) func() ([]mvcc.Result, error) {
+func (p *clustered) forward(entry []byte) func() ([]mvcc.Result, error) {
 	lead, moved := p.s.leader.get()
 	return func() ([]mvcc.Result, error) {
 		if lead.Self || !lead.known() {
@@ -139,7 +141,7 @@ func (p *peers) forward(entry []byte) func() ([]mvcc.Result, error) {
 }
 
 // serveWrite is the leader's part of forward.
-func (p *peers) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
+func (p *clustered) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 	// In full, bodies too: what is in the log must be readable for all.
 	commands, err := mvcc.DecodeEntry(entry)
 	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
@@ -169,7 +171,9 @@ func (p *peers) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 
 // proposeGathered runs the commands that another server gathered, without those that
 // this server's quota refuses.
-func (p *peers) proposeGathered(ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command) ([]mvcc.Result, error) {
+func (p *clustered) proposeGathered(
+	ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command,
+) ([]mvcc.Result, error) {
 	results := make([]mvcc.Result, len(commands))
 	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
 	for i, c := range commands {

@@ -30,7 +30,7 @@ type joinCall struct {
 
 // sameServer says that a member is the server that says that it is: at the same
 // address, or at one where it is met now that the other one does not answer.
-func (p *peers) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
+func (p *clustered) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
 	if m.ID != id {
 		return false
 	}
@@ -39,7 +39,7 @@ func (p *peers) sameServer(m raft.Server, id raft.ServerID, address raft.ServerA
 }
 
 // serveJoin takes a server in, or notes its new address.
-func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
+func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	if lead, _ := p.s.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
 	}
@@ -94,7 +94,7 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 }
 
 // full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the one that it was goes.
-func (p *peers) full(members []raft.Server, id raft.ServerID) error {
+func (p *clustered) full(members []raft.Server, id raft.ServerID) error {
 	if most := p.s.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
 	}
@@ -106,7 +106,7 @@ func (p *peers) full(members []raft.Server, id raft.ServerID) error {
 
 // announce makes sure that the cluster has this server, under its present
 // address. It tries until it succeeds or ctx is done.
-func (p *peers) announce(ctx context.Context) {
+func (p *clustered) announce(ctx context.Context) {
 	const pause = 100 * time.Millisecond
 	var renewed time.Time
 	for failures := 0; ; failures++ {
@@ -143,7 +143,7 @@ func (p *peers) announce(ctx context.Context) {
 
 var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
 
-func (p *peers) announceOnce(ctx context.Context, round int) error {
+func (p *clustered) announceOnce(ctx context.Context, round int) error {
 	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
 		// A new one's being there may not be committed, and be undone by the
 		// next leader: then nobody would speak to it any more.
@@ -198,7 +198,7 @@ const askAtOnce = 8
 // askLeader asks servers at some addresses who leads, in turn from round to round
 // if there are many. Whoever answers has been met then: without a leader that is
 // how servers whose addresses have all changed come to elect one.
-func (p *peers) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
+func (p *clustered) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
 	type answer struct {
 		leader string
@@ -229,7 +229,7 @@ func (p *peers) askLeader(ctx context.Context, addresses []string, round int) (s
 }
 
 // known lists where other servers may be.
-func (p *peers) known() []string {
+func (p *clustered) known() []string {
 	var out []string
 	add := func(address string) {
 		address = dialAddress(raft.ServerAddress(address))
@@ -254,9 +254,9 @@ func (p *peers) known() []string {
 	return out
 }
 
-// sayIfRemoved notes, and tells the operator, if the others have a leader and do not
+// reportRemoval notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
-func (p *peers) sayIfRemoved(ctx context.Context) {
+func (p *clustered) reportRemoval(ctx context.Context) {
 	if p.joins && !p.joined.Load() || isOnlyVoter(p.s.raft.GetConfiguration().Configuration().Servers, p.s.id) {
 		return // it was never in, or nobody else can remove it
 	}
@@ -302,7 +302,7 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 }
 
 // askInfo asks servers at some addresses side by side, and returns the answers.
-func (p *peers) askInfo(ctx context.Context, addresses []string) []infoAnswer {
+func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswer {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var mu sync.Mutex
@@ -326,7 +326,7 @@ func (p *peers) askInfo(ctx context.Context, addresses []string) []infoAnswer {
 // bestInformed is the answer of the server that knows most, among those that know of another leader than this server. One whose
 // disk hangs, or that is behind for another reason, does so too, and counts members who are none any more. One that has just joined hears
 // the leader before it has read who the members are: that it does not know of itself shows it.
-func (p *peers) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
+func (p *clustered) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
 		if a.Leader != "" && a.Leader != string(p.s.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
 			best, ok = a, true

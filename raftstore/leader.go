@@ -142,7 +142,7 @@ func (s *Store) refreshLeader() {
 	case id != s.id:
 		now.ID, now.Address = id, address
 	}
-	if id, address, term := s.others.LeaderSeen(); term > now.Term {
+	if id, address, term := s.replication.LeaderSeen(); term > now.Term {
 		now = leader{ID: id, Address: address, Term: term}
 		if lead.Leader {
 			s.deposed(lead.Term)
@@ -177,7 +177,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 	defer patience.Stop()
 	for had := false; ; {
 		s.refreshLeader()
-		s.others.setTimers()
+		s.replication.setTimers()
 		now, _ := s.leader.get()
 		if had && !now.known() {
 			patience.Reset(leaderlessAfter)
@@ -192,7 +192,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 		case <-patience.C:
 			s.leader.endStreams()
 			if !now.known() {
-				s.spawn(func() { s.others.sayIfRemoved(ctx) })
+				s.spawn(func() { s.replication.reportRemoval(ctx) })
 				patience.Reset(askedAgainAfter)
 			}
 		case <-news:

@@ -179,7 +179,7 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 	s.lessor.promote(func() []mvcc.Lease { return s.fsm.view().Leases() })
 	duties.Go(func() { s.lessor.run(ctx) })
 	duties.Go(func() { s.compactor.run(ctx) })
-	duties.Go(func() { s.others.runSteward(ctx) })
+	duties.Go(func() { s.replication.runSteward(ctx) })
 	return func() {
 		cancel()
 		duties.Wait()

@@ -93,7 +93,7 @@ func (s *Store) close() error {
 	s.leadership.close()
 	s.dir.Abort() // or raft would wait for a full disk
 	stopped := s.raft.Shutdown()
-	s.others.close() // raft may be waiting for it
+	s.replication.close() // raft may be waiting for it
 	err := stopped.Error()
 	close(s.stopped)
 	s.proposer.stop()

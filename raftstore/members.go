@@ -47,7 +47,7 @@ func (s *Store) Members() []Member {
 			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == s.id,
 		}
 		if !m.Self {
-			m.Contact = s.others.Contact(server.ID)
+			m.Contact = s.replication.Contact(server.ID)
 		}
 		members = append(members, m)
 	}
@@ -75,7 +75,7 @@ func (s *Store) TransferLeadership(ctx context.Context) error {
 	}
 	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
 	target := -1
-	s.others.storageProbe(ctx, func(stores storing) bool {
+	s.replication.storageProbe(ctx, func(stores storing) bool {
 		target = slices.IndexFunc(voters, func(v raft.Server) bool { return v.ID != s.id && stores(v.ID) })
 		return target >= 0
 	})
@@ -96,7 +96,8 @@ func (s *Store) transferTo(ctx context.Context, id uint64) error {
 				return rpctypes.ErrGRPCBadLeaderTransferee
 			}
 			// Raft refuses writes for as long as it tries to reach it.
-			if stored := func(stores storing) bool { return stores(server.ID) }; server.ID != s.id && !stored(s.others.storageProbe(ctx, stored)) {
+			stored := func(stores storing) bool { return stores(server.ID) }
+			if server.ID != s.id && !stored(s.replication.storageProbe(ctx, stored)) {
 				return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
 			}
 			return s.transferAt(ctx, server)
@@ -183,7 +184,7 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 // the entry that made them so. It reports whether it did.
 func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
 	if v.ID == s.id && isOnlyVoter(members, v.ID) {
-		if err := s.others.bequeath(ctx, members, at); err != nil {
+		if err := s.replication.bequeath(ctx, members, at); err != nil {
 			return false, err
 		}
 		return false, errNotLeader // who leads now removes it
@@ -208,7 +209,7 @@ func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Ser
 		return false, err
 	}
 	s.log.Info("removed a server from the store's cluster", "member", v.ID)
-	s.others.Forget(string(v.Address))
+	s.replication.Forget(string(v.Address))
 	return true, nil
 }
 
@@ -227,7 +228,7 @@ func votersOf(members []raft.Server) []raft.Server {
 // by the connections that it has; but a server whose disk stalls keeps those.
 func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
 	left := slices.DeleteFunc(votersOf(members), func(m raft.Server) bool { return m.ID == id })
-	stores := s.others.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
+	stores := s.replication.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
 	switch {
 	case stores.majorityOf(left):
 		return nil
@@ -240,7 +241,7 @@ func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft
 
 // answers says whether another member has answered within so long.
 func (s *Store) answers(id raft.ServerID, within time.Duration) bool {
-	return time.Since(s.others.Contact(id)) < within
+	return time.Since(s.replication.Contact(id)) < within
 }
 
 type infoAnswer struct {
@@ -254,6 +255,6 @@ type infoAnswer struct {
 	Version, Hostname string
 }
 
-func (p *peers) serveInfo(context.Context, nothing) (infoAnswer, error) {
+func (p *clustered) serveInfo(context.Context, nothing) (infoAnswer, error) {
 	return p.s.info(), nil
 }

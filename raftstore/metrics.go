@@ -51,12 +51,12 @@ func (p sampler) Sample() metrics.Sample {
 			out.Learner = true
 		}
 	}
-	s.others.sample(&out)
+	s.replication.sample(&out)
 	return out
 }
 
 // sample adds what is of several servers.
-func (p *peers) sample(out *metrics.Sample) {
+func (p *clustered) sample(out *metrics.Sample) {
 	out.ForwardedWrites, out.ReadRounds = p.forwarded.Load(), p.reads.rounds.Load()
 	for _, peer := range p.Peers() {
 		if peer.ID == "" {

@@ -35,7 +35,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 	if s.opts.Network == nil {
 		s.dir.Log.Trail(trailingLogs, 0)
 		_, alone := raft.NewInmemTransport(s.address)
-		s.others, transport = lone{s, alone}, alone
+		s.replication, transport = standalone{s, alone}, alone
 	} else {
 		p, err := s.openPeers()
 		if err != nil {
@@ -43,7 +43,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 		}
 		s.dir.Log.Trail(trailingLogs, trailingBytes)
 		p.logs = s.dir.CachedLog(cachedBytes)
-		s.others, transport, logs = p, p.Transport, p.logs
+		s.replication, transport, logs = p, p.Transport, p.logs
 	}
 	unlessEnded := context.AfterFunc(ctx, s.dir.Abort)
 	err := s.bootstrap(conf, logs, transport)
@@ -52,14 +52,14 @@ func (s *Store) openRaft(ctx context.Context) error {
 	}
 	if err == nil {
 		snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
-		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx, s.others}, snapshots, transport)
+		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx, s.replication}, snapshots, transport)
 	}
 	if err != nil {
-		s.others.close()
+		s.replication.close()
 		return fmt.Errorf("raftstore: open the log and start raft: %w", err)
 	}
 	// Now, for there is no leader whose heartbeat it could wait for.
-	if isOnlyVoter(s.raft.GetConfiguration().Configuration().Servers, s.id) && !s.others.Stand(s.ctx) {
+	if isOnlyVoter(s.raft.GetConfiguration().Configuration().Servers, s.id) && !s.replication.Stand(s.ctx) {
 		s.log.Debug("could not stand for election at once; will when its time comes")
 	}
 	return nil

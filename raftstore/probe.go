@@ -39,7 +39,7 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 
 // storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or until storesWithin has
 // passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
-func (p *peers) storageProbe(ctx context.Context, enough func(storing) bool) storing {
+func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
 	seeming := p.seeming()
 	stores := storing(func(id raft.ServerID) bool {
@@ -73,7 +73,7 @@ func (p *peers) storageProbe(ctx context.Context, enough func(storing) bool) sto
 }
 
 // seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
-func (p *peers) seeming() []raft.Server {
+func (p *clustered) seeming() []raft.Server {
 	term := p.s.raft.CurrentTerm()
 	return slices.DeleteFunc(slices.Clone(p.s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		_, at := p.Stored(m.ID, term)

@@ -29,8 +29,9 @@ type progress struct {
 	patience     time.Duration // before it makes way, if not stuckAfter
 }
 
-// lookAtProgress makes way if this server leads, the other voters have confirmed nothing for long that it could commit, and others could do it.
-func (p *peers) lookAtProgress(ctx context.Context, seen *progress) {
+// checkProgress makes way if this server leads, the other voters have confirmed nothing for long that it could commit,
+// and others could do it.
+func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
 	term, commit, last, now := p.s.raft.CurrentTerm(), p.s.raft.CommitIndex(), p.s.raft.LastIndex(), time.Now()
 	confirmed, transfer := p.replicated(term, commit)
 	if term == seen.term && commit > seen.commit {
@@ -57,7 +58,7 @@ func (p *peers) lookAtProgress(ctx context.Context, seen *progress) {
 // replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a term, each up to the entry that is to be
 // committed next: what a voter confirms beyond that one is no progress. It also returns how much longer than usual the messages may take that are under
 // way to voters, since they have a large entry.
-func (p *peers) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
+func (p *clustered) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
 	for _, v := range votersOf(p.s.raft.GetConfiguration().Configuration().Servers) {
 		newest, _ := p.Stored(v.ID, term)
 		confirmed, transfer = confirmed+min(newest, commit+1), max(transfer, p.Transfer(v.ID))
@@ -66,7 +67,7 @@ func (p *peers) replicated(term, commit uint64) (confirmed uint64, transfer time
 }
 
 // stepsAside says whether this server makes way for another leader.
-func (p *peers) stepsAside() bool {
+func (p *clustered) stepsAside() bool {
 	until := p.aside.Load()
 	return until != nil && time.Now().Before(*until)
 }

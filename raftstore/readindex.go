@@ -21,11 +21,11 @@ import (
 // Linearizable returns a view that holds every write acknowledged before the
 // call, here or elsewhere.
 func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
-	return s.others.linearizable(ctx)
+	return s.replication.linearizable(ctx)
 }
 
 // linearizable takes a read index, which many reads share.
-func (p *peers) linearizable(ctx context.Context) (*mvcc.View, error) {
+func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 	index, err := p.reads.index(ctx)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (p *peers) linearizable(ctx context.Context) (*mvcc.View, error) {
 // at a time; who comes meanwhile shares the next, which begins after all of them
 // came.
 type reads struct {
-	p      *peers
+	p      *clustered
 	rounds atomic.Uint64 // for metrics
 
 	mu    sync.Mutex
@@ -231,7 +231,7 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 
 // askTerm returns a server's term, or 0. The server at an address may be
 // another by now: hence the id in the answer.
-func (p *peers) askTerm(ctx context.Context, server raft.Server) uint64 {
+func (p *clustered) askTerm(ctx context.Context, server raft.Server) uint64 {
 	answer, err := p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0

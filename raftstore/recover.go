@@ -98,14 +98,14 @@ func openRecovery(o Options) (*recovery, error) {
 	}
 	s.dir, s.id = dir, raft.ServerID(dir.Identity.Member)
 	r := &recovery{options: o, dir: dir, fsm: s.fsm, conf: s.raftConfig()}
-	if err := r.look(); err != nil {
+	if err := r.fillPlan(); err != nil {
 		return nil, errors.Join(fmt.Errorf("raftstore: recover: %w", err), dir.Close())
 	}
 	return r, nil
 }
 
 // look fills the plan. It runs the log's entries, committed or not.
-func (r *recovery) look() error {
+func (r *recovery) fillPlan() error {
 	_, transport := raft.NewInmemTransport("")
 	servers, err := raft.GetConfiguration(r.conf, r.fsm, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport)
 	if err != nil {

@@ -26,8 +26,8 @@ type room struct {
 	full   int    // voters that said then that their disk is full
 }
 
-// lookForRoom asks the voters for their disks' space, if something was written since it last did or they had none.
-func (p *peers) lookForRoom(ctx context.Context, r *room) {
+// checkRoom asks the voters for their disks' space, if something was written since it last did or they had none.
+func (p *clustered) checkRoom(ctx context.Context, r *room) {
 	newest, was := p.s.raft.LastIndex(), p.s.withoutRoom.Load()
 	if !was && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
 		return
@@ -52,7 +52,7 @@ func (p *peers) lookForRoom(ctx context.Context, r *room) {
 
 // roomOf returns how many of these servers say that their disk is full, and how many of the others store. One that stores and does not
 // answer in time has room.
-func (p *peers) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
+func (p *clustered) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
 	term := p.s.raft.CurrentTerm()
 	var mu sync.Mutex
 	var asked sync.WaitGroup

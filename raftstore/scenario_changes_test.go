@@ -80,7 +80,7 @@ func TestScenarioRemovalKeepsMajority(t *testing.T) {
 
 // Most servers, or all, come back at other addresses at the same time, and are told
 // where the others are.
-func TestScenarioMovedTogether(t *testing.T) {
+func TestScenarioMovedAtOnce(t *testing.T) {
 	changesAddresses(t)
 	for _, many := range []int{2, 3} {
 		t.Run(fmt.Sprint(many), func(t *testing.T) {

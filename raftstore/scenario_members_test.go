@@ -341,9 +341,9 @@ func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
 func TestScenarioWrongCluster(t *testing.T) {
 	scenario(t, 1, 3, func(c *cluster) {
 		w := c.work(2)
-		stranger := c.add("x")
-		stranger.gone = true
-		o := stranger.options("a")
+		foreign := c.add("x")
+		foreign.gone = true
+		o := foreign.options("a")
 		o.ClusterID = "another"
 		s, err := Open(c.ctx, o)
 		if err != nil {
@@ -358,7 +358,7 @@ func TestScenarioWrongCluster(t *testing.T) {
 		if n := len(c.nodes[0].running().Members()); n != 3 {
 			t.Errorf("there are %d members", n)
 		}
-		o = stranger.options("a")
+		o = foreign.options("a")
 		mismatch := (*MismatchError)(nil)
 		if _, err := Open(c.ctx, o); !errors.As(err, &mismatch) {
 			t.Errorf("a directory of another cluster was opened: %v", err)

@@ -13,10 +13,10 @@ func TestScenarioAllMoved(t *testing.T) {
 	changesAddresses(t)
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		var c *cluster
-		told := func() bool { return false }
+		seeded := func() bool { return false }
 		tune := func(o *Options) {
 			o.Others = func() (out []string) {
-				if told() {
+				if seeded() {
 					for _, n := range c.nodes {
 						out = append(out, n.host)
 					}
@@ -35,7 +35,7 @@ func TestScenarioAllMoved(t *testing.T) {
 				n.host = "new " + n.name
 			}
 			moved := time.Now() // the scenario's
-			told = func() bool { return time.Since(moved) > 20*time.Second }
+			seeded = func() bool { return time.Since(moved) > 20*time.Second }
 			for _, n := range c.nodes {
 				n.start()
 			}

@@ -37,13 +37,13 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 					c.pass(3 * time.Second)
 					leader = c.leader()
 					left := c.others(leader)
-					with, vanishes := left[:3], left[3]
+					with, cutOff := left[:3], left[3]
 					first := slices.MinFunc(with, func(a, b *node) int { return strings.Compare(string(a.running().id), string(b.running().id)) })
 					c.net.Cut(leader.name, first.name)
 					c.pass(gap)
 					c.net.HealAll()
 					c.pass(1500 * time.Millisecond)
-					c.partition(with, []*node{leader, vanishes})
+					c.partition(with, []*node{leader, cutOff})
 					began := time.Now()
 					if err := c.writes(with[0], time.Minute); err != nil {
 						t.Fatal(err)

@@ -25,11 +25,11 @@ import (
 // reach the voters at different moments. A leader that waits for a processor now and then shows that by the gaps between its messages, and is given
 // twice as long as the longest of late; raft's own timers come after the most of that. Who leads in a minority may do so for a moment longer than
 // that: nothing relies on its lease.
-func (p *peers) silentAfter() time.Duration {
+func (p *clustered) silentAfter() time.Duration {
 	timeout := p.s.opts.ElectionTimeout
 	return min(max(timeout*3/2, 2*p.LeaderGap()), timeout*8/3)
 }
-func (p *peers) agreeAfter() time.Duration { return p.silentAfter() - p.s.opts.ElectionTimeout/3 }
+func (p *clustered) agreeAfter() time.Duration { return p.silentAfter() - p.s.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor time, and
 // messages of the leader may be there that nobody has read. It then waits for lateRest, once.
@@ -72,7 +72,7 @@ func (a standing) settles(own standing) bool {
 	return a.Term > own.Term || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
-func (p *peers) standing() standing {
+func (p *clustered) standing() standing {
 	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	state, term := p.s.raft.State(), p.s.raft.CurrentTerm()
 	return standing{
@@ -83,11 +83,11 @@ func (p *peers) standing() standing {
 }
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
-func (p *peers) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
+func (p *clustered) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
 	if p.s.hung() {
 		return standing{}, errHung
 	}
-	p.lookNow()
+	p.checkLeaderNow()
 	out := p.standing()
 	if q.Within > 0 {
 		out.FlushTakes = p.flushTakesNow(ctx, q.Within)
@@ -95,8 +95,8 @@ func (p *peers) serveStanding(ctx context.Context, q standingQuestion) (standing
 	return out, nil
 }
 
-// lookNow has missLeader look at once.
-func (p *peers) lookNow() {
+// checkLeaderNow has missLeader look at once.
+func (p *clustered) checkLeaderNow() {
 	select {
 	case p.missed <- struct{}{}:
 	default:
@@ -104,16 +104,18 @@ func (p *peers) lookNow() {
 }
 
 // misses says whether a voter that says this of itself, or this one, does without the leader.
-func (p *peers) misses(a standing) bool { return a.Ended || a.Silent >= p.agreeAfter() }
+func (p *clustered) misses(a standing) bool { return a.Ended || a.Silent >= p.agreeAfter() }
 
 // missesLeader says whether this voter does.
-func (p *peers) missesLeader() bool {
+func (p *clustered) missesLeader() bool {
 	return p.misses(standing{Ended: p.leaderEnded(), Silent: time.Since(p.LeaderHeard())})
 }
 
 // standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those that gave these answers: an
 // unresponsive voter holds up the question until the answers of the others are old.
-func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Duration, only ...standing) []standing {
+func (p *clustered) standings(
+	ctx context.Context, but raft.ServerID, within time.Duration, only ...standing,
+) []standing {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	question := p.question()
@@ -147,7 +149,7 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 }
 
 // missLeader stands for election when a majority of the voters misses the leader, until ctx is done.
-func (p *peers) missLeader(ctx context.Context) {
+func (p *clustered) missLeader(ctx context.Context) {
 	timer := time.NewTimer(p.silentAfter())
 	defer timer.Stop()
 	var rest time.Time // until then it does not look again, whoever asks: each question makes others look, and ask
@@ -167,7 +169,7 @@ func (p *peers) missLeader(ctx context.Context) {
 		switch late := time.Since(due) > lateBy; {
 		case p.s.raft.State() == raft.Leader:
 			p.compareDisks(ctx)
-			p.lookAtProgress(ctx, &seen)
+			p.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, p.silentAfter()
 		case wait > 0: // it is there, whatever was before: the next silence is another one
 			rest, tries, excused = time.Time{}, 0, false
@@ -200,7 +202,7 @@ const mostYields = 3
 
 // replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With yields it leaves the election to a
 // voter that is ahead of it and asks just now: that one began later, since it waits longer for this leader, and would become a candidate at the same time.
-func (p *peers) replaceLeader(ctx context.Context, yields bool) time.Duration {
+func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := p.rank()
 	leader, _, seen := p.LeaderSeen()
 	if p.s.raft.CurrentTerm() > seen {
@@ -273,7 +275,7 @@ type stand struct {
 }
 
 // standNow makes this server a candidate; false says that raft had something else to do.
-func (p *peers) standNow(ctx context.Context) bool {
+func (p *clustered) standNow(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, standWithin)
 	defer cancel()
 	p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
@@ -285,7 +287,7 @@ func (p *peers) standNow(ctx context.Context) bool {
 }
 
 // stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what raft says.
-func (p *peers) stands(state raft.RaftState, term uint64) bool {
+func (p *clustered) stands(state raft.RaftState, term uint64) bool {
 	last := p.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
 		return false
@@ -295,18 +297,18 @@ func (p *peers) stands(state raft.RaftState, term uint64) bool {
 }
 
 // voters is how many servers vote.
-func (p *peers) voters() int {
+func (p *clustered) voters() int {
 	return len(votersOf(p.s.raft.GetConfiguration().Configuration().Servers))
 }
 
 // sleepUnless waits, and returns false as soon as something is so, or when ctx ends.
 func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
-	const look = 10 * time.Millisecond
+	const poll = 10 * time.Millisecond
 	for until := time.Now().Add(d); time.Now().Before(until); {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(look):
+		case <-time.After(poll):
 		}
 		if so() {
 			return false

@@ -54,7 +54,7 @@ type acquaintance struct {
 }
 
 // runSteward looks after the votes while this server leads.
-func (p *peers) runSteward(ctx context.Context) {
+func (p *clustered) runSteward(ctx context.Context) {
 	ticker := time.NewTicker(stewardTick)
 	defer ticker.Stop()
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
@@ -69,7 +69,7 @@ func (p *peers) runSteward(ctx context.Context) {
 		case <-ticker.C:
 		}
 		p.transferToConnected(ctx, &p.links)
-		p.lookForRoom(ctx, &space)
+		p.checkRoom(ctx, &space)
 		switch {
 		case !errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace):
 			full = time.Time{}
@@ -89,7 +89,7 @@ func (p *peers) runSteward(ctx context.Context) {
 
 // settleVotes makes the changes that [voters.Next] asks for, one after the other and
 // without a pause: with an even number of voters one server less may be lost.
-func (p *peers) settleVotes(ctx context.Context, known *acquaintances) {
+func (p *clustered) settleVotes(ctx context.Context, known *acquaintances) {
 	select {
 	case p.votes <- struct{}{}:
 		defer func() { <-p.votes }()
@@ -116,7 +116,9 @@ func (p *peers) settleVotes(ctx context.Context, known *acquaintances) {
 }
 
 // bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a vote.
-func (p *peers) bearable(ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances) error {
+func (p *clustered) bearable(
+	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
+) error {
 	if change.Action == voters.Keep {
 		return nil
 	}
@@ -142,7 +144,7 @@ func (p *peers) bearable(ctx context.Context, members []raft.Server, change vote
 // bequeath gives the vote of this server, the only voter, to another one that has
 // everything, and lets that one lead. Between the two steps there are two voters; the
 // steward takes one vote away again, here only if the second step fails.
-func (p *peers) bequeath(ctx context.Context, members []raft.Server, at uint64) error {
+func (p *clustered) bequeath(ctx context.Context, members []raft.Server, at uint64) error {
 	select {
 	case p.votes <- struct{}{}:
 		defer func() { <-p.votes }()
@@ -168,7 +170,7 @@ func (p *peers) bequeath(ctx context.Context, members []raft.Server, at uint64) 
 
 // handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that was tried last, and
 // returns who was tried now.
-func (p *peers) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
+func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
 	servers := votersOf(p.s.raft.GetConfiguration().Configuration().Servers)
 	behind := 1 + slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == last })
 	room := slices.DeleteFunc(slices.Concat(servers[behind:], servers[:behind]), func(m raft.Server) bool {
@@ -203,7 +205,7 @@ func (s *Store) othersVote() bool {
 
 // carryOut changes the members as they were with the entry of that index, and
 // fails if others have been changed since: it was decided without knowing.
-func (p *peers) carryOut(change voters.Change, at uint64) error {
+func (p *clustered) carryOut(change voters.Change, at uint64) error {
 	var future raft.IndexFuture
 	id := raft.ServerID(change.Member.ID)
 	switch change.Action {
@@ -227,7 +229,7 @@ func (p *peers) carryOut(change voters.Change, at uint64) error {
 
 // addressOf is where raft has a member. Were that another place by now, the change
 // that it is for would fail.
-func (p *peers) addressOf(id raft.ServerID) raft.ServerAddress {
+func (p *clustered) addressOf(id raft.ServerID) raft.ServerAddress {
 	members, _ := p.s.dir.Log.Members()
 	for _, server := range members.Servers {
 		if server.ID == id {
@@ -238,7 +240,7 @@ func (p *peers) addressOf(id raft.ServerID) raft.ServerAddress {
 }
 
 // observe looks at every member. known is what this server, as leader, knows of each.
-func (p *peers) observe(servers []raft.Server, known *acquaintances) []voters.Member {
+func (p *clustered) observe(servers []raft.Server, known *acquaintances) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	quiet := make([]bool, len(servers))
 	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
@@ -279,7 +281,7 @@ func (p *peers) observe(servers []raft.Server, known *acquaintances) []voters.Me
 func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, s.others.Call, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoAnswer](ctx, s.replication.Call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
 		err = errNoAnswer // of this member
 	}
@@ -288,7 +290,7 @@ func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error)
 
 // notePeers keeps the note of the other members' addresses until ctx is done.
 // Every server has one, whoever leads: any directory may turn out to be damaged.
-func (p *peers) notePeers(ctx context.Context) {
+func (p *clustered) notePeers(ctx context.Context) {
 	ticker := time.NewTicker(peersTick)
 	defer ticker.Stop()
 	for {
@@ -303,7 +305,7 @@ func (p *peers) notePeers(ctx context.Context) {
 
 // savePeers notes the other members' addresses, should this directory turn out
 // to be damaged at some start.
-func (p *peers) savePeers() {
+func (p *clustered) savePeers() {
 	servers := p.s.raft.GetConfiguration().Configuration().Servers
 	if len(servers) == 0 {
 		return // not yet: what it knows is all that leads it to the others

@@ -41,7 +41,7 @@ type Store struct {
 	lessor     *lessor      // while it leads, as the next
 	compactor  *compactor
 
-	others others // the cluster's other servers, if it can have any
+	replication replication // with the other servers, if the cluster can have any
 
 	writes      underWay
 	patience    patience // with clients' writes
@@ -75,7 +75,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.api = s.newAPI()
 	s.proposer = newProposer(entriesInFlight, s.enter)
-	s.others.run()
+	s.replication.run()
 	s.spawn(func() { s.watches.Run(s.ctx) })
 	s.spawn(func() { s.watches.RunProgress(s.ctx) })
 	s.spawn(func() { s.watchLeader(s.ctx) })
@@ -93,7 +93,7 @@ func newStore(o Options) *Store {
 	s := &Store{opts: o, log: o.Logger, leadership: newLeadership(), leader: newLeaderBoard()}
 	s.begin()
 	s.patience.limit = o.RequestTimeout
-	s.others = lone{s: s}
+	s.replication = standalone{s: s}
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return s.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
 	})
@@ -109,7 +109,7 @@ func newStore(o Options) *Store {
 func (s *Store) published() {
 	s.watches.Published()
 	s.compactor.published(s.fsm.view().Stats())
-	s.others.published()
+	s.replication.published()
 }
 
 // committed returns how far this server, as leader of a term, knows the log to

@@ -107,7 +107,7 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 	}
 	voters := votersOf(members.Servers)
 	after := append(slices.Clone(voters), chosen)
-	stores := s.others.storageProbe(ctx, nil)
+	stores := s.replication.storageProbe(ctx, nil)
 	switch {
 	case s.raft.State() != raft.Leader: // it learns of nobody then
 		return nothing{}, errNotLeader

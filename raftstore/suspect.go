@@ -22,17 +22,17 @@ type ended struct {
 
 // leaderGone is told that a server's process has ended. If that was the leader, the voters need not wait until they miss its heartbeats: this one
 // looks at once (silence.go). It may be wrong, where a firewall refuses its connections, so a majority has to have found the same.
-func (p *peers) leaderGone(id raft.ServerID) {
+func (p *clustered) leaderGone(id raft.ServerID) {
 	leader, _, term := p.LeaderSeen()
 	if leader != id {
 		return
 	}
 	p.ended.Store(&ended{leader: id, term: term, at: time.Now()})
-	p.lookNow()
+	p.checkLeaderNow()
 }
 
 // leaderEnded says whether the leader's process has ended. A message that it sent before may still come in shortly after.
-func (p *peers) leaderEnded() bool {
+func (p *clustered) leaderEnded() bool {
 	e := p.ended.Load()
 	if e == nil {
 		return false
@@ -42,7 +42,7 @@ func (p *peers) leaderEnded() bool {
 }
 
 // rank is this server's place among the voters. It reports false if it has no vote.
-func (p *peers) rank() (int, bool) {
+func (p *clustered) rank() (int, bool) {
 	var voters []raft.ServerID
 	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
 		if server.Suffrage == raft.Voter {

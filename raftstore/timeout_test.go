@@ -47,7 +47,7 @@ func TestScenarioTimeouts(t *testing.T) {
 	})
 	t.Run("one server", func(t *testing.T) {
 		stage(t, 1, 0, nil, func(c *cluster) {
-			n := c.lone()
+			n := c.standalone()
 			term := n.term()
 			requests["put of a term"] = func(ctx context.Context, c *clientv3.Client) error { return put(WithTerm(ctx, term), c) }
 			c.timesOut(requests)
@@ -87,10 +87,10 @@ func (c *cluster) timesOut(requests map[string]request) {
 	}
 }
 
-// lone starts the only server of a cluster, which has no network.
-func (c *cluster) lone() *node {
+// standalone starts the only server of a cluster, which has no network.
+func (c *cluster) standalone() *node {
 	c.Helper()
-	n := c.add("lone")
+	n := c.add("standalone")
 	o := n.options()
 	if err := errors.Join(o.Network.Listener.Close(), n.open(o, true)); err != nil {
 		c.Fatal(err)
@@ -100,9 +100,9 @@ func (c *cluster) lone() *node {
 }
 
 // What the only server's clients gave up, since its disk hung, is done once if it was in the log already, and before all that is written later; otherwise it is never done.
-func TestScenarioLateWritesOfALoneServer(t *testing.T) {
+func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
-		n := c.lone()
+		n := c.standalone()
 		kv := n.running().Client().KV
 		n.faults.DelayFlushes(time.Hour)
 		var clients sync.WaitGroup
@@ -143,9 +143,9 @@ func TestScenarioLateWritesOfALoneServer(t *testing.T) {
 }
 
 // A lease that ends while the only server's disk hangs is revoked once: as soon as that is done its id may be granted again, and a second revocation would take that lease.
-func TestScenarioRevokedOnceByALoneServer(t *testing.T) {
+func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
-		n := c.lone()
+		n := c.standalone()
 		client := n.running().Client()
 		if _, err := client.Grant(c.within(time.Second), 2); err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ const leaseFor = 2
 const flushesOfVote = 4
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
-func (p *peers) candidacy() time.Duration {
+func (p *clustered) candidacy() time.Duration {
 	return max(candidateFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
 }
 
@@ -40,7 +40,7 @@ func (p *peers) candidacy() time.Duration {
 const slowestFlush = 3 * time.Second
 
 // flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an election needs.
-func (p *peers) flushTakes() time.Duration {
+func (p *clustered) flushTakes() time.Duration {
 	return min(max(p.s.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
 }
 
@@ -72,7 +72,7 @@ func paceOf(answers []standing, voters int) *pace {
 
 // withholds says whether a write has waited for this server's disk for so long that the others are to elect another leader: those of them that are
 // the fastest majority would need much less.
-func (p *peers) withholds() bool {
+func (p *clustered) withholds() bool {
 	stalled := p.s.dir.Stalled()
 	return stalled > stalledAfter && stalled > fasterBy*min(p.pace.Load().withoutThis, slowestFlush) || p.stepsAside()
 }
@@ -86,7 +86,7 @@ const flushWait = 50 * time.Millisecond
 
 // question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for flushes since then: where all disks became
 // slow at once, theirs were quick when they flushed last, and they flush nothing while they wait for the leader's entries.
-func (p *peers) question() (q standingQuestion) {
+func (p *clustered) question() (q standingQuestion) {
 	if p.s.raft.State() == raft.Leader {
 		if q.Within = p.s.dir.Stalled(); q.Within < stalledAfter/4 {
 			q.Within = stuckAfter
@@ -97,7 +97,7 @@ func (p *peers) question() (q standingQuestion) {
 
 // flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a few bytes. One that has not ended may be as
 // slow as any.
-func (p *peers) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
+func (p *clustered) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := p.s.dir.FlushedWithin(within)
 	if !ok && p.flushing.CompareAndSwap(false, true) {
 		p.s.spawn(func() {
@@ -119,14 +119,14 @@ func (p *peers) flushTakesNow(ctx context.Context, within time.Duration) time.Du
 
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer for them than who misses a
 // leader: without an answer each leader would be deposed for its slow disk.
-func (p *peers) compareDisks(ctx context.Context) {
+func (p *clustered) compareDisks(ctx context.Context) {
 	if p.s.dir.Stalled() > stalledAfter/4 && !p.s.hung() {
 		p.standings(ctx, "", p.s.opts.ElectionTimeout)
 	}
 }
 
 // setTimers tells raft its times, if they have changed.
-func (p *peers) setTimers() {
+func (p *clustered) setTimers() {
 	select {
 	case <-p.started:
 	default:

@@ -15,8 +15,8 @@ import (
 // the goroutine ends instead, which is what closing wants of it.
 type vars struct {
 	raft.StableStore
-	closing context.Context
-	others  others
+	closing     context.Context
+	replication replication
 }
 
 func (v vars) Set(key, value []byte) error { return v.unlessClosing(v.StableStore.Set(key, value)) }
@@ -26,7 +26,7 @@ func (v vars) SetUint64(key []byte, value uint64) error {
 }
 
 func (v vars) unlessClosing(err error) error {
-	v.others.setTimers() // a candidate looks how long to wait for votes when it has saved its own
+	v.replication.setTimers() // a candidate looks how long to wait for votes when it has saved its own
 	if err != nil && v.closing.Err() != nil {
 		runtime.Goexit()
 	}

@@ -40,7 +40,7 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 		res, err := s.writeInTerm(ctx, c, term, s.patience.over())
 		return res, tellRefused(ctx, err)
 	}
-	return s.others.write(ctx, c)
+	return s.replication.write(ctx, c)
 }
 
 // writeOwn runs a command of the store's own in the term that this server leads. It waits until that is done or the term is over, however long the disk takes:

@@ -15,10 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// peers is what a store has, and does, only where its cluster has other servers: it
+// clustered is what a store has, and does, only where its cluster has other servers: it
 // is a member, sends them its clients' writes, asks them for read indexes, and, while
 // it leads, answers them and looks after the votes.
-type peers struct {
+type clustered struct {
 	*peer.Transport
 	s *Store
 
@@ -50,8 +50,11 @@ type peers struct {
 }
 
 // openPeers opens the transport. Calls of others wait until run.
-func (s *Store) openPeers() (*peers, error) {
-	p := &peers{s: s, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1), started: make(chan struct{})}
+func (s *Store) openPeers() (*clustered, error) {
+	p := &clustered{
+		s: s, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
+		started: make(chan struct{}),
+	}
 	p.reads = &reads{p: p}
 	p.pace.Store(&pace{})
 	var err error
@@ -89,10 +92,10 @@ func (s *Store) openPeers() (*peers, error) {
 	return p, nil
 }
 
-func (p *peers) wereThere() bool { return len(p.former) > 0 }
+func (p *clustered) hadPeers() bool { return len(p.former) > 0 }
 
 // run starts what runs as long as the store, once raft does.
-func (p *peers) run() {
+func (p *clustered) run() {
 	p.s.spawn(func() { p.announce(p.s.ctx) })
 	p.s.spawn(func() { p.notePeers(p.s.ctx) })
 	p.s.spawn(func() { p.missLeader(p.s.ctx) })
@@ -100,20 +103,20 @@ func (p *peers) run() {
 }
 
 // close ends the connections and what waits for answers over them.
-func (p *peers) close() {
+func (p *clustered) close() {
 	_ = p.Close() // never fails
 	p.forwarder.stop()
 }
 
 // published tells the others of what is committed.
-func (p *peers) published() {
+func (p *clustered) published() {
 	if term, index, ok := p.s.committed(); ok {
 		p.Committed(term, index)
 	}
 }
 
 // handle answers another server's call as soon as this one can.
-func (p *peers) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+func (p *clustered) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	select {
 	case <-p.started:
 		return p.serveCall(ctx, from, method, body)
@@ -125,7 +128,7 @@ func (p *peers) handle(ctx context.Context, from, method string, body []byte) ([
 }
 
 // handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they are asked for their votes.
-func (p *peers) handedOver() {
+func (p *clustered) handedOver() {
 	select {
 	case <-p.started:
 		p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
@@ -135,7 +138,7 @@ func (p *peers) handedOver() {
 
 // follows says whether raft follows a leader in a term. The term is looked at
 // last: it is the one that counts, at a moment after the leader asked.
-func (p *peers) follows(leader raft.ServerID, term uint64) bool {
+func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	select {
 	case <-p.started:
 	default:
@@ -149,7 +152,7 @@ func (p *peers) follows(leader raft.ServerID, term uint64) bool {
 }
 
 // entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
-func (p *peers) entriesBehind(term, after uint64, bytes int) []*raft.Log {
+func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 	select {
 	case <-p.started:
 	default:

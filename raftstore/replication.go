@@ -15,16 +15,16 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// others is what a store does differently where its cluster can have other servers.
-// It is [peers] there, and [lone] in a store without a network.
-type others interface {
+// replication is what a store does differently where its cluster can have other servers.
+// It is [clustered] there, and [standalone] in a store without a network.
+type replication interface {
 	// What clients ask: Store.Write, Linearizable and ConfirmTerm say what is promised.
 	write(ctx context.Context, c mvcc.Command) (any, error)
 	linearizable(ctx context.Context) (*mvcc.View, error)
 	confirmLeading(ctx context.Context, term uint64) error
 
 	// The start and the end.
-	wereThere() bool            // others, at an earlier start
+	hadPeers() bool             // others, at an earlier start
 	join(noted bool) error      // them, instead of beginning a cluster
 	run()                       // once raft does
 	Stand(context.Context) bool // for election, now
@@ -37,7 +37,7 @@ type others interface {
 	Contact(raft.ServerID) time.Time
 	Forget(address string)
 	setTimers()
-	sayIfRemoved(context.Context)
+	reportRemoval(context.Context)
 	sample(*metrics.Sample)
 
 	// What a leader does for them.
@@ -46,14 +46,14 @@ type others interface {
 	bequeath(ctx context.Context, members []raft.Server, at uint64) error
 }
 
-// lone is the only server of its cluster: it has nobody to turn to, and nobody has
-// to be asked whether it leads.
-type lone struct {
+// standalone is the only server of its cluster: it has no other server to ask, and none has
+// to confirm that it leads.
+type standalone struct {
 	s         *Store
 	transport *raft.InmemTransport // raft's; nil until that begins
 }
 
-func (l lone) write(ctx context.Context, c mvcc.Command) (any, error) {
+func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
 	if err := l.s.waitLeader(ctx); err != nil {
 		return nil, err
 	}
@@ -66,21 +66,21 @@ func (l lone) write(ctx context.Context, c mvcc.Command) (any, error) {
 
 // linearizable returns the newest view of a server that leads and has applied its
 // predecessors' entries: nobody else can acknowledge a write.
-func (l lone) linearizable(ctx context.Context) (*mvcc.View, error) {
+func (l standalone) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err := l.s.waitLeader(ctx); err != nil {
 		return nil, err
 	}
 	return l.s.fsm.view(), nil
 }
 
-func (l lone) confirmLeading(_ context.Context, term uint64) error { return l.s.leadsIn(term) }
+func (l standalone) confirmLeading(_ context.Context, term uint64) error { return l.s.leadsIn(term) }
 
-func (lone) join(bool) error {
+func (standalone) join(bool) error {
 	return errors.New("this server is to join others, and has no network to reach them")
 }
 
 // Stand sends raft the message by which leadership is handed over.
-func (l lone) Stand(context.Context) bool {
+func (l standalone) Stand(context.Context) bool {
 	_, from := raft.NewInmemTransport("")
 	from.Connect(l.s.address, l.transport)
 	defer from.DisconnectAll()
@@ -88,24 +88,26 @@ func (l lone) Stand(context.Context) bool {
 	return from.TimeoutNow(l.s.id, l.s.address, now, &raft.TimeoutNowResponse{}) == nil
 }
 
-func (lone) Call(context.Context, string, string, []byte) ([]byte, error) { return nil, errNoAnswer }
+func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) {
+	return nil, errNoAnswer
+}
 
-func (l lone) bequeath(context.Context, []raft.Server, uint64) error {
+func (l standalone) bequeath(context.Context, []raft.Server, uint64) error {
 	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.s.id)
 }
 
-func (l lone) storageProbe(context.Context, func(storing) bool) storing {
+func (l standalone) storageProbe(context.Context, func(storing) bool) storing {
 	return func(id raft.ServerID) bool { return id == l.s.id }
 }
 
-func (lone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
-func (lone) Contact(raft.ServerID) (never time.Time)                                 { return }
-func (lone) wereThere() bool                                                         { return false }
-func (lone) run()                                                                    {}
-func (lone) close()                                                                  {}
-func (lone) published()                                                              {}
-func (lone) Forget(string)                                                           {}
-func (lone) setTimers()                                                              {}
-func (lone) sayIfRemoved(context.Context)                                            {}
-func (lone) sample(*metrics.Sample)                                                  {}
-func (lone) runSteward(context.Context)                                              {}
+func (standalone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
+func (standalone) Contact(raft.ServerID) (never time.Time)                                 { return }
+func (standalone) hadPeers() bool                                                          { return false }
+func (standalone) run()                                                                    {}
+func (standalone) close()                                                                  {}
+func (standalone) published()                                                              {}
+func (standalone) Forget(string)                                                           {}
+func (standalone) setTimers()                                                              {}
+func (standalone) reportRemoval(context.Context)                                           {}
+func (standalone) sample(*metrics.Sample)                                                  {}
+func (standalone) runSteward(context.Context)                                              {}
