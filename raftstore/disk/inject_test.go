@@ -250,7 +250,7 @@ func TestInjection(t *testing.T) {
 						idle++
 					}
 					what := fmt.Sprintf("%s, %s, at byte %d (%s)", kind, harm, at[place], place)
-					in.try(what, now, in.looksOlder(kind, harm, now[name]))
+					in.try(what, now, in.isOlderState(kind, harm, now[name]))
 				}
 			}
 			if t.Failed() {
@@ -272,11 +272,11 @@ func (in *injector) floors(idle int) {
 	}
 }
 
-// looksOlder says whether damage looks like a crash, or like an earlier state:
+// isOlderState says whether damage looks like a crash, or like an earlier state:
 // sectors of the variables as they were before the last change, a vote; or the
 // end of the newest segment, where whole sectors of the last appends became
 // what they were before.
-func (in *injector) looksOlder(kind, harm string, now []byte) bool {
+func (in *injector) isOlderState(kind, harm string, now []byte) bool {
 	if kind == "variables" {
 		return harm == "tear"
 	}

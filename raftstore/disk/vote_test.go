@@ -35,7 +35,7 @@ func TestVoteIsOne(t *testing.T) {
 		candidate string
 	}
 	states := make(map[saved]bool)
-	look := func() {
+	check := func() {
 		cut := filepath.Join(t.TempDir(), "cut")
 		if err := os.CopyFS(cut, os.DirFS(path)); err != nil {
 			t.Error(err)
@@ -54,10 +54,10 @@ func TestVoteIsOne(t *testing.T) {
 		}
 		states[saved{term, string(candidate)}] = true
 	}
-	faults.reached = look // before each flush: after the one before
+	faults.reached = check // before each flush: after the one before
 	vote(6, "y")
 	faults.reached = nil
-	look()
+	check()
 	if states[saved{6, "x"}] || !states[saved{5, "x"}] || !states[saved{6, "y"}] {
 		t.Fatalf("votes that a crash leaves: %v", states)
 	}

@@ -18,7 +18,7 @@ import (
 // those that a look at each key gives: after writes, deletions, transactions,
 // compactions, and a restore from a snapshot.
 func TestCounts(t *testing.T) {
-	var looked, old, limited int
+	var counted, old, limited int
 	rapid.Check(t, func(t *rapid.T) {
 		s := New()
 		key := rapid.Map(rapid.IntRange(0, 60), func(n int) []byte { return fmt.Appendf(nil, "/%02d", n) })
@@ -56,7 +56,7 @@ func TestCounts(t *testing.T) {
 				t.Fatalf("revision %d of %d, %v: count %d with %d keys, more: %v; want %d, %d, %v",
 					r.Revision, v.rev, r, got.Count, len(got.Kvs), got.More, want, kvs, more)
 			}
-			looked++
+			counted++
 			if r.Revision < v.rev {
 				old++
 			}
@@ -90,8 +90,9 @@ func TestCounts(t *testing.T) {
 			}
 		}
 	})
-	if looked < 100 || old < looked/10 || limited < looked/20 {
-		t.Errorf("%d counts, %d of them of old revisions and %d beyond a limit: the test says little", looked, old, limited)
+	if counted < 100 || old < counted/10 || limited < counted/20 {
+		t.Errorf("%d counts, %d of them of old revisions and %d beyond a limit: the test says little", counted, old,
+			limited)
 	}
 }
 

@@ -14,8 +14,9 @@ import (
 const (
 	// leastTimeout is Linux' least time until it sends again what was not acknowledged. Each time after that is twice as long.
 	leastTimeout = 200 * time.Millisecond
-	// triesInVain is after how many of them a connection is left: the next one comes later than a new connection takes. Of packets that are lost by chance, three in a row are rare.
-	triesInVain = 2
+	// failedTries is after how many of them a connection is left: the next one comes later than a new connection takes.
+	// Of packets that are lost by chance, three in a row are rare.
+	failedTries = 2
 )
 
 // retransmitter is a connection that can say itself what the kernel says of its own. Those of memnet can.
@@ -29,7 +30,7 @@ func (c *conn) backsOff(now time.Time) bool {
 	if c.t.clock(now)-c.heard.Load() < int64(leastTimeout) {
 		return false // the kernel need not be asked while answers come in
 	}
-	return retransmits(c.Conn) >= triesInVain
+	return retransmits(c.Conn) >= failedTries
 }
 
 // retransmits is 0 for a connection that has been closed, and for one of which nothing is known.

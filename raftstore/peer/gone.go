@@ -15,10 +15,10 @@ import (
 const (
 	// goneDial bounds a call by which a server is found to be dead.
 	goneDial = 100 * time.Millisecond
-	// goneLooks is how often to call. A process that dies loses its
+	// goneDials is how often to call. A process that dies loses its
 	// connections one by one: its listener may outlive those that broke for a
 	// few milliseconds. The pause between the calls doubles, from goneFirst.
-	goneLooks = 6
+	goneDials = 6
 	goneFirst = 4 * time.Millisecond
 )
 
@@ -52,9 +52,9 @@ func (t *Transport) broke(p *peer, err error) {
 			return
 		}
 		t.mu.Lock()
-		told := t.onGone
+		callbacks := t.onGone
 		t.mu.Unlock()
-		for _, f := range told {
+		for _, f := range callbacks {
 			f(raft.ServerID(p.id))
 		}
 	})
@@ -63,7 +63,7 @@ func (t *Transport) broke(p *peer, err error) {
 // refuses says whether nobody listens at an address any more.
 func (t *Transport) refuses(address string) bool {
 	pause := goneFirst
-	for range goneLooks {
+	for range goneDials {
 		ctx, cancel := context.WithTimeout(t.ctx, goneDial)
 		c, err := t.opts.Dial(ctx, address)
 		cancel()

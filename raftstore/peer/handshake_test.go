@@ -159,8 +159,8 @@ func TestSlowHandshake(t *testing.T) {
 			_, err := c.Read(make([]byte, 1))
 			return !errors.Is(err, os.ErrDeadlineExceeded)
 		}
-		const strangers = 2 * maxUnidentified
-		for i := range strangers {
+		const unidentified = 2 * maxUnidentified
+		for i := range unidentified {
 			c, err := m.dial(2)(t.Context(), "b")
 			if err != nil {
 				t.Fatal(err)
@@ -177,8 +177,9 @@ func TestSlowHandshake(t *testing.T) {
 		}
 		synctest.Wait()
 		for i, c := range slow { // the call's connection is one more
-			if want := i <= strangers-maxUnidentified; gone(c) != want {
-				t.Fatalf("of %d connections, the one numbered %d was hung up on: %v, want %v", strangers, i, !want, want)
+			if want := i <= unidentified-maxUnidentified; gone(c) != want {
+				t.Fatalf("of %d connections, the one numbered %d was hung up on: %v, want %v", unidentified, i, !want,
+					want)
 			}
 		}
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over

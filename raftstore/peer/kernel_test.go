@@ -93,7 +93,7 @@ func TestKernelBacksOff(t *testing.T) {
 			if _, err := a.Call(ctx, address, "echo", nil); err == nil {
 				t.Error("a call was answered")
 			}
-			until(t, "TCP sends again twice", func() bool { return retransmits(old) >= triesInVain })
+			until(t, "TCP sends again twice", func() bool { return retransmits(old) >= failedTries })
 			if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
 				t.Error(err)
 			}
@@ -129,7 +129,7 @@ func TestKernelAcknowledges(t *testing.T) {
 	if a.onlyConn(t) != conn {
 		t.Error("another connection was made")
 	}
-	if k := retransmits(conn); k >= triesInVain { // once it may be: a busy kernel is late with an acknowledgement
+	if k := retransmits(conn); k >= failedTries { // once it may be: a busy kernel is late with an acknowledgement
 		t.Errorf("sent again %d times", k)
 	}
 
@@ -152,7 +152,7 @@ func TestKernelAcknowledges(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
-	if k := retransmits(c); k >= triesInVain {
+	if k := retransmits(c); k >= failedTries {
 		t.Errorf("sent again %d times", k)
 	}
 	_ = c.Close()

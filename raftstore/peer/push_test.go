@@ -17,9 +17,9 @@ func TestCommitted(t *testing.T) {
 		var stalls atomic.Bool
 		a := start(t, m, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
 		b := start(t, m, 1, "b.1", nil)
-		told := make(chan *raft.AppendEntriesRequest, 100)
+		requests := make(chan *raft.AppendEntriesRequest, 100)
 		b.setRespond(func(rpc raft.RPC) {
-			told <- rpc.Command.(*raft.AppendEntriesRequest)
+			requests <- rpc.Command.(*raft.AppendEntriesRequest)
 			b.friendly(rpc)
 		})
 		entry := func(index uint64) {
@@ -28,20 +28,20 @@ func TestCommitted(t *testing.T) {
 			if err := a.AppendEntries(b.id, b.address, r, new(raft.AppendEntriesResponse)); err != nil {
 				t.Fatal(err)
 			}
-			if got := <-told; len(got.Entries) != 1 || got.Entries[0].Index != index {
+			if got := <-requests; len(got.Entries) != 1 || got.Entries[0].Index != index {
 				t.Fatalf("%+v", got)
 			}
 		}
 		silence := func() {
 			t.Helper()
 			synctest.Wait()
-			if len(told) > 0 {
-				t.Fatalf("%+v", <-told)
+			if len(requests) > 0 {
+				t.Fatalf("%+v", <-requests)
 			}
 		}
 		commit := func(index uint64) {
 			t.Helper()
-			got := <-told
+			got := <-requests
 			if len(got.Entries) != 0 || got.Term != 3 || got.PrevLogEntry < index || got.PrevLogTerm != 3 || got.LeaderCommitIndex != index || string(got.ID) != "a.1" {
 				t.Fatalf("%+v", got)
 			}
@@ -71,7 +71,7 @@ func TestCommitted(t *testing.T) {
 		go func() {
 			answered <- a.AppendEntries(b.id, b.address, a.entries(3, 8), new(raft.AppendEntriesResponse))
 		}()
-		<-told
+		<-requests
 		a.Committed(3, 8)
 		silence()
 		if err := <-answered; err != nil {

@@ -230,10 +230,10 @@ func TestLeaderSeen(t *testing.T) {
 		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
 		var changes atomic.Int32
 		c.OnLeader(func() { changes.Add(1) })
-		check := func(leader *server, term uint64, told int32) {
+		check := func(leader *server, term uint64, reports int32) {
 			t.Helper()
 			id, address, seen := c.LeaderSeen()
-			if id != leader.id || address != leader.address || seen != term || changes.Load() != told {
+			if id != leader.id || address != leader.address || seen != term || changes.Load() != reports {
 				t.Fatalf("saw %q at %q in %d, told %d times", id, address, seen, changes.Load())
 			}
 		}

@@ -29,7 +29,7 @@ func TestProgressBesideEvents(t *testing.T) {
 			defer close(ended)
 			h.RunProgress(ctx)
 		}()
-		told, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("k"), ProgressNotify: true})
+		notified, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("k"), ProgressNotify: true})
 		other, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("k")})
 		for range 3 {
 			time.Sleep(30 * time.Second) // fake time
@@ -38,15 +38,15 @@ func TestProgressBesideEvents(t *testing.T) {
 			h.dispatch(view)
 			time.Sleep(30 * time.Second) // fake time
 			synctest.Wait()
-			for _, w := range []*Watcher{told, other} {
+			for _, w := range []*Watcher{notified, other} {
 				if d, ok := w.poll(); !ok || len(d.Events) != 1 {
 					t.Fatalf("instead of an event: %+v %v", d, ok)
 				}
 			}
-			if d, ok := told.poll(); !ok || len(d.Events) > 0 || d.Revision != view.Revision() {
+			if d, ok := notified.poll(); !ok || len(d.Events) > 0 || d.Revision != view.Revision() {
 				t.Fatalf("at revision %d it is told %+v, %v", view.Revision(), d, ok)
 			}
-			for _, w := range []*Watcher{told, other} {
+			for _, w := range []*Watcher{notified, other} {
 				if d, ok := w.poll(); ok {
 					t.Fatalf("after that %+v", d)
 				}
@@ -67,8 +67,8 @@ func TestProgressIsNeverAhead(t *testing.T) {
 	}
 }
 
-// told is a watch and what it has heard.
-type told struct {
+// notifiedWatch is a watch and the events that it has received.
+type notifiedWatch struct {
 	*Watcher
 	key, end string
 	next     int64 // the first revision of which it has not heard
@@ -76,7 +76,7 @@ type told struct {
 	over     bool
 }
 
-func (w *told) wants(key string) bool {
+func (w *notifiedWatch) wants(key string) bool {
 	return key == w.key || w.end != "" && key >= w.key && (key < w.end || w.end == "\x00")
 }
 
@@ -88,7 +88,7 @@ func progressOfRandomWatches(t *testing.T, r *rand.Rand) {
 	h := NewHub(Options{View: func() *mvcc.View { return view }})
 	written := map[int64]string{view.Revision(): "a"} // the key of each revision
 	last, compacted := view.Revision(), int64(0)
-	var watches []*told
+	var watches []*notifiedWatch
 	for range 300 {
 		switch r.IntN(12) {
 		case 0, 1, 2: // a write, or as many as no queue takes
@@ -114,7 +114,7 @@ func progressOfRandomWatches(t *testing.T, r *rand.Rand) {
 				view = state.Freeze()
 			}
 		case 6:
-			w := &told{key: keys[r.IntN(len(keys))], end: []string{"", "", "c", "\x00"}[r.IntN(4)]}
+			w := &notifiedWatch{key: keys[r.IntN(len(keys))], end: []string{"", "", "c", "\x00"}[r.IntN(4)]}
 			if w.end == "c" && w.key == "c" {
 				w.end = ""
 			}
@@ -160,7 +160,7 @@ func progressOfRandomWatches(t *testing.T, r *rand.Rand) {
 	}
 }
 
-func readSome(t *testing.T, r *rand.Rand, watches []*told, written map[int64]string) {
+func readSome(t *testing.T, r *rand.Rand, watches []*notifiedWatch, written map[int64]string) {
 	for _, w := range watches {
 		if r.IntN(2) == 0 {
 			w.hear(t, written)
@@ -169,7 +169,7 @@ func readSome(t *testing.T, r *rand.Rand, watches []*told, written map[int64]str
 }
 
 // hear takes one delivery, if there is one.
-func (w *told) hear(t *testing.T, written map[int64]string) bool {
+func (w *notifiedWatch) hear(t *testing.T, written map[int64]string) bool {
 	if w.over {
 		return false
 	}
