@@ -36,9 +36,9 @@ func (d delegate) NotifyMsg(text []byte) {
 	switch name := string(text[1:]); text[0] {
 	case byeMessage:
 		d.m.roster.saidBye(name)
-		d.m.o.Reach.Stopped(name)
-	case lookMessage:
-		d.m.o.Reach.Told(name)
+		d.m.o.Reach.NodeLeft(name)
+	case failureMessage:
+		d.m.o.Reach.PeerReportedFailure(name)
 	default: // of a newer version
 	}
 }
@@ -79,11 +79,11 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	switch after := e.m.roster.gone(n.Name); {
 	case after.Self:
 	case after.State == Left:
-		e.m.o.Reach.Stopped(n.Name)
+		e.m.o.Reach.NodeLeft(n.Name)
 		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
 	default:
 		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
-		e.m.o.Reach.Silent(n.Name)
+		e.m.o.Reach.ProbeFailed(n.Name)
 		if e.m.o.Suspect != nil {
 			e.m.o.Suspect(n.Name)
 		}
@@ -102,7 +102,7 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	}
 	ip, _ := netip.AddrFromSlice(n.Addr)
 	if n.Name != m.o.Name {
-		m.o.Reach.Came(n.Name, n.Port)
+		m.o.Reach.NodeJoined(n.Name, n.Port)
 	}
 	return m.roster.update(n.Name, func(i *Info) {
 		i.State, i.Address, i.Meta = Alive, netip.AddrPortFrom(ip.Unmap(), n.Port), meta

@@ -181,7 +181,7 @@ func (s *searcher) drop(address netip.AddrPort) {
 }
 
 // look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for answers.
-func (s *searcher) look(ctx context.Context) {
+func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
 	s.found = merge(found, s.found[:min(len(s.found), maxFound)])

@@ -10,14 +10,14 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// told counts what a Reach is told.
-type told struct {
-	nobody
-	stopped, told int
+// counts is a Reach that counts its calls.
+type counts struct {
+	nopObserver
+	left, reported int
 }
 
-func (r *told) Stopped(string) { r.stopped++ }
-func (r *told) Told(string)    { r.told++ }
+func (r *counts) NodeLeft(string)            { r.left++ }
+func (r *counts) PeerReportedFailure(string) { r.reported++ }
 
 // unheard is a member with two others, which hears nothing but what a test says.
 func unheard(reach Reach) *Member {
@@ -34,12 +34,12 @@ func unheard(reach Reach) *Member {
 // FuzzMessage: a message of a member's, who may be anybody with the key, makes nobody a member, and no member a dead one.
 func FuzzMessage(f *testing.F) {
 	f.Add([]byte{byeMessage, 'a'})
-	f.Add([]byte{lookMessage, 'b'})
+	f.Add([]byte{failureMessage, 'b'})
 	f.Add([]byte{byeMessage, 's', 'e', 'l', 'f'})
 	f.Add([]byte{3, 0xff})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, text []byte) {
-		reach := &told{}
+		reach := &counts{}
 		m := unheard(reach)
 		delegate{m}.NotifyMsg(text)
 		all := m.Members()
@@ -51,8 +51,8 @@ func FuzzMessage(f *testing.F) {
 				t.Errorf("%s is %s", i.Name, i.State)
 			}
 		}
-		if reach.stopped+reach.told > 1 {
-			t.Errorf("told %+v", reach)
+		if reach.left+reach.reported > 1 {
+			t.Errorf("counted %+v", reach)
 		}
 	})
 }
@@ -66,7 +66,7 @@ func FuzzMember(f *testing.F) {
 	f.Add("self", []byte{}, []byte{}, uint16(1))
 	f.Add("../\x1b[2J", []byte{metaFormat, tagProtocol, 1, 99}, []byte("sixteen bytes.. "), uint16(1))
 	f.Fuzz(func(t *testing.T, name string, meta, address []byte, port uint16) {
-		m := unheard(nobody{})
+		m := unheard(nopObserver{})
 		n := &memberlist.Node{Name: name, Meta: meta, Addr: address, Port: port}
 		if err := (names{m}).NotifyAlive(n); err != nil {
 			if len(m.Members()) != 3 {

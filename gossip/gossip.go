@@ -89,8 +89,8 @@ type Member struct {
 	ring   *memberlist.Keyring
 	roster *roster
 	log    *libraryLog
-	// told wakes Run when Meta has changed; one: a second change is told with the first.
-	told chan struct{}
+	// metaChanged wakes Run when Meta has changed; one: a second change is sent with the first.
+	metaChanged chan struct{}
 	// failed has the error of a socket that broke; one: the first is told.
 	failed    chan error
 	transport *transport
@@ -113,11 +113,11 @@ func New(o Options) (*Member, error) {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
 	if o.Reach == nil {
-		o.Reach = nobody{}
+		o.Reach = nopObserver{}
 	}
 	m := &Member{
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
-		told: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
+		metaChanged: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
 	}
 	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
 	for _, k := range readKnown(o.File) {
@@ -201,7 +201,7 @@ func (m *Member) Update(f func(*Meta)) {
 	f(&m.meta)
 	m.mu.Unlock()
 	select {
-	case m.told <- struct{}{}:
+	case m.metaChanged <- struct{}{}:
 	default: // it will be read with the last one
 	}
 }
@@ -242,7 +242,7 @@ func (m *Member) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case err = <-m.failed:
-		case <-m.told:
+		case <-m.metaChanged:
 			if err := m.list.UpdateNode(leaveTimeout); err != nil { // it goes with the next exchange all the same
 				m.o.Logger.Debug("gossip: the news of this machine was not sent at once", "error", err)
 			}
@@ -285,7 +285,7 @@ func (m *Member) find(ctx context.Context) {
 	for {
 		if m.o.Lost != nil && m.o.Lost() {
 			if lost++; lost > lostRounds {
-				m.search.look(ctx)
+				m.search.search(ctx)
 			}
 		} else if lost > 0 {
 			lost = 0

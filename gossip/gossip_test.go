@@ -388,13 +388,15 @@ func TestBadNames(t *testing.T) {
 			o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		})
 		h := g.net.host(at(50))
-		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Reach: nobody{}, Logger: slog.New(slog.DiscardHandler)}
+		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Reach: nopObserver{},
+			Logger: slog.New(slog.DiscardHandler)}
 		if _, err := New(o); err == nil {
 			t.Error("a program of ours takes such a name")
 		}
 		h = g.net.host(at(51))
 		o.Address, o.Packets, o.Streams = at(51), h, h
-		bad := &Member{o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger}, told: make(chan struct{}, 1), failed: make(chan error, 1)}
+		bad := &Member{o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
+			metaChanged: make(chan struct{}, 1), failed: make(chan error, 1)}
 		var err error
 		if bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0]); err != nil {
 			t.Fatal(err)

@@ -23,14 +23,14 @@ func (e *ear) note(what string) {
 	e.heard = append(e.heard, what)
 }
 
-func (e *ear) Came(name string, port uint16) {
+func (e *ear) NodeJoined(name string, port uint16) {
 	if port == 6443 {
 		e.note("came " + name)
 	}
 }
-func (e *ear) Stopped(name string) { e.note("stopped " + name) }
-func (e *ear) Silent(name string)  { e.note("silent " + name) }
-func (e *ear) Told(name string)    { e.note("told " + name) }
+func (e *ear) NodeLeft(name string)            { e.note("stopped " + name) }
+func (e *ear) ProbeFailed(name string)         { e.note("silent " + name) }
+func (e *ear) PeerReportedFailure(name string) { e.note("told " + name) }
 
 // has says whether something was heard, and forgets all.
 func (e *ear) has(what string) bool {

@@ -22,8 +22,8 @@ const (
 	ALPN = "coracle-gossip/1"
 	// handshakeTimeout is how long the other end may take to say who it is.
 	handshakeTimeout = 10 * time.Second
-	// maxStrangers is how many connections may be about to say who they are; see connlimit.
-	maxStrangers = 256
+	// maxUnauthenticated is how many connections may be about to say who they are; see connlimit.
+	maxUnauthenticated = 256
 
 	nodeGroup = "system:nodes"
 )
@@ -92,19 +92,19 @@ func (t Trust) verify(s tls.ConnectionState) error {
 
 // tlsStreams are Streams over TCP and TLS.
 type tlsStreams struct {
-	listener  net.Listener
-	config    *tls.Config
-	strangers connlimit.Table
-	ready     chan net.Conn // unbuffered: a connection is ours until somebody takes it
-	closed    chan struct{}
-	once      sync.Once
-	running   sync.WaitGroup
+	listener        net.Listener
+	config          *tls.Config
+	unauthenticated connlimit.Table
+	ready           chan net.Conn // unbuffered: a connection is ours until somebody takes it
+	closed          chan struct{}
+	once            sync.Once
+	running         sync.WaitGroup
 }
 
 // NewStreams takes connections from a listener, on which TLS has not begun, and does TLS by t.
 func NewStreams(l net.Listener, t Trust) Streams {
 	s := &tlsStreams{
-		listener: l, config: t.Config(), strangers: connlimit.Table{Max: maxStrangers},
+		listener: l, config: t.Config(), unauthenticated: connlimit.Table{Max: maxUnauthenticated},
 		ready: make(chan net.Conn), closed: make(chan struct{}),
 	}
 	s.running.Go(s.listen)
@@ -124,7 +124,7 @@ func (s *tlsStreams) listen() {
 func (s *tlsStreams) handshake(raw net.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	defer cancel()
-	identified, ok := s.strangers.Add(raw.RemoteAddr(), cancel)
+	identified, ok := s.unauthenticated.Add(raw.RemoteAddr(), cancel)
 	if !ok {
 		_ = raw.Close() // nobody to tell
 		return
@@ -162,7 +162,7 @@ func (s *tlsStreams) Close() error {
 	s.once.Do(func() {
 		close(s.closed)
 		err = s.listener.Close()
-		s.strangers.Close()
+		s.unauthenticated.Close()
 	})
 	s.running.Wait()
 	return err

@@ -71,7 +71,7 @@ func TestStreams(t *testing.T) {
 	server := servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, later)
 	node := clients.issue("system:node:n", nodeGroup, x509.ExtKeyUsageClientAuth, later)
 	members := map[string]*tls.Certificate{"server": server, "node": node}
-	strangers := map[string]*tls.Certificate{
+	unauthenticated := map[string]*tls.Certificate{
 		"an administrator":           clients.issue("system:admin", "system:masters", x509.ExtKeyUsageClientAuth, later),
 		"a kubelet's serving":        servers.issue("system:node:n", "", x509.ExtKeyUsageServerAuth, later),
 		"a node's by the servers'":   servers.issue("system:node:n", nodeGroup, x509.ExtKeyUsageServerAuth, later),
@@ -138,7 +138,7 @@ func TestStreams(t *testing.T) {
 			}
 		}
 	}
-	for who, s := range strangers {
+	for who, s := range unauthenticated {
 		if talk(s, server) == nil {
 			t.Errorf("%s may call", who)
 		}

@@ -26,9 +26,9 @@ const (
 	// recheck is how often a node is checked that is not reached, recheckLong the same after longThen.
 	recheck, recheckLong = time.Second, 5 * time.Second
 	longThen             = time.Minute
-	// ownGap and toldGap are the least times between a check's end and the next one, when this machine has reason for one itself and when
-	// another member says so.
-	ownGap, toldGap = 250 * time.Millisecond, 5 * time.Second
+	// ownGap and reportedGap are the least times between a check's end and the next one, when this machine has reason
+	// for one itself and when another member says so.
+	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
 	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
 	afterBye = 20 * time.Second
 	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new machine is not
@@ -109,8 +109,8 @@ func (w *Watch) SetTell(tell func(node string)) {
 	w.tell = tell
 }
 
-// Came says that a node was heard, and what its one port is.
-func (w *Watch) Came(node string, port uint16) {
+// NodeJoined says that a node was heard, and what its one port is.
+func (w *Watch) NodeJoined(node string, port uint16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.nodes[node]
@@ -133,8 +133,8 @@ func (w *Watch) Came(node string, port uint16) {
 	w.poke()
 }
 
-// Stopped says that a node has said good-bye: its program ends, and perhaps its machine.
-func (w *Watch) Stopped(node string) {
+// NodeLeft says that a node has said good-bye: its program ends, and perhaps its machine.
+func (w *Watch) NodeLeft(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
@@ -147,11 +147,11 @@ func (w *Watch) Stopped(node string) {
 	}
 }
 
-// Silent says that a node did not answer this machine.
-func (w *Watch) Silent(node string) { w.nominate(node, ownGap) }
+// ProbeFailed says that a node did not answer this machine.
+func (w *Watch) ProbeFailed(node string) { w.nominate(node, ownGap) }
 
-// Told says that a node did not answer another machine.
-func (w *Watch) Told(node string) { w.nominate(node, toldGap) }
+// PeerReportedFailure says that a node did not answer another machine.
+func (w *Watch) PeerReportedFailure(node string) { w.nominate(node, reportedGap) }
 
 func (w *Watch) nominate(node string, gap time.Duration) {
 	w.mu.Lock()

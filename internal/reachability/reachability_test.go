@@ -21,13 +21,13 @@ import (
 type world struct {
 	*Watch
 
-	mu     sync.Mutex
-	late   map[string]bool // the API does not have them yet
-	dead   map[string]bool
-	trip   time.Duration
-	hung   time.Duration // what a check lasts longer than it may: this machine is short of CPU
-	checks map[string]int
-	told   []string
+	mu       sync.Mutex
+	late     map[string]bool // the API does not have them yet
+	dead     map[string]bool
+	trip     time.Duration
+	hung     time.Duration // what a check lasts longer than it may: this machine is short of CPU
+	checks   map[string]int
+	reported []string
 }
 
 const port = 6443
@@ -47,7 +47,7 @@ func run(t *testing.T, f func(*world)) {
 			Tell: func(node string) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
-				w.told = append(w.told, node)
+				w.reported = append(w.reported, node)
 			},
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -128,7 +128,7 @@ func (w *world) want(t *testing.T, what string, down ...string) {
 func TestWatch(t *testing.T) {
 	run(t, func(w *world) {
 		for _, n := range []string{"n1", "n2", "n3", "other"} {
-			w.Came(n, port)
+			w.NodeJoined(n, port)
 		}
 		time.Sleep(verifyWithin)
 		for _, n := range []string{"n1", "n2"} {
@@ -145,10 +145,10 @@ func TestWatch(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.want(t, "nobody was nominated")
 		changed := w.Changed()
-		w.Told("n1")
-		w.Told("n2")
-		w.Told("other")
-		w.Told("unheard of")
+		w.PeerReportedFailure("n1")
+		w.PeerReportedFailure("n2")
+		w.PeerReportedFailure("other")
+		w.PeerReportedFailure("unheard of")
 		time.Sleep(patience + time.Second/2)
 		w.want(t, "its own check decides, whoever nominated it", "n1")
 		select {
@@ -157,8 +157,8 @@ func TestWatch(t *testing.T) {
 			t.Error("the channel is not closed")
 		}
 		w.set(func() {
-			if !slices.Equal(w.told, []string{"n1"}) {
-				t.Errorf("others are told of %v", w.told)
+			if !slices.Equal(w.reported, []string{"n1"}) {
+				t.Errorf("others are told of %v", w.reported)
 			}
 		})
 		if n := w.checked("n2"); n != 1 {
@@ -169,7 +169,7 @@ func TestWatch(t *testing.T) {
 		if n := w.checked("n1"); n > 24*3600/5 {
 			t.Errorf("%d checks in a day of a node that stays away", n)
 		}
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		w.want(t, "that gossip hears it does not say that this machine reaches it", "n1")
 		w.kill()
 		time.Sleep(firstPatience + recheckLong + time.Second) // a check may have begun just before, and the next one takes a moment
@@ -179,10 +179,10 @@ func TestWatch(t *testing.T) {
 
 func TestComesBackAtOnce(t *testing.T) {
 	run(t, func(w *world) {
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
 		w.kill("n1")
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		time.Sleep(time.Second)
 		w.want(t, "dead", "n1")
 		time.Sleep(time.Hour)
@@ -196,9 +196,9 @@ func TestComesBackAtOnce(t *testing.T) {
 func TestNeverReachedIsNeverMarked(t *testing.T) {
 	run(t, func(w *world) {
 		w.kill("n1")
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		for range 1000 {
-			w.Silent("n1")
+			w.ProbeFailed("n1")
 			time.Sleep(time.Second)
 		}
 		w.want(t, "a node behind a router")
@@ -210,11 +210,11 @@ func TestNeverReachedIsNeverMarked(t *testing.T) {
 
 func TestShortOfCPU(t *testing.T) {
 	run(t, func(w *world) {
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
 		w.set(func() { w.hung = 2 * lateBy })
 		w.kill("n1")
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		time.Sleep(time.Minute)
 		w.want(t, "a check that lasted too long does not count")
 		w.set(func() { w.hung = 0 })
@@ -227,9 +227,9 @@ func TestShortOfCPU(t *testing.T) {
 func TestSlowNetwork(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.trip = 900 * time.Millisecond })
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin + time.Second)
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		time.Sleep(time.Minute)
 		w.want(t, "as slow as it was")
 		if n := w.checked("n1"); n != 2 {
@@ -241,11 +241,11 @@ func TestSlowNetwork(t *testing.T) {
 // A machine that is shut down says good-bye, and is not nominated any more.
 func TestGoodbye(t *testing.T) {
 	run(t, func(w *world) {
-		w.Came("n1", port)
-		w.Came("n2", port)
+		w.NodeJoined("n1", port)
+		w.NodeJoined("n2", port)
 		time.Sleep(verifyWithin)
-		w.Stopped("n1")
-		w.Stopped("n2")
+		w.NodeLeft("n1")
+		w.NodeLeft("n2")
 		time.Sleep(5 * time.Second)
 		w.want(t, "the programs have stopped, and the pods run")
 		w.kill("n1")
@@ -264,7 +264,7 @@ func TestGoodbye(t *testing.T) {
 func TestBounds(t *testing.T) {
 	run(t, func(w *world) {
 		for i := range 2 * mostNodes {
-			w.Came(fmt.Sprintf("x%d", i), port)
+			w.NodeJoined(fmt.Sprintf("x%d", i), port)
 		}
 		time.Sleep(24 * time.Hour)
 		w.Watch.mu.Lock()
@@ -272,12 +272,12 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%d nodes that the API does not have are known", n)
 		}
 		w.Watch.mu.Unlock()
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
 		w.checked("n1")
 		for range 6000 {
-			w.Told("n1")
-			w.Stopped("n9")
+			w.PeerReportedFailure("n1")
+			w.NodeLeft("n9")
 			time.Sleep(10 * time.Millisecond)
 		}
 		if n := w.checked("n1"); n > 13 {
@@ -294,12 +294,12 @@ func TestBounds(t *testing.T) {
 func TestKnownLate(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(3 * time.Second) // fake time
 		w.set(func() { w.late["n1"] = false })
 		time.Sleep(4 * time.Second) // fake time
 		w.kill("n1")
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		time.Sleep(2 * time.Second) // fake time
 		w.want(t, "a node that died seconds after the API had it", "n1")
 	})
@@ -309,13 +309,13 @@ func TestKnownLate(t *testing.T) {
 func TestKnownLong(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		time.Sleep(5 * time.Minute) // fake time
-		w.Came("n1", port)
+		w.NodeJoined("n1", port)
 		w.set(func() { w.late["n1"] = false })
 		time.Sleep(verifyWithin) // fake time
 		w.kill("n1")
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		time.Sleep(2 * time.Second) // fake time
 		w.want(t, "a node that died seconds after it came", "n1")
 	})
@@ -324,22 +324,22 @@ func TestKnownLong(t *testing.T) {
 // TestForgottenAmid: a Node is deleted while its machine starts anew, and is looked at just then. It is one that was never reached then, and is when it is back.
 func TestForgottenAmid(t *testing.T) {
 	run(t, func(w *world) {
-		w.Came("n1", port)
-		w.Came("n2", port)
+		w.NodeJoined("n1", port)
+		w.NodeJoined("n2", port)
 		time.Sleep(verifyWithin) // fake time
 		w.kill("n2")
-		w.Silent("n2")
-		w.Stopped("n1")
+		w.ProbeFailed("n2")
+		w.NodeLeft("n1")
 		w.set(func() { w.late["n1"] = true })
 		time.Sleep(time.Second / 2) // fake time
-		w.Came("n1", port)          // gossip is back before the API has it
+		w.NodeJoined("n1", port)    // gossip is back before the API has it
 		time.Sleep(3 * time.Second) // fake time
 		w.want(t, "one has stopped", "n2")
 		w.set(func() { w.late["n1"], w.late["n2"] = false, true })
 		time.Sleep(4 * time.Second) // fake time
 		w.want(t, "the Node of the other one is gone")
 		w.kill("n1", "n2")
-		w.Silent("n1")
+		w.ProbeFailed("n1")
 		w.set(func() { w.late["n2"] = false })
 		time.Sleep(time.Minute) // fake time
 		w.want(t, "dead, and another machine of the other one's name was never reached", "n1")
@@ -352,26 +352,26 @@ func TestManyAway(t *testing.T) {
 		nodes := make([]string, 255)
 		for i := range nodes {
 			nodes[i] = fmt.Sprintf("n%d", i)
-			w.Came(nodes[i], port)
+			w.NodeJoined(nodes[i], port)
 		}
 		time.Sleep(verifyWithin + time.Second) // fake time
 		gone := nodes[:240]
 		w.kill(gone...)
 		for _, n := range gone {
-			w.Silent(n)
+			w.ProbeFailed(n)
 		}
 		time.Sleep(10 * time.Second) // fake time
 		w.want(t, "most have vanished", slices.Sorted(slices.Values(gone))...)
 		for range 20 {
 			time.Sleep(777 * time.Millisecond) // fake time
 			w.kill(append(slices.Clone(gone), "n250")...)
-			w.Silent("n250")
+			w.ProbeFailed("n250")
 			time.Sleep(time.Second) // fake time
 			if !w.Nodes()["n250"] {
 				t.Error("one more has died, and is not found for a second")
 			}
 			w.kill(gone...)
-			w.Came("n250", port)
+			w.NodeJoined("n250", port)
 			time.Sleep(time.Second) // fake time
 			if w.Nodes()["n250"] {
 				t.Error("one has come back, and is not found for a second")
@@ -395,8 +395,8 @@ func TestManyAway(t *testing.T) {
 // TestManyBehindRouters: where most nodes are such as no other one can connect to, one of the others that dies is found as soon as ever, and a new one is tried as soon.
 func TestManyBehindRouters(t *testing.T) {
 	run(t, func(w *world) {
-		w.Came("n250", port)
-		w.Came("n251", port)
+		w.NodeJoined("n250", port)
+		w.NodeJoined("n251", port)
 		time.Sleep(verifyWithin) // fake time
 		far := make([]string, 240)
 		for i := range far {
@@ -404,25 +404,25 @@ func TestManyBehindRouters(t *testing.T) {
 		}
 		w.kill(far...)
 		for _, n := range far {
-			w.Came(n, port)
+			w.NodeJoined(n, port)
 		}
 		for i := range 40 {
 			time.Sleep(777 * time.Millisecond) // fake time
 			w.kill(append(slices.Clone(far), "n250")...)
-			w.Silent("n250")
+			w.ProbeFailed("n250")
 			time.Sleep(time.Second) // fake time
 			if !w.Nodes()["n250"] {
 				t.Errorf("round %d: one has died, and is not found for a second", i)
 			}
 			w.kill(far...)
-			w.Came("n250", port)
+			w.NodeJoined("n250", port)
 			time.Sleep(time.Second) // fake time
 			w.want(t, fmt.Sprintf("round %d: one has come back", i))
 		}
-		w.Came("n252", port)
+		w.NodeJoined("n252", port)
 		time.Sleep(verifyWithin + firstPatience) // fake time
 		w.kill(append(slices.Clone(far), "n252")...)
-		w.Silent("n252")
+		w.ProbeFailed("n252")
 		time.Sleep(time.Second) // fake time
 		w.want(t, "a new one was reached, and is not now", "n252")
 		time.Sleep(time.Hour) // fake time
