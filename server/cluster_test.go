@@ -418,13 +418,13 @@ func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Co
 	t.Helper()
 	other := rest.CopyConfig(admin)
 	other.Impersonate = rest.ImpersonationConfig{UserName: "somebody", Groups: []string{"system:authenticated"}}
-	somebody, err := kubernetes.NewForConfig(other)
+	authenticated, err := kubernetes.NewForConfig(other)
 	if err != nil {
 		t.Fatal(err)
 	}
 	common, inSystem := documentedNetworkRules(t)
 	for namespace, want := range map[string][]string{"default": common, metav1.NamespaceSystem: slices.Concat(common, inSystem)} {
-		everybodys := rulesOf(t, somebody, namespace)
+		everybodys := rulesOf(t, authenticated, namespace)
 		got := slices.DeleteFunc(rulesOf(t, network, namespace), func(rule string) bool { return slices.Contains(everybodys, rule) })
 		slices.Sort(want)
 		if !slices.Equal(got, want) {

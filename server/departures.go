@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	// departureLook is how often the pods of a node that leaves are looked at again. Only then is anything asked.
-	departureLook = time.Second
+	// departurePoll is how often the pods of a node that leaves are looked at again. Only then is anything asked.
+	departurePoll = time.Second
 	// departedAfter is how long a node that leaves has not been Ready when its pods are given up: a machine is silent for a moment now and then.
 	departedAfter = time.Minute
 	// departureSince is the annotation in which the leader notes when it first saw the order, so that its successor goes on from there. The value is a time
@@ -80,7 +80,7 @@ func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
 		}
 		again = nil
 		if d.once(ctx) {
-			again = time.After(departureLook)
+			again = time.After(departurePoll)
 		}
 	}
 }

@@ -18,13 +18,14 @@ import (
 )
 
 const (
-	// rotationLook is how often a rotation looks who has the keys, nodesLook how often which nodes there are.
-	rotationLook, nodesLook = 500 * time.Millisecond, 5 * time.Second
+	// rotationPoll is how often a rotation looks who has the keys, nodesPoll how often which nodes there are.
+	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
 	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it within
 	// seconds, and once a minute where it hears nobody.
 	rotationPatience = 3 * time.Minute
-	// strangerPatience is the same for members that have no Node: machines that are about to register, and servers without one.
-	strangerPatience = 15 * time.Second
+	// nodelessPatience is the same for members that have no Node: machines that are about to register, and servers
+	// without one.
+	nodelessPatience = 15 * time.Second
 )
 
 // GossipRotation is what replacing the gossip key needs.
@@ -114,7 +115,7 @@ func (r GossipRotation) change(ctx context.Context, generation uint64, next func
 func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
 	last, began := "", time.Now()
 	var nodes map[string]bool
-	var looked time.Time
+	var listed time.Time
 	for {
 		members, err := r.Members(ctx)
 		if err != nil {
@@ -122,25 +123,26 @@ func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
 		}
 		behind, alive := membersBehind(members, generation)
 		waited := time.Since(began)
-		var strangers []string
+		var nodeless []string
 		if len(behind) > 0 {
-			if nodes == nil || time.Since(looked) >= nodesLook {
+			if nodes == nil || time.Since(listed) >= nodesPoll {
 				if nodes, err = r.nodes(ctx); err != nil {
 					return err
 				}
-				looked = time.Now()
+				listed = time.Now()
 			}
-			if waited >= strangerPatience {
+			if waited >= nodelessPatience {
 				all := behind
 				behind = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !nodes[name] })
-				strangers = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return nodes[name] })
+				nodeless = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return nodes[name] })
 			}
 		}
 		text := strings.Join(behind, ", ")
 		switch {
 		case alive > 0 && len(behind) == 0:
-			if len(strangers) > 0 {
-				r.Progress("  not waited for, since the cluster has no Node of that name: " + strings.Join(strangers, ", "))
+			if len(nodeless) > 0 {
+				r.Progress("  not waited for, since the cluster has no Node of that name: " + strings.Join(nodeless,
+					", "))
 			}
 			return nil
 		case waited >= rotationPatience:
@@ -149,12 +151,13 @@ func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
 				"(kubectl delete node NAME); then run the rotation again, and it goes on", rotationPatience, text)
 		case text != last:
 			last = text
-			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(strangers), alive, text))
+			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(nodeless), alive,
+				text))
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w", ctx.Err())
-		case <-time.After(rotationLook):
+		case <-time.After(rotationPoll):
 		}
 	}
 }

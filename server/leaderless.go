@@ -19,9 +19,10 @@ import (
 // leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The question itself takes seconds then.
 const leaderlessRetry = 200 * time.Millisecond
 
-// whileNobodyLeads does something that needs the store, again and again as long as what keeps it from that passes by itself: the leader that was there when the store became ready may be gone a
-// moment later, and a server does not end because of that.
-func (s *Server) whileNobodyLeads(ctx context.Context, do func() error) error {
+// retryUntilLeader does something that needs the store, again and again as long as what keeps it from that passes by
+// itself: the leader that was there when the store became ready may be gone a moment later, and a server does not end
+// because of that.
+func (s *Server) retryUntilLeader(ctx context.Context, do func() error) error {
 	last := ""
 	for {
 		err := do()
@@ -49,7 +50,7 @@ func (s *Server) whileNobodyLeads(ctx context.Context, do func() error) error {
 
 // awaitStore waits until the store answers what only a leader's word makes sure.
 func (s *Server) awaitStore(ctx context.Context, store *raftstore.Store) error {
-	return s.whileNobodyLeads(ctx, func() error {
+	return s.retryUntilLeader(ctx, func() error {
 		_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
 		return err
 	})

@@ -13,8 +13,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// TestWhileNobodyLeads: a server that starts outlives a store without a leader, and does not try for ever what no leader cures.
-func TestWhileNobodyLeads(t *testing.T) {
+// TestRetryUntilLeader: a server that starts outlives a store without a leader, and does not try for ever what no
+// leader cures.
+func TestRetryUntilLeader(t *testing.T) {
 	damaged := errors.New("it cannot be opened with this server's authority")
 	for name, tt := range map[string]struct {
 		errs  []error
@@ -29,7 +30,7 @@ func TestWhileNobodyLeads(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s, tries := &Server{log: slog.New(slog.DiscardHandler)}, 0
-				err := s.whileNobodyLeads(t.Context(), func() error {
+				err := s.retryUntilLeader(t.Context(), func() error {
 					if tries++; tries <= len(tt.errs) {
 						return tt.errs[tries-1]
 					}
@@ -44,7 +45,7 @@ func TestWhileNobodyLeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &Server{log: slog.New(slog.DiscardHandler)}
-		err := s.whileNobodyLeads(ctx, func() error {
+		err := s.retryUntilLeader(ctx, func() error {
 			cancel()
 			return rpctypes.ErrNoLeader
 		})

@@ -152,7 +152,8 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 
 // leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
 func (s *Server) leadersParts() []term.Part {
-	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart, s.departuresPart, s.claimsPart, s.serviceLBPart, s.ingressPart, s.gatewayPart, s.helmPart}
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart,
+		s.departuresPart, s.nodePasswordGCPart, s.serviceLBPart, s.ingressPart, s.gatewayPart, s.helmPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}

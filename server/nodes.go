@@ -37,11 +37,11 @@ const (
 	reachAtOnce = 32
 	// reachPatience bounds one try.
 	reachPatience = 2 * time.Second
-	// hangsAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here wait as long; but a disk
-	// that is merely slow must not break off what goes on between nodes and this server.
-	hangsAfter = 3 * time.Second
-	// lookAtDisk is how often that is looked at.
-	lookAtDisk = 500 * time.Millisecond
+	// stalledAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here
+	// wait as long; but a disk that is merely slow must not break off what goes on between nodes and this server.
+	stalledAfter = 3 * time.Second
+	// diskPoll is how often that is checked.
+	diskPoll = 500 * time.Millisecond
 )
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
@@ -70,59 +70,61 @@ func (s *Server) serveNodes(ctx context.Context) {
 	}
 }
 
-// sendNodesAway hangs up on nodes while all that they ask for here would be in vain, until ctx is done, and passes on to one of the other servers what the programs of this machine ask, its own
-// node among them.
-func (s *Server) sendNodesAway(ctx context.Context) {
-	ticker := time.NewTicker(lookAtDisk)
+// drainNodes closes the connections of nodes while this server cannot serve them, until ctx is done, so that they fail
+// over. What the programs of this machine ask is passed on to another server, also for its own node.
+func (s *Server) drainNodes(ctx context.Context) {
+	ticker := time.NewTicker(diskPoll)
 	defer ticker.Stop()
-	for now := (vain{}); ; {
+	for now := (serviceability{}); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if now.here && s.elsewhere() != nil {
+		if now.unable && s.elsewhere() != nil {
 			s.starting.once.Do(func() { close(s.starting.away) })
 		}
 		before := now
 		var why string
-		if now, why = s.inVain(before); now == before {
+		if now, why = s.cannotServe(before); now == before {
 			continue
 		}
 		switch {
-		case !now.here:
+		case !now.unable:
 			s.log.Info("this server can serve nodes again: they are welcome")
-		case !before.here:
+		case !before.unable:
 			s.log.Warn("nodes are sent to another server until this one can serve them", "reason", why)
 		default:
 			s.log.Info("what this machine's programs ask goes to another server: that one leads now", "server", now.leader)
 		}
-		if now.here != before.here {
-			s.tunnels.HangUp(now.here)
+		if now.unable != before.unable {
+			s.tunnels.HangUp(now.unable)
 		}
-		s.detour.Away(now.here)
+		s.detour.Away(now.unable)
 	}
 }
 
-// inVain is what is so now, after before, and why. A server whose store waits at its start has another one that was found to be ready.
-func (s *Server) inVain(before vain) (now vain, why string) {
+// cannotServe is what is so now, after before, and why. A server whose store waits at its start has another one that
+// was found to be ready.
+func (s *Server) cannotServe(before serviceability) (now serviceability, why string) {
 	if list := s.elsewhere(); len(list) > 0 {
-		return vain{here: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
+		return serviceability{unable: true, leader: list[0]},
+			"its store waits, and the server at " + list[0] + " is ready"
 	}
 	if store := s.opened.Load(); store != nil {
 		return before.next(store)
 	}
-	return vain{}, ""
+	return serviceability{}, ""
 }
 
-// vain says whether what is asked of this server waits or fails while another one would do it.
-type vain struct {
-	here   bool
+// serviceability says whether requests to this server wait or fail while another server would serve them.
+type serviceability struct {
+	unable bool
 	leader string // the address of the other one that leads
 }
 
-// hanging is what a store says of itself.
-type hanging interface {
+// storeState is what a store says of itself.
+type storeState interface {
 	Stalled() time.Duration
 	OtherLeader() string
 	TakenOut() bool
@@ -130,19 +132,19 @@ type hanging interface {
 }
 
 // next is what is so now, after v, and why.
-func (v vain) next(store hanging) (now vain, why string) {
+func (v serviceability) next(store storeState) (now serviceability, why string) {
 	leader, stalled := store.OtherLeader(), store.Stalled()
 	switch {
-	case stalled > hangsAfter && (leader != "" || v.here): // the others may be electing one
+	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing one
 		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
 	case store.TakenOut():
 		why = "it was taken out of the cluster; stop it"
 	case store.CutOff():
 		why = "it does not hear the leader, which another server reaches"
 	default:
-		return vain{}, ""
+		return serviceability{}, ""
 	}
-	return vain{here: true, leader: cmp.Or(leader, v.leader)}, why
+	return serviceability{unable: true, leader: cmp.Or(leader, v.leader)}, why
 }
 
 // reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.

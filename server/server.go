@@ -193,7 +193,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.membership.run(outlasting) })
 	defer s.detour.End()
 	background.Go(func() { s.answerWhileStarting(outlasting) })
-	background.Go(func() { s.sendNodesAway(outlasting) })
+	background.Go(func() { s.drainNodes(outlasting) })
 
 	store, others, err := s.openStore(ctx)
 	if err != nil {
@@ -221,7 +221,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	var keys *encryptionKeys
-	err = s.whileNobodyLeads(ctx, func() (err error) {
+	err = s.retryUntilLeader(ctx, func() (err error) {
 		keys, err = s.takeKeys(ctx, store)
 		return err
 	})
@@ -231,7 +231,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	tokens, err := tokenBox(store.Client().KV, s.o.TLSDir)
 	if err == nil {
-		err = s.whileNobodyLeads(ctx, func() error {
+		err = s.retryUntilLeader(ctx, func() error {
 			_, err := s.takeTokens(ctx, tokens) // before anybody is let in with one that was replaced
 			return err
 		})
@@ -241,7 +241,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
-	background.Go(func() { s.keepName(outlasting, store) })
+	background.Go(func() { s.publishName(outlasting, store) })
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
@@ -332,7 +332,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return now
 	}
 	var use *gatewayUse
-	err := s.whileNobodyLeads(ctx, func() (err error) {
+	err := s.retryUntilLeader(ctx, func() (err error) {
 		use, err = newGatewayUse(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})

@@ -21,11 +21,11 @@ const (
 	nameRetry = 5 * time.Second
 )
 
-// keepName tells this server's name, until that has succeeded or ctx is done.
-func (s *Server) keepName(ctx context.Context, store *raftstore.Store) {
+// publishName writes this server's name to the store, until that has succeeded or ctx is done.
+func (s *Server) publishName(ctx context.Context, store *raftstore.Store) {
 	last := ""
 	for {
-		err := tellName(ctx, store.Client().KV, s.data.ServerID(), s.o.NodeName, store.Members)
+		err := writeName(ctx, store.Client().KV, s.data.ServerID(), s.o.NodeName, store.Members)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -41,15 +41,16 @@ func (s *Server) keepName(ctx context.Context, store *raftstore.Store) {
 	}
 }
 
-// tellName writes a server's name into the store, if it is not there, and removes those of servers that are members no more.
-func tellName(ctx context.Context, kv clientv3.KV, id, name string, members func() []raftstore.Member) error {
-	told, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix())
+// writeName writes a server's name into the store, if it is not there, and removes those of servers that are members no
+// more.
+func writeName(ctx context.Context, kv clientv3.KV, id, name string, members func() []raftstore.Member) error {
+	published, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix())
 	if err != nil {
 		return fmt.Errorf("reading the servers' names: %w", err)
 	}
 	there := false
-	all := members() // after the names: whoever had told one was a member by then
-	for _, has := range told.Kvs {
+	all := members() // after the names: whoever had published one was a member by then
+	for _, has := range published.Kvs {
 		of := strings.TrimPrefix(string(has.Key), namesPrefix)
 		switch {
 		case of == id:
@@ -69,14 +70,15 @@ func tellName(ctx context.Context, kv clientv3.KV, id, name string, members func
 	return nil
 }
 
-// toldNames are the names that servers have told, as far as this server's copy of the store has them: it needs no majority.
-func toldNames(ctx context.Context, kv clientv3.KV) map[string]string {
+// publishedNames are the names that servers have published, as far as this server's copy of the store has them: it
+// needs no majority.
+func publishedNames(ctx context.Context, kv clientv3.KV) map[string]string {
 	out := map[string]string{}
-	told, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+	published, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
 	if err != nil {
 		return out // the list is as good as it can be
 	}
-	for _, has := range told.Kvs {
+	for _, has := range published.Kvs {
 		out[strings.TrimPrefix(string(has.Key), namesPrefix)] = string(has.Value)
 	}
 	return out

@@ -29,14 +29,15 @@ func TestTellName(t *testing.T) {
 	members := []raftstore.Member{{Name: "s1"}, {Name: "s2"}}
 	tell := func(id, name string) {
 		t.Helper()
-		if err := tellName(t.Context(), kv, id, name, func() []raftstore.Member { return members }); err != nil {
+		if err := writeName(t.Context(), kv, id, name, func() []raftstore.Member { return members }); err != nil {
 			t.Fatal(err)
 		}
 	}
 	tell("s1", "north")
 	tell("s2", "south")
 	tell("s1", "arctic")
-	if got, want := toldNames(t.Context(), kv), map[string]string{"s1": "arctic", "s2": "south"}; !maps.Equal(got, want) {
+	if got, want := publishedNames(t.Context(), kv), map[string]string{"s1": "arctic",
+		"s2": "south"}; !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	before, err := kv.Get(t.Context(), namesPrefix+"s1")
@@ -49,7 +50,7 @@ func TestTellName(t *testing.T) {
 	}
 	members = members[:1]
 	tell("s1", "arctic")
-	if got, want := toldNames(t.Context(), kv), map[string]string{"s1": "arctic"}; !maps.Equal(got, want) {
+	if got, want := publishedNames(t.Context(), kv), map[string]string{"s1": "arctic"}; !maps.Equal(got, want) {
 		t.Errorf("after the second one was removed: %v, want %v", got, want)
 	}
 }
@@ -64,9 +65,9 @@ func TestNamesOfServers(t *testing.T) {
 		{Member: raftstore.Member{ID: 5, Name: "s5", Address: "10.0.0.5:6443"}},
 	}
 	names := map[string]string{"s1": "north"}
-	told := map[string]string{"s1": "of before", "s2": "of before, too", "s3": "west", "s4": "south"}
+	published := map[string]string{"s1": "of before", "s2": "of before, too", "s3": "west", "s4": "south"}
 	got := map[string]string{}
-	for _, s := range listServers(states, names, told) {
+	for _, s := range listServers(states, names, published) {
 		got[s.ServerID] = s.Name
 	}
 	if want := map[string]string{"s1": "north", "s2": "south", "s3": "west", "s4": "s4", "s5": "s5"}; !maps.Equal(got, want) {

@@ -36,7 +36,7 @@ func (s *Server) ServersHandler() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), surveyPatience)
 		defer cancel()
 		states := store.Survey(ctx)
-		servers := listServers(states, s.serverNames(ctx), toldNames(ctx, store.Client().KV))
+		servers := listServers(states, s.serverNames(ctx), publishedNames(ctx, store.Client().KV))
 		noteReached(servers, store.ReachedBy(ctx, states))
 		out := status.Servers{Servers: servers, Problems: []string{}}
 		words, problems := status.Failures(servers)
@@ -80,9 +80,10 @@ func (s *Server) serverNames(ctx context.Context) map[string]string {
 	return names
 }
 
-// listServers says in a report's words what the store knows; this server comes first, then the others by name. told are the names that servers once
-// told: they count for one of which nothing newer is known, and not where another server has the name now, whose machine was emptied perhaps.
-func listServers(states []raftstore.MemberState, names, told map[string]string) []status.ClusterServer {
+// listServers says in a report's words what the store knows; this server comes first, then the others by name.
+// published are the names that servers once published: they count for one of which nothing newer is known, and not
+// where another server has the name now, whose machine was emptied perhaps.
+func listServers(states []raftstore.MemberState, names, published map[string]string) []status.ClusterServer {
 	taken := map[string]bool{}
 	for _, m := range states {
 		taken[cmp.Or(names[m.Name], m.Hostname)] = true
@@ -97,8 +98,8 @@ func listServers(states []raftstore.MemberState, names, told map[string]string) 
 		case c.Name != "":
 		case m.Hostname != "":
 			c.Name = m.Hostname
-		case told[m.Name] != "" && !taken[told[m.Name]]:
-			c.Name = told[m.Name]
+		case published[m.Name] != "" && !taken[published[m.Name]]:
+			c.Name = published[m.Name]
 		default:
 			c.Name = m.Name
 		}

@@ -73,8 +73,10 @@ func (s *Server) serves() {
 	close(s.starting.served)
 }
 
-// findElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is done. The one that was found goes on being used until this one's API answers.
-// One that was taken out is no member and has no node that is to be there; what asks it is passed on all the same (inVain). Whether it was, another server has to say first.
+// findElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
+// done. The one that was found goes on being used until this one's API answers. One that was taken out is no member and
+// has no node that is to be there; what asks it is passed on all the same (cannotServe). Whether it was, another server
+// has to say first.
 func (s *Server) findElsewhere(ctx context.Context, store counted, others func() []string, readyOf func(context.Context, []string) string) {
 	st, pause := s.starting, startPatience
 	var ready readyServer

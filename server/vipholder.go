@@ -27,9 +27,9 @@ const (
 	// vipWait is how long a new leader is silent. Its predecessor may answer for vipLease from a moment at which a majority had not elected
 	// anybody else, which is before this one was elected. A tenth more is for clocks of different speed.
 	vipWait = vipLease + vipLease/10
-	// vipLook is how often the machine's interfaces and translations are looked at: addresses come and go, and other programs flush
-	// nftables. Only where the cluster has a virtual address.
-	vipLook = 10 * time.Second
+	// vipPoll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
+	// programs flush nftables. Only where the cluster has a virtual address.
+	vipPoll = 10 * time.Second
 	// vipProbeAgain is how long after somebody answered for an address that is new it is looked for again.
 	vipProbeAgain = 15 * time.Second
 	// vipHandOver is how long a leader that has no link for any virtual address waits before another server leads, and vipHandAgain how
@@ -98,7 +98,7 @@ func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leaders
 		h.look(ctx)
 		var again <-chan time.Time
 		if len(h.v.kept()) > 0 {
-			again = time.After(vipLook)
+			again = time.After(vipPoll)
 		}
 		select {
 		case <-ctx.Done():

@@ -21,20 +21,22 @@ import (
 )
 
 const (
-	// claimsLook is how often the leader looks for claims without a Node.
-	claimsLook = 10 * time.Minute
-	// claimsPatience is how long a leader has to have seen one so before it goes: a machine that was let in may be loading images before it registers.
-	claimsPatience = time.Hour
+	// nodePasswordSweep is how often the leader looks for node passwords without a Node.
+	nodePasswordSweep = 10 * time.Minute
+	// nodePasswordPatience is how long a leader has to have seen one so before it goes: a machine that was let in may
+	// be loading images before it registers.
+	nodePasswordPatience = time.Hour
 )
 
-// oldClaims removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of their passwords. Without a Node
-// such a Secret keeps nobody out (mayTakeOver), and there would be one for each name that ever was. It runs on the leader.
-type oldClaims struct {
+// nodePasswordGC removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of
+// their passwords. Without a Node such a Secret protects no name (mayTakeOver), and there would be one for each name
+// that ever was. It runs on the leader.
+type nodePasswordGC struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
 	log    *slog.Logger
-	// seen is since when each was seen without a Node, by its revision: one that is written anew is a machine that has come back. The Secret's own time is the clock of
-	// whichever server let the machine in.
+	// seen is since when each was seen without a Node, by its revision: one that is written again is a machine that has
+	// come back. The Secret's own time is the clock of whichever server let the machine in.
 	seen map[string]orphan
 }
 
@@ -43,14 +45,15 @@ type orphan struct {
 	since    time.Time
 }
 
-func (s *Server) claimsPart(ctx context.Context, t *term.Term) error {
+func (s *Server) nodePasswordGCPart(ctx context.Context, t *term.Term) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	synced := nodes.Informer().HasSynced
 	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
 		return nil
 	}
-	c := &oldClaims{client: t.Client, nodes: nodes.Lister(), log: s.log.With("part", "joining"), seen: map[string]orphan{}}
-	ticker := time.NewTicker(claimsLook)
+	c := &nodePasswordGC{client: t.Client, nodes: nodes.Lister(), log: s.log.With("part", "joining"),
+		seen: map[string]orphan{}}
+	ticker := time.NewTicker(nodePasswordSweep)
 	defer ticker.Stop()
 	for {
 		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
@@ -65,7 +68,7 @@ func (s *Server) claimsPart(ctx context.Context, t *term.Term) error {
 }
 
 // sweep looks once.
-func (c *oldClaims) sweep(ctx context.Context, now time.Time) error {
+func (c *nodePasswordGC) sweep(ctx context.Context, now time.Time) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
 	if err != nil {
@@ -89,7 +92,7 @@ func (c *oldClaims) sweep(ctx context.Context, now time.Time) error {
 			c.seen[name] = orphan{s.ResourceVersion, now}
 			continue
 		}
-		if now.Sub(o.since) < claimsPatience {
+		if now.Sub(o.since) < nodePasswordPatience {
 			continue
 		}
 		// Only as it was seen: the machine may come back at this moment.

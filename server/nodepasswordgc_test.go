@@ -15,8 +15,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// TestOldClaims: what is kept of a machine goes when it has been no node for long, and not while it may be about to register.
-func TestOldClaims(t *testing.T) {
+// TestNodePasswordGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
+// to register.
+func TestNodePasswordGC(t *testing.T) {
 	claim := func(node, revision string) *corev1.Secret {
 		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceSystem, Name: node + passwordSuffix, ResourceVersion: revision, Labels: map[string]string{managedBy: "coracle"},
@@ -29,9 +30,10 @@ func TestOldClaims(t *testing.T) {
 	if err := indexer.Add(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	c := &oldClaims{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler), seen: map[string]orphan{}}
+	c := &nodePasswordGC{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler),
+		seen: map[string]orphan{}}
 	start := time.Now()
-	look := func(after time.Duration, want ...string) {
+	sweep := func(after time.Duration, want ...string) {
 		t.Helper()
 		if err := c.sweep(t.Context(), start.Add(after)); err != nil {
 			t.Fatal(err)
@@ -54,27 +56,27 @@ func TestOldClaims(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", after, got, want)
 		}
 	}
-	look(0, "node", "gone", "back")
-	look(claimsPatience-time.Minute, "node", "gone", "back")
+	sweep(0, "node", "gone", "back")
+	sweep(nodePasswordPatience-time.Minute, "node", "gone", "back")
 	// A machine is let in again.
 	if err := api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("secrets"), claim("back", "2"), metav1.NamespaceSystem); err != nil {
 		t.Fatal(err)
 	}
-	look(claimsPatience, "node", "back")
-	look(2*claimsPatience-time.Minute, "node", "back")
-	look(2*claimsPatience, "node")
+	sweep(nodePasswordPatience, "node", "back")
+	sweep(2*nodePasswordPatience-time.Minute, "node", "back")
+	sweep(2*nodePasswordPatience, "node")
 	// The node is deleted, and registers again in time.
 	if err := indexer.Delete(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	look(3*claimsPatience, "node")
+	sweep(3*nodePasswordPatience, "node")
 	if err := indexer.Add(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	look(3*claimsPatience+time.Minute, "node")
+	sweep(3*nodePasswordPatience+time.Minute, "node")
 	if err := indexer.Delete(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	look(4*claimsPatience+time.Minute, "node")
-	look(5*claimsPatience + 2*time.Minute)
+	sweep(4*nodePasswordPatience+time.Minute, "node")
+	sweep(5*nodePasswordPatience + 2*time.Minute)
 }
