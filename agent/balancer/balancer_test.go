@@ -113,7 +113,7 @@ func serverConfig(t testing.TB, ca *testca.Authority, host string) *tls.Config {
 
 // stop is what the end of a process looks like.
 func (s *server) stop() {
-	s.vanish()
+	s.stopAccepting()
 	for {
 		select {
 		case c := <-s.conns:
@@ -125,7 +125,7 @@ func (s *server) stop() {
 }
 
 // vanish leaves the connections open and takes no more.
-func (s *server) vanish() { s.listener.Close() }
+func (s *server) stopAccepting() { s.listener.Close() }
 
 // start runs a balancer that gives servers and clients two minutes for what they have seconds for otherwise, which a busy machine may need longer for.
 func start(t *testing.T, o Options) *Balancer {
@@ -289,11 +289,11 @@ func TestProcessEnds(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestMachineVanishes: a server that accepts nothing any more and closes nothing loses its connections.
-func TestMachineVanishes(t *testing.T) {
+// TestUnresponsiveMachineLosesConnections: a server that accepts nothing any more and closes nothing loses its connections.
+func TestUnresponsiveMachineLosesConnections(t *testing.T) {
 	one, _, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
-	one.vanish()
+	one.stopAccepting()
 	if _, err := idle.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want the connection's end", err)
 	}
@@ -332,32 +332,32 @@ func TestServerComesBack(t *testing.T) {
 func TestConnectionsOfBefore(t *testing.T) {
 	_, _, b := twoServers(t)
 	old := wantAnswer(t, b, "one")
-	b.dropStale(b.Servers()[0], &look{})
+	b.dropStale(b.Servers()[0], &probeState{})
 	if _, err := old.ask(); err != nil {
 		t.Error("there always was a way to its server:", err)
 	}
-	b.dropStale(b.Servers()[0], &look{cut: true})
+	b.dropStale(b.Servers()[0], &probeState{cut: true})
 	ended(t, old)
 	wantAnswer(t, b, "one")
 }
 
-// TestNoWay: a machine whose kernel refuses, or accepts and whose server says nothing, is reached.
-func TestNoWay(t *testing.T) {
+// TestDialFailureIsUnreachable: a machine whose kernel refuses, or accepts and whose server says nothing, is reached.
+func TestDialFailureIsUnreachable(t *testing.T) {
 	gone := newServer(t, "gone", "127.0.0.1:0")
 	gone.stop()
 	// As long as a busy machine needs to connect to itself; one that says nothing costs all of that.
 	b := startAs(t, Options{Server: gone.address}, func(b *Balancer) { b.longer = 10 * time.Second })
 	for what, address := range map[string]string{"it refuses": gone.address, "it says nothing": mute(t, "127.0.0.1:0")} {
-		if err := b.prove(t.Context(), address); err == nil || noWay(err) {
+		if err := b.prove(t.Context(), address); err == nil || unreachable(err) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	late, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
-	if err := b.prove(late, mute(t, "127.0.0.1:0")); !noWay(err) {
+	if err := b.prove(late, mute(t, "127.0.0.1:0")); !unreachable(err) {
 		t.Errorf("nobody has answered within the time: %v", err)
 	}
-	if err := error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}); !noWay(fmt.Errorf("a server: %w", err)) {
+	if err := error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}); !unreachable(fmt.Errorf("a server: %w", err)) {
 		t.Error("there is no route")
 	}
 }
@@ -399,8 +399,8 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
-// TestNobodyAnswers: the client is told at once.
-func TestNobodyAnswers(t *testing.T) {
+// TestDialFailureEndsClient: the client is told at once.
+func TestDialFailureEndsClient(t *testing.T) {
 	gone := newServer(t, "gone", "127.0.0.1:0")
 	gone.stop()
 	c := connectTo(t, start(t, Options{Server: gone.address}))

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// lookEvery is how often the cluster is asked for its servers, lookSoon when it could not be asked.
-	lookEvery, lookSoon = 30 * time.Second, 2 * time.Second
-	lookTimeout         = 10 * time.Second
+	// listEvery is how often the cluster is asked for its servers, listRetry when it could not be asked.
+	listEvery, listRetry = 30 * time.Second, 2 * time.Second
+	listTimeout          = 10 * time.Second
 )
 
 // Follow keeps the list as the cluster has it, behind its Service kubernetes, until ctx is done. It asks through the
@@ -28,13 +28,13 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	if err != nil {
 		return fmt.Errorf("following the cluster's servers: %w", err)
 	}
-	config.Timeout = lookTimeout
+	config.Timeout = listTimeout
 	client, err := discoveryclient.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("following the cluster's servers: %w", err)
 	}
 	for {
-		pause := lookEvery
+		pause := listEvery
 		// More than one if the servers have different ports, or addresses of both families.
 		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if ctx.Err() == nil {
@@ -45,7 +45,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
 			}
 		} else {
-			pause = lookSoon
+			pause = listRetry
 		}
 		select {
 		case <-ctx.Done():
@@ -54,7 +54,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		case <-b.quiet: // all of this machine's parts have lost the API, or had one server and turn to another
 			select {
 			case <-ctx.Done():
-			case <-time.After(lookSoon):
+			case <-time.After(listRetry):
 			}
 		}
 	}

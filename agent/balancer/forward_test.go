@@ -69,9 +69,9 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestStrangersAtOpenPort: whoever can reach the machine's open port needs no credentials to make a server hang up, or to leave before it has said
+// TestUnauthenticatedClientsKeepServer: whoever can reach the machine's open port needs no credentials to make a server hang up, or to leave before it has said
 // anything. The node's own connections to that server go on, and nobody asks it for its certificate.
-func TestStrangersAtOpenPort(t *testing.T) {
+func TestUnauthenticatedClientsKeepServer(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
 		t.Run(what, func(t *testing.T) {
 			one, two, b := heardServers(t)
@@ -89,10 +89,10 @@ func TestStrangersAtOpenPort(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			strangers := 0
-			wantKept(t, idle, func() { hangUp(t, l.Addr().String(), first); strangers++ })
-			if got := len(one.conns) + len(two.conns); got != strangers+1 {
-				t.Errorf("the servers have had %d connections, want %d", got, strangers+1)
+			connections := 0
+			wantKept(t, idle, func() { hangUp(t, l.Addr().String(), first); connections++ })
+			if got := len(one.conns) + len(two.conns); got != connections+1 {
+				t.Errorf("the servers have had %d connections, want %d", got, connections+1)
 			}
 		})
 	}

@@ -19,9 +19,9 @@ import (
 // was late by itself does not count: the time between two looks of which the second one came late, and a question that took longer than it can have (as server/liveness judges nodes).
 
 const (
-	// lookAfter is how often the servers that have connections are looked after. One that has vanished with its machine closes
+	// checkEvery is how often the servers that have connections are looked after. One that has vanished with its machine closes
 	// nothing.
-	lookAfter = time.Second
+	checkEvery = time.Second
 	// probeEvery is how often such a server has to show its certificate while it is not heard otherwise.
 	probeEvery = 2 * time.Second
 	// probes is how many questions in a row a server may leave open.
@@ -32,9 +32,9 @@ const (
 	mostLate = 4
 )
 
-// look is what looking after a server has found out since it was last heard.
-type look struct {
-	heard  time.Time // when that was: that a silence is excused is no answer
+// probeState is what looking after a server has found out since it was last heard.
+type probeState struct {
+	heard  time.Time // when that was: that a delay is discounted is no answer
 	missed int       // questions in a row that it has left open
 	asked  time.Time // the latest of them
 	late   int       // questions in a row that took longer than they can have
@@ -43,8 +43,8 @@ type look struct {
 
 // watch looks after the servers that have connections.
 func (b *Balancer) watch(ctx context.Context) {
-	looks := map[string]*look{}
-	wait := timers.Until(lookAfter)
+	states := map[string]*probeState{}
+	wait := timers.Until(checkEvery)
 	next := time.NewTimer(wait)
 	defer next.Stop()
 	before := b.now() // the end of the last round, which may have taken longer than there is between two
@@ -55,7 +55,7 @@ func (b *Balancer) watch(ctx context.Context) {
 			return
 		case <-next.C:
 		}
-		wait = timers.Until(lookAfter)
+		wait = timers.Until(checkEvery)
 		next.Reset(wait)
 		now := b.now()
 		switch late++; {
@@ -63,18 +63,18 @@ func (b *Balancer) watch(ctx context.Context) {
 			late = 0
 		case late > mostLate:
 			late = 0
-			b.excuse(before.Add(lookAfter))
+			b.discountDelay(before.Add(checkEvery))
 		default:
-			b.excuse(before)
+			b.discountDelay(before)
 		}
 		due = now.Add(wait)
 		servers := b.inUse()
-		maps.DeleteFunc(looks, func(s string, _ *look) bool { return !slices.Contains(servers, s) })
+		maps.DeleteFunc(states, func(s string, _ *probeState) bool { return !slices.Contains(servers, s) })
 		for _, server := range servers {
-			if looks[server] == nil {
-				looks[server] = &look{}
+			if states[server] == nil {
+				states[server] = &probeState{}
 			}
-			b.lookAfter(ctx, server, looks[server])
+			b.checkServer(ctx, server, states[server])
 		}
 		before = b.now()
 	}
@@ -87,8 +87,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// lookAfter looks whether a server that has connections is heard, and has them closed if it is not.
-func (b *Balancer) lookAfter(ctx context.Context, server string, l *look) {
+// checkServer looks whether a server that has connections is heard, and has them closed if it is not.
+func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState) {
 	yes, last := b.heard(server)
 	again := !last.Equal(l.heard)
 	l.heard = last
@@ -117,11 +117,11 @@ func (b *Balancer) lookAfter(ctx context.Context, server string, l *look) {
 	}
 	if took := b.now().Sub(began); took > b.within(dialTimeout)+lateBy && l.late < mostLate {
 		l.late++
-		b.excuse(time.Time{}) // the next look follows at once, before it is read what others have said meanwhile
+		b.discountDelay(time.Time{}) // the next look follows at once, before it is read what others have said meanwhile
 		return
 	}
 	l.late = 0
-	l.cut = l.cut || noWay(err)
+	l.cut = l.cut || unreachable(err)
 	if l.missed++; l.missed >= probes && ctx.Err() == nil {
 		l.missed = 0
 		b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
@@ -129,8 +129,8 @@ func (b *Balancer) lookAfter(ctx context.Context, server string, l *look) {
 	}
 }
 
-// excuse has the time since then, in which this machine was late, not count as anybody's silence.
-func (b *Balancer) excuse(since time.Time) {
+// discountDelay has the time since then, in which this machine was late, not count as anybody's silence.
+func (b *Balancer) discountDelay(since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
@@ -138,14 +138,14 @@ func (b *Balancer) excuse(since time.Time) {
 		if p.at.IsZero() { // it was left
 			continue
 		}
-		p.excused = min(p.excused+now.Sub(later(since, p.at)), now.Sub(p.at))
+		p.discounted = min(p.discounted+now.Sub(later(since, p.at)), now.Sub(p.at))
 		b.proved[server] = p
 	}
 }
 
 // dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent over them meanwhile waits for TCP, by now for as long again as it
 // has waited already; a new connection does not.
-func (b *Balancer) dropStale(server string, l *look) {
+func (b *Balancer) dropStale(server string, l *probeState) {
 	if !l.cut {
 		return
 	}
@@ -154,8 +154,8 @@ func (b *Balancer) dropStale(server string, l *look) {
 	b.closeAll(server)
 }
 
-// noWay says whether a handshake failed since not even the kernel of the server's machine answered: it does for a process that hangs or gets no processor time.
-func noWay(err error) bool {
+// unreachable says whether a handshake failed since not even the kernel of the server's machine answered: it does for a process that hangs or gets no processor time.
+func unreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)
 }

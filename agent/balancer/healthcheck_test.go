@@ -56,15 +56,15 @@ func watching(t *testing.T, b *Balancer) {
 // lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have answered: the answer of the other one is read before the balancer looks,
 // that of the one in use after it.
 func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
-	next := time.Now().Add(timers.Until(lookAfter))
+	next := time.Now().Add(timers.Until(checkEvery))
 	time.Sleep(time.Until(next) - 10*time.Millisecond)
 	pause(by)
 	b.Answered("other", true)
 	time.Sleep(20 * time.Millisecond)
 }
 
-// TestLateLooks: a machine that gets no processor time hears late, and looks late. No server is left for that.
-func TestLateLooks(t *testing.T) {
+// TestLateProbesAreNotFailures: a machine that gets no processor time hears late, and looks late. No server is left for that.
+func TestLateProbesAreNotFailures(t *testing.T) {
 	for _, by := range []time.Duration{900 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			b, closed := oneInUse(t)
@@ -112,13 +112,13 @@ func TestLateQuestions(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
 		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
-		var l look
+		var l probeState
 		asks := func(late time.Duration) {
 			t.Helper()
 			asked := make(chan struct{})
 			go func() {
 				defer close(asked)
-				b.lookAfter(t.Context(), "one", &l)
+				b.checkServer(t.Context(), "one", &l)
 			}()
 			synctest.Wait()
 			pause(late)
@@ -129,7 +129,7 @@ func TestLateQuestions(t *testing.T) {
 		if l.missed != 1 || !l.cut {
 			t.Errorf("a question that was left open does not count: %+v", l)
 		}
-		l = look{}
+		l = probeState{}
 		for i := range mostLate {
 			asks(time.Second)
 			if l.missed != 0 || l.cut {
@@ -162,17 +162,17 @@ func TestAfterLateQuestion(t *testing.T) {
 		b.Answered("one", true)
 		b.proving["one"] = &proving{done: make(chan struct{})}
 		time.Sleep(heardFor)
-		var l look
+		var l probeState
 		asked := make(chan struct{})
 		go func() {
 			defer close(asked)
-			b.lookAfter(t.Context(), "one", &l)
+			b.checkServer(t.Context(), "one", &l)
 		}()
 		synctest.Wait()
 		pause(time.Second)
 		<-asked
 		b.Answered("other", true)
-		b.lookAfter(t.Context(), "one", &l)
+		b.checkServer(t.Context(), "one", &l)
 		synctest.Wait()
 		select {
 		case <-closed:
@@ -187,7 +187,7 @@ func TestDeadBehindLateQuestions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		began := time.Now()
-		b.now = func() time.Time { return began.Add(time.Since(began) * 6 / 5) } // looks are late by a fifth of a second, questions by two
+		b.now = func() time.Time { return began.Add(time.Since(began) * 6 / 5) } // checks are late by a fifth of a second, questions by two
 		b.proving["one"] = &proving{done: make(chan struct{})}                   // its machine does not answer
 		b.Answered("one", true)
 		watching(t, b)
@@ -201,30 +201,30 @@ func TestDeadBehindLateQuestions(t *testing.T) {
 	})
 }
 
-// TestNoWayStays: that there is a way to a server again shows in its answer, not in that its silence does not count.
-func TestNoWayStays(t *testing.T) {
+// TestReachableOnlyAfterAnswer: that there is a way to a server again shows in its answer, not in that its silence does not count.
+func TestReachableOnlyAfterAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
 		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
 		b.Answered("one", true)
 		time.Sleep(heardFor) // fake time
-		var l look
-		looks := func(late time.Duration) {
+		var l probeState
+		states := func(late time.Duration) {
 			t.Helper()
-			looked := make(chan struct{})
+			checked := make(chan struct{})
 			go func() {
-				defer close(looked)
-				b.lookAfter(t.Context(), "one", &l)
+				defer close(checked)
+				b.checkServer(t.Context(), "one", &l)
 			}()
 			synctest.Wait()
 			pause(late)
-			<-looked
+			<-checked
 			synctest.Wait()
 		}
-		looks(0)           // a question that counts
-		looks(time.Second) // one that does not
-		looks(0)           // heard, as it seems
+		states(0)           // a question that counts
+		states(time.Second) // one that does not
+		states(0)           // heard, as it seems
 		select {
 		case <-closed:
 			t.Error("its connections are closed, as if there were a way to its machine again")
@@ -234,7 +234,7 @@ func TestNoWayStays(t *testing.T) {
 			t.Errorf("what was found out is forgotten: %+v", l)
 		}
 		b.Answered("one", true)
-		looks(0)
+		states(0)
 		select {
 		case <-closed:
 		default:

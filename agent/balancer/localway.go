@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// lostAfter is how many probes of the local address in a row fail, lookSoon apart, before the node lets servers know.
+	// lostAfter is how many probes of the local address in a row fail, listRetry apart, before the node lets servers know.
 	lostAfter = 2
 	// probeTimeout is how long a probe may take from this machine to itself.
 	probeTimeout = 2 * time.Second
@@ -46,7 +46,7 @@ func (b *Balancer) asked(ctx context.Context, failed error) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(lookSoon):
+		case <-time.After(listRetry):
 		}
 	}
 	b.mu.Lock()

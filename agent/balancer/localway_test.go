@@ -49,7 +49,7 @@ func TestNodeWithoutLocalWayIsNotHeard(t *testing.T) {
 				began := time.Now()
 				b.asked(ctx, failed)
 				watchedIs(t, b, "nothing arrives")
-				if took := time.Since(began); took > lostAfter*probeTimeout+(lostAfter-1)*lookSoon {
+				if took := time.Since(began); took > lostAfter*probeTimeout+(lostAfter-1)*listRetry {
 					t.Errorf("that took %s", took)
 				}
 				b.asked(ctx, failed)

@@ -44,8 +44,8 @@ type proof struct {
 	itself bool
 	// doubted says that it has hung up since without a word.
 	doubted bool
-	// excused is how much of the time since then is nobody's silence: this machine was late.
-	excused time.Duration
+	// discounted is how much of the time since then is nobody's silence: this machine was late.
+	discounted time.Duration
 	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
 	usual time.Duration
 }
@@ -97,7 +97,7 @@ func (b *Balancer) doubt(server string) {
 // note keeps what has been shown just now. mu is held.
 func (b *Balancer) note(server string, p proof) {
 	if slices.Contains(b.servers, server) {
-		p.at, p.excused = b.now(), 0
+		p.at, p.discounted = b.now(), 0
 		b.proved[server] = p
 	}
 }
@@ -107,7 +107,7 @@ func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]
-	return b.answers(server, max(heardFor, p.usual+farther)+p.excused), p.at
+	return b.answers(server, max(heardFor, p.usual+farther)+p.discounted), p.at
 }
 
 // answers is called with mu held.

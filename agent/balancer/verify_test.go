@@ -55,7 +55,7 @@ func TestSilentIsLeftInTime(t *testing.T) {
 			go b.watch(ctx)
 			var last time.Time
 			for i := range 61 {
-				moment := time.Now().Add(timers.Until(lookAfter))
+				moment := time.Now().Add(timers.Until(checkEvery))
 				trip := usual
 				if i%7 == 3 {
 					trip = 900 * time.Millisecond
@@ -75,7 +75,7 @@ func TestSilentIsLeftInTime(t *testing.T) {
 			default:
 			}
 			for range 10 {
-				time.Sleep(timers.Until(lookAfter) + usual) // fake time
+				time.Sleep(timers.Until(checkEvery) + usual) // fake time
 				b.Answered("other", true)
 			}
 			if took := (<-closed).Sub(last); took > 2*time.Second {
@@ -117,8 +117,8 @@ func TestFarServers(t *testing.T) {
 	})
 }
 
-// TestStrangers: what accepts connections and is no server of this cluster is not used, wherever it stands in the list.
-func TestStrangers(t *testing.T) {
+// TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it stands in the list.
+func TestForeignServersAreNotUsed(t *testing.T) {
 	stranger := newServerOf(t, others, "stranger", "127.0.0.1:0", "127.0.0.1")
 	real := newServer(t, "real", "127.0.0.1:0")
 	b := startUsual(t, Options{Server: stranger.address})
@@ -160,9 +160,9 @@ func TestManyMuteAddresses(t *testing.T) {
 	})
 }
 
-// TestStrangerMovesIn: a server's address is another machine's by now, or the server hangs. Its connections are closed, and what comes
+// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server hangs. Its connections are closed, and what comes
 // then goes to another one.
-func TestStrangerMovesIn(t *testing.T) {
+func TestForeignServerAtKnownAddress(t *testing.T) {
 	for what, move := range map[string]func(t *testing.T, address string){
 		"another cluster's server": func(t *testing.T, address string) { newServerOf(t, others, "stranger", address, "127.0.0.1") },
 		"a server that hangs":      func(t *testing.T, address string) { mute(t, address) },
@@ -179,7 +179,7 @@ func TestStrangerMovesIn(t *testing.T) {
 				}
 				return err
 			})
-			one.vanish()
+			one.stopAccepting()
 			move(t, one.address)
 			ended(t, idle)
 			findsAtLast(t, b, "two")
@@ -292,7 +292,7 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 	b := startStill(t, Options{Server: one.address})
 	b.Answered(one.address, true) // over the node's connection
 	wantAnswer(t, b, "one")
-	time.Sleep(2*lookAfter + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
+	time.Sleep(2*checkEvery + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
 	if got := len(one.conns); got != 1 {
 		t.Errorf("the server has had %d connections", got)
 	}
@@ -354,9 +354,9 @@ func hangUp(t *testing.T, address string, first bool) {
 // wantKept has something done for as long as it takes to look after the servers some times, and wants a connection to be there still.
 func wantKept(t *testing.T, c *client, do func()) {
 	t.Helper()
-	for end := time.Now().Add(3*lookAfter + lookAfter/2); time.Now().Before(end); {
+	for end := time.Now().Add(3*checkEvery + checkEvery/2); time.Now().Before(end); {
 		do()
-		time.Sleep(lookAfter) // what must not happen has no event to wait for; what has been done is looked at once before it is done again
+		time.Sleep(checkEvery) // what must not happen has no event to wait for; what has been done is looked at once before it is done again
 	}
 	if got, err := c.ask(); err != nil {
 		t.Errorf("%q, %v: the connection to a server that is well was closed", got, err)
