@@ -241,7 +241,7 @@ arm64-test: ## a cluster with pods on an emulated machine with an arm64 processo
 	@CORACLE_ARM64_GUEST=$(CURDIR)/$(BUILD)/arm64-guest CORACLE_ARM64_BIN=$(CURDIR)/bin/coracle-arm64 CORACLE_TEST_REQUIRE=root,arm64-guest \
 	  $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 2h -tags '$(TAGS) e2e' ./test/arm64
 
-# ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
+# ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk
 	@mkdir -p $(BUILD)
 	@$(GOBUILD) -o $(BUILD)/etcd go.etcd.io/etcd/server/v3

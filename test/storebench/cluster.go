@@ -27,7 +27,6 @@ const formTime = 60 * time.Second
 type cluster struct {
 	sys     system
 	dir     string
-	logsTo  string // directory that gets the logs at the end; empty: none
 	servers []*server
 }
 
@@ -49,7 +48,7 @@ func (b *bench) newCluster(ctx context.Context, sys system, voters int) (*cluste
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{sys: sys, dir: dir, logsTo: b.logs}
+	c := &cluster{sys: sys, dir: dir}
 	for i := range voters {
 		s := &server{sys: sys, name: fmt.Sprintf("s%d", i+1)}
 		s.dir, s.log = filepath.Join(dir, s.name), filepath.Join(dir, s.name+".log")
@@ -128,9 +127,6 @@ func (c *cluster) close() {
 		}
 		s.connections = nil
 		s.kill()
-		if c.logsTo != "" {
-			_ = os.Rename(s.log, filepath.Join(c.logsTo, filepath.Base(c.dir)+"-"+filepath.Base(s.log)))
-		}
 	}
 	_ = os.RemoveAll(c.dir)
 }

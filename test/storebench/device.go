@@ -108,14 +108,17 @@ func (d *device) counters() (traffic, error) {
 	return traffic{}, fmt.Errorf("the kernel does not count the writes to disk %s", d.number)
 }
 
-// settle puts everything written on the disk.
-func (d *device) settle() error {
+// settled returns the counters when everything written is on the disk.
+func (d *device) settled() (traffic, error) {
 	f, err := os.Open(d.dir)
 	if err != nil {
-		return err
+		return traffic{}, err
 	}
 	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return traffic{}, err
+	}
+	return d.counters()
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -16,12 +16,8 @@ func (b *bench) disk(ctx context.Context, voters int) error {
 	if b.device.number == "" {
 		return fmt.Errorf("the kernel does not count what goes to the disk below %s", b.dir)
 	}
-	clients := 16
-	if voters > 1 {
-		clients = 128 // etcd would need too long with fewer
-	}
 	spec := load.Spec{
-		Kind: load.APIWrite, Clients: clients, For: pick(b, 2*time.Minute, 20*time.Second),
+		Kind: load.APIWrite, Clients: 16, For: pick(b, 2*time.Minute, 20*time.Second),
 		Ops: pick(b, int64(300_000), 40_000), Keys: 10_000, ValueBytes: valueBytes, Prefix: prefix,
 	}
 	for _, spec.Objects = range []bool{false, true} {
@@ -44,35 +40,25 @@ func (b *bench) diskOf(ctx context.Context, sys system, voters int, spec load.Sp
 	if err != nil {
 		return err
 	}
-	read := func() (t traffic, written int64, err error) {
-		if err = b.device.settle(); err != nil {
-			return
-		}
-		for _, s := range c.servers {
-			written += usageOf(s.pid()).written
-		}
-		t, err = b.device.counters()
-		return
-	}
-	before, writtenBefore, err := read()
+	before, err := b.device.settled()
 	if err != nil {
 		return err
 	}
-	r, err := sys.local(ctx, leader, spec, "")
+	r, err := sys.local(ctx, leader, spec)
 	if err != nil {
 		return err
 	}
-	after, writtenAfter, err := read()
+	after, err := b.device.settled()
 	if err != nil {
 		return err
 	}
-	puts := float64(r.Total)
-	name := fmt.Sprintf("disk, %s, %s, %.0f MB of puts", count(voters, "voter"), count(spec.Clients, "client"), float64(spec.Ops)*float64(spec.ValueBytes)/1e6)
+	what := fmt.Sprintf("%.0f MB of puts", float64(spec.Ops)*float64(spec.ValueBytes)/1e6)
 	if spec.Objects {
-		name = fmt.Sprintf("disk, %s, %s, %d API objects", count(voters, "voter"), count(spec.Clients, "client"), spec.Ops)
+		what = fmt.Sprintf("%d API objects", spec.Ops)
 	}
-	b.report.add(sys, name, "KB/put", target{AtMost: 0.25}, float64(after.since(before).bytes)/1024/puts)
-	b.report.add(sys, name, "flush/put", target{}, float64(after.since(before).flushes)/puts)
-	b.report.add(sys, name+", as the processes count", "KB/put", target{}, float64(writtenAfter-writtenBefore)/1024/puts)
+	name := fmt.Sprintf("disk, %s, %s, %s", count(voters, "voter"), count(spec.Clients, "client"), what)
+	d, puts := after.since(before), float64(r.Total)
+	b.report.add(sys, name, "KB/put", target{AtMost: 0.25}, float64(d.bytes)/1024/puts)
+	b.report.add(sys, name, "flush/put", target{}, float64(d.flushes)/puts)
 	return nil
 }

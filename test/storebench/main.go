@@ -19,12 +19,10 @@ import (
 
 type options struct {
 	dir, etcd, storenode string
-	watchcache, flags    string
-	json, profiles, logs string
+	watchcache, json     string
 	quick                bool
 	rounds               int
-	voters               string
-	only, systems, cells string
+	voters, only         string
 	limit                time.Duration
 	burn                 time.Duration
 }
@@ -34,17 +32,12 @@ func parseFlags() options {
 	flag.StringVar(&o.dir, "dir", "", "directory for all servers' data, on a disk; what the run made there is removed")
 	flag.StringVar(&o.etcd, "etcd", "", "the etcd program")
 	flag.StringVar(&o.storenode, "storenode", "", "the storenode program")
-	flag.StringVar(&o.flags, "flags", "", "further flags for storenode, to try what they do")
 	flag.StringVar(&o.watchcache, "watchcache", "", "the program of upstream's watch cache; empty: it is left out")
 	flag.StringVar(&o.json, "json", "", "file for all figures")
-	flag.StringVar(&o.profiles, "profiles", "", "directory for CPU profiles of our leader, one for each write rate")
-	flag.StringVar(&o.logs, "logs", "", "directory for all servers' logs")
 	flag.BoolVar(&o.quick, "quick", false, "two minutes instead of twenty-five: one short round")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often rates are measured, in turns")
 	flag.StringVar(&o.voters, "voters", "1,3", "numbers of voters")
 	flag.StringVar(&o.only, "only", "", "regular expression: sections to run, of rates, watches, memory, disk, failover, starved")
-	flag.StringVar(&o.cells, "cells", "", "regular expression: rows of rates to measure")
-	flag.StringVar(&o.systems, "systems", "coracle,etcd", "what to measure")
 	flag.DurationVar(&o.limit, "limit", 25*time.Minute, "no section starts after this, and the one that runs is cut off a minute later")
 	flag.DurationVar(&o.burn, "burn", 0, "do nothing but keep a processor busy for so long")
 	flag.Parse()
@@ -74,7 +67,6 @@ type bench struct {
 	device *device
 	report *report
 	began  time.Time
-	wanted *regexp.Regexp // of the names of rates' rows
 	// systems are measured in turns, in this order.
 	systems []system
 }
@@ -102,15 +94,9 @@ func run(ctx context.Context, o options) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.limit+time.Minute)
 	defer cancel()
-	wanted, err := regexp.Compile(o.cells)
-	if err != nil {
-		return fmt.Errorf("-cells: %w", err)
-	}
-	b := &bench{options: o, device: device, report: newReport(), began: time.Now(), wanted: wanted}
-	for _, sys := range []system{&coracle{program: o.storenode, flags: strings.Fields(o.flags), pki: keys}, &etcd{program: o.etcd, pki: keys}} {
-		if strings.Contains(o.systems, sys.name()) {
-			b.systems = append(b.systems, sys)
-		}
+	b := &bench{
+		options: o, device: device, report: newReport(), began: time.Now(),
+		systems: []system{&coracle{program: o.storenode, pki: keys}, &etcd{program: o.etcd, pki: keys}},
 	}
 	fmt.Printf("machine: %d processors, %s; %s\n", runtime.NumCPU(), memorySize(), device)
 	err = b.sections(ctx)
@@ -134,7 +120,7 @@ func (b *bench) sections(ctx context.Context) error {
 	all := []section{
 		{"failover", b.failover, []int{3}},
 		{"starved", b.starved, []int{3}},
-		{"disk", b.disk, []int{1, 3}},
+		{"disk", b.disk, []int{1}},
 		{"memory", b.memory, []int{1}},
 		{"watches", b.watches, []int{1}},
 		{"rates", b.rates, []int{1, 3}}, // last: a round less does no harm

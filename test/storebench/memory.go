@@ -14,7 +14,7 @@ import (
 // calm is how long a process rests before its memory is read.
 const calm = 4 * time.Second
 
-// memory measures resident memory with few and with many objects of 1 KB, and
+// memory measures anonymous memory with few and with many objects of 1 KB, and
 // the time from the start of a killed server to its first linearizable read.
 func (b *bench) memory(ctx context.Context, voters int) error {
 	for _, sys := range b.systems {
@@ -33,22 +33,18 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 	defer c.close()
 	s := c.servers[0]
 	few, many := pick(b, 10_000, 3_000), pick(b, 100_000, 30_000)
-	var rest [2]usage
+	var rest [2]float64
 	for i, objects := range []int{few, many} {
 		// The second fill has a prefix of its own, and the first one's objects count.
 		if err := fill(ctx, s, objects-i*few, fmt.Sprintf("/registry/memory-%d/", i)); err != nil {
 			return err
 		}
-		if rest[i], err = b.atRest(ctx, s, fmt.Sprintf("memory with %d objects of 1 KB", objects)); err != nil {
+		if rest[i], err = b.atRest(ctx, s, fmt.Sprintf("memory with %d objects of 1 KB, at rest", objects)); err != nil {
 			return err
 		}
 	}
-	each := func(of func(usage) float64) float64 {
-		return (of(rest[1]) - of(rest[0])) * 1024 * 1024 / float64(many-few)
-	}
 	const name = "memory at rest for each further object of 1 KB"
-	anon := each(func(u usage) float64 { return u.anon })
-	b.report.add(sys, name, "RSS B", target{}, each(func(u usage) float64 { return u.rss }))
+	anon := (rest[1] - rest[0]) * 1024 * 1024 / float64(many-few)
 	b.report.add(sys, name, "anon B", target{}, anon)
 	cached := 0.0 // ours has no watch cache
 	if _, ours := sys.(*coracle); !ours {
@@ -66,26 +62,21 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 		}
 		b.report.add(sys, fmt.Sprintf("kill -9 with %d objects: start to first linearizable read", many), "ms", target{}, ms(took))
 	}
-	_, err = b.atRest(ctx, s, fmt.Sprintf("memory with %d objects after a restart", many))
-	return err
+	return nil
 }
 
-// atRest notes a server's memory a moment after its work, and at rest: coracle
-// gives memory back every few minutes, which is done here by hand.
-func (b *bench) atRest(ctx context.Context, s *server, name string) (usage, error) {
+// atRest notes a server's anonymous memory at rest, in MB: coracle gives memory back every few minutes, which is done
+// here by hand.
+func (b *bench) atRest(ctx context.Context, s *server, name string) (float64, error) {
 	time.Sleep(pick(b, calm, calm/4)) // what is measured: the memory after a while
-	u := usageOf(s.pid())
-	b.report.add(s.sys, name, "RSS MB", target{}, u.rss)
-	b.report.add(s.sys, name, "anon MB", target{}, u.anon)
 	if _, ours := s.sys.(*coracle); ours {
-		if _, err := s.sys.local(ctx, s, load.Spec{Kind: load.Trim}, ""); err != nil {
-			return u, err
+		if _, err := s.sys.local(ctx, s, load.Spec{Kind: load.Trim}); err != nil {
+			return 0, err
 		}
-		u = usageOf(s.pid())
 	}
-	b.report.add(s.sys, name+", at rest", "RSS MB", target{}, u.rss)
-	b.report.add(s.sys, name+", at rest", "anon MB", target{}, u.anon)
-	return u, nil
+	anon := anonymous(s.pid())
+	b.report.add(s.sys, name, "anon MB", target{}, anon)
+	return anon, nil
 }
 
 // restart kills a server, starts it again and reads from it.

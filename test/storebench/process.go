@@ -14,19 +14,8 @@ import (
 // dieWithUs makes a child process end when this one does, however that happens.
 func dieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
-// usage is what /proc says of a process.
-type usage struct {
-	rss, anon float64 // MB
-	written   int64   // bytes it gave to the filesystem
-}
-
-func usageOf(pid int) usage {
-	return usage{
-		rss:     proc.StatusMB(pid, "VmRSS:"),
-		anon:    proc.StatusMB(pid, "RssAnon:"),
-		written: proc.Written(pid),
-	}
-}
+// anonymous returns the MB of a process' anonymous memory.
+func anonymous(pid int) float64 { return proc.StatusMB(pid, "RssAnon:") }
 
 func memorySize() string {
 	return fmt.Sprintf("%.0f GB", float64(proc.Field("/proc/meminfo", "MemTotal:"))/1e6)

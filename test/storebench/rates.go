@@ -5,9 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/storebench/load"
@@ -28,20 +25,16 @@ type cell struct {
 	unit      string
 	spec      load.Spec
 	rate, p99 target
-	// variants are the ways to ask our store; etcd's one is compared with each.
-	variants []variant
-	writes   bool
+	writes    bool
 }
 
+// variant is a way to ask our store; etcd's only one is compared with each.
 type variant struct {
 	name   string
 	native bool
 }
 
-var (
-	native = variant{"native", true}
-	grpc   = variant{"gRPC", false}
-)
+var variants = []variant{{"native", true}, {"gRPC", false}}
 
 // writeTargets are those of the whole path that the API server uses.
 func writeTargets(clients int) (rate, p99 target) {
@@ -51,40 +44,26 @@ func writeTargets(clients int) (rate, p99 target) {
 	return target{AtLeast: 3}, target{AtMost: 0.5}
 }
 
-// cells lists what is measured on a leader or a follower.
-func (b *bench) cells(follower bool) []cell {
+// cells lists what is measured on one server.
+func (b *bench) cells() []cell {
 	var all []cell
-	length, warmup := pick(b, 2500*time.Millisecond, 500*time.Millisecond), pick(b, 400*time.Millisecond, 150*time.Millisecond)
+	warmup := pick(b, 400*time.Millisecond, 150*time.Millisecond)
 	add := func(c cell, kind load.Kind, clients int, of time.Duration) {
 		c.spec = load.Spec{
 			Kind: kind, Clients: clients, For: of, Warmup: warmup, ValueBytes: valueBytes, Prefix: prefix,
-			Keys: readKeys, ReadPrefix: readPrefix, Page: c.spec.Page, ReadPercent: 80,
+			Keys: readKeys, ReadPrefix: readPrefix,
 		}
 		all = append(all, c)
 	}
-	both := []variant{native, grpc}
 	for _, clients := range []int{1, 16, 128} {
 		rate, p99 := writeTargets(clients)
-		add(cell{name: "API server's writes", unit: "puts/s", rate: rate, p99: p99, variants: both, writes: true}, load.APIWrite, clients, length)
+		writes := cell{name: "API server's writes", unit: "puts/s", rate: rate, p99: p99, writes: true}
+		add(writes, load.APIWrite, clients, pick(b, 2500*time.Millisecond, 500*time.Millisecond))
 	}
-	if !follower {
-		for _, clients := range []int{1, 16, 128} {
-			add(cell{name: "plain puts", unit: "puts/s", variants: []variant{grpc}, writes: true}, load.Put, clients, length)
-		}
-	}
-	short := pick(b, 1500*time.Millisecond, 300*time.Millisecond)
 	for _, clients := range []int{1, 16, 128} {
-		add(cell{name: "linearizable gets", unit: "gets/s", variants: both}, load.Get, clients, short)
+		gets := cell{name: "linearizable gets", unit: "gets/s"}
+		add(gets, load.Get, clients, pick(b, 1500*time.Millisecond, 300*time.Millisecond))
 	}
-	for _, clients := range []int{16, 128} {
-		add(cell{name: "80% gets, 20% writes", unit: "ops/s", variants: both}, load.Mixed, clients, short)
-	}
-	if follower {
-		return all
-	}
-	add(cell{name: "lists of 500", unit: "lists/s", variants: both, spec: load.Spec{Page: 500}}, load.List, 1, short)
-	add(cell{name: "lists of 10,000", unit: "lists/s", variants: both, spec: load.Spec{Page: readKeys}}, load.List, 1, short)
-	add(cell{name: "lists of 10,000, streamed", unit: "lists/s", variants: both, spec: load.Spec{Page: readKeys}}, load.ListStream, 1, short)
 	return all
 }
 
@@ -122,15 +101,15 @@ func (b *bench) ratesOf(ctx context.Context, sys system, voters int) error {
 		return err
 	}
 	if follower == nil {
-		return b.measureAll(ctx, c, leader, b.cells(false), "")
+		return b.measureAll(ctx, c, leader, b.cells(), "")
 	}
-	if err := b.measureAll(ctx, c, leader, b.cells(false), ", leader"); err != nil {
+	if err := b.measureAll(ctx, c, leader, b.cells(), ", leader"); err != nil {
 		return err
 	}
 	if _, follower, err = c.leaderAndFollower(ctx); err != nil {
 		return err
 	}
-	return b.measureAll(ctx, c, follower, b.cells(true), ", follower")
+	return b.measureAll(ctx, c, follower, b.cells(), ", follower")
 }
 
 // measureAll runs cells on one server. Should leadership move meanwhile, the
@@ -173,28 +152,24 @@ func fill(ctx context.Context, s *server, objects int, prefix string) error {
 
 // measure runs one cell: every variant of ours, etcd once for all of them.
 func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, where string) error {
-	rowName := func(v variant) string {
-		return fmt.Sprintf("%s%s: %s, %s, %s", count(voters, "voter"), where, x.name, count(x.spec.Clients, "client"), v.name)
-	}
-	x.variants = slices.DeleteFunc(slices.Clone(x.variants), func(v variant) bool { return !b.wanted.MatchString(rowName(v)) })
-	_, ours := s.sys.(*coracle)
-	variants := x.variants
-	if !ours {
-		variants = variants[:min(1, len(variants))]
-	}
-	for _, v := range variants {
+	for i, v := range variants {
+		_, ours := s.sys.(*coracle)
+		names := variants[i : i+1]
+		if !ours {
+			if i > 0 {
+				break
+			}
+			names = variants // etcd's figure stands beside each of ours
+		}
 		before, beforeErr := b.device.counters()
-		result, err := b.runOn(ctx, s, x.spec, v, fmt.Sprintf("%d%s", voters, where))
+		result, err := runOn(ctx, s, x.spec, v)
 		if err != nil {
 			return err
 		}
 		after, _ := b.device.counters()
-		names := x.variants // etcd's figure stands beside each of ours
-		if ours {
-			names = []variant{v}
-		}
 		for _, n := range names {
-			name, rate, p99 := rowName(n), x.rate, x.p99
+			name := fmt.Sprintf("%s%s: %s, %s, %s", count(voters, "voter"), where, x.name, count(x.spec.Clients, "client"), n.name)
+			rate, p99 := x.rate, x.p99
 			if !n.native {
 				rate, p99 = target{}, target{}
 			}
@@ -209,28 +184,10 @@ func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, wher
 	return nil
 }
 
-// runOn runs a load on a server in one of the ways, with a CPU profile of ours
-// if that is wanted.
-func (b *bench) runOn(ctx context.Context, s *server, spec load.Spec, v variant, where string) (load.Result, error) {
-	profile := ""
-	if _, ours := s.sys.(*coracle); ours && b.profiles != "" {
-		file := fmt.Sprintf("%s-%s-%d-%d-%s.pprof", where, spec.Kind, spec.Clients, spec.Page, v.name)
-		profile = filepath.Join(b.profiles, strings.NewReplacer(", ", "-", " ", "-").Replace(file))
-	}
+// runOn runs a load on a server in one of the ways.
+func runOn(ctx context.Context, s *server, spec load.Spec, v variant) (load.Result, error) {
 	if v.native {
-		return s.sys.local(ctx, s, spec, profile)
-	}
-	if profile != "" {
-		done := make(chan error, 1)
-		go func() {
-			_, err := s.sys.local(ctx, s, load.Spec{For: min(spec.Warmup+spec.For, 10*time.Second)}, profile)
-			done <- err
-		}()
-		defer func() {
-			if err := <-done; err != nil {
-				fmt.Printf("  no profile %s: %v\n", profile, err)
-			}
-		}()
+		return s.sys.local(ctx, s, spec)
 	}
 	return s.remote(ctx, spec)
 }

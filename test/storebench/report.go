@@ -27,9 +27,6 @@ type row struct {
 	Coracle    []float64
 	Etcd       []float64
 	Target     target
-	// Runs are what rates are made of.
-	CoracleRuns []load.Result `json:",omitempty"`
-	EtcdRuns    []load.Result `json:",omitempty"`
 }
 
 // target is what we want; the zero value: nothing.
@@ -98,16 +95,9 @@ func (r *report) latencies(sys system, name, unit string, rate, p99 target, l lo
 	r.add(sys, name, unit, rate, l.Rate)
 	r.add(sys, name, "p50 ms", target{}, l.P50)
 	r.add(sys, name, "p99 ms", p99, l.P99)
-	r.add(sys, name, "p99.9 ms", target{}, l.P999)
 	if l.Errors > 0 {
 		r.add(sys, name, "failed", target{}, float64(l.Errors))
 		fmt.Printf("  %s, %s: %d failed: %s\n", sys.name(), name, l.Errors, l.FirstError)
-	}
-	x := r.row(name, unit, rate)
-	if _, ours := sys.(*coracle); ours {
-		x.CoracleRuns = append(x.CoracleRuns, l)
-	} else {
-		x.EtcdRuns = append(x.EtcdRuns, l)
 	}
 }
 

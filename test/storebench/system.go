@@ -25,7 +25,7 @@ type system interface {
 	// attach is called before a server's process starts.
 	attach(s *server, cmd *exec.Cmd) error
 	// local runs a load as the API server on this server's machine does.
-	local(ctx context.Context, s *server, spec load.Spec, profile string) (load.Result, error)
+	local(ctx context.Context, s *server, spec load.Spec) (load.Result, error)
 }
 
 // etcd at its defaults. Its clients are outside of its process.
@@ -51,14 +51,13 @@ func (e *etcd) command(c *cluster, s *server) *exec.Cmd {
 
 func (e *etcd) attach(*server, *exec.Cmd) error { return nil }
 
-func (e *etcd) local(ctx context.Context, s *server, spec load.Spec, _ string) (load.Result, error) {
+func (e *etcd) local(ctx context.Context, s *server, spec load.Spec) (load.Result, error) {
 	return s.remote(ctx, spec)
 }
 
 // coracle is our store at its defaults. Its client is inside its process.
 type coracle struct {
 	program string
-	flags   []string
 	pki     testca.Files
 }
 
@@ -66,7 +65,6 @@ func (o *coracle) name() string { return "coracle" }
 
 func (o *coracle) command(c *cluster, s *server) *exec.Cmd {
 	args := []string{"-name", s.name, "-dir", s.dir, "-cluster", "bench", "-client-address", s.client, "-bound"}
-	args = append(args, o.flags...)
 	if len(c.servers) > 1 {
 		args = append(args, "-peer-address", s.peer, "-peer-cert", o.pki.Cert, "-peer-key", o.pki.Key, "-peer-ca", o.pki.CA)
 	}
@@ -90,12 +88,9 @@ func (o *coracle) attach(s *server, cmd *exec.Cmd) error {
 	return nil
 }
 
-func (o *coracle) local(ctx context.Context, s *server, spec load.Spec, profile string) (load.Result, error) {
+func (o *coracle) local(ctx context.Context, s *server, spec load.Spec) (load.Result, error) {
 	var r load.Result
-	err := s.control.call(ctx, "load", struct {
-		load.Spec
-		Profile string
-	}{spec, profile}, &r)
+	err := s.control.call(ctx, "load", spec, &r)
 	return r, err
 }
 

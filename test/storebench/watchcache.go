@@ -19,7 +19,7 @@ func (b *bench) watchCache(ctx context.Context, etcdServer *server, few, many in
 		return 0, nil
 	}
 	endpoint := "http://" + etcdServer.client
-	var at [2]usage
+	var at [2]float64
 	for i, objects := range []int{few, many} {
 		fill := exec.CommandContext(ctx, b.watchcache, "-etcd", endpoint, "-from", strconv.Itoa(i*few), "-fill", strconv.Itoa(objects-i*few))
 		fill.Stderr, fill.SysProcAttr = os.Stderr, dieWithUs()
@@ -27,23 +27,23 @@ func (b *bench) watchCache(ctx context.Context, etcdServer *server, few, many in
 			return 0, fmt.Errorf("fill etcd with ConfigMaps: %w", err)
 		}
 		var err error
-		if at[i], err = b.cacheUsage(ctx, endpoint, objects); err != nil {
+		if at[i], err = b.cacheMemory(ctx, endpoint, objects); err != nil {
 			return 0, fmt.Errorf("watch cache of %d objects: %w", objects, err)
 		}
 	}
-	return (at[1].anon - at[0].anon) * 1024 * 1024 / float64(many-few), nil
+	return (at[1] - at[0]) * 1024 * 1024 / float64(many-few), nil
 }
 
-// cacheUsage starts a watch cache and reads its memory once it has all objects.
-func (b *bench) cacheUsage(ctx context.Context, endpoint string, objects int) (usage, error) {
+// cacheMemory starts a watch cache and reads its memory once it has all objects.
+func (b *bench) cacheMemory(ctx context.Context, endpoint string, objects int) (float64, error) {
 	cache := exec.CommandContext(ctx, b.watchcache, "-etcd", endpoint)
 	cache.SysProcAttr = dieWithUs()
 	out, err := cache.StdoutPipe()
 	if err != nil {
-		return usage{}, err
+		return 0, err
 	}
 	if err := cache.Start(); err != nil {
-		return usage{}, err
+		return 0, err
 	}
 	defer func() {
 		_ = cache.Process.Kill()
@@ -52,10 +52,10 @@ func (b *bench) cacheUsage(ctx context.Context, endpoint string, objects int) (u
 	}()
 	var said struct{ Objects int }
 	if err := json.NewDecoder(out).Decode(&said); err != nil {
-		return usage{}, err
+		return 0, err
 	}
 	if said.Objects != objects {
-		return usage{}, fmt.Errorf("it has %d", said.Objects)
+		return 0, fmt.Errorf("it has %d", said.Objects)
 	}
-	return usageOf(cache.Process.Pid), nil
+	return anonymous(cache.Process.Pid), nil
 }

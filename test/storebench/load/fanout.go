@@ -4,10 +4,8 @@ package load
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,26 +16,18 @@ import (
 // drainTime is how long watchers may need for what was written.
 const drainTime = 30 * time.Second
 
-// fanOut opens s.Watchers watches as the API server does, writes, and waits
-// until every watcher has seen every write, in order. An event's delay is from
-// the start of its put to its receipt.
+// fanOut opens s.Watchers watches as the API server does, writes as fast as s.Clients can, and waits until every watcher
+// has seen every write, in order.
 func fanOut(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.For+2*drainTime)
 	defer cancel()
-	puts := s.Ops
-	if s.Kind == WatchDelay {
-		puts = int64(s.Rate * s.For.Seconds())
-	}
 	prefix := fmt.Sprintf("%s%016x/", s.Prefix, time.Now().UnixNano())
-	base := time.Now()
-	seen := make([][]time.Duration, s.Watchers)
 	errs := make(chan error, s.Watchers+1) // all of them and the writer
 	var opened, all sync.WaitGroup
 	opened.Add(s.Watchers)
 	for i := range s.Watchers {
 		all.Go(func() {
-			delays, err := watch(ctx, clients[i%len(clients)], prefix, puts, base, opened.Done)
-			if seen[i] = delays; err != nil {
+			if err := watch(ctx, clients[i%len(clients)], prefix, s.Ops, opened.Done); err != nil {
 				errs <- fmt.Errorf("watcher %d: %w", i, err)
 				cancel()
 			}
@@ -45,7 +35,7 @@ func fanOut(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, 
 	}
 	opened.Wait()
 	start := time.Now()
-	if err := writeStamped(ctx, clients, prefix, puts, base, s); err != nil {
+	if err := writeAll(ctx, clients, prefix, s); err != nil {
 		errs <- err
 		cancel()
 	}
@@ -56,67 +46,46 @@ func fanOut(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, 
 		return Result{}, err
 	default:
 	}
-	delays := slices.Concat(seen...)
-	r := Result{Seconds: seconds, Measured: int64(len(delays)), Total: puts, Rate: float64(len(delays)) / seconds}
-	r.quantiles(delays)
-	return r, nil
+	events := s.Ops * int64(s.Watchers)
+	return Result{Seconds: seconds, Measured: events, Total: s.Ops, Rate: float64(events) / seconds}, nil
 }
 
 // watch receives until it has seen all puts. It calls opened once.
-func watch(ctx context.Context, c *kubernetes.Client, prefix string, puts int64, base time.Time, opened func()) ([]time.Duration, error) {
+func watch(ctx context.Context, c *kubernetes.Client, prefix string, puts int64, opened func()) error {
 	once := sync.OnceFunc(opened)
 	defer once()
-	var delays []time.Duration
-	var last int64
+	var seen, last int64
 	events := c.Watch(clientv3.WithRequireLeader(ctx), prefix,
 		clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify())
 	for resp := range events {
 		if err := resp.Err(); err != nil {
-			return delays, err
+			return err
 		}
-		now := time.Since(base)
 		once()
 		for _, e := range resp.Events {
 			if e.Kv.ModRevision <= last {
-				return delays, fmt.Errorf("revision %d came after %d", e.Kv.ModRevision, last)
+				return fmt.Errorf("revision %d came after %d", e.Kv.ModRevision, last)
 			}
 			last = e.Kv.ModRevision
-			delays = append(delays, now-time.Duration(binary.LittleEndian.Uint64(e.Kv.Value)))
+			seen++
 		}
-		if int64(len(delays)) == puts {
-			return delays, nil
+		if seen == puts {
+			return nil
 		}
 	}
-	return delays, errors.Join(fmt.Errorf("the watch ended after %d of %d events", len(delays), puts), ctx.Err())
+	return errors.Join(fmt.Errorf("the watch ended after %d of %d events", seen, puts), ctx.Err())
 }
 
-// writeStamped puts values that begin with the time, at the given rate or by
-// all clients as fast as they can. Keys repeat, so that there are previous values.
-func writeStamped(ctx context.Context, clients []*kubernetes.Client, prefix string, puts int64, base time.Time, s Spec) error {
-	put := func(worker int, n int64) error {
-		value := newValue(s, worker)
-		value = append(binary.LittleEndian.AppendUint64(nil, uint64(time.Since(base))), value...)
-		_, err := clients[worker%len(clients)].Put(ctx, fmt.Sprintf("%s%d", prefix, n%10), string(value))
-		return err
-	}
-	if s.Kind == WatchDelay {
-		tick := time.NewTicker(time.Duration(float64(time.Second) / s.Rate))
-		defer tick.Stop()
-		for n := range puts {
-			<-tick.C
-			if err := put(0, n); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+// writeAll puts s.Ops values, by all clients as fast as they can. Keys repeat, so that there are previous values.
+func writeAll(ctx context.Context, clients []*kubernetes.Client, prefix string, s Spec) error {
 	workers := max(s.Clients, 1)
 	errs := make([]error, workers)
 	var all sync.WaitGroup
 	for w := range workers {
 		all.Go(func() {
-			for n := int64(w); n < puts && errs[w] == nil; n += int64(workers) {
-				errs[w] = put(w, n)
+			value := string(newValue(s, w))
+			for n := int64(w); n < s.Ops && errs[w] == nil; n += int64(workers) {
+				_, errs[w] = clients[w%len(clients)].Put(ctx, fmt.Sprintf("%s%d", prefix, n%10), value)
 			}
 		})
 	}

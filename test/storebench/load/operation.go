@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 )
 
@@ -22,22 +21,8 @@ func newOp(c *kubernetes.Client, s Spec, number int) operation {
 	switch s.Kind {
 	case APIWrite:
 		return newWriter(c, s, number).apiWrite
-	case Put:
-		return newWriter(c, s, number).put
 	case Get:
 		return newReader(c, s, number).get
-	case Mixed:
-		r, w := newReader(c, s, number), newWriter(c, s, number)
-		return func(ctx context.Context, _ int64) error {
-			if r.random.IntN(100) < s.ReadPercent {
-				return r.get(ctx, 0)
-			}
-			return w.apiWrite(ctx, 0)
-		}
-	case List:
-		return func(ctx context.Context, _ int64) error { return list(ctx, c, s) }
-	case ListStream:
-		return func(ctx context.Context, _ int64) error { return listStream(ctx, c, s) }
 	case Fill:
 		return newFiller(c, s, number)
 	}
@@ -71,20 +56,10 @@ func newWriter(c *kubernetes.Client, s Spec, number int) *writer {
 	}
 }
 
-func (w *writer) step() (int, string) {
+func (w *writer) apiWrite(ctx context.Context, _ int64) error {
 	i := w.n % len(w.revisions)
 	w.n++
-	return i, fmt.Sprintf("%s%08d", w.prefix, i)
-}
-
-func (w *writer) put(ctx context.Context, _ int64) error {
-	_, key := w.step()
-	_, err := w.c.Put(ctx, key, string(w.value))
-	return err
-}
-
-func (w *writer) apiWrite(ctx context.Context, _ int64) error {
-	i, key := w.step()
+	key := fmt.Sprintf("%s%08d", w.prefix, i)
 	revision, err := optimisticPut(ctx, w.c, key, w.value, w.revisions[i])
 	if err != nil { // what happened is open
 		resp, getErr := w.c.Kubernetes.Get(ctx, key, kubernetes.GetOptions{})
@@ -150,30 +125,4 @@ func (r *reader) get(ctx context.Context, _ int64) error {
 		err = fmt.Errorf("%s is not there or not whole", key)
 	}
 	return err
-}
-
-func list(ctx context.Context, c *kubernetes.Client, s Spec) error {
-	resp, err := c.Kubernetes.List(ctx, s.ReadPrefix, kubernetes.ListOptions{Limit: s.Page})
-	if err == nil && int64(len(resp.Kvs)) != s.Page {
-		err = fmt.Errorf("listed %d of %d", len(resp.Kvs), s.Page)
-	}
-	return err
-}
-
-func listStream(ctx context.Context, c *kubernetes.Client, s Spec) error {
-	stream, err := c.KV.GetStream(ctx, s.ReadPrefix, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.ReadPrefix)), clientv3.WithLimit(s.Page))
-	if err != nil {
-		return err
-	}
-	var n int64
-	for chunk := range stream {
-		if err := chunk.Err(); err != nil {
-			return err
-		}
-		n += int64(len(chunk.RangeResponse.Kvs))
-	}
-	if n != s.Page {
-		return fmt.Errorf("streamed %d of %d", n, s.Page)
-	}
-	return nil
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package load is what the store's benchmark does to a store: writes, reads, lists and watches, through the client
+// Package load is what the store's benchmark does to a store: writes, reads and watches, through the client
 // that the API server holds, measured where that client is. The same code runs inside a server's own process (our
 // native client) and outside of it (etcd's client over gRPC, to either store). It never starts or judges a store.
 package load
@@ -24,44 +24,36 @@ type Kind string
 // The kinds. "API" means the requests that upstream's storage layer sends.
 const (
 	APIWrite   Kind = "api-write"   // OptimisticPut: create each of Spec.Keys objects, then update them in turn
-	Put        Kind = "put"         // plain Put to the same keys
 	Get        Kind = "get"         // linearizable get of one of Spec.Keys filled objects
-	Mixed      Kind = "mixed"       // Spec.ReadPercent gets, the others as APIWrite
-	List       Kind = "list"        // one page of Spec.Page objects
-	ListStream Kind = "list-stream" // the same by RangeStream
 	Fill       Kind = "fill"        // create objects 0 to Spec.Keys-1, once
-	WatchDelay Kind = "watch-delay" // Spec.Rate puts a second, seen by Spec.Watchers
 	Trim       Kind = "trim"        // no load: give memory back, as coracle does every few minutes
 	WatchFlood Kind = "watch-flood" // Spec.Ops puts as fast as possible, until all watchers have seen all
 )
 
 // Spec says what to run.
 type Spec struct {
-	Kind        Kind
-	Clients     int           // how many do it at the same time
-	For         time.Duration // measured time; the most there is if Ops is set
-	Warmup      time.Duration // before it
-	Ops         int64         // stop after so many operations, if set
-	ValueBytes  int
-	Objects     bool   // values are API objects of about 1 KB, instead of ValueBytes random bytes
-	Prefix      string // of what is written; ends with a slash
-	ReadPrefix  string // of the objects that Fill creates and that are read
-	Keys        int    // how many objects
-	Page        int64
-	ReadPercent int
-	Watchers    int
-	Rate        float64
+	Kind       Kind
+	Clients    int           // how many do it at the same time
+	For        time.Duration // measured time; the most there is if Ops is set
+	Warmup     time.Duration // before it
+	Ops        int64         // stop after so many operations, if set
+	ValueBytes int
+	Objects    bool   // values are API objects of about 1 KB, instead of ValueBytes random bytes
+	Prefix     string // of what is written; ends with a slash
+	ReadPrefix string // of the objects that Fill creates and that are read
+	Keys       int    // how many objects
+	Watchers   int
 }
 
 // Result is what was measured. Times are in milliseconds.
 type Result struct {
-	Rate                float64 // operations (for watches: events) a second
-	P50, P99, P999, Max float64
-	Seconds             float64
-	Measured            int64 // operations or events that the figures above are made of
-	Total               int64 // operations with warming up
-	Errors              int64
-	FirstError          string `json:",omitempty"`
+	Rate       float64 // operations (for watches: events) a second
+	P50, P99   float64
+	Seconds    float64
+	Measured   int64 // operations or events that the figures above are made of
+	Total      int64 // operations with warming up
+	Errors     int64
+	FirstError string `json:",omitempty"`
 }
 
 // Run does what s says with the given clients, which the workers share evenly.
@@ -72,10 +64,9 @@ func Run(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, err
 	}
 	var r Result
 	var err error
-	switch s.Kind {
-	case WatchDelay, WatchFlood:
+	if s.Kind == WatchFlood {
 		r, err = fanOut(ctx, clients, s)
-	default:
+	} else {
 		r, err = drive(ctx, clients, s)
 	}
 	if err == nil && r.Total == 0 {
@@ -94,5 +85,5 @@ func (r *Result) quantiles(all []time.Duration) {
 	}
 	slices.Sort(all)
 	at := func(q float64) float64 { return float64(all[int(q*float64(len(all)-1))]) / float64(time.Millisecond) }
-	r.P50, r.P99, r.P999, r.Max = at(.5), at(.99), at(.999), at(1)
+	r.P50, r.P99 = at(.5), at(.99)
 }
