@@ -14,7 +14,7 @@ import (
 
 // A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the table can know is
 // from which address a datagram comes, and what the packet inside says where it is from: both have to be one peer's.
-// docs/adr/0074 has what that holds off and what not.
+// docs/adr/0073 has what that holds off and what not.
 
 const (
 	chainTunnelIn  = "tunnel-in"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster runs (docs/adr/0112). The
+// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster runs (docs/adr/0073). The
 // ConfigMap clusterconfig.BackendConfigMap says it; a file in the server's folder has a copy, so that the server knows it when it starts, with or without a node
 // beside it. It never writes the ConfigMap.
 package netbackend
