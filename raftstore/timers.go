@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft has two times of its own, and both depend on what goes on (docs/adr/0082):
+// Raft has two times of its own, and both depend on what goes on (docs/adr/0015):
 //
 // The first is how long a follower does without its leader before it stands by itself, between one and two of them, by chance. The same number
 // sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and whoever raft makes a candidate beside that either

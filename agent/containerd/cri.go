@@ -28,7 +28,7 @@ type criService interface {
 }
 
 // Lists answers the questions that a kubelet asks all the time, by a call in this process. Over the socket each of them wakes four
-// threads, for both ends' readers and writers (docs/adr/0113). Errors are as over the socket.
+// threads, for both ends' readers and writers (docs/adr/0040). Errors are as over the socket.
 // Parts of an answer are containerd's own, and are not to be changed.
 type Lists struct{ cri criService }
 

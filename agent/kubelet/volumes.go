@@ -19,7 +19,7 @@ import (
 
 const (
 	// volumesRest is how often the two loops of upstream's volume manager look around while no pod waits for volumes; upstream's do ten
-	// times a second, and were a third of all that woke a node at rest (docs/adr/0113).
+	// times a second, and were a third of all that woke a node at rest (docs/adr/0040).
 	volumesRest = 2 * time.Second
 	// volumesAfter is for how long they stay at upstream's pace after a wait: a pod that runs is looked at again, and its ConfigMaps and
 	// Secrets are written anew. After a wait for mounts they do for volumesLong, since a device is let go after the last of its mounts.

@@ -35,7 +35,7 @@ const (
 	// apiPoll is how often an API server that does not answer yet is asked whether it does.
 	apiPoll = 500 * time.Millisecond
 	// agentSlack is how late an agent's timers may be on a processor that has nothing else to do. Half as many threads wake up by it; with 20 ms pods
-	// start visibly later (docs/adr/0113). Servers keep the kernel's slack: their times decide how soon a dead leader is missed.
+	// start visibly later (docs/adr/0040). Servers keep the kernel's slack: their times decide how soon a dead leader is missed.
 	agentSlack = 5 * time.Millisecond
 	// apiPatience bounds one such question.
 	apiPatience = 5 * time.Second
