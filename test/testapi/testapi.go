@@ -27,17 +27,20 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 )
 
-// Start runs an API server on what it keeps in dir until stop is called. The configuration's user may do everything.
-func Start(dir string) (config *rest.Config, stop func() error, err error) {
+// Start runs an API server on what it keeps in dir until stop is called. Both configurations' users may do everything:
+// remote is for connections over TLS, and loopback stays within the process, without connections.
+// Among the files of dir are ca.crt and ca.key, the authority of its clients and of itself, and sa.key, which signs the
+// tokens of service accounts.
+func Start(dir string) (remote, loopback *rest.Config, stop func() error, err error) {
 	if err := writeKeys(dir); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	store, err := raftstore.Open(ctx, raftstore.Options{Dir: filepath.Join(dir, "store"), Logger: quiet})
 	if err != nil {
 		cancel()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	upstream.Install(store.Client)
 	done := make(chan error, 1) // the only value, so that the server need not be waited for
@@ -51,11 +54,11 @@ func Start(dir string) (config *rest.Config, stop func() error, err error) {
 		return errors.Join(err, store.Close(context.Background()))
 	}
 	if err := store.WaitReady(ctx); err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, nil, errors.Join(err, stop())
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, nil, errors.Join(err, stop())
 	}
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s, err := apiserver.New(ctx, apiserver.Options{
@@ -66,7 +69,7 @@ func Start(dir string) (config *rest.Config, stop func() error, err error) {
 		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir, Logger: quiet,
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, nil, errors.Join(err, stop())
 	}
 	started = true
 	go func() { done <- s.Run(ctx) }()
@@ -74,14 +77,14 @@ func Start(dir string) (config *rest.Config, stop func() error, err error) {
 	case <-s.Ready():
 	case err := <-done:
 		started = false
-		return nil, nil, errors.Join(fmt.Errorf("it ended: %w", err), stop())
+		return nil, nil, nil, errors.Join(fmt.Errorf("it ended: %w", err), stop())
 	case <-time.After(2 * time.Minute):
-		return nil, nil, errors.Join(errors.New("not ready after two minutes"), stop())
+		return nil, nil, nil, errors.Join(errors.New("not ready after two minutes"), stop())
 	}
-	config = &rest.Config{Host: "https://" + listener.Addr().String(), QPS: -1, TLSClientConfig: rest.TLSClientConfig{
+	remote = &rest.Config{Host: "https://" + listener.Addr().String(), QPS: -1, TLSClientConfig: rest.TLSClientConfig{
 		CAFile: path("ca.crt"), CertFile: path("admin.crt"), KeyFile: path("server.key"),
 	}}
-	return config, stop, nil
+	return remote, s.LoopbackConfig(), stop, nil
 }
 
 // writeKeys writes what an API server cannot do without.
@@ -127,6 +130,7 @@ func writeKeys(dir string) error {
 	}
 	for name, block := range map[string]*pem.Block{
 		"ca.crt":     {Type: "CERTIFICATE", Bytes: caDER},
+		"ca.key":     {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(caKey)},
 		"server.crt": {Type: "CERTIFICATE", Bytes: leafDER},
 		"admin.crt":  {Type: "CERTIFICATE", Bytes: adminDER},
 		"server.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},

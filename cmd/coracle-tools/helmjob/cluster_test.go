@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(dir)
-		config, stop, err := testapi.Start(dir)
+		config, _, stop, err := testapi.Start(dir)
 		if err == nil {
 			defer func() { _ = stop() }()
 			shared.socket, shared.config = filepath.Join(dir, "api"), config
