@@ -63,8 +63,8 @@ type setting struct {
 	how        string // as in the table
 }
 
-// settingsOfOthers reads every source file that is neither a test nor of a test's program. Each pair of file and name is
-// listed once.
+// settingsOfOthers reads every source file that is neither a test nor of a test's program. Each pair of file and name
+// is listed once.
 func settingsOfOthers(t *testing.T) []setting {
 	t.Helper()
 	var out []setting

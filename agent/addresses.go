@@ -30,8 +30,9 @@ func keepAddresses(ctx context.Context, o Options) error {
 	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
 }
 
-// keepOnNode has something written to this node's Node, and again whenever somebody has changed it, until ctx ends. A part of that name on the board
-// says what keeps it from that; none does where the name is empty. It is written anew whenever news says so, too.
+// keepOnNode has something written to this node's Node, and again whenever somebody has changed it, until ctx ends. A
+// part of that name on the board says what keeps it from that; none does where the name is empty. It is written anew
+// whenever news says so, too.
 func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
 	tell := func(status.State, string) {}
 	if name != "" {
@@ -84,7 +85,8 @@ func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name st
 	if slices.Equal(node.Status.Addresses, want) {
 		return nil
 	}
-	// A merge patch (RFC 7386) replaces the list; a strategic one would merge it by type, of which there may be two alike.
+	// A merge patch (RFC 7386) replaces the list; a strategic one would merge it by type, of which there may be two
+	// alike.
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": want}})
 	if err != nil {
 		return err

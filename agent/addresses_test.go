@@ -51,7 +51,8 @@ func TestExternalAddresses(t *testing.T) {
 	}
 }
 
-// TestExternalAddressesAndCloudProvider: both would set the node's addresses, whichever way the kubelet's flag is written.
+// TestExternalAddressesAndCloudProvider: both would set the node's addresses, whichever way the kubelet's flag is
+// written.
 func TestExternalAddressesAndCloudProvider(t *testing.T) {
 	for arg, want := range map[string]bool{
 		"cloud-provider=external": true, "--cloud-provider=external": true, "cloud_provider=external": true, "--cloud_provider=external": true,

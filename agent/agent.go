@@ -3,9 +3,9 @@
 // Package agent is one node: containerd, the kubelet, the images that need no registry, the pod network, the Service
 // proxy and the cluster DNS, all in this process.
 //
-// It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet; the order in which the parts start
-// and stop; and what is reported of them. It never stops a pod: containers belong to their shims, and the next run finds
-// them. It knows the cluster through the API alone and never imports the server.
+// It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet; the order in which the parts
+// start and stop; and what is reported of them. It never stops a pod: containers belong to their shims, and the next
+// run finds them. It knows the cluster through the API alone and never imports the server.
 package agent
 
 import (
@@ -29,8 +29,8 @@ import (
 // partVolumes is the line of the node's folders for volumes on the board.
 const partVolumes = "local volumes"
 
-// Run runs the node until ctx is done or a part of it fails that cannot be started again (containerd, the kubelet). Pods go on either way. A process runs one node once:
-// containerd and the kubelet cannot be started a second time.
+// Run runs the node until ctx is done or a part of it fails that cannot be started again (containerd, the kubelet).
+// Pods go on either way. A process runs one node once: containerd and the kubelet cannot be started a second time.
 func Run(ctx context.Context, o Options) error {
 	o, err := o.complete()
 	if err != nil {
@@ -100,7 +100,8 @@ func startRuntime(ctx context.Context, o Options, auths map[string]containerd.Re
 	return server, nil
 }
 
-// prepareImages brings in the pause image, without which no pod starts, and prepares the import of the operator's archives.
+// prepareImages brings in the pause image, without which no pod starts, and prepares the import of the operator's
+// archives.
 func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
 	store := imageStore(o, runtime)
 	if err := store.Clean(ctx); err != nil {
@@ -131,7 +132,8 @@ type parts struct {
 	images  *images.Folder
 }
 
-// runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the others.
+// runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the
+// others.
 func runParts(ctx context.Context, o Options, p parts) error {
 	g := newGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
@@ -183,9 +185,9 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	return g.wait()
 }
 
-// startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so that
-// no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
-// before is ready at once, and has its images.
+// startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so
+// that no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a
+// network before is ready at once, and has its images.
 func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer func() {

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
-// the kernel of every node would answer for all of them.
+// announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has
+// them on one of its own, and then the kernel of every node would answer for all of them.
 func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string, report func(loadbalancer.Conflicts, loadbalancer.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
@@ -38,8 +38,8 @@ func linksWithoutServices() ([]vip.Link, error) {
 	return slices.DeleteFunc(links, func(l vip.Link) bool { return l.Name == servicerules.IPVSDevice }), err
 }
 
-// keepSilent has the kernel answer on an interface for the addresses of that interface alone, and name no others there (arp_ignore and arp_announce in
-// ip-sysctl).
+// keepSilent has the kernel answer on an interface for the addresses of that interface alone, and name no others there
+// (arp_ignore and arp_announce in ip-sysctl).
 func keepSilent(device string) error {
 	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2"} {
 		path := "/proc/sys/net/ipv4/conf/" + device + "/" + name
@@ -53,7 +53,8 @@ func keepSilent(device string) error {
 	return nil
 }
 
-// findings are what the network says of addresses of Services, as the announcer says; one, the last, waits. Its capacity is 1.
+// findings are what the network says of addresses of Services, as the announcer says; one, the last, waits. Its
+// capacity is 1.
 type findings chan finding
 
 // finding is two of the Node's annotations.
@@ -68,7 +69,8 @@ func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	f <- finding{conflicts: used.String(), proven: proven.String()}
 }
 
-// keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it, and which ones are proven to be nobody's.
+// keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it,
+// and which ones are proven to be nobody's.
 func keepFindings(ctx context.Context, o Options, said findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {

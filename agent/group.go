@@ -12,7 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
-// group supervises the node's parts. One that fails is started again; only an essential one ends the others, and its error is the node's.
+// group supervises the node's parts. One that fails is started again; only an essential one ends the others, and its
+// error is the node's.
 type group struct {
 	ctx    context.Context // of the parts
 	cancel context.CancelCauseFunc

@@ -33,12 +33,13 @@ import (
 const (
 	partPodNetwork = "pod network"
 	partServices   = "service proxy"
-	// partFirewall is the line of other programs' firewalls. They are nobody's trouble where they were told the right things, which cannot be seen.
+	// partFirewall is the line of other programs' firewalls. They are nobody's trouble where they were told the right
+	// things, which cannot be seen.
 	partFirewall = "host firewall"
 )
 
-// network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
-// cannot read EndpointSlices, and share one set of informers.
+// network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the
+// node's cannot read EndpointSlices, and share one set of informers.
 type network struct {
 	o         Options
 	informers *netinformers.Informers
@@ -118,8 +119,8 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	return n, nil
 }
 
-// newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd then waits for;
-// what ours had made is removed.
+// newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd
+// then waits for; what ours had made is removed.
 func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed chan<- struct{},
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
@@ -174,7 +175,8 @@ const (
 	kubeletPort = 10250 // the same for kubelets
 )
 
-// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS, and that of the tunnels as it was known last.
+// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster
+// DNS, and that of the tunnels as it was known last.
 func (o Options) reserved() proxy.Reserved {
 	backend := o.NetworkBackend
 	if backend != clusterconfig.NetworkNone {
@@ -186,7 +188,8 @@ func (o Options) reserved() proxy.Reserved {
 	}
 }
 
-// reservedHostPorts are what no pod may take as a host port: what no Service may, and those at which this process listens at loopback alone.
+// reservedHostPorts are what no pod may take as a host port: what no Service may, and those at which this process
+// listens at loopback alone.
 func (o Options) reservedHostPorts() []uint16 {
 	ports := o.reserved().Ports
 	if o.LocalPort != 0 {
@@ -210,8 +213,8 @@ func (n *network) podCIDRs() []netip.Prefix {
 	return out
 }
 
-// removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate a
-// Service's address would not agree on where a connection goes.
+// removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate
+// a Service's address would not agree on where a connection goes.
 func removeServiceRules(o Options, record string) error {
 	backend, err := servicerules.Remove(record)
 	if err != nil {

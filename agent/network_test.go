@@ -10,7 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestReservedPorts: neither pods nor Services get a port at which the kubelet listens, and pods none of the balancer's.
+// TestReservedPorts: neither pods nor Services get a port at which the kubelet listens, and pods none of the
+// balancer's.
 func TestReservedPorts(t *testing.T) {
 	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, kubeletPorts: []uint16{10350, 10248}}
 	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248})

@@ -11,11 +11,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// nftablesAgain is how often a kernel that has no nftables is asked again: a module may be loaded, or installed, any time.
+// nftablesAgain is how often a kernel that has no nftables is asked again: a module may be loaded, or installed, any
+// time.
 const nftablesAgain = 10 * time.Second
 
-// awaitNFTables is for a network that could not be set up. Where that was for want of nftables in the kernel, which usable tells, it says so once in the log, and on the board for as long
-// as it is so; it returns when the kernel has them. It says whether to try again. The rest of the node works meanwhile, and the server beside it.
+// awaitNFTables is for a network that could not be set up. Where that was for want of nftables in the kernel, which
+// usable tells, it says so once in the log, and on the board for as long as it is so; it returns when the kernel has
+// them. It says whether to try again. The rest of the node works meanwhile, and the server beside it.
 func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again bool) {
 	err := usable()
 	if err == nil {

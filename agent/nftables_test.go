@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestKernelWithoutNFTables: the log says it once and the board all the time, for the parts that need them, and the node goes on when the kernel has them.
+// TestKernelWithoutNFTables: the log says it once and the board all the time, for the parts that need them, and the
+// node goes on when the kernel has them.
 func TestKernelWithoutNFTables(t *testing.T) {
 	for name, c := range map[string]struct {
 		o     Options
@@ -73,7 +74,8 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	}
 }
 
-// TestOtherReasonThanNFTables: a network that could not be set up for another reason ends the node, and so does the end of the wait.
+// TestOtherReasonThanNFTables: a network that could not be set up for another reason ends the node, and so does the end
+// of the wait.
 func TestOtherReasonThanNFTables(t *testing.T) {
 	o := Options{Board: status.NewBoard(time.Now), Logger: slog.New(slog.DiscardHandler)}
 	if o.awaitNFTables(t.Context(), func() error { return nil }) {

@@ -54,7 +54,8 @@ func watchNode(ctx context.Context, o Options) {
 	}
 }
 
-// nodeIsThere says on the board when the cluster has lost this node. The kubelet registers once, when it starts, and is as well as before by all that this machine sees.
+// nodeIsThere says on the board when the cluster has lost this node. The kubelet registers once, when it starts, and is
+// as well as before by all that this machine sees.
 func (o Options) nodeIsThere() func(bool) {
 	gone := false
 	return func(there bool) {
@@ -80,8 +81,9 @@ func podSubnets(n *corev1.Node) []netip.Prefix {
 	return out
 }
 
-// earlier is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a board's clock is often set soon after
-// its start, and a report that seems to be an earlier run's would be waited out for half an hour, until the kubelet's next. The API keeps seconds.
+// earlier is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a board's
+// clock is often set soon after its start, and a report that seems to be an earlier run's would be waited out for half
+// an hour, until the kubelet's next. The API keeps seconds.
 func earlier(began, now time.Time, ago time.Duration) time.Time {
 	began, now = began.Round(0), now.Round(0).Add(-ago) // without the monotonic clock
 	if now.Before(began) {

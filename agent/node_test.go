@@ -10,7 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestReportAcrossAClockStep: what the kubelet reported since the start counts, also when the clock was set between the two.
+// TestReportAcrossAClockStep: what the kubelet reported since the start counts, also when the clock was set between the
+// two.
 func TestReportAcrossAClockStep(t *testing.T) {
 	noon := time.Date(2026, 11, 23, 12, 0, 0, 700_000_000, time.UTC)
 	for _, c := range []struct {

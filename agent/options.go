@@ -28,20 +28,22 @@ import (
 type Options struct {
 	DataDir string // what must survive a reboot goes below DataDir/agent
 	RunDir  string // what must not; on a tmpfs where there is one
-	// BinDir holds the carried programs: runc, containerd-shim-runc-v2, coracle-cni, nft. It is written into containers'
-	// records, so it should be a path that stays when the programs change.
+	// BinDir holds the carried programs: runc, containerd-shim-runc-v2, coracle-cni, nft. It is written into
+	// containers' records, so it should be a path that stays when the programs change.
 	BinDir string
 	// PauseTar is the archive with PauseImage. Both may be empty when PauseImage is another one that can be pulled.
 	PauseTar, PauseImage string
 
 	NodeName string
 	NodeIPs  []netip.Addr
-	// ExternalIPs are addresses at which the node is reached from outside its network; the machine need not have them itself.
+	// ExternalIPs are addresses at which the node is reached from outside its network; the machine need not have them
+	// itself.
 	ExternalIPs []netip.Addr
 	Labels      map[string]string
 	Taints      []string // key=value:Effect
 
-	// Credentials, in files that are read again when they change. KubeletServingCert and KubeletServingKey may be one file.
+	// Credentials, in files that are read again when they change. KubeletServingCert and KubeletServingKey may be one
+	// file.
 	KubeletKubeconfig, NetworkKubeconfig  string
 	KubeletServingCert, KubeletServingKey string
 	ClientCAFile                          string
@@ -59,9 +61,11 @@ type Options struct {
 	// LeaseDuration: see kubelet.Options.
 	LeaseDuration time.Duration
 	KubeletArgs   []string // name=value
-	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the kernel.
+	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the
+	// kernel.
 	DisableProxy bool
-	// DisablePolicies leaves NetworkPolicies to somebody else, or to nobody, and removes what was made for them in the kernel.
+	// DisablePolicies leaves NetworkPolicies to somebody else, or to nobody, and removes what was made for them in the
+	// kernel.
 	DisablePolicies bool
 	// DisableIngress leaves Ingresses and Gateways to something that the operator installs, or to nobody.
 	DisableIngress bool
@@ -69,8 +73,8 @@ type Options struct {
 	NodePortAddresses []string
 	// ProxyMode and IPVSScheduler: see proxy.Options.
 	ProxyMode, IPVSScheduler string
-	// ReservedAddresses are the cluster's own beside the nodes', and Port is where other machines reach this one: no Service
-	// may take them.
+	// ReservedAddresses are the cluster's own beside the nodes', and Port is where other machines reach this one: no
+	// Service may take them.
 	ReservedAddresses []netip.Addr
 	Port              int
 	// LocalPort is that of 127.0.0.1 at which the node reaches the API through any server; 0 beside a server.
@@ -78,7 +82,8 @@ type Options struct {
 
 	// NetworkBackend is one of clusterconfig.NetworkBackends; empty means the default.
 	NetworkBackend string
-	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that has NodeIPs.
+	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that
+	// has NodeIPs.
 	NetworkInterface string
 	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
 	NetworkExternal bool
@@ -101,7 +106,8 @@ type Options struct {
 	ServerAnswered func(server string, itself bool)
 	// ServerEnded, when set, is told each time that one of them has ended its connection.
 	ServerEnded func(server string)
-	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers' authority.
+	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers'
+	// authority.
 	NodePair, ServerCAFile string
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.

@@ -50,7 +50,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runtimeChild is containerd with the images of dir/images and the registries of dir/registries.yaml, until it is told to stop.
+// runtimeChild is containerd with the images of dir/images and the registries of dir/registries.yaml, until it is told
+// to stop.
 func runtimeChild(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -365,8 +366,8 @@ func (n *node) waitFor(what string, cond func() bool) {
 	testenv.Until(n.t, 2*time.Minute, what, cond)
 }
 
-// TestContainersOutliveTheRuntime kills the container runtime while one container writes a megabyte a second and another
-// is about to write and end. Neither may stall, and their logs are whole when the runtime is back.
+// TestContainersOutliveTheRuntime kills the container runtime while one container writes a megabyte a second and
+// another is about to write and end. Neither may stall, and their logs are whole when the runtime is back.
 func TestContainersOutliveTheRuntime(t *testing.T) {
 	n := newNode(t)
 	n.start()
@@ -403,7 +404,8 @@ func TestContainersOutliveTheRuntime(t *testing.T) {
 	checkChattyLog(t, n.logged("chatty"), before, atKill)
 }
 
-// checkChattyLog allows one gap: what the process had read and not written yet when it was killed, some time between two counts of the lines.
+// checkChattyLog allows one gap: what the process had read and not written yet when it was killed, some time between
+// two counts of the lines.
 func checkChattyLog(t *testing.T, got []int, before, after int) {
 	t.Helper()
 	const inFlight = 100_000 / 100 // bytes through lines: its buffers are smaller

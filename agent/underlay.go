@@ -19,8 +19,9 @@ import (
 // underlayCheck is how often the addresses of another interface are looked at.
 const underlayCheck = 10 * time.Second
 
-// keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own because
-// --network-iface names another interface or --network-external-ip says so, and again when somebody has changed it. Where they are, it sees once that nothing is left of an earlier setting.
+// keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own: the
+// settings name another interface (--network-iface) or say so (--network-external-ip). It writes them again when
+// the Node has others. Where they are the node's own, it sees once that nothing is left of an earlier setting.
 func keepUnderlay(ctx context.Context, o Options) error {
 	if o.NetworkBackend == clusterconfig.NetworkNone {
 		return nil
@@ -83,7 +84,8 @@ func (o Options) underlay() (string, error) {
 	return strings.Join(texts, ","), nil
 }
 
-// networkExternal are the addresses at which packets for this node's pods come in, where the machine has not got them itself.
+// networkExternal are the addresses at which packets for this node's pods come in, where the machine has not got them
+// itself.
 func (o Options) networkExternal() []netip.Addr {
 	if !o.NetworkExternal {
 		return nil
@@ -91,7 +93,8 @@ func (o Options) networkExternal() []netip.Addr {
 	return o.ExternalIPs
 }
 
-// replaceFamilies puts another address in the place of each whose family it has. A family that the machine has no address of is nothing that packets could come by.
+// replaceFamilies puts another address in the place of each whose family it has. A family that the machine has no
+// address of is nothing that packets could come by.
 func replaceFamilies(addrs, by []netip.Addr) []netip.Addr {
 	out := slices.Clone(addrs)
 	for i, a := range out {

@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestUnderlayIsKept: what a node says of where it is found comes back when somebody has taken it off its Node, or the Node was made anew; one that has nothing to say looks once.
+// TestUnderlayIsKept: what a node says of where it is found comes back when somebody has taken it off its Node, or the
+// Node was made anew; one that has nothing to say looks once.
 func TestUnderlayIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fake.NewClientset().CoreV1().Nodes()

@@ -14,13 +14,15 @@ import (
 )
 
 const (
-	// verdictPause is between two answers to one verdict: the kubelet has a watch of its own, which may show it the verdict later.
+	// verdictPause is between two answers to one verdict: the kubelet has a watch of its own, which may show it the
+	// verdict later.
 	verdictPause = 250 * time.Millisecond
 	// verdictTries is how often it is answered; then the kubelet's own interval, ten seconds, has come.
 	verdictTries = 40
 )
 
-// verdict is whether the API has it that nothing is known of this node, which the server that leads writes while it does not hear the node.
+// verdict is whether the API has it that nothing is known of this node, which the server that leads writes while it
+// does not hear the node.
 type verdict struct {
 	unknown atomic.Bool
 	news    chan struct{} // one: there is something to look at
@@ -73,7 +75,8 @@ func (v *verdict) note(n *corev1.Node) {
 	}
 }
 
-// answer has the kubelet report whenever the API has it that nothing is known of this node: that it can be read here says that the API is reached again. It runs until ctx is done.
+// answer has the kubelet report whenever the API has it that nothing is known of this node: that it can be read here
+// says that the API is reached again. It runs until ctx is done.
 func (v *verdict) answer(ctx context.Context, report chan<- struct{}) {
 	for {
 		select {

@@ -24,7 +24,8 @@ func nodeThatIs(name string, ready corev1.ConditionStatus) *corev1.Node {
 	}}}
 }
 
-// TestVerdict: the kubelet reports at once when the API says that nothing is known of the node, again until it says something else, and not without end.
+// TestVerdict: the kubelet reports at once when the API says that nothing is known of the node, again until it says
+// something else, and not without end.
 func TestVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -95,8 +96,8 @@ func TestVerdictFollowsItsNode(t *testing.T) {
 	}
 }
 
-// TestClusterLosesTheNode: a node that was deleted, or is younger than the snapshot that was restored, is not well by its own status. What is missing from a new list goes as well as what is
-// seen going.
+// TestClusterLosesTheNode: a node that was deleted, or is younger than the snapshot that was restored, is not well by
+// its own status. What is missing from a new list goes as well as what is seen going.
 func TestClusterLosesTheNode(t *testing.T) {
 	o := Options{NodeName: "own", Board: status.NewBoard(time.Now)}
 	o.part("node").Set(status.Running, "")

@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
-// followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done. Where the cluster says nothing of them
-// nothing is told.
+// followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done.
+// Where the cluster says nothing of them nothing is told.
 func followVIPs(ctx context.Context, settings clustersettings.Follower, tell func([]netip.Addr)) {
 	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
 }

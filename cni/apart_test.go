@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// TestApart: whom host-gw would cut off is known from what Nodes say, and nobody is accused for whom they say too little.
+// TestApart: whom host-gw would cut off is known from what Nodes say, and nobody is accused for whom they say too
+// little.
 func TestApart(t *testing.T) {
 	node := func(name, pods, addresses, networks string, more ...string) *corev1.Node {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}}, Spec: corev1.NodeSpec{PodCIDRs: strings.Fields(pods)}}

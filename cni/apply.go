@@ -68,8 +68,9 @@ func (s *Server) applyRules(ctx context.Context) error {
 	return nil
 }
 
-// ProtectOwnConnections renews, in a table that an earlier run left, the rules for what the node's own programs send to loopback. A Server writes its table when it runs, and a
-// node runs it when the API answers, for which a port may be needed that has been reserved since the earlier run. Without a table it changes nothing.
+// ProtectOwnConnections renews, in a table that an earlier run left, the rules for what the node's own programs send to
+// loopback. A Server writes its table when it runs, and a node runs it when the API answers, for which a port may be
+// needed that has been reserved since the earlier run. Without a table it changes nothing.
 func ProtectOwnConnections(ctx context.Context, reserved []uint16) error {
 	nft, err := newNFT()
 	if err != nil {

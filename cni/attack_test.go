@@ -48,7 +48,8 @@ func hostLinkLocal() string {
 	return fmt.Sprintf("fe80::%x:%xff:fe%02x:%x", int(hostMAC[0]^2)<<8|int(hostMAC[1]), hostMAC[2], hostMAC[3], int(hostMAC[4])<<8|int(hostMAC[5]))
 }
 
-// TestLinkLocalIsForNeighbours: no pod reaches its node by addresses that no NetworkPolicy knows, whatever families the cluster has.
+// TestLinkLocalIsForNeighbours: no pod reaches its node by addresses that no NetworkPolicy knows, whatever families the
+// cluster has.
 func TestLinkLocalIsForNeighbours(t *testing.T) {
 	for _, c := range []struct {
 		name       string
@@ -83,7 +84,8 @@ func TestLinkLocalIsForNeighbours(t *testing.T) {
 	}
 }
 
-// TestPodsAreNoRouters: a router's advertisement of a pod's is not heard, by rule and by sysctl, also where the cluster has no IPv6 (CVE-2020-10749).
+// TestPodsAreNoRouters: a router's advertisement of a pod's is not heard, by rule and by sysctl, also where the cluster
+// has no IPv6 (CVE-2020-10749).
 func TestPodsAreNoRouters(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a := n.pod("aaa")
@@ -143,7 +145,8 @@ func snmp6(t *testing.T, device, name string) int {
 	return 0
 }
 
-// advertiseAndSolicit sends, from the pod's address of the link, that the pod is a router and has a network for everybody, and then asks for the node.
+// advertiseAndSolicit sends, from the pod's address of the link, that the pod is a router and has a network for
+// everybody, and then asks for the node.
 func advertiseAndSolicit() error {
 	link, err := net.InterfaceByName("eth0")
 	if err != nil {
@@ -173,7 +176,8 @@ func advertiseAndSolicit() error {
 	return nil
 }
 
-// TestPodsMakeNoTunnel: a pod's datagram to another node's end of the tunnel would have this node's address there, and with that be believed.
+// TestPodsMakeNoTunnel: a pod's datagram to another node's end of the tunnel would have this node's address there, and
+// with that be believed.
 func TestPodsMakeNoTunnel(t *testing.T) {
 	for _, f := range []struct {
 		name, service, out, node string
@@ -241,7 +245,8 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 
 func hostPortOf(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// TestReservedHostPorts: a pod with the port of the API, of a kubelet or of the tunnel as its host port would get what is meant for the node.
+// TestReservedHostPorts: a pod with the port of the API, of a kubelet or of the tunnel as its host port would get what
+// is meant for the node.
 func TestReservedHostPorts(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
@@ -255,7 +260,8 @@ func TestReservedHostPorts(t *testing.T) {
 	n.pod("modest", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 }
 
-// TestDeletedTableComesBackAtOnce: another program deletes all tables, and pods could speak from any address until the next look, which is an hour away.
+// TestDeletedTableComesBackAtOnce: another program deletes all tables, and pods could speak from any address until the
+// next look, which is an hour away.
 func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	for range 3 {
@@ -269,7 +275,8 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	}
 }
 
-// TestChangedTableComesBack: another program takes single rules or elements out of the table, or adds some, of which the kernel's news say too little.
+// TestChangedTableComesBack: another program takes single rules or elements out of the table, or adds some, of which
+// the kernel's news say too little.
 func TestChangedTableComesBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})

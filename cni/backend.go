@@ -10,15 +10,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// backend is one kind of way to the pods of other nodes. Its methods are pure: what they return is compared with the kernel and
-// applied by the same pass as the rest of the host's side (host.go).
+// backend is one kind of way to the pods of other nodes. Its methods are pure: what they return is compared with the
+// kernel and applied by the same pass as the rest of the host's side (host.go).
 type backend interface {
 	// overhead is by how much a packet grows on an underlay of that family, in bytes.
 	overhead(v4 bool) int
 	// port is the UDP port at which other nodes' packets come; 0 for none.
 	port() int
-	// desired are the devices, routes and entries that lead to the peers' pods, in the order in which they have to be made, and
-	// what is wrong with single peers.
+	// desired are the devices, routes and entries that lead to the peers' pods, in the order in which they have to be
+	// made, and what is wrong with single peers.
 	desired(in waysInput) ([]wanted, []peerTrouble)
 	// rules are the back end's part of the nftables table.
 	rules(rs *ruleset, in waysInput)
@@ -46,7 +46,8 @@ type waysInput struct {
 	// external are addresses at which peers find this node instead of the underlay's.
 	external []netip.Addr
 	sizes
-	// checksumsBySoftware says that the underlay's device or the kernel computes wrong checksums of packets inside a tunnel.
+	// checksumsBySoftware says that the underlay's device or the kernel computes wrong checksums of packets inside a
+	// tunnel.
 	checksumsBySoftware bool
 }
 
@@ -55,7 +56,8 @@ func (in waysInput) equal(old waysInput) bool {
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
 }
 
-// overhead is the back end's on the families that lead to the peers; a node without peers has the size that it will have with them.
+// overhead is the back end's on the families that lead to the peers; a node without peers has the size that it will
+// have with them.
 func (in waysInput) overhead(b backend) int {
 	out := 0
 	if len(in.underlay.addresses) > 0 {
@@ -87,8 +89,8 @@ func (in waysInput) family(p Peer) (v4, ok bool) {
 	return false, false
 }
 
-// acceptable leaves out what a Node must not have: pod networks that are not the cluster's, or that overlap this node's or those
-// of an older peer. It is pure.
+// acceptable leaves out what a Node must not have: pod networks that are not the cluster's, or that overlap this node's
+// or those of an older peer. It is pure.
 func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerTrouble) {
 	var out []Peer
 	var trouble []peerTrouble
@@ -116,7 +118,8 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerT
 }
 
 const (
-	// minMTU6 is what every link has to carry that IPv6 is to use (RFC 8200, section 5): the kernel switches IPv6 off on a device with less.
+	// minMTU6 is what every link has to carry that IPv6 is to use (RFC 8200, section 5): the kernel switches IPv6 off
+	// on a device with less.
 	minMTU6 = 1280
 	// minMTU4 is the least at which IPv4 is of use; nobody has an underlay below it on purpose.
 	minMTU4 = 576
@@ -126,7 +129,8 @@ const (
 type sizes struct {
 	// mtu is that of pods' devices and of the tunnel.
 	mtu int
-	// whole4 is the largest IPv4 packet that reaches another node in one piece, where that is less than mtu: routes carry it. 0 otherwise.
+	// whole4 is the largest IPv4 packet that reaches another node in one piece, where that is less than mtu: routes
+	// carry it. 0 otherwise.
 	whole4 int
 }
 
@@ -138,8 +142,9 @@ func (s sizes) routeMTU(dst netip.Prefix) int {
 	return 0
 }
 
-// sizesFor derives them from the underlay's MTU and what the back end adds. Where that leaves less than IPv6 needs, IPv6 packets of pods
-// are sent in two pieces, which the tunnel's ends cut and put together; IPv4 packets fit, since routes tell their size.
+// sizesFor derives them from the underlay's MTU and what the back end adds. Where that leaves less than IPv6 needs,
+// IPv6 packets of pods are sent in two pieces, which the tunnel's ends cut and put together; IPv4 packets fit, since
+// routes tell their size.
 func sizesFor(underlayMTU, overhead int, podCIDRs []netip.Prefix) sizes {
 	whole := max(underlayMTU-overhead, minMTU4)
 	_, v6 := sameFamily(podCIDRs, netip.IPv6Unspecified())

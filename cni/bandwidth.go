@@ -16,9 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// A pod's bandwidth is limited on the host, where the pod cannot undo it: what it receives by a token bucket (tc-tbf(8)) at
-// the host's end of its pair. A device's queue is on its way out only, so what a pod sends is redirected from the host's end to
-// an ifb device, leaves that by another token bucket, and goes on as if it had just come. docs/adr/0094 has the alternatives.
+// A pod's bandwidth is limited on the host, where the pod cannot undo it: what it receives by a token bucket
+// (tc-tbf(8)) at the host's end of its pair. A device's queue is on its way out only, so what a pod sends is redirected
+// from the host's end to an ifb device, leaves that by another token bucket, and goes on as if it had just come.
+// docs/adr/0094 has the alternatives.
 
 const (
 	kindIFB = "ifb"
@@ -37,8 +38,8 @@ const (
 // shaperName is the device through which the attachment's egress goes when it is limited.
 func shaperName(k key) string { return shaperPrefix + deviceHash(k) }
 
-// askedBandwidth is what a runtime sends by the capability "bandwidth" (CNI conventions): bits per second, and bits. Rates of 0
-// are no limit.
+// askedBandwidth is what a runtime sends by the capability "bandwidth" (CNI conventions): bits per second, and bits.
+// Rates of 0 are no limit.
 type askedBandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -88,8 +89,8 @@ func newRate(annotation string, bits, burst uint64) (rate, error) {
 	return rate{bits / 8, burst / 8}, nil
 }
 
-// shaper is a token bucket at a device: it lets pass rate bytes per second, burst bytes at once, and holds limit bytes back
-// before it drops.
+// shaper is a token bucket at a device: it lets pass rate bytes per second, burst bytes at once, and holds limit bytes
+// back before it drops.
 type shaper struct {
 	device       string
 	rate         uint64
@@ -130,9 +131,10 @@ func desiredBandwidth(r *record, mtu int) []object {
 	return out
 }
 
-// newShaper chooses burst and queue. A runtime's burst is a bound, not a wish: containerd always says half a gigabyte, and
-// until that had passed a pod would have no limit at all. 20 ms of the rate are enough for the kernel to keep it; a packet that
-// is larger than the burst would never pass. (One that waits to be segmented is segmented then.) The queue holds 50 ms.
+// newShaper chooses burst and queue. A runtime's burst is a bound, not a wish: containerd always says half a gigabyte,
+// and until that had passed a pod would have no limit at all. 20 ms of the rate are enough for the kernel to keep it; a
+// packet that is larger than the burst would never pass. (One that waits to be segmented is segmented then.) The queue
+// holds 50 ms.
 func newShaper(device string, r rate, mtu int) shaper {
 	const headers = 64 // Ethernet and VLANs
 	least := uint64(max(16<<10, 2*(mtu+headers)))
@@ -197,8 +199,8 @@ func redirection(index int) (int, error) {
 	return 0, nil
 }
 
-// setShaper makes the token bucket, or changes it. The library's request has the burst as a time of at most four seconds, which
-// is less than one packet at a low rate; this one has it in bytes.
+// setShaper makes the token bucket, or changes it. The library's request has the burst as a time of at most four
+// seconds, which is less than one packet at a low rate; this one has it in bytes.
 func setShaper(l netlink.Link, s shaper) error {
 	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
 	parms := nl.TcTbfQopt{Limit: s.limit, Rate: nl.TcRateSpec{Rate: uint32(min(s.rate, math.MaxUint32))}}

@@ -236,8 +236,8 @@ func (n *node) untilHealed(what string) {
 	})
 }
 
-// TestBandwidthHoldsBack sends more at once than a second's rate through both shapers and finds packets that had to wait. The
-// rate is so low that a machine would have to need most of a minute for 64 datagrams to keep within it.
+// TestBandwidthHoldsBack sends more at once than a second's rate through both shapers and finds packets that had to
+// wait. The rate is so low that a machine would have to need most of a minute for 64 datagrams to keep within it.
 func TestBandwidthHoldsBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	const bits = 8000

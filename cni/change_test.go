@@ -14,7 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestBackendChanges: a node goes by the back end that the cluster says, from one moment to the next and over restarts, and nothing is left of the one before.
+// TestBackendChanges: a node goes by the back end that the cluster says, from one moment to the next and over restarts,
+// and nothing is left of the one before.
 func TestBackendChanges(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()

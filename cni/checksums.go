@@ -13,9 +13,9 @@ import (
 
 const classNet = "/sys/class/net"
 
-// badChecksums says whether checksums of packets inside the tunnel have to be computed by software. Packets that are translated twice on their
-// way into a tunnel (a host's process, a Service, a pod of another node) got a wrong one from kernels before 5.7, and VMware's
-// device computes wrong ones for tunnels at flannel's port (docs/adr/0073).
+// badChecksums says whether checksums of packets inside the tunnel have to be computed by software. Packets that are
+// translated twice on their way into a tunnel (a host's process, a Service, a pod of another node) got a wrong one from
+// kernels before 5.7, and VMware's device computes wrong ones for tunnels at flannel's port (docs/adr/0073).
 func badChecksums(release, classNet, device string) bool {
 	var major, minor int
 	if n, err := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && err == nil && (major < 5 || major == 5 && minor < 7) {

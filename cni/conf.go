@@ -49,7 +49,8 @@ func parseConf(data []byte) (pluginConf, error) {
 	return c, nil
 }
 
-// mostHostPorts is how many host ports a pod may have: one that takes all that nobody uses gets what the next program expects at its own.
+// mostHostPorts is how many host ports a pod may have: one that takes all that nobody uses gets what the next program
+// expects at its own.
 const mostHostPorts = 256
 
 // ports returns the wanted host ports. Runtimes also send container ports that have none.

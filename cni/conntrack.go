@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A UDP sender that does not stop keeps its conntrack entry alive, and with it where its packets go: to the pod that had
-// the host port before, or to the host itself from the time when no pod had it. TCP connections end by themselves.
+// A UDP sender that does not stop keeps its conntrack entry alive, and with it where its packets go: to the pod that
+// had the host port before, or to the host itself from the time when no pod had it. TCP connections end by themselves.
 
 // staleFlows matches such entries of one pod's UDP host ports. The other way round it says which flows are left alone:
 // other protocols, other ports, and what is merely forwarded to the same port of somebody else.

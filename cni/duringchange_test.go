@@ -45,7 +45,8 @@ func changing(n *node, backend string) (to func(string)) {
 	}
 }
 
-// TestPodDuringChange: a pod that is being attached while the node changes its back end has the new one's sizes, and no host port that is the new one's.
+// TestPodDuringChange: a pod that is being attached while the node changes its back end has the new one's sizes, and no
+// host port that is the new one's.
 func TestPodDuringChange(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
@@ -91,7 +92,8 @@ func TestPodDuringChange(t *testing.T) {
 	wantCode(t, attach(p), wire.CodeInvalidConfig, "the host port 8472 is the cluster's own")
 }
 
-// TestResizeIsTriedAgain: a pod whose size of packets cannot be changed with the back end gets it once that is possible, and is logged once meanwhile.
+// TestResizeIsTriedAgain: a pod whose size of packets cannot be changed with the back end gets it once that is
+// possible, and is logged once meanwhile.
 func TestResizeIsTriedAgain(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16")
 	n.stop()
@@ -146,7 +148,8 @@ func TestResizeIsTriedAgain(t *testing.T) {
 	}
 }
 
-// TestHostPortOfNewBackend: what comes from other nodes goes to no pod that has had that port since before the change; it has it again afterwards.
+// TestHostPortOfNewBackend: what comes from other nodes goes to no pod that has had that port since before the change;
+// it has it again afterwards.
 func TestHostPortOfNewBackend(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
@@ -215,7 +218,8 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-// TestTwoInterfaces: a node with an address of each family on interfaces of their own has a way to its peers by both, with each back end.
+// TestTwoInterfaces: a node with an address of each family on interfaces of their own has a way to its peers by both,
+// with each back end.
 func TestTwoInterfaces(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
@@ -252,7 +256,8 @@ func TestTwoInterfaces(t *testing.T) {
 	}
 }
 
-// TestPeerThatLies: a node that says it is where no way can lead keeps nobody else from serving pods, nor from a change of the back end; it is named.
+// TestPeerThatLies: a node that says it is where no way can lead keeps nobody else from serving pods, nor from a change
+// of the back end; it is named.
 func TestPeerThatLies(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()

@@ -64,8 +64,9 @@ func unreachable(from, to netip.AddrPort, says string) []byte {
 	return out
 }
 
-// TestErrorsOfPodsAreAboutTheirConnections: a pod tells the others by ICMP what went wrong with their connections to it, or with its own to them, and speaks to nobody by an error about a connection
-// of others, be it one that the kernel knows or one that it does not.
+// TestErrorsOfPodsAreAboutTheirConnections: a pod tells the others by ICMP what went wrong with their connections to
+// it, or with its own to them, and speaks to nobody by an error about a connection of others, be it one that the kernel
+// knows or one that it does not.
 func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	a, b, c := n.pod("aaa"), n.pod("bbb"), n.pod("ccc")
@@ -114,7 +115,8 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 
 const marker = "the end"
 
-// tells says whether a pod hears an error, which ends with the words "what this says". Another one, which it hears for certain, is sent after it.
+// tells says whether a pod hears an error, which ends with the words "what this says". Another one, which it hears for
+// certain, is sent after it.
 func tells(t *testing.T, network string, to, from *pod, about []byte, last *pod, known []byte, expected bool) (heard bool) {
 	t.Helper()
 	listen := func(p *pod) net.PacketConn {

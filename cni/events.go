@@ -13,15 +13,16 @@ import (
 )
 
 const (
-	// settle is how long to wait after a piece of the kernel's news for the rest of it: who restarts a network changes much at once.
+	// settle is how long to wait after a piece of the kernel's news for the rest of it: who restarts a network changes
+	// much at once.
 	settle = 500 * time.Millisecond
-	// listenAgain is the wait before the kernel is asked anew for its news, after it could not tell all of them. Meanwhile
-	// the slow look finds what it finds.
+	// listenAgain is the wait before the kernel is asked anew for its news, after it could not tell all of them.
+	// Meanwhile the slow look finds what it finds.
 	listenAgain = 2 * time.Second
 )
 
-// followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it rests on. It only
-// listens: what is wrong is found by looking.
+// followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it
+// rests on. It only listens: what is wrong is found by looking.
 func (s *Server) followKernel(ctx context.Context, changes chan<- struct{}) {
 	for ctx.Err() == nil {
 		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
@@ -119,7 +120,8 @@ func drain[T any](c <-chan T) {
 	}
 }
 
-// relevantNeighbour says whether an entry of ours may be gone. The kernel first says that a neighbour has failed, also when somebody removes it.
+// relevantNeighbour says whether an entry of ours may be gone. The kernel first says that a neighbour has failed, also
+// when somebody removes it.
 func relevantNeighbour(u netlink.NeighUpdate) bool {
 	if u.Type != unix.RTM_DELNEIGH && u.State != netlink.NUD_FAILED {
 		return false
@@ -128,7 +130,8 @@ func relevantNeighbour(u netlink.NeighUpdate) bool {
 	return err == nil && ownDevice(l.Attrs().Name) // a device that is gone took its entries along
 }
 
-// relevantLink says whether a link's change can matter: pods' devices come and go by our own hands, and statistics are no news.
+// relevantLink says whether a link's change can matter: pods' devices come and go by our own hands, and statistics are
+// no news.
 func relevantLink(u netlink.LinkUpdate) bool {
 	a := u.Attrs()
 	if a == nil {

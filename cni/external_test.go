@@ -11,7 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// TestWaysByExternalAddresses: nodes in networks of their own reach one another's pods at addresses that a router between them translates, both ways.
+// TestWaysByExternalAddresses: nodes in networks of their own reach one another's pods at addresses that a router
+// between them translates, both ways.
 func TestWaysByExternalAddresses(t *testing.T) {
 	external := func(i int) []string { return []string{fmt.Sprintf("203.0.113.%d/32", i)} }
 	netns.RequireNFT(t)

@@ -19,7 +19,8 @@ import (
 const guardPeriod = 30 * time.Second
 
 // heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
-// of the host's side. Whether all is in the table that was written there is looked at now and then; then pods get their MTU that could not have it before.
+// of the host's side. Whether all is in the table that was written there is looked at now and then; then pods get their
+// MTU that could not have it before.
 func (s *Server) heal(ctx context.Context, whole bool) {
 	if s.network.Load() == nil {
 		return
@@ -52,8 +53,9 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 func ownTable() nfttable.Table { return nfttable.Table{Family: nfttable.INet, Name: tableName} }
 
 // applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
-// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes, and what is wrong with the ways to single peers is reported: they
-// say themselves where they are, and must not keep this node from serving its pods.
+// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes, and what is
+// wrong with the ways to single peers is reported: they say themselves where they are, and must not keep this node from
+// serving its pods.
 func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	s.attaching.Lock() // every device of a pod has its record, and the other way round
 	defer s.attaching.Unlock()
@@ -125,7 +127,8 @@ func (s *Server) reportPods(trouble map[*record]error) {
 	s.podTrouble = now
 }
 
-// takes says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have changed to this back end while the pod ran.
+// takes says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have changed
+// to this back end while the pod ran.
 func (nw *network) takes(p hostPort) bool {
 	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
 }
@@ -139,8 +142,8 @@ func (s *Server) warnOfHostPorts(nw *network) {
 	}
 }
 
-// warnOfFirewalls says once which of other programs' firewalls stand in the cluster's way, and what opens them: an accept in our own table cannot overrule
-// them, and their tables are not ours to change.
+// warnOfFirewalls says once which of other programs' firewalls stand in the cluster's way, and what opens them: an
+// accept in our own table cannot overrule them, and their tables are not ours to change.
 func (s *Server) warnOfFirewalls() {
 	found, err := hostfirewall.Find()
 	if err != nil {

@@ -14,10 +14,11 @@ import (
 // what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
 // third are pure.
 //
-// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor* and coracle-*, and the bridge coracle0; on
-// these, shapers and redirections to one another; addresses and permanent neighbours and forwarding entries on those devices; routes of the main table with our protocol number, on whatever
-// device. Sysctls belong to the host: they are set where needed and never taken back. So it is with checksums by software, which an administrator may
-// have chosen for a device that we know nothing bad of.
+// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor* and coracle-*, and the
+// bridge coracle0; on these, shapers and redirections to one another; addresses and permanent neighbours and forwarding
+// entries on those devices; routes of the main table with our protocol number, on whatever device. Sysctls belong to
+// the host: they are set where needed and never taken back. So it is with checksums by software, which an administrator
+// may have chosen for a device that we know nothing bad of.
 
 // object is one thing in the kernel. Objects compare with ==.
 type object interface {
@@ -220,8 +221,8 @@ func desiredPod(r *record, cidrs []netip.Prefix, mtu int) []object {
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
 	}
-	// A pod is no router of the host's: its advertisements would give the host addresses and a default route. A pod without IPv6 addresses could
-	// send them, too.
+	// A pod is no router of the host's: its advertisements would give the host addresses and a default route. A pod
+	// without IPv6 addresses could send them, too.
 	out = append(out, sysctl{"net/ipv6/conf/" + r.HostDevice + "/accept_ra", "0"})
 	for _, ip := range r.IPs {
 		way := route{dst: netip.PrefixFrom(ip, ip.BitLen()), device: r.HostDevice}

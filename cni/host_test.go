@@ -282,7 +282,8 @@ func routesOf(t *testing.T) []string {
 	return out
 }
 
-// TestPodsAdvertiseNoRouter: a host with IPv6 pods listens to router advertisements on its own devices, never to a pod's.
+// TestPodsAdvertiseNoRouter: a host with IPv6 pods listens to router advertisements on its own devices, never to a
+// pod's.
 func TestPodsAdvertiseNoRouter(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	a := n.pod("aaa")

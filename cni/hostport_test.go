@@ -59,7 +59,8 @@ func TestHostPorts(t *testing.T) {
 	refuse(t, n.outside, "deleted", nodeAddr+":8080")
 }
 
-// TestOwnListenersKeepTheirConnections: what host processes send to a listener of the cluster's own at loopback never goes to a pod, not even to one that had the port first.
+// TestOwnListenersKeepTheirConnections: what host processes send to a listener of the cluster's own at loopback never
+// goes to a pod, not even to one that had the port first.
 func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	own, stub := netip.AddrPortFrom(clusterconfig.Loopback, 8081).String(), "127.0.0.53:8081" // where systemd-resolved listens
@@ -205,7 +206,8 @@ func TestFirewallsAreTold(t *testing.T) {
 	}
 }
 
-// TestHostPortsLeaveServicesAlone: IPVS has Services' addresses on a device of the node's. What is sent there goes to no pod with a host port.
+// TestHostPortsLeaveServicesAlone: IPVS has Services' addresses on a device of the node's. What is sent there goes to
+// no pod with a host port.
 func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	n.stop()

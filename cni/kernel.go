@@ -22,15 +22,15 @@ const (
 	kindVeth   = "veth"
 	kindVXLAN  = "vxlan"
 
-	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's. iproute2's
-	// rt_protos gives the number to nobody.
+	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's.
+	// iproute2's rt_protos gives the number to nobody.
 	routeProtocol = netlink.RouteProtocol(122)
 
 	sysctlRoot = "/proc/sys/"
 )
 
-// kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass: it remembers
-// devices.
+// kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass: it
+// remembers devices.
 type kernel struct {
 	links map[string]netlink.Link
 	wg    *wgDevice // nil without WireGuard
@@ -181,8 +181,9 @@ func (k *kernel) ensure(o object) error {
 	return nil
 }
 
-// replaceRoute takes the place of whatever route of ours leads to the same network. One by another device stands in the way of an IPv6 route whose gateway is in
-// that network, as another back end's does: the kernel finds the gateway behind the wrong device, and refuses (net/ipv6/route.c, ip6_route_check_nh_onlink).
+// replaceRoute takes the place of whatever route of ours leads to the same network. One by another device stands in the
+// way of an IPv6 route whose gateway is in that network, as another back end's does: the kernel finds the gateway
+// behind the wrong device, and refuses (net/ipv6/route.c, ip6_route_check_nh_onlink).
 func replaceRoute(r *netlink.Route) error {
 	err := netlink.RouteReplace(r)
 	if !errors.Is(err, unix.EINVAL) || r.Gw == nil || r.Gw.To4() != nil {

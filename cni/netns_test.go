@@ -11,7 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// TestProcessStaysWhereItIs: what others see of the process, and what it reads of itself below /proc/self and /proc/net, is the node's for ever, though threads of it have been with pods.
+// TestProcessStaysWhereItIs: what others see of the process, and what it reads of itself below /proc/self and
+// /proc/net, is the node's for ever, though threads of it have been with pods.
 func TestProcessStaysWhereItIs(t *testing.T) {
 	pod, err := vishnetns.GetFromPath(netns.New(t).Path)
 	if err != nil {

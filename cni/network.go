@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// network is what a pod's attachment and the host's side need to know about the node and the others. It is never changed, only replaced.
+// network is what a pod's attachment and the host's side need to know about the node and the others. It is never
+// changed, only replaced.
 type network struct {
 	podCIDRs []netip.Prefix
 	sizes
@@ -54,8 +55,8 @@ func (st networkState) equal(other networkState) bool {
 // configureRetry is the wait after a failed attempt to set the node's network up.
 const configureRetry = 2 * time.Second
 
-// configureLoop sets the node's network up for what was last known of the nodes, and again for each change: of this node's pod CIDRs, of
-// the other nodes, and of the kernel's side.
+// configureLoop sets the node's network up for what was last known of the nodes, and again for each change: of this
+// node's pod CIDRs, of the other nodes, and of the kernel's side.
 func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	st := s.loadState()
 	if len(st.PodCIDRs) == 0 {
@@ -126,7 +127,8 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-// configure makes the host ready for pods and lets them be served from then on. It is idempotent, and does nothing where nothing has changed.
+// configure makes the host ready for pods and lets them be served from then on. It is idempotent, and does nothing
+// where nothing has changed.
 func (s *Server) configure(ctx context.Context, st networkState) error {
 	for _, c := range st.PodCIDRs {
 		if c.Bits() > c.Addr().BitLen()-2 {
@@ -183,8 +185,9 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	return nil
 }
 
-// backendFor is the back end to have where the cluster now says next and said have before. What is no back end, or that of another plugin, changes nothing; nor
-// does it when the cluster says nothing any more: what each node was started with may differ.
+// backendFor is the back end to have where the cluster now says next and said have before. What is no back end, or that
+// of another plugin, changes nothing; nor does it when the cluster says nothing any more: what each node was started
+// with may differ.
 func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
@@ -200,8 +203,8 @@ func (s *Server) backendFor(next, have string) string {
 	return cmp.Or(next, have)
 }
 
-// desiredNetwork is what follows from the nodes and the underlay as it is now. An underlay that cannot be found keeps the last one: its
-// address may come back, and pods of this node need none.
+// desiredNetwork is what follows from the nodes and the underlay as it is now. An underlay that cannot be found keeps
+// the last one: its address may come back, and pods of this node need none.
 func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
 	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
 	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, s.o.External
@@ -231,7 +234,8 @@ func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error
 	return nw, trouble, nil
 }
 
-// KnownBackend is the network back end that the cluster last told the node with that folder; empty where it has told none.
+// KnownBackend is the network back end that the cluster last told the node with that folder; empty where it has told
+// none.
 func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
 
 func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestOtherBackendAfterRestart: a node that starts with another back end reaches its peers by it, of both families. An IPv6 route by the former one stands in the way
-// of the new one, whose gateway it leads to.
+// TestOtherBackendAfterRestart: a node that starts with another back end reaches its peers by it, of both families. An
+// IPv6 route by the former one stands in the way of the new one, whose gateway it leads to.
 func TestOtherBackendAfterRestart(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr(nodeAddr6)}

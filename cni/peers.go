@@ -52,9 +52,10 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 	return addrs[i], true
 }
 
-// WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends on; the
-// latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
-// complete for one. It adds a handler to an informer of all nodes that somebody else runs. A goroutine of it waits until that has all, or ctx ends.
+// WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends
+// on; the latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
+// complete for one. It adds a handler to an informer of all nodes that somebody else runs. A goroutine of it waits
+// until that has all, or ctx ends.
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
 	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)} // the latest list waits for a slow reader
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -109,8 +110,8 @@ func (w *peerWatch) deliver() {
 	w.out <- peers
 }
 
-// peersOf reads what there is to know from Node objects. It is pure. Nodes without pod networks are left out: there is nothing to
-// find there yet. The order is by age, so that a new node cannot take a pod network from an older one.
+// peersOf reads what there is to know from Node objects. It is pure. Nodes without pod networks are left out: there is
+// nothing to find there yet. The order is by age, so that a new node cannot take a pod network from an older one.
 func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 	peers := []Peer{}
 	owners := map[netip.Addr]int{}
@@ -132,8 +133,9 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 	return peers
 }
 
-// underlayOf is what the node says itself, else its internal addresses, else its external ones. What a node says must not be the
-// address of another one, unless it is its own as well: a machine may have taken the place of one whose Node is still there.
+// underlayOf is what the node says itself, else its internal addresses, else its external ones. What a node says must
+// not be the address of another one, unless it is its own as well: a machine may have taken the place of one whose Node
+// is still there.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	var said []netip.Addr
 	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {

@@ -58,7 +58,8 @@ thief[10.42.6.0/24][192.0.2.6]`
 	}
 }
 
-// TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node nobody has deleted, is found at that address, in whichever order the cache lists the two.
+// TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node nobody has deleted, is
+// found at that address, in whichever order the cache lists the two.
 func TestPeersOfAnyOrder(t *testing.T) {
 	const shared = "203.0.113.5"
 	at := func(name string, age int, number byte) *corev1.Node {
@@ -134,8 +135,9 @@ func TestWatchPeers(t *testing.T) {
 	}
 }
 
-// TestDesiredWaysHold are what holds for whatever nodes: ids are single, every pod network of a peer of a family that both have has one way or is
-// in trouble, no way leads to this node's pods, and the order of peers changes nothing but the order.
+// TestDesiredWaysHold are what holds for whatever nodes: ids are single, every pod network of a peer of a family that
+// both have has one way or is in trouble, no way leads to this node's pods, and the order of peers changes nothing but
+// the order.
 func TestDesiredWaysHold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 12).Draw(t, "nodes")
@@ -204,8 +206,8 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestUnderlayFollowed: a server follows the MTU of the interface to other nodes with its running pods, and makes again at once what another
-// program takes of its ways.
+// TestUnderlayFollowed: a server follows the MTU of the interface to other nodes with its running pods, and makes again
+// at once what another program takes of its ways.
 func TestUnderlayFollowed(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/48")
 	n.stop()

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails is logged once, and tried again by
-// heal: the pod goes on, and asks for smaller packets where routers tell it to.
+// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails
+// is logged once, and tried again by heal: the pod goes on, and asks for smaller packets where routers tell it to.
 func (s *Server) resizePods(nw *network) {
 	failed := map[key]bool{}
 	for _, r := range s.records.list() {

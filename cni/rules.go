@@ -99,7 +99,8 @@ type ruleset struct {
 	content []knftables.Object // rules and elements
 }
 
-// desired computes the table from the node's pod CIDRs, the cluster's, Services' networks and addresses, the living pods' host ports, and the ports at which the node itself listens. It is pure.
+// desired computes the table from the node's pod CIDRs, the cluster's, Services' networks and addresses, the living
+// pods' host ports, and the ports at which the node itself listens. It is pure.
 func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
@@ -116,13 +117,15 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	rs.rule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
 	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next one would let broadcast
 	rs.rule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
-	// Every pod has an IPv6 address of its link, asked for or not, and the node has one that is easy to guess. It is for finding neighbours and nothing
-	// else: no policy would know whose packets these are, and a router's advertisement would give the host addresses and a default route by way of the pod.
+	// Every pod has an IPv6 address of its link, asked for or not, and the node has one that is easy to guess. It is
+	// for finding neighbours and nothing else: no policy would know whose packets these are, and a router's
+	// advertisement would give the host addresses and a default route by way of the pod.
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
 	rs.rule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
-	// An error by ICMP holds what its sender likes, and is believed to be about the connection that it names. A pod is no router: it has errors to tell about its own connections only, and
-	// would else speak to an end of any other one, whatever NetworkPolicies say.
+	// An error by ICMP holds what its sender likes, and is believed to be about the connection that it names. A pod is
+	// no router: it has errors to tell about its own connections only, and would else speak to an end of any other one,
+	// whatever NetworkPolicies say.
 	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
 	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
 	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that nobody knows (RFC 4443)
@@ -131,7 +134,8 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
-		// Nor does anybody else speak from a pod's address but by the way that leads to the pod: another machine on the segment may try.
+		// Nor does anybody else speak from a pod's address but by the way that leads to the pod: another machine on the
+		// segment may try.
 		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, services, ports)
 	}
@@ -143,9 +147,11 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 func (rs *ruleset) output(reserved []uint16) {
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")
-	// Other loopback addresses have listeners of the host's: clusterconfig.Loopback, and 127.0.0.53 of systemd-resolved.
+	// Other loopback addresses have listeners of the host's: clusterconfig.Loopback, and 127.0.0.53 of
+	// systemd-resolved.
 	rs.rule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
-	// What the node's own programs send to a reserved port is no pod's, not even that of one which had the port before it was reserved.
+	// What the node's own programs send to a reserved port is no pod's, not even that of one which had the port before
+	// it was reserved.
 	if len(reserved) > 0 {
 		rs.rule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
 	}
@@ -190,7 +196,8 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 		&knftables.Map{Name: f.name(mapAddressPorts), Type: f.addrType + " . inet_proto . inet_service : " + pair},
 		&knftables.Map{Name: f.name(mapPorts), Type: "inet_proto . inet_service : " + pair},
 	)
-	// nft compares no two things of a packet: the set has each sender beside itself, since the rule has just put it there.
+	// nft compares no two things of a packet: the set has each sender beside itself, since the rule has just put it
+	// there.
 	rs.objects = append(rs.objects, &knftables.Set{
 		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
 	})

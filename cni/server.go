@@ -50,32 +50,37 @@ type Options struct {
 	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
 	// last time is used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
-	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of clusterconfig.NetworkBackends but none; empty means the first.
+	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of
+	// clusterconfig.NetworkBackends but none; empty means the first.
 	Backend string
-	// Backends delivers what the cluster says once it is known, and whenever it changes; empty where it says nothing any more. What was known last
-	// is used until then. nil for a node that goes by Backend alone.
+	// Backends delivers what the cluster says once it is known, and whenever it changes; empty where it says nothing
+	// any more. What was known last is used until then. nil for a node that goes by Backend alone.
 	Backends <-chan string
-	// Changed, when set, is called when the node goes by another back end than before, and at the first. It must not block.
+	// Changed, when set, is called when the node goes by another back end than before, and at the first. It must not
+	// block.
 	Changed func()
-	// Peers delivers the other nodes once they are known and whenever they change; what was known last time is used until then.
-	// See WatchPeers. nil for a node that stays alone.
+	// Peers delivers the other nodes once they are known and whenever they change; what was known last time is used
+	// until then. See WatchPeers. nil for a node that stays alone.
 	Peers <-chan []Peer
-	// NodeIPs are this node's addresses, at which others reach it. Interface, when set, names the interface to others' pods
-	// or is a pattern for it (path.Match); otherwise it is the one that has NodeIPs.
+	// NodeIPs are this node's addresses, at which others reach it. Interface, when set, names the interface to others'
+	// pods or is a pattern for it (path.Match); otherwise it is the one that has NodeIPs.
 	NodeIPs   []netip.Addr
 	Interface string
-	// External are addresses at which other nodes reach this one instead, at most one of each family: who has them translates them to the underlay's.
+	// External are addresses at which other nodes reach this one instead, at most one of each family: who has them
+	// translates them to the underlay's.
 	External []netip.Addr
 	// Report, when set, is told what keeps this node from reaching others' pods, and nil when nothing does any more.
 	Report func(error)
-	// Firewalls, when set, is told which of other programs' firewalls decide what comes to this machine and its pods, whenever that changes; empty when none does any more.
+	// Firewalls, when set, is told which of other programs' firewalls decide what comes to this machine and its pods,
+	// whenever that changes; empty when none does any more.
 	Firewalls func(found string)
 	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
 	ClusterCIDRs []netip.Prefix
-	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
+	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be
+	// empty.
 	ServiceCIDRs []netip.Prefix
-	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port, and by TCP none gets what the node's
-	// own programs send there at loopback.
+	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port, and by
+	// TCP none gets what the node's own programs send there at loopback.
 	ReservedPorts []uint16
 	// Port is where other machines reach this one, by TCP and UDP: a firewall has to let it through.
 	Port int
@@ -122,12 +127,12 @@ type Server struct {
 	wg      *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
 	guard   time.Duration // guardPeriod, but for tests
 	hello   time.Duration // helloTimeout, but for tests
-	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
-	// a device without a record for a leftover.
+	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what
+	// takes a device without a record for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
-	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the one before would undo what succeeded.
-	// It belongs to configureLoop.
+	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the
+	// one before would undo what succeeded. It belongs to configureLoop.
 	tried *network
 	// What was last said about other firewalls, and about which pods; only configureLoop touches them.
 	firewalls                     string
@@ -137,8 +142,8 @@ type Server struct {
 	backendTrouble, setupTrouble  string
 }
 
-// NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run left in
-// StateDir. It changes nothing on the host yet.
+// NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run
+// left in StateDir. It changes nothing on the host yet.
 func NewServer(o Options) (*Server, error) {
 	if o.Socket == "" || o.StateDir == "" || o.ConfDir == "" || o.PodCIDRs == nil || len(o.ClusterCIDRs) == 0 {
 		return nil, errors.New("cni: Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required")
@@ -214,8 +219,8 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 	}
 }
 
-// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They are told it with any back end, so that the cluster can
-// change to WireGuard without a wait.
+// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They are told it with
+// any back end, so that the cluster can change to WireGuard without a wait.
 func (s *Server) WireGuardKey() string { return s.wg.key.PublicKey().String() }
 
 // Backend is the back end that the node goes by now, by its name; empty until pods can be served.

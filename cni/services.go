@@ -14,11 +14,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
-// IPVS has the addresses of Services on a device of the node's, so the kernel calls them local, as it does the node's own. Host ports answer at
-// the node's own addresses alone: a pod with host port 443 must not get what is for port 443 of a Service.
+// IPVS has the addresses of Services on a device of the node's, so the kernel calls them local, as it does the node's
+// own. Host ports answer at the node's own addresses alone: a pod with host port 443 must not get what is for port 443
+// of a Service.
 
-// serviceAddresses are the networks of Services, and the addresses of the IPVS device that are in none of them: external IPs and load balancer
-// addresses. With nftables there is no such device.
+// serviceAddresses are the networks of Services, and the addresses of the IPVS device that are in none of them:
+// external IPs and load balancer addresses. With nftables there is no such device.
 func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	out := slices.Clone(networks)
 	link, err := netlink.LinkByName(servicerules.IPVSDevice)

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the table can know is
-// from which address a datagram comes, and what the packet inside says where it is from: both have to be one peer's.
-// docs/adr/0073 has what that holds off and what not.
+// A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the
+// table can know is from which address a datagram comes, and what the packet inside says where it is from: both have to
+// be one peer's. docs/adr/0073 has what that holds off and what not.
 
 const (
 	chainTunnelIn  = "tunnel-in"
@@ -23,7 +23,8 @@ const (
 	setTunnel      = "tunnel" // and the families outside and inside
 )
 
-// Where things are in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the inner Ethernet header.
+// Where things are in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the
+// inner Ethernet header.
 const (
 	atVNI     = (8 + 4) * 8
 	atType    = (8 + 8 + 12) * 8
@@ -66,8 +67,8 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 	}
 }
 
-// noTunnelsOfPods: what a pod sends to another node has this node's address there, and so has what comes in for a Service. A datagram of a pod's own
-// making would be taken for one of this node's, with any of its pods as the sender.
+// noTunnelsOfPods: what a pod sends to another node has this node's address there, and so has what comes in for a
+// Service. A datagram of a pod's own making would be taken for one of this node's, with any of its pods as the sender.
 func (rs *ruleset) noTunnelsOfPods() {
 	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {
@@ -77,8 +78,8 @@ func (rs *ruleset) noTunnelsOfPods() {
 	}
 }
 
-// podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come by the tunnel, and addresses that no
-// pod has, to which the default route leads, are nobody's.
+// podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come
+// by the tunnel, and addresses that no pod has, to which the default route leads, are nobody's.
 func (rs *ruleset) podsByTunnelOnly(u underlay) {
 	for _, device := range []string{u.device, u.elsewhere} {
 		if device == "" {

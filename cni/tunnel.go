@@ -52,8 +52,8 @@ func vxlanOf(l netlink.Link) vxlanLink {
 	return out
 }
 
-// ensureVXLAN makes the device, anew when something about it is wrong that cannot be changed. Its lower device is left open: the
-// host's routes decide, and neither a link that goes away nor its MTU takes the device along.
+// ensureVXLAN makes the device, anew when something about it is wrong that cannot be changed. Its lower device is left
+// open: the host's routes decide, and neither a link that goes away nor its MTU takes the device along.
 func (k *kernel) ensureVXLAN(want link) error {
 	l, err := k.find(want.name)
 	if err == nil && (l.Type() != kindVXLAN || vxlanOf(l) != want.vxlan) {
@@ -127,9 +127,9 @@ func removeForward(l netlink.Link, f forward) error {
 	return netlink.NeighDel(e)
 }
 
-// sendsSoftwareChecksums says whether the device leaves checksums to the processor. A tunnel can only leave them by txChecksum, so the
-// kernel's older question about all kinds of them answers that. It is asked every half minute; the ethtool package would take a megabyte for the
-// names of all features each time.
+// sendsSoftwareChecksums says whether the device leaves checksums to the processor. A tunnel can only leave them by
+// txChecksum, so the kernel's older question about all kinds of them answers that. It is asked every half minute; the
+// ethtool package would take a megabyte for the names of all features each time.
 func sendsSoftwareChecksums(device string) (bool, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -19,10 +19,12 @@ type underlay struct {
 	mtu    int
 	// addresses are this node's, at most one of each family, IPv4 first, with their networks.
 	addresses []netip.Prefix
-	// elsewhere is the interface of the address that is not device's, where a node's addresses are on two; empty otherwise.
+	// elsewhere is the interface of the address that is not device's, where a node's addresses are on two; empty
+	// otherwise.
 	elsewhere string
 	v4        bool // that address is the one of IPv4
-	// bare says that the device's packets have no link addresses, as those of a VPN's tun: a next hop cannot be said there.
+	// bare says that the device's packets have no link addresses, as those of a VPN's tun: a next hop cannot be said
+	// there.
 	bare bool
 }
 
@@ -53,8 +55,8 @@ func (u underlay) equal(v underlay) bool {
 	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4 && u.bare == v.bare
 }
 
-// findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A node's addresses may
-// be on two interfaces: then the MTU is the smaller one.
+// findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A
+// node's addresses may be on two interfaces: then the MTU is the smaller one.
 func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	links, err := listLinks()
 	if err != nil {
@@ -97,8 +99,8 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	return u, nil
 }
 
-// UnderlayAddresses are this machine's for packets between nodes, at most one of each family: those of the interface that the pattern
-// names, or else the node's own.
+// UnderlayAddresses are this machine's for packets between nodes, at most one of each family: those of the interface
+// that the pattern names, or else the node's own.
 func UnderlayAddresses(nodeIPs []netip.Addr, pattern string) ([]netip.Addr, error) {
 	u, err := findUnderlay(nodeIPs, pattern)
 	var out []netip.Addr
@@ -136,7 +138,8 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 	return underlay{}, fmt.Errorf("the interface %s (--network-iface %s) is down or has no address", strings.Join(seen, ", "), pattern)
 }
 
-// bare says whether a device hands packets to a program, or to WireGuard, that sees nothing but the packet (ARPHRD_NONE).
+// bare says whether a device hands packets to a program, or to WireGuard, that sees nothing but the packet
+// (ARPHRD_NONE).
 func bare(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
 
 // ownDevice says whether a device is one of the pod network's.

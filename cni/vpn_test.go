@@ -22,7 +22,8 @@ import (
 // vpnDevice is what a VPN's program has on each of its machines.
 const vpnDevice = "tun0"
 
-// vpn is a network of tun devices without link addresses, as VPNs make them: a packet goes to the member whose address it is for, and one for another address to nobody.
+// vpn is a network of tun devices without link addresses, as VPNs make them: a packet goes to the member whose address
+// it is for, and one for another address to nobody.
 type vpn struct {
 	t       *testing.T
 	mu      sync.Mutex
@@ -43,7 +44,8 @@ func newVPN(t *testing.T) *vpn {
 	return v
 }
 
-// join makes the device of one member, with its address; routes lead to the rest. leave takes the device away, as the end of the VPN's program does.
+// join makes the device of one member, with its address; routes lead to the rest. leave takes the device away, as the
+// end of the VPN's program does.
 func (v *vpn) join(in netns.Doer, address string, mtu int, routes ...string) (leave func()) {
 	v.t.Helper()
 	var f *os.File
@@ -128,7 +130,8 @@ func openTun(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
 
-// TestWaysOverVPN: nodes that are joined by a VPN alone reach one another through it, whatever networks its addresses have.
+// TestWaysOverVPN: nodes that are joined by a VPN alone reach one another through it, whatever networks its addresses
+// have.
 func TestWaysOverVPN(t *testing.T) {
 	at4 := func(bits int) func(int) []string {
 		return func(i int) []string { return []string{fmt.Sprintf("10.9.0.%d/%d", i, bits)} }
@@ -175,7 +178,8 @@ func TestWaysOverVPN(t *testing.T) {
 	}
 }
 
-// TestServerOverVPN: a server's ways go by the interface that it was told, with each back end that can, and go on when the VPN's program has started again.
+// TestServerOverVPN: a server's ways go by the interface that it was told, with each back end that can, and go on when
+// the VPN's program has started again.
 func TestServerOverVPN(t *testing.T) {
 	const own, other = "10.9.0.1", "10.9.0.2"
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")

@@ -11,11 +11,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a peer's pods are
-// follows from its Node, so that its entries are there before it has said anything.
+// vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a
+// peer's pods are follows from its Node, so that its entries are there before it has said anything.
 //
-// A node has a device for each family of the underlay that leads to a peer, most often IPv4's alone. Packets of both families
-// go through either.
+// A node has a device for each family of the underlay that leads to a peer, most often IPv4's alone. Packets of both
+// families go through either.
 type vxlan struct{}
 
 const (
@@ -48,7 +48,8 @@ func vxlanDevice(v4 bool) string {
 	return deviceVXLAN6
 }
 
-// vtepMAC is the link address of a node's end of the tunnel, from the node's first pod network, which no two nodes share.
+// vtepMAC is the link address of a node's end of the tunnel, from the node's first pod network, which no two nodes
+// share.
 func vtepMAC(podCIDRs []netip.Prefix) string {
 	sum := sha256.Sum256([]byte("coracle vxlan " + podCIDRs[0].Masked().String()))
 	mac := net.HardwareAddr(sum[:6])

@@ -147,8 +147,8 @@ func (s *segment) meets() {
 	}
 }
 
-// TestWays makes the ways of each back end over each underlay, uses them, sees that nothing is done a second time, that what is taken away comes
-// back, and that a node's ways go with it.
+// TestWays makes the ways of each back end over each underlay, uses them, sees that nothing is done a second time, that
+// what is taken away comes back, and that a node's ways go with it.
 func TestWays(t *testing.T) {
 	both := func(i int) []string { return append(underlay4(i), underlay6(i)...) }
 	for _, c := range []struct {
@@ -332,7 +332,8 @@ func TestTunnelTrust(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				// What must not arrive is sent first: the first one that arrives has to be the right one, which is sent until it does.
+				// What must not arrive is sent first: the first one that arrives has to be the right one, which is sent
+				// until it does.
 				for _, d := range []datagram{{4, s.podAddress(2, f)}, {2, s.podAddress(3, f)}, {2, target}, {2, netip.MustParseAddr(map[int]string{0: "8.8.8.8", 1: "2001:db8:9::1"}[f])}} {
 					send(d)
 				}
@@ -351,7 +352,8 @@ func TestTunnelTrust(t *testing.T) {
 	}
 }
 
-// TestPodsComeByTheTunnel: a machine of the segment speaks from an address of the pods' network that no pod has, to which the node's default route leads.
+// TestPodsComeByTheTunnel: a machine of the segment speaks from an address of the pods' network that no pod has, to
+// which the node's default route leads.
 func TestPodsComeByTheTunnel(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 3)
 	s.dead = []int{3} // a machine on the segment that is no node
@@ -458,7 +460,8 @@ func internetChecksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// TestChecksumsOfAnAdministrator: what `ethtool -K coracle-vxlan tx-checksum-ip-generic off` did stays, and is no other program's harm.
+// TestChecksumsOfAnAdministrator: what `ethtool -K coracle-vxlan tx-checksum-ip-generic off` did stays, and is no other
+// program's harm.
 func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
@@ -482,7 +485,8 @@ func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s.meets()
 }
 
-// TestChecksums: the device leaves checksums to the processor where it is told to, and says so. To ask it takes no megabytes: nodes do so twice a minute.
+// TestChecksums: the device leaves checksums to the processor where it is told to, and says so. To ask it takes no
+// megabytes: nodes do so twice a minute.
 func TestChecksums(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()

@@ -26,8 +26,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none, wireguard-go works in this
-// process behind a tun device, which is gone with it.
+// wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none,
+// wireguard-go works in this process behind a tun device, which is gone with it.
 type wgDevice struct {
 	name string
 	key  wgtypes.Key
@@ -45,7 +45,8 @@ type wgDevice struct {
 // lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
 const lookPeriod = 5 * time.Second
 
-// digest is of all that the device was told, but for endpoints, which change by themselves. wireguard-go names the peers in no order.
+// digest is of all that the device was told, but for endpoints, which change by themselves. wireguard-go names the
+// peers in no order.
 func digest(d *wgtypes.Device) [sha256.Size]byte {
 	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
 	for _, p := range slices.SortedFunc(slices.Values(d.Peers), func(p, q wgtypes.Peer) int { return bytes.Compare(p.PublicKey[:], q.PublicKey[:]) }) {
@@ -58,7 +59,8 @@ func digest(d *wgtypes.Device) [sha256.Size]byte {
 	return sha256.Sum256(b)
 }
 
-// changed says whether the device is another one than at the last observe; so it is after what this node changed since, too. What cannot be asked counts as the same.
+// changed says whether the device is another one than at the last observe; so it is after what this node changed since,
+// too. What cannot be asked counts as the same.
 func (d *wgDevice) changed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

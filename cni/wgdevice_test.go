@@ -25,7 +25,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// TestKernelsWireGuard runs the tests of WireGuard once more in a second kernel, which has it where the machine's may not (docs/adr/0093).
+// TestKernelsWireGuard runs the tests of WireGuard once more in a second kernel, which has it where the machine's may
+// not (docs/adr/0093).
 func TestKernelsWireGuard(t *testing.T) {
 	if !uml.Inside() {
 		uml.Run(t, uml.WithWireGuard(t, 15*time.Minute))
@@ -50,7 +51,8 @@ func TestKernelsWireGuard(t *testing.T) {
 	}
 }
 
-// TestWireGuardFollowsATranslatedPeer: a peer whose address is private is waited for, and followed when its translator gives it another one.
+// TestWireGuardFollowsATranslatedPeer: a peer whose address is private is waited for, and followed when its translator
+// gives it another one.
 func TestWireGuardFollowsATranslatedPeer(t *testing.T) { testTranslatedPeer(t, false) }
 
 func testTranslatedPeer(t *testing.T, otherInProcess bool) {
@@ -109,7 +111,8 @@ func testTranslatedPeer(t *testing.T, otherInProcess bool) {
 	}
 }
 
-// TestWireGuardManyPeers: what the device says of its peers, in several messages of the kernel's, is what it was told. Otherwise each look would tell it again.
+// TestWireGuardManyPeers: what the device says of its peers, in several messages of the kernel's, is what it was told.
+// Otherwise each look would tell it again.
 func TestWireGuardManyPeers(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	peers := n.encrypted(nodeAddr)
@@ -149,7 +152,8 @@ func TestWireGuardManyPeers(t *testing.T) {
 	}
 }
 
-// TestWireGuardPeerComesBack with its endpoint when another program has removed it: a peer that has nothing to say would not be found otherwise.
+// TestWireGuardPeerComesBack with its endpoint when another program has removed it: a peer that has nothing to say
+// would not be found otherwise.
 func TestWireGuardPeerComesBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.guard = time.Hour // the kernel says nothing of it, so what follows is found by the look of every few seconds alone
@@ -221,7 +225,8 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-// TestWireGuardGoIsNotToldOfState: wireguard-go does not hear from its tun device that it went down or up, which may come late, and which closes and opens its socket.
+// TestWireGuardGoIsNotToldOfState: wireguard-go does not hear from its tun device that it went down or up, which may
+// come late, and which closes and opens its socket.
 func TestWireGuardGoIsNotToldOfState(t *testing.T) {
 	said := make(chan tun.Event)
 	go func() {
@@ -239,8 +244,8 @@ func TestWireGuardGoIsNotToldOfState(t *testing.T) {
 	}
 }
 
-// TestDigestOfManyPeers: wireguard-go names its peers in another order each time, which is no reason to set up the network again every few seconds.
-// Its tun device would tell "up" at some moment, and the port be another one then.
+// TestDigestOfManyPeers: wireguard-go names its peers in another order each time, which is no reason to set up the
+// network again every few seconds. Its tun device would tell "up" at some moment, and the port be another one then.
 func TestDigestOfManyPeers(t *testing.T) {
 	dev := wireguardgo.NewDevice(withoutState(tuntest.NewChannelTUN().TUN()), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
 	defer dev.Close()
@@ -325,7 +330,8 @@ func TestWireGuardPortIsTaken(t *testing.T) {
 	n.encryptedBy(kernelHasWireGuard(t))
 }
 
-// TestWireGuardDeviceGoes with what removes all that coracle made, and when another back end takes over: the kernel's outlives the process.
+// TestWireGuardDeviceGoes with what removes all that coracle made, and when another back end takes over: the kernel's
+// outlives the process.
 func TestWireGuardDeviceGoes(t *testing.T) {
 	kernel := kernelHasWireGuard(t)
 	n := newNode(t, "10.42.0.0/16")

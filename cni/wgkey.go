@@ -19,7 +19,8 @@ import (
 // wireGuardKeyFile holds the node's private key, spelled as wg(8) does. It never leaves the node.
 const wireGuardKeyFile = "wireguard.key"
 
-// wireGuardKey is the node's key, made at the first start. A file that is not a key is replaced: others follow the new one.
+// wireGuardKey is the node's key, made at the first start. A file that is not a key is replaced: others follow the new
+// one.
 func wireGuardKey(dir string, log klog.Logger) (key wgtypes.Key, err error) {
 	path := filepath.Join(dir, wireGuardKeyFile)
 	data, err := os.ReadFile(path)

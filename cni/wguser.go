@@ -19,7 +19,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// wgUser is WireGuard in this process, behind a tun device. It has goroutines of its own from openWGUser until close, which waits for them.
+// wgUser is WireGuard in this process, behind a tun device. It has goroutines of its own from openWGUser until close,
+// which waits for them.
 type wgUser struct{ dev *device.Device }
 
 // openWGUser makes the device and listens, in the calling thread's network namespace.
@@ -49,8 +50,9 @@ type stateless struct {
 	events chan tun.Event
 }
 
-// withoutState leaves only changes of the MTU of what the device tells. To wireguard-go "down" means to stop listening, and "up" to listen again, in the network
-// namespace of any thread; and a device that was set up at once may tell "down" late. The device has a goroutine of its own until its events end.
+// withoutState leaves only changes of the MTU of what the device tells. To wireguard-go "down" means to stop listening,
+// and "up" to listen again, in the network namespace of any thread; and a device that was set up at once may tell
+// "down" late. The device has a goroutine of its own until its events end.
 func withoutState(t tun.Device) tun.Device {
 	s := stateless{t, make(chan tun.Event)}
 	go func() {
@@ -66,7 +68,8 @@ func withoutState(t tun.Device) tun.Device {
 
 func (s stateless) Events() <-chan tun.Event { return s.events }
 
-// wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for whoever looks for it.
+// wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for whoever looks
+// for it.
 func wgLog(name string, log klog.Logger) func(format string, args ...any) {
 	return func(format string, args ...any) {
 		to := log
@@ -104,7 +107,8 @@ func (u *wgUser) state() (*wgtypes.Device, error) {
 	return parseWGText(text)
 }
 
-// wgText spells a configuration in the words of https://www.wireguard.com/xplatform/; of peers what ensurePeer and removePeer set.
+// wgText spells a configuration in the words of https://www.wireguard.com/xplatform/; of peers what ensurePeer and
+// removePeer set.
 func wgText(c wgtypes.Config) string {
 	var b strings.Builder
 	line := func(key string, value any) { fmt.Fprintf(&b, "%s=%v\n", key, value) }

@@ -18,12 +18,13 @@ const (
 	kindWireGuard = "wireguard"
 	// wireGuardDevice is the tunnel's device.
 	wireGuardDevice = tunnelPrefix + "wg"
-	// keepalive is how often a node behind address translation sends something, in seconds: translators forget a flow of datagrams
-	// after half a minute (RFC 4787, REQ-5 wants two, many have less).
+	// keepalive is how often a node behind address translation sends something, in seconds: translators forget a flow
+	// of datagrams after half a minute (RFC 4787, REQ-5 wants two, many have less).
 	keepalive = 25
 )
 
-// wireGuard encrypts packets between nodes. The kernel does it where it can, and else wireguard-go in this process (wgdevice.go).
+// wireGuard encrypts packets between nodes. The kernel does it where it can, and else wireguard-go in this process
+// (wgdevice.go).
 type wireGuard struct {
 	public  string // this node's key
 	cluster []netip.Prefix
@@ -39,8 +40,8 @@ func (wireGuard) overhead(v4 bool) int {
 
 func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
-// desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default route,
-// in the clear: packets for pods that nobody has, and all of them while the device is missing.
+// desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default
+// route, in the clear: packets for pods that nobody has, and all of them while the device is missing.
 func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	for _, c := range w.cluster {
@@ -50,7 +51,8 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	}
 	add(link{name: wireGuardDevice, kind: kindWireGuard, mtu: in.mtu, up: true})
 	for _, c := range in.podCIDRs {
-		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from others the peer takes nothing.
+		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from
+		// others the peer takes nothing.
 		add(address{wireGuardDevice, vtepIP(c)})
 	}
 	add(wgIdentity{wireGuardDevice, w.public, clusterconfig.WireGuardPort})
@@ -96,14 +98,16 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 	return peer, routes
 }
 
-// endpoint says where a peer is reached, if it can be, and how often this node has to be heard of so that the peer can go on reaching it.
+// endpoint says where a peer is reached, if it can be, and how often this node has to be heard of so that the peer can
+// go on reaching it.
 //
-// A private address that is in no network of the underlay's can be reached only from private addresses (by some router between them). So a
-// node that has a public one, or is found at one, waits for such a peer to speak first, and then answers to where that came from, whatever address
-// a translator has given it by then. The other one keeps its way through the translator open.
+// A private address that is in no network of the underlay's can be reached only from private addresses (by some router
+// between them). So a node that has a public one, or is found at one, waits for such a peer to speak first, and then
+// answers to where that came from, whatever address a translator has given it by then. The other one keeps its way
+// through the translator open.
 //
-// So does a node whose external address somebody else has: what it sends may come from another port there than the one that leads to it, and peers answer to where
-// they heard it last, also when the translator has forgotten that.
+// So does a node whose external address somebody else has: what it sends may come from another port there than the one
+// that leads to it, and peers answer to where they heard it last, also when the translator has forgotten that.
 func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
@@ -131,7 +135,8 @@ func private(a netip.Addr) bool {
 	return a.IsPrivate() || a.IsLinkLocalUnicast() || sharedAddresses.Contains(a)
 }
 
-// rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel only.
+// rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel
+// only.
 func (w wireGuard) rules(rs *ruleset, in waysInput) {
 	rs.podsByTunnelOnly(in.underlay)
 }
@@ -152,8 +157,8 @@ func (w wgIdentity) satisfiedBy(have object) bool { return w == have }
 type wgPeer struct {
 	device, key string
 	name        string // for people
-	// endpoint is where the device was told to find the peer; where it has found it since is its own business. Invalid: it waits
-	// until it hears of it.
+	// endpoint is where the device was told to find the peer; where it has found it since is its own business. Invalid:
+	// it waits until it hears of it.
 	endpoint  netip.AddrPort
 	allowed   string // networks, in the order of the peer's pod networks
 	keepalive int    // seconds; 0: none

@@ -50,11 +50,12 @@ type Options struct {
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for. Upstream makes it when it is not there;
 	// /usr/libexec/kubernetes/kubelet-plugins/volume/exec when empty.
 	FlexVolumePluginDir string
-	// VolumePlugins, when set, makes further plugins for the controllers that make, remove and expand volumes. It is called before the informers run.
+	// VolumePlugins, when set, makes further plugins for the controllers that make, remove and expand volumes. It is
+	// called before the informers run.
 	VolumePlugins func() ([]volume.VolumePlugin, error)
 
-	// Unused, when set, says of a group of custom resources that there are no objects of it now. The garbage collector, the quota controller and the
-	// emptying of namespaces leave it out as long as that is so.
+	// Unused, when set, says of a group of custom resources that there are no objects of it now. The garbage collector,
+	// the quota controller and the emptying of namespaces leave it out as long as that is so.
 	Unused func(group string) bool
 
 	// Small lowers the number of workers for a machine of few cores. Extra arguments still win.
@@ -110,7 +111,8 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // waitServed returns true once the API server tells what it serves, false when ctx is done before. Upstream's namespace
-// controller ends the process when its constructor asks in vain (deletion/namespaced_resources_deleter.go, initOpCache).
+// controller ends the process when its constructor asks in vain (deletion/namespaced_resources_deleter.go,
+// initOpCache).
 func waitServed(ctx context.Context, t *term.Term) bool {
 	server := discovery.ToServerResourcesInterfaceWithContext(t.Client.Discovery())
 	err := wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
@@ -161,8 +163,9 @@ func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (
 	return own, nil
 }
 
-// build constructs every enabled controller, the one that mints service account tokens first. Upstream's BuildControllers
-// would lose what it has built when one fails; this returns that beside the error, for its goroutines to be ended.
+// build constructs every enabled controller, the one that mints service account tokens first. Upstream's
+// BuildControllers would lose what it has built when one fails; this returns that beside the error, for its goroutines
+// to be ended.
 func build(ctx context.Context, cc app.ControllerContext, o Options) (built []app.Controller, err error) {
 	own, err := ownConstructors(ctx, cc, o)
 	if err != nil {

@@ -100,7 +100,8 @@ func (i *customInformer) GetController() cache.Controller {
 	return &monitored{Controller: i.SharedIndexInformer.GetController(), informer: i}
 }
 
-// monitored is a controller that does nothing, as upstream's of a shared informer, but for as long as its monitor lasts.
+// monitored is a controller that does nothing, as upstream's of a shared informer, but for as long as its monitor
+// lasts.
 type monitored struct {
 	cache.Controller
 	informer *customInformer

@@ -125,8 +125,8 @@ func (d cachedDiscovery) ServerPreferredNamespacedResources() ([]*metav1.APIReso
 	return used(lists, d.cache.unused), err
 }
 
-// used leaves out groups of which there are no objects: who asks for resources in order to watch or to delete them has nothing to do there, and the API server
-// need not compile their rules.
+// used leaves out groups of which there are no objects: who asks for resources in order to watch or to delete them has
+// nothing to do there, and the API server need not compile their rules.
 func used(lists []*metav1.APIResourceList, unused func(group string) bool) []*metav1.APIResourceList {
 	if unused == nil {
 		return lists

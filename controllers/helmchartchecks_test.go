@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// checks: where a chart asks for it Helm looks after the objects of its release again and again. The chart stays ready meanwhile, and says so when that fails.
+// checks: where a chart asks for it Helm looks after the objects of its release again and again. The chart stays ready
+// meanwhile, and says so when that fails.
 func (h *charts) checks(t *testing.T) {
 	h.t = t
 	defer h.instead(nil)

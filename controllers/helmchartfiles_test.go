@@ -54,7 +54,8 @@ func (h *charts) awaitFile(name string, lacking bool) {
 	})
 }
 
-// files: a chart that is a file is upgraded when another one takes its place, not for a copy of it, and stays as it is while it is away.
+// files: a chart that is a file is upgraded when another one takes its place, not for a copy of it, and stays as it is
+// while it is away.
 func (h *charts) files(t *testing.T) {
 	h.t = t
 	h.put("a-file.tgz", "one")
@@ -85,7 +86,8 @@ func (h *charts) files(t *testing.T) {
 	}
 }
 
-// filesOfNext: a leader that has a copy of a chart's file, or lacks it, leaves the release as it is, and says which it lacks.
+// filesOfNext: a leader that has a copy of a chart's file, or lacks it, leaves the release as it is, and says which it
+// lacks.
 func (h *charts) filesOfNext(t *testing.T) {
 	h.t = t
 	end := h.begin()

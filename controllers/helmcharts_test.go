@@ -32,7 +32,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// charts is a term with the controller of Helm charts, whose engine is a test's. It keeps releases as Helm does, without anything in them.
+// charts is a term with the controller of Helm charts, whose engine is a test's. It keeps releases as Helm does,
+// without anything in them.
 type charts struct {
 	*cluster
 	t       *testing.T
@@ -157,7 +158,8 @@ func (h *charts) releases(namespace, name string) []corev1.Secret {
 	return list.Items
 }
 
-// helm makes and removes a release's record. As Helm does, it makes the new one before it removes those before it: a release that is being upgraded is never gone.
+// helm makes and removes a release's record. As Helm does, it makes the new one before it removes those before it: a
+// release that is being upgraded is never gone.
 func (h *charts) helm(q *helmjob.Request) (*helmjob.Result, error) {
 	before := h.releases(q.Namespace, q.Release)
 	done := &helmjob.Result{Action: helmjob.Uninstalled, Message: "Gone."}
@@ -458,7 +460,8 @@ func (h *charts) failures(t *testing.T) {
 	}
 }
 
-// strange: values that no controller can read and names that no release has are the chart's own trouble, and never another one's.
+// strange: values that no controller can read and names that no release has are the chart's own trouble, and never
+// another one's.
 func (h *charts) strange(t *testing.T) {
 	h.t = t
 	long := strings.Repeat("long-", 14) + "name"
@@ -488,7 +491,8 @@ func (h *charts) strange(t *testing.T) {
 	}
 }
 
-// rivals: two charts with one release neither undo one another's work for ever, nor does the removal of the younger take the release along.
+// rivals: two charts with one release neither undo one another's work for ever, nor does the removal of the younger
+// take the release along.
 func (h *charts) rivals(t *testing.T) {
 	h.t = t
 	older, younger := h.ns, h.namespace1("charts-younger")
@@ -521,7 +525,8 @@ func (h *charts) rivals(t *testing.T) {
 	h.awaitGone("shared")
 }
 
-// deletion never hangs: neither on an installation that is under way, nor on a removal that fails, nor on a namespace that is gone.
+// deletion never hangs: neither on an installation that is under way, nor on a removal that fails, nor on a namespace
+// that is gone.
 func (h *charts) deletion(t *testing.T) {
 	h.t = t
 	defer h.instead(nil)

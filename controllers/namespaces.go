@@ -26,9 +26,9 @@ func (c namespaceController) Name() string { return names.NamespaceController }
 
 func (c namespaceController) Run(ctx context.Context) { c.NamespaceController.Run(ctx, c.workers) }
 
-// newNamespaceController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go). That one's
-// controller asks at once which resources there are, and ends the process when it hears of none; but a term may end at
-// that very moment.
+// newNamespaceController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go). That
+// one's controller asks at once which resources there are, and ends the process when it hears of none; but a term may
+// end at that very moment.
 func newNamespaceController(ctx context.Context, cc app.ControllerContext, unused func(group string) bool) (app.Controller, error) {
 	config, err := cc.ClientBuilder.Config("namespace-controller")
 	if err != nil {
@@ -53,8 +53,8 @@ func newNamespaceController(ctx context.Context, cc app.ControllerContext, unuse
 	return namespaceController{c, int(o.ConcurrentNamespaceSyncs)}, nil
 }
 
-// neverEmpty answers with a group that has no resources where there are none at all, and with an error: a namespace whose
-// content could not be found is not taken for empty.
+// neverEmpty answers with a group that has no resources where there are none at all, and with an error: a namespace
+// whose content could not be found is not taken for empty.
 func neverEmpty(discover func() ([]*metav1.APIResourceList, error)) func() ([]*metav1.APIResourceList, error) {
 	return func() ([]*metav1.APIResourceList, error) {
 		lists, err := discover()

@@ -116,7 +116,8 @@ func (c *cluster) warmUp(t *testing.T, pods int) string {
 	return ns
 }
 
-// turn scales the Deployment to nothing and back, which takes the Deployment and ReplicaSet controllers and the scheduler.
+// turn scales the Deployment to nothing and back, which takes the Deployment and ReplicaSet controllers and the
+// scheduler.
 func (c *cluster) turn(t *testing.T, ns string, pods, round int) {
 	t.Helper()
 	for _, n := range []int{0, pods} {
@@ -135,7 +136,8 @@ func (c *cluster) turn(t *testing.T, ns string, pods, round int) {
 }
 
 // settle returns how many goroutines the process has once their number has stopped falling, or at once when it is no
-// more than want: the API server's side of the term's watches ends a moment after the term. Where so many are wanted it has patience.
+// more than want: the API server's side of the term's watches ends a moment after the term. Where so many are wanted it
+// has patience.
 func settle(t *testing.T, want int) int {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -26,7 +26,8 @@ const component = "kube-controller-manager"
 // stopTimeout bounds the wait for controllers after the end of a term; they take a few milliseconds.
 const stopTimeout = 15 * time.Second
 
-// terminatedPods is how many pods that have ended are kept. Upstream keeps 12,500, each some 8 KB of the store and of each cache.
+// terminatedPods is how many pods that have ended are kept. Upstream keeps 12,500, each some 8 KB of the store and of
+// each cache.
 const terminatedPods = 1000
 
 // upstream is what kube-controller-manager's own options become here.
@@ -75,7 +76,8 @@ func (o Options) upstream() (upstream, error) {
 	return u, nil
 }
 
-// checkRanges finds address ranges that upstream would complain of only when the node IPAM controller starts, or ignore.
+// checkRanges finds address ranges that upstream would complain of only when the node IPAM controller starts, or
+// ignore.
 func checkRanges(c config.KubeControllerManagerConfiguration) error {
 	if c.KubeCloudShared.AllocateNodeCIDRs {
 		ranges, err := netutils.ParseCIDRs(strings.Split(c.KubeCloudShared.ClusterCIDR, ","))

@@ -26,8 +26,8 @@ func (v volumes) Name() string { return v.name }
 
 func (v volumes) Run(ctx context.Context) { v.run(ctx) }
 
-// newVolumeController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go) of what binds claims to volumes, makes volumes and
-// removes them.
+// newVolumeController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go) of what binds
+// claims to volumes, makes volumes and removes them.
 func newVolumeController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
 	o := cc.ComponentConfig.PersistentVolumeBinderController
 	plugins, err := app.ProbeProvisionableRecyclableVolumePlugins(klog.FromContext(ctx), o.VolumeConfiguration)

@@ -110,8 +110,8 @@ func onHost(name string) corev1.NodeSelectorTerm {
 	}}}
 }
 
-// TestLocalVolumesMoveOn: a claim that is larger than what is free on the nodes that its pod would rather run on ends up on the one that has room, though these go
-// on being liked best.
+// TestLocalVolumesMoveOn: a claim that is larger than what is free on the nodes that its pod would rather run on ends
+// up on the one that has room, though these go on being liked best.
 func TestLocalVolumesMoveOn(t *testing.T) {
 	c := shared
 	nodes := volumeNodes{}
@@ -165,8 +165,8 @@ func TestLocalVolumesMoveOn(t *testing.T) {
 	})
 }
 
-// TestLocalVolumes: upstream's controllers and scheduler have a directory made for a claim when its pod has a node, let it grow, say why one is refused, and
-// have it removed.
+// TestLocalVolumes: upstream's controllers and scheduler have a directory made for a claim when its pod has a node, let
+// it grow, say why one is refused, and have it removed.
 func TestLocalVolumes(t *testing.T) {
 	c := shared
 	folder := filepath.Join(t.TempDir(), "storage")

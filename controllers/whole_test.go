@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// lead runs the scheduler, the controllers and more until the returned function is called, which returns term.Run's error.
+// lead runs the scheduler, the controllers and more until the returned function is called, which returns term.Run's
+// error.
 func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1) // the only value, so that the term need not be waited for

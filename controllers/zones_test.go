@@ -17,7 +17,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// TestZoneModes: upstream's controllers move no pods while most nodes are Unknown, and do once enough others are ready. Judges of nodes rely on it (server/liveness).
+// TestZoneModes: upstream's controllers move no pods while most nodes are Unknown, and do once enough others are ready.
+// Judges of nodes rely on it (server/liveness).
 func TestZoneModes(t *testing.T) {
 	c := shared
 	c.term(t)
@@ -44,8 +45,9 @@ func TestZoneModes(t *testing.T) {
 		c.unknown(t, name)
 	}
 	eventually(t, "upstream has seen that three of four are lost", func(context.Context) error { return unhealthyNodes(3, 4) })
-	// Otherwise it would taint one of them every ten seconds, of which nothing tells that it does not happen. Some may be tainted already: upstream may have looked while
-	// fewer were Unknown. And one more may be at the moment at which it stops.
+	// Otherwise it would taint one of them every ten seconds, of which nothing tells that it does not happen. Some may
+	// be tainted already: upstream may have looked while fewer were Unknown. And one more may be at the moment at which
+	// it stops.
 	already := c.tainted(t, lost)
 	time.Sleep(25 * time.Second)
 	before := c.tainted(t, lost)
@@ -113,7 +115,8 @@ func (c *cluster) gone(t *testing.T, ns string, nodes []string) (out []string) {
 	return out
 }
 
-// unhealthyNodes fails unless upstream's node lifecycle controller has last counted so many nodes, and so many of them as lost.
+// unhealthyNodes fails unless upstream's node lifecycle controller has last counted so many nodes, and so many of them
+// as lost.
 func unhealthyNodes(lost, all float64) error {
 	families, err := legacyregistry.DefaultGatherer.Gather()
 	if err != nil {

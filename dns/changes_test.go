@@ -99,7 +99,8 @@ func anySlice(r *rand.Rand, i int) *discoveryv1.EndpointSlice {
 	return out
 }
 
-// TestSameAnswersAfterChanges: whatever Services, their slices and Namespaces become, and in whichever order they come and go, the answers are those of a server with upstream's own caches.
+// TestSameAnswersAfterChanges: whatever Services, their slices and Namespaces become, and in whichever order they come
+// and go, the answers are those of a server with upstream's own caches.
 func TestSameAnswersAfterChanges(t *testing.T) {
 	if err := registerUpstream(); err != nil {
 		t.Fatal(err)

@@ -23,13 +23,14 @@ const (
 	clientsDirective = "coracle-clients"
 	// addressesFor is how long the machine's own addresses are remembered: a stranger may ask as often as it likes.
 	addressesFor = time.Second
-	// maxRounds is how often one client may ask one question before it was answered. A client that asks again is a resolver to which this one
-	// passes the question on, and which asks here: without a bound each question would go round until memory or ports run out.
+	// maxRounds is how often one client may ask one question before it was answered. A client that asks again is a
+	// resolver to which this one passes the question on, and which asks here: without a bound each question would go
+	// round until memory or ports run out.
 	maxRounds = 250
 )
 
-// clients is the directive with its arguments: the name by which a Server finds out that a resolver leads back to it, and whose questions are answered
-// beside the machine's own.
+// clients is the directive with its arguments: the name by which a Server finds out that a resolver leads back to it,
+// and whose questions are answered beside the machine's own.
 func clients(o Options) string {
 	words := []string{clientsDirective, loopName(o.id)}
 	for _, p := range o.Clients {
@@ -179,7 +180,8 @@ func machineAddresses() map[netip.Addr]bool {
 // probeTimeout is how long a resolver gets to lead back here.
 const probeTimeout = 2 * time.Second
 
-// leadsBack says whether a resolver on this machine hands a question to this Server. An error is that it has not answered.
+// leadsBack says whether a resolver on this machine hands a question to this Server. An error is that it has not
+// answered.
 func leadsBack(ctx context.Context, at netip.AddrPort, name string) (bool, error) {
 	c := &dns.Client{Timeout: probeTimeout}
 	r, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeTXT), at.String())
@@ -207,8 +209,9 @@ func split(resolvers []netip.AddrPort) (elsewhere, here []netip.AddrPort) {
 	return elsewhere, here
 }
 
-// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing is left to ask with. One that does not answer, as on a machine that gives
-// it no processor time, or this process, is what it was when it did, and is asked again soon. next is when to look again.
+// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing
+// is left to ask with. One that does not answer, as on a machine that gives it no processor time, or this process, is
+// what it was when it did, and is asked again soon. next is when to look again.
 func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (out []netip.AddrPort, next time.Duration) {
 	silent := false
 	for _, r := range resolvers {

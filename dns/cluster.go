@@ -29,8 +29,9 @@ const (
 	byAddress   = "dns-address"    // of EndpointSlices
 )
 
-// cluster is what CoreDNS' kubernetes plugin knows of the cluster, in place of that plugin's own caches: it reads those that the node's network parts share,
-// and makes what it hands out when it is asked. Its methods are the plugin's interface dnsController, and mean the same.
+// cluster is what CoreDNS' kubernetes plugin knows of the cluster, in place of that plugin's own caches: it reads those
+// that the node's network parts share, and makes what it hands out when it is asked. Its methods are the plugin's
+// interface dnsController, and mean the same.
 type cluster struct {
 	services, slices, namespaces cache.Indexer
 	nodes                        corelisters.NodeLister
@@ -77,7 +78,8 @@ func metaOf(o any) metav1.Object {
 
 func (c *cluster) touch() { c.changed.Store(time.Now().Unix()) }
 
-// wait waits until the caches have what there is, for apiWait at most. Without an API the names outside are answered all the same.
+// wait waits until the caches have what there is, for apiWait at most. Without an API the names outside are answered
+// all the same.
 func (c *cluster) wait() error {
 	ctx, cancel := context.WithTimeout(context.Background(), apiWait)
 	defer cancel()
@@ -198,7 +200,8 @@ func (c *cluster) SvcIndexReverse(ip string) []*object.Service {
 	return servicesOf(found(c.services, byClusterIP, ip))
 }
 
-// SvcExtIndexReverse returns the Services with an external IP. Nothing of what is linked in asks for it, so there is no index.
+// SvcExtIndexReverse returns the Services with an external IP. Nothing of what is linked in asks for it, so there is no
+// index.
 func (c *cluster) SvcExtIndexReverse(ip string) (out []*object.Service) {
 	for _, s := range c.ServiceList() {
 		for _, external := range s.ExternalIPs {
@@ -252,7 +255,8 @@ func (c *cluster) Run() {}
 // Stop returns at once.
 func (c *cluster) Stop() error { return nil }
 
-// Pods are not watched: their names are answered from their addresses (`pods insecure`). Nor are ServiceImports, which belong to zones of several clusters.
+// Pods are not watched: their names are answered from their addresses (`pods insecure`). Nor are ServiceImports, which
+// belong to zones of several clusters.
 
 // PodIndex returns none.
 func (c *cluster) PodIndex(string) []*object.Pod { return nil }

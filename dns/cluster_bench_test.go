@@ -77,7 +77,8 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkMemory is what a Service proxy's caches and the cluster's DNS take together with 1,000 Services of three endpoints each. The first time counts: later ones begin amid the garbage of those before.
+// BenchmarkMemory is what a Service proxy's caches and the cluster's DNS take together with 1,000 Services of three
+// endpoints each. The first time counts: later ones begin amid the garbage of those before.
 func BenchmarkMemory(b *testing.B) {
 	netns.Require(b) // for the port
 	took := 0.0
@@ -167,8 +168,8 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkSearchList is what a pod's search list costs: with ndots:5 each name from outside is asked for in three places of the cluster before, where it is not.
-// A question is for both families, and the client's own work counts.
+// BenchmarkSearchList is what a pod's search list costs: with ndots:5 each name from outside is asked for in three
+// places of the cluster before, where it is not. A question is for both families, and the client's own work counts.
 func BenchmarkSearchList(b *testing.B) {
 	a := newAPI(b)
 	a.lists["/api/v1/namespaces"] = append(a.lists["/api/v1/namespaces"], &corev1.Namespace{

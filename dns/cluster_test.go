@@ -133,7 +133,8 @@ var registerUpstream = sync.OnceValue(func() error {
 	return nil
 })
 
-// TestSameAnswersAsUpstreamsCaches asks two servers of one process everything: ours, which reads the caches of the node, and one with upstream's own.
+// TestSameAnswersAsUpstreamsCaches asks two servers of one process everything: ours, which reads the caches of the
+// node, and one with upstream's own.
 func TestSameAnswersAsUpstreamsCaches(t *testing.T) {
 	if err := registerUpstream(); err != nil {
 		t.Fatal(err)
@@ -217,7 +218,8 @@ func everyName() []string {
 	return names
 }
 
-// said is an answer as text: without its order, without when the zone changed last, and without the times to live, which our cache bounds.
+// said is an answer as text: without its order, without when the zone changed last, and without the times to live,
+// which our cache bounds.
 func said(m *dns.Msg) string {
 	var lines []string
 	for part, records := range map[string][]dns.RR{"answer": m.Answer, "authority": m.Ns, "extra": m.Extra} {

@@ -12,7 +12,8 @@ import (
 // apiWait is how long a start waits for the API's Services before it answers without them.
 const apiWait = 2 * time.Second
 
-// staleAfter is how long a resolver may take before the answer that ran out is given again: RFC 8767 recommends 1.8 s as the longest.
+// staleAfter is how long a resolver may take before the answer that ran out is given again: RFC 8767 recommends 1.8 s
+// as the longest.
 const staleAfter = "1500ms"
 
 // corefile is CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory, and a

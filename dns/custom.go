@@ -22,8 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
-// CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override extend the
-// cluster's server block, those that end in .server are blocks of their own.
+// CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override
+// extend the cluster's server block, those that end in .server are blocks of their own.
 const CustomConfigMap = clustersettings.DNS
 
 const (
@@ -72,8 +72,8 @@ type blocks struct {
 // directives are those of a block, each with all of its lines.
 type directives map[string][]caddyfile.Token
 
-// parse reads one part of the configuration. Server blocks get the port and the addresses at which the cluster's DNS answers: those are the
-// only ones to which the Service leads, and port 53 of the host is not ours.
+// parse reads one part of the configuration. Server blocks get the port and the addresses at which the cluster's DNS
+// answers: those are the only ones to which the Service leads, and port 53 of the host is not ours.
 func (b *blocks) parse(o Options, name, text string) error {
 	if err := closed(name, text); err != nil {
 		return err
@@ -116,8 +116,8 @@ func (b *blocks) parse(o Options, name, text string) error {
 	return nil
 }
 
-// allowed says which plugin is not the operator's. CoreDNS' kubernetes is linked in, and takes all that this process logs as soon as it is set up, be it to find out whether a
-// configuration works.
+// allowed says which plugin is not the operator's. CoreDNS' kubernetes is linked in, and takes all that this process
+// logs as soon as it is set up, be it to find out whether a configuration works.
 func allowed(name string, block caddyfile.ServerBlock) error {
 	for _, d := range []string{"kubernetes", directive, clientsDirective} {
 		if tokens := block.Tokens[d]; len(tokens) > 0 {
@@ -127,7 +127,8 @@ func allowed(name string, block caddyfile.ServerBlock) error {
 	return nil
 }
 
-// closed says where a brace is missing or one too many. CoreDNS's parser takes the end of a block inside of another one for the end of both.
+// closed says where a brace is missing or one too many. CoreDNS's parser takes the end of a block inside of another one
+// for the end of both.
 func closed(name, text string) error {
 	d := caddyfile.NewDispenser(name, strings.NewReader(text))
 	var open []int // the lines
@@ -148,7 +149,8 @@ func closed(name, text string) error {
 	return nil
 }
 
-// onOurPort is the key of a server block with our port, if it has none or 53. Blocks for other protocols stay as they are.
+// onOurPort is the key of a server block with our port, if it has none or 53. Blocks for other protocols stay as they
+// are.
 func onOurPort(key string) string {
 	rest, _ := strings.CutPrefix(key, "dns://")
 	if strings.Contains(rest, "://") {
@@ -199,7 +201,8 @@ func (s *Server) check(name, text string) error {
 	return caddy.ValidateAndExecuteDirectives(input, nil, true)
 }
 
-// accept takes the parts of a configuration that work. Of one that does not the last that did stays; errs says why, by name.
+// accept takes the parts of a configuration that work. Of one that does not the last that did stays; errs says why, by
+// name.
 func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 	out, errs = custom{}, map[string]error{}
 	for name, text := range now {

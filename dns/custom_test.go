@@ -85,7 +85,8 @@ func TestCustomConfigMap(t *testing.T) {
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 }
 
-// The plugin that watches a cluster by itself is linked in, and takes all that the process logs when it is set up, be it for a try: so it is found out before.
+// The plugin that watches a cluster by itself is linked in, and takes all that the process logs when it is set up, be
+// it for a try: so it is found out before.
 func TestCustomKubernetes(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")

@@ -15,8 +15,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// TestSilentResolver: a resolver that does not answer in time whether it leads back here is what it was when it did, and is asked again soon, less and less often while it is silent: the machine may
-// give it no processor time for a while.
+// TestSilentResolver: a resolver that does not answer in time whether it leads back here is what it was when it did,
+// and is asked again soon, less and less often while it is silent: the machine may give it no processor time for a
+// while.
 func TestSilentResolver(t *testing.T) {
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

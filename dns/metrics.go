@@ -15,8 +15,9 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// showMetrics adds CoreDNS' numbers of questions and answers to those of the process, which the kubelet shows to whoever may see them.
-// CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a Server before, nothing changes.
+// showMetrics adds CoreDNS' numbers of questions and answers to those of the process, which the kubelet shows to
+// whoever may see them. CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a
+// Server before, nothing changes.
 func showMetrics() {
 	for _, c := range []prometheus.Collector{vars.RequestCount, vars.RequestDuration, vars.RequestSize, vars.ResponseSize, vars.ResponseRcode} {
 		_ = legacyregistry.Registerer().Register(c)

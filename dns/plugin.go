@@ -46,10 +46,12 @@ var register = sync.OnceValue(func() error {
 	return nil
 })
 
-// clusters are what the Servers of this process know, by their ids: CoreDNS' registry is the process' own, and arguments of a directive are all that reaches its setup.
+// clusters are what the Servers of this process know, by their ids: CoreDNS' registry is the process' own, and
+// arguments of a directive are all that reaches its setup.
 var clusters sync.Map // of string and *cluster
 
-// setup sets up the kubernetes plugin with what a Server knows of the cluster. The directive's first argument is the Server's id, the rest is as the plugin has it.
+// setup sets up the kubernetes plugin with what a Server knows of the cluster. The directive's first argument is the
+// Server's id, the rest is as the plugin has it.
 func setup(c *caddy.Controller) error {
 	c.Next()
 	if !c.NextArg() {

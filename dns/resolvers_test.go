@@ -45,7 +45,8 @@ func TestUpstreams(t *testing.T) {
 	}
 }
 
-// TestResolversWithoutNotices: on a machine whose inotify instances are used up, the host's resolvers are followed all the same.
+// TestResolversWithoutNotices: on a machine whose inotify instances are used up, the host's resolvers are followed all
+// the same.
 func TestResolversWithoutNotices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)

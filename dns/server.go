@@ -4,8 +4,9 @@
 //
 // Every node runs one, on its own address; the Service kube-dns, which somebody else makes, leads each client to the
 // one of its node. The package owns CoreDNS's configuration and its two sockets per address. Names of the cluster come
-// from the caches that the node's network parts share, all others from the host's resolvers, which are followed when they
-// change. It never needs the outside: without resolvers, or without a network, cluster names are answered all the same.
+// from the caches that the node's network parts share, all others from the host's resolvers, which are followed when
+// they change. It never needs the outside: without resolvers, or without a network, cluster names are answered all the
+// same.
 package dns
 
 import (
@@ -55,7 +56,8 @@ type Options struct {
 	// Clients are the networks whose questions are answered, beside those of this machine: the cluster's.
 	Clients []netip.Prefix
 	// ImportDir may hold configuration of the operator: *.override files extend the cluster's server block, *.server
-	// files add blocks of their own, as the keys of CustomConfigMap do. A mistake in one is logged and it is left out. Read at start. May be empty.
+	// files add blocks of their own, as the keys of CustomConfigMap do. A mistake in one is logged and it is left out.
+	// Read at start. May be empty.
 	ImportDir string
 	// Board has a line while changes of the host's resolvers are not noticed at once. May be nil.
 	Board *status.Board
@@ -72,7 +74,8 @@ type Server struct {
 	log klog.Logger
 	// looped are resolvers of which it was said that they lead back here. They and what follows are Run's.
 	looped map[netip.AddrPort]bool
-	// soon is how long after the last look for such resolvers the next one comes, since one of them did not answer; 0: they did.
+	// soon is how long after the last look for such resolvers the next one comes, since one of them did not answer; 0:
+	// they did.
 	soon   time.Duration
 	files  custom // of ImportDir, what works
 	custom custom // of the ConfigMap
@@ -102,14 +105,15 @@ func NewServer(o Options) (*Server, error) {
 	return &Server{o: o, log: log, looped: map[netip.AddrPort]bool{}}, nil
 }
 
-// loopEvery is how often resolvers on this machine are asked whether they lead back here; loopSoon is when one that has not answered is asked again, each time after twice as long.
+// loopEvery is how often resolvers on this machine are asked whether they lead back here; loopSoon is when one that has
+// not answered is asked again, each time after twice as long.
 const loopEvery, loopSoon = 5 * time.Minute, 2 * time.Second
 
 // startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
 const startRetry = 2 * time.Second
 
-// Run serves until ctx is done and then takes everything down. A second call may follow when the first has returned. It waits for nobody: without the API, cluster names
-// fail at first and everything else is answered.
+// Run serves until ctx is done and then takes everything down. A second call may follow when the first has returned. It
+// waits for nobody: without the API, cluster names fail at first and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
 	watch := watchResolvers(ctx, s.o, s.log)
 	defer watch.close()
@@ -220,8 +224,9 @@ func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from
 	return instance, nil
 }
 
-// free says whether the addresses are there and nobody has their port. CoreDNS opens its sockets one after the other and closes none of them when one
-// cannot be opened. They share their port with those of the next attempt, and a part of the questions would go to sockets that nobody reads.
+// free says whether the addresses are there and nobody has their port. CoreDNS opens its sockets one after the other
+// and closes none of them when one cannot be opened. They share their port with those of the next attempt, and a part
+// of the questions would go to sockets that nobody reads.
 func free(addresses []netip.Addr) error {
 	for _, a := range addresses {
 		at := netip.AddrPortFrom(a, Port).String()
@@ -260,11 +265,13 @@ func (s *Server) launch(running *caddy.Instance, text string) (*caddy.Instance, 
 	return instance, nil
 }
 
-// serveTimeout is how long a machine may take to run what CoreDNS has begun. Only a server that answers nothing at all takes so long.
+// serveTimeout is how long a machine may take to run what CoreDNS has begun. Only a server that answers nothing at all
+// takes so long.
 const serveTimeout = 10 * time.Second
 
-// awaitServers waits until all servers of an instance serve, by asking each something. CoreDNS only begins to start them, and cannot stop one that has not
-// started: that one would go on for ever beside the next instance, and give a part of the answers from a configuration of the past.
+// awaitServers waits until all servers of an instance serve, by asking each something. CoreDNS only begins to start
+// them, and cannot stop one that has not started: that one would go on for ever beside the next instance, and give a
+// part of the answers from a configuration of the past.
 func (s *Server) awaitServers(instance *caddy.Instance) {
 	var wg sync.WaitGroup
 	for _, server := range instance.Servers() {

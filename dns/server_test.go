@@ -48,7 +48,8 @@ func TestMain(m *testing.M) {
 	os.Exit(netns.Main(m))
 }
 
-// api is as much of an API server as a node's informers ask for. What changes between a list and its watch is not lost: the watch begins with it.
+// api is as much of an API server as a node's informers ask for. What changes between a list and its watch is not lost:
+// the watch begins with it.
 type api struct {
 	*httptest.Server
 	mu      sync.Mutex
@@ -532,7 +533,8 @@ func TestStopRightAfterStart(t *testing.T) {
 	testenv.NoGoroutineLeft(t, before)
 }
 
-// An address may come late, as one of IPv6 does when a machine starts: what was opened at the others until then must not take questions away.
+// An address may come late, as one of IPv6 does when a machine starts: what was opened at the others until then must
+// not take questions away.
 func TestFailedStartKeepsNoSocket(t *testing.T) {
 	netns.Require(t)
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})

@@ -90,7 +90,8 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	}
 }
 
-// saw takes in what memberlist knows of a live member. One that says nothing that is understood is a member nevertheless.
+// saw takes in what memberlist knows of a live member. One that says nothing that is understood is a member
+// nevertheless.
 func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	meta, err := decodeMeta(n.Meta)
 	if err != nil {
@@ -109,7 +110,8 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	})
 }
 
-// names refuse members that no Kubernetes Node could be, and more of them than there can be, before anything is kept of them.
+// names refuse members that no Kubernetes Node could be, and more of them than there can be, before anything is kept of
+// them.
 type names struct{ m *Member }
 
 func (n names) NotifyAlive(member *memberlist.Node) error {

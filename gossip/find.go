@@ -45,7 +45,8 @@ type SearchOptions struct {
 	Ports []uint16
 }
 
-// Search asks the networks that the machine is on, once, and returns where servers are, as machines with the cluster's key say.
+// Search asks the networks that the machine is on, once, and returns where servers are, as machines with the cluster's
+// key say.
 func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	s, err := seals(o.Keys)
 	if err != nil || len(s) == 0 {
@@ -86,7 +87,8 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	}
 }
 
-// ports are those that questions go to: the usual one and the machine's own, whatever others are known, then the lowest of these.
+// ports are those that questions go to: the usual one and the machine's own, whatever others are known, then the lowest
+// of these.
 func ports(own net.PacketConn, more []uint16) []uint16 {
 	out := []uint16{defaultPort}
 	if a, ok := own.LocalAddr().(*net.UDPAddr); ok && a.Port > 0 && a.Port < 1<<16 && a.Port != defaultPort {
@@ -180,7 +182,8 @@ func (s *searcher) drop(address netip.AddrPort) {
 	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
 }
 
-// look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for answers.
+// look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for
+// answers.
 func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
@@ -254,8 +257,8 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	return true
 }
 
-// answer tells who asked where servers are. A server answers at once. Of agents, which may be many, a few do, and not all at
-// the same moment.
+// answer tells who asked where servers are. A server answers at once. Of agents, which may be many, a few do, and not
+// all at the same moment.
 func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge, to net.Addr) {
 	var servers []netip.AddrPort
 	own, machines := false, 0

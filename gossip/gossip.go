@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gossip makes the machines of a cluster known to one another (hashicorp/memberlist, after the paper on SWIM, Das,
-// Gupta and Motivala, 2002).
+// Package gossip makes the machines of a cluster known to one another (hashicorp/memberlist, after the paper on SWIM,
+// Das, Gupta and Motivala, 2002).
 //
 // Each machine is a member. It tells what it is and where it is reached ([Meta]), hears the same of all others through
 // whichever member it reaches, and learns within seconds that one does not answer any more. It owns the packets and
-// streams by which that goes, the list of members in memory and the file of those that it knew last. It decides nothing:
-// whoever has the cluster's key is a member and can say what it likes, so what is learnt here is a reason to look and
-// never the proof. It knows neither the API nor the store.
+// streams by which that goes, the list of members in memory and the file of those that it knew last. It decides
+// nothing: whoever has the cluster's key is a member and can say what it likes, so what is learnt here is a reason to
+// look and never the proof. It knows neither the API nor the store.
 package gossip
 
 import (
@@ -40,8 +40,8 @@ const (
 	maxMembers = 4096
 	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
 	askAlone, askAloneMost = time.Second, 15 * time.Second
-	// askEvery is how often the silent ones are asked again while there are live ones, askEach what every live member adds,
-	// so that a machine that is off is not asked more often in a larger cluster.
+	// askEvery is how often the silent ones are asked again while there are live ones, askEach what every live member
+	// adds, so that a machine that is off is not asked more often in a larger cluster.
 	askEvery, askEach = 15 * time.Second, 100 * time.Millisecond
 	// askMost is how many are asked in one round. A round waits for each of them.
 	askMost = 3
@@ -66,11 +66,13 @@ type Options struct {
 	Ask func() []netip.AddrPort
 	// Names are host:port of servers that the operator named. They are resolved while Lost.
 	Names []string
-	// Lost says that this machine reaches no server that could help it. Only then is anybody asked by name or by multicast.
+	// Lost says that this machine reaches no server that could help it. Only then is anybody asked by name or by
+	// multicast.
 	Lost func() bool
 	// Links are the machine's that lead to others, on which questions are asked by multicast. Nil means none.
 	Links func() ([]net.Interface, error)
-	// Most is how many live members there can be, 0 if that is not known; more of them are refused. It is called under memberlist's lock and must not block.
+	// Most is how many live members there can be, 0 if that is not known; more of them are refused. It is called under
+	// memberlist's lock and must not block.
 	Most func() int
 	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
 	// nomination: somebody who can look at the machine itself decides.
@@ -230,8 +232,8 @@ func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 	return m.search.setKeys(k)
 }
 
-// Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more. memberlist's
-// own goroutines end a moment later, and nobody hears of what they still find.
+// Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more.
+// memberlist's own goroutines end a moment later, and nobody hears of what they still find.
 func (m *Member) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -278,8 +280,8 @@ func (m *Member) keep(ctx context.Context) {
 	}
 }
 
-// find asks those who are not heard of, again and again: memberlist forgets them, and two halves of a cluster that was cut
-// would not find one another.
+// find asks those who are not heard of, again and again: memberlist forgets them, and two halves of a cluster that was
+// cut would not find one another.
 func (m *Member) find(ctx context.Context) {
 	alone, lost := askAlone, 0
 	for {

@@ -379,7 +379,8 @@ func TestBadMeta(t *testing.T) {
 	})
 }
 
-// TestBadNames: a machine with the key and a name that no Node could have is no member, and nothing of the name reaches the log as it is.
+// TestBadNames: a machine with the key and a name that no Node could have is no member, and nothing of the name reaches
+// the log as it is.
 func TestBadNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)

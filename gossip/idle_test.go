@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestIdleCost counts what members send while nothing happens, which must not grow with their number. The CPU time is that
-// of all members without the kernel's part, and is only told.
+// TestIdleCost counts what members send while nothing happens, which must not grow with their number. The CPU time is
+// that of all members without the kernel's part, and is only told.
 func TestIdleCost(t *testing.T) {
 	for _, n := range []int{3, 20} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

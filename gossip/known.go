@@ -15,7 +15,8 @@ import (
 // maxKnown is how many members are kept in the file: whoever of them answers knows all others.
 const maxKnown = 64
 
-// known is one member in the file. It has no times and no states: those change while nothing does that a cold start needs.
+// known is one member in the file. It has no times and no states: those change while nothing does that a cold start
+// needs.
 type known struct {
 	Name    string         `json:"name"`
 	Address netip.AddrPort `json:"address"`
@@ -32,8 +33,8 @@ func readKnown(file string) []known {
 	return slices.DeleteFunc(out, func(k known) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })
 }
 
-// writeKnown keeps the members, servers first and those that live before the others, and leaves a file alone that says the
-// same.
+// writeKnown keeps the members, servers first and those that live before the others, and leaves a file alone that says
+// the same.
 func writeKnown(file string, members []Info) error {
 	out := []known{}
 	for _, live := range []bool{true, false} {

@@ -12,8 +12,8 @@ import (
 	"unicode"
 )
 
-// libraryLog takes what memberlist says. All of it goes to the debug log: it repeats itself every second while something
-// is wrong. What a person should know is said once, in words.
+// libraryLog takes what memberlist says. All of it goes to the debug log: it repeats itself every second while
+// something is wrong. What a person should know is said once, in words.
 type libraryLog struct {
 	logger *slog.Logger
 

@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// Reach hears what says something about whether this machine reaches another one, long before gossip calls a member dead. None of
-// its methods may block. All of it is a reason to look, and no more.
+// Reach hears what says something about whether this machine reaches another one, long before gossip calls a member
+// dead. None of its methods may block. All of it is a reason to look, and no more.
 type Reach interface {
 	// NodeJoined says that a member was heard, by anybody, and which port it has.
 	NodeJoined(name string, port uint16)
@@ -58,8 +58,8 @@ func (m *Member) TellUnreachable(name string) {
 	}
 }
 
-// dialed looks at the streams that memberlist opens to a member. Those for full exchanges have streamTimeout; the others replace a
-// packet that was not answered within the time for a probe.
+// dialed looks at the streams that memberlist opens to a member. Those for full exchanges have streamTimeout; the
+// others replace a packet that was not answered within the time for a probe.
 func (m *Member) dialed(a memberlist.Address, timeout time.Duration) {
 	if a.Name != "" && a.Name != m.o.Name && timeout != streamTimeout {
 		m.o.Reach.ProbeFailed(a.Name)

@@ -13,8 +13,9 @@ import (
 // State is what is known of a member's life.
 type State string
 
-// The states. Silent means that members asked it and had no answer: it is dead or cut off, which gossip cannot tell apart.
-// Left means that it said good-bye. Remembered means that it was a member in an earlier run and has not been heard since.
+// The states. Silent means that members asked it and had no answer: it is dead or cut off, which gossip cannot tell
+// apart. Left means that it said good-bye. Remembered means that it was a member in an earlier run and has not been
+// heard since.
 const (
 	Alive      State = "alive"
 	Silent     State = "silent"
@@ -86,8 +87,8 @@ func (r *roster) room(name string, most int) bool {
 	return alive < most
 }
 
-// saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been a
-// moment ago: messages overtake one another.
+// saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been
+// a moment ago: messages overtake one another.
 func (r *roster) saidBye(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,8 +113,8 @@ func (r *roster) gone(name string) Info {
 	return after
 }
 
-// forget drops members that have been silent for too long, beginning with those that have been silent longest when there
-// are more than most.
+// forget drops members that have been silent for too long, beginning with those that have been silent longest when
+// there are more than most.
 func (r *roster) forget(after time.Duration, most int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

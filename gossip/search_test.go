@@ -31,8 +31,8 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	return keys
 }
 
-// TestSearchDatagram: what one machine seals another one with the key reads, however it is changed nobody does, and an answer is
-// no longer than its question.
+// TestSearchDatagram: what one machine seals another one with the key reads, however it is changed nobody does, and an
+// answer is no longer than its question.
 func TestSearchDatagram(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
 	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
@@ -124,7 +124,8 @@ func FuzzSearchDatagram(f *testing.F) {
 	})
 }
 
-// TestQuestionsGoToServersPort: whoever is a member at other ports, lower or higher, keeps no question from the usual one and the machine's own.
+// TestQuestionsGoToServersPort: whoever is a member at other ports, lower or higher, keeps no question from the usual
+// one and the machine's own.
 func TestQuestionsGoToServersPort(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -168,8 +169,8 @@ func TestMayAnswer(t *testing.T) {
 	}
 }
 
-// TestMayAnswerEach: one machine that repeats what it recorded, as fast as it likes, keeps no other one from an answer; and what is remembered of
-// machines has a bound.
+// TestMayAnswerEach: one machine that repeats what it recorded, as fast as it likes, keeps no other one from an answer;
+// and what is remembered of machines has a bound.
 func TestMayAnswerEach(t *testing.T) {
 	now := time.Now()
 	s := &searcher{}
@@ -290,7 +291,8 @@ func on(a *air, lost func() bool) func(*Options) {
 	}
 }
 
-// TestSearch: a machine that knows nobody's address finds the servers by multicast, as long as it is lost, and is silent then.
+// TestSearch: a machine that knows nobody's address finds the servers by multicast, as long as it is lost, and is
+// silent then.
 func TestSearch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
@@ -360,8 +362,9 @@ func (z *zone) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 	return []netip.Addr{z.addr}, nil
 }
 
-// TestFoundByName: a server has another address, which nobody can tell an agent, and there is no multicast: the name that the agent's operator gave leads to it as soon as
-// the name server has the new address. An agent that is not lost asks for no name.
+// TestFoundByName: a server has another address, which nobody can tell an agent, and there is no multicast: the name
+// that the agent's operator gave leads to it as soon as the name server has the new address. An agent that is not lost
+// asks for no name.
 func TestFoundByName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, z := newGroup(t), &zone{name: "boat.example", addr: at(0).Addr()}

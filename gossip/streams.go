@@ -39,8 +39,8 @@ type Streams interface {
 
 // Trust says whose certificates make a machine of the cluster.
 type Trust struct {
-	// Own is this machine's certificate: the API server's on a server, the kubelet's as a client on an agent. It is read
-	// for each connection, since it is renewed.
+	// Own is this machine's certificate: the API server's on a server, the kubelet's as a client on an agent. It is
+	// read for each connection, since it is renewed.
 	Own func() (*tls.Certificate, error)
 	// ServerCA signs API servers' certificates, ClientCA those of nodes.
 	ServerCA, ClientCA *x509.CertPool

@@ -18,8 +18,8 @@ import (
 // maxDatagram is the largest UDP payload.
 const maxDatagram = 64 << 10
 
-// transport carries memberlist's packets and streams. Both go to the same port number of a member: packets by UDP, streams
-// by TCP.
+// transport carries memberlist's packets and streams. Both go to the same port number of a member: packets by UDP,
+// streams by TCP.
 type transport struct {
 	address netip.AddrPort
 	packets net.PacketConn

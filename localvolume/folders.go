@@ -24,7 +24,8 @@ import (
 )
 
 const (
-	// folderMode keeps everybody else on the machine away from the volumes; volumeMode lets a pod write whatever its user is.
+	// folderMode keeps everybody else on the machine away from the volumes; volumeMode lets a pod write whatever its
+	// user is.
 	folderMode = 0o700
 	volumeMode = 0o777
 	// again is when what could not be removed is tried again.
@@ -35,7 +36,8 @@ const (
 type Options struct {
 	// Paths are the folders, absolute and clean. The first is where volumes go whose StorageClass names none.
 	Paths []string
-	// Own is the one of them that is made where it is missing; the others are the operator's, and one that is missing may be a disk that is not mounted.
+	// Own is the one of them that is made where it is missing; the others are the operator's, and one that is missing
+	// may be a disk that is not mounted.
 	Own string
 	// Free is how many bytes a folder's filesystem has left; nil asks the kernel.
 	Free   func(folder *os.File) (int64, error)
@@ -168,7 +170,8 @@ func (f *Folders) make(r Request) (Answer, error) {
 	return a, nil
 }
 
-// closeToOthers takes other users' access to a folder, which the volumes in it give to everybody. A folder that holds other things is left as it is.
+// closeToOthers takes other users' access to a folder, which the volumes in it give to everybody. A folder that holds
+// other things is left as it is.
 func closeToOthers(root *os.Root) error {
 	i, err := root.Stat(".")
 	if err != nil {
@@ -282,7 +285,8 @@ func notMounted(path string) error {
 	return nil
 }
 
-// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, is told how it goes.
+// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, is told
+// how it goes.
 func (f *Folders) Run(ctx context.Context, part *status.Part) {
 	for {
 		err := f.clean(ctx)

@@ -13,14 +13,16 @@ import (
 	"time"
 )
 
-// Target is where a server finds a node's volumes in the node's tunnel (nodetunnel): an address of the block that is routed nowhere (RFC 6666), so that
-// nobody has it and nothing but a server that asks for volumes dials it. Both ends of a tunnel have shown who they are.
+// Target is where a server finds a node's volumes in the node's tunnel (nodetunnel): an address of the block that is
+// routed nowhere (RFC 6666), so that nobody has it and nothing but a server that asks for volumes dials it. Both ends
+// of a tunnel have shown who they are.
 var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 
 const (
 	// maxMessage bounds a message, in bytes.
 	maxMessage = 16 << 10
-	// patience bounds one question on both ends. What takes longer, such as removing many files, happens after the answer.
+	// patience bounds one question on both ends. What takes longer, such as removing many files, happens after the
+	// answer.
 	patience = 30 * time.Second
 )
 
@@ -30,7 +32,8 @@ type Op string
 const (
 	// Make makes a volume's directory, or finds it made.
 	Make Op = "make"
-	// Remove removes one, or finds none. The directory has gone when the answer comes; that what it held goes as well takes its time.
+	// Remove removes one, or finds none. The directory has gone when the answer comes; that what it held goes as well
+	// takes its time.
 	Remove Op = "remove"
 	// Grow lets a volume have so many bytes, where it has a limit that the filesystem enforces.
 	Grow Op = "grow"
@@ -45,7 +48,8 @@ type Request struct {
 	Folder string `json:"folder,omitempty"`
 	// Name is the directory's, see [Name].
 	Name string `json:"name,omitempty"`
-	// Bytes are those that have to be free for Make, and what the volume may hold at most where its filesystem can say so.
+	// Bytes are those that have to be free for Make, and what the volume may hold at most where its filesystem can say
+	// so.
 	Bytes int64 `json:"bytes,omitempty"`
 }
 

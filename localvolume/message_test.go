@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// TestAskSilent: a node that does not answer is given up after half a minute, whether it takes the question or not; one that answers late is heard.
+// TestAskSilent: a node that does not answer is given up after half a minute, whether it takes the question or not; one
+// that answers late is heard.
 func TestAskSilent(t *testing.T) {
 	for name, tt := range map[string]struct {
 		node func(c net.Conn) // what stands at the other end

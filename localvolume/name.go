@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localvolume makes and removes the directories that are a node's local volumes, and is how the server that leads asks a node to do so.
+// Package localvolume makes and removes the directories that are a node's local volumes, and is how the server that
+// leads asks a node to do so.
 //
-// Folders is the node's end, Ask the server's. The package owns the folders that it was given, and in them only what has the name of a volume: whatever
-// else lies there, or elsewhere, it neither changes nor removes. It follows no symbolic link and crosses no mount below such a folder, since pods write
-// there what they like. It knows nothing of the API and never decides which volumes there are to be.
+// Folders is the node's end, Ask the server's. The package owns the folders that it was given, and in them only what
+// has the name of a volume: whatever else lies there, or elsewhere, it neither changes nor removes. It follows no
+// symbolic link and crosses no mount below such a folder, since pods write there what they like. It knows nothing of
+// the API and never decides which volumes there are to be.
 package localvolume
 
 import (
@@ -16,8 +18,8 @@ import (
 // maxName is the kernel's NAME_MAX.
 const maxName = 255
 
-// Name is the name of a claim's directory, as Rancher's local-path-provisioner has it. PersistentVolume is always pvc-UID with the claim's UID. A name that
-// is too long for a directory is cut off; the UID is at its beginning.
+// Name is the name of a claim's directory, as Rancher's local-path-provisioner has it. PersistentVolume is always
+// pvc-UID with the claim's UID. A name that is too long for a directory is cut off; the UID is at its beginning.
 func Name(persistentVolume, namespace, claim string) string {
 	name := persistentVolume + "_" + namespace + "_" + claim
 	return name[:min(len(name), maxName)]

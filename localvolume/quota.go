@@ -15,10 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in it, and keep it below a limit where they
-// are mounted with prjquota or pquota. A volume is given a project of its own there (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
+// ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in it,
+// and keep it below a limit where they are mounted with prjquota or pquota. A volume is given a project of its own
+// there (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
 const (
-	// firstProject and projects are the numbers that volumes get: far from those that people write into /etc/projid, and that a kubelet counts from 1048577.
+	// firstProject and projects are the numbers that volumes get: far from those that people write into /etc/projid,
+	// and that a kubelet counts from 1048577.
 	firstProject = 1 << 30
 	projects     = 1 << 30
 	// mostTaken is how many numbers are looked at before a volume is refused.
@@ -71,7 +73,8 @@ func ioctl(f *os.File, request uintptr, a *fileAttributes) error {
 	return orNil(errno)
 }
 
-// quotactl does something with the quotas of projects of the filesystem that an open directory is on. Linux has it since 5.14.
+// quotactl does something with the quotas of projects of the filesystem that an open directory is on. Linux has it
+// since 5.14.
 func quotactl(dir *os.File, command, project uint32, at unsafe.Pointer) error {
 	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, dir.Fd(), uintptr(command<<8|quotaOfProjects), uintptr(project), uintptr(at), 0, 0)
 	runtime.KeepAlive(dir)
@@ -91,7 +94,8 @@ func enforcesProjects(dir *os.File) bool {
 	return quotactl(dir, getQuotaState, 0, unsafe.Pointer(&s)) == nil && s.flags&projectsEnforced != 0
 }
 
-// limits says whether the volumes of a folder get limits. In a folder that belongs to a project already they do not: the operator has one limit for all of them.
+// limits says whether the volumes of a folder get limits. In a folder that belongs to a project already they do not:
+// the operator has one limit for all of them.
 func limits(folder *os.File) bool {
 	if !enforcesProjects(folder) {
 		return false
@@ -100,8 +104,9 @@ func limits(folder *os.File) bool {
 	return err == nil && a.project == 0 && a.flags&inheritsProject == 0
 }
 
-// isProjectOf says whether a number is one that giveProject gives to a volume, whose directory may have been set aside. A pod can give what is its own to any
-// project (the kernel asks only who owns a file), and the limit of another volume is not to be changed for that.
+// isProjectOf says whether a number is one that giveProject gives to a volume, whose directory may have been set aside.
+// A pod can give what is its own to any project (the kernel asks only who owns a file), and the limit of another volume
+// is not to be changed for that.
 func isProjectOf(project uint32, name string) bool {
 	if rest, was := strings.CutPrefix(name, aside); was {
 		_, name, _ = strings.Cut(rest, "-")
@@ -121,8 +126,8 @@ func isOurProject(project uint32) bool {
 	return project >= firstProject && project-firstProject < projects
 }
 
-// limit keeps a volume below so many bytes, if its filesystem can do that, and says whether it can. Done twice, or interrupted anywhere and done again, it comes
-// to the same.
+// limit keeps a volume below so many bytes, if its filesystem can do that, and says whether it can. Done twice, or
+// interrupted anywhere and done again, it comes to the same.
 func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
 	folder, err := root.Open(".")
 	if err != nil {

@@ -173,7 +173,8 @@ func TestProjectsOf(t *testing.T) {
 	}
 }
 
-// testStolen: a pod gives its volume's directory to another volume's project. The other one's limit stays what it is, whatever becomes of the first.
+// testStolen: a pod gives its volume's directory to another volume's project. The other one's limit stays what it is,
+// whatever becomes of the first.
 func testStolen(t *testing.T, folder string) {
 	f := newFolders(t, folder)
 	thief, victim := other("dddd"), other("eeee")

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// maxDepth is how many directories are open at a time, one inside the other. What lies deeper is moved up first: a pod can nest more directories than this
-	// process may open files.
+	// maxDepth is how many directories are open at a time, one inside the other. What lies deeper is moved up first: a
+	// pod can nest more directories than this process may open files.
 	maxDepth = 100
 	// batch is how many names are read at a time.
 	batch = 512
@@ -57,14 +57,16 @@ func removeAside(ctx context.Context, folder *os.File) error {
 	return first
 }
 
-// remover removes trees below a folder. os.Root.RemoveAll would not do: it enters what is mounted in a tree, and opens as many files as that is deep.
+// remover removes trees below a folder. os.Root.RemoveAll would not do: it enters what is mounted in a tree, and opens
+// as many files as that is deep.
 type remover struct {
 	ctx    context.Context
 	folder int
 	moved  int
 }
 
-// remove removes an entry of a directory and everything below it, by names in open directories alone, so that no link leads elsewhere.
+// remove removes an entry of a directory and everything below it, by names in open directories alone, so that no link
+// leads elsewhere.
 func (r *remover) remove(dir int, name string, depth int) error {
 	err := unix.Unlinkat(dir, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -97,7 +99,8 @@ func (r *remover) remove(dir int, name string, depth int) error {
 // mostStuck is how many entries of one directory that cannot be removed are passed over.
 const mostStuck = 100
 
-// empty removes a directory's entries. One that cannot be removed does not keep the others: what they held is room on the disk.
+// empty removes a directory's entries. One that cannot be removed does not keep the others: what they held is room on
+// the disk.
 func (r *remover) empty(dir *os.File, depth int) error {
 	stuck := map[string]bool{}
 	var first error

@@ -34,8 +34,8 @@ func spanOf(p netip.Prefix) span {
 	return span{p.Addr(), end}
 }
 
-// spansOf are the addresses of an ipBlock: its CIDR without the exceptions, sorted and apart. What is no CIDR, which the API does not let
-// pass, is nothing as a block; as an exception it takes the whole block away.
+// spansOf are the addresses of an ipBlock: its CIDR without the exceptions, sorted and apart. What is no CIDR, which
+// the API does not let pass, is nothing as a block; as an exception it takes the whole block away.
 func spansOf(b *networkingv1.IPBlock) []span {
 	cidr, ok := blockOf(b.CIDR)
 	if !ok {
@@ -52,7 +52,8 @@ func spansOf(b *networkingv1.IPBlock) []span {
 	return without(cidr, union(gone))
 }
 
-// blockOf reads a CIDR as the API does: with leading zeros, which objects from before have, and IPv4 also as IPv6 wraps it.
+// blockOf reads a CIDR as the API does: with leading zeros, which objects from before have, and IPv4 also as IPv6 wraps
+// it.
 func blockOf(text string) (span, bool) {
 	_, n, err := netutils.ParseCIDRSloppy(text)
 	if err != nil {

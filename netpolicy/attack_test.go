@@ -197,7 +197,8 @@ func TestForeignAddresses(t *testing.T) {
 	}
 }
 
-// TestReusedAddresses: an address that several pods of another node say they have belongs to the one that stays, and else to nobody.
+// TestReusedAddresses: an address that several pods of another node say they have belongs to the one that stays, and
+// else to nobody.
 func TestReusedAddresses(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)

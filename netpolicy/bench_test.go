@@ -14,7 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// BenchmarkUpdate is a change among 1,000 pods and 200 policies, of which 100 pods are this node's: what is computed, and what is written.
+// BenchmarkUpdate is a change among 1,000 pods and 200 policies, of which 100 pods are this node's: what is computed,
+// and what is written.
 func BenchmarkUpdate(b *testing.B) {
 	w := newWorld()
 	w.Nodes[1].Spec.PodCIDRs = []string{"10.42.2.0/23", "fd00:42:0:2::/64"}
@@ -41,7 +42,8 @@ func BenchmarkUpdate(b *testing.B) {
 	b.ReportMetric(float64(len(whole(before))), "bytes-of-table")
 }
 
-// BenchmarkAtTheLimit writes tables of a node whose namespaces have all that the limits let them have, as blocks and as rules.
+// BenchmarkAtTheLimit writes tables of a node whose namespaces have all that the limits let them have, as blocks and as
+// rules.
 func BenchmarkAtTheLimit(b *testing.B) {
 	netns.RequireNFT(b)
 	for _, kind := range []string{"blocks", "rules"} {

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// Limits bound what policies may take of a node's memory and time. Whoever may write policies in a namespace can write very
-// many; what he then takes is his own pods' network, never another namespace's.
+// Limits bound what policies may take of a node's memory and time. Whoever may write policies in a namespace can write
+// very many; what he then takes is his own pods' network, never another namespace's.
 type Limits struct {
 	RulesOfPod int // in the chain of one pod and direction
 	Rules      int // for one namespace
@@ -46,7 +46,8 @@ func (p *part) spendWork(n int) bool {
 	return p.over == ""
 }
 
-// adds is what a part has that is not there yet: namespaces with the same rules share chains, and with the same selection sets.
+// adds is what a part has that is not there yet: namespaces with the same rules share chains, and with the same
+// selection sets.
 func (p *part) adds(to *Ruleset) (n int) {
 	for name, c := range p.out.Chains {
 		if _, there := to.Chains[name]; !there {

@@ -218,7 +218,8 @@ func (p *part) spansOf(b *networkingv1.IPBlock) []span {
 	return out
 }
 
-// applies says whether a policy restricts the direction. The API fills policyTypes in; what it means without is the same.
+// applies says whether a policy restricts the direction. The API fills policyTypes in; what it means without is the
+// same.
 func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
 	types := policy.Spec.PolicyTypes
 	if len(types) == 0 {

@@ -218,8 +218,8 @@ func generate(r *rand.Rand, name string) *networkingv1.NetworkPolicy {
 	}.Policy(name)
 }
 
-// shake has the world's pods in all states that there are: with other labels and ports, ended, without an address, in the host's network, and with an address
-// that another one had, or says it has.
+// shake has the world's pods in all states that there are: with other labels and ports, ended, without an address, in
+// the host's network, and with an address that another one had, or says it has.
 func (w *world) shake(r *rand.Rand) {
 	for i := range w.Namespaces {
 		if r.IntN(4) == 0 {

@@ -11,9 +11,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// DNS says where a node's pods reach the cluster's DNS. Elsewhere that is a Deployment in kube-system, and policies
-// are written for its pods: egress to pods k8s-app=kube-dns, port 53. Here it is part of the node, so that a rule which would
-// admit a connection to such a pod admits one to the node's DNS.
+// DNS says where a node's pods reach the cluster's DNS. Elsewhere that is a Deployment in kube-system, and policies are
+// written for its pods: egress to pods k8s-app=kube-dns, port 53. Here it is part of the node, so that a rule which
+// would admit a connection to such a pod admits one to the node's DNS.
 type DNS struct {
 	// Servers are what answers, after translation: the node's own.
 	Servers []netip.AddrPort
@@ -65,7 +65,8 @@ func (d DNS) in(spans []span) bool {
 		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
 }
 
-// elements are what the kernel compares: address and port after translation, and the Service for who does not translate.
+// elements are what the kernel compares: address and port after translation, and the Service for who does not
+// translate.
 func (d DNS) elements(v4 bool) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range d.Servers {

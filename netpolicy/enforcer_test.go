@@ -129,7 +129,8 @@ func TestFirstPacket(t *testing.T) {
 	})
 }
 
-// TestAdmitWaits for a pod that the API does not know yet, and goes by its labels then, not by those of one with its name.
+// TestAdmitWaits for a pod that the API does not know yet, and goes by its labels then, not by those of one with its
+// name.
 func TestAdmitWaits(t *testing.T) {
 	namespaceTable(t)
 	w := newWorld()
@@ -229,7 +230,8 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	thereIs(t, false)
 }
 
-// TestRestart stops an Enforcer, and starts another one: the rules stay all the time, and are mended when somebody removes them.
+// TestRestart stops an Enforcer, and starts another one: the rules stay all the time, and are mended when somebody
+// removes them.
 func TestRestart(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)

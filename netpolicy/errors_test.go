@@ -38,7 +38,8 @@ func (l *lab) flow(from netip.Addr, port uint16, to netip.Addr, toPort uint16) f
 // answers are the flow's packets in the other direction.
 func (f flow) answers() flow { return flow{f.to, f.from} }
 
-// unreachable is the error that one of the flow's packets came to no port; it goes to who has sent that. What follows the packet's header is the sender's choice.
+// unreachable is the error that one of the flow's packets came to no port; it goes to who has sent that. What follows
+// the packet's header is the sender's choice.
 func (f flow) unreachable(says string) []byte {
 	udp := binary.BigEndian.AppendUint16(nil, f.from.Port())
 	udp = binary.BigEndian.AppendUint16(udp, f.to.Port())
@@ -73,7 +74,8 @@ func icmpOf(a netip.Addr) string {
 	return "ip4:icmp"
 }
 
-// hears says whether to hears what from says in errors about a flow. It hears those about another one, sent after them, for certain. Where more is expected these alone say nothing.
+// hears says whether to hears what from says in errors about a flow. It hears those about another one, sent after them,
+// for certain. Where more is expected these alone say nothing.
 func (l *lab) hears(from, to netip.Addr, about, known flow, expected bool) bool {
 	l.t.Helper()
 	var in, out net.PacketConn
@@ -114,7 +116,8 @@ func (l *lab) hears(from, to netip.Addr, about, known flow, expected bool) bool 
 	}
 }
 
-// TestErrorsAreTheirConnections: an error by ICMP holds what its sender likes. It passes where the connection that it is about may, from its ends, and from no other restricted pod.
+// TestErrorsAreTheirConnections: an error by ICMP holds what its sender likes. It passes where the connection that it
+// is about may, from its ends, and from no other restricted pod.
 func TestErrorsAreTheirConnections(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {

@@ -13,8 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server answers when the next Enforcer starts, nothing says which pods
-// are restricted; so what was in it is left in a file. That lies where a reboot removes it, together with all pods.
+// The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server answers when
+// the next Enforcer starts, nothing says which pods are restricted; so what was in it is left in a file. That lies
+// where a reboot removes it, together with all pods.
 
 // keep writes down what is in the kernel, for the next Enforcer.
 func (e *Enforcer) keep() error {

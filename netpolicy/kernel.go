@@ -102,8 +102,8 @@ func (t *table) intact() bool {
 	return true
 }
 
-// counts says whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the kernel
-// has two or one for each.
+// counts says whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the
+// kernel has two or one for each.
 func (r *Ruleset) counts(have nfttable.Counts) bool {
 	chains := map[string]int{}
 	for _, f := range frame {

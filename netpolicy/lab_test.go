@@ -41,7 +41,8 @@ type lab struct {
 func newLab(t *testing.T, w *world) *lab {
 	netns.RequireNFT(t)
 	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
-	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which may never have ended.
+	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which
+	// may never have ended.
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +231,8 @@ func local(c connection) net.Addr {
 // pings counts those by datagrams, so that each says something else.
 var pings atomic.Uint32
 
-// ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them; and the answer to an earlier one may come late, which says nothing.
+// ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them;
+// and the answer to an earlier one may come late, which says nothing.
 func ping(conn net.Conn) error {
 	deadline, says := time.Now().Add(patience), []byte("x")
 	_, datagrams := conn.(*net.UDPConn)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netpolicy enforces NetworkPolicies on one node: it keeps the nftables table `inet coracle-policy` in step with
-// the API, for the pods that have their network on this node. DESIGN.md has the reasons.
+// Package netpolicy enforces NetworkPolicies on one node: it keeps the nftables table `inet coracle-policy` in step
+// with the API, for the pods that have their network on this node. DESIGN.md has the reasons.
 //
-// Desired computes that table from a State and is pure; the Enforcer feeds it and writes differences. The package owns that table
-// and nothing else in the kernel. The table stays when an Enforcer stops, so that pods are never open without it, and is
-// only there while some pod of the node is restricted. It never writes to the API, and never looks into a pod.
+// Desired computes that table from a State and is pure; the Enforcer feeds it and writes differences. The package owns
+// that table and nothing else in the kernel. The table stays when an Enforcer stops, so that pods are never open
+// without it, and is only there while some pod of the node is restricted. It never writes to the API, and never looks
+// into a pod.
 package netpolicy
 
 import (
@@ -43,17 +44,18 @@ type Options struct {
 }
 
 const (
-	// minPause and maxPause bound the rest after a change of the table, which is pauseFactor times as long as that took. A pod
-	// that waits for its rules cuts it short.
+	// minPause and maxPause bound the rest after a change of the table, which is pauseFactor times as long as that
+	// took. A pod that waits for its rules cuts it short.
 	minPause    = 20 * time.Millisecond
 	maxPause    = time.Second
 	pauseFactor = 9
 	// retryPause follows a failure.
 	retryPause = 2 * time.Second
-	// guardPeriod is how often to look whether somebody else changed the table; that it is deleted the kernel says at once.
+	// guardPeriod is how often to look whether somebody else changed the table; that it is deleted the kernel says at
+	// once.
 	guardPeriod = 5 * time.Second
-	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts another
-	// attempt when one fails.
+	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts
+	// another attempt when one fails.
 	admitTimeout = 10 * time.Second
 )
 
@@ -65,7 +67,8 @@ type Enforcer struct {
 	table table
 	guard time.Duration // guardPeriod, but for tests
 	wait  time.Duration // admitTimeout, but for tests
-	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the table was deleted.
+	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the
+	// table was deleted.
 	wake, urgent, gone chan struct{}
 
 	mu        sync.Mutex
@@ -115,8 +118,8 @@ func (e *Enforcer) Restore(all []Sandbox) {
 	}
 }
 
-// Admit returns when a pod's rules are in force, so that it may get its network. After an error the pod must not get it,
-// and Release has to be called.
+// Admit returns when a pod's rules are in force, so that it may get its network. After an error the pod must not get
+// it, and Release has to be called.
 func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	w := &waiter{done: make(chan struct{})}
 	e.mu.Lock()

@@ -85,7 +85,8 @@ func TestTruthTable(t *testing.T) {
 	}
 }
 
-// TestRevoked opens connections and forbids them by a policy: who sends something has to hear of it, the others nothing.
+// TestRevoked opens connections and forbids them by a policy: who sends something has to hear of it, the others
+// nothing.
 func TestRevoked(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, d := range revoking {

@@ -20,8 +20,8 @@ type controller struct {
 	pods   []labels.Set // of several versions
 }
 
-// controllers are those whose pods policies are written for. The ingress proxies are no pods: a rule that would admit a pod of one of
-// these admits the proxies of all nodes.
+// controllers are those whose pods policies are written for. The ingress proxies are no pods: a rule that would admit a
+// pod of one of these admits the proxies of all nodes.
 var controllers = []controller{
 	{"ingress-nginx", labels.Set{
 		corev1.LabelMetadataName: "ingress-nginx", "name": "ingress-nginx",
@@ -47,8 +47,8 @@ var controllers = []controller{
 // setProxies is the set of the addresses from which ingress proxies connect to pods; with 4 or 6 behind it.
 const setProxies = "proxies"
 
-// proxies are those addresses, by family: for other nodes the address that is the proxy's alone there, and for this node the one that its
-// programs have, of which only the proxy's connections are judged (frame).
+// proxies are those addresses, by family: for other nodes the address that is the proxy's alone there, and for this
+// node the one that its programs have, of which only the proxy's connections are judged (frame).
 func proxies(s State) map[int]map[string]bool {
 	out := map[int]map[string]bool{4: {}, 6: {}}
 	for node, networks := range podCIDRs(s.Node, s.Nodes) {

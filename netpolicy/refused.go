@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Refusal is what nft or the kernel said of one namespace's part of the table: without it all others would stay as they were.
+// Refusal is what nft or the kernel said of one namespace's part of the table: without it all others would stay as they
+// were.
 type Refusal struct {
 	Part string // what was refused, as a hash: another one is tried again
 	Why  string
@@ -52,7 +53,8 @@ func frameOnly(of *Ruleset) []byte {
 	return whole(r)
 }
 
-// blame finds the namespaces whose parts of a table are the reason that it was refused, and says whether there are any. try says whether a table would be taken.
+// blame finds the namespaces whose parts of a table are the reason that it was refused, and says whether there are any.
+// try says whether a table would be taken.
 func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
 	if try(ctx, frameOnly(r.Ruleset)) != nil {
 		return false // nothing is taken at present: that is no namespace's fault

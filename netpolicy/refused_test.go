@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRefusedPart: what nft refuses of one namespace closes that one's pods, until its policies are other ones; the others' rules come into force.
+// TestRefusedPart: what nft refuses of one namespace closes that one's pods, until its policies are other ones; the
+// others' rules come into force.
 func TestRefusedPart(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "bad", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`)
@@ -84,7 +85,8 @@ func TestRefusedByTheKernel(t *testing.T) {
 	}
 }
 
-// standIn is an nft that refuses what has a word in it, and else is the one that there is. It returns what it says then.
+// standIn is an nft that refuses what has a word in it, and else is the one that there is. It returns what it says
+// then.
 func standIn(t *testing.T, word string) string {
 	t.Helper()
 	real, err := exec.LookPath("nft")

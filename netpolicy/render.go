@@ -33,8 +33,8 @@ const (
 	setOut       = "outs" // whose connections are judged when they open them
 )
 
-// noAddress is the source of errors from a machine that has no IPv4 address (RFC 7600): of a refusal, on one whose pods alone have some. No pod can pass for it: the
-// pod network lets a pod send from its own addresses only.
+// noAddress is the source of errors from a machine that has no IPv4 address (RFC 7600): of a refusal, on one whose pods
+// alone have some. No pod can pass for it: the pod network lets a pod send from its own addresses only.
 const noAddress = "192.0.0.8"
 
 // midway is a packet of a TCP connection that conntrack does not know, and that it does not open.
@@ -42,21 +42,24 @@ const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 
 // frame are the chains that all packets pass. They do not depend on any policy.
 //
-// The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind IPVS'
-// place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node itself opens are never
-// judged: it always reaches its own pods. Those of its ingress proxy are, by its user: it serves strangers, and NetworkPolicies say
-// whether it reaches a pod.
+// The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind
+// IPVS' place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node
+// itself opens are never judged: it always reaches its own pods. Those of its ingress proxy are, by its user: it serves
+// strangers, and NetworkPolicies say whether it reaches a pod.
 //
-// What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy forbids each end learns when it sends something, be it TCP's
-// own probe whether the other end is there: a refusal answers a packet, and goes to who sent it. A refusal has the address of whom it stands for, and passes the output hook again: a reset is related to the connection that it refuses, which no
-// segment of a pod's is.
+// What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy
+// forbids each end learns when it sends something, be it TCP's own probe whether the other end is there: a refusal
+// answers a packet, and goes to who sent it. A refusal has the address of whom it stands for, and passes the output
+// hook again: a reset is related to the connection that it refuses, which no segment of a pod's is.
 //
-// Who speaks first on a TCP connection that conntrack has forgotten would count as who opened it, which says nothing of who did: where one of its ends is restricted it is refused.
-// Between the node and a pod that is so where the pod may not open any connection it likes; the node itself may.
+// Who speaks first on a TCP connection that conntrack has forgotten would count as who opened it, which says nothing of
+// who did: where one of its ends is restricted it is refused. Between the node and a pod that is so where the pod may
+// not open any connection it likes; the node itself may.
 //
-// Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a connection's ends may send them, and
-// routers; a restricted pod that is neither end of it may not, or it would speak to an end with whom it may not. What conntrack makes nothing of has no one who
-// opened it, and goes by its own addresses: no rule that asks more than a protocol fits it.
+// Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a
+// connection's ends may send them, and routers; a restricted pod that is neither end of it may not, or it would speak
+// to an end with whom it may not. What conntrack makes nothing of has no one who opened it, and goes by its own
+// addresses: no rule that asks more than a protocol fits it.
 var frame = []struct {
 	chain, hook string
 	rules       []string
@@ -143,8 +146,8 @@ func whole(r *Ruleset) []byte {
 	return s.Bytes()
 }
 
-// fresh makes the table where there is none, and fails where there is one. Nothing is deleted, so that the kernel does not wait until all
-// processors have forgotten what was: a pod waits for this.
+// fresh makes the table where there is none, and fails where there is one. Nothing is deleted, so that the kernel does
+// not wait until all processors have forgotten what was: a pod waits for this.
 func fresh(r *Ruleset) []byte {
 	var s script
 	s.table("create", r)
@@ -310,8 +313,9 @@ func (c Chain) text() []string {
 	return append(out, "goto "+chainRefuse)
 }
 
-// text is the rule in the kernel's words: twice where it is for both families and for ports, since nft knows what a port is only where it knows the family and the
-// protocol. The protocol is the connection's, not the packet's, which may be an error about it.
+// text is the rule in the kernel's words: twice where it is for both families and for ports, since nft knows what a
+// port is only where it knows the family and the protocol. The protocol is the connection's, not the packet's, which
+// may be an error about it.
 func (r Rule) text(d direction) []string {
 	if r.Family == 0 && r.Proto != "" {
 		four, six := r, r

@@ -43,8 +43,8 @@ func segment(from, to netip.AddrPort, flags byte, says string) []byte {
 	return bytes.Join([][]byte{header, {0, 0, 0x40, 0, 64, unix.IPPROTO_TCP, 0, 0}, a, b, tcp}, nil) // the kernel adds the header's checksum
 }
 
-// sendRaw sends a packet as it is, from the network namespace that it is called in. Where that is the node's, and the packet somebody else's, it takes the hook at
-// which it meets what IPVS sends on.
+// sendRaw sends a packet as it is, from the network namespace that it is called in. Where that is the node's, and the
+// packet somebody else's, it takes the hook at which it meets what IPVS sends on.
 func sendRaw(packet []byte) error {
 	domain, at := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
 	if packet[0]>>4 == 6 {
@@ -66,8 +66,9 @@ const (
 	marker = "what everybody may hear"
 )
 
-// overhears sends again and again, and says whether a pod that listens to all of TCP hears the secret before the marker, which is sent after it. Where that is expected the marker alone
-// says nothing: one may be lost, and of two that different processors send the kernel may deliver the second one first.
+// overhears sends again and again, and says whether a pod that listens to all of TCP hears the secret before the
+// marker, which is sent after it. Where that is expected the marker alone says nothing: one may be lost, and of two
+// that different processors send the kernel may deliver the second one first.
 func (l *lab) overhears(at netip.Addr, expected bool, send func() error) bool {
 	l.t.Helper()
 	var in net.PacketConn
@@ -104,8 +105,9 @@ func (l *lab) overhears(at netip.Addr, expected bool, send func() error) bool {
 	}
 }
 
-// TestResetsOfPods: a refusal of TCP is a reset that the kernel sends for another pod, by the hook where IPVS sends on what pods send to Services. A reset that a pod
-// has written passes there no more than anything else that it sends: it may hold any data.
+// TestResetsOfPods: a refusal of TCP is a reset that the kernel sends for another pod, by the hook where IPVS sends on
+// what pods send to Services. A reset that a pod has written passes there no more than anything else that it sends: it
+// may hold any data.
 func TestResetsOfPods(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {

@@ -65,8 +65,9 @@ func forget(t *testing.T) {
 	}
 }
 
-// TestBothEndsHear: of a TCP connection that a policy forbids each end hears when it sends something, and the second one does so, too: be it data, or the kernel's probe
-// where it only waits, or something that comes when conntrack has forgotten the connection.
+// TestBothEndsHear: of a TCP connection that a policy forbids each end hears when it sends something, and the second
+// one does so, too: be it data, or the kernel's probe where it only waits, or something that comes when conntrack has
+// forgotten the connection.
 func TestBothEndsHear(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, second := range []struct {
@@ -110,8 +111,9 @@ func TestBothEndsHear(t *testing.T) {
 	}
 }
 
-// TestForgotten: a connection that a policy forbids does not go on when conntrack has forgotten it (kernels do so ten seconds after a refusal), whoever speaks first then, and
-// though who does may open connections to the other end. Where nobody is restricted one that was forgotten goes on.
+// TestForgotten: a connection that a policy forbids does not go on when conntrack has forgotten it (kernels do so ten
+// seconds after a refusal), whoever speaks first then, and though who does may open connections to the other end. Where
+// nobody is restricted one that was forgotten goes on.
 func TestForgotten(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, d := range revoking {
@@ -150,8 +152,8 @@ func TestForgotten(t *testing.T) {
 	}
 }
 
-// TestForgottenWithNode: likewise between a pod and the node, to which the pod had opened it and may not any more. What the node may open, which is all, and what a pod may whose
-// policies say nothing of what it opens, goes on.
+// TestForgottenWithNode: likewise between a pod and the node, to which the pod had opened it and may not any more. What
+// the node may open, which is all, and what a pod may whose policies say nothing of what it opens, goes on.
 func TestForgottenWithNode(t *testing.T) {
 	l := newLab(t, dozen())
 	for family, node := range map[int]netip.Addr{4: netip.MustParseAddr("192.0.2.1"), 6: netip.MustParseAddr("2001:db8::1")} {
@@ -202,8 +204,8 @@ func TestForgottenWithNode(t *testing.T) {
 	}
 }
 
-// TestNoWayRoundSYN: a pod that may open no connection says nothing to one that may open connections to it, whichever segments that one sends first without a SYN alone. A connection that
-// it does open is answered.
+// TestNoWayRoundSYN: a pod that may open no connection says nothing to one that may open connections to it, whichever
+// segments that one sends first without a SYN alone. A connection that it does open is answered.
 func TestNoWayRoundSYN(t *testing.T) {
 	l := newLab(t, dozen())
 	var tab table
@@ -249,7 +251,8 @@ func TestNoWayRoundSYN(t *testing.T) {
 	}
 }
 
-// ofNode gives the node an address until the test ends. An IPv6 address without IFA_F_NODAD is tentative at first, and a bind to it fails until the kernel's own work has looked at it.
+// ofNode gives the node an address until the test ends. An IPv6 address without IFA_F_NODAD is tentative at first, and
+// a bind to it fails until the kernel's own work has looked at it.
 func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")

@@ -26,9 +26,9 @@ func (d direction) String() string {
 
 // Ruleset is what the node's table holds. It is plain data: render.go says how the kernel spells it.
 //
-// A connection is judged by who opened it, whom it reaches after translation, its protocol, and the port that it reaches
-// there: each of its packets, in both directions, is judged by these four. So what is true of a connection's first packet
-// is true of all, and one that a change of policy forbids ends at its next packet.
+// A connection is judged by who opened it, whom it reaches after translation, its protocol, and the port that it
+// reaches there: each of its packets, in both directions, is judged by these four. So what is true of a connection's
+// first packet is true of all, and one that a change of policy forbids ends at its next packet.
 type Ruleset struct {
 	// Pods names the chain that judges an address, for each direction. An address that is not there is not restricted.
 	Pods [2]map[netip.Addr]string
@@ -71,7 +71,8 @@ const (
 	dns6
 )
 
-// The chain of pods about which nothing can be allowed: their policies are over the budget, or who they are is not known.
+// The chain of pods about which nothing can be allowed: their policies are over the budget, or who they are is not
+// known.
 const closed = "closed"
 
 func newRuleset() *Ruleset {

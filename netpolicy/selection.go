@@ -33,7 +33,8 @@ func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selectio
 	return s
 }
 
-// costOf is how many values a comparison with a selector may look at. It is known before the selector is read, which costs reading times as much.
+// costOf is how many values a comparison with a selector may look at. It is known before the selector is read, which
+// costs reading times as much.
 func costOf(s *metav1.LabelSelector) int {
 	if s == nil {
 		return 0
@@ -98,7 +99,8 @@ func (c *cluster) namespaceLabels(name string) map[string]string {
 	return its
 }
 
-// selected are the pods of a selection. work is what the comparisons cost; when it is more than most the rest is left out.
+// selected are the pods of a selection. work is what the comparisons cost; when it is more than most the rest is left
+// out.
 func (c *cluster) selected(s selection, most int) (out []ref, work int) {
 	add := func(namespace string) {
 		all := s.pods.Empty()

@@ -27,8 +27,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// serviceLab is a lab with a machine outside, pods of another node (which have no sandbox here, so that their own policies do not
-// count), and two Services for each pod: one that has all kinds of addresses, and a load balancer with the policy Local.
+// serviceLab is a lab with a machine outside, pods of another node (which have no sandbox here, so that their own
+// policies do not count), and two Services for each pod: one that has all kinds of addresses, and a load balancer with
+// the policy Local.
 type serviceLab struct{ *lab }
 
 var (

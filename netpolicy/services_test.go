@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a second kernel
-// (docs/adr/0076).
+// TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a
+// second kernel (docs/adr/0076).
 func TestServices(t *testing.T) {
 	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
 	t.Run("ipvs", func(t *testing.T) {
@@ -60,7 +60,8 @@ func testServices(t *testing.T, mode string) {
 	}
 }
 
-// throughServices are policies in which it matters that a connection is judged as its endpoint gets it, and with who opened it.
+// throughServices are policies in which it matters that a connection is judged as its endpoint gets it, and with who
+// opened it.
 var throughServices = []policymodel.Case{
 	{Name: "egress to the networks of Services", Namespace: "x", Spec: `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.43.0.0/16}}, {ipBlock: {cidr: "fd43::/64"}}, {ipBlock: {cidr: 198.18.0.0/16}}, {ipBlock: {cidr: "2001:db8::/32"}}]}], policyTypes: [Egress]}`},
 	{Name: "egress to Services' ports", Namespace: "x", Spec: `{podSelector: {}, egress: [{ports: [{port: 1000, endPort: 65535}, {port: 1000, endPort: 65535, protocol: UDP}]}], policyTypes: [Egress]}`},

@@ -15,8 +15,8 @@ import (
 type State struct {
 	// Node is this node's name.
 	Node string
-	// Sandboxes are the pods that have a network on this node, by the pod network's own record: their addresses are true,
-	// whatever a pod's status says.
+	// Sandboxes are the pods that have a network on this node, by the pod network's own record: their addresses are
+	// true, whatever a pod's status says.
 	Sandboxes []Sandbox
 	// Pods of all nodes; those that have ended may be among them.
 	Pods       []*corev1.Pod
@@ -114,8 +114,9 @@ func (c *cluster) add(r ref) {
 	}
 }
 
-// claim is how many pods have an address by their status: those that stay, and those that are being deleted, whose address may have a new owner already. A
-// status may also be out of date, when the pod's network was made anew since. Where it cannot be known whose an address is, it counts as nobody's.
+// claim is how many pods have an address by their status: those that stay, and those that are being deleted, whose
+// address may have a new owner already. A status may also be out of date, when the pod's network was made anew since.
+// Where it cannot be known whose an address is, it counts as nobody's.
 type claim struct{ staying, going int }
 
 func (c claim) and(p *corev1.Pod) claim {
@@ -162,7 +163,8 @@ type network struct {
 	rank int
 }
 
-// podCIDRs are the nodes' networks. Of two that overlap this node's own counts, and else the older node's, as for the ways to them (cni/).
+// podCIDRs are the nodes' networks. Of two that overlap this node's own counts, and else the older node's, as for the
+// ways to them (cni/).
 func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))

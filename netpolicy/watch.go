@@ -119,7 +119,8 @@ func (w *watch) none() bool {
 	return w.policies.HasSynced() && len(w.policies.GetStore().ListKeys()) == 0
 }
 
-// complete says whether everything that rules follow from was seen whole: rules of half a view would cut what is allowed.
+// complete says whether everything that rules follow from was seen whole: rules of half a view would cut what is
+// allowed.
 func (w *watch) complete() bool {
 	return w.none() || !slices.ContainsFunc(w.synced, func(f cache.InformerSynced) bool { return !f() })
 }

@@ -15,8 +15,9 @@ import (
 // streamsEach is how many streams BenchmarkOpenStream opens over one connection: a quarter of what a node allows.
 const streamsEach = maxStreams / 4
 
-// BenchmarkOpenStream measures what an open stream takes while nothing is said on it, as that of `kubectl logs -f`: both ends of the connection are in this process, and the
-// node's kubelet is a TCP listener whose connections nobody reads here, so that it takes little. carried is what each stream has led each way before.
+// BenchmarkOpenStream measures what an open stream takes while nothing is said on it, as that of `kubectl logs -f`:
+// both ends of the connection are in this process, and the node's kubelet is a TCP listener whose connections nobody
+// reads here, so that it takes little. carried is what each stream has led each way before.
 func BenchmarkOpenStream(b *testing.B) {
 	for _, c := range []struct {
 		name    string

@@ -28,7 +28,8 @@ type Node struct {
 	// Answered, when set, is called each time that the server has answered. It must not block.
 	Answered func()
 
-	// Until is how long it is until the next moment of a period; nil means timers.Until. Nodes that share a process, as no real ones do, have to have moments of their own.
+	// Until is how long it is until the next moment of a period; nil means timers.Until. Nodes that share a process, as
+	// no real ones do, have to have moments of their own.
 	Until func(period time.Duration) time.Duration
 
 	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
@@ -84,7 +85,8 @@ func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
-		// All servers at the same moment. One that passes while the answer is on its way is not left out: the next ping follows that answer at once.
+		// All servers at the same moment. One that passes while the answer is on its way is not left out: the next ping
+		// follows that answer at once.
 		next.Reset(until(every))
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)

@@ -11,7 +11,8 @@ import (
 const (
 	// mostPings is how many pings may come within a second. A peer sends one a second, and after a pause perhaps a few.
 	mostPings = 20
-	// frameHead is the length of a frame's head: version, type, flags (2), stream (4), length (4), as yamux' spec.md has them.
+	// frameHead is the length of a frame's head: version, type, flags (2), stream (4), length (4), as yamux' spec.md
+	// has them.
 	frameHead = 12
 	typeData  = 0
 	typePing  = 2
@@ -19,8 +20,8 @@ const (
 
 var errPings = errors.New("too many pings: the peer is no node of this cluster's programs")
 
-// pingLimit counts the pings in what a peer sends. yamux starts a goroutine for each, which waits until the answer is written: who sends
-// many and reads nothing would take all memory.
+// pingLimit counts the pings in what a peer sends. yamux starts a goroutine for each, which waits until the answer is
+// written: who sends many and reads nothing would take all memory.
 type pingLimit struct {
 	head  [frameHead]byte
 	have  int    // bytes of the head that have come

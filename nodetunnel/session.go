@@ -40,8 +40,8 @@ func (s *Session) Heard() time.Time { return *s.conn.at.Load() }
 
 var errNodeOpened = errors.New("the node opened a stream; only servers do")
 
-// Wait returns when the connection has ended, with the reason. A node that opens a stream is hung up on: there is nothing
-// that it could reach, and what it sends would be kept.
+// Wait returns when the connection has ended, with the reason. A node that opens a stream is hung up on: there is
+// nothing that it could reach, and what it sends would be kept.
 func (s *Session) Wait() error {
 	_, err := s.yamux.AcceptStream()
 	if err == nil {
@@ -56,8 +56,8 @@ func (s *Session) Streams() int { return s.yamux.NumStreams() }
 // Close ends the connection and its streams.
 func (s *Session) Close() error { return s.yamux.Close() }
 
-// Dial opens a stream to an address of the node's. ctx bounds the opening only. It wraps ErrRefused when the node said no;
-// other errors are the connection's.
+// Dial opens a stream to an address of the node's. ctx bounds the opening only. It wraps ErrRefused when the node said
+// no; other errors are the connection's.
 func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err error) {
 	stream, err := s.yamux.OpenStream()
 	if err != nil {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodetunnel is the connection that a node opens to a server and keeps open. The server opens streams over it, to the
-// node's kubelet and to its pods, so that it need not be able to reach the node; and it hears from the node every second.
+// Package nodetunnel is the connection that a node opens to a server and keeps open. The server opens streams over it,
+// to the node's kubelet and to its pods, so that it need not be able to reach the node; and it hears from the node
+// every second.
 //
-// Both ends are here: Serve is the node's, NewSession the server's. The connection that they are given is a TLS connection
-// of Protocol whose two ends know each other: who the node is, is the business of server/tunnels, and which servers there
-// are that of agent/tunnels. Streams are yamux's. The package keeps no list of anything, and logs nothing.
+// Both ends are here: Serve is the node's, NewSession the server's. The connection that they are given is a TLS
+// connection of Protocol whose two ends know each other: who the node is, is the business of server/tunnels, and which
+// servers there are that of agent/tunnels. Streams are yamux's. The package keeps no list of anything, and logs
+// nothing.
 package nodetunnel
 
 import (
@@ -25,8 +27,8 @@ import (
 const (
 	// Protocol is the name in ALPN.
 	Protocol = "coracle-node/1"
-	// PingEvery is how often a node says that it lives. The server's answers are pings' too: the node notices a server that
-	// is silent.
+	// PingEvery is how often a node says that it lives. The server's answers are pings' too: the node notices a server
+	// that is silent.
 	PingEvery = time.Second
 
 	// writeTimeout is yamux's for a ping and for a frame that the connection does not take.
@@ -82,8 +84,9 @@ func (c *heardConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The first message on a stream is the server's: where the stream shall lead, as a length of two bytes and an address with
-// its port. The node answers with the same form: no text if it does, or why not. What follows is the two peers' own.
+// The first message on a stream is the server's: where the stream shall lead, as a length of two bytes and an address
+// with its port. The node answers with the same form: no text if it does, or why not. What follows is the two peers'
+// own.
 
 func writeMessage(w io.Writer, text string) error {
 	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(text)), uint16(len(text)))

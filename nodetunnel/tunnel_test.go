@@ -134,8 +134,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// The server hears from a node that has nothing to say, and a node leaves a server that is silent. In real time: yamux keeps timers for all
-// connections of a process, which testing/synctest does not bear.
+// The server hears from a node that has nothing to say, and a node leaves a server that is silent. In real time: yamux
+// keeps timers for all connections of a process, which testing/synctest does not bear.
 func TestLiveness(t *testing.T) {
 	n := echo()
 	n.pingEvery = 100 * time.Millisecond // fewer than the limit
@@ -179,8 +179,9 @@ func (c *slowAnswers) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the server, to which it may be silent for less than
-// one and a half periods, would take it for dead. In real time, as TestLiveness.
+// A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the
+// server, to which it may be silent for less than one and a half periods, would take it for dead. In real time, as
+// TestLiveness.
 func TestSlowAnswers(t *testing.T) {
 	n := echo()
 	const due = 10 * time.Millisecond
@@ -253,7 +254,8 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// FuzzTarget: whatever comes in place of an address, no more is read of it than one may be long, and what is taken is one.
+// FuzzTarget: whatever comes in place of an address, no more is read of it than one may be long, and what is taken is
+// one.
 func FuzzTarget(f *testing.F) {
 	f.Add([]byte("\x00\x0e10.0.0.7:10250"))
 	f.Add([]byte("\x00\x07[::1]:1"))

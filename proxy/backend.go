@@ -34,8 +34,8 @@ type backend interface {
 
 	// prepare runs once, before the first sync.
 	prepare() error
-	// sync makes the kernel what the events say: the difference, or with full everything. It returns when that is done; after
-	// an error the kernel may be behind, and what it holds stays in force.
+	// sync makes the kernel what the events say: the difference, or with full everything. It returns when that is done;
+	// after an error the kernel may be behind, and what it holds stays in force.
 	sync(full bool) error
 	// intact says whether what sync made is still there, at the cost of a question or two to the kernel.
 	intact() (bool, error)

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// bareNFTables is the nftables back end without the front, of IPv4 or of both families. It has the networks of Services,
-// the node's labels and its tables.
+// bareNFTables is the nftables back end without the front, of IPv4 or of both families. It has the networks of
+// Services, the node's labels and its tables.
 func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 	t.Helper()
 	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
@@ -85,7 +85,8 @@ func untilTidy(t *testing.T, b *nftables) {
 	})
 }
 
-// wantAsUpstream compares the tables with those that upstream's proxier writes at once for the Services that there are, and takes both away.
+// wantAsUpstream compares the tables with those that upstream's proxier writes at once for the Services that there are,
+// and takes both away.
 func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 	t.Helper()
 	ours := dumped(t)

@@ -37,7 +37,8 @@ const (
 	clusterIP   = "10.43.0.9"
 )
 
-// testbed is a node (the process's own namespace) with two pods and a machine outside, and what serves Services there: a Proxy, or upstream's kube-proxy.
+// testbed is a node (the process's own namespace) with two pods and a machine outside, and what serves Services there:
+// a Proxy, or upstream's kube-proxy.
 type testbed struct {
 	outside *netns.NS
 	pods    map[string]*netns.NS // by address
@@ -60,8 +61,8 @@ func newTestbed(t *testing.T, mode string) *testbed {
 	b := &testbed{mode: mode, outside: netns.New(t), pods: map[string]*netns.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
 	for name, value := range map[string]string{
 		"ip_forward": "1",
-		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each packet puts off the refusal
-		// that its rate limit would allow, and nobody is refused any more.
+		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each
+		// packet puts off the refusal that its rate limit would allow, and nobody is refused any more.
 		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
 	} {
 		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {

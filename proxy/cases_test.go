@@ -62,8 +62,8 @@ var cases = []serviceCase{
 	{"a rolling update under load", testRollingUpdate},
 }
 
-// TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's,
-// which has SCTP too.
+// TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's
+// kernel, and the back end on IPVS in a guest's, which has SCTP too.
 func TestServiceCases(t *testing.T) {
 	all := func(mode string) func(*testing.T) {
 		return func(t *testing.T) {
@@ -375,8 +375,8 @@ func testPortReuse(t *testing.T, mode string) {
 	}
 }
 
-// testPolicyHooks keeps what docs/adr/0076 says: a rule that forbids one pod the other meets what goes through a Service in the forward
-// hook with nftables, and in output with IPVS.
+// testPolicyHooks keeps what docs/adr/0076 says: a rule that forbids one pod the other meets what goes through a
+// Service in the forward hook with nftables, and in output with IPVS.
 func testPolicyHooks(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, nil)

@@ -21,10 +21,11 @@ type Place struct {
 	Down map[string]bool
 }
 
-// Endpoints are where a node sends what is for one TCP port of a Service, by the port's name, as the Service proxy of that node does for
-// the Service's cluster IP: to endpoints that are ready, or where none is, to those that end and still serve; to those of the node's own
-// zone, or the node itself, where the slices' hints say so; and to none on a node that is not reached where others are left. The traffic
-// policies of the Service do not count. The slices are the Service's. Each address is there once.
+// Endpoints are where a node sends what is for one TCP port of a Service, by the port's name, as the Service proxy of
+// that node does for the Service's cluster IP: to endpoints that are ready, or where none is, to those that end and
+// still serve; to those of the node's own zone, or the node itself, where the slices' hints say so; and to none on a
+// node that is not reached where others are left. The traffic policies of the Service do not count. The slices are the
+// Service's. Each address is there once.
 func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
 	d := detour{down: p.Down}
 	groups := map[discoveryv1.AddressType][]*seen{}

@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// testPoolAddress is about a load balancer's address in the LAN of the nodes. The node serves what is sent to it, but does not say that the
-// address is its own: only who announces it may.
+// testPoolAddress is about a load balancer's address in the LAN of the nodes. The node serves what is sent to it, but
+// does not say that the address is its own: only who announces it may.
 func testPoolAddress(t *testing.T, mode string) {
 	const pooled = "192.0.2.50"
 	b := newTestbed(t, mode)
@@ -161,7 +161,8 @@ func testLongConnection(t *testing.T, mode string) {
 	}
 }
 
-// testThousands has so many Services that what grows with their number would be seen, and a few connections through them.
+// testThousands has so many Services that what grows with their number would be seen, and a few connections through
+// them.
 func testThousands(t *testing.T, mode string) {
 	const number = 2000
 	b := newTestbed(t, mode)

@@ -69,7 +69,8 @@ func testConditions(t *testing.T, mode string) {
 	refused(t, b.outside, addr)
 }
 
-// testTerminatingHere has the policy Local keep to an endpoint here, though it is on its way out, while others elsewhere are ready.
+// testTerminatingHere has the policy Local keep to an endpoint here, though it is on its way out, while others
+// elsewhere are ready.
 func testTerminatingHere(t *testing.T, mode string) {
 	b := routed(t, mode)
 	b.service(t, func(s *corev1.Service) {
@@ -150,7 +151,8 @@ func testBothLocal(t *testing.T, mode string) {
 	only(t, b.pods[two], clusterIP+":80", one)
 }
 
-// testSlices has a Service whose endpoints are in several slices, with ports of their own, as during an update of its pods.
+// testSlices has a Service whose endpoints are in several slices, with ports of their own, as during an update of its
+// pods.
 func testSlices(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	netns.Serve(t, b.pods[two], "new", "tcp", ":8081")
@@ -211,7 +213,8 @@ func testAffinityEnds(t *testing.T, mode string) {
 	})
 }
 
-// testAffinityMoves: an endpoint goes, and so do the clients that it had; affinity is taken away, and clients go anywhere.
+// testAffinityMoves: an endpoint goes, and so do the clients that it had; affinity is taken away, and clients go
+// anywhere.
 func testAffinityMoves(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, affine(600))

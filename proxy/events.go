@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// subscribe ties the informers to the back end. Upstream's configs lose events between their making and the registration
-// of a handler, so the informers must not run yet.
+// subscribe ties the informers to the back end. Upstream's configs lose events between their making and the
+// registration of a handler, so the informers must not run yet.
 func (p *Proxy) subscribe(ctx context.Context) error {
 	informers := p.o.Informers
 	if informers.Running() {

@@ -22,11 +22,13 @@ import (
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
 // otherwise have every node's requests to the API sent to a pod.
 type Reserved struct {
-	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the servers' are known from the API.
+	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the
+	// servers' are known from the API.
 	Addresses []netip.Addr
 	// Ports are those on which the nodes themselves listen.
 	Ports []uint16
-	// Tunnel is the port at which other nodes' packets come by UDP, which is nobody's node port; 0 for none. It may change: see ReserveTunnel.
+	// Tunnel is the port at which other nodes' packets come by UDP, which is nobody's node port; 0 for none. It may
+	// change: see ReserveTunnel.
 	Tunnel uint16
 }
 
@@ -73,8 +75,8 @@ func newExternals(o Options, log klog.Logger) *externals {
 	return x
 }
 
-// pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of it: in the order of
-// events, so that it does so before it returns.
+// pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of
+// it: in the order of events, so that it does so before it returns.
 func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	named := svc
 	if named == nil {
@@ -121,7 +123,8 @@ func (x *externals) again(change func(), tell teller) {
 	}
 }
 
-// judge takes away from a Service what it may not have, says so once, and tells the back end if that is something else than before.
+// judge takes away from a Service what it may not have, says so once, and tells the back end if that is something else
+// than before.
 func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
 	before, now := x.passed[key], passed{came: svc}
 	var problems []string
@@ -148,7 +151,8 @@ func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell te
 	}
 }
 
-// taken are the places, in a Service's lists, of external IPs, load balancer addresses and node ports that are taken away from it.
+// taken are the places, in a Service's lists, of external IPs, load balancer addresses and node ports that are taken
+// away from it.
 type taken struct{ external, ingress, nodePorts []int }
 
 func (t taken) equal(u taken) bool {
@@ -182,8 +186,8 @@ func leaveOut[T any](all []T, places []int) (out []T) {
 	return out
 }
 
-// takenIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and whose it is where two
-// request it, the API server's admission decides (server/apiserver/serviceexternalips.go).
+// takenIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and
+// whose it is where two request it, the API server's admission decides (server/apiserver/serviceexternalips.go).
 func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
@@ -210,9 +214,9 @@ func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int
 	return out
 }
 
-// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status does
-// not give all ports is not served: its load balancer has not decided on the others, which may be another Service's. Of
-// that nothing is logged, since it is so for a moment whenever a Service gets another port.
+// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status
+// does not give all ports is not served: its load balancer has not decided on the others, which may be another
+// Service's. Of that nothing is logged, since it is so for a moment whenever a Service gets another port.
 func (x *externals) takenIngress(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, in := range svc.Status.LoadBalancer.Ingress {
 		if !givesAllPorts(in, svc.Spec.Ports) {
@@ -257,7 +261,8 @@ func (x *externals) reservedPort(svc *corev1.Service) uint16 {
 	return 0
 }
 
-// broadcast is every machine of a link. A Service that had it would have what others of the link ask a node's own DHCP server.
+// broadcast is every machine of a link. A Service that had it would have what others of the link ask a node's own DHCP
+// server.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 func (x *externals) inside(a netip.Addr) string {
@@ -295,7 +300,8 @@ func (p *Proxy) tell(was, is *corev1.Service) {
 	}
 }
 
-// Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may change.
+// Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may
+// change.
 func (p *Proxy) Reserve(addrs []netip.Addr) {
 	x := p.o.externals
 	if x == nil {
@@ -311,8 +317,9 @@ func (p *Proxy) Reserve(addrs []netip.Addr) {
 	p.trigger()
 }
 
-// ReserveTunnel notes the port at which other nodes' packets come by UDP, 0 for none, in place of that of Options.Reserved: the cluster may change its network back end.
-// The range of node ports may have it, and who may write Services would get what all pods send to those of other nodes.
+// ReserveTunnel notes the port at which other nodes' packets come by UDP, 0 for none, in place of that of
+// Options.Reserved: the cluster may change its network back end. The range of node ports may have it, and who may write
+// Services would get what all pods send to those of other nodes.
 func (p *Proxy) ReserveTunnel(port int) {
 	x := p.o.externals
 	if x == nil {
@@ -328,8 +335,9 @@ func (p *Proxy) ReserveTunnel(port int) {
 	p.trigger()
 }
 
-// nodeTunnel notes at which port a node's packets come by UDP with the back end that it says it goes by, 0 for none or when it is gone. After a change of back end some nodes hear of it later
-// than others, and go on sending as before: one that is cut off from the API does so until it is not.
+// nodeTunnel notes at which port a node's packets come by UDP with the back end that it says it goes by, 0 for none or
+// when it is gone. After a change of back end some nodes hear of it later than others, and go on sending as before: one
+// that is cut off from the API does so until it is not.
 func (p *Proxy) nodeTunnel(node string, port int) {
 	x := p.o.externals
 	if x == nil {

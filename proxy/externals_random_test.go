@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// rivals are Services of three namespaces that request the same few addresses and ports, and machines that have some of them.
+// rivals are Services of three namespaces that request the same few addresses and ports, and machines that have some of
+// them.
 type rivals struct {
 	r        *rand.Rand
 	services map[string]*corev1.Service
@@ -110,7 +111,8 @@ func (c *rivals) step(p *Proxy) {
 	}
 }
 
-// next is what becomes of a Service: it goes, is created anew before anybody heard that it had gone, or changes in part or altogether.
+// next is what becomes of a Service: it goes, is created anew before anybody heard that it had gone, or changes in part
+// or altogether.
 func (c *rivals) next(name string, was *corev1.Service) *corev1.Service {
 	is := c.service(name)
 	switch c.r.IntN(10) {
@@ -169,8 +171,8 @@ func (c *rivals) machine(a netip.Addr) bool {
 	return false
 }
 
-// TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears that has just started; no Service has a
-// machine's address, and each has all other external IPs.
+// TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears
+// that has just started; no Service has a machine's address, and each has all other external IPs.
 func TestRandomExternals(t *testing.T) {
 	seed := testenv.Seed(t)
 	front := func() (*Proxy, *hearing) {

@@ -114,8 +114,8 @@ func TestVirtualAddressMoves(t *testing.T) {
 	}
 }
 
-// TestServersAddresses: a machine that is a server alone has no Node. Who took its address would have all that nodes ask of the API, and no node would hear that
-// the Service is gone.
+// TestServersAddresses: a machine that is a server alone has no Node. Who took its address would have all that nodes
+// ask of the API, and no node would hear that the Service is gone.
 func TestServersAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
@@ -168,7 +168,8 @@ func TestServersAddresses(t *testing.T) {
 	}
 }
 
-// TestTunnelsAddresses: where a node says that packets for its pods come in, at an interface of its own choice, no Service has an external IP.
+// TestTunnelsAddresses: where a node says that packets for its pods come in, at an interface of its own choice, no
+// Service has an external IP.
 func TestTunnelsAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)

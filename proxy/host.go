@@ -19,16 +19,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
-// hostNetwork is what this machine's own network needs. A Service that had one of these as an external IP would get what the machine sends
-// to its router or its resolver, or what others send to the machine.
+// hostNetwork is what this machine's own network needs. A Service that had one of these as an external IP would get
+// what the machine sends to its router or its resolver, or what others send to the machine.
 type hostNetwork struct {
 	local     map[netip.Prefix]bool // addresses whose packets the kernel takes in by itself, and broadcast addresses
 	gateways  map[netip.Addr]bool
 	resolvers map[netip.Addr]bool
 }
 
-// hostNetworkOf reads the routes of all tables. What is local is in the table of that name; the other ones have local routes for programs
-// that take packets for any address in. What the device for Services' addresses has does not count.
+// hostNetworkOf reads the routes of all tables. What is local is in the table of that name; the other ones have local
+// routes for programs that take packets for any address in. What the device for Services' addresses has does not count.
 func hostNetworkOf(routes []netlink.Route, servicesDevice int, resolvers []netip.Addr) hostNetwork {
 	h := hostNetwork{map[netip.Prefix]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}}
 	gateway := func(ip net.IP, via netlink.Destination) {
@@ -117,8 +117,9 @@ func readHostNetwork(resolvConf string) (hostNetwork, error) {
 	return hostNetworkOf(routes, device, resolvers), nil
 }
 
-// refreshHost reads what this machine's network needs, which changes without a word of the API, and judges all Services again where that
-// is something else. After an error what was read last counts; before the first success no external IP is served.
+// refreshHost reads what this machine's network needs, which changes without a word of the API, and judges all Services
+// again where that is something else. After an error what was read last counts; before the first success no external IP
+// is served.
 func (p *Proxy) refreshHost() (changed bool) {
 	x := p.o.externals
 	if x == nil {

@@ -55,8 +55,8 @@ func TestHostNetwork(t *testing.T) {
 	}
 }
 
-// TestHostNetworkOfTheKernel: a second network card's address, its broadcast address, the way out and the resolver are found; what
-// Services have on the device of IPVS is not.
+// TestHostNetworkOfTheKernel: a second network card's address, its broadcast address, the way out and the resolver are
+// found; what Services have on the device of IPVS is not.
 func TestHostNetworkOfTheKernel(t *testing.T) {
 	ns := netns.New(t)
 	file := filepath.Join(t.TempDir(), "resolv.conf")
@@ -85,8 +85,8 @@ func TestHostNetworkOfTheKernel(t *testing.T) {
 	}
 }
 
-// TestHostsAddresses: no Service is served at what the machine itself needs, as soon as that is read; load balancers' addresses are not
-// concerned.
+// TestHostsAddresses: no Service is served at what the machine itself needs, as soon as that is read; load balancers'
+// addresses are not concerned.
 func TestHostsAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)

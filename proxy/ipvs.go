@@ -28,9 +28,9 @@ var (
 	_ drainer = (*ipvsBackend)(nil)
 )
 
-// MissingForIPVS names what this kernel lacks for IPVS with a mode, a scheduler and the pods' networks; nil is nothing. It may make the
-// kernel load its IPVS.
-// Where the mode was asked for, the default scheduler stands in for one that the kernel lacks.
+// MissingForIPVS names what this kernel lacks for IPVS with a mode, a scheduler and the pods' networks; nil is nothing.
+// It may make the kernel load its IPVS. Where the mode was asked for, the default scheduler stands in for one that the
+// kernel lacks.
 func MissingForIPVS(mode, scheduler string, clusterCIDRs []netip.Prefix) error {
 	schedulers := []string{ipvs.DefaultScheduler}
 	if mode != ModeIPVS && scheduler != "" && scheduler != ipvs.DefaultScheduler {

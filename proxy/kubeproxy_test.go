@@ -23,8 +23,9 @@ const kubeProxy = "kube-proxy"
 // difference is what is otherwise in a mode: where a case finds it, and why it is.
 type difference struct{ mode, in, what, why string }
 
-// differences are all that the table of cases finds between the nftables back end and the two others. A case asks for each with differs, and asserts
-// what is so there instead: what is not listed fails as any assertion does, and so does what has vanished.
+// differences are all that the table of cases finds between the nftables back end and the two others. A case asks for
+// each with differs, and asserts what is so there instead: what is not listed fails as any assertion does, and so does
+// what has vanished.
 var differences = []difference{
 	{kubeProxy, "external IPs and load balancer addresses", "a node's address is served as an external IP",
 		"whoever may write Services could take the node's ports: docs/adr/0086"},
@@ -54,7 +55,8 @@ func (b *testbed) differs(t *testing.T, what string) bool {
 	return slices.ContainsFunc(differences, func(d difference) bool { return d.what == what && d.mode == b.mode && d.of(t) })
 }
 
-// sayDifferences ends a case: it says what was found to be otherwise, and fails where something is listed that nobody asked for.
+// sayDifferences ends a case: it says what was found to be otherwise, and fails where something is listed that nobody
+// asked for.
 func (b *testbed) sayDifferences(t *testing.T) {
 	for _, d := range differences {
 		switch {
@@ -88,7 +90,8 @@ func requireKubeProxy(t *testing.T) {
 	}
 }
 
-// startKubeProxy runs the program until b.stop. The death signal follows the thread that started it, so that one waits for it.
+// startKubeProxy runs the program until b.stop. The death signal follows the thread that started it, so that one waits
+// for it.
 func (b *testbed) startKubeProxy(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()

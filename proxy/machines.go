@@ -23,8 +23,9 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 	}
 }
 
-// nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own; nowhere when it is gone. Other nodes send to these what is for
-// its pods: a Service that had one would get that, or with IPVS keep it from all of them. Nobody checks what a node says there, so it counts for external IPs alone.
+// nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own;
+// nowhere when it is gone. Other nodes send to these what is for its pods: a Service that had one would get that, or
+// with IPVS keep it from all of them. Nobody checks what a node says there, so it counts for external IPs alone.
 func (p *Proxy) nodeTunnelAt(name, said string) {
 	if p.o.externals == nil {
 		return
@@ -38,8 +39,8 @@ func (p *Proxy) nodeTunnelAt(name, said string) {
 	p.machine(p.o.externals.tunnelAt, name, addrs)
 }
 
-// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone. Every node finds the API there. Those that are not
-// ready are noted, too: they are away, or about to join.
+// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone.
+// Every node finds the API there. Those that are not ready are noted, too: they are away, or about to join.
 func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
 	if p.o.externals == nil || groupOf(s).service != apiService {
 		return
@@ -74,7 +75,8 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	p.trigger()
 }
 
-// elsewhere are the addresses that no node may have because of a Service: the machines' as far as they are known, and the cluster's own.
+// elsewhere are the addresses that no node may have because of a Service: the machines' as far as they are known, and
+// the cluster's own.
 func (x *externals) elsewhere() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()

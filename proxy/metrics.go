@@ -9,8 +9,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
-// Numbers have kube-proxy's names and are counted by its code, so that dashboards and alerts for it are of use here. They are the process' own, as
-// there: the kubelet's /metrics shows them.
+// Numbers have kube-proxy's names and are counted by its code, so that dashboards and alerts for it are of use here.
+// They are the process' own, as there: the kubelet's /metrics shows them.
 
 // showMetrics makes the numbers of a back end visible. Upstream's registry is the process', and takes them once.
 func showMetrics(backend string) {

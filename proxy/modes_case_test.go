@@ -87,8 +87,9 @@ func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 	})
 }
 
-// TestServiceModeChanges runs in a guest's kernel: from nftables to IPVS, as an upgrade has it that brings IPVS, and back. What conntrack translates goes on,
-// and what IPVS has ends with it, if an address of the node's stands in for the client's.
+// TestServiceModeChanges runs in a guest's kernel: from nftables to IPVS, as an upgrade has it that brings IPVS, and
+// back. What conntrack translates goes on, and what IPVS has ends with it, if an address of the node's stands in for
+// the client's.
 func TestServiceModeChanges(t *testing.T) {
 	t.Run("ipvs", func(t *testing.T) { // by that name it is among those of make guest-test
 		if !uml.Inside() {
@@ -111,7 +112,8 @@ func testModeChange(t *testing.T) {
 	second := b.openLong(t)
 	b.becomes(t, ModeNFTables, ModeNFTables, "coracle-ipvs")
 	first.goOn(t, "with nftables again", true)
-	// A pod's connection to the cluster address has no source of the node's: conntrack picks it up, and nftables leads it to the only endpoint.
+	// A pod's connection to the cluster address has no source of the node's: conntrack picks it up, and nftables leads
+	// it to the only endpoint.
 	delete(second, "a pod to "+clusterIP+":80")
 	second.goOn(t, "with nftables instead of IPVS", false)
 	b.openLong(t)

@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and ends, and whichever came first.
+// TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and
+// ends, and whichever came first.
 func TestTunnelIsNoNodePort(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
 	p := frontOf(t, h)
@@ -74,8 +75,9 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	}
 }
 
-// TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened as nobody else's node port, in whichever
-// order the Services come, and is as soon as the status is without it. So no back end ever has both: in IPVS they would be one virtual server.
+// TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened
+// as nobody else's node port, in whichever order the Services come, and is as soon as the status is without it. So no
+// back end ever has both: in IPVS they would be one virtual server.
 func TestBalancersPortIsNoNodePort(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	o := Options{}

@@ -3,9 +3,9 @@
 // Package proxy is the node's Service data plane: it makes the kernel send packets for Service addresses to endpoints.
 //
 // The front, Proxy, hears the API's events, decides when the kernel is written, and tells how that went; a back end
-// writes one kind of kernel state. New chooses the back end. The package owns that state: for nftables, upstream's tables
-// `kube-proxy` of families ip and ip6. It stays when a Proxy stops, so that a restart of the agent interrupts no Service.
-// The package never touches the pod network or other tables (package cni), and never writes to the API.
+// writes one kind of kernel state. New chooses the back end. The package owns that state: for nftables, upstream's
+// tables `kube-proxy` of families ip and ip6. It stays when a Proxy stops, so that a restart of the agent interrupts no
+// Service. The package never touches the pod network or other tables (package cni), and never writes to the API.
 package proxy
 
 import (
@@ -28,12 +28,13 @@ import (
 type Options struct {
 	// NodeIPs are the node's addresses, at most one per family.
 	NodeIPs []netip.Addr
-	// ClusterCIDRs hold all pods: traffic from elsewhere to a Service is masqueraded. Their families are the ones served.
+	// ClusterCIDRs hold all pods: traffic from elsewhere to a Service is masqueraded. Their families are the ones
+	// served.
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs are those the cluster starts with; the API's ServiceCIDR objects add to them.
 	ServiceCIDRs []netip.Prefix
-	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in upstream's
-	// nftables mode, 127.0.0.1 does not answer.
+	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in
+	// upstream's nftables mode, 127.0.0.1 does not answer.
 	NodePortAddresses []string
 	// Mode chooses the back end: ModeAuto, which is what empty means, ModeIPVS or ModeNFTables.
 	Mode string
@@ -47,10 +48,11 @@ type Options struct {
 	Informers *netinformers.Informers
 	// Unreachable, when set, names the nodes to whose endpoints nothing is sent from here as long as others remain.
 	Unreachable Unreachable
-	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one before, with its error.
+	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one
+	// before, with its error.
 	Report func(error)
-	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a file system that a
-	// reboot empties, as it empties the kernel. Without it nothing is recorded.
+	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a
+	// file system that a reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
@@ -60,8 +62,8 @@ type Options struct {
 
 // The front's intervals. A back end says in Health how long it takes; nothing here depends on which one it is.
 const (
-	// minPause and maxPause bound the rest after a sync, which is pauseFactor times as long as the sync took: an endpoint's
-	// change reaches the kernel at once, and a storm of them costs a tenth of a core at most.
+	// minPause and maxPause bound the rest after a sync, which is pauseFactor times as long as the sync took: an
+	// endpoint's change reaches the kernel at once, and a storm of them costs a tenth of a core at most.
 	minPause    = 50 * time.Millisecond
 	maxPause    = time.Second
 	pauseFactor = 9
@@ -71,7 +73,8 @@ const (
 	fullSyncPeriod = time.Hour
 	// drainPeriod is how often to look whether an endpoint that is on its way out has lost its last connection.
 	drainPeriod = 10 * time.Second
-	// guardPeriod is how often to look whether somebody removed what the back end made, as a restart of a host firewall does.
+	// guardPeriod is how often to look whether somebody removed what the back end made, as a restart of a host firewall
+	// does.
 	guardPeriod = 30 * time.Second
 )
 
@@ -158,7 +161,8 @@ func (p *Proxy) Health() Health {
 // Backend names the back end, and says why it is that one.
 func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 
-// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. A second call may follow when the first has returned.
+// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. A second call may follow when the
+// first has returned.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.RecordFile != "" {
 		if err := servicerules.Write(p.o.RecordFile, p.backend.name()); err != nil {
@@ -229,8 +233,8 @@ func (p *Proxy) rest() time.Duration {
 	return time.Until(p.rewritten.Add(fullSyncPeriod))
 }
 
-// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works. So has whose addresses no Service
-// may take.
+// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works. So
+// has whose addresses no Service may take.
 func (p *Proxy) complete() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

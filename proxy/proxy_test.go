@@ -108,8 +108,8 @@ func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Opti
 	})
 }
 
-// synced says that all Services and EndpointSlices were told. The loop rests in between: it may otherwise wake for the first
-// event, see both, and write once more for the second.
+// synced says that all Services and EndpointSlices were told. The loop rests in between: it may otherwise wake for the
+// first event, see both, and write once more for the second.
 func synced(e events) {
 	e.OnServiceSynced()
 	synctest.Wait()
@@ -196,7 +196,8 @@ func TestGuardAsksForAFullSync(t *testing.T) {
 	})
 }
 
-// TestAFullSyncComesEveryHour, however often something changes, and whatever the back end is: what is put right only then is not put off for ever.
+// TestAFullSyncComesEveryHour, however often something changes, and whatever the back end is: what is put right only
+// then is not put off for ever.
 func TestAFullSyncComesEveryHour(t *testing.T) {
 	for _, every := range []time.Duration{0, time.Minute, fullSyncPeriod - time.Minute} { // 0: nothing changes
 		front(t, func(_ *Proxy, e events, r *recorder) {

@@ -41,11 +41,13 @@ func serveUntil(t *testing.T, in netns.Doer, name, addr string) (stop func()) {
 }
 
 const (
-	// askerPace is how long after one connection of an asker's the next one begins: the processor is for what is tested.
+	// askerPace is how long after one connection of an asker's the next one begins: the processor is for what is
+	// tested.
 	askerPace = 20 * time.Millisecond
-	// askerWindow is how many answers tell who may be asked. IPVS gives the connections of an address to two endpoints in turn, whoever they come from, so that of any two that follow one
-	// another each endpoint has one; one client may get the same endpoint each time where another one connects as often, so what counts is the answers of all. nftables draws: with three
-	// askers it passes over an endpoint by chance once in 2^30.
+	// askerWindow is how many answers tell who may be asked. IPVS gives the connections of an address to two endpoints
+	// in turn, whoever they come from, so that of any two that follow one another each endpoint has one; one client may
+	// get the same endpoint each time where another one connects as often, so what counts is the answers of all.
+	// nftables draws: with three askers it passes over an endpoint by chance once in 2^30.
 	askerWindow = 10
 )
 
@@ -142,7 +144,8 @@ func (all askers) goOn(t *testing.T) {
 	}
 }
 
-// testRollingUpdate has one endpoint replaced by another one, again and again, each of which serves until all connections go to the other: none fails.
+// testRollingUpdate has one endpoint replaced by another one, again and again, each of which serves until all
+// connections go to the other: none fails.
 func testRollingUpdate(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.port = 9090

@@ -99,7 +99,8 @@ func testSCTP(t *testing.T, mode string) {
 	}
 }
 
-// testEarlyDatagrams sends with one socket all along: to a Service that is not there yet, that has no endpoint yet, and that has one.
+// testEarlyDatagrams sends with one socket all along: to a Service that is not there yet, that has no endpoint yet, and
+// that has one.
 func testEarlyDatagrams(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	serveDatagrams(t, b.pods[one], one)
@@ -178,7 +179,8 @@ func remembered(t *testing.T, c net.Conn) bool {
 	return strings.Contains(string(known), fmt.Sprintf(" %X %04X ", []byte(client.IP.To4()), client.Port))
 }
 
-// forgotten waits until IPVS does not know a client's connection any more, each of whose packets has it look for the Service. Nobody answers then.
+// forgotten waits until IPVS does not know a client's connection any more, each of whose packets has it look for the
+// Service. Nobody answers then.
 func forgotten(t *testing.T, c net.Conn) {
 	t.Helper()
 	_ = c.SetDeadline(time.Time{})
@@ -234,8 +236,8 @@ func testBalancerItself(t *testing.T, mode string) {
 	only(t, b.outside, nodeAddr+":30080", one) // where the balancer sends
 }
 
-// testGivenPorts has a Service ask for a port on which a program of the node listens: it has it at its own address, and at
-// the node's as long as the status gives all ports there. What is connected elsewhere stays.
+// testGivenPorts has a Service ask for a port on which a program of the node listens: it has it at its own address, and
+// at the node's as long as the status gives all ports there. What is connected elsewhere stays.
 func testGivenPorts(t *testing.T, mode string) {
 	b := routed(t, mode)
 	netns.Serve(t, here{}, "node", "tcp", ":2222")
@@ -283,7 +285,8 @@ func testGivenPorts(t *testing.T, mode string) {
 	}
 }
 
-// testServerAway: a server that is away, or about to join, has its address for itself, whichever Service names it, and is sent nothing before it is ready.
+// testServerAway: a server that is away, or about to join, has its address for itself, whichever Service names it, and
+// is sent nothing before it is ready.
 func testServerAway(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	const server = "192.0.2.3"

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services change
-// all the time; one that is needed again stays.
+// TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services
+// change all the time; one that is needed again stays.
 func TestStaleChainsGo(t *testing.T) {
 	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol)

@@ -21,9 +21,9 @@ type Unreachable interface {
 	Changed() <-chan struct{}
 }
 
-// detour stands between the EndpointSlices and the back end: endpoints on nodes that this one cannot reach are handed on as neither
-// ready nor serving, for each port of a Service for which others remain. Where none would remain all stay as they are: it
-// may be this node that is cut off, and then nothing is known of them.
+// detour stands between the EndpointSlices and the back end: endpoints on nodes that this one cannot reach are handed
+// on as neither ready nor serving, for each port of a Service for which others remain. Where none would remain all stay
+// as they are: it may be this node that is cut off, and then nothing is known of them.
 //
 // As long as all nodes are reached it hands on the objects themselves.
 type detour struct {
@@ -132,7 +132,8 @@ func (d *detour) tell(g []*seen) (changed bool) {
 	return changed
 }
 
-// reached are the ports, by name, for which a group has an endpoint that is reached and can be used. It is nil when all of the group's nodes are reached.
+// reached are the ports, by name, for which a group has an endpoint that is reached and can be used. It is nil when all
+// of the group's nodes are reached.
 func (d *detour) reached(g []*seen) map[string]bool {
 	if !slices.ContainsFunc(g, func(s *seen) bool { return slices.ContainsFunc(s.is.Endpoints, d.lost) }) {
 		return nil
@@ -151,8 +152,8 @@ func (d *detour) reached(g []*seen) map[string]bool {
 
 func (d *detour) lost(e discoveryv1.Endpoint) bool { return e.NodeName != nil && d.down[*e.NodeName] }
 
-// usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and still serving. A slice that says
-// nothing of ready or serving means that it is, as the API's documentation has it.
+// usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and
+// still serving. A slice that says nothing of ready or serving means that it is, as the API's documentation has it.
 func usable(e discoveryv1.Endpoint) bool {
 	c := e.Conditions
 	return ptr.Deref(c.Ready, true) || ptr.Deref(c.Serving, true) && ptr.Deref(c.Terminating, false)

@@ -80,8 +80,8 @@ func (m *mirror) used() map[string]string {
 	return out
 }
 
-// slice is a slice of a Service with ports; each endpoint is a node's name, with ! when not ready and ~ when it is on its way out and serves, with ? when
-// it is on its way out and nothing is said of serving.
+// slice is a slice of a Service with ports; each endpoint is a node's name, with ! when not ready and ~ when it is on
+// its way out and serves, with ? when it is on its way out and nothing is said of serving.
 func slice(service, name, ports string, nodes ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4}
 	s.Name, s.Labels = name, map[string]string{discoveryv1.LabelServiceName: service}

@@ -35,8 +35,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
-// TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it is told of the same objects as kube-proxy tells
-// it. A difference that is not listed here fails the test, and so does one that is listed and is none.
+// TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it is told of
+// the same objects as kube-proxy tells it. A difference that is not listed here fails the test, and so does one that is
+// listed and is none.
 func TestSameRulesAsKubeProxy(t *testing.T) {
 	netns.RequireNFT(t)
 	seed := testenv.Seed(t)
@@ -144,8 +145,8 @@ func oursRules(t *testing.T, all []served) []string {
 	return out
 }
 
-// theirRules are what upstream's proxier writes with kube-proxy's defaults. Its loop cannot be stopped and is not started: telling it of the slices' end is what
-// writes, as with kube-proxy's first sync.
+// theirRules are what upstream's proxier writes with kube-proxy's defaults. Its loop cannot be stopped and is not
+// started: telling it of the slices' end is what writes, as with kube-proxy's first sync.
 func theirRules(t *testing.T, all []served) []string {
 	t.Helper()
 	conf := &kubeproxyconfig.KubeProxyConfiguration{
@@ -222,7 +223,8 @@ func dumped(t *testing.T) []string {
 	return out
 }
 
-// uncomment takes away an element's comment: upstream leaves it as it is when a port gets another name and the element means the same as before.
+// uncomment takes away an element's comment: upstream leaves it as it is when a port gets another name and the element
+// means the same as before.
 func uncomment(element any) {
 	if pair, ok := element.([]any); ok && len(pair) > 0 { // of a map: key and verdict
 		element = pair[0]

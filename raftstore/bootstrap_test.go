@@ -75,8 +75,8 @@ func TestJoiningIsRemembered(t *testing.T) {
 	}
 }
 
-// TestAdmission: a server that shares what it should not is not taken in, and is when it shares what the leader does. What the leader holds
-// meanwhile is released each time.
+// TestAdmission: a server that shares what it should not is not taken in, and is when it shares what the leader does.
+// What the leader holds meanwhile is released each time.
 func TestAdmission(t *testing.T) {
 	var mu sync.Mutex
 	shared, held, asked := "old", 0, 0
@@ -136,7 +136,8 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
-// TestMaxMembers: of two servers that come at once, and of which one is one too many, one is taken in. The other one is when a member was removed.
+// TestMaxMembers: of two servers that come at once, and of which one is one too many, one is taken in. The other one is
+// when a member was removed.
 func TestMaxMembers(t *testing.T) {
 	ctx := testContext(t)
 	first := openClusterOf(t, 2, func(o *Options) { o.MaxMembers = 3 })[0]

@@ -37,8 +37,8 @@ const (
 // so long that it should count as silent.
 var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk hangs")
 
-// serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears when it
-// runs out.
+// serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
+// when it runs out.
 func (p *clustered) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()

@@ -127,7 +127,8 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 	}
 }
 
-// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they are asked for their votes.
+// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they
+// are asked for their votes.
 func (p *clustered) handedOver() {
 	select {
 	case <-p.started:

@@ -200,8 +200,8 @@ func TestOverwritesDoNotFillTheQuota(t *testing.T) {
 				c.Fatalf("write %d: %v: live %d, total %d", i, err, st.LiveBytes, st.TotalBytes)
 			}
 		}
-		// The last compaction may have met a snapshot, which keeps the history until it is written. What it kept is freed
-		// with the next entry that is applied.
+		// The last compaction may have met a snapshot, which keeps the history until it is written. What it kept is
+		// freed with the next entry that is applied.
 		c.eventually("the history is bounded", time.Second, func() bool {
 			if _, err := s.Client().Put(c.ctx, "next", ""); err != nil {
 				c.Fatal(err)

@@ -13,8 +13,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// A leader that does not reach a member looks every connectivityPause for a voter that reaches more members than it does: a link may be cut
-// long after another member was lost. After each transfer that pause is twice as long as after the one before, up to mostConnectivityPause.
+// A leader that does not reach a member looks every connectivityPause for a voter that reaches more members than it
+// does: a link may be cut long after another member was lost. After each transfer that pause is twice as long as after
+// the one before, up to mostConnectivityPause.
 const connectivityPause, mostConnectivityPause = 2 * time.Second, time.Minute
 
 // connectivity is what a leader keeps between two searches for a voter that reaches more members.
@@ -26,12 +27,13 @@ type connectivity struct {
 // reachAnswer has the ids of the members that a server reaches, itself among them.
 type reachAnswer struct {
 	Reached []raft.ServerID
-	// Unfit says that it could not lead: its disk is full, or it led of late and got nothing done. Clients are served there all the same.
+	// Unfit says that it could not lead: its disk is full, or it led of late and got nothing done. Clients are served
+	// there all the same.
 	Unfit bool `json:",omitempty"`
 }
 
-// reached asks all other members for their terms, and returns those that answered in time, and this server. One whose disk
-// hangs does not answer.
+// reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
+// disk hangs does not answer.
 func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
 	defer cancel()
@@ -54,8 +56,8 @@ func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 	return out
 }
 
-// serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the leader. One whose disk
-// stalls would serve neither.
+// serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
+// leader. One whose disk stalls would serve neither.
 func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
 	if p.s.Stalled() > stalledAfter {
 		return reachAnswer{}, errHung
@@ -65,9 +67,9 @@ func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, err
 	return reachAnswer{Reached: p.reached(ctx), Unfit: unfit}, nil
 }
 
-// transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the leader does
-// not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no API. A transfer always
-// goes to a server that reaches more, so it cannot go round.
+// transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
+// leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
+// API. A transfer always goes to a server that reaches more, so it cannot go round.
 func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 	servers := p.s.raft.GetConfiguration().Configuration().Servers
 	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.s.id && !p.s.answers(m.ID, healthyWithin) }) {
@@ -91,7 +93,8 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 	}
 }
 
-// mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a majority of the voters.
+// mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a
+// majority of the voters.
 func (p *clustered) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
@@ -127,9 +130,9 @@ type leaderElsewhere struct {
 	removed bool   // they do not count this server
 }
 
-// noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to a server
-// that this one hears, so that it is believed from the second time on; and only if that server reaches the leader now: one that
-// knows of a leader may be as cut off.
+// noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to
+// a server that this one hears, so that it is believed from the second time on; and only if that server reaches the
+// leader now: one that knows of a leader may be as cut off.
 func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
@@ -155,7 +158,8 @@ func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
 	}
 }
 
-// ReachedBy asks the members that answer this server which others they reach, and returns by name who reaches those that do not.
+// ReachedBy asks the members that answer this server which others they reach, and returns by name who reaches those
+// that do not.
 func (s *Store) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
 	silent, names := map[raft.ServerID]string{}, map[string][]string{}
 	for _, m := range states {

@@ -132,7 +132,8 @@ func TestWithoutLeader(t *testing.T) {
 			if resp := <-c.Watch(clientv3.WithRequireLeader(ctx), "/a"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
 				t.Errorf("a watch that requires a leader: %+v", resp)
 			}
-			// etcd's client drops the stream's status, and returns io.EOF, where the refusal arrives before it has sent the request.
+			// etcd's client drops the stream's status, and returns io.EOF, where the refusal arrives before it has sent
+			// the request.
 			err := io.EOF
 			for errors.Is(err, io.EOF) && ctx.Err() == nil {
 				_, err = c.KeepAliveOnce(clientv3.WithRequireLeader(ctx), leases[face])

@@ -8,7 +8,8 @@ import (
 	"sync"
 )
 
-// underWay counts the writes through this server that have no answer yet, in sets: a set holds those that began between two calls of Drain.
+// underWay counts the writes through this server that have no answer yet, in sets: a set holds those that began between
+// two calls of Drain.
 type underWay struct {
 	mu   sync.Mutex
 	now  *writes
@@ -51,8 +52,9 @@ func (u *underWay) before() []*writes {
 	return slices.Clone(u.open)
 }
 
-// Drain returns when every write through this server that had begun has ended: it is done, or will never be, or it was given up and its outcome is open. One that was
-// given up comes before whatever this server writes afterwards, or never. One without a leader may take as long as its context allows.
+// Drain returns when every write through this server that had begun has ended: it is done, or will never be, or it was
+// given up and its outcome is open. One that was given up comes before whatever this server writes afterwards, or
+// never. One without a leader may take as long as its context allows.
 func (s *Store) Drain(ctx context.Context) error {
 	for _, set := range s.writes.before() {
 		select {

@@ -455,8 +455,8 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-// A survivor that lacks the last writes is recovered. A client that saw those, and goes on watching where it was, is told by either face that
-// this was compacted, and so lists anew.
+// A survivor that lacks the last writes is recovered. A client that saw those, and goes on watching where it was, is
+// told by either face that this was compacted, and so lists anew.
 func TestWatchFromBeforeARecovery(t *testing.T) {
 	ctx, lost, survivor := testContext(t), t.TempDir(), t.TempDir()
 	s := openStore(t, Options{Dir: lost})

@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that anew, and ask again.
+// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that anew, and
+// ask again.
 var ErrShare = errors.New("raftstore: it shares something else than the cluster has")
 
 // renewEvery is the least time between two calls of Options.Renew.
@@ -93,7 +94,8 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	return nothing{}, nil
 }
 
-// full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the one that it was goes.
+// full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the
+// one that it was goes.
 func (p *clustered) full(members []raft.Server, id raft.ServerID) error {
 	if most := p.s.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
@@ -323,9 +325,10 @@ func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswe
 	return answers
 }
 
-// bestInformed is the answer of the server that knows most, among those that know of another leader than this server. One whose
-// disk hangs, or that is behind for another reason, does so too, and counts members who are none any more. One that has just joined hears
-// the leader before it has read who the members are: that it does not know of itself shows it.
+// bestInformed is the answer of the server that knows most, among those that know of another leader than this server.
+// One whose disk hangs, or that is behind for another reason, does so too, and counts members who are none any more.
+// One that has just joined hears the leader before it has read who the members are: that it does not know of itself
+// shows it.
 func (p *clustered) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
 		if a.Leader != "" && a.Leader != string(p.s.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {

@@ -49,8 +49,8 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 	}
 }
 
-// TestReadyOnlyOnceTheLeaderIsKnown: a client whose first request after WaitReady requires a leader is not refused, although a read can succeed a
-// moment before the board shows the leader.
+// TestReadyOnlyOnceTheLeaderIsKnown: a client whose first request after WaitReady requires a leader is not refused,
+// although a read can succeed a moment before the board shows the leader.
 func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	s.leader.refreshing.Lock() // as if watchLeader's goroutine had not run yet

@@ -262,8 +262,8 @@ func (h *expiries) Pop() any {
 	return e
 }
 
-// expire is how the lessor revokes. That the lease is gone it hears from observe. A second revocation, sent while the first is under way, could take a lease
-// that was granted under the same id meanwhile.
+// expire is how the lessor revokes. That the lease is gone it hears from observe. A second revocation, sent while the
+// first is under way, could take a lease that was granted under the same id meanwhile.
 func (s *Store) expire(ctx context.Context, id int64) error {
 	_, err := s.writeOwn(ctx, &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {

@@ -22,7 +22,8 @@ const (
 	hungAfter = 10 * time.Second
 	// cachedBytes is how much of the log's end is kept in memory for followers.
 	cachedBytes = 8 << 20
-	// readAtOnce is how many entries raft reads for a message to a follower that lags. A client's largest write is 1.5 MB.
+	// readAtOnce is how many entries raft reads for a message to a follower that lags. A client's largest write is 1.5
+	// MB.
 	readAtOnce = 8
 )
 
@@ -76,8 +77,8 @@ func (s *Store) TakenOut() bool {
 	return !s.hasLeader() && w != nil && w.removed
 }
 
-// Counted says whether another server has said since this start, and none has denied since, that the cluster counts this one:
-// by leading it, or when it was asked.
+// Counted says whether another server has said since this start, and none has denied since, that the cluster counts
+// this one: by leading it, or when it was asked.
 func (s *Store) Counted() bool { return s.counted.Load() }
 
 // CutOff says whether the others have a leader whom this server does not hear although they count it: another server,
@@ -92,8 +93,9 @@ func (s *Store) hasLeader() bool {
 	return known
 }
 
-// OtherLeader is the address of another server that leads, as far as this one knows, or was told when it
-// was taken out; of one that reaches it if this server is cut off from it alone; "" if there is none. It may be one that this server does not know as a member: while its disk hangs it learns of none.
+// OtherLeader is the address of another server that leads, as far as this one knows, or was told when it was taken out;
+// of one that reaches it if this server is cut off from it alone; "" if there is none. It may be one that this server
+// does not know as a member: while its disk hangs it learns of none.
 func (s *Store) OtherLeader() string {
 	lead, _ := s.leader.get()
 	if w := s.without.Load(); w != nil && !lead.known() {

@@ -67,13 +67,15 @@ type Options struct {
 	// Join are addresses of servers of a cluster. If Dir holds nothing yet,
 	// the store joins that cluster instead of starting one.
 	Join []string
-	// Share is what a server tells the leader of what it has in common with the others and the log does not hold, when it asks to be taken in.
+	// Share is what a server tells the leader of what it has in common with the others and the log does not hold, when
+	// it asks to be taken in.
 	Share func() string
-	// Admit is asked on the leader before a server becomes a member that was none; share is what that server's Share said, "" from one
-	// without. An error refuses the server, which tries again. release is called when the server is a member, or when that failed.
+	// Admit is asked on the leader before a server becomes a member that was none; share is what that server's Share
+	// said, "" from one without. An error refuses the server, which tries again. release is called when the server is a
+	// member, or when that failed.
 	Admit func(share string) (release func(), err error)
-	// Renew, if set, is called on a server that was refused since what it shares is not what the others have (Admit's error wraps ErrShare), before it asks again. It gets
-	// that anew.
+	// Renew, if set, is called on a server that was refused since what it shares is not what the others have (Admit's
+	// error wraps ErrShare), before it asks again. It gets that anew.
 	Renew func(ctx context.Context) error
 	// Others, if set, lists further addresses at which other servers may be by now.
 	// It is asked while this server's address is not the cluster's yet, again and

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// patience tells when a write has taken the store too long. Writes that come within an eighth of the limit share a channel and its timer, which costs a write no memory. A
-// context of its own is five allocations, and fifteen times the processor's time, where a put takes 57 and 12 KB in all. With 128 writers and a disk in memory a put
-// takes 0.4 µs more with the shared channel than with no limit: 121,000 puts/s, not 128,000.
+// patience tells when a write has taken the store too long. Writes that come within an eighth of the limit share a
+// channel and its timer, which costs a write no memory. A context of its own is five allocations, and fifteen times the
+// processor's time, where a put takes 57 and 12 KB in all. With 128 writers and a disk in memory a put takes 0.4 µs
+// more with the shared channel than with no limit: 121,000 puts/s, not 128,000.
 type patience struct {
 	limit time.Duration
 	now   atomic.Pointer[shared]

@@ -10,9 +10,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A process replies whose disk stalls. So whoever is to count for a majority from now on, or to lead, has to store something first: the
-// leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows a stalled disk. A server that does not confirm
-// the entry lacks it from then on, which [peer.Transport.Stored] knows without another one.
+// A process replies whose disk stalls. So whoever is to count for a majority from now on, or to lead, has to store
+// something first: the leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows a
+// stalled disk. A server that does not confirm the entry lacks it from then on, which [peer.Transport.Stored] knows
+// without another one.
 
 const (
 	// storesWithin is how long a server may take to flush the entry of a storage probe.
@@ -37,8 +38,8 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 	return stores.count(voters) > len(voters)/2
 }
 
-// storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or until storesWithin has
-// passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
+// storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or
+// until storesWithin has passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
 func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
 	seeming := p.seeming()

@@ -7,17 +7,19 @@ import (
 	"time"
 )
 
-// A leader keeps its office by heartbeats, which are small. Where what it has to replicate does not get through to the others, as where a router on
-// its way drops packets above some size, it would lead on for ever and nothing would be written. So it looks whether the others confirm its entries.
+// A leader keeps its office by heartbeats, which are small. Where what it has to replicate does not get through to the
+// others, as where a router on its way drops packets above some size, it would lead on for ever and nothing would be
+// written. So it looks whether the others confirm its entries.
 
 const (
-	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, beside the time that a large one needs on a narrow link. After
-	// each time that this was in vain it is twice as long, up to mostStuck: what keeps the entries back may be the same for any leader. It is stuckAfter
-	// again once anything was committed: each leader that makes way drops an entry that gets through nowhere, and small ones get through between.
+	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, beside the time that a
+	// large one needs on a narrow link. After each time that this was in vain it is twice as long, up to mostStuck:
+	// what keeps the entries back may be the same for any leader. It is stuckAfter again once anything was committed:
+	// each leader that makes way drops an entry that gets through nowhere, and small ones get through between.
 	stuckAfter = 3 * time.Second
 	mostStuck  = 5 * time.Minute
-	// asideFor is how long a leader that makes way holds back the messages that keep or win leadership: its lease has to end, and the others have to
-	// miss it and to elect another.
+	// asideFor is how long a leader that makes way holds back the messages that keep or win leadership: its lease has
+	// to end, and the others have to miss it and to elect another.
 	asideFor = 3 * time.Second
 )
 
@@ -55,9 +57,10 @@ func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
 	p.aside.Store(&until)
 }
 
-// replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a term, each up to the entry that is to be
-// committed next: what a voter confirms beyond that one is no progress. It also returns how much longer than usual the messages may take that are under
-// way to voters, since they have a large entry.
+// replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a
+// term, each up to the entry that is to be committed next: what a voter confirms beyond that one is no progress. It
+// also returns how much longer than usual the messages may take that are under way to voters, since they have a large
+// entry.
 func (p *clustered) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
 	for _, v := range votersOf(p.s.raft.GetConfiguration().Configuration().Servers) {
 		newest, _ := p.Stored(v.ID, term)

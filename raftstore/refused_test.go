@@ -193,7 +193,8 @@ func TestReadsAfterRecovery(t *testing.T) {
 	}
 }
 
-// A server whose keys were replaced after it had asked for them gets them anew by itself, and is taken in then; the others are asked no more often than is needed.
+// A server whose keys were replaced after it had asked for them gets them anew by itself, and is taken in then; the
+// others are asked no more often than is needed.
 func TestRefusedServerRenews(t *testing.T) {
 	ctx := testContext(t)
 	first := openStore(t, Options{Dir: t.TempDir(), NodeID: "s0", ClusterID: "test", Network: tcpNetwork(t), Admit: func(share string) (func(), error) {

@@ -10,13 +10,15 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A leader has room itself, or it refuses writes and hands its leadership on. But what it takes is stored by a majority, and a follower
-// cannot refuse an entry: it uses up what it holds back, and then blocks, elections too. So a leader stops taking what adds to the store
-// while a voter's disk is full and the voters that have room are no majority. One that does not store, since its process or its disk does not
-// work, has no room either: the majority then needs the one with the full disk. Deletions are few and small, and lead to space on the disk with the next Raft
+// A leader has room itself, or it refuses writes and hands its leadership on. But what it takes is stored by a
+// majority, and a follower cannot refuse an entry: it uses up what it holds back, and then blocks, elections too. So a
+// leader stops taking what adds to the store while a voter's disk is full and the voters that have room are no
+// majority. One that does not store, since its process or its disk does not work, has no room either: the majority then
+// needs the one with the full disk. Deletions are few and small, and lead to space on the disk with the next Raft
 // snapshot.
 
-// roomTick is how often a leader that writes asks the voters whether they have room, while none is full. In that time they bear 3 MB a second.
+// roomTick is how often a leader that writes asks the voters whether they have room, while none is full. In that time
+// they bear 3 MB a second.
 const roomTick = 5 * time.Second
 
 // room is what a leader knows of the voters' disks.
@@ -50,8 +52,8 @@ func (p *clustered) checkRoom(ctx context.Context, r *room) {
 	}
 }
 
-// roomOf returns how many of these servers say that their disk is full, and how many of the others store. One that stores and does not
-// answer in time has room.
+// roomOf returns how many of these servers say that their disk is full, and how many of the others store. One that
+// stores and does not answer in time has room.
 func (p *clustered) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
 	term := p.s.raft.CurrentTerm()
 	var mu sync.Mutex

@@ -56,8 +56,8 @@ func TestScenarioStalledLeader(t *testing.T) {
 	})
 }
 
-// Nothing was written for minutes, so no server knows how long a flush takes anywhere. The leader's disk stalls, or becomes slow, alone: the
-// first write is done by another leader within seconds.
+// Nothing was written for minutes, so no server knows how long a flush takes anywhere. The leader's disk stalls, or
+// becomes slow, alone: the first write is done by another leader within seconds.
 func TestScenarioStalledLeaderOfIdleCluster(t *testing.T) {
 	seeds(t, 4, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3+2*int(seed%2), nil, func(c *cluster) {

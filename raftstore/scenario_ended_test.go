@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// The leader's process dies while the others get little processor time: what they ask one another is answered late. They elect one of them at the
-// first try all the same. Two that stand at once share the votes, and then wait for seconds.
+// The leader's process dies while the others get little processor time: what they ask one another is answered late.
+// They elect one of them at the first try all the same. Two that stand at once share the votes, and then wait for
+// seconds.
 func TestScenarioKilledBesideLoad(t *testing.T) {
 	for _, late := range []time.Duration{0, 10, 30, 40} {
 		late *= time.Millisecond
@@ -41,8 +42,8 @@ func TestScenarioKilledBesideLoad(t *testing.T) {
 	}
 }
 
-// A firewall refuses what one follower dials to the leader's machine, and the connection on which it hears the leader breaks now and then. The others
-// hear the leader, so it stays.
+// A firewall refuses what one follower dials to the leader's machine, and the connection on which it hears the leader
+// breaks now and then. The others hear the leader, so it stays.
 func TestScenarioOneIsRefused(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		type way struct{ from, to string }

@@ -12,9 +12,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// The disks of as many followers are full as are missing for a majority then, while the leader's has room. What would add to the store is
-// refused on every server before the followers have used up what they hold back; reads, deletions and compactions are not. A full
-// minority refuses nothing. It ends when there is room again.
+// The disks of as many followers are full as are missing for a majority then, while the leader's has room. What would
+// add to the store is refused on every server before the followers have used up what they hold back; reads, deletions
+// and compactions are not. A full minority refuses nothing. It ends when there is room again.
 func TestScenarioFullMajority(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -71,8 +71,8 @@ func TestScenarioFullMajority(t *testing.T) {
 	}
 }
 
-// The disk of one follower is full, and the other one has crashed or its disk is stalled. The one with a full disk would use up what it holds back, so
-// what would add to the store is refused until the other one stores again.
+// The disk of one follower is full, and the other one has crashed or its disk is stalled. The one with a full disk
+// would use up what it holds back, so what would add to the store is refused until the other one stores again.
 func TestScenarioFullBesideLost(t *testing.T) {
 	for how, fault := range map[string]struct{ begin, end func(*node) }{
 		"crashed": {(*node).crash, func(n *node) { n.start() }},

@@ -63,7 +63,8 @@ func (c *heldConn) Close() error {
 	return c.Conn.Close()
 }
 
-// The leader's disk takes two seconds for a flush, and no other voter answers its question how long theirs take. Nobody is known to be faster, so it keeps the leadership.
+// The leader's disk takes two seconds for a flush, and no other voter answers its question how long theirs take. Nobody
+// is known to be faster, so it keeps the leadership.
 func TestScenarioSlowLeaderWithoutAnswers(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		var held heldCalls

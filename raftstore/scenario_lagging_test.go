@@ -14,8 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower crashes, so that the
-// majority needs the one that lags. It catches up as fast as its disk flushes, although no write comes in that would have raft send more.
+// A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower
+// crashes, so that the majority needs the one that lags. It catches up as fast as its disk flushes, although no write
+// comes in that would have raft send more.
 func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 	const lag, flush, within = 6000, 100 * time.Millisecond, 3 * time.Second
 	seeds(t, 2, func(t *testing.T, seed uint64) {
@@ -47,7 +48,8 @@ func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 	})
 }
 
-// What is added to a message follows what the message has without a gap, takes no more memory than it may, and is nothing in another term.
+// What is added to a message follows what the message has without a gap, takes no more memory than it may, and is
+// nothing in another term.
 func TestEntriesBehind(t *testing.T) {
 	stage(t, 1, 2, nil, func(c *cluster) {
 		leader := c.leader()
@@ -78,7 +80,8 @@ func TestEntriesBehind(t *testing.T) {
 	})
 }
 
-// TestEntriesBehindSnapshot: of a snapshot's last entry the log may have nothing but the term, and a follower never gets that as an entry.
+// TestEntriesBehindSnapshot: of a snapshot's last entry the log may have nothing but the term, and a follower never
+// gets that as an entry.
 func TestEntriesBehindSnapshot(t *testing.T) {
 	stage(t, 1, 2, nil, func(c *cluster) {
 		leader := c.leader()

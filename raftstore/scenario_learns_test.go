@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The disk of a server is stalled while the leader changes, and the server is taken out meanwhile. When its disk works again it learns of
-// that.
+// The disk of a server is stalled while the leader changes, and the server is taken out meanwhile. When its disk works
+// again it learns of that.
 func TestScenarioRemovedWhileStalled(t *testing.T) {
 	seeds(t, 6, func(t *testing.T, seed uint64) {
 		stage(t, seed, 5, nil, func(c *cluster) {

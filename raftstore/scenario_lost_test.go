@@ -104,7 +104,8 @@ func TestScenarioSnapshotOfOldMembers(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) { snapshotOfOldMembers(t, seed, 0) })
 }
 
-// The follower's disk is stalled when the snapshot comes, so that raft does not say in time whether it has the snapshot's last entry.
+// The follower's disk is stalled when the snapshot comes, so that raft does not say in time whether it has the
+// snapshot's last entry.
 func TestScenarioSnapshotOfOldMembersAtStalledDisk(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) { snapshotOfOldMembers(t, seed, 27*time.Second) })
 }

@@ -15,10 +15,11 @@ import (
 // majorityWithin is how long the servers that are well may take to write, after something has happened.
 const majorityWithin = 15 * time.Second
 
-// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote. Single links between the
-// others may be cut as long as one voter reaches all of them, or their disks, some or all, may take seconds for a flush. Meanwhile votes are
-// given, servers are removed, and leadership is transferred, by the leader itself or on request. Whatever comes of it, the servers that are
-// well write within seconds, and where flushes take seconds, within what those make of it.
+// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote.
+// Single links between the others may be cut as long as one voter reaches all of them, or their disks, some or all, may
+// take seconds for a flush. Meanwhile votes are given, servers are removed, and leadership is transferred, by the
+// leader itself or on request. Whatever comes of it, the servers that are well write within seconds, and where flushes
+// take seconds, within what those make of it.
 func TestScenarioMajorityWrites(t *testing.T) {
 	for _, n := range []int{3, 4, 5, 6} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -138,9 +139,9 @@ func (r *round) cutLinks() {
 	}
 }
 
-// connected restores the links that were cut unless a voter that is well reaches all others that are, and a majority is left without either end of
-// a link: votes are given and taken, and a leadership that is transferred to a server that reaches no majority comes back late. One of an even
-// number of voters loses its vote soon, whichever it is.
+// connected restores the links that were cut unless a voter that is well reaches all others that are, and a majority is
+// left without either end of a link: votes are given and taken, and a leadership that is transferred to a server that
+// reaches no majority comes back late. One of an even number of voters loses its vote soon, whichever it is.
 func (r *round) connected() {
 	whole := func(n *node) bool {
 		return contains(r.well, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
@@ -170,8 +171,8 @@ func (r *round) connected() {
 	r.cut = nil
 }
 
-// slowDown makes flushes take seconds on all disks of those that are well, or on some. Not beside a full one: a storage probe has 3 s, which is less
-// than two such flushes take, so that a full leader finds no other (ADR 0085).
+// slowDown makes flushes take seconds on all disks of those that are well, or on some. Not beside a full one: a storage
+// probe has 3 s, which is less than two such flushes take, so that a full leader finds no other (ADR 0085).
 func (r *round) slowDown() {
 	if r.full {
 		return
@@ -272,8 +273,8 @@ func (r *round) wantWrites() {
 	}
 }
 
-// mend makes all well, and has those in again that were removed. A removal that ended with an error is repeated first, as a person would: who joins
-// under the name of a member that is not removed leaves that one behind.
+// mend makes all well, and has those in again that were removed. A removal that ended with an error is repeated first,
+// as a person would: who joins under the name of a member that is not removed leaves that one behind.
 func (r *round) mend() {
 	r.net.HealAll()
 	for _, n := range r.nodes {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A follower that lags is reached over a narrow link only. It catches up at the speed of the link, whatever is in the entries: no message
-// is too large for the time that it has.
+// A follower that lags is reached over a narrow link only. It catches up at the speed of the link, whatever is in the
+// entries: no message is too large for the time that it has.
 func TestScenarioNarrowLink(t *testing.T) {
 	const kb = 1 << 10
 	for _, of := range []struct{ rate, values, size int }{
@@ -47,8 +47,8 @@ func TestScenarioNarrowLink(t *testing.T) {
 	}
 }
 
-// All links are narrow, and a client writes a value that takes each of them much longer than a leader without progress has. The leader
-// keeps its leadership, and the client gets its acknowledgement.
+// All links are narrow, and a client writes a value that takes each of them much longer than a leader without progress
+// has. The leader keeps its leadership, and the client gets its acknowledgement.
 func TestScenarioLargeWriteOverNarrowLinks(t *testing.T) {
 	const kb, size = 1 << 10, 1200 << 10
 	for _, rate := range []int{256 * kb, 128 * kb, 64 * kb, 48 * kb} {
@@ -77,8 +77,8 @@ func TestScenarioLargeWriteOverNarrowLinks(t *testing.T) {
 	}
 }
 
-// Followers without which there is no majority lack much, and are reached over narrow links. The leader keeps its leadership while they
-// catch up, although nothing is committed meanwhile and another one could be elected.
+// Followers without which there is no majority lack much, and are reached over narrow links. The leader keeps its
+// leadership while they catch up, although nothing is committed meanwhile and another one could be elected.
 func TestScenarioMajorityCatchesUpOverNarrowLinks(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 5, nil, func(c *cluster) {

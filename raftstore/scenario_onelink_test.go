@@ -17,8 +17,8 @@ func (c *cluster) cutLink(a, b *node) {
 // linkCutWithin bounds how long a server may be without a leader when only its link to the leader is cut.
 const linkCutWithin = 8 * time.Second
 
-// Only the link between the leader and one other server is cut. A server that both reach leads within seconds, so that all
-// serve; then the leadership stays where it is.
+// Only the link between the leader and one other server is cut. A server that both reach leads within seconds, so that
+// all serve; then the leadership stays where it is.
 func TestScenarioOneLinkCut(t *testing.T) {
 	for _, n := range []int{3, 4, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -43,8 +43,8 @@ func TestScenarioOneLinkCut(t *testing.T) {
 	}
 }
 
-// A server has been lost for minutes, and then the link between the leader and another one is cut. A server that both reach leads as soon as if
-// none were lost.
+// A server has been lost for minutes, and then the link between the leader and another one is cut. A server that both
+// reach leads as soon as if none were lost.
 func TestScenarioOneLinkCutBesideLostServer(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 5, func(c *cluster) {
@@ -62,9 +62,8 @@ func TestScenarioOneLinkCutBesideLostServer(t *testing.T) {
 	})
 }
 
-// No server reaches more than the leader does, and one hears it not. That one knows a server that reaches the leader, and takes
-// itself for no removed one; when the link is
-// whole it has a leader again.
+// No server reaches more than the leader does, and one hears it not. That one knows a server that reaches the leader,
+// and takes itself for no removed one; when the link is whole it has a leader again.
 func TestScenarioCutOffFromTheLeader(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 5, func(c *cluster) {
@@ -118,8 +117,8 @@ func TestScenarioNoBetterLeader(t *testing.T) {
 	}
 }
 
-// Links between single servers are cut at random, now and then with a crash, while clients work. One server, which changes,
-// reaches all that run: then all of them serve within seconds.
+// Links between single servers are cut at random, now and then with a crash, while clients work. One server, which
+// changes, reaches all that run: then all of them serve within seconds.
 func TestScenarioSingleLinks(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Large packets from the leader's machine are lost, and its heartbeats arrive. Another server leads soon, and writes go on through it.
+// Large packets from the leader's machine are lost, and its heartbeats arrive. Another server leads soon, and writes go
+// on through it.
 func TestScenarioLargePacketsLost(t *testing.T) {
 	seeds(t, 4, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3+2*int(seed%2), nil, func(c *cluster) {
@@ -56,7 +57,8 @@ func (c *cluster) large() string {
 	return hex.EncodeToString(b)
 }
 
-// Large packets are lost wherever they come from. No leader does better, so there are few elections, and fewer with time.
+// Large packets are lost wherever they come from. No leader does better, so there are few elections, and fewer with
+// time.
 func TestScenarioAllLargePacketsLost(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		c.pass(5 * time.Second)
@@ -83,8 +85,8 @@ func (c *cluster) loseLarge(bytes int) {
 	}
 }
 
-// Large packets are lost wherever they come from, and clients write small values beside large ones. The entry that gets through nowhere
-// does not keep the small ones back for longer each time.
+// Large packets are lost wherever they come from, and clients write small values beside large ones. The entry that gets
+// through nowhere does not keep the small ones back for longer each time.
 func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
@@ -102,7 +104,8 @@ func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
 	})
 }
 
-// The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it makes way as soon as ever.
+// The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it
+// makes way as soon as ever.
 func TestScenarioLargePacketsLostAfterAHang(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {

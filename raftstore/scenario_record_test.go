@@ -23,7 +23,8 @@ type record struct {
 	mu      sync.Mutex
 	ops     []*operation
 	watched []*watched
-	// leapt is the newest revision that servers had before a recovery: a watch that had everything up to there missed nothing by the leap.
+	// leapt is the newest revision that servers had before a recovery: a watch that had everything up to there missed
+	// nothing by the leap.
 	leapt atomic.Int64
 }
 

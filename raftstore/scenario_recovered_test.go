@@ -24,8 +24,9 @@ func (c *cluster) recover(n *node) {
 	c.ready(n)
 }
 
-// The survivor lacks the last writes of the majority that is lost. No revision that clients have seen of those is given to another write, and a watch that goes
-// on from there is told to list anew. Each further recovery leaps again. The leap outlasts a restart, and servers that join have it.
+// The survivor lacks the last writes of the majority that is lost. No revision that clients have seen of those is given
+// to another write, and a watch that goes on from there is told to list anew. Each further recovery leaps again. The
+// leap outlasts a restart, and servers that join have it.
 func TestScenarioRecoveredRevisionsAreNew(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
@@ -95,8 +96,8 @@ func (c *cluster) same(a, b *node) {
 	})
 }
 
-// A server is recovered beside a majority that is alive, which does not count it, and its disk is slow: it hears of them before it leads itself. It is a member at its
-// own address all the same.
+// A server is recovered beside a majority that is alive, which does not count it, and its disk is slow: it hears of
+// them before it leads itself. It is a member at its own address all the same.
 func TestScenarioRecoveredServerHasItsAddress(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {

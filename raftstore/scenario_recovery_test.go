@@ -64,9 +64,9 @@ func TestScenarioRecovery(t *testing.T) {
 	})
 }
 
-// Two of three servers were thought lost, and start with their old directories when the third has been made the only one. Together they are a majority of the cluster
-// that there was, and go on as that: nothing here can know better, so it is for who recovers to keep them from it. But neither cluster takes anything from
-// the other one.
+// Two of three servers were thought lost, and start with their old directories when the third has been made the only
+// one. Together they are a majority of the cluster that there was, and go on as that: nothing here can know better, so
+// it is for who recovers to keep them from it. But neither cluster takes anything from the other one.
 func TestScenarioRecoveredBesideAMajority(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {

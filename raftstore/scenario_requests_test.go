@@ -30,7 +30,8 @@ func TestScenarioWatchWithoutLeader(t *testing.T) {
 		kv := leader.running().Client().KV
 		c.put(c.within(time.Second), leader.name, kv, "k", "while away")
 		resp, open := <-picky
-		// Raft gives its leader up at a look, one to two times its patience after the last one, if it has not heard it for that patience by then.
+		// Raft gives its leader up at a look, one to two times its patience after the last one, if it has not heard it
+		// for that patience by then.
 		const limit = 3*candidateFor*defaultElectionTimeout + leaderlessAfter + 100*time.Millisecond
 		if !errors.Is(resp.Err(), rpctypes.ErrNoLeader) || time.Since(cut) > limit {
 			t.Errorf("after %v: %+v, %v", time.Since(cut), resp, open)

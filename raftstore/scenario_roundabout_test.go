@@ -15,8 +15,8 @@ func (c *cluster) newest() (term uint64) {
 	return term
 }
 
-// Leadership is transferred to a server with a slow disk, beside others that are quick. Its election takes longer than they wait for a leader
-// otherwise, and they let it have that.
+// Leadership is transferred to a server with a slow disk, beside others that are quick. Its election takes longer than
+// they wait for a leader otherwise, and they let it have that.
 func TestScenarioTransferToSlowDisk(t *testing.T) {
 	for _, flush := range []time.Duration{250 * time.Millisecond, 300 * time.Millisecond} {
 		seeds(t, 3, func(t *testing.T, seed uint64) {
@@ -39,7 +39,8 @@ func TestScenarioTransferToSlowDisk(t *testing.T) {
 	}
 }
 
-// Only a server that cannot keep the leadership reaches all others: its large packets are lost. The leadership does not go to it again and again.
+// Only a server that cannot keep the leadership reaches all others: its large packets are lost. The leadership does not
+// go to it again and again.
 func TestScenarioMostConnectedCannotLead(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 5, nil, func(c *cluster) {
@@ -69,8 +70,8 @@ func TestScenarioMostConnectedCannotLead(t *testing.T) {
 	})
 }
 
-// The link between the leader and another server is cut, and the disk of the one that both reach is full, so that it cannot lead. It serves
-// what needs no room all the same: the one that is cut off sends its clients there.
+// The link between the leader and another server is cut, and the disk of the one that both reach is full, so that it
+// cannot lead. It serves what needs no room all the same: the one that is cut off sends its clients there.
 func TestScenarioCutOffBesideFull(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()

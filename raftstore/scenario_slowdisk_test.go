@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// Disks that are slow and not stalled, as cheap cards are at times: the leader vanishes, and the two others have to elect one of them.
-// An election takes several flushes, one after the other: a candidate that does not wait for them begins it anew for ever.
+// Disks that are slow and not stalled, as cheap cards are at times: the leader vanishes, and the two others have to
+// elect one of them. An election takes several flushes, one after the other: a candidate that does not wait for them
+// begins it anew for ever.
 func TestScenarioSlowDisks(t *testing.T) {
 	for _, flush := range []time.Duration{0, 30, 60, 100, 150, 200, 300, 450, 600, 900} {
 		flush *= time.Millisecond
@@ -54,7 +55,8 @@ func TestScenarioSlowDisks(t *testing.T) {
 	}
 }
 
-// All disks take two seconds for a flush, and what the servers say to one another 80 ms each way. There are writes all the same.
+// All disks take two seconds for a flush, and what the servers say to one another 80 ms each way. There are writes all
+// the same.
 func TestScenarioSlowDisksFar(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		for _, a := range c.nodes {

@@ -10,12 +10,14 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// slowWrite is how long there may be no write, at most, where each flush takes that long and no leader changes. A client's first write through a server takes four
-// flushes: two for a session and two for itself. At 2 s and more that is longer than a request may take, so that the one after it may have to wait as well. Of 200 seeds the
-// longest took 4 flushes up to 1.5 s, 6 at 2 s, and 7.3 at 3 s, with the client's pause of up to a second.
+// slowWrite is how long there may be no write, at most, where each flush takes that long and no leader changes. A
+// client's first write through a server takes four flushes: two for a session and two for itself. At 2 s and more that
+// is longer than a request may take, so that the one after it may have to wait as well. Of 200 seeds the longest took 4
+// flushes up to 1.5 s, 6 at 2 s, and 7.3 at 3 s, with the client's pause of up to a second.
 func slowWrite(flush time.Duration) time.Duration { return 2*time.Second + 9*flush }
 
-// All disks, or those of a majority, are slow for minutes. Nobody is faster than the leader, so it keeps its place, and writes go on.
+// All disks, or those of a majority, are slow for minutes. Nobody is faster than the leader, so it keeps its place, and
+// writes go on.
 func TestScenarioSlowRandom(t *testing.T) {
 	takes := []time.Duration{300, 700, 1000, 1100, 1300, 1500, 2000, 3000}
 	seeds(t, 12, func(t *testing.T, seed uint64) {
@@ -54,8 +56,9 @@ func TestScenarioSlowRandom(t *testing.T) {
 	})
 }
 
-// Two of five servers are quick, two take seconds for a flush, and the fifth has a stalled disk, so that an election needs a slow one. Each of the two
-// quick ones followed the other one last, and the leader is lost by a transfer to a slow one: the two do not end one another's elections.
+// Two of five servers are quick, two take seconds for a flush, and the fifth has a stalled disk, so that an election
+// needs a slow one. Each of the two quick ones followed the other one last, and the leader is lost by a transfer to a
+// slow one: the two do not end one another's elections.
 func TestScenarioFormerLeadersElect(t *testing.T) {
 	seeds(t, 4, func(t *testing.T, seed uint64) {
 		stage(t, seed, 5, nil, func(c *cluster) {
@@ -89,13 +92,14 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 	})
 }
 
-// slowElection is how long there may be no write, at most, where an election comes first: two candidacies at the longest are the greater part of that.
+// slowElection is how long there may be no write, at most, where an election comes first: two candidacies at the
+// longest are the greater part of that.
 func slowElection(flush time.Duration) time.Duration {
 	return slowWrite(flush) + 2*(flushesOfVote*flush+2*(defaultElectionTimeout+flushesOfVote*flush))
 }
 
-// All disks become slow at once, and are quick again after ten seconds or two minutes. Nobody was faster meanwhile, so the leader keeps its
-// leadership, and a write takes no longer than its flushes.
+// All disks become slow at once, and are quick again after ten seconds or two minutes. Nobody was faster meanwhile, so
+// the leader keeps its leadership, and a write takes no longer than its flushes.
 func TestScenarioSlowBurst(t *testing.T) {
 	for _, slow := range []time.Duration{1300, 2000, 3000} {
 		for _, lasts := range []time.Duration{10 * time.Second, 2 * time.Minute} {

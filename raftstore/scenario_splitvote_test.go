@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// Five voters. The one that comes first had a gap in the leader's messages a moment ago, so that it waits longer than the others until it misses the leader.
-// Then the leader and one more vanish, and the question to the latter takes its whole time. No two voters become candidates at one moment: after disks that
-// were stalled each candidacy would take 12 s.
+// Five voters. The one that comes first had a gap in the leader's messages a moment ago, so that it waits longer than
+// the others until it misses the leader. Then the leader and one more vanish, and the question to the latter takes its
+// whole time. No two voters become candidates at one moment: after disks that were stalled each candidacy would take 12
+// s.
 func TestScenarioOneCandidateAtATime(t *testing.T) {
 	for _, stalled := range []time.Duration{0, 5 * time.Second} {
 		for gap := 250 * time.Millisecond; gap < 350*time.Millisecond; gap += 5 * time.Millisecond {

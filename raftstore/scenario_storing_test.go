@@ -48,8 +48,8 @@ func (c *cluster) writes(n *node, within time.Duration) error {
 // stalls makes a server's disk stall.
 func (n *node) stalls() { n.faults.DelayFlushes(24 * time.Hour) }
 
-// The disk of the stand-by is stalled, and in a quiet cluster that shows nowhere. A voter is lost: the stand-by gets no vote until its disk
-// works. The two voters that are left work all the while.
+// The disk of the stand-by is stalled, and in a quiet cluster that shows nowhere. A voter is lost: the stand-by gets no
+// vote until its disk works. The two voters that are left work all the while.
 func TestScenarioStalledStandby(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 4, nil, func(c *cluster) {
@@ -139,8 +139,8 @@ func TestScenarioFullLeaderBesideStalled(t *testing.T) {
 	}
 }
 
-// The leader's disk is full, and one of the two others is taken out. The one that is left leads: its vote, which makes their number even,
-// is not taken before.
+// The leader's disk is full, and one of the two others is taken out. The one that is left leads: its vote, which makes
+// their number even, is not taken before.
 func TestScenarioFullLeaderAndOneOther(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
@@ -159,8 +159,8 @@ func TestScenarioFullLeaderAndOneOther(t *testing.T) {
 	})
 }
 
-// The disk of a voter is stalled, and somebody asks for the state of the servers again and again. The survey says so, and the vote goes to
-// the stand-by all the same.
+// The disk of a voter is stalled, and somebody asks for the state of the servers again and again. The survey says so,
+// and the vote goes to the stand-by all the same.
 func TestScenarioSurveyedStalledVoter(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 4, nil, func(c *cluster) {
@@ -236,7 +236,8 @@ func TestScenarioTransferBesideStalledVoter(t *testing.T) {
 	})
 }
 
-// How many entries a cluster writes in which a stand-by could be promoted, and its disk takes too long for it: one a minute.
+// How many entries a cluster writes in which a stand-by could be promoted, and its disk takes too long for it: one a
+// minute.
 func TestScenarioProbesPause(t *testing.T) {
 	stage(t, 1, 4, nil, func(c *cluster) {
 		leader, standby := c.leader(), c.standby()
@@ -256,7 +257,8 @@ func TestScenarioProbesPause(t *testing.T) {
 	})
 }
 
-// How many entries a cluster writes in which votes could change, and the voters' disks take too long for it: one a minute.
+// How many entries a cluster writes in which votes could change, and the voters' disks take too long for it: one a
+// minute.
 func TestScenarioVotersProbesPause(t *testing.T) {
 	for what, begin := range map[string]func(c *cluster, leader, standby *node){
 		"a vote for the stand-by": func(c *cluster, leader, standby *node) {

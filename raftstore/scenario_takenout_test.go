@@ -34,8 +34,8 @@ func TestScenarioRemovedBesideOneThatHangs(t *testing.T) {
 	})
 }
 
-// There is no leader any more, and the only other server that answers is one whose disk hangs: it does not know yet of the newest
-// member, nor that nobody leads. That one does not take itself for one that was taken out.
+// There is no leader any more, and the only other server that answers is one whose disk hangs: it does not know yet of
+// the newest member, nor that nobody leads. That one does not take itself for one that was taken out.
 func TestScenarioLeaderlessBesideOneThatHangs(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
@@ -60,8 +60,8 @@ func TestScenarioLeaderlessBesideOneThatHangs(t *testing.T) {
 	})
 }
 
-// There is a leader that a server does not hear, and the only one that it reaches has just joined: that one knows who leads, and no
-// members yet, since its disk hangs. The server does not take itself for one that was taken out.
+// There is a leader that a server does not hear, and the only one that it reaches has just joined: that one knows who
+// leads, and no members yet, since its disk hangs. The server does not take itself for one that was taken out.
 func TestScenarioBesideOneThatJoins(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, func(o *Options) { o.Others = func() []string { return []string{"d"} } }, func(c *cluster) {
@@ -96,7 +96,8 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 	})
 }
 
-// A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of it. It does not take itself for one that was removed.
+// A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of
+// it. It does not take itself for one that was removed.
 func TestScenarioEmptyLogBesideOneThatHangs(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()

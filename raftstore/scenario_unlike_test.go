@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// Disks of which each is slow in its own way, from a good one to one that takes almost as long as a stalled one. The leader vanishes, or all servers begin anew at once,
-// when none of them knows yet how long the others' disks take. Whoever stands has to wait for the slowest voter that he needs, or nobody is ever elected.
+// Disks of which each is slow in its own way, from a good one to one that takes almost as long as a stalled one. The
+// leader vanishes, or all servers begin anew at once, when none of them knows yet how long the others' disks take.
+// Whoever stands has to wait for the slowest voter that he needs, or nobody is ever elected.
 func TestScenarioUnlikeDisks(t *testing.T) {
 	takes := []time.Duration{0, 0, 20, 60, 150, 300, 600, 900}
 	for _, how := range []string{"vanishes", "all begin anew"} {
@@ -88,9 +89,10 @@ func (c *cluster) untilLed(among []*node, atMost time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// Links fail one way and another at random, between two to six servers. As long as a majority of the voters hear one another, there is soon a
-// leader, whatever the others send and hear. It may transfer the leadership once or twice to a server that reaches more; then no server deposes the leader,
-// neither while the links are as they are nor when they are mended.
+// Links fail one way and another at random, between two to six servers. As long as a majority of the voters hear one
+// another, there is soon a leader, whatever the others send and hear. It may transfer the leadership once or twice to a
+// server that reaches more; then no server deposes the leader, neither while the links are as they are nor when they
+// are mended.
 func TestScenarioCrookedLinks(t *testing.T) {
 	var all []time.Duration
 	seeds(t, 16, func(t *testing.T, seed uint64) {

@@ -13,26 +13,29 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for that. A follower looks
-// at a random moment once in one to two election timeouts, so it misses a leader after one to three; and as long as the others have not missed
-// it too, they refuse it even a pre-vote, and it waits for another one or two.
+// A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for
+// that. A follower looks at a random moment once in one to two election timeouts, so it misses a leader after one to
+// three; and as long as the others have not missed it too, they refuse it even a pre-vote, and it waits for another one
+// or two.
 //
-// So the voters look themselves, and exactly. Whoever has not heard the leader for silentAfter asks the others at once. If a majority says
-// that it is silent, the one with the longest log stands, as if the leader had handed over: that way a voter whose own timer has not run out
-// votes too. Raft's timers go on beside that; where a voter knows no such question, they are what is left.
+// So the voters look themselves, and exactly. Whoever has not heard the leader for silentAfter asks the others at once.
+// If a majority says that it is silent, the one with the longest log stands, as if the leader had handed over: that way
+// a voter whose own timer has not run out votes too. Raft's timers go on beside that; where a voter knows no such
+// question, they are what is left.
 
-// silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees when it is asked: heartbeats
-// reach the voters at different moments. A leader that waits for a processor now and then shows that by the gaps between its messages, and is given
-// twice as long as the longest of late; raft's own timers come after the most of that. Who leads in a minority may do so for a moment longer than
-// that: nothing relies on its lease.
+// silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees
+// when it is asked: heartbeats reach the voters at different moments. A leader that waits for a processor now and then
+// shows that by the gaps between its messages, and is given twice as long as the longest of late; raft's own timers
+// come after the most of that. Who leads in a minority may do so for a moment longer than that: nothing relies on its
+// lease.
 func (p *clustered) silentAfter() time.Duration {
 	timeout := p.s.opts.ElectionTimeout
 	return min(max(timeout*3/2, 2*p.LeaderGap()), timeout*8/3)
 }
 func (p *clustered) agreeAfter() time.Duration { return p.silentAfter() - p.s.opts.ElectionTimeout/3 }
 
-// lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor time, and
-// messages of the leader may be there that nobody has read. It then waits for lateRest, once.
+// lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor
+// time, and messages of the leader may be there that nobody has read. It then waits for lateRest, once.
 const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
 
 // standing is what a voter says of itself when there may be no leader.
@@ -66,8 +69,8 @@ func (a standing) ahead(b standing) bool {
 	return a.reaches(b) && (!b.reaches(a) || a.ID < b.ID)
 }
 
-// settles says whether what a voter answers leaves nothing to be done for the one who asked: there is a leader in its term, or an election is
-// under way in which it will be asked for its vote, if it was not just now.
+// settles says whether what a voter answers leaves nothing to be done for the one who asked: there is a leader in its
+// term, or an election is under way in which it will be asked for its vote, if it was not just now.
 func (a standing) settles(own standing) bool {
 	return a.Term > own.Term || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
@@ -111,8 +114,8 @@ func (p *clustered) missesLeader() bool {
 	return p.misses(standing{Ended: p.leaderEnded(), Silent: time.Since(p.LeaderHeard())})
 }
 
-// standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those that gave these answers: an
-// unresponsive voter holds up the question until the answers of the others are old.
+// standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those
+// that gave these answers: an unresponsive voter holds up the question until the answers of the others are old.
 func (p *clustered) standings(
 	ctx context.Context, but raft.ServerID, within time.Duration, only ...standing,
 ) []standing {
@@ -183,7 +186,8 @@ func (p *clustered) missLeader(ctx context.Context) {
 			rest = time.Now().Add(wait)
 			tries++
 		}
-		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the rest is over.
+		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the
+		// rest is over.
 		wait = min(wait, p.silentAfter())
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
@@ -197,11 +201,13 @@ const (
 	mostDoublings = 5
 )
 
-// mostYields is how often a voter leaves the election to one that is ahead of it and asks the others just now. That one may not reach a majority.
+// mostYields is how often a voter leaves the election to one that is ahead of it and asks the others just now. That one
+// may not reach a majority.
 const mostYields = 3
 
-// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With yields it leaves the election to a
-// voter that is ahead of it and asks just now: that one began later, since it waits longer for this leader, and would become a candidate at the same time.
+// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With
+// yields it leaves the election to a voter that is ahead of it and asks just now: that one began later, since it waits
+// longer for this leader, and would become a candidate at the same time.
 func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := p.rank()
 	leader, _, seen := p.LeaderSeen()
@@ -213,8 +219,9 @@ func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duratio
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
-		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun nobody has said it yet, and one with a good disk would begin
-		// a new term each time before the others have brought their votes for the last one to theirs.
+		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun nobody
+		// has said it yet, and one with a good disk would begin a new term each time before the others have brought
+		// their votes for the last one to theirs.
 		p.standings(ctx, "", standAfter)
 		return standAfter
 	}
@@ -264,8 +271,8 @@ func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duratio
 // askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.
 const askAgain = 10 * time.Millisecond
 
-// standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives another one its vote, and
-// standing after that would depose the winner.
+// standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives
+// another one its vote, and standing after that would depose the winner.
 const standWithin = 5 * time.Millisecond
 
 // stand is a candidacy that this server has begun by itself, or because a leader handed over to it.
@@ -286,7 +293,8 @@ func (p *clustered) standNow(ctx context.Context) bool {
 	return false
 }
 
-// stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what raft says.
+// stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what
+// raft says.
 func (p *clustered) stands(state raft.RaftState, term uint64) bool {
 	last := p.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {

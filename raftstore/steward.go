@@ -30,8 +30,9 @@ const (
 	// replaceAfter is how long a voter must not have stored before another server
 	// gets its vote.
 	replaceAfter = time.Minute
-	// probeAgainAfter is how long a server is not promoted that did not store when it was to be, and no vote is changed after
-	// too few voters stored: disks that take too long each time would have an entry written for them again and again.
+	// probeAgainAfter is how long a server is not promoted that did not store when it was to be, and no vote is changed
+	// after too few voters stored: disks that take too long each time would have an entry written for them again and
+	// again.
 	probeAgainAfter = time.Minute
 	// caughtUpWithin is how many entries a server may lack and still be
 	// promoted. They reach it while it is.
@@ -115,7 +116,8 @@ func (p *clustered) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 }
 
-// bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a vote.
+// bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a
+// vote.
 func (p *clustered) bearable(
 	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
 ) error {
@@ -168,8 +170,8 @@ func (p *clustered) bequeath(ctx context.Context, members []raft.Server, at uint
 	return p.s.transferAt(ctx, server)
 }
 
-// handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that was tried last, and
-// returns who was tried now.
+// handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that
+// was tried last, and returns who was tried now.
 func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
 	servers := votersOf(p.s.raft.GetConfiguration().Configuration().Servers)
 	behind := 1 + slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == last })

@@ -49,7 +49,8 @@ type Store struct {
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
 	withoutRoom atomic.Bool  // this server leads, a voter's disk is full, and those that store and have room are no majority
-	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server knows one.
+	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
+	// knows one.
 	without atomic.Pointer[leaderElsewhere]
 	counted atomic.Bool // Counted
 }

@@ -20,8 +20,9 @@ type ended struct {
 	at     time.Time
 }
 
-// leaderGone is told that a server's process has ended. If that was the leader, the voters need not wait until they miss its heartbeats: this one
-// looks at once (silence.go). It may be wrong, where a firewall refuses its connections, so a majority has to have found the same.
+// leaderGone is told that a server's process has ended. If that was the leader, the voters need not wait until they
+// miss its heartbeats: this one looks at once (silence.go). It may be wrong, where a firewall refuses its connections,
+// so a majority has to have found the same.
 func (p *clustered) leaderGone(id raft.ServerID) {
 	leader, _, term := p.LeaderSeen()
 	if leader != id {
@@ -31,7 +32,8 @@ func (p *clustered) leaderGone(id raft.ServerID) {
 	p.checkLeaderNow()
 }
 
-// leaderEnded says whether the leader's process has ended. A message that it sent before may still come in shortly after.
+// leaderEnded says whether the leader's process has ended. A message that it sent before may still come in shortly
+// after.
 func (p *clustered) leaderEnded() bool {
 	e := p.ended.Load()
 	if e == nil {

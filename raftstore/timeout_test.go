@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// A request that took the server too long ends with etcd's word for that, which is Unavailable, whether it is asked at the
-// leader or elsewhere, or of a server that is the only one. One that took its client too long ends as the client's deadline or its cancellation.
+// A request that took the server too long ends with etcd's word for that, which is Unavailable, whether it is asked at
+// the leader or elsewhere, or of a server that is the only one. One that took its client too long ends as the client's
+// deadline or its cancellation.
 func TestScenarioTimeouts(t *testing.T) {
 	puts := 0
 	put := func(ctx context.Context, c *clientv3.Client) error {
@@ -99,7 +100,8 @@ func (c *cluster) standalone() *node {
 	return n
 }
 
-// What the only server's clients gave up, since its disk hung, is done once if it was in the log already, and before all that is written later; otherwise it is never done.
+// What the only server's clients gave up, since its disk hung, is done once if it was in the log already, and before
+// all that is written later; otherwise it is never done.
 func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
 		n := c.standalone()
@@ -142,7 +144,8 @@ func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 	})
 }
 
-// A lease that ends while the only server's disk hangs is revoked once: as soon as that is done its id may be granted again, and a second revocation would take that lease.
+// A lease that ends while the only server's disk hangs is revoked once: as soon as that is done its id may be granted
+// again, and a second revocation would take that lease.
 func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
 		n := c.standalone()

@@ -12,23 +12,25 @@ import (
 
 // Raft has two times of its own, and both depend on what goes on (docs/adr/0015):
 //
-// The first is how long a follower does without its leader before it stands by itself, between one and two of them, by chance. The same number
-// sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and whoever raft makes a candidate beside that either
-// shares the votes with the one whose turn it is or, being refused its pre-votes, is missing among those who can stand. So only a leader, and
-// who never had one where disks are quick, has it short. A follower's is what is left if the question finds no answer.
+// The first is how long a follower does without its leader before it stands by itself, between one and two of them, by
+// chance. The same number sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and
+// whoever raft makes a candidate beside that either shares the votes with the one whose turn it is or, being refused
+// its pre-votes, is missing among those who can stand. So only a leader, and who never had one where disks are quick,
+// has it short. A follower's is what is left if the question finds no answer.
 //
-// The second is how long a candidate waits for votes. A voter has to flush its disk three times before it answers, and may be in the
-// middle of another write. A candidate that does not wait for that begins a new term again and again, and comes to nothing.
+// The second is how long a candidate waits for votes. A voter has to flush its disk three times before it answers, and
+// may be in the middle of another write. A candidate that does not wait for that begins a new term again and again, and
+// comes to nothing.
 
 // candidateFor is how many election time-outs a candidate waits for votes, at least, and a follower for its leader.
 const candidateFor = 3
 
-// leaseFor is how many election time-outs a leader leads on that no majority answers. Raft sends five to ten heartbeats in that time, so with a lease of a
-// second the voters would miss a leader after the loss of two of them.
+// leaseFor is how many election time-outs a leader leads on that no majority answers. Raft sends five to ten heartbeats
+// in that time, so with a lease of a second the voters would miss a leader after the loss of two of them.
 const leaseFor = 2
 
-// flushesOfVote is what a voter has to bring to its disk, one after the other, until it has answered: what it writes just now, its term, whom it
-// votes for, and in which term.
+// flushesOfVote is what a voter has to bring to its disk, one after the other, until it has answered: what it writes
+// just now, its term, whom it votes for, and in which term.
 const flushesOfVote = 4
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
@@ -36,10 +38,12 @@ func (p *clustered) candidacy() time.Duration {
 	return max(candidateFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
 }
 
-// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the next election take as long.
+// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
+// next election take as long.
 const slowestFlush = 3 * time.Second
 
-// flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an election needs.
+// flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an
+// election needs.
 func (p *clustered) flushTakes() time.Duration {
 	return min(max(p.s.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
 }
@@ -53,7 +57,8 @@ type pace struct {
 // never is longer than anything takes, by far.
 const never = 1000 * time.Hour
 
-// paceOf is the pace of so many voters, some of which answered. Where too few did for a majority without this server, there is none that could do better.
+// paceOf is the pace of so many voters, some of which answered. Where too few did for a majority without this server,
+// there is none that could do better.
 func paceOf(answers []standing, voters int) *pace {
 	flushes := make([]time.Duration, len(answers))
 	for i, a := range answers {
@@ -70,22 +75,24 @@ func paceOf(answers []standing, voters int) *pace {
 	return out
 }
 
-// withholds says whether a write has waited for this server's disk for so long that the others are to elect another leader: those of them that are
-// the fastest majority would need much less.
+// withholds says whether a write has waited for this server's disk for so long that the others are to elect another
+// leader: those of them that are the fastest majority would need much less.
 func (p *clustered) withholds() bool {
 	stalled := p.s.dir.Stalled()
 	return stalled > stalledAfter && stalled > fasterBy*min(p.pace.Load().withoutThis, slowestFlush) || p.stepsAside()
 }
 
-// fasterBy is how many times as fast as this server's disk those of the others have to be for another leader to be worth an election, which takes
-// several flushes itself.
+// fasterBy is how many times as fast as this server's disk those of the others have to be for another leader to be
+// worth an election, which takes several flushes itself.
 const fasterBy = 3
 
-// flushWait is how long a voter that is asked for a flush of now has for it. The answer has to be there within an election time-out, over a slow link too.
+// flushWait is how long a voter that is asked for a flush of now has for it. The answer has to be there within an
+// election time-out, over a slow link too.
 const flushWait = 50 * time.Millisecond
 
-// question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for flushes since then: where all disks became
-// slow at once, theirs were quick when they flushed last, and they flush nothing while they wait for the leader's entries.
+// question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for
+// flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
+// nothing while they wait for the leader's entries.
 func (p *clustered) question() (q standingQuestion) {
 	if p.s.raft.State() == raft.Leader {
 		if q.Within = p.s.dir.Stalled(); q.Within < stalledAfter/4 {
@@ -95,8 +102,8 @@ func (p *clustered) question() (q standingQuestion) {
 	return q
 }
 
-// flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a few bytes. One that has not ended may be as
-// slow as any.
+// flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a
+// few bytes. One that has not ended may be as slow as any.
 func (p *clustered) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := p.s.dir.FlushedWithin(within)
 	if !ok && p.flushing.CompareAndSwap(false, true) {
@@ -117,8 +124,8 @@ func (p *clustered) flushTakesNow(ctx context.Context, within time.Duration) tim
 	return max(took, p.s.dir.Stalled())
 }
 
-// compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer for them than who misses a
-// leader: without an answer each leader would be deposed for its slow disk.
+// compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
+// for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
 func (p *clustered) compareDisks(ctx context.Context) {
 	if p.s.dir.Stalled() > stalledAfter/4 && !p.s.hung() {
 		p.standings(ctx, "", p.s.opts.ElectionTimeout)

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// How long the others' disks take decides how long an election waits, and whether somebody would do better than this server.
+// How long the others' disks take decides how long an election waits, and whether somebody would do better than this
+// server.
 func TestPaceOf(t *testing.T) {
 	const ms = time.Millisecond
 	for what, c := range map[string]struct {

@@ -43,8 +43,9 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	return s.replication.write(ctx, c)
 }
 
-// writeOwn runs a command of the store's own in the term that this server leads. It waits until that is done or the term is over, however long the disk takes:
-// the store tries again what has failed, and a command that was given up for its time may still come, after others.
+// writeOwn runs a command of the store's own in the term that this server leads. It waits until that is done or the
+// term is over, however long the disk takes: the store tries again what has failed, and a command that was given up for
+// its time may still come, after others.
 func (s *Store) writeOwn(ctx context.Context, req mvcc.Request) (any, error) {
 	lead, _ := s.leadership.get()
 	return s.writeInTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)

@@ -23,9 +23,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// termInformers is the term's shared informers, of which the scheduler does not see pods that have finished
-// (it would count what they asked for as used). Upstream lists pods with a field selector for that, which the controllers
-// cannot share, and so holds and decodes every pod a second time. Here the same objects are left out.
+// termInformers is the term's shared informers, of which the scheduler does not see pods that have finished (it would
+// count what they asked for as used). Upstream lists pods with a field selector for that, which the controllers cannot
+// share, and so holds and decodes every pod a second time. Here the same objects are left out.
 type termInformers struct {
 	informers.SharedInformerFactory
 

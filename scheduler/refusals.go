@@ -19,9 +19,11 @@ import (
 
 const (
 	refusedVolumesName = "RefusedVolumes"
-	// refusedVolumesWeight makes one point of this plugin count for more than all that the others give, whose weights are one-digit numbers by default.
+	// refusedVolumesWeight makes one point of this plugin count for more than all that the others give, whose weights
+	// are one-digit numbers by default.
 	refusedVolumesWeight = 10_000
-	// refusedVolumesGrowth is how many points a refusal gets while the time since then grows e-fold: after a day, for which localpath remembers it, it has 97.
+	// refusedVolumesGrowth is how many points a refusal gets while the time since then grows e-fold: after a day, for
+	// which localpath remembers it, it has 97.
 	refusedVolumesGrowth = 8.6
 )
 
@@ -31,8 +33,9 @@ type Refusals interface {
 	Since(claim types.UID, node string) (time.Duration, bool)
 }
 
-// refusedVolumes prefers, for a pod whose claim was refused by nodes, the other ones, and of those that refused the one where that is longest ago. Upstream's
-// scheduler forgets that a node refused, and chooses the one that it likes best again. It only prefers, so that a pod for which no other node is left tries on.
+// refusedVolumes prefers, for a pod whose claim was refused by nodes, the other ones, and of those that refused the one
+// where that is longest ago. Upstream's scheduler forgets that a node refused, and chooses the one that it likes best
+// again. It only prefers, so that a pod for which no other node is left tries on.
 type refusedVolumes struct {
 	refusals Refusals
 	claims   corelisters.PersistentVolumeClaimLister
@@ -107,8 +110,9 @@ func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.
 	return pointsSince(since), nil
 }
 
-// pointsSince are a point for each eighth or so that a time is longer: of nodes that have been asked for a day, two minutes apart, those that had to wait longest are told from the
-// others as well as those that were asked within the first seconds.
+// pointsSince are a point for each eighth or so that a time is longer: of nodes that have been asked for a day, two
+// minutes apart, those that had to wait longest are told from the others as well as those that were asked within the
+// first seconds.
 func pointsSince(refusal time.Duration) int64 {
 	return min(int64(refusedVolumesGrowth*math.Log1p(refusal.Seconds())), fwk.MaxScore-1)
 }
@@ -116,7 +120,8 @@ func pointsSince(refusal time.Duration) int64 {
 // ScoreExtensions has nothing: the scores are final.
 func (*refusedVolumes) ScoreExtensions() fwk.ScoreExtensions { return nil }
 
-// SignPod keeps pods with claims out of batches, in which one pod's scores serve for the next one; of other pods the plugin says nothing.
+// SignPod keeps pods with claims out of batches, in which one pod's scores serve for the next one; of other pods the
+// plugin says nothing.
 func (*refusedVolumes) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
 	for _, v := range pod.Spec.Volumes {
 		if v.PersistentVolumeClaim != nil || v.Ephemeral != nil {

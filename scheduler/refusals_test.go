@@ -73,8 +73,9 @@ func TestRefusedVolumes(t *testing.T) {
 	}
 }
 
-// TestEachNodeIsAsked: of any number of nodes that refuse a claim, as the controller of volumes asks them, none is asked twice before each was asked once, whichever the
-// other plugins like best, and then none waits for much longer than all of them take.
+// TestEachNodeIsAsked: of any number of nodes that refuse a claim, as the controller of volumes asks them, none is
+// asked twice before each was asked once, whichever the other plugins like best, and then none waits for much longer
+// than all of them take.
 func TestEachNodeIsAsked(t *testing.T) {
 	for seed := range uint64(40) {
 		rnd := rand.New(rand.NewPCG(seed, 0))

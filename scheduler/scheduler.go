@@ -3,8 +3,8 @@
 // Package scheduler runs upstream's scheduler as a library for one term of Raft leadership: no leader-election lease,
 // no port, no exit when leadership goes.
 //
-// It owns the assembly (configuration, informers, event recording), and of the scheduling itself one preference: where a
-// node refused a pod's volume, another one. It shares the term's informers with the controllers.
+// It owns the assembly (configuration, informers, event recording), and of the scheduling itself one preference: where
+// a node refused a pod's volume, another one. It shares the term's informers with the controllers.
 package scheduler
 
 import (
@@ -32,8 +32,8 @@ const identity = "system:kube-scheduler"
 type Options struct {
 	// Term is the term of leadership to run for. Validate does not need it.
 	Term *term.Term
-	// ExtraArgs are kube-scheduler arguments, name=value. config names a KubeSchedulerConfiguration, for profiles, plugins
-	// and extenders; its leader election and client connection are not used.
+	// ExtraArgs are kube-scheduler arguments, name=value. config names a KubeSchedulerConfiguration, for profiles,
+	// plugins and extenders; its leader election and client connection are not used.
 	ExtraArgs []string
 	// Refusals, when set, has a pod whose claim was refused by a node go to another one, if there is one for it.
 	Refusals Refusals

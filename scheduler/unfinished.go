@@ -11,7 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is told as deleted.
+// unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is
+// told as deleted.
 type unfinishedPods struct{ netinformers.Informer }
 
 func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {

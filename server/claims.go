@@ -122,9 +122,9 @@ func (a *admission) claim(n protocol.Node) *corev1.Secret {
 
 func (a *admission) now() string { return a.s.o.Clock.Now().UTC().Format(time.RFC3339) }
 
-// mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had it first keeps it, unless the machine
-// asks from that very address, and so has it on the network. own is its Node; a machine without one has shown a token, and may take a dead
-// machine's place.
+// mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had
+// it first keeps it, unless the machine asks from that very address, and so has it on the network. own is its Node; a
+// machine without one has shown a token, and may take a dead machine's place.
 func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	if own == nil || apiserver.NodeLives(silent) {
 		return nil
@@ -138,9 +138,10 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	return nil
 }
 
-// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that nobody has: where its node is, the whole cluster sends what is for
-// that address. It may have those that it was let in with, those of its Node, and the one that it asks from, which it so shows to have. Who has a token may say where
-// it is: that is what a token is for.
+// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that nobody has: where
+// its node is, the whole cluster sends what is for that address. It may have those that it was let in with, those of
+// its Node, and the one that it asks from, which it so shows to have. Who has a token may say where it is: that is what
+// a token is for.
 func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error {
 	if !m.Joined {
 		return nil
@@ -216,7 +217,8 @@ func joinedAddresses(ctx context.Context, client kubernetes.Interface) ([]netip.
 	return out, nil
 }
 
-// justJoined says whether a machine was let in by a token so lately that its Node is still to come. One that shows a node's certificate is that node's already.
+// justJoined says whether a machine was let in by a token so lately that its Node is still to come. One that shows a
+// node's certificate is that node's already.
 func (s *Server) justJoined(ctx context.Context, node string) (bool, error) {
 	client, err := s.admission.api()
 	if err != nil {
@@ -260,8 +262,9 @@ func (a *admission) lately(claim *corev1.Secret, when string) bool {
 	return err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration
 }
 
-// checkClaims looks whether another machine that has no Node yet was let in with one of the addresses before. Of two that
-// come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one counts.
+// checkClaims looks whether another machine that has no Node yet was let in with one of the addresses before. Of two
+// that come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one
+// counts.
 func (a *admission) checkClaims(ctx context.Context, secrets corev1client.SecretInterface, own *corev1.Secret, ips []netip.Addr) error {
 	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
 	if err != nil {

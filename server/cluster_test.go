@@ -146,7 +146,8 @@ func (c *clients) testBootstrap(t *testing.T) {
 	})
 }
 
-// testAddressPools: the kind is there, what is no address is refused with what is wrong, and the leader says how a pool is.
+// testAddressPools: the kind is there, what is no address is refused with what is wrong, and the leader says how a pool
+// is.
 func (c *clients) testAddressPools(t *testing.T) {
 	pool := func(name string, addresses ...any) *unstructured.Unstructured {
 		return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "coracle.dev/v1alpha1", "kind": "AddressPool",
@@ -413,7 +414,8 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	}
 }
 
-// testNetworkRules: whatever binds them, the rules of the network identity are those in docs/security.md and no more, besides what everybody has who shows a certificate.
+// testNetworkRules: whatever binds them, the rules of the network identity are those in docs/security.md and no more,
+// besides what everybody has who shows a certificate.
 func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Config) {
 	t.Helper()
 	other := rest.CopyConfig(admin)
@@ -433,7 +435,8 @@ func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Co
 	}
 }
 
-// rulesOf are a client's own rules in a namespace: one line, "verb group/resource/name", for each verb, group, resource and name.
+// rulesOf are a client's own rules in a namespace: one line, "verb group/resource/name", for each verb, group, resource
+// and name.
 func rulesOf(t *testing.T, c kubernetes.Interface, namespace string) []string {
 	t.Helper()
 	review, err := c.AuthorizationV1().SelfSubjectRulesReviews().Create(t.Context(), &authorizationv1.SelfSubjectRulesReview{

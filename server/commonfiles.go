@@ -52,7 +52,8 @@ const asideSuffix = ".before-joining"
 // replaced says whether a cluster replaces a file at times: tokens and encryption keys, and no authority.
 func replaced(name string) bool { return filepath.Dir(name) != "tls" }
 
-// inOrder are the names of files as they are written. Authorities come first: with all of them a folder is the cluster's, wherever the rest is interrupted.
+// inOrder are the names of files as they are written. Authorities come first: with all of them a folder is the
+// cluster's, wherever the rest is interrupted.
 func inOrder(files map[string][]byte) []string {
 	return slices.SortedFunc(maps.Keys(files), func(a, b string) int {
 		switch {
@@ -65,8 +66,9 @@ func inOrder(files map[string][]byte) []string {
 	})
 }
 
-// keepFiles writes the cluster's files. An authority that is there already and is another one is of another cluster. Where all of them are the cluster's, tokens and encryption keys that differ
-// are those of an earlier try, and were replaced since; they are kept with aside behind their name, if that is not empty.
+// keepFiles writes the cluster's files. An authority that is there already and is another one is of another cluster.
+// Where all of them are the cluster's, tokens and encryption keys that differ are those of an earlier try, and were
+// replaced since; they are kept with aside behind their name, if that is not empty.
 func keepFiles(o *Options, files map[string][]byte, aside string) error {
 	required, optional := commonFiles()
 	for _, name := range required {

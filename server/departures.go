@@ -29,16 +29,17 @@ import (
 const (
 	// departurePoll is how often the pods of a node that leaves are looked at again. Only then is anything asked.
 	departurePoll = time.Second
-	// departedAfter is how long a node that leaves has not been Ready when its pods are given up: a machine is silent for a moment now and then.
+	// departedAfter is how long a node that leaves has not been Ready when its pods are given up: a machine is silent
+	// for a moment now and then.
 	departedAfter = time.Minute
-	// departureSince is the annotation in which the leader notes when it first saw the order, so that its successor goes on from there. The value is a time
-	// (RFC 3339) and the order, which may be taken back and given again.
+	// departureSince is the annotation in which the leader notes when it first saw the order, so that its successor
+	// goes on from there. The value is a time (RFC 3339) and the order, which may be taken back and given again.
 	departureSince = "coracle.dev/leaving-since"
 )
 
-// departures removes nodes that are to leave the cluster: those with the annotation [clusterconfig.LeaveAnnotation], which a machine
-// may write on its own node, and an administrator on any. Nothing new is placed on such a node, its pods are evicted, and
-// when they are gone, or their time is up, the node is deleted. It runs on the leader.
+// departures removes nodes that are to leave the cluster: those with the annotation [clusterconfig.LeaveAnnotation],
+// which a machine may write on its own node, and an administrator on any. Nothing new is placed on such a node, its
+// pods are evicted, and when they are gone, or their time is up, the node is deleted. It runs on the leader.
 type departures struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
@@ -201,8 +202,8 @@ func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) e
 	return nil
 }
 
-// evict asks for the eviction of the node's pods and says how many are not gone. A pod whose disruption budget does not allow
-// it now is asked about again.
+// evict asks for the eviction of the node's pods and says how many are not gone. A pod whose disruption budget does not
+// allow it now is asked about again.
 func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err error) {
 	pods, err := d.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
 	if err != nil {
@@ -240,7 +241,8 @@ func staysWithNode(p *corev1.Pod) bool {
 	return owner != nil && owner.Kind == "DaemonSet"
 }
 
-// isDead says whether a node has not been Ready for a while. One that says nothing of it counts from when its order was seen.
+// isDead says whether a node has not been Ready for a while. One that says nothing of it counts from when its order was
+// seen.
 func isDead(n *corev1.Node, since, now time.Time) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type != corev1.NodeReady {

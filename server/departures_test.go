@@ -166,7 +166,8 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 	}
 }
 
-// TestNewLeaderGoesOn: a node's time to leave goes on under the next leader; and an order that was taken back and given again has its whole time.
+// TestNewLeaderGoesOn: a node's time to leave goes on under the next leader; and an order that was taken back and given
+// again has its whole time.
 func TestNewLeaderGoesOn(t *testing.T) {
 	l := newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")

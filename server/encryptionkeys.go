@@ -28,7 +28,8 @@ const (
 	keysTakeRetry = 2 * time.Second
 )
 
-// sharedEncryption are the encryption keys that the servers have in common, as one of them with these folders sees them.
+// sharedEncryption are the encryption keys that the servers have in common, as one of them with these folders sees
+// them.
 func sharedEncryption(kv clientv3.KV, tlsDir, credDir string) (encryption.Shared, error) {
 	secret, err := os.ReadFile(filepath.Join(tlsDir, string(pki.PeerCA)+".key"))
 	if err != nil {
@@ -53,7 +54,8 @@ type encryptionKeys struct {
 	atStart string
 }
 
-// takeKeys takes the keys over before the API server starts: one with an old key could write what the others cannot read any more.
+// takeKeys takes the keys over before the API server starts: one with an old key could write what the others cannot
+// read any more.
 func (s *Server) takeKeys(ctx context.Context, store *raftstore.Store) (*encryptionKeys, error) {
 	client := store.Client()
 	shared, err := sharedEncryption(client.KV, s.o.TLSDir, s.o.CredDir)
@@ -157,8 +159,9 @@ func (k *encryptionKeys) loaded(ctx context.Context, config *rest.Config, change
 	}
 }
 
-// settle returns when nothing is under way any more that was encrypted before the API server had loaded the present keys. Such a write may wait for a leader for as long as a
-// request takes; when all servers have the new keys, and every object was written again, nobody could read what it brings.
+// settle returns when nothing is under way any more that was encrypted before the API server had loaded the present
+// keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
+// every object was written again, nobody could read what it brings.
 func (k *encryptionKeys) settle(ctx context.Context) error {
 	select {
 	case <-ctx.Done():

@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestExplainTakenOut: the board says of a server that waits that it was taken out, and who answers in its place as soon as somebody does.
+// TestExplainTakenOut: the board says of a server that waits that it was taken out, and who answers in its place as
+// soon as somebody does.
 func TestExplainTakenOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := status.NewBoard(time.Now)

@@ -22,8 +22,9 @@ const (
 	gatewayClassKey = gatewayKeys + gatewayapi.Classes + "/" + gateway.ClassName
 )
 
-// gatewayUse follows in the store whether there are objects of the Gateway API. It does not ask the API server: the first request for a kind has that compile
-// the kind's rules, which for all kinds takes some 25 MB of memory, and a watch takes more.
+// gatewayUse follows in the store whether there are objects of the Gateway API. It does not ask the API server: the
+// first request for a kind has that compile the kind's rules, which for all kinds takes some 25 MB of memory, and a
+// watch takes more.
 type gatewayUse struct {
 	kv      clientv3.KV
 	watcher clientv3.Watcher
@@ -79,7 +80,8 @@ func (u *gatewayUse) read(ctx context.Context, o ...clientv3.OpOption) (int64, e
 	return found.Header.Revision, nil
 }
 
-// unusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was before that.
+// unusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was
+// before that.
 func (u *gatewayUse) unusedNow(ctx context.Context) bool {
 	_, err := u.read(ctx, clientv3.WithSerializable())
 	return err == nil && !u.Used()

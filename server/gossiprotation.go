@@ -20,8 +20,8 @@ import (
 const (
 	// rotationPoll is how often a rotation looks who has the keys, nodesPoll how often which nodes there are.
 	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
-	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it within
-	// seconds, and once a minute where it hears nobody.
+	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it
+	// within seconds, and once a minute where it hears nobody.
 	rotationPatience = 3 * time.Minute
 	// nodelessPatience is the same for members that have no Node: machines that are about to register, and servers
 	// without one.
@@ -37,10 +37,11 @@ type GossipRotation struct {
 	Progress func(string)
 }
 
-// Run makes a new key, has all members learn it, then use it, then forget the old one. Each step waits for all members that
-// are alive and have a Node; one that is off meanwhile asks a server for the key when it is back. It ends with an error when one of these
-// takes too long. It may be interrupted at any point and begun again: no step takes away a key that such a member sends with. Of two
-// rotations that run at once, one ends with an error before it changes what the other one has made.
+// Run makes a new key, has all members learn it, then use it, then forget the old one. Each step waits for all members
+// that are alive and have a Node; one that is off meanwhile asks a server for the key when it is back. It ends with an
+// error when one of these takes too long. It may be interrupted at any point and begun again: no step takes away a key
+// that such a member sends with. Of two rotations that run at once, one ends with an error before it changes what the
+// other one has made.
 func (r GossipRotation) Run(ctx context.Context) error {
 	now, err := r.read(ctx)
 	if err != nil {
@@ -162,7 +163,8 @@ func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
 	}
 }
 
-// membersBehind are the names of the members that are alive and have older keys, and the number of those that are alive.
+// membersBehind are the names of the members that are alive and have older keys, and the number of those that are
+// alive.
 func membersBehind(members []status.Member, generation uint64) (behind []string, alive int) {
 	for _, m := range members {
 		if m.State != "alive" {

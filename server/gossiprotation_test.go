@@ -108,8 +108,8 @@ func nodeNamed(name string) *corev1.Node {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 }
 
-// TestGossipRotationOfLateMembers: a member without a Node holds nothing up; one with a Node is named when it has not taken the key in
-// time, and nothing is taken away from it.
+// TestGossipRotationOfLateMembers: a member without a Node holds nothing up; one with a Node is named when it has not
+// taken the key in time, and nothing is taken away from it.
 func TestGossipRotationOfLateMembers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		nodes []runtime.Object
@@ -156,8 +156,8 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 	}
 }
 
-// TestTwoGossipRotations: however two that run at once interleave, one ends with an error or both have rotated, and no key vanishes that
-// a member sends with.
+// TestTwoGossipRotations: however two that run at once interleave, one ends with an error or both have rotated, and no
+// key vanishes that a member sends with.
 func TestTwoGossipRotations(t *testing.T) {
 	for delay := range 12 {
 		synctest.Test(t, func(t *testing.T) {
@@ -215,8 +215,8 @@ func TestTwoGossipRotations(t *testing.T) {
 	}
 }
 
-// refuseStaleSecrets has a fake API refuse an update of a Secret that was read before another one changed it, as the true API does. The fake itself stores
-// whatever comes last.
+// refuseStaleSecrets has a fake API refuse an update of a Secret that was read before another one changed it, as the
+// true API does. The fake itself stores whatever comes last.
 func refuseStaleSecrets(client *fake.Clientset) {
 	var mu sync.Mutex
 	version := 1
@@ -250,8 +250,9 @@ func contains(k clusterconfig.GossipKeys, key []byte) bool {
 	return false
 }
 
-// TestGossipRotationLeaderDies: the store's leader dies at each request of a rotation in turn, before it has done what it was asked for or after it. The rotation ends all the
-// same, or it is run again; the members understand one another all along.
+// TestGossipRotationLeaderDies: the store's leader dies at each request of a rotation in turn, before it has done what
+// it was asked for or after it. The rotation ends all the same, or it is run again; the members understand one another
+// all along.
 func TestGossipRotationLeaderDies(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for n, died := 1, true; died; n++ {

@@ -23,7 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// helmPart keeps charts installed that are objects of the API, for a term. Switched off, it lets go of those that there are.
+// helmPart keeps charts installed that are objects of the API, for a term. Switched off, it lets go of those that there
+// are.
 func (s *Server) helmPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
 	log := s.log.With("part", "helm")

@@ -91,7 +91,8 @@ func (s *Server) ofCluster(nodes corelisters.NodeLister) func(netip.Addr) bool {
 	}
 }
 
-// newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are ordered.
+// newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are
+// ordered.
 func (s *Server) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager {
 	if s.o.ACME.Email == "" || o.Disabled {
 		return nil

@@ -34,8 +34,8 @@ const (
 	passwordSince  = "since"
 	// passwordToken is when the machine showed a token last.
 	passwordToken = "token"
-	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so, and with
-	// passwordExternal all that its serving certificate is for: a Node may claim no others.
+	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so, and
+	// with passwordExternal all that its serving certificate is for: a Node may claim no others.
 	passwordAddresses = "addresses"
 	passwordExternal  = "external"
 	// registration is how long a machine that was let in may take until its Node is there.
@@ -171,7 +171,8 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*protocol
 	return out, nil
 }
 
-// settings are the cluster's, with the back end of the pod network to which it has changed since this server started, also where the ConfigMap says nothing of it any more.
+// settings are the cluster's, with the back end of the pod network to which it has changed since this server started,
+// also where the ConfigMap says nothing of it any more.
 func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (clusterconfig.Settings, error) {
 	s := a.s.o.Cluster
 	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
@@ -241,7 +242,8 @@ func (s *Server) serveJoins(ctx context.Context) (stop func()) {
 	}
 }
 
-// servers are the addresses of all servers, other than those that this one's certificate names by itself, and their virtual ones.
+// servers are the addresses of all servers, other than those that this one's certificate names by itself, and their
+// virtual ones.
 func (a *admission) servers() []netip.Addr {
 	out := a.s.vips.current()
 	store := a.s.store.Load()

@@ -171,7 +171,8 @@ func TestClaimName(t *testing.T) {
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
 }
 
-// TestCertifiedAddresses: what a node may claim follows what it asked for last, also when its Node has another address in between.
+// TestCertifiedAddresses: what a node may claim follows what it asked for last, also when its Node has another address
+// in between.
 func TestCertifiedAddresses(t *testing.T) {
 	ctx := context.Background()
 	a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
@@ -222,7 +223,8 @@ func TestCertifiedAddresses(t *testing.T) {
 	}
 }
 
-// TestAddressOfASilentNode: a node does not take it, unless it asks from there. A machine that takes a dead one's place does.
+// TestAddressOfASilentNode: a node does not take it, unless it asks from there. A machine that takes a dead one's place
+// does.
 func TestAddressOfASilentNode(t *testing.T) {
 	for what, tt := range map[string]struct {
 		name, from string
@@ -260,7 +262,8 @@ func TestAddressOfASilentNode(t *testing.T) {
 	}
 }
 
-// TestAddressesThatNobodyHas: a node that shows its certificate alone does not get one that is not its own. The cluster would send it what is for that address.
+// TestAddressesThatNobodyHas: a node that shows its certificate alone does not get one that is not its own. The cluster
+// would send it what is for that address.
 func TestAddressesThatNobodyHas(t *testing.T) {
 	for what, tt := range map[string]struct {
 		ip, external, from string
@@ -321,8 +324,8 @@ func TestKeysBeforeTheNode(t *testing.T) {
 	}
 }
 
-// TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses, whichever
-// server is asked.
+// TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses,
+// whichever server is asked.
 func TestAddressesAreReserved(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
@@ -344,7 +347,8 @@ func TestAddressesAreReserved(t *testing.T) {
 	claim(two, "once more", machine("b", otherPassword, "10.0.0.2"), "")
 }
 
-// TestJustJoined: a node has its labels from --node-label if it has shown a token, and not by its certificate, with which it can move, leave and register anew.
+// TestJustJoined: a node has its labels from --node-label if it has shown a token, and not by its certificate, with
+// which it can move, leave and register anew.
 func TestJustJoined(t *testing.T) {
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
@@ -380,8 +384,8 @@ func TestJustJoined(t *testing.T) {
 	expect("with a token again", true, true)
 }
 
-// TestBackendOfWhoJoins: a machine that joins is told the back end to which the cluster has changed, and not what its server was started with. Nonsense is told
-// to nobody, nor anything where the pod network is another plugin's.
+// TestBackendOfWhoJoins: a machine that joins is told the back end to which the cluster has changed, and not what its
+// server was started with. Nonsense is told to nobody, nor anything where the pod network is another plugin's.
 func TestBackendOfWhoJoins(t *testing.T) {
 	for _, c := range []struct{ own, said, want string }{
 		{"", "", ""}, {"", clusterconfig.NetworkWireGuard, clusterconfig.NetworkWireGuard}, {clusterconfig.NetworkHostGateway, clusterconfig.NetworkVXLAN, clusterconfig.NetworkVXLAN},

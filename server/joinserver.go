@@ -73,7 +73,8 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 		return nil, protocol.Refuse(protocol.CodeBusy, "%v", err)
 	}
 	defer release()
-	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never comes.
+	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never
+	// comes.
 	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
 	if file := filepath.Join(a.s.o.ServerDir, joinedFile); !fileExists(file) {
 		if err := writeJoined(file, own); err != nil {
@@ -105,8 +106,9 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	return out, nil
 }
 
-// addressesBefore are those of the server's node whose name a server wants that joins: a machine that was wiped is mostly where it was, and its former self is a member still.
-// Whether it may have that name is another question (claimName): not while that node is alive.
+// addressesBefore are those of the server's node whose name a server wants that joins: a machine that was wiped is
+// mostly where it was, and its former self is a member still. Whether it may have that name is another question
+// (claimName): not while that node is alive.
 func addressesBefore(ctx context.Context, client kubernetes.Interface, name string) ([]netip.Addr, error) {
 	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -124,8 +126,8 @@ func addressesBefore(ctx context.Context, client kubernetes.Interface, name stri
 	return out, nil
 }
 
-// hashSince is the protocol from which on every server says with which keys it comes (internal/version): one that says nothing is of an earlier one, and is let in
-// as long as this program and that one can be in one cluster.
+// hashSince is the protocol from which on every server says with which keys it comes (internal/version): one that says
+// nothing is of an earlier one, and is let in as long as this program and that one can be in one cluster.
 const hashSince = 2
 
 // mayComeWithout says whether a server may be let in that does not say with which keys it comes.
@@ -144,8 +146,8 @@ func (s *Server) share() string {
 	return print
 }
 
-// admitMember refuses a server as a member that has other encryption keys than this one: they may have been replaced after it got its own. Until
-// release is called they are not, and the next replacement knows of the new member.
+// admitMember refuses a server as a member that has other encryption keys than this one: they may have been replaced
+// after it got its own. Until release is called they are not, and the next replacement knows of the new member.
 func (s *Server) admitMember(share string) (release func(), err error) {
 	still, err := encryption.HoldStill(s.o.CredDir)
 	if err != nil {
@@ -190,8 +192,8 @@ type Joined struct {
 }
 
 // Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
-// answers, may be interrupted at any point, and asks nobody once this server has taken part in the cluster. No key that was
-// there is replaced.
+// answers, may be interrupted at any point, and asks nobody once this server has taken part in the cluster. No key that
+// was there is replaced.
 func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	o.setDefaults()
 	joined, err := WasJoined(o.ServerDir)
@@ -248,8 +250,8 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 // renewPatience bounds one try to get what was replaced anew.
 const renewPatience = 30 * time.Second
 
-// Renew fetches anew what the cluster replaces at times and this server got when it asked to join: encryption keys and tokens. It is for a server that the others have not taken in
-// yet; a member follows the store.
+// Renew fetches anew what the cluster replaces at times and this server got when it asked to join: encryption keys and
+// tokens. It is for a server that the others have not taken in yet; a member follows the store.
 func Renew(ctx context.Context, o Options, j Joining) error {
 	o.setDefaults()
 	t, err := token.Parse(j.Token)
@@ -323,8 +325,9 @@ func writeJoined(file string, j *Joined) error {
 	return err
 }
 
-// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one and is alone in it.
-// What such a one wrote down for another server is removed when that is none of the cluster: it never came, or has left.
+// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one and is alone
+// in it. What such a one wrote down for another server is removed when that is none of the cluster: it never came, or
+// has left.
 func WasJoined(serverDir string) (*Joined, error) {
 	file := filepath.Join(serverDir, joinedFile)
 	j, err := readJoined(file)

@@ -68,8 +68,8 @@ func TestKeepFiles(t *testing.T) {
 	}
 }
 
-// TestFilesOfAnInterruptedJoin: what the cluster has replaced since is replaced here too, wherever the join was interrupted, and what was there is kept. Without the authorities
-// nothing says that it is of the same cluster.
+// TestFilesOfAnInterruptedJoin: what the cluster has replaced since is replaced here too, wherever the join was
+// interrupted, and what was there is kept. Without the authorities nothing says that it is of the same cluster.
 func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	required, optional := commonFiles()
 	answer := func(generation string) map[string][]byte {
@@ -119,7 +119,8 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	}
 }
 
-// TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions that cannot.
+// TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions
+// that cannot.
 func TestHashIsDemanded(t *testing.T) {
 	for own, want := range map[int]bool{1: true, 2: true, 3: false, 4: false} {
 		if got := mayComeWithout(func(other int) bool { return own-other >= -1 && own-other <= 1 }); got != want {

@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The question itself takes seconds then.
+// leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The
+// question itself takes seconds then.
 const leaderlessRetry = 200 * time.Millisecond
 
 // retryUntilLeader does something that needs the store, again and again as long as what keeps it from that passes by

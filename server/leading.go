@@ -30,7 +30,8 @@ const (
 	termDrain = 10 * time.Second
 )
 
-// errTermOver ends a term whose writes the store refuses. It is not begun again: a term that is over does not come back.
+// errTermOver ends a term whose writes the store refuses. It is not begun again: a term that is over does not come
+// back.
 var errTermOver = errors.New("the store refused a write of this term: another one has begun")
 
 // lead waits for the API server, then starts the loops when this server begins to lead and stops them when it ceases
@@ -58,7 +59,8 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	defer cancel(nil)
 	var beside sync.WaitGroup
 	defer beside.Wait()
-	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it too.
+	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
+	// too.
 	beside.Go(func() {
 		if err := s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) }); err != nil {
 			cancel(err)
@@ -150,7 +152,8 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 	}
 }
 
-// leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
+// leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and
+// ours.
 func (s *Server) leadersParts() []term.Part {
 	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart,
 		s.departuresPart, s.nodePasswordGCPart, s.serviceLBPart, s.ingressPart, s.gatewayPart, s.helmPart}
@@ -161,8 +164,8 @@ func (s *Server) leadersParts() []term.Part {
 }
 
 // runTerm runs parts for one term of leadership. All of them reach the API server over one transport, which gives the
-// context of each request the term, so that the store refuses every write as soon as the term is over. The first refusal
-// ends the term here.
+// context of each request the term, so that the store refuses every write as soon as the term is over. The first
+// refusal ends the term here.
 func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64, parts ...term.Part) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)

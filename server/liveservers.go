@@ -10,22 +10,24 @@ import (
 )
 
 const (
-	// silent is how long a server may not have been heard and still stands behind the kubernetes Service. One that is alive
-	// answers heartbeats several times in a tenth of that; together with the time of looking and writing it stays below three seconds.
+	// silent is how long a server may not have been heard and still stands behind the kubernetes Service. One that is
+	// alive answers heartbeats several times in a tenth of that; together with the time of looking and writing it stays
+	// below three seconds.
 	silent = 2 * time.Second
-	// newLeaderWaits is how long a leader that has just been elected takes a server that it has not heard yet for alive: it
-	// knows as little of those that it did not need for its election as of those that are gone.
+	// newLeaderWaits is how long a leader that has just been elected takes a server that it has not heard yet for
+	// alive: it knows as little of those that it did not need for its election as of those that are gone.
 	newLeaderWaits = time.Second
 )
 
-// liveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that it does not hear: nodes have to know these, too,
-// which nobody may take. It is asked again and again.
+// liveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that
+// it does not hear: nodes have to know these, too, which nobody may take. It is asked again and again.
 type liveServers struct {
 	leading time.Time // since when; zero on a server that does not lead
 	term    uint64    // in which
 }
 
-// of returns none on a server that does not lead: the leader knows them better. The term is from before the members were asked for.
+// of returns none on a server that does not lead: the leader knows them better. The term is from before the members
+// were asked for.
 func (l *liveServers) of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {

@@ -39,8 +39,8 @@ type members interface {
 	RemoveMember(ctx context.Context, name string) error
 }
 
-// nodeMembers takes servers out of the store whose nodes are deleted: kubectl delete node is how administrators remove a
-// machine. It runs on the leader.
+// nodeMembers takes servers out of the store whose nodes are deleted: kubectl delete node is how administrators remove
+// a machine. It runs on the leader.
 type nodeMembers struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
@@ -109,15 +109,16 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 
 func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 	id, all := n.Annotations[serverIDAnnotation], m.store.Members()
-	// A node may write its own annotations and finalizers, but not this label: it cannot name somebody else's server. The only
-	// server remains what it is; its node registers again.
+	// A node may write its own annotations and finalizers, but not this label: it cannot name somebody else's server.
+	// The only server remains what it is; its node registers again.
 	if n.Labels[roleLabel] == roleValue && len(all) > 1 && isMember(all, id) {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
 			return err
 		}
 		m.log.Info("a server was taken out of the store with its node", "node", n.Name, "member", id)
 	}
-	// A strategic merge would not tell others' finalizers from ours; the resource version makes a change in between a conflict.
+	// A strategic merge would not tell others' finalizers from ours; the resource version makes a change in between a
+	// conflict.
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"resourceVersion": n.ResourceVersion, "uid": n.UID,
 		"finalizers": slices.DeleteFunc(slices.Clone(n.Finalizers), func(f string) bool { return f == memberFinalizer }),

@@ -43,8 +43,8 @@ const (
 	// gossipKeysFile and membersFile lie in the server's folder.
 	gossipKeysFile = "gossip-keys.json"
 	membersFile    = "members.json"
-	// keysRetry is how long to wait before the keys are asked for again; at a first start their namespace appears a moment
-	// after the API server is ready.
+	// keysRetry is how long to wait before the keys are asked for again; at a first start their namespace appears a
+	// moment after the API server is ready.
 	keysRetry = time.Second
 )
 
@@ -160,7 +160,8 @@ func (m *membership) gossip(ctx context.Context) error {
 	return member.Run(ctx)
 }
 
-// mostMembers is how many live members there can be, by the number of nodes: some machines are members and no nodes yet, or not any more. It is 0 until the nodes are known.
+// mostMembers is how many live members there can be, by the number of nodes: some machines are members and no nodes
+// yet, or not any more. It is 0 until the nodes are known.
 func (s *Server) mostMembers() int {
 	lister := s.nodes.Load()
 	if lister == nil {
@@ -403,7 +404,8 @@ func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*protoco
 	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
-// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node is still to come, or the Node was deleted.
+// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node
+// is still to come, or the Node was deleted.
 func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
 	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+passwordSuffix, metav1.GetOptions{})
 	switch {

@@ -28,8 +28,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
-// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every reachEvery, and then
-// every reachLater.
+// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every
+// reachEvery, and then every reachLater.
 const (
 	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
 	reachSoon              = 15
@@ -204,7 +204,8 @@ func (s *Server) findNode(ctx context.Context, name string) liveness.Finding {
 	if n == nil {
 		return liveness.Silent
 	}
-	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router, or another machine.
+	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
+	// or another machine.
 	if c, ok := s.tunnels.Contact(name); ok && !c.Direct {
 		if liveness.Shows(ctx, n, s.kubeletAuthorities(), s.o.Clock.Now()) {
 			s.tunnels.Reached(name)
@@ -280,15 +281,16 @@ func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	return nil
 }
 
-// Suspect says that somebody has reason to think that a node is dead. The server that leads checks it at once; on the others
-// nothing happens.
+// Suspect says that somebody has reason to think that a node is dead. The server that leads checks it at once; on the
+// others nothing happens.
 func (s *Server) Suspect(node string) {
 	if j := s.judge.Load(); j != nil {
 		j.Suspect(node)
 	}
 }
 
-// leaderFirst are the addresses of the other servers, that of the one that leads before the others. This server may not know it as a member.
+// leaderFirst are the addresses of the other servers, that of the one that leads before the others. This server may not
+// know it as a member.
 func (s *Server) leaderFirst() []string {
 	if list := s.elsewhere(); list != nil {
 		return list

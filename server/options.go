@@ -61,29 +61,33 @@ type Options struct {
 	AdvertiseAddress net.IP
 	// ExternalIPs are addresses at which the machine is reached from outside its network.
 	ExternalIPs []net.IP
-	// VIPs are those that this server was told; what the cluster keeps counts. VIPInterface is where they are announced; empty for the
-	// interface whose network holds them.
+	// VIPs are those that this server was told; what the cluster keeps counts. VIPInterface is where they are
+	// announced; empty for the interface whose network holds them.
 	VIPs         []netip.Addr
 	VIPInterface string
-	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves the machine alone.
+	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves
+	// the machine alone.
 	Redirect func([]vip.Redirect) error
 	// TLSSANs are further names and addresses it is reached as.
 	TLSSANs []string
 
 	// Cluster is what all machines of the cluster agree on.
 	Cluster clusterconfig.Settings
-	// GivenBackend is what this server was given as --network-backend, empty for nothing: it says so when the cluster has another one.
+	// GivenBackend is what this server was given as --network-backend, empty for nothing: it says so when the cluster
+	// has another one.
 	GivenBackend string
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
 
-	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that cluster; Join,
-	// the function, has fetched its keys before.
+	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
+	// cluster; Join, the function, has fetched its keys before.
 	Join []string
-	// Renew, when set, fetches anew what the cluster has replaced since this server asked to join, while the others refuse it for that: see the function.
+	// Renew, when set, fetches anew what the cluster has replaced since this server asked to join, while the others
+	// refuse it for that: see the function.
 	Renew func(context.Context) error
 
-	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means none.
+	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means
+	// none.
 	Links func() ([]net.Interface, error)
 
 	// Volumes are those of this machine's own node.
@@ -109,7 +113,8 @@ type Options struct {
 
 	// LBPool are addresses for Services of type LoadBalancer; without any they get those of nodes.
 	LBPool []loadbalancer.Range
-	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as loadbalancer.ParsePorts reads them.
+	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as
+	// loadbalancer.ParsePorts reads them.
 	LBReserved []string
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool

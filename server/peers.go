@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// peersFile has the addresses of the other servers' stores. It lies beside the store: a server whose store is lost or
-	// was taken away belongs to a cluster nevertheless, and must not begin another one with the same keys.
+	// peersFile has the addresses of the other servers' stores. It lies beside the store: a server whose store is lost
+	// or was taken away belongs to a cluster nevertheless, and must not begin another one with the same keys.
 	peersFile = "peers.json"
 	// peersEvery is how often the members are compared with the file; it is written when they differ.
 	peersEvery = 5 * time.Second

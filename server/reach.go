@@ -20,16 +20,18 @@ import (
 )
 
 const (
-	// A server that waits for its store asks the others after askReachFirst whether they reach it, and then every askReachEvery.
+	// A server that waits for its store asks the others after askReachFirst whether they reach it, and then every
+	// askReachEvery.
 	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
 	// askReachPatience bounds the connecting to another server, and then that one's try.
 	askReachPatience = 3 * time.Second
-	// wasTakenOut is what an operator is told of a server whom the others do not count any more; the store says it in the log.
+	// wasTakenOut is what an operator is told of a server whom the others do not count any more; the store says it in
+	// the log.
 	wasTakenOut = "this server was taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
-// tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to it.
-// Only who has shown the server token is told.
+// tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to
+// it. Only who has shown the server token is told.
 func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, askReachPatience)
 	defer cancel()
@@ -49,7 +51,8 @@ func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*protocol
 	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA)}, nil
 }
 
-// explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is done.
+// explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
+// done.
 func (s *Server) explainWait(ctx context.Context, others func() []string, takenOut func() bool) {
 	if len(others()) == 0 {
 		return
@@ -89,7 +92,8 @@ func (s *Server) meanwhile(after bool) string {
 	return "it waits; meanwhile the server at " + list[0] + " answers this machine's node and other programs"
 }
 
-// whyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers does.
+// whyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers
+// does.
 func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 	own := s.peerAddress()
 	var errs []error

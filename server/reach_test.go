@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// listening is a server of the cluster whose files are in common, with the ports that a server that waits has, and no store.
+// listening is a server of the cluster whose files are in common, with the ports that a server that waits has, and no
+// store.
 func listening(t *testing.T, common string) *Server {
 	t.Helper()
 	o := options(t, t.TempDir())
@@ -85,8 +86,8 @@ func TestWhyUnreached(t *testing.T) {
 	}
 }
 
-// TestWhyUnreachedByMutePeer: a server that is off, and that takes no connections and refuses none, does not keep the reason from the
-// operator for as long as a conversation may last.
+// TestWhyUnreachedByMutePeer: a server that is off, and that takes no connections and refuses none, does not keep the
+// reason from the operator for as long as a conversation may last.
 func TestWhyUnreachedByMutePeer(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestReachTries: a node that comes is tried at once, also where hundreds were tried in vain; those are tried in turn, and ever less.
+// TestReachTries: a node that comes is tried at once, also where hundreds were tried in vain; those are tried in turn,
+// and ever less.
 func TestReachTries(t *testing.T) {
 	now := time.Now()
 	r := reachTries{}

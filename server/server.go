@@ -46,8 +46,8 @@ import (
 )
 
 const (
-	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would make
-	// a rotation take several.
+	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would
+	// make a rotation take several.
 	encryptionPoll = 10 * time.Second
 	// bootstrapRetry is how long to wait before applying the cluster's own objects again: at a first start their
 	// namespace appears a moment after the API server is ready.
@@ -183,7 +183,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
 	s.vips.clear()
-	// The API server and the loops need the store and the certificates while they stop, so these end after them and not with ctx.
+	// The API server and the loops need the store and the certificates while they stop, so these end after them and not
+	// with ctx.
 	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()

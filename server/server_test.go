@@ -207,7 +207,8 @@ func TestTidiesUp(t *testing.T) {
 	}
 }
 
-// TestAdmitMember: a server whose encryption keys are not this one's is no member; one of an earlier version, which does not say, is.
+// TestAdmitMember: a server whose encryption keys are not this one's is no member; one of an earlier version, which
+// does not say, is.
 func TestAdmitMember(t *testing.T) {
 	o := options(t, t.TempDir())
 	s, err := New(t.Context(), o)

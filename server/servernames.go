@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// namesPrefix, with a server's name in the store behind it, is where that server says what people call it: one that has no node, and does not answer, has a
-	// name all the same.
+	// namesPrefix, with a server's name in the store behind it, is where that server says what people call it: one that
+	// has no node, and does not answer, has a name all the same.
 	namesPrefix = "/coracle/servers/names/"
 	// nameRetry is how long a server waits after it could not say it.
 	nameRetry = 5 * time.Second

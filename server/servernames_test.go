@@ -55,7 +55,8 @@ func TestTellName(t *testing.T) {
 	}
 }
 
-// TestNamesOfServers: a server that has no node and does not answer has the name that it told, unless another one has it now.
+// TestNamesOfServers: a server that has no node and does not answer has the name that it told, unless another one has
+// it now.
 func TestNamesOfServers(t *testing.T) {
 	states := []raftstore.MemberState{
 		{Member: raftstore.Member{ID: 1, Name: "s1", Self: true}},

@@ -25,7 +25,8 @@ const (
 	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
 )
 
-// ServersHandler answers on the admin socket who the cluster's servers are and how they do. It works without a majority.
+// ServersHandler answers on the admin socket who the cluster's servers are and how they do. It works without a
+// majority.
 func (s *Server) ServersHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		store := s.opened.Load()

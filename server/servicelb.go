@@ -31,7 +31,8 @@ import (
 // kubeletPort is where every node's kubelet listens.
 const kubeletPort = 10250
 
-// serviceLBPart gives Services of type LoadBalancer their addresses for a term. Switched off, it takes back what it gave.
+// serviceLBPart gives Services of type LoadBalancer their addresses for a term. Switched off, it takes back what it
+// gave.
 func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb"))
 	if err != nil {
@@ -89,8 +90,8 @@ func (s *Server) owned() []netip.Addr {
 	return out
 }
 
-// heardOf says whether this server hears a node: every node says something each second. One that has no connection of that kind is judged by its
-// condition alone.
+// heardOf says whether this server hears a node: every node says something each second. One that has no connection of
+// that kind is judged by its condition alone.
 func (s *Server) heardOf(node string) bool {
 	if s.o.OwnNode && node == s.o.NodeName {
 		return true
@@ -99,7 +100,8 @@ func (s *Server) heardOf(node string) bool {
 	return !ok || c.Open && time.Since(c.Last) < liveness.Quick
 }
 
-// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there, or programs of theirs listen.
+// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another
+// there, or programs of theirs listen.
 func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 	out := map[servicelb.Port]string{}
 	kept, err := loadbalancer.ParsePorts(s.o.LBReserved)

@@ -33,8 +33,8 @@ type SnapshotOptions struct {
 	Retention int
 	// Schedule says when they are taken; nil for never.
 	Schedule cron.Schedule
-	// S3 says whether they are kept in an object store too, with the settings S3Settings and, behind those, the ones in the Secret
-	// S3Secret of kube-system, if it is named.
+	// S3 says whether they are kept in an object store too, with the settings S3Settings and, behind those, the ones in
+	// the Secret S3Secret of kube-system, if it is named.
 	S3         bool
 	S3Settings map[string]string
 	S3Secret   string
@@ -42,7 +42,8 @@ type SnapshotOptions struct {
 	KeyFile string
 }
 
-// SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be missing.
+// SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
+// missing.
 func SnapshotFiles() (required, optional []string) {
 	required, optional = commonFiles()
 	// A server that joins gets it in another way, and only as long as it is of use.
@@ -70,7 +71,8 @@ func (s *Server) snapshotPlace() snapshots.Place {
 	return placeAmong(store.Members(), s.data.ServerID())
 }
 
-// placeAmong is a server's place among the members of the store. All servers have these alike, so that no two have one place.
+// placeAmong is a server's place among the members of the store. All servers have these alike, so that no two have one
+// place.
 func placeAmong(members []raftstore.Member, server string) snapshots.Place {
 	out := snapshots.Place{Of: max(1, len(members))}
 	for _, m := range members {
@@ -81,7 +83,8 @@ func placeAmong(members []raftstore.Member, server string) snapshots.Place {
 	return out
 }
 
-// snapshotS3 returns nil if snapshots are kept on this machine only. What a request says of S3 goes before what this server was told.
+// snapshotS3 returns nil if snapshots are kept on this machine only. What a request says of S3 goes before what this
+// server was told.
 func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 	o, asked := &s.o.Snapshots, snapshots.Asked(ctx)
 	on := o.S3
@@ -111,8 +114,8 @@ func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 	return out, nil
 }
 
-// s3Values puts the settings that were given over those in the Secret. The certificate of an authority may be in a ConfigMap that the Secret
-// names, as with k3s.
+// s3Values puts the settings that were given over those in the Secret. The certificate of an authority may be in a
+// ConfigMap that the Secret names, as with k3s.
 func s3Values(ctx context.Context, client kubernetes.Interface, name string, given map[string]string) (map[string]string, error) {
 	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {

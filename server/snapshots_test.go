@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
-// TestPlaceAmong: each server has a place of its own among the members, in whichever order its store lists them, voters and others alike.
+// TestPlaceAmong: each server has a place of its own among the members, in whichever order its store lists them, voters
+// and others alike.
 func TestPlaceAmong(t *testing.T) {
 	members := []raftstore.Member{{Name: "b", Voter: true}, {Name: "a", Voter: true, Leader: true}, {Name: "d"}, {Name: "c", Voter: true}}
 	for range len(members) {
@@ -38,7 +39,8 @@ func TestPlaceAmong(t *testing.T) {
 	}
 }
 
-// TestSnapshotPlace: a server whose store is not open yet is the only one that it knows; then its place is what the store says.
+// TestSnapshotPlace: a server whose store is not open yet is the only one that it knows; then its place is what the
+// store says.
 func TestSnapshotPlace(t *testing.T) {
 	dir := t.TempDir()
 	data, err := datadir.Open(datadir.Options{DataDir: dir, ServerDir: filepath.Join(dir, "server"), StoreDir: filepath.Join(dir, "server", "store"), Version: "v1.37.0"})

@@ -25,14 +25,16 @@ import (
 )
 
 const (
-	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs are told, or are given another server. Until then they wait:
-	// clients give a TLS handshake ten seconds.
+	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs are
+	// told, or are given another server. Until then they wait: clients give a TLS handshake ten seconds.
 	startPatience = 8 * time.Second
-	// askReadyEvery is how often the other servers are asked then whether their API is ready, askReadyPatience bounds one question.
+	// askReadyEvery is how often the other servers are asked then whether their API is ready, askReadyPatience bounds
+	// one question.
 	askReadyEvery, askReadyPatience = 2 * time.Second, 3 * time.Second
 	// mostMissed is how many questions in a row may find no server that is ready before the one that was is given up.
 	mostMissed = 3
-	// answerPatience bounds the answer to a program that asks meanwhile, mostAsked what is read of its question, in bytes.
+	// answerPatience bounds the answer to a program that asks meanwhile, mostAsked what is read of its question, in
+	// bytes.
 	answerPatience, mostAsked = 10 * time.Second, 1 << 20
 )
 
@@ -40,7 +42,8 @@ const (
 type starting struct {
 	begin  func()        // has them answered
 	served chan struct{} // closed when the API answers
-	// elsewhere are the other servers while one of them is to answer in this one's place, that one first; nil while none is.
+	// elsewhere are the other servers while one of them is to answer in this one's place, that one first; nil while
+	// none is.
 	elsewhere atomic.Pointer[[]string]
 	away      chan struct{} // closed when that has begun
 	once      sync.Once     // for away
@@ -54,7 +57,8 @@ func newStarting(s *Server) *starting {
 	}
 }
 
-// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never be.
+// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
+// be.
 func (s *Server) Away() <-chan struct{} { return s.starting.away }
 
 // answerWhileStarting has this machine's programs answered when the start takes long.
@@ -119,8 +123,8 @@ type readyServer struct {
 	missed  int    // so many questions in a row found no server that is ready
 }
 
-// note takes what a question has found, and returns the server that is used from now on. That is the one of before for a few
-// questions that find none: without a leader no server is ready, and an election is over within seconds.
+// note takes what a question has found, and returns the server that is used from now on. That is the one of before for
+// a few questions that find none: without a leader no server is ready, and an election is over within seconds.
 func (r *readyServer) note(found string) string {
 	if found == "" && r.missed < mostMissed {
 		r.missed++
@@ -169,7 +173,8 @@ func (s *Server) readyOf(ctx context.Context, addresses []string) string {
 	return ""
 }
 
-// elsewhere are the other servers while one of them is to answer this machine's programs although this one has not begun.
+// elsewhere are the other servers while one of them is to answer this machine's programs although this one has not
+// begun.
 func (s *Server) elsewhere() []string {
 	if list := s.starting.elsewhere.Load(); list != nil {
 		return *list

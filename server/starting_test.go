@@ -24,7 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestAnswerStarting: the administrator's kubectl on the machine of a server that has no API yet is told so, whatever it asks.
+// TestAnswerStarting: the administrator's kubectl on the machine of a server that has no API yet is told so, whatever
+// it asks.
 func TestAnswerStarting(t *testing.T) {
 	s := listening(t, "")
 	t.Cleanup(s.detour.End)
@@ -97,7 +98,8 @@ func TestReadyOf(t *testing.T) {
 	}
 }
 
-// TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's certificate.
+// TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's
+// certificate.
 func TestServerName(t *testing.T) {
 	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "", "192.0.2.1": everyServer, "2001:db8::1": everyServer} {
 		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
@@ -107,7 +109,8 @@ func TestServerName(t *testing.T) {
 	}
 }
 
-// TestReadyServer: the server that answers in this one's place stays through an election of the others, and goes when none is ready for longer.
+// TestReadyServer: the server that answers in this one's place stays through an election of the others, and goes when
+// none is ready for longer.
 func TestReadyServer(t *testing.T) {
 	var r readyServer
 	for i, step := range []struct{ found, want string }{
@@ -119,7 +122,8 @@ func TestReadyServer(t *testing.T) {
 	}
 }
 
-// countedStore is a store whose first question to the others fails, and whose second one, 13 s after its start, is answered.
+// countedStore is a store whose first question to the others fails, and whose second one, 13 s after its start, is
+// answered.
 type countedStore struct {
 	began   time.Time
 	counted bool // the second answer
@@ -132,8 +136,8 @@ type noListener struct{ net.Listener }
 
 func (noListener) Addr() net.Addr { return &net.UnixAddr{} }
 
-// TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once one has said that it counts this one. A server
-// that was removed would have its node register again.
+// TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once
+// one has said that it counts this one. A server that was removed would have its node register again.
 func TestFindElsewhereOfCounted(t *testing.T) {
 	for what, c := range map[string]struct {
 		counted bool

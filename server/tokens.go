@@ -26,12 +26,12 @@ import (
 )
 
 const (
-	// TokensKey is where the store has the cluster's tokens, sealed, once they were rotated; tokensServers, with a server's name behind it, is
-	// where that server says which generation of them it goes by.
+	// TokensKey is where the store has the cluster's tokens, sealed, once they were rotated; tokensServers, with a
+	// server's name behind it, is where that server says which generation of them it goes by.
 	TokensKey     = "/coracle/tokens/cluster"
 	tokensServers = "/coracle/tokens/servers/"
-	// tokensFile in the server's folder says that the store has the tokens, and of which generation this server's are: what was given on the command line does not count
-	// any more, and neither does a store that was set back to before.
+	// tokensFile in the server's folder says that the store has the tokens, and of which generation this server's are:
+	// what was given on the command line does not count any more, and neither does a store that was set back to before.
 	tokensFile = "tokens-rotated"
 	// tokensSeenFile there says since when this server knows that tokens were replaced which work on for a time.
 	tokensSeenFile = "tokens-seen"
@@ -86,7 +86,8 @@ func (r tokenRecord) set(caHash string) token.Set {
 	return out
 }
 
-// ensureTokens makes the tokens that are missing. Once the cluster's were rotated, what an operator gave this server before says nothing any more.
+// ensureTokens makes the tokens that are missing. Once the cluster's were rotated, what an operator gave this server
+// before says nothing any more.
 func (s *Server) ensureTokens() error {
 	o := token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log}
 	rotated := fileExists(filepath.Join(s.o.ServerDir, tokensFile))
@@ -112,7 +113,8 @@ func (s *Server) ensureTokens() error {
 // TokenFiles are the files of a server's folder that have the tokens once they were replaced.
 func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
 
-// tokenGeneration is that of the tokens which this server has in its files; 0 if they were never replaced, or by a version that did not write it down.
+// tokenGeneration is that of the tokens which this server has in its files; 0 if they were never replaced, or by a
+// version that did not write it down.
 func (s *Server) tokenGeneration() uint64 {
 	data, err := os.ReadFile(filepath.Join(s.o.ServerDir, tokensFile))
 	if err != nil {
@@ -122,8 +124,9 @@ func (s *Server) tokenGeneration() uint64 {
 	return n
 }
 
-// takeTokens makes this server's tokens those in the store, if there are any, and returns their generation. Where this server has later ones, the store was set back to
-// a time before they were replaced: then they are put there again. A token that was replaced stays so.
+// takeTokens makes this server's tokens those in the store, if there are any, and returns their generation. Where this
+// server has later ones, the store was set back to a time before they were replaced: then they are put there again. A
+// token that was replaced stays so.
 func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error) {
 	for {
 		r, err := readTokens(ctx, box)
@@ -164,8 +167,9 @@ type seenToken struct {
 	At   time.Time `json:"at"`
 }
 
-// countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept in a file, so that a new start does not begin the time anew. While the
-// server runs its clock may be set as it likes: what is counted in memory does not follow it.
+// countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept
+// in a file, so that a new start does not begin the time anew. While the server runs its clock may be set as it likes:
+// what is counted in memory does not follow it.
 func (s *Server) countHere(set *token.Set, r tokenRecord) error {
 	file := filepath.Join(s.o.ServerDir, tokensSeenFile)
 	var kept []seenToken
@@ -271,8 +275,9 @@ func (s *Server) followTokens(ctx context.Context, watcher clientv3.Watcher, box
 	}
 }
 
-// RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one of them. It returns the new token, and the names of those servers
-// that have not taken it over within patience: one that is off does when it starts, before it lets anybody in.
+// RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one of them. It returns
+// the new token, and the names of those servers that have not taken it over within patience: one that is off does when
+// it starts, before it lets anybody in.
 func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.Rotation, servers []string, patience time.Duration) (token.Token, []string, error) {
 	box, err := tokenBox(kv, filepath.Join(serverDir, "tls"))
 	if err != nil {
@@ -300,7 +305,8 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	} else {
 		r.Agent = next.Secret
 	}
-	// Who gives the present token no time wants that the next one alone works: also not one that an earlier replacement gave some.
+	// Who gives the present token no time wants that the next one alone works: also not one that an earlier replacement
+	// gave some.
 	r.Former = slices.DeleteFunc(r.Former, func(f formerToken) bool {
 		return !f.Until.After(now) || f.Role == former.Role && (f.Secret == next.Secret || rotation.Grace <= 0)
 	})

@@ -26,8 +26,8 @@ type offClock struct {
 
 func (c *offClock) Now() time.Time { return c.world.Add(c.by) }
 
-// TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced works there for longer than its time from when it saw that. And
-// where the clock is right it works that long.
+// TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced
+// works there for longer than its time from when it saw that. And where the clock is right it works that long.
 func TestGraceByAnyClock(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -74,7 +74,8 @@ func TestGraceByAnyClock(t *testing.T) {
 	}
 }
 
-// TestGraceAfterTrouble: a clock that was set back while the server was off makes no new time, and neither does a later replacement.
+// TestGraceAfterTrouble: a clock that was set back while the server was off makes no new time, and neither does a later
+// replacement.
 func TestGraceAfterTrouble(t *testing.T) {
 	world := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	c := &offClock{world: &world}

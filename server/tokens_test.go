@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testkv"
 )
 
-// TestTokensAreTakenOver: a token that was replaced in the store is the server's, in its files and towards machines, and stays so at the next start, whatever the server was
-// given before.
+// TestTokensAreTakenOver: a token that was replaced in the store is the server's, in its files and towards machines,
+// and stays so at the next start, whatever the server was given before.
 func TestTokensAreTakenOver(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
@@ -110,7 +110,8 @@ func TestTokensAreTakenOver(t *testing.T) {
 	}
 }
 
-// TestTokensOfAStoreThatWasSetBack: a restored store has the tokens of its time, or none. Those that were replaced since do not let anybody in again.
+// TestTokensOfAStoreThatWasSetBack: a restored store has the tokens of its time, or none. Those that were replaced
+// since do not let anybody in again.
 func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
@@ -181,8 +182,9 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 	}
 }
 
-// TestRotateTokenLeaderDies: the store's leader dies at each call of a replacement in turn, before it has done what it was asked for or after it. Then the token of before works or the new one does, and
-// never both; the command can be given again with the one that works.
+// TestRotateTokenLeaderDies: the store's leader dies at each call of a replacement in turn, before it has done what it
+// was asked for or after it. Then the token of before works or the new one does, and never both; the command can be
+// given again with the one that works.
 func TestRotateTokenLeaderDies(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"

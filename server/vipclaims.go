@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// notRouters refuses addresses of this machine's routers. Who answers for those reads what every machine of the network sends elsewhere.
+// notRouters refuses addresses of this machine's routers. Who answers for those reads what every machine of the network
+// sends elsewhere.
 func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) error {
 	if len(addresses) == 0 {
 		return nil
@@ -32,7 +33,8 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 	return nil
 }
 
-// NotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not know it.
+// NotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not know
+// it.
 func NotNodes(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	if len(addresses) == 0 {
 		return nil
@@ -52,8 +54,8 @@ func NotNodes(ctx context.Context, client kubernetes.Interface, addresses []neti
 	return nil
 }
 
-// free says whether addresses that the cluster did not have before can be its own, as far as routes, Nodes and members tell. Whether
-// somebody else answers for them is found out before they are announced.
+// free says whether addresses that the cluster did not have before can be its own, as far as routes, Nodes and members
+// tell. Whether somebody else answers for them is found out before they are announced.
 func (v *vips) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	routers := v.routers
 	if routers == nil {

@@ -22,18 +22,20 @@ import (
 )
 
 const (
-	// vipLease is for how long a leader answers for a virtual address after it began to ask a majority whether it leads.
+	// vipLease is for how long a leader answers for a virtual address after it began to ask a majority whether it
+	// leads.
 	vipLease = 500 * time.Millisecond
-	// vipWait is how long a new leader is silent. Its predecessor may answer for vipLease from a moment at which a majority had not elected
-	// anybody else, which is before this one was elected. A tenth more is for clocks of different speed.
+	// vipWait is how long a new leader is silent. Its predecessor may answer for vipLease from a moment at which a
+	// majority had not elected anybody else, which is before this one was elected. A tenth more is for clocks of
+	// different speed.
 	vipWait = vipLease + vipLease/10
 	// vipPoll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
 	// programs flush nftables. Only where the cluster has a virtual address.
 	vipPoll = 10 * time.Second
 	// vipProbeAgain is how long after somebody answered for an address that is new it is looked for again.
 	vipProbeAgain = 15 * time.Second
-	// vipHandOver is how long a leader that has no link for any virtual address waits before another server leads, and vipHandAgain how
-	// long it leads regardless when the leadership comes back: maybe none has a link.
+	// vipHandOver is how long a leader that has no link for any virtual address waits before another server leads, and
+	// vipHandAgain how long it leads regardless when the leadership comes back: maybe none has a link.
 	vipHandOver  = 10 * time.Second
 	vipHandAgain = 10 * time.Minute
 	// vipHandWithin bounds the question whether a server will lead.
@@ -42,8 +44,8 @@ const (
 	vipConflictShown = time.Minute
 )
 
-// vipHolder announces the virtual addresses while this server leads, and keeps the translations always: a client that has not heard yet that the
-// address has moved is served here, too.
+// vipHolder announces the virtual addresses while this server leads, and keeps the translations always: a client that
+// has not heard yet that the address has moved is served here, too.
 type vipHolder struct {
 	v     *vips
 	store vipStore
@@ -150,8 +152,8 @@ func (h *vipHolder) look(ctx context.Context) {
 	h.show()
 }
 
-// handOver makes another server lead when this one has led for a while and has no link for any of the addresses. Which one has is not
-// known; it hands over in its turn.
+// handOver makes another server lead when this one has led for a while and has no link for any of the addresses. Which
+// one has is not known; it hands over in its turn.
 func (h *vipHolder) handOver(ctx context.Context) {
 	if len(h.v.kept()) == 0 || time.Since(h.since) < vipHandOver || (!h.handed.IsZero() && time.Since(h.handed) < vipHandAgain) {
 		return
@@ -210,7 +212,8 @@ func (h *vipHolder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []st
 	return places, trouble
 }
 
-// start announces the addresses for this term, when the wait of a new leader is over, until the function that it returns is called.
+// start announces the addresses for this term, when the wait of a new leader is over, until the function that it
+// returns is called.
 func (h *vipHolder) start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -252,7 +255,8 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 	}
 }
 
-// prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is over: none of the other servers answers for it.
+// prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is
+// over: none of the other servers answers for it.
 func (h *vipHolder) prove(ctx context.Context, a netip.Addr, p vip.Place) error {
 	for h.v.toProve(a) && ctx.Err() == nil {
 		err := h.probe(ctx, p, a)
@@ -279,8 +283,8 @@ type confirmer interface {
 	ConfirmTerm(ctx context.Context) error
 }
 
-// confirmLead says until when the leader of a term may answer for a virtual address. The time counts from before the question: that a majority was in this term when
-// it was asked says nothing about later.
+// confirmLead says until when the leader of a term may answer for a virtual address. The time counts from before the
+// question: that a majority was in this term when it was asked says nothing about later.
 func confirmLead(ctx context.Context, store confirmer, term uint64) (vip.Moment, error) {
 	asked := vip.Now()
 	if err := store.ConfirmTerm(raftstore.WithTerm(ctx, term)); err != nil {

@@ -78,7 +78,8 @@ func (h *held) announce(ctx context.Context, a vip.Announcement) error {
 	return nil
 }
 
-// TestHolder: an address is announced from 0.55 s after the beginning of a term on, until its end, and never in two terms at a time; translations are there all the while.
+// TestHolder: an address is announced from 0.55 s after the beginning of a term on, until its end, and never in two
+// terms at a time; translations are there all the while.
 func TestHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		address := netip.MustParseAddr("10.0.0.100")
@@ -181,7 +182,8 @@ func runHolder(t *testing.T, h *vipHolder) (lead func(bool), stop func()) {
 	return func(is bool) { term++; leadership <- raftstore.Leadership{Leader: is, Term: term} }, func() { cancel(); <-done }
 }
 
-// TestNewAddressIsLookedFor: an address that is new to the cluster is announced when nobody answered for it, and not before.
+// TestNewAddressIsLookedFor: an address that is new to the cluster is announced when nobody answered for it, and not
+// before.
 func TestNewAddressIsLookedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := &held{began: time.Now()}
@@ -234,7 +236,8 @@ func TestNewAddressIsLookedFor(t *testing.T) {
 	})
 }
 
-// TestLeaderWithoutALink: a leader that can announce none of the addresses has another server lead, once, and then leads for a while if it has to.
+// TestLeaderWithoutALink: a leader that can announce none of the addresses has another server lead, once, and then
+// leads for a while if it has to.
 func TestLeaderWithoutALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &oneTerm{deaf: 2}

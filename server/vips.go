@@ -28,16 +28,19 @@ import (
 )
 
 const (
-	// vipsRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and after an error.
+	// vipsRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and
+	// after an error.
 	vipsRetry = time.Second
 	// vipsConflictRetry is the same when somebody has the address: people change that.
 	vipsConflictRetry = 15 * time.Second
-	// vipsMoved is how long a server that stops goes on serving after another one began to announce: its clients need to have heard that.
+	// vipsMoved is how long a server that stops goes on serving after another one began to announce: its clients need
+	// to have heard that.
 	vipsMoved = 300 * time.Millisecond
 )
 
-// vips are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says which they are; a file has a copy, so
-// that certificate and kubeconfigs are right from the start. The server that leads answers for them (vipHolder).
+// vips are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says
+// which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The server that
+// leads answers for them (vipHolder).
 type vips struct {
 	s *Server
 
@@ -49,8 +52,8 @@ type vips struct {
 	trouble string
 	// begun says that addresses were taken over, and not yet everything that follows from them.
 	begun bool
-	// unproven are addresses that the cluster was given while this process ran: the network is asked who has them before they are announced. An
-	// address of before may be answered for by another server.
+	// unproven are addresses that the cluster was given while this process ran: the network is asked who has them
+	// before they are announced. An address of before may be answered for by another server.
 	unproven map[netip.Addr]bool
 	probed   []netip.Addr  // by this server, before it told the cluster
 	changed  chan struct{} // capacity 1: one says that there is something to look at
@@ -111,15 +114,16 @@ func (v *vips) run(ctx context.Context, api *apiserver.Server, store *raftstore.
 	newVIPHolder(v, store).run(ctx, leadership)
 }
 
-// moveOn has another server lead, and waits until that one announces the addresses. This server's API serves meanwhile. It is called when the
-// leader's loops have ended.
+// moveOn has another server lead, and waits until that one announces the addresses. This server's API serves meanwhile.
+// It is called when the leader's loops have ended.
 func (v *vips) moveOn(store *raftstore.Store) {
 	if store.HandOver() && len(v.kept()) > 0 {
 		time.Sleep(vipWait + vipsMoved) // the other one waits as long: there is no event of its beginning
 	}
 }
 
-// clear removes the translations that a process left which was killed: until this one serves, what is for the address belongs to another server.
+// clear removes the translations that a process left which was killed: until this one serves, what is for the address
+// belongs to another server.
 func (v *vips) clear() {
 	if v.s.o.Redirect == nil {
 		return
@@ -173,7 +177,8 @@ func (v *vips) notify() {
 	}
 }
 
-// watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this server's flag makes them.
+// watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
+// server's flag makes them.
 func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
@@ -244,7 +249,8 @@ func (s *Server) reserved() []netip.Prefix {
 	return slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs)
 }
 
-// CheckVIPs says whether addresses can be announced on this machine and nobody has them. It takes about a second for each.
+// CheckVIPs says whether addresses can be announced on this machine and nobody has them. It takes about a second for
+// each.
 func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved []netip.Prefix) error {
 	links, err := vip.Links()
 	if err != nil {
@@ -269,7 +275,8 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 	return nil
 }
 
-// take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another one's.
+// take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another
+// one's.
 func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := ParseVIPs(m.Data[clusterconfig.VIPData], v.s.reserved())
@@ -337,7 +344,8 @@ func JoinAddrs(addresses []netip.Addr) string {
 	return strings.Join(words, ",")
 }
 
-// set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known says that the cluster has said so.
+// set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known
+// says that the cluster has said so.
 func (v *vips) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known

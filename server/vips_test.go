@@ -74,7 +74,8 @@ func TestWhatFailedIsDoneLater(t *testing.T) {
 	}
 }
 
-// TestOtherFlag: a server that was given another address than the cluster's says so, goes by the cluster's, and goes on to follow it.
+// TestOtherFlag: a server that was given another address than the cluster's says so, goes by the cluster's, and goes on
+// to follow it.
 func TestOtherFlag(t *testing.T) {
 	v, _ := newTestVIPs(t, netip.MustParseAddr("192.0.2.1"))
 	m := vipMap("192.0.2.100")
@@ -102,7 +103,8 @@ func TestOtherFlag(t *testing.T) {
 	}
 }
 
-// TestAddressesOfOthersAreRefused: whoever may write the ConfigMap cannot have the leader answer for a router or a node, on or off. What the cluster had before is not asked about.
+// TestAddressesOfOthersAreRefused: whoever may write the ConfigMap cannot have the leader answer for a router or a
+// node, on or off. What the cluster had before is not asked about.
 func TestAddressesOfOthersAreRefused(t *testing.T) {
 	v, o := newTestVIPs(t)
 	router, node := netip.MustParseAddr("192.0.2.254"), netip.MustParseAddr("192.0.2.7")
@@ -128,7 +130,8 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 	take("192.0.2.100", "")
 }
 
-// TestNewAddressesAreProven: what the cluster is given while this server runs is to be looked for on the network; what it had before, or this server looked for, is not.
+// TestNewAddressesAreProven: what the cluster is given while this server runs is to be looked for on the network; what
+// it had before, or this server looked for, is not.
 func TestNewAddressesAreProven(t *testing.T) {
 	before, own, later := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	v, _ := newTestVIPs(t)
@@ -162,7 +165,8 @@ func (s slowStore) ConfirmTerm(context.Context) error {
 	return s.err
 }
 
-// TestLeaseCountsFromTheQuestion: while a majority is asked the time of the permission runs already, or two servers could have one.
+// TestLeaseCountsFromTheQuestion: while a majority is asked the time of the permission runs already, or two servers
+// could have one.
 func TestLeaseCountsFromTheQuestion(t *testing.T) {
 	const takes = 50 * time.Millisecond
 	began := vip.Now()
@@ -201,7 +205,8 @@ func covered(t *testing.T, s *Server, a netip.Addr) bool {
 	return s.admission.shown.Load().Leaf.VerifyHostname(a.String()) == nil
 }
 
-// TestVIPsFollowTheCluster: what the ConfigMap says is taken over with certificate, kubeconfig and file, while the server runs, and what no address can be is not.
+// TestVIPsFollowTheCluster: what the ConfigMap says is taken over with certificate, kubeconfig and file, while the
+// server runs, and what no address can be is not.
 func TestVIPsFollowTheCluster(t *testing.T) {
 	one, two := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("fd00::100")
 	v, o := newTestVIPs(t)
@@ -265,7 +270,8 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	is("none")
 }
 
-// TestVIPsOfAServerThatWasTold: a flag counts until the cluster has spoken. The certificate covers its address from the start; nobody announces it.
+// TestVIPsOfAServerThatWasTold: a flag counts until the cluster has spoken. The certificate covers its address from the
+// start; nobody announces it.
 func TestVIPsOfAServerThatWasTold(t *testing.T) {
 	own, others := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.200")
 	v, o := newTestVIPs(t, own)

@@ -18,14 +18,16 @@ import (
 )
 
 const (
-	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a second.
+	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a
+	// second.
 	confirmWithin = 500 * time.Millisecond
-	// confirmPause is how long nobody is asked after a question that failed, however many packets come in: a leader without a majority would
-	// ask the voters for each of them.
+	// confirmPause is how long nobody is asked after a question that failed, however many packets come in: a leader
+	// without a majority would ask the voters for each of them.
 	confirmPause = 200 * time.Millisecond
 	// defendEvery is the least time between two announcements against one machine's claim (RFC 5227, DEFEND_INTERVAL).
 	defendEvery = 10 * time.Second
-	// maxClaimants is how many machines' claims are answered in that time: each of their Ethernet addresses may be invented.
+	// maxClaimants is how many machines' claims are answered in that time: each of their Ethernet addresses may be
+	// invented.
 	maxClaimants = 16
 )
 
@@ -51,17 +53,17 @@ func (m Moment) After(d time.Duration) Moment { return m + Moment(d) }
 type Announcement struct {
 	Address netip.Addr
 	Place   Place
-	// Confirm says until when this machine may answer. It is called when the time that it named last is over and somebody asks for the address;
-	// nothing is sent when it fails. So at rest it is not called at all.
+	// Confirm says until when this machine may answer. It is called when the time that it named last is over and
+	// somebody asks for the address; nothing is sent when it fails. So at rest it is not called at all.
 	Confirm func(context.Context) (until Moment, err error)
-	// Conflict is told of each interface that uses the address besides this machine, when its claim was answered: at most every ten seconds. It may
-	// be nil.
+	// Conflict is told of each interface that uses the address besides this machine, when its claim was answered: at
+	// most every ten seconds. It may be nil.
 	Conflict func(other net.HardwareAddr)
 	Logger   *slog.Logger
 }
 
-// Announce tells everybody on the link that the address is here, and answers for it until ctx is done. It returns an error when that is not
-// possible any more: the interface has gone.
+// Announce tells everybody on the link that the address is here, and answers for it until ctx is done. It returns an
+// error when that is not possible any more: the interface has gone.
 func Announce(ctx context.Context, a Announcement) error {
 	s, err := open(a.Place, a.Address)
 	if err != nil {
@@ -135,7 +137,8 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	}
 }
 
-// due says whether a machine's claim is to be answered. One that could not be answered does not count: it would keep the next from an answer.
+// due says whether a machine's claim is to be answered. One that could not be answered does not count: it would keep
+// the next from an answer.
 func (r *responder) due(claimant hw) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,8 +148,8 @@ func (r *responder) due(claimant hw) bool {
 	return !answered && len(r.defended) < maxClaimants
 }
 
-// say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of all: a process may be
-// paused anywhere, for any time. It says whether something was sent.
+// say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of
+// all: a process may be paused anywhere, for any time. It says whether something was sent.
 func (r *responder) say(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -37,7 +37,8 @@ func newShouter() *shouter {
 
 var question = arp{op: opRequest, senderHW: other, sender: peer4, target: v4}.frame(broadcast)
 
-// TestAnswersAreConfirmed: nothing is sent without a permission that has not run out, and it is asked for only when somebody asks.
+// TestAnswersAreConfirmed: nothing is sent without a permission that has not run out, and it is asked for only when
+// somebody asks.
 func TestAnswersAreConfirmed(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	check := func(what string, sent, confirmed int) {
@@ -66,7 +67,8 @@ func TestAnswersAreConfirmed(t *testing.T) {
 	check("when it may again", 4, 4)
 }
 
-// TestPausedBetween: a machine that is paused at any place, while it confirms or between two frames, sends nothing when it wakes.
+// TestPausedBetween: a machine that is paused at any place, while it confirms or between two frames, sends nothing when
+// it wakes.
 func TestPausedBetween(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	s.a.Confirm = func(context.Context) (Moment, error) {
@@ -112,8 +114,8 @@ func TestConflict(t *testing.T) {
 	}
 }
 
-// TestClaimsOfMany: a claim that could not be answered, and one machine's claim, keep no other claim from an answer. Who invents machines does not get an
-// answer for each.
+// TestClaimsOfMany: a claim that could not be answered, and one machine's claim, keep no other claim from an answer.
+// Who invents machines does not get an answer for each.
 func TestClaimsOfMany(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	claim := func(n byte) {

@@ -71,8 +71,8 @@ func (n neighbour) hearNDP(m ndp) (h heard) {
 	return h
 }
 
-// announcements tell everybody on the link where the address is now. For IPv4 both forms are needed: there are systems that
-// take over only the one, or only the other.
+// announcements tell everybody on the link where the address is now. For IPv4 both forms are needed: there are systems
+// that take over only the one, or only the other.
 func (n neighbour) announcements() [][]byte {
 	if n.address.Is4() {
 		request := arp{op: opRequest, senderHW: n.own, sender: n.address, target: n.address}

@@ -122,8 +122,8 @@ func (n *network) forget(t *testing.T) {
 	}
 }
 
-// TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing when nobody announces it,
-// although the translation is there.
+// TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing
+// when nobody announces it, although the translation is there.
 func TestKernelClient(t *testing.T) {
 	netns.Require(t)
 	for _, tt := range []struct {

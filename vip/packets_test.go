@@ -134,7 +134,8 @@ func TestAnnouncementsAndProbes(t *testing.T) {
 	}
 }
 
-// Whatever comes in, nothing breaks, and what is answered is a frame from this machine to one that asked or to all nodes.
+// Whatever comes in, nothing breaks, and what is answered is a frame from this machine to one that asked or to all
+// nodes.
 func FuzzFrames(f *testing.F) {
 	for _, n := range []neighbour{four, six} {
 		rival := n

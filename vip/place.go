@@ -59,8 +59,8 @@ func Links() ([]Link, error) {
 	return out, nil
 }
 
-// Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the cluster uses for
-// something else.
+// Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the
+// cluster uses for something else.
 func Check(address netip.Addr, reserved []netip.Prefix) error {
 	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return fmt.Errorf("%s is not an address that one machine can have on a network", address)
@@ -73,8 +73,8 @@ func Check(address netip.Addr, reserved []netip.Prefix) error {
 	return nil
 }
 
-// Find says where among links an address belongs: on the interface with that name or, without one, on the first whose network
-// has room for it.
+// Find says where among links an address belongs: on the interface with that name or, without one, on the first whose
+// network has room for it.
 func Find(links []Link, address netip.Addr, name string) (Place, error) {
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
 		return Place{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that nobody has, or take it off that interface "+

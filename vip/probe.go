@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// probes is how often it is asked, and probeGap the time in between and after the last: RFC 5227 has three, over some seconds, since
-	// its machines may all have been switched on at once and its networks may be slow wireless ones. A person waits for this.
+	// probes is how often it is asked, and probeGap the time in between and after the last: RFC 5227 has three, over
+	// some seconds, since its machines may all have been switched on at once and its networks may be slow wireless
+	// ones. A person waits for this.
 	probes   = 4
 	probeGap = 300 * time.Millisecond
 )

@@ -18,7 +18,8 @@ import (
 // Table is the name of the nftables tables with the translations, one for each address family.
 const Table = "coracle-vip"
 
-// before is in front of the Service proxies' translations (priority dstnat, -100), which know nothing of these addresses.
+// before is in front of the Service proxies' translations (priority dstnat, -100), which know nothing of these
+// addresses.
 const before = -110
 
 // Redirect translates what comes in for an address to another one, which this machine has: TCP to one port, and pings.

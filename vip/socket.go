@@ -23,7 +23,8 @@ type socket struct {
 	member net.PacketConn
 }
 
-// open opens a socket. The kernel's filter lets through what is for the address only, so that other machines' questions wake nobody.
+// open opens a socket. The kernel's filter lets through what is for the address only, so that other machines' questions
+// wake nobody.
 func open(p Place, address netip.Addr) (_ *socket, err error) {
 	protocol, filter := uint16(etherARP), filterARP
 	if address.Is6() {
@@ -52,7 +53,8 @@ func open(p Place, address netip.Addr) (_ *socket, err error) {
 		return nil, err
 	}
 	if address.Is6() {
-		// As a member, and not with the interface's filter alone: switches pass a group's frames on to those who said that they are in it.
+		// As a member, and not with the interface's filter alone: switches pass a group's frames on to those who said
+		// that they are in it.
 		at := &net.UDPAddr{IP: solicited(address).AsSlice(), Zone: p.Interface}
 		if s.member, err = joinGroup(at); err != nil {
 			return nil, fmt.Errorf("joining the group %s: %w", at.IP, err)
@@ -130,7 +132,8 @@ const (
 	whole    = 0xffff // as many bytes of the frame as there are
 )
 
-// filterARP lets through ARP packets whose sender or target an address is (classic BPF; jumps count from the next instruction).
+// filterARP lets through ARP packets whose sender or target an address is (classic BPF; jumps count from the next
+// instruction).
 func filterARP(address netip.Addr) []unix.SockFilter {
 	a := address.As4()
 	want := binary.BigEndian.Uint32(a[:])

@@ -2,9 +2,11 @@
 
 // Package announcer answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
 //
-// The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node makes sure that it still is the holder, by
-// reading the ConfigMap from the store, which is good for loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever
-// happens to nodes, servers and the network between them. It owns the packet sockets (vip); what comes in for the addresses is the Service proxy's.
+// The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node
+// makes sure that it still is the holder, by reading the ConfigMap from the store, which is good for
+// loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever happens to nodes,
+// servers and the network between them. It owns the packet sockets (vip); what comes in for the addresses is the
+// Service proxy's.
 package announcer
 
 import (
@@ -54,11 +56,11 @@ type Options struct {
 	Probe func(context.Context, vip.Place, netip.Addr) error
 	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
 	Routers func() ([]netip.Addr, error)
-	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, and of those that it has proven and the record
-	// does not have as proven yet, each time that changes. It must not block.
+	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, and of
+	// those that it has proven and the record does not have as proven yet, each time that changes. It must not block.
 	Report func(loadbalancer.Conflicts, loadbalancer.Proven)
-	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the kernel has the address itself, as
-	// with IPVS, and must not answer for it there.
+	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the
+	// kernel has the address itself, as with IPVS, and must not answer for it there.
 	KeepSilent func(device string) error
 	Part       *status.Part
 	Logger     *slog.Logger
@@ -256,7 +258,8 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 	}}
 }
 
-// confirm says until when this node may answer. What the store said counts from before it was asked, and is good for all addresses.
+// confirm says until when this node may answer. What the store said counts from before it was asked, and is good for
+// all addresses.
 func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h loadbalancer.Holder) (vip.Moment, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -119,7 +119,8 @@ func TestAnnouncer(t *testing.T) {
 	b.announces()
 }
 
-// TestKeepSilent: where the kernel has the addresses itself it is kept from answering, also for those of other nodes; and an address is not announced before that.
+// TestKeepSilent: where the kernel has the addresses itself it is kept from answering, also for those of other nodes;
+// and an address is not announced before that.
 func TestKeepSilent(t *testing.T) {
 	b := newBed(t)
 	var asked []string
@@ -176,7 +177,8 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-// TestNewAddressIsProven: an address that is new to the cluster is not announced while another machine has it, and the cluster hears of that.
+// TestNewAddressIsProven: an address that is new to the cluster is not announced while another machine has it, and the
+// cluster hears of that.
 func TestNewAddressIsProven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
@@ -227,7 +229,8 @@ func TestNewAddressIsProven(t *testing.T) {
 	})
 }
 
-// TestProofIsSaid: the cluster hears that an address was proven until the record has it, and the record's change disturbs nobody.
+// TestProofIsSaid: the cluster hears that an address was proven until the record has it, and the record's change
+// disturbs nobody.
 func TestProofIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
@@ -274,7 +277,8 @@ func TestProofIsSaid(t *testing.T) {
 	})
 }
 
-// TestRoutersKeepTheirAddresses: a pool that has the address of the network's router does not make a node answer for it.
+// TestRoutersKeepTheirAddresses: a pool that has the address of the network's router does not make a node answer for
+// it.
 func TestRoutersKeepTheirAddresses(t *testing.T) {
 	b := newBed(t)
 	b.a.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }

@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// findings are what the network says of this node's addresses: other machines that use them, and which of them were proven to be nobody's.
+// findings are what the network says of this node's addresses: other machines that use them, and which of them were
+// proven to be nobody's.
 type findings struct {
 	mu     sync.Mutex
 	last   map[netip.Addr]claim
@@ -31,7 +32,8 @@ type claim struct {
 	at time.Time
 }
 
-// of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over others, old ones, and what the record has.
+// of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over
+// others, old ones, and what the record has.
 func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -58,7 +60,8 @@ func (a *Announcer) claimed(address netip.Addr, by net.HardwareAddr) {
 	a.poke()
 }
 
-// prove returns when no other machine has an address that nobody has proven before; false when ctx is done before. No node answers for it meanwhile.
+// prove returns when no other machine has an address that nobody has proven before; false when ctx is done before. No
+// node answers for it meanwhile.
 func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) bool {
 	for {
 		err := a.o.Probe(ctx, place, address)

@@ -3,13 +3,14 @@
 // Package balancer gives a node without a server of its own one local address at which the cluster's API answers, as
 // long as any server does.
 //
-// It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API server.
-// One server is used until it does not answer; then its connections are closed, so that their owners come again and get
-// another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that lives. An address
-// that leads back to this program is noticed (itself.go).
+// It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API
+// server. One server is used until it does not answer; then its connections are closed, so that their owners come again
+// and get another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that
+// lives. An address that leads back to this program is noticed (itself.go).
 //
-// Whoever has the gossip key can put addresses on that list. So an address is used only after it has shown the certificate of
-// one of the cluster's servers, and one whose certificate names that address stays, whatever others say of it (verify.go).
+// Whoever has the gossip key can put addresses on that list. So an address is used only after it has shown the
+// certificate of one of the cluster's servers, and one whose certificate names that address stays, whatever others say
+// of it (verify.go).
 package balancer
 
 import (
@@ -38,8 +39,8 @@ import (
 const (
 	// dialTimeout is how long is waited for a server to accept a connection, or to show its certificate.
 	dialTimeout = 2 * time.Second
-	// handshakeTimeout is for how long one goes on for which nobody waits any more: who asks again then finds what came of it. Over a line on which a packet needs a second, no server
-	// would ever show itself otherwise.
+	// handshakeTimeout is for how long one goes on for which nobody waits any more: who asks again then finds what came
+	// of it. Over a line on which a packet needs a second, no server would ever show itself otherwise.
 	handshakeTimeout = 6 * time.Second
 	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
 	// kept whatever others say.
@@ -73,7 +74,8 @@ type Balancer struct {
 	mu      sync.Mutex
 	servers []string // the one in use first
 	open    map[net.Conn]string
-	// named are those that the cluster has called servers, in this run or before; excluded those that are said to be none.
+	// named are those that the cluster has called servers, in this run or before; excluded those that are said to be
+	// none.
 	named, excluded map[string]bool
 	proved          map[string]proof
 	proving         map[string]*proving
@@ -81,9 +83,9 @@ type Balancer struct {
 	ends            map[ends]int // of connections that are open
 	reason          string       // why no server could be used, when it was last told; "" if one can
 
-	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has room for the news
-	// that the last one has
-	// ended. misses are the probes of the local address in a row that did not arrive here.
+	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has
+	// room for the news that the last one has ended. misses are the probes of the local address in a row that did not
+	// arrive here.
 	arrived chan struct{}
 	here    int
 	quiet   chan struct{}
@@ -147,7 +149,8 @@ func readList(file string) (kept []string) {
 	return kept[:min(len(kept), most)]
 }
 
-// Servers lists what is known, the one in use first. Those that are said to be none are left out, unless nothing else is known.
+// Servers lists what is known, the one in use first. Those that are said to be none are left out, unless nothing else
+// is known.
 func (b *Balancer) Servers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -157,15 +160,16 @@ func (b *Balancer) Servers() []string {
 	return slices.Clone(b.servers)
 }
 
-// Set tells which servers there are. Others that are known are kept behind them: what is silent now may be all that answers
-// when this machine starts again. Connections to such a one go on; if it is dead, that is found out here.
+// Set tells which servers there are. Others that are known are kept behind them: what is silent now may be all that
+// answers when this machine starts again. Connections to such a one go on; if it is dead, that is found out here.
 func (b *Balancer) Set(servers []string) error {
 	b.mu.Lock()
 	for _, s := range servers {
 		b.named[s] = true
 		delete(b.excluded, s)
 	}
-	// However many are named: what is in use, what the operator named, and what has proved to be a server are among those that are kept.
+	// However many are named: what is in use, what the operator named, and what has proved to be a server are among
+	// those that are kept.
 	kept := unique(slices.Concat([]string{b.servers[0], b.o.Server}, b.provedLast(), servers, b.servers))
 	kept = kept[:min(len(kept), most)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
@@ -214,7 +218,8 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// join joins a connection to one with a server. hungUp is told of a server that ends it first, without a word, and before the client sees that end.
+// join joins a connection to one with a server. hungUp is told of a server that ends it first, without a word, and
+// before the client sees that end.
 func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hungUp func(server string)) {
 	defer c.Close()
 	defer up.Close()
@@ -252,9 +257,10 @@ func passEnd(to, from net.Conn, err error) {
 	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
 }
 
-// dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the first cannot be used, all others
-// show themselves side by side: addresses at which nobody says anything cost the time of one. What then goes on beside that is in proving.
-// may says which of those that have shown themselves may be used. The connection is join's.
+// dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the
+// first cannot be used, all others show themselves side by side: addresses at which nobody says anything cost the time
+// of one. What then goes on beside that is in proving. may says which of those that have shown themselves may be used.
+// The connection is join's.
 func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup, may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
 	sure := func(server string) error { return b.sure(ctx, server) }

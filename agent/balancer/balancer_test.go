@@ -127,19 +127,22 @@ func (s *server) stop() {
 // vanish leaves the connections open and takes no more.
 func (s *server) stopAccepting() { s.listener.Close() }
 
-// start runs a balancer that gives servers and clients two minutes for what they have seconds for otherwise, which a busy machine may need longer for.
+// start runs a balancer that gives servers and clients two minutes for what they have seconds for otherwise, which a
+// busy machine may need longer for.
 func start(t *testing.T, o Options) *Balancer {
 	t.Helper()
 	return startAs(t, o, func(b *Balancer) { b.longer = patience })
 }
 
-// startUsual runs one with the usual times, for servers that say nothing: clients of the others try again (findsAtLast).
+// startUsual runs one with the usual times, for servers that say nothing: clients of the others try again
+// (findsAtLast).
 func startUsual(t *testing.T, o Options) *Balancer {
 	t.Helper()
 	return startAs(t, o, func(*Balancer) {})
 }
 
-// startStill is start for a balancer whose clock stands still: what has answered once goes on doing so, however busy the machine is.
+// startStill is start for a balancer whose clock stands still: what has answered once goes on doing so, however busy
+// the machine is.
 func startStill(t *testing.T, o Options) *Balancer {
 	t.Helper()
 	return startAs(t, o, func(b *Balancer) {
@@ -217,8 +220,9 @@ func wantAnswer(t *testing.T, b *Balancer, want string) *client {
 	return c
 }
 
-// findsAtLast waits until a new connection is answered by the server that is wanted, and fails when another one answers: on a busy machine a server may take
-// longer to show its certificate than it is given, and clients then try again.
+// findsAtLast waits until a new connection is answered by the server that is wanted, and fails when another one
+// answers: on a busy machine a server may take longer to show its certificate than it is given, and clients then try
+// again.
 func findsAtLast(t *testing.T, b *Balancer, want string) {
 	t.Helper()
 	testenv.Eventually(t, patience, "an answer of "+want, func() error {
@@ -289,7 +293,8 @@ func TestProcessEnds(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestUnresponsiveMachineLosesConnections: a server that accepts nothing any more and closes nothing loses its connections.
+// TestUnresponsiveMachineLosesConnections: a server that accepts nothing any more and closes nothing loses its
+// connections.
 func TestUnresponsiveMachineLosesConnections(t *testing.T) {
 	one, _, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
@@ -300,7 +305,8 @@ func TestUnresponsiveMachineLosesConnections(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestServerComesBack: a connection that comes while no server can be used waits for one, and its client notices nothing. Before a server has ever been reached it is turned away.
+// TestServerComesBack: a connection that comes while no server can be used waits for one, and its client notices
+// nothing. Before a server has ever been reached it is turned away.
 func TestServerComesBack(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
@@ -328,7 +334,8 @@ func TestServerComesBack(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfBefore: those from before a server's machine could not be reached are closed when it can be again, and the server stays the one in use.
+// TestConnectionsOfBefore: those from before a server's machine could not be reached are closed when it can be again,
+// and the server stays the one in use.
 func TestConnectionsOfBefore(t *testing.T) {
 	_, _, b := twoServers(t)
 	old := wantAnswer(t, b, "one")
@@ -415,7 +422,8 @@ func twoServers(t *testing.T) (one, two *server, b *Balancer) {
 	return twoServersOf(t, start)
 }
 
-// heardServers are two that the node's own connections to them have just heard, which a balancer whose clock stands still knows.
+// heardServers are two that the node's own connections to them have just heard, which a balancer whose clock stands
+// still knows.
 func heardServers(t *testing.T) (one, two *server, b *Balancer) {
 	t.Helper()
 	one, two, b = twoServersOf(t, startStill)

@@ -14,9 +14,9 @@ import (
 // maxForwarded is how many connections of other machines are passed on at a time.
 const maxForwarded = 256
 
-// Exclude tells which addresses are said to be agents' and so no servers', although the operator may have named one of them: an agent passes
-// connections on as long as there is something to pass them on to. Such an address is used only if there is no other one. What has
-// itself shown a server's certificate is no agent, whoever says so.
+// Exclude tells which addresses are said to be agents' and so no servers', although the operator may have named one of
+// them: an agent passes connections on as long as there is something to pass them on to. Such an address is used only
+// if there is no other one. What has itself shown a server's certificate is no agent, whoever says so.
 func (b *Balancer) Exclude(agents []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -26,9 +26,10 @@ func (b *Balancer) Exclude(agents []string) {
 	}
 }
 
-// Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who took
-// this machine for a server gets one. Only to a server that the cluster has named, and that answers at its address itself: two machines that were told to join one
-// another, or were servers once, would pass a connection on for ever. TLS goes on between the two ends.
+// Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who
+// took this machine for a server gets one. Only to a server that the cluster has named, and that answers at its address
+// itself: two machines that were told to join one another, or were servers once, would pass a connection on for ever.
+// TLS goes on between the two ends.
 func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 	var running sync.WaitGroup
 	defer running.Wait()

@@ -69,8 +69,9 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestUnauthenticatedClientsKeepServer: whoever can reach the machine's open port needs no credentials to make a server hang up, or to leave before it has said
-// anything. The node's own connections to that server go on, and nobody asks it for its certificate.
+// TestUnauthenticatedClientsKeepServer: whoever can reach the machine's open port needs no credentials to make a server
+// hang up, or to leave before it has said anything. The node's own connections to that server go on, and nobody asks it
+// for its certificate.
 func TestUnauthenticatedClientsKeepServer(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
 		t.Run(what, func(t *testing.T) {

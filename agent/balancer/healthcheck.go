@@ -14,21 +14,25 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// On a machine whose processor others have, this process hears late what servers have answered, looks late, and gives its questions up before it has read the answers. None of that is a server's
-// silence, and whoever takes it for that closes all connections of the machine's to a server that is well: each costs a new handshake, on the machine that has no processor time as it is. So what
-// was late by itself does not count: the time between two looks of which the second one came late, and a question that took longer than it can have (as server/liveness judges nodes).
+// On a machine whose processor others have, this process hears late what servers have answered, looks late, and gives
+// its questions up before it has read the answers. None of that is a server's silence, and whoever takes it for that
+// closes all connections of the machine's to a server that is well: each costs a new handshake, on the machine that has
+// no processor time as it is. So what was late by itself does not count: the time between two looks of which the second
+// one came late, and a question that took longer than it can have (as server/liveness judges nodes).
 
 const (
-	// checkEvery is how often the servers that have connections are looked after. One that has vanished with its machine closes
-	// nothing.
+	// checkEvery is how often the servers that have connections are looked after. One that has vanished with its
+	// machine closes nothing.
 	checkEvery = time.Second
 	// probeEvery is how often such a server has to show its certificate while it is not heard otherwise.
 	probeEvery = 2 * time.Second
 	// probes is how many questions in a row a server may leave open.
 	probes = 2
-	// lateBy is by how much a look or a question may be late before this machine has to be assumed to be short of processor time.
+	// lateBy is by how much a look or a question may be late before this machine has to be assumed to be short of
+	// processor time.
 	lateBy = 250 * time.Millisecond
-	// mostLate is how many looks or questions in a row do not count for being late, and the next one counts as one that was not: a machine may be like that for hours, and a server dead meanwhile.
+	// mostLate is how many looks or questions in a row do not count for being late, and the next one counts as one that
+	// was not: a machine may be like that for hours, and a server dead meanwhile.
 	mostLate = 4
 )
 
@@ -143,8 +147,8 @@ func (b *Balancer) discountDelay(since time.Time) {
 	}
 }
 
-// dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent over them meanwhile waits for TCP, by now for as long again as it
-// has waited already; a new connection does not.
+// dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent
+// over them meanwhile waits for TCP, by now for as long again as it has waited already; a new connection does not.
 func (b *Balancer) dropStale(server string, l *probeState) {
 	if !l.cut {
 		return
@@ -154,7 +158,8 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 	b.closeAll(server)
 }
 
-// unreachable says whether a handshake failed since not even the kernel of the server's machine answered: it does for a process that hangs or gets no processor time.
+// unreachable says whether a handshake failed since not even the kernel of the server's machine answered: it does for a
+// process that hangs or gets no processor time.
 func unreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)

@@ -16,7 +16,8 @@ import (
 
 // All sleeps of this file are of fake time.
 
-// oneInUse is a balancer that knows the servers one and other, with a connection to the first. What is returned tells when that is closed. It is for a bubble of fake time.
+// oneInUse is a balancer that knows the servers one and other, with a connection to the first. What is returned tells
+// when that is closed. It is for a bubble of fake time.
 func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
 	b := &Balancer{
@@ -53,8 +54,8 @@ func watching(t *testing.T, b *Balancer) {
 	synctest.Wait() // it has begun
 }
 
-// lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have answered: the answer of the other one is read before the balancer looks,
-// that of the one in use after it.
+// lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have
+// answered: the answer of the other one is read before the balancer looks, that of the one in use after it.
 func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
 	next := time.Now().Add(timers.Until(checkEvery))
 	time.Sleep(time.Until(next) - 10*time.Millisecond)
@@ -63,7 +64,8 @@ func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
 	time.Sleep(20 * time.Millisecond)
 }
 
-// TestLateProbesAreNotFailures: a machine that gets no processor time hears late, and looks late. No server is left for that.
+// TestLateProbesAreNotFailures: a machine that gets no processor time hears late, and looks late. No server is left for
+// that.
 func TestLateProbesAreNotFailures(t *testing.T) {
 	for _, by := range []time.Duration{900 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
@@ -106,7 +108,8 @@ func TestDeadOnLateMachine(t *testing.T) {
 	})
 }
 
-// TestLateQuestions: a question to a server that this machine itself gives up late says nothing of the server, nor of the way to it. If all of them do, the server is dead all the same.
+// TestLateQuestions: a question to a server that this machine itself gives up late says nothing of the server, nor of
+// the way to it. If all of them do, the server is dead all the same.
 func TestLateQuestions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
@@ -154,7 +157,8 @@ func TestLateQuestions(t *testing.T) {
 	})
 }
 
-// TestAfterLateQuestion: what other servers have said while a question was late is read before what this one has. It is not left for that.
+// TestAfterLateQuestion: what other servers have said while a question was late is read before what this one has. It is
+// not left for that.
 func TestAfterLateQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
@@ -182,7 +186,8 @@ func TestAfterLateQuestion(t *testing.T) {
 	})
 }
 
-// TestDeadBehindLateQuestions: a machine that is late in all that it asks, and hears no other server, leaves one that has answered before and is dead now.
+// TestDeadBehindLateQuestions: a machine that is late in all that it asks, and hears no other server, leaves one that
+// has answered before and is dead now.
 func TestDeadBehindLateQuestions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
@@ -201,7 +206,8 @@ func TestDeadBehindLateQuestions(t *testing.T) {
 	})
 }
 
-// TestReachableOnlyAfterAnswer: that there is a way to a server again shows in its answer, not in that its silence does not count.
+// TestReachableOnlyAfterAnswer: that there is a way to a server again shows in its answer, not in that its silence does
+// not count.
 func TestReachableOnlyAfterAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)

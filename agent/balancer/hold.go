@@ -13,11 +13,13 @@ import (
 )
 
 const (
-	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time that they are turned away (client-go's watches 30 s and more), and so
-	// are back at once. It is less than they give a TLS handshake, which is 10 s. holdPause is between two attempts.
+	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time
+	// that they are turned away (client-go's watches 30 s and more), and so are back at once. It is less than they give
+	// a TLS handshake, which is 10 s. holdPause is between two attempts.
 	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
-	// mostWaiting is how many connections may be without a server at a time; one more, and the one that has waited longest is closed. The node's own parts have a few. Any
-	// program of this machine may connect, again and again while nobody answers, and each that waits costs a file descriptor and some goroutines.
+	// mostWaiting is how many connections may be without a server at a time; one more, and the one that has waited
+	// longest is closed. The node's own parts have a few. Any program of this machine may connect, again and again
+	// while nobody answers, and each that waits costs a file descriptor and some goroutines.
 	mostWaiting = 256
 )
 
@@ -72,7 +74,8 @@ func (b *Balancer) everReached() bool {
 	return len(b.proved) > 0
 }
 
-// untilLeft calls gone when a client that waits has ended its connection, or its way. What it has said before is not read yet, so that a Read would not tell.
+// untilLeft calls gone when a client that waits has ended its connection, or its way. What it has said before is not
+// read yet, so that a Read would not tell.
 func untilLeft(ctx context.Context, c net.Conn, gone func()) {
 	for !left(c) {
 		select {

@@ -109,7 +109,8 @@ func errorsOf(errs ...error) error {
 	return nil
 }
 
-// TestSlowServer: one that needs longer for a handshake than is waited for it is found nevertheless, as over a line on which a packet needs a second.
+// TestSlowServer: one that needs longer for a handshake than is waited for it is found nevertheless, as over a line on
+// which a packet needs a second.
 func TestSlowServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -9,9 +9,10 @@ import (
 	"net"
 )
 
-// An address on the list may lead back to this program: it is one of this machine's, or the operator has named the local address as a server. Each
-// connection to it would open another one, until no file can be opened any more; and the first of them that gets to a server would even show a server's certificate there.
-// A connection of which this program has both ends tells: who has opened it and who has accepted it see the same two addresses.
+// An address on the list may lead back to this program: it is one of this machine's, or the operator has named the
+// local address as a server. Each connection to it would open another one, until no file can be opened any more; and
+// the first of them that gets to a server would even show a server's certificate there. A connection of which this
+// program has both ends tells: who has opened it and who has accepted it see the same two addresses.
 
 var errItself = errors.New("it leads back to this program")
 
@@ -22,7 +23,8 @@ type ends struct{ from, to string }
 func opened(c net.Conn) ends   { return ends{c.LocalAddr().String(), c.RemoteAddr().String()} }
 func accepted(c net.Conn) ends { return ends{c.RemoteAddr().String(), c.LocalAddr().String()} }
 
-// enter notes one end of a connection until leave is called, and says whether this program has the other one, too. Who comes second is told.
+// enter notes one end of a connection until leave is called, and says whether this program has the other one, too. Who
+// comes second is told.
 func (b *Balancer) enter(e ends) (itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

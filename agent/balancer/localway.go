@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	// lostAfter is how many probes of the local address in a row fail, listRetry apart, before the node lets servers know.
+	// lostAfter is how many probes of the local address in a row fail, listRetry apart, before the node lets servers
+	// know.
 	lostAfter = 2
 	// probeTimeout is how long a probe may take from this machine to itself.
 	probeTimeout = 2 * time.Second
@@ -34,10 +35,9 @@ func (b *Balancer) arrive() (left func()) {
 	}
 }
 
-// asked takes the outcome of a request through the local address. After one that failed it probes the address: where no connection
-// arrives, twice in a row, what is sent
-// there was led elsewhere on this machine, refused or dropped, and connections that are open are of no use either. One that fails at the
-// servers says nothing of this machine.
+// asked takes the outcome of a request through the local address. After one that failed it probes the address: where no
+// connection arrives, twice in a row, what is sent there was led elsewhere on this machine, refused or dropped, and
+// connections that are open are of no use either. One that fails at the servers says nothing of this machine.
 func (b *Balancer) asked(ctx context.Context, failed error) {
 	for failed != nil && !b.reached(ctx) {
 		if ctx.Err() != nil || b.missed(failed) {
@@ -94,8 +94,9 @@ func (b *Balancer) dialLocally(ctx context.Context) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", b.listener.Addr().String())
 }
 
-// Watched are the servers to which the node keeps a connection by which they know that it lives. There are none while the node's own programs do not reach the
-// API here: a kubelet without the API is not ready, and servers that hear the node would take it for ready.
+// Watched are the servers to which the node keeps a connection by which they know that it lives. There are none while
+// the node's own programs do not reach the API here: a kubelet without the API is not ready, and servers that hear the
+// node would take it for ready.
 func (b *Balancer) Watched() []string {
 	b.mu.Lock()
 	lost := b.misses >= lostAfter

@@ -25,11 +25,10 @@ func watchedIs(t *testing.T, b *Balancer, what string, servers ...string) {
 	}
 }
 
-// TestNodeWithoutLocalWayIsNotHeard: where connections to the local address never arrive, servers are not to hear the node, whether they
-// are refused, dropped in silence,
-// or taken by another program, and whether older ones are open or not. That takes no more than 6 s after a request has failed. Where
-// they arrive and servers fail,
-// servers are to hear it.
+// TestNodeWithoutLocalWayIsNotHeard: where connections to the local address never arrive, servers are not to hear the
+// node, whether they are refused, dropped in silence, or taken by another program, and whether older ones are open or
+// not. That takes no more than 6 s after a request has failed. Where they arrive and servers fail, servers are to hear
+// it.
 func TestNodeWithoutLocalWayIsNotHeard(t *testing.T) {
 	failed := errors.New("the API does not answer")
 	for name, dial := range map[string]func(ctx context.Context) (net.Conn, error){

@@ -18,21 +18,25 @@ import (
 	"github.com/coracle-k8s/coracle/agent/servercert"
 )
 
-// That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a machine whose
-// server hangs. What says something is a server's certificate in a TLS handshake. One costs both ends about a millisecond
-// and 4 kB, so there is none every two seconds: the node's own connection to each server (agent/tunnels) proves once a second that
-// the server still is what it was when it showed its certificate there. A handshake of our own is made only where that is not heard:
-// before the first connection, and when the server has fallen silent.
+// That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a
+// machine whose server hangs. What says something is a server's certificate in a TLS handshake. One costs both ends
+// about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
+// (agent/tunnels) proves once a second that the server still is what it was when it showed its certificate there. A
+// handshake of our own is made only where that is not heard: before the first connection, and when the server has
+// fallen silent.
 const (
-	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the node has looked (internal/timers), and the
-	// second look after an answer has to find it silent: with two whole seconds that would be the third.
+	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the
+	// node has looked (internal/timers), and the second look after an answer has to find it silent: with two whole
+	// seconds that would be the third.
 	heardFor = 1800 * time.Millisecond
-	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less often than once a second: a line on which a packet and the one that answers
-	// it need more than that. farthest is the longest time between two answers that counts for what is usual.
+	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less
+	// often than once a second: a line on which a packet and the one that answers it need more than that. farthest is
+	// the longest time between two answers that counts for what is usual.
 	farther, farthest = 700 * time.Millisecond, 3 * time.Second
 	// sureFor is for how long new connections are opened without another handshake.
 	sureFor = 5 * time.Second
-	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a second.
+	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a
+	// second.
 	answersNow = 1200 * time.Millisecond
 )
 
@@ -50,8 +54,8 @@ type proof struct {
 	usual time.Duration
 }
 
-// proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another for servers would
-// otherwise ask one another without end.
+// proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another
+// for servers would otherwise ask one another without end.
 type proving struct {
 	cancel    context.CancelFunc
 	connected atomic.Bool   // the machine's kernel has answered
@@ -59,8 +63,8 @@ type proving struct {
 	err       error         // set before
 }
 
-// Answered says that a server has answered over a connection of the node's, on which it had shown its certificate. itself says that this
-// names the address.
+// Answered says that a server has answered over a connection of the node's, on which it had shown its certificate.
+// itself says that this names the address.
 func (b *Balancer) Answered(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,8 +77,8 @@ func (b *Balancer) Answered(server string, itself bool) {
 	b.note(server, p)
 }
 
-// Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all requests waiting: if another
-// one answers, what went to this one goes there at once.
+// Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all
+// requests waiting: if another one answers, what went to this one goes there at once.
 func (b *Balancer) Ended(server string) {
 	if other := b.otherAnswers(server); other != "" {
 		b.o.Logger.Info("a server has hung up on this node; what went to it goes to another one", "server", server, "other", other)
@@ -82,9 +86,9 @@ func (b *Balancer) Ended(server string) {
 	}
 }
 
-// doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun: it has to show itself before
-// the next connection is opened. It counts as heard nevertheless, and keeps the connections that it has: a program on this machine that sends what
-// is no TLS brings this about too.
+// doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun:
+// it has to show itself before the next connection is opened. It counts as heard nevertheless, and keeps the
+// connections that it has: a program on this machine that sends what is no TLS brings this about too.
 func (b *Balancer) doubt(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -102,7 +106,8 @@ func (b *Balancer) note(server string, p proof) {
 	}
 }
 
-// heard says whether a server answers over the node's own connection, or has just shown its certificate, and when it last did.
+// heard says whether a server answers over the node's own connection, or has just shown its certificate, and when it
+// last did.
 func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -116,9 +121,9 @@ func (b *Balancer) answers(server string, within time.Duration) bool {
 	return ok && b.now().Sub(p.at) < within
 }
 
-// otherAnswers is a server that has just answered, and not the one that is given; "" if there is none. A server that is silent while
-// another one answers is left at once, without asking it twice: that costs its clients a new connection, and waiting costs them their
-// requests.
+// otherAnswers is a server that has just answered, and not the one that is given; "" if there is none. A server that is
+// silent while another one answers is left at once, without asking it twice: that costs its clients a new connection,
+// and waiting costs them their requests.
 func (b *Balancer) otherAnswers(but string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -133,7 +138,8 @@ func (b *Balancer) otherAnswers(but string) string {
 // leftOut says whether an address is one of those that are said to be none of a server. mu is held.
 func (b *Balancer) leftOut(server string) bool { return b.excluded[server] && !b.proved[server].itself }
 
-// provedLast are the addresses that have proved to be servers' themselves, the latest first, no more than mostProved. mu is held.
+// provedLast are the addresses that have proved to be servers' themselves, the latest first, no more than mostProved.
+// mu is held.
 func (b *Balancer) provedLast() []string {
 	out := slices.DeleteFunc(slices.Sorted(maps.Keys(b.proved)), func(s string) bool { return !b.proved[s].itself })
 	slices.SortStableFunc(out, func(x, y string) int { return b.proved[y].at.Compare(b.proved[x].at) })
@@ -146,8 +152,8 @@ func (b *Balancer) forget(gone func(string) bool) {
 	maps.DeleteFunc(b.proved, func(s string, _ proof) bool { return gone(s) })
 }
 
-// candidates are all addresses in the order in which they are tried: those that answer, then those that once were a server's, then what
-// was only named, and at last what is said to be none. Whoever names many has them tried last.
+// candidates are all addresses in the order in which they are tried: those that answer, then those that once were a
+// server's, then what was only named, and at last what is said to be none. Whoever names many has them tried last.
 func (b *Balancer) candidates() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -42,8 +42,8 @@ func ended(t *testing.T, c *client) {
 	}
 }
 
-// TestSilentIsLeftInTime: pings and looks fall on the same moments. However long answers take, a server that gives them is not left, and one that falls silent is two seconds
-// later, while another one answers.
+// TestSilentIsLeftInTime: pings and looks fall on the same moments. However long answers take, a server that gives them
+// is not left, and one that falls silent is two seconds later, while another one answers.
 func TestSilentIsLeftInTime(t *testing.T) {
 	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -117,7 +117,8 @@ func TestFarServers(t *testing.T) {
 	})
 }
 
-// TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it stands in the list.
+// TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it
+// stands in the list.
 func TestForeignServersAreNotUsed(t *testing.T) {
 	stranger := newServerOf(t, others, "stranger", "127.0.0.1:0", "127.0.0.1")
 	real := newServer(t, "real", "127.0.0.1:0")
@@ -131,7 +132,8 @@ func TestForeignServersAreNotUsed(t *testing.T) {
 	}
 }
 
-// TestManyMuteAddresses: however many addresses are named at which nobody says anything, the first connection of a start need not wait for each.
+// TestManyMuteAddresses: however many addresses are named at which nobody says anything, the first connection of a
+// start need not wait for each.
 func TestManyMuteAddresses(t *testing.T) {
 	named := []string{}
 	for range most - 2 {
@@ -160,8 +162,8 @@ func TestManyMuteAddresses(t *testing.T) {
 	})
 }
 
-// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server hangs. Its connections are closed, and what comes
-// then goes to another one.
+// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server hangs. Its connections
+// are closed, and what comes then goes to another one.
 func TestForeignServerAtKnownAddress(t *testing.T) {
 	for what, move := range map[string]func(t *testing.T, address string){
 		"another cluster's server": func(t *testing.T, address string) { newServerOf(t, others, "stranger", address, "127.0.0.1") },
@@ -187,7 +189,8 @@ func TestForeignServerAtKnownAddress(t *testing.T) {
 	}
 }
 
-// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one, and that one is tried first from then on.
+// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one, and that one
+// is tried first from then on.
 func TestSilentServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
@@ -214,7 +217,8 @@ func TestSilentServer(t *testing.T) {
 	})
 }
 
-// TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if not.
+// TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if
+// not.
 func TestServerHangsUp(t *testing.T) {
 	one, two, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
@@ -236,8 +240,8 @@ func (r reasons) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none. What has shown
-// itself to be a server stays, with one that is not in use.
+// TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none.
+// What has shown itself to be a server stays, with one that is not in use.
 func TestWordOfOthers(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: "127.0.0.1:1"})
@@ -266,8 +270,8 @@ func TestWordOfOthers(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestExcludedIsBetterThanNone: at a start nothing has shown itself yet. The only server that there is is said to be an agent, and others
-// are named that are none.
+// TestExcludedIsBetterThanNone: at a start nothing has shown itself yet. The only server that there is is said to be an
+// agent, and others are named that are none.
 func TestExcludedIsBetterThanNone(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
@@ -285,8 +289,8 @@ func TestExcludedIsBetterThanNone(t *testing.T) {
 	}
 }
 
-// TestHeardServerIsNotAsked: a server that answers over the node's connection to it sees no handshake of the balancer's, neither for a new
-// connection nor while one is open.
+// TestHeardServerIsNotAsked: a server that answers over the node's connection to it sees no handshake of the
+// balancer's, neither for a new connection nor while one is open.
 func TestHeardServerIsNotAsked(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := startStill(t, Options{Server: one.address})
@@ -298,7 +302,8 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 	}
 }
 
-// TestServerStops: one that still answers on the node's own connection and hangs up on each connection to its API costs one try.
+// TestServerStops: one that still answers on the node's own connection and hangs up on each connection to its API costs
+// one try.
 func TestServerStops(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -351,7 +356,8 @@ func hangUp(t *testing.T, address string, first bool) {
 	}
 }
 
-// wantKept has something done for as long as it takes to look after the servers some times, and wants a connection to be there still.
+// wantKept has something done for as long as it takes to look after the servers some times, and wants a connection to
+// be there still.
 func wantKept(t *testing.T, c *client, do func()) {
 	t.Helper()
 	for end := time.Now().Add(3*checkEvery + checkEvery/2); time.Now().Before(end); {
@@ -363,8 +369,8 @@ func wantKept(t *testing.T, c *client, do func()) {
 	}
 }
 
-// TestNoTLSAtLocalAddress: a program of this machine sends what is no TLS to the API's address, and the server hangs up without a word. It is
-// well, and other connections to it go on, although another server answers too.
+// TestNoTLSAtLocalAddress: a program of this machine sends what is no TLS to the API's address, and the server hangs up
+// without a word. It is well, and other connections to it go on, although another server answers too.
 func TestNoTLSAtLocalAddress(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the program ends it": true} {
 		t.Run(what, func(t *testing.T) {
@@ -376,8 +382,8 @@ func TestNoTLSAtLocalAddress(t *testing.T) {
 	}
 }
 
-// TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port is open, costs the server no
-// handshake.
+// TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port
+// is open, costs the server no handshake.
 func TestClientsThatSayNothing(t *testing.T) {
 	one, _, b := heardServers(t)
 	const times = 5

@@ -24,20 +24,23 @@ const (
 	collectAfter = time.Second
 	// collectAgain is how long after a collection that failed.
 	collectAgain = 5 * time.Second
-	// changes are so many after which all is looked through although nothing was removed, as upstream does it: a lease may have run out.
+	// changes are so many after which all is looked through although nothing was removed, as upstream does it: a lease
+	// may have run out.
 	changes = 100
 )
 
 // store is containerd's metadata, which knows what refers to what.
 type store interface {
-	// RegisterMutationCallback registers what is called after each change, and must not block. removed says that something may be without an owner.
+	// RegisterMutationCallback registers what is called after each change, and must not block. removed says that
+	// something may be without an owner.
 	RegisterMutationCallback(func(removed bool))
 	GarbageCollect(context.Context) (gc.Stats, error)
 }
 
-// collector decides when what nobody refers to any more is collected. It stands in for containerd's own scheduler (plugins/gc), which either decides by what earlier collections
-// took, and waits for minutes on a slow disk while the kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node runs.
-// This one sleeps until something is removed.
+// collector decides when what nobody refers to any more is collected. It stands in for containerd's own scheduler
+// (plugins/gc), which either decides by what earlier collections took, and waits for minutes on a slow disk while the
+// kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node
+// runs. This one sleeps until something is removed.
 type collector struct {
 	store   store
 	changed atomic.Int32  // since the last collection
@@ -141,7 +144,8 @@ func (c *collector) collect(ctx context.Context) error {
 	return err
 }
 
-// registerCollector adds the collector as the plugin that decides when to collect. It must be called before server.New, which builds the plugin graph.
+// registerCollector adds the collector as the plugin that decides when to collect. It must be called before server.New,
+// which builds the plugin graph.
 func registerCollector() {
 	registry.Register(&plugin.Registration{
 		Type:     plugins.GCPlugin,

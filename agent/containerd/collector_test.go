@@ -47,8 +47,8 @@ func collecting(ctx context.Context, s *slowStore) *collector {
 	return c
 }
 
-// TestRemovedIsCollected: the room of what was removed is free a moment later, however slow the disk is, and was: the kubelet evicts one pod after the other as long as it
-// sees none. Nothing is collected where nothing was removed.
+// TestRemovedIsCollected: the room of what was removed is free a moment later, however slow the disk is, and was: the
+// kubelet evicts one pod after the other as long as it sees none. Nothing is collected where nothing was removed.
 func TestRemovedIsCollected(t *testing.T) {
 	for name, takes := range map[string][]time.Duration{
 		"a fast disk":                       {2 * time.Millisecond},
@@ -81,7 +81,8 @@ func TestRemovedIsCollected(t *testing.T) {
 	}
 }
 
-// TestCollectedWhenAsked: who removes and wants the room gets it at once, by a collection that began after the question.
+// TestCollectedWhenAsked: who removes and wants the room gets it at once, by a collection that began after the
+// question.
 func TestCollectedWhenAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -121,8 +122,8 @@ func TestCollectedWhenAsked(t *testing.T) {
 	})
 }
 
-// TestRemovedAmidACollection: what is removed while a collection is under way, which may have passed it over, is collected by the next one. So is what a collection that failed left, and
-// many changes without a removal.
+// TestRemovedAmidACollection: what is removed while a collection is under way, which may have passed it over, is
+// collected by the next one. So is what a collection that failed left, and many changes without a removal.
 func TestRemovedAmidACollection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -30,7 +30,8 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 		State:           o.State,
 		RequiredPlugins: []string{"io.containerd.grpc.v1.cri"},
 		DisabledPlugins: []string{
-			// Both would count every call into a registry that nobody scrapes; the first panics when its metrics exist already.
+			// Both would count every call into a registry that nobody scrapes; the first panics when its metrics exist
+			// already.
 			"io.containerd.metrics.v1.grpc-prometheus",
 			"io.containerd.metrics.v1.grpc-otel",
 			"io.containerd.server.v1.grpc-tcp",
@@ -52,15 +53,16 @@ func imagesConfig(o Options, snapshotter string) map[string]any {
 		"snapshotter":   snapshotter,
 		"pinned_images": map[string]any{"sandbox": o.PauseImage},
 		"registry":      registryConfig(o),
-		// Walks every snapshot. Ten seconds is upstream's default; disks do not fill that fast, and idle should cost nothing.
+		// Walks every snapshot. Ten seconds is upstream's default; disks do not fill that fast, and idle should cost
+		// nothing.
 		"stats_collect_period": 120,
 		// The transfer service does not know the registries' credentials; said here, containerd does not warn about it.
 		"use_local_image_pull": len(o.RegistryAuths) > 0,
 	}
 }
 
-// registryConfig names the folder of hosts.toml files. Credentials have no place in those; the older key beside them has,
-// and makes containerd pull with its client library where it would use the transfer service.
+// registryConfig names the folder of hosts.toml files. Credentials have no place in those; the older key beside them
+// has, and makes containerd pull with its client library where it would use the transfer service.
 func registryConfig(o Options) map[string]any {
 	c := map[string]any{"config_path": o.RegistryDir}
 	if len(o.RegistryAuths) > 0 {
@@ -75,7 +77,8 @@ func registryConfig(o Options) map[string]any {
 	return c
 }
 
-// transferConfig repeats what the image service was told: pulls go through the transfer service, which has settings of its own.
+// transferConfig repeats what the image service was told: pulls go through the transfer service, which has settings of
+// its own.
 func transferConfig(o Options, snapshotter string) map[string]any {
 	return map[string]any{
 		"config_path": o.RegistryDir,
@@ -100,7 +103,8 @@ func runtimeConfig(o Options, h host) map[string]any {
 				"options": map[string]any{
 					"BinaryName": filepath.Join(o.BinDir, "runc"),
 					"Root":       filepath.Join(o.State, "runc"),
-					// cgroupfs on every host: one code path under systemd, OpenRC or nothing, and no D-Bus call per container.
+					// cgroupfs on every host: one code path under systemd, OpenRC or nothing, and no D-Bus call per
+					// container.
 					"SystemdCgroup": false,
 				},
 			}},
@@ -110,14 +114,15 @@ func runtimeConfig(o Options, h host) map[string]any {
 		"netns_mounts_under_state_dir": true,
 		"restrict_oom_score_adj":       !h.canLowerOOMScore,
 		"disable_apparmor":             h.noAppArmor,
-		// Asks every shim for CPU numbers that only crictl stats shows (the kubelet reads cgroups itself). Upstream: 1s.
+		// Asks every shim for CPU numbers that only crictl stats shows (the kubelet reads cgroups itself). Upstream:
+		// 1s.
 		"stats_collect_period":   "60s",
 		"stats_retention_period": "3m",
 	}
 }
 
-// shimSocketDir keeps shims' sockets in the state directory unless their names would be too long for a unix address; then
-// it takes a short name derived from the directory, the same in every run.
+// shimSocketDir keeps shims' sockets in the state directory unless their names would be too long for a unix address;
+// then it takes a short name derived from the directory, the same in every run.
 func shimSocketDir(state string) string {
 	dir := filepath.Join(state, "s")
 	if len(dir) <= maxSocketDir {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package containerd runs containerd v2 inside this process: the CRI service that the kubelet speaks to, on a unix socket
-// that ctr and crictl may use too, and an in-memory client for the agent's own image work.
+// Package containerd runs containerd v2 inside this process: the CRI service that the kubelet speaks to, on a unix
+// socket that ctr and crictl may use too, and an in-memory client for the agent's own image work.
 //
 // It owns containerd's configuration (there is no config file), its root and state directories and its socket. It never
 // stops a container: those belong to the shims, which outlive this process and are found again by the next one.
@@ -34,8 +34,8 @@ import (
 // Namespace is the containerd namespace that holds everything of Kubernetes.
 const Namespace = "k8s.io"
 
-// startTimeout bounds waiting for the CRI service. Recovery asks every shim for its state, ten seconds at most for each,
-// many at a time: a node with hundreds of pods and a slow disk stays well below.
+// startTimeout bounds waiting for the CRI service. Recovery asks every shim for its state, ten seconds at most for
+// each, many at a time: a node with hundreds of pods and a slow disk stays well below.
 const startTimeout = 2 * time.Minute
 
 // Options say where containerd lives and what it runs.
@@ -44,18 +44,22 @@ type Options struct {
 	Root string
 	// State holds what must not: sockets, bundles, FIFOs. It should be on a tmpfs.
 	State string
-	// BinDir holds runc and containerd-shim-runc-v2. It should be a stable path: it is written into each container's record.
+	// BinDir holds runc and containerd-shim-runc-v2. It should be a stable path: it is written into each container's
+	// record.
 	BinDir string
 	// CNIBinDir and CNIConfDir are where the CRI service finds the network plugin and its configuration. The service
-	// watches CNIConfDir, so the configuration may appear later; until then the node reports that its network is not ready.
+	// watches CNIConfDir, so the configuration may appear later; until then the node reports that its network is not
+	// ready.
 	CNIBinDir, CNIConfDir string
 	// RegistryDir holds one folder with a hosts.toml for each registry (containerd's config_path); empty for none.
 	RegistryDir string
-	// PauseImage is the full name of the sandbox image. It must be imported: it is never pulled successfully without a registry.
+	// PauseImage is the full name of the sandbox image. It must be imported: it is never pulled successfully without a
+	// registry.
 	PauseImage string
 	// RegistryAuths are credentials by the host that asks for them.
 	RegistryAuths map[string]RegistryAuth
-	// Snapshotter is "overlayfs", "native" or "auto", which takes overlayfs where the file system under Root carries it.
+	// Snapshotter is "overlayfs", "native" or "auto", which takes overlayfs where the file system under Root carries
+	// it.
 	Snapshotter string
 	// Logger receives what this package has to say; containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
@@ -84,7 +88,8 @@ type Server struct {
 // started guards the once-per-process rule of the package comment.
 var started atomic.Bool
 
-// Start brings containerd up and returns when its CRI service has recovered the containers of an earlier run and answers.
+// Start brings containerd up and returns when its CRI service has recovered the containers of an earlier run and
+// answers.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if !started.CompareAndSwap(false, true) {
 		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
@@ -125,8 +130,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
-// release is a version without "+unknown", which containerd appends where the linker was given no version. Our build is of that
-// release's sources. Nodes show it in their status.
+// release is a version without "+unknown", which containerd appends where the linker was given no version. Our build is
+// of that release's sources. Nodes show it in their status.
 func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
 
 // prepare makes what containerd expects to find: directories, its programs on PATH, a snapshotter that works.
@@ -136,7 +141,8 @@ func (s *Server) prepare() error {
 			return fmt.Errorf("containerd: the carried program %s is missing from %s: %w", name, s.opts.BinDir, err)
 		}
 	}
-	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way in.
+	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way
+	// in.
 	if err := prependPath(s.opts.BinDir); err != nil {
 		return err
 	}
@@ -203,7 +209,8 @@ func (s *Server) Stop() {
 }
 
 func prepareTempMounts(root string) error {
-	// In the root, not in /tmp: a layer being unpacked can be large, and an earlier run's leftovers are found again here.
+	// In the root, not in /tmp: a layer being unpacked can be large, and an earlier run's leftovers are found again
+	// here.
 	if err := mount.SetTempMountLocation(filepath.Join(root, "tmpmounts")); err != nil {
 		return err
 	}
@@ -246,8 +253,8 @@ func registerClientPlugin(s *Server) {
 	})
 }
 
-// prependPath puts dir first on PATH and makes sure the system's own folders are there: an init system may start us with
-// none, and the kubelet needs mount and umount.
+// prependPath puts dir first on PATH and makes sure the system's own folders are there: an init system may start us
+// with none, and the kubelet needs mount and umount.
 func prependPath(dir string) error {
 	path := []string{dir}
 	seen := map[string]bool{dir: true}

@@ -27,9 +27,9 @@ type criService interface {
 	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
 }
 
-// Lists answers the questions that a kubelet asks all the time, by a call in this process. Over the socket each of them wakes four
-// threads, for both ends' readers and writers (docs/adr/0040). Errors are as over the socket.
-// Parts of an answer are containerd's own, and are not to be changed.
+// Lists answers the questions that a kubelet asks all the time, by a call in this process. Over the socket each of them
+// wakes four threads, for both ends' readers and writers (docs/adr/0040). Errors are as over the socket. Parts of an
+// answer are containerd's own, and are not to be changed.
 type Lists struct{ cri criService }
 
 // ListPodSandbox is CRI's.
@@ -63,8 +63,8 @@ func ask[Q, A any](ctx context.Context, cri criService, call func(context.Contex
 	return answer, nil
 }
 
-// registerCRIPlugin adds a plugin of ours that is handed the CRI service. It must be called before server.New, which builds
-// the plugin graph.
+// registerCRIPlugin adds a plugin of ours that is handed the CRI service. It must be called before server.New, which
+// builds the plugin graph.
 func registerCRIPlugin(s *Server) {
 	registry.Register(&plugin.Registration{
 		Type:     criPlugin,

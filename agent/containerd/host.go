@@ -32,7 +32,8 @@ func detectHost() host {
 	}
 }
 
-// hasCapability reads the effective set from a status file of proc(5). An unreadable file counts as yes: it is the usual case.
+// hasCapability reads the effective set from a status file of proc(5). An unreadable file counts as yes: it is the
+// usual case.
 func hasCapability(statusFile string, bit uint) bool {
 	f, err := os.Open(statusFile)
 	if err != nil {
@@ -54,8 +55,8 @@ func hasCapability(statusFile string, bit uint) bool {
 const snapshotterFile = "snapshotter"
 
 // chooseSnapshotter settles "auto". overlayfs does not work on every file system (not on another overlayfs without
-// d_type, not on some network and FUSE file systems); native copies every layer, which is slow and large but always works.
-// What was chosen once is kept: images are unpacked for one snapshotter, and containers live in it.
+// d_type, not on some network and FUSE file systems); native copies every layer, which is slow and large but always
+// works. What was chosen once is kept: images are unpacked for one snapshotter, and containers live in it.
 func chooseSnapshotter(want, root string, log *slog.Logger) (string, error) {
 	switch want {
 	case "overlayfs", "native":

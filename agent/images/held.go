@@ -21,8 +21,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// heldBlobs is a content store that notes which content is written through it, also where that was there before. So it is known what an archive itself held:
-// a manifest may name content that a tenant pulled to this node.
+// heldBlobs is a content store that notes which content is written through it, also where that was there before. So it
+// is known what an archive itself held: a manifest may name content that a tenant pulled to this node.
 type heldBlobs struct {
 	content.Store
 	mu   sync.Mutex
@@ -70,9 +70,10 @@ func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Clie
 // errOtherLayer says that an archive's layer is not the one that the image's configuration names.
 var errOtherLayer = errors.New("a layer of the archive is not what the image's configuration says it is")
 
-// whole says whether the configuration of an image for this machine and all layers that it names were written. The configuration names layers by what they hold
-// (diff IDs), and these are what a container gets: the manifest may name any others, and unpacking does not look at those where the image is unpacked already. So
-// each layer is compared, uncompressed. One that was there in another compression, with which the importer replaces the archive's, counts.
+// whole says whether the configuration of an image for this machine and all layers that it names were written. The
+// configuration names layers by what they hold (diff IDs), and these are what a container gets: the manifest may name
+// any others, and unpacking does not look at those where the image is unpacked already. So each layer is compared,
+// uncompressed. One that was there in another compression, with which the importer replaces the archive's, counts.
 func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.Digest, whole bool, err error) {
 	m, err := images.Manifest(ctx, h.Store, im.Target, platforms.Default())
 	if err != nil {
@@ -102,7 +103,8 @@ func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.D
 	return m.Config.Digest, whole, nil
 }
 
-// uncompressed is the digest of what a layer holds. It goes by the content, as unpacking does: a layer's media type may not say how it is compressed.
+// uncompressed is the digest of what a layer holds. It goes by the content, as unpacking does: a layer's media type may
+// not say how it is compressed.
 func (h *heldBlobs) uncompressed(ctx context.Context, layer ocispec.Descriptor) (digest.Digest, error) {
 	info, err := h.Store.Info(ctx, layer.Digest)
 	if err != nil {

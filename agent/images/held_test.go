@@ -130,7 +130,8 @@ func (p parts) layout(t *testing.T, blobs map[string][]byte) []byte {
 	return archive(t, files)
 }
 
-// TestOnlyWhatTheArchiveHeldIsImported: an image that a tenant pulled to the node is everybody's only after an archive that holds its configuration and all its layers.
+// TestOnlyWhatTheArchiveHeldIsImported: an image that a tenant pulled to the node is everybody's only after an archive
+// that holds its configuration and all its layers.
 func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
 	p := makeParts(t)
 	name := func(data []byte) string { return digest.FromBytes(data).Encoded() }

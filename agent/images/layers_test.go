@@ -16,8 +16,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestOtherLayers: an archive holds the configuration of a tenant's image, and as many layers as it names. It makes the image everybody's only where these layers
-// hold what the configuration says: unpacking applies none of them, since the snapshots that the configuration names are on the node.
+// TestOtherLayers: an archive holds the configuration of a tenant's image, and as many layers as it names. It makes the
+// image everybody's only where these layers hold what the configuration says: unpacking applies none of them, since the
+// snapshots that the configuration names are on the node.
 func TestOtherLayers(t *testing.T) {
 	p := makeParts(t)
 	stored := func(level int, plain []byte) []byte {

@@ -14,8 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// writtenNames is a store of images' names that notes which ones are written through it, and what they stood for before: an archive that turns out to be of no use
-// takes no image from a node that worked.
+// writtenNames is a store of images' names that notes which ones are written through it, and what they stood for
+// before: an archive that turns out to be of no use takes no image from a node that worked.
 type writtenNames struct {
 	images.Store
 	leases leases.Manager
@@ -68,7 +68,8 @@ func (w *writtenNames) ready(im images.Image) {
 	}
 }
 
-// takeBack gives the names of images that are not ready what they stood for, unless somebody else has written them since.
+// takeBack gives the names of images that are not ready what they stood for, unless somebody else has written them
+// since.
 func (w *writtenNames) takeBack(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error

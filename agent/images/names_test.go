@@ -58,7 +58,8 @@ func stored(ctx context.Context, t *testing.T, s Containerd, name string) images
 	return im
 }
 
-// TestUselessArchiveTakesNoName: an archive with an image that cannot be used leaves all names as they were, also those of images behind that one, and what they name.
+// TestUselessArchiveTakesNoName: an archive with an image that cannot be used leaves all names as they were, also those
+// of images behind that one, and what they name.
 func TestUselessArchiveTakesNoName(t *testing.T) {
 	const old, second, fresh = "example.org/app:1", "example.org/db:1", "example.org/new:1"
 	for what, archive := range map[string][]byte{
@@ -120,7 +121,8 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 	}
 }
 
-// TestTakenNamesOfOthers: a name that stands for something else by now, as after a pull meanwhile, or that is gone, is left as it is. So is that of an image that is ready.
+// TestTakenNamesOfOthers: a name that stands for something else by now, as after a pull meanwhile, or that is gone, is
+// left as it is. So is that of an image that is ready.
 func TestTakenNamesOfOthers(t *testing.T) {
 	ctx, s := blobStore(t)
 	const pulled, gone, kept = "example.org/pulled:1", "example.org/gone:1", "example.org/kept:1"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package images brings images into the node's image store without a registry: the pause image that coracle carries, and
-// archives that the operator puts into the images folder.
+// Package images brings images into the node's image store without a registry: the pause image that coracle carries,
+// and archives that the operator puts into the images folder.
 //
 // It owns the record of which archive it has imported. It never removes an image: that is the operator's to do, and the
 // kubelet's garbage collection leaves imported images alone, because nobody could fetch them again.
@@ -33,8 +33,9 @@ const (
 	pinnedValue = "pinned"
 )
 
-// importedLabel is on the configuration of each image all of which came from an archive. It is on content, not on a name: a name may
-// be that of a tenant's image later, while content stays what the operator brought, and takes its label with it when it goes.
+// importedLabel is on the configuration of each image all of which came from an archive. It is on content, not on a
+// name: a name may be that of a tenant's image later, while content stays what the operator brought, and takes its
+// label with it when it goes.
 const importedLabel = "coracle/imported"
 
 // Store is the node's image store.
@@ -100,7 +101,8 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	return names, nil
 }
 
-// read brings an archive's images into the store, their names by way of names, and returns with them what the archive held.
+// read brings an archive's images into the store, their names by way of names, and returns with them what the archive
+// held.
 func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, names images.Store) ([]images.Image, *heldBlobs, error) {
 	blobs := &heldBlobs{Store: s.Client.ContentStore()}
 	importer, err := blobs.importer(s.Client, names)
@@ -116,8 +118,8 @@ func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, 
 	return imported, blobs, err
 }
 
-// Clean removes what an import that failed, or was killed, left half-written. containerd names it by the file's place in
-// the archive and would take it for the beginning of the next archive's file of that name.
+// Clean removes what an import that failed, or was killed, left half-written. containerd names it by the file's place
+// in the archive and would take it for the beginning of the next archive's file of that name.
 func (s Containerd) Clean(ctx context.Context) error {
 	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), s.Namespace)
 	half, err := s.Client.ContentStore().ListStatuses(ctx)
@@ -181,8 +183,8 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 	return nil
 }
 
-// Imported says whether the content of an image, by the digest of its configuration, came from an archive. What cannot be
-// found out counts as no.
+// Imported says whether the content of an image, by the digest of its configuration, came from an archive. What cannot
+// be found out counts as no.
 func (s Containerd) Imported(ctx context.Context, imageRef string) bool {
 	info, err := s.Client.ContentStore().Info(namespaces.WithNamespace(ctx, s.Namespace), digest.Digest(imageRef))
 	return err == nil && info.Labels[importedLabel] != ""

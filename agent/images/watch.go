@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
-// Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it has
-// not changed for Settle and nobody has it open for writing.
+// Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it
+// has not changed for Settle and nobody has it open for writing.
 func (f *Folder) Run(ctx context.Context) error {
 	if err := f.open(); err != nil {
 		return err

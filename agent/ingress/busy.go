@@ -16,8 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// claims are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another program of the machine.
-// Whoever is first keeps a port: a program as long as it listens, the ingress as long as it is served.
+// claims are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another
+// program of the machine. Whoever is first keeps a port: a program as long as it listens, the ingress as long as it is
+// served.
 type claims struct {
 	ours map[int]bool
 	// programs are those that listen at some of the ports, by name, which is empty where it cannot be found.
@@ -27,7 +28,8 @@ type claims struct {
 // busyEntry is what the Node's annotation says of a port that another program keeps.
 func busyEntry(port int) string { return table.BusyEntry + "=" + strconv.Itoa(port) }
 
-// look finds out who has the ports. said is what the Node's annotation said when this run began: what it served then is its own still.
+// look finds out who has the ports. said is what the Node's annotation said when this run began: what it served then is
+// its own still.
 func (c *claims) look(ports []int, programs map[int]string, said string) {
 	before := strings.Split(said, ",")
 	served := slices.ContainsFunc(before, func(entry string) bool { return strings.HasPrefix(entry, table.HTTP+"=") })
@@ -78,8 +80,8 @@ func (c *claims) problem() string {
 	return ""
 }
 
-// servicePorts are the TCP ports of the Services of Ingresses and Gateways at nodes' addresses. At addresses that are no node's, as those
-// of a pool, other programs are in nobody's way.
+// servicePorts are the TCP ports of the Services of Ingresses and Gateways at nodes' addresses. At addresses that are
+// no node's, as those of a pool, other programs are in nobody's way.
 func (n *Node) servicePorts() []int {
 	var all []*corev1.Service
 	if svc, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service); err == nil {

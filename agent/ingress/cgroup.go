@@ -13,14 +13,15 @@ import (
 )
 
 const (
-	// cgroupRoot is where control groups are mounted, and cgroupName the folder of ours in each hierarchy. Each proxy has one of its own in there, so that one
-	// that drains does not take the memory of the one that serves.
+	// cgroupRoot is where control groups are mounted, and cgroupName the folder of ours in each hierarchy. Each proxy
+	// has one of its own in there, so that one that drains does not take the memory of the one that serves.
 	cgroupRoot, cgroupName = "/sys/fs/cgroup", "coracle-ingress"
 	// memoryMax is a proxy's limit, and memoryHigh where the kernel slows it down and takes back what it can.
 	memoryMax, memoryHigh = 256 << 20, 240 << 20
 	// memoryLimit, three quarters of memoryMax, is where the proxy's collector begins to work hard.
 	memoryLimit = "192MiB"
-	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than there is; others have
+	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than
+	// there is; others have
 	// 100 and 1,024. Requests of strangers slow down so, and not the store's leader.
 	weightV2, weightV1 = "20", "204"
 	// maxThreads bounds the proxy's threads.

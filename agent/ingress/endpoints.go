@@ -56,7 +56,8 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	return out
 }
 
-// slicesOf are the EndpointSlices of the Services that backends name. One pass over all is less than one over its namespace's for each of a thousand Services.
+// slicesOf are the EndpointSlices of the Services that backends name. One pass over all is less than one over its
+// namespace's for each of a thousand Services.
 func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedName][]*discoveryv1.EndpointSlice {
 	out := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(backends))
 	for _, b := range backends {

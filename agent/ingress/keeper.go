@@ -17,11 +17,13 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// keeper keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its methods are called by one goroutine.
+// keeper keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its methods
+// are called by one goroutine.
 //
-// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record before it gets its first table, and
-// accepts from that on. One that nobody has recorded gets no table, accepts nothing and ends by itself. The old one is told to drain once the new one has
-// answered. A run that finds several that were not told goes on with the newest that answers, and tells the others when that has its table.
+// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record
+// before it gets its first table, and accepts from that on. One that nobody has recorded gets no table, accepts nothing
+// and ends by itself. The old one is told to drain once the new one has answered. A run that finds several that were
+// not told goes on with the newest that answers, and tells the others when that has its table.
 type keeper struct {
 	dir, program string
 	at           []netip.Addr
@@ -32,7 +34,8 @@ type keeper struct {
 	withoutQUIC  bool // it is not, since its sockets could not be opened
 	record       record
 	held         *sockets
-	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what the process has not been told yet.
+	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what
+	// the process has not been told yet.
 	sites   map[string]int
 	failed  map[string]error
 	changed socketChange
@@ -117,7 +120,8 @@ func (k *keeper) start(patient bool) error {
 	return nil
 }
 
-// listen opens and closes sockets of Gateways' ports; the proxy is told with the next put. Without held sockets it is told when another one takes over.
+// listen opens and closes sockets of Gateways' ports; the proxy is told with the next put. Without held sockets it is
+// told when another one takes over.
 func (k *keeper) listen(sites map[string]int) {
 	k.sites = sites
 	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
@@ -125,7 +129,8 @@ func (k *keeper) listen(sites map[string]int) {
 	}
 }
 
-// guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed yet.
+// guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed
+// yet.
 func (k *keeper) guarded() []int {
 	out := slices.Collect(maps.Values(k.changed.closed))
 	for kind, port := range k.held.ports() {
@@ -238,7 +243,8 @@ func (k *keeper) replace(ctx context.Context, t table.Sections) (map[string]stri
 	return k.put(ctx, t)
 }
 
-// lost takes leave of a proxy that has ended, or does not answer; it returns why. One that lives and has closed its connection drains.
+// lost takes leave of a proxy that has ended, or does not answer; it returns why. One that lives and has closed its
+// connection drains.
 func (k *keeper) lost(cause error) error {
 	p := k.now
 	k.now = nil

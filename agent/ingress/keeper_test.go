@@ -130,7 +130,8 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestFirstVersionIsReplaced: a proxy that knows no question for its sockets is ended, and another one serves at its ports.
+// TestFirstVersionIsReplaced: a proxy that knows no question for its sockets is ended, and another one serves at its
+// ports.
 func TestFirstVersionIsReplaced(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()

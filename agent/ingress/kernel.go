@@ -17,13 +17,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// Table is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so that a Service's source ranges hold; and
-// it keeps the proxy, whose endpoints are what tenants write, from the machine's own and from the cluster's ports.
+// Table is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so
+// that a Service's source ranges hold; and it keeps the proxy, whose endpoints are what tenants write, from the
+// machine's own and from the cluster's ports.
 func Table() nfttable.Table {
 	return nfttable.Table{Family: nfttable.INet, Name: nfttable.IngressTable}
 }
 
-// forbidden are networks in which the proxy opens no connection, beside those of Services: its endpoints are pods, nodes, and machines outside.
+// forbidden are networks in which the proxy opens no connection, beside those of Services: its endpoints are pods,
+// nodes, and machines outside.
 var forbidden = []string{"127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"}
 
 // refuse answers at once, so that a request fails and does not wait.
@@ -38,9 +40,9 @@ type kernelState struct {
 	own            []netip.Prefix // networks of this node's pods
 }
 
-// rules are the table's chains with their rules. A pod may come from another node without its Service proxy having changed the destination there a second time:
-// what pods and nodes send is let in. What the proxy sends to pods gets a source of its own, by which NetworkPolicies at other nodes know
-// it.
+// rules are the table's chains with their rules. A pod may come from another node without its Service proxy having
+// changed the destination there a second time: what pods and nodes send is let in. What the proxy sends to pods gets a
+// source of its own, by which NetworkPolicies at other nodes know it.
 func (s kernelState) rules() map[string][]string {
 	var inside4, inside6, pods4, pods6, services4, services6, nodes4, nodes6 []string
 	split := func(p netip.Prefix, to4, to6 *[]string) {

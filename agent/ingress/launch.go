@@ -21,7 +21,8 @@ import (
 // User is the user and the group of the proxy, by number.
 const User = clusterconfig.IngressUser
 
-// launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else open but its log, and connects with it.
+// launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else
+// open but its log, and connects with it.
 func (k *keeper) launch(s *sockets) (*process, error) {
 	program, err := filepath.EvalSymlinks(k.program)
 	if err != nil {

@@ -32,7 +32,8 @@ type question struct {
 	answer chan<- *table.Stats // capacity 1: whoever asks may have given up
 }
 
-// Metrics are the proxy's counters as Prometheus has them. They are asked for when somebody collects them, and there are none without a proxy.
+// Metrics are the proxy's counters as Prometheus has them. They are asked for when somebody collects them, and there
+// are none without a proxy.
 type Metrics struct{ n *Node }
 
 // Metrics returns those of the node.

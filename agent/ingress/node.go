@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingress is a node's part of the ingress: it starts the proxy (cmd/coracle-ingress) when the cluster has something to serve, tells it the table that a
-// server compiles and the endpoints that this node knows, and says on the Node at which ports it serves.
+// Package ingress is a node's part of the ingress: it starts the proxy (cmd/coracle-ingress) when the cluster has
+// something to serve, tells it the table that a server compiles and the endpoints that this node knows, and says on the
+// Node at which ports it serves.
 //
-// It owns the proxy's process, its sockets and the folder RunDir/ingress. The process outlives this one, as pods do, and the next run finds it by its socket.
-// While the cluster has no ingress Service nothing runs, nothing listens and nothing is asked for. It reads no request and no object but Services and EndpointSlices.
+// It owns the proxy's process, its sockets and the folder RunDir/ingress. The process outlives this one, as pods do,
+// and the next run finds it by its socket. While the cluster has no ingress Service nothing runs, nothing listens and
+// nothing is asked for. It reads no request and no object but Services and EndpointSlices.
 package ingress
 
 import (
@@ -38,7 +40,8 @@ type Options struct {
 	Dir string
 	// NodeIPs are the addresses at which the proxy listens.
 	NodeIPs []netip.Addr
-	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own: the proxy never connects there.
+	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own:
+	// the proxy never connects there.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
 	Reserved               []uint16
 	// NodeName is this node's, and Unreachable says which others it does not reach; nil where that is not found out.
@@ -120,7 +123,8 @@ func (n *Node) hasService() bool {
 	return err == nil
 }
 
-// wanted says whether the cluster may have something to serve. Everybody who may write a Service can make it say so; the table then has nothing.
+// wanted says whether the cluster may have something to serve. Everybody who may write a Service can make it say so;
+// the table then has nothing.
 func (n *Node) wanted() bool {
 	if n.hasService() {
 		return true
@@ -163,7 +167,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// drained is ready when a proxy that was stopped has had its time to drain; never where no control group waits for that.
+// drained is ready when a proxy that was stopped has had its time to drain; never where no control group waits for
+// that.
 func (n *Node) drained() <-chan time.Time {
 	for _, h := range n.groups().hierarchies() {
 		if _, err := os.Stat(filepath.Join(h.dir, cgroupName)); err == nil {

@@ -120,7 +120,8 @@ func TestPlaceOfTheNode(t *testing.T) {
 	}
 }
 
-// BenchmarkComplete adds the endpoints of 3,000 Services of one namespace to a table, as each change of an EndpointSlice anywhere asks for.
+// BenchmarkComplete adds the endpoints of 3,000 Services of one namespace to a table, as each change of an
+// EndpointSlice anywhere asks for.
 func BenchmarkComplete(b *testing.B) {
 	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
 	n := Node{o: Options{
@@ -171,7 +172,8 @@ func TestSettingsOfTheTable(t *testing.T) {
 	}
 }
 
-// TestFollow: what a stream says counts from its commit on, an end is followed by another stream, and a new stream does not begin with what the one before left.
+// TestFollow: what a stream says counts from its commit on, an end is followed by another stream, and a new stream does
+// not begin with what the one before left.
 func TestFollow(t *testing.T) {
 	text := func(changes ...table.Change) io.ReadCloser {
 		var out bytes.Buffer

@@ -56,8 +56,8 @@ func connect(dir string, e entry) (*process, error) {
 	}, nil
 }
 
-// adopt connects with a process that an earlier run has started, and asks for duplicates of its sockets; there are none where it drains, is of a version that
-// knows no such question, or does not answer.
+// adopt connects with a process that an earlier run has started, and asks for duplicates of its sockets; there are none
+// where it drains, is of a version that knows no such question, or does not answer.
 func adopt(dir string, e entry) (*process, *sockets, error) {
 	p, err := connect(dir, e)
 	if err != nil {

@@ -126,7 +126,8 @@ func (n *testNode) to(address string) table.Sections {
 	return s
 }
 
-// backend answers requests with "hello" and echoes on websockets, at an address that is not loopback's, which the proxy refuses.
+// backend answers requests with "hello" and echoes on websockets, at an address that is not loopback's, which the proxy
+// refuses.
 func backend(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() == 0 { // the namespace of these tests has no other
@@ -225,7 +226,8 @@ func (n *testNode) keeper() *keeper {
 	return k
 }
 
-// run is what an agent does at its start: it goes on with a proxy or starts one, gives it the table, and has another version take over.
+// run is what an agent does at its start: it goes on with a proxy or starts one, gives it the table, and has another
+// version take over.
 func (n *testNode) run() *keeper {
 	n.t.Helper()
 	k := n.keeper()

@@ -20,19 +20,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// A connection of QUIC is in the process that began it, and its packets come to the port of all. So each process has UDP sockets of its own at the same port
-// (SO_REUSEPORT), and while one drains a filter in the kernel gives it the packets with its sockets' mark, and the next one all others.
+// A connection of QUIC is in the process that began it, and its packets come to the port of all. So each process has
+// UDP sockets of its own at the same port (SO_REUSEPORT), and while one drains a filter in the kernel gives it the
+// packets with its sockets' mark, and the next one all others.
 
 const (
 	quicName = table.SiteIngress + "/" + table.QUIC
-	// quicBuffer is how many bytes of packets wait in the kernel for a process; quic-go asks for so much, and has no right to set it.
+	// quicBuffer is how many bytes of packets wait in the kernel for a process; quic-go asks for so much, and has no
+	// right to set it.
 	quicBuffer = 7 << 20
 	// quicKeyBytes is the length of the node's secret.
 	quicKeyBytes = 32
 )
 
-// addQUIC opens UDP sockets for HTTP/3, for a process that is started beside the one that has the sockets before; nil for none. HTTP/1.1 and HTTP/2 are
-// served without them, too.
+// addQUIC opens UDP sockets for HTTP/3, for a process that is started beside the one that has the sockets before; nil
+// for none. HTTP/1.1 and HTTP/2 are served without them, too.
 func (k *keeper) addQUIC(s, before *sockets) {
 	if !k.http3 {
 		return
@@ -69,7 +71,8 @@ func (s *sockets) serveQUIC(at []netip.Addr) bool {
 	return len(have) == len(at) && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return !slices.Contains(at, a.Addr()) })
 }
 
-// listenQUIC opens a UDP socket at each address, at the port of those before, or the usual one, or another where somebody has that.
+// listenQUIC opens a UDP socket at each address, at the port of those before, or the usual one, or another where
+// somebody has that.
 func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	port, count := uint16(table.NodeHTTPSPort), len(s.descriptors)
 	old := map[netip.Addr]int{}
@@ -141,8 +144,9 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	return d, nil
 }
 
-// steer has the kernel give packets with the mark of a socket to the first socket at its address, and all others to the second one, as soon as there is one:
-// the result of the filter is a socket's place in the order of binding, and where there is no such socket the filter does not count.
+// steer has the kernel give packets with the mark of a socket to the first socket at its address, and all others to the
+// second one, as soon as there is one: the result of the filter is a socket's place in the order of binding, and where
+// there is no such socket the filter does not count.
 func steer(first int) error {
 	cookie, err := unix.GetsockoptUint64(first, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
@@ -169,7 +173,8 @@ func steer(first int) error {
 	return unix.SetsockoptSockFprog(first, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 }
 
-// http3Port is the UDP port of the Service at which clients find HTTP/3; 0 where the Service has none, and HTTP/3 is not served.
+// http3Port is the UDP port of the Service at which clients find HTTP/3; 0 where the Service has none, and HTTP/3 is
+// not served.
 func (n *Node) http3Port() uint16 {
 	svc, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service)
 	if err != nil {

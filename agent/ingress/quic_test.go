@@ -46,7 +46,8 @@ func newHTTP3Node(t *testing.T) *testNode {
 	return n
 }
 
-// TestUpgradesFailNoHTTP3Request: five versions take over while clients ask on fresh connections and on those that they keep.
+// TestUpgradesFailNoHTTP3Request: five versions take over while clients ask on fresh connections and on those that they
+// keep.
 func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 	n := newHTTP3Node(t)
 	k := n.run()
@@ -102,7 +103,8 @@ func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 	t.Logf("%d requests were answered", asked)
 }
 
-// TestRequestsOfHTTP3EndAfterTheTakeOver: packets of connections of the process that drains come to it, and those of new ones to the next process.
+// TestRequestsOfHTTP3EndAfterTheTakeOver: packets of connections of the process that drains come to it, and those of
+// new ones to the next process.
 func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	n := newHTTP3Node(t)
 	arrived, release := make(chan struct{}, 8), make(chan struct{})
@@ -165,7 +167,8 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
 }
 
-// TestHTTP3FollowsTheServicesPort: it is served and announced while the Service has the port, and a process without takes over when it has gone.
+// TestHTTP3FollowsTheServicesPort: it is served and announced while the Service has the port, and a process without
+// takes over when it has gone.
 func TestHTTP3FollowsTheServicesPort(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// record is what is written of the node's proxies, so that the next run finds them. A process stands in it before it gets its first table, thus before it
-// accepts connections.
+// record is what is written of the node's proxies, so that the next run finds them. A process stands in it before it
+// gets its first table, thus before it accepts connections.
 type record struct {
 	// Processes are those that may live, the newest first.
 	Processes []entry `json:"processes"`
@@ -124,7 +124,8 @@ func controlSockets(dir string) []string {
 	return paths
 }
 
-// recoverRecord makes the record anew where it cannot be read: each proxy says on its control socket which process it is.
+// recoverRecord makes the record anew where it cannot be read: each proxy says on its control socket which process it
+// is.
 func recoverRecord(dir string) record {
 	var r record
 	for _, name := range controlSockets(dir) {
@@ -148,7 +149,8 @@ func recoverRecord(dir string) record {
 	return r
 }
 
-// ofProxyUser says whether a process runs as the user that proxies have. Only such a one is sent signals because it said itself which number it has.
+// ofProxyUser says whether a process runs as the user that proxies have. Only such a one is sent signals because it
+// said itself which number it has.
 func ofProxyUser(pid int) bool {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status") // the owner of the folder is root's where a process forbids tracing
 	if err != nil {

@@ -25,7 +25,8 @@ const (
 	gather = 10 * time.Millisecond
 	// drainTime is how long a proxy that was stopped may take, and a second.
 	drainTime = 31 * time.Second
-	// steadyAfter is how long a proxy has to have served for the next to be started at once; longestBackoff bounds the wait otherwise.
+	// steadyAfter is how long a proxy has to have served for the next to be started at once; longestBackoff bounds the
+	// wait otherwise.
 	steadyAfter, longestBackoff = time.Minute, time.Minute
 )
 
@@ -46,7 +47,8 @@ func (b *backoff) next(lived time.Duration) time.Duration {
 type serving struct {
 	*Node
 	keeper *keeper
-	// restarts and takeOvers are the waits after a proxy that has ended, and after one of another version that could not take over.
+	// restarts and takeOvers are the waits after a proxy that has ended, and after one of another version that could
+	// not take over.
 	restarts, takeOvers backoff
 	// retry is ready when there may be another attempt; nil while nothing has failed.
 	retry <-chan time.Time
@@ -129,10 +131,12 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 }
 
-// needed says whether a proxy has something to serve: whatever Services say, a site of a Gateway comes from the table alone.
+// needed says whether a proxy has something to serve: whatever Services say, a site of a Gateway comes from the table
+// alone.
 func (s *serving) needed() bool { return s.hasService() || len(siteSockets(s.table)) > 0 }
 
-// begin has the proxy of an earlier run found or one started as soon as one is needed, and ends it when it is not any more.
+// begin has the proxy of an earlier run found or one started as soon as one is needed, and ends it when it is not any
+// more.
 func (s *serving) begin(ctx context.Context) error {
 	needed := s.needed()
 	switch {
@@ -155,7 +159,8 @@ func (s *serving) begin(ctx context.Context) error {
 	return nil
 }
 
-// sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's part has to begin anew.
+// sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's
+// part has to begin anew.
 func (s *serving) sync(ctx context.Context) error {
 	k := s.keeper
 	for s.begun && ctx.Err() == nil {
@@ -202,7 +207,8 @@ func (s *serving) sync(ctx context.Context) error {
 	return nil
 }
 
-// guard has the kernel guard the proxy's ports. Those of a proxy that does not hand over its sockets are unknown, and guarded since the run before.
+// guard has the kernel guard the proxy's ports. Those of a proxy that does not hand over its sockets are unknown, and
+// guarded since the run before.
 func (s *serving) guard(ctx context.Context) error {
 	if s.keeper.held == nil {
 		return nil
@@ -276,8 +282,8 @@ func (s *serving) say(ctx context.Context) error {
 	return nil
 }
 
-// lookForOthers finds out which of the Service's ports other programs of the machine have, where it is time for that or the ports are
-// others.
+// lookForOthers finds out which of the Service's ports other programs of the machine have, where it is time for that or
+// the ports are others.
 func (s *serving) lookForOthers(ctx context.Context) error {
 	ports := s.servicePorts()
 	known := func(port int) bool { _, ok := s.claims.ours[port]; return ok }

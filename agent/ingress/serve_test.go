@@ -105,7 +105,8 @@ func (a *agentRun) annotation() string {
 	return a.said
 }
 
-// TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of the last Ingress.
+// TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of
+// the last Ingress.
 func TestNode(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)

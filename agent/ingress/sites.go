@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// siteSockets are the names of the sockets of a table's sites, with their ports. Of two sites with one port the first by its name has it; the server that
-// compiled the table sees to it that there are none. A port that is not for Gateways has nobody.
+// siteSockets are the names of the sockets of a table's sites, with their ports. Of two sites with one port the first
+// by its name has it; the server that compiled the table sees to it that there are none. A port that is not for
+// Gateways has nobody.
 func siteSockets(t table.Sections) map[string]int {
 	out, taken := map[string]int{}, map[uint16]bool{}
 	for _, key := range slices.Sorted(maps.Keys(t)) {
@@ -41,7 +42,8 @@ func siteSockets(t table.Sections) map[string]int {
 // ofGateway says whether a socket is that of a Gateway's port.
 func ofGateway(name string) bool { return !strings.HasPrefix(name, table.SiteIngress+"/") }
 
-// socketChange is what a proxy has to be told after the sockets have become others: names that it closes, and then names that it has from now on.
+// socketChange is what a proxy has to be told after the sockets have become others: names that it closes, and then
+// names that it has from now on.
 type socketChange struct {
 	closed map[string]int // with their ports, which are guarded until the proxy has closed them
 	opened map[string]bool
@@ -67,8 +69,8 @@ func (c *socketChange) open(name string) {
 	c.opened[name] = true
 }
 
-// adjust makes the sockets of Gateways' ports the wanted ones at these addresses, and returns those that cannot be opened. A socket whose site has become
-// another one stays open under its new name.
+// adjust makes the sockets of Gateways' ports the wanted ones at these addresses, and returns those that cannot be
+// opened. A socket whose site has become another one stays open under its new name.
 func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, change *socketChange) map[string]error {
 	byPort := map[int]string{}
 	for name, port := range want {

@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// withSites is a table with sites of Gateways, by name with their ports, each of which answers with a status of its own: 302 and so on.
+// withSites is a table with sites of Gateways, by name with their ports, each of which answers with a status of its
+// own: 302 and so on.
 func withSites(t *testing.T, codes map[string]int, sites map[string]uint16) table.Sections {
 	t.Helper()
 	out := table.Sections{}
@@ -54,7 +55,8 @@ func TestSiteSockets(t *testing.T) {
 	}
 }
 
-// TestSitesOfGateways: a node's sockets follow the sites of its table, through another version of the proxy and a restart of the agent, and it says which it serves.
+// TestSitesOfGateways: a node's sockets follow the sites of its table, through another version of the proxy and a
+// restart of the agent, and it says which it serves.
 func TestSitesOfGateways(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)

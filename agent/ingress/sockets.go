@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// sockets are the listening sockets for clients, or duplicates of them. While this process has some, connections that come while no proxy runs wait in the
-// kernel's queue. They are bare descriptors, since an os.File would wake this process for each connection.
+// sockets are the listening sockets for clients, or duplicates of them. While this process has some, connections that
+// come while no proxy runs wait in the kernel's queue. They are bare descriptors, since an os.File would wake this
+// process for each connection.
 type sockets struct {
 	descriptors []int
 	names       []string
@@ -123,8 +124,9 @@ func (s *sockets) serve(at []netip.Addr) bool {
 // closedWithin is how long a proxy that was told to end may take to close its sockets.
 const closedWithin = 2 * time.Second
 
-// listenAll opens for each of the node's addresses one socket for HTTP and one for HTTPS. All addresses have the same ports: the usual ones, or others where
-// somebody has those. Where a proxy was ended for it, patient waits until that has closed its sockets.
+// listenAll opens for each of the node's addresses one socket for HTTP and one for HTTPS. All addresses have the same
+// ports: the usual ones, or others where somebody has those. Where a proxy was ended for it, patient waits until that
+// has closed its sockets.
 func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
 	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
@@ -145,8 +147,8 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
-// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these. A Gateway's port that another program has
-// there is left out.
+// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these. A
+// Gateway's port that another program has there is left out.
 func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
 	out := &sockets{}
 	for name, have := range s.addresses() {

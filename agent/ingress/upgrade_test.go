@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// load asks on connections that are kept alive and on fresh ones, about 200 times in a second, until stop is called, which returns how often and the failures.
+// load asks on connections that are kept alive and on fresh ones, about 200 times in a second, until stop is called,
+// which returns how often and the failures.
 func load(url string) (asked *atomic.Int64, stop func() (int64, []error)) {
 	asked = new(atomic.Int64)
 	end := make(chan struct{})
@@ -158,8 +159,8 @@ func TestCrashRefusesNobody(t *testing.T) {
 // killedAgent is what a step of the take-over throws to end the run there.
 type killedAgent struct{}
 
-// TestKilledBetweenSteps: whatever of the agent, the old and the new proxy is killed between any two steps of a take-over, the next run ends with one proxy that
-// listens, and answers.
+// TestKilledBetweenSteps: whatever of the agent, the old and the new proxy is killed between any two steps of a
+// take-over, the next run ends with one proxy that listens, and answers.
 func TestKilledBetweenSteps(t *testing.T) {
 	for _, at := range []string{"launch", "record", "connect", "table", "answer", "retire", "record drain"} {
 		for _, victim := range []string{"agent", "old", "new", "agent and old", "agent and new", "all"} {
@@ -221,7 +222,8 @@ func TestKilledBetweenSteps(t *testing.T) {
 	}
 }
 
-// unclaimed are processes that listen, and that no record holds: they were started, and their agent was killed before it could write that.
+// unclaimed are processes that listen, and that no record holds: they were started, and their agent was killed before
+// it could write that.
 func unclaimed(n *testNode, k *keeper) []int {
 	return slices.DeleteFunc(n.listening(), func(pid int) bool {
 		return slices.ContainsFunc(k.record.Processes, func(e entry) bool { return e.PID == pid })

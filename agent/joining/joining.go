@@ -62,8 +62,8 @@ type Options struct {
 	// Server is a server of the cluster's. Others, when set, lists more, as host:port.
 	Server *url.URL
 	Others func() []string
-	// Search, when set, looks for servers that may be elsewhere by now, with the gossip keys of an earlier run, and adds them to
-	// Others. It is called when none answers.
+	// Search, when set, looks for servers that may be elsewhere by now, with the gossip keys of an earlier run, and
+	// adds them to Others. It is called when none answers.
 	Search func(ctx context.Context, keys clusterconfig.GossipKeys)
 	// API is where the node's parts reach the API server.
 	API string
@@ -105,8 +105,8 @@ type state struct {
 	Gossip clusterconfig.GossipKeys `json:"gossip,omitzero"`
 }
 
-// Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error. A
-// machine that has joined before needs nobody's answer as long as its certificates are valid.
+// Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error.
+// A machine that has joined before needs nobody's answer as long as its certificates are valid.
 func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -396,7 +396,8 @@ func (n *Node) dueFor(pair *tls.Certificate) bool {
 	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
 }
 
-// sameButDates says whether a new certificate says nothing else than the one that is there, and is of the same authority.
+// sameButDates says whether a new certificate says nothing else than the one that is there, and is of the same
+// authority.
 func sameButDates(have, next *tls.Certificate) bool {
 	a, b := have.Leaf, next.Leaf
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) && bytes.Equal(a.AuthorityKeyId, b.AuthorityKeyId) &&

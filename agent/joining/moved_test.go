@@ -15,8 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestAllMoved: this machine and the servers have other addresses, and at the servers' old one is somebody else. A machine that has
-// joined before looks for the servers, by the keys that it kept, until it has found one; its certificates may have run out.
+// TestAllMoved: this machine and the servers have other addresses, and at the servers' old one is somebody else. A
+// machine that has joined before looks for the servers, by the keys that it kept, until it has found one; its
+// certificates may have run out.
 func TestAllMoved(t *testing.T) {
 	for name, joined := range map[string]time.Time{"a day ago": time.Now().AddDate(0, 0, -1), "400 days ago": time.Now().AddDate(0, 0, -400)} {
 		t.Run(name, func(t *testing.T) {

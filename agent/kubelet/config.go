@@ -96,14 +96,15 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		// No iptables program is needed on the host, and no chains of the kubelet's: proxy/ has its own table.
 		MakeIPTablesUtilChains: ptr.To(false),
 
-		// What a pod that says nothing about it may do on its node: the runtime's own list of system calls, where the kernel can keep to it (containerd
-		// refuses the profile elsewhere), and so many processes that no fork bomb takes the node's.
+		// What a pod that says nothing about it may do on its node: the runtime's own list of system calls, where the
+		// kernel can keep to it (containerd refuses the profile elsewhere), and so many processes that no fork bomb
+		// takes the node's.
 		SeccompDefault: ptr.To(seccomp.IsEnabled()),
 		PodPidsLimit:   ptr.To[int64](podPIDs),
 
 		// What an idle node costs. Status is computed every ten seconds, but written only when it changed, or after the
-		// report frequency, upstream's being five minutes: all nodes hear of each report, and nobody takes it for a sign of life
-		// (ADR 0040). The lease is written four times per duration.
+		// report frequency, upstream's being five minutes: all nodes hear of each report, and nobody takes it for a
+		// sign of life (ADR 0040). The lease is written four times per duration.
 		NodeStatusUpdateFrequency:   metav1.Duration{Duration: 10 * time.Second},
 		NodeStatusReportFrequency:   metav1.Duration{Duration: reportEvery},
 		NodeLeaseDurationSeconds:    int32(lease.Seconds()),
@@ -120,8 +121,8 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 	return c, nil
 }
 
-// configuration merges the defaults with the operator's file and drop-ins, each a JSON merge patch (RFC 7386) as upstream
-// does it, and converts the result. Unknown keys are errors.
+// configuration merges the defaults with the operator's file and drop-ins, each a JSON merge patch (RFC 7386) as
+// upstream does it, and converts the result. Unknown keys are errors.
 func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfiguration, error) {
 	base, err := defaults(o)
 	if err != nil {

@@ -109,8 +109,8 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 	})
 }
 
-// A controller's plugin puts itself where the kubelet's belongs, and what was there before comes back when it is built. A
-// kubelet that starts meanwhile must not be taken for what was put there.
+// A controller's plugin puts itself where the kubelet's belongs, and what was there before comes back when it is built.
+// A kubelet that starts meanwhile must not be taken for what was put there.
 func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
 	var err error
 	began, ended := make(chan struct{}), make(chan struct{})

@@ -12,19 +12,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: these are
-// for every pod of the node.
+// importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: these
+// are for every pod of the node.
 //
 // Upstream lets a pod have an image that is there without asking its registry only when nobody pulled it. It takes an
-// image for pulled as soon as a pull begins, and also when nothing comes of it: then a pod that is set to pull always would
-// keep all others from an image that no registry has.
+// image for pulled as soon as a pull begins, and also when nothing comes of it: then a pod that is set to pull always
+// would keep all others from an image that no registry has.
 type importedImages struct {
 	pullmanager.ImagePullManager
 	imported func(ctx context.Context, imageRef string) bool
 }
 
-// MustAttemptImagePull says whether a pod may have the image only after the registry has accepted the pod's credentials.
-// imageRef is the image's content, whatever its names are.
+// MustAttemptImagePull says whether a pod may have the image only after the registry has accepted the pod's
+// credentials. imageRef is the image's content, whatever its names are.
 func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRef string, credentials pullmanager.GetPodCredentials) (bool, error) {
 	if imageRef != "" && m.imported(ctx, imageRef) {
 		return false, nil
@@ -35,8 +35,8 @@ func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRe
 // pullManagerAt is where a kubelet has its manager of image pulls. No function of upstream's leads there.
 var pullManagerAt = []string{"containerRuntime", "imagePuller", "imagePullManager"}
 
-// trustImported makes a kubelet that is not running yet use importedImages, unless the operator chose a policy under which
-// images that were there before are verified, too.
+// trustImported makes a kubelet that is not running yet use importedImages, unless the operator chose a policy under
+// which images that were there before are verified, too.
 func trustImported(kubelet any, policy string, imported func(ctx context.Context, imageRef string) bool) error {
 	if imported == nil || policy != string(kubeletconfig.NeverVerifyPreloadedImages) {
 		return nil

@@ -130,7 +130,8 @@ func TestImportedImages(t *testing.T) {
 	}
 }
 
-// A tenant's private image is for those who have its credentials, and an operator who wants imported ones verified has that.
+// A tenant's private image is for those who have its credentials, and an operator who wants imported ones verified has
+// that.
 func TestOtherImagesAreVerified(t *testing.T) {
 	p := newPuller(t, t.TempDir())
 	p.trust(t, kubeletconfig.NeverVerifyPreloadedImages)
@@ -165,8 +166,8 @@ func credentialsOf(tenant string) *kubeletconfig.ImagePullCredentials {
 	return &kubeletconfig.ImagePullCredentials{KubernetesSecrets: []kubeletconfig.ImagePullSecret{{UID: "u", Namespace: tenant, Name: "pull", CredentialHash: "hash"}}}
 }
 
-// Upstream's kubelet still begins the way to its manager of pulls as trustImported does. That the rest of the way is right is
-// seen with a whole kubelet (TestOneNode/imported).
+// Upstream's kubelet still begins the way to its manager of pulls as trustImported does. That the rest of the way is
+// right is seen with a whole kubelet (TestOneNode/imported).
 func TestWayToThePullManager(t *testing.T) {
 	field, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(pullManagerAt[0])
 	if !ok || field.Type != reflect.TypeFor[kubecontainer.Runtime]() {

@@ -37,7 +37,8 @@ type Options struct {
 	// RuntimeSocket is containerd's socket.
 	RuntimeSocket string
 
-	// Lists answers in this process what the kubelet would ask behind RuntimeSocket all the time; nil means that it asks there.
+	// Lists answers in this process what the kubelet would ask behind RuntimeSocket all the time; nil means that it
+	// asks there.
 	Lists Lists
 
 	// Kubeconfig is the file with the node's client credentials (system:node:NAME). Files it names are read again when
@@ -61,7 +62,8 @@ type Options struct {
 
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
-	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see package resolvconf.
+	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see package
+	// resolvconf.
 	ResolvConf string
 
 	// LeaseDuration is how long the control plane believes in this node without hearing of it; it is renewed four times
@@ -69,11 +71,12 @@ type Options struct {
 	// Where something else detects dead nodes, this may be long.
 	LeaseDuration time.Duration
 
-	// Report, when set, has the kubelet report the node's status at once instead of within ten seconds, for each value that comes, once it runs.
+	// Report, when set, has the kubelet report the node's status at once instead of within ten seconds, for each value
+	// that comes, once it runs.
 	Report <-chan struct{}
 
-	// Imported says whether the operator brought an image to this node, which is for every pod then (imageRef is the digest of its
-	// configuration); nil if there are no such images.
+	// Imported says whether the operator brought an image to this node, which is for every pod then (imageRef is the
+	// digest of its configuration); nil if there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
 
 	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
@@ -83,8 +86,8 @@ type Options struct {
 // started guards the once-per-process rule of the package comment.
 var started atomic.Bool
 
-// Run runs the kubelet until ctx is done. Mistakes in the options and the usual obstacles on the host come back as errors;
-// some failures later on end the process, see docs/architecture.md.
+// Run runs the kubelet until ctx is done. Mistakes in the options and the usual obstacles on the host come back as
+// errors; some failures later on end the process, see docs/architecture.md.
 func Run(ctx context.Context, o Options) error {
 	server, err := newServer(o)
 	if err != nil {
@@ -177,8 +180,8 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 		f.NodeLabels[k] = v
 	}
 	if o.OwnAddresses {
-		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the label tells
-		// our API server to leave it out.
+		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the
+		// label tells our API server to leave it out.
 		f.CloudProvider = "external"
 		f.NodeLabels[clusterconfig.OwnAddressesLabel] = "true"
 	}

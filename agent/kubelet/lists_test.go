@@ -104,7 +104,8 @@ func TestListsAreOurRuntimes(t *testing.T) {
 	}
 }
 
-// Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in TestListsWithoutTheSocket.
+// Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in
+// TestListsWithoutTheSocket.
 func TestWayToTheRuntimesClient(t *testing.T) {
 	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(clientAt[0]); !ok || f.Type != reflect.TypeFor[internalapi.RuntimeService]() {
 		t.Errorf("a kubelet's %s: %v", clientAt[0], f.Type)

@@ -9,8 +9,9 @@ import (
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 )
 
-// syncNodeStatus is what upstream's kubelet does every ten seconds: it compares the Node, as it knows it, with how the machine is, and writes the difference. It takes a lock of its own. No exported
-// function leads there. A version of upstream's without this method does not link.
+// syncNodeStatus is what upstream's kubelet does every ten seconds: it compares the Node, as it knows it, with how the
+// machine is, and writes the difference. It takes a lock of its own. No exported function leads there. A version of
+// upstream's without this method does not link.
 //
 //go:linkname syncNodeStatus k8s.io/kubernetes/pkg/kubelet.(*Kubelet).syncNodeStatus
 func syncNodeStatus(k *upstream.Kubelet, ctx context.Context)

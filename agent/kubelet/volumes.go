@@ -18,28 +18,29 @@ import (
 )
 
 const (
-	// volumesRest is how often the two loops of upstream's volume manager look around while no pod waits for volumes; upstream's do ten
-	// times a second, and were a third of all that woke a node at rest (docs/adr/0040).
+	// volumesRest is how often the two loops of upstream's volume manager look around while no pod waits for volumes;
+	// upstream's do ten times a second, and were a third of all that woke a node at rest (docs/adr/0040).
 	volumesRest = 2 * time.Second
-	// volumesAfter is for how long they stay at upstream's pace after a wait: a pod that runs is looked at again, and its ConfigMaps and
-	// Secrets are written anew. After a wait for mounts they do for volumesLong, since a device is let go after the last of its mounts.
+	// volumesAfter is for how long they stay at upstream's pace after a wait: a pod that runs is looked at again, and
+	// its ConfigMaps and Secrets are written anew. After a wait for mounts they do for volumesLong, since a device is
+	// let go after the last of its mounts.
 	volumesAfter = 500 * time.Millisecond
 	volumesLong  = 3 * time.Second
 	// volumesAtOnce is what a wait takes at most where nothing was to be mounted or unmounted.
 	volumesAtOnce = 50 * time.Millisecond
 	// volumesStart is how long they keep upstream's pace at first: volumes of an earlier run are put in order.
 	volumesStart = time.Minute
-	// volumesFirst is for how long a wait looks in steps of volumesStep, before upstream's, which are of 300 ms: most volumes are
-	// directories, which are made within milliseconds.
+	// volumesFirst is for how long a wait looks in steps of volumesStep, before upstream's, which are of 300 ms: most
+	// volumes are directories, which are made within milliseconds.
 	volumesFirst = 250 * time.Millisecond
 	volumesStep  = 5 * time.Millisecond
 	// volumesSecond is how much later the loop that mounts goes on than the one that finds out what is to be mounted.
 	volumesSecond = 10 * time.Millisecond
 )
 
-// restingVolumes is upstream's volume manager with loops that rest while no pod of the node waits for volumes to be mounted or
-// unmounted. The kubelet waits for these by the methods below, before a pod's containers start and after they have ended; so the first
-// call wakes the loops, and they keep upstream's pace until the last one has returned.
+// restingVolumes is upstream's volume manager with loops that rest while no pod of the node waits for volumes to be
+// mounted or unmounted. The kubelet waits for these by the methods below, before a pod's containers start and after
+// they have ended; so the first call wakes the loops, and they keep upstream's pace until the last one has returned.
 type restingVolumes struct {
 	volumemanager.VolumeManager
 	pace *volumePace
@@ -126,8 +127,8 @@ func (p *volumePace) wakeFor(d time.Duration) {
 	p.woken = make(chan struct{})
 }
 
-// pass is called by a loop on each of its rounds, and returns when it is to go on. Both loops go on at the same moment, so that the
-// process wakes once; where something woke them, a loop goes on so much later.
+// pass is called by a loop on each of its rounds, and returns when it is to go on. Both loops go on at the same moment,
+// so that the process wakes once; where something woke them, a loop goes on so much later.
 func (p *volumePace) pass(later time.Duration) {
 	p.mu.Lock()
 	now, woken := time.Now(), p.woken
@@ -145,7 +146,8 @@ func (p *volumePace) pass(later time.Duration) {
 	}
 }
 
-// pacedPods are the pods that the loop of desired volumes goes through. It asks for them first on each round, with nothing locked.
+// pacedPods are the pods that the loop of desired volumes goes through. It asks for them first on each round, with
+// nothing locked.
 type pacedPods struct {
 	populator.PodManager
 	pace *volumePace
@@ -157,8 +159,8 @@ func (p pacedPods) GetPods() []*v1.Pod {
 	return p.PodManager.GetPods()
 }
 
-// Where a kubelet has its volume manager, and that one what its loops ask first on each round. No function of upstream's
-// leads there.
+// Where a kubelet has its volume manager, and that one what its loops ask first on each round. No function of
+// upstream's leads there.
 var (
 	volumesAt  = []string{"volumeManager"}
 	podsAt     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}

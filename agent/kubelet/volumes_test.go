@@ -104,8 +104,8 @@ func podWithVolume() *v1.Pod {
 
 // No sleep of this file takes any time: its tests run in bubbles of fake time.
 
-// TestVolumesRest: the volume manager's loops keep upstream's pace at first, while a pod waits for its volumes and a moment longer, and rest
-// otherwise; they look at once when a pod begins to wait.
+// TestVolumesRest: the volume manager's loops keep upstream's pace at first, while a pod waits for its volumes and a
+// moment longer, and rest otherwise; they look at once when a pod begins to wait.
 func TestVolumesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -196,8 +196,9 @@ func TestVolumesWake(t *testing.T) {
 	})
 }
 
-// TestVolumesNeverRestForLong: whatever pods begin and end to wait for, and however long a round of a loop takes, a loop goes round at upstream's pace while one waits, goes
-// round once more after each beginning and after each end, and rests no longer than it says at any time.
+// TestVolumesNeverRestForLong: whatever pods begin and end to wait for, and however long a round of a loop takes, a
+// loop goes round at upstream's pace while one waits, goes round once more after each beginning and after each end, and
+// rests no longer than it says at any time.
 func TestVolumesNeverRestForLong(t *testing.T) {
 	for seed := range uint64(50) {
 		synctest.Test(t, func(t *testing.T) {

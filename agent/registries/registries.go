@@ -208,7 +208,8 @@ func endpointURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// Write makes dir hold this configuration and nothing else. Mirrors with rewrites lead to relay, which is nil without any.
+// Write makes dir hold this configuration and nothing else. Mirrors with rewrites lead to relay, which is nil without
+// any.
 func (c *Config) Write(dir string, relay *Relay) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("registries: empty the configuration folder: %w", err)

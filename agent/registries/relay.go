@@ -27,10 +27,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so for
-// mirrors with rewrites its configuration names this one: a listener on loopback that renames, asks the mirror with the
-// mirror's own credentials, and passes the answer on. A secret in the path keeps other users of the machine from pulling
-// with those credentials.
+// Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so
+// for mirrors with rewrites its configuration names this one: a listener on loopback that renames, asks the mirror with
+// the mirror's own credentials, and passes the answer on. A secret in the path keeps other users of the machine from
+// pulling with those credentials.
 type Relay struct {
 	listener net.Listener
 	ran      bool // Run has closed the listener
@@ -211,7 +211,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	return nil
 }
 
-// ServeHTTP implements http.Handler for /SECRET/ROUTE/NAME/manifests/REF and its siblings (OCI distribution specification).
+// ServeHTTP implements http.Handler for /SECRET/ROUTE/NAME/manifests/REF and its siblings (OCI distribution
+// specification).
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	parts := strings.SplitN(strings.TrimPrefix(req.URL.Path, "/"), "/", 3)
 	if len(parts) != 3 || parts[0] != r.secret || r.routes[parts[1]] == nil || (req.Method != http.MethodGet && req.Method != http.MethodHead) {

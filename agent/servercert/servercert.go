@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package servercert checks, for a machine that connects to a server, that the other end is a server of its own cluster.
+// Package servercert checks, for a machine that connects to a server, that the other end is a server of its own
+// cluster.
 //
 // The address at which a server is reached may be any: an agent passes connections on, and addresses change. So what
-// counts is the authority and the common name of the certificate, and not the address. Whether a certificate is for the very
-// address that was dialled is a second question, which NamesAddress answers.
+// counts is the authority and the common name of the certificate, and not the address. Whether a certificate is for the
+// very address that was dialled is a second question, which NamesAddress answers.
 package servercert
 
 import (
@@ -19,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
-// Config makes the settings of a connection to a server. The authority is read from caFile (PEM) at each call. protocol is the
-// name in ALPN that the server has to agree to; "" offers none, which leads to the API server. now is the time at which the
-// certificate is checked; nil means time.Now.
+// Config makes the settings of a connection to a server. The authority is read from caFile (PEM) at each call. protocol
+// is the name in ALPN that the server has to agree to; "" offers none, which leads to the API server. now is the time
+// at which the certificate is checked; nil means time.Now.
 func Config(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
 	authority, err := os.ReadFile(caFile)
 	if err != nil {
@@ -70,8 +71,8 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) erro
 	return nil
 }
 
-// NamesAddress says whether the certificate that was shown is for the address, host:port, that was dialled. If it is not, somebody may have
-// passed the connection on to a server: an agent does.
+// NamesAddress says whether the certificate that was shown is for the address, host:port, that was dialled. If it is
+// not, somebody may have passed the connection on to a server: an agent does.
 func NamesAddress(s tls.ConnectionState, address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	return err == nil && len(s.PeerCertificates) > 0 && s.PeerCertificates[0].VerifyHostname(host) == nil

@@ -33,7 +33,8 @@ const (
 	dialTimeout = 5 * time.Second
 	// streamTimeout bounds connecting to an address of this node.
 	streamTimeout = 10 * time.Second
-	// lasting is how long a connection has to last to count as one: a server that does not want this node hangs up at once.
+	// lasting is how long a connection has to last to count as one: a server that does not want this node hangs up at
+	// once.
 	lasting = 10 * time.Second
 )
 
@@ -41,16 +42,17 @@ const (
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
-	// NodePair is the file with the node's certificate and key, ServerCAFile that with the authority of the servers. They are
-	// read again for each connection.
+	// NodePair is the file with the node's certificate and key, ServerCAFile that with the authority of the servers.
+	// They are read again for each connection.
 	NodePair, ServerCAFile string
 	// NodeIPs are this node's addresses, PodCIDRs the networks of its pods as they are known now.
 	NodeIPs  []netip.Addr
 	PodCIDRs func() []netip.Prefix
-	// Volumes, when set, answers a server that asks for the node's volumes, at localvolume.Target. It closes the connection and returns.
+	// Volumes, when set, answers a server that asks for the node's volumes, at localvolume.Target. It closes the
+	// connection and returns.
 	Volumes func(context.Context, net.Conn)
-	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's certificate
-	// names that address: nobody has passed the connection on. It must not block.
+	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's
+	// certificate names that address: nobody has passed the connection on. It must not block.
 	Answered func(server string, itself bool)
 	// Ended is told each time that a connection to a server has ended. It must not block.
 	Ended func(server string)

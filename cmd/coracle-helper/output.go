@@ -21,9 +21,10 @@ import (
 // handOver is how long a deleted task's last output may take to be read, as long as upstream waits for its own copying.
 const handOver = 10 * time.Second
 
-// outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd reads.
-// Upstream's service below writes into FIFOs of ours; above, nobody sees them: State reports the names that containerd
-// gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started them.
+// outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd
+// reads. Upstream's service below writes into FIFOs of ours; above, nobody sees them: State reports the names that
+// containerd gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started
+// them.
 //
 // It also keeps a task that ended while containerd was away from being taken for one that was never created, see Pids.
 type outputService struct {
@@ -82,8 +83,8 @@ func (s *outputService) State(ctx context.Context, r *taskapi.StateRequest) (*ta
 }
 
 // Pids names an ended task's first process for as long as the task is not deleted. A restarted containerd takes a task
-// without processes for one whose creation was interrupted and deletes it, and with it how it ended: a Job that was done
-// while coracle was away would count as failed.
+// without processes for one whose creation was interrupted and deletes it, and with it how it ended: a Job that was
+// done while coracle was away would count as failed.
 func (s *outputService) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	resp, err := s.TTRPCTaskService.Pids(ctx, r)
 	if t := s.task(r.ID, ""); t != nil && err == nil && len(resp.Processes) == 0 {
@@ -114,8 +115,8 @@ func (s *outputService) task(id, execID string) *containerTask {
 	return s.tasks[id]
 }
 
-// attach starts a pipe for one stream and returns what upstream has to write to. Whatever is not a FIFO (nothing, a file,
-// a logging program) and whatever fails stays as it was: a container without a drain is better than none.
+// attach starts a pipe for one stream and returns what upstream has to write to. Whatever is not a FIFO (nothing, a
+// file, a logging program) and whatever fails stays as it was: a container without a drain is better than none.
 func (t *containerTask) attach(ctx context.Context, bundle, name, target string) string {
 	if target == "" || strings.Contains(target, "://") {
 		return target

@@ -11,8 +11,8 @@ import (
 // maxLog bounds the log, which lies on a tmpfs.
 const maxLog = 1 << 20
 
-// boundedLog empties its file before that would grow beyond maxLog. The process, which is not root any more, may not rename it; the agent keeps
-// the log of the process before as an older file.
+// boundedLog empties its file before that would grow beyond maxLog. The process, which is not root any more, may not
+// rename it; the agent keeps the log of the process before as an older file.
 type boundedLog struct {
 	mu   sync.Mutex
 	file *os.File

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// coracle-ingress is the ingress proxy of a node, a process of its own. The agent starts it with listening sockets, hands it the table
-// over one of them, and may go away: the proxy serves on. It holds no credentials of the cluster, opens no files and no sockets but those
-// to endpoints.
+// coracle-ingress is the ingress proxy of a node, a process of its own. The agent starts it with listening sockets,
+// hands it the table over one of them, and may go away: the proxy serves on. It holds no credentials of the cluster,
+// opens no files and no sockets but those to endpoints.
 //
-// It accepts connections from the first table on, and ends when its agent goes away before that: then nobody knows of it.
+// It accepts connections from the first table on, and ends when its agent goes away before that: then nobody knows of
+// it.
 //
-// SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0. table.HandedOver does the
-// same when another process serves on its sockets, and waits up to an hour, which SIGTERM shortens.
+// SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0.
+// table.HandedOver does the same when another process serves on its sockets, and waits up to an hour, which SIGTERM
+// shortens.
 package main
 
 import (
@@ -129,15 +131,16 @@ func becomeUser(number string) error {
 	return nil
 }
 
-// maxFile bounds a file that the process writes, of which there is only its log, in bytes: twice maxLog. What the runtime says when it ends, and what strangers
-// write who have taken the process over, does not fill the folder's file system.
+// maxFile bounds a file that the process writes, of which there is only its log, in bytes: twice maxLog. What the
+// runtime says when it ends, and what strangers write who have taken the process over, does not fill the folder's file
+// system.
 const maxFile = 2 * maxLog
 
-// harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, being traced by others of its
-// user, and large files.
+// harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, being traced
+// by others of its user, and large files.
 func harden() error {
-	// The attribute is a thread's, and Go has several already. All are told at once, which cgo (only the race detector's build has it) does
-	// not support.
+	// The attribute is a thread's, and Go has several already. All are told at once, which cgo (only the race
+	// detector's build has it) does not support.
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno != 0 && errno != syscall.ENOTSUP {
 		return fmt.Errorf("giving up new privileges: %w", errno)

@@ -253,8 +253,8 @@ func cpuTime(b *testing.B, pid int) float64 {
 	return (user + system) * 10_000 // ticks of 10 ms
 }
 
-// BenchmarkRequests measures the process' own CPU time for each HTTP/1.1 request, with some dozen at a time on connections that stay open.
-// One at a time takes twice as much, for going to sleep and waking up.
+// BenchmarkRequests measures the process' own CPU time for each HTTP/1.1 request, with some dozen at a time on
+// connections that stay open. One at a time takes twice as much, for going to sleep and waking up.
 func BenchmarkRequests(b *testing.B) {
 	l, err := net.Listen("tcp", machineAddress(b)+":0")
 	if err != nil {
@@ -293,8 +293,8 @@ func BenchmarkRequests(b *testing.B) {
 	}
 }
 
-// BenchmarkIdleWebsocket measures the memory that the process takes for each idle websocket over TLS, of a thousand that have each
-// carried some bytes, the process at rest, and with 50 and 1,000 hosts.
+// BenchmarkIdleWebsocket measures the memory that the process takes for each idle websocket over TLS, of a thousand
+// that have each carried some bytes, the process at rest, and with 50 and 1,000 hosts.
 func BenchmarkIdleWebsocket(b *testing.B) {
 	l, err := net.Listen("tcp", machineAddress(b)+":0")
 	if err != nil {
@@ -329,8 +329,8 @@ func BenchmarkIdleWebsocket(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkIdleHTTP3 measures the memory that the process takes for each idle connection of HTTP/3, of a thousand that have each had a request, and for each
-// stream on which a client has begun a header and sends no more.
+// BenchmarkIdleHTTP3 measures the memory that the process takes for each idle connection of HTTP/3, of a thousand that
+// have each had a request, and for each stream on which a client has begun a header and sends no more.
 func BenchmarkIdleHTTP3(b *testing.B) {
 	p := start(b)
 	p.apply(b, to(b, "192.0.2.1:80"))

@@ -34,8 +34,9 @@ import (
 const (
 	// apiPoll is how often an API server that does not answer yet is asked whether it does.
 	apiPoll = 500 * time.Millisecond
-	// agentSlack is how late an agent's timers may be on a processor that has nothing else to do. Half as many threads wake up by it; with 20 ms pods
-	// start visibly later (docs/adr/0040). Servers keep the kernel's slack: their times decide how soon a dead leader is missed.
+	// agentSlack is how late an agent's timers may be on a processor that has nothing else to do. Half as many threads
+	// wake up by it; with 20 ms pods start visibly later (docs/adr/0040). Servers keep the kernel's slack: their times
+	// decide how soon a dead leader is missed.
 	agentSlack = 5 * time.Millisecond
 	// apiPatience bounds one such question.
 	apiPatience = 5 * time.Second
@@ -62,8 +63,8 @@ func openBalancer(ctx context.Context, board *status.Board, o balancer.Options) 
 	return servers, err
 }
 
-// startBalancing runs the balancer until the function that it returns is called, which waits for its end. The end of ctx does not stop it: the node's parts
-// still have something to say when they stop.
+// startBalancing runs the balancer until the function that it returns is called, which waits for its end. The end of
+// ctx does not stop it: the node's parts still have something to say when they stop.
 func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1) // one: it may end before anybody listens

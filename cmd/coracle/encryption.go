@@ -91,7 +91,8 @@ func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error)
 	return out, nil
 }
 
-// onlyServer refuses to change the files of one server where there are others by now: one came since they were looked for.
+// onlyServer refuses to change the files of one server where there are others by now: one came since they were looked
+// for.
 func onlyServer(credDir string) error {
 	others, err := server.OtherServers(filepath.Dir(credDir))
 	if err == nil && len(others) > 0 {

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// finder helps an agent that has no credentials that do, and so is no member yet, to find a server: its own address may have
-// changed, those of the servers, or both.
+// finder helps an agent that has no credentials that do, and so is no member yet, to find a server: its own address may
+// have changed, those of the servers, or both.
 type finder struct {
 	c       *config.Agent
 	port    *agentPort

@@ -102,7 +102,8 @@ func TestContradictions(t *testing.T) {
 	}
 }
 
-// TestKnownBackend: what the cluster has changed to counts, over what a server was told when it joined and where it is alone.
+// TestKnownBackend: what the cluster has changed to counts, over what a server was told when it joined and where it is
+// alone.
 func TestKnownBackend(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
@@ -150,7 +151,8 @@ func TestKnownBackend(t *testing.T) {
 	}
 }
 
-// TestJoinedOptions: a server that was told nothing of load balancers, metrics, charts and manifests takes what its cluster has.
+// TestJoinedOptions: a server that was told nothing of load balancers, metrics, charts and manifests takes what its
+// cluster has.
 func TestJoinedOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",

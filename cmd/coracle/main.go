@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/server"
 )
 
-// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which a
-// start is too, it is Go's own default as long as the heap is small (memory.Pacer). In a control group with little
+// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which
+// a start is too, it is Go's own default as long as the heap is small (memory.Pacer). In a control group with little
 // memory less piles up. GOGC in the environment overrides all.
 const (
 	gcPercent          = 25
@@ -35,8 +35,8 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes that
-	// set into every command: `coracle --version` would be theirs.
+	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes
+	// that set into every command: `coracle --version` would be theirs.
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
 	workqueuemetrics.Disable() // docs/adr/0040-idle-cost.md
 	app := &cli.App{

@@ -39,7 +39,8 @@ const (
 	aloneAsk = time.Minute
 )
 
-// agentPort is what an agent shows to other machines: gossip, and the way to a server for whoever takes this machine for one.
+// agentPort is what an agent shows to other machines: gossip, and the way to a server for whoever takes this machine
+// for one.
 type agentPort struct {
 	mux     *alpnmux.Mux
 	packets net.PacketConn
@@ -183,7 +184,8 @@ func (a *agentMember) known() []netip.AddrPort {
 	return out
 }
 
-// follow tells the balancer of servers that come and go, and fetches the keys when others have newer ones, or none is heard.
+// follow tells the balancer of servers that come and go, and fetches the keys when others have newer ones, or none is
+// heard.
 func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	for ctx.Err() == nil {
 		changed := member.Changed()
@@ -214,7 +216,8 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	}
 }
 
-// outdated says whether others have newer keys, or may have: one with the old ones alone hears nobody. Who has just joined hears nobody yet, and has the keys of a moment ago.
+// outdated says whether others have newer keys, or may have: one with the old ones alone hears nobody. Who has just
+// joined hears nobody yet, and has the keys of a moment ago.
 func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
 	return alone(members) && now.Sub(a.told) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {

@@ -16,8 +16,8 @@ import (
 )
 
 // nameNode decides what this machine's node is called. A machine that was a node keeps its name: its pods, volumes and
-// addresses in the cluster belong to that. A host name that changed is not a wish for another node, and another --node-name
-// is refused. keep writes the name down; it is called once the name works.
+// addresses in the cluster belong to that. A host name that changed is not a wish for another node, and another
+// --node-name is refused. keep writes the name down; it is called once the name works.
 func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() error, err error) {
 	if n.WithID {
 		if n.Name, err = config.NameWithID(n.Name, p.AgentDir); err != nil {

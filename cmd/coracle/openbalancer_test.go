@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestAgentWaitsForItsPort: while another program has the port of the API's local address, the agent says which program and which port,
-// and goes on once it is free.
+// TestAgentWaitsForItsPort: while another program has the port of the API's local address, the agent says which program
+// and which port, and goes on once it is free.
 func TestAgentWaitsForItsPort(t *testing.T) {
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

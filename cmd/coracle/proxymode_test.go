@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// TestNoStartWithoutIPVS: a node that was told to have IPVS does not start on a kernel without, and the error says what is missing and
-// what to do.
+// TestNoStartWithoutIPVS: a node that was told to have IPVS does not start on a kernel without, and the error says what
+// is missing and what to do.
 func TestNoStartWithoutIPVS(t *testing.T) {
 	lacking := func(string, string, []netip.Prefix) error {
 		return errors.New("the kernel lacks the module dummy (no)")
@@ -42,7 +42,8 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 	}
 }
 
-// TestKernelIsAskedForIPVS: what the start and coracle check find of this machine's kernel is the same, and names the module.
+// TestKernelIsAskedForIPVS: what the start and coracle check find of this machine's kernel is the same, and names the
+// module.
 func TestKernelIsAskedForIPVS(t *testing.T) {
 	pods := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	err := agent.MissingForIPVS("ipvs", "", pods)

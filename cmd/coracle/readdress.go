@@ -19,12 +19,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines hang then, and so do the parts
-// that want to say something. What was acknowledged is on the disk, and pods belong to their shims.
+// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines hang
+// then, and so do the parts that want to say something. What was acknowledged is on the disk, and pods belong to their
+// shims.
 const stopPatience = 2 * time.Second
 
-// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrAnew then: the
-// kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave are not replaced.
+// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrAnew
+// then: the kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave
+// are not replaced.
 func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, f func(context.Context, context.CancelCauseFunc) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	followed := make(chan struct{})

@@ -142,7 +142,8 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 	return gcPercent, gcPercentBusy
 }
 
-// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest, and what says that a burst of work is over.
+// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest,
+// and what says that a burst of work is over.
 func pace(idle, busy int) (rest func(), over <-chan struct{}) {
 	if os.Getenv("GOGC") != "" {
 		return func() {}, nil
@@ -222,7 +223,8 @@ func serverOptions(c *config.Server) server.Options {
 	return o
 }
 
-// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the carried programs once, at the first chart.
+// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the carried
+// programs once, at the first chart.
 func helmProgram(dataDir string) func() (string, error) {
 	var mu sync.Mutex
 	var dir carried.Dir

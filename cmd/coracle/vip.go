@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/server"
 )
 
-// checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the cluster has changed since is not looked at: no
-// server would start any more after coracle vip set. o has the cluster's settings.
+// checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the
+// cluster has changed since is not looked at: no server would start any more after coracle vip set. o has the cluster's
+// settings.
 func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	if len(c.VIPs) == 0 {
 		return nil
@@ -43,8 +44,8 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	return nil
 }
 
-// checkNewVIPs says whether the cluster can have addresses (with commas in between), and writes them in their usual form. Those that it has already
-// are not looked for on the network: a server answers for them.
+// checkNewVIPs says whether the cluster can have addresses (with commas in between), and writes them in their usual
+// form. Those that it has already are not looked for on the network: a server answers for them.
 func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on string) (string, error) {
 	reserved, err := clusterNetworks(ctx, client)
 	if err != nil {

@@ -145,7 +145,8 @@ func (m *Manager) announce(ctx context.Context, c *acme.Client) error {
 	return nil
 }
 
-// newAccount is the Secret of an account that no authority knows yet. Its type is that which every server watches for certificates (server/ingress).
+// newAccount is the Secret of an account that no authority knows yet. Its type is that which every server watches for
+// certificates (server/ingress).
 func newAccount() (*corev1.Secret, error) {
 	key, err := newKey()
 	if err != nil {
@@ -168,8 +169,8 @@ func newAccount() (*corev1.Secret, error) {
 	}, nil
 }
 
-// again is when a request that the authority did not serve is sent once more: nonces expire, and servers fail for a moment. What exceeds its limits is not
-// sent again.
+// again is when a request that the authority did not serve is sent once more: nonces expire, and servers fail for a
+// moment. What exceeds its limits is not sent again.
 func again(n int, _ *http.Request, res *http.Response) time.Duration {
 	const mostTries = 5
 	if n > mostTries || res.StatusCode == http.StatusTooManyRequests {

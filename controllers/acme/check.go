@@ -39,8 +39,9 @@ func (e *nodesError) Error() string {
 }
 func (e *nodesError) Unwrap() error { return e.cause }
 
-// checkNodes waits until all nodes that serve Ingresses answer challenges for all hosts: which of them the authority will ask is not known. It asks with a token
-// of its own, since an answer follows from the token and the account alone, so that an order does not begin before it can succeed.
+// checkNodes waits until all nodes that serve Ingresses answer challenges for all hosts: which of them the authority
+// will ask is not known. It asks with a token of its own, since an answer follows from the token and the account alone,
+// so that an order does not begin before it can succeed.
 func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint string) error {
 	deadline := time.Now().Add(heardWithin)
 	for {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package acme gets certificates by ACME (RFC 8555) for Ingresses that ask for them by the annotation kubernetes.io/tls-acme, and renews them.
+// Package acme gets certificates by ACME (RFC 8555) for Ingresses that ask for them by the annotation
+// kubernetes.io/tls-acme, and renews them.
 //
-// It owns the account, the orders that are under way, and the Secrets that it made; a Secret of another origin, or one that was changed since, is left alone.
-// All that an order needs is in the store before the authority hears of it, so that another leader goes on with it. Challenges are of the type HTTP-01, which
-// nodes' proxies answer by the account alone (ingress/table.Challenges); an order begins when all of them do. It never judges which Ingresses are served.
+// It owns the account, the orders that are under way, and the Secrets that it made; a Secret of another origin, or one
+// that was changed since, is left alone. All that an order needs is in the store before the authority hears of it, so
+// that another leader goes on with it. Challenges are of the type HTTP-01, which nodes' proxies answer by the account
+// alone (ingress/table.Challenges); an order begins when all of them do. It never judges which Ingresses are served.
 package acme
 
 import (
@@ -71,8 +73,8 @@ type Options struct {
 	Built time.Time
 	// UserAgent names this program and its version to the authority.
 	UserAgent string
-	// Refuse reports addresses of the cluster, where the authority may not have this server ask; nil for none. The directory's own
-	// host is exempt.
+	// Refuse reports addresses of the cluster, where the authority may not have this server ask; nil for none. The
+	// directory's own host is exempt.
 	Refuse func(netip.Addr) bool
 	// Transport takes the place of HTTP in tests.
 	Transport http.RoundTripper
@@ -223,8 +225,9 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	return next
 }
 
-// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those of others, so that
-// a namespace whose orders fail again and again keeps no other one from its certificates. The caller holds mu.
+// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those
+// of others, so that a namespace whose orders fail again and again keeps no other one from its certificates. The caller
+// holds mu.
 func (m *Manager) turn(ready []compile.Order) int {
 	running := map[string]int{}
 	for name := range m.running {
@@ -261,7 +264,8 @@ func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
 	return at, true
 }
 
-// needed says from when on a new certificate is needed in place of what the Secret holds, which may be nil. The caller holds mu.
+// needed says from when on a new certificate is needed in place of what the Secret holds, which may be nil. The caller
+// holds mu.
 func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time, wanted bool) {
 	if len(o.Hosts) == 0 {
 		return time.Time{}, false
@@ -313,7 +317,8 @@ func (m *Manager) try(ctx context.Context, o compile.Order) {
 	}
 }
 
-// failed notes a failure: when there is another attempt, and an event that says what to do. What the authority refused is kept in the store, since it counts.
+// failed notes a failure: when there is another attempt, and an event that says what to do. What the authority refused
+// is kept in the store, since it counts.
 func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	now, v := time.Now(), judge(err)
 	m.mu.Lock()
@@ -360,7 +365,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller holds mu.
+// show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller
+// holds mu.
 func (m *Manager) show() {
 	if m.o.Part == nil {
 		return

@@ -277,7 +277,8 @@ func TestCertificateArrives(t *testing.T) {
 	})
 }
 
-// TestYearOfRenewals: each certificate is renewed when about a third of its life is left, never expires, and not all are renewed together.
+// TestYearOfRenewals: each certificate is renewed when about a third of its life is left, never expires, and not all
+// are renewed together.
 func TestYearOfRenewals(t *testing.T) {
 	const day = 24 * time.Hour
 	for life, number := range map[time.Duration]int{90 * day: 20, 6 * day: 3} {
@@ -329,7 +330,8 @@ func TestYearOfRenewals(t *testing.T) {
 	}
 }
 
-// TestLeaderKilledAnywhere ends a leader after each request to the authority and each write to the store in turn: the next one goes on with the order.
+// TestLeaderKilledAnywhere ends a leader after each request to the authority and each write to the store in turn: the
+// next one goes on with the order.
 func TestLeaderKilledAnywhere(t *testing.T) {
 	for _, what := range []string{"request", "write"} {
 		killed := true
@@ -403,7 +405,8 @@ func worst(at []time.Time) int {
 	return most
 }
 
-// TestFailuresKeepLimits: a host that cannot be verified fails less often than authorities allow, also when leaders change all the time.
+// TestFailuresKeepLimits: a host that cannot be verified fails less often than authorities allow, also when leaders
+// change all the time.
 func TestFailuresKeepLimits(t *testing.T) {
 	for _, term := range []time.Duration{24 * time.Hour, 7 * time.Minute} {
 		run(t, func(b *bed) {
@@ -655,7 +658,8 @@ func TestSecretsOfOthers(t *testing.T) {
 	})
 }
 
-// TestRateLimit: when the authority wants no more orders, no other is begun for a while, and this one not before it may.
+// TestRateLimit: when the authority wants no more orders, no other is begun for a while, and this one not before it
+// may.
 func TestRateLimit(t *testing.T) {
 	run(t, func(b *bed) {
 		var all []string
@@ -680,7 +684,8 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-// TestOneNamespaceTakesNotAllTurns: orders of a namespace that fail again and again keep no other namespace's from being begun.
+// TestOneNamespaceTakesNotAllTurns: orders of a namespace that fail again and again keep no other namespace's from
+// being begun.
 func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 	run(t, func(b *bed) {
 		var all []string

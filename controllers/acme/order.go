@@ -29,7 +29,8 @@ type refusedError struct{ cause error }
 func (e *refusedError) Error() string { return e.cause.Error() }
 func (e *refusedError) Unwrap() error { return e.cause }
 
-// attempt goes on with an order, or begins one, until the certificate is in its Secret. issued is a sentence about it; it is empty where none was needed any more.
+// attempt goes on with an order, or begins one, until the certificate is in its Secret. issued is a sentence about it;
+// it is empty where none was needed any more.
 func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, err error) {
 	target, err := m.o.Client.CoreV1().Secrets(o.Secret.Namespace).Get(ctx, o.Secret.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -78,7 +79,8 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts), expires.UTC().Format(time.DateOnly)), nil
 }
 
-// pursue has the authority issue what an order asks for, and returns the chain. What has been done of it by an earlier attempt, or another leader, is not done again.
+// pursue has the authority issue what an order asks for, and returns the chain. What has been done of it by an earlier
+// attempt, or another leader, is not done again.
 func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Order, p *progress) ([][]byte, error) {
 	order, err := m.order(ctx, client, o, p)
 	if err != nil {
@@ -219,7 +221,8 @@ func (m *Manager) refused(ctx context.Context, o compile.Order, v verdict, now t
 	return p.Next, m.save(ctx, o.Secret, p)
 }
 
-// accountLost has the next attempt register anew where the authority does not know the account any more. It returns err.
+// accountLost has the next attempt register anew where the authority does not know the account any more. It returns
+// err.
 func (m *Manager) accountLost(ctx context.Context, err error) error {
 	if e := (*acme.Error)(nil); !errors.As(err, &e) || e.ProblemType != noAccount {
 		return err

@@ -43,14 +43,16 @@ type verdict struct {
 	text string
 	// refused says that the authority has judged the order, which counts against its limits.
 	refused bool
-	// wait is the least time to another attempt that the authority asks for, and until a moment before which another would be in vain.
+	// wait is the least time to another attempt that the authority asks for, and until a moment before which another
+	// would be in vain.
 	wait  time.Duration
 	until time.Time
 	// pause is how long no other order is begun either.
 	pause time.Duration
 }
 
-// mostPause bounds for how long a limit that one order meets keeps others from being begun: it may be one of that order's domain.
+// mostPause bounds for how long a limit that one order meets keeps others from being begun: it may be one of that
+// order's domain.
 const mostPause = 10 * time.Minute
 
 // mostWait bounds what an authority can ask for: the longest of the limits that are known is a week.
@@ -141,7 +143,8 @@ func oneLine(text string) string {
 	return strings.TrimSuffix(text, ".")
 }
 
-// longBackoff is the wait after a refusal: at most three attempts in an hour, where Let's Encrypt lets a host fail five times.
+// longBackoff is the wait after a refusal: at most three attempts in an hour, where Let's Encrypt lets a host fail five
+// times.
 func longBackoff(failures int) time.Duration {
 	const first, longest = 15 * time.Minute, 8 * time.Hour
 	return doubled(first, longest, failures)

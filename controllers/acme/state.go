@@ -32,7 +32,8 @@ import (
 
 const (
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
-	// madeAnnotation marks the Secrets that this package made: it is the hash of their certificate, so that one that somebody else put there is not ours.
+	// madeAnnotation marks the Secrets that this package made: it is the hash of their certificate, so that one that
+	// somebody else put there is not ours.
 	madeAnnotation = "coracle.dev/acme"
 	// foreign begins annotations of Secrets that cert-manager keeps.
 	foreign = "cert-manager.io/"
@@ -142,8 +143,8 @@ func (m *Manager) forget(ctx context.Context, name string) error {
 	return err
 }
 
-// sweep deletes what is kept of orders that nothing asks for any more, where failures stay until another attempt would be allowed, and of those that have led to
-// a certificate: a renewal is another order. The caller holds mu.
+// sweep deletes what is kept of orders that nothing asks for any more, where failures stay until another attempt would
+// be allowed, and of those that have led to a certificate: a renewal is another order. The caller holds mu.
 func (m *Manager) sweep(ctx context.Context) {
 	wanted, namespaces := make(map[string]compile.Order, len(m.wanted)), map[string]bool{}
 	for _, o := range m.wanted {
@@ -209,8 +210,9 @@ func (l leaf) covers(hosts []string) bool {
 	return !slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(l.names, h) })
 }
 
-// renewal is when a certificate is renewed: when a third of its life is left, or up to a thirtieth earlier. By how much follows from the certificate, so that
-// every leader says the same, and those that were issued together are not renewed together.
+// renewal is when a certificate is renewed: when a third of its life is left, or up to a thirtieth earlier. By how much
+// follows from the certificate, so that every leader says the same, and those that were issued together are not renewed
+// together.
 func renewal(c *x509.Certificate) time.Time {
 	life := c.NotAfter.Sub(c.NotBefore)
 	sum := sha256.Sum256(c.Raw)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package definition brings kinds into a cluster that come with the program: it makes their CustomResourceDefinitions, replaces those of an
-// older version, and takes them away again where the part that reads them is disabled.
+// Package definition brings kinds into a cluster that come with the program: it makes their CustomResourceDefinitions,
+// replaces those of an older version, and takes them away again where the part that reads them is disabled.
 //
 // It owns the definitions that it is given, and nothing that is defined by them. It runs nothing: callers say when.
 package definition
@@ -29,7 +29,8 @@ const (
 	// number is an annotation that goes up with each change of a definition.
 	number = "coracle.dev/definition"
 
-	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how often it is asked.
+	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how
+	// often it is asked.
 	served      = time.Minute
 	servedPause = 200 * time.Millisecond
 	// pause is how long after a failure UntilDone tries again.
@@ -56,8 +57,9 @@ func (k Kind) Read() (*unstructured.Unstructured, error) {
 	return u, nil
 }
 
-// Define has the cluster know the kind, and returns when its objects are served. A definition of this version or of a later one is left as it is, so
-// that servers of two versions do not replace each other's; so is one that somebody else has made.
+// Define has the cluster know the kind, and returns when its objects are served. A definition of this version or of a
+// later one is left as it is, so that servers of two versions do not replace each other's; so is one that somebody else
+// has made.
 func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 	want, err := k.Read()
 	if err != nil {
@@ -128,8 +130,8 @@ func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 	return err == nil, err
 }
 
-// Remove takes the kind out of a cluster that does without it. While there are objects it stays: they would go with it, and somebody has written them. It
-// returns how many there are.
+// Remove takes the kind out of a cluster that does without it. While there are objects it stays: they would go with it,
+// and somebody has written them. It returns how many there are.
 func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err error) {
 	want, err := k.Read()
 	if err != nil {

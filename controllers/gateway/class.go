@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 )
 
-// Define brings the kinds and the class into the cluster and writes the status of the class, which is right from then on as long as there are no other objects.
+// Define brings the kinds and the class into the cluster and writes the status of the class, which is right from then
+// on as long as there are no other objects.
 func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, now time.Time) error {
 	if err := definitions.Define(ctx, c); err != nil {
 		return err
@@ -43,7 +44,8 @@ func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, no
 }
 
 const (
-	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how often it is asked.
+	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how
+	// often it is asked.
 	served, servedPause = time.Minute, 200 * time.Millisecond
 )
 

@@ -52,7 +52,8 @@ type Options struct {
 	// Client writes; Informers are the term's and are started after New.
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory
-	// State returns the objects of the Gateway API, and whether they are complete. Controller.Changed has to be called when they become others.
+	// State returns the objects of the Gateway API, and whether they are complete. Controller.Changed has to be called
+	// when they become others.
 	State func() (gateway.State, bool)
 	// Status writes the status of an object of a resource.
 	Status   func(ctx context.Context, resource string, o Object) error
@@ -138,7 +139,8 @@ func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEven
 	}
 }
 
-// ofGateway says whether an object is a Service that is labelled as a Gateway's: one that is left is removed though there are no Gateways.
+// ofGateway says whether an object is a Service that is labelled as a Gateway's: one that is left is removed though
+// there are no Gateways.
 func ofGateway(o any) bool {
 	svc, ok := o.(*corev1.Service)
 	return ok && svc.Labels[table.GatewayLabel] != ""

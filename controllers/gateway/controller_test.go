@@ -280,7 +280,8 @@ func TestAGatewaysLife(t *testing.T) {
 			t.Errorf("the Gateway's conditions are %v", now.Status.Conditions)
 		}
 
-		// A tenant who may write the Service gives ports to none: they come from elsewhere, and the Service is put right.
+		// A tenant who may write the Service gives ports to none: they come from elsewhere, and the Service is put
+		// right.
 		svc = b.service("shop", "gateway-web")
 		svc.Annotations["coracle.dev/gateway-ports"] = "80=10070"
 		svc.Spec.Ports[0].TargetPort.StrVal = "elsewhere"

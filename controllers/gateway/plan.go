@@ -32,8 +32,9 @@ const (
 	mostPorts = (table.LastGatewayPort - table.FirstGatewayPort + 1) / 2
 )
 
-// choosePorts gives each site a port of nodes' addresses: the one that it has, or the lowest that is free. Sites that are wanted no more give theirs back. It
-// returns the data of the ConfigMap, and the sites for which there is no port: a namespace gets mostPorts at most.
+// choosePorts gives each site a port of nodes' addresses: the one that it has, or the lowest that is free. Sites that
+// are wanted no more give theirs back. It returns the data of the ConfigMap, and the sites for which there is no port:
+// a namespace gets mostPorts at most.
 func choosePorts(have map[string]uint16, sites []string) (data map[string]string, without []string) {
 	data = map[string]string{}
 	slices.Sort(sites)
@@ -80,7 +81,8 @@ func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
 
 func portName(port int32) string { return "port-" + strconv.Itoa(int(port)) }
 
-// service is what a Gateway's Service has to say. Other fields are an administrator's: source ranges, the class of the load balancer.
+// service is what a Gateway's Service has to say. Other fields are an administrator's: source ranges, the class of the
+// load balancer.
 func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
 	labels, annotations := maps.Clone(want.Labels), maps.Clone(want.Annotations)
 	if labels == nil {
@@ -105,7 +107,8 @@ func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceA
 	return corev1ac.Service(name.Name, name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
 }
 
-// says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not see.
+// says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not
+// see.
 func says(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
 	for _, of := range []struct{ have, want map[string]string }{{svc.Labels, want.Labels}, {svc.Annotations, want.Annotations}} {
 		for k, v := range of.want {
@@ -133,7 +136,8 @@ func madeForGateway(svc *corev1.Service) bool {
 		strings.HasPrefix(owner.APIVersion, gatewayv1.GroupName+"/")
 }
 
-// servedBy are the ports at which a node serves a Gateway, by the names of its Service's ports, as the node's annotation says.
+// servedBy are the ports at which a node serves a Gateway, by the names of its Service's ports, as the node's
+// annotation says.
 func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map[string]int32 {
 	said := map[string]bool{}
 	for field := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {

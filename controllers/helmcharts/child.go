@@ -23,7 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// User is who children are to the API server, and to its audit log. With its group it may do everything: charts bring roles.
+// User is who children are to the API server, and to its audit log. With its group it may do everything: charts bring
+// roles.
 const (
 	User      = "system:coracle:helm"
 	userGroup = "system:masters"
@@ -81,7 +82,8 @@ func (l logged) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// apiProxy is one child's way to the API server: a Unix socket without a name. A port of this machine would be open to every program here, and to pods by their host ports.
+// apiProxy is one child's way to the API server: a Unix socket without a name. A port of this machine would be open to
+// every program here, and to pods by their host ports.
 type apiProxy struct {
 	socket  *os.File // where the child finds the socket
 	server  *http.Server
@@ -121,7 +123,8 @@ func (c Children) open(ctx context.Context) (*apiProxy, error) {
 	return p, nil
 }
 
-// listen makes a socket in a folder of its own, which no other user enters, and removes both: who has the file reaches the socket, and nothing is left on the disk when this process is killed.
+// listen makes a socket in a folder of its own, which no other user enters, and removes both: who has the file reaches
+// the socket, and nothing is left on the disk when this process is killed.
 func listen(ctx context.Context, dir string) (_ net.Listener, _ *os.File, err error) {
 	if dir, err = os.MkdirTemp(dir, "helm-"); err != nil { // 0700
 		return nil, nil, err

@@ -95,7 +95,8 @@ func listenersOf(process string) (out []string) {
 	return out
 }
 
-// children is an engine before an API server that repeats who asks. The listeners are those of this process when the last request came.
+// children is an engine before an API server that repeats who asks. The listeners are those of this process when the
+// last request came.
 func children(t *testing.T) (c Children, listeners func() []string) {
 	t.Helper()
 	var during atomic.Pointer[[]string]

@@ -32,10 +32,11 @@ const (
 	gather = 50 * time.Millisecond
 	// retry is how long after a request that failed everything is looked at again.
 	retry = 2 * time.Second
-	// AtOnce is how many children are at work at most. The last of these places is for charts whose releases are to change: to look after the objects of those that
-	// are deployed can wait.
+	// AtOnce is how many children are at work at most. The last of these places is for charts whose releases are to
+	// change: to look after the objects of those that are deployed can wait.
 	AtOnce = 2
-	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first time at the latest.
+	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first
+	// time at the latest.
 	firstCheck = 10 * time.Minute
 	// noNode is how long it is waited for a node before the kinds are defined: a cluster may have none for a while.
 	noNode = 15 * time.Second
@@ -207,8 +208,8 @@ func (c *Controller) loop(ctx context.Context) {
 	}
 }
 
-// awaitTurn returns when a node is ready, or the kinds are wanted: at its start a server has more urgent things to do than to serve two kinds of which there
-// are no objects (docs/adr/0102-helm.md).
+// awaitTurn returns when a node is ready, or the kinds are wanted: at its start a server has more urgent things to do
+// than to serve two kinds of which there are no objects (docs/adr/0102-helm.md).
 func (c *Controller) awaitTurn(ctx context.Context) bool {
 	informer := c.o.Informers.Core().V1().Nodes().Informer()
 	r, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{

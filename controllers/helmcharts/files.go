@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// filesEvery is how often the files of charts are looked at, where there are such charts. The kernel's notices would have to be asked for in folders that
-	// need not be there.
+	// filesEvery is how often the files of charts are looked at, where there are such charts. The kernel's notices
+	// would have to be asked for in folders that need not be there.
 	filesEvery = 15 * time.Second
 	// settled is how long a file that has changed has to stay the same before it is read: it may be on its way.
 	settled = 2 * time.Second
 )
 
-// files are charts that lie on this machine, told apart by what is in them: a copy of a chart is the same chart. One is read when its size, its time, or
-// the file itself is another one than when it was read last. It is the loop's alone.
+// files are charts that lie on this machine, told apart by what is in them: a copy of a chart is the same chart. One is
+// read when its size, its time, or the file itself is another one than when it was read last. It is the loop's alone.
 type files struct {
 	folders []string
 	read    map[string]summed // by the chart's name in a folder

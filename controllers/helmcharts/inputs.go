@@ -43,7 +43,8 @@ type reference struct {
 	namespace, name string
 }
 
-// references are those of a chart whose changes matter to it. A Secret whose updates are to be ignored is not among them.
+// references are those of a chart whose changes matter to it. A Secret whose updates are to be ignored is not among
+// them.
 func references(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
 	found := map[reference]bool{}
 	secrets := c.Spec.ValuesSecrets
@@ -85,7 +86,8 @@ type inputs struct {
 	request *helmjob.Request
 	// hash and key are as in View.
 	hash, key string
-	// file is the sum of the chart's file. Where this server lacks that, lacks says so, and file is what it was when the release was made.
+	// file is the sum of the chart's file. Where this server lacks that, lacks says so, and file is what it was when
+	// the release was made.
 	file, lacks string
 }
 
@@ -98,8 +100,8 @@ func problem(reason, format string, args ...any) error {
 	return problemError{Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 }
 
-// inputs reads what makes a chart's release. It is the same for a chart whose content is only stood for, but for that content. An error that is a
-// [problemError] is the chart's own and stays until something changes.
+// inputs reads what makes a chart's release. It is the same for a chart whose content is only stood for, but for that
+// content. An error that is a [problemError] is the chart's own and stays until something changes.
 func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (*inputs, error) {
 	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,
@@ -249,7 +251,8 @@ func setOf(c *kinds.HelmChart) map[string]any {
 	return out
 }
 
-// values are documents in the order in which k3s has them: valuesContent, values, Secrets; what a later one says counts.
+// values are documents in the order in which k3s has them: valuesContent, values, Secrets; what a later one says
+// counts.
 func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, content string, secrets []kinds.SecretRef) ([]helmjob.Document, error) {
 	var out []helmjob.Document
 	if content != "" {

@@ -28,7 +28,8 @@ import (
 // manager is the name under which fields of HelmCharts are written.
 const manager = "coracle-helm"
 
-// objects are the cluster's HelmCharts and HelmChartConfigs. They have informers of their own, since these cannot list before there are the kinds.
+// objects are the cluster's HelmCharts and HelmChartConfigs. They have informers of their own, since these cannot list
+// before there are the kinds.
 type objects struct {
 	client          dynamic.Interface
 	charts, configs cache.SharedIndexInformer
@@ -56,7 +57,8 @@ func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
 	return o, nil
 }
 
-// slim leaves out of an object what takes memory and is read when it is needed: a chart's archive, for which a digest stands, and copies of it.
+// slim leaves out of an object what takes memory and is read when it is needed: a chart's archive, for which a digest
+// stands, and copies of it.
 func slim(obj any) (any, error) {
 	u, ok := obj.(*unstructured.Unstructured)
 	if !ok {
@@ -87,8 +89,8 @@ func (o *objects) run(ctx context.Context) {
 type found struct {
 	charts  []*kinds.HelmChart // by name
 	configs map[types.NamespacedName]*kinds.HelmChartConfig
-	// broken says of charts why they or their configs cannot be read. The API server has compared them with the definition, which may be
-	// somebody else's, and takes numbers that are too large and durations that are none.
+	// broken says of charts why they or their configs cannot be read. The API server has compared them with the
+	// definition, which may be somebody else's, and takes numbers that are too large and durations that are none.
 	broken map[types.NamespacedName]string
 }
 
@@ -189,7 +191,8 @@ func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Statu
 	}})
 }
 
-// letGo frees the charts of a cluster that does without them, so that they can be deleted, and removes the kinds unless there are objects.
+// letGo frees the charts of a cluster that does without them, so that they can be deleted, and removes the kinds unless
+// there are objects.
 func (c *Controller) letGo(ctx context.Context) {
 	o := &objects{client: c.o.Dynamic}
 	definition.UntilDone(ctx, c.log, "Helm charts cannot be let go of yet; it is tried again", func() error {

@@ -8,8 +8,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// inTurn are the charts that this term looks after. Those that wait for a place among the children at work have their turn first, in the order in which they began
-// to: a few charts whose hooks hang, and that are tried again and again, would otherwise keep all those behind them in the alphabet from ever having one.
+// inTurn are the charts that this term looks after. Those that wait for a place among the children at work have their
+// turn first, in the order in which they began to: a few charts whose hooks hang, and that are tried again and again,
+// would otherwise keep all those behind them in the alphabet from ever having one.
 func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
 	var waiting, others []*entry
 	for _, chart := range charts {

@@ -29,7 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// crowd is a controller with charts whose children take their time, in a bubble of fake time: no sleep of this file takes any.
+// crowd is a controller with charts whose children take their time, in a bubble of fake time: no sleep of this file
+// takes any.
 type crowd struct {
 	*Controller
 	t        *testing.T
@@ -106,7 +107,8 @@ func inCrowd(t *testing.T, f func(*crowd)) {
 	})
 }
 
-// add makes a chart whose children take so long, and fail then or not. every is how often its objects are looked after, "" for never.
+// add makes a chart whose children take so long, and fail then or not. every is how often its objects are looked after,
+// "" for never.
 func (w *crowd) add(name string, takes time.Duration, hangs bool, every string) {
 	w.t.Helper()
 	w.mu.Lock()
@@ -174,7 +176,8 @@ func (w *crowd) had(name string) int {
 	return w.began[name]
 }
 
-// TestHooksThatHang: some charts cannot be installed, as what they need comes with another chart. That one has its turn, whatever its name is.
+// TestHooksThatHang: some charts cannot be installed, as what they need comes with another chart. That one has its
+// turn, whatever its name is.
 func TestHooksThatHang(t *testing.T) {
 	inCrowd(t, func(w *crowd) {
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
@@ -189,7 +192,8 @@ func TestHooksThatHang(t *testing.T) {
 	})
 }
 
-// TestChecksThatTakeLong: while the objects of releases are looked after all the time, a new chart is installed at once, and each has its turn.
+// TestChecksThatTakeLong: while the objects of releases are looked after all the time, a new chart is installed at
+// once, and each has its turn.
 func TestChecksThatTakeLong(t *testing.T) {
 	inCrowd(t, func(w *crowd) {
 		names := []string{"a", "b", "c", "d", "e"}

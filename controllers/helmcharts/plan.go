@@ -22,10 +22,12 @@ const (
 	Unmanaged = "helmcharts.helm.cattle.io/unmanaged"
 	// ManagedBy is k3s' annotation that names the controller whose chart it is.
 	ManagedBy = "helmcharts.cattle.io/managed-by"
-	// Reconcile is an annotation: with each new value a chart is looked at once more, with a newer version where it names none.
+	// Reconcile is an annotation: with each new value a chart is looked at once more, with a newer version where it
+	// names none.
 	Reconcile = "coracle.dev/reconcile"
 
-	// ReconcileEvery is an annotation: how often the objects of a release that is deployed are looked at, and made again what the chart made them.
+	// ReconcileEvery is an annotation: how often the objects of a release that is deployed are looked at, and made
+	// again what the chart made them.
 	ReconcileEvery = "coracle.dev/reconcile-every"
 
 	// defaultBackOff is how often what failed is tried again where the chart does not say it, as with k3s.
@@ -227,7 +229,8 @@ func (v *View) kept() Decision {
 	c := v.Chart
 	switch {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
-		// A first installation that nobody wants any more. An upgrade is waited for: its hooks may be half-way through somebody's data.
+		// A first installation that nobody wants any more. An upgrade is waited for: its hooks may be half-way through
+		// somebody's data.
 		return Decision{Step: Interrupt}
 	case v.Work != nil && v.Work.Check && v.done() && v.Problem == nil:
 		return Decision{Status: v.deployed()}
@@ -264,7 +267,8 @@ func (v *View) kept() Decision {
 // ofCheck is behind the Key of Tries to look after the objects of a release that is deployed.
 const ofCheck = " check"
 
-// deployed is the status of a release that is what the chart describes; what has become of its objects may not be known.
+// deployed is the status of a release that is what the chart describes; what has become of its objects may not be
+// known.
 func (v *View) deployed() *kinds.Status {
 	c := v.Chart
 	if v.Tries.Key == v.Key+ofCheck && !v.CheckAt.IsZero() {
@@ -274,7 +278,8 @@ func (v *View) deployed() *kinds.Status {
 	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)
 }
 
-// check has the objects of a release that is deployed looked at, where that is wanted and due. Without the chart's file Helm cannot.
+// check has the objects of a release that is deployed looked at, where that is wanted and due. Without the chart's file
+// Helm cannot.
 func (v *View) check() Decision {
 	at := v.CheckAt
 	if v.Tries.Key == v.Key+ofCheck && !v.Tries.Final && v.Tries.Next.Before(at) {

@@ -235,7 +235,8 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// TestLacking: a server that leads and lacks a chart's file says so beside what is known of the release, while the release is the chart's matter.
+// TestLacking: a server that leads and lacks a chart's file says so beside what is known of the release, while the
+// release is the chart's matter.
 func TestLacking(t *testing.T) {
 	says := func(change ...func(*View)) string {
 		s := Decide(installed(change...)).Status

@@ -22,8 +22,9 @@ func keyOf(c *kinds.HelmChart) releaseKey {
 	return releaseKey{Target(c), c.Name, c.Spec.Driver == "configmap"}
 }
 
-// rivals are the charts whose release is another chart's, by that one's name. Charts of several namespaces can have the same target: the oldest of them has
-// the release. Without that each would undo what the other has done, for ever, and one that is removed would take the other's release with it.
+// rivals are the charts whose release is another chart's, by that one's name. Charts of several namespaces can have the
+// same target: the oldest of them has the release. Without that each would undo what the other has done, for ever, and
+// one that is removed would take the other's release with it.
 func rivals(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
 	has := map[releaseKey]*kinds.HelmChart{}
 	for _, c := range charts {

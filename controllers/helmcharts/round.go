@@ -181,7 +181,8 @@ func (e *entry) says() string {
 	return s
 }
 
-// look reads what has to be known of a chart. While an operation is under way its release changes all the time, and does not matter.
+// look reads what has to be known of a chart. While an operation is under way its release changes all the time, and
+// does not matter.
 func (c *Controller) look(ctx context.Context, e *entry) error {
 	if !e.stale {
 		return nil
@@ -398,7 +399,8 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 // longest is the longest timeout that makes a difference.
 const longest = 30 * 24 * time.Hour
 
-// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in something else.
+// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in
+// something else.
 func limit(timeout time.Duration) time.Duration {
 	if timeout == 0 {
 		timeout = helmjob.DefaultTimeout

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// sealName is a Secret of kube-system: what the records of releases are sealed with, the same for all servers and for ever.
+	// sealName is a Secret of kube-system: what the records of releases are sealed with, the same for all servers and
+	// for ever.
 	sealName = "helm-releases.coracle"
 	sealKey  = "seal"
 )

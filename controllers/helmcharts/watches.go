@@ -33,8 +33,8 @@ func resourceOf(configMap bool) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
 }
 
-// watches hear of changes of releases and of what charts refer to, by metadata alone: what is in a Secret never comes to this process' memory by them. They
-// say that something has changed; what it is now is read when it matters.
+// watches hear of changes of releases and of what charts refer to, by metadata alone: what is in a Secret never comes
+// to this process' memory by them. They say that something has changed; what it is now is read when it matters.
 type watches struct {
 	client metadata.Interface
 	poke   func()

@@ -23,14 +23,15 @@ import (
 )
 
 const (
-	// defaultLife is for how long the default certificate is made; it is replaced when defaultRest of it is left. No client trusts it, whatever its age.
+	// defaultLife is for how long the default certificate is made; it is replaced when defaultRest of it is left. No
+	// client trusts it, whatever its age.
 	defaultLife, defaultRest = 10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour
 	// reasonDefault is of the event that says what is wrong with the default certificate.
 	reasonDefault = "BadCertificate"
 )
 
-// keepCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the same over restarts. A Secret that a user
-// has put in its place is left alone.
+// keepCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the
+// same over restarts. A Secret that a user has put in its place is left alone.
 func (c *Controller) keepCertificate(ctx context.Context, wanted bool) error {
 	name, now := compile.DefaultCertificate, time.Now()
 	if !wanted || now.Before(c.o.Built) {
@@ -74,7 +75,8 @@ func (c *Controller) keepCertificate(ctx context.Context, wanted bool) error {
 	return nil
 }
 
-// judgeDefault says what is wrong with a Secret that a user has put in the place of the default certificate, once for each version of it.
+// judgeDefault says what is wrong with a Secret that a user has put in the place of the default certificate, once for
+// each version of it.
 func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 	switch {
 	case s == c.judged:

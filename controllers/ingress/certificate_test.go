@@ -26,7 +26,8 @@ func (b bed) defaultCertificate() *corev1.Secret {
 	return s
 }
 
-// TestDefaultCertificateIsKept: it is made with the first Ingress, stays the same for years, and is made anew before it expires.
+// TestDefaultCertificateIsKept: it is made with the first Ingress, stays the same for years, and is made anew before it
+// expires.
 func TestDefaultCertificateIsKept(t *testing.T) {
 	run(t, func(b bed) {
 		b.settle()

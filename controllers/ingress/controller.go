@@ -55,9 +55,11 @@ type Options struct {
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
-	// Certificates, when set, is told in each round which certificates are to be got by ACME; nil gets none. It must not block.
+	// Certificates, when set, is told in each round which certificates are to be got by ACME; nil gets none. It must
+	// not block.
 	Certificates func([]compile.Order)
-	// Built is when this program was built: by a clock that shows an earlier time no certificate is made. Zero if it is not known.
+	// Built is when this program was built: by a clock that shows an earlier time no certificate is made. Zero if it is
+	// not known.
 	Built time.Time
 	// Part is the line in the status.
 	Part   *status.Part
@@ -136,7 +138,8 @@ func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEven
 	}
 }
 
-// used says whether the cluster has Ingresses at all: where it has none, Services, Secrets and nodes change without waking the controller.
+// used says whether the cluster has Ingresses at all: where it has none, Services, Secrets and nodes change without
+// waking the controller.
 func (c *Controller) used() bool {
 	all, _ := c.ingresses.List(labels.Everything()) // of a cache: it cannot fail
 	return len(all) > 0
@@ -147,7 +150,8 @@ func (c *Controller) serviceMatters(_, now any) bool {
 	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
 }
 
-// configMatters leaves out other ConfigMaps of the cluster itself than compile.Defaults, some of which change all the time.
+// configMatters leaves out other ConfigMaps of the cluster itself than compile.Defaults, some of which change all the
+// time.
 func (c *Controller) configMatters(_, now any) bool {
 	m, ok := now.(*corev1.ConfigMap)
 	return ok && c.used() && (m.Namespace != metav1.NamespaceSystem || m.Name == compile.Defaults.Name)
@@ -158,7 +162,8 @@ func (c *Controller) secretMatters(_, now any) bool {
 	return ok && s.Type != "helm.sh/release.v1" && c.used()
 }
 
-// NodeMatters says whether the change of a node changes where its proxy is reached; heartbeats do not. old is nil for one that is new or gone.
+// NodeMatters says whether the change of a node changes where its proxy is reached; heartbeats do not. old is nil for
+// one that is new or gone.
 func NodeMatters(old, now any) bool {
 	a, was := old.(*corev1.Node)
 	b, is := now.(*corev1.Node)
@@ -325,7 +330,8 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 	return WriteSlices(ctx, client, svc, have, want)
 }
 
-// WriteSlices makes the EndpointSlices of a Service those that are wanted, by their names; the Service owns them. It is nil where none is wanted.
+// WriteSlices makes the EndpointSlices of a Service those that are wanted, by their names; the Service owns them. It is
+// nil where none is wanted.
 func WriteSlices(
 	ctx context.Context, client discoveryclient.EndpointSliceInterface, svc *corev1.Service, have []*discoveryv1.EndpointSlice,
 	want map[string]*discoveryv1.EndpointSlice,
@@ -356,8 +362,8 @@ func WriteSlices(
 	return errors.Join(errs...)
 }
 
-// free are the nodes where no other program has one of the Service's ports. Of each other one an event of the Service says so, once in a
-// term as long as it is so.
+// free are the nodes where no other program has one of the Service's ports. Of each other one an event of the Service
+// says so, once in a term as long as it is so.
 func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
 	var out []*corev1.Node
 	busy := map[string]string{}
@@ -378,7 +384,8 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 	return out
 }
 
-// keepStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has refused; 0 for never.
+// keepStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has
+// refused; 0 for never.
 func (c *Controller) keepStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
 	var errs []error
 	svc, tried := c.own(), map[string]bool{}

@@ -288,8 +288,8 @@ func TestServiceOfSomebodyElse(t *testing.T) {
 	})
 }
 
-// TestProgramsOfNodes: a node where another program has a port of the Service is none of its endpoints, and an event says so, as long as
-// its addresses are nodes'.
+// TestProgramsOfNodes: a node where another program has a port of the Service is none of its endpoints, and an event
+// says so, as long as its addresses are nodes'.
 func TestProgramsOfNodes(t *testing.T) {
 	run(t, func(b bed) {
 		nodes := b.client.CoreV1().Nodes()

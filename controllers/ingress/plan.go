@@ -31,7 +31,8 @@ const (
 	perSlice = 100
 )
 
-// service is the Service as it begins. What an administrator changes of it stays: labels, annotations, the class, addresses and source ranges.
+// service is the Service as it begins. What an administrator changes of it stays: labels, annotations, the class,
+// addresses and source ranges.
 func service(http3 bool) *corev1.Service {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
@@ -54,7 +55,8 @@ func service(http3 bool) *corev1.Service {
 	return svc
 }
 
-// udpTaken is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress would have no address beside it.
+// udpTaken is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
+// would have no address beside it.
 func udpTaken(services []*corev1.Service) *corev1.Service {
 	for _, svc := range services {
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
@@ -79,8 +81,8 @@ func portsOf(n *corev1.Node) map[string]int32 {
 	return out
 }
 
-// BusyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At addresses that are
-// no node's, as those of a pool, they are in nobody's way.
+// BusyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At
+// addresses that are no node's, as those of a pool, they are in nobody's way.
 func BusyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
 	if ownAddresses(svc, nodes) {
 		return nil
@@ -121,8 +123,8 @@ func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
 	return Slices(types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: table.Service}, sliceManager, nodes, portsOf)
 }
 
-// Slices are the EndpointSlices of a Service that name the nodes that serve it, by their names. Nodes with the same ports share slices. ports are those at which
-// a node serves, by the names of the Service's ports.
+// Slices are the EndpointSlices of a Service that name the nodes that serve it, by their names. Nodes with the same
+// ports share slices. ports are those at which a node serves, by the names of the Service's ports.
 func Slices(
 	service types.NamespacedName, manager string, nodes []*corev1.Node, portsOf func(*corev1.Node) map[string]int32,
 ) map[string]*discoveryv1.EndpointSlice {

@@ -44,7 +44,8 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 	})
 }
 
-// TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an Ingress.
+// TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an
+// Ingress.
 func TestRefusedStatusIsNotWrittenEachSecond(t *testing.T) {
 	run(t, func(b bed) {
 		var attempts atomic.Int64

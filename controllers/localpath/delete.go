@@ -25,8 +25,9 @@ type deleter struct {
 // GetPath is not used.
 func (d *deleter) GetPath() string { return "" }
 
-// Delete removes the directory. While its node is away the PersistentVolume stays, and upstream's controller asks again. For a node that is no longer of the
-// cluster the directory is written down, so that it goes when that node comes back.
+// Delete removes the directory. While its node is away the PersistentVolume stays, and upstream's controller asks
+// again. For a node that is no longer of the cluster the directory is written down, so that it goes when that node
+// comes back.
 func (d *deleter) Delete() error {
 	folder, name, err := parse(d.pv)
 	if err != nil {
@@ -56,9 +57,10 @@ func (d *deleter) Delete() error {
 	return nil
 }
 
-// wanted fails if a volume is to stay after all. Upstream's controller hands on what its cache has of the volume, which may be older than the claim's deletion
-// by which it was told to act: who has just said that a volume is to be retained, and then deleted its claim, would lose the data. It also keeps a server that
-// does not know yet that it leads no more from removing anything, since it gets no answer.
+// wanted fails if a volume is to stay after all. Upstream's controller hands on what its cache has of the volume, which
+// may be older than the claim's deletion by which it was told to act: who has just said that a volume is to be
+// retained, and then deleted its claim, would lose the data. It also keeps a server that does not know yet that it
+// leads no more from removing anything, since it gets no answer.
 func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {
 	now, err := v.o.Client.CoreV1().PersistentVolumes().Get(v.o.Context, pv.Name, metav1.GetOptions{})
 	switch {

@@ -16,10 +16,11 @@ import (
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 )
 
-// Upstream's controller puts its finalizer on every volume that a plugin made and that is to be deleted with its claim, so that the object does not go before
-// what it stands for. Of volumes whose provisioner is called kubernetes.io/… it also takes the finalizer when they are to be retained after all
-// (modifyDeletionFinalizers in k8s.io/kubernetes/pkg/controller/volume/persistentvolume). For ours that is done here: without it, such a volume could never be
-// deleted.
+// Upstream's controller puts its finalizer on every volume that a plugin made and that is to be deleted with its claim,
+// so that the object does not go before what it stands for. Of volumes whose provisioner is called kubernetes.io/… it
+// also takes the finalizer when they are to be retained after all (modifyDeletionFinalizers in
+// k8s.io/kubernetes/pkg/controller/volume/persistentvolume). For ours that is done here: without it, such a volume
+// could never be deleted.
 
 // finalizersOf are those that a volume is to have, and whether it has others.
 func finalizersOf(pv *corev1.PersistentVolume) (want []string, other bool) {

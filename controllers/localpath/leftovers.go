@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	// leftovers is a ConfigMap in kube-system: the paths of removed volumes on nodes that were no longer of the cluster, a line each, by the node's name.
+	// leftovers is a ConfigMap in kube-system: the paths of removed volumes on nodes that were no longer of the
+	// cluster, a line each, by the node's name.
 	leftovers = "local-storage.coracle"
 	// mostLeftovers is how many of a node's are written down, so that the object stays well below the API's limit.
 	mostLeftovers = 1000
@@ -93,7 +94,8 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 	})
 }
 
-// Run removes leftovers when their nodes are back and sets finalizers, until ctx is done. While there is nothing to do it sleeps.
+// Run removes leftovers when their nodes are back and sets finalizers, until ctx is done. While there is nothing to do
+// it sleeps.
 func (v *Volumes) Run(ctx context.Context) {
 	defer v.o.Part.Set(status.Waiting, "this server does not lead")
 	for {

@@ -376,7 +376,8 @@ func TestNodeGone(t *testing.T) {
 	state("")
 }
 
-// TestRetain: a volume that is to be retained after all can be deleted without its directory, and one that is to be removed cannot.
+// TestRetain: a volume that is to be retained after all can be deleted without its directory, and one that is to be
+// removed cannot.
 func TestRetain(t *testing.T) {
 	f := newFixture(t, "n1")
 	f.run(t)

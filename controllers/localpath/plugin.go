@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localpath gives claims of StorageClasses with the provisioner rancher.io/local-path a directory on the node where their pod runs, and removes that
-// when the claim is gone.
+// Package localpath gives claims of StorageClasses with the provisioner rancher.io/local-path a directory on the node
+// where their pod runs, and removes that when the claim is gone.
 //
-// It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs no loop, no cache and no lease of its
-// own; Run alone waits for nodes that come back, and for volumes that are to be retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never removes a
-// volume that another one may have made: the annotation of who provisioned it, the name and the folder all have to agree.
+// It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs
+// no loop, no cache and no lease of its own; Run alone waits for nodes that come back, and for volumes that are to be
+// retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never removes
+// a volume that another one may have made: the annotation of who provisioned it, the name and the folder all have to
+// agree.
 package localpath
 
 import (
@@ -34,7 +36,8 @@ const Provisioner = "rancher.io/local-path"
 // nodeAnnotation names a volume's node, as Rancher's provisioner writes it.
 const nodeAnnotation = "local.path.provisioner/selected-node"
 
-// QuotaAnnotation is on a volume that holds no more than its size: "project" is by a project quota of the node's filesystem.
+// QuotaAnnotation is on a volume that holds no more than its size: "project" is by a project quota of the node's
+// filesystem.
 const (
 	QuotaAnnotation = "coracle.dev/quota"
 	projectQuota    = "project"
@@ -109,7 +112,8 @@ func (v *Volumes) NewDeleter(_ klog.Logger, s *volume.Spec) (volume.Deleter, err
 	return &deleter{v: v, pv: s.PersistentVolume}, nil
 }
 
-// RequiresFSResize is false: a directory is as large as the disk, or as its quota, which the node raises when it is asked.
+// RequiresFSResize is false: a directory is as large as the disk, or as its quota, which the node raises when it is
+// asked.
 func (v *Volumes) RequiresFSResize() bool { return false }
 
 // ExpandVolumeDevice lets a volume have more, if the node has that.

@@ -23,7 +23,8 @@ const (
 	ReasonAddressInUse = "AddressInUse"
 )
 
-// fromPool says whether a Service's addresses come from a pool: it asks for that, or has one already, or there is a pool for it that need not be asked for.
+// fromPool says whether a Service's addresses come from a pool: it asks for that, or has one already, or there is a
+// pool for it that need not be asked for.
 func (l *ledger) fromPool(svc *corev1.Service) bool {
 	if svc.Annotations[NodesAnnotation] == "true" {
 		return false

@@ -15,13 +15,15 @@ const (
 	PoolAnnotation = "coracle.dev/load-balancer-pool"
 	// AddressesAnnotation names the addresses that it wants, with commas in between; spec.loadBalancerIP names one.
 	AddressesAnnotation = "coracle.dev/load-balancer-ips"
-	// ShareAnnotation is a word: Services of a namespace that have the same may have one address, if their ports differ.
+	// ShareAnnotation is a word: Services of a namespace that have the same may have one address, if their ports
+	// differ.
 	ShareAnnotation = "coracle.dev/load-balancer-share"
 	// NodesAnnotation, with the value "true", gives a Service addresses of nodes although there is a pool.
 	NodesAnnotation = "coracle.dev/load-balancer-nodes"
 )
 
-// metalLB are MetalLB's names of the same annotations, which people have in their charts: the present and the former one.
+// metalLB are MetalLB's names of the same annotations, which people have in their charts: the present and the former
+// one.
 var metalLB = map[string][]string{
 	PoolAnnotation:      {"metallb.io/address-pool", "metallb.universe.tf/address-pool"},
 	AddressesAnnotation: {"metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"},

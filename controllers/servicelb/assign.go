@@ -17,11 +17,13 @@ import (
 )
 
 const (
-	// look is how often it is asked whether the nodes that answer for addresses are alive. At rest without such addresses nothing is asked.
+	// look is how often it is asked whether the nodes that answer for addresses are alive. At rest without such
+	// addresses nothing is asked.
 	look = 250 * time.Millisecond
 	// lateBy is by how much a look has to be late for this server to have been paused: it has heard nobody meanwhile.
 	lateBy = 500 * time.Millisecond
-	// reread is how often the record is read again while there are such addresses: somebody may have deleted it, and nobody would answer any more.
+	// reread is how often the record is read again while there are such addresses: somebody may have deleted it, and
+	// nobody would answer any more.
 	reread = 10 * time.Second
 	// settle is how long nodes get to be heard again after that.
 	settle = time.Second

@@ -16,15 +16,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the node is not ready or has no endpoint of it: it lists
-// the ports that no other Service gets there meanwhile. It stands in the status, like the ports of the addresses, because users cannot write that.
+// KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the
+// node is not ready or has no endpoint of it: it lists the ports that no other Service gets there meanwhile. It stands
+// in the status, like the ports of the addresses, because users cannot write that.
 const KeptCondition = loadbalancer.Kept
 
 // maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
 const maxKept = 512
 
-// claims are who has which place since an earlier plan. A Service keeps a place until it is no load balancer any more, gives up the port or asks for other
-// addresses, or until no node has the address.
+// claims are who has which place since an earlier plan. A Service keeps a place until it is no load balancer any more,
+// gives up the port or asks for other addresses, or until no node has the address.
 type claims map[place]types.NamespacedName
 
 func (s *State) claims(l *ledger) claims {
@@ -63,7 +64,8 @@ func noted(svc *corev1.Service) []place {
 	return out
 }
 
-// held are these without those that the Service has given up. A status of an earlier version names no ports: there it is all that the Service has.
+// held are these without those that the Service has given up. A status of an earlier version names no ports: there it
+// is all that the Service has.
 func held(svc *corev1.Service) []place {
 	have, want := portsOf(svc), wanted(svc)
 	all := noted(svc)
@@ -93,7 +95,8 @@ func portsOf(svc *corev1.Service) []Port {
 	return out
 }
 
-// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever nobody has a place yet, as on a new node.
+// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever nobody
+// has a place yet, as on a new node.
 func (c claims) all(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
 	for _, p := range held(svc) {

@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port that a younger one has at nodes' addresses, or
-// names these addresses as its external IPs.
+// TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port
+// that a younger one has at nodes' addresses, or names these addresses as its external IPs.
 func TestOlderServiceTakesNoPort(t *testing.T) {
 	thief := func(change ...func(*corev1.Service)) *corev1.Service {
 		return testService("thief", 0, append(change, func(s *corev1.Service) { s.Namespace = "mallory" })...)
@@ -112,8 +112,9 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
 }
 
-// TestNobodyTakesPorts: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes from one Service to another only when the first one
-// gives it up: it is gone, no load balancer any more, without the port, or the node is gone.
+// TestNobodyTakesPorts: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes from
+// one Service to another only when the first one gives it up: it is gone, no load balancer any more, without the port,
+// or the node is gone.
 func TestNobodyTakesPorts(t *testing.T) {
 	seed := testenv.Seed(t)
 	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[place]types.NamespacedName{}}
@@ -175,7 +176,8 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 	return changed
 }
 
-// judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies refuse the same ones by what the status says.
+// judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies
+// refuse the same ones by what the status says.
 func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict, now map[place]types.NamespacedName, changing bool) {
 	t.Helper()
 	for _, p := range svc.Spec.Ports {

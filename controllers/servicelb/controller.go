@@ -53,17 +53,17 @@ type Options struct {
 	Reserved map[Port]string
 	// NodePorts are the ports of which the API server gives out node ports.
 	NodePorts utilnet.PortRange
-	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes; without Dynamic there are none. Networks are
-	// the cluster's own, in which no pool may lie.
+	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes;
+	// without Dynamic there are none. Networks are the cluster's own, in which no pool may lie.
 	Pool     []loadbalancer.Range
 	Dynamic  dynamic.Interface
 	Networks []netip.Prefix
-	// Barred names addresses that have an owner. Alive says whether a node is heard of, which is asked several times a second while an address of a pool is in
-	// use. Both are required where there are pools.
+	// Barred names addresses that have an owner. Alive says whether a node is heard of, which is asked several times a
+	// second while an address of a pool is in use. Both are required where there are pools.
 	Barred func() []netip.Addr
 	Alive  func(node string) bool
-	// Joined reads from the API with which addresses machines have joined, those without a Node included. It is asked when a Service would get another address of
-	// a pool. Nil means that there are none.
+	// Joined reads from the API with which addresses machines have joined, those without a Node included. It is asked
+	// when a Service would get another address of a pool. Nil means that there are none.
 	Joined func(ctx context.Context) ([]netip.Addr, error)
 	// Disabled takes back what was given.
 	Disabled bool
@@ -330,7 +330,8 @@ func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws
 	return s, objects, flaws, errors.Join(errs[:]...)
 }
 
-// write makes a Service's status what it has to be, if the Service is still the one that was looked at. lost are addresses that it had and nobody gives out any more.
+// write makes a Service's status what it has to be, if the Service is still the one that was looked at. lost are
+// addresses that it had and nobody gives out any more.
 func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want

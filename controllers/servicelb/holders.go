@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve, that the pool selects, that are in the
-// address's network, and that have endpoints of a Service that keeps to its own.
+// Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve,
+// that the pool selects, that are in the address's network, and that have endpoints of a Service that keeps to its own.
 func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr][]string {
 	out := map[netip.Addr][]string{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
@@ -45,7 +45,8 @@ func (n node) reaches(a netip.Addr, p *Pool) bool {
 	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) && slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that it is to answer for.
+// InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that
+// it is to answer for.
 func InUse(nodes []*corev1.Node, record loadbalancer.Record) map[netip.Addr]string {
 	out := map[netip.Addr]string{}
 	for _, n := range nodes {
@@ -58,7 +59,8 @@ func InUse(nodes []*corev1.Node, record loadbalancer.Record) map[netip.Addr]stri
 	return out
 }
 
-// Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding alone.
+// Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding
+// alone.
 func Proven(nodes []*corev1.Node, record loadbalancer.Record) loadbalancer.Proven {
 	out := loadbalancer.Proven{}
 	for _, n := range nodes {
@@ -83,9 +85,10 @@ func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 	return proven && term == h.Term
 }
 
-// Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.
-// One whose candidates are all silent stays where it is: then it is more probably this server that hears nothing. term is a number that no earlier change has had.
-// An address that nobody has proven yet, or that is in use elsewhere, is new to its holder.
+// Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the
+// live candidate with the fewest. One whose candidates are all silent stays where it is: then it is more probably this
+// server that hears nothing. term is a number that no earlier change has had. An address that nobody has proven yet, or
+// that is in use elsewhere, is new to its holder.
 func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) loadbalancer.Record {
 	out, load := loadbalancer.Record{}, map[string]int{}
 	var homeless []netip.Addr

@@ -17,14 +17,16 @@ const maxRange = 1 << 16
 type ledger struct {
 	*State
 	barred []netip.Addr // nodes' addresses, and other ones that have an owner
-	// named are addresses that Services have among their external IPs. They are given out last, and when somebody asks for them: whoever may write Services in
-	// one namespace must not keep addresses from others, or take them away. At such an address the proxies serve the load balancer.
+	// named are addresses that Services have among their external IPs. They are given out last, and when somebody asks
+	// for them: whoever may write Services in one namespace must not keep addresses from others, or take them away. At
+	// such an address the proxies serve the load balancer.
 	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
 	has     map[*corev1.Service][]netip.Addr
 	// releasing are addresses that a Service has by its status alone, see releases.
 	releasing map[netip.Addr]*corev1.Service
-	// searches are how far each pool's ranges were looked through: in one plan nobody gives an address back, so that what was taken once stays taken.
+	// searches are how far each pool's ranges were looked through: in one plan nobody gives an address back, so that
+	// what was taken once stays taken.
 	searches map[rangeOf]*search
 }
 
@@ -79,7 +81,8 @@ func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
 	return ""
 }
 
-// mayShare says what keeps two Services from having one address. With a policy of Local they need the same pods: the address is on one node.
+// mayShare says what keeps two Services from having one address. With a policy of Local they need the same pods: the
+// address is on one node.
 func mayShare(a, b *corev1.Service) (why string) {
 	word := asks(a, ShareAnnotation)
 	if word == "" || word != asks(b, ShareAnnotation) || a.Namespace != b.Namespace {
@@ -110,7 +113,8 @@ func (l *ledger) given(svc *corev1.Service) []netip.Addr {
 	return slices.Compact(out)
 }
 
-// next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A shared one comes first.
+// next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A
+// shared one comes first.
 func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
 	var shared []netip.Addr
 	holders := l.holders
@@ -143,8 +147,8 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 	return last
 }
 
-// free is the first address of a range that nobody has and nobody names, and the first one that only is named; the zero one where there is none. Each address is looked at
-// once in a plan, however many Services want one.
+// free is the first address of a range that nobody has and nobody names, and the first one that only is named; the zero
+// one where there is none. Each address is looked at once in a plan, however many Services want one.
 func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 	s, of := l.searches[r], r.pool.Ranges[r.i]
 	if s == nil {

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// NodePortCondition is in the status of a Service while a node port of it is not opened on any node, since another Service has the port at nodes' addresses.
+	// NodePortCondition is in the status of a Service while a node port of it is not opened on any node, since another
+	// Service has the port at nodes' addresses.
 	NodePortCondition = "coracle.dev/NodePort"
 	// ReasonNodePortInUse is its reason.
 	ReasonNodePortInUse = "NodePortInUse"
@@ -26,8 +27,8 @@ type refusal struct {
 	has  types.NamespacedName
 }
 
-// refused are the node ports that came after a load balancer's Service had the port at some node's address. The proxies read the same from the Services'
-// status (loadbalancer.Held).
+// refused are the node ports that came after a load balancer's Service had the port at some node's address. The proxies
+// read the same from the Services' status (loadbalancer.Held).
 func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
@@ -44,8 +45,9 @@ func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 	return out
 }
 
-// ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none of those at nodes' addresses: it would close a
-// node port that the API server may have given out by then, and one Service could close all of them. Its own ones are counted, by the API server and by quotas.
+// ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none
+// of those at nodes' addresses: it would close a node port that the API server may have given out by then, and one
+// Service could close all of them. Its own ones are counted, by the API server and by quotas.
 func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
 	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
 }

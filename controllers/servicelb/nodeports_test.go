@@ -15,7 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 )
 
-// TestNodePortTakesNoPort: a Service asks for the node port that another namespace's has as its port at nodes' addresses.
+// TestNodePortTakesNoPort: a Service asks for the node port that another namespace's has as its port at nodes'
+// addresses.
 func TestNodePortTakesNoPort(t *testing.T) {
 	web := testService("web", 1, onPorts("30080/TCP"), having("10.0.0.1"), withPorts)
 	thief := testService("thief", 0, func(s *corev1.Service) {
@@ -61,7 +62,8 @@ func TestNodePortTakesNoPort(t *testing.T) {
 	}
 }
 
-// TestNodePortIsRefusedInWords: who has asked for the node port reads why it is not opened, in an event and a condition, once.
+// TestNodePortIsRefusedInWords: who has asked for the node port reads why it is not opened, in an event and a
+// condition, once.
 func TestNodePortIsRefusedInWords(t *testing.T) {
 	thief := testService("thief", 0, func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30080 })
 	client := fake.NewClientset(testService("web", 1, onPorts("30080/TCP")), testNode("a", "10.0.0.1"))
@@ -97,7 +99,8 @@ func withNodePorts(numbers ...int32) func(*corev1.Service) {
 	}
 }
 
-// TestPortsOfNodePorts: at nodes' addresses a Service has a port of the node ports' range only if that is its own node port, also if it has had it before.
+// TestPortsOfNodePorts: at nodes' addresses a Service has a port of the node ports' range only if that is its own node
+// port, also if it has had it before.
 func TestPortsOfNodePorts(t *testing.T) {
 	const refused = "port 30080/TCP is of the range from which node ports are given out (30000-32767)"
 	had := []func(*corev1.Service){having("10.0.0.1", "10.0.0.2"), withPorts}
@@ -131,7 +134,8 @@ func TestPortsOfNodePorts(t *testing.T) {
 	}
 }
 
-// TestWholeRangeIsNotClosed: one Service that asks for all ports of the node ports' range, and had them before, closes none of those that the API server gives out.
+// TestWholeRangeIsNotClosed: one Service that asks for all ports of the node ports' range, and had them before, closes
+// none of those that the API server gives out.
 func TestWholeRangeIsNotClosed(t *testing.T) {
 	wide := testService("wide", 0, func(s *corev1.Service) {
 		s.Namespace, s.Spec.Ports = "other", nil

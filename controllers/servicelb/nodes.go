@@ -23,8 +23,8 @@ type node struct {
 	networks  []netip.Prefix // in which it can answer for addresses
 }
 
-// servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless none would remain: when all have
-// gone at once, then more probably the one who says so is alone.
+// servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless
+// none would remain: when all have gone at once, then more probably the one who says so is alone.
 func (s *State) servingNodes() []node {
 	believed := s.believed()
 	chosen := slices.ContainsFunc(s.Nodes, labelled)
@@ -57,9 +57,10 @@ func isReady(n *corev1.Node) bool {
 	})
 }
 
-// believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's own word, which the API server compares with
-// the machine's join (docs/adr/0108-a-nodes-word-about-its-addresses.md). Who has an address keeps it: a Service that was given it from a pool, of two nodes the
-// one that is heard of, then the older one; and what is barred is for the nodes of servers alone.
+// believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
+// own word, which the API server compares with the machine's join (docs/adr/0108-a-nodes-word-about-its-addresses.md).
+// Who has an address keeps it: a Service that was given it from a pool, of two nodes the one that is heard of, then the
+// older one; and what is barred is for the nodes of servers alone.
 func (s *State) believed() map[string][]netip.Addr {
 	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
 	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
@@ -102,7 +103,8 @@ func (s *State) given() map[netip.Addr]bool {
 	return out
 }
 
-// addresses are a node's as it says, external ones first. The internal ones are in, too: what a router sends on from an external one comes in for those.
+// addresses are a node's as it says, external ones first. The internal ones are in, too: what a router sends on from an
+// external one comes in for those.
 func addresses(n *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {

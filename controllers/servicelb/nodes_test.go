@@ -17,7 +17,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// TestNodesAreNotBelieved: what a Service has from a pool, what another node has and what is a server's or the API's is no node's because that says so.
+// TestNodesAreNotBelieved: what a Service has from a pool, what another node has and what is a server's or the API's is
+// no node's because that says so.
 func TestNodesAreNotBelieved(t *testing.T) {
 	pooled := testService("pooled", 0, annotated(PoolAnnotation, "default"))
 	nodes := testService("nodes", 1, annotated(NodesAnnotation, "true"))
@@ -97,7 +98,8 @@ func TestHostIPOfAnotherNode(t *testing.T) {
 	}
 }
 
-// TestHealthChecksKeepTheirPort: nobody gets the port at which nodes answer another Service's health checks, but who had it before keeps it.
+// TestHealthChecksKeepTheirPort: nobody gets the port at which nodes answer another Service's health checks, but who
+// had it before keeps it.
 func TestHealthChecksKeepTheirPort(t *testing.T) {
 	checked := testService("checked", 0, localOnly, func(s *corev1.Service) {
 		s.Spec.HealthCheckNodePort, s.Spec.LoadBalancerClass = 31999, ptr.To("other.example/lb")

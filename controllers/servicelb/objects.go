@@ -20,7 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before there is the kind.
+// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before there is the
+// kind.
 type objects struct {
 	client   dynamic.Interface
 	log      *slog.Logger

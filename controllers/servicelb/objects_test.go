@@ -36,8 +36,8 @@ func fakeObjects() *dynamicfake.FakeDynamicClient {
 	return objects
 }
 
-// refuseStalePools has a fake API refuse an update of an AddressPool that another one has changed meanwhile, and keep spec and status apart, as the true API does. The
-// fake itself stores whatever comes last, whole.
+// refuseStalePools has a fake API refuse an update of an AddressPool that another one has changed meanwhile, and keep
+// spec and status apart, as the true API does. The fake itself stores whatever comes last, whole.
 func refuseStalePools(objects *dynamicfake.FakeDynamicClient) {
 	version := 0 // guarded by the fake's lock
 	stored := func(u *unstructured.Unstructured) *unstructured.Unstructured {
@@ -152,7 +152,8 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	stop()
 }
 
-// TestUnknownPoolsTakeNothingAway: as long as it cannot be said which AddressPools there are, no Service loses an address.
+// TestUnknownPoolsTakeNothingAway: as long as it cannot be said which AddressPools there are, no Service loses an
+// address.
 func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()

@@ -35,7 +35,8 @@ type Verdict struct {
 	kept []place
 	// released is what its status says that it has, and what it has given up.
 	released []place
-	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some without being served here.
+	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some
+	// without being served here.
 	refused string
 	Reason  string
 	// Message is for people: what is missing, and what to do about it.
@@ -89,7 +90,8 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 	return out
 }
 
-// atNodes gives a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes that have some of it.
+// atNodes gives a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes that have
+// some of it.
 func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Verdict {
 	v := Verdict{Ours: true}
 	var conflicts []string

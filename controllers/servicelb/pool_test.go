@@ -99,8 +99,8 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 	}
 }
 
-// TestPlansArePeaceful: whatever Services come and go, nobody has an address or a port that somebody else has, nobody loses what he may keep, and the same state
-// gives the same plan.
+// TestPlansArePeaceful: whatever Services come and go, nobody has an address or a port that somebody else has, nobody
+// loses what he may keep, and the same state gives the same plan.
 func TestPlansArePeaceful(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -184,7 +184,8 @@ func TestAssign(t *testing.T) {
 	}
 }
 
-// TestTakersProve: the network is asked by whoever takes an address that nobody has proven yet, and where another machine uses it.
+// TestTakersProve: the network is asked by whoever takes an address that nobody has proven yet, and where another
+// machine uses it.
 func TestTakersProve(t *testing.T) {
 	a := netip.MustParseAddr("10.0.0.200")
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
@@ -248,7 +249,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestNodesSpeakForTheirOwnAddresses: what a node says of an address counts while it is the holder, and the Service's owner reads it.
+// TestNodesSpeakForTheirOwnAddresses: what a node says of an address counts while it is the holder, and the Service's
+// owner reads it.
 func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	m, n := testNode("m"), testNode("n")

@@ -107,9 +107,11 @@ const (
 	ReasonOutOfReach = "OutOfReach"
 )
 
-// Pools are the flag's addresses and those of objects, in the order in which they are looked through for a Service: first those with a selector, then by name. An
-// address in several is the older one's, and the flag is older than all. What of an object cannot be given out is left out, so that a slip of the pen takes no
-// address away but the one that is concerned; flaws, by the objects' names, say which. networks are the cluster's own, where no Service may have addresses.
+// Pools are the flag's addresses and those of objects, in the order in which they are looked through for a Service:
+// first those with a selector, then by name. An address in several is the older one's, and the flag is older than all.
+// What of an object cannot be given out is left out, so that a slip of the pen takes no address away but the one that
+// is concerned; flaws, by the objects' names, say which. networks are the cluster's own, where no Service may have
+// addresses.
 func Pools(flag []loadbalancer.Range, objects []*addresspool.AddressPool, networks []netip.Prefix) (pools []Pool, flaws map[string]Flaw) {
 	flaws = map[string]Flaw{}
 	objects = slices.SortedFunc(slices.Values(objects), func(a, b *addresspool.AddressPool) int {

@@ -107,7 +107,8 @@ func TestPools(t *testing.T) {
 	}
 }
 
-// TestPoolsAreDisjoint: whatever is written into objects, no address is in two pools, and each is in one if it is in any object.
+// TestPoolsAreDisjoint: whatever is written into objects, no address is in two pools, and each is in one if it is in
+// any object.
 func TestPoolsAreDisjoint(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -52,7 +52,8 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
 }
 
-// taken are the places that no load balancer gets: the cluster's own, node ports, those of health checks, and host ports.
+// taken are the places that no load balancer gets: the cluster's own, node ports, those of health checks, and host
+// ports.
 func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
@@ -85,7 +86,8 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Po
 	return out
 }
 
-// takeHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those that another Service has had before.
+// takeHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those that
+// another Service has had before.
 func (s *State) takeHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
 	for _, svc := range s.Services {
 		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)

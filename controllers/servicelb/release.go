@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// releases are what Services have by their status and not any more in this plan, since they or the cluster have given it up: places, and with the zero port addresses
-// of a pool. Nobody else gets any of it before that status was written. By its status a Service that takes a place back has it still, and who had got it meanwhile
-// would lose it.
+// releases are what Services have by their status and not any more in this plan, since they or the cluster have given
+// it up: places, and with the zero port addresses of a pool. Nobody else gets any of it before that status was written.
+// By its status a Service that takes a place back has it still, and who had got it meanwhile would lose it.
 type releases map[types.NamespacedName][]place
 
 // releases has to be asked when the Services have what they keep, and nothing new yet.
@@ -70,8 +70,8 @@ func pooled(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
-// Shrunk is a Service's status without what it has given up, and nothing new; nil if it has given up nothing. It is for a Service so large that the status which it
-// has to have does not fit beside its spec.
+// Shrunk is a Service's status without what it has given up, and nothing new; nil if it has given up nothing. It is for
+// a Service so large that the status which it has to have does not fit beside its spec.
 func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
@@ -102,7 +102,8 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	return out
 }
 
-// takeAway takes from a Service's status what the Service has given up, where the whole status could not be written: others wait for that. It is tried again with the rest.
+// takeAway takes from a Service's status what the Service has given up, where the whole status could not be written:
+// others wait for that. It is tried again with the rest.
 func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdict) {
 	less := Shrunk(svc, v)
 	if less == nil {
@@ -123,8 +124,8 @@ func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdic
 	}
 }
 
-// shrinking is the patch that makes of a Service's status another one. It compares the Service's UID and status, and no resource version: who changes the Service's spec
-// again and again does not keep it off.
+// shrinking is the patch that makes of a Service's status another one. It compares the Service's UID and status, and no
+// resource version: who changes the Service's spec again and again does not keep it off.
 func shrinking(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": svc.UID},

@@ -50,8 +50,8 @@ func fill(s *corev1.Service) {
 	s.Spec.LoadBalancerSourceRanges = s.Spec.LoadBalancerSourceRanges[1:]
 }
 
-// TestGivenUpByOneThatCannotBeWritten: a Service has a port, gives it up in a way that its status does not fit beside its spec any more, others ask for the port, and it
-// takes it back. Whoever has got it keeps it.
+// TestGivenUpByOneThatCannotBeWritten: a Service has a port, gives it up in a way that its status does not fit beside
+// its spec any more, others ask for the port, and it takes it back. Whoever has got it keeps it.
 func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 	for name, c := range map[string]struct {
 		gives          func(*corev1.Service)
@@ -133,7 +133,8 @@ func TestAddressGivenUpByOneThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestTakesAwayWhatDoesNotFit: the controller patches the status of a Service that it cannot write, and only that of the very Service that it saw.
+// TestTakesAwayWhatDoesNotFit: the controller patches the status of a Service that it cannot write, and only that of
+// the very Service that it saw.
 func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	old := testService("old", 0, onPorts("443/TCP", "80/TCP"))
 	client := fake.NewClientset(old, testNode("a", "10.0.0.1"))
@@ -223,7 +224,8 @@ func TestShrunk(t *testing.T) {
 	}
 }
 
-// TestDeletedGivesUpWithItsStatus: a Service that is being deleted, and that a finalizer keeps, has what its status says until that was written. Proxies serve it so long.
+// TestDeletedGivesUpWithItsStatus: a Service that is being deleted, and that a finalizer keeps, has what its status
+// says until that was written. Proxies serve it so long.
 func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 	for name, pools := range map[string][]Pool{"a port at nodes' addresses": nil, "an address of a pool": flagged("10.0.0.200-10.0.0.200")} {
 		t.Run(name, func(t *testing.T) {

@@ -47,8 +47,8 @@ type State struct {
 	Reserved map[Port]string
 	// NodePorts are the ports of which the API server gives out node ports. None where it is not set.
 	NodePorts utilnet.PortRange
-	// Pools are addresses for Services, in the order in which they are looked through; a Service that none is for gets those of nodes. Barred are addresses
-	// that have an owner.
+	// Pools are addresses for Services, in the order in which they are looked through; a Service that none is for gets
+	// those of nodes. Barred are addresses that have an owner.
 	Pools  []Pool
 	Barred []netip.Addr
 	// Joined are addresses with which machines have joined. No Service gets one that it has not had.
@@ -86,7 +86,8 @@ func byAge(services []*corev1.Service) []*corev1.Service {
 	})
 }
 
-// withEndpoints are the nodes with endpoints of each Service: ready ones, or where there is none of those, ones that end and still serve.
+// withEndpoints are the nodes with endpoints of each Service: ready ones, or where there is none of those, ones that
+// end and still serve.
 func withEndpoints(all []*discoveryv1.EndpointSlice) map[types.NamespacedName]map[string]bool {
 	ready, serving := map[types.NamespacedName]map[string]bool{}, map[types.NamespacedName]map[string]bool{}
 	for _, slice := range all {

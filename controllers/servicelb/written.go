@@ -14,11 +14,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
-// written are Services as the API answered to this term's writes of their status, until the cache has them so or newer. A round that did not see what the one before
-// has given could give it to an older Service that asks for it meanwhile.
+// written are Services as the API answered to this term's writes of their status, until the cache has them so or newer.
+// A round that did not see what the one before has given could give it to an older Service that asks for it meanwhile.
 type written map[types.NamespacedName]*corev1.Service
 
-// unsure are Services of which the API has answered a write with an error that does not say that nothing was written, as after a wait for a quorum.
+// unsure are Services of which the API has answered a write with an error that does not say that nothing was written,
+// as after a wait for a quorum.
 type unsure map[types.NamespacedName]bool
 
 // note keeps whose write may have been done.

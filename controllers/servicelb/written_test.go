@@ -46,7 +46,8 @@ func late(t *testing.T, client *fake.Clientset, change ...func(*Options)) (c *Co
 	return c, services
 }
 
-// TestOwnWritesAreSeen: what a round has given is not given to an older Service by the next one, whose cache has not heard of it yet.
+// TestOwnWritesAreSeen: what a round has given is not given to an older Service by the next one, whose cache has not
+// heard of it yet.
 func TestOwnWritesAreSeen(t *testing.T) {
 	client := fake.NewClientset(testNode("a", "10.0.0.1"))
 	revision := 10
@@ -107,7 +108,8 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	}
 }
 
-// TestUnansweredWritesAreSeen: a status that was written, though its writer heard of an error, is not overlooked by the next round, whose cache has not heard of it.
+// TestUnansweredWritesAreSeen: a status that was written, though its writer heard of an error, is not overlooked by the
+// next round, whose cache has not heard of it.
 func TestUnansweredWritesAreSeen(t *testing.T) {
 	client := fake.NewClientset(testNode("a", "10.0.0.1"))
 	revision, fails := 10, false

@@ -32,8 +32,9 @@ var processWide = []string{
 }
 
 // inertLoops are a work queue's own two goroutines. A few of upstream's constructors and Run functions return early
-// without ending their queue (pkg/controller/nodeipam: an allocation that fails, an informer that had not synced), which
-// takes a term that ends within a fraction of a second of its beginning. Such a queue has no worker and acts on nothing.
+// without ending their queue (pkg/controller/nodeipam: an allocation that fails, an informer that had not synced),
+// which takes a term that ends within a fraction of a second of its beginning. Such a queue has no worker and acts on
+// nothing.
 var inertLoops = []string{
 	"k8s.io/client-go/util/workqueue.(*Typed[...]).updateUnfinishedWorkLoop",
 	"k8s.io/client-go/util/workqueue.(*delayingType[...]).waitingLoop",

@@ -13,14 +13,15 @@ import (
 )
 
 const (
-	// maxKey and MaxChain bound the two parts of a certificate in bytes of PEM: each handshake sends the chain, and a key of RSA of 16,384 bits takes 2.8 s of a
-	// processor for each handshake, one of 4,096 bits 6 ms.
+	// maxKey and MaxChain bound the two parts of a certificate in bytes of PEM: each handshake sends the chain, and a
+	// key of RSA of 16,384 bits takes 2.8 s of a processor for each handshake, one of 4,096 bits 6 ms.
 	maxKey, MaxChain = 8 << 10, 64 << 10
 	// maxRSA bounds a key of RSA in bits.
 	maxRSA = 4096
 )
 
-// Flaw says why a Secret is no certificate that is served; empty for one that is, whose own certificate comes with it. The Secret may be nil.
+// Flaw says why a Secret is no certificate that is served; empty for one that is, whose own certificate comes with it.
+// The Secret may be nil.
 func Flaw(s *corev1.Secret) (*x509.Certificate, string) {
 	if s == nil {
 		return nil, "does not exist"

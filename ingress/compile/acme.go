@@ -66,7 +66,8 @@ func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 	return ". The annotation " + acmeAnnotation + " has an effect when the servers are given --ingress-acme-email"
 }
 
-// orders adds what Ingresses ask for by ACME, and, where there is an account, has the proxy answer the challenges of these hosts.
+// orders adds what Ingresses ask for by ACME, and, where there is an account, has the proxy answer the challenges of
+// these hosts.
 func (c *compiler) orders() error {
 	owners, by := c.owners(), map[types.NamespacedName]*Order{}
 	for _, ing := range c.r.Served {

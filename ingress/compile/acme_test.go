@@ -95,8 +95,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestOrdersOfHostsThatBelongToNamespaces: where a host belongs to one namespace, no other one gets a certificate for it, whatever it
-// names in spec.tls.
+// TestOrdersOfHostsThatBelongToNamespaces: where a host belongs to one namespace, no other one gets a certificate for
+// it, whatever it names in spec.tls.
 func TestOrdersOfHostsThatBelongToNamespaces(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -133,7 +133,8 @@ func withRule(ing *networkingv1.Ingress, host string) *networkingv1.Ingress {
 	return ing
 }
 
-// TestSecretThatIsOrdered: while a certificate is ordered, its missing Secret is no mistake of the user's; without an account the event says what the annotation needs.
+// TestSecretThatIsOrdered: while a certificate is ordered, its missing Secret is no mistake of the user's; without an
+// account the event says what the annotation needs.
 func TestSecretThatIsOrdered(t *testing.T) {
 	s := State{Ingresses: []*networkingv1.Ingress{acme("shop/web", 1, "cert=web.example")}, Account: &corev1.Secret{}, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 	if r := desired(t, s); findings(r) != "" {
@@ -149,7 +150,8 @@ func TestSecretThatIsOrdered(t *testing.T) {
 	}
 }
 
-// TestPathsOfChallenges: another solver's Ingress is served as it is, whatever redirects, restricts or authenticates the host.
+// TestPathsOfChallenges: another solver's Ingress is served as it is, whatever redirects, restricts or authenticates
+// the host.
 func TestPathsOfChallenges(t *testing.T) {
 	const path = ".well-known/acme-challenge/tok"
 	limits := map[string]string{

@@ -50,8 +50,8 @@ type options struct {
 	global        bool // authentication is that of all Ingresses
 }
 
-// optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes the routes unless it only tunes: it
-// may restrict who gets in.
+// optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes
+// the routes unless it only tunes: it may restrict who gets in.
 func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
 	o.sslRedirect = o.nginx // ingress-nginx redirects where an Ingress has spec.tls

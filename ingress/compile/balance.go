@@ -83,7 +83,8 @@ func (o *options) canaryOf() {
 	o.canary = c
 }
 
-// canaries gives the routes of canary Ingresses' hosts and paths their second backends. Only an Ingress of the same namespace may take requests.
+// canaries gives the routes of canary Ingresses' hosts and paths their second backends. Only an Ingress of the same
+// namespace may take requests.
 func (c *compiler) canaries() {
 	for _, a := range c.all {
 		if a.options.canary == nil || a.options.refused != "" {

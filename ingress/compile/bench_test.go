@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testca"
 )
 
-// BenchmarkOneChange compiles 1,000 hosts with 3,000 routes and a certificate each, of which one has changed since the last time.
+// BenchmarkOneChange compiles 1,000 hosts with 3,000 routes and a certificate each, of which one has changed since the
+// last time.
 func BenchmarkOneChange(b *testing.B) {
 	ca, err := testca.New(b.TempDir())
 	if err != nil {

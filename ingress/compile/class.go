@@ -34,7 +34,8 @@ func ours(all []*networkingv1.IngressClass) classes {
 	return out
 }
 
-// serve says whether an Ingress is of one of the classes. One that names none is not: the API server gives new ones the default class.
+// serve says whether an Ingress is of one of the classes. One that names none is not: the API server gives new ones the
+// default class.
 func (c classes) serve(ing *networkingv1.Ingress) bool {
 	return c[classOf(ing)]
 }

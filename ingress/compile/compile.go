@@ -2,8 +2,9 @@
 
 // Package compile turns Ingress objects into the table of the ingress proxy.
 //
-// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it fail. It also says what is wrong with
-// which object (Finding); whoever leads writes that as events. It reads no API and writes none.
+// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it
+// fail. It also says what is wrong with which object (Finding); whoever leads writes that as events. It reads no API
+// and writes none.
 package compile
 
 import (
@@ -29,7 +30,8 @@ type State struct {
 	Secrets map[types.NamespacedName]*corev1.Secret
 	// Default and Account are the Secrets of these names; nil where there is none.
 	Default, Account *corev1.Secret
-	// ConfigMaps are those of WantedConfigMaps that exist; a nil map leaves what they hold out and says nothing of them.
+	// ConfigMaps are those of WantedConfigMaps that exist; a nil map leaves what they hold out and says nothing of
+	// them.
 	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
 	// Service says whether a Service exists and gives it; nil says nothing of Services.
 	Service func(namespace, name string) *corev1.Service
@@ -234,8 +236,8 @@ func Wanted(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// order is Ingress v1's: the longer path first, of two of the same length an exact one. The paths of challenges come before all, since no expression may have
-// precedence over them.
+// order is Ingress v1's: the longer path first, of two of the same length an exact one. The paths of challenges come
+// before all, since no expression may have precedence over them.
 func order(a, b *route) int {
 	if x, y := a.challenge(), b.challenge(); x != y {
 		if y {
@@ -484,8 +486,8 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 	return out
 }
 
-// certificateFor is the section of an Ingress' certificate for a host; empty for none. One of other names is not served, as with
-// ingress-nginx, since the default certificate may be the host's.
+// certificateFor is the section of an Ingress' certificate for a host; empty for none. One of other names is not
+// served, as with ingress-nginx, since the default certificate may be the host's.
 func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames, host string) string {
 	secret := of.of(host)
 	if secret.Name == "" {

@@ -23,7 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testca"
 )
 
-// ingress makes one of a namespace and name, so many seconds old, with rules such as "a.example/foo=web:80" and "a.example=/foo=web:80" for an exact path.
+// ingress makes one of a namespace and name, so many seconds old, with rules such as "a.example/foo=web:80" and
+// "a.example=/foo=web:80" for an exact path.
 func ingress(name string, age int, rules ...string) *networkingv1.Ingress {
 	namespace, name, _ := strings.Cut(name, "/")
 	ing := &networkingv1.Ingress{

@@ -22,13 +22,16 @@ var Defaults = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "in
 
 // defaults are what a ConfigMap says for all Ingresses. The zero value says nothing.
 type defaults struct {
-	// annotations are values of annotations for Ingresses that have none of their own, and auth those of the keys global-auth.
+	// annotations are values of annotations for Ingresses that have none of their own, and auth those of the keys
+	// global-auth.
 	annotations, auth map[string]string
 	deny              []string
-	// noAuth and noRedirect are beginnings of paths for which auth does not hold, and which are not redirected to https.
+	// noAuth and noRedirect are beginnings of paths for which auth does not hold, and which are not redirected to
+	// https.
 	noAuth, noRedirect []string
 	hidden             []string // headers of responses
-	// answerHeaders and requestHeaders are ConfigMaps of headers that answers and backends get; their names are empty for none.
+	// answerHeaders and requestHeaders are ConfigMaps of headers that answers and backends get; their names are empty
+	// for none.
 	answerHeaders, requestHeaders types.NamespacedName
 	redirect                      int    // the status of redirects to https
 	refused                       string // why no Ingress is served

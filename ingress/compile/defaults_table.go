@@ -23,7 +23,8 @@ const (
 	trustedNote = "The servers have to be given --ingress-trusted-proxies; without it the key closes the routes."
 )
 
-// ConfigKeys are those of ingress-nginx, in the order of their names. docs/ingress-nginx.md shows them; a test compares.
+// ConfigKeys are those of ingress-nginx, in the order of their names. docs/ingress-nginx.md shows them; a test
+// compares.
 var ConfigKeys = []ConfigKey{
 	{"add-headers", Done, "", otherMapKey + " Only answers of backends get them; custom-headers has precedence."},
 	{"allow-backend-server-header", Ignored, "", "The header Server of a backend passes."},

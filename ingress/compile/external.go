@@ -105,7 +105,8 @@ func (o *options) server(text string, e *table.External) (why string) {
 	return ""
 }
 
-// signIn is the URL of the page to log in at, with the parameter that brings the client back, which ingress-nginx adds where it is missing.
+// signIn is the URL of the page to log in at, with the parameter that brings the client back, which ingress-nginx adds
+// where it is missing.
 func signIn(text, parameter string) string {
 	if text == "" {
 		return ""

@@ -94,8 +94,8 @@ func (c *compiler) finish(name string, h *host) {
 	slices.SortStableFunc(h.routes, order)
 }
 
-// expression makes a route's path an expression. One that RE2 does not know closes all that it may have matched: other routes, which may let anybody in,
-// must not get it.
+// expression makes a route's path an expression. One that RE2 does not know closes all that it may have matched: other
+// routes, which may let anybody in, must not get it.
 func (c *compiler) expression(r *route, kind table.PathKind) {
 	r.Kind, r.Path = kind, r.written
 	_, steps, err := expression.Prefix(r.written, kind == table.PathRegexFold)
@@ -167,8 +167,8 @@ func (c *compiler) names() {
 	}
 }
 
-// alias gives a host another name. Only the routes and the certificate of the Ingress' own namespace are served there: who shares a host may not publish the
-// others' routes at names that these have not chosen.
+// alias gives a host another name. Only the routes and the certificate of the Ingress' own namespace are served there:
+// who shares a host may not publish the others' routes at names that these have not chosen.
 func (c *compiler) alias(a annotated, text string, h *host, owner map[string]string) {
 	name, ok := hostName(text)
 	switch {

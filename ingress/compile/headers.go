@@ -17,7 +17,8 @@ import (
 // maxHeaders bounds the headers of one ConfigMap in bytes: each route holds them.
 const maxHeaders = 8 << 10
 
-// headers are those of the ConfigMaps that an Ingress, or Defaults, names: of answers, for the authentication server and for backends.
+// headers are those of the ConfigMaps that an Ingress, or Defaults, names: of answers, for the authentication server
+// and for backends.
 type headers struct {
 	answer, ask, request []table.Header
 	size                 int
@@ -67,8 +68,8 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It leaves c.common nil for
-// none.
+// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It
+// leaves c.common nil for none.
 func (c *compiler) readCommon() {
 	d := c.s.Memory.defaults
 	if c.s.ConfigMaps == nil || d.refused != "" || d.answerHeaders.Name == "" && d.requestHeaders.Name == "" {
@@ -82,8 +83,9 @@ func (c *compiler) readCommon() {
 	}
 }
 
-// headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers may be what
-// protects a page, or what an authentication server needs. Its own headers have precedence over those of all. It returns nil for none.
+// headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers
+// may be what protects a page, or what an authentication server needs. Its own headers have precedence over those of
+// all. It returns nil for none.
 func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.s.ConfigMaps == nil || o.answerHeaders.Name == "" && o.askHeaders.Name == "" {
 		if c.common != nil && c.common.refused != "" {

@@ -24,7 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// TestExpressionsAreBounded: an expression that would take seconds for a path, or means something else inside another one, closes what it may have matched.
+// TestExpressionsAreBounded: an expression that would take seconds for a path, or means something else inside another
+// one, closes what it may have matched.
 func TestExpressionsAreBounded(t *testing.T) {
 	for _, path := range []string{"/app/(" + strings.Repeat("(.*a){99}|", 90) + "x)", "/app/" + strings.Repeat("a{999}", 150), `/app/\Qx`} {
 		i := ingress("a/x", 1)
@@ -39,7 +40,8 @@ func TestExpressionsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTableIsBounded: small objects that multiply do not make a table that no proxy can hold, and leave room for other namespaces.
+// TestTableIsBounded: small objects that multiply do not make a table that no proxy can hold, and leave room for other
+// namespaces.
 func TestTableIsBounded(t *testing.T) {
 	names := func(n int) string {
 		var out []string
@@ -194,7 +196,8 @@ func keyPair(t *testing.T) (chain, key []byte) {
 	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})
 }
 
-// TestAliasHasTheRoutesOfItsNamespace: who shares a host gives the others' routes no other name, and not their certificate.
+// TestAliasHasTheRoutesOfItsNamespace: who shares a host gives the others' routes no other name, and not their
+// certificate.
 func TestAliasHasTheRoutesOfItsNamespace(t *testing.T) {
 	mine := ingress("b/mine", 1, "h/mine=s:80")
 	mine.Annotations[nginxPrefix+"server-alias"] = "alias"

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Memory is what of one Desired the next need not do again: what follows from a single object, for as long as it is the same one. Objects must not change, as
-// those of informers do not. It must not be used by two calls at a time.
+// Memory is what of one Desired the next need not do again: what follows from a single object, for as long as it is the
+// same one. Objects must not change, as those of informers do not. It must not be used by two calls at a time.
 type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
 	certificates, lastCertificates map[*corev1.Secret]judged

@@ -10,7 +10,8 @@ const (
 	Done Verdict = "done"
 	// Ignored annotations only tune what is not tuned here: an event says so, and the routes are served.
 	Ignored Verdict = "ignored"
-	// Refused annotations may restrict access or change content, and are not served: the routes answer 503, and an event says so.
+	// Refused annotations may restrict access or change content, and are not served: the routes answer 503, and an
+	// event says so.
 	Refused Verdict = "refused"
 )
 

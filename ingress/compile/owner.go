@@ -9,8 +9,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// claim says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the oldest Ingress that has it,
-// or a wildcard for it, in a rule; claim is called in the order of their age. The empty name is that of requests to no other host.
+// claim says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the oldest
+// Ingress that has it, or a wildcard for it, in a rule; claim is called in the order of their age. The empty name is
+// that of requests to no other host.
 func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
 	for _, of := range []string{name, wildcard(name)} {
 		if owner := c.ownerOf[of]; c.s.Rules.HostOwner && owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
@@ -26,8 +27,8 @@ func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
 	return true
 }
 
-// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that named it, as
-// named says.
+// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that
+// named it, as named says.
 func (c *compiler) certified(name string, named map[string]string) string {
 	if owner := c.ownerOf[name]; owner != nil {
 		return owner.Namespace
@@ -46,8 +47,8 @@ func wildcard(name string) string {
 	return ""
 }
 
-// final says whether requests to a host that no route matches must not be tried at the site's default host, since that is another
-// namespace's.
+// final says whether requests to a host that no route matches must not be tried at the site's default host, since that
+// is another namespace's.
 func (c *compiler) final(h *host) bool {
 	owner := c.ownerOf[""]
 	return c.s.Rules.HostOwner && owner != nil && owner.Namespace != h.namespace

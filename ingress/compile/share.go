@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// maxTable bounds the memory that the table takes in a proxy, in bytes, as far as it can be estimated. A namespace has at most half.
+	// maxTable bounds the memory that the table takes in a proxy, in bytes, as far as it can be estimated. A namespace
+	// has at most half.
 	maxTable = 96 << 20
 	// routeCost is what a route takes without its policy, or a Secret without its text, stepCost a step of an
 	// expression, textFactor a byte of a policy, and secretFactor one of a Secret.

@@ -284,8 +284,8 @@ func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 	return &out
 }
 
-// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same namespace does, as
-// ingress-nginx asks for them at a whole server. It reports whether clients are asked at all.
+// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same
+// namespace does, as ingress-nginx asks for them at a whole server. It reports whether clients are asked at all.
 func (h *host) shareClients() (asks bool) {
 	first := map[string]*route{} // by namespace
 	for _, r := range h.routes {

@@ -17,7 +17,8 @@ import (
 // traefikPrefix is that of Traefik's annotations.
 const traefikPrefix = "traefik.ingress.kubernetes.io/"
 
-// traefik reads Traefik's annotations of an Ingress. ingress-nginx knows none of them, so they mean nothing with the class nginx.
+// traefik reads Traefik's annotations of an Ingress. ingress-nginx knows none of them, so they mean nothing with the
+// class nginx.
 func (o *options) traefik(ing *networkingv1.Ingress) {
 	if o.nginx {
 		return

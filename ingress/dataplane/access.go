@@ -27,7 +27,8 @@ const (
 // userSet is one section of users. Routes hold it by pointer, so that a change of the Secret rebuilds none.
 type userSet struct {
 	list atomic.Pointer[userList] // nil while the section is absent or bad
-	// turn is taken, by one login of the namespace at a time, before it waits for a processor: a flood of guesses at one tenant's does not keep the others' out.
+	// turn is taken, by one login of the namespace at a time, before it waits for a processor: a flood of guesses at
+	// one tenant's does not keep the others' out.
 	turn chan struct{}
 	// mark is the sweep that last found the set in use; Apply owns it.
 	mark uint64
@@ -96,8 +97,8 @@ func (x *exchange) login(p *policy) (good, answered bool) {
 	return good, err != nil
 }
 
-// verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a second; those that were wrong are not,
-// and few are compared at a time.
+// verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a
+// second; those that were wrong are not, and few are compared at a time.
 func (p *Proxy) verify(x *exchange, turn chan struct{}, list *userList, user, secret string) (bool, error) {
 	hash, ok := list.hashes[user]
 	if !ok {

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Apply changes the table. What did not change is not built again, and all changes take effect for requests at one moment, apart from
-// endpoints and certificates, which do so a moment before. It returns the problems of all sections that the table has now, by their keys.
-// Calls may come from several goroutines and are done one after the other.
+// Apply changes the table. What did not change is not built again, and all changes take effect for requests at one
+// moment, apart from endpoints and certificates, which do so a moment before. It returns the problems of all sections
+// that the table has now, by their keys. Calls may come from several goroutines and are done one after the other.
 func (p *Proxy) Apply(changes []table.Change) (problems map[string]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -19,7 +19,8 @@ func mustNew(t testing.TB) *Proxy {
 	return p
 }
 
-// routed is the host of a table with one route to a backend of that name for each path; a path that ends with "$" is exact.
+// routed is the host of a table with one route to a backend of that name for each path; a path that ends with "$" is
+// exact.
 func routed(name string, paths ...string) table.Host {
 	var h table.Host
 	for _, p := range paths {

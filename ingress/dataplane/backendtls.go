@@ -66,7 +66,8 @@ func (p *Proxy) authoritiesOf(key string) *authorities {
 	return a
 }
 
-// backendTLS is a compiled table.BackendTLS. Backends for which it is the same share their connections, and no others do.
+// backendTLS is a compiled table.BackendTLS. Backends for which it is the same share their connections, and no others
+// do.
 type backendTLS struct {
 	from        table.BackendTLS
 	authorities *authorities // nil for the system's
@@ -101,8 +102,8 @@ func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
 	return b
 }
 
-// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those under way end with
-// their request.
+// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those
+// under way end with their request.
 func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
 	for _, b := range p.tls {
 		if of(b) {
@@ -186,7 +187,8 @@ func (b *backendTLS) verify(state tls.ConnectionState) error {
 	return nil
 }
 
-// isFor reports whether a certificate is for a name: a DNS name, with or without a wildcard as its first label, an address, or a URI.
+// isFor reports whether a certificate is for a name: a DNS name, with or without a wildcard as its first label, an
+// address, or a URI.
 func isFor(leaf *x509.Certificate, name string) bool {
 	if strings.Contains(name, "://") {
 		return slices.ContainsFunc(leaf.URIs, func(u *url.URL) bool { return u.String() == name })

@@ -109,8 +109,9 @@ func (x *exchange) pick(set *endpointSet, tried []*endpoint) *endpoint {
 	return set.rank(x.sticky, tried, time.Now())
 }
 
-// rank returns the endpoint with the highest hash of its address and a key that is not among those tried (D. Thaler and C. Ravishankar, 1998: when an endpoint
-// goes, only its keys move). One whose last connection attempt failed comes after the others. It returns nil when all were tried.
+// rank returns the endpoint with the highest hash of its address and a key that is not among those tried (D. Thaler and
+// C. Ravishankar, 1998: when an endpoint goes, only its keys move). One whose last connection attempt failed comes
+// after the others. It returns nil when all were tried.
 func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoint {
 	var best, second *endpoint
 	var bestHash, secondHash uint64

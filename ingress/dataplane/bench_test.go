@@ -72,9 +72,9 @@ func rawBackend(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// BenchmarkHTTP1 sends requests on four connections. cpu-µs/op is of the client, the proxy and the backend together; "direct" is without
-// a proxy, and "stock" has a ReverseProxy of the standard library in the place of ours. The proxy's own CPU time is the difference to
-// "direct".
+// BenchmarkHTTP1 sends requests on four connections. cpu-µs/op is of the client, the proxy and the backend together;
+// "direct" is without a proxy, and "stock" has a ReverseProxy of the standard library in the place of ours. The proxy's
+// own CPU time is the difference to "direct".
 func BenchmarkHTTP1(b *testing.B) {
 	backend := rawBackend(b)
 	stock := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: backend})

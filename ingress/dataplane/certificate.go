@@ -38,8 +38,8 @@ func (c *certificate) set(from *table.Certificate) error {
 	return nil
 }
 
-// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the table's default, else the proxy's
-// own.
+// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the table's default,
+// else the proxy's own.
 func (p *Proxy) tlsConfig(site string) *tls.Config {
 	out := p.streamTLS(site)
 	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.greet(site, hello) }
@@ -70,8 +70,8 @@ func (p *Proxy) streamTLS(site string) *tls.Config {
 	return out
 }
 
-// greet looks at a client's first message: it refuses clients, makes connections streams, and asks for certificates. nil keeps the
-// listener's own config.
+// greet looks at a client's first message: it refuses clients, makes connections streams, and asks for certificates.
+// nil keeps the listener's own config.
 func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	s := p.current.Load().sites[site]
 	conn, _ := hello.Conn.(*helloConn)
@@ -105,8 +105,8 @@ func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, err
 	return out, nil
 }
 
-// demand has clients asked for their certificates. Sessions are not resumed, so that each connection's certificate is verified by the
-// authorities of now.
+// demand has clients asked for their certificates. Sessions are not resumed, so that each connection's certificate is
+// verified by the authorities of now.
 func (c *clients) demand(config *tls.Config) {
 	config.SessionTicketsDisabled = true
 	if c.optional {
@@ -125,8 +125,8 @@ func serverName(state *tls.ConnectionState) string {
 	return name
 }
 
-// ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it; it is made anew by each
-// process.
+// ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it; it is
+// made anew by each process.
 func ownCertificate(now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -36,7 +36,8 @@ func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
 	return out, nil
 }
 
-// maxSubject bounds the subject of a certificate that is compared with an expression, in bytes: the client may have made it.
+// maxSubject bounds the subject of a certificate that is compared with an expression, in bytes: the client may have
+// made it.
 const maxSubject = 1024
 
 // Headers for backends about a client's certificate, with the values that nginx gives them.
@@ -129,7 +130,8 @@ func reason(err error) string {
 	return "certificate rejected"
 }
 
-// present puts what is known of the client's certificate into the headers for a backend, in the place of what the client says.
+// present puts what is known of the client's certificate into the headers for a backend, in the place of what the
+// client says.
 func (c *certified) present(x *exchange, h http.Header) {
 	for _, name := range []string{headerVerify, headerSubject, headerIssuer, headerCert} {
 		delete(h, name)
@@ -163,8 +165,9 @@ const maxTrusted = 4096
 // distrust is how long is remembered that a certificate is not trusted.
 const distrust = time.Minute
 
-// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates: verifying one takes longer
-// than a request, and a client may send a chain that takes very long for each request of a connection.
+// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates:
+// verifying one takes longer than a request, and a client may send a chain that takes very long for each request of a
+// connection.
 type trustedPool struct {
 	pool *x509.CertPool
 

@@ -70,8 +70,8 @@ func compileCondition(from table.Condition) (condition, error) {
 	return out, nil
 }
 
-// met reports whether the request is as the conditions say. Values of a header that was sent several times are compared with commas between
-// them.
+// met reports whether the request is as the conditions say. Values of a header that was sent several times are compared
+// with commas between them.
 func (c *conditions) met(in *http.Request) bool {
 	if c.method != "" && c.method != in.Method {
 		return false
@@ -101,7 +101,8 @@ func (c *condition) takes(value string) bool {
 	return value == c.value
 }
 
-// parameter is the first value of a query's parameter with its escapes decoded. What cannot be decoded is taken as it was sent.
+// parameter is the first value of a query's parameter with its escapes decoded. What cannot be decoded is taken as it
+// was sent.
 func parameter(query, name string) (string, bool) {
 	for pair := range strings.SplitSeq(query, "&") {
 		key, value, _ := strings.Cut(pair, "=")

@@ -44,9 +44,9 @@ type Control struct {
 	committed atomic.Bool
 }
 
-// Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one before. What an
-// agent sends before its first Commit replaces the whole table; without an agent the table stays as it is. It closes l, and returns nil
-// when ctx ended it.
+// Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one
+// before. What an agent sends before its first Commit replaces the whole table; without an agent the table stays as it
+// is. It closes l, and returns nil when ctx ended it.
 func (c *Control) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()

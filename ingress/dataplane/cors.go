@@ -11,7 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// allowedOrigin is what scripts of the request's origin are told; empty for an origin that is not among those of the route.
+// allowedOrigin is what scripts of the request's origin are told; empty for an origin that is not among those of the
+// route.
 func (x *exchange) allowedOrigin(c *table.CORS) string {
 	said := x.in.Header.Get("Origin")
 	if slices.Contains(c.Origins, "*") {
@@ -89,7 +90,8 @@ func (x *exchange) preflight(c *table.CORS) bool {
 	return true
 }
 
-// named is a list of methods or of headers; in the place of "*" those that the client asks for, where browsers take no "*".
+// named is a list of methods or of headers; in the place of "*" those that the client asks for, where browsers take no
+// "*".
 func named(c *table.CORS, list, asked string) string {
 	if c.Gateway && c.Credentials && list == "*" {
 		return asked

@@ -18,11 +18,13 @@ const failurePause = 5 * time.Second
 // endpoint is one address of a backend. It survives changes of the set it is in.
 type endpoint struct {
 	address string
-	// failed is when the last connection attempt failed, in nanoseconds of the Unix clock; 0 when the last one succeeded.
+	// failed is when the last connection attempt failed, in nanoseconds of the Unix clock; 0 when the last one
+	// succeeded.
 	failed atomic.Int64
 }
 
-// endpointSet is where a backend is served now. Routes hold it by pointer, so that a change of its addresses rebuilds no route.
+// endpointSet is where a backend is served now. Routes hold it by pointer, so that a change of its addresses rebuilds
+// no route.
 type endpointSet struct {
 	list atomic.Pointer[[]*endpoint]
 	next atomic.Uint32
@@ -56,8 +58,8 @@ func (s *endpointSet) all() []*endpoint {
 	return nil
 }
 
-// pick returns the next endpoint in turn that is not among those tried, one whose last connection attempt failed only when no other is
-// left. It returns nil when all were tried.
+// pick returns the next endpoint in turn that is not among those tried, one whose last connection attempt failed only
+// when no other is left. It returns nil when all were tried.
 func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 	list := s.all()
 	if len(list) == 0 {
@@ -80,10 +82,12 @@ func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 	return second
 }
 
-// RefuseLocal is the default of Options.Refuse: it refuses addresses that stand for the machine itself or for its link alone.
+// RefuseLocal is the default of Options.Refuse: it refuses addresses that stand for the machine itself or for its link
+// alone.
 func RefuseLocal(a netip.Addr) bool { return outside.Local(a) }
 
-// addresses keeps those of a section that are literal addresses which may be dialled. The error names the first other one.
+// addresses keeps those of a section that are literal addresses which may be dialled. The error names the first other
+// one.
 func addresses(all []string, refuse func(netip.Addr) bool) ([]string, error) {
 	var first error
 	out := make([]string, 0, len(all))

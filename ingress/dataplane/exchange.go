@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-// answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body that nobody reads.
+// answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body
+// that nobody reads.
 const answerTime = 5 * time.Second
 
 // maxUnread is how much of a body that nobody reads is read so that the connection can go on.
@@ -84,8 +85,8 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 	return x
 }
 
-// end releases what the exchange holds; whole says that the client got a response. A body that has not been read to its end gets little
-// time for that, after which the connection does not last.
+// end releases what the exchange holds; whole says that the client got a response. A body that has not been read to its
+// end gets little time for that, after which the connection does not last.
 func (x *exchange) end(whole bool) {
 	x.watch.stop()
 	if x.late != nil {
@@ -107,7 +108,8 @@ func (x *exchange) end(whole bool) {
 	_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails after Hijack only, when it has no meaning
 	waits := !x.body.began.Load() && x.in.Header.Get("Expect") != ""
 	if x.duplex && whole && !waits && x.ctl.Flush() == nil {
-		// net/http, which does this by itself otherwise, loses the connection when it meets the body's end after a handler with full duplex.
+		// net/http, which does this by itself otherwise, loses the connection when it meets the body's end after a
+		// handler with full duplex.
 		_, _ = io.CopyN(io.Discard, x.in.Body, maxUnread)
 	}
 }
@@ -172,8 +174,9 @@ func (x *exchange) serve() {
 	}
 }
 
-// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has not come yet that
-// end does not read it. Without it a client would send the next request on the connection, and lose it.
+// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has
+// not come yet that end does not read it. Without it a client would send the next request on the connection, and lose
+// it.
 func (x *exchange) announceEnd(h http.Header) {
 	if !x.duplex || x.in.ProtoMajor != 1 || x.body.done.Load() {
 		return
@@ -207,7 +210,8 @@ func (x *exchange) redirect(status int, target string) {
 	x.answer(status, "this is served at "+target)
 }
 
-// expire ends an exchange in which nothing moved. A client that has not had a header gets an answer, a response that has begun is cut.
+// expire ends an exchange in which nothing moved. A client that has not had a header gets an answer, a response that
+// has begun is cut.
 func (x *exchange) expire() {
 	begun := x.answering.Load() // before cancel, after which the proxy's own answer begins
 	x.stalled.Store(x.body.reading.Load())
@@ -239,7 +243,8 @@ func (x *exchange) prepare() {
 	}
 
 	if x.in.ContentLength != 0 {
-		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers could fail.
+		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers
+		// could fail.
 		x.duplex = true
 		_ = x.ctl.EnableFullDuplex()
 	}
@@ -323,8 +328,8 @@ func (x *exchange) moved() {
 	}
 }
 
-// requestBody is the body of a request on its way to a backend. It is not closed by the transport, so that another attempt can send it as
-// long as nothing was read; net/http closes the client's body after the request.
+// requestBody is the body of a request on its way to a backend. It is not closed by the transport, so that another
+// attempt can send it as long as nothing was read; net/http closes the client's body after the request.
 type requestBody struct {
 	exchange *exchange
 	inner    io.Reader
@@ -383,7 +388,8 @@ func (b *requestBody) again() (io.ReadCloser, error) {
 	return b, nil
 }
 
-// removeTrailers removes from a request's trailers what may not come from the client, since some backends add trailers to the headers.
+// removeTrailers removes from a request's trailers what may not come from the client, since some backends add trailers
+// to the headers.
 func removeTrailers(h http.Header) {
 	removeHopByHop(h)
 	removeUnderscores(h)

@@ -63,7 +63,8 @@ func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 	return out, nil
 }
 
-// outside makes the client of servers outside of the cluster. Each address that a name has is judged when it is dialled.
+// outside makes the client of servers outside of the cluster. Each address that a name has is judged when it is
+// dialled.
 func (p *Proxy) outside() *http.Transport {
 	t := p.transport(false)
 	t.Protocols.SetHTTP2(true)
@@ -142,8 +143,8 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	return res, err
 }
 
-// ownEndpoints are those of the route of the request's own host that the URL leads to. Only a route of an object in the same namespace may say who gets in,
-// since a client chooses the host that it names.
+// ownEndpoints are those of the route of the request's own host that the URL leads to. Only a route of an object in the
+// same namespace may say who gets in, since a client chooses the host that it names.
 func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error) {
 	path, err := normalise(target.EscapedPath())
 	if err != nil {

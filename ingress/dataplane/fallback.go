@@ -40,8 +40,8 @@ func (f *fallback) instead(b *backend) *backend {
 	return &f.backend
 }
 
-// replace asks the fallback for an answer in the place of one of the given status, which is the proxy's own or a backend's. It returns nil
-// where that one stays, also when the fallback fails.
+// replace asks the fallback for an answer in the place of one of the given status, which is the proxy's own or a
+// backend's. It returns nil where that one stays, also when the fallback fails.
 func (x *exchange) replace(status int, own bool) *http.Response {
 	if x.policy == nil || x.policy.fallback == nil || x.replaced || x.backend == &x.policy.fallback.backend {
 		return nil
@@ -88,7 +88,8 @@ func (x *exchange) explain(f *fallback, h http.Header, status int) {
 	f.headers.apply(h)
 }
 
-// bodyHeaders are those that say something of a request's body, or make an answer depend on what the client has already.
+// bodyHeaders are those that say something of a request's body, or make an answer depend on what the client has
+// already.
 var bodyHeaders = []string{
 	"Content-Length", "Content-Type", "Content-Encoding", "Expect", "Range", "If-Range", "If-Match", "If-None-Match",
 	"If-Modified-Since", "If-Unmodified-Since",

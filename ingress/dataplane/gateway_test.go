@@ -10,7 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// hostWith serves routes at a final host of any name. Services without endpoints of their own are an echo that names them.
+// hostWith serves routes at a final host of any name. Services without endpoints of their own are an echo that names
+// them.
 func hostWith(t testing.TB, routes ...table.Route) []table.Change {
 	t.Helper()
 	for i := range routes {

@@ -215,7 +215,8 @@ func TestMisdirectedRequests(t *testing.T) {
 	}
 }
 
-// tlsEcho accepts TLS connections with a certificate for "backend", sends its name and what it gets, and says so when a client has ended its direction.
+// tlsEcho accepts TLS connections with a certificate for "backend", sends its name and what it gets, and says so when a
+// client has ended its direction.
 func tlsEcho(t testing.TB, config *tls.Config) string {
 	t.Helper()
 	l := listen(t)
@@ -444,7 +445,8 @@ func eventually(t testing.TB, what string, done func() bool) {
 	}
 }
 
-// secureBackend is an HTTP server with a certificate that says for which name the client asked, its protocol and the client's certificate.
+// secureBackend is an HTTP server with a certificate that says for which name the client asked, its protocol and the
+// client's certificate.
 func secureBackend(t testing.TB, config *tls.Config) string {
 	t.Helper()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -28,7 +28,8 @@ func grpcStatus(status int) int {
 	return 2 // UNKNOWN
 }
 
-// speaksGRPC reports whether the client reads errors in gRPC's form. Those of gRPC-Web, which may speak HTTP/1.1, read them in HTTP's.
+// speaksGRPC reports whether the client reads errors in gRPC's form. Those of gRPC-Web, which may speak HTTP/1.1, read
+// them in HTTP's.
 func (x *exchange) speaksGRPC() bool {
 	if !x.grpc || x.in.ProtoMajor < 2 {
 		return false

@@ -20,7 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// TestGRPCPassesThroughTLS: unary calls, errors that are trailers only, and a stream that is silent for longer than other requests may be.
+// TestGRPCPassesThroughTLS: unary calls, errors that are trailers only, and a stream that is silent for longer than
+// other requests may be.
 func TestGRPCPassesThroughTLS(t *testing.T) {
 	l := listen(t)
 	server, service := grpc.NewServer(), health.NewServer()

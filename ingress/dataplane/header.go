@@ -22,15 +22,15 @@ func hopByHop(name string) bool {
 	return false
 }
 
-// forwarding reports whether a header tells what proxies before the backend saw. Some of them ingress-nginx sets and this proxy does not: a
-// backend may still believe them.
+// forwarding reports whether a header tells what proxies before the backend saw. Some of them ingress-nginx sets and
+// this proxy does not: a backend may still believe them.
 func forwarding(name string) bool {
 	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Original-Forwarded-") || name == "Forwarded" ||
 		name == "X-Real-Ip" || name == "X-Scheme"
 }
 
-// removeHopByHop removes headers of the connection and those that Connection names. Headers about forwarding stay even when Connection
-// names them.
+// removeHopByHop removes headers of the connection and those that Connection names. Headers about forwarding stay even
+// when Connection names them.
 func removeHopByHop(h http.Header) {
 	for _, list := range h["Connection"] {
 		for name := range strings.SplitSeq(list, ",") {
@@ -91,8 +91,8 @@ func contains(networks []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// hopsHeader counts the proxies that a request has passed, whoever sent it to the next one. An authentication server's name, or an endpoint, may lead to an
-// address of ours, and without an end one request would become thousands.
+// hopsHeader counts the proxies that a request has passed, whoever sent it to the next one. An authentication server's
+// name, or an endpoint, may lead to an address of ours, and without an end one request would become thousands.
 const (
 	hopsHeader = "X-Coracle-Hops"
 	maxHops    = 8
@@ -148,7 +148,8 @@ func (x *exchange) forwarded(h http.Header) {
 	}
 }
 
-// realIP is the last address of a list of X-Forwarded-For that is not a trusted proxy's, which the client cannot have made up.
+// realIP is the last address of a list of X-Forwarded-For that is not a trusted proxy's, which the client cannot have
+// made up.
 func realIP(list string, trusted []netip.Prefix) string {
 	for {
 		at := strings.LastIndexByte(list, ',')
@@ -170,7 +171,8 @@ func (x *exchange) client() string {
 	return x.peer
 }
 
-// proxiedPort is the port that the client connected to at a proxy, as that says by the PROXY protocol; empty where it says none.
+// proxiedPort is the port that the client connected to at a proxy, as that says by the PROXY protocol; empty where it
+// says none.
 func (x *exchange) proxiedPort() string {
 	if !x.routing.proxied {
 		return ""
@@ -179,7 +181,8 @@ func (x *exchange) proxiedPort() string {
 	return to.port
 }
 
-// clientScheme is that of the client's URL: the connection's, unless a trusted peer says another. A proxy that got the connection at port
+// clientScheme is that of the client's URL: the connection's, unless a trusted peer says another. A proxy that got the
+// connection at port
 // 443 has ended TLS.
 func (x *exchange) clientScheme() string {
 	if x.believed {

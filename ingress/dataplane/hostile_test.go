@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// TestExpressionsTakeBoundedTime: what a path costs follows from its length and from all expressions that it may be compared with.
+// TestExpressionsTakeBoundedTime: what a path costs follows from its length and from all expressions that it may be
+// compared with.
 func TestExpressionsTakeBoundedTime(t *testing.T) {
 	backend := backendServer(t, showing("b"))
 	slow := table.Host{}
@@ -48,7 +49,8 @@ func TestExpressionsTakeBoundedTime(t *testing.T) {
 	}
 }
 
-// TestDisguisedPathsAreRefused: a path that a lenient backend reads as one that needs a password does not get there by a route that needs none.
+// TestDisguisedPathsAreRefused: a path that a lenient backend reads as one that needs a password does not get there by
+// a route that needs none.
 func TestDisguisedPathsAreRefused(t *testing.T) {
 	c := cluster{
 		ingresses: []*networkingv1.Ingress{
@@ -101,7 +103,8 @@ func TestRequestLinesAreOfOneTarget(t *testing.T) {
 	}
 }
 
-// TestLoopsEnd: a backend, a websocket's backend or an authentication server at the proxy's own address does not make one request endless.
+// TestLoopsEnd: a backend, a websocket's backend or an authentication server at the proxy's own address does not make
+// one request endless.
 func TestLoopsEnd(t *testing.T) {
 	backend := backendServer(t, showing("b"))
 	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "auth.example"), table.Host{Routes: []table.Route{{

@@ -29,17 +29,21 @@ import (
 )
 
 const (
-	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of a connection, in bytes.
+	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of
+	// a connection, in bytes.
 	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
-	// quicPart is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the memory of a websocket over TLS. Clients whose
-	// connection is refused take TCP.
+	// quicPart is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the memory of
+	// a websocket over TLS. Clients whose connection is refused take TCP.
 	quicPart = 8
-	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many connections. A client's stream takes
+	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many
+	// connections. A client's stream takes
 	// 9 KB before its header has come, and quic-go has no time-out for that.
 	quicStreams, fewStreams = 100, 16
-	// freeConnections is how many connections of one source get quicStreams, and four times as many those of all sources.
+	// freeConnections is how many connections of one source get quicStreams, and four times as many those of all
+	// sources.
 	freeConnections = 16
-	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry, RFC 9000, 8.1.2).
+	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry,
+	// RFC 9000, 8.1.2).
 	freeHandshakes = 64
 	// quicHeld is how many bytes a client has sent at least on a connection that may hold memory of importance here.
 	quicHeld = 64 << 10
@@ -96,7 +100,8 @@ func (p *Proxy) applyHTTP3(key string, value json.RawMessage, present bool) erro
 	return nil
 }
 
-// connectionIDs makes connection IDs that begin with the mark of a socket, by which the kernel finds the process that has the connection (table.QUICMark).
+// connectionIDs makes connection IDs that begin with the mark of a socket, by which the kernel finds the process that
+// has the connection (table.QUICMark).
 type connectionIDs [table.QUICMarkLength]byte
 
 // GenerateConnectionID makes another one.
@@ -124,8 +129,8 @@ func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 	return m, failure
 }
 
-// quicConnection is a client's connection while it lives. It is closed when no request has been served for Options.KeepAlive, whatever streams the client has
-// opened without sending a request.
+// quicConnection is a client's connection while it lives. It is closed when no request has been served for
+// Options.KeepAlive, whatever streams the client has opened without sending a request.
 type quicConnection struct {
 	conn   *quic.Conn
 	source netip.Addr
@@ -167,9 +172,10 @@ type (
 	connectionKey struct{}
 )
 
-// ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it takes no more connections, tells clients so (GOAWAY), waits for
-// requests at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes conn. Nobody else may read from the
-// socket. There is no 0-RTT: who records such a request can send it again.
+// ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it takes no more connections,
+// tells clients so (GOAWAY), waits for requests at most as long as Options.DrainTimeout, closes what is left and
+// returns nil when ctx ended it. It closes conn. Nobody else may read from the socket. There is no 0-RTT: who records
+// such a request can send it again.
 func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) error {
 	defer func() { _ = conn.Close() }()
 	mark, err := markOf(conn)
@@ -238,8 +244,8 @@ func (p *Proxy) shaken() {
 	}
 }
 
-// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client would have another
-// socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
+// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client
+// would have another socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
 func resetPurpose(at net.Addr) string { return "stateless reset at " + at.String() }
 
 // derive makes a key for one purpose.
@@ -337,7 +343,8 @@ func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Cont
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// quicSocket watches the memory at each batch of packets: streams grow by headers and bodies before anybody asks for them.
+// quicSocket watches the memory at each batch of packets: streams grow by headers and bodies before anybody asks for
+// them.
 type quicSocket struct {
 	*net.UDPConn
 	batches *ipv4.PacketConn // also for IPv6
@@ -353,8 +360,8 @@ func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	return n, err
 }
 
-// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot be read: a stream
-// whose header does not end takes 50 KB, and no stream that has not been asked for counts anywhere.
+// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot
+// be read: a stream whose header does not end takes 50 KB, and no stream that has not been asked for counts anywhere.
 func (p *Proxy) shedQUIC() {
 	now := time.Now().UnixNano()
 	if last := p.quicShedAt.Load(); now < last+int64(readEvery) || !p.quicShedAt.CompareAndSwap(last, now) {

@@ -67,7 +67,8 @@ func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
 	}
 }
 
-// TestHTTP3EndsGracefully: a request that is under way is answered, the client opens no other on the connection, and the socket is closed.
+// TestHTTP3EndsGracefully: a request that is under way is answered, the client opens no other on the connection, and
+// the socket is closed.
 func TestHTTP3EndsGracefully(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -283,7 +284,8 @@ func TestNoEarlyData(t *testing.T) {
 	}
 }
 
-// TestNextProcessEndsConnections: one with the same key tells clients of a process that was killed that their connections are gone.
+// TestNextProcessEndsConnections: one with the same key tells clients of a process that was killed that their
+// connections are gone.
 func TestNextProcessEndsConnections(t *testing.T) {
 	udp := listenUDP(t)
 	raw, err := udp.File() // as the agent keeps it
@@ -328,7 +330,8 @@ func TestNextProcessEndsConnections(t *testing.T) {
 	}
 }
 
-// TestTrustedProxyOfThePROXYProtocolHasNoHTTP3: UDP has no header of that protocol, and what any client says of itself would be believed.
+// TestTrustedProxyOfThePROXYProtocolHasNoHTTP3: UDP has no header of that protocol, and what any client says of itself
+// would be believed.
 func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		f := newFixture(t, Options{}, section(t, table.KindSettings, table.Settings{TrustedProxies: []string{"127.0.0.0/8"}, ProxyProtocol: proxied}))
@@ -360,8 +363,8 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 	}
 }
 
-// TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do not end, and others
-// are served.
+// TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do
+// not end, and others are served.
 func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	var used atomic.Int64
 	p := newFixtureOfMemory(t, Options{}, 1600, used.Load, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
@@ -400,8 +403,8 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	})
 }
 
-// TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered with the token
-// that ends the connection.
+// TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered
+// with the token that ends the connection.
 func TestAnotherSocketEndsNoConnection(t *testing.T) {
 	p, err := New(Options{Logger: quiet()})
 	if err != nil {

@@ -8,8 +8,9 @@ import (
 	"sync"
 )
 
-// limit bounds the connections of clients, in all and of each source, so that the process stays below its memory limit and no source keeps
-// the others out. A source is an IPv4 address, or 64 bits of an IPv6 address, which is what one machine has.
+// limit bounds the connections of clients, in all and of each source, so that the process stays below its memory limit
+// and no source keeps the others out. A source is an IPv4 address, or 64 bits of an IPv6 address, which is what one
+// machine has.
 type limit struct {
 	most int
 

@@ -57,7 +57,8 @@ func TestSourceOfAConnection(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreBounded: what is more than the limit is closed, and a connection that ends makes room, a websocket's, too.
+// TestConnectionsAreBounded: what is more than the limit is closed, and a connection that ends makes room, a
+// websocket's, too.
 func TestConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t, Options{MaxConnections: 4}, site(t, "", websocketBackend(t, echo))...)
 	first, _ := dialWebsocket(t, f, false, "") // all are of one source
@@ -82,7 +83,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	dialWebsocket(t, f, true, "")
 }
 
-// TestHandover: a connection that is kept alive is closed with a response, never before one, and a websocket goes on until End.
+// TestHandover: a connection that is kept alive is closed with a response, never before one, and a websocket goes on
+// until End.
 func TestHandover(t *testing.T) {
 	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond})
 	if err != nil {

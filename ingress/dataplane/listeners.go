@@ -33,7 +33,8 @@ func (s *Socket) close() {
 	_ = s.Listener.Close()
 }
 
-// Inherit takes a listening socket from its descriptor, which is closed. The name is that of a site with a kind of listener.
+// Inherit takes a listening socket from its descriptor, which is closed. The name is that of a site with a kind of
+// listener.
 func Inherit(name string, descriptor int) (Socket, error) {
 	file := os.NewFile(uintptr(descriptor), name)
 	defer file.Close() // the listener has a copy
@@ -102,7 +103,8 @@ func NewListeners(p *Proxy, sockets []Socket) *Listeners {
 	return l
 }
 
-// Serve serves all sockets, as Proxy.Serve does, until ctx is done or one of them fails, and waits until they have drained. It returns what failed.
+// Serve serves all sockets, as Proxy.Serve does, until ctx is done or one of them fails, and waits until they have
+// drained. It returns what failed.
 func (l *Listeners) Serve(ctx context.Context) error {
 	serving, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -159,7 +161,8 @@ func (l *Listeners) Add(sockets []Socket) {
 	}
 }
 
-// Remove closes the sockets of these names. Requests and tunnels on connections that were accepted may end first, as when Serve ends.
+// Remove closes the sockets of these names. Requests and tunnels on connections that were accepted may end first, as
+// when Serve ends.
 func (l *Listeners) Remove(names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -195,7 +198,8 @@ func (l *Listeners) descriptors() (descriptors []int, names []string, err error)
 	return descriptors, names, nil
 }
 
-// duplicate does not use net's File: os.File.Fd makes the socket a blocking one, for all duplicates, and a listener that blocks in the kernel cannot be closed.
+// duplicate does not use net's File: os.File.Fd makes the socket a blocking one, for all duplicates, and a listener
+// that blocks in the kernel cannot be closed.
 func (s *Socket) duplicate() (int, error) {
 	var has syscall.Conn = s.Packets
 	if s.Packets == nil {

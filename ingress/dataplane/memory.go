@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// memory says how much of its limit the process uses, so that clients are refused before the kernel ends the process with everybody's connections. What a
-// connection takes differs by a factor of five, from an idle one to one over TLS that does not read, and so their number alone bounds nothing.
+// memory says how much of its limit the process uses, so that clients are refused before the kernel ends the process
+// with everybody's connections. What a connection takes differs by a factor of five, from an idle one to one over TLS
+// that does not read, and so their number alone bounds nothing.
 type memory struct {
 	most int64 // GOMEMLIMIT in bytes; 0 for none
 	next atomic.Int64
@@ -62,7 +63,8 @@ const (
 	none = 17
 )
 
-// spare reports whether there is memory for one more connection or request of a source. When little is left, sources that have little get it.
+// spare reports whether there is memory for one more connection or request of a source. When little is left, sources
+// that have little get it.
 func (p *Proxy) spare(source netip.Addr) bool {
 	switch {
 	case !p.budget.above(scarce):
@@ -139,8 +141,8 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 	return n, err
 }
 
-// begin takes the exchange's part of what all may have at a time; false says that it has been answered. A connection of HTTP/1 has one request at a time, and
-// is counted itself.
+// begin takes the exchange's part of what all may have at a time; false says that it has been answered. A connection of
+// HTTP/1 has one request at a time, and is counted itself.
 func (x *exchange) begin() bool {
 	if x.hops = hopsOf(x.in.Header); x.hops >= maxHops {
 		x.answer(http.StatusLoopDetected, "the request has passed too many ingress proxies: a backend or an authentication server leads back here")

@@ -27,7 +27,8 @@ func dialFrom(t *testing.T, source, address string) net.Conn {
 	return conn
 }
 
-// TestMemoryIsForThoseWhoHaveLittle: a source that has much gets no more when memory is scarce and loses connections when it is short, and others are served.
+// TestMemoryIsForThoseWhoHaveLittle: a source that has much gets no more when memory is scarce and loses connections
+// when it is short, and others are served.
 func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	var used atomic.Int64
@@ -78,7 +79,8 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	}
 }
 
-// TestStreamsCountAsConnections: a connection of HTTP/2 has no more requests under way than connections of HTTP/1.1 might.
+// TestStreamsCountAsConnections: a connection of HTTP/2 has no more requests under way than connections of HTTP/1.1
+// might.
 func TestStreamsCountAsConnections(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	backend := backendServer(t, func(http.ResponseWriter, *http.Request) {
@@ -110,7 +112,8 @@ func TestStreamsCountAsConnections(t *testing.T) {
 	}
 }
 
-// TestHeadersOfManyFieldsAreRefused: 32 KB of short fields take ten times as much memory for as long as the request lasts.
+// TestHeadersOfManyFieldsAreRefused: 32 KB of short fields take ten times as much memory for as long as the request
+// lasts.
 func TestHeadersOfManyFieldsAreRefused(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	f := newFixture(t, Options{}, site(t, "", backend)...)

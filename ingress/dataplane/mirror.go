@@ -18,13 +18,13 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// Bounds of mirrored requests, so that mirrors that hang or lag cost memory up to a bound and requests nothing. What exceeds one is not
-// mirrored.
+// Bounds of mirrored requests, so that mirrors that hang or lag cost memory up to a bound and requests nothing. What
+// exceeds one is not mirrored.
 const (
 	// maxMirrors bounds the mirrored requests under way; those of one mirror may be half of them.
 	maxMirrors = 256
-	// maxMirrorLag bounds how much of a request's body has been read and not been sent to the mirror yet, maxMirrorMemory that of all
-	// requests together.
+	// maxMirrorLag bounds how much of a request's body has been read and not been sent to the mirror yet,
+	// maxMirrorMemory that of all requests together.
 	maxMirrorLag    = 1 << 20
 	maxMirrorMemory = 32 << 20
 )
@@ -142,7 +142,8 @@ func (c *mirrored) end() {
 	c.proxy.mirrors.Add(-1)
 }
 
-// run sends the copy and discards the answer. It ends at the latest when nothing of the body has come for Options.IdleTimeout.
+// run sends the copy and discards the answer. It ends at the latest when nothing of the body has come for
+// Options.IdleTimeout.
 func (c *mirrored) run(ctx context.Context) {
 	defer c.end()
 	ctx, cancel := context.WithCancel(ctx)
@@ -185,7 +186,8 @@ func (c *mirrored) send(ctx context.Context, by *http.Transport, address string)
 	return err
 }
 
-// tries calls try with one endpoint after the other until the connection to one succeeds, or again says that no other may be tried.
+// tries calls try with one endpoint after the other until the connection to one succeeds, or again says that no other
+// may be tried.
 func (p *Proxy) tries(set *endpointSet, try func(*endpoint) error, again func() bool) error {
 	var tried []*endpoint
 	err := errNoEndpoints
@@ -294,8 +296,8 @@ func (b *mirrorBody) Read(to []byte) (int, error) {
 	return n, nil
 }
 
-// Close drops what the mirror has not taken. A transport closes the body after an attempt to connect, too, when the next attempt is still
-// to send it.
+// Close drops what the mirror has not taken. A transport closes the body after an attempt to connect, too, when the
+// next attempt is still to send it.
 func (b *mirrorBody) Close() error {
 	if b.read.Load() {
 		b.discard()

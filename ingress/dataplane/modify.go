@@ -19,8 +19,8 @@ type modification struct {
 	host     string // of a request; empty to leave it
 }
 
-// headerValue is a header in canonical form. The slice is shared by all requests and has no room for more, so that appending to it makes a
-// copy.
+// headerValue is a header in canonical form. The slice is shared by all requests and has no room for more, so that
+// appending to it makes a copy.
 type headerValue struct {
 	name   string
 	values []string
@@ -68,7 +68,8 @@ func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 	return out, nil
 }
 
-// changeable returns a header's name in canonical form; the error says why the header is not one that a route may change.
+// changeable returns a header's name in canonical form; the error says why the header is not one that a route may
+// change.
 func changeable(name string) (string, error) {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !isToken(r) }) {
 		return "", fmt.Errorf("%q is not the name of a header", name)

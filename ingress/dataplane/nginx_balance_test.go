@@ -187,7 +187,8 @@ func TestCanary(t *testing.T) {
 	}
 }
 
-// TestCanaryWeight wants at least a quarter of the requests at each of two backends; chance alone gives less once in 10^12 runs.
+// TestCanaryWeight wants at least a quarter of the requests at each of two backends; chance alone gives less once in
+// 10^12 runs.
 func TestCanaryWeight(t *testing.T) {
 	for _, c := range []struct {
 		name         string

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TestNginxCases reads the tables of ingress-nginx's own end-to-end tests. Each case has one of our tests that shows the behaviour, or a
-// reason.
+// TestNginxCases reads the tables of ingress-nginx's own end-to-end tests. Each case has one of our tests that shows
+// the behaviour, or a reason.
 func TestNginxCases(t *testing.T) {
 	tables, err := filepath.Glob("testdata/nginx-cases/*.tsv")
 	if err != nil || len(tables) == 0 {

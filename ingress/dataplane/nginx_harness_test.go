@@ -23,8 +23,8 @@ import (
 // annotations are those of ingress-nginx, without their prefix.
 type annotations map[string]string
 
-// object makes an Ingress of a class, with rules such as "a.example/foo=web". "=/foo" before the backend makes an exact path, "~/foo" one of
-// ImplementationSpecific: "a.example~/foo=web".
+// object makes an Ingress of a class, with rules such as "a.example/foo=web". "=/foo" before the backend makes an exact
+// path, "~/foo" one of ImplementationSpecific: "a.example~/foo=web".
 func object(name, class string, a annotations, rules ...string) *networkingv1.Ingress {
 	namespace, name, _ := strings.Cut(name, "/")
 	ing := &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Annotations: map[string]string{}}}

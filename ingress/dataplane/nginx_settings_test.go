@@ -129,7 +129,8 @@ func TestDefaultBackendsOfIngresses(t *testing.T) {
 	exchanged{url: "http://h/", status: http.StatusServiceUnavailable}.check(t, f)
 }
 
-// TestRedirectWhereTLSIsAskedFor: with class nginx, an Ingress with spec.tls is redirected to https whether its Secret is there or not.
+// TestRedirectWhereTLSIsAskedFor: with class nginx, an Ingress with spec.tls is redirected to https whether its Secret
+// is there or not.
 func TestRedirectWhereTLSIsAskedFor(t *testing.T) {
 	good := newAuthority(t, "good").issue("h.example")
 	for _, c := range []struct {
@@ -230,7 +231,8 @@ func TestObjectsChange(t *testing.T) {
 	}
 }
 
-// TestBodyOfAnUnauthenticatedRequestIsNotTheNextOne: the proxy redirects to a page to log in, and what it did not read reaches nobody.
+// TestBodyOfAnUnauthenticatedRequestIsNotTheNextOne: the proxy redirects to a page to log in, and what it did not read
+// reaches nobody.
 func TestBodyOfAnUnauthenticatedRequestIsNotTheNextOne(t *testing.T) {
 	var asked atomic.Int64
 	f, _ := cluster{ingresses: []*networkingv1.Ingress{

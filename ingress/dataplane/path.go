@@ -12,16 +12,18 @@ var errPath = errors.New("the path holds an encoded separator beside a dot segme
 
 // cleanPath is a normalised path in two forms.
 type cleanPath struct {
-	// forward is what a backend gets: escaped, without empty and dot segments, with escapes of unreserved characters decoded (RFC 3986,
+	// forward is what a backend gets: escaped, without empty and dot segments, with escapes of unreserved characters
+	// decoded (RFC 3986,
 	// 6.2.2).
 	forward string
-	// match is what routes are compared with: forward with all escapes decoded, apart from %2F, which is no separator, and %25.
+	// match is what routes are compared with: forward with all escapes decoded, apart from %2F, which is no separator,
+	// and %25.
 	match string
 }
 
-// normalise returns the normalised path of a request; raw is the path as the client sent it. Segments such as "..;x", which some backends
-// read as "..", are dot segments here. A dot segment beside %2F or %5C is an error, since backends that decode these would leave the
-// route's prefix.
+// normalise returns the normalised path of a request; raw is the path as the client sent it. Segments such as "..;x",
+// which some backends read as "..", are dot segments here. A dot segment beside %2F or %5C is an error, since backends
+// that decode these would leave the route's prefix.
 func normalise(raw string) (cleanPath, error) {
 	if isPlain(raw) {
 		return cleanPath{forward: raw, match: raw}, nil
@@ -56,7 +58,8 @@ func isPlain(raw string) bool {
 	return true
 }
 
-// canonicalEscapes decodes escapes of unreserved characters and escapes what may not stand in a path, so that equal paths are equal text.
+// canonicalEscapes decodes escapes of unreserved characters and escapes what may not stand in a path, so that equal
+// paths are equal text.
 func canonicalEscapes(raw string) (string, error) {
 	const hexDigits = "0123456789ABCDEF"
 	var out strings.Builder
@@ -165,8 +168,8 @@ func decodeForMatch(forward string) string {
 	return out.String()
 }
 
-// lenientPath is a path as routes match it in the form that lenient backends give it: encoded slashes and backslashes are separators, and what follows a
-// semicolon in a segment is no part of it.
+// lenientPath is a path as routes match it in the form that lenient backends give it: encoded slashes and backslashes
+// are separators, and what follows a semicolon in a segment is no part of it.
 func lenientPath(match string) string {
 	if !strings.ContainsAny(match, `%;\`) {
 		return match
@@ -237,7 +240,8 @@ func unhex(c byte) byte {
 // maxHost bounds a host in bytes, as DNS does.
 const maxHost = 253
 
-// hostName is the name in a Host header in lower case, without port and trailing dot. It reports false for what no host is called.
+// hostName is the name in a Host header in lower case, without port and trailing dot. It reports false for what no host
+// is called.
 func hostName(header string) (string, bool) {
 	name := header
 	if strings.HasPrefix(name, "[") {

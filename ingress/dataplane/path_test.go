@@ -69,7 +69,8 @@ func TestQueriesAreOfOneWord(t *testing.T) {
 	}
 }
 
-// FuzzPath: whatever a backend decodes, the normalised path stays below its first segment, and is its own normalised form.
+// FuzzPath: whatever a backend decodes, the normalised path stays below its first segment, and is its own normalised
+// form.
 func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
 		"/public/..;/", "/public/%2e%2e/x", "/public/..%2Fx", "/public//../x", `/public/..\x`, "/a%2F%2e%2e;%2Fb", "/%", "/%3b/..%3b/",

@@ -2,9 +2,10 @@
 
 // Package dataplane serves HTTP by a table of hosts, certificates and endpoints: the data plane of the ingress proxy.
 //
-// It owns the listeners that it is given and the connections to endpoints, and routes requests by the table that Apply was told last. It
-// knows nothing of Kubernetes and keeps nothing; it reads files and resolves names for authentication servers outside alone. Its goroutines: those of net/http, two for each
-// tunnel (tunnel.go), one for each Serve, and one for the agent's connection (control.go); Serve and Control.Serve wait for theirs.
+// It owns the listeners that it is given and the connections to endpoints, and routes requests by the table that Apply
+// was told last. It knows nothing of Kubernetes and keeps nothing; it reads files and resolves names for authentication
+// servers outside alone. Its goroutines: those of net/http, two for each tunnel (tunnel.go), one for each Serve, and
+// one for the agent's connection (control.go); Serve and Control.Serve wait for theirs.
 package dataplane
 
 import (
@@ -29,24 +30,26 @@ type Options struct {
 	Logger *slog.Logger
 	// HeaderTimeout is how long a client may take for a TLS handshake or the header of a request; 10 s by default.
 	HeaderTimeout time.Duration
-	// IdleTimeout is how long nothing may move while a request is under way: between bytes of its body, until the header of the response,
-	// between bytes of the response. Streams (gRPC, server-sent events) and tunnels may be silent for longer; 60 s by default.
+	// IdleTimeout is how long nothing may move while a request is under way: between bytes of its body, until the
+	// header of the response, between bytes of the response. Streams (gRPC, server-sent events) and tunnels may be
+	// silent for longer; 60 s by default.
 	IdleTimeout time.Duration
 	// KeepAlive is how long a client's connection stays open without a request; 75 s by default.
 	KeepAlive time.Duration
-	// TunnelTimeout ends websockets on which nothing moves for so long; by default none are ended, since TCP keep-alive finds peers that are
-	// gone.
+	// TunnelTimeout ends websockets on which nothing moves for so long; by default none are ended, since TCP keep-alive
+	// finds peers that are gone.
 	TunnelTimeout time.Duration
 	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
 	DialTimeout time.Duration
-	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection is closed.
-	// Whole seconds, 30 s by default.
+	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection
+	// is closed. Whole seconds, 30 s by default.
 	Unresponsive time.Duration
 	// DrainTimeout bounds how long Serve waits for requests and tunnels when it ends; 30 s by default.
 	DrainTimeout time.Duration
 	// HandoverTimeout bounds the same when another process has taken over (ErrHandedOver); an hour by default.
 	HandoverTimeout time.Duration
-	// MaxConnections bounds the connections of clients, of which one source may have half; 4,000 by default. An idle websocket over TLS takes less than 40 KB.
+	// MaxConnections bounds the connections of clients, of which one source may have half; 4,000 by default. An idle
+	// websocket over TLS takes less than 40 KB.
 	MaxConnections int
 	// Refuse reports whether an endpoint's address may not be dialled; RefuseLocal by default.
 	Refuse func(netip.Addr) bool
@@ -127,7 +130,8 @@ type Stats struct {
 	Refused atomic.Uint64
 	// DialFailures counts attempts to connect to endpoints that failed.
 	DialFailures atomic.Uint64
-	// MirrorsDropped counts mirrored requests that were not sent because there were too many, MirrorsFailed those that had no answer.
+	// MirrorsDropped counts mirrored requests that were not sent because there were too many, MirrorsFailed those that
+	// had no answer.
 	MirrorsDropped, MirrorsFailed atomic.Uint64
 	// Panics counts requests that ended by a panic in the proxy.
 	Panics atomic.Uint64

@@ -497,8 +497,8 @@ func TestBrokenResponseIsSeenAsBroken(t *testing.T) {
 	})
 }
 
-// TestEndOfConnectionIsAnnounced: after an answer that comes before much of a request's body the connection ends, and the client learns
-// it in time.
+// TestEndOfConnectionIsAnnounced: after an answer that comes before much of a request's body the connection ends, and
+// the client learns it in time.
 func TestEndOfConnectionIsAnnounced(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex() // or net/http would wait for the body

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// The PROXY protocol (proxy-protocol.txt of HAProxy, 2020) has the address of a client before the first byte of its connection. A header
-// that is expected has to be there: where it may be missing, the client could write it.
+// The PROXY protocol (proxy-protocol.txt of HAProxy, 2020) has the address of a client before the first byte of its
+// connection. A header that is expected has to be there: where it may be missing, the client could write it.
 const (
 	// longestV1 is the length of a header of version 1 at most, with its end.
 	longestV1 = 107
@@ -29,8 +29,8 @@ var signatureV2 = []byte("\r\n\r\n\x00\r\nQUIT\n")
 
 var errProxyHeader = errors.New("no header of the PROXY protocol")
 
-// readProxyHeader reads a header and not a byte more. The client's address and the port that it connected to are not there where the header
-// names none, as of a health check.
+// readProxyHeader reads a header and not a byte more. The client's address and the port that it connected to are not
+// there where the header names none, as of a health check.
 func readProxyHeader(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	start := make([]byte, len(signatureV2), longestV1)
 	if _, err := io.ReadFull(r, start); err != nil {
@@ -96,8 +96,8 @@ func readV2(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	return netip.AddrPortFrom(client.Unmap(), binary.BigEndian.Uint16(body[2*size:])), binary.BigEndian.Uint16(body[2*size+2:]), nil
 }
 
-// proxiedConn is a connection of a trusted proxy, of which the header of the PROXY protocol is read when it is first needed: by the
-// goroutine that serves the connection, and not by that which accepts.
+// proxiedConn is a connection of a trusted proxy, of which the header of the PROXY protocol is read when it is first
+// needed: by the goroutine that serves the connection, and not by that which accepts.
 type proxiedConn struct {
 	*countedTCP
 	proxy *Proxy

@@ -32,7 +32,8 @@ const (
 	v2local = v2 + "\x20\x00\x00\x00"
 )
 
-// proxied is a fixture whose backend answers with the client's address as it gets it, behind a trusted proxy at 127.0.0.1.
+// proxied is a fixture whose backend answers with the client's address as it gets it, behind a trusted proxy at
+// 127.0.0.1.
 func proxied(t *testing.T, o Options, settings table.Settings) *fixture {
 	address := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Header.Get("X-Real-Ip"), r.Header.Get("X-Forwarded-For"))
@@ -42,7 +43,8 @@ func proxied(t *testing.T, o Options, settings table.Settings) *fixture {
 
 var behindProxy = table.Settings{TrustedProxies: []string{"127.0.0.1/32"}, ProxyProtocol: true}
 
-// ask sends a header and a request from an address, and returns the body of the answer, or the status of another one than 200.
+// ask sends a header and a request from an address, and returns the body of the answer, or the status of another one
+// than 200.
 func ask(t *testing.T, from, to, header string, secure bool) (string, error) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
@@ -123,8 +125,8 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443 makes it https, since
-// the proxy has ended TLS.
+// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443
+// makes it https, since the proxy has ended TLS.
 func TestProxyProtocolSaysThePort(t *testing.T) {
 	f, _ := cluster{
 		ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"force-ssl-redirect": "true"}, "secure/=w"), object("a/y", "nginx", nil, "h/=w")},
@@ -164,7 +166,8 @@ func TestProxyProtocolBlocksNobody(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolLimits: of many clients behind a trusted proxy none has more than half of the connections, and all of them may have all.
+// TestProxyProtocolLimits: of many clients behind a trusted proxy none has more than half of the connections, and all
+// of them may have all.
 func TestProxyProtocolLimits(t *testing.T) {
 	f := proxied(t, Options{MaxConnections: 4}, behindProxy)
 	open := func(client int) (io.Closer, bool) {

@@ -10,7 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// maxClients bounds how many clients a limiter remembers. When there are more, those that have asked for little are forgotten.
+// maxClients bounds how many clients a limiter remembers. When there are more, those that have asked for little are
+// forgotten.
 const maxClients = 16384
 
 // limiter counts what clients ask for at the routes of one object.
@@ -38,7 +39,8 @@ func (l *limiter) leak(c *debtor, now time.Time) {
 	c.last = now
 }
 
-// take reports whether a request of the client may pass. release must be called when it has ended; it is nil for one that may not.
+// take reports whether a request of the client may pass. release must be called when it has ended; it is nil for one
+// that may not.
 func (l *limiter) take(address string, now time.Time) (release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -54,12 +54,13 @@ func (c *pathChange) of(path cleanPath, r *route) string {
 	return "/"
 }
 
-// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form in which paths are
-// forwarded.
+// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form
+// in which paths are forwarded.
 func after(forward, prefix string) string {
 	at := 0
 	for matched := 0; matched < len(prefix) && at < len(forward); matched++ {
-		// An escape stands for one byte of what is compared, apart from those of the slash and the percent sign, which stay as they are.
+		// An escape stands for one byte of what is compared, apart from those of the slash and the percent sign, which
+		// stay as they are.
 		if forward[at] == '%' && prefix[matched] != '%' {
 			at += 2
 		}

@@ -67,7 +67,8 @@ type pool struct {
 	turn     atomic.Uint64
 }
 
-// noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not lose theirs.
+// noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not
+// lose theirs.
 const noPath = "\x00"
 
 // backend is a compiled table.Backend.
@@ -99,7 +100,8 @@ func (p *pool) mark(sweep uint64) {
 	}
 }
 
-// exceeds reports whether comparing a request with the expressions of a host, and of the site's default host, may take more than maxSteps.
+// exceeds reports whether comparing a request with the expressions of a host, and of the site's default host, may take
+// more than maxSteps.
 func (s *siteRoutes) exceeds(name, path string, in *http.Request) bool {
 	if s.stepped == 0 {
 		return false
@@ -138,7 +140,8 @@ func (r *routing) find(site, name string) *host {
 	return nil
 }
 
-// route selects the route of a request: the first that matches on the host, else the first that matches on the site's default host, unless the host is final.
+// route selects the route of a request: the first that matches on the host, else the first that matches on the site's
+// default host, unless the host is final.
 func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 	h := s.find(name)
 	if h == nil {
@@ -153,7 +156,8 @@ func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 	return nil
 }
 
-// disguised reports whether a path of the route would be another object's that restricts who gets in, if it was read as some backends do.
+// disguised reports whether a path of the route would be another object's that restricts who gets in, if it was read as
+// some backends do.
 func (s *siteRoutes) disguised(r *route, name, path string, in *http.Request) bool {
 	lenient := lenientPath(path)
 	if lenient == path {
@@ -190,8 +194,9 @@ func (r *route) matches(path string) bool {
 	return strings.HasPrefix(path, r.path) && (len(path) == len(r.path) || path[len(r.path)] == '/')
 }
 
-// choose returns the backend whose turn it is. Turns are spread evenly in the proportion of the weights: the multiples of the golden
-// ratio leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no backend has a weight.
+// choose returns the backend whose turn it is. Turns are spread evenly in the proportion of the weights: the multiples
+// of the golden ratio leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no
+// backend has a weight.
 func (p *pool) choose() *backend {
 	if len(p.backends) == 1 {
 		return &p.backends[0]

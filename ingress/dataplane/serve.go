@@ -42,10 +42,11 @@ var ErrHandedOver = errors.New("another process serves on the sockets")
 // End shortens a drain that may take Options.HandoverTimeout to Options.DrainTimeout from now on.
 func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
 
-// Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts nothing more, waits for requests and
-// tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes l. Where the cause
-// is ErrHandedOver it waits up to Options.HandoverTimeout, and connections end with their next response or when they have been idle for
-// Options.KeepAlive, so that no request meets a connection that is being closed.
+// Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts nothing more, waits for
+// requests and tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it.
+// It closes l. Where the cause is ErrHandedOver it waits up to Options.HandoverTimeout, and connections end with their
+// next response or when they have been idle for Options.KeepAlive, so that no request meets a connection that is being
+// closed.
 func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
 	h, end := p.listener(ctx, site, secure)
 	defer end()
@@ -242,8 +243,8 @@ func (h *listener) introduce(to http.Header, in *http.Request) {
 	}
 }
 
-// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no failure of the
-// proxy.
+// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no
+// failure of the proxy.
 func (x *exchange) panicked(cause any) bool {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		x.proxy.stats.Panics.Add(1)

@@ -32,8 +32,8 @@ type clients struct {
 	optional    bool
 }
 
-// find selects a host: the name itself, a wildcard for its first label, one for more labels, or "" for all others. It returns nil when
-// there is none.
+// find selects a host: the name itself, a wildcard for its first label, one for more labels, or "" for all others. It
+// returns nil when there is none.
 func (s *siteRoutes) find(name string) *host {
 	if h := s.hosts[name]; h != nil {
 		return h

@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last line of the header
-// allows, and closes.
+// recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last
+// line of the header allows, and closes.
 func recorder(t *testing.T) (address string, got <-chan string) {
 	l := listen(t)
 	out := make(chan string, 8) // more than any test sends
@@ -40,9 +40,9 @@ func recorder(t *testing.T) (address string, got <-chan string) {
 	return l.Addr().String(), out
 }
 
-// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and Transfer-Encoding.
-// net/http takes Content-Length away before a handler can see it; the request goes out with chunks that were made anew, so that no
-// backend reads it otherwise.
+// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and
+// Transfer-Encoding. net/http takes Content-Length away before a handler can see it; the request goes out with chunks
+// that were made anew, so that no backend reads it otherwise.
 func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 	smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 	for name, request := range map[string]string{

@@ -49,8 +49,8 @@ func (l *helloListener) Accept() (net.Conn, error) {
 	return &helloConn{Conn: conn, of: l.of}, nil
 }
 
-// helloConn keeps what is read of a connection until the client's first message is complete. When it is taken, the HTTP server, which then
-// ends its handshake with an error, neither writes to the connection nor closes it.
+// helloConn keeps what is read of a connection until the client's first message is complete. When it is taken, the HTTP
+// server, which then ends its handshake with an error, neither writes to the connection nor closes it.
 type helloConn struct {
 	net.Conn
 	of    *listener

@@ -24,7 +24,8 @@ import (
 // maxEarly bounds the informational responses before a backend's answer to a websocket's handshake.
 const maxEarly = 5
 
-// isWebsocket reports whether the request asks for a websocket. Other upgrades are not passed on; h2c would be a way past the routes.
+// isWebsocket reports whether the request asks for a websocket. Other upgrades are not passed on; h2c would be a way
+// past the routes.
 func (x *exchange) isWebsocket() bool {
 	in := x.in
 	upgrade := in.Header["Upgrade"]
@@ -32,8 +33,9 @@ func (x *exchange) isWebsocket() bool {
 		strings.EqualFold(upgrade[0], "websocket") && hasToken(in.Header["Connection"], "upgrade")
 }
 
-// forwardWebsocket sends the handshake to a backend on a connection of its own. When the backend agrees, both connections become a tunnel.
-// It does not use http.Transport, whose connection would hold its buffers as long as the tunnel lasts.
+// forwardWebsocket sends the handshake to a backend on a connection of its own. When the backend agrees, both
+// connections become a tunnel. It does not use http.Transport, whose connection would hold its buffers as long as the
+// tunnel lasts.
 func (x *exchange) forwardWebsocket(b *backend) {
 	x.out["Connection"] = []string{"Upgrade"}
 	x.out["Upgrade"] = []string{"websocket"}
@@ -100,8 +102,8 @@ func (x *exchange) shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Req
 	return nil, errors.New("the backend sent informational responses only")
 }
 
-// tunnel answers the client with the backend's response and leaves both connections to a tunnel. The request's goroutine, with the stack
-// that it has grown, ends then.
+// tunnel answers the client with the backend's response and leaves both connections to a tunnel. The request's
+// goroutine, with the stack that it has grown, ends then.
 func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	removeHopByHop(res.Header)
 	res.Header["Connection"] = []string{"Upgrade"}
@@ -135,7 +137,8 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	go t.pipe(client, conn, append(head.Bytes(), early...))
 }
 
-// tunnel is two connections whose bytes are copied to each other until both have ended, one has failed, or close is called.
+// tunnel is two connections whose bytes are copied to each other until both have ended, one has failed, or close is
+// called.
 type tunnel struct {
 	listener        *listener
 	client, backend net.Conn
@@ -240,9 +243,9 @@ func (t *tunnel) write(to net.Conn, piece []byte) error {
 	return err
 }
 
-// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection a buffer is taken from the
-// pool only once there are bytes to read. TLS reads into a small one that the tunnel holds, since it does not tell whether it has
-// decrypted bytes left.
+// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection a buffer
+// is taken from the pool only once there are bytes to read. TLS reads into a small one that the tunnel holds, since it
+// does not tell whether it has decrypted bytes left.
 func reader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
 	plain, ok := conn.(syscall.Conn)
 	if !ok {

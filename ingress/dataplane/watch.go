@@ -12,7 +12,8 @@ import (
 // never is the time of the last movement while silence is allowed.
 const never = math.MaxInt64
 
-// watch calls expire, once, when nothing has moved for limit. Movement costs an atomic store, not a change of the timer.
+// watch calls expire, once, when nothing has moved for limit. Movement costs an atomic store, not a change of the
+// timer.
 type watch struct {
 	limit  time.Duration
 	expire func()

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// appProtocols are the protocols that a Service's port may name, as the table has them without and with TLS. Others outside of the domain kubernetes.io are
-// taken for HTTP/1.1: nobody says what they mean.
+// appProtocols are the protocols that a Service's port may name, as the table has them without and with TLS. Others
+// outside of the domain kubernetes.io are taken for HTTP/1.1: nobody says what they mean.
 var appProtocols = map[string]struct{ plain, tls string }{
 	"kubernetes.io/h2c": {table.H2C, table.H2},
 	"kubernetes.io/ws":  {table.HTTP1, table.HTTPS1},
@@ -94,7 +94,8 @@ func (p *policy) usable() problem {
 	return problem{p.flaw.reason, fmt.Sprintf("the BackendTLSPolicy %s cannot be used: %s", p.object.Name, p.flaw.message)}
 }
 
-// backends resolves references with their weights; each may change what comes of one. Without any that gets requests, there is one that says why.
+// backends resolves references with their weights; each may change what comes of one. Without any that gets requests,
+// there is one that says why.
 func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend)) (out []table.Backend, p problem) {
 	for i, ref := range refs {
 		b, why := c.backend(r, ref.BackendObjectReference)

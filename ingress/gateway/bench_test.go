@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// BenchmarkDesired compiles 1,000 HTTPRoutes of three rules each at one Gateway with HTTP and HTTPS. cpu-ms/op is the processor time, which other programs on
-// the machine do not change.
+// BenchmarkDesired compiles 1,000 HTTPRoutes of three rules each at one Gateway with HTTP and HTTPS. cpu-ms/op is the
+// processor time, which other programs on the machine do not change.
 func BenchmarkDesired(b *testing.B) {
 	var objects strings.Builder
 	objects.WriteString(`

@@ -16,13 +16,15 @@ import (
 )
 
 const (
-	// maxTable bounds the memory that routes take in a proxy, in bytes, as far as it can be estimated. A namespace has at most half.
+	// maxTable bounds the memory that routes take in a proxy, in bytes, as far as it can be estimated. A namespace has
+	// at most half.
 	maxTable = 48 << 20
 	// matchCost is what a match takes, textCost a byte of its texts, and stepCost a step of an expression.
 	matchCost, textCost, stepCost = 2 << 10, 8, 160
 	// maxSteps is how many steps of expressions one namespace may have.
 	maxSteps = maxTable / 2 / stepCost
-	// maxSecrets bounds the memory of certificates and authorities in the same way, of which a byte of text takes secretCost.
+	// maxSecrets bounds the memory of certificates and authorities in the same way, of which a byte of text takes
+	// secretCost.
 	maxSecrets, secretCost = 32 << 20, 4
 )
 
@@ -45,9 +47,9 @@ func (r *room) take(namespace string, cost int) bool {
 	return true
 }
 
-// bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much, the youngest
-// first. A route takes its part at each host that has it, and a Gateway may have many. Who names a host pays for the older routes that
-// are there, too, so that no route is left out for what a younger one asks for.
+// bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much,
+// the youngest first. A route takes its part at each host that has it, and a Gateway may have many. Who names a host
+// pays for the older routes that are there, too, so that no route is left out for what a younger one asks for.
 func (c *compiler) bound() {
 	sites := map[*gateway]map[int32]*filling{}
 	for _, g := range c.gateways {
@@ -92,8 +94,8 @@ func (c *compiler) bound() {
 	}
 }
 
-// boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound does with routes: of
-// the objects of a namespace that takes too much, those of the youngest.
+// boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound
+// does with routes: of the objects of a namespace that takes too much, those of the youngest.
 func (c *compiler) boundSecrets() {
 	type user struct {
 		object metav1.Object
@@ -223,7 +225,8 @@ func (f *filling) put(host string, by int) (costs int) {
 	return costs
 }
 
-// add adds the hosts of an attachment. It returns how many hosts its route gets, and what the older routes take at hosts that are new.
+// add adds the hosts of an attachment. It returns how many hosts its route gets, and what the older routes take at
+// hosts that are new.
 func (f *filling) add(a *attachment, cost int) (n, others int) {
 	if f.added[a] != nil || f.site.listeners[a.listener.host] != a.listener {
 		return 0, 0
@@ -292,8 +295,9 @@ func size[T any](v T) int {
 	return len(text)
 }
 
-// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions, for as long as
-// they are the same objects. Objects must not change, as those of informers do not. It must not be used by two calls at a time.
+// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions,
+// for as long as they are the same objects. Objects must not change, as those of informers do not. It must not be used
+// by two calls at a time.
 type Memory struct{ now, last remembered }
 
 // remembered is what is known of objects.

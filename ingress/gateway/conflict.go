@@ -14,8 +14,8 @@ type occupied struct {
 	hosts map[string]*listener
 }
 
-// resolveConflicts says which listeners want the same. The Gateway's own have precedence over those of ListenerSets, and these over those of later ones; of
-// two of one object that conflict, neither is served.
+// resolveConflicts says which listeners want the same. The Gateway's own have precedence over those of ListenerSets,
+// and these over those of later ones; of two of one object that conflict, neither is served.
 func (g *gateway) resolveConflicts() {
 	ports := map[int32]*occupied{}
 	g.resolve(ports, g.listeners)

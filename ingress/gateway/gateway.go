@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gateway turns objects of the Gateway API into the table of the ingress proxy, and into the status of each object.
+// Package gateway turns objects of the Gateway API into the table of the ingress proxy, and into the status of each
+// object.
 //
-// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it fail. Servers use the table; the leader
-// uses the status and the Services that Gateways need. The package reads no API and writes none, and reads no clock.
+// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it
+// fail. Servers use the table; the leader uses the status and the Services that Gateways need. The package reads no API
+// and writes none, and reads no clock.
 package gateway
 
 import (
@@ -42,14 +44,16 @@ type State struct {
 	Namespaces []*corev1.Namespace
 	// GatewayServices are the Services with the label ServiceLabel, of all namespaces.
 	GatewayServices []*corev1.Service
-	// NodePorts are the ports of nodes' addresses at which ports of Gateways are served, by their sites (Site), each once.
+	// NodePorts are the ports of nodes' addresses at which ports of Gateways are served, by their sites (Site), each
+	// once.
 	NodePorts map[string]uint16
 	// Service gives a Service, or nil if there is none.
 	Service func(types.NamespacedName) *corev1.Service
 	// Secret and ConfigMap give an object, or nil if there is none.
 	Secret    func(types.NamespacedName) *corev1.Secret
 	ConfigMap func(types.NamespacedName) *corev1.ConfigMap
-	// CRDVersion is the version of the Gateway API's CRDs that the cluster has (BundleVersionAnnotation), such as v1.6.3. Empty says nothing of it.
+	// CRDVersion is the version of the Gateway API's CRDs that the cluster has (BundleVersionAnnotation), such as
+	// v1.6.3. Empty says nothing of it.
 	CRDVersion string
 	// Memory makes the next call faster that has the same one; nil remembers nothing.
 	Memory *Memory
@@ -61,8 +65,8 @@ type State struct {
 type Result struct {
 	Sections table.Sections
 
-	// The wanted status of each object that concerns this controller, or that still has an entry of it. Entries of other controllers are in it as they were.
-	// A status that is equal to the object's own need not be written.
+	// The wanted status of each object that concerns this controller, or that still has an entry of it. Entries of
+	// other controllers are in it as they were. A status that is equal to the object's own need not be written.
 	ClassStatus       map[string]gatewayv1.GatewayClassStatus
 	GatewayStatus     map[types.NamespacedName]gatewayv1.GatewayStatus
 	ListenerSetStatus map[types.NamespacedName]gatewayv1.ListenerSetStatus
@@ -71,8 +75,8 @@ type Result struct {
 	TLSRouteStatus    map[types.NamespacedName]gatewayv1.TLSRouteStatus
 	PolicyStatus      map[types.NamespacedName]gatewayv1.PolicyStatus
 
-	// Services are those that the Gateways of this controller need, by namespace and name. Gateways that are not accepted, or have no listener that can be
-	// served, have none.
+	// Services are those that the Gateways of this controller need, by namespace and name. Gateways that are not
+	// accepted, or have no listener that can be served, have none.
 	Services map[types.NamespacedName]Service
 
 	// Secrets and ConfigMaps are those whose content the result depends on, whether they exist or not.
@@ -176,7 +180,8 @@ func Desired(s State) (Result, error) {
 	return c.r, nil
 }
 
-// byAge are the objects in the order in which they have precedence: the oldest first, of the same age by namespace and name.
+// byAge are the objects in the order in which they have precedence: the oldest first, of the same age by namespace and
+// name.
 func byAge[T metav1.Object](objects []T) []T {
 	return slices.SortedFunc(slices.Values(objects), func(a, b T) int { return older(a, b) })
 }

@@ -92,7 +92,8 @@ func flawOf(object *gatewayv1.Gateway) problem {
 	return problem{}
 }
 
-// nodePort is the port of nodes' addresses at which a port of the Gateway is served; 0 while it has none, or the Gateway has no Service.
+// nodePort is the port of nodes' addresses at which a port of the Gateway is served; 0 while it has none, or the
+// Gateway has no Service.
 func (g *gateway) nodePort(port int32) uint16 {
 	if g.service == nil {
 		return 0

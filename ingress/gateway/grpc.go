@@ -81,8 +81,8 @@ func grpcMatches(specs []gatewayv1.GRPCRouteMatch, steps *int) (out []match, fla
 	return out, problem{}
 }
 
-// method reads which service and method a call is for. An exact method of an exact service goes first, and then the longer
-// names, whatever they are compared as.
+// method reads which service and method a call is for. An exact method of an exact service goes first, and then the
+// longer names, whatever they are compared as.
 func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 	m.Kind, m.Path, m.rank = table.PathPrefix, "/", rankPrefix
 	if spec == nil {

@@ -24,7 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testca"
 )
 
-// born is when the first object of a world was made; each later one in its file is a second younger, unless it says when.
+// born is when the first object of a world was made; each later one in its file is a second younger, unless it says
+// when.
 var born = time.Unix(1_800_000_000, 0).UTC()
 
 // world is a State that is read from YAML.
@@ -35,7 +36,8 @@ type world struct {
 	configMaps map[types.NamespacedName]*corev1.ConfigMap
 }
 
-// load reads objects of several kinds. The value "made" in a Secret stands for a certificate for the names in tls.names, and in a ConfigMap for an authority.
+// load reads objects of several kinds. The value "made" in a Secret stands for a certificate for the names in
+// tls.names, and in a ConfigMap for an authority.
 func load(t testing.TB, text string) *world {
 	t.Helper()
 	w := &world{

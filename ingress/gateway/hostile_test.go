@@ -36,7 +36,8 @@ func accepted(t testing.TB, r Result, route string) string {
 	return ""
 }
 
-// TestOneNamespaceDoesNotFillTheTable has a route with 128 matches of 4 KB at 64 listeners, which would be 34 MB of text.
+// TestOneNamespaceDoesNotFillTheTable has a route with 128 matches of 4 KB at 64 listeners, which would be 34 MB of
+// text.
 func TestOneNamespaceDoesNotFillTheTable(t *testing.T) {
 	var objects strings.Builder
 	objects.WriteString("kind: Gateway\nmetadata: {namespace: a, name: g}\nspec:\n  gatewayClassName: coracle\n  listeners:\n")
@@ -100,7 +101,8 @@ func later(i int) (metav1.ObjectMeta, gatewayv1.CommonRouteSpec) {
 		gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g", Namespace: pointer(gatewayv1.Namespace("infra"))}}}
 }
 
-// TestYoungerRoutesDisplaceNone: a route of all hosts takes its part at each host that younger routes name, for which these pay.
+// TestYoungerRoutesDisplaceNone: a route of all hosts takes its part at each host that younger routes name, for which
+// these pay.
 func TestYoungerRoutesDisplaceNone(t *testing.T) {
 	w := load(t, shared)
 	for i := range 500 {
@@ -119,8 +121,8 @@ func TestYoungerRoutesDisplaceNone(t *testing.T) {
 	}
 }
 
-// FuzzYoungest: the youngest route changes nothing for the others, however much it asks for, and what the accepted ones take is within
-// bounds.
+// FuzzYoungest: the youngest route changes nothing for the others, however much it asks for, and what the accepted ones
+// take is within bounds.
 func FuzzYoungest(f *testing.F) {
 	for seed := range uint64(30) {
 		f.Add(seed)

@@ -60,7 +60,8 @@ func (r *route) read(found matching, rules int, read func(i int) (rule, problem)
 	r.judge(flaws)
 }
 
-// add adds a rule. One that cannot be served answers its requests with an error: other rules, which may do less with them, must not get them.
+// add adds a rule. One that cannot be served answers its requests with an error: other rules, which may do less with
+// them, must not get them.
 func (r *route) add(out rule, flaw problem) {
 	if !flaw.ok() {
 		out.backends, out.policy = []table.Backend{{Weight: 1, Invalid: flaw.message}}, table.Policy{}
@@ -123,7 +124,8 @@ func millis(d *gatewayv1.Duration) (int, problem) {
 	return int((t + time.Millisecond - 1) / time.Millisecond), problem{}
 }
 
-// httpMatches reads what a rule matches, and adds the steps of its expressions. It ends when there are more than a namespace may have.
+// httpMatches reads what a rule matches, and adds the steps of its expressions. It ends when there are more than a
+// namespace may have.
 func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, flaw problem) {
 	if len(specs) == 0 {
 		specs = []gatewayv1.HTTPRouteMatch{{}}

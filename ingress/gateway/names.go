@@ -10,11 +10,13 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// Names of hosts are "" for all, a DNS name, or one with a wildcard as its first label, which stands for one label or more.
+// Names of hosts are "" for all, a DNS name, or one with a wildcard as its first label, which stands for one label or
+// more.
 
 var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
-// hostName is a name in the form of the table. The API server has checked it, but for what another version of the CRDs lets in.
+// hostName is a name in the form of the table. The API server has checked it, but for what another version of the CRDs
+// lets in.
 func hostName(h gatewayv1.Hostname) (string, bool) {
 	name := strings.ToLower(string(h))
 	return name, len(name) <= 253 && dnsName.MatchString(name)

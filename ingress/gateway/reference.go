@@ -30,7 +30,8 @@ type referent struct {
 	types.NamespacedName
 }
 
-// permitted reports whether an object may be named: it is in the same namespace, or a ReferenceGrant of its namespace says so.
+// permitted reports whether an object may be named: it is in the same namespace, or a ReferenceGrant of its namespace
+// says so.
 func (c *compiler) permitted(from referrer, to referent) bool {
 	if from.namespace == to.Namespace {
 		return true
@@ -126,7 +127,8 @@ func (a authorities) size() (n int) {
 	return n
 }
 
-// authoritiesOf reads what is named, as far as it can be used. The problem is the first one; empty says that nothing can be used.
+// authoritiesOf reads what is named, as far as it can be used. The problem is the first one; empty says that nothing
+// can be used.
 func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference, why reasons) (out authorities, p problem) {
 	var keys []string
 	for _, ref := range refs {

@@ -187,8 +187,8 @@ func (c *compiler) attach() {
 	}
 }
 
-// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those that are first by
-// name are enough.
+// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those
+// that are first by name are enough.
 func (c *compiler) ancestors() {
 	reached := map[types.NamespacedName]map[types.NamespacedName]bool{} // Gateways by Service
 	for _, r := range c.routes {
@@ -260,7 +260,8 @@ func (r *route) at(l *listener) []string {
 	return out
 }
 
-// order sorts the routes of a listener, and says of HTTPRoutes and GRPCRoutes with the same hosts that the younger is not accepted.
+// order sorts the routes of a listener, and says of HTTPRoutes and GRPCRoutes with the same hosts that the younger is
+// not accepted.
 func (l *listener) order() {
 	slices.SortStableFunc(l.attached, func(a, b *attachment) int { return older(a.route.object, b.route.object) })
 	has := map[gatewayv1.Kind]bool{}

@@ -20,7 +20,8 @@ func ServiceName(gateway string) string {
 	return shorten("gateway-"+strings.ReplaceAll(gateway, ".", "-"), gateway, strings.Contains(gateway, "."))
 }
 
-// LabelValue is the value of ServiceLabel: the Gateway's name, or a shortened form with a hash if it is too long for a label.
+// LabelValue is the value of ServiceLabel: the Gateway's name, or a shortened form with a hash if it is too long for a
+// label.
 func LabelValue(gateway string) string { return shorten(gateway, gateway, false) }
 
 // shorten keeps a text that fits into a label, and otherwise ends it with a hash of the name that it comes from.

@@ -2,9 +2,9 @@
 
 // Package gatewayapi reads objects of the Gateway API from an API server, and writes their status.
 //
-// It owns informers of them, which run only while somebody wants them; it decides nothing: that is ingress/gateway. A cluster whose
-// CustomResourceDefinitions lack some of the kinds has no objects of these. The clients that the Gateway API's module has are not used: they are for all of its
-// versions, and a program with them is larger.
+// It owns informers of them, which run only while somebody wants them; it decides nothing: that is ingress/gateway. A
+// cluster whose CustomResourceDefinitions lack some of the kinds has no objects of these. The clients that the Gateway
+// API's module has are not used: they are for all of its versions, and a program with them is larger.
 package gatewayapi
 
 import (
@@ -138,7 +138,8 @@ func (c *Client) DeleteClass(ctx context.Context, class *gatewayv1.GatewayClass)
 	return c.rest.Delete().Resource(Classes).Name(class.Name).Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
 }
 
-// UpdateStatus writes the status of an object of a resource. The object names its resource version, so that a conflict is an error.
+// UpdateStatus writes the status of an object of a resource. The object names its resource version, so that a conflict
+// is an error.
 func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface {
 	metav1.Object
 	runtime.Object

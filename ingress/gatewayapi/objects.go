@@ -33,7 +33,8 @@ type followed struct {
 	version   string // of the definitions
 }
 
-// NewObjects makes them; changed is called from goroutines of theirs when an object has become another, and must not wait.
+// NewObjects makes them; changed is called from goroutines of theirs when an object has become another, and must not
+// wait.
 func NewObjects(c *Client, changed func(), log *slog.Logger) *Objects {
 	return &Objects{client: c, changed: changed, log: log}
 }
@@ -146,8 +147,8 @@ func slim(o any) (any, error) {
 	return o, nil
 }
 
-// State returns the objects as they are now, and whether they are complete: while they are being read for the first time they are not. Without objects it
-// is complete and empty. The objects are shared and must not be changed.
+// State returns the objects as they are now, and whether they are complete: while they are being read for the first
+// time they are not. Without objects it is complete and empty. The objects are shared and must not be changed.
 func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 	f := o.now.Load()
 	if f == nil {

@@ -12,8 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// PortsName is the ConfigMap of kube-system that says which site has which port of nodes' addresses: "10060": "shop:web:80". It is the leader's alone to write:
-// what stands in a tenant's namespace gives no port, and takes none from another Gateway.
+// PortsName is the ConfigMap of kube-system that says which site has which port of nodes' addresses: "10060":
+// "shop:web:80". It is the leader's alone to write: what stands in a tenant's namespace gives no port, and takes none
+// from another Gateway.
 const PortsName = "gateway-ports"
 
 // ReadPorts are the ports of sites, by site. What is not of the form is left out.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package password compares passwords with their hashes in the forms of Apache's htpasswd: bcrypt, apr1 (and MD5-crypt, from which it differs by a name),
-// and SHA-1 with and without a salt.
+// Package password compares passwords with their hashes in the forms of Apache's htpasswd: bcrypt, apr1 (and MD5-crypt,
+// from which it differs by a name), and SHA-1 with and without a salt.
 package password
 
 import (
@@ -79,7 +79,8 @@ func cutMD5(hash string) (magic, salt, sum string, ok bool) {
 	return "$" + name + "$", salt, sum, ok
 }
 
-// md5Crypt is the last part of a hash of MD5-crypt (Poul-Henning Kamp, FreeBSD 2.0), whose thousand rounds mix password and salt by the round's number.
+// md5Crypt is the last part of a hash of MD5-crypt (Poul-Henning Kamp, FreeBSD 2.0), whose thousand rounds mix password
+// and salt by the round's number.
 func md5Crypt(password, magic, salt string) string {
 	inner := md5.Sum([]byte(password + salt + password))
 	h := md5.New()

@@ -12,10 +12,12 @@ import (
 // perMessage is how many descriptors the kernel carries with one message at most (SCM_MAX_FD).
 const perMessage = 253
 
-// maxDescriptors bounds what a Receiver holds: two sockets for each of 256 ports of Gateways at four addresses are fewer.
+// maxDescriptors bounds what a Receiver holds: two sockets for each of 256 ports of Gateways at four addresses are
+// fewer.
 const maxDescriptors = 4096
 
-// Send writes a line of the control connection with descriptors, which stay the caller's. Spaces before the line carry what one message cannot.
+// Send writes a line of the control connection with descriptors, which stay the caller's. Spaces before the line carry
+// what one message cannot.
 func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 	for ; len(descriptors) > perMessage; descriptors = descriptors[perMessage:] {
 		if _, _, err := conn.WriteMsgUnix([]byte(" "), syscall.UnixRights(descriptors[:perMessage]...), nil); err != nil {
@@ -32,7 +34,8 @@ func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 	return nil
 }
 
-// Receiver reads the control connection and keeps the descriptors that come with it. Those of a line are there when the line has been read.
+// Receiver reads the control connection and keeps the descriptors that come with it. Those of a line are there when the
+// line has been read.
 type Receiver struct {
 	Conn        *net.UnixConn
 	descriptors []int

@@ -2,35 +2,38 @@
 
 package table
 
-// Policy is what a route does to requests beyond sending them to a backend. A proxy that does not know one of its fields closes the host, since the field
-// may restrict who gets in.
+// Policy is what a route does to requests beyond sending them to a backend. A proxy that does not know one of its
+// fields closes the host, since the field may restrict who gets in.
 type Policy struct {
 	// Redirect answers every request.
 	Redirect *Redirect `json:"redirect,omitempty"`
 	// AppRoot is where requests for the path / are redirected to, with the status 302.
 	AppRoot string `json:"appRoot,omitempty"`
-	// Rewrite replaces the path of a request that the route's expression matches; $1 to $9 stand for its groups. The query stays, after that of Rewrite.
+	// Rewrite replaces the path of a request that the route's expression matches; $1 to $9 stand for its groups. The
+	// query stays, after that of Rewrite.
 	Rewrite string `json:"rewrite,omitempty"`
 	// UpstreamHost replaces the Host header on the way to the backend.
 	UpstreamHost string `json:"upstreamHost,omitempty"`
 	// Path changes the path of a request on the way to the backend.
 	Path *PathChange `json:"path,omitempty"`
-	// RequestHeaders and ResponseHeaders change headers on the way to the backend and to the client, before those of the backend itself do.
+	// RequestHeaders and ResponseHeaders change headers on the way to the backend and to the client, before those of
+	// the backend itself do.
 	RequestHeaders  *Headers `json:"requestHeaders,omitempty"`
 	ResponseHeaders *Headers `json:"responseHeaders,omitempty"`
 	// Mirrors get copies of requests; their answers are not waited for.
 	Mirrors []Mirror `json:"mirrors,omitempty"`
 	// Fallback is another backend for what the route's own does not serve.
 	Fallback *Fallback `json:"fallback,omitempty"`
-	// CookieDomain replaces the domain of cookies that backends set, CookiePath the beginning of their path, and Location the beginning of the place that
-	// they redirect to.
+	// CookieDomain replaces the domain of cookies that backends set, CookiePath the beginning of their path, and
+	// Location the beginning of the place that they redirect to.
 	CookieDomain *Replacement `json:"cookieDomain,omitempty"`
 	CookiePath   *Replacement `json:"cookiePath,omitempty"`
 	Location     *Replacement `json:"location,omitempty"`
 	// ForwardedPrefix is the header X-Forwarded-Prefix on the way to the backend.
 	ForwardedPrefix string `json:"forwardedPrefix,omitempty"`
 
-	// Allow are networks, in CIDR notation, whose clients alone get in; empty lets all in. Others are answered with 403.
+	// Allow are networks, in CIDR notation, whose clients alone get in; empty lets all in. Others are answered with
+	// 403.
 	Allow []string `json:"allow,omitempty"`
 	// Deny are networks whose clients do not get in, whatever else says so.
 	Deny []string `json:"deny,omitempty"`
@@ -47,9 +50,9 @@ type Policy struct {
 	BodyLimit int64 `json:"bodyLimit,omitempty"`
 	// IdleSeconds is how long nothing may move between the bytes of a request or a response; 0 leaves the proxy's own.
 	IdleSeconds int `json:"idleSeconds,omitempty"`
-	// RequestMillis bounds how long a request takes from its header to the end of the response, and BackendMillis how long one backend may take for it, in
-	// milliseconds; 0 is no bound. What takes longer before the response begins is answered with 504, or with 408 where the proxy waits for the
-	// request's body.
+	// RequestMillis bounds how long a request takes from its header to the end of the response, and BackendMillis how
+	// long one backend may take for it, in milliseconds; 0 is no bound. What takes longer before the response begins is
+	// answered with 504, or with 408 where the proxy waits for the request's body.
 	RequestMillis int `json:"requestMillis,omitempty"`
 	BackendMillis int `json:"backendMillis,omitempty"`
 	// CORS answers preflight requests, and adds headers to responses.
@@ -58,7 +61,8 @@ type Policy struct {
 	Limit *Limit `json:"limit,omitempty"`
 	// Affinity keeps a client at an endpoint by a cookie.
 	Affinity *Affinity `json:"affinity,omitempty"`
-	// HashBy sends requests for which it has the same value to the same endpoint. It may hold the variables of package variable.
+	// HashBy sends requests for which it has the same value to the same endpoint. It may hold the variables of package
+	// variable.
 	HashBy string `json:"hashBy,omitempty"`
 	// Canary sends some requests to another backend.
 	Canary *Canary `json:"canary,omitempty"`
@@ -67,12 +71,13 @@ type Policy struct {
 // Redirect is an answer that names another place.
 type Redirect struct {
 	Status int `json:"status"`
-	// Location may hold the variables of package variable. Where it is empty, the place is the request's own with what follows in the place of its parts.
+	// Location may hold the variables of package variable. Where it is empty, the place is the request's own with what
+	// follows in the place of its parts.
 	Location string `json:"location,omitempty"`
 	Scheme   string `json:"scheme,omitempty"`
 	Host     string `json:"host,omitempty"`
-	// Port is left out where it is the scheme's own. 0 names none: where a Gateway listens at a port of its own, and neither the scheme nor the port changes,
-	// it has to be that port.
+	// Port is left out where it is the scheme's own. 0 names none: where a Gateway listens at a port of its own, and
+	// neither the scheme nor the port changes, it has to be that port.
 	Port int         `json:"port,omitempty"`
 	Path *PathChange `json:"path,omitempty"`
 }
@@ -88,19 +93,19 @@ type Mirror struct {
 	Backend     Backend `json:"backend"`
 	Numerator   int     `json:"numerator"`
 	Denominator int     `json:"denominator"`
-	// URL, unless it is empty, is where the copies go in the place of the request's own. It may hold the variables of package variable. Where Backend names no
-	// Service it is outside of the cluster.
+	// URL, unless it is empty, is where the copies go in the place of the request's own. It may hold the variables of
+	// package variable. Where Backend names no Service it is outside of the cluster.
 	URL string `json:"url,omitempty"`
 	// NoBody leaves the body of requests out.
 	NoBody bool `json:"noBody,omitempty"`
 }
 
-// Fallback serves requests while the route's own backend has no endpoint, and makes the answers of some statuses. It gets the headers
-// X-Code, X-Format and X-Original-URI, which say what happened, and Headers.
+// Fallback serves requests while the route's own backend has no endpoint, and makes the answers of some statuses. It
+// gets the headers X-Code, X-Format and X-Original-URI, which say what happened, and Headers.
 type Fallback struct {
 	Backend Backend `json:"backend"`
-	// Statuses are those of answers in whose place the client gets the answer to a GET of the path /. They include the proxy's own 502, 503
-	// and 504.
+	// Statuses are those of answers in whose place the client gets the answer to a GET of the path /. They include the
+	// proxy's own 502, 503 and 504.
 	Statuses []int    `json:"statuses,omitempty"`
 	Headers  []Header `json:"headers,omitempty"`
 	// Own leaves answers of backends as they are: only the proxy's own are replaced.
@@ -122,12 +127,14 @@ type Basic struct {
 
 // Clients are whose certificates let a request in. Other requests are answered with 400.
 type Clients struct {
-	// Authorities is the key of the section with those that must have signed the certificate. While the section is absent, the answer is 503.
+	// Authorities is the key of the section with those that must have signed the certificate. While the section is
+	// absent, the answer is 503.
 	Authorities string `json:"authorities"`
 	// Optional lets requests in without a certificate, Unverified also with one that these authorities have not signed.
 	Optional   bool `json:"optional,omitempty"`
 	Unverified bool `json:"unverified,omitempty"`
-	// Subject, unless it is empty, is an expression of RE2's that a part of the subject's name (RFC 4514) must match; the answer is 403 otherwise.
+	// Subject, unless it is empty, is an expression of RE2's that a part of the subject's name (RFC 4514) must match;
+	// the answer is 403 otherwise.
 	Subject string `json:"subject,omitempty"`
 	// ErrorPage is where a client is redirected to, with 302, instead of the answers 400.
 	ErrorPage string `json:"errorPage,omitempty"`
@@ -148,9 +155,11 @@ type Users struct {
 	Hashes map[string]string `json:"hashes"`
 }
 
-// External is a server that is asked whether a request may pass: 2xx lets it, 401 and 403 do not, and all else is an error.
+// External is a server that is asked whether a request may pass: 2xx lets it, 401 and 403 do not, and all else is an
+// error.
 type External struct {
-	// URL is absolute, and may hold the variables of package variable. Without Backend it is outside of the cluster, or Self.
+	// URL is absolute, and may hold the variables of package variable. Without Backend it is outside of the cluster, or
+	// Self.
 	URL string `json:"url"`
 	// Backend serves the URL's host.
 	Backend *Backend `json:"backend,omitempty"`
@@ -178,8 +187,9 @@ type CORS struct {
 	Expose        string   `json:"expose,omitempty"`
 	MaxAgeSeconds int      `json:"maxAgeSeconds"`
 	Credentials   bool     `json:"credentials,omitempty"`
-	// Gateway answers as the Gateway API says and not as ingress-nginx does: a wildcard in Origins stands for one label or more, a preflight request of
-	// another origin is answered, too, and where credentials are allowed the answer names the client's origin, method and headers in the place of "*".
+	// Gateway answers as the Gateway API says and not as ingress-nginx does: a wildcard in Origins stands for one label
+	// or more, a preflight request of another origin is answered, too, and where credentials are allowed the answer
+	// names the client's origin, method and headers in the place of "*".
 	Gateway bool `json:"gateway,omitempty"`
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package table holds what the ingress proxy goes by: hosts with their routes, certificates, and the endpoints of Services.
+// Package table holds what the ingress proxy goes by: hosts with their routes, certificates, and the endpoints of
+// Services.
 //
-// It is the protocol between three parts: a server compiles objects of the API to hosts and certificates (ingress/compile), the node's agent adds the
-// endpoints of the Services that they name (agent/ingress), and the proxy serves by all of it (ingress/dataplane). A table is a set of sections,
-// each with a key and a value in JSON, so that a change sends the section that changed alone. The package knows nothing of Kubernetes and nothing of HTTP.
+// It is the protocol between three parts: a server compiles objects of the API to hosts and certificates
+// (ingress/compile), the node's agent adds the endpoints of the Services that they name (agent/ingress), and the proxy
+// serves by all of it (ingress/dataplane). A table is a set of sections, each with a key and a value in JSON, so that a
+// change sends the section that changed alone. The package knows nothing of Kubernetes and nothing of HTTP.
 package table
 
 import (
@@ -56,14 +58,15 @@ type Site struct {
 	NodePort uint16 `json:"nodePort"`
 	// TLS says that clients speak TLS.
 	TLS bool `json:"tls,omitempty"`
-	// ClientAuthorities is the key of the section with those that have to have signed clients' certificates; empty asks for none. While the section is
-	// absent, no client gets in.
+	// ClientAuthorities is the key of the section with those that have to have signed clients' certificates; empty asks
+	// for none. While the section is absent, no client gets in.
 	ClientAuthorities string `json:"clientAuthorities,omitempty"`
 	// ClientOptional lets clients in whose certificate is absent or not signed by these.
 	ClientOptional bool `json:"clientOptional,omitempty"`
-	// Listeners are the names of hosts of the listeners that share the port, of a site with TLS: "" for one that takes all, a name, or a wildcard that stands
-	// for one label or more. A name belongs to the listener that names it most exactly. A handshake for a name that belongs to none is refused, and a
-	// request for a host of another listener than that of its connection's handshake is answered with 421. Without any, neither is done.
+	// Listeners are the names of hosts of the listeners that share the port, of a site with TLS: "" for one that takes
+	// all, a name, or a wildcard that stands for one label or more. A name belongs to the listener that names it most
+	// exactly. A handshake for a name that belongs to none is refused, and a request for a host of another listener
+	// than that of its connection's handshake is answered with 421. Without any, neither is done.
 	Listeners []string `json:"listeners,omitempty"`
 }
 
@@ -73,7 +76,8 @@ func HTTP3Key(site string) string { return KindHTTP3 + "/" + site }
 // HTTP3SiteOf reads a key that HTTP3Key made.
 func HTTP3SiteOf(key string) (site string, ok bool) { return strings.CutPrefix(key, KindHTTP3+"/") }
 
-// HTTP3 is what the node knows of HTTP/3 at a site; the agent adds it. While the section is absent, no answer names HTTP/3.
+// HTTP3 is what the node knows of HTTP/3 at a site; the agent adds it. While the section is absent, no answer names
+// HTTP/3.
 type HTTP3 struct {
 	// Port is the UDP port of the site's addresses, which answers over TLS name (Alt-Svc).
 	Port uint16 `json:"port"`
@@ -92,8 +96,9 @@ type Authorities struct {
 	Certificates string `json:"certificates"`
 }
 
-// HostKey is the key of a host of a site. A site is a set of hosts that the same listeners serve. name is "" for requests to no other host of the site,
-// a DNS name in lower case, or one with a wildcard as its first label ("*.example.org").
+// HostKey is the key of a host of a site. A site is a set of hosts that the same listeners serve. name is "" for
+// requests to no other host of the site, a DNS name in lower case, or one with a wildcard as its first label
+// ("*.example.org").
 func HostKey(site, name string) string { return KindHost + "/" + site + "/" + name }
 
 // CertificateKey is the key of the certificate in a Secret.
@@ -101,17 +106,19 @@ func CertificateKey(namespace, secret string) string {
 	return KindCertificate + "/" + namespace + "/" + secret
 }
 
-// DefaultCertificate is the key of the certificate of hosts that have none. While it is absent, each proxy has one of its own.
+// DefaultCertificate is the key of the certificate of hosts that have none. While it is absent, each proxy has one of
+// its own.
 var DefaultCertificate = CertificateKey("kube-system", "ingress-default")
 
 // ChallengesPath begins the paths at which an authority asks for the answer to a challenge (RFC 8555, section 8.3).
 const ChallengesPath = "/.well-known/acme-challenge/"
 
-// ChallengesKey is the key of a host's Challenges. The host is one of SiteIngress and need not have a section of its own.
+// ChallengesKey is the key of a host's Challenges. The host is one of SiteIngress and need not have a section of its
+// own.
 func ChallengesKey(host string) string { return KindChallenges + "/" + host }
 
-// Challenges has the proxy answer challenges of an ACME account for a host, unless a route has their path. An answer follows from the token in the path
-// and the account alone, so that the table does not change with each challenge.
+// Challenges has the proxy answer challenges of an ACME account for a host, unless a route has their path. An answer
+// follows from the token in the path and the account alone, so that the table does not change with each challenge.
 type Challenges struct {
 	// Thumbprint is that of the account's key (RFC 7638), in base64url.
 	Thumbprint string `json:"thumbprint"`
@@ -139,7 +146,8 @@ type Host struct {
 	Certificate string `json:"certificate,omitempty"`
 	// Routes are in the order in which they are tried; the first that matches serves a request.
 	Routes []Route `json:"routes"`
-	// Final says that a request that no route matches is answered with 404; otherwise the routes of the site's default host are tried.
+	// Final says that a request that no route matches is answered with 404; otherwise the routes of the site's default
+	// host are tried.
 	Final bool `json:"final,omitempty"`
 	// AnyDepth says that the wildcard in the host's name stands for one label or more, and not for just one.
 	AnyDepth bool `json:"anyDepth,omitempty"`
@@ -152,7 +160,8 @@ type Host struct {
 // Stream sends connections to backends without reading what is in them.
 type Stream struct {
 	Backends []Backend `json:"backends,omitempty"`
-	// Terminate ends TLS at the proxy, with the host's certificate. Otherwise backends get the connection as the client began it.
+	// Terminate ends TLS at the proxy, with the host's certificate. Otherwise backends get the connection as the client
+	// began it.
 	Terminate bool `json:"terminate,omitempty"`
 }
 
@@ -162,18 +171,21 @@ type PathKind string
 const (
 	// PathExact matches the same path.
 	PathExact PathKind = "Exact"
-	// PathPrefix matches paths that begin with the same elements between slashes, as pathType Prefix of Ingress v1 does: /a matches /a, /a/ and /a/b but not /ab.
+	// PathPrefix matches paths that begin with the same elements between slashes, as pathType Prefix of Ingress v1
+	// does: /a matches /a, /a/ and /a/b but not /ab.
 	PathPrefix PathKind = "Prefix"
 	// PathText matches paths that begin with the same text, as nginx compares them: /a matches /ab, too.
 	PathText PathKind = "Text"
-	// PathRegex and PathRegexFold match paths of which an expression of RE2's matches the beginning, with and without regard to case.
+	// PathRegex and PathRegexFold match paths of which an expression of RE2's matches the beginning, with and without
+	// regard to case.
 	PathRegex     PathKind = "Regex"
 	PathRegexFold PathKind = "RegexFold"
 )
 
 // Route says where requests to a host go.
 type Route struct {
-	// Path begins with a slash and is compared with the normalised path of a request, with regard to case; or is an expression, by its Kind.
+	// Path begins with a slash and is compared with the normalised path of a request, with regard to case; or is an
+	// expression, by its Kind.
 	Path string   `json:"path"`
 	Kind PathKind `json:"kind"`
 	// Method, unless it is empty, is that of the requests that match.
@@ -195,7 +207,8 @@ type Route struct {
 
 // Condition is met by a header, or a parameter of the query, that is there and has the value.
 type Condition struct {
-	// Name is compared without regard to case for headers, and with it for parameters. Of several parameters of a name the first counts.
+	// Name is compared without regard to case for headers, and with it for parameters. Of several parameters of a name
+	// the first counts.
 	Name string `json:"name"`
 	// Value is the whole value, or an expression of RE2's for it.
 	Value string `json:"value"`
@@ -208,7 +221,8 @@ const (
 	HTTP1 = ""
 	// H2C is HTTP/2 over TCP without TLS, as gRPC takes it.
 	H2C = "h2c"
-	// HTTPS1 is HTTP/1.1 over TLS, and H2 is HTTP/2 over TLS. The endpoints' certificates are verified as Backend.TLS says, and without it not at all.
+	// HTTPS1 is HTTP/1.1 over TLS, and H2 is HTTP/2 over TLS. The endpoints' certificates are verified as Backend.TLS
+	// says, and without it not at all.
 	HTTPS1 = "https"
 	H2     = "h2"
 )
@@ -220,35 +234,40 @@ type Backend struct {
 	// Port is the number of the Service's port, or its name; empty for its first port.
 	Port     string `json:"port"`
 	Protocol string `json:"protocol,omitempty"`
-	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend gets all whatever its weight.
+	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend
+	// gets all whatever its weight.
 	Weight int `json:"weight,omitempty"`
-	// Invalid says why the backend cannot be used, for people; its part of the requests is answered with 500, and gRPC's with the status UNAVAILABLE. It may
-	// name no Service then.
+	// Invalid says why the backend cannot be used, for people; its part of the requests is answered with 500, and
+	// gRPC's with the status UNAVAILABLE. It may name no Service then.
 	Invalid string `json:"invalid,omitempty"`
 	// RequestHeaders and ResponseHeaders change the headers of what goes to this backend and comes from it.
 	RequestHeaders  *Headers `json:"requestHeaders,omitempty"`
 	ResponseHeaders *Headers `json:"responseHeaders,omitempty"`
-	// TLS, for the protocols HTTPS1 and H2 and for streams, says how certificates are verified; without it they are not.
+	// TLS, for the protocols HTTPS1 and H2 and for streams, says how certificates are verified; without it they are
+	// not.
 	TLS *BackendTLS `json:"tls,omitempty"`
 }
 
 // BackendTLS is how the proxy speaks TLS with a backend.
 type BackendTLS struct {
-	// ServerName is the name that the proxy asks for (SNI), and without Names the one that the certificate must be for. It may be empty beside Names.
+	// ServerName is the name that the proxy asks for (SNI), and without Names the one that the certificate must be for.
+	// It may be empty beside Names.
 	ServerName string `json:"serverName,omitempty"`
-	// Names are DNS names, which may have a wildcard as their first label, and URIs, one of which the certificate must be for.
+	// Names are DNS names, which may have a wildcard as their first label, and URIs, one of which the certificate must
+	// be for.
 	Names []string `json:"names,omitempty"`
 	// Unverified takes every certificate.
 	Unverified bool `json:"unverified,omitempty"`
-	// Authorities is the key of the section with those that must have signed the certificate; empty for the system's. While the section is absent, no
-	// connection is made.
+	// Authorities is the key of the section with those that must have signed the certificate; empty for the system's.
+	// While the section is absent, no connection is made.
 	Authorities string `json:"authorities,omitempty"`
 	// Certificate is the key of the section with the proxy's own certificate; empty for none.
 	Certificate string `json:"certificate,omitempty"`
 }
 
-// Headers are changes of headers: first Remove, then Set, then Add. Headers of the connection, such as Connection and Content-Length, cannot be changed: a
-// route with such a change is closed. Host can only be set, and only on the way to the backend.
+// Headers are changes of headers: first Remove, then Set, then Add. Headers of the connection, such as Connection and
+// Content-Length, cannot be changed: a route with such a change is closed. Host can only be set, and only on the way to
+// the backend.
 type Headers struct {
 	Set    []Header `json:"set,omitempty"`
 	Add    []Header `json:"add,omitempty"`
@@ -281,16 +300,18 @@ type Certificate struct {
 
 // Settings are those of the whole proxy.
 type Settings struct {
-	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are replaced.
+	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are
+	// replaced.
 	TrustedProxies []string `json:"trustedProxies,omitempty"`
-	// ProxyProtocol says that TCP connections from TrustedProxies begin with a header of the PROXY protocol, version 1 or 2.
+	// ProxyProtocol says that TCP connections from TrustedProxies begin with a header of the PROXY protocol, version 1
+	// or 2.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// ClusterNetworks are those of pods, Services and nodes, which no outside name of a route may lead to.
 	ClusterNetworks []string `json:"clusterNetworks,omitempty"`
 }
 
-// Change is one line of a stream of sections. A stream begins with all sections; Commit says each time that what came before belongs together, so that the
-// first one ends the beginning.
+// Change is one line of a stream of sections. A stream begins with all sections; Commit says each time that what came
+// before belongs together, so that the first one ends the beginning.
 type Change struct {
 	Key string `json:"key,omitempty"`
 	// Value is null for a section that is gone.
@@ -299,10 +320,12 @@ type Change struct {
 	Commit bool `json:"commit,omitempty"`
 	// Stats, which an agent sends with a Commit, asks the proxy for its counters.
 	Stats bool `json:"stats,omitempty"`
-	// Sockets, which an agent sends alone, asks the proxy for duplicates of its listening sockets (Answer.Sockets). A server never sends it.
+	// Sockets, which an agent sends alone, asks the proxy for duplicates of its listening sockets (Answer.Sockets). A
+	// server never sends it.
 	Sockets bool `json:"sockets,omitempty"`
-	// Listen, which an agent sends alone, names listening sockets that the proxy serves from the next Commit on. Their descriptors come with the line, in
-	// this order (Send). Close names those that it then closes, whose requests may end first. A server sends neither.
+	// Listen, which an agent sends alone, names listening sockets that the proxy serves from the next Commit on. Their
+	// descriptors come with the line, in this order (Send). Close names those that it then closes, whose requests may
+	// end first. A server sends neither.
 	Listen []string `json:"listen,omitempty"`
 	Close  []string `json:"close,omitempty"`
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package variable reads texts that hold variables of nginx, such as https://$host$request_uri. It knows their names and not their values.
+// Package variable reads texts that hold variables of nginx, such as https://$host$request_uri. It knows their names
+// and not their values.
 package variable
 
 import (

@@ -69,7 +69,8 @@ func answering(wg *sync.WaitGroup, l net.Listener, name string) {
 	})
 }
 
-// serve runs a Mux with a default route and one called "peer" until the end of the test, and checks that nothing is left.
+// serve runs a Mux with a default route and one called "peer" until the end of the test, and checks that nothing is
+// left.
 func serve(t *testing.T, o Options) (*Mux, string) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()

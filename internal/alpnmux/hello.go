@@ -10,9 +10,9 @@ import (
 )
 
 // maxHello bounds what is read of a connection before it is routed, the heads of TLS records included: a client that is
-// nobody yet must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket that holds
-// a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when it routes by
-// ALPN, takes 16 KiB as well (preread_buffer_size).
+// nobody yet must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket that
+// holds a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when it
+// routes by ALPN, takes 16 KiB as well (preread_buffer_size).
 const maxHello = 16 << 10
 
 // errSeen ends crypto/tls's handshake once it has parsed the ClientHello.
@@ -22,8 +22,8 @@ var errSeen = errors.New("alpnmux: the ClientHello was seen")
 var errTooLong = errors.New("alpnmux: the ClientHello is too long")
 
 // readHello reads a ClientHello, in however many records and packets it comes, and returns the protocols it offers and
-// every byte that was read, maxHello at most. It leaves parsing to crypto/tls. What is no ClientHello offers nothing; an
-// error is the connection's, or errTooLong.
+// every byte that was read, maxHello at most. It leaves parsing to crypto/tls. What is no ClientHello offers nothing;
+// an error is the connection's, or errTooLong.
 func readHello(c net.Conn) (protocols []string, read []byte, err error) {
 	r := &recorder{Conn: c}
 	err = tls.Server(r, &tls.Config{

@@ -36,8 +36,8 @@ type Dir struct {
 	// Use it where a path is recorded for later, as containerd does with its shim's.
 	Stable string
 
-	// use is a shared lock on Path, which keeps another version's Unpack from removing it while this process lives. A bare
-	// descriptor, because nothing may close it when a caller keeps the path alone.
+	// use is a shared lock on Path, which keeps another version's Unpack from removing it while this process lives. A
+	// bare descriptor, because nothing may close it when a caller keeps the path alone.
 	use int
 }
 
@@ -97,8 +97,8 @@ func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	return x, text, err
 }
 
-// UnpackSome unpacks the files that want chooses by their paths, and what they are links to, into the new folder dir. It is for tests,
-// which need a program or two; a node needs the whole set: Unpack.
+// UnpackSome unpacks the files that want chooses by their paths, and what they are links to, into the new folder dir.
+// It is for tests, which need a program or two; a node needs the whole set: Unpack.
 func UnpackSome(dir string, want func(path string) bool) error {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {

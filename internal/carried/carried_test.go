@@ -59,7 +59,8 @@ func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
 	return &d
 }
 
-// letGo gives up the lock on a set, as the end of the process does. What was let go already is left alone: its descriptor may be another file's by now.
+// letGo gives up the lock on a set, as the end of the process does. What was let go already is left alone: its
+// descriptor may be another file's by now.
 func letGo(t *testing.T, d *Dir) {
 	t.Helper()
 	if d.use < 0 {

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestKeptBackend: a server's copy of the cluster's back end; what is damaged or of another version counts as nothing, and is replaced.
+// TestKeptBackend: a server's copy of the cluster's back end; what is damaged or of another version counts as nothing,
+// and is replaced.
 func TestKeptBackend(t *testing.T) {
 	dir := t.TempDir()
 	is := func(want string) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clusterconfig holds the settings that all machines of a cluster have to agree on. Servers and agents build on the
-// same ones; an agent gets them from the server that it joins. It reads no flags and no files.
+// Package clusterconfig holds the settings that all machines of a cluster have to agree on. Servers and agents build on
+// the same ones; an agent gets them from the server that it joins. It reads no flags and no files.
 package clusterconfig
 
 import (
@@ -27,15 +27,17 @@ type Settings struct {
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
 	// NoNetworkPolicy leaves NetworkPolicies to something that the operator installs, or to nothing.
 	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
-	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or to nothing.
+	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or
+	// to nothing.
 	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
-	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
-	// this setting: see Backend.
+	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there
+	// was this setting: see Backend.
 	NetworkBackend string `json:"networkBackend,omitempty"`
-	// Balancer says what Services of type LoadBalancer get. It is nil in clusters that began before there was this setting: there each server goes by its own.
-	Balancer *Balancer `json:"balancer,omitempty"`
-	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters that began before there was this
+	// Balancer says what Services of type LoadBalancer get. It is nil in clusters that began before there was this
 	// setting: there each server goes by its own.
+	Balancer *Balancer `json:"balancer,omitempty"`
+	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters
+	// that began before there was this setting: there each server goes by its own.
 	NoMetrics *bool `json:"noMetrics,omitempty"`
 	// NoHelm leaves HelmCharts to another controller, or to nobody. It is nil likewise.
 	NoHelm *bool `json:"noHelm,omitempty"`
@@ -47,10 +49,11 @@ type Settings struct {
 	NoManifests *bool `json:"noManifests,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
-	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
-	// what clusters have that began before there was this setting: DefaultTolerationSeconds.
+	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say
+	// something else. 0 is what clusters have that began before there was this setting: DefaultTolerationSeconds.
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
-	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later, see VIPConfigMap.
+	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later,
+	// see VIPConfigMap.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
@@ -66,8 +69,8 @@ type Balancer struct {
 	Disabled bool `json:"disabled,omitempty"`
 	// Pool are the addresses of the pool that is no object of the API, as internal/loadbalancer reads them.
 	Pool []string `json:"pool,omitempty"`
-	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them. There are none in clusters that began before there was this
-	// setting: there each server goes by its own.
+	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them. There are
+	// none in clusters that began before there was this setting: there each server goes by its own.
 	ReservedPorts []string `json:"reservedPorts,omitempty"`
 }
 
@@ -78,10 +81,10 @@ const DefaultTolerationSeconds = 60
 // Toleration is TolerationSeconds or the default.
 func (s Settings) Toleration() int { return cmp.Or(s.TolerationSeconds, DefaultTolerationSeconds) }
 
-// Liveness are the times by which upstream's controllers learn from the API alone that a node has died. A server that leads knows
-// it earlier and by itself, from the connections that nodes keep open (server/liveness). A kubelet renews its
-// lease four times as often as it lasts (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time with a write to the disks of
-// a majority of the servers.
+// Liveness are the times by which upstream's controllers learn from the API alone that a node has died. A server that
+// leads knows it earlier and by itself, from the connections that nodes keep open (server/liveness). A kubelet renews
+// its lease four times as often as it lasts (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time
+// with a write to the disks of a majority of the servers.
 type Liveness struct {
 	// Lease is how long a node's lease lasts.
 	Lease time.Duration `json:"lease"`
@@ -91,12 +94,12 @@ type Liveness struct {
 }
 
 var (
-	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process: the lease is
-	// there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet (docs/adr/0040-idle-cost.md,
-	// docs/adr/0065-death-of-a-node.md).
+	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process:
+	// the lease is there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet
+	// (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node.md).
 	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
-	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than these connections: upstream's
-	// own times. A renewal every 10 s is 8,640 writes a day for each node.
+	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than
+	// these connections: upstream's own times. A renewal every 10 s is 8,640 writes a day for each node.
 	ByLease = Liveness{Lease: 40 * time.Second, Grace: 50 * time.Second}
 )
 
@@ -157,23 +160,24 @@ func Strings(nets []netip.Prefix) []string {
 const (
 	// ServerIDAnnotation on a node is the name in the store of the server on its machine. Each server writes its own.
 	ServerIDAnnotation = "coracle.dev/server-id"
-	// LeaveAnnotation on a node says that its machine is to leave the cluster. Its value is how long its pods may take to end
-	// ([ParseLeave]). A machine may write it on its own node.
+	// LeaveAnnotation on a node says that its machine is to leave the cluster. Its value is how long its pods may take
+	// to end ([ParseLeave]). A machine may write it on its own node.
 	LeaveAnnotation = "coracle.dev/leave"
 	// MemberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
 	MemberFinalizer = "coracle.dev/store-member"
 )
 
-// LoadBalancerLabel, with the value "true" on one node at least, keeps load balancers' Services to the nodes that have it; K3sLoadBalancerLabel is the same as
-// k3s has it. A node has either from the administrator, or from --node-label when it joins.
+// LoadBalancerLabel, with the value "true" on one node at least, keeps load balancers' Services to the nodes that have
+// it; K3sLoadBalancerLabel is the same as k3s has it. A node has either from the administrator, or from --node-label
+// when it joins.
 const (
 	LoadBalancerLabel    = "coracle.dev/enable-servicelb"
 	K3sLoadBalancerLabel = "svccontroller.k3s.cattle.io/enablelb"
 )
 
-// OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's kubelet
-// expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and the API
-// server leaves that taint out.
+// OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's
+// kubelet expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and
+// the API server leaves that taint out.
 const OwnAddressesLabel = "coracle.dev/own-addresses"
 
 // MaxLeave bounds how long the pods of a node that leaves may take.

@@ -8,7 +8,8 @@ import "cmp"
 const (
 	// NetworkVXLAN wraps packets into UDP datagrams: it works wherever nodes reach one another.
 	NetworkVXLAN = "vxlan"
-	// NetworkHostGateway makes each node the gateway to its pods: nothing is wrapped, and all nodes have to be on one segment.
+	// NetworkHostGateway makes each node the gateway to its pods: nothing is wrapped, and all nodes have to be on one
+	// segment.
 	NetworkHostGateway = "host-gw"
 	// NetworkWireGuard encrypts packets between nodes.
 	NetworkWireGuard = "wireguard"
@@ -43,13 +44,13 @@ func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBack
 // WireGuardAnnotation on a node has the public key of its end of the tunnel. Each node writes its own.
 const WireGuardAnnotation = "coracle.dev/wireguard"
 
-// UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when these are
-// others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
+// UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when
+// these are others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
 const UnderlayAnnotation = "coracle.dev/underlay"
 
-// RBAC's words for external IPs: whoever may have the verb of the resource in a namespace may give its Services external IPs, each of
-// which is a name of the resource. Nothing is served by that name; the API server's admission asks for it. The ClusterRole has the rule
-// for every address, and no other role of the cluster's includes it.
+// RBAC's words for external IPs: whoever may have the verb of the resource in a namespace may give its Services
+// external IPs, each of which is a name of the resource. Nothing is served by that name; the API server's admission
+// asks for it. The ClusterRole has the rule for every address, and no other role of the cluster's includes it.
 const (
 	ExternalIPsGroup    = "coracle.dev"
 	ExternalIPsResource = "serviceexternalips"

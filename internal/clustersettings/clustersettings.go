@@ -20,7 +20,8 @@ import (
 // DNS is the name of the ConfigMap with the operator's configuration of the cluster's DNS, as k3s calls it.
 const DNS = "coredns-custom"
 
-// Names are the ConfigMaps, in kube-system, of which servers have a stream. The network's identity may read these and no others.
+// Names are the ConfigMaps, in kube-system, of which servers have a stream. The network's identity may read these and
+// no others.
 func Names() []string {
 	return []string{clusterconfig.BackendConfigMap, clusterconfig.VIPConfigMap, loadbalancer.ConfigMap, DNS}
 }

@@ -205,8 +205,8 @@ func TestRefusedStreamIsRequestedAgain(t *testing.T) {
 	}
 }
 
-// TestSettingsStayWithoutStream: what has been received stays in force while no server has a stream, and the next stream
-// shows what has been deleted meanwhile.
+// TestSettingsStayWithoutStream: what has been received stays in force while no server has a stream, and the next
+// stream shows what has been deleted meanwhile.
 func TestSettingsStayWithoutStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "a", "b")
@@ -241,7 +241,8 @@ func TestStreamWithoutEventIsGivenUp(t *testing.T) {
 	})
 }
 
-// TestNothingIsTakenBack: whatever becomes of servers and streams, what is told goes on to newer states only, and the last one arrives.
+// TestNothingIsTakenBack: whatever becomes of servers and streams, what is told goes on to newer states only, and the
+// last one arrives.
 func TestNothingIsTakenBack(t *testing.T) {
 	seed := testenv.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -343,7 +344,8 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 	}
 }
 
-// TestSlowNetwork: large settings take as long as they take. Else a node would have them sent to it again and again, and never have them.
+// TestSlowNetwork: large settings take as long as they take. Else a node would have them sent to it again and again,
+// and never have them.
 func TestSlowNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text := `{"name": "a", "data": {"v": "1"}}` + "\n"

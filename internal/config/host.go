@@ -77,8 +77,8 @@ func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
 	return ips
 }
 
-// temporary are the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or uses no more for new connections. None
-// if that cannot be found out: each is a usable address.
+// temporary are the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or uses no more for new
+// connections. None if that cannot be found out: each is a usable address.
 func temporary() map[netip.Addr]bool {
 	addrs, err := netlinkutil.Addresses(netlink.FAMILY_V6)
 	if err != nil {
@@ -118,8 +118,9 @@ func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// ReplacingHost is the LocalHost when it is asked for an address in place of one that is gone. Not every link will do: a VPN, a bridge of
-// virtual machines and a storage network keep their addresses while the machine's cable is out, and are not where others look for it.
+// ReplacingHost is the LocalHost when it is asked for an address in place of one that is gone. Not every link will do:
+// a VPN, a bridge of virtual machines and a storage network keep their addresses while the machine's cable is out, and
+// are not where others look for it.
 type ReplacingHost struct {
 	LocalHost
 	// Links are the names of those where the machine had its addresses.
@@ -165,8 +166,8 @@ func (h ReplacingHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	}), nil
 }
 
-// linksWithDefaultRoute looks at the main table, as other programs do to find the machine's address: a VPN that takes all of a machine's
-// traffic has a table of its own. A route over a link without a carrier is none.
+// linksWithDefaultRoute looks at the main table, as other programs do to find the machine's address: a VPN that takes
+// all of a machine's traffic has a table of its own. A route over a link without a carrier is none.
 func linksWithDefaultRoute() (map[string]bool, error) {
 	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {

@@ -44,8 +44,8 @@ type Node struct {
 	// NodePortAddresses are the CIDRs of local addresses that answer on node ports; none means IPs.
 	NodePortAddresses []string
 
-	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the one that has
-	// the node's address.
+	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the
+	// one that has the node's address.
 	NetworkInterface string
 	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
 	NetworkExternal bool
@@ -100,7 +100,8 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 	return n
 }
 
-// reachedOutside says whether an external address can stand for one of the machine's own. Which ones another interface has is not known here.
+// reachedOutside says whether an external address can stand for one of the machine's own. Which ones another interface
+// has is not known here.
 func (n Node) reachedOutside() bool {
 	return slices.ContainsFunc(n.ExternalIPs, func(out netip.Addr) bool {
 		return n.NetworkInterface != "" || slices.ContainsFunc(n.IPs, func(own netip.Addr) bool { return own.Is4() == out.Is4() })
@@ -181,8 +182,8 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 	return ips
 }
 
-// HostIPs finds the addresses of a machine to which none were given: one of each family of the cluster's networks, in their
-// order, and IPv4 alone when nothing says otherwise. There may be none.
+// HostIPs finds the addresses of a machine to which none were given: one of each family of the cluster's networks, in
+// their order, and IPv4 alone when nothing says otherwise. There may be none.
 func HostIPs(h Host, networks []netip.Prefix) ([]netip.Addr, error) {
 	found, err := h.Addresses(networks)
 	if err != nil {

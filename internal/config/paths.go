@@ -24,7 +24,8 @@ type Paths struct {
 	AgentDir       string
 	ContainerdRoot string
 
-	// Where everybody expects them (CSI drivers and log collectors mount them by name) as long as DataDir is the default.
+	// Where everybody expects them (CSI drivers and log collectors mount them by name) as long as DataDir is the
+	// default.
 	KubeletRoot string
 	PodLogs     string
 

@@ -26,7 +26,8 @@ type Server struct {
 
 	// ServerURL is a server of the cluster to join; nil to start one.
 	ServerURL *url.URL
-	// Given names the settings that concern the whole cluster and were set: a server that joins takes the others from there.
+	// Given names the settings that concern the whole cluster and were set: a server that joins takes the others from
+	// there.
 	Given []string
 
 	BindAddress      netip.Addr // the zero value means all addresses

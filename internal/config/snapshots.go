@@ -21,7 +21,8 @@ type Snapshots struct {
 	KeyFile   string        // "" means that the server token is the key
 	Schedule  cron.Schedule // nil: none are taken by schedule
 
-	// S3 says whether they are kept in an object store too; its settings are S3Settings and, behind those, the ones in the Secret S3Secret.
+	// S3 says whether they are kept in an object store too; its settings are S3Settings and, behind those, the ones in
+	// the Secret S3Secret.
 	S3         bool
 	S3Settings map[string]string // by the names in package s3settings, those that were given
 	S3Secret   string
@@ -70,8 +71,8 @@ func (r *reader) s3Settings() map[string]string {
 	return out
 }
 
-// AskedS3 are the settings for S3 among the flags that were given, nil if there are none. Whether they work is the server's to say, which has the others. The error, if
-// any, is of type [Problems].
+// AskedS3 are the settings for S3 among the flags that were given, nil if there are none. Whether they work is the
+// server's to say, which has the others. The error, if any, is of type [Problems].
 func (f *Flags) AskedS3() (*s3settings.Asked, error) {
 	r := &reader{vals: f.given}
 	asked := &s3settings.Asked{Values: r.s3Settings()}

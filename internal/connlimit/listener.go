@@ -7,8 +7,9 @@ import (
 	"sync"
 )
 
-// Listener bounds the connections of a listener whose clients have not said who they are, where the one who finds that out knows a connection by its remote address alone, as
-// the handlers of net/http do. See Table for which one is closed when there are too many.
+// Listener bounds the connections of a listener whose clients have not said who they are, where the one who finds that
+// out knows a connection by its remote address alone, as the handlers of net/http do. See Table for which one is closed
+// when there are too many.
 type Listener struct {
 	net.Listener
 	waiting Table
@@ -35,7 +36,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Identified notes that the client of a connection, or of one before it with the same remote address, has said who it is. It is cheap for one that is known.
+// Identified notes that the client of a connection, or of one before it with the same remote address, has said who it
+// is. It is cheap for one that is known.
 func (l *Listener) Identified(remote string) {
 	if c, ok := l.unknown.LoadAndDelete(remote); ok {
 		c.(*conn).done()

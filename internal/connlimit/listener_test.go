@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// TestListener: connections that have not said who they are make room for others, the oldest first; one that has stays, and answers are given to all.
+// TestListener: connections that have not said who they are make room for others, the oldest first; one that has stays,
+// and answers are given to all.
 func TestListener(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -89,7 +90,8 @@ type from struct {
 
 func (f from) RemoteAddr() net.Addr { return f.remote }
 
-// TestListenerSameRemote: a client that uses one port for several of this machine's addresses has no more connections than others.
+// TestListenerSameRemote: a client that uses one port for several of this machine's addresses has no more connections
+// than others.
 func TestListenerSameRemote(t *testing.T) {
 	in := make(arrived, 1)
 	l := NewListener(in, 2)

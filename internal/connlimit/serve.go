@@ -8,9 +8,9 @@ import (
 	"sync"
 )
 
-// Serve takes connections from l until ctx is done, and returns when none is left; l is closed then. Each has its own goroutine in serve, and is
-// closed when that returns or its context ends. It counts as one that has not said who it is, of which there are max at most, until identified is
-// called. The error is l's, nil after ctx was done.
+// Serve takes connections from l until ctx is done, and returns when none is left; l is closed then. Each has its own
+// goroutine in serve, and is closed when that returns or its context ends. It counts as one that has not said who it
+// is, of which there are max at most, until identified is called. The error is l's, nil after ctx was done.
 func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.Context, c net.Conn, identified func())) error {
 	var running sync.WaitGroup
 	defer running.Wait()

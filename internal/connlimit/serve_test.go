@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestServe: connections that say nothing do not keep others out, those that have said who they are stay, and at the end all are closed.
+// TestServe: connections that say nothing do not keep others out, those that have said who they are stay, and at the
+// end all are closed.
 func TestServe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

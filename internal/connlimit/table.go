@@ -31,7 +31,8 @@ type connection struct {
 	hangUp func()
 }
 
-// sourceOf is the network that a client can choose its addresses from: its address, of IPv6 the /64. What has no address is one source.
+// sourceOf is the network that a client can choose its addresses from: its address, of IPv6 the /64. What has no
+// address is one source.
 func sourceOf(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)
 	if !ok || tcp == nil {
@@ -42,10 +43,9 @@ func sourceOf(remote net.Addr) netip.Prefix {
 	return prefix
 }
 
-// Add takes a connection from remote in. If there are more than Max then, it hangs up on the oldest of the source that has the most. It
-// returns false if the Table
-// is closed. Done must be called when the connection has said who it is, or is gone. HangUp may be called until then,
-// once; it must not block.
+// Add takes a connection from remote in. If there are more than Max then, it hangs up on the oldest of the source that
+// has the most. It returns false if the Table is closed. Done must be called when the connection has said who it is, or
+// is gone. HangUp may be called until then, once; it must not block.
 func (t *Table) Add(remote net.Addr, hangUp func()) (done func(), ok bool) {
 	t.mu.Lock()
 	if t.closed {

@@ -47,8 +47,8 @@ func TestTable(t *testing.T) {
 
 func tcp(address string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)) }
 
-// TestFloodClosesItsOwnConnections: when there are too many connections, the oldest of the source that has the most is closed. A source
-// is an IPv4 address or a /64 of IPv6.
+// TestFloodClosesItsOwnConnections: when there are too many connections, the oldest of the source that has the most is
+// closed. A source is an IPv4 address or a /64 of IPv6.
 func TestFloodClosesItsOwnConnections(t *testing.T) {
 	for name, flood := range map[string]func(n int) string{
 		"one address": func(n int) string { return fmt.Sprintf("192.0.2.1:%d", n) },
@@ -89,8 +89,8 @@ func TestFloodClosesItsOwnConnections(t *testing.T) {
 	}
 }
 
-// TestSourcesThatHaveEquallyMany: of sources that have the same number of connections, the one with the oldest gives way. What is kept
-// of a source ends with its connections.
+// TestSourcesThatHaveEquallyMany: of sources that have the same number of connections, the one with the oldest gives
+// way. What is kept of a source ends with its connections.
 func TestSourcesThatHaveEquallyMany(t *testing.T) {
 	table := Table{Max: 3}
 	var closed []int

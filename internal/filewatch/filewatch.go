@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package filewatch says when files change: by the kernel's notices, and where it gives none, by having the caller read them every Every.
+// Package filewatch says when files change: by the kernel's notices, and where it gives none, by having the caller read
+// them every Every.
 //
-// The kernel gives each user a limited number of inotify instances (fs.inotify.max_user_instances, 128 on many machines), which the pods' programs of root share with
-// this process. A program that runs out of them must not fail. While notices are missing, a line on the board says so.
+// The kernel gives each user a limited number of inotify instances (fs.inotify.max_user_instances, 128 on many
+// machines), which the pods' programs of root share with this process. A program that runs out of them must not fail.
+// While notices are missing, a line on the board says so.
 package filewatch
 
 import (
@@ -48,7 +50,8 @@ func New(o Options) *Watcher {
 	return &Watcher{o: o, missing: map[string]error{}}
 }
 
-// Add watches a folder, and tries again for one that has no notices. One that is watched stays so, and one that does not exist is left out.
+// Add watches a folder, and tries again for one that has no notices. One that is watched stays so, and one that does
+// not exist is left out.
 func (w *Watcher) Add(dir string) {
 	err := w.add(dir)
 	switch {
@@ -125,7 +128,8 @@ func (w *Watcher) Errors() <-chan error {
 	return w.inner.Errors
 }
 
-// Poll says every Every, while notices are missing, that the caller has to read the files, and to Add the folders again. It is nil while none are missing.
+// Poll says every Every, while notices are missing, that the caller has to read the files, and to Add the folders
+// again. It is nil while none are missing.
 func (w *Watcher) Poll() <-chan time.Time {
 	if w.ticker == nil {
 		return nil

@@ -42,7 +42,8 @@ func TestNoInstances(t *testing.T) {
 	})
 }
 
-// TestNoticesAreBack: a folder for which there is no room is polled, and noticed at once again when there is. No line is there before.
+// TestNoticesAreBack: a folder for which there is no room is polled, and noticed at once again when there is. No line
+// is there before.
 func TestNoticesAreBack(t *testing.T) {
 	board, able := status.NewBoard(time.Now), false
 	dir := t.TempDir()
@@ -77,7 +78,8 @@ func TestNoticesAreBack(t *testing.T) {
 	}
 }
 
-// TestNextWatcherIsNotStopped: a watcher that was closed without notices leaves a line; the next one that has them says that it runs.
+// TestNextWatcherIsNotStopped: a watcher that was closed without notices leaves a line; the next one that has them says
+// that it runs.
 func TestNextWatcherIsNotStopped(t *testing.T) {
 	board, dir := status.NewBoard(time.Now), t.TempDir()
 	o := Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler)}

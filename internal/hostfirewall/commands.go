@@ -15,11 +15,13 @@ type Needs struct {
 	Port int
 	// Tunnel is the UDP port for packets between nodes' pods; 0 where they need none.
 	Tunnel int
-	// Pods are the networks of all pods of the cluster. Those of Services never are in a packet that a firewall sees: they are translated before.
+	// Pods are the networks of all pods of the cluster. Those of Services never are in a packet that a firewall sees:
+	// they are translated before.
 	Pods []netip.Prefix
 }
 
-// Concern are the chains that packets of the cluster pass: where there are no pods, or none of a chain's family, nothing is forwarded for it.
+// Concern are the chains that packets of the cluster pass: where there are no pods, or none of a chain's family,
+// nothing is forwarded for it.
 func (n Needs) Concern(chains []Chain) []Chain {
 	return slices.DeleteFunc(slices.Clone(chains), func(c Chain) bool {
 		return c.Hook == Forward && !slices.ContainsFunc(n.Pods, func(p netip.Prefix) bool { return c.has(p) })
@@ -34,8 +36,8 @@ func (c Chain) has(p netip.Prefix) bool {
 // dockerUser is the chain that Docker leaves to the administrator, and goes through first.
 const dockerUser = "DOCKER-USER"
 
-// Commands are what an administrator types, in this order, so that the firewalls let the cluster through. Each may be typed again. There is none for a chain
-// whose name is no word.
+// Commands are what an administrator types, in this order, so that the firewalls let the cluster through. Each may be
+// typed again. There is none for a chain whose name is no word.
 func Commands(chains []Chain, n Needs) []string {
 	var out []string
 	for _, p := range Programs(chains) {
@@ -86,7 +88,8 @@ func ufw(chains []Chain, n Needs) []string {
 	return out
 }
 
-// firewalld takes what is translated for a Service by itself, and pods' packets where their source is of the zone trusted.
+// firewalld takes what is translated for a Service by itself, and pods' packets where their source is of the zone
+// trusted.
 func firewalld(n Needs) []string {
 	var out []string
 	ports := ""

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostfirewall finds firewalls of other programs that drop what the cluster's machines and pods send, and says which commands let it through.
-// It reads the kernel's rules and changes nothing: an accept in a table of our own ends that table alone, and a drop in any other one still drops
-// (nft(8), "base chain"), so that only the firewall's owner can open it.
+// Package hostfirewall finds firewalls of other programs that drop what the cluster's machines and pods send, and says
+// which commands let it through. It reads the kernel's rules and changes nothing: an accept in a table of our own ends
+// that table alone, and a drop in any other one still drops (nft(8), "base chain"), so that only the firewall's owner
+// can open it.
 package hostfirewall
 
 import (
@@ -24,7 +25,8 @@ const (
 // Program is who has made a chain, as far as it shows.
 type Program string
 
-// The programs that are told apart. The last two are for rules whose owner is not known: what made them is known from how they are written.
+// The programs that are told apart. The last two are for rules whose owner is not known: what made them is known from
+// how they are written.
 const (
 	UFW       Program = "ufw"
 	Firewalld Program = "firewalld"
@@ -58,7 +60,8 @@ var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
 // plain says whether the chain can be named in a command.
 func (c Chain) plain() bool { return word.MatchString(c.Table) && word.MatchString(c.Name) }
 
-// owner says who a chain of iptables' table filter belongs to, from the names of all the chains there. Where both are, ufw's commands open FORWARD too, and are kept.
+// owner says who a chain of iptables' table filter belongs to, from the names of all the chains there. Where both are,
+// ufw's commands open FORWARD too, and are kept.
 func owner(has func(chain string) bool, hook Hook) Program {
 	switch {
 	case hook == Input && has("ufw-user-input"), hook == Forward && has("ufw-user-forward"):

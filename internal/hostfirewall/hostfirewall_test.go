@@ -67,7 +67,8 @@ func TestFindNFT(t *testing.T) {
 	}
 }
 
-// TestFindNFTUnusual: whichever rules stand in a chain, all chains are read, and a rule that matches something is no rule for all that is left.
+// TestFindNFTUnusual: whichever rules stand in a chain, all chains are read, and a rule that matches something is no
+// rule for all that is left.
 func TestFindNFTUnusual(t *testing.T) {
 	netns.RequireNFT(t)
 	nft := func(commands string) error {
@@ -103,7 +104,8 @@ func TestFindNFTUnusual(t *testing.T) {
 	t.Logf("%d rules", tried)
 }
 
-// TestUnusualNames: the kernel takes any name. What is no word is in no command that somebody types, and shown as what it is.
+// TestUnusualNames: the kernel takes any name. What is no word is in no command that somebody types, and shown as what
+// it is.
 func TestUnusualNames(t *testing.T) {
 	netns.RequireNFT(t)
 	conn, err := nftables.New()
@@ -136,7 +138,8 @@ func TestUnusualNames(t *testing.T) {
 	}
 }
 
-// TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened there.
+// TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened
+// there.
 func TestConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
 	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD"}, {IPTables, Forward, "ip6", "filter", "FORWARD"}, {NFTables, Forward, "inet", "a", "f"},

@@ -80,7 +80,8 @@ func hookOf(c *nftables.Chain) Hook {
 	return ""
 }
 
-// isClosed says whether what no rule of a base chain accepts is dropped: by the chain's policy, or by its last rule, as firewalld does.
+// isClosed says whether what no rule of a base chain accepts is dropped: by the chain's policy, or by its last rule, as
+// firewalld does.
 func isClosed(conn *nftables.Conn, c *nftables.Chain) (bool, error) {
 	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
 		return true, nil

@@ -166,7 +166,8 @@ func build(im Image) (manifestEntry, []blob, error) {
 	return manifestEntry{Config: c.name, RepoTags: []string{im.Name}, Layers: []string{l.name}}, []blob{l, c}, nil
 }
 
-// layerTar packs the files in path order, so that parents precede children and the bytes do not depend on the caller's order.
+// layerTar packs the files in path order, so that parents precede children and the bytes do not depend on the caller's
+// order.
 func layerTar(files []File) ([]byte, error) {
 	entries := map[string]File{}
 	for _, f := range files {

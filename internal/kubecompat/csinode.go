@@ -22,7 +22,8 @@ import (
 //go:linkname manager k8s.io/kubernetes/pkg/volume/csi.nim
 var manager nodeinfomanager.Interface
 
-// changing is held while a CSI volume plugin is initialized, the kubelet's or a controller's, and so changes the variable.
+// changing is held while a CSI volume plugin is initialized, the kubelet's or a controller's, and so changes the
+// variable.
 var changing sync.Mutex
 
 // Keep calls build, which may initialize a CSI volume plugin without a node, and gives the kubelet its own back.

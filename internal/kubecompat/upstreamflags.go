@@ -55,7 +55,8 @@ func (c Component) Parse(args []string) error {
 	return errors.Join(errs...)
 }
 
-// Cut returns an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value if one is given.
+// Cut returns an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value if
+// one is given.
 func Cut(arg string) (name, value string, given bool) {
 	name, value, given = strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	return strings.ReplaceAll(name, "_", "-"), value, given

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file has the record of which node answers for which address of the load balancer's pools. The server that leads writes it
-// (controllers/servicelb), every node reads it (agent/announcer).
+// This file has the record of which node answers for which address of the load balancer's pools. The server that leads
+// writes it (controllers/servicelb), every node reads it (agent/announcer).
 
 package loadbalancer
 
@@ -22,29 +22,34 @@ const (
 	ConfigMap = "load-balancer.coracle"
 	// data is its key.
 	data = "holders"
-	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it can announce addresses in those.
+	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it
+	// can announce addresses in those.
 	NetworksAnnotation = "coracle.dev/networks"
-	// WidestNetwork is the shortest prefix in NetworksAnnotation: the API server takes no node's word for a wider network.
+	// WidestNetwork is the shortest prefix in NetworksAnnotation: the API server takes no node's word for a wider
+	// network.
 	WidestNetwork = 8
-	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses: ADDRESS=ETHERNET-ADDRESS, with commas in between.
+	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses:
+	// ADDRESS=ETHERNET-ADDRESS, with commas in between.
 	ConflictsAnnotation = "coracle.dev/addresses-in-use"
-	// ProvenAnnotation on a Node lists addresses of which the record does not say yet that they were proven, and that it has proven since it holds them:
-	// ADDRESS=TERM, with commas in between.
+	// ProvenAnnotation on a Node lists addresses of which the record does not say yet that they were proven, and that
+	// it has proven since it holds them: ADDRESS=TERM, with commas in between.
 	ProvenAnnotation = "coracle.dev/addresses-proven"
 	// Lease is for how long a node may answer after it began to ask whether it still is the holder.
 	Lease = 700 * time.Millisecond
-	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was written down. A
-	// tenth more is for clocks of different speed.
+	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was
+	// written down. A tenth more is for clocks of different speed.
 	Wait = Lease + Lease/10
 )
 
 // Holder is who answers for an address.
 type Holder struct {
 	Node string `json:"node"`
-	// Term is another one for each change of the node, so that one who was the holder before last knows that there was another in between.
+	// Term is another one for each change of the node, so that one who was the holder before last knows that there was
+	// another in between.
 	Term uint64 `json:"term"`
-	// New says that no node has proven yet that no other machine has the address: this one asks the network before it answers, and says so on its Node
-	// (ProvenAnnotation). It stays when the address moves before that. It is taken back while the node holds the address, with the same Term.
+	// New says that no node has proven yet that no other machine has the address: this one asks the network before it
+	// answers, and says so on its Node (ProvenAnnotation). It stays when the address moves before that. It is taken
+	// back while the node holds the address, with the same Term.
 	New bool `json:"new,omitempty"`
 }
 
@@ -79,8 +84,8 @@ func (r Record) Write() (map[string]string, error) {
 // Conflicts are addresses that another machine uses, with its Ethernet address.
 type Conflicts map[netip.Addr]net.HardwareAddr
 
-// maxSaid bounds what a Node says of addresses: whoever is on the network can invent as many conflicts as there are addresses. What was proven makes room
-// for more as soon as the record has it.
+// maxSaid bounds what a Node says of addresses: whoever is on the network can invent as many conflicts as there are
+// addresses. What was proven makes room for more as soon as the record has it.
 const maxSaid = 64
 
 // ReadConflicts reads the annotation, and passes over what it does not understand: a node writes it.

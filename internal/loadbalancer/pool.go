@@ -15,7 +15,8 @@ import (
 // Range is addresses of a pool, both ends included.
 type Range struct{ First, Last netip.Addr }
 
-// ParseRange reads FIRST-LAST, a network in CIDR notation, or one address. Of an IPv4 network the first and last address are left out.
+// ParseRange reads FIRST-LAST, a network in CIDR notation, or one address. Of an IPv4 network the first and last
+// address are left out.
 func ParseRange(text string) (Range, error) {
 	if first, last, ok := strings.Cut(text, "-"); ok {
 		a, errA := netip.ParseAddr(strings.TrimSpace(first))

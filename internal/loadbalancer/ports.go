@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into the Service's status
-// (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and opens no node port of another Service there.
+// This file says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into
+// the Service's status (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and
+// opens no node port of another Service there.
 
 package loadbalancer
 
@@ -17,8 +18,8 @@ import (
 const (
 	// Condition is in the status of each Service that the load balancer serves.
 	Condition = "coracle.dev/LoadBalancer"
-	// Kept is in the status of a Service that has been served at a node's address and is not at present. Its message lists those places, in groups that
-	// have semicolons in between: PORT/PROTOCOL,… at ADDRESS,….
+	// Kept is in the status of a Service that has been served at a node's address and is not at present. Its message
+	// lists those places, in groups that have semicolons in between: PORT/PROTOCOL,… at ADDRESS,….
 	Kept = "coracle.dev/LoadBalancerKept"
 )
 
@@ -36,8 +37,9 @@ func PortOf(p corev1.Protocol, number int32) Port {
 	return Port{p, number}
 }
 
-// Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own until the load balancer has taken it from the
-// status: else one that takes it back would have it before those who got it meanwhile.
+// Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own
+// until the load balancer has taken it from the status: else one that takes it back would have it before those who got
+// it meanwhile.
 func Held(svc *corev1.Service) []Port {
 	if svc == nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 		return nil

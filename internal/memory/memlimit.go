@@ -44,8 +44,8 @@ func Self() (Limit, error) { return Of(os.Getpid()) }
 // Of returns the limit of a process.
 func Of(pid int) (Limit, error) { return Read(os.DirFS("/"), strconv.Itoa(pid)) }
 
-// Read returns the limit of a process as the files below root say: those of proc and of the mounted control groups.
-// The process is named as in /proc. Only the machine's memory has to be there: without control groups there is no limit.
+// Read returns the limit of a process as the files below root say: those of proc and of the mounted control groups. The
+// process is named as in /proc. Only the machine's memory has to be there: without control groups there is no limit.
 func Read(root fs.FS, process string) (Limit, error) {
 	machine, err := machineMemory(root)
 	if err != nil {

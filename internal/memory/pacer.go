@@ -17,18 +17,21 @@ const (
 	// idleAbove is the time above which it is at rest again. What lies between changes nothing, so that a process in
 	// between does not swing.
 	idleAbove = 10 * time.Second
-	// busyRoom is how many bytes of garbage may pile up under load as long as that is at least half of what the percentage
-	// for load allows. More would save little time, and at its largest a heap is as scattered as it will stay: Go moves
-	// nothing, and a page of which one object lives on is not given back.
+	// busyRoom is how many bytes of garbage may pile up under load as long as that is at least half of what the
+	// percentage for load allows. More would save little time, and at its largest a heap is as scattered as it will
+	// stay: Go moves nothing, and a page of which one object lives on is not given back.
 	busyRoom = 64 << 20
-	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent. A server of a
-	// thousand nodes with ten thousand pods has 600 MB: with 160 MB of garbage 36% of its processor time under load was the collector's.
+	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent. A
+	// server of a thousand nodes with ten thousand pods has 600 MB: with 160 MB of garbage 36% of its processor time
+	// under load was the collector's.
 	busyMost  = 128 << 20
 	busyLeast = 20
-	// worthwhile is how many bytes of garbage may pile up under load from which on a burst's end is worth two collections.
+	// worthwhile is how many bytes of garbage may pile up under load from which on a burst's end is worth two
+	// collections.
 	worthwhile = 96 << 20
-	// overEvery is the least time between the ends of two bursts: where work comes in bursts of its own accord, such as every quarter of a
-	// minute, the two collections of all that lives and the pages that come back would be more work than the garbage is worth.
+	// overEvery is the least time between the ends of two bursts: where work comes in bursts of its own accord, such as
+	// every quarter of a minute, the two collections of all that lives and the pages that come back would be more work
+	// than the garbage is worth.
 	overEvery = time.Minute
 	// idleRoom is how many bytes of garbage may pile up at rest as long as that is at least idleLeast percent: a server
 	// of a thousand nodes has time to collect every few seconds, and half a gigabyte that lives.
@@ -37,13 +40,15 @@ const (
 )
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of that or less when it is not. It looks only
-// when a collection has ended, and once after a burst of work that left much behind, so it never wakes an idle process.
+// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of
+// that or less when it is not. It looks only when a collection has ended, and once after a burst of work that left much
+// behind, so it never wakes an idle process.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
 	set        func(percent int)
-	// heap tells how many collections Go began of its own accord, and of how many bytes Go takes its percentage: those that outlived the last one, with stacks and globals.
+	// heap tells how many collections Go began of its own accord, and of how many bytes Go takes its percentage: those
+	// that outlived the last one, with stacks and globals.
 	heap func() (automatic, live uint64)
 
 	mu      sync.Mutex
@@ -72,7 +77,8 @@ func NewPacer(idle, busy int, now func() time.Time) *Pacer {
 	return p
 }
 
-// Over has a value when a burst of work has ended that may have left much garbage behind, which Go would collect two minutes later: the process is to Rest, and to Trim.
+// Over has a value when a burst of work has ended that may have left much garbage behind, which Go would collect two
+// minutes later: the process is to Rest, and to Trim.
 func (p *Pacer) Over() <-chan struct{} { return p.over }
 
 // Rest goes back to the value for rest at once.
@@ -115,7 +121,8 @@ func (p *Pacer) collected() {
 	p.await(live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
 }
 
-// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at rest, and longer if one ended a short time ago. The caller holds mu.
+// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at
+// rest, and longer if one ended a short time ago. The caller holds mu.
 func (p *Pacer) await(burst bool) {
 	if p.waiting != nil {
 		p.waiting.Stop()
@@ -140,8 +147,8 @@ func atRest(idle int, live uint64) int {
 	return min(max(percent, idleLeast), idle)
 }
 
-// underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are coarse,
-// because a change of it stops the process for a moment.
+// underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are
+// coarse, because a change of it stops the process for a moment.
 func underLoad(busy int, live uint64) int {
 	allowed := func(room uint64) int { return int(room * 100 / max(live, 1) / 5 * 5) }
 	percent := max(min(allowed(busyRoom)/10*10, busy), busy/2)

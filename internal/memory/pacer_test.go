@@ -25,7 +25,8 @@ func TestPacer(t *testing.T) {
 		want      int
 	}{
 		{5 * time.Second, 1, 40, 25}, {time.Second, 1, 40, 100}, {5 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25}, {3 * time.Second, 1, 40, 25},
-		// Trim collects twice, one right after the other. The next collection is a long time after the last that counts.
+		// Trim collects twice, one right after the other. The next collection is a long time after the last that
+		// counts.
 		{0, 0, 40, 25}, {time.Millisecond, 0, 40, 25}, {time.Second, 0, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Under load less piles up the more there is, down to half.
 		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 250, 50}, {time.Second, 1, 60, 100},
@@ -45,7 +46,8 @@ func TestPacer(t *testing.T) {
 	}
 }
 
-// TestPacerSeesTheEndOfABurst: ten seconds without a collection that Go began of its own accord, and only where much garbage may have piled up.
+// TestPacerSeesTheEndOfABurst: ten seconds without a collection that Go began of its own accord, and only where much
+// garbage may have piled up.
 func TestPacerSeesTheEndOfABurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collections, live uint64

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netinformers lets one shared informer stand for several whose watches would have selectors: each part's handlers hear only of the objects that it asked for.
+// Package netinformers lets one shared informer stand for several whose watches would have selectors: each part's
+// handlers hear only of the objects that it asked for.
 package netinformers
 
 import (
@@ -9,8 +10,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Informer has its handlers hear of what Shows says yes to, as a watch with a selector would have it: what begins to be shown is added to them, what ends to be is deleted. Its store and
-// indexer hold all the same.
+// Informer has its handlers hear of what Shows says yes to, as a watch with a selector would have it: what begins to be
+// shown is added to them, what ends to be is deleted. Its store and indexer hold all the same.
 type Informer struct {
 	cache.SharedIndexInformer
 	// Shows is asked about handlers' arguments, of which Object makes objects, and must not change them.

@@ -28,7 +28,8 @@ func running(obj any) bool {
 	return ok && pod.Status.Phase == corev1.PodRunning
 }
 
-// api holds pods and tells of them as the API does, whose connections break now and then for so long that clients have to list again.
+// api holds pods and tells of them as the API does, whose connections break now and then for so long that clients have
+// to list again.
 type api struct {
 	mu      sync.Mutex
 	pods    map[string]*corev1.Pod
@@ -186,8 +187,9 @@ func (o *told) String() string {
 	return fmt.Sprint(out, o.odd)
 }
 
-// TestAsWithASelector: handlers know in the end what they would know with a watch that has a selector, and hear of nothing as new that they know and of nothing as changed or gone that they do not,
-// also where one update stands for several: a pod that ends to be shown and another of its name that begins to be, while the connection is broken.
+// TestAsWithASelector: handlers know in the end what they would know with a watch that has a selector, and hear of
+// nothing as new that they know and of nothing as changed or gone that they do not, also where one update stands for
+// several: a pod that ends to be shown and another of its name that begins to be, while the connection is broken.
 func TestAsWithASelector(t *testing.T) {
 	for range 4 { // side by side, as a client waits a second or more before it lists again
 		t.Run("", func(t *testing.T) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package netinformers is the one set of caches that a node's network parts share: the pod network, the Service proxy,
-// the cluster DNS and what enforces NetworkPolicies read the same objects, held once and trimmed to what those parts use.
+// the cluster DNS and what enforces NetworkPolicies read the same objects, held once and trimmed to what those parts
+// use.
 //
-// It owns the watches with the network's read-only identity. Options say what is watched; nothing else ever is. It never
-// writes to the API.
+// It owns the watches with the network's read-only identity. Options say what is watched; nothing else ever is. It
+// never writes to the API.
 package netinformers
 
 import (
@@ -55,10 +56,11 @@ type Options struct {
 	// Services watches what a Service proxy needs: Services that have an address, EndpointSlices that are not headless,
 	// and ServiceCIDRs.
 	Services bool
-	// Names watches what the cluster DNS needs: all Services, all EndpointSlices, and Namespaces. The Service proxy's are among them, so nothing is watched twice.
+	// Names watches what the cluster DNS needs: all Services, all EndpointSlices, and Namespaces. The Service proxy's
+	// are among them, so nothing is watched twice.
 	Names bool
-	// Policies watches what enforces NetworkPolicies: those, and from PolicyInformers.WatchPeers on Namespaces and the pods of
-	// all nodes.
+	// Policies watches what enforces NetworkPolicies: those, and from PolicyInformers.WatchPeers on Namespaces and the
+	// pods of all nodes.
 	Policies bool
 }
 
@@ -110,7 +112,8 @@ func (i *Informers) watchNodes() {
 	})
 }
 
-// watchServices leaves out what a Service proxy does not serve, where nobody else wants it; served says the same of an object.
+// watchServices leaves out what a Service proxy does not serve, where nobody else wants it; served says the same of an
+// object.
 func (i *Informers) watchServices() {
 	i.factory.InformerFor(&corev1.Service{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredServiceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
@@ -185,7 +188,8 @@ type PolicyInformers struct {
 	Namespaces      coreinformers.NamespaceInformer
 	// Pods are those of all nodes that have not ended.
 	Pods coreinformers.PodInformer
-	// WatchPeers begins to fill Pods, and Namespaces where nobody else has them filled, once for all. A cluster without policies need not hold every pod on every node.
+	// WatchPeers begins to fill Pods, and Namespaces where nobody else has them filled, once for all. A cluster without
+	// policies need not hold every pod on every node.
 	WatchPeers func()
 }
 

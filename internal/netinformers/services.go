@@ -14,7 +14,8 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/apis"
 )
 
-// ServiceInformers are there with Options.Services. Their handlers hear only of what a Service proxy serves; the caches below hold the rest, too, where Options.Names asks for it.
+// ServiceInformers are there with Options.Services. Their handlers hear only of what a Service proxy serves; the caches
+// below hold the rest, too, where Options.Names asks for it.
 type ServiceInformers struct {
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
@@ -33,7 +34,8 @@ func (i *Informers) Services() (ServiceInformers, error) {
 	}, nil
 }
 
-// NameInformers are there with Options.Names. Of headless Services and their EndpointSlices the caches hold what names follow from, and no more.
+// NameInformers are there with Options.Names. Of headless Services and their EndpointSlices the caches hold what names
+// follow from, and no more.
 type NameInformers struct {
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
@@ -52,7 +54,8 @@ func (i *Informers) Names() (NameInformers, error) {
 	}, nil
 }
 
-// served says whether a Service proxy serves an object: whether the selectors of watchServices would have let it through.
+// served says whether a Service proxy serves an object: whether the selectors of watchServices would have let it
+// through.
 func served(obj any) bool {
 	switch o := Object(obj).(type) {
 	case *corev1.Service:

@@ -32,7 +32,8 @@ func aSlice(name string, labels map[string]string) *discoveryv1.EndpointSlice {
 	return &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: labels}}
 }
 
-// TestServedIsWhatSelectorsLetThrough: before and after trimming, an object is served just where a watch with the selectors would show it.
+// TestServedIsWhatSelectorsLetThrough: before and after trimming, an object is served just where a watch with the
+// selectors would show it.
 func TestServedIsWhatSelectorsLetThrough(t *testing.T) {
 	withoutOthers, withoutHeadless := labels.Everything(), labels.Everything()
 	for at, text := range map[*labels.Selector]string{&withoutOthers: "!" + apis.LabelServiceProxyName, &withoutHeadless: "!" + corev1.IsHeadlessService} {

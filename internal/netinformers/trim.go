@@ -16,8 +16,8 @@ import (
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
-// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network. What comes in stays as it is:
-// a fake client's first events hold the very objects that it keeps.
+// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network.
+// What comes in stays as it is: a fake client's first events hold the very objects that it keeps.
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
@@ -131,7 +131,8 @@ func pod(o *corev1.Pod) *corev1.Pod {
 	return out
 }
 
-// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses (loadbalancer.Held).
+// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses
+// (loadbalancer.Held).
 func loadBalancers(all []metav1.Condition) []metav1.Condition {
 	var out []metav1.Condition
 	for _, c := range all {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file lists what the kernel's network has, whole. A list over netlink comes in pieces, and what changes between two of them may leave
-// out what was there all the time; the kernel says so, and then it is listed again.
+// This file lists what the kernel's network has, whole. A list over netlink comes in pieces, and what changes between
+// two of them may leave out what was there all the time; the kernel says so, and then it is listed again.
 
 package netlinkutil
 
@@ -11,7 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// attempts is how often something is listed. What changes so often that none succeeds is looked at later by the callers, who look again anyway.
+// attempts is how often something is listed. What changes so often that none succeeds is looked at later by the
+// callers, who look again anyway.
 const attempts = 20
 
 // Whole returns what a function of the netlink package lists, from the first time that nothing changed meanwhile.

@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// onFirst runs f in a goroutine that is on the process's first thread when f begins, and so is the first goroutine that f starts and waits for.
+// onFirst runs f in a goroutine that is on the process's first thread when f begins, and so is the first goroutine that
+// f starts and waits for.
 func onFirst(f func()) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // no other processor takes what f starts
 	end := make(chan struct{})

@@ -12,8 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// TestKernelWithoutNFTables: a kernel without nftables holds no tables and takes none, whichever part of it is missing. Debian's User-Mode Linux has neither netfilter's part of
-// netlink nor nf_tables until they are loaded, and nf_tables for no family that matters.
+// TestKernelWithoutNFTables: a kernel without nftables holds no tables and takes none, whichever part of it is missing.
+// Debian's User-Mode Linux has neither netfilter's part of netlink nor nf_tables until they are loaded, and nf_tables
+// for no family that matters.
 func TestKernelWithoutNFTables(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nfttable asks the kernel few things about its nftables, such as whether a table is there; and it makes empty tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a
-// program for that. It never changes what is in a table.
+// Package nfttable asks the kernel few things about its nftables, such as whether a table is there; and it makes empty
+// tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a program
+// for that. It never changes what is in a table.
 //
 // A kernel without nftables holds no tables: asking for them, counting them and deleting them succeeds there.
 package nfttable
@@ -27,8 +28,9 @@ const (
 	IPv6 = nftables.TableFamilyIPv6
 )
 
-// Missing says whether err, of a question about all tables or chains, means that this kernel has no nftables: without netfilter's part of netlink there is no such socket, and without
-// nf_tables nobody there takes the question, which has nothing else that could be invalid.
+// Missing says whether err, of a question about all tables or chains, means that this kernel has no nftables: without
+// netfilter's part of netlink there is no such socket, and without nf_tables nobody there takes the question, which has
+// nothing else that could be invalid.
 func Missing(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }

@@ -42,8 +42,9 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// TestProtocolsWithoutTheHostsFile: the carried nft knows names of protocols by itself. Minimal systems have no /etc/protocols; nft then refuses some names, and
-// lists numbers, which who compares a list with the rules takes for something else.
+// TestProtocolsWithoutTheHostsFile: the carried nft knows names of protocols by itself. Minimal systems have no
+// /etc/protocols; nft then refuses some names, and lists numbers, which who compares a list with the rules takes for
+// something else.
 func TestProtocolsWithoutTheHostsFile(t *testing.T) {
 	netns.RequireNFT(t)
 	const script = `if [ -e /etc/protocols ]; then mount --bind /dev/null /etc/protocols; fi

@@ -33,8 +33,8 @@ func OwnerOf(network string, port int) string {
 	return ""
 }
 
-// Listeners are those of some TCP ports at which a program listens, at all addresses of this machine or at one of those given. The values
-// name the processes, "" for one that cannot be found.
+// Listeners are those of some TCP ports at which a program listens, at all addresses of this machine or at one of those
+// given. The values name the processes, "" for one that cannot be found.
 func Listeners(ports []int, at []netip.Addr) (map[int]string, error) {
 	out := map[int]string{}
 	for i, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {

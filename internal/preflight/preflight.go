@@ -36,7 +36,8 @@ type Needs struct {
 	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
-	// Ingress are the TCP ports of the ingress at nodes' addresses, which other programs may keep; none where it is disabled.
+	// Ingress are the TCP ports of the ingress at nodes' addresses, which other programs may keep; none where it is
+	// disabled.
 	Ingress []int
 	// Firewall is what a firewall of this machine has to let through.
 	Firewall hostfirewall.Needs
@@ -44,11 +45,13 @@ type Needs struct {
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
 	Snapshotter string
-	// ProxyMode is auto, ipvs or nftables, and IPVSScheduler goes with it; empty where Services are left to another program.
+	// ProxyMode is auto, ipvs or nftables, and IPVSScheduler goes with it; empty where Services are left to another
+	// program.
 	ProxyMode, IPVSScheduler string
 	// Pods are the networks of the cluster's pods.
 	Pods []netip.Prefix
-	// NoNFTables says that nothing here will make rules in the kernel: pods' network and Services are left to other programs.
+	// NoNFTables says that nothing here will make rules in the kernel: pods' network and Services are left to other
+	// programs.
 	NoNFTables bool
 	// Running says that a coracle with these settings runs already, so that the ports are its own.
 	Running bool
@@ -69,7 +72,8 @@ type Host struct {
 	Root  bool  // this process may do what only root may
 	Now   func() time.Time
 	Probe Probe
-	// IPVS names what the kernel lacks for IPVS, nil where it has all. It may be nil itself: then nothing is said of the proxy mode.
+	// IPVS names what the kernel lacks for IPVS, nil where it has all. It may be nil itself: then nothing is said of
+	// the proxy mode.
 	IPVS func(mode, scheduler string, pods []netip.Prefix) error
 }
 
@@ -83,7 +87,8 @@ type Probe interface {
 	Overlay(dir string) error
 	// Listen says whether a port is free. The error names who has it, if that can be found.
 	Listen(p Port) error
-	// Listeners names the processes that listen at some TCP ports, at all addresses or at one of these; "" for one that cannot be found.
+	// Listeners names the processes that listen at some TCP ports, at all addresses or at one of these; "" for one that
+	// cannot be found.
 	Listeners(ports []int, at []netip.Addr) (map[int]string, error)
 	// Space looks at the file system of the nearest existing folder on the way to path.
 	Space(path string) (Space, error)

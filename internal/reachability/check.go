@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	// attempts are connections that are tried side by side, each so much later than the one before: a packet that is lost decides
-	// nothing. The kernel itself would wait a second before it sends another one.
+	// attempts are connections that are tried side by side, each so much later than the one before: a packet that is
+	// lost decides nothing. The kernel itself would wait a second before it sends another one.
 	attempts     = 4
 	attemptAfter = 150 * time.Millisecond
-	// patience bounds a check of a machine that answers at once. It grows with the time that the machine took when it was reached last.
+	// patience bounds a check of a machine that answers at once. It grows with the time that the machine took when it
+	// was reached last.
 	patience = 600 * time.Millisecond
 	// roundTrips is by how many times that, mostTrip how slow a machine may be.
 	roundTrips = 4
@@ -29,7 +30,8 @@ const (
 // Check says whether a machine answers at one of the addresses, and how long that took.
 type Check func(ctx context.Context, at []netip.AddrPort) (took time.Duration, ok bool)
 
-// Answers is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when the agent does not.
+// Answers is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when the
+// agent does not.
 func Answers(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 	if ctx.Err() != nil {
 		return 0, false

@@ -2,10 +2,11 @@
 
 // Package reachability is one machine's own view of which nodes it cannot reach.
 //
-// Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of this machine's own
-// decides: does the node's kernel still answer a TCP connection, at an address that the API says is the node's? So nobody can make a
-// node look unreachable to others, and datagrams that are lost mark nobody. A node that this machine has never reached is never marked:
-// it may be behind a router or a firewall. The package writes nothing anywhere. While nobody is nominated it does nothing.
+// Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of
+// this machine's own decides: does the node's kernel still answer a TCP connection, at an address that the API says is
+// the node's? So nobody can make a node look unreachable to others, and datagrams that are lost mark nobody. A node
+// that this machine has never reached is never marked: it may be behind a router or a firewall. The package writes
+// nothing anywhere. While nobody is nominated it does nothing.
 package reachability
 
 import (
@@ -31,19 +32,22 @@ const (
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
 	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
 	afterBye = 20 * time.Second
-	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new machine is not
-	// called by all others at once; verifyAgain the wait after the first failure, which doubles, and verifyMost how often it is tried.
+	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new
+	// machine is not called by all others at once; verifyAgain the wait after the first failure, which doubles, and
+	// verifyMost how often it is tried.
 	verifyWithin = 2 * time.Second
 	verifyAgain  = 10 * time.Second
 	verifyMost   = 6
-	// unknownAgain is the wait for the address of a node that the API does not have, or not yet: gossip hears of a machine first, and of others before a
-	// machine that starts has any list from the API. It doubles, and unknownMost is how often it is waited for.
+	// unknownAgain is the wait for the address of a node that the API does not have, or not yet: gossip hears of a
+	// machine first, and of others before a machine that starts has any list from the API. It doubles, and unknownMost
+	// is how often it is waited for.
 	unknownAgain = time.Second
 	unknownMost  = 9
 	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
 	lateBy = 500 * time.Millisecond
-	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that are not known to be reached and of which nothing new was heard: each may take as
-	// long as a check may, and there may be hundreds. mostNodes is how many nodes are known at most.
+	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that are not known to be
+	// reached and of which nothing new was heard: each may take as long as a check may, and there may be hundreds.
+	// mostNodes is how many nodes are known at most.
 	parallel, rechecks, mostNodes = 32, 24, 4096
 	// rest is the longest wait of the loop.
 	rest = time.Hour
@@ -51,8 +55,8 @@ const (
 
 // Options may all be left out.
 type Options struct {
-	// Tell is called, from a goroutine of its own, with the name of a node that this machine has just found unreachable, so that others
-	// look at it too.
+	// Tell is called, from a goroutine of its own, with the name of a node that this machine has just found
+	// unreachable, so that others look at it too.
 	Tell func(node string)
 	// Check is Answers when nil.
 	Check Check
@@ -181,8 +185,8 @@ func (w *Watch) Changed() <-chan struct{} {
 	return w.changed
 }
 
-// Run checks until ctx is done, and returns when no check is under way. addresses says where a node is, by the API; none of a
-// Node that is not there, and such a one is forgotten.
+// Run checks until ctx is done, and returns when no check is under way. addresses says where a node is, by the API;
+// none of a Node that is not there, and such a one is forgotten.
 func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Addr) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -253,8 +257,9 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 	return out
 }
 
-// due are the nodes to be checked now, the most urgent first, and of one urgency in the order in which they became due. Hundreds that are not reached, or that nobody here can
-// ever reach, would hold the others up: when one more dies, or one comes back. So only as many of these are checked at a time as there are places.
+// due are the nodes to be checked now, the most urgent first, and of one urgency in the order in which they became due.
+// Hundreds that are not reached, or that nobody here can ever reach, would hold the others up: when one more dies, or
+// one comes back. So only as many of these are checked at a time as there are places.
 func (w *Watch) due(now time.Time) (nodes []string, places int) {
 	places = rechecks
 	for node, s := range w.nodes {
@@ -293,7 +298,8 @@ func (s *state) urgency() urgency {
 	return nextTry
 }
 
-// unknown is for a node that the API does not have, or not yet. What was known of a Node that is gone does not count for one of its name that comes.
+// unknown is for a node that the API does not have, or not yet. What was known of a Node that is gone does not count
+// for one of its name that comes.
 func (w *Watch) unknown(node string, s *state, now time.Time) {
 	down := !s.down.IsZero()
 	if s.unknown >= unknownMost {

@@ -289,8 +289,9 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// TestKnownLate: a node of which gossip says more than the API at first, as at the start of a machine, is reached soon after the API has it. One that dies within the
-// first seconds would otherwise keep its endpoints until the leader takes them out.
+// TestKnownLate: a node of which gossip says more than the API at first, as at the start of a machine, is reached soon
+// after the API has it. One that dies within the first seconds would otherwise keep its endpoints until the leader
+// takes them out.
 func TestKnownLate(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
@@ -305,7 +306,8 @@ func TestKnownLate(t *testing.T) {
 	})
 }
 
-// TestKnownLong: a machine of which gossip alone has known for long is reached soon after gossip says that it is there anew.
+// TestKnownLong: a machine of which gossip alone has known for long is reached soon after gossip says that it is there
+// anew.
 func TestKnownLong(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
@@ -321,7 +323,8 @@ func TestKnownLong(t *testing.T) {
 	})
 }
 
-// TestForgottenAmid: a Node is deleted while its machine starts anew, and is looked at just then. It is one that was never reached then, and is when it is back.
+// TestForgottenAmid: a Node is deleted while its machine starts anew, and is looked at just then. It is one that was
+// never reached then, and is when it is back.
 func TestForgottenAmid(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
@@ -346,7 +349,8 @@ func TestForgottenAmid(t *testing.T) {
 	})
 }
 
-// TestManyAway: when most of the nodes have vanished at once, one more that dies is found as soon as ever, and one that comes back too.
+// TestManyAway: when most of the nodes have vanished at once, one more that dies is found as soon as ever, and one that
+// comes back too.
 func TestManyAway(t *testing.T) {
 	run(t, func(w *world) {
 		nodes := make([]string, 255)
@@ -392,7 +396,8 @@ func TestManyAway(t *testing.T) {
 	})
 }
 
-// TestManyBehindRouters: where most nodes are such as no other one can connect to, one of the others that dies is found as soon as ever, and a new one is tried as soon.
+// TestManyBehindRouters: where most nodes are such as no other one can connect to, one of the others that dies is found
+// as soon as ever, and a new one is tried as soon.
 func TestManyBehindRouters(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n250", port)

@@ -16,8 +16,8 @@ import (
 // address into the first, and the real ones into their own.
 var HostFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"}
 
-// Choose returns the first file that names a resolver off loopback, because a pod's loopback is its own. Where none does
-// it is the first file, as it is: an empty list of resolvers is no mistake.
+// Choose returns the first file that names a resolver off loopback, because a pod's loopback is its own. Where none
+// does it is the first file, as it is: an empty list of resolvers is no mistake.
 func Choose(files []string) string {
 	for _, f := range files {
 		servers, err := Servers(f)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package s3settings reads and checks the settings for keeping snapshots in an S3-compatible object store. They come from flags,
-// or from a Secret, by the same names. It speaks to nobody.
+// Package s3settings reads and checks the settings for keeping snapshots in an S3-compatible object store. They come
+// from flags, or from a Secret, by the same names. It speaks to nobody.
 package s3settings
 
 import (
@@ -157,7 +157,8 @@ func checkEndpoint(text string) error {
 	return fmt.Errorf("%q is not of the form HOST or HOST:PORT, without https:// in front", text)
 }
 
-// folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter of them as it is.
+// folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter
+// of them as it is.
 func folder(text string) (string, error) {
 	out := path.Clean(strings.Trim(text, "/"))
 	switch {

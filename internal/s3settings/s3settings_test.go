@@ -61,7 +61,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestFolder: however a folder is spelt, the objects in it are those that are listed there. One that leads out of the bucket is refused.
+// TestFolder: however a folder is spelt, the objects in it are those that are listed there. One that leads out of the
+// bucket is refused.
 func TestFolder(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "/": "", ".": "", "a": "a", "a/b/": "a/b", "/a//b": "a/b", "./a": "a", "a/./b": "a/b", "a/../b": "b", "a/..": "", "..a/b..": "..a/b..",

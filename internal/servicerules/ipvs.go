@@ -18,7 +18,8 @@ const (
 	IPVS       = "ipvs"
 	IPVSTable  = "coracle-ipvs" // its nftables tables
 	IPVSDevice = "coracleipvs0" // carries the addresses of Services; coracle-* are the pod network's
-	// IPVSFlag is on each virtual server that is ours: the third of the flags that the kernel leaves to schedulers, which none of them uses.
+	// IPVSFlag is on each virtual server that is ours: the third of the flags that the kernel leaves to schedulers,
+	// which none of them uses.
 	IPVSFlag = 0x20
 )
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package servicerules keeps the record of what the Service proxy of this node has put into the host's kernel, and
-// removes it by that record. Tables by upstream's name are not enough to go by: the kube-proxy of another cluster on the
-// same host calls its own the same. The package never writes a rule; the back ends of proxy/ do.
+// removes it by that record. Tables by upstream's name are not enough to go by: the kube-proxy of another cluster on
+// the same host calls its own the same. The package never writes a rule; the back ends of proxy/ do.
 package servicerules
 
 import (
@@ -45,8 +45,8 @@ func Write(record, backend string) error {
 	return write(record, append(names, backend))
 }
 
-// Remove takes out of the kernel what the record says that a Service proxy of coracle's made there, then the record, and
-// returns the names of the back ends, with commas between; empty when there is no record.
+// Remove takes out of the kernel what the record says that a Service proxy of coracle's made there, then the record,
+// and returns the names of the back ends, with commas between; empty when there is no record.
 func Remove(record string) (backends string, err error) {
 	return remove(record, "")
 }

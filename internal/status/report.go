@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Report is the answer to "how are you?". Its JSON form is what coracle status -o json prints; fields are only ever added.
+// Report is the answer to "how are you?". Its JSON form is what coracle status -o json prints; fields are only ever
+// added.
 type Report struct {
 	Running    bool        `json:"running"`
 	Role       string      `json:"role,omitempty"` // server or agent

@@ -52,7 +52,8 @@ type ClusterServer struct {
 
 // Failures says which failures of servers a cluster can bear, in words, and what is wrong with its servers.
 //
-// A majority of the voters has to store for the cluster to work, not only to answer; the other servers take the place of voters that do not.
+// A majority of the voters has to store for the cluster to work, not only to answer; the other servers take the place
+// of voters that do not.
 func Failures(servers []ClusterServer) (words string, problems []string) {
 	servers, problems = reachedElsewhere(servers)
 	voters, alive := 0, 0

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// servers makes a list from words such as "leader", "voter", "voter!" (which does not answer), "voter?" (whose disk is stalled) and "non-voter".
+// servers makes a list from words such as "leader", "voter", "voter!" (which does not answer), "voter?" (whose disk is
+// stalled) and "non-voter".
 func servers(roles string) []ClusterServer {
 	var out []ClusterServer
 	for i, role := range strings.Fields(roles) {

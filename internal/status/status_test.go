@@ -117,7 +117,8 @@ func TestServerAndClient(t *testing.T) {
 	stop()
 }
 
-// TestErrorsKeepSecrets: a request has keys for S3 in it, and may end with an error that nobody but the connection made.
+// TestErrorsKeepSecrets: a request has keys for S3 in it, and may end with an error that nobody but the connection
+// made.
 func TestErrorsKeepSecrets(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)

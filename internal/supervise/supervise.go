@@ -2,7 +2,8 @@
 
 // Package supervise runs the parts without which a process goes on: one that fails is started again.
 //
-// It decides how soon, and says on the board and in the log that the part failed. It never ends a process; docs/architecture.md lists what does.
+// It decides how soon, and says on the board and in the log that the part failed. It never ends a process;
+// docs/architecture.md lists what does.
 package supervise
 
 import (
@@ -21,7 +22,8 @@ const (
 // Part is something that runs as long as the process. Name and Run are required; the others may be nil.
 type Part struct {
 	Name string
-	// Run ends with its context; it may be called again after it has returned an error. Without one it has nothing more to do.
+	// Run ends with its context; it may be called again after it has returned an error. Without one it has nothing more
+	// to do.
 	Run    func(context.Context) error
 	Board  *status.Board
 	Logger *slog.Logger

@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestKeep: a part that fails is started again after longer and longer waits, which begin anew once it has run for a while, and the board says so.
+// TestKeep: a part that fails is started again after longer and longer waits, which begin anew once it has run for a
+// while, and the board says so.
 func TestKeep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
@@ -72,7 +73,8 @@ func TestKeepDone(t *testing.T) {
 	}
 }
 
-// TestKeepDoneAfterFailure: the line of a part that fails first, and then has done what there was to do, says nothing of trouble.
+// TestKeepDoneAfterFailure: the line of a part that fails first, and then has done what there was to do, says nothing
+// of trouble.
 func TestKeepDoneAfterFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board, runs := status.NewBoard(time.Now), 0

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file is for work that this process does again and again: what is done with one period is done at the same moment,
-// and longer periods at moments of the shorter ones that divide them, so that a processor at rest is woken once. Other processes,
-// and machines, have other moments.
+// This file is for work that this process does again and again: what is done with one period is done at the same
+// moment, and longer periods at moments of the shorter ones that divide them, so that a processor at rest is woken
+// once. Other processes, and machines, have other moments.
 
 package timers
 

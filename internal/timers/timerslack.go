@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file tells the kernel how late it may wake this process's threads, so that timers which are due one after
-// the other wake an idle processor once (prctl(2), PR_SET_TIMERSLACK). A processor that has work is in time to a tick of the
-// kernel's clock all the same.
+// This file tells the kernel how late it may wake this process's threads, so that timers which are due one after the
+// other wake an idle processor once (prctl(2), PR_SET_TIMERSLACK). A processor that has work is in time to a tick of
+// the kernel's clock all the same.
 //
-// A thread gets the slack of the one that starts it, and so does a program that is started; a program that runs for long sets
-// its own.
+// A thread gets the slack of the one that starts it, and so does a program that is started; a program that runs for
+// long sets its own.
 
 package timers
 
@@ -27,10 +27,12 @@ const Standard = 50 * time.Microsecond
 // rounds is how often Set looks for threads that were started meanwhile. It ends with the first round that finds none.
 const rounds = 10
 
-// Set gives all threads of this process a slack, and by them those that are started later. It needs CAP_SYS_NICE, and Linux
+// Set gives all threads of this process a slack, and by them those that are started later. It needs CAP_SYS_NICE, and
+// Linux
 // 4.6: before that there is no file by which to say it for another thread. Without these it changes nothing.
 func Set(slack time.Duration) error {
-	// A thread may always say it for itself, and so comes last: it would be the only one, and give it to the programs that it starts.
+	// A thread may always say it for itself, and so comes last: it would be the only one, and give it to the programs
+	// that it starts.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own := strconv.Itoa(unix.Gettid())

@@ -15,13 +15,13 @@ import (
 // unlinked is the version of a binary that was built without the Makefile.
 const unlinked = "v0.0.0-dev"
 
-// protocol is a number in digits, so that the linker can set it: -X …/internal/version.protocol=3 makes a build that says that it is
-// another version than it is, for tests.
+// protocol is a number in digits, so that the linker can set it: -X …/internal/version.protocol=3 makes a build that
+// says that it is another version than it is, for tests.
 var protocol = "2"
 
-// Protocol is the version of what machines of a cluster say to one another: how they join, gossip, the calls of servers and
-// nodes to one another, and what these mean. Whoever changes any of it so that the version before cannot live with it raises the
-// number. The versions so far:
+// Protocol is the version of what machines of a cluster say to one another: how they join, gossip, the calls of servers
+// and nodes to one another, and what these mean. Whoever changes any of it so that the version before cannot live with
+// it raises the number. The versions so far:
 //
 //	1  everything before machines said their version when they joined
 //	2  they say it
@@ -33,8 +33,8 @@ func Protocol() int {
 	return n
 }
 
-// Understands says whether this version and one of another protocol can be in one cluster: a version and the one before it can, so that
-// machines are updated one after the other, in any order.
+// Understands says whether this version and one of another protocol can be in one cluster: a version and the one before
+// it can, so that machines are updated one after the other, in any order.
 func Understands(other int) bool {
 	distance := Protocol() - other
 	return distance >= -1 && distance <= 1

@@ -152,8 +152,8 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	return nil
 }
 
-// passwordFor derives what a cluster gets to know of a machine's password: who only passed for a server of the cluster has
-// heard nothing that the cluster would take.
+// passwordFor derives what a cluster gets to know of a machine's password: who only passed for a server of the cluster
+// has heard nothing that the cluster would take.
 func passwordFor(root *x509.Certificate, password string) string {
 	if password == "" {
 		return ""

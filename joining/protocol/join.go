@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package protocol is the protocol by which a machine becomes a part of the cluster: one question and one answer over one
-// TLS 1.3 connection, which the cluster's port tells from others by its name in ALPN.
+// Package protocol is the protocol by which a machine becomes a part of the cluster: one question and one answer over
+// one TLS 1.3 connection, which the cluster's port tells from others by its name in ALPN.
 //
 //	machine                                     server
 //	  | -- ClientHello, ALPN coracle-join/1 ----> |
@@ -10,9 +10,10 @@
 //	  | -- Request, proof of the token ---------> |   a key is made on the machine and never leaves it: the server
 //	  | <-- Answer, proof of the token ---------- |   only signs
 //
-// A proof is an HMAC under the token's secret of a value that only this TLS connection has (RFC 9266): the secret itself
-// is never sent, a proof that was overheard is good for nothing else, and a server that cannot make one is not the
-// cluster's. In place of a token a machine that has joined before shows its node's certificate in the TLS handshake.
+// A proof is an HMAC under the token's secret of a value that only this TLS connection has (RFC 9266): the secret
+// itself is never sent, a proof that was overheard is good for nothing else, and a server that cannot make one is not
+// the cluster's. In place of a token a machine that has joined before shows its node's certificate in the TLS
+// handshake.
 //
 // The package knows both ends of the conversation. Whom to admit is the server's matter (server/joining), where
 // credentials are kept the node's (internal/nodecreds).
@@ -61,8 +62,8 @@ type Request struct {
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`
 	Proof Proof     `json:"proof"`
-	// Node is the machine as a node. A server makes its own credentials: of it the name and the addresses count, and the
-	// name is empty if it has no node.
+	// Node is the machine as a node. A server makes its own credentials: of it the name and the addresses count, and
+	// the name is empty if it has no node.
 	Node Node `json:"node"`
 	// Reach, from who knows the server token, asks for nothing but whether a server is reached at an address.
 	Reach *Reach `json:"reach,omitempty"`

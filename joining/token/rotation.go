@@ -17,7 +17,8 @@ type Former struct {
 	Token
 	// Until is the end as the server's clock had it on which the token was replaced.
 	Until time.Time
-	// Here, if set, is the end as this server counts it, from when it saw that the token was replaced: its clock may be behind that other one.
+	// Here, if set, is the end as this server counts it, from when it saw that the token was replaced: its clock may be
+	// behind that other one.
 	Here time.Time
 }
 
@@ -36,7 +37,8 @@ func (s Set) Valid(now time.Time) []Token {
 type Rotation struct {
 	// Role says which.
 	Role Role
-	// Old, if given, has to be the one that works; New is the one to come, and made here when it is empty. Both may be whole tokens or bare secrets.
+	// Old, if given, has to be the one that works; New is the one to come, and made here when it is empty. Both may be
+	// whole tokens or bare secrets.
 	Old, New string
 	// Grace is how long the old one works.
 	Grace time.Duration

@@ -11,21 +11,22 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// applier keeps the virtual servers of one family in step. What it remembers only saves questions: a full apply reads all
-// of the kernel's.
+// applier keeps the virtual servers of one family in step. What it remembers only saves questions: a full apply reads
+// all of the kernel's.
 type applier struct {
 	table Table
 	// known is what the kernel has, as far as the last apply knows; nil: not known.
 	known map[Key]VirtualServer
 	// draining are virtual servers with real ones that are on their way out.
 	draining map[Key]bool
-	// lacking are schedulers that the kernel has not, as it said since the last full apply: DefaultScheduler stands in for them. Otherwise one Service's
-	// wish would fail every apply.
+	// lacking are schedulers that the kernel has not, as it said since the last full apply: DefaultScheduler stands in
+	// for them. Otherwise one Service's wish would fail every apply.
 	lacking map[string]bool
 }
 
-// apply makes the kernel what is wanted: with full unset what differs from what the last apply left, and what drains. What is not among those that are touched is as it was wanted then; nil is all. What is
-// refused of one virtual server keeps it from no other one.
+// apply makes the kernel what is wanted: with full unset what differs from what the last apply left, and what drains.
+// What is not among those that are touched is as it was wanted then; nil is all. What is refused of one virtual server
+// keeps it from no other one.
 func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full bool) error {
 	if full {
 		clear(a.lacking) // somebody may have loaded the module

@@ -26,8 +26,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is not here:
-// pods answer by way of the node anyway.
+// bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is
+// not here: pods answer by way of the node anyway.
 type bed struct {
 	pods     []*netns.NS
 	outside  *netns.NS

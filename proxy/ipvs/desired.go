@@ -21,8 +21,8 @@ type View struct {
 	Topology map[string]string
 	// NodePortAddrs are the local addresses that answer on node ports.
 	NodePortAddrs []netip.Addr
-	// Elsewhere are addresses that must not become ours because of a Service: those of this node's own devices, and those
-	// of the other nodes, which could no longer be reached.
+	// Elsewhere are addresses that must not become ours because of a Service: those of this node's own devices, and
+	// those of the other nodes, which could no longer be reached.
 	Elsewhere map[netip.Addr]bool
 	// Scheduler is for Services that name none.
 	Scheduler string
@@ -42,8 +42,8 @@ type part struct {
 	members members  // what goes with no virtual server
 }
 
-// offer is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an address and port, the first by name has it, and what others want
-// to go with it is not in force.
+// offer is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an
+// address and port, the first by name has it, and what others want to go with it is not in force.
 type offer struct {
 	key     Key
 	server  VirtualServer
@@ -142,7 +142,8 @@ func (v View) service(p *part, svc *ServicePort, endpoints []upstream.Endpoint) 
 	}
 }
 
-// serve offers the virtual server at k, instead of what the part offers there already, and its address where that may be ours.
+// serve offers the virtual server at k, instead of what the part offers there already, and its address where that may
+// be ours.
 func (v View) serve(p *part, svc *ServicePort, k Key, t target) *offer {
 	o := p.offer(k)
 	if o == nil {
@@ -163,8 +164,8 @@ func (v View) serve(p *part, svc *ServicePort, k Key, t target) *offer {
 	return o
 }
 
-// sources closes an offer to all but the Service's source ranges. This node's own requests come from the address itself, which
-// is allowed where one of the node's addresses is.
+// sources closes an offer to all but the Service's source ranges. This node's own requests come from the address
+// itself, which is allowed where one of the node's addresses is.
 func (v View) sources(o *offer, svc *ServicePort) {
 	ranges := svc.LoadBalancerSourceRanges()
 	if len(ranges) == 0 {

@@ -270,7 +270,8 @@ func (m *table) SetWeight(k Key, a netip.AddrPort, w int) error {
 }
 func (m *table) DeleteReal(k Key, a netip.AddrPort) error { delete(m.reals[k], a); return m.refuse }
 
-// TestNothingDrainsThatIsGone: a virtual server that drained when another program removed it, and that no Service wants by then, is not waited for.
+// TestNothingDrainsThatIsGone: a virtual server that drained when another program removed it, and that no Service wants
+// by then, is not waited for.
 func TestNothingDrainsThatIsGone(t *testing.T) {
 	k := Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), 80}
 	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")

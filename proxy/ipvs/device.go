@@ -41,7 +41,8 @@ func ensureDevice() (netlink.Link, error) {
 	return link, nil
 }
 
-// deviceIntact says whether the device is there and up, and has all addresses that the last sync left there. What it has besides is no Service's harm.
+// deviceIntact says whether the device is there and up, and has all addresses that the last sync left there. What it
+// has besides is no Service's harm.
 func (p *Proxier) deviceIntact() (bool, error) {
 	link, err := netlink.LinkByName(servicerules.IPVSDevice)
 	var missing netlink.LinkNotFoundError
@@ -84,8 +85,8 @@ func addressesOf(link netlink.Link, family int) (map[netip.Addr]bool, error) {
 
 const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE: no link-local address
 
-// applyAddresses makes the device's addresses of one family those that are wanted: what is missing before the virtual servers are made,
-// with prune what is too much.
+// applyAddresses makes the device's addresses of one family those that are wanted: what is missing before the virtual
+// servers are made, with prune what is too much.
 func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	link, err := ensureDevice()
 	if err != nil {
@@ -122,8 +123,8 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	return errors.Join(errs...)
 }
 
-// deviceAddress is one that the node never takes as its own when it opens a connection or answers: on devices without an address the kernel
-// would choose among all that the node has.
+// deviceAddress is one that the node never takes as its own when it opens a connection or answers: on devices without
+// an address the kernel would choose among all that the node has.
 func deviceAddress(a netip.Addr) *netlink.Addr {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Scope: unix.RT_SCOPE_HOST}
 	if a.Is6() {

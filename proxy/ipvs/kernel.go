@@ -39,8 +39,9 @@ type Table interface {
 // errNoScheduler says that the kernel neither has the scheduler nor could load it.
 var errNoScheduler = errors.New("the kernel has no such scheduler (the module ip_vs_ with its name)")
 
-// schedulerError makes it of what the kernel answers, which has that number for nothing else when a virtual server is added or changed
-// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_service and ip_vs_edit_service), but for a persistence engine, of which none is asked for.
+// schedulerError makes it of what the kernel answers, which has that number for nothing else when a virtual server is
+// added or changed (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_service and ip_vs_edit_service), but for a persistence
+// engine, of which none is asked for.
 func schedulerError(err error, s Server) error {
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w: %s", errNoScheduler, s.Scheduler)
@@ -80,8 +81,9 @@ var (
 	protocolNames = map[uint16]corev1.Protocol{unix.IPPROTO_TCP: corev1.ProtocolTCP, unix.IPPROTO_UDP: corev1.ProtocolUDP, unix.IPPROTO_SCTP: corev1.ProtocolSCTP}
 )
 
-// ErrLost says that IPVS was there and is there no more: another program has removed all virtual servers, which hold the module, and then unloaded it.
-// A module that is loaded again has another number in netlink, which this process does not know.
+// ErrLost says that IPVS was there and is there no more: another program has removed all virtual servers, which hold
+// the module, and then unloaded it. A module that is loaded again has another number in netlink, which this process
+// does not know.
 var ErrLost = errors.New("the kernel has lost its IPVS, the module ip_vs was unloaded, and Services do not answer on this node: " +
 	"restart coracle here; with --proxy-mode=auto it goes on with nftables where the module cannot be loaded again")
 

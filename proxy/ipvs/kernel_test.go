@@ -40,8 +40,8 @@ const (
 
 var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
 
-// TestKernel runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables for IP, so that what is here
-// is IPVS itself; the rules beside it are in proxy's TestServiceCases.
+// TestKernel runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables for IP, so that what
+// is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
 func TestKernel(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
@@ -287,7 +287,8 @@ func testTermination(t *testing.T, b *bed) {
 	}
 }
 
-// testIdle: IPVS forgets a connection on which nothing is said after a day, not after a quarter of an hour; and who asked for longer gets it.
+// testIdle: IPVS forgets a connection on which nothing is said after a day, not after a quarter of an hour; and who
+// asked for longer gets it.
 func testIdle(t *testing.T, b *bed) {
 	k := b.proxier.families[0].kernel
 	for _, want := range []time.Duration{idleMost, 2 * idleMost} {
@@ -600,8 +601,9 @@ func testThousand(t *testing.T, b *bed) {
 	t.Logf("a full sync that finds nothing to do: %v", time.Since(start))
 }
 
-// testPartMoves hands a port from one Service to another one of the same address, as the front does when a status gives it another address or takes that away:
-// connections stay, and of the virtual servers only that of the other address comes and goes.
+// testPartMoves hands a port from one Service to another one of the same address, as the front does when a status gives
+// it another address or takes that away: connections stay, and of the virtual servers only that of the other address
+// comes and goes.
 func testPartMoves(t *testing.T, b *bed) {
 	port := func(change func(*corev1.Service)) func(*corev1.Service) {
 		return func(s *corev1.Service) {

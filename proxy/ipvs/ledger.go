@@ -13,7 +13,8 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
-// ledger is the desired state of one family, and who wants what of it: a Service that changes costs its own ports, however many others there are.
+// ledger is the desired state of one family, and who wants what of it: a Service that changes costs its own ports,
+// however many others there are.
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
 	parts map[upstream.ServicePortName]*part
@@ -51,7 +52,8 @@ func newLedger() *ledger {
 	}
 }
 
-// update makes the state that of a view, in which Services and endpoints differ from the last one's only where a Service is named; anything else may differ, too.
+// update makes the state that of a view, in which Services and endpoints differ from the last one's only where a
+// Service is named; anything else may differ, too.
 func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 	all := len(l.parts) == 0 || !l.view.alike(v)
 	if !all && len(changed) == 0 {

@@ -103,7 +103,8 @@ func (f *failing) Run(ctx context.Context, tx *knftables.Transaction) error {
 	return f.Fake.Run(ctx, tx)
 }
 
-// TestLedgerIsLikeDesired: after any changes the ledger's state is what Desired computes whole, and what is written of it, touched parts alone, leaves the kernel with all of it, though it refuses something now and then.
+// TestLedgerIsLikeDesired: after any changes the ledger's state is what Desired computes whole, and what is written of
+// it, touched parts alone, leaves the kernel with all of it, though it refuses something now and then.
 func TestLedgerIsLikeDesired(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -232,7 +233,8 @@ func wantKernel(t *testing.T, m *table, nft *failing, want State) {
 	}
 }
 
-// TestPodsAreNoOtherView: addresses that come with pods and those of the other family have no Service looked at again; others do.
+// TestPodsAreNoOtherView: addresses that come with pods and those of the other family have no Service looked at again;
+// others do.
 func TestPodsAreNoOtherView(t *testing.T) {
 	p := &Proxier{o: Options{NodeName: "n1", NodePortAddresses: []string{nodeAddr + "/32"}}}
 	for _, c := range []struct {
@@ -253,8 +255,9 @@ func TestPodsAreNoOtherView(t *testing.T) {
 	}
 }
 
-// TestOneAddressOfTwoServices: of two Services with one external IP and port the first by name has it, whichever was told of first, and what the other one wants there is neither in its way nor in nft's: an
-// element of a map has one value.
+// TestOneAddressOfTwoServices: of two Services with one external IP and port the first by name has it, whichever was
+// told of first, and what the other one wants there is neither in its way nor in nft's: an element of a map has one
+// value.
 func TestOneAddressOfTwoServices(t *testing.T) {
 	netns.RequireNFT(t)
 	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)

@@ -9,7 +9,8 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
-// Upstream's trackers count the changes that they are told of; what a sync does is counted here, under kube-proxy's names.
+// Upstream's trackers count the changes that they are told of; what a sync does is counted here, under kube-proxy's
+// names.
 
 // tried notes that a sync of a family has ended.
 func (f *family) tried(start time.Time) {

@@ -35,8 +35,8 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports.
 	NodePortAddresses []string
-	// Elsewhere are addresses that must not become this node's because of a Service: those of the cluster's other nodes, as far as they
-	// are known, and the API's virtual address. It may be nil.
+	// Elsewhere are addresses that must not become this node's because of a Service: those of the cluster's other
+	// nodes, as far as they are known, and the API's virtual address. It may be nil.
 	Elsewhere func() []netip.Addr
 	// Scheduler is for Services that name none, or one that does not exist; empty is DefaultScheduler.
 	Scheduler string
@@ -47,8 +47,8 @@ type Options struct {
 	nft func(knftables.Family) (knftables.Interface, error) // but for tests, the program's
 }
 
-// Proxier holds what was told, and makes the kernel follow at Sync. The On methods may be called from anywhere, the others
-// from one goroutine.
+// Proxier holds what was told, and makes the kernel follow at Sync. The On methods may be called from anywhere, the
+// others from one goroutine.
 type Proxier struct {
 	o           Options
 	families    []*family
@@ -231,7 +231,8 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: map[netip.Addr]bool{}, Scheduler: p.o.Scheduler,
 	}
 	elsewhere := func(a netip.Addr) {
-		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another one.
+		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another
+		// one.
 		if a.Is6() == (f.name == corev1.IPv6Protocol) && !(a.Is6() && a.IsLinkLocalUnicast()) {
 			v.Elsewhere[a] = true
 		}
@@ -259,7 +260,8 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	return v
 }
 
-// update takes in what was told. It returns when that changed, by Service, and all Services that changed, or whose endpoints did.
+// update takes in what was told. It returns when that changed, by Service, and all Services that changed, or whose
+// endpoints did.
 func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.NamespacedName]) {
 	services := f.services.Update(f.changes)
 	result := f.endpoints.Update(f.slices)
@@ -269,7 +271,8 @@ func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.
 	return result.LastChangeTriggerTimes, services.UpdatedServices.Union(result.UpdatedServices)
 }
 
-// write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces it is there.
+// write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces
+// it is there.
 func (f *family) write(ctx context.Context, full bool) error {
 	s, t := f.ledger.state, f.ledger.touched
 	if err := f.rules.apply(ctx, s.Sets, t.members, full); err != nil {
@@ -282,7 +285,8 @@ func (f *family) write(ctx context.Context, full bool) error {
 			return err
 		}
 	}
-	// One virtual server that is refused keeps the addresses of Services that are gone from nobody: the others are as they should be.
+	// One virtual server that is refused keeps the addresses of Services that are gone from nobody: the others are as
+	// they should be.
 	err := f.apply.apply(s.Servers, t.servers, full)
 	if moved {
 		err = errors.Join(err, applyAddresses(f.netlink, s.Addresses, true))

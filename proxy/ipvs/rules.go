@@ -83,8 +83,8 @@ type chain struct {
 }
 
 // chains are all rules. The order of the hooks around IPVS: a packet that arrives passes prerouting (filter, nat), the
-// routing, which finds the address local, input at priority 0, and then IPVS, at 99, which rewrites it and sends it on by
-// output and postrouting; what the node itself sends meets IPVS in output, after the nat chain there.
+// routing, which finds the address local, input at priority 0, and then IPVS, at 99, which rewrites it and sends it on
+// by output and postrouting; what the node itself sends meets IPVS in output, after the nat chain there.
 func (v ruleView) chains() []chain {
 	ip := v.family.ip
 	at := ip + " daddr . meta l4proto . th dport "
@@ -145,8 +145,8 @@ type rulesWriter struct {
 	verified uint32
 }
 
-// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is asked to or has to. What is not among the members that are touched is as it was
-// wanted the last time; nil is all.
+// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is
+// asked to or has to. What is not among the members that are touched is as it was wanted the last time; nil is all.
 func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool, touched map[member]bool, full bool) error {
 	tx := w.nft.NewTransaction()
 	have := w.applied
@@ -196,8 +196,8 @@ func compareMembers(a, b member) int {
 	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.text, b.text))
 }
 
-// intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not counted. Of rules it costs one question to the
-// kernel as long as nobody has changed any table of this host.
+// intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not
+// counted. Of rules it costs one question to the kernel as long as nobody has changed any table of this host.
 func (w *rulesWriter) intact(t nfttable.Table) (bool, error) {
 	if ok, err := nfttable.Exists(t); err != nil || !ok {
 		return false, err

@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's stand where IPVS
-// would, at the Services' addresses, and say who came.
+// TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's
+// stand where IPVS would, at the Services' addresses, and say who came.
 func TestRules(t *testing.T) {
 	netns.RequireNFT(t)
 	outside, pod := netns.New(t), netns.New(t)
@@ -169,8 +169,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say nothing; what others do elsewhere is no harm, nor is what
-// changes with Services.
+// TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say
+// nothing; what others do elsewhere is no harm, nor is what changes with Services.
 func TestRulesAreCounted(t *testing.T) {
 	netns.RequireNFT(t)
 	for _, c := range []struct {

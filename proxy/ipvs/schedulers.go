@@ -19,16 +19,17 @@ const SchedulerAnnotation = "coracle.dev/ipvs-scheduler"
 // DefaultScheduler takes real servers in turn.
 const DefaultScheduler = "rr"
 
-// Schedulers are those that a Service or the node may name: round robin, weighted round robin, least connections, weighted least
-// connections, source hashing, destination hashing, Maglev hashing, shortest expected delay, never queue.
+// Schedulers are those that a Service or the node may name: round robin, weighted round robin, least connections,
+// weighted least connections, source hashing, destination hashing, Maglev hashing, shortest expected delay, never
+// queue.
 var Schedulers = []string{"rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq"}
 
 // Flags of virtual servers, from the kernel's ip_vs.h.
 const (
 	flagPersistent = 0x1
 	flagHashed     = 0x2 // the kernel's own
-	// flagFallback makes sh and mh pass over real servers that take no new connections. Without it a client whose hash leads
-	// to one that drains is refused. Others do not look at it.
+	// flagFallback makes sh and mh pass over real servers that take no new connections. Without it a client whose hash
+	// leads to one that drains is refused. Others do not look at it.
 	flagFallback = 0x8
 )
 
@@ -39,8 +40,8 @@ func flagsOf(scheduler string) uint32 {
 	return 0
 }
 
-// drains says whether real servers may stay with weight 0. dh has no fallback: it would refuse every client that the hash
-// leads to such a one, and since the hash is of the Service's address, that is all clients.
+// drains says whether real servers may stay with weight 0. dh has no fallback: it would refuse every client that the
+// hash leads to such a one, and since the hash is of the Service's address, that is all clients.
 func drains(scheduler string) bool { return scheduler != "dh" }
 
 // ServicePort is upstream's, with what IPVS needs beside that.
@@ -64,7 +65,8 @@ func (v View) schedulerOf(svc *ServicePort) string {
 	return v.Scheduler
 }
 
-// substitutes says once which Services have another scheduler than the one that they, or the node for those that name none, ask for.
+// substitutes says once which Services have another scheduler than the one that they, or the node for those that name
+// none, ask for.
 type substitutes struct {
 	said map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipvs serves Services by the kernel's IPVS: one virtual server for each address and port of a Service, one real
-// server for each endpoint.
+// Package ipvs serves Services by the kernel's IPVS: one virtual server for each address and port of a Service, one
+// real server for each endpoint.
 //
-// Desired says what the kernel should hold, as a pure function of what upstream's change trackers know; Proxier reads the
-// kernel, sends the difference, and prunes. The package owns the virtual servers that carry its flag, the device
-// coracleipvs0 with the addresses of Services, the nftables tables `coracle-ipvs`, and the switches of
-// sysctls.go. It never touches a virtual server of somebody else, and no address of a device that is not its own.
+// Desired says what the kernel should hold, as a pure function of what upstream's change trackers know; Proxier reads
+// the kernel, sends the difference, and prunes. The package owns the virtual servers that carry its flag, the device
+// coracleipvs0 with the addresses of Services, the nftables tables `coracle-ipvs`, and the switches of sysctls.go. It
+// never touches a virtual server of somebody else, and no address of a device that is not its own.
 package ipvs
 
 import (
@@ -53,8 +53,8 @@ type State struct {
 	Servers map[Key]VirtualServer
 	// Addresses are to be local, on our device.
 	Addresses map[netip.Addr]bool
-	// Sets are the contents of the nftables sets and maps, by the names that rules.go has. An element is its key, and after
-	// a colon in a map its value.
+	// Sets are the contents of the nftables sets and maps, by the names that rules.go has. An element is its key, and
+	// after a colon in a map its value.
 	Sets map[string]map[string]bool
 }
 

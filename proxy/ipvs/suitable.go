@@ -66,8 +66,8 @@ func (p Probe) Err() error {
 	return fmt.Errorf("the kernel lacks %s", strings.Join(missing, ", "))
 }
 
-// newEnough refuses kernels before 5.9: there IPVS delays a client that uses its port again by a second, or sends it to a real server that is
-// gone, whatever conn_reuse_mode says, once conntrack knows its connections (kubernetes 81775).
+// newEnough refuses kernels before 5.9: there IPVS delays a client that uses its port again by a second, or sends it to
+// a real server that is gone, whatever conn_reuse_mode says, once conntrack knows its connections (kubernetes 81775).
 func newEnough(release string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
@@ -79,14 +79,15 @@ func newEnough(release string) error {
 	return nil
 }
 
-// trial is where the kernel is asked to make virtual servers: addresses of documentation, in a network namespace that nothing else is in.
+// trial is where the kernel is asked to make virtual servers: addresses of documentation, in a network namespace that
+// nothing else is in.
 var trial = map[corev1.IPFamily]Key{
 	corev1.IPv4Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("192.0.2.1"), Port: 80},
 	corev1.IPv6Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80},
 }
 
-// Find has the kernel make one virtual server for each scheduler and family, and a device, in a network namespace that ends with it. The kernel
-// loads the modules for that where it can; the machine's own network stays as it is.
+// Find has the kernel make one virtual server for each scheduler and family, and a device, in a network namespace that
+// ends with it. The kernel loads the modules for that where it can; the machine's own network stays as it is.
 func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -148,7 +149,8 @@ func (p *Probe) try(schedulers []string, families []corev1.IPFamily) error {
 // netlinkFamily is the name by which IPVS is to be asked, and there when the module is loaded.
 const netlinkFamily = "IPVS"
 
-// loadModule loads ip_vs where it is not loaded. The kernel does not do so by itself when it is first asked for it, as it does with the others.
+// loadModule loads ip_vs where it is not loaded. The kernel does not do so by itself when it is first asked for it, as
+// it does with the others.
 func loadModule() error {
 	if _, err := netlink.GenlFamilyGet(netlinkFamily); err == nil {
 		return nil

@@ -21,11 +21,11 @@ var sysctls = []struct{ name, value string }{
 	{"vs/expire_nodest_conn", "1"},
 	// A client with affinity to a real server that takes no new connections is given another.
 	{"vs/expire_quiescent_template", "1"},
-	// A client's port that is used again is a new connection, which goes to a real server that takes some. Kernels before 5.9 delay
-	// it by a second, or send it to where the old one went.
+	// A client's port that is used again is a new connection, which goes to a real server that takes some. Kernels
+	// before 5.9 delay it by a second, or send it to where the old one went.
 	{"vs/conn_reuse_mode", "1"},
-	// Each node has all Services' addresses, and on the LAN only the one that announces such an address may answer for it: so a
-	// device's neighbours are told of that device's addresses alone.
+	// Each node has all Services' addresses, and on the LAN only the one that announces such an address may answer for
+	// it: so a device's neighbours are told of that device's addresses alone.
 	{"conf/all/arp_ignore", "1"},
 	{"conf/all/arp_announce", "2"},
 }
@@ -52,8 +52,9 @@ const idleFile = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 // idleMost is what the front allows conntrack.
 const idleMost = 24 * time.Hour
 
-// setIdleTime has IPVS remember idle connections as long as conntrack does, a day at most. Its own default is a quarter of an hour, and the
-// next packet after that is answered with a reset (kubernetes 80298). A longer time that somebody else has set stays.
+// setIdleTime has IPVS remember idle connections as long as conntrack does, a day at most. Its own default is a quarter
+// of an hour, and the next packet after that is answered with a reset (kubernetes 80298). A longer time that somebody
+// else has set stays.
 func (k *kernel) setIdleTime() error {
 	text, err := os.ReadFile(idleFile)
 	if errors.Is(err, os.ErrNotExist) {

@@ -22,12 +22,11 @@ type snapshotEnd struct {
 // them out itself, in fit; and it never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
 
-// fit fits the log to a snapshot that is installed, or that raft will start from:
-// its state is the state machine's. Entries that agree with it stay. If the log ends before the snapshot does, or has another
-// entry at the snapshot's end, no entry of it is of use: what the snapshot
-// covers was committed, and the log holds something else. Then entries are gone
-// for readers at once, and on disk with the next append; after a crash in
-// between, Open comes to the same conclusion.
+// fit fits the log to a snapshot that is installed, or that raft will start from: its state is the state machine's.
+// Entries that agree with it stay. If the log ends before the snapshot does, or has another entry at the snapshot's
+// end, no entry of it is of use: what the snapshot covers was committed, and the log holds something else. Then entries
+// are gone for readers at once, and on disk with the next append; after a crash in between, Open comes to the same
+// conclusion.
 //
 // forget is called before entries go, if they do. running says that raft has
 // read the log's end already.

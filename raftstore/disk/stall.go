@@ -30,7 +30,8 @@ type stall struct {
 	took  time.Duration
 }
 
-// flushWindow is how long a slow write is remembered, at least, while others follow it. Who writes nothing learns nothing, and forgets nothing.
+// flushWindow is how long a slow write is remembered, at least, while others follow it. Who writes nothing learns
+// nothing, and forgets nothing.
 const flushWindow = 10 * time.Second
 
 // flushed notes how long a write to the disk took that has succeeded.
@@ -83,19 +84,20 @@ func (s *stall) longest() time.Duration {
 // takes no lock.
 func (d *Dir) Stalled() time.Duration { return d.stall.longest() }
 
-// FlushTakes returns how long a write of the log or of raft's variables took, flush included: the longest of the last ten to twenty seconds in which
-// there were any.
+// FlushTakes returns how long a write of the log or of raft's variables took, flush included: the longest of the last
+// ten to twenty seconds in which there were any.
 func (d *Dir) FlushTakes() time.Duration { return d.stall.flushTakes() }
 
-// FlushedWithin returns how long the write took that began last, flush included, if that was at most so long ago; false if none has ended that did.
+// FlushedWithin returns how long the write took that began last, flush included, if that was at most so long ago; false
+// if none has ended that did.
 func (d *Dir) FlushedWithin(ago time.Duration) (took time.Duration, ok bool) {
 	d.stall.mu.Lock()
 	defer d.stall.mu.Unlock()
 	return d.stall.took, d.stall.clock.Since(d.stall.began) <= ago
 }
 
-// Flush writes a few bytes and flushes them, so that FlushedWithin knows how long that takes now. They are this process's number in the lock file, which
-// is there already, so it needs no space.
+// Flush writes a few bytes and flushes them, so that FlushedWithin knows how long that takes now. They are this
+// process's number in the lock file, which is there already, so it needs no space.
 func (d *Dir) Flush() error {
 	start := d.stall.clock.Now()
 	err := errors.Join(notePID(d.lock), d.space.faults.strike(d.Vars.ctx, d.space.clock), unix.Fdatasync(int(d.lock.Fd())))

@@ -82,7 +82,8 @@ func TestStalled(t *testing.T) {
 	}
 }
 
-// How long a flush takes is asked of a disk that has written nothing for long: it flushes a few bytes then, and the lock file stays what it was.
+// How long a flush takes is asked of a disk that has written nothing for long: it flushes a few bytes then, and the
+// lock file stays what it was.
 func TestFlushOfNow(t *testing.T) {
 	d, c, faults, _ := onFakeDisk(t)
 	before, err := os.ReadFile(filepath.Join(d.path, "LOCK"))

@@ -51,8 +51,9 @@ func streamKey(ctx context.Context) string {
 
 type untilKey struct{}
 
-// Until returns a context whose watches also end with end, as with the store: the channel is closed behind what it has passed on. When the context itself ends, readers such as upstream's may leave out what they have
-// taken and pass on what comes after it.
+// Until returns a context whose watches also end with end, as with the store: the channel is closed behind what it has
+// passed on. When the context itself ends, readers such as upstream's may leave out what they have taken and pass on
+// what comes after it.
 func Until(ctx, end context.Context) context.Context {
 	return context.WithValue(ctx, untilKey{}, end)
 }
@@ -61,7 +62,8 @@ func Until(ctx, end context.Context) context.Context {
 type Pace struct {
 	// Bytes is how many, in events' values and in what was there before them, are passed on without asking.
 	Bytes int
-	// Wait is called before the event that makes them as many is passed on, with its value; with what was deleted if it is a deletion. The watch goes on when it returns, which it has to when ctx is done.
+	// Wait is called before the event that makes them as many is passed on, with its value; with what was deleted if it
+	// is a deletion. The watch goes on when it returns, which it has to when ctx is done.
 	Wait func(ctx context.Context, value []byte)
 }
 

@@ -4,7 +4,8 @@ package memnet
 
 import "time"
 
-// patience is TCP's least time, beyond the way there and back, until it sends again what was not acknowledged. It doubles with each time.
+// patience is TCP's least time, beyond the way there and back, until it sends again what was not acknowledged. It
+// doubles with each time.
 const patience = 200 * time.Millisecond
 
 // flight is what was sent until it is acknowledged.
@@ -63,7 +64,8 @@ func (s *stream) refly(now time.Time) {
 	}
 }
 
-// tries returns how often TCP has sent something again until now, and when it does so for the first time after that. What is sent just now counts as one that is still to come.
+// tries returns how often TCP has sent something again until now, and when it does so for the first time after that.
+// What is sent just now counts as one that is still to come.
 func (s *stream) tries(sent, now time.Time) (made int, next time.Time) {
 	if !sent.Before(now) {
 		return 0, sent
@@ -76,7 +78,8 @@ func (s *stream) tries(sent, now time.Time) (made int, next time.Time) {
 	return made, next
 }
 
-// Retransmits returns how often what this end sent was sent again without an acknowledgement since, as TCP_INFO has it of the kernel's connections.
+// Retransmits returns how often what this end sent was sent again without an acknowledgement since, as TCP_INFO has it
+// of the kernel's connections.
 func (c *conn) Retransmits() int {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// TestRetransmits asks both ends, while nothing gets through one way or the other, how often they have sent again what waits.
+// TestRetransmits asks both ends, while nothing gets through one way or the other, how often they have sent again what
+// waits.
 func TestRetransmits(t *testing.T) {
 	for _, way := range []string{"ab", "ba", "both"} {
 		t.Run(way, func(t *testing.T) {
@@ -58,7 +59,8 @@ func TestRetransmits(t *testing.T) {
 	}
 }
 
-// TestRetransmitsAcknowledgedLater: what was lost with its acknowledgement only is acknowledged by that of what is sent after it.
+// TestRetransmitsAcknowledgedLater: what was lost with its acknowledgement only is acknowledged by that of what is sent
+// after it.
 func TestRetransmitsAcknowledgedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()

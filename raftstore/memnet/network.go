@@ -176,15 +176,17 @@ func (n *Network) Delay(from, to string, d, jitter time.Duration) {
 	l.delay, l.jitter = d, jitter
 }
 
-// Largest loses what one host sends to another in one piece of more than so many bytes, and with it all that follows on that
-// connection, as where a router drops packets that do not fit. Small ones arrive on other connections. 0 ends it, for new connections.
+// Largest loses what one host sends to another in one piece of more than so many bytes, and with it all that follows on
+// that connection, as where a router drops packets that do not fit. Small ones arrive on other connections. 0 ends it,
+// for new connections.
 func (n *Network) Largest(from, to string, bytes int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.link(from, to).largest = bytes
 }
 
-// Rate lets each connection from one host to another carry so many bytes a second from now on. 0, as in the beginning, is any number.
+// Rate lets each connection from one host to another carry so many bytes a second from now on. 0, as in the beginning,
+// is any number.
 func (n *Network) Rate(from, to string, bytes int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// leastTimeout is Linux' least time until it sends again what was not acknowledged. Each time after that is twice as long.
+	// leastTimeout is Linux' least time until it sends again what was not acknowledged. Each time after that is twice
+	// as long.
 	leastTimeout = 200 * time.Millisecond
 	// failedTries is after how many of them a connection is left: the next one comes later than a new connection takes.
 	// Of packets that are lost by chance, three in a row are rare.
@@ -25,7 +26,8 @@ type retransmitter interface {
 	Retransmits() int
 }
 
-// backsOff says whether what is sent on the connection now waits until TCP tries again, as packets were lost. Whoever is slow to read or to answer acknowledges all the same.
+// backsOff says whether what is sent on the connection now waits until TCP tries again, as packets were lost. Whoever
+// is slow to read or to answer acknowledges all the same.
 func (c *conn) backsOff(now time.Time) bool {
 	if c.t.clock(now)-c.heard.Load() < int64(leastTimeout) {
 		return false // the kernel need not be asked while answers come in
@@ -51,7 +53,8 @@ func retransmits(c net.Conn) int {
 	}
 	times := 0
 	_ = raw.Control(func(fd uintptr) {
-		// Retransmits, and not Backoff, which counts as well how often a reader who is full was asked whether he has room again.
+		// Retransmits, and not Backoff, which counts as well how often a reader who is full was asked whether he has
+		// room again.
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Unacked > 0 {
 			times = int(info.Retransmits)
 		}

@@ -21,8 +21,9 @@ func (s *server) connections() int {
 	return len(s.conns)
 }
 
-// TestLossWithoutSuspicion: packets are lost in silence, and no call is given up that shows it: none waited for long, or there was something that came in after it had begun.
-// The next call, when they are lost no more, does not wait for TCP to try again.
+// TestLossWithoutSuspicion: packets are lost in silence, and no call is given up that shows it: none waited for long,
+// or there was something that came in after it had begun. The next call, when they are lost no more, does not wait for
+// TCP to try again.
 func TestLossWithoutSuspicion(t *testing.T) {
 	giveUp := func(t *testing.T, a *server, address, method string, after time.Duration) {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
@@ -76,7 +77,8 @@ func TestLossWithoutSuspicion(t *testing.T) {
 	}
 }
 
-// TestLossAmidShortCalls is TestLossAmidCalls without another leader, of whom nobody hears: each call just ends while packets are lost, or did before. The loss is as long as any.
+// TestLossAmidShortCalls is TestLossAmidCalls without another leader, of whom nobody hears: each call just ends while
+// packets are lost, or did before. The loss is as long as any.
 func TestLossAmidShortCalls(t *testing.T) {
 	for seed := range uint64(100) {
 		inMemory(t, func(t *testing.T, m memory) {
@@ -124,7 +126,8 @@ func TestLossAmidShortCalls(t *testing.T) {
 	}
 }
 
-// TestLeftConnection: a connection is left because of a loss, with a call under way that takes long. That one is answered, once, by the server that got it before.
+// TestLeftConnection: a connection is left because of a loss, with a call under way that takes long. That one is
+// answered, once, by the server that got it before.
 func TestLeftConnection(t *testing.T) {
 	for name, end := range map[string]func(a, b *server){
 		"answered":  nil,

@@ -27,8 +27,8 @@ const (
 	callWindow   = 1 << 20     // of flow control; fixed, else gRPC pings to find one
 	callIdle     = time.Minute // after which an unused connection is closed
 	maxBackoff   = 150 * time.Millisecond
-	// movedPatience is the part of Options.Timeout, five election timeouts, for which nothing has come in on the calls' connection to a leader that fell silent before
-	// another one leads: the voters miss a leader after more than one.
+	// movedPatience is the part of Options.Timeout, five election timeouts, for which nothing has come in on the calls'
+	// connection to a leader that fell silent before another one leads: the voters miss a leader after more than one.
 	movedPatience = 10
 	maxDoublings  = 6 // of patience: then it is longer than gRPC's
 )
@@ -142,12 +142,15 @@ func (c *caller) close() {
 	_ = c.client.Close()
 }
 
-// suspect ends a connection on which nothing has come in since a call began that is given up, or the first of several in a row, if that was patience ago:
-// packets may be lost in silence, and TCP may not try again for as long as that took. The next call makes a new one. missed says that the call was to a leader that
-// may have been missed: then nothing need have come in at the end only, since calls may have begun before others were answered, or before there was this connection.
+// suspect ends a connection on which nothing has come in since a call began that is given up, or the first of several
+// in a row, if that was patience ago: packets may be lost in silence, and TCP may not try again for as long as that
+// took. The next call makes a new one. missed says that the call was to a leader that may have been missed: then
+// nothing need have come in at the end only, since calls may have begun before others were answered, or before there
+// was this connection.
 //
-// A new one on which nothing comes in either shows that no packets are lost, but the server is slow. It would never answer the calls that take longest if its connections
-// went on being ended under its hands, so patience doubles each time. What is lost after all is noticed by gRPC.
+// A new one on which nothing comes in either shows that no packets are lost, but the server is slow. It would never
+// answer the calls that take longest if its connections went on being ended under its hands, so patience doubles each
+// time. What is lost after all is noticed by gRPC.
 func (c *caller) suspect(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
@@ -206,8 +209,9 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	return nil, err
 }
 
-// enter returns the connection for a call that begins, which exit ends. A connection that waits for TCP to try again is left to the calls that are under way on it,
-// which TCP may have delivered long ago; this call and later ones get a new one.
+// enter returns the connection for a call that begins, which exit ends. A connection that waits for TCP to try again is
+// left to the calls that are under way on it, which TCP may have delivered long ago; this call and later ones get a new
+// one.
 func (t *Transport) enter(address string, began time.Time) (*caller, error) {
 	c, err := t.caller(address)
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
-// TestClockSetBack: that a machine's clock is set back by an hour does not keep a connection on which nothing comes in. It runs in a second kernel, which has a clock of its own.
+// TestClockSetBack: that a machine's clock is set back by an hour does not keep a connection on which nothing comes in.
+// It runs in a second kernel, which has a clock of its own.
 func TestClockSetBack(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {

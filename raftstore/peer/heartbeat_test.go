@@ -101,7 +101,8 @@ func TestHeartbeatsPastAHangingDisk(t *testing.T) {
 	})
 }
 
-// A follower's disk stalls for long. Who sends it heartbeats, entries or pre-votes gives up, and tries again; none of that stays behind there.
+// A follower's disk stalls for long. Who sends it heartbeats, entries or pre-votes gives up, and tries again; none of
+// that stays behind there.
 func TestNothingGathersAtAStalledDisk(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		stalls := make(chan struct{})
@@ -173,7 +174,8 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 	})
 }
 
-// A follower that replies is only known to store while it lacks nothing, or confirms one more entry. Calls prove nothing of the kind.
+// A follower that replies is only known to store while it lacks nothing, or confirms one more entry. Calls prove
+// nothing of the kind.
 func TestStored(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a := start(t, m, 0, "a.1", nil)

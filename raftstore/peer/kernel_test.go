@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deaf has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by a filter on the socket, which needs no rights.
+// deaf has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by a
+// filter on the socket, which needs no rights.
 func deaf(t testing.TB, c net.Conn, yes bool) {
 	t.Helper()
 	raw, err := c.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
@@ -59,7 +60,8 @@ func until(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// TestKernelBacksOff: all packets are lost on a connection over which a call is under way. Others, made on a new one, are answered while that goes on, and the first is when it ends.
+// TestKernelBacksOff: all packets are lost on a connection over which a call is under way. Others, made on a new one,
+// are answered while that goes on, and the first is when it ends.
 func TestKernelBacksOff(t *testing.T) {
 	for _, lost := range []string{"calls", "answers"} {
 		t.Run(lost, func(t *testing.T) {
@@ -110,7 +112,8 @@ func TestKernelBacksOff(t *testing.T) {
 	}
 }
 
-// TestKernelAcknowledges: for who does not answer, or does not even read, the kernel acknowledges what was sent. That is no loss.
+// TestKernelAcknowledges: for who does not answer, or does not even read, the kernel acknowledges what was sent. That
+// is no loss.
 func TestKernelAcknowledges(t *testing.T) {
 	g := newLoopback(t)
 	a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)

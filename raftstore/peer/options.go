@@ -18,11 +18,11 @@ const (
 	// entriesTimeout is the least time for entries: the answer waits for the
 	// peer's disk, and giving up early means to send the same again.
 	entriesTimeout = 5 * time.Second
-	// entriesRate, in bytes per second, is what a link carries at least: a message gets so much more time. A client's largest write, 1.5 MiB,
-	// gets 48 s.
+	// entriesRate, in bytes per second, is what a link carries at least: a message gets so much more time. A client's
+	// largest write, 1.5 MiB, gets 48 s.
 	entriesRate = 32 << 10
-	// votesTimeout is the least time for a vote, of which the answer waits for up to four flushes of the peer's disk. One that comes
-	// later is lost, and a disk of three seconds would never elect anybody.
+	// votesTimeout is the least time for a vote, of which the answer waits for up to four flushes of the peer's disk.
+	// One that comes later is lost, and a disk of three seconds would never elect anybody.
 	votesTimeout = 15 * time.Second
 	// snapshotStall is how long a snapshot may stand still.
 	snapshotStall = 20 * time.Second
@@ -62,11 +62,13 @@ type Options struct {
 	// itself.
 	Follows func(leader raft.ServerID, term uint64) bool
 
-	// Next returns the entries behind one of a leader's term, as many as there are and take no more than so many bytes (see EntryBytes).
-	// None if this server may not lead the term any more. Nil: raft alone says what a message carries.
+	// Next returns the entries behind one of a leader's term, as many as there are and take no more than so many bytes
+	// (see EntryBytes). None if this server may not lead the term any more. Nil: raft alone says what a message
+	// carries.
 	Next func(term, after uint64, bytes int) []*raft.Log
 
-	// Stands is told that a leader has handed over to this server, before raft is. It must be quick. Nil: nobody is told.
+	// Stands is told that a leader has handed over to this server, before raft is. It must be quick. Nil: nobody is
+	// told.
 	Stands func()
 
 	// Snapshot and Install keep from raft what this server holds already: see

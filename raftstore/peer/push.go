@@ -104,8 +104,8 @@ func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted bool) {
 	}
 }
 
-// reply notes that the peer replied to a heartbeat of a term. A server whose disk stalls does that too, so it only counts as storing while
-// it lacks nothing.
+// reply notes that the peer replied to a heartbeat of a term. A server whose disk stalls does that too, so it only
+// counts as storing while it lacks nothing.
 func (p *peer) reply(term uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,10 +114,10 @@ func (p *peer) reply(term uint64) {
 	}
 }
 
-// Stored returns the newest entry that a server has confirmed to this leader of a term, hence flushed to its disk, and when it was last
-// stored: the newest moment at which the server confirmed one more entry, or replied while it lacked none. Both are zero if it has
-// confirmed nothing in the term. What it replies to calls does not count, unlike for [Transport.Contact]: a process replies whose disk
-// stalls.
+// Stored returns the newest entry that a server has confirmed to this leader of a term, hence flushed to its disk, and
+// when it was last stored: the newest moment at which the server confirmed one more entry, or replied while it lacked
+// none. Both are zero if it has confirmed nothing in the term. What it replies to calls does not count, unlike for
+// [Transport.Contact]: a process replies whose disk stalls.
 func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
 	p := t.known(id)
 	if p == nil {

@@ -103,9 +103,9 @@ func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
 // busyAfter is how long raft's main loop has for a heartbeat.
 const busyAfter = 25 * time.Millisecond
 
-// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most, or until the next one came
-// where it had taken none for that long. A handler without an answer would keep its goroutine and its connection for as long as a stalled disk
-// keeps raft, and the sender makes another one each time.
+// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most, or
+// until the next one came where it had taken none for that long. A handler without an answer would keep its goroutine
+// and its connection for as long as a stalled disk keeps raft, and the sender makes another one each time.
 var errBusy = errors.New("peer: raft is busy here, its disk may be stalled")
 
 // heard passes a heartbeat on to raft. If raft's main loop does not come for it,
@@ -348,8 +348,9 @@ func (t *Transport) note(id raft.ServerID, a raft.ServerAddress, err error) {
 	}
 }
 
-// AppendEntriesPipeline fails, so that raft sends each message after the answer to the one before, with all that the peer lacks by then.
-// In its pipeline raft sends a follower that lags one message for each new entry or CommitTimeout, whatever it could take.
+// AppendEntriesPipeline fails, so that raft sends each message after the answer to the one before, with all that the
+// peer lacks by then. In its pipeline raft sends a follower that lags one message for each new entry or CommitTimeout,
+// whatever it could take.
 func (t *Transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
 	return nil, raft.ErrPipelineReplicationNotSupported
 }

@@ -71,8 +71,8 @@ func TestSilentLoss(t *testing.T) {
 	})
 }
 
-// TestUnansweredCalls: packets are lost in silence for so long that TCP's next try on the connection for calls is far away. Calls that were given up meanwhile
-// leave no connection on which the next one would wait for that.
+// TestUnansweredCalls: packets are lost in silence for so long that TCP's next try on the connection for calls is far
+// away. Calls that were given up meanwhile leave no connection on which the next one would wait for that.
 func TestUnansweredCalls(t *testing.T) {
 	const loss = 20 * time.Second
 	missed := func(t *testing.T, a *server, address, method string, lose func()) {

@@ -10,9 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft bounds a message by the number of its entries: by bytes it may be far too large or too small. One that takes longer than it may is
-// sent again from the beginning, over a narrow link for ever. So a message's size follows what the peer answers in good time, beginning
-// with firstMessage.
+// Raft bounds a message by the number of its entries: by bytes it may be far too large or too small. One that takes
+// longer than it may is sent again from the beginning, over a narrow link for ever. So a message's size follows what
+// the peer answers in good time, beginning with firstMessage.
 const (
 	firstMessage = 64 << 10
 	leastMessage = 16 << 10
@@ -29,7 +29,8 @@ func entriesBytes(entries []*raft.Log) (bytes int) {
 	return bytes
 }
 
-// fill makes a message of raft's as large as it may be. Raft goes on behind the last entry that the message has when it is answered.
+// fill makes a message of raft's as large as it may be. Raft goes on behind the last entry that the message has when it
+// is answered.
 func (t *Transport) fill(p *peer, r *raft.AppendEntriesRequest) {
 	room := p.cut(r)
 	if n := len(r.Entries); n > 0 && t.opts.Next != nil {
@@ -52,15 +53,16 @@ func (p *peer) cut(r *raft.AppendEntriesRequest) (room int) {
 	return room
 }
 
-// sends notes that a message sets out, and how many bytes it has more than the peer is known to answer in good time: a single entry may be that large.
+// sends notes that a message sets out, and how many bytes it has more than the peer is known to answer in good time: a
+// single entry may be that large.
 func (p *peer) sends(r *raft.AppendEntriesRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.excess = max(0, entriesBytes(r.Entries)-p.message)
 }
 
-// Transfer returns how much longer the message with entries that is under way to a server may take than one of a size that it is known to answer
-// in good time. 0 if there is none, or it is not larger.
+// Transfer returns how much longer the message with entries that is under way to a server may take than one of a size
+// that it is known to answer in good time. 0 if there is none, or it is not larger.
 func (t *Transport) Transfer(id raft.ServerID) time.Duration {
 	p := t.known(id)
 	if p == nil {
@@ -71,8 +73,8 @@ func (t *Transport) Transfer(id raft.ServerID) time.Duration {
 	return time.Duration(p.excess) * time.Second / entriesRate
 }
 
-// paced notes how long a message took, of at most limit. The next one may be larger if this one was full, and quick; it is smaller if this
-// one was too late.
+// paced notes how long a message took, of at most limit. The next one may be larger if this one was full, and quick; it
+// is smaller if this one was too late.
 func (p *peer) paced(r *raft.AppendEntriesRequest, took, limit time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -81,7 +81,8 @@ func (t *Transport) Retain(ids []raft.ServerID) {
 	}
 }
 
-// Contact returns when the server last answered anything, or the zero time. It proves a process, and no disk: see [Transport.Stored].
+// Contact returns when the server last answered anything, or the zero time. It proves a process, and no disk: see
+// [Transport.Stored].
 func (t *Transport) Contact(id raft.ServerID) time.Time {
 	p := t.known(id)
 	if p == nil {

@@ -27,8 +27,9 @@ func takingItsTime(o *Options) {
 	}
 }
 
-// TestLossAmidCalls: any calls are under way to a leader when packets begin to be lost in silence, on a connection that may be new, of which some have been answered. Another
-// one leads then, and long after that the leader is reached at once. All answers are those of their calls.
+// TestLossAmidCalls: any calls are under way to a leader when packets begin to be lost in silence, on a connection that
+// may be new, of which some have been answered. Another one leads then, and long after that the leader is reached at
+// once. All answers are those of their calls.
 func TestLossAmidCalls(t *testing.T) {
 	for seed := range uint64(60) {
 		inMemory(t, func(t *testing.T, m memory) {
@@ -63,7 +64,8 @@ func TestLossAmidCalls(t *testing.T) {
 				})
 			}
 			time.Sleep(time.Until(lost)) // fake time
-			// Were only the calls lost, answers to earlier ones could come in up to the end, from a connection that looks whole.
+			// Were only the calls lost, answers to earlier ones could come in up to the end, from a connection that
+			// looks whole.
 			m.Cut("b", "a")
 			if rnd.IntN(2) == 0 {
 				m.Cut("a", "b")
@@ -86,7 +88,8 @@ func TestLossAmidCalls(t *testing.T) {
 	}
 }
 
-// TestHealthyButSlow: calls that take a healthy server long are answered, although others give up meanwhile, again and again.
+// TestHealthyButSlow: calls that take a healthy server long are answered, although others give up meanwhile, again and
+// again.
 func TestHealthyButSlow(t *testing.T) {
 	for name, cause := range map[string]error{"given up": nil, "another one leads": ErrLeaderMoved} {
 		t.Run(name, func(t *testing.T) {

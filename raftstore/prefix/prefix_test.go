@@ -137,8 +137,9 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// A snapshot whose question, or which itself, is answered with an error was not installed. The sender gets the error, and the connection is of use again.
-// Without an answer to the question no snapshot reaches raft: raft may have its last entry, and newer members.
+// A snapshot whose question, or which itself, is answered with an error was not installed. The sender gets the error,
+// and the connection is of use again. Without an answer to the question no snapshot reaches raft: raft may have its
+// last entry, and newer members.
 func TestInstallRefused(t *testing.T) {
 	busy := errors.New("busy")
 	for name, test := range map[string]struct {

@@ -57,7 +57,8 @@ func openFollower(t testing.TB, progressInterval time.Duration) *raftstore.Store
 		o := raftstore.Options{
 			Dir: filepath.Join(dir, name), NodeID: name, ClusterID: "upstream", ProgressInterval: progressInterval,
 			Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: dialTCP},
-			// A busy machine keeps a leader waiting for longer than the usual one, and an election fails upstream's tests.
+			// A busy machine keeps a leader waiting for longer than the usual one, and an election fails upstream's
+			// tests.
 			ElectionTimeout: 5 * time.Second,
 		}
 		if i == 0 {

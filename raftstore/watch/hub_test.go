@@ -116,7 +116,8 @@ func TestOverflowAfterCompaction(t *testing.T) {
 	}
 }
 
-// TestProgressOfAWatchOfTheFuture: a client that goes on with a server that is behind the one it comes from is not sent back.
+// TestProgressOfAWatchOfTheFuture: a client that goes on with a server that is behind the one it comes from is not sent
+// back.
 func TestProgressOfAWatchOfTheFuture(t *testing.T) {
 	state := mvcc.New()
 	var view *mvcc.View

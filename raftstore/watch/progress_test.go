@@ -17,7 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestProgressBesideEvents: a watch that has events is told of progress too, since whoever reads it may pass none of them on. One that did not want it is not.
+// TestProgressBesideEvents: a watch that has events is told of progress too, since whoever reads it may pass none of
+// them on. One that did not want it is not.
 func TestProgressBesideEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		state := mvcc.New()
@@ -57,8 +58,10 @@ func TestProgressBesideEvents(t *testing.T) {
 	})
 }
 
-// TestProgressIsNeverAhead has watches of keys and ranges, some of which begin in the past, some in the future, and which read at their own pace, while random things happen to the
-// store: writes, compactions, and snapshots that put it back. Whatever revision a watch is told of, it has been told of all events until there, of each once, and it is told of no smaller one later.
+// TestProgressIsNeverAhead has watches of keys and ranges, some of which begin in the past, some in the future, and
+// which read at their own pace, while random things happen to the store: writes, compactions, and snapshots that put it
+// back. Whatever revision a watch is told of, it has been told of all events until there, of each once, and it is told
+// of no smaller one later.
 func TestProgressIsNeverAhead(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))

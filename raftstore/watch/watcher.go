@@ -207,7 +207,8 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		if w.position > w.hub.dispatched {
 			w.behind = false // the hub will offer everything from here on
 		}
-		// One that begins later than now, since its client has heard of later from another server, is not told of less than it knows.
+		// One that begins later than now, since its client has heard of later from another server, is not told of less
+		// than it knows.
 		report := w.progress && !w.behind && len(found) == 0 && w.position-1 <= view.Revision()
 		if report {
 			w.progress = false

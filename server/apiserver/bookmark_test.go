@@ -17,8 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// TestQuietWatchOutlivesHistory: a client whose objects do not change hears now and then how far the store is, so that it goes on from there when its watch is over, also
-// when what was there as it began is no history any more: of what is built in and of custom resources.
+// TestQuietWatchOutlivesHistory: a client whose objects do not change hears now and then how far the store is, so that
+// it goes on from there when its watch is over, also when what was there as it began is no history any more: of what is
+// built in and of custom resources.
 func TestQuietWatchOutlivesHistory(t *testing.T) {
 	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
 		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, ProgressInterval: 50 * time.Millisecond})}

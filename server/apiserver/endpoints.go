@@ -31,7 +31,8 @@ import (
 
 const (
 	// endpointInterval is how often the servers are asked for. That costs nothing: the API is asked only when they
-	// changed, and every endpointCheck, when two objects or some more are read and nothing is written if they are right.
+	// changed, and every endpointCheck, when two objects or some more are read and nothing is written if they are
+	// right.
 	endpointInterval = 500 * time.Millisecond
 	endpointCheck    = 10 * time.Second
 	endpointPatience = 10 * time.Second
@@ -49,8 +50,8 @@ type (
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
 //
-// Who leads knows the servers, and only for as long as it does: one that was paused has heard of nobody when it wakes, and would take all others out before it
-// notices that another one leads. So it writes within its term.
+// Who leads knows the servers, and only for as long as it does: one that was paused has heard of nobody when it wakes,
+// and would take all others out before it notices that another one leads. So it writes within its term.
 type endpointReconciler struct {
 	client  kubernetes.Interface
 	servers func() ServersOfService
@@ -69,7 +70,8 @@ type endpointReconciler struct {
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 
-// serverList is the cluster's servers: those to which clients are sent, and those of which it is only known that they have these addresses.
+// serverList is the cluster's servers: those to which clients are sent, and those of which it is only known that they
+// have these addresses.
 type serverList struct{ ready, unready []netip.AddrPort }
 
 // sorted has each server once, and with a port.
@@ -189,9 +191,10 @@ func (r *endpointReconciler) StopReconciling() {
 // Destroy implements reconcilers.EndpointReconciler.
 func (r *endpointReconciler) Destroy() {}
 
-// desiredEndpoints is both forms of the Service's endpoints. A slice is of one family and has one port for all, so there
-// is one for each pair of these that servers have. The first, which is named like the Service, has servers that are ready, of the Service's family if there
-// are such, and the port of most of these. The Endpoints, which know no families, have those of its family.
+// desiredEndpoints is both forms of the Service's endpoints. A slice is of one family and has one port for all, so
+// there is one for each pair of these that servers have. The first, which is named like the Service, has servers that
+// are ready, of the Service's family if there are such, and the port of most of these. The Endpoints, which know no
+// families, have those of its family.
 func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints, []*discoveryv1.EndpointSlice) {
 	type part struct {
 		ipv6 bool

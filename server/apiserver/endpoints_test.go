@@ -103,7 +103,8 @@ func TestEndpointReconciler(t *testing.T) {
 	}
 }
 
-// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed as the others are. A server that is gone would be named for ever.
+// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed
+// as the others are. A server that is gone would be named for ever.
 func TestSlicesLabels(t *testing.T) {
 	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
 	second.Labels = map[string]string{"mine": "yes"}
@@ -136,7 +137,8 @@ func TestSlicesLabels(t *testing.T) {
 	reconcile("endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
 }
 
-// TestServersOfATermThatIsOver: what a server took for the cluster's servers when it led is not written in a later term. One that was paused has heard of nobody when it wakes.
+// TestServersOfATermThatIsOver: what a server took for the cluster's servers when it led is not written in a later
+// term. One that was paused has heard of nobody when it wakes.
 func TestServersOfATermThatIsOver(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
@@ -198,7 +200,8 @@ func publishedSoFar(t *testing.T, client kubernetes.Interface) []string {
 	return published(t, client)
 }
 
-// published is what the two forms of the Service's endpoints say, a line for each object; a question mark follows what is not ready.
+// published is what the two forms of the Service's endpoints say, a line for each object; a question mark follows what
+// is not ready.
 func published(t *testing.T, client kubernetes.Interface) []string {
 	t.Helper()
 	endpoints, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})

@@ -69,7 +69,8 @@ func TestContinueTokensExpire(t *testing.T) {
 	}
 }
 
-// fiveMinutes lets as much time pass for the store, and waits until it has done what it does then: it sets a mark, and compacts to the one before.
+// fiveMinutes lets as much time pass for the store, and waits until it has done what it does then: it sets a mark, and
+// compacts to the one before.
 func (f *fixture) fiveMinutes(t *testing.T, clock *testingclock.FakeClock) {
 	t.Helper()
 	mark := func() (revision int64, err error) {

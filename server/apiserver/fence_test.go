@@ -29,8 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// lateFence is a Fence that can be taken away, so that the store's own refusal is seen too, or made to know by itself of
-// no term that is over, as one of a server that has not heard of it yet.
+// lateFence is a Fence that can be taken away, so that the store's own refusal is seen too, or made to know by itself
+// of no term that is over, as one of a server that has not heard of it yet.
 type lateFence struct {
 	*raftstore.Store
 	off, unaware atomic.Bool

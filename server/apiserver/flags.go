@@ -150,9 +150,8 @@ func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	}
 }
 
-// dropFormerPlugins leaves out the name of the admission plugin that serviceExternalIPsPlugin replaced: upstream refuses names that it
-// does not know, and a server
-// that was configured for an earlier version has to start.
+// dropFormerPlugins leaves out the name of the admission plugin that serviceExternalIPsPlugin replaced: upstream
+// refuses names that it does not know, and a server that was configured for an earlier version has to start.
 func dropFormerPlugins(s *kubeoptions.ServerRunOptions, log *slog.Logger) {
 	const former = "CoracleServiceClaims"
 	admission := s.Admission.GenericAdmission
@@ -167,8 +166,8 @@ func dropFormerPlugins(s *kubeoptions.ServerRunOptions, log *slog.Logger) {
 	}
 }
 
-// CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream does
-// not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
+// CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream
+// does not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
 func CheckArgs(args []string) error {
 	if len(args) == 0 {
 		return nil // making upstream's options takes a while
@@ -239,20 +238,20 @@ func cutArg(arg string) (name, value string) {
 	return strings.ReplaceAll(name, "_", "-"), value
 }
 
-// needsWatchesEnd says whether something that an argument asks for happens when a watch has ended: its line in the audit log, its trace, and that a server that stops
-// ends its watches one after the other.
+// needsWatchesEnd says whether something that an argument asks for happens when a watch has ended: its line in the
+// audit log, its trace, and that a server that stops ends its watches one after the other.
 func needsWatchesEnd(name, value string) bool {
 	return value != "" && (strings.HasPrefix(name, "audit-") || name == "tracing-config-file" || name == "shutdown-watch-termination-grace-period")
 }
 
-// defaultFeatureGates turns off what would cost without a use here: the proxy
-// between API servers of different versions, which needs a CA that is not given
-// but writes a lease every ten seconds all the same, and which CheckArgs refuses; native histograms, a
-// second form of every histogram for Prometheus servers that ask for it, which
-// takes as much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch cache's views of the
-// past for lists at an old revision, which the store answers, with the comparison of cache and store every five minutes that only these need (ADR 0072). It turns on
-// that watches are served above the filters through which they came, whose stack is five times what serving needs. With
-// the gate a watch ends for these filters when it begins, so it is off where one of them has something to do at its end (ADR 0072). Gates may be named with a
+// defaultFeatureGates turns off what would cost without a use here: the proxy between API servers of different
+// versions, which needs a CA that is not given but writes a lease every ten seconds all the same, and which CheckArgs
+// refuses; native histograms, a second form of every histogram for Prometheus servers that ask for it, which takes as
+// much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch
+// cache's views of the past for lists at an old revision, which the store answers, with the comparison of cache and
+// store every five minutes that only these need (ADR 0072). It turns on that watches are served above the filters
+// through which they came, whose stack is five times what serving needs. With the gate a watch ends for these filters
+// when it begins, so it is off where one of them has something to do at its end (ADR 0072). Gates may be named with a
 // component or without, but upstream wants all of them alike.
 func defaultFeatureGates(args []string) string {
 	prefix, above := "", true

@@ -151,8 +151,8 @@ func TestNodeRestrictionStays(t *testing.T) {
 	}
 }
 
-// TestNamesOfFormerPlugins: a configuration that names an admission plugin of an earlier version is taken, with a warning that names
-// what replaced it.
+// TestNamesOfFormerPlugins: a configuration that names an admission plugin of an earlier version is taken, with a
+// warning that names what replaced it.
 func TestNamesOfFormerPlugins(t *testing.T) {
 	for args, want := range map[string]string{
 		"disable-admission-plugins=CoracleServiceClaims,PodSecurity": "[] [PodSecurity]",

@@ -20,9 +20,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// BenchmarkFleet tells what one pod's life, and one report of a node's status, cost in processor time while so many nodes watch:
-// each its own pods, as a kubelet does, and all nodes, as the pod network and the Service proxy do.
-// The time is the whole process', which has the clients in it; these read and throw away.
+// BenchmarkFleet tells what one pod's life, and one report of a node's status, cost in processor time while so many
+// nodes watch: each its own pods, as a kubelet does, and all nodes, as the pod network and the Service proxy do. The
+// time is the whole process', which has the clients in it; these read and throw away.
 func BenchmarkFleet(b *testing.B) {
 	for _, cached := range []string{"never", "many", "always"} {
 		for _, nodes := range []int{10, 100, 1000} {
@@ -151,7 +151,8 @@ func nodesReport(b *testing.B, c kubernetes.Interface, i int) {
 	}
 }
 
-// BenchmarkFleetMemory tells what a store and an API server hold for 1,000 nodes with ten pods each, and with every node's watches.
+// BenchmarkFleetMemory tells what a store and an API server hold for 1,000 nodes with ten pods each, and with every
+// node's watches.
 func BenchmarkFleetMemory(b *testing.B) {
 	const nodes, podsEach = 1000, 10
 	for _, cached := range []string{"never", "many"} {

@@ -97,7 +97,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	return g, nil
 }
 
-// dialCluster makes everything that upstream connects to in the cluster go by dial; an operator's own egress selector stays.
+// dialCluster makes everything that upstream connects to in the cluster go by dial; an operator's own egress selector
+// stays.
 func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
 	if dial != nil && c.EgressSelector == nil {
 		c.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial})

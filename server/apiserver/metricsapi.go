@@ -32,7 +32,8 @@ var metricsAPIService = resourcemetrics.GroupVersion.Version + "." + resourcemet
 const metricsRetry = 5 * time.Second
 
 // metricsAPI serves metrics.k8s.io and keeps its APIService. Upstream's controller for APIServices of built-in groups
-// is not used for it: that one takes back at each start of a server what a user has made of the APIService since the last one.
+// is not used for it: that one takes back at each start of a server what a user has made of the APIService since the
+// last one.
 type metricsAPI struct {
 	collector *resourcemetrics.Collector // nil when another one is to serve it
 	part      *status.Part

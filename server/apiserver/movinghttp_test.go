@@ -37,8 +37,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which
-// have no watch cache.
+// movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key
+// that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which have no
+// watch cache.
 var movingKinds = []struct {
 	resource schema.GroupVersionResource
 	path     string
@@ -145,7 +146,8 @@ func (m *messages) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over HTTP in every format.
+// TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over
+// HTTP in every format.
 func TestMovingClientsOverHTTP(t *testing.T) {
 	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
 		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, ProgressInterval: 10 * time.Millisecond})}

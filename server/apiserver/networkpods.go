@@ -20,8 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// networkPods gives the network identity, which every node has, of each pod only what the pod network, NetworkPolicies and DNS are about. It lies above the
-// storage and its caches and below whatever a request chooses: get, list or watch, an encoding, a table, metadata alone.
+// networkPods gives the network identity, which every node has, of each pod only what the pod network, NetworkPolicies
+// and DNS are about. It lies above the storage and its caches and below whatever a request chooses: get, list or watch,
+// an encoding, a table, metadata alone.
 type networkPods struct{ apigeneric.RESTOptionsGetter }
 
 // GetRESTOptions implements apigeneric.RESTOptionsGetter.
@@ -90,7 +91,8 @@ func (s networkPodStorage) Watch(ctx context.Context, key string, opts storage.L
 	}), nil
 }
 
-// withhold replaces what was read. The object is the request's own; what it refers to may be a cache's, and is not changed.
+// withhold replaces what was read. The object is the request's own; what it refers to may be a cache's, and is not
+// changed.
 func withhold(o runtime.Object) {
 	switch o := o.(type) {
 	case *core.Pod:
@@ -102,8 +104,8 @@ func withhold(o runtime.Object) {
 	}
 }
 
-// networkPod keeps of a pod its name, labels, node, addresses and named ports, and whether it runs. Fields that upstream adds are withheld until
-// they are named here. internal/netinformers keeps on a node what it reads of these.
+// networkPod keeps of a pod its name, labels, node, addresses and named ports, and whether it runs. Fields that
+// upstream adds are withheld until they are named here. internal/netinformers keeps on a node what it reads of these.
 func networkPod(o *core.Pod) *core.Pod {
 	out := &core.Pod{
 		TypeMeta: o.TypeMeta,

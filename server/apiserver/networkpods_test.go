@@ -47,8 +47,8 @@ func secretivePod() *corev1.Pod {
 	}
 }
 
-// TestNetworkReadsNoWholePods: as the network identity nothing but names, labels, addresses and ports of pods arrives, whatever the request, with
-// and without watch caches.
+// TestNetworkReadsNoWholePods: as the network identity nothing but names, labels, addresses and ports of pods arrives,
+// whatever the request, with and without watch caches.
 func TestNetworkReadsNoWholePods(t *testing.T) {
 	for _, cached := range []bool{false, true} {
 		t.Run(fmt.Sprintf("cached=%t", cached), func(t *testing.T) {

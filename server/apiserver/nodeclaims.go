@@ -39,8 +39,8 @@ const (
 	maxAddresses = 4
 )
 
-// NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which does
-// not look at pod networks and addresses: traffic is routed by what a Node says.
+// NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which
+// does not look at pod networks and addresses: traffic is routed by what a Node says.
 type NodeClaims struct {
 	// Networks are the cluster's own, for pods and Services. No machine's address lies in them.
 	Networks []netip.Prefix
@@ -48,9 +48,11 @@ type NodeClaims struct {
 	Servers func() []netip.Addr
 	// Own is the node on this server's machine; empty if there is none. Other servers' nodes are known by their label.
 	Own string
-	// Certified returns the addresses for which a node's serving certificate is; none if it has not joined. Nil means that all are.
+	// Certified returns the addresses for which a node's serving certificate is; none if it has not joined. Nil means
+	// that all are.
 	Certified func(ctx context.Context, node string) ([]netip.Addr, error)
-	// JustJoined says whether a machine was let in, with a token, so lately that its Node is still to come. Nil means that all were.
+	// JustJoined says whether a machine was let in, with a token, so lately that its Node is still to come. Nil means
+	// that all were.
 	JustJoined func(ctx context.Context, node string) (bool, error)
 	// ServerLabel is what the nodes of servers have and no node can give itself.
 	ServerLabel string
@@ -140,7 +142,8 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		slices.Contains(node.Finalizers, clusterconfig.MemberFinalizer) != slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer) {
 		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
 	}
-	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may become a server's.
+	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may
+	// become a server's.
 	if node.Annotations[clusterconfig.LeaveAnnotation] != old.Annotations[clusterconfig.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
 	}
@@ -180,7 +183,8 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	return nil
 }
 
-// mayShow says whether a WireGuard key can be a node's: who shows another one's could not read what is sent to it, but the other one would not get it either.
+// mayShow says whether a WireGuard key can be a node's: who shows another one's could not read what is sent to it, but
+// the other one would not get it either.
 func (p *nodeClaims) mayShow(name, key string) error {
 	raw, err := base64.StdEncoding.DecodeString(key) // one key can be written in several ways
 	if err != nil || len(raw) != wireGuardKeyBytes {
@@ -202,7 +206,8 @@ func (p *nodeClaims) mayShow(name, key string) error {
 	return nil
 }
 
-// mayBeIn says whether networks can be those of a machine's interfaces. Which ones they are is the machine's word; that it is in all of them is nobody's.
+// mayBeIn says whether networks can be those of a machine's interfaces. Which ones they are is the machine's word; that
+// it is in all of them is nobody's.
 func mayBeIn(networks string) error {
 	if networks == "" {
 		return nil
@@ -254,8 +259,8 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 	if slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
 		return fmt.Errorf("%s lies in the cluster's network for pods or Services and is no address of a machine", ip)
 	}
-	// Whoever has a server's keys can do more than take an address. And two servers that exchange their addresses must not
-	// wait for one another.
+	// Whoever has a server's keys can do more than take an address. And two servers that exchange their addresses must
+	// not wait for one another.
 	if _, isServer := node.Labels[p.ServerLabel]; isServer || node.Name == p.Own {
 		return nil
 	}

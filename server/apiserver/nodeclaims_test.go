@@ -192,7 +192,8 @@ func TestNodeClaims(t *testing.T) {
 	})
 }
 
-// TestMovingNode: a node that moves from one address of its network to the next one does not keep all of them by its own word.
+// TestMovingNode: a node that moves from one address of its network to the next one does not keep all of them by its
+// own word.
 func TestMovingNode(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
@@ -242,8 +243,8 @@ func TestMovingNode(t *testing.T) {
 	}
 }
 
-// TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two that
-// exchange theirs must not wait for one another.
+// TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two
+// that exchange theirs must not wait for one another.
 func TestServersNodesClaims(t *testing.T) {
 	p := newNodeClaims(NodeClaims{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Own: "boat", ServerLabel: "role",

@@ -33,9 +33,10 @@ func servicesLabel(now, old *core.Node) string {
 	return ""
 }
 
-// withoutServicesLabel takes these labels from a Node that registers, unless its machine was let in a moment ago: then it has them from --node-label, and whoever had the
-// token or the server wanted that. A node whose Node was deleted can make it anew with its certificate alone, and registers without the label; it is not refused, since its
-// pods would be nobody's.
+// withoutServicesLabel takes these labels from a Node that registers, unless its machine was let in a moment ago: then
+// it has them from --node-label, and whoever had the token or the server wanted that. A node whose Node was deleted can
+// make it anew with its certificate alone, and registers without the label; it is not refused, since its pods would be
+// nobody's.
 func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attributes, node *core.Node) error {
 	label := servicesLabel(node, &core.Node{})
 	if label == "" || p.JustJoined == nil || node.Name == p.Own {
@@ -55,7 +56,8 @@ func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attri
 	return nil
 }
 
-// mayHaveBesideServices says whether an address is no Service's of its own: one that the load balancer gave out of a pool. Those with ports are nodes' addresses.
+// mayHaveBesideServices says whether an address is no Service's of its own: one that the load balancer gave out of a
+// pool. Those with ports are nodes' addresses.
 func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 	if p.services == nil {
 		return nil // of a test

@@ -44,7 +44,8 @@ func labelled(labels ...string) *core.Node {
 	return n
 }
 
-// TestServicesLabel: a node in the cluster does not choose whether it gets the load balancer's Services; one that joins may.
+// TestServicesLabel: a node in the cluster does not choose whether it gets the load balancer's Services; one that joins
+// may.
 func TestServicesLabel(t *testing.T) {
 	joined, trouble := false, error(nil)
 	p := newNodeClaims(NodeClaims{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
@@ -119,7 +120,8 @@ func TestExcludedNode(t *testing.T) {
 	}
 }
 
-// TestServicesAddresses: what a Service has from a pool is no machine's; its nodes' addresses, and those of other load balancers, may be.
+// TestServicesAddresses: what a Service has from a pool is no machine's; its nodes' addresses, and those of other load
+// balancers, may be.
 func TestServicesAddresses(t *testing.T) {
 	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	for name, ip := range map[string]string{"pooled": "192.0.2.200", "nodes": "192.0.2.3", "other": "192.0.2.4"} {

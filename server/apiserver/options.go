@@ -27,11 +27,13 @@ import (
 
 // ServersOfService are the cluster's servers, as they stand behind the kubernetes Service.
 type ServersOfService struct {
-	// Ready are those to which clients are sent. None mean that another server knows them better, and nothing is changed.
+	// Ready are those to which clients are sent. None mean that another server knows them better, and nothing is
+	// changed.
 	Ready []netip.AddrPort
 	// Unready are there for the nodes, which let no Service take them. Nothing is sent to them.
 	Unready []netip.AddrPort
-	// Mark, when set, gives the context of each request that writes these, on the server's side, the term of leadership in which they are known (see TermConfig).
+	// Mark, when set, gives the context of each request that writes these, on the server's side, the term of leadership
+	// in which they are known (see TermConfig).
 	Mark func(context.Context) context.Context
 }
 
@@ -83,7 +85,8 @@ type Options struct {
 	// with few, the store's own lists and watches cost less CPU and memory. Without it see CacheFrom.
 	WatchCache bool
 
-	// CacheFrom is from how many watches of one resource on such a cache is put in front of the store for it, for as long as they are as many;
+	// CacheFrom is from how many watches of one resource on such a cache is put in front of the store for it, for as
+	// long as they are as many;
 	// 0: 20. It means nothing with WatchCache.
 	CacheFrom int
 
@@ -94,12 +97,12 @@ type Options struct {
 	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
 	NodeClaims *NodeClaims
 
-	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the proxies of
-	// nodes, pods and Services.
+	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the
+	// proxies of nodes, pods and Services.
 	Dial utilnet.DialFunc
 
-	// NoIngress leaves Ingresses out of the table of nodes' ingress proxies. GatewayUse says whether there are objects of the Gateway API; without it these
-	// are left out.
+	// NoIngress leaves Ingresses out of the table of nodes' ingress proxies. GatewayUse says whether there are objects
+	// of the Gateway API; without it these are left out.
 	NoIngress  bool
 	GatewayUse gatewayapi.Use
 
@@ -115,8 +118,9 @@ type Options struct {
 	// TermConfig; nil when there are none.
 	Fence Fence
 
-	// Await, when set, returns when the store answers, or with an error when it never will or ctx is done. Run asks it before upstream's
-	// start-up hooks begin, which end the process when they find a store that does not answer for a minute.
+	// Await, when set, returns when the store answers, or with an error when it never will or ctx is done. Run asks it
+	// before upstream's start-up hooks begin, which end the process when they find a store that does not answer for a
+	// minute.
 	Await func(ctx context.Context) error
 
 	// Profile is ProfileCIS or empty; AuditLog is where that writes what was done by whom.

@@ -12,7 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// testPoliciesSeeAllOfTheirParameters: a policy whose parameters are a Pod and a Node sees all of them, also what the server's own informers leave out.
+// testPoliciesSeeAllOfTheirParameters: a policy whose parameters are a Pod and a Node sees all of them, also what the
+// server's own informers leave out.
 func testPoliciesSeeAllOfTheirParameters(t *testing.T, s *running) {
 	c := client(t, s.admin())
 	ctx := t.Context()

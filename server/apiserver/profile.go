@@ -15,7 +15,8 @@ import (
 // ProfileCIS is the profile that takes what the CIS Kubernetes Benchmark wants and what costs users something.
 const ProfileCIS = "cis"
 
-// The profile's files. The audit policy leaves out what a cluster at rest writes all the time; docs/hardening.md has what that is.
+// The profile's files. The audit policy leaves out what a cluster at rest writes all the time; docs/hardening.md has
+// what that is.
 var (
 	//go:embed profile/audit.yaml
 	cisAudit []byte
@@ -23,7 +24,8 @@ var (
 	cisAdmission []byte
 )
 
-// profileArgs are the kube-apiserver flags of the profile. They come before the operator's, which count where both name one.
+// profileArgs are the kube-apiserver flags of the profile. They come before the operator's, which count where both name
+// one.
 func profileArgs(o Options) ([]string, error) {
 	if o.Profile == "" {
 		return nil, nil

@@ -23,7 +23,8 @@ import (
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 )
 
-// TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as it says.
+// TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as
+// it says.
 func TestProfile(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)

@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
-// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR 0072).
+// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR
+// 0072).
 func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object, prefix string) (storage.Interface, factory.DestroyFunc, error) {
 	c := *config
 	if c.Transformer == nil {
@@ -26,10 +27,12 @@ func newStore(config *storagebackend.ConfigForResource, newObject, newList func(
 	return apigeneric.NewRawStorage(&c, newObject, newList, prefix)
 }
 
-// unhurried is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream calls it for each value, just before it decodes that.
+// unhurried is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream calls it for
+// each value, just before it decodes that.
 type unhurried struct{ value.Transformer }
 
-// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since that would be told to whoever reads on.
+// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since that would
+// be told to whoever reads on.
 func (u unhurried) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool, err error) {
 	if b := watchbuffer.From(ctx); b != nil {
 		b.Decode(ctx, data)

@@ -70,7 +70,8 @@ func benchmarkWatches(b *testing.B, run func(b *testing.B, objects both, store *
 	})
 }
 
-// BenchmarkStalledWatch tells what a watch holds that nobody reads, of an object of 300 KB of which there are 60 versions.
+// BenchmarkStalledWatch tells what a watch holds that nobody reads, of an object of 300 KB of which there are 60
+// versions.
 func BenchmarkStalledWatch(b *testing.B) {
 	const watches = 20
 	benchmarkWatches(b, func(b *testing.B, objects both, store *genericregistry.Store) {

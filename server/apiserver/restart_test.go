@@ -121,8 +121,9 @@ func TestStopWhileStarting(t *testing.T) {
 	}
 }
 
-// TestStoreWithoutAnswers wants a server whose store does not answer to begin nothing, however long that takes: upstream's start-up hooks give the store a
-// minute and end the process then. One that waits is stopped at once and leaves the port, and one whose store answers in the end becomes ready.
+// TestStoreWithoutAnswers wants a server whose store does not answer to begin nothing, however long that takes:
+// upstream's start-up hooks give the store a minute and end the process then. One that waits is stopped at once and
+// leaves the port, and one whose store answers in the end becomes ready.
 func TestStoreWithoutAnswers(t *testing.T) {
 	exits := make(chan int, 1)
 	exit := klog.OsExit
@@ -204,8 +205,9 @@ func TestStoreWithoutAnswers(t *testing.T) {
 // allowedLeak is how many goroutines upstream leaves for each server that ends.
 const allowedLeak = 0
 
-// settled waits until the number of goroutines no longer falls, and where so many are wanted has patience until there are no more. client-go ends those of a transport when the garbage
-// collector finds that nobody has it any more (transport/cache.go).
+// settled waits until the number of goroutines no longer falls, and where so many are wanted has patience until there
+// are no more. client-go ends those of a transport when the garbage collector finds that nobody has it any more
+// (transport/cache.go).
 func settled(want int) int {
 	still := 2 * time.Second
 	if want > 0 {

@@ -74,7 +74,8 @@ func namespace(t *testing.T, c kubernetes.Interface) string {
 	return ns.Name
 }
 
-// testDiscovery wants every group at the versions that upstream enables by default, and no APIService that is not available.
+// testDiscovery wants every group at the versions that upstream enables by default, and no APIService that is not
+// available.
 func testDiscovery(t *testing.T, s *running) {
 	c := client(t, s.admin())
 	groups, err := c.Discovery().ServerGroups()
@@ -136,7 +137,8 @@ func testCreateWatchDelete(t *testing.T, s *running) {
 	createWatchDelete(t, client(t, s.admin()))
 }
 
-// testWatchesRestAboveTheFilters looks at the stacks of all watches that are open, of which the server's own informers have many: a filter's there would be kept for as long as its watch.
+// testWatchesRestAboveTheFilters looks at the stacks of all watches that are open, of which the server's own informers
+// have many: a filter's there would be kept for as long as its watch.
 func testWatchesRestAboveTheFilters(t *testing.T, _ *running) {
 	watches := 0
 	for stack, n := range goroutines() {

@@ -29,10 +29,10 @@ import (
 // serviceExternalIPsPlugin is the name with which the plugin can be switched off.
 const serviceExternalIPsPlugin = "CoracleServiceExternalIPs"
 
-// serviceExternalIPs is the admission plugin that decides who gives a Service an external IP, and which one. Every node and pod sends what
-// is for that address to the Service's pods (CVE-2020-8554), so the right to write Services is not enough: RBAC has to allow the verb
-// "use" of clusterconfig.ExternalIPsResource, in the Service's namespace and with the address as the name. No address is taken that is the
-// cluster's own, and none that another namespace has.
+// serviceExternalIPs is the admission plugin that decides who gives a Service an external IP, and which one. Every node
+// and pod sends what is for that address to the Service's pods (CVE-2020-8554), so the right to write Services is not
+// enough: RBAC has to allow the verb "use" of clusterconfig.ExternalIPsResource, in the Service's namespace and with
+// the address as the name. No address is taken that is the cluster's own, and none that another namespace has.
 //
 // The plugin judges what a write adds. A Service keeps what it has.
 type serviceExternalIPs struct {
@@ -50,7 +50,8 @@ var (
 	_ apiserveradmission.WantsAuthorizer                  = &serviceExternalIPs{}
 )
 
-// addServiceExternalIPs puts the plugin behind NodeRestriction. The cluster's networks and servers are those that bound nodes, too.
+// addServiceExternalIPs puts the plugin behind NodeRestriction. The cluster's networks and servers are those that bound
+// nodes, too.
 func addServiceExternalIPs(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
 	a := s.Admission.GenericAdmission
 	a.Plugins.Register(serviceExternalIPsPlugin, func(io.Reader) (admission.Interface, error) { return newServiceExternalIPs(o), nil })
@@ -156,8 +157,8 @@ func (p *serviceExternalIPs) reserved(ip netip.Addr) error {
 	return nil
 }
 
-// conflict finds a Service of another namespace that has a requested address by a load balancer, or a requested port there by an external
-// IP, be it served or not.
+// conflict finds a Service of another namespace that has a requested address by a load balancer, or a requested port
+// there by an external IP, be it served or not.
 func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) error {
 	all, err := p.services.List(labels.Everything())
 	if err != nil {
@@ -184,8 +185,8 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 	return nil
 }
 
-// externalIPRequest is what a Service requests as external IPs, and with which ports: true where it had that address, or that port, not
-// before.
+// externalIPRequest is what a Service requests as external IPs, and with which ports: true where it had that address,
+// or that port, not before.
 type externalIPRequest struct {
 	addresses map[netip.Addr]bool
 	ports     map[loadbalancer.Port]bool

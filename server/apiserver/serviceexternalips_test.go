@@ -46,7 +46,8 @@ func having(namespace, name string, ips string, ports ...int32) *corev1.Service 
 	return s
 }
 
-// rule is an authorizer that allows the user jane the use of one address in the namespace mallory, and administrators everything.
+// rule is an authorizer that allows the user jane the use of one address in the namespace mallory, and administrators
+// everything.
 type rule struct{ authorizer.Authorizer }
 
 func (rule) Authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
@@ -87,7 +88,8 @@ func writeOf(who user.Info, now, old *core.Service, subresource string) admissio
 	return admission.NewAttributesRecord(now, old, kind, now.Namespace, now.Name, resource, subresource, admission.Update, &metav1.UpdateOptions{}, false, who)
 }
 
-// TestExternalIPsNeedPermission: the right to write Services gives nobody an external IP that a Service has not got already.
+// TestExternalIPsNeedPermission: the right to write Services gives nobody an external IP that a Service has not got
+// already.
 func TestExternalIPsNeedPermission(t *testing.T) {
 	p := pluginWith(t, cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}))
 	jane := &user.DefaultInfo{Name: "jane"}
@@ -172,8 +174,9 @@ func TestReservedExternalIPs(t *testing.T) {
 	}
 }
 
-// TestRandomExternalIPs: whichever Services are written, one after the other, a write is refused if it takes a pair of address and port that a Service of another namespace
-// has, however the address is written, and never for what the Service had before, or for what its own namespace has.
+// TestRandomExternalIPs: whichever Services are written, one after the other, a write is refused if it takes a pair of
+// address and port that a Service of another namespace has, however the address is written, and never for what the
+// Service had before, or for what its own namespace has.
 func TestRandomExternalIPs(t *testing.T) {
 	seed := testenv.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
@@ -249,7 +252,8 @@ func TestRandomExternalIPs(t *testing.T) {
 	}
 }
 
-// TestExternalIPsOfTheAPI: the plugin is on, asks RBAC, and knows of Services that come and change. Who has the role edit may give no external IP, and may with the role for that.
+// TestExternalIPsOfTheAPI: the plugin is on, asks RBAC, and knows of Services that come and change. Who has the role
+// edit may give no external IP, and may with the role for that.
 func TestExternalIPsOfTheAPI(t *testing.T) {
 	f := newFixture(t)
 	config := f.start(t, f.options(t)).admin()

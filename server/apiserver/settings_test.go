@@ -43,7 +43,8 @@ func (r *running) asNetwork(t testing.TB) *kubernetes.Clientset {
 	return c
 }
 
-// testSettings: a node's network parts hear in one stream of what stands in the ConfigMaps that the role lets them watch, from the store and not through the filters; others hear nothing.
+// testSettings: a node's network parts hear in one stream of what stands in the ConfigMaps that the role lets them
+// watch, from the store and not through the filters; others hear nothing.
 func testSettings(t *testing.T, s *running) {
 	admin := client(t, s.admin())
 	eventually(t, "the cluster's own objects", func() error {

@@ -14,9 +14,11 @@ import (
 )
 
 const (
-	// unauthenticatedBytes is what a connection over which no request was authenticated costs, and unauthenticatedShare the part of the memory that they may have together.
+	// unauthenticatedBytes is what a connection over which no request was authenticated costs, and unauthenticatedShare
+	// the part of the memory that they may have together.
 	unauthenticatedBytes, unauthenticatedShare = 29 << 10, 64
-	// minUnauthenticated and maxUnauthenticated bound how many there may be: clients are unauthenticated for a moment each, and every one has a file descriptor.
+	// minUnauthenticated and maxUnauthenticated bound how many there may be: clients are unauthenticated for a moment
+	// each, and every one has a file descriptor.
 	minUnauthenticated, maxUnauthenticated = 256, 4096
 )
 
@@ -25,8 +27,8 @@ func unauthenticatedBound(memory int64) int {
 	return int(min(max(memory/unauthenticatedShare/unauthenticatedBytes, minUnauthenticated), maxUnauthenticated))
 }
 
-// boundUnauthenticated bounds these connections on the API's port. Whoever wants an answer without saying who it is, such as a load balancer that asks for /readyz, has it: a
-// connection is only closed when there are many younger ones.
+// boundUnauthenticated bounds these connections on the API's port. Whoever wants an answer without saying who it is,
+// such as a load balancer that asks for /readyz, has it: a connection is only closed when there are many younger ones.
 func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil

@@ -12,7 +12,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// TestUnauthenticatedConnectionsAreBounded: connections over which nobody authenticates make room for one another; a client that has authenticated keeps its connection, and a load balancer has its answer.
+// TestUnauthenticatedConnectionsAreBounded: connections over which nobody authenticates make room for one another; a
+// client that has authenticated keeps its connection, and a load balancer has its answer.
 func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
@@ -60,7 +61,8 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// TestUnauthenticatedBoundFollowsMemory: the bound follows the memory, within what every cluster needs and what the descriptors allow.
+// TestUnauthenticatedBoundFollowsMemory: the bound follows the memory, within what every cluster needs and what the
+// descriptors allow.
 func TestUnauthenticatedBoundFollowsMemory(t *testing.T) {
 	for memory, want := range map[int64]int{0: minUnauthenticated, 512 << 20: 282, 2 << 30: 1129, 64 << 30: maxUnauthenticated} {
 		if got := unauthenticatedBound(memory); got != want {

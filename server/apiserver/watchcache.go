@@ -23,25 +23,28 @@ import (
 const (
 	// defaultCacheFrom is from how many watches of a resource as a whole on its cache pays (ADR 0072).
 	defaultCacheFrom = 20
-	// singlesForWhole is how many watches of one object weigh as much as one of the whole resource. They cost the store no decoding that nobody wants, but four goroutines and two
-	// channels each, where the cache needs one.
+	// singlesForWhole is how many watches of one object weigh as much as one of the whole resource. They cost the store
+	// no decoding that nobody wants, but four goroutines and two channels each, where the cache needs one.
 	singlesForWhole = 10
 	// cacheKept is how long a cache stays when half as many watches are left.
 	cacheKept = 10 * time.Minute
-	// sampleEvery is how often the revision is noted from which on the cache can serve a watch. What is noted is at most three times as old, and
-	// the cache keeps 75 s (cacher.DefaultEventFreshDuration).
+	// sampleEvery is how often the revision is noted from which on the cache can serve a watch. What is noted is at
+	// most three times as old, and the cache keeps 75 s (cacher.DefaultEventFreshDuration).
 	sampleEvery = 20 * time.Second
-	// tellAfter is how long after a cache was made the watches that the store serves are told where they are. After half as long they end, to come back to the cache.
+	// tellAfter is how long after a cache was made the watches that the store serves are told where they are. After
+	// half as long they end, to come back to the cache.
 	tellAfter = 10 * time.Second
 	// progressGroup is the key of the metadata by which the store tells them apart from other watches.
 	progressGroup = "coracle-watches"
 )
 
-// cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, or ten times as many one object each, for as long as they do.
+// cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, or ten
+// times as many one object each, for as long as they do.
 //
-// Without it every watch decodes every event of its resource, and decrypts it, before it can tell whether its client wants it. That is less than a
-// cache costs while few watch; with a thousand kubelets it is a thousand decodings of each pod's every change. The cache decodes once, finds
-// the watches of one node's pods by an index, and encodes once for all. It holds every object of the resource in memory.
+// Without it every watch decodes every event of its resource, and decrypts it, before it can tell whether its client
+// wants it. That is less than a cache costs while few watch; with a thousand kubelets it is a thousand decodings of
+// each pod's every change. The cache decodes once, finds the watches of one node's pods by an index, and encodes once
+// for all. It holds every object of the resource in memory.
 type cachingFrom struct {
 	apigeneric.RESTOptionsGetter
 	from      int
@@ -86,7 +89,8 @@ type front struct {
 	storage.Interface
 	ready func() bool
 	stop  func()
-	// inUse counts the requests that it is answering: a cache that is stopped fails them, or has them wait for what it never hears.
+	// inUse counts the requests that it is answering: a cache that is stopped fails them, or has them wait for what it
+	// never hears.
 	inUse sync.WaitGroup
 }
 
@@ -113,7 +117,8 @@ type watchedStorage struct {
 	lists          int // how often a cache has begun with a list: it reaches back to its last one at most
 }
 
-// inFront is the cache, if there is one that has everything, or the store. The cache stays at least until the returned function is called.
+// inFront is the cache, if there is one that has everything, or the store. The cache stays at least until the returned
+// function is called.
 func (s *watchedStorage) inFront() (storage.Interface, func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,7 +157,8 @@ func (s *watchedStorage) GuaranteedUpdate(ctx context.Context, key string, out r
 	return from.GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, known)
 }
 
-// Watch implements storage.Interface. A watch that begins earlier than the cache reaches back stays with the store, whose history is longer, so that its client need not list again.
+// Watch implements storage.Interface. A watch that begins earlier than the cache reaches back stays with the store,
+// whose history is longer, so that its client need not list again.
 func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
 	weight := 1
 	if opts.Recursive {
@@ -178,7 +184,8 @@ func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.Lis
 	return w, err
 }
 
-// earlyWatch is a watch that the store serves because the cache was not there yet, or does not reach back to where it began.
+// earlyWatch is a watch that the store serves because the cache was not there yet, or does not reach back to where it
+// began.
 type earlyWatch struct {
 	end  context.CancelFunc // of its request
 	told bool               // where it is
@@ -212,8 +219,9 @@ func (s *watchedStorage) moveLater() {
 	}
 }
 
-// tell has the store tell the early watches at which revision they are, which the cache reaches. Otherwise one whose own objects do not change would never get there: a kubelet's of its node's pods, say, for which the
-// store decodes the pods of all nodes.
+// tell has the store tell the early watches at which revision they are, which the cache reaches. Otherwise one whose
+// own objects do not change would never get there: a kubelet's of its node's pods, say, for which the store decodes the
+// pods of all nodes.
 func (s *watchedStorage) tell() {
 	ctx := s.group(context.Background())
 	front, answered := s.inFront()
@@ -335,8 +343,9 @@ func (s *watchedStorage) close() {
 	}
 }
 
-// reaches says whether the cache tells what a watch asks for: whether it has everything after the resource version, and, where there is none, the state of now. For that it waits only if
-// the client asks for initial events; else it would begin with an older state than the one in which the client may have seen the object before.
+// reaches says whether the cache tells what a watch asks for: whether it has everything after the resource version,
+// and, where there is none, the state of now. For that it waits only if the client asks for initial events; else it
+// would begin with an older state than the one in which the client may have seen the object before.
 func (s *watchedStorage) reaches(ctx context.Context, opts storage.ListOptions) bool {
 	from, err := s.Versioner().ParseResourceVersion(opts.ResourceVersion)
 	if err != nil || from == 0 {

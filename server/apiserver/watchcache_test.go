@@ -188,8 +188,9 @@ func TestEarlierWatchesStayWithTheStore(t *testing.T) {
 	})
 }
 
-// TestWatchesFromBeforeACachesListStayWithTheStore: a cache that lists once more, as after half a minute without a leader, has forgotten what was before; and where one takes another's place while a revision is asked for,
-// that may be of before its list.
+// TestWatchesFromBeforeACachesListStayWithTheStore: a cache that lists once more, as after half a minute without a
+// leader, has forgotten what was before; and where one takes another's place while a revision is asked for, that may be
+// of before its list.
 func TestWatchesFromBeforeACachesListStayWithTheStore(t *testing.T) {
 	w := newWatched(1)
 	w.begin(t, 100, true)
@@ -216,7 +217,8 @@ func TestWatchesFromBeforeACachesListStayWithTheStore(t *testing.T) {
 	w.served(t, "from the third list on", 3, 4)
 }
 
-// TestWatchesThatComeTogetherAreServedByTheCache: those that find the noted revision old at one time note the next one once.
+// TestWatchesThatComeTogetherAreServedByTheCache: those that find the noted revision old at one time note the next one
+// once.
 func TestWatchesThatComeTogetherAreServedByTheCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(1)
@@ -244,7 +246,8 @@ func TestWatchesThatComeTogetherAreServedByTheCache(t *testing.T) {
 	})
 }
 
-// TestEarlyWatchesMoveToTheCache: watches that the store serves hear where they are when there is a cache, and end, each once.
+// TestEarlyWatchesMoveToTheCache: watches that the store serves hear where they are when there is a cache, and end,
+// each once.
 func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(3)
@@ -310,7 +313,8 @@ func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 	})
 }
 
-// TestQuietWatchMovesToTheCache: with a real store, a watch that hears of nothing is told where it is, ends, and goes on in the cache with the next event.
+// TestQuietWatchMovesToTheCache: with a real store, a watch that hears of nothing is told where it is, ends, and goes
+// on in the cache with the next event.
 func TestQuietWatchMovesToTheCache(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
@@ -366,8 +370,8 @@ func TestQuietWatchMovesToTheCache(t *testing.T) {
 	}
 }
 
-// TestWatchesOfTheStateOfNowAreServedByTheStore: a client that names no version wants to hear of no older state than it may know. The cache lags behind the store, and waits for it only for
-// clients that ask for initial events.
+// TestWatchesOfTheStateOfNowAreServedByTheStore: a client that names no version wants to hear of no older state than it
+// may know. The cache lags behind the store, and waits for it only for clients that ask for initial events.
 func TestWatchesOfTheStateOfNowAreServedByTheStore(t *testing.T) {
 	w := newWatched(1)
 	w.begin(t, 100, true)
@@ -500,7 +504,8 @@ func TestServerWhoseResourcesAreCached(t *testing.T) {
 	}
 }
 
-// TestCacheComesBack: upstream's cache over a real store goes when few watch, and another one comes when many watch again.
+// TestCacheComesBack: upstream's cache over a real store goes when few watch, and another one comes when many watch
+// again.
 func TestCacheComesBack(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)

@@ -223,7 +223,8 @@ func (h *heard) listen(initial bool) {
 	}
 }
 
-// tillItsEnd is what it has told, and whether it has ended: the cache ends a watch whose client is behind, as it may be on a machine with much else to do.
+// tillItsEnd is what it has told, and whether it has ended: the cache ends a watch whose client is behind, as it may be
+// on a machine with much else to do.
 func (h *heard) tillItsEnd() (events []string, ended bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

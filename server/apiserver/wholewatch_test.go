@@ -50,7 +50,8 @@ func told(e watch.Event) (text string, version uint64, err error) {
 	return fmt.Sprintf("%s %s/%s %d %v %v", e.Type, m.GetNamespace(), m.GetName(), version, m.GetLabels(), m.GetAnnotations()), version, err
 }
 
-// read has each event of a watch heard, as upstream's handler: it goes on for a moment after the request's context has ended, since its own timer has begun after it, and stops the watch then.
+// read has each event of a watch heard, as upstream's handler: it goes on for a moment after the request's context has
+// ended, since its own timer has begun after it, and stops the watch then.
 func read(ctx context.Context, w watch.Interface, moment time.Duration, hear func(watch.Event)) {
 	late := make(chan struct{})
 	context.AfterFunc(ctx, func() { time.AfterFunc(moment, func() { close(late) }) })
@@ -68,7 +69,8 @@ func read(ctx context.Context, w watch.Interface, moment time.Duration, hear fun
 	}
 }
 
-// late is a client of the store whose watches pass on some events at once and the others in the moment in which they end.
+// late is a client of the store whose watches pass on some events at once and the others in the moment in which they
+// end.
 type late struct {
 	clientv3.Watcher
 	passed chan struct{} // has a value when they have; its capacity is 1, for one watch at a time
@@ -116,7 +118,8 @@ func (d decoding) TransformToStorage(_ context.Context, data []byte, _ value.Con
 	return data, nil
 }
 
-// TestWatchLeavesNothingOutAtItsEnd: what a client has heard when its request ends in the midst of events is what a watch without an end tells first.
+// TestWatchLeavesNothingOutAtItsEnd: what a client has heard when its request ends in the midst of events is what a
+// watch without an end tells first.
 func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
 	f := newFixture(t)
@@ -202,8 +205,9 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	}
 }
 
-// TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not wait for longer than the request that it belongs to, and is told the beginning of what happened. Objects
-// change all the time.
+// TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not
+// wait for longer than the request that it belongs to, and is told the beginning of what happened. Objects change all
+// the time.
 func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
 	plain := newPlainStorage()
@@ -272,7 +276,8 @@ func ended(w watch.Interface) bool {
 	return end.cancel != nil
 }
 
-// breaking is a store that can take from a watch cache what it has: as after half a minute without a leader, or when a server that was cut off is sent a snapshot.
+// breaking is a store that can take from a watch cache what it has: as after half a minute without a leader, or when a
+// server that was cut off is sent a snapshot.
 type breaking struct {
 	storage.Interface
 	mu    sync.Mutex
@@ -368,7 +373,8 @@ func (c *resuming) note(kind watch.EventType, text string, version uint64, err e
 	}
 }
 
-// watch begins watches until ctx ends, in which it goes on until few says that it is one of those that pause for a while.
+// watch begins watches until ctx ends, in which it goes on until few says that it is one of those that pause for a
+// while.
 func (c *resuming) watch(ctx context.Context, b both, r *rand.Rand, pauses func() bool) {
 	for ctx.Err() == nil {
 		o := c.options
@@ -420,8 +426,9 @@ func (c *resuming) differs(want *resuming) error {
 	return nil
 }
 
-// TestMovingClientsHearEverythingOnce: watch caches come, go and begin anew, watches move to them and reach the end of their time, while objects change; each client hears what one hears whose watch never ends, and none has
-// to list again.
+// TestMovingClientsHearEverythingOnce: watch caches come, go and begin anew, watches move to them and reach the end of
+// their time, while objects change; each client hears what one hears whose watch never ends, and none has to list
+// again.
 func TestMovingClientsHearEverythingOnce(t *testing.T) {
 	newFixture(t)
 	seed := testenv.Seed(t)
@@ -552,7 +559,8 @@ func (b both) client(r *rand.Rand, from uint64) *resuming {
 	return c
 }
 
-// page lists in pages until ctx ends, each of which may come from another place, and compares them with the store's list of that version.
+// page lists in pages until ctx ends, each of which may come from another place, and compares them with the store's
+// list of that version.
 func (b both) page(t *testing.T, ctx context.Context, r *rand.Rand) (lists int) {
 	for ctx.Err() == nil {
 		c := b.client(r, 0)
@@ -653,7 +661,8 @@ func (quietStore) Watch(context.Context, string, storage.ListOptions) (watch.Int
 	return watch.NewFake(), nil
 }
 
-// TestStoppedWatchHoldsNothing: a server ends thousands of watches at a time, and what belonged to their requests goes with them.
+// TestStoppedWatchHoldsNothing: a server ends thousands of watches at a time, and what belonged to their requests goes
+// with them.
 func TestStoppedWatchHoldsNothing(t *testing.T) {
 	type keyOf struct{}
 	for name, end := range map[string]func(w watch.Interface, request context.CancelFunc){
@@ -703,7 +712,8 @@ func (s *askedStore) Watch(ctx context.Context, key string, opts storage.ListOpt
 	return s.quietStore.Watch(ctx, key, opts)
 }
 
-// TestWatchThatNobodyStops: upstream's handler begins a watch before it knows whether it can answer in the format that the client wants, and does not stop it if it cannot.
+// TestWatchThatNobodyStops: upstream's handler begins a watch before it knows whether it can answer in the format that
+// the client wants, and does not stop it if it cannot.
 func TestWatchThatNobodyStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, request := context.WithCancel(t.Context())

@@ -20,8 +20,8 @@ var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, 
 // defaultAccount is the ServiceAccount of pods that name none.
 const defaultAccount = "default"
 
-// withholdTokens keeps the token of a system namespace's default account out of pods that do not ask for it. An account for which somebody has said
-// either is left as it is.
+// withholdTokens keeps the token of a system namespace's default account out of pods that do not ask for it. An account
+// for which somebody has said either is left as it is.
 func withholdTokens(ctx context.Context, c kubernetes.Interface) error {
 	var errs []error
 	for _, ns := range systemNamespaces {

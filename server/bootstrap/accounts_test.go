@@ -11,7 +11,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// TestTokensOfDefaultAccounts: one that is not there yet, one that the controllers made, one for which an administrator decided, and one of a user's namespace.
+// TestTokensOfDefaultAccounts: one that is not there yet, one that the controllers made, one for which an administrator
+// decided, and one of a user's namespace.
 func TestTokensOfDefaultAccounts(t *testing.T) {
 	account := func(ns string, mount *bool) *corev1.ServiceAccount {
 		return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}, AutomountServiceAccountToken: mount}

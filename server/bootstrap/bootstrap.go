@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the StorageClass of
-// local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
+// Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the StorageClass
+// of local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
 //
 // It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
-// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that nobody has set.
+// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that nobody
+// has set.
 package bootstrap
 
 import (
@@ -77,8 +78,8 @@ func Apply(ctx context.Context, o Options) error {
 	return errors.Join(tokens, applyDNSService(ctx, o.Client, o.ClusterDNS))
 }
 
-// ErrDNSAddress says that another Service has the address of the cluster's DNS, or that no Service can have it. The rest
-// was applied.
+// ErrDNSAddress says that another Service has the address of the cluster's DNS, or that no Service can have it. The
+// rest was applied.
 var ErrDNSAddress = errors.New("the address of the cluster's DNS cannot be used")
 
 func force() metav1.ApplyOptions { return metav1.ApplyOptions{FieldManager: manager, Force: true} }
@@ -98,8 +99,8 @@ var bindings = []binding{
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
 }
 
-// formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any node,
-// past the checks of joining (server/join.go).
+// formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
+// node, past the checks of joining (server/join.go).
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
@@ -150,8 +151,8 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", pki.NetworkUser, err)
 }
 
-// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no other role, since
-// whoever has it answers for addresses outside the cluster.
+// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no
+// other role, since whoever has it answers for addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
 		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
@@ -161,8 +162,8 @@ func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 // metricsRole has metrics-server's own name.
 const metricsRole = "system:aggregated-metrics-reader"
 
-// applyMetricsRole lets whoever may view, edit or administer a namespace see what its pods use, whichever server says it. A role that came
-// with somebody's metrics-server is left alone.
+// applyMetricsRole lets whoever may view, edit or administer a namespace see what its pods use, whichever server says
+// it. A role that came with somebody's metrics-server is left alone.
 func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	have, err := c.RbacV1().ClusterRoles().Get(ctx, metricsRole, metav1.GetOptions{})
 	if err == nil && have.Labels[managedBy] != manager {
@@ -180,8 +181,9 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", metricsRole, err)
 }
 
-// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet or what was said is gone. From then on the administrator
-// says it, but that the pod network is another plugin's (none), or is not any more: this is said by the flag of a server that is alone.
+// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet or what was
+// said is gone. From then on the administrator says it, but that the pod network is another plugin's (none), or is not
+// any more: this is said by the flag of a server that is alone.
 func beginBackend(ctx context.Context, o Options) error {
 	maps := o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	have, err := maps.Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
@@ -208,8 +210,9 @@ func beginBackend(ctx context.Context, o Options) error {
 	return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
 }
 
-// presentBackend is what the cluster has, as well as can be known without the ConfigMap: what all Nodes say, or else what this server heard last, which was off or
-// not reached when that changed. Where it has heard nothing the Nodes do not count: what they say may be from before another plugin had the pod network.
+// presentBackend is what the cluster has, as well as can be known without the ConfigMap: what all Nodes say, or else
+// what this server heard last, which was off or not reached when that changed. Where it has heard nothing the Nodes do
+// not count: what they say may be from before another plugin had the pod network.
 func presentBackend(ctx context.Context, o Options) (string, error) {
 	if o.NetworkBackend == clusterconfig.NetworkNone || o.LastBackend == "" {
 		return o.NetworkBackend, nil
@@ -229,8 +232,9 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	return said, nil
 }
 
-// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the operator's configuration of the
-// DNS, the API's virtual addresses and the back end of the pod network, and no other ConfigMap.
+// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the
+// operator's configuration of the DNS, the API's virtual addresses and the back end of the pod network, and no other
+// ConfigMap.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).

@@ -162,7 +162,8 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 	stop()
 }
 
-// TestDNSEndpointsCacheIsBehind: a slice that was made a moment ago, and of which the cache has not heard yet, is no trouble. One of that name that somebody else has made is.
+// TestDNSEndpointsCacheIsBehind: a slice that was made a moment ago, and of which the cache has not heard yet, is no
+// trouble. One of that name that somebody else has made is.
 func TestDNSEndpointsCacheIsBehind(t *testing.T) {
 	c := fake.NewClientset()
 	f := informers.NewSharedInformerFactory(c, 0)
@@ -222,8 +223,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	testenv.Until(t, 2*time.Minute, what, ok)
 }
 
-// TestFormerBindingsGo: the rights that earlier versions gave to tokens are taken away; a binding of an administrator's own
-// under one of the names is not ours.
+// TestFormerBindingsGo: the rights that earlier versions gave to tokens are taken away; a binding of an administrator's
+// own under one of the names is not ours.
 func TestFormerBindingsGo(t *testing.T) {
 	c := fake.NewClientset()
 	for i, name := range append(formerBindings, "other") {
@@ -246,8 +247,8 @@ func TestFormerBindingsGo(t *testing.T) {
 	}
 }
 
-// TestBackendBegins: a cluster's network back end is written down once; what an administrator has said since stays, unless the pod network becomes another
-// plugin's, or is not any more.
+// TestBackendBegins: a cluster's network back end is written down once; what an administrator has said since stays,
+// unless the pod network becomes another plugin's, or is not any more.
 func TestBackendBegins(t *testing.T) {
 	c := fake.NewClientset()
 	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
@@ -273,8 +274,9 @@ func TestBackendBegins(t *testing.T) {
 	}
 }
 
-// TestBackendIsWrittenAgain: where the ConfigMap is gone, or says that the pod network is another plugin's though it is not, what the cluster had is written again: what all
-// Nodes say, which a server that was off does not know, or else what this server heard last, which may be something else than it was started with.
+// TestBackendIsWrittenAgain: where the ConfigMap is gone, or says that the pod network is another plugin's though it is
+// not, what the cluster had is written again: what all Nodes say, which a server that was off does not know, or else
+// what this server heard last, which may be something else than it was started with.
 func TestBackendIsWrittenAgain(t *testing.T) {
 	for name, c := range map[string]struct {
 		own, last string

@@ -25,7 +25,8 @@ func applyIngressRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", ingressRole, err)
 }
 
-// applyIngressClass makes the class of the ingress, or removes the one that this made. One that is there is left as it is, for the reasons of applyStorageClass.
+// applyIngressClass makes the class of the ingress, or removes the one that this made. One that is there is left as it
+// is, for the reasons of applyStorageClass.
 func applyIngressClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
 	classes := c.NetworkingV1().IngressClasses()
 	have, err := classes.Get(ctx, compile.Class, metav1.GetOptions{})

@@ -23,8 +23,9 @@ const (
 	defaultClass = "storageclass.kubernetes.io/is-default-class"
 )
 
-// applyStorageClass makes the class of local storage, or removes the one that this made. One that is there is left as it is: hardly anything of a class can be
-// changed, and an administrator who has made another one the default does not want to say so again after every start.
+// applyStorageClass makes the class of local storage, or removes the one that this made. One that is there is left as
+// it is: hardly anything of a class can be changed, and an administrator who has made another one the default does not
+// want to say so again after every start.
 func applyStorageClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
 	classes := c.StorageV1().StorageClasses()
 	have, err := classes.Get(ctx, storageClassName, metav1.GetOptions{})

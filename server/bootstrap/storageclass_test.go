@@ -12,7 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 )
 
-// TestStorageClass: the class is made once, is the default where there is none, and what administrators make of it stays.
+// TestStorageClass: the class is made once, is the default where there is none, and what administrators make of it
+// stays.
 func TestStorageClass(t *testing.T) {
 	apply := func(c *fake.Clientset, wanted bool) *storagev1.StorageClass {
 		t.Helper()

@@ -45,8 +45,8 @@ type Options struct {
 	StoreDir string
 	// Version is this program's.
 	Version string
-	// Replace says that everything in the folder is going to be replaced: an identity that is lost, damaged or of a newer program
-	// is no obstacle then, and the server gets a new one.
+	// Replace says that everything in the folder is going to be replaced: an identity that is lost, damaged or of a
+	// newer program is no obstacle then, and the server gets a new one.
 	Replace bool
 }
 
@@ -167,8 +167,8 @@ func (d *Dir) Record() error {
 	return err
 }
 
-// NoteReset notes in a server's folder what a start with --cluster-reset has done there. A service that has that flag among its
-// arguments would do it again at each start, and lose what was written since.
+// NoteReset notes in a server's folder what a start with --cluster-reset has done there. A service that has that flag
+// among its arguments would do it again at each start, and lose what was written since.
 func NoteReset(serverDir, what string) error {
 	if err := atomicfile.Write(filepath.Join(serverDir, ResetFile), []byte(what+"\n"), 0o600); err != nil {
 		return fmt.Errorf("noting that the reset was done: %w", err)

@@ -7,7 +7,8 @@ import (
 	"net"
 )
 
-// mostWaiting is how many connections of other machines wait for an API server that is not there yet. One more, and the one that has waited longest is closed.
+// mostWaiting is how many connections of other machines wait for an API server that is not there yet. One more, and the
+// one that has waited longest is closed.
 const mostWaiting = 64
 
 // begun is what comes while there is no API server.
@@ -16,8 +17,10 @@ type begun struct {
 	over  chan struct{} // closed when there is an API server
 }
 
-// Begin takes what comes until there is an API server, which has Accept called. Until then programs of this machine are given another server while that is to be, and are answered by
-// answer otherwise, which need not close the connection; other machines' connections wait for the API server. It returns at once, and does nothing if there is one. It is called once at most.
+// Begin takes what comes until there is an API server, which has Accept called. Until then programs of this machine are
+// given another server while that is to be, and are answered by answer otherwise, which need not close the connection;
+// other machines' connections wait for the API server. It returns at once, and does nothing if there is one. It is
+// called once at most.
 func (l *Listener) Begin(answer func(net.Conn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,7 +25,8 @@ func (f *fixture) told(c *client, want string) {
 	f.ends(c)
 }
 
-// TestBegin: as long as there is no API server, programs of this machine are answered, or given another server. When there is one they are its own.
+// TestBegin: as long as there is no API server, programs of this machine are answered, or given another server. When
+// there is one they are its own.
 func TestBegin(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
@@ -52,7 +53,8 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestBeginAway: the API server comes while programs of this machine have another server, and has none of them until they come back.
+// TestBeginAway: the API server comes while programs of this machine have another server, and has none of them until
+// they come back.
 func TestBeginAway(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package detour gives the programs of a server's own machine, its node above all, another server while this one cannot serve them. They know the API by its loopback address alone.
+// Package detour gives the programs of a server's own machine, its node above all, another server while this one cannot
+// serve them. They know the API by its loopback address alone.
 //
-// It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the program and the other server, whose certificate names the
-// loopback addresses too. It never decides when, and never passes on what comes from other machines: those know other servers, and the address that they have dialled is in no other one's certificate.
+// It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the
+// program and the other server, whose certificate names the loopback addresses too. It never decides when, and never
+// passes on what comes from other machines: those know other servers, and the address that they have dialled is in no
+// other one's certificate.
 //
-// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it look for a loopback address in the certificate all the same (Options.Bound).
+// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it look for a
+// loopback address in the certificate all the same (Options.Bound).
 package detour
 
 import (
@@ -87,7 +91,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// fromHere says whether a program of this machine has opened a connection. Nobody else's comes from the address that it leads to: the kernel drops packets that claim to.
+// fromHere says whether a program of this machine has opened a connection. Nobody else's comes from the address that it
+// leads to: the kernel drops packets that claim to.
 func (l *Listener) fromHere(c net.Conn) bool {
 	from, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok || from.IP.IsLoopback() || !l.o.Bound {
@@ -116,8 +121,9 @@ func (l *Listener) take(c net.Conn) net.Conn {
 	return nil
 }
 
-// Away says whether this machine's programs are to be given another server. What they have open is closed, so that they come again; also what was passed on to another one before, since
-// who says it once more knows that now it is a different one.
+// Away says whether this machine's programs are to be given another server. What they have open is closed, so that they
+// come again; also what was passed on to another one before, since who says it once more knows that now it is a
+// different one.
 func (l *Listener) Away(away bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -159,7 +159,8 @@ func (f *fixture) ends(c *client) {
 	}
 }
 
-// TestAway: while they are to have another server, programs of this machine have the first that accepts, and come back afterwards. What they have open ends each time.
+// TestAway: while they are to have another server, programs of this machine have the first that accepts, and come back
+// afterwards. What they have open ends each time.
 func TestAway(t *testing.T) {
 	f := newFixture(t)
 	first := f.connect()
@@ -177,7 +178,8 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// TestAnotherOne: the server that programs are given is not the best one any more, and may have vanished with its machine, which ends nothing. They have the one that is now.
+// TestAnotherOne: the server that programs are given is not the best one any more, and may have vanished with its
+// machine, which ends nothing. They have the one that is now.
 func TestAnotherOne(t *testing.T) {
 	f := newFixture(t)
 	f.l.Away(true)
@@ -215,7 +217,8 @@ func TestEndOfOneWay(t *testing.T) {
 	}
 }
 
-// TestNoOther: no other server accepts. Programs are hung up on, which is said once, and have the first that accepts then.
+// TestNoOther: no other server accepts. Programs are hung up on, which is said once, and have the first that accepts
+// then.
 func TestNoOther(t *testing.T) {
 	f := newFixture(t)
 	f.mu.Lock()

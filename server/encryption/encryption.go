@@ -41,8 +41,8 @@ func Files() []string { return []string{configFile, stateFile} }
 type Options struct {
 	// Dir is the server's folder for credentials; it is made (mode 0700) when missing.
 	Dir string
-	// Resources are encrypted when written: "secrets", "configmaps", "widgets.example.com", "*.apps", "*.*". One that was
-	// listed once and no more is written plainly from then on and stays readable. None: encryption is off.
+	// Resources are encrypted when written: "secrets", "configmaps", "widgets.example.com", "*.apps", "*.*". One that
+	// was listed once and no more is written plainly from then on and stays readable. None: encryption is off.
 	Resources []string
 	// Established says that this cluster has data, so that a missing key file means unreadable Secrets and not a fresh
 	// start.

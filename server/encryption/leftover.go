@@ -14,7 +14,8 @@ import (
 const (
 	// registry is where the API server keeps its objects.
 	registry = "/registry/"
-	// sealedBy, with a key's name and a colon behind it, is what a value begins with that was encrypted with that key (upstream's envelope for secretbox).
+	// sealedBy, with a key's name and a colon behind it, is what a value begins with that was encrypted with that key
+	// (upstream's envelope for secretbox).
 	sealedBy = "k8s:enc:secretbox:v1:"
 	// leftoverPage is how many values are looked at in one answer of the store.
 	leftoverPage = 200
@@ -22,7 +23,8 @@ const (
 	rewrites = 3
 )
 
-// leftover looks in the store itself for values that only one of these keys opens. It returns their number, and the name of one.
+// leftover looks in the store itself for values that only one of these keys opens. It returns their number, and the
+// name of one.
 func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, example string, err error) {
 	var marks [][]byte
 	for _, k := range keys {
@@ -45,7 +47,8 @@ func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, exampl
 	}
 }
 
-// rewriteAll has every object written again until nothing in the store needs one of these keys: the API server's word that it has written them all is not enough to forget a key.
+// rewriteAll has every object written again until nothing in the store needs one of these keys: the API server's word
+// that it has written them all is not enough to forget a key.
 func rewriteAll(ctx context.Context, kv clientv3.KV, keys []string, rewrite func() error) error {
 	for range rewrites {
 		if err := rewrite(); err != nil {

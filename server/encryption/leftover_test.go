@@ -17,7 +17,8 @@ func (m *memory) seal(name, key string) {
 	m.put(registry+"secrets/default/"+name, []byte(sealedBy+key+":"+name))
 }
 
-// TestKeysThatAreStillNeeded: a key is forgotten when nothing in the store needs it, whatever the API server says of what it has written.
+// TestKeysThatAreStillNeeded: a key is forgotten when nothing in the store needs it, whatever the API server says of
+// what it has written.
 func TestKeysThatAreStillNeeded(t *testing.T) {
 	kv := &memory{data: map[string]*mvccpb.KeyValue{}}
 	for i := range 3 {
@@ -52,7 +53,8 @@ func TestKeysThatAreStillNeeded(t *testing.T) {
 	}
 }
 
-// TestSharedRotationForgetsNothingNeeded: a Secret that a server writes with the old key when all were written again keeps that key, on all servers, until it is gone.
+// TestSharedRotationForgetsNothingNeeded: a Secret that a server writes with the old key when all were written again
+// keeps that key, on all servers, until it is gone.
 func TestSharedRotationForgetsNothingNeeded(t *testing.T) {
 	s := newSeveral(t, 3)
 	s.kv.seal("late", "key1")

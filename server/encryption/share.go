@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Fingerprint stands for the keys in the folder dir, "" if there are none: two servers with the same one read and write the same. It tells nothing of
-// the keys, which nobody can guess.
+// Fingerprint stands for the keys in the folder dir, "" if there are none: two servers with the same one read and write
+// the same. It tells nothing of the keys, which nobody can guess.
 func Fingerprint(dir string) (string, error) {
 	path := filepath.Join(dir, configFile)
 	sum := sha256.New()
@@ -39,13 +39,15 @@ func Fingerprint(dir string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// holdPatience is how long to wait for another server that is admitted at the same moment: less than a server waits for the answer, which says why.
+// holdPatience is how long to wait for another server that is admitted at the same moment: less than a server waits for
+// the answer, which says why.
 const holdPatience = 300 * time.Millisecond
 
 // errChanging is told to a server that comes while the keys are replaced.
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
 
-// HoldStill keeps the keys in dir from being replaced until release is called. It is refused while that is going on, or was interrupted.
+// HoldStill keeps the keys in dir from being replaced until release is called. It is refused while that is going on, or
+// was interrupted.
 func HoldStill(dir string) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), holdPatience)
 	defer cancel()

@@ -20,14 +20,16 @@ import (
 )
 
 const (
-	// SharedKey is where the store has the keys of a cluster of several servers, sealed. What the API server keeps has other names.
+	// SharedKey is where the store has the keys of a cluster of several servers, sealed. What the API server keeps has
+	// other names.
 	SharedKey = "/coracle/encryption/keys"
 	// sharedServers, with a server's name behind it, is where that server says which generation of them it goes by.
 	sharedServers = "/coracle/encryption/servers/"
 )
 
-// Shared are the keys that several servers have in common. The store has them, sealed with a secret that the servers have in files and the store does not
-// hold, and each server has a copy in its folder, which its API server reads (docs/adr/0089-rotation-with-several-servers.md).
+// Shared are the keys that several servers have in common. The store has them, sealed with a secret that the servers
+// have in files and the store does not hold, and each server has a copy in its folder, which its API server reads
+// (docs/adr/0089-rotation-with-several-servers.md).
 type Shared struct {
 	KV clientv3.KV
 	// Secret is known to every server of the cluster and to nobody else.
@@ -43,7 +45,8 @@ type record struct {
 	State      state  `json:"state"`
 	// Keys are in the order of the configuration: the first one writes, all read.
 	Keys []key `json:"keys"`
-	// Forgotten are the names of keys that nothing in the store needs any more. A key that a server has and that stands nowhere here is kept for reading.
+	// Forgotten are the names of keys that nothing in the store needs any more. A key that a server has and that stands
+	// nowhere here is kept for reading.
 	Forgotten []string `json:"forgotten,omitempty"`
 
 	revision int64 // of the store's key; 0 while there is none
@@ -55,7 +58,8 @@ func (s Shared) Kept(ctx context.Context) (bool, error) {
 	return r.revision > 0, err
 }
 
-// Take makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or the configuration was written by hand.
+// Take makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
+// the configuration was written by hand.
 func (s Shared) Take(ctx context.Context) (uint64, error) {
 	r, err := s.read(ctx)
 	if err != nil || r.revision == 0 {
@@ -130,7 +134,8 @@ func ConfigHash(dir string) (string, error) {
 	return contentHash(data), nil
 }
 
-// LoadedHashes are the names of the configurations that an API server says it has loaded since it runs; none when it still has that of its start.
+// LoadedHashes are the names of the configurations that an API server says it has loaded since it runs; none when it
+// still has that of its start.
 func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
 	return loadedByMetrics(ctx, config)
 }

@@ -146,7 +146,8 @@ func (s *several) shared(i int) Shared {
 	return Shared{KV: s.kv, Secret: []byte("of the cluster"), Dir: s.dirs[i]}
 }
 
-// take is one look of a server, and a check of all: what one of them may write all of them can read, those that are off too.
+// take is one look of a server, and a check of all: what one of them may write all of them can read, those that are off
+// too.
 func (s *several) take(ctx context.Context, i int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,8 +247,8 @@ func TestSharedRotation(t *testing.T) {
 	}
 }
 
-// TestSharedRotationWaitsForAll: a server that is off keeps the others from writing with a key that it does not have; when it is back, the rotation
-// goes on, from any server.
+// TestSharedRotationWaitsForAll: a server that is off keeps the others from writing with a key that it does not have;
+// when it is back, the rotation goes on, from any server.
 func TestSharedRotationWaitsForAll(t *testing.T) {
 	s := newSeveral(t, 3)
 	s.mu.Lock()
@@ -284,7 +285,8 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	release()
 }
 
-// TestSharedRotationGoesOn: cut off at the beginning of each stage, in the middle of the work, and with an answer of the store lost, it is brought to its end by the next one.
+// TestSharedRotationGoesOn: cut off at the beginning of each stage, in the middle of the work, and with an answer of
+// the store lost, it is brought to its end by the next one.
 func TestSharedRotationGoesOn(t *testing.T) {
 	for _, stop := range []Stage{StagePrepare, StageReencrypt, StageDrop} {
 		for _, objects := range []int{0, 2} {
@@ -333,7 +335,8 @@ func TestSharedRotationsAtOnce(t *testing.T) {
 	s.done("key2")
 }
 
-// TestTakeKeepsWhatNobodyKnows: a key that the store does not speak of may be one that something needs; it is kept for reading.
+// TestTakeKeepsWhatNobodyKnows: a key that the store does not speak of may be one that something needs; it is kept for
+// reading.
 func TestTakeKeepsWhatNobodyKnows(t *testing.T) {
 	s := newSeveral(t, 1)
 	if err := s.rotation(0).Run(t.Context()); err != nil {
@@ -359,8 +362,9 @@ func TestTakeKeepsWhatNobodyKnows(t *testing.T) {
 	}
 }
 
-// TestSharedRotationLeaderDies: the store's leader dies at each call of a rotation in turn, before it has done what it was asked for or after it. The rotation ends all the
-// same, or it is run again on another server: then no server has ever written with a key that another one lacks, and everything is written with the newest.
+// TestSharedRotationLeaderDies: the store's leader dies at each call of a rotation in turn, before it has done what it
+// was asked for or after it. The rotation ends all the same, or it is run again on another server: then no server has
+// ever written with a key that another one lacks, and everything is written with the newest.
 func TestSharedRotationLeaderDies(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for n := 1; ; n++ {

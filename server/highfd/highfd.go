@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package highfd has the kernel close some of a process' sockets before everything else when the process dies, however it dies.
+// Package highfd has the kernel close some of a process' sockets before everything else when the process dies, however
+// it dies.
 //
-// The kernel closes what a dead process had open from the highest number to the lowest (exit_files hands each file to task_work, which runs the newest first), and
-// for an inotify instance that takes it 8 ms or so, in which it waits until no processor reads the list of watches. Upstream's parts have an
-// instance for each certificate that they watch, a dozen and more in one server. The other servers elect a leader as soon as the old one's connections break and its port
-// refuses new ones; both were among the lowest numbers, and so the last.
+// The kernel closes what a dead process had open from the highest number to the lowest (exit_files hands each file to
+// task_work, which runs the newest first), and for an inotify instance that takes it 8 ms or so, in which it waits
+// until no processor reads the list of watches. Upstream's parts have an instance for each certificate that they watch,
+// a dozen and more in one server. The other servers elect a leader as soon as the old one's connections break and its
+// port refuses new ones; both were among the lowest numbers, and so the last.
 //
 // The package only moves a socket to a high number. It decides nothing about which.
 package highfd
@@ -34,8 +36,8 @@ type socket interface {
 	File() (*os.File, error)
 }
 
-// Conn returns the same connection under a high number, or, where there is no such number or it is not one of TCP's, the connection as it is.
-// Only what is returned may be used afterwards. Deadlines that were set are gone.
+// Conn returns the same connection under a high number, or, where there is no such number or it is not one of TCP's,
+// the connection as it is. Only what is returned may be used afterwards. Deadlines that were set are gone.
 func Conn(c net.Conn) net.Conn {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
@@ -69,7 +71,8 @@ var (
 	errLow   = errors.New("others close files with low numbers all the time")
 )
 
-// move duplicates a descriptor while all numbers below first are taken: package net takes the lowest that is free. What others open in this millisecond gets a high number, too.
+// move duplicates a descriptor while all numbers below first are taken: package net takes the lowest that is free. What
+// others open in this millisecond gets a high number, too.
 func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
 	if n, err := number(from); err != nil {
 		return moved, err
@@ -90,7 +93,8 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 			return moved, err
 		}
 		if moved, err = to(f); err != nil {
-			// It has made f blocking, and so all duplicates. A read of such a connection heeds no deadline and outlasts Close.
+			// It has made f blocking, and so all duplicates. A read of such a connection heeds no deadline and outlasts
+			// Close.
 			return moved, errors.Join(err, unblock(from))
 		}
 		if n, err := number(moved); err == nil && n >= first {

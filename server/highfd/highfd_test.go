@@ -165,7 +165,8 @@ func TestAllTaken(t *testing.T) {
 	}
 }
 
-// TestFewLeft: however many numbers are left, what comes back has its deadlines, and ends when it is closed; and no descriptor is lost.
+// TestFewLeft: however many numbers are left, what comes back has its deadlines, and ends when it is closed; and no
+// descriptor is lost.
 func TestFewLeft(t *testing.T) {
 	for left := range 6 {
 		t.Run(fmt.Sprint(left), func(t *testing.T) {

@@ -94,8 +94,8 @@ func slimService(o any) (any, error) {
 	return o, nil
 }
 
-// sections are the table of all Gateways. It is not complete while objects are being read for the first time. again is after which time to ask again though
-// nothing has changed; 0 for never.
+// sections are the table of all Gateways. It is not complete while objects are being read for the first time. again is
+// after which time to ask again though nothing has changed; 0 for never.
 func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration, complete bool, _ error) {
 	state, complete := g.objects.State(g.use)
 	if !complete || len(state.Gateways) == 0 {

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// BenchmarkNodes says what one more node costs that follows a table of 150 sections: both ends of its stream counted, on the connection
-// of HTTP/2 that it has anyway.
+// BenchmarkNodes says what one more node costs that follows a table of 150 sections: both ends of its stream counted,
+// on the connection of HTTP/2 that it has anyway.
 func BenchmarkNodes(b *testing.B) {
 	const nodes = 200
 	tables := New(Options{Client: fake.NewClientset()})

@@ -12,10 +12,11 @@ import (
 )
 
 const (
-	// otherSecrets is how often a Secret is read that Ingresses name and that is missing, or not of the type for certificates, and a ConfigMap: these are not
-	// watched.
+	// otherSecrets is how often a Secret is read that Ingresses name and that is missing, or not of the type for
+	// certificates, and a ConfigMap: these are not watched.
 	otherSecrets = 10 * time.Second
-	// maxReads bounds how many are read at a time, and readsPause is between two times: an Ingress may name ten thousand that do not exist.
+	// maxReads bounds how many are read at a time, and readsPause is between two times: an Ingress may name ten
+	// thousand that do not exist.
 	maxReads, readsPause = 200, time.Second
 )
 
@@ -31,8 +32,8 @@ type read[T any] struct {
 
 func (r *reads[T]) get(name types.NamespacedName) *T { return r.of[name].object }
 
-// sync reads those that were not read for otherSecrets, maxReads at most: of each namespace the first in turn, those that were never read before others. It
-// forgets the rest, and returns when to come again.
+// sync reads those that were not read for otherSecrets, maxReads at most: of each namespace the first in turn, those
+// that were never read before others. It forgets the rest, and returns when to come again.
 func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(types.NamespacedName) *T) (again time.Duration) {
 	if len(names) == 0 {
 		r.of = nil

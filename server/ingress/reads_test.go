@@ -11,7 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// TestReadsAreBounded: one namespace that names ten thousand missing Secrets costs little, and another's Secret is read at once.
+// TestReadsAreBounded: one namespace that names ten thousand missing Secrets costs little, and another's Secret is read
+// at once.
 func TestReadsAreBounded(t *testing.T) {
 	var names []types.NamespacedName
 	for i := range 10_000 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingress tells nodes that serve HTTP what their ingress proxies go by: the table that ingress/compile makes of the cluster's objects, in one stream
-// for each node.
+// Package ingress tells nodes that serve HTTP what their ingress proxies go by: the table that ingress/compile makes of
+// the cluster's objects, in one stream for each node.
 //
-// Every server does so for the nodes that are connected to it. It watches the objects only while a node asks, once for all of them, and writes nothing.
-// Certificates with their keys are part of the table, so that only nodes may ask.
+// Every server does so for the nodes that are connected to it. It watches the objects only while a node asks, once for
+// all of them, and writes nothing. Certificates with their keys are part of the table, so that only nodes may ask.
 package ingress
 
 import (
@@ -229,7 +229,8 @@ func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// await waits for a table, and for a read from the store that a majority confirms: a server that is cut off must not send nodes what it knew before.
+// await waits for a table, and for a read from the store that a majority confirms: a server that is cut off must not
+// send nodes what it knew before.
 func (t *Tables) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beginWithin)
 	defer cancel()

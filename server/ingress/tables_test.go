@@ -182,7 +182,8 @@ func TestNodesHearOfIngresses(t *testing.T) {
 	})
 }
 
-// TestNodesHearOfTheAccount: the thumbprint of the ACME account and the default certificate reach nodes without a further watch.
+// TestNodesHearOfTheAccount: the thumbprint of the ACME account and the default certificate reach nodes without a
+// further watch.
 func TestNodesHearOfTheAccount(t *testing.T) {
 	run(t, func(b bed) {
 		ing := &networkingv1.Ingress{

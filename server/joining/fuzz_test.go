@@ -22,8 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// FuzzAnswer: a machine may ask anything. A stranger is let in for nothing; who has the agents' token is let in as an agent at most; and no question writes much into the log, or
-// ends without an answer that fits.
+// FuzzAnswer: a machine may ask anything. A stranger is let in for nothing; who has the agents' token is let in as an
+// agent at most; and no question writes much into the log, or ends without an answer that fits.
 func FuzzAnswer(f *testing.F) {
 	quiet := slog.New(slog.DiscardHandler)
 	p, err := pki.Open(pki.Options{Dir: f.TempDir(), Logger: quiet})

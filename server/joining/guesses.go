@@ -43,7 +43,8 @@ func (g *guesses) wait(ctx context.Context, from net.Addr) bool {
 	return g.of(from).Wait(ctx) == nil && g.all.Wait(ctx) == nil
 }
 
-// sourceOf is the address that a connection counts for; an IPv6 one counts with its neighbours, of which a machine has as many as it likes.
+// sourceOf is the address that a connection counts for; an IPv6 one counts with its neighbours, of which a machine has
+// as many as it likes.
 func sourceOf(from net.Addr) netip.Addr {
 	at, err := netip.ParseAddrPort(from.String())
 	if err != nil {

@@ -2,9 +2,9 @@
 
 // Package joining answers the machines that want to become a part of the cluster (joining/protocol is the protocol).
 //
-// It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and slows
-// down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is one sentence
-// for the machine; in the log one source has one line in ten seconds.
+// It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and
+// slows down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is
+// one sentence for the machine; in the log one source has one line in ten seconds.
 package joining
 
 import (
@@ -31,9 +31,8 @@ import (
 const (
 	// identify is how long a machine may take to say who it is.
 	identify = 10 * time.Second
-	// most is how many machines may be about to say who they are. One more, and of the source that has the most the one that has taken
-	// longest is hung up
-	// on: strangers that say nothing must not keep machines out.
+	// most is how many machines may be about to say who they are. One more, and of the source that has the most the one
+	// that has taken longest is hung up on: strangers that say nothing must not keep machines out.
 	most = 1024
 	// admitted is how many machines may be let in at a time.
 	admitted = 32
@@ -41,8 +40,8 @@ const (
 	maxText = 64
 	// maxReason bounds a refusal there, which may quote the machine.
 	maxReason = 1 << 10
-	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what is
-	// beyond is no longer valid on the machine.
+	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what
+	// is beyond is no longer valid on the machine.
 	maxSkew = 30 * time.Minute
 
 	// authentication is the usage of a token that expires with which it stands for a machine
@@ -65,8 +64,8 @@ type Options struct {
 	Tokens func() token.Set
 	// Bootstrap finds a token that expires; ok is false if there is none of that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
-	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a *protocol.Refusal,
-	// or the server's own trouble.
+	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a
+	// *protocol.Refusal, or the server's own trouble.
 	Admit func(ctx context.Context, m Machine) (*protocol.Answer, error)
 	// Now is the time; nil means time.Now.
 	Now    func() time.Time
@@ -281,8 +280,8 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *pro
 	return nil, protocol.Refuse(protocol.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` on a server shows the one that works", print)
 }
 
-// mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to be.
-// No kind stands for another.
+// mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to
+// be. No kind stands for another.
 func mayBecome(q *protocol.Request, known *token.Token) error {
 	switch {
 	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:

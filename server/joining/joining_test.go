@@ -384,7 +384,8 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestCapturedRequest: a request with which a machine was let in is refused when somebody sends the same bytes again, and nobody is admitted by it.
+// TestCapturedRequest: a request with which a machine was let in is refused when somebody sends the same bytes again,
+// and nobody is admitted by it.
 func TestCapturedRequest(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
@@ -501,7 +502,8 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-// TestRequestsWithoutProofWaitTheirTurn: machines that show neither a token nor a certificate wait for their turn as those do that try tokens, and one source has one line in the log.
+// TestRequestsWithoutProofWaitTheirTurn: machines that show neither a token nor a certificate wait for their turn as
+// those do that try tokens, and one source has one line in the log.
 func TestRequestsWithoutProofWaitTheirTurn(t *testing.T) {
 	f := newFixture(t)
 	const tries = 60

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestRefusals: one line for each source in ten seconds, the next one with the number of those that had none; few sources are remembered.
+// TestRefusals: one line for each source in ten seconds, the next one with the number of those that had none; few
+// sources are remembered.
 func TestRefusals(t *testing.T) {
 	var r refusals
 	now := time.Unix(1000, 0)

@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// Protocol is the name in ALPN of the connections by which one server asks another one about a node. Both ends are servers and
-// have shown that (server/peertls).
+// Protocol is the name in ALPN of the connections by which one server asks another one about a node. Both ends are
+// servers and have shown that (server/peertls).
 //
 // A question is a node's name and a line feed, the answer one byte: a Finding.
 const Protocol = "coracle-liveness/1"
@@ -28,8 +28,8 @@ const (
 	maxName = 254
 )
 
-// Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this server's
-// own.
+// Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this
+// server's own.
 func Answer(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
 	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
 		ctx, cancel := context.WithTimeout(ctx, askedPatience)

@@ -181,7 +181,8 @@ func TestShows(t *testing.T) {
 	}
 }
 
-// TestShowsFar: a node counts as one that a check can tell about if its machine answers in half of a check's time, however long the node itself needs then.
+// TestShowsFar: a node counts as one that a check can tell about if its machine answers in half of a check's time,
+// however long the node itself needs then.
 func TestShowsFar(t *testing.T) {
 	dir := t.TempDir()
 	ca, err := testca.New(dir)

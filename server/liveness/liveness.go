@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package liveness judges, on the server that leads, which nodes are dead, and writes that down: Ready=Unknown on the Node, and
-// its pods not ready, so that no Service sends to them.
+// Package liveness judges, on the server that leads, which nodes are dead, and writes that down: Ready=Unknown on the
+// Node, and its pods not ready, so that no Service sends to them.
 //
-// A node is heard every second over the connection that it keeps open (server/tunnels). One that is silent is checked: this
-// server tries to reach its machine, and asks the other servers whether they hear or reach it. Only if all of that fails is
-// the node dead at once; a machine whose kernel still answers has longer, since its pods may work while its agent does not.
-// Taints and evictions are upstream's node lifecycle controller's, which acts on what is written here. The kubelet of a node that
-// comes back undoes it with its next status.
+// A node is heard every second over the connection that it keeps open (server/tunnels). One that is silent is checked:
+// this server tries to reach its machine, and asks the other servers whether they hear or reach it. Only if all of that
+// fails is the node dead at once; a machine whose kernel still answers has longer, since its pods may work while its
+// agent does not. Taints and evictions are upstream's node lifecycle controller's, which acts on what is written here.
+// The kubelet of a node that comes back undoes it with its next status.
 package liveness
 
 import (
@@ -32,24 +32,28 @@ import (
 )
 
 const (
-	// Quick is how long a node may be silent before it is checked. It says something every second (nodetunnel.PingEvery).
+	// Quick is how long a node may be silent before it is checked. It says something every second
+	// (nodetunnel.PingEvery).
 	Quick = 1400 * time.Millisecond
 	// quickFar is the same for a node that no server could ever connect to: the check cannot tell much.
 	quickFar = 10 * time.Second
-	// slow is how long a node may be silent whose machine answers: upstream's node-monitor-grace-period of 40 s before 1.32, and the time
-	// in which a node has connected that is going to.
+	// slow is how long a node may be silent whose machine answers: upstream's node-monitor-grace-period of 40 s before
+	// 1.32, and the time in which a node has connected that is going to.
 	slow = 40 * time.Second
 	// CheckTimeout bounds a check.
 	CheckTimeout = 800 * time.Millisecond
-	// lateBy is by how much a check or a wait may last longer before this server has to assume that it was short of CPU itself.
+	// lateBy is by how much a check or a wait may last longer before this server has to assume that it was short of CPU
+	// itself.
 	lateBy = 500 * time.Millisecond
-	// recheck is how often a node is checked that is silent and not dead, recheckFar the same for one without a connection.
+	// recheck is how often a node is checked that is silent and not dead, recheckFar the same for one without a
+	// connection.
 	recheck, recheckFar = time.Second, 10 * time.Second
 	// retry is how long to wait after a write that failed.
 	retry = time.Second
 	// rest is the longest pause between two looks at all nodes.
 	rest = 5 * time.Second
-	// stall is by how much this server must have been late to have been paused as a whole: long enough for nodes to hang up on it, nearly.
+	// stall is by how much this server must have been late to have been paused as a whole: long enough for nodes to
+	// hang up on it, nearly.
 	stall = 5 * time.Second
 	// settle is how long the readers of connections get after this server was short of CPU.
 	settle = 250 * time.Millisecond
@@ -97,14 +101,14 @@ type Judge struct {
 	undecided bool
 }
 
-// state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side by side,
-// each has its own.
+// state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side
+// by side, each has its own.
 type state struct {
 	uid   types.UID // another Node of the name is another machine's
 	first time.Time // seen by this judge
 	since time.Time // what was heard before then says nothing of this Node: there was another one of its name
-	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw one of
-	// them change: nodes' clocks do not count.
+	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw
+	// one of them change: nodes' clocks do not count.
 	heartbeat  metav1.Time
 	lease      metav1.MicroTime
 	leaseLasts time.Duration
@@ -137,8 +141,8 @@ func New(o Options) *Judge {
 	return &Judge{o: o, nodes: map[string]*state{}, gone: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
-// Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks: what finds no room is found
-// out without it, a second later.
+// Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks:
+// what finds no room is found out without it, a second later.
 func (j *Judge) Suspect(node string) {
 	select {
 	case j.suspect <- node:
@@ -174,8 +178,8 @@ func (j *Judge) Run(ctx context.Context) {
 	}
 }
 
-// late notes by how much something took longer than it can have. A whole process that was paused has heard nobody meanwhile, and nodes have hung up
-// on it: all of them get time again.
+// late notes by how much something took longer than it can have. A whole process that was paused has heard nobody
+// meanwhile, and nodes have hung up on it: all of them get time again.
 func (j *Judge) late(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
@@ -250,9 +254,10 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	return pause
 }
 
-// firstOf are the nodes to be checked now: all of which nothing is known yet, the soonest missed first, so that those which have vanished together are judged together (holdBack); and of the others,
-// the longest waiting first, no more than are checked at a time. Where hundreds are silent whose machines answer, they are checked again and again, and one more that dies would wait for
-// all of them.
+// firstOf are the nodes to be checked now: all of which nothing is known yet, the soonest missed first, so that those
+// which have vanished together are judged together (holdBack); and of the others, the longest waiting first, no more
+// than are checked at a time. Where hundreds are silent whose machines answer, they are checked again and again, and
+// one more that dies would wait for all of them.
 func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	again := func(n *corev1.Node) bool { return j.nodes[n.Name].checked }
 	slices.SortStableFunc(doubtful, func(a, b *corev1.Node) int {
@@ -294,7 +299,8 @@ func (j *Judge) see(n *corev1.Node, now time.Time) *state {
 	return s
 }
 
-// contact is what this server hears of a node; ok is false if it has heard nothing of this Node, but perhaps of an earlier one of the name.
+// contact is what this server hears of a node; ok is false if it has heard nothing of this Node, but perhaps of an
+// earlier one of the name.
 func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	c, ok = j.o.Contact(name)
 	if !ok || !c.Last.After(s.since) {
@@ -352,8 +358,8 @@ func (j *Judge) revive(name string, s *state) {
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
 }
 
-// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, unless the node was silent for so long that one that says no more
-// than that its machine answers would do.
+// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, unless
+// the node was silent for so long that one that says no more than that its machine answers would do.
 func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	each(parallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
@@ -388,8 +394,8 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	})
 }
 
-// leaseRenewed looks at the lease of a node that has no connection to this server, and says whether it was renewed since
-// the last look. The first look finds what is renewed from then on.
+// leaseRenewed looks at the lease of a node that has no connection to this server, and says whether it was renewed
+// since the last look. The first look finds what is renewed from then on.
 func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	began := j.o.Now()
 	defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()

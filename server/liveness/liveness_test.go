@@ -89,7 +89,8 @@ func (l lister) Get(name string) (*corev1.Node, error) {
 
 // All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
 
-// live runs f in a world with so many nodes besides the server's own, each with a pod that is ready. All are connected and speak every second.
+// live runs f in a world with so many nodes besides the server's own, each with a pod that is ready. All are connected
+// and speak every second.
 func live(t *testing.T, nodes int, f func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -413,7 +414,8 @@ func TestMostVanish(t *testing.T) {
 	}
 }
 
-// TestMostVanishBesideOthers: whoever does not count for upstream's node lifecycle controller does not count here either, and who vanished long ago is none of those that vanish now.
+// TestMostVanishBesideOthers: whoever does not count for upstream's node lifecycle controller does not count here
+// either, and who vanished long ago is none of those that vanish now.
 func TestMostVanishBesideOthers(t *testing.T) {
 	six := map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"}
 	for _, tt := range []struct {
@@ -474,7 +476,8 @@ func TestMostVanishBesideOthers(t *testing.T) {
 	}
 }
 
-// TestNewJudgeAndLongDead: to a judge that has just begun, nodes that another one found dead long ago are none of those that vanish now. Those of a moment ago are: the leader may have gone with them.
+// TestNewJudgeAndLongDead: to a judge that has just begun, nodes that another one found dead long ago are none of those
+// that vanish now. Those of a moment ago are: the leader may have gone with them.
 func TestNewJudgeAndLongDead(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -502,7 +505,8 @@ func TestNewJudgeAndLongDead(t *testing.T) {
 	}
 }
 
-// TestUpstreamsZones compares, in random clusters, what upstreamStops says with what upstream's own controller says of the same zones once the lost nodes are Unknown.
+// TestUpstreamsZones compares, in random clusters, what upstreamStops says with what upstream's own controller says of
+// the same zones once the lost nodes are Unknown.
 func TestUpstreamsZones(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -559,7 +563,8 @@ func TestShortOfCPU(t *testing.T) {
 	})
 }
 
-// A server that is short of CPU for good judges too, with upstream's patience: otherwise a dead node stayed ready for as long as its lease lasts.
+// A server that is short of CPU for good judges too, with upstream's patience: otherwise a dead node stayed ready for
+// as long as its lease lasts.
 func TestShortOfCPUForLong(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.silent["n1"], w.checkFor = true, CheckTimeout+2*lateBy })
@@ -606,8 +611,8 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
-// A server that was paused, alone, has heard nobody and was hung up on. When it wakes, nodes get time to connect again; one that died meanwhile is
-// noticed, and one that was dead stays so.
+// A server that was paused, alone, has heard nobody and was hung up on. When it wakes, nodes get time to connect again;
+// one that died meanwhile is noticed, and one that was dead stays so.
 func TestPausedServer(t *testing.T) {
 	for name, direct := range map[string]bool{"reached directly": true, "behind a router": false} {
 		t.Run(name, func(t *testing.T) {
@@ -722,7 +727,8 @@ func TestNewJudge(t *testing.T) {
 	}
 }
 
-// A node that dies while hundreds of others are silent whose machines answer, as agents that are restarted all together, is noticed as soon as where it is the only one.
+// A node that dies while hundreds of others are silent whose machines answer, as agents that are restarted all
+// together, is noticed as soon as where it is the only one.
 func TestDeathAmidManySilent(t *testing.T) {
 	const many = 8 * parallel
 	live(t, many+1, func(w *world) {
@@ -743,7 +749,8 @@ func TestDeathAmidManySilent(t *testing.T) {
 	})
 }
 
-// Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that nobody can connect to, and that others heard until it died.
+// Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that nobody
+// can connect to, and that others heard until it died.
 func TestFarDeathAmidManySilent(t *testing.T) {
 	const many = 6 * parallel
 	live(t, many+1, func(w *world) {
@@ -812,7 +819,8 @@ func (c slowlyPods) UpdateStatus(ctx context.Context, p *corev1.Pod, o metav1.Up
 	return c.PodInterface.UpdateStatus(ctx, p, o)
 }
 
-// TestManyPodsOnASlowDisk: a node with as many pods as it may have is no later out of Services than one with few, and another one that dies meanwhile does not wait for it.
+// TestManyPodsOnASlowDisk: a node with as many pods as it may have is no later out of Services than one with few, and
+// another one that dies meanwhile does not wait for it.
 func TestManyPodsOnASlowDisk(t *testing.T) {
 	live(t, 5, func(w *world) {
 		for i := range 109 {

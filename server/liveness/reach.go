@@ -20,23 +20,25 @@ import (
 const (
 	// kubeletPort is that of a Node that does not say.
 	kubeletPort = 10250
-	// attempts are connections that are tried side by side, so much later each: a packet that is lost decides nothing. The
-	// kernel itself would wait a second before it sends another one.
+	// attempts are connections that are tried side by side, so much later each: a packet that is lost decides nothing.
+	// The kernel itself would wait a second before it sends another one.
 	attempts     = 3
 	attemptAfter = 150 * time.Millisecond
-	// near is how long the machine of a node may take to answer of which a check can tell that it does not: one attempt may be in vain, and another one still has its answer within
-	// CheckTimeout.
+	// near is how long the machine of a node may take to answer of which a check can tell that it does not: one attempt
+	// may be in vain, and another one still has its answer within CheckTimeout.
 	near = CheckTimeout / 2
 )
 
-// Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its kernel works. It is the
-// node's machine only if that was found out before (Shows): a node says itself which addresses it has.
+// Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its
+// kernel works. It is the node's machine only if that was found out before (Shows): a node says itself which addresses
+// it has.
 func Reach(ctx context.Context, n *corev1.Node) bool {
 	return try(ctx, n, connects)
 }
 
-// Shows tries whether the node itself answers at the port of its kubelet: with a certificate of one of the authorities for the node's name. A
-// router, or another machine, may answer there as well. A node whose machine is too far away for a check, so that one lost packet would have it found silent, does not show itself.
+// Shows tries whether the node itself answers at the port of its kubelet: with a certificate of one of the authorities
+// for the node's name. A router, or another machine, may answer there as well. A node whose machine is too far away for
+// a check, so that one lost packet would have it found silent, does not show itself.
 func Shows(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
 	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
 	return try(ctx, n, func(ctx context.Context, at string) bool { return shows(ctx, at, config, new(net.Dialer).DialContext) })

@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// voices are the server's own node n0 and others, in fake time, each of which speaks every second at a moment of its own, as long as it does.
+// voices are the server's own node n0 and others, in fake time, each of which speaks every second at a moment of its
+// own, as long as it does.
 type voices struct {
 	t      *testing.T
 	client *fake.Clientset
@@ -36,7 +37,8 @@ type voices struct {
 	back map[string]bool      // of these those that speak again, all the time
 }
 
-// newVoices has a judge judge so many nodes besides the server's own, each of the zone that zone says, for at least ten seconds. What check says takes as long as check says.
+// newVoices has a judge judge so many nodes besides the server's own, each of the zone that zone says, for at least ten
+// seconds. What check says takes as long as check says.
 func newVoices(t *testing.T, r *rand.Rand, nodes int, zone func(i int) string, check func(node string) (time.Duration, Finding)) *voices {
 	v := &voices{t: t, began: time.Now(), phase: map[string]time.Duration{}, ends: map[string]time.Time{}, back: map[string]bool{}}
 	var objects []runtime.Object
@@ -125,7 +127,8 @@ func seeded(t *testing.T) *rand.Rand {
 // eachItsOwn has every node in a zone of its own: upstream moves the pods of one that is lost.
 func eachItsOwn(i int) string { return fmt.Sprint(i) }
 
-// TestTogetherThoughMachinesAnswer: programs that stop together on most nodes, or that cannot reach this server any more while their machines answer it, are judged together when their time is over.
+// TestTogetherThoughMachinesAnswer: programs that stop together on most nodes, or that cannot reach this server any
+// more while their machines answer it, are judged together when their time is over.
 func TestTogetherThoughMachinesAnswer(t *testing.T) {
 	r := seeded(t)
 	for i := range 4 {
@@ -163,7 +166,8 @@ func TestTogetherWhileShortOfCPU(t *testing.T) {
 	}
 }
 
-// TestBackForAMoment: a node that comes back between two looks, has its pods ready again, and is gone at the next look, has died again.
+// TestBackForAMoment: a node that comes back between two looks, has its pods ready again, and is gone at the next look,
+// has died again.
 func TestBackForAMoment(t *testing.T) {
 	inBubble(t, "in fake time", func(t *testing.T) {
 		v := newVoices(t, rand.New(rand.NewPCG(1, 0)), 1, eachItsOwn, func(string) (time.Duration, Finding) { return CheckTimeout, Silent })

@@ -20,12 +20,14 @@ import (
 const (
 	// atOnce is the time within which nodes vanish together.
 	atOnce = time.Minute
-	// hold is for how long the Nodes are left alone when most vanished together and upstream would evict pods nevertheless: upstream's
-	// own wait before it does.
+	// hold is for how long the Nodes are left alone when most vanished together and upstream would evict pods
+	// nevertheless: upstream's own wait before it does.
 	hold = 5 * time.Minute
-	// decided is how long after a death, at the latest, it is known who vanished together with the node: by then those were checked, too, that have the longest time to be silent.
+	// decided is how long after a death, at the latest, it is known who vanished together with the node: by then those
+	// were checked, too, that have the longest time to be silent.
 	decided = quickFar + CheckTimeout + lateBy
-	// unhealthyPercent is from how many lost nodes of a zone on, of more than two, upstream evicts nothing or little: its
+	// unhealthyPercent is from how many lost nodes of a zone on, of more than two, upstream evicts nothing or little:
+	// its
 	// --unhealthy-zone-threshold.
 	unhealthyPercent = 55
 
@@ -75,8 +77,9 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	return !left.Load()
 }
 
-// holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their pods
-// are marked, which a node that lives undoes, but nobody is evicted. As long as that is not known of enough of them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
+// holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their
+// pods are marked, which a node that lives undoes, but nobody is evicted. As long as that is not known of enough of
+// them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
 // upstreamStops; this is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
 	now, living, together := j.o.Now(), 0, 0
@@ -104,8 +107,10 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 	}
 }
 
-// mayHaveVanished counts the nodes of which it is not known yet whether they vanished together with one that was found dead a moment ago: they have said nothing since the judge began to doubt
-// that one, and no check has counted yet, or their machines answer, and in a moment that saves them no longer. Each node speaks at moments of its own, so some are missed up to a second before others.
+// mayHaveVanished counts the nodes of which it is not known yet whether they vanished together with one that was found
+// dead a moment ago: they have said nothing since the judge began to doubt that one, and no check has counted yet, or
+// their machines answer, and in a moment that saves them no longer. Each node speaks at moments of its own, so some are
+// missed up to a second before others.
 func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	var doubted time.Time
 	now := j.o.Now()
@@ -132,8 +137,8 @@ func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	return count
 }
 
-// vanished is when a node was lost; zero: it was not. One that an earlier judge has found dead is lost since then: those are none of the nodes that vanish together, nor of those among
-// which they do.
+// vanished is when a node was lost; zero: it was not. One that an earlier judge has found dead is lost since then:
+// those are none of the nodes that vanish together, nor of those among which they do.
 func (j *Judge) vanished(n *corev1.Node) time.Time {
 	s := j.nodes[n.Name]
 	if s == nil || s.dead.IsZero() {
@@ -145,9 +150,11 @@ func (j *Judge) vanished(n *corev1.Node) time.Time {
 	return s.dead
 }
 
-// upstreamStops says of which Nodes upstream's node lifecycle controller moves no pods, or in zones of more than fifty nodes few, once these are lost. It looks at each
-// zone by itself: a zone of which more than two nodes are lost, most of them and not all. Of a zone that is lost as a whole it moves the pods as ever, since they may run in
-// another one, unless no zone is left. A node that is not ready is lost to it, though it is heard, and one with the label notCounted is neither.
+// upstreamStops says of which Nodes upstream's node lifecycle controller moves no pods, or in zones of more than fifty
+// nodes few, once these are lost. It looks at each zone by itself: a zone of which more than two nodes are lost, most
+// of them and not all. Of a zone that is lost as a whole it moves the pods as ever, since they may run in another one,
+// unless no zone is left. A node that is not ready is lost to it, though it is heard, and one with the label notCounted
+// is neither.
 func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*corev1.Node) bool {
 	type zone struct{ nodes, lost int }
 	zones, left := map[string]*zone{}, false
@@ -225,7 +232,8 @@ func setUnknown(node *corev1.Node, now metav1.Time) {
 	}
 }
 
-// markPods makes a node's pods not ready, so many side by side: a disk takes many writes in the time of one, and a slow one would take seconds for a hundred, one after the other.
+// markPods makes a node's pods not ready, so many side by side: a disk takes many writes in the time of one, and a slow
+// one would take seconds for a hundred, one after the other.
 func (j *Judge) markPods(ctx context.Context, node string, atOnce int) error {
 	pods, err := j.o.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),

@@ -8,8 +8,8 @@
 // a crash never leaves an object that nobody remembers.
 //
 // The package owns the records, and the objects that carry its annotation. It deletes nothing else, and nothing that
-// another file in the folder asks for. It runs where the leader is; a record names the server whose folder had the file,
-// and only that server takes a missing file for a removed one.
+// another file in the folder asks for. It runs where the leader is; a record names the server whose folder had the
+// file, and only that server takes a missing file for a removed one.
 package manifests
 
 import (
@@ -56,7 +56,8 @@ type Options struct {
 	ServerID string
 	// Config has an administrator's rights.
 	Config *rest.Config
-	// Want, when set, is told of kinds that files have objects of and the cluster does not know. It says whether they are on their way.
+	// Want, when set, is told of kinds that files have objects of and the cluster does not know. It says whether they
+	// are on their way.
 	Want func(schema.GroupKind) bool
 	// Part, when set, shows in coracle status which files are in trouble.
 	Part *status.Part

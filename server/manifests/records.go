@@ -100,7 +100,8 @@ func (r *record) data() map[string]string {
 	return map[string]string{"file": r.file, "server": r.server, "status": r.status, "hash": r.hash, "objects": lines.String()}
 }
 
-// configMapOf is the record's form in the cluster, without a resource version: this server leads, and overwrites what others wrote.
+// configMapOf is the record's form in the cluster, without a resource version: this server leads, and overwrites what
+// others wrote.
 func configMapOf(r *record) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: recordName(r.file), Labels: map[string]string{recordLabel: ""}},

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster runs (docs/adr/0073). The
-// ConfigMap clusterconfig.BackendConfigMap says it; a file in the server's folder has a copy, so that the server knows it when it starts, with or without a node
-// beside it. It never writes the ConfigMap.
+// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster
+// runs (docs/adr/0073). The ConfigMap clusterconfig.BackendConfigMap says it; a file in the server's folder has a copy,
+// so that the server knows it when it starts, with or without a node beside it. It never writes the ConfigMap.
 package netbackend
 
 import (
@@ -21,7 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// part is the line on the board that says of a flag which is not the cluster's. There is none before there is something to say.
+// part is the line on the board that says of a flag which is not the cluster's. There is none before there is something
+// to say.
 const part = "network back end"
 
 // Options are what a Keeper needs.
@@ -72,7 +73,8 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	return nil
 }
 
-// take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing here, as they do on nodes.
+// take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
+// here, as they do on nodes.
 func (k *Keeper) take(said string) {
 	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), said) {
 		return
@@ -106,7 +108,8 @@ func (k *Keeper) say(trouble string) {
 	}
 }
 
-// Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod network is another plugin's.
+// Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod
+// network is another plugin's.
 func (k *Keeper) Last() string {
 	if k == nil || k.o.Own == clusterconfig.NetworkNone {
 		return ""
@@ -116,8 +119,9 @@ func (k *Keeper) Last() string {
 	return cmp.Or(k.present, clusterconfig.ReadBackend(k.o.Dir))
 }
 
-// ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing) and the server was started with own. What makes no
-// sense is told to nobody: the cluster's nodes stay with what it said before.
+// ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing)
+// and the server was started with own. What makes no sense is told to nobody: the cluster's nodes stay with what it
+// said before.
 func (k *Keeper) ToldTo(own, said string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:

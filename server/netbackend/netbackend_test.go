@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines that join where the ConfigMap says nothing that makes sense.
+// TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines
+// that join where the ConfigMap says nothing that makes sense.
 func TestKeeper(t *testing.T) {
 	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for name, c := range map[string]struct {
@@ -55,7 +56,8 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
-// TestForgetting: a server that gives the pod network to another plugin keeps nothing of before, which it would go by when it takes the network back.
+// TestForgetting: a server that gives the pod network to another plugin keeps nothing of before, which it would go by
+// when it takes the network back.
 func TestForgetting(t *testing.T) {
 	dir := t.TempDir()
 	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
@@ -82,7 +84,8 @@ func TestLastOfEarlierRun(t *testing.T) {
 	}
 }
 
-// TestFlagOfBefore: a server that runs says that it would not start any more with its flag, until that is the cluster's again.
+// TestFlagOfBefore: a server that runs says that it would not start any more with its flag, until that is the cluster's
+// again.
 func TestFlagOfBefore(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)

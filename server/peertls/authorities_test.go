@@ -52,8 +52,8 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-// operators gives the cluster authorities that an operator made: each an intermediate of the same root. signers are their
-// certificates.
+// operators gives the cluster authorities that an operator made: each an intermediate of the same root. signers are
+// their certificates.
 func operators(t *testing.T) (p *pki.PKI, signers map[pki.Signer]*x509.Certificate) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "tls")

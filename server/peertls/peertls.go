@@ -130,7 +130,8 @@ func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
 }
 
 // Dial connects to another server. That one checks this server's certificate only after Dial has returned (TLS 1.3): a
-// refusal is the error of the first Read. When this process dies, the connection breaks before everything else does: by that the others know at once.
+// refusal is the error of the first Read. When this process dies, the connection breaks before everything else does: by
+// that the others know at once.
 func (i *Identity) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return i.dial(ctx, Protocol, address, highfd.Conn)
 }

@@ -218,8 +218,8 @@ func (p *PKI) keepPrivate(file string) error {
 	return os.Chmod(file, 0o600)
 }
 
-// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but nobody else gets into the folder either, and audits
-// (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
+// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but nobody else gets
+// into the folder either, and audits (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
 func (p *PKI) keepCertificatesPrivate() error {
 	files, err := filepath.Glob(filepath.Join(p.dir, "*.crt"))
 	if err != nil {

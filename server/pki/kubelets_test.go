@@ -75,8 +75,9 @@ func copied(t *testing.T, from string, names ...string) string {
 var beforeKubeletCA = []string{"server-ca.crt", "server-ca.key", "client-ca.crt", "client-ca.key", "request-header-ca.crt", "request-header-ca.key",
 	"peer-ca.crt", "peer-ca.key", "peer.pem", ServiceAccountKey}
 
-// The servers of a cluster that is older than kubelet-ca are updated one after the other, and without a word between them they
-// have the same one. What server-ca signed for kubelets before is good for the rest of its year and no longer.
+// The servers of a cluster that is older than kubelet-ca are updated one after the other, and without a word between
+// them they have the same one. What server-ca signed for kubelets before is good for the rest of its year and no
+// longer.
 func TestClusterFromBeforeKubeletCA(t *testing.T) {
 	dir := t.TempDir()
 	p, _ := open(t, dir, today)

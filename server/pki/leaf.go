@@ -31,8 +31,8 @@ type Leaf struct {
 	Name string
 	// Path is the file, mode 0600.
 	Path string
-	// Signer decides what the certificate is good for: server-ca and kubelet-ca make a serving one, peer-ca one for both
-	// ends, the others a client one.
+	// Signer decides what the certificate is good for: server-ca and kubelet-ca make a serving one, peer-ca one for
+	// both ends, the others a client one.
 	Signer Signer
 	// CommonName is the user name of a client certificate.
 	CommonName string

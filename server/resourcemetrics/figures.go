@@ -24,7 +24,8 @@ type figures struct {
 	odd    map[string]string // of nodes whose kubelets said what cannot be: what
 	asked  int               // nodes
 	lost   []string          // those of the failed ones that are Ready, sorted
-	// rest, if not nil, is closed when the first round is over: these are its figures so far, and silent kubelets may still answer.
+	// rest, if not nil, is closed when the first round is over: these are its figures so far, and silent kubelets may
+	// still answer.
 	rest <-chan struct{}
 }
 
@@ -89,7 +90,8 @@ func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics
 	return answered(c, func(f *figures) ([]metrics.NodeMetrics, map[string]error) { return f.ofNodes(nodes) })
 }
 
-// answered is what take finds in the newest figures. If that is nothing because of kubelets that may still answer, these are waited for.
+// answered is what take finds in the newest figures. If that is nothing because of kubelets that may still answer,
+// these are waited for.
 func answered[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
 	for {
 		f, err := c.ask()

@@ -26,11 +26,13 @@ import (
 )
 
 const (
-	// kubeletTimeout is how long one kubelet may take for one question, doubtfulTimeout how long one of a node that is not ready.
+	// kubeletTimeout is how long one kubelet may take for one question, doubtfulTimeout how long one of a node that is
+	// not ready.
 	kubeletTimeout  = 5 * time.Second
 	doubtfulTimeout = 2 * time.Second
-	// smallest and each bound an answer, by the number of the node's containers: a container takes less than a kibibyte of the counters, and less than
-	// three of the summary. What the API does not know of, such as pods that have just gone, has its place in the smallest.
+	// smallest and each bound an answer, by the number of the node's containers: a container takes less than a kibibyte
+	// of the counters, and less than three of the summary. What the API does not know of, such as pods that have just
+	// gone, has its place in the smallest.
 	smallest = 1 << 20
 	each     = 8 << 10
 )
@@ -163,8 +165,8 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	return r, nil
 }
 
-// withoutStrangePath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what the API server asks with its own
-// rights is not the kubelet's to choose.
+// withoutStrangePath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what
+// the API server asks with its own rights is not the kubelet's to choose.
 func withoutStrangePath(node *corev1.Node) *corev1.Node {
 	at, ok := node.Annotations[resource.AnnotationResourceMetricsPath]
 	if !ok || path.Clean(at) == at && strings.HasPrefix(at, "/metrics/") {
@@ -178,8 +180,8 @@ func withoutStrangePath(node *corev1.Node) *corev1.Node {
 // longest is the key of the number of bytes that an answer may have, in a question's context.
 type longest struct{}
 
-// careful asks for answers as they are (packing and unpacking them costs more than a local network), reads so much of them and no more, and goes
-// nowhere else because an answer says so.
+// careful asks for answers as they are (packing and unpacking them costs more than a local network), reads so much of
+// them and no more, and goes nowhere else because an answer says so.
 type careful struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.

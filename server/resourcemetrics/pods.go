@@ -15,7 +15,8 @@ import (
 // nodeAnnotation carries a pod's node from runningPods to GetPodMetrics.
 const nodeAnnotation = "coracle.dev/node"
 
-// runningPods lists the pods that run, in the form that metrics-server's API wants. They are of the informer that the API server has in any case.
+// runningPods lists the pods that run, in the form that metrics-server's API wants. They are of the informer that the
+// API server has in any case.
 type runningPods struct{ pods corelisters.PodLister }
 
 var _ cache.GenericLister = runningPods{}

@@ -150,7 +150,8 @@ func (c *Collector) collect(ctx context.Context) {
 	}
 }
 
-// publish makes figures the ones that are answered with, and says so in the status before those who wait for the first go on.
+// publish makes figures the ones that are answered with, and says so in the status before those who wait for the first
+// go on.
 func (c *Collector) publish(f *figures) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -203,7 +203,8 @@ func hang(r *http.Request) (*http.Response, error) {
 	return nil, r.Context().Err()
 }
 
-// TestHangs: while a kubelet hangs, the figures of the others come as they do else; only those who ask for its own figures wait for it.
+// TestHangs: while a kubelet hangs, the figures of the others come as they do else; only those who ask for its own
+// figures wait for it.
 func TestHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -300,7 +301,8 @@ func TestNodeVanishes(t *testing.T) {
 	})
 }
 
-// TestManyNodes: so many kubelets are asked at a time and no more, and those of nodes that are not ready keep nobody waiting.
+// TestManyNodes: so many kubelets are asked at a time and no more, and those of nodes that are not ready keep nobody
+// waiting.
 func TestManyNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

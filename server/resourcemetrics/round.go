@@ -27,9 +27,9 @@ const (
 
 var errNoTime = errors.New("its turn did not come in time: too many other kubelets are slow")
 
-// round asks the kubelets of all nodes, those of nodes that are not ready last. Figures of a kubelet that does not answer are gone with the
-// ones before: old ones would hold for true what is not known. What there is when the patience is at its end, with the figures before of kubelets
-// that have not answered by then, goes to early.
+// round asks the kubelets of all nodes, those of nodes that are not ready last. Figures of a kubelet that does not
+// answer are gone with the ones before: old ones would hold for true what is not known. What there is when the patience
+// is at its end, with the figures before of kubelets that have not answered by then, goes to early.
 func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()

@@ -16,7 +16,8 @@ const (
 	nominal = 10 * time.Second
 	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
 	measured = 40 * time.Second
-	// lag is how much more time may lie between two measurements than between the questions for them. With more than that, the node's clock was set.
+	// lag is how much more time may lie between two measurements than between the questions for them. With more than
+	// that, the node's clock was set.
 	lag = time.Minute
 	// stale is after what time without a measurement a figure says nothing any more.
 	stale = 2 * time.Minute
@@ -159,7 +160,8 @@ func limitsOf(n *corev1.Node) limits {
 	return l
 }
 
-// exceeded says what of a point cannot be; "" if it all can. Numbers below 0, and those that are none, come as 1<<63 and more from upstream's decoder.
+// exceeded says what of a point cannot be; "" if it all can. Numbers below 0, and those that are none, come as 1<<63
+// and more from upstream's decoder.
 func (l limits) exceeded(p storage.MetricsPoint) string {
 	switch {
 	case p.CumulativeCPUUsed >= 1<<63:

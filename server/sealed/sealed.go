@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sealed keeps in the store what all servers of a cluster have in common and whoever has a copy of the store alone must not read.
+// Package sealed keeps in the store what all servers of a cluster have in common and whoever has a copy of the store
+// alone must not read.
 //
-// It owns the form: JSON, sealed with AES-256-GCM by a key that HKDF (RFC 5869) derives from a secret which each server has in a file. It never keeps that
-// secret, and knows nothing of what is kept.
+// It owns the form: JSON, sealed with AES-256-GCM by a key that HKDF (RFC 5869) derives from a secret which each server
+// has in a file. It never keeps that secret, and knows nothing of what is kept.
 package sealed
 
 import (
@@ -59,8 +60,8 @@ func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 	return answer.Kvs[0].ModRevision, nil
 }
 
-// Put writes v, if nobody has written since the revision (0: if there is nothing), and returns the new revision. After an error that is not ErrChanged
-// it may have been written all the same.
+// Put writes v, if nobody has written since the revision (0: if there is nothing), and returns the new revision. After
+// an error that is not ErrChanged it may have been written all the same.
 func (b Box) Put(ctx context.Context, v any, revision int64) (int64, error) {
 	seal, err := b.seal()
 	if err != nil {

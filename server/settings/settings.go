@@ -36,7 +36,8 @@ import (
 )
 
 const (
-	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches: so nodes spread over servers again, and their rights are looked at anew.
+	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches: so nodes spread over
+	// servers again, and their rights are looked at anew.
 	leastStream = 5 * time.Minute
 	// beginWithin is how long a stream waits for its first words.
 	beginWithin = 10 * time.Second
@@ -73,7 +74,8 @@ func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logge
 	}
 }
 
-// Run looks at the store when somebody wants to hear of the settings, and then whenever one changes, until ctx is done. A server of which nobody asks does nothing.
+// Run looks at the store when somebody wants to hear of the settings, and then whenever one changes, until ctx is done.
+// A server of which nobody asks does nothing.
 func (s *Settings) Run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
@@ -139,7 +141,8 @@ func (s *Settings) ask() {
 	}
 }
 
-// look reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes back to an earlier state, not even for who comes from another server.
+// look reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
+// back to an earlier state, not even for who comes from another server.
 func (s *Settings) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
@@ -244,7 +247,8 @@ func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why somebody may not hear of some ConfigMaps; 0: he may. He must be allowed to watch each of them, whoever may ask for Path.
+// refuses says why somebody may not hear of some ConfigMaps; 0: he may. He must be allowed to watch each of them,
+// whoever may ask for Path.
 func (s *Settings) refuses(r *http.Request, names []string) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "settings are read only"

@@ -87,7 +87,8 @@ func (b *bed) authorize(_ context.Context, a authorizer.Attributes) (authorizer.
 	return authorizer.DecisionAllow, "", nil
 }
 
-// watching waits until the store is watched: a fake tells a watch nothing of what happened between the list and its beginning.
+// watching waits until the store is watched: a fake tells a watch nothing of what happened between the list and its
+// beginning.
 func (b *bed) watching() {
 	b.Helper()
 	testenv.Until(b, 2*time.Minute, "all settings are watched", func() bool {
@@ -170,7 +171,8 @@ func TestStream(t *testing.T) {
 	late.hears(clusterconfig.BackendConfigMap + " map[b:c] false")
 }
 
-// TestWhoMayHear: each ConfigMap is asked for as a watch of it, one that is refused refuses all, and there is nothing but those that all nodes follow.
+// TestWhoMayHear: each ConfigMap is asked for as a watch of it, one that is refused refuses all, and there is nothing
+// but those that all nodes follow.
 func TestWhoMayHear(t *testing.T) {
 	b := newBed(t, configMap("other", map[string]string{"secret": "1"}))
 	get := func(method, query string) int {
@@ -216,7 +218,8 @@ func TestWhoMayHear(t *testing.T) {
 	}
 }
 
-// TestNoMajority: a stream begins with what the store says after it was asked for, or not at all. One that has begun stays.
+// TestNoMajority: a stream begins with what the store says after it was asked for, or not at all. One that has begun
+// stays.
 func TestNoMajority(t *testing.T) {
 	b := newBed(t)
 	s := b.open(clusterconfig.VIPConfigMap)
@@ -312,7 +315,8 @@ func TestUnasked(t *testing.T) {
 	}
 }
 
-// TestDeletedAtTheBeginning: the store is read before its watches have begun. What is deleted in between is heard of, too.
+// TestDeletedAtTheBeginning: the store is read before its watches have begun. What is deleted in between is heard of,
+// too.
 func TestDeletedAtTheBeginning(t *testing.T) {
 	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": "x"}))
 	var heard, deleted atomic.Bool

@@ -86,8 +86,8 @@ func (d folder) save(name string, fill func(io.Writer) error) (info Info, err er
 
 // verify reads a file as the disk has it.
 func verify(f *os.File) (Info, error) {
-	// What was written is in the page cache; the kernel drops it, so that the disk is asked (posix_fadvise(2)). Where it
-	// does not, on tmpfs for example, the cache is read.
+	// What was written is in the page cache; the kernel drops it, so that the disk is asked (posix_fadvise(2)). Where
+	// it does not, on tmpfs for example, the cache is read.
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	info, err := f.Stat()
 	if err != nil {
@@ -187,8 +187,8 @@ func surplus(list []Info, keep int, counts func(Info) bool, made string) []Info 
 	return slices.DeleteFunc(list, func(i Info) bool { return i.Name == made })
 }
 
-// byAge compares by the store's revision, which never goes back in a cluster: a machine's clock may, and what was taken while it was ahead would count
-// as the newest for years.
+// byAge compares by the store's revision, which never goes back in a cluster: a machine's clock may, and what was taken
+// while it was ahead would count as the newest for years.
 func byAge(a, b Info) int {
 	return cmp.Or(cmp.Compare(a.Revision, b.Revision), a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name))
 }

@@ -18,8 +18,8 @@ type Removed struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// Handler is a Keeper on the admin socket: POST saves one, GET lists, DELETE deletes some, POST …/prune removes old ones. Each
-// request may have settings for S3 of its own.
+// Handler is a Keeper on the admin socket: POST saves one, GET lists, DELETE deletes some, POST …/prune removes old
+// ones. Each request may have settings for S3 of its own.
 func (k *Keeper) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {

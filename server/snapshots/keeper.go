@@ -188,7 +188,8 @@ func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 	})
 }
 
-// List returns all snapshots that there are, the oldest first, and those on S3 behind them. If S3 does not answer, its line says why.
+// List returns all snapshots that there are, the oldest first, and those on S3 behind them. If S3 does not answer, its
+// line says why.
 func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 	list, err := k.folder.list()
 	if err != nil {
@@ -232,8 +233,9 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 	return deleted, err
 }
 
-// Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and returns the
-// names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number where the request says so (Asked).
+// Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and
+// returns the names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number
+// where the request says so (Asked).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -258,7 +260,8 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	return deleted, errors.Join(err, remoteErr)
 }
 
-// own are the snapshots that one server has saved with a name. Several servers, and several clusters, may share a bucket, and other programs too.
+// own are the snapshots that one server has saved with a name. Several servers, and several clusters, may share a
+// bucket, and other programs too.
 type own struct {
 	name, server, cluster string
 	scheduled             bool // the schedule's only
@@ -277,7 +280,8 @@ func (k *Keeper) ownScheduled() own {
 // begin is how the names begin.
 func (o own) begin() string { return o.name + "-" + o.server + "-" }
 
-// named says whether a server has given a file its name. Another name may begin alike, and somebody may have made a copy to keep.
+// named says whether a server has given a file its name. Another name may begin alike, and somebody may have made a
+// copy to keep.
 func (o own) named(file string) bool {
 	at, ok := strings.CutPrefix(file, o.begin())
 	_, err := time.Parse(stampForm, at)
@@ -296,7 +300,8 @@ func (k *Keeper) prune(keep int, mine own, made string) ([]string, error) {
 	return removeEach(surplus(list, keep, mine.has, made), k.folder.delete)
 }
 
-// prune looks at nothing in the bucket but what bears our names: there may be thousands of others' objects, and each look is a request.
+// prune looks at nothing in the bucket but what bears our names: there may be thousands of others' objects, and each
+// look is a request.
 func (b *bucket) prune(ctx context.Context, keep int, mine own, made string) ([]string, error) {
 	list, err := b.list(ctx, mine.begin(), mine.named)
 	if err != nil {
@@ -316,14 +321,15 @@ func removeEach(list []Info, remove func(name string) error) (deleted []string, 
 	return deleted, err
 }
 
-// trivial are keys whose changes are no reason for a snapshot: they change all the time in a cluster where nothing happens.
-// Nodes report every five minutes. So a change of a node's labels or taints alone is no reason either; that nodes come and go is.
+// trivial are keys whose changes are no reason for a snapshot: they change all the time in a cluster where nothing
+// happens. Nodes report every five minutes. So a change of a node's labels or taints alone is no reason either; that
+// nodes come and go is.
 var trivial = []string{"/registry/leases/", "/registry/masterleases/", "/registry/events/", "/registry/events.k8s.io/"}
 
 const nodes = "/registry/minions/"
 
-// content stands for everything that a user would miss. It is in clear: the authorities' keys, which nobody can guess, keep anybody from
-// finding out a token by it.
+// content stands for everything that a user would miss. It is in clear: the authorities' keys, which nobody can guess,
+// keep anybody from finding out a token by it.
 func content(b *raftstore.Backup, c Contents, key Key) string {
 	newest, _ := b.Changed(append(trivial, nodes)...)
 	_, keys := b.Changed(trivial...)

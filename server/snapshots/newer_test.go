@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot lets nobody in again where the server knows the new one.
+// TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot lets nobody in again where the server knows
+// the new one.
 func TestRestoreKeepsNewerTokens(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")

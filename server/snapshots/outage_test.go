@@ -26,7 +26,8 @@ func (m *machine) withS3(f *fakeS3, change map[string]string) *s3settings.S3 {
 	return settings
 }
 
-// TestOutageOfS3: while S3 is away from a cluster in which something changes all the time, the snapshots of the days before stay in the folder, and what is tried again is the copy alone.
+// TestOutageOfS3: while S3 is away from a cluster in which something changes all the time, the snapshots of the days
+// before stay in the folder, and what is tried again is the copy alone.
 func TestOutageOfS3(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
@@ -94,7 +95,8 @@ func TestOutageOfS3(t *testing.T) {
 	}
 }
 
-// TestTwoClustersInOneFolder: their servers have one name, and the same schedule, so that their snapshots have one name too. Neither takes the other's away, and it is said.
+// TestTwoClustersInOneFolder: their servers have one name, and the same schedule, so that their snapshots have one name
+// too. Neither takes the other's away, and it is said.
 func TestTwoClustersInOneFolder(t *testing.T) {
 	f, first, second := newFakeS3(t), newMachine(t), newMachine(t)
 	first.withS3(f, nil)
@@ -154,7 +156,8 @@ func TestHalfAnObject(t *testing.T) {
 	}
 }
 
-// TestManyObjectsOfOthers: S3 lists a thousand objects at once. Those of other programs are not looked at for pruning, whose time they would take.
+// TestManyObjectsOfOthers: S3 lists a thousand objects at once. Those of other programs are not looked at for pruning,
+// whose time they would take.
 func TestManyObjectsOfOthers(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
@@ -200,7 +203,8 @@ func TestRangesAreNotHeeded(t *testing.T) {
 	}
 }
 
-// TestFetchIsAllOrNothing: what is damaged on its way, or replaced meanwhile, does not get the snapshot's name here, so that the next try fetches it again.
+// TestFetchIsAllOrNothing: what is damaged on its way, or replaced meanwhile, does not get the snapshot's name here, so
+// that the next try fetches it again.
 func TestFetchIsAllOrNothing(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := m.withS3(f, nil)

@@ -23,7 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-// Target is the machine on which a snapshot is restored: one whose server does not run, or on which there never was one.
+// Target is the machine on which a snapshot is restored: one whose server does not run, or on which there never was
+// one.
 type Target struct {
 	// DataDir is named in messages; ServerDir lies in it.
 	DataDir, ServerDir string
@@ -31,8 +32,8 @@ type Target struct {
 	Version string
 	// Required and Optional are the files that a server has in common with the others, by their path below ServerDir.
 	Required, Optional []string
-	// Newer are files below ServerDir that the server which was here keeps instead of the snapshot's, if it is of the same cluster and has all of them: tokens that were replaced
-	// since do not let anybody in again.
+	// Newer are files below ServerDir that the server which was here keeps instead of the snapshot's, if it is of the
+	// same cluster and has all of them: tokens that were replaced since do not let anybody in again.
 	Newer []string
 	// Mark, when set, is noted in the folder that is made: datadir.NoteReset.
 	Mark string
@@ -231,7 +232,8 @@ func fill(store, id string, h Header, state io.Reader, seen int64) error {
 	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)}, state, seen); err != nil {
 		return err
 	}
-	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut off.
+	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut
+	// off.
 	if n, err := io.Copy(io.Discard, state); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	} else if n > 0 {

@@ -25,9 +25,11 @@ import (
 )
 
 const (
-	// partSize is in how large parts a file is sent; parts are read from the disk, one at a time. S3 wants 5 MiB at least.
+	// partSize is in how large parts a file is sent; parts are read from the disk, one at a time. S3 wants 5 MiB at
+	// least.
 	partSize = 8 << 20
-	// startSize is how much of an object is read to see whether it is a snapshot, and which: a header has some hundred bytes.
+	// startSize is how much of an object is read to see whether it is a snapshot, and which: a header has some hundred
+	// bytes.
 	startSize = 4096
 	// s3Attempts is how often a request is sent before it has failed.
 	s3Attempts = 4
@@ -112,8 +114,8 @@ func (b *bucket) put(ctx context.Context, name, file string) error {
 	return b.explain("saving "+name, err)
 }
 
-// has says whether a snapshot is there. Another one of its name is an error: two clusters that have a folder in common and servers of one name save at the same second, for their
-// schedules are alike.
+// has says whether a snapshot is there. Another one of its name is an error: two clusters that have a folder in common
+// and servers of one name save at the same second, for their schedules are alike.
 func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
 	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(i.Name), minio.StatObjectOptions{})
 	if isMissing(err) {
@@ -140,7 +142,8 @@ func isMissing(err error) bool {
 	return code == minio.NoSuchKey || code == "NotFound"
 }
 
-// list returns the snapshots there whose names begin so and are wanted, the oldest first. Of each, only the beginning is fetched.
+// list returns the snapshots there whose names begin so and are wanted, the oldest first. Of each, only the beginning
+// is fetched.
 func (b *bucket) list(ctx context.Context, begin string, wanted func(name string) bool) ([]Info, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the listing's goroutine
@@ -184,7 +187,8 @@ func (b *bucket) header(ctx context.Context, name string) (Header, error) {
 	return h, err
 }
 
-// start is the beginning of an object, with all of its header if it is a snapshot. An empty one has none, which is an error to S3.
+// start is the beginning of an object, with all of its header if it is a snapshot. An empty one has none, which is an
+// error to S3.
 func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
 	var o minio.GetObjectOptions
 	if err := o.SetRange(0, startSize-1); err != nil {
@@ -202,7 +206,8 @@ func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
 	return out, err
 }
 
-// delete looks first whether it is a snapshot: others may have objects in the same folder. S3 itself takes the deletion of what is not there for none of its errors.
+// delete looks first whether it is a snapshot: others may have objects in the same folder. S3 itself takes the deletion
+// of what is not there for none of its errors.
 func (b *bucket) delete(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err

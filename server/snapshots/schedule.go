@@ -27,8 +27,8 @@ const (
 // Place is which of the servers this one is, from 0 on, and how many there are.
 type Place struct{ Number, Of int }
 
-// slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers write one
-// after the other, and the cluster's newest snapshot is younger.
+// slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers
+// write one after the other, and the cluster's newest snapshot is younger.
 type slot struct {
 	schedule cron.Schedule
 	shift    time.Duration
@@ -160,8 +160,9 @@ func (k *Keeper) newest() (*Info, error) {
 	return newest, nil
 }
 
-// notElsewhere says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older ones. The snapshot need not be taken again for that:
-// while S3 is away for a day, one more each time would push those of the days before out of the folder.
+// notElsewhere says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older
+// ones. The snapshot need not be taken again for that: while S3 is away for a day, one more each time would push those
+// of the days before out of the folder.
 type notElsewhere struct {
 	info Info
 	err  error
@@ -170,7 +171,8 @@ type notElsewhere struct {
 func (e *notElsewhere) Error() string { return e.err.Error() }
 func (e *notElsewhere) Unwrap() error { return e.err }
 
-// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps. The error is a notElsewhere if all is well on this machine.
+// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps. The error is
+// a notElsewhere if all is well on this machine.
 func (k *Keeper) scheduled(ctx context.Context) error {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -233,8 +235,8 @@ func (k *Keeper) scheduledElsewhere(ctx context.Context, info Info) error {
 	return nil
 }
 
-// unchanged returns this server's newest snapshot if it holds all that a user would miss, nil if not. It reads the file: one that the
-// disk has lost is no reason to take none.
+// unchanged returns this server's newest snapshot if it holds all that a user would miss, nil if not. It reads the
+// file: one that the disk has lost is no reason to take none.
 func (k *Keeper) unchanged(content string) (*Info, error) {
 	newest, err := k.newest()
 	if err != nil || newest == nil || newest.Content != content {

@@ -462,7 +462,8 @@ func TestListPruneDelete(t *testing.T) {
 	}
 }
 
-// TestClockGoesBack: snapshots that were taken while the clock was years ahead do not count as the newest for ever. What goes is what has the oldest state.
+// TestClockGoesBack: snapshots that were taken while the clock was years ahead do not count as the newest for ever.
+// What goes is what has the oldest state.
 func TestClockGoesBack(t *testing.T) {
 	m := newMachine(t)
 	m.o.Retention = 2
@@ -582,14 +583,15 @@ func TestStateIsStreamed(t *testing.T) {
 	}
 	large, size := saving()
 	t.Logf("%d bytes allocated for a file of %d bytes, %d for a small one", large, size, small)
-	// 0.2 MB; under the race detector 7 MB, since sync.Pool then drops, at random, a quarter of the buffers that S2 gives back. A second copy of the state
-	// would be 20 MB.
+	// It is 0.2 MB; under the race detector 7 MB, since sync.Pool then drops, at random, a quarter of the buffers that S2
+	// gives back. A second copy of the state would be 20 MB.
 	if size < 20_000_000 || large-small > size*2/3 {
 		t.Errorf("%d bytes allocated for a file of %d bytes", large-small, size)
 	}
 }
 
-// TestRevisionNeverGoesBack: a snapshot is restored twice, the first time while the machine's clock is decades ahead. Clients have seen revisions of then.
+// TestRevisionNeverGoesBack: a snapshot is restored twice, the first time while the machine's clock is decades ahead.
+// Clients have seen revisions of then.
 func TestRevisionNeverGoesBack(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")

@@ -112,7 +112,8 @@ func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
 // Replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
 // dir is one or the other, where the file system can do that.
 func Replace(dir, made, keep string) (kept string, err error) {
-	// From here on the folder is whole: after the exchange its name is that of what was there before, which must not be removed.
+	// From here on the folder is whole: after the exchange its name is that of what was there before, which must not be
+	// removed.
 	if err := errors.Join(notMissing(os.Remove(made+unfinished)), atomicfile.SyncDir(filepath.Dir(dir))); err != nil {
 		return "", errors.Join(fmt.Errorf("finishing %s: %w. Nothing was changed", made, err), os.RemoveAll(made))
 	}

@@ -20,8 +20,8 @@ const (
 	unfinished = ".unfinished"
 )
 
-// Begin names the folder that shall take the place of dir, and notes that it is being built. The caller makes it, and has dir to itself. Replace or
-// Abandon ends that.
+// Begin names the folder that shall take the place of dir, and notes that it is being built. The caller makes it, and
+// has dir to itself. Replace or Abandon ends that.
 func Begin(dir, stamp string) (made string, err error) {
 	made = dir + restoring + stamp
 	// It is empty, so it needs no other name first, under which a power cut would leave it.
@@ -40,9 +40,10 @@ func Abandon(made string) error {
 	return errors.Join(os.RemoveAll(made), notMissing(os.Remove(made+unfinished)))
 }
 
-// Tidy ends what a power cut, or the end of a process, interrupted while the folder dir was being replaced: what was not finished is removed,
-// and what was there before gets the name under which it is kept. So does what was built to the end if that is where it ended, a moment before the exchange: it cannot be told from that,
-// and nothing that may have been there is removed. The caller has dir to itself.
+// Tidy ends what a power cut, or the end of a process, interrupted while the folder dir was being replaced: what was
+// not finished is removed, and what was there before gets the name under which it is kept. So does what was built to
+// the end if that is where it ended, a moment before the exchange: it cannot be told from that, and nothing that may
+// have been there is removed. The caller has dir to itself.
 func Tidy(dir string) error {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil {

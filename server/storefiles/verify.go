@@ -94,8 +94,9 @@ func readEntries(in *disk.Inspection) error {
 	return nil
 }
 
-// Seen is the revision up to which clients may know the cluster's store in a folder, as far as its newest snapshot says, for raftstore.Restore. It is 0 if there is none there, if it is
-// another cluster's, or damaged, which is what many a restore is for.
+// Seen is the revision up to which clients may know the cluster's store in a folder, as far as its newest snapshot
+// says, for raftstore.Restore. It is 0 if there is none there, if it is another cluster's, or damaged, which is what
+// many a restore is for.
 func Seen(path, cluster string) int64 {
 	c, err := CheckStore(path)
 	if err != nil || c.Cluster != cluster {

@@ -20,8 +20,8 @@ import (
 // directTimeout bounds connecting without a tunnel, as upstream's own dialer does.
 const directTimeout = 30 * time.Second
 
-// Owner is the name of the node that an address belongs to, as its own or as one of its pods'; "" where that is nobody's, or
-// is not certain.
+// Owner is the name of the node that an address belongs to, as its own or as one of its pods'; "" where that is
+// nobody's, or is not certain.
 type Owner func(netip.Addr) string
 
 // Follow says whose an address is. Until then nothing is dialled through a tunnel.
@@ -31,9 +31,9 @@ func (t *Table) Follow(o Owner) {
 	t.owner = o
 }
 
-// DialContext connects to an address as net.Dialer's does: through the tunnel of the node that the address belongs to, if that
-// has one to this server, and directly if not. A node that does not open the stream has the last word: what it refuses is
-// not tried past it.
+// DialContext connects to an address as net.Dialer's does: through the tunnel of the node that the address belongs to,
+// if that has one to this server, and directly if not. A node that does not open the stream has the last word: what it
+// refuses is not tried past it.
 func (t *Table) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if to, err := netip.ParseAddrPort(address); err == nil {
 		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
@@ -73,8 +73,8 @@ func (t *Table) through(a netip.Addr) *nodetunnel.Session {
 	return nil
 }
 
-// OwnerByNodes finds an address's node among the Node objects. A node reports its own addresses, and could report another
-// one's: where two claim the same, neither is believed. Of networks of pods the smallest counts.
+// OwnerByNodes finds an address's node among the Node objects. A node reports its own addresses, and could report
+// another one's: where two claim the same, neither is believed. Of networks of pods the smallest counts.
 func OwnerByNodes(nodes corelisters.NodeLister) Owner {
 	return func(a netip.Addr) string {
 		all, err := nodes.List(labels.Everything())

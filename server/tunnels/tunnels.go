@@ -3,8 +3,9 @@
 // Package tunnels is what a server knows of the nodes that keep a connection open to it (nodetunnel): it takes these
 // connections, opens streams over them for the API server, and tells when each node was last heard.
 //
-// A connection speaks for the node whose certificate it showed and for no other one. It leads to that node's addresses and to
-// the addresses of its pods, as the Node object has them. The package never judges whether a node lives: server/liveness does.
+// A connection speaks for the node whose certificate it showed and for no other one. It leads to that node's addresses
+// and to the addresses of its pods, as the Node object has them. The package never judges whether a node lives:
+// server/liveness does.
 package tunnels
 
 import (
@@ -31,8 +32,8 @@ const (
 	// identify is how long a connection may take to show a certificate, strangers how many may be at it at a time.
 	identify  = 10 * time.Second
 	strangers = 256
-	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that has
-	// broken off is closed only after a while: with one more, the oldest goes.
+	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that
+	// has broken off is closed only after a while: with one more, the oldest goes.
 	mostOfOne = 4
 
 	nodeUser  = "system:node:"
@@ -206,7 +207,8 @@ type Contact struct {
 	Last time.Time
 	// Open says that it has a connection to this server now.
 	Open bool
-	// Direct says that this server has reached the node without the tunnel, at the address that it connects from: it can find out that it does not any more.
+	// Direct says that this server has reached the node without the tunnel, at the address that it connects from: it
+	// can find out that it does not any more.
 	Direct bool
 }
 
@@ -230,7 +232,8 @@ func (t *Table) Contact(node string) (c Contact, ok bool) {
 // Arrived gives a value when nodes have connected since the last one.
 func (t *Table) Arrived() <-chan struct{} { return t.arrived }
 
-// Indirect are the nodes that are connected and were never reached otherwise, with the address that each connected from last.
+// Indirect are the nodes that are connected and were never reached otherwise, with the address that each connected from
+// last.
 func (t *Table) Indirect() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -259,9 +262,8 @@ func (t *Table) Forget(gone func(node string) bool) {
 	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && gone(name) })
 }
 
-// session is the newest of a node's connections.
-// HangUp ends all connections, and those that come later, until it is called with false. A node that this server hangs up on
-// turns to another one.
+// session is the newest of a node's connections. HangUp ends all connections, and those that come later, until it is
+// called with false. A node that this server hangs up on turns to another one.
 func (t *Table) HangUp(on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -301,7 +301,8 @@ func TestReconnects(t *testing.T) {
 	})
 }
 
-// TestManyConnectionsAtOnce: connections of a node that come before the end of the oldest has been noticed do not make it more than there may be.
+// TestManyConnectionsAtOnce: connections of a node that come before the end of the oldest has been noticed do not make
+// it more than there may be.
 func TestManyConnectionsAtOnce(t *testing.T) {
 	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
 	const tooMany = 3

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package acme builds the programs with which certificates by ACME are tested: pebble, the test authority of Let's Encrypt, and its DNS server.
+// Package acme builds the programs with which certificates by ACME are tested: pebble, the test authority of Let's
+// Encrypt, and its DNS server.
 //
 // They are in a module of their own, in the folder pebble, so that what they need does not become what coracle needs.
 package acme

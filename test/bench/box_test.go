@@ -23,13 +23,15 @@ import (
 // boxed are the parts of a server that others install as programs of their own.
 const boxed = "metrics-server,local-storage,helm-controller"
 
-// beside are programs for the same, which only this benchmark builds, at their modules' newest versions without replacements. metrics-server's is in go.mod.
+// beside are programs for the same, which only this benchmark builds, at their modules' newest versions without
+// replacements. metrics-server's is in go.mod.
 var beside = []struct{ name, pkg string }{
 	{"local-path-provisioner", "github.com/rancher/local-path-provisioner@v0.0.30"},
 	{"helm-controller", "github.com/k3s-io/helm-controller@v0.17.9"},
 }
 
-// atRest is what a process takes: memory at the end of a while in which nothing was asked of it, and the rest over that while.
+// atRest is what a process takes: memory at the end of a while in which nothing was asked of it, and the rest over that
+// while.
 type atRest struct{ rss, anon, cpu, written float64 }
 
 func (r atRest) minus(o atRest) atRest {
@@ -40,8 +42,9 @@ func (r atRest) print(who string) {
 	fmt.Printf("%-44s %9.1f %9.1f %9.2f %9.1f\n", who, r.rss, r.anon, r.cpu, r.written)
 }
 
-// TestBox measures a server with those parts beside one without, at the same time, each on a machine of its own; and then upstream's programs, which ask
-// the second one. Differences of a few MB are chance in one pair, so that there are several.
+// TestBox measures a server with those parts beside one without, at the same time, each on a machine of its own; and
+// then upstream's programs, which ask the second one. Differences of a few MB are chance in one pair, so that there are
+// several.
 func TestBox(t *testing.T) {
 	programs := buildBeside(t)
 	for turn := range 2 {

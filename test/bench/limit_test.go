@@ -24,7 +24,8 @@ import (
 )
 
 const (
-	// leastLimit is too little, mostLimit enough: between them, in steps of limitStep, the smallest is looked for. All MB.
+	// leastLimit is too little, mostLimit enough: between them, in steps of limitStep, the smallest is looked for. All
+	// MB.
 	leastLimit, mostLimit, limitStep = 144, 272, 16
 	// startPatience is how long a start may take, three pods included.
 	startPatience = 3 * time.Minute
@@ -34,9 +35,10 @@ const (
 	mostFaults = 50
 )
 
-// TestLimit finds the smallest limit of a memory control group in which a server stays healthy after a cold start: it is
-// charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit, in MB, for as
-// long as CORACLE_BENCH_LIMIT_TIME says (such as 1h); CORACLE_BENCH_ENV has variables for the server, such as GOGC=15.
+// TestLimit finds the smallest limit of a memory control group in which a server stays healthy after a cold start: it
+// is charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit,
+// in MB, for as long as CORACLE_BENCH_LIMIT_TIME says (such as 1h); CORACLE_BENCH_ENV has variables for the server,
+// such as GOGC=15.
 func TestLimit(t *testing.T) {
 	settle := window(2 * time.Minute)
 	if one := os.Getenv("CORACLE_BENCH_LIMIT"); one != "" {

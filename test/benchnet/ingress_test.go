@@ -38,8 +38,8 @@ const (
 	backendPort = 8080
 )
 
-// proxyLab is what is measured: the ingress proxy and those of others, before the same backends, in the namespace of this process. Programs of others see
-// the folder that their packages are unpacked in as the whole file system.
+// proxyLab is what is measured: the ingress proxy and those of others, before the same backends, in the namespace of
+// this process. Programs of others see the folder that their packages are unpacked in as the whole file system.
 type proxyLab struct {
 	t       *testing.T
 	root    string // of the unpacked packages
@@ -60,7 +60,8 @@ type webProxy struct {
 	lastChange int
 }
 
-// TestIngress measures the ingress proxy beside Debian's nginx, HAProxy and Caddy: 50 hosts with three routes each, each host with two endpoints of its own.
+// TestIngress measures the ingress proxy beside Debian's nginx, HAProxy and Caddy: 50 hosts with three routes each,
+// each host with two endpoints of its own.
 func TestIngress(t *testing.T) {
 	root := os.Getenv("CORACLE_BENCH_INGRESS")
 	if root == "" {
@@ -267,7 +268,8 @@ func (p *webProxy) used() (total time.Duration) {
 	return total
 }
 
-// memory is what a proxy's processes have, in MB: with what they map of files, of which what several of them share counts once; and what is in no file.
+// memory is what a proxy's processes have, in MB: with what they map of files, of which what several of them share
+// counts once; and what is in no file.
 func (p *webProxy) memory() sample {
 	out := sample{}
 	for _, pid := range tree(p.pid) {

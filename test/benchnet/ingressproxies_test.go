@@ -20,8 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Each proxy has its defaults, and besides: no access log; the same headers for backends; connections to backends that stay; and as many requests on
-// a connection as come, so that no load ends connections. The route /p2 of the first host leads to one of two other hosts' endpoints, by the number of changes.
+// Each proxy has its defaults, and besides: no access log; the same headers for backends; connections to backends that
+// stay; and as many requests on a connection as come, so that no load ends connections. The route /p2 of the first host
+// leads to one of two other hosts' endpoints, by the number of changes.
 
 // target is the host whose endpoints a route has.
 func target(host, path, change int) int {

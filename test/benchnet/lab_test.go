@@ -216,8 +216,8 @@ func untilWritten(in netns.Doer, change func()) (took time.Duration, err error) 
 	return took, err
 }
 
-// settled returns when nftables have not changed for a while, and how long the last change was in coming: after a change both proxies rest
-// for up to a second, and what was cut short comes then.
+// settled returns when nftables have not changed for a while, and how long the last change was in coming: after a
+// change both proxies rest for up to a second, and what was cut short comes then.
 func settled(in netns.Doer, quiet time.Duration) (last time.Duration, err error) {
 	began := time.Now()
 	err = in.Do(func() error {

@@ -22,10 +22,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// The load is our own: blocking sockets on threads that stay inside the client's namespace, and a server of the standard library in the same
-// process. So the processor time of both ends is that of this process, which the machine's other load does not change much. What the kernel does for
-// a packet on the way is in it, as it runs on the sender's thread where ends are joined by veth pairs; what other processes and
-// kernel threads do is not.
+// The load is our own: blocking sockets on threads that stay inside the client's namespace, and a server of the
+// standard library in the same process. So the processor time of both ends is that of this process, which the machine's
+// other load does not change much. What the kernel does for a packet on the way is in it, as it runs on the sender's
+// thread where ends are joined by veth pairs; what other processes and kernel threads do is not.
 
 const (
 	echoPort = 7000 // answers what it reads, by TCP and UDP

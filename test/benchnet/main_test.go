@@ -2,13 +2,14 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-// Package benchnet measures the network of a node and of a small cluster: what a pod's network costs when it starts and ends, the ways between pods,
-// Services beside upstream's kube-proxy, NetworkPolicies beside none, and the ingress proxy beside those of others. It prints tables and never judges;
-// `make bench-net` runs it, `make bench-ingress` the last part, and docs/benchmarks.md says what each table means.
+// Package benchnet measures the network of a node and of a small cluster: what a pod's network costs when it starts and
+// ends, the ways between pods, Services beside upstream's kube-proxy, NetworkPolicies beside none, and the ingress
+// proxy beside those of others. It prints tables and never judges; `make bench-net` runs it, `make bench-ingress` the
+// last part, and docs/benchmarks.md says what each table means.
 //
-// Everything happens in network namespaces of its own. A node is a child process in one of them, this program by another name, which runs
-// the product's own packages as the agent does; kube-proxy is upstream's program, built from the module that go.mod names.
-// What is compared is measured in turns, since the machine's other work comes and goes.
+// Everything happens in network namespaces of its own. A node is a child process in one of them, this program by
+// another name, which runs the product's own packages as the agent does; kube-proxy is upstream's program, built from
+// the module that go.mod names. What is compared is measured in turns, since the machine's other work comes and goes.
 package benchnet
 
 import (

@@ -52,7 +52,8 @@ var (
 	serviceCIDR = netip.MustParsePrefix("10.96.0.0/12")
 )
 
-// nodeMain is a child process: the network parts of an agent, wired as agent/network.go does. What it prints is "ready" and its WireGuard key.
+// nodeMain is a child process: the network parts of an agent, wired as agent/network.go does. What it prints is "ready"
+// and its WireGuard key.
 func nodeMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()

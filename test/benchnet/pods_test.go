@@ -134,7 +134,8 @@ func policy(namespace, name, app, other string) *networkingv1.NetworkPolicy {
 	}
 }
 
-// town are pods of twenty namespaces, a tenth of them on this node, and policies among them; own more select the apps "pod" of the namespace default.
+// town are pods of twenty namespaces, a tenth of them on this node, and policies among them; own more select the apps
+// "pod" of the namespace default.
 func town(pods, policies, own int) []runtime.Object {
 	var out []runtime.Object
 	cidr := "10.42.128.0/17"

@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/proc"
 )
 
-// TestPolicies measures what policies cost connections and packets, how fast changes of them arrive in the kernel, and what they take at their limits.
+// TestPolicies measures what policies cost connections and packets, how fast changes of them arrive in the kernel, and
+// what they take at their limits.
 func TestPolicies(t *testing.T) {
 	t.Run("traffic", benchPolicyTraffic)
 	t.Run("changes", benchPolicyChanges)
@@ -127,7 +128,8 @@ func (n *labNode) rewrites(one, other func()) func() (sample, error) {
 	}
 }
 
-// benchPolicyLimits fills a node with as much as its policies may take: nearly 300,000 rules and elements, of three namespaces with 95,000 each.
+// benchPolicyLimits fills a node with as much as its policies may take: nearly 300,000 rules and elements, of three
+// namespaces with 95,000 each.
 func benchPolicyLimits(t *testing.T) {
 	netns.RequireNFT(t)
 	s := newSite(t, "lim", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })

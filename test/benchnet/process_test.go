@@ -35,7 +35,8 @@ type process struct {
 	exited chan struct{}
 }
 
-// start runs a program inside a namespace. Its death signal follows the thread that started it, so that one waits for it.
+// start runs a program inside a namespace. Its death signal follows the thread that started it, so that one waits for
+// it.
 func start(t testing.TB, ns netns.Doer, name string, cmd *exec.Cmd, onLine func(string)) *process {
 	t.Helper()
 	logFile := filepath.Join(t.TempDir(), name+".log")

@@ -143,7 +143,8 @@ func crowd(n int) []runtime.Object {
 	return append(out, service(n-1), slice(n-1, echoPort, podB))
 }
 
-// TestServices measures both proxies: how fast changes arrive in the kernel, what they take of the machine, and connections through what they write.
+// TestServices measures both proxies: how fast changes arrive in the kernel, what they take of the machine, and
+// connections through what they write.
 func TestServices(t *testing.T) {
 	netns.RequireNFT(t)
 	program := built(t, "kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy")

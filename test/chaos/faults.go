@@ -306,8 +306,8 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	return victim.stop()
 }
 
-// remove takes a server out of the cluster. The store refuses that unless a majority of the other voters answers at once; where packets get lost one
-// may answer late, and the refusal, which changes nothing, says to ask again.
+// remove takes a server out of the cluster. The store refuses that unless a majority of the other voters answers at
+// once; where packets get lost one may answer late, and the refusal, which changes nothing, says to ask again.
 func (n *nemesis) remove(victim *server, r *rand.Rand) error {
 	ask, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

@@ -78,7 +78,8 @@ func (s *strike) bit(ops []*Op) bool {
 
 // floors are what a minute of chaos has at least: about a twentieth of what two busy cores did, so that a slow machine
 // passes and a run whose clients or faults do nothing fails. (Measured on two cores with load 18, a minute: 20,800
-// operations, 18 faults, 17 of them with failed operations, 13 leaders, 6,250 fenced writes, 700 refused ones, 119 renewals,
+// operations, 18 faults, 17 of them with failed operations, 13 leaders, 6,250 fenced writes, 700 refused ones, 119
+// renewals,
 // 16,900 events, 143 leases renewed as they expired and 47 gone.)
 var floors = []struct {
 	what      string

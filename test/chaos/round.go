@@ -100,8 +100,8 @@ func (r *round) run(ctx context.Context) error {
 	r.w.tasks.Wait()
 	extras.Wait()
 	if err == nil {
-		// Each new leader gives every lease its whole time again, so where leaders changed faster than leases last, none
-		// has expired yet. (Seen: 19 leaders in 75 s, 200 leases renewed in time and none gone.)
+		// Each new leader gives every lease its whole time again, so where leaders changed faster than leases last,
+		// none has expired yet. (Seen: 19 leaders in 75 s, 200 leases renewed in time and none gone.)
 		r.lease.crowd(ctx, 1)
 		err = r.c.majorityLives(ctx, rand.New(rand.NewPCG(r.seed, 4)))
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package charts makes Helm charts for tests and serves them: as a repository over HTTP (index.yaml and archives) and as an
-// OCI registry, both without anything from outside.
+// Package charts makes Helm charts for tests and serves them: as a repository over HTTP (index.yaml and archives) and
+// as an OCI registry, both without anything from outside.
 package charts
 
 import (

@@ -29,8 +29,8 @@ type Options struct {
 	User, Password string
 }
 
-// Handler serves the archives of a folder as a repository (/index.yaml and /NAME.tgz), and a registry that remembers what is
-// pushed to it (/v2/).
+// Handler serves the archives of a folder as a repository (/index.yaml and /NAME.tgz), and a registry that remembers
+// what is pushed to it (/v2/).
 func Handler(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/index.yaml", func(w http.ResponseWriter, _ *http.Request) {

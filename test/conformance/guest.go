@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// guestFocus and guestLabels are the specs that a node with another kernel is asked: what Services and NetworkPolicies mean.
+	// guestFocus and guestLabels are the specs that a node with another kernel is asked: what Services and
+	// NetworkPolicies mean.
 	guestFocus  = `\[sig-network\] (Services|Netpol) `
 	guestLabels = `(Conformance || Feature: containsAny NetworkPolicy) && !(Feature: containsAny SCTPConnectivity) && !Serial && !Disruptive`
 	// guestPatience is for a machine on which a system call takes ten times as long.
@@ -26,8 +27,8 @@ const (
 	onIPVS = "backend=ipvs"
 )
 
-// guestCluster starts a cluster whose one node is a User-Mode Linux with IPVS and nftables, and whose server is an ordinary machine beside it. The node is told nothing
-// of IPVS: that it takes it is part of what is tried.
+// guestCluster starts a cluster whose one node is a User-Mode Linux with IPVS and nftables, and whose server is an
+// ordinary machine beside it. The node is told nothing of IPVS: that it takes it is part of what is tried.
 func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
 	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	site := harness.NewSite(t)
@@ -51,7 +52,8 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 			t.Fatal(err)
 		}
 	}
-	// The image that nearly all pods have; the mirror has it and all others, whose import would take the machine minutes.
+	// The image that nearly all pods have; the mirror has it and all others, whose import would take the machine
+	// minutes.
 	if err := writeImages(filepath.Join(dir, "box.tar"), carried[:1]); err != nil {
 		t.Fatal(err)
 	}

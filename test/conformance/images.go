@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
 
-// Where Debian's busybox-static and bash-static put them. bash is the shell: that busybox hands no variables with a dash in their name on, and
-// prefers its applets to the programs in PATH.
+// Where Debian's busybox-static and bash-static put them. bash is the shell: that busybox hands no variables with a
+// dash in their name on, and prefers its applets to the programs in PATH.
 const (
 	busybox = "/bin/busybox"
 	bash    = "/bin/bash-static"
@@ -113,8 +113,8 @@ func boxFiles() ([]imagetar.File, error) {
 
 var library = regexp.MustCompile(`(/\S+) \(0x`)
 
-// hostFiles are programs of this machine with the libraries that they load. A program goes to the same name in /usr/bin, its libraries
-// stay where the loader looks for them.
+// hostFiles are programs of this machine with the libraries that they load. A program goes to the same name in
+// /usr/bin, its libraries stay where the loader looks for them.
 func hostFiles(programs ...string) ([]imagetar.File, error) {
 	var files []imagetar.File
 	for _, program := range programs {

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command conformance runs upstream's conformance suite against a cluster of one node, or of several servers, from this tree, in namespaces of its own:
+// Command conformance runs upstream's conformance suite against a cluster of one node, or of several servers, from this
+// tree, in namespaces of its own:
 //
 //	make conformance                                  all specs of Conformance that may run side by side, then the serial ones
 //	make conformance FOCUS='ConfigMap should be'      those whose name matches
 //	make conformance SERVERS=3                        on three servers that run pods
 //	make guest-conformance                            those of Services and NetworkPolicies, on a node in a second kernel, which has IPVS
 //
-// The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in the node's images folder
-// holds an image for each name that the specs ask for. It needs root, and is no part of a release.
+// The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in
+// the node's images folder holds an image for each name that the specs ask for. It needs root, and is no part of a
+// release.
 package main
 
 import (

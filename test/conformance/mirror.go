@@ -31,8 +31,9 @@ const mirrorAddress = "10.77.0.1:5000"
 // mirrorSettings sends every registry's pulls to the mirror.
 const mirrorSettings = "mirrors:\n  \"*\":\n    endpoint: [\"http://" + mirrorAddress + "\"]\n"
 
-// serveMirror answers pulls of the archive's images on the site's network until the run ends, and returns the file of settings that sends a node there.
-// Specs whose pods have the pull policy Always need it; and while a pull of an image goes on in vain, the kubelet starts no other pod with that image.
+// serveMirror answers pulls of the archive's images on the site's network until the run ends, and returns the file of
+// settings that sends a node there. Specs whose pods have the pull policy Always need it; and while a pull of an image
+// goes on in vain, the kubelet starts no other pod with that image.
 func serveMirror(t testing.TB, site *harness.Site, folder, archive string, images []imagetar.Image) string {
 	blobs, err := os.MkdirTemp(folder, "mirror-")
 	if err != nil {

@@ -30,8 +30,8 @@ func findPrograms(root, folder string) (Programs, error) {
 	}, err
 }
 
-// build builds the programs. The versions are those of our go.mod; modules that only the suite needs come in through a copy of it in the
-// folder, at the versions that upstream's module asks for, so that ours stays without them.
+// build builds the programs. The versions are those of our go.mod; modules that only the suite needs come in through a
+// copy of it in the folder, at the versions that upstream's module asks for, so that ours stays without them.
 func (p Programs) build(root, folder, ldflags string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package csi builds the programs with which CSI drivers are tested: a driver, upstream's external-provisioner and external-attacher for it, and csi-sanity.
+// Package csi builds the programs with which CSI drivers are tested: a driver, upstream's external-provisioner and
+// external-attacher for it, and csi-sanity.
 //
-// csi-sanity is in a module of its own, in the folder sanity: it is made for another version of CSI's API than Kubernetes 1.37 is built with.
+// csi-sanity is in a module of its own, in the folder sanity: it is made for another version of CSI's API than
+// Kubernetes 1.37 is built with.
 package csi
 
 import (

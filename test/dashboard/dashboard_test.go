@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dashboard holds no code: its tests keep the Grafana dashboard and the scrape configuration in docs/ to what a cluster shows.
+// Package dashboard holds no code: its tests keep the Grafana dashboard and the scrape configuration in docs/ to what a
+// cluster shows.
 //
-// docs/dashboards/metrics.txt stands between the two: here it has to be what the dashboard's expressions name, and an end-to-end test
-// (test/e2e, "scraped") finds each of its lines in a running cluster. `go test ./test/dashboard -update` writes it.
+// docs/dashboards/metrics.txt stands between the two: here it has to be what the dashboard's expressions name, and an
+// end-to-end test (test/e2e, "scraped") finds each of its lines in a running cluster. `go test ./test/dashboard
+// -update` writes it.
 package dashboard
 
 import (
@@ -113,8 +115,8 @@ func TestDashboard(t *testing.T) {
 
 var legendLabel = regexp.MustCompile(`{{(\w+)}}`)
 
-// add notes what an expression needs. Labels that an aggregation keeps have to be on all that it aggregates, and those that the legend names
-// have to be there in the end.
+// add notes what an expression needs. Labels that an aggregation keeps have to be on all that it aggregates, and those
+// that the legend names have to be there in the end.
 func (all needed) add(expr parser.Expr, legend string) error {
 	var errs []error
 	var named []string
@@ -221,7 +223,8 @@ func relabelled(l labels.Labels, by []*relabel.Config) (labels.Labels, bool) {
 	return b.Labels(), keep
 }
 
-// TestScrapeConfig: Prometheus' own code finds the targets of the page's configuration, and keeps what the dashboard shows.
+// TestScrapeConfig: Prometheus' own code finds the targets of the page's configuration, and keeps what the dashboard
+// shows.
 func TestScrapeConfig(t *testing.T) {
 	// What Prometheus' service discovery says of a cluster with one node.
 	discovered := map[string][]labels.Labels{

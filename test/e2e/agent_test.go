@@ -106,7 +106,8 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 	}
 }
 
-// readsOnlyItsSecrets: a Secret that a pod of one node mounts is read by that node's kubelet, and by no credentials of another node.
+// readsOnlyItsSecrets: a Secret that a pod of one node mounts is read by that node's kubelet, and by no credentials of
+// another node.
 func readsOnlyItsSecrets(t *testing.T, s, has, other *harness.Server) {
 	t.Helper()
 	s.Kubectl("create", "secret", "generic", "treasure", "--from-literal=key=gold")
@@ -145,8 +146,9 @@ spec:
 	s.Kubectl("delete", "pod/keeper", "secret/treasure")
 }
 
-// opensNoServersConnection: with whatever certificate an agent has, and with whatever an administrator has, nobody opens the connections at a server's port that servers have among themselves: those of Raft, and the questions about nodes.
-// The server's own certificate opens both.
+// opensNoServersConnection: with whatever certificate an agent has, and with whatever an administrator has, nobody
+// opens the connections at a server's port that servers have among themselves: those of Raft, and the questions about
+// nodes. The server's own certificate opens both.
 func opensNoServersConnection(t *testing.T, s, a *harness.Server) {
 	t.Helper()
 	node := nodecreds.In(filepath.Join(a.DataDir, "agent", "cred"))
@@ -167,7 +169,8 @@ func opensNoServersConnection(t *testing.T, s, a *harness.Server) {
 	}
 }
 
-// opens has a program on a machine open a connection with the certificate in a file. What a server says of that certificate comes as the first thing to be read; where it says nothing it waits for what it is asked.
+// opens has a program on a machine open a connection with the certificate in a file. What a server says of that
+// certificate comes as the first thing to be read; where it says nothing it waits for what it is asked.
 func opens(t *testing.T, from *harness.Machine, address, protocol, file string) error {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(file, file)
@@ -186,8 +189,9 @@ func opens(t *testing.T, from *harness.Machine, address, protocol, file string) 
 	if err := c.HandshakeContext(ctx); err != nil {
 		return err
 	}
-	// A node's name, as one server asks another one about it; the other protocol's connections end by that, without a word of TLS'.
-	// Where the server has refused the certificate and closed the connection already, this fails, and its alert is still to be read.
+	// A node's name, as one server asks another one about it; the other protocol's connections end by that, without a
+	// word of TLS'. Where the server has refused the certificate and closed the connection already, this fails, and its
+	// alert is still to be read.
 	_, _ = io.WriteString(c, "nobody\n")
 	_ = c.SetReadDeadline(time.Now().Add(soon))
 	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {

@@ -255,8 +255,8 @@ func withFile(t *testing.T, path string, change func([]byte) []byte, f func()) {
 	f()
 }
 
-// flipWritten flips a bit of each of eight bytes in the middle of what has been written: the log is allocated ahead, and up to
-// seven bytes behind a record are padding, where damage means nothing.
+// flipWritten flips a bit of each of eight bytes in the middle of what has been written: the log is allocated ahead,
+// and up to seven bytes behind a record are padding, where damage means nothing.
 func flipWritten(b []byte) []byte {
 	end := len(bytes.TrimRight(b, "\x00"))
 	for i := range 8 {

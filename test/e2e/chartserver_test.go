@@ -30,7 +30,8 @@ const (
 	shopPassword = "open sesame"
 )
 
-// startChartServer runs one with a certificate by an authority that nobody knows, whose file it returns, and with a password.
+// startChartServer runs one with a certificate by an authority that nobody knows, whose file it returns, and with a
+// password.
 func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca string) {
 	t.Helper()
 	dir := filepath.Join(m.Dir, "shop")
@@ -100,8 +101,9 @@ func writeCertificates(t *testing.T, dir string) (ca string) {
 	return ca
 }
 
-// chartsOfPrivateServer come from a repository and from a registry whose authority is not known at first, and whose password is wrong then. What a user mends
-// installs them without another word. The registry's release is kept in ConfigMaps.
+// chartsOfPrivateServer come from a repository and from a registry whose authority is not known at first, and whose
+// password is wrong then. What a user mends installs them without another word. The registry's release is kept in
+// ConfigMaps.
 func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	k.T.Helper()
 	helm := func(args ...string) (string, error) {

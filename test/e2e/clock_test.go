@@ -19,8 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// guestScript is the first process of a machine with a clock of its own: guest.sh CORACLE CLOCK STEP. The machine's disk is at /run/disk.
-// A fresh one gets CLOCK for the time; STEP, if it is not empty, is the time that NTP sets when the server is ready.
+// guestScript is the first process of a machine with a clock of its own: guest.sh CORACLE CLOCK STEP. The machine's
+// disk is at /run/disk. A fresh one gets CLOCK for the time; STEP, if it is not empty, is the time that NTP sets when
+// the server is ready.
 const guestScript = `#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -49,8 +50,8 @@ sync
 poweroff -f
 `
 
-// clockless boots a machine of User-Mode Linux, whose clock is its own, with a disk, and returns what it said. The power goes at the end,
-// without anything being stopped.
+// clockless boots a machine of User-Mode Linux, whose clock is its own, with a disk, and returns what it said. The
+// power goes at the end, without anything being stopped.
 func clockless(t *testing.T, dir string, env ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
@@ -72,9 +73,9 @@ func clockless(t *testing.T, dir string, env ...string) string {
 	return string(out)
 }
 
-// TestClock: machines without a battery. The first start is in 1970: the clock is set to when the program was built, before any certificate is
-// made, and NTP sets it right two years later, while the server runs. Then the power goes, and the next start is in 1970 again: the clock is
-// set to what the files say.
+// TestClock: machines without a battery. The first start is in 1970: the clock is set to when the program was built,
+// before any certificate is made, and NTP sets it right two years later, while the server runs. Then the power goes,
+// and the next start is in 1970 again: the clock is set to what the files say.
 func TestClock(t *testing.T) {
 	t.Parallel() // it is slow, and the others here wait
 	if _, err := exec.LookPath("linux.uml"); err != nil {

@@ -35,8 +35,8 @@ func downtime(t *testing.T) time.Duration {
 // heldByPipes is more lines of the chatty pod, of 100 bytes, than pipes without a reader take.
 const heldByPipes = 20_000
 
-// crash kills coracle with SIGKILL while pods serve, one of them writing up to 1 MB/s to its log. They keep serving while
-// it is away; the same containers run when it is back, and nothing that was acknowledged is lost.
+// crash kills coracle with SIGKILL while pods serve, one of them writing up to 1 MB/s to its log. They keep serving
+// while it is away; the same containers run when it is back, and nothing that was acknowledged is lost.
 func crash(t *testing.T, s *harness.Server) {
 	k := s.Namespace(t, "crash")
 	k.Apply(pod("serving", "[testbox, serve]", "", "") + "---" + pod("chatty", "[testbox, chat, '1000000']", "", ""))
@@ -164,7 +164,8 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 	})
 }
 
-// otherProxy starts the node with --disable-kube-proxy and --disable network-policy: the rules that it made for Services and policies go, everything else stays.
+// otherProxy starts the node with --disable-kube-proxy and --disable network-policy: the rules that it made for
+// Services and policies go, everything else stays.
 func otherProxy(t *testing.T, s *harness.Server) {
 	k := s.Namespace(t, "free")
 	k.Apply(pod("closed", "[testbox, serve]", "", "") + "---" + pod("asking", "[testbox, serve]", "", "") + `---

@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// csiDriver are a driver and its provisioner in a pod, as makers of drivers have them, with the rights that the provisioner's documentation asks for.
-// PROGRAMS, KUBELET, VOLUMES and NODE are to be replaced.
+// csiDriver are a driver and its provisioner in a pod, as makers of drivers have them, with the rights that the
+// provisioner's documentation asks for. PROGRAMS, KUBELET, VOLUMES and NODE are to be replaced.
 const csiDriver = `
 apiVersion: storage.k8s.io/v1
 kind: CSIDriver
@@ -106,8 +106,8 @@ spec:
       volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
 `
 
-// TestCSIDriver: a storage driver as others make them, with upstream's provisioner, makes a volume for a claim, which outlives its pod, the driver and coracle's
-// process, and removes it.
+// TestCSIDriver: a storage driver as others make them, with upstream's provisioner, makes a volume for a claim, which
+// outlives its pod, the driver and coracle's process, and removes it.
 func TestCSIDriver(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := harness.NewMachine(t).NewServer()

@@ -27,7 +27,8 @@ func statusLine(s *harness.Server, part, want string) error {
 	return nil
 }
 
-// withChart lays a HelmChart into a server's folder of manifests, before the server starts. Its kind is defined for it, if anything is.
+// withChart lays a HelmChart into a server's folder of manifests, before the server starts. Its kind is defined for it,
+// if anything is.
 func withChart(t *testing.T, s *harness.Server) {
 	t.Helper()
 	dir := filepath.Join(s.DataDir, "manifests")
@@ -55,7 +56,8 @@ func partsRun(t *testing.T, s *harness.Server) {
 	})
 }
 
-// partsDisabled: a server that was told so has none of the three, says so, and does nothing about what is asked of them.
+// partsDisabled: a server that was told so has none of the three, says so, and does nothing about what is asked of
+// them.
 func partsDisabled(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)

@@ -16,8 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// extensionYAML is upstream's sample API server as adapters for custom metrics are installed: it asks coracle who a user is and what
-// he may, and has coracle's store for its own objects. %[1]s is the namespace, %[2]s and %[3]s are its certificate and key, %[4]s is where the store's socket is.
+// extensionYAML is upstream's sample API server as adapters for custom metrics are installed: it asks coracle who a
+// user is and what he may, and has coracle's store for its own objects. %[1]s is the namespace, %[2]s and %[3]s are its
+// certificate and key, %[4]s is where the store's socket is.
 const extensionYAML = `
 apiVersion: v1
 kind: ServiceAccount
@@ -98,8 +99,8 @@ spec:
   service: {namespace: %[1]s, name: wardle}
 `
 
-// extension: upstream's sample API server behind an APIService serves its objects as if they were the cluster's own, to those whom the
-// cluster lets, and a namespace that is deleted takes them with it.
+// extension: upstream's sample API server behind an APIService serves its objects as if they were the cluster's own, to
+// those whom the cluster lets, and a namespace that is deleted takes them with it.
 func extension(k *harness.Kube) {
 	harness.WriteExtensionImage(k.T, filepath.Join(k.DataDir, "images", "extension.tar"))
 	chain, key, err := cert.GenerateSelfSignedCertKey("wardle."+k.NS+".svc", nil, nil)

@@ -90,7 +90,8 @@ func TestHardening(t *testing.T) {
 	}
 }
 
-// hardenedPod: a pod has what docs/hardening.md says of it by default: the runtime's seccomp profile, so many processes, and a token of an hour.
+// hardenedPod: a pod has what docs/hardening.md says of it by default: the runtime's seccomp profile, so many
+// processes, and a token of an hour.
 func hardenedPod(k *harness.Kube) {
 	k.Apply(pod("plain", "[testbox, hold]", "", ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/plain", "--timeout=180s")

@@ -76,7 +76,8 @@ const (
 	readyMessage    = `{.status.conditions[?(@.type=="Ready")].message}`
 )
 
-// awaitChart waits until a chart says so of what it is now, and returns what it says beside: a moment later it may be tried again.
+// awaitChart waits until a chart says so of what it is now, and returns what it says beside: a moment later it may be
+// tried again.
 func awaitChart(k *harness.Kube, name, reason string) (message string) {
 	k.T.Helper()
 	harness.Eventually(k.T, longer, "HelmChart "+name+": "+reason, func() error {
@@ -93,8 +94,9 @@ func awaitChart(k *harness.Kube, name, reason string) (message string) {
 	return message
 }
 
-// TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository, a registry and an object's own archive,
-// with good and bad input, while the server is killed; nothing comes from outside the machine.
+// TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository, a
+// registry and an object's own archive, with good and bad input, while the server is killed; nothing comes from outside
+// the machine.
 func TestHelmCharts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer()
@@ -228,8 +230,8 @@ func chartsOfBadInput(k *harness.Kube) {
 	k.Kubectl("delete", "helmchart", "no-archive", "no-yaml", "no-chart", "--timeout=300s")
 }
 
-// chartOfKilledServer: a chart with its own archive has a hook that never ends, and the server is killed while it is waited for. The next one takes it up, the
-// hook hangs again, and other values mend it.
+// chartOfKilledServer: a chart with its own archive has a hook that never ends, and the server is killed while it is
+// waited for. The next one takes it up, the hook hangs again, and other values mend it.
 func chartOfKilledServer(k *harness.Kube) {
 	k.T.Helper()
 	content := "chartContent: " + base64.StdEncoding.EncodeToString(webChart("1.0.0").Archive()) + "\nvaluesContent: "

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// chartByHand: a user installs a chart from a folder with coracle helm, upgrades it, goes back and uninstalls it, beside a release of a HelmChart of the same
-// namespace, which stays as it is.
+// chartByHand: a user installs a chart from a folder with coracle helm, upgrades it, goes back and uninstalls it,
+// beside a release of a HelmChart of the same namespace, which stays as it is.
 func chartByHand(k *harness.Kube) {
 	k.T.Helper()
 	folder := filepath.Join(k.Dir, "chart-by-hand")

@@ -44,7 +44,8 @@ metadata: {name: kubelet}
 spec: {rules: [{host: kubelet.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: kubelet, port: {number: 80}}}}]}}]}
 `
 
-// TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is killed and starts again.
+// TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is
+// killed and starts again.
 func TestIngress(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--ingress-host-owner", "namespace")
@@ -158,8 +159,8 @@ func startProgram(m *harness.Machine) program {
 	return program{l, m.T}
 }
 
-// keepsPort: while the program listens, what comes from elsewhere reaches it, the only node is no address of the Ingress, and an event
-// says why; then it ends.
+// keepsPort: while the program listens, what comes from elsewhere reaches it, the only node is no address of the
+// Ingress, and an event says why; then it ends.
 func (p program) keepsPort(k *harness.Kube) {
 	p.t.Helper()
 	harness.Eventually(p.t, soon, "an event says that another program has the port", func() error {

@@ -69,8 +69,9 @@ func (c *bareServer) all(want string) {
 	}
 }
 
-// TestNetworkChangesWithoutAgent: a node that is killed amid a change goes on with it when it starts; the only server, which is no node, refuses another --network-backend than
-// the cluster's, and goes by what the cluster said last where the ConfigMap is gone or makes no sense.
+// TestNetworkChangesWithoutAgent: a node that is killed amid a change goes on with it when it starts; the only server,
+// which is no node, refuses another --network-backend than the cluster's, and goes by what the cluster said last where
+// the ConfigMap is gone or makes no sense.
 func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c := &bareServer{T: t, site: harness.NewSite(t)}
 	c.s = c.site.NewMachine().NewServer("--disable-agent")

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one leaves while it leads and alone
-// has a vote, and the last one has nothing to leave.
+// TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one
+// leaves while it leads and alone has a vote, and the last one has nothing to leave.
 func TestLeaving(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -81,8 +81,9 @@ func TestLeaving(t *testing.T) {
 	harness.Says(t, out, "only server")
 }
 
-// leaves has a command run at a server or agent that takes m out, and says so. Where servers elect another leader it can end with an error, and m leave all the same, as done tells:
-// the command is run again until then, whatever it says of a machine that has left already.
+// leaves has a command run at a server or agent that takes m out, and says so. Where servers elect another leader it
+// can end with an error, and m leave all the same, as done tells: the command is run again until then, whatever it says
+// of a machine that has left already.
 func leaves(m, at *harness.Server, done func() error, says string, command ...string) {
 	m.T.Helper()
 	failed := false
@@ -109,7 +110,8 @@ func rolledOut(s *harness.Server, what string) {
 	})
 }
 
-// drains: coracle node drain moves a node's pods elsewhere, also those with an emptyDir, leaves the ones of DaemonSets, and keeps new ones away until kubectl uncordon.
+// drains: coracle node drain moves a node's pods elsewhere, also those with an emptyDir, leaves the ones of DaemonSets,
+// and keeps new ones away until kubectl uncordon.
 func drains(t *testing.T, s *harness.Server) {
 	t.Helper()
 	const container = `terminationGracePeriodSeconds: 0

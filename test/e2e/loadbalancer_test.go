@@ -24,7 +24,8 @@ func balancer(name, app string, port int, more string) string {
 `, name, app, port, more)
 }
 
-// loadBalancer: a Service of type LoadBalancer answers at the node's address, and the older of two that want the same port has it.
+// loadBalancer: a Service of type LoadBalancer answers at the node's address, and the older of two that want the same
+// port has it.
 func loadBalancer(k *harness.Kube) {
 	const port = 18443
 	k.Apply(pod("front", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + balancer("front", "front", port, "") +

@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// burner uses as much of a processor as it may until there is a file named stop in the machine's folder %s, and holds memory.
+// burner uses as much of a processor as it may until there is a file named stop in the machine's folder %s, and holds
+// memory.
 var burner = `
 apiVersion: apps/v1
 kind: Deployment
@@ -62,8 +63,8 @@ spec:
   behavior: {scaleDown: {stabilizationWindowSeconds: 0}}
 `
 
-// autoscaling: a Deployment that works gets another pod, and loses it when it does not work any more; meanwhile kubectl top says what
-// the control groups say, to whom may look at the namespace.
+// autoscaling: a Deployment that works gets another pod, and loses it when it does not work any more; meanwhile kubectl
+// top says what the control groups say, to whom may look at the namespace.
 func autoscaling(k *harness.Kube) {
 	dir := hostDir(k)
 	k.Apply(fmt.Sprintf(burner, dir))
@@ -202,7 +203,8 @@ func topAgrees(k *harness.Kube) {
 			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, said, least, most)
 			const late = 200 * time.Millisecond // a busy machine reads a counter later than it says
 			if said < least*9/10-late || said > most*11/10+late {
-				// Between the time that cAdvisor notes and its reading of the counter it may have been without a processor for longer: the next figures are asked for.
+				// Between the time that cAdvisor notes and its reading of the counter it may have been without a
+				// processor for longer: the next figures are asked for.
 				return fmt.Errorf("the API says that %v of a processor were used; the control group, between %v and %v", said, least, most)
 			}
 			return memoryAgrees(k, pod, c.Usage.Memory)
@@ -251,8 +253,8 @@ func usedBetween(samples []sample, from, to time.Time) (least, most time.Duratio
 	return least, end.used - start.used, true
 }
 
-// scrapes is each part's metrics by what stands for them, with the path and port at which a scraper asks. It is what docs/metrics.md says. What the
-// dashboard needs of a job (docs/dashboards/metrics.txt) is wanted as well.
+// scrapes is each part's metrics by what stands for them, with the path and port at which a scraper asks. It is what
+// docs/metrics.md says. What the dashboard needs of a job (docs/dashboards/metrics.txt) is wanted as well.
 var scrapes = []struct {
 	job, port, path string
 	want            []string
@@ -280,7 +282,8 @@ spec:
   metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 30}}}]
 `
 
-// scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS, and the dashboard's are among them.
+// scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS, and the
+// dashboard's are among them.
 func scraped(k *harness.Kube) {
 	k.Apply(measured)
 	k.Apply(pod("measured", "[testbox, hold]", "", "")) // without a pod there is nothing to say of pods

@@ -18,8 +18,8 @@ import (
 // burnerHolds is what a burner keeps in memory, in bytes: much more than its processes and those that look at it take.
 const burnerHolds = 32 << 20
 
-// workingSet prints the memory of the control group in whose sight it runs, and how much of that is files that nobody has used for a while, in either version of
-// control groups. The difference is what kubelets call the working set.
+// workingSet prints the memory of the control group in whose sight it runs, and how much of that is files that nobody
+// has used for a while, in either version of control groups. The difference is what kubelets call the working set.
 const workingSet = `cd /sys/fs/cgroup/memory 2> /dev/null && cat memory.usage_in_bytes && sed -n 's/^total_inactive_file //p' memory.stat ||
 { cd /sys/fs/cgroup && cat memory.current && sed -n 's/^inactive_file //p' memory.stat; }`
 
@@ -40,8 +40,8 @@ func parseWorkingSet(out string, err error) (int64, error) {
 	return usage - unused, err
 }
 
-// memoryAgrees compares a container's figure with its control group, which holds the same all the time but for what is run in it to
-// look. It returns an error where the control group cannot be read.
+// memoryAgrees compares a container's figure with its control group, which holds the same all the time but for what is
+// run in it to look. It returns an error where the control group cannot be read.
 func memoryAgrees(k *harness.Kube, pod, said string) error {
 	k.T.Helper()
 	q, err := resource.ParseQuantity(said)
@@ -60,7 +60,8 @@ func memoryAgrees(k *harness.Kube, pod, said string) error {
 	return nil
 }
 
-// nodeMemoryAgrees compares a node's figure with its machine's control group, within what a busy machine takes and gives back between two looks.
+// nodeMemoryAgrees compares a node's figure with its machine's control group, within what a busy machine takes and
+// gives back between two looks.
 func nodeMemoryAgrees(k *harness.Kube) {
 	k.T.Helper()
 	harness.Eventually(k.T, soon, "the node's memory", func() error {

@@ -40,7 +40,8 @@ func TestOneNode(t *testing.T) {
 	s.In(t).Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
 	foreignFirewall(t, s, aFirewall)
 
-	// Those that wait the longest begin first, for a look of the autoscaler, the next minute, a build: the others take their turns meanwhile.
+	// Those that wait the longest begin first, for a look of the autoscaler, the next minute, a build: the others take
+	// their turns meanwhile.
 	t.Run("group", func(t *testing.T) {
 		var begun sync.WaitGroup
 		places := make(chan struct{}, atOnce)

@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// aFirewall would drop what it was not told to accept, and was told to accept everything. It is there from the beginning, for the node looks every half minute.
+// aFirewall would drop what it was not told to accept, and was told to accept everything. It is there from the
+// beginning, for the node looks every half minute.
 const aFirewall = "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }; add rule inet stranger f accept"
 
 func foreignFirewall(t *testing.T, s *harness.Server, change string) {
@@ -29,8 +30,8 @@ func foreignFirewall(t *testing.T, s *harness.Server, change string) {
 	}
 }
 
-// statusSays waits until coracle status finds nothing wrong, and says what is wanted: on a busy machine a component may have been in
-// trouble for a moment, and says so until it has found that it is not.
+// statusSays waits until coracle status finds nothing wrong, and says what is wanted: on a busy machine a component may
+// have been in trouble for a moment, and says so until it has found that it is not.
 func statusSays(t *testing.T, s *harness.Server, want ...string) {
 	t.Helper()
 	harness.Eventually(t, soon, fmt.Sprintf("the status says %q", want), func() error {
@@ -153,7 +154,8 @@ func importImage(t *testing.T, s *harness.Server, archive, image string) {
 	})
 }
 
-// importedWhilePulled: pods have an imported image while another one, which is set to pull always, waits for a registry that never answers.
+// importedWhilePulled: pods have an imported image while another one, which is set to pull always, waits for a registry
+// that never answers.
 func importedWhilePulled(t *testing.T, s *harness.Server) {
 	const address = "127.0.0.1:5999"
 	registry, err := s.Listen(address) // nobody accepts: the kernel does, and no byte comes back
@@ -178,8 +180,9 @@ func importedWhilePulled(t *testing.T, s *harness.Server) {
 	k.Apply(pod("if-not-present", "IfNotPresent") + pod("never-pulls", "Never"))
 	k.Await(soon, "pod/if-not-present", "{.status.phase}", "Running")
 	k.Await(soon, "pod/never-pulls", "{.status.phase}", "Running")
-	// Else the deletion of the pod that pulls takes half a minute. Upstream's kubelet does not end a pull when its pod is deleted (pkg/kubelet/kubelet.go, SyncPod: context.WithoutCancel,
-	// kubernetes/kubernetes issue 113606), and containerd waits 30 s for the head of an answer (core/remotes/docker/registry.go, ResponseHeaderTimeout).
+	// Else the deletion of the pod that pulls takes half a minute. Upstream's kubelet does not end a pull when its pod
+	// is deleted (pkg/kubelet/kubelet.go, SyncPod: context.WithoutCancel, kubernetes/kubernetes issue 113606), and
+	// containerd waits 30 s for the head of an answer (core/remotes/docker/registry.go, ResponseHeaderTimeout).
 	if err := registry.Close(); err != nil {
 		t.Error(err)
 	}

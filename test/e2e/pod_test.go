@@ -34,8 +34,8 @@ initContainers:
 		k.Kubectl("get", "pod", "ordered", "-o", "jsonpath={.status.initContainerStatuses[1].state.running.startedAt}")+"true")
 }
 
-// probes: readiness takes a pod out of its Service, liveness restarts it, a start-up probe holds both back. All have time enough for a busy machine:
-// a probe without an answer within its time has failed.
+// probes: readiness takes a pod out of its Service, liveness restarts it, a start-up probe holds both back. All have
+// time enough for a busy machine: a probe without an answer within its time has failed.
 func probes(k *harness.Kube) {
 	k.Apply(pod("http", "[testbox, serve]", `
 readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60}

@@ -16,9 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestRotateWithSeveralServers: the key that encrypts Secrets is replaced while three servers run and write; a server that is off holds the next rotation up
-// before anything is written with its key; interrupted, and with the leader killed, it is brought to its end on another server. At the end every
-// server, and one that joins, reads everything with the newest key alone.
+// TestRotateWithSeveralServers: the key that encrypts Secrets is replaced while three servers run and write; a server
+// that is off holds the next rotation up before anything is written with its key; interrupted, and with the leader
+// killed, it is brought to its end on another server. At the end every server, and one that joins, reads everything
+// with the newest key alone.
 func TestRotateWithSeveralServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -105,7 +106,8 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	all("a server that joined", "key3", append(servers, late))
 }
 
-// rotateUntilItWaits interrupts a rotation when it says that it waits for a server. It returns an error where it has not come so far.
+// rotateUntilItWaits interrupts a rotation when it says that it waits for a server. It returns an error where it has
+// not come so far.
 func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), soon)
@@ -134,8 +136,8 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 	return nil
 }
 
-// TestRotateToken: the server token is replaced on one of three servers, and the others take it over: one that runs at once, one that is off when it starts, although it is still given the
-// old one. The old one lets nobody in any more.
+// TestRotateToken: the server token is replaced on one of three servers, and the others take it over: one that runs at
+// once, one that is off when it starts, although it is still given the old one. The old one lets nobody in any more.
 func TestRotateToken(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")

@@ -101,8 +101,10 @@ func (o *objectStore) has(want int) {
 	}
 }
 
-// TestSnapshotsInS3: an S3 server that others have written keeps a cluster's snapshots: they are saved, in several parts, listed, pruned and deleted there, and a blank machine becomes the
-// cluster from one of them. With a wrong secret key, or an authority that did not sign the S3 server's certificate, the snapshot stays on the machine, and what is wrong is said.
+// TestSnapshotsInS3: an S3 server that others have written keeps a cluster's snapshots: they are saved, in several
+// parts, listed, pruned and deleted there, and a blank machine becomes the cluster from one of them. With a wrong
+// secret key, or an authority that did not sign the S3 server's certificate, the snapshot stays on the machine, and
+// what is wrong is said.
 func TestSnapshotsInS3(t *testing.T) {
 	site := harness.NewSite(t)
 	m, at := site.NewMachine(), site.NewMachine()

@@ -21,12 +21,14 @@ import (
 const (
 	notLetIn = "a machine was not let in"
 	letIn    = "a machine has joined"
-	// seldom stands for notLetIn, or nothing: another refusal of the same machine may have had its line within ten seconds.
+	// seldom stands for notLetIn, or nothing: another refusal of the same machine may have had its line within ten
+	// seconds.
 	seldom = "seldom"
 )
 
-// TestServerRefused: a machine that may not become a server of the cluster says why and ends, and the server that it asked has one line about it. Nothing of that keeps the same machine,
-// with the same data directory, from joining as it should; it does so through a node, and waits while no server answers.
+// TestServerRefused: a machine that may not become a server of the cluster says why and ends, and the server that it
+// asked has one line about it. Nothing of that keeps the same machine, with the same data directory, from joining as it
+// should; it does so through a node, and waits while no server answers.
 func TestServerRefused(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -63,7 +65,8 @@ func TestServerRefused(t *testing.T) {
 	t.Run("through a node", func(t *testing.T) { joinsThroughNode(t, first, a, peer) })
 }
 
-// refusedTokens: tokens that are none for a server of this cluster. What is seen to be wrong on the machine is not sent.
+// refusedTokens: tokens that are none for a server of this cluster. What is seen to be wrong on the machine is not
+// sent.
 func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	token := func(file string) string {
 		data, err := os.ReadFile(first.Seen("server", file))
@@ -118,7 +121,8 @@ func sayHello(l net.Listener) {
 	}
 }
 
-// refusedSettings: what a whole cluster has or has not is the cluster's, and whoever was told otherwise gets to know both values.
+// refusedSettings: what a whole cluster has or has not is the cluster's, and whoever was told otherwise gets to know
+// both values.
 func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	t.Helper()
 	both := func(flag, own, cluster string) string {
@@ -158,7 +162,8 @@ func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	}
 }
 
-// refusedServer runs a server that is expected to refuse to start, with further arguments. log is what the one that it asks says of it, once; empty if it is not asked.
+// refusedServer runs a server that is expected to refuse to start, with further arguments. log is what the one that it
+// asks says of it, once; empty if it is not asked.
 func refusedServer(t *testing.T, asked, peer *harness.Server, log string, want []string, args ...string) {
 	t.Helper()
 	count := func(text string) int { return asked.InLog(text) }
@@ -219,7 +224,8 @@ func refusedWithStore(t *testing.T, first, peer *harness.Server) {
 	}
 }
 
-// joinsThroughNode: a machine that was refused so often joins with what is right. It is given the address of a node; that one leads to a server as soon as one answers.
+// joinsThroughNode: a machine that was refused so often joins with what is right. It is given the address of a node;
+// that one leads to a server as soon as one answers.
 func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)

@@ -31,8 +31,8 @@ spec:
       containers: [` + boxYAML + `, command: [sleep, "3600"]}]
 `
 
-// TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads
-// is killed, another one's controllers go on, and the one that was killed comes back.
+// TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that
+// leads is killed, another one's controllers go on, and the one that was killed comes back.
 func TestThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -213,7 +213,8 @@ func TestThreeServers(t *testing.T) {
 	}
 }
 
-// waitingService has the address of a machine that is still to join among its external IPs. Without endpoints the proxies refuse what is sent there.
+// waitingService has the address of a machine that is still to join among its external IPs. Without endpoints the
+// proxies refuse what is sent there.
 const waitingService = `
 apiVersion: v1
 kind: Service
@@ -223,8 +224,8 @@ spec:
   ports: [{port: %d}]
 `
 
-// TestServerAtNamedAddress: whoever may write Services keeps no server from joining, nor from coming back, by naming its address: the others' proxies let it be as soon as
-// it is a member, before it is heard.
+// TestServerAtNamedAddress: whoever may write Services keeps no server from joining, nor from coming back, by naming
+// its address: the others' proxies let it be as soon as it is a member, before it is heard.
 func TestServerAtNamedAddress(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--proxy-mode", "nftables") // with a node, whose proxy translates what the server sends, too, by rules that are read

@@ -59,8 +59,9 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// send sends datagrams of 1000 bytes to a port where nobody listens, and returns how many frames arrived of how many that were sent. Those that are missing from least
-// are sent again: a processor's backlog that is full drops what comes, on a whole link, too. At most half as many are sent again: half of them are lost on none.
+// send sends datagrams of 1000 bytes to a port where nobody listens, and returns how many frames arrived of how many
+// that were sent. Those that are missing from least are sent again: a processor's backlog that is full drops what
+// comes, on a whole link, too. At most half as many are sent again: half of them are lost on none.
 func send(t *testing.T, from, to *harness.Machine, count, least int) (got, sent int) {
 	t.Helper()
 	before := received(t, to)

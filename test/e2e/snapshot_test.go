@@ -19,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestSnapshotOnBlankMachine: a board is lost, and a new one under its name gets the cluster from a snapshot and the token.
+// TestSnapshotOnBlankMachine: a board is lost, and a new one under its name gets the cluster from a snapshot and the
+// token.
 func TestSnapshotOnBlankMachine(t *testing.T) {
 	site := harness.NewSite(t)
 	lost := site.NewMachine().NewServer()
@@ -74,8 +75,8 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	readyPods(s, "3")
 }
 
-// TestSnapshotUnderRunningNodes: an old snapshot comes back while a node and its pods run on. The pods of the snapshot stay
-// the same containers, those that came later go.
+// TestSnapshotUnderRunningNodes: an old snapshot comes back while a node and its pods run on. The pods of the snapshot
+// stay the same containers, those that came later go.
 func TestSnapshotUnderRunningNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
@@ -155,8 +156,8 @@ func copyTo(t *testing.T, from, to string) {
 	}
 }
 
-// TestSnapshotOfThreeServers: one of them is restored, and is alone. One with the store of before does not vote with it; the
-// others join it again.
+// TestSnapshotOfThreeServers: one of them is restored, and is alone. One with the store of before does not vote with
+// it; the others join it again.
 func TestSnapshotOfThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")

@@ -102,8 +102,10 @@ volumeBindingMode: WaitForFirstConsumer
 `, name, folder)
 }
 
-// TestLocalStorage: volumes of a StatefulSet on two nodes outlive its pods, the processes and a node's machine; and they are removed with their claims, from a
-// node that was off at that moment as well, and from one that was not even of the cluster. A node may have further folders for them, some of which cannot be used, or have no room while another node's have.
+// TestLocalStorage: volumes of a StatefulSet on two nodes outlive its pods, the processes and a node's machine; and
+// they are removed with their claims, from a node that was off at that moment as well, and from one that was not even
+// of the cluster. A node may have further folders for them, some of which cannot be used, or have no room while another
+// node's have.
 func TestLocalStorage(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer()
@@ -212,8 +214,8 @@ func refuseVolumes(t *testing.T, s, a *harness.Server) {
 	}
 }
 
-// returnWithVolume takes a node out of the cluster while it is off, with a volume in one of its further folders: the claim goes at once, and the directory when
-// the node comes back.
+// returnWithVolume takes a node out of the cluster while it is off, with a volume in one of its further folders: the
+// claim goes at once, and the directory when the node comes back.
 func returnWithVolume(t *testing.T, s, a *harness.Server) {
 	t.Helper()
 	s.Apply(claimant("left", "second", "1Mi", a))

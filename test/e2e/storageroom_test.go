@@ -52,8 +52,8 @@ spec:
   volumes: [{name: data, persistentVolumeClaim: {claimName: room}}]
 `
 
-// goesWhereRoomIs: a claim that is refused by the node that its pod likes best gets its volume on the other one. It grows there as far as there is room, and what
-// is retained stays, without its claim and without its PersistentVolume.
+// goesWhereRoomIs: a claim that is refused by the node that its pod likes best gets its volume on the other one. It
+// grows there as far as there is room, and what is retained stays, without its claim and without its PersistentVolume.
 func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 	t.Helper()
 	k := s.In(t)

@@ -14,7 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// behindRouter puts a router of its own between a machine and the site: the machine has a private address, and the router one that others reach.
+// behindRouter puts a router of its own between a machine and the site: the machine has a private address, and the
+// router one that others reach.
 const behindRouter = `ip netns add router
 ip link set eth0 netns router
 ip -n router link set eth0 name wan
@@ -29,8 +30,8 @@ ip link set eth0 up
 ip route add default via 192.168.50.1
 nsenter --net=/run/netns/router sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'`
 
-// translates has the router give what comes from its machine its own address, and datagrams a port from this one on. What it knew of connections of before it
-// forgets, as the kernel does when an address goes.
+// translates has the router give what comes from its machine its own address, and datagrams a port from this one on.
+// What it knew of connections of before it forgets, as the kernel does when an address goes.
 func translates(t *testing.T, m *harness.Machine, port int) {
 	t.Helper()
 	rules := fmt.Sprintf(`add table ip router; delete table ip router; add table ip router; add chain ip router out { type nat hook postrouting priority srcnat; };
@@ -43,8 +44,9 @@ add rule ip router out oifname wan meta l4proto udp masquerade to :%d-%d; add ru
 	}
 }
 
-// TestWireGuardBehindRouter: a node has a private address behind a router that translates addresses and ports. Its pods and those of a node with a public address reach one another, in
-// either direction, and again when the router has given the tunnel another port.
+// TestWireGuardBehindRouter: a node has a private address behind a router that translates addresses and ports. Its pods
+// and those of a node with a public address reach one another, in either direction, and again when the router has given
+// the tunnel another port.
 func TestWireGuardBehindRouter(t *testing.T) {
 	site := harness.NewSite(t)
 	machine := site.NewMachine()

@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its pods (requests, admission webhooks, aggregated
-// APIs) work through each of three servers all the same, over the connections that the node keeps open. Two of the servers have no
-// node of their own, and one leads.
+// TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its
+// pods (requests, admission webhooks, aggregated APIs) work through each of three servers all the same, over the
+// connections that the node keeps open. Two of the servers have no node of their own, and one leads.
 func TestNodeBehindNAT(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")

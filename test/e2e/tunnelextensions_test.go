@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// extenderYAML is a pod on the node %[1]s that is an admission webhook for the namespace default, and an API. %[2]s and %[3]s are its certificate and key.
+// extenderYAML is a pod on the node %[1]s that is an admission webhook for the namespace default, and an API. %[2]s and
+// %[3]s are its certificate and key.
 const extenderYAML = `
 apiVersion: v1
 kind: Secret
@@ -78,7 +79,8 @@ func extendOn(t *testing.T, s, node *harness.Server) {
 	s.Kubectl("wait", "--for=condition=Ready", "pod/extend", "--timeout=180s")
 }
 
-// asksExtensions: an API server asks the pod of extendOn before it makes a ConfigMap, and serves the pod's API as its own.
+// asksExtensions: an API server asks the pod of extendOn before it makes a ConfigMap, and serves the pod's API as its
+// own.
 func asksExtensions(t *testing.T, s *harness.Server) {
 	t.Helper()
 	// Each API server hears of the webhook, of its endpoint and of the API by watches of its own.

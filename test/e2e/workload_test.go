@@ -230,7 +230,8 @@ func dns(k *harness.Kube) {
 	k.T.Logf("a name that does not exist: %v", time.Since(start).Round(time.Millisecond))
 }
 
-// customDNS: the ConfigMap coredns-custom adds names and zones, is followed, and keeps what worked where it makes a mistake.
+// customDNS: the ConfigMap coredns-custom adds names and zones, is followed, and keeps what worked where it makes a
+// mistake.
 func customDNS(k *harness.Kube) {
 	k.Apply(pod("asker", "[testbox, hold]", "", ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/asker", "--timeout=180s")

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fleet has many nodes in one process, without machines and without containers: each does towards the servers what a real agent does, and so
-// shows what a fleet costs them.
+// Package fleet has many nodes in one process, without machines and without containers: each does towards the servers
+// what a real agent does, and so shows what a fleet costs them.
 //
-// A node joins with the cluster's token (agent/joining), keeps a connection to each server (agent/tunnels), is a member of the gossip at an address of its
-// own (gossip), has two connections to the API, one for each of its identities, with the watches of an agent, renews its Lease and reports its status as
-// often as a kubelet, and takes the pods that are bound to it to Running. All of that is the product's own code or upstream's client, but for the
-// kubelet's part, the watches, whose events are read and thrown away, and what the nodes' programs do among themselves without a server.
+// A node joins with the cluster's token (agent/joining), keeps a connection to each server (agent/tunnels), is a member
+// of the gossip at an address of its own (gossip), has two connections to the API, one for each of its identities, with
+// the watches of an agent, renews its Lease and reports its status as often as a kubelet, and takes the pods that are
+// bound to it to Running. All of that is the product's own code or upstream's client, but for the kubelet's part, the
+// watches, whose events are read and thrown away, and what the nodes' programs do among themselves without a server.
 //
 // What is no part of it: nodes do not look at Services, routes or names, and keep nothing of what they watch.
 package fleet
@@ -66,7 +67,8 @@ type Options struct {
 	Token   string   // for agents
 }
 
-// Process returns, unless this process was started to be a fleet: then it is one until it is stopped. A program that starts fleets calls it before anything else.
+// Process returns, unless this process was started to be a fleet: then it is one until it is stopped. A program that
+// starts fleets calls it before anything else.
 func Process() {
 	text := os.Getenv(env)
 	if text == "" {
@@ -88,7 +90,8 @@ func Process() {
 	os.Exit(0)
 }
 
-// Start starts a fleet on a machine, to which each server has to have a route to Network. It does not wait; its log says how far it is.
+// Start starts a fleet on a machine, to which each server has to have a route to Network. It does not wait; its log
+// says how far it is.
 func Start(t testing.TB, m *harness.Machine, o Options) *harness.Server {
 	t.Helper()
 	text, err := json.Marshal(o)
@@ -165,7 +168,8 @@ func (f *fleet) node(i int) *node {
 	return n
 }
 
-// kubelets listens at the kubelets' port of all nodes at once, until ctx is done. Servers look there whether a node is the one that it says it is. What else they ask is not found.
+// kubelets listens at the kubelets' port of all nodes at once, until ctx is done. Servers look there whether a node is
+// the one that it says it is. What else they ask is not found.
 func (f *fleet) kubelets(ctx context.Context) error {
 	l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", kubeletPort))
 	if err != nil {

@@ -80,7 +80,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// join makes it a node of the cluster that is Ready, a member, and connected to all servers. What it begins goes on until ctx is done.
+// join makes it a node of the cluster that is Ready, a member, and connected to all servers. What it begins goes on
+// until ctx is done.
 func (n *node) join(ctx context.Context) error {
 	dir := filepath.Join(folder, n.name)
 	if n.joined == nil {
@@ -126,8 +127,8 @@ func (n *node) join(ctx context.Context) error {
 	return nil
 }
 
-// until says how long it is until the next moment of a period, from a moment on that is this node's alone: real nodes are processes of their own, which
-// do nothing at the same moment.
+// until says how long it is until the next moment of a period, from a moment on that is this node's alone: real nodes
+// are processes of their own, which do nothing at the same moment.
 func (n *node) until() func(period time.Duration) time.Duration {
 	began := time.Now().Add(-time.Duration(rand.Int64N(int64(time.Hour))))
 	return func(period time.Duration) time.Duration { return period - time.Since(began)%period }
@@ -241,7 +242,8 @@ func (n *node) keepServers(ctx context.Context) {
 	}
 }
 
-// relay passes connections on to a server from a node's own address: servers bound how often one address may try a token, and whole fleets are seldom behind one.
+// relay passes connections on to a server from a node's own address: servers bound how often one address may try a
+// token, and whole fleets are seldom behind one.
 func relay(from netip.Addr, to string) (address string, stop func(), err error) {
 	l, err := net.Listen("tcp4", netip.AddrPortFrom(from, clusterPort+1).String())
 	if err != nil {

@@ -26,7 +26,8 @@ const (
 	ended
 )
 
-// followPods follows the pods that are bound to the node, until ctx is done, and does of them what a kubelet does: one request after the other, as its status manager sends them.
+// followPods follows the pods that are bound to the node, until ctx is done, and does of them what a kubelet does: one
+// request after the other, as its status manager sends them.
 func (n *node) followPods(ctx context.Context) {
 	revision := ""
 	for ctx.Err() == nil {

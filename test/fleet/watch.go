@@ -35,7 +35,8 @@ const (
 // watched is what an agent watches, by the path of the API and the field selector.
 type watched struct{ path, fields string }
 
-// kubeletWatches are those of the node's own identity besides its pods', and authority's in a namespace where it has pods with a token.
+// kubeletWatches are those of the node's own identity besides its pods', and authority's in a namespace where it has
+// pods with a token.
 func kubeletWatches(node string) []watched {
 	return []watched{
 		{path: "/api/v1/nodes", fields: "metadata.name=" + node},
@@ -50,7 +51,8 @@ func authority(namespace string) watched {
 	return watched{path: "/api/v1/namespaces/" + namespace + "/configmaps", fields: "metadata.name=kube-root-ca.crt"}
 }
 
-// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers'. The stream of settings comes on top.
+// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers'. The stream of
+// settings comes on top.
 func networkWatches() []watched {
 	return []watched{
 		{path: "/api/v1/nodes"},
@@ -62,7 +64,8 @@ func networkWatches() []watched {
 	}
 }
 
-// watchAll begins all that the node watches, one after the other, and returns when each has had what there is. They go on until ctx is done.
+// watchAll begins all that the node watches, one after the other, and returns when each has had what there is. They go
+// on until ctx is done.
 func (n *node) watchAll(ctx context.Context) {
 	n.f.running.Go(func() { n.followPods(ctx) })
 	for _, w := range kubeletWatches(n.name) {
@@ -129,7 +132,8 @@ func readSettings(ctx context.Context, client *http.Client, at string, complete 
 	}
 }
 
-// stream is one watch, which is asked for as client-go's reflectors ask: what there is comes first, and after an end it goes on where it was. Its events are read and thrown away.
+// stream is one watch, which is asked for as client-go's reflectors ask: what there is comes first, and after an end it
+// goes on where it was. Its events are read and thrown away.
 type stream struct {
 	client    *http.Client
 	url       string
@@ -203,8 +207,8 @@ func (s *stream) ended(why error) error {
 	return err
 }
 
-// anew has the next watch begin with what there is. That is no error where this one began at a revision: the server may have forgotten it, and then has forgotten that of every
-// watch in which nothing has happened for as long.
+// anew has the next watch begin with what there is. That is no error where this one began at a revision: the server may
+// have forgotten it, and then has forgotten that of every watch in which nothing has happened for as long.
 func (s *stream) anew(why error) error {
 	if s.revision != "" {
 		s.revision = ""
@@ -213,7 +217,8 @@ func (s *stream) anew(why error) error {
 	return why
 }
 
-// revisionOf reads the resourceVersion of an event's object, of whichever kind: all have their metadata in the same field.
+// revisionOf reads the resourceVersion of an event's object, of whichever kind: all have their metadata in the same
+// field.
 func revisionOf(event []byte) (string, error) {
 	var e metav1.WatchEvent
 	if err := e.Unmarshal(event); err != nil {

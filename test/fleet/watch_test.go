@@ -22,7 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
-// TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and begins anew where the server has forgotten that.
+// TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and
+// begins anew where the server has forgotten that.
 func TestStream(t *testing.T) {
 	var asked []url.Values
 	answers := [][]byte{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command fresh runs the README's two commands as a new user does: each in a freshly bootstrapped Debian, on a machine of
-// namespaces, with no caches. make fresh-test runs it. It needs root, debootstrap, slirp4netns, /dev/net/tun and the
+// Command fresh runs the README's two commands as a new user does: each in a freshly bootstrapped Debian, on a machine
+// of namespaces, with no caches. make fresh-test runs it. It needs root, debootstrap, slirp4netns, /dev/net/tun and the
 // package servers and the Go module proxy that this machine is set up for; it takes over an hour on two cores.
 package main
 
@@ -202,7 +202,8 @@ mount --make-rshared /
 exec sh -c "$2"
 `
 
-// inRoot runs a shell script in the new Debian, with nothing of this process's environment but the way to the module proxy.
+// inRoot runs a shell script in the new Debian, with nothing of this process's environment but the way to the module
+// proxy.
 func inRoot(m *harness.Machine, root, script string) error {
 	keep := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
 	for _, name := range []string{"GOPROXY", "GOSUMDB", "GONOSUMDB", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {

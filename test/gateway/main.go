@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gateway runs upstream's conformance suite of the Gateway API against a cluster from this tree, in namespaces of its own:
+// Command gateway runs upstream's conformance suite of the Gateway API against a cluster from this tree, in namespaces
+// of its own:
 //
 //	make gateway-conformance                               profiles GATEWAY-HTTP, GATEWAY-GRPC and GATEWAY-TLS, with the extended features of the GatewayClass
 //	make gateway-conformance FOCUS='HTTPRouteWeight'       the tests whose name is that; 'HTTPRoute.*' is a regular expression
 //	make gateway-conformance SERVERS=3                     on three servers that run pods
 //
-// The suite is in a module of its own (test/gateway/suite). It runs outside of the nodes, on their network, where the addresses of a pool answer. There is
-// no image registry: an archive in each node's images folder holds echo-basic, built from the suite's module, under each name that the suite's manifests
-// have. It needs root, and is no part of a release.
+// The suite is in a module of its own (test/gateway/suite). It runs outside of the nodes, on their network, where the
+// addresses of a pool answer. There is no image registry: an archive in each node's images folder holds echo-basic,
+// built from the suite's module, under each name that the suite's manifests have. It needs root, and is no part of a
+// release.
 package main
 
 import (
@@ -26,8 +28,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// The addresses of the site's network that Gateways have: of the flag's pool, the one that a Gateway asks for (of a pool that gives addresses to those
-// alone), and one that is in no pool.
+// The addresses of the site's network that Gateways have: of the flag's pool, the one that a Gateway asks for (of a
+// pool that gives addresses to those alone), and one that is in no pool.
 const (
 	pool            = "10.77.0.100-10.77.0.199"
 	usableAddress   = "10.77.0.220"

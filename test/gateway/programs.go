@@ -66,8 +66,9 @@ func imageNames(folder string) ([]string, error) {
 	return names, err
 }
 
-// writeImages writes one archive with echo-basic under each name that the suite's manifests have: all versions of echo-basic, of which the newest does what
-// each of them does, and coredns, which has to be ready, and which no test of the profiles speaks with.
+// writeImages writes one archive with echo-basic under each name that the suite's manifests have: all versions of
+// echo-basic, of which the newest does what each of them does, and coredns, which has to be ready, and which no test of
+// the profiles speaks with.
 func (p programs) writeImages(archive string) error {
 	folder, err := goCommand("list", "-m", "-f", "{{.Dir}}", suiteModule)
 	if err != nil {

@@ -50,8 +50,8 @@ func readReport(file string) ([]profile, error) {
 	return report.Profiles, nil
 }
 
-// summary prints how many tests of each profile and level passed, failed and were skipped, and which failed, and returns whether some ran, none failed
-// and none was skipped. A test of several profiles counts in each.
+// summary prints how many tests of each profile and level passed, failed and were skipped, and which failed, and
+// returns whether some ran, none failed and none was skipped. A test of several profiles counts in each.
 func summary(w io.Writer, results []profile, failures []string) bool {
 	for _, f := range failures {
 		fmt.Fprintln(w, "failed  "+f)

@@ -32,8 +32,9 @@ const (
 	ended = "coracle has ended with "
 )
 
-// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of the two by nftables again; neither the change to IPVS nor a
-// restart interrupts a connection; they reach pods on the other machine, follow a rolling update and the death of a node; and pods on both share a volume of an NFS server.
+// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of
+// the two by nftables again; neither the change to IPVS nor a restart interrupts a connection; they reach pods on the
+// other machine, follow a rolling update and the death of a node; and pods on both share a volume of an NFS server.
 func TestNodes(t *testing.T) {
 	l := newLab(t)
 	for _, step := range []struct {
@@ -74,7 +75,8 @@ func testNFTables(t *testing.T, l *lab) {
 	l.answers(t, l.pod(1))
 }
 
-// web is a Deployment of a pod on a machine, and a Service of its own for it. It ends with the mark between two documents.
+// web is a Deployment of a pod on a machine, and a Service of its own for it. It ends with the mark between two
+// documents.
 func web(number int) string {
 	return fmt.Sprintf(`{apiVersion: apps/v1, kind: Deployment, metadata: {name: web-%[1]d}, spec: {replicas: 1, selector: {matchLabels: {box: "%[1]d"}}, template: {
   metadata: {labels: {app: web, box: "%[1]d"}}, spec: {nodeSelector: {kubernetes.io/hostname: guest-%[1]d}, terminationGracePeriodSeconds: 0, containers: [
@@ -103,9 +105,9 @@ func (l *lab) clusterIP(service string) string {
 	return l.kube.Kubectl("get", "service", service, "-o", "jsonpath={.spec.clusterIP}")
 }
 
-// answers fails unless the Service web answers from everywhere: from each machine at its cluster address, from a pod on each, which asks the cluster's DNS for that address,
-// and from outside at the node port of each. Each time one of those pods has to. The API's own Service, whose
-// endpoint is a machine, has to answer pods too.
+// answers fails unless the Service web answers from everywhere: from each machine at its cluster address, from a pod on
+// each, which asks the cluster's DNS for that address, and from outside at the node port of each. Each time one of
+// those pods has to. The API's own Service, whose endpoint is a machine, has to answer pods too.
 func (l *lab) answers(t *testing.T, pods ...string) {
 	t.Helper()
 	for i, n := range l.nodes {
@@ -149,7 +151,8 @@ func (l *lab) asksNodePort(t *testing.T, n *node) (pod string) {
 	return strings.TrimSpace(pod)
 }
 
-// has waits until the machine's kernel has what a back end makes, for the Service web too, and nothing of the other one's.
+// has waits until the machine's kernel has what a back end makes, for the Service web too, and nothing of the other
+// one's.
 func (n *node) has(t *testing.T, backend string) {
 	t.Helper()
 	ip := n.lab.clusterIP("web")
@@ -203,7 +206,8 @@ func testToIPVS(t *testing.T, l *lab) {
 	l.answers(t, pod)
 }
 
-// opens connects to the node port of the Service's echo from outside. What it returns says a word on that connection, which has to come back.
+// opens connects to the node port of the Service's echo from outside. What it returns says a word on that connection,
+// which has to come back.
 func (n *node) opens(t *testing.T) (echo func(word string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -226,7 +230,8 @@ func (n *node) opens(t *testing.T) (echo func(word string)) {
 	}
 }
 
-// testRestart: in the same mode, the kernel keeps what it has while coracle is away, and has it afterwards; what is connected goes on all the time.
+// testRestart: in the same mode, the kernel keeps what it has while coracle is away, and has it afterwards; what is
+// connected goes on all the time.
 func testRestart(t *testing.T, l *lab) {
 	first := l.nodes[0]
 	echo := first.opens(t)
@@ -255,7 +260,8 @@ func testRestart(t *testing.T, l *lab) {
 		return nil
 	})
 	echo("after the restart")
-	// Where the start took longer than the node's lease, the server has called the node's pods not ready, and their weight is 0 until they are again.
+	// Where the start took longer than the node's lease, the server has called the node's pods not ready, and their
+	// weight is 0 until they are again.
 	l.await(t, "the kernel has what it had", func() error {
 		if got := first.rules(); got != before {
 			return fmt.Errorf("it has\n%s\nand had\n%s", got, before)
@@ -266,7 +272,8 @@ func testRestart(t *testing.T, l *lab) {
 	l.prints(t, restarted, "get", "pod", pod, "-o", restarts)
 }
 
-// rules are the virtual servers with their real ones, without counters, in the order of their text, and the rules beside them.
+// rules are the virtual servers with their real ones, without counters, in the order of their text, and the rules
+// beside them.
 func (n *node) rules() string {
 	n.lab.t.Helper()
 	return n.sh(`awk '$1 == "->" {print server, $2, $3, $4; next} {server = $1 " " $2 " " $3; print server}' /proc/net/ip_vs | sort

@@ -31,7 +31,8 @@ const (
 	nfsVar = "CORACLE_GUEST_NFS"
 )
 
-// lab is a cluster whose nodes are such machines. Its server has no node, and is on an ordinary machine of their site: on a slow one it takes minutes to begin.
+// lab is a cluster whose nodes are such machines. Its server has no node, and is on an ordinary machine of their site:
+// on a slow one it takes minutes to begin.
 type lab struct {
 	t      *testing.T // of the step that runs
 	shared string
@@ -166,7 +167,8 @@ func (l *lab) await(t *testing.T, what string, f func() error) {
 	t.Logf("%s: after %v", what, time.Since(began).Round(time.Second))
 }
 
-// restart ends coracle on the machine and waits for the next one, which is to say that it serves Services by that back end and why.
+// restart ends coracle on the machine and waits for the next one, which is to say that it serves Services by that back
+// end and why.
 func (n *node) restart(t *testing.T, backend string) {
 	t.Helper()
 	old := n.sh("cat /run/coracle.pid")

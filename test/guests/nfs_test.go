@@ -12,11 +12,13 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// testNFS: pods on both machines share a PersistentVolume of the kernel's NFS server on the first one, and nothing is mounted any more when they are gone.
+// testNFS: pods on both machines share a PersistentVolume of the kernel's NFS server on the first one, and nothing is
+// mounted any more when they are gone.
 func testNFS(t *testing.T, l *lab) {
 	l.needNFS(t)
 	first := l.nodes[0]
-	// NFSv4 alone, for which a server needs neither rpcbind nor statd. Clients that a server does not know wait for the end of its grace time.
+	// NFSv4 alone, for which a server needs neither rpcbind nor statd. Clients that a server does not know wait for the
+	// end of its grace time.
 	first.sh(`set -e
 mkdir -p /run/disk/export
 touch /etc/exports /var/lib/nfs/etab /var/lib/nfs/rmtab

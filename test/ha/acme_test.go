@@ -27,7 +27,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testca"
 )
 
-// Ports of the site, where no machine is: the gate in front of pebble, pebble, its management, and the DNS server with its own.
+// Ports of the site, where no machine is: the gate in front of pebble, pebble, its management, and the DNS server with
+// its own.
 const gatePort, pebblePort, pebbleManagement, dnsPort, dnsManagement = "14000", "14001", "15000", "8053", "8055"
 
 const acmeIngress = `
@@ -40,8 +41,9 @@ spec:
   rules: [{host: %[1]s-0.example}, {host: %[1]s-1.example}, {host: %[1]s-2.example}]
 `
 
-// TestACME: three servers get certificates from pebble. The account is refused at first; a leader is killed when it has just asked for a validation; a disk is full when the certificate
-// arrives. Each certificate is of one order, and every node serves it.
+// TestACME: three servers get certificates from pebble. The account is refused at first; a leader is killed when it has
+// just asked for a validation; a disk is full when the certificate arrives. Each certificate is of one order, and every
+// node serves it.
 func TestACME(t *testing.T) {
 	harness.ByHand(t)
 	a := newAuthority(t)
@@ -240,7 +242,8 @@ func (a *authority) gate(r *http.Request) {
 	}
 }
 
-// hold stops the next request for paths that begin like that: held is closed when it is there, and release lets it go on, also when its client has gone.
+// hold stops the next request for paths that begin like that: held is closed when it is there, and release lets it go
+// on, also when its client has gone.
 func (a *authority) hold(prefix string) (held <-chan struct{}, release func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -27,9 +27,10 @@ import (
 // ends is what the machine says of a coracle that ended by itself.
 const ends = "coracle has ended"
 
-// TestAgentsClock: an agent on a machine whose clock has no battery, and whose kernel has no nftables, in a cluster that leaves pods' network and Services to other programs. It begins in 1970,
-// is told that its clock is wrong when it wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970, and NTP does not answer: the agent goes on at the
-// newest time that its machine has seen.
+// TestAgentsClock: an agent on a machine whose clock has no battery, and whose kernel has no nftables, in a cluster
+// that leaves pods' network and Services to other programs. It begins in 1970, is told that its clock is wrong when it
+// wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970, and NTP does
+// not answer: the agent goes on at the newest time that its machine has seen.
 func TestAgentsClock(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
@@ -89,8 +90,9 @@ func TestAgentsClock(t *testing.T) {
 	}
 }
 
-// TestOff400Days: a server and an agent, on machines with clocks of their own, are off for 400 days, so that all of their certificates have run out when they are switched on again. The server makes new ones, the agent
-// joins once more with its token, as the node that it was, and neither ends.
+// TestOff400Days: a server and an agent, on machines with clocks of their own, are off for 400 days, so that all of
+// their certificates have run out when they are switched on again. The server makes new ones, the agent joins once more
+// with its token, as the node that it was, and neither ends.
 func TestOff400Days(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
@@ -150,7 +152,8 @@ func TestOff400Days(t *testing.T) {
 	}
 }
 
-// serves waits until the server's API answers its administrator, of whom the kubeconfig may have to be made anew first, and returns a client. That the certificate is valid today is not asked.
+// serves waits until the server's API answers its administrator, of whom the kubeconfig may have to be made anew first,
+// and returns a client. That the certificate is valid today is not asked.
 func (x *guest) serves(what string) kubernetes.Interface {
 	x.t.Helper()
 	var api kubernetes.Interface
@@ -201,7 +204,8 @@ func (x *guest) uid(api kubernetes.Interface) (uid types.UID) {
 	return uid
 }
 
-// ready waits until the agent has told that its node is ready since the machine was switched on last: each boot of a kernel has a name, of which it returns the present one.
+// ready waits until the agent has told that its node is ready since the machine was switched on last: each boot of a
+// kernel has a name, of which it returns the present one.
 func (x *guest) ready(api kubernetes.Interface, before, what string) (boot string) {
 	x.t.Helper()
 	x.await(what+": its node is ready", x, func() error {

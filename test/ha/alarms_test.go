@@ -39,7 +39,8 @@ func (c *Cluster) during(t *testing.T, lasts time.Duration, do func() (undo func
 	return before, state("the state afterwards")
 }
 
-// elections are the lines of the servers' logs about who leads and about disks and processors that stood still, which say why leadership moved.
+// elections are the lines of the servers' logs about who leads and about disks and processors that stood still, which
+// say why leadership moved.
 func (c *Cluster) elections() string {
 	about := regexp.MustCompile(`(?i)leader|election|vote|candidate|follower|stood still|disk|silent|slow`)
 	var b strings.Builder
@@ -61,8 +62,8 @@ func besideOthers(t *testing.T) {
 	}
 }
 
-// TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, gossip that is lost one way, and a
-// leader that does not hear a node that others hear mark no node and move no leadership.
+// TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, gossip that is lost one
+// way, and a leader that does not hear a node that others hear mark no node and move no leadership.
 func TestNoFalseAlarms(t *testing.T) {
 	harness.ByHand(t)
 	besideOthers(t)
@@ -134,8 +135,9 @@ func TestNoFalseAlarms(t *testing.T) {
 	}
 }
 
-// state is what must not change: when each node became ready, and at the whole length the term. At the short length the scenarios beside this one
-// use the processors up now and then, and a leader that gets none for a third of a second gives up by right.
+// state is what must not change: when each node became ready, and at the whole length the term. At the short length the
+// scenarios beside this one use the processors up now and then, and a leader that gets none for a third of a second
+// gives up by right.
 func (c *Cluster) state(t *testing.T) (string, error) {
 	leader, term, err := c.Leader(t.Context(), c.Servers)
 	if err != nil {

@@ -49,7 +49,8 @@ func load() string {
 	return string(b[:14])
 }
 
-// settled is how long after the cluster is whole a round begins. With none, a connection that the round before broke may still wait for TCP to send again.
+// settled is how long after the cluster is whole a round begins. With none, a connection that the round before broke
+// may still wait for TCP to send again.
 func settled() time.Duration { return seconds("CORACLE_HA_SETTLED", 3*time.Second) }
 
 func heading() {

@@ -33,7 +33,8 @@ type clients struct {
 	stop     func()
 }
 
-// startClients has clients use the cluster until stop is called. service is the address of a Service that answers HTTP; "" is none.
+// startClients has clients use the cluster until stop is called. service is the address of a Service that answers HTTP;
+// "" is none.
 func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 	t.Helper()
 	api := c.Ask(c.Servers[0])
@@ -119,7 +120,8 @@ func (x *clients) join(t *testing.T, s *harness.Server) {
 	x.begin(s, list)
 }
 
-// leave ends the writer and the watch at a server that has left the cluster, if there are any. What was acknowledged there counts.
+// leave ends the writer and the watch at a server that has left the cluster, if there are any. What was acknowledged
+// there counts.
 func (x *clients) leave(t *testing.T, s *harness.Server) {
 	t.Helper()
 	w := x.writers[s]
@@ -136,7 +138,8 @@ func (x *clients) leave(t *testing.T, s *harness.Server) {
 	delete(x.end, s)
 }
 
-// unlessThere is an error unless it says that what was to be made is there: an earlier try made it, although it had no answer.
+// unlessThere is an error unless it says that what was to be made is there: an earlier try made it, although it had no
+// answer.
 func unlessThere(err error) error {
 	if apierrors.IsAlreadyExists(err) {
 		return nil
@@ -152,8 +155,8 @@ func unlessGone(err error) error {
 	return err
 }
 
-// asksGoOn waits until requests through the balancer of each agent but one have answers that were begun after a moment. It is to be asked while the
-// fault lasts: a balancer that stays with a server which does not answer is found out.
+// asksGoOn waits until requests through the balancer of each agent but one have answers that were begun after a moment.
+// It is to be asked while the fault lasts: a balancer that stays with a server which does not answer is found out.
 func (x *clients) asksGoOn(t *testing.T, after time.Time, but *harness.Server) {
 	t.Helper()
 	for a, asker := range x.askers {
@@ -218,8 +221,9 @@ func (x *clients) explainWrites(t *testing.T, since time.Time, but *harness.Serv
 	}
 }
 
-// verify stops the clients and holds what was acknowledged against what the servers have and what the watches showed. excused are times
-// in which an agent's balancer was none, its machine being the one at fault, and a visit to the Service may have gone to a pod there.
+// verify stops the clients and holds what was acknowledged against what the servers have and what the watches showed.
+// excused are times in which an agent's balancer was none, its machine being the one at fault, and a visit to the
+// Service may have gone to a pod there.
 func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	t.Helper()
 	for s, w := range x.writers {

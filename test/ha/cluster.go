@@ -157,7 +157,8 @@ func (c *Cluster) JoinOn(m *harness.Machine) *harness.Server {
 	return s
 }
 
-// Client makes a client on a machine for the API at host:port, with connections of its own. timeout bounds each request, watches too; 0: none.
+// Client makes a client on a machine for the API at host:port, with connections of its own. timeout bounds each
+// request, watches too; 0: none.
 func (c *Cluster) Client(from *harness.Machine, address string, timeout time.Duration) *kubernetes.Clientset {
 	c.T.Helper()
 	config := rest.CopyConfig(c.config)
@@ -276,8 +277,8 @@ func Without(servers []*harness.Server, one *harness.Server) []*harness.Server {
 // voters is how many of so many servers vote: the largest odd number of them, and five at most.
 func voters(servers int) int { return min((servers-1)|1, 5) }
 
-// WaitWhole waits until every server serves and has applied what the others have, as many of them vote as should, all are behind the
-// Service kubernetes, and every node is ready.
+// WaitWhole waits until every server serves and has applied what the others have, as many of them vote as should, all
+// are behind the Service kubernetes, and every node is ready.
 func (c *Cluster) WaitWhole() {
 	c.T.Helper()
 	harness.Eventually(c.T, harness.Longer, "the cluster is whole", func() error { return c.whole(context.Background()) })
@@ -331,8 +332,8 @@ func (c *Cluster) whole(ctx context.Context) error {
 	return c.nodesReady(ctx, api)
 }
 
-// nodesReady fails unless those that run pods are nodes, ready, and rid of the taints of nodes that are not: the leader's controllers remove these a
-// moment after the condition is set.
+// nodesReady fails unless those that run pods are nodes, ready, and rid of the taints of nodes that are not: the
+// leader's controllers remove these a moment after the condition is set.
 func (c *Cluster) nodesReady(ctx context.Context, api kubernetes.Interface) error {
 	list, err := api.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {

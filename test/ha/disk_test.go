@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestStalledDisk: the disk of the server that leads stalls, so that nothing which it writes comes to an end, nor fails. Another one leads, writes through
-// the others go on, and requests through an agent too. When the disk works again the server follows, and nothing is lost.
+// TestStalledDisk: the disk of the server that leads stalls, so that nothing which it writes comes to an end, nor
+// fails. Another one leads, writes through the others go on, and requests through an agent too. When the disk works
+// again the server follows, and nothing is lost.
 func TestStalledDisk(t *testing.T) {
 	harness.ByHand(t)
 	c := NewPrepared(t, 3, 1, (*harness.Server).AddDisk)
@@ -82,8 +83,9 @@ spec: {clusterIP: "%s", selector: {app: everywhere}, ports: [{port: 80, targetPo
 `
 )
 
-// TestStalledDiskOfNode: the disk of a server stalls, which leads or does not, and with it all that its node writes. What its kubelet finds out about its pods is told through another server, what changes in
-// the cluster reaches its proxy, and a program of this machine that knows only its loopback address has answers. Its node stays ready.
+// TestStalledDiskOfNode: the disk of a server stalls, which leads or does not, and with it all that its node writes.
+// What its kubelet finds out about its pods is told through another server, what changes in the cluster reaches its
+// proxy, and a program of this machine that knows only its loopback address has answers. Its node stays ready.
 func TestStalledDiskOfNode(t *testing.T) {
 	harness.ByHand(t)
 	c := &Cluster{T: t, nodes: true, prepare: func(s *harness.Server) { s.AddDisk(); s.AddBoxImage() }}

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// tryEvery is how often a write is begun while none is acknowledged, whatever became of the others. Those that wait cost the servers
-	// time when they go on.
+	// tryEvery is how often a write is begun while none is acknowledged, whatever became of the others. Those that wait
+	// cost the servers time when they go on.
 	tryEvery = 20 * time.Millisecond
 	// failoverPatience is when a failover counts as failed.
 	failoverPatience = time.Minute

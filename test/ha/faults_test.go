@@ -46,8 +46,8 @@ func faults() map[string]fault {
 // everyFault are those of which a machine comes back with what it had.
 var everyFault = []string{"killed", "paused", "cut off", "switched off"}
 
-// TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits go on, and nothing
-// that was acknowledged is lost.
+// TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits
+// go on, and nothing that was acknowledged is lost.
 func TestFaults(t *testing.T) {
 	harness.ByHand(t)
 	c := New(t, 3, 2)
@@ -77,9 +77,9 @@ func TestFaultsOfIPv6(t *testing.T) {
 	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) { run("cut off", c.MustLeader()) })
 }
 
-// faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each of all to each of them, and otherwise
-// those that short runs. A leader that has just started knows of no node when it was heard last, and gives each 40 s (docs/adr/0065): what follows a
-// "killed" at once may take as long.
+// faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each of
+// all to each of them, and otherwise those that short runs. A leader that has just started knows of no node when it was
+// heard last, and gives each 40 s (docs/adr/0065): what follows a "killed" at once may take as long.
 func (c *Cluster) faults(t *testing.T, all []string, short func(run func(name string, victim *harness.Server))) {
 	t.Helper()
 	c.serveEverywhere()
@@ -194,7 +194,8 @@ func (x *clients) steady(t *testing.T, but *harness.Server) {
 	}
 }
 
-// nodeIsOut waits until a node whose machine is gone is not ready. One whose process was killed or paused alone keeps its pods.
+// nodeIsOut waits until a node whose machine is gone is not ready. One whose process was killed or paused alone keeps
+// its pods.
 func (x *clients) nodeIsOut(t *testing.T, a *harness.Server, fault string) {
 	t.Helper()
 	if fault == "killed" || fault == "paused" {

@@ -24,8 +24,9 @@ import (
 // crowd is how many pods a Deployment has whose leader is stopped while it makes and binds them.
 const crowd = 60
 
-// TestFencing: the server that leads is stopped while its controllers make pods and its scheduler binds them. Another one goes on, and
-// everything is deleted. When the first one wakes up it changes nothing, although it had writes under way, and although it has heard of no other server for a while.
+// TestFencing: the server that leads is stopped while its controllers make pods and its scheduler binds them. Another
+// one goes on, and everything is deleted. When the first one wakes up it changes nothing, although it had writes under
+// way, and although it has heard of no other server for a while.
 func TestFencing(t *testing.T) {
 	harness.ByHand(t)
 	c := New(t, 3, 0)
@@ -124,8 +125,9 @@ func readyIn(slice *discoveryv1.EndpointSlice) map[string]bool {
 	return out
 }
 
-// clear deletes a Deployment and its pods, and returns when no controller has anything to do about them any more. The ReplicaSet is told first to have
-// none: one that is only deleted may have a pod made anew by a controller that has not heard of it yet.
+// clear deletes a Deployment and its pods, and returns when no controller has anything to do about them any more. The
+// ReplicaSet is told first to have none: one that is only deleted may have a pod made anew by a controller that has not
+// heard of it yet.
 func (c *Cluster) clear(t *testing.T, api kubernetes.Interface, name string) {
 	t.Helper()
 	deployments, sets := api.AppsV1().Deployments("default"), api.AppsV1().ReplicaSets("default")

@@ -44,9 +44,11 @@ const (
 	fleetPatience = time.Hour
 )
 
-// TestFleet measures what a cluster's servers take that has many nodes with ten pods each (CORACLE_FLEET_NODES=10,100,1000; CORACLE_FLEET_PODS=10; CORACLE_FLEET_SERVERS=1;
-// CORACLE_FLEET_MEMBERS bounds how many of the nodes are members of the gossip; CORACLE_FLEET_BATCH=500, a multiple of 50, makes so many pods at a time). The
-// nodes are of test/fleet, all in one process; TestFleetIsLikeAnAgent says how like real ones they are. CORACLE_FLEET_PROFILES names a folder for profiles of the server that leads.
+// TestFleet measures what a cluster's servers take that has many nodes with ten pods each
+// (CORACLE_FLEET_NODES=10,100,1000; CORACLE_FLEET_PODS=10; CORACLE_FLEET_SERVERS=1; CORACLE_FLEET_MEMBERS bounds how
+// many of the nodes are members of the gossip; CORACLE_FLEET_BATCH=500, a multiple of 50, makes so many pods at a
+// time). The nodes are of test/fleet, all in one process; TestFleetIsLikeAnAgent says how like real ones they are.
+// CORACLE_FLEET_PROFILES names a folder for profiles of the server that leads.
 func TestFleet(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
 		nodes, err := strconv.Atoi(text)
@@ -65,8 +67,8 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// TestFleetGossip measures what the gossip of many nodes takes (CORACLE_FLEET_NODES=10,100,1000, all of them members; CORACLE_FLEET_SERVERS=3): they watch nothing and run no pods, so that one
-// process has the time to be all of them.
+// TestFleetGossip measures what the gossip of many nodes takes (CORACLE_FLEET_NODES=10,100,1000, all of them members;
+// CORACLE_FLEET_SERVERS=3): they watch nothing and run no pods, so that one process has the time to be all of them.
 func TestFleetGossip(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
 		nodes, err := strconv.Atoi(text)

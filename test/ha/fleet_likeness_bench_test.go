@@ -39,7 +39,8 @@ spec:
         command: [sleep, "100000"]
 `
 
-// TestFleetIsLikeAnAgent compares what a node of a fleet and a real agent have open at a server, each with one pod: connections, and watches of each resource.
+// TestFleetIsLikeAnAgent compares what a node of a fleet and a real agent have open at a server, each with one pod:
+// connections, and watches of each resource.
 func TestFleetIsLikeAnAgent(t *testing.T) {
 	c := New(t, 1, 0)
 	s := c.Servers[0]
@@ -81,7 +82,8 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 	}
 }
 
-// askForSettings asks a server for a setting as a node does. From then on the server itself has a watch of each, which would count as the first node's.
+// askForSettings asks a server for a setting as a node does. From then on the server itself has a watch of each, which
+// would count as the first node's.
 func askForSettings(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	stream, err := client.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path).Param(clustersettings.Parameter, clustersettings.Names()[0]).Stream(t.Context())

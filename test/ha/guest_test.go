@@ -18,9 +18,11 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// guestScript is the first process of a machine with a clock of its own. Its disk is at /run/disk; what it shares with the test is at /run/shared: the arguments of
-// its coracle, that one's log, token and kubeconfig, and the time that NTP sets, in a file that appears when NTP answers. A node needs more than a server: folders that can be written,
-// the rate and the place of a processor, which this kernel does not tell, and a pod network, of which there is nothing here but the file that says so. The kernel has no nftables.
+// guestScript is the first process of a machine with a clock of its own. Its disk is at /run/disk; what it shares with
+// the test is at /run/shared: the arguments of its coracle, that one's log, token and kubeconfig, and the time that NTP
+// sets, in a file that appears when NTP answers. A node needs more than a server: folders that can be written, the rate
+// and the place of a processor, which this kernel does not tell, and a pod network, of which there is nothing here but
+// the file that says so. The kernel has no nftables.
 const guestScript = `#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys

@@ -24,7 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// slowChart is a ConfigMap, and what values make of it: hooks whose pods wait until the scenario lets them run, and an object that the API refuses.
+// slowChart is a ConfigMap, and what values make of it: hooks whose pods wait until the scenario lets them run, and an
+// object that the API refuses.
 func slowChart() charts.Chart {
 	return charts.New("slow", "1.0.0", "").With("values.yaml", "greeting: none\nslow: false\nbroken: false\n").
 		With("templates/config.yaml", `
@@ -132,8 +133,8 @@ func (h *helmScenario) job(name string, before types.UID) (*batchv1.Job, error) 
 	return job, err
 }
 
-// finish lets the pods of a chart's hook run, which is another one than before, until the chart is deployed, and returns its Job.
-// Helm may begin the hook several times, as with awaitGone.
+// finish lets the pods of a chart's hook run, which is another one than before, until the chart is deployed, and
+// returns its Job. Helm may begin the hook several times, as with awaitGone.
 func (h *helmScenario) finish(name string, before types.UID) types.UID {
 	h.t.Helper()
 	var job *batchv1.Job
@@ -163,9 +164,9 @@ func (h *helmScenario) letGo(ctx context.Context, job *batchv1.Job) error {
 	return nil
 }
 
-// awaitGone waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins after the one of
-// before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again, with a Job whose pods have gates
-// of their own.
+// awaitGone waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins after
+// the one of before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again, with a
+// Job whose pods have gates of their own.
 func (h *helmScenario) awaitGone(name string, before types.UID) {
 	h.t.Helper()
 	harness.Eventually(h.t, harness.Longer, "HelmChart "+name+" is removed", func() error {
@@ -193,8 +194,9 @@ func (h *helmScenario) awaitGone(name string, before types.UID) {
 	}
 }
 
-// TestHelmLeaderKilled: the server that leads is killed while hooks of an installation, an upgrade and two removals are under way, and the next one brings each to its end. It lacks the
-// file of a chart that is installed, which stays as it is. And a first installation that fails half-way is mended by other values.
+// TestHelmLeaderKilled: the server that leads is killed while hooks of an installation, an upgrade and two removals are
+// under way, and the next one brings each to its end. It lacks the file of a chart that is installed, which stays as it
+// is. And a first installation that fails half-way is mended by other values.
 func TestHelmLeaderKilled(t *testing.T) {
 	c := New(t, 3, 1)
 	h := &helmScenario{t: t}

@@ -59,9 +59,9 @@ func get(ctx context.Context, client *http.Client, address, host string) string 
 	return fmt.Sprint(res.StatusCode, " ", string(text))
 }
 
-// TestIngressTimes measures on three servers that run pods how long it takes from an Ingress' creation until all nodes serve it, from a
-// change of an EndpointSlice until all use it, and what requests of the API take while as many requests as go are sent through the
-// ingress, and past it.
+// TestIngressTimes measures on three servers that run pods how long it takes from an Ingress' creation until all nodes
+// serve it, from a change of an EndpointSlice until all use it, and what requests of the API take while as many
+// requests as go are sent through the ingress, and past it.
 func TestIngressTimes(t *testing.T) {
 	c := NewOfNodes(t, 3, 0)
 	beside := c.machine()
@@ -177,8 +177,8 @@ func TestIngressTimes(t *testing.T) {
 // floodEnv has the addresses that TestFlood asks.
 const floodEnv = "CORACLE_FLOOD"
 
-// TestFlood is a child of TestIngressTimes: 64 clients for each address ask without a pause until the input ends, and it prints how many
-// answers there were.
+// TestFlood is a child of TestIngressTimes: 64 clients for each address ask without a pause until the input ends, and
+// it prints how many answers there were.
 func TestFlood(t *testing.T) {
 	at := os.Getenv(floodEnv)
 	if at == "" { // no measurement of its own

@@ -14,7 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestInterruptedJoins: a server with a node and an agent are killed again and again while they join, each time a few lines of their log later, until one gets to its end. Started once more, each is one member and one node of the
+// TestInterruptedJoins: a server with a node and an agent are killed again and again while they join, each time a few
+// lines of their log later, until one gets to its end. Started once more, each is one member and one node of the
 // cluster, which goes on all the while.
 func TestInterruptedJoins(t *testing.T) {
 	if !whole {
@@ -56,7 +57,8 @@ func TestInterruptedJoins(t *testing.T) {
 	x.verify(t, nil)
 }
 
-// startsUntil starts a machine that joins, and returns true when its log has so many lines more, and false when its node is ready before.
+// startsUntil starts a machine that joins, and returns true when its log has so many lines more, and false when its
+// node is ready before.
 func (c *Cluster) startsUntil(s *harness.Server, lines int) (early bool) {
 	c.T.Helper()
 	has := func() int {

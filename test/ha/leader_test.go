@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestLeaderKilled: when the server that leads has been killed, the controllers and the scheduler of another one make the pods of a
-// Deployment and bind them.
+// TestLeaderKilled: when the server that leads has been killed, the controllers and the scheduler of another one make
+// the pods of a Deployment and bind them.
 func TestLeaderKilled(t *testing.T) {
 	c := New(t, 3, 1)
 	times := 2

@@ -24,8 +24,9 @@ const (
 	writeTimeout = 5 * time.Second
 	// retryAfter is the pause after a request that failed.
 	retryAfter = 20 * time.Millisecond
-	// askPatience is how long an asker waits for an answer. A request that hangs on a server which is silent ends when the balancer closes its
-	// connection. Whoever gave up before that would send the next one over the same connection, and have its end counted against that one too.
+	// askPatience is how long an asker waits for an answer. A request that hangs on a server which is silent ends when
+	// the balancer closes its connection. Whoever gave up before that would send the next one over the same connection,
+	// and have its end counted against that one too.
 	askPatience = time.Minute
 )
 
@@ -222,7 +223,8 @@ func (w *Watcher) fail(format string, args ...any) {
 	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
 }
 
-// Missing returns which of the names it has not seen, what was wrong with the events, and how often the watch ended and went on.
+// Missing returns which of the names it has not seen, what was wrong with the events, and how often the watch ended and
+// went on.
 func (w *Watcher) Missing(names []string) (missing, wrong []string, resumed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -317,8 +319,8 @@ func (a *Asker) Failed() (failed []Failure, asked, retried int) {
 	return append([]Failure(nil), a.failed...), a.asked, a.retried
 }
 
-// Answered is how many requests that were begun after a moment have had an answer, and how long the slowest one took of those that were under way then or
-// were begun later.
+// Answered is how many requests that were begun after a moment have had an answer, and how long the slowest one took of
+// those that were under way then or were begun later.
 func (a *Asker) Answered(after time.Time) (n int, slowest time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

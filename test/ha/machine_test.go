@@ -69,7 +69,8 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-// TestPower: a machine that is switched off is gone without a word, and is as it was, but for its processes, when it is switched on.
+// TestPower: a machine that is switched off is gone without a word, and is as it was, but for its processes, when it is
+// switched on.
 func TestPower(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()

@@ -32,9 +32,10 @@ func says(t *testing.T, s *harness.Server, want string, args ...string) string {
 	return said
 }
 
-// TestLostMajority: one of three servers is left. It lives on, also when it is started anew, says what is the matter, and is made the
-// only server by one command; a new one and one of the lost ones that was emptied join it. What it had is there all along. What was
-// acknowledged by the two others alone, and had not reached it when they ended, may be lost: the command says so.
+// TestLostMajority: one of three servers is left. It lives on, also when it is started anew, says what is the matter,
+// and is made the only server by one command; a new one and one of the lost ones that was emptied join it. What it had
+// is there all along. What was acknowledged by the two others alone, and had not reached it when they ended, may be
+// lost: the command says so.
 func TestLostMajority(t *testing.T) {
 	besideOthers(t)
 	c := New(t, 3, 1)

@@ -33,7 +33,8 @@ func (d *deaths) rows(name string) {
 	row("it is back: its endpoints are ready", d.endpointsAgain)
 }
 
-// TestNodeGone measures how long a node whose machine vanishes is taken for alive: an agent's, and that of the server that leads.
+// TestNodeGone measures how long a node whose machine vanishes is taken for alive: an agent's, and that of the server
+// that leads.
 func TestNodeGone(t *testing.T) {
 	fmt.Printf("\n| a node's machine vanishes (each time %v after the cluster is whole) | times | p50 ms | most ms |\n| --- | --- | --- | --- |\n", settled())
 	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
@@ -47,8 +48,9 @@ func TestNodeGone(t *testing.T) {
 	})
 }
 
-// TestAgentAway measures what is noticed of an agent's process that is away for less than the 40 s for which a machine that answers is left alone: visits from another node to a Service with a
-// pod on each node, and for how long the node or its endpoint were not ready.
+// TestAgentAway measures what is noticed of an agent's process that is away for less than the 40 s for which a machine
+// that answers is left alone: visits from another node to a Service with a pod on each node, and for how long the node
+// or its endpoint were not ready.
 func TestAgentAway(t *testing.T) {
 	away := seconds("CORACLE_HA_AWAY", 30*time.Second)
 	c := New(t, 3, 2)

@@ -15,8 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestRemovedWhileItRuns: the server that an agent uses is taken out of the cluster and is not stopped, and then another one, which the first one takes for a member still. The agent turns to one that is left, and so
-// do the own nodes of both: what is new in the cluster reaches all three.
+// TestRemovedWhileItRuns: the server that an agent uses is taken out of the cluster and is not stopped, and then
+// another one, which the first one takes for a member still. The agent turns to one that is left, and so do the own
+// nodes of both: what is new in the cluster reaches all three.
 func TestRemovedWhileItRuns(t *testing.T) {
 	c := NewOfNodes(t, 4, 1)
 	c.serveEverywhere()

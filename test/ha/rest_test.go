@@ -58,7 +58,8 @@ func used(t *testing.T, s *harness.Server) usage {
 	return u
 }
 
-// TestRest measures what the machines of three servers and two agents use when nothing happens, and how long joining takes.
+// TestRest measures what the machines of three servers and two agents use when nothing happens, and how long joining
+// takes.
 func TestRest(t *testing.T) {
 	c := New(t, 3, 1)
 	c.joining(t)

@@ -28,9 +28,10 @@ type rotation struct {
 	replaced func(t *testing.T, c *Cluster, before string) (now string, err error)
 }
 
-// TestRotationsLeaderKilled: the server that leads is killed at each line that a rotation prints, while the command runs on another one. The rotation ends all the same, or it is
-// given again and ends then; nothing was unreadable meanwhile, and all machines have what is new. Each single request at which a leader may die is the matter of the tests
-// beside the rotations (server, server/encryption).
+// TestRotationsLeaderKilled: the server that leads is killed at each line that a rotation prints, while the command
+// runs on another one. The rotation ends all the same, or it is given again and ends then; nothing was unreadable
+// meanwhile, and all machines have what is new. Each single request at which a leader may die is the matter of the
+// tests beside the rotations (server, server/encryption).
 func TestRotationsLeaderKilled(t *testing.T) {
 	if !whole {
 		t.Skip("it takes many minutes: make e2e-ha has it")
@@ -52,7 +53,8 @@ func TestRotationsLeaderKilled(t *testing.T) {
 	}
 }
 
-// rotate runs a rotation once, and kills the leader when it prints its nth line; 1 is right at the start. It returns false when there are no such lines.
+// rotate runs a rotation once, and kills the leader when it prints its nth line; 1 is right at the start. It returns
+// false when there are no such lines.
 func (c *Cluster) rotate(t *testing.T, r rotation, line int) bool {
 	t.Helper()
 	before := c.same(t, r, "")

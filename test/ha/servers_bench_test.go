@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestServersOfService measures how long the Service kubernetes leads to a server that is gone, as another server's API says it, and how long until it leads there again once that one
-// has an API: of the server that leads and of another one, whose processes are killed or whose machines vanish.
+// TestServersOfService measures how long the Service kubernetes leads to a server that is gone, as another server's API
+// says it, and how long until it leads there again once that one has an API: of the server that leads and of another
+// one, whose processes are killed or whose machines vanish.
 func TestServersOfService(t *testing.T) {
 	c := New(t, 3, 0)
 	fmt.Printf("\n| the Service kubernetes (each time %v after the cluster is whole) | times | p50 ms | most ms |\n| --- | --- | --- | --- |\n", settled())

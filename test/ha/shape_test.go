@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestPowerCut: all machines lose their power at once, and come back in another order. Nothing that was acknowledged is lost.
+// TestPowerCut: all machines lose their power at once, and come back in another order. Nothing that was acknowledged is
+// lost.
 func TestPowerCut(t *testing.T) {
 	c := New(t, 3, 1)
 	x := startClients(t, c, "load", "")
@@ -41,8 +42,10 @@ func TestPowerCut(t *testing.T) {
 // mayFail is what coracle member list says of a cluster with so many voters.
 var mayFail = map[int]string{1: "this is the only server", 3: "any one server", 5: "any 2 servers at the same time"}
 
-// TestShape: one server grows to three, five and seven; an eighth is refused. They shrink to three, and each of these is replaced by a new machine: the first one when its power is gone, by
-// the machine that was refused, which gets its vote at once. All the while clients write at three servers at most and watch, and an agent's balancer reaches the API.
+// TestShape: one server grows to three, five and seven; an eighth is refused. They shrink to three, and each of these
+// is replaced by a new machine: the first one when its power is gone, by the machine that was refused, which gets its
+// vote at once. All the while clients write at three servers at most and watch, and an agent's balancer reaches the
+// API.
 func TestShape(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes: make e2e-ha has it")
@@ -75,7 +78,8 @@ func TestShape(t *testing.T) {
 	x.verify(t, nil)
 }
 
-// shape waits until the cluster is whole and says what it bears, three of its servers have clients, if there are so many, and what clients ask has answers, through the agents too.
+// shape waits until the cluster is whole and says what it bears, three of its servers have clients, if there are so
+// many, and what clients ask has answers, through the agents too.
 func (x *clients) shape(t *testing.T) {
 	t.Helper()
 	began := time.Now()
@@ -98,7 +102,8 @@ func (x *clients) shape(t *testing.T) {
 	x.asksGoOn(t, now, nil)
 }
 
-// oneTooMany: an eighth server is told that it is one too many, and ends; the server that it asked says so in one line. It returns the machine.
+// oneTooMany: an eighth server is told that it is one too many, and ends; the server that it asked says so in one line.
+// It returns the machine.
 func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	t.Helper()
 	const line = "a machine was not let in"
@@ -118,7 +123,8 @@ func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	return s.Machine
 }
 
-// promote: a server without a vote gets none as long as all voters answer, also by coracle member promote. When a voter's power is gone, it gets that one's at once, and that one leaves.
+// promote: a server without a vote gets none as long as all voters answer, also by coracle member promote. When a
+// voter's power is gone, it gets that one's at once, and that one leaves.
 func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 	t.Helper()
 	at := Without(Without(c.Servers, victim), late)[0]
@@ -186,7 +192,8 @@ func (c *Cluster) remove(t *testing.T, s *harness.Server) {
 	c.forget(t, s)
 }
 
-// forget takes a server out of the cluster that does not run, by its name, which the others know although it has no node and does not answer.
+// forget takes a server out of the cluster that does not run, by its name, which the others know although it has no
+// node and does not answer.
 func (c *Cluster) forget(t *testing.T, s *harness.Server) {
 	t.Helper()
 	c.Servers = Without(c.Servers, s)

@@ -38,8 +38,10 @@ import (
 // elected are upstream's programs of which one at a time works, by a Lease of that name.
 var elected = []string{"kube-controller-manager", "kube-scheduler"}
 
-// upstream is the same with upstream's programs: etcd, kube-apiserver, kube-controller-manager and kube-scheduler on each of its machines, at their defaults (etcd: a heartbeat
-// every 100 ms, an election after 1000 ms; Leases of 15 s, given up after 10 s, tried every 2 s). There is no agent: a node that is an object and no more is enough for pods to be bound.
+// upstream is the same with upstream's programs: etcd, kube-apiserver, kube-controller-manager and kube-scheduler on
+// each of its machines, at their defaults (etcd: a heartbeat every 100 ms, an election after 1000 ms; Leases of 15 s,
+// given up after 10 s, tried every 2 s). There is no agent: a node that is an object and no more is enough for pods to
+// be bound.
 type upstream struct {
 	*subject
 	bin  string // with the programs
@@ -47,7 +49,8 @@ type upstream struct {
 	etcd testca.Files
 }
 
-// upstreamBin is a folder with upstream's programs, which the script that CORACLE_PEER names builds if they are not there.
+// upstreamBin is a folder with upstream's programs, which the script that CORACLE_PEER names builds if they are not
+// there.
 func upstreamBin(t *testing.T) string {
 	t.Helper()
 	script, dir := os.Getenv("CORACLE_PEER"), os.Getenv("CORACLE_PEER_DIR")
@@ -75,7 +78,8 @@ func upstreamBin(t *testing.T) string {
 	return bin
 }
 
-// newUpstream starts upstream's programs on machines of a site of their own, all at once, and waits until they are whole.
+// newUpstream starts upstream's programs on machines of a site of their own, all at once, and waits until they are
+// whole.
 func newUpstream(t *testing.T, servers int, prepare func(*harness.Server)) *upstream {
 	t.Helper()
 	u := &upstream{bin: upstreamBin(t), pki: t.TempDir()}
@@ -90,7 +94,8 @@ func newUpstream(t *testing.T, servers int, prepare func(*harness.Server)) *upst
 	}
 	u.certificates(t)
 	for _, s := range c.Servers {
-		// What a server is to coracle is one process: here the first one of a pid namespace, with which the others end at once.
+		// What a server is to coracle is one process: here the first one of a pid namespace, with which the others end
+		// at once.
 		s.Bin, s.Role, s.Args = "unshare", "--pid", []string{"--uts", "--fork", "--kill-child", "sh", "-c", u.script(s)}
 		s.Start()
 	}
@@ -99,7 +104,8 @@ func newUpstream(t *testing.T, servers int, prepare func(*harness.Server)) *upst
 	return u
 }
 
-// boundTimes is in how many rounds upstream's controllers and scheduler are waited for, which takes as long as their Leases last.
+// boundTimes is in how many rounds upstream's controllers and scheduler are waited for, which takes as long as their
+// Leases last.
 func boundTimes() int {
 	if n, err := strconv.Atoi(os.Getenv("CORACLE_HA_BOUND_TIMES")); err == nil {
 		return n
@@ -190,8 +196,9 @@ func (u *upstream) atEtcd(ctx context.Context, s *harness.Server, within time.Du
 	return call(ctx, client, address)
 }
 
-// pickLeader is the server that goes in a round, made the one that leads etcd. Where pods are to be bound it is the one whose kube-controller-manager works; kube-scheduler may work on
-// another one. Else neither works there, so that what their successors do at their start is no part of the next round.
+// pickLeader is the server that goes in a round, made the one that leads etcd. Where pods are to be bound it is the one
+// whose kube-controller-manager works; kube-scheduler may work on another one. Else neither works there, so that what
+// their successors do at their start is no part of the next round.
 func (u *upstream) pickLeader(bound bool) *harness.Server {
 	u.T.Helper()
 	var picked *harness.Server
@@ -229,7 +236,8 @@ func (u *upstream) lease(ctx context.Context, name string) (coordinationv1.Lease
 	return l.Spec, nil
 }
 
-// waitWhole waits until all etcds have what was written and all API servers are ready, somebody has renewed each Lease since this was called, and the node is Ready.
+// waitWhole waits until all etcds have what was written and all API servers are ready, somebody has renewed each Lease
+// since this was called, and the node is Ready.
 func (u *upstream) waitWhole() {
 	u.T.Helper()
 	since := time.Now()
@@ -260,7 +268,8 @@ func (u *upstream) waitWhole() {
 	})
 }
 
-// node renews the Lease of a node without a kubelet as a kubelet does, and makes both if they are not there. Until the node is Ready and has no taint it is an error.
+// node renews the Lease of a node without a kubelet as a kubelet does, and makes both if they are not there. Until the
+// node is Ready and has no taint it is an error.
 func (u *upstream) node(ctx context.Context, api kubernetes.Interface) error {
 	const name = "fake"
 	now := metav1.NowMicro()
@@ -300,7 +309,8 @@ func TestUpstreamFailover(t *testing.T) {
 	fmt.Printf("load at the end: %s\n", load())
 }
 
-// TestUpstreamStalledDiskFailover is TestStalledDiskFailover with upstream's programs: etcd's data are on the disk that stalls.
+// TestUpstreamStalledDiskFailover is TestStalledDiskFailover with upstream's programs: etcd's data are on the disk that
+// stalls.
 func TestUpstreamStalledDiskFailover(t *testing.T) {
 	u := newUpstream(t, 3, (*harness.Server).AddDisk)
 	heading()

@@ -28,8 +28,10 @@ spec:
   - {name: c, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, serve]}
 `
 
-// TestServerThatWaits: a server is started again whose store waits, since the others, who lead, cannot connect to it. It listens at one address of its machine alone. Its own node goes on through another server, as does
-// kubectl there, and it is back with its own when its store is. Then power comes back for it alone: its pods run on, and kubectl says what is the matter.
+// TestServerThatWaits: a server is started again whose store waits, since the others, who lead, cannot connect to it.
+// It listens at one address of its machine alone. Its own node goes on through another server, as does kubectl there,
+// and it is back with its own when its store is. Then power comes back for it alone: its pods run on, and kubectl says
+// what is the matter.
 func TestServerThatWaits(t *testing.T) {
 	c := &Cluster{T: t, nodes: true, prepare: func(s *harness.Server) {
 		s.AddBoxImage()

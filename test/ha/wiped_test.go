@@ -17,8 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestWiped: one machine after the other of three servers with nodes and an agent loses its disk together with its power, and comes back under its old name with nothing but the line by which machines join.
-// It is the node that it was; a server takes the place of the one that it was, so that there are three as before; and clients lose nothing.
+// TestWiped: one machine after the other of three servers with nodes and an agent loses its disk together with its
+// power, and comes back under its old name with nothing but the line by which machines join. It is the node that it
+// was; a server takes the place of the one that it was, so that there are three as before; and clients lose nothing.
 func TestWiped(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes: make e2e-ha has it")
@@ -36,8 +37,9 @@ func TestWiped(t *testing.T) {
 	}
 }
 
-// comesBackEmpty switches a machine on that has nothing any more on its disks, and joins it under its old name by the line for machines that are new. As a service manager does it starts coracle again when
-// that has ended: as long as the cluster takes the node for alive that it was, it is told so and ends.
+// comesBackEmpty switches a machine on that has nothing any more on its disks, and joins it under its old name by the
+// line for machines that are new. As a service manager does it starts coracle again when that has ended: as long as the
+// cluster takes the node for alive that it was, it is told so and ends.
 func (c *Cluster) comesBackEmpty(s *harness.Server) {
 	t := c.T
 	t.Helper()

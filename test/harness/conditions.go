@@ -45,7 +45,8 @@ func (s *Server) WaitAPI() {
 	})
 }
 
-// Creates has kubectl make an object, again until it is there: while servers elect another leader, as busy ones may, a write can fail, or be done without an answer.
+// Creates has kubectl make an object, again until it is there: while servers elect another leader, as busy ones may, a
+// write can fail, or be done without an answer.
 func (s *Server) Creates(args ...string) {
 	s.T.Helper()
 	Eventually(s.T, Soon, fmt.Sprintf("server %d makes %v", s.Number, args), func() error {
@@ -57,7 +58,8 @@ func (s *Server) Creates(args ...string) {
 	})
 }
 
-// Insists has kubectl do what may be done twice, again until it succeeds, and returns its output: as with Creates, a busy server may be too late with an answer.
+// Insists has kubectl do what may be done twice, again until it succeeds, and returns its output: as with Creates, a
+// busy server may be too late with an answer.
 func (s *Server) Insists(args ...string) (out string) {
 	s.T.Helper()
 	Eventually(s.T, Soon, fmt.Sprintf("kubectl %v at server %d", args, s.Number), func() (err error) {
@@ -79,8 +81,9 @@ func (s *Server) InsistsOn(manifest string) {
 	})
 }
 
-// NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address, and rid of the taints of nodes that are not: the leader's
-// controllers remove these a moment after the condition is set, and until then the scheduler leaves the node out.
+// NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address, and rid of the
+// taints of nodes that are not: the leader's controllers remove these a moment after the condition is set, and until
+// then the scheduler leaves the node out.
 func (s *Server) NodeReady(a *Server) error {
 	if err := a.Alive(); err != nil {
 		return err
@@ -124,7 +127,8 @@ func (s *Server) Members(code int, want string) (out string) {
 	return out
 }
 
-// KnowOneAnother fails unless each of the machines sees the states of all members, servers first and then in the order of their names.
+// KnowOneAnother fails unless each of the machines sees the states of all members, servers first and then in the order
+// of their names.
 func KnowOneAnother(machines []*Server, want string) error {
 	for _, m := range machines {
 		out, err := m.Run(m.Coracle(), "status", "--data-dir", m.DataDir, "-o", "json")

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DelayDatagrams has the UDP datagrams to one port that one machine sends to another one arrive later by that time, without that
-// part of them, in percent, which is lost by chance. The kernel's own means, netem, is not in every kernel, so this process holds
-// them back: rules drop what comes through the bridge, and a copy that was taken where it entered goes to the receiver's link, with
-// a mark that the rules let through.
+// DelayDatagrams has the UDP datagrams to one port that one machine sends to another one arrive later by that time,
+// without that part of them, in percent, which is lost by chance. The kernel's own means, netem, is not in every
+// kernel, so this process holds them back: rules drop what comes through the bridge, and a copy that was taken where it
+// entered goes to the receiver's link, with a mark that the rules let through.
 func (s *Site) DelayDatagrams(from, to *Machine, port int, by time.Duration, lossPercent int) {
 	s.T.Helper()
 	l := link{from.Number, to.Number}
@@ -41,7 +41,8 @@ func (s *Site) stopDelays() {
 	}
 }
 
-// delay is one link's: a goroutine that reads where frames of the sender enter the bridge, and one that writes to the receiver.
+// delay is one link's: a goroutine that reads where frames of the sender enter the bridge, and one that writes to the
+// receiver.
 type delay struct {
 	read, write *os.File
 	running     sync.WaitGroup

@@ -16,8 +16,8 @@ import (
 // errOff says that a machine is switched off.
 var errOff = errors.New("the machine is off")
 
-// Dial connects from this process as a program on the machine does. It may be called from any goroutine, as an HTTP client's
-// dialer too. While the machine is off it fails at once.
+// Dial connects from this process as a program on the machine does. It may be called from any goroutine, as an HTTP
+// client's dialer too. While the machine is off it fails at once.
 func (m *Machine) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	namespace := m.network.Load()
 	if namespace == nil {
@@ -61,8 +61,8 @@ func (m *Machine) Listen(address string) (net.Listener, error) {
 
 // inNetwork runs f on a thread in a network namespace. What f starts on other goroutines is not in it.
 //
-// The thread goes back to where it was, and on: if threads ended here, so would the processes that they started, which are to end
-// with this process (Pdeathsig).
+// The thread goes back to where it was, and on: if threads ended here, so would the processes that they started, which
+// are to end with this process (Pdeathsig).
 func inNetwork(namespace *os.File, f func() error) error {
 	done := make(chan error, 1) // one: the goroutine ends whether or not somebody waits
 	go func() {

@@ -17,8 +17,8 @@ import (
 // diskSize is how much a server's own disk holds. Its file takes only as much room as has been written.
 const diskSize = 1 << 30
 
-// AddDisk puts the server's data directory on a disk of its own, which StallDisk can stall. The server must not have been started. Only its machine
-// sees the disk, until that is switched off: this process finds the files with Seen.
+// AddDisk puts the server's data directory on a disk of its own, which StallDisk can stall. The server must not have
+// been started. Only its machine sees the disk, until that is switched off: this process finds the files with Seen.
 func (s *Server) AddDisk() {
 	s.T.Helper()
 	file := filepath.Join(s.Dir, "disk")
@@ -49,8 +49,9 @@ func (s *Server) Seen(path ...string) string {
 	return in
 }
 
-// StallDisk makes all that the server writes to its own disk wait, as a disk does that neither works nor fails, until release is called. Reads go on. A
-// process that writes meanwhile cannot be killed. This ends with the test, and with this process if that is killed.
+// StallDisk makes all that the server writes to its own disk wait, as a disk does that neither works nor fails, until
+// release is called. Reads go on. A process that writes meanwhile cannot be killed. This ends with the test, and with
+// this process if that is killed.
 func (s *Server) StallDisk() (release func()) {
 	s.T.Helper()
 	const script = `fsfreeze -f "$1" && echo frozen && read -r end

@@ -21,10 +21,11 @@ import (
 type GuestOptions struct {
 	// Number is the guest's among those of its site, from 1 to 9.
 	Number int
-	// Init is a program on the host that is the guest's first process. It sees the host's files, read-only, and has vec0, a link to the site, without
-	// an address.
+	// Init is a program on the host that is the guest's first process. It sees the host's files, read-only, and has
+	// vec0, a link to the site, without an address.
 	Init string
-	// Disk is the size of its disk /dev/ubda in bytes: ext4, empty, and as long as nothing is written to it no room is taken.
+	// Disk is the size of its disk /dev/ubda in bytes: ext4, empty, and as long as nothing is written to it no room is
+	// taken.
 	Disk int64
 	// Memory is how much the guest has, as the kernel's parameter mem says it; "1000M" if empty.
 	Memory string
@@ -32,8 +33,9 @@ type GuestOptions struct {
 	Env []string
 }
 
-// Guest is a machine on a site that has a kernel of its own: a User-Mode Linux, with a clock, modules and a disk that are no others'. The others on the site reach it at its
-// address, 10.77.0.21 and on, as soon as its first process has set that up. It is off until Boot.
+// Guest is a machine on a site that has a kernel of its own: a User-Mode Linux, with a clock, modules and a disk that
+// are no others'. The others on the site reach it at its address, 10.77.0.21 and on, as soon as its first process has
+// set that up. It is off until Boot.
 type Guest struct {
 	T        testing.TB
 	Site     *Site
@@ -46,15 +48,15 @@ type Guest struct {
 	off   chan struct{}      // closed when nothing is left of it
 }
 
-// GuestFolder makes a folder for guests, which see it: they have a /run of their own, and the host's files elsewhere. It is kept when the test fails and
-// CORACLE_TEST_KEEP is set.
+// GuestFolder makes a folder for guests, which see it: they have a /run of their own, and the host's files elsewhere.
+// It is kept when the test fails and CORACLE_TEST_KEEP is set.
 func GuestFolder(t testing.TB) string {
 	t.Helper()
 	return scratchIn(t, "/var/tmp", "coracle-guests-")
 }
 
-// NewGuest makes a guest with a folder below dir, which GuestFolder made, and switches it off when the test ends. Where there is no
-// User-Mode Linux the test ends.
+// NewGuest makes a guest with a folder below dir, which GuestFolder made, and switches it off when the test ends. Where
+// there is no User-Mode Linux the test ends.
 func (s *Site) NewGuest(dir string, o GuestOptions) *Guest {
 	s.T.Helper()
 	if _, err := exec.LookPath("linux.uml"); err != nil {
@@ -93,7 +95,8 @@ func succeed(c *exec.Cmd) error {
 	return nil
 }
 
-// guestMemory is where guests' memory is, which is a file that it must be allowed to execute: in memory if there is room for several, else with its disk.
+// guestMemory is where guests' memory is, which is a file that it must be allowed to execute: in memory if there is
+// room for several, else with its disk.
 func (g *Guest) guestMemory() string {
 	var st unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 8<<30 && st.Flags&unix.ST_NOEXEC == 0 {
@@ -117,7 +120,8 @@ func (g *Guest) Boot(env ...string) {
 		g.T.Fatal(err)
 	}
 	defer console.Close()
-	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its processes with it.
+	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its
+	// processes with it.
 	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
 	if c.Env, err = uml.Environ(g.guestMemory(), g.Dir); err != nil {
 		g.T.Fatal(err)

@@ -58,8 +58,8 @@ func removeBox() {
 // packing is held by whoever packs the test image.
 var packing sync.Mutex
 
-// WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz. Each kind is packed once per run and copied: that takes as much of a
-// processor as a machine's start, and most scenarios want several.
+// WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz. Each kind is packed once
+// per run and copied: that takes as much of a processor as a machine's start, and most scenarios want several.
 func WriteBoxImage(t testing.TB, path string) {
 	t.Helper()
 	packed := filepath.Join(filepath.Dir(Box(t)), "image.tar")

@@ -21,8 +21,8 @@ type Kube struct {
 // In returns a speaker for t without a namespace.
 func (s *Server) In(t testing.TB) *Kube { return &Kube{Server: s, T: t} }
 
-// Namespace makes a namespace that is deleted (without waiting) when t ends. It has its service account, without which the API server
-// refuses pods.
+// Namespace makes a namespace that is deleted (without waiting) when t ends. It has its service account, without which
+// the API server refuses pods.
 func (s *Server) Namespace(t testing.TB, name string) *Kube {
 	t.Helper()
 	s.In(t).Kubectl("create", "namespace", name)
@@ -98,7 +98,8 @@ func (k *Kube) Await(within time.Duration, object, path, want string) {
 	})
 }
 
-// Prints waits until kubectl prints every one of want: what comes after the deed, such as events, logs and what a pod writes.
+// Prints waits until kubectl prints every one of want: what comes after the deed, such as events, logs and what a pod
+// writes.
 func (k *Kube) Prints(want []string, args ...string) {
 	k.T.Helper()
 	Eventually(k.T, Soon, fmt.Sprintf("kubectl %s prints %q", strings.Join(args, " "), want), func() error {

@@ -7,14 +7,16 @@ import (
 	"testing"
 )
 
-// length is how much of the long scenarios runs: nothing (make test), their short length (make e2e-ha SHORT=1), or all of them.
+// length is how much of the long scenarios runs: nothing (make test), their short length (make e2e-ha SHORT=1), or all
+// of them.
 var length = os.Getenv("CORACLE_HA_WHOLE")
 
 // Whole reports whether scenarios run at their whole length, which takes hours.
 func Whole() bool { return length != "" && length != "short" }
 
-// ByHand skips a scenario unless make e2e-ha runs it. Such a scenario tries each fault on each machine, or its result depends on real time: a busy machine can
-// make it fail where nothing is wrong, and whoever runs it by hand reads what it says.
+// ByHand skips a scenario unless make e2e-ha runs it. Such a scenario tries each fault on each machine, or its result
+// depends on real time: a busy machine can make it fail where nothing is wrong, and whoever runs it by hand reads what
+// it says.
 func ByHand(t *testing.T) {
 	t.Helper()
 	if length == "" {

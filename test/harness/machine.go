@@ -309,7 +309,8 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 	testenv.Eventually(t, within, what, f)
 }
 
-// OnlyIPv6 takes the machine's addresses away and gives it one of IPv6, in a network of 64 bits whose first address leads out.
+// OnlyIPv6 takes the machine's addresses away and gives it one of IPv6, in a network of 64 bits whose first address
+// leads out.
 func (m *Machine) OnlyIPv6(ip string) {
 	m.T.Helper()
 	const script = `set -e
@@ -322,7 +323,8 @@ ip -6 route replace default via "${1%:*}:1" dev eth0`
 	m.IP = ip
 }
 
-// Readdress takes the machine's address away and gives it another one, in a network of 24 bits whose first address leads out.
+// Readdress takes the machine's address away and gives it another one, in a network of 24 bits whose first address
+// leads out.
 func (m *Machine) Readdress(ip string) {
 	m.T.Helper()
 	const script = `set -e

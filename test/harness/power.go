@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// PowerOff takes the machine away as a power cut does: nothing more comes from it, not even the end of its connections, and all
-// its processes are gone. Its folders stay.
+// PowerOff takes the machine away as a power cut does: nothing more comes from it, not even the end of its connections,
+// and all its processes are gone. Its folders stay.
 func (m *Machine) PowerOff() {
 	m.T.Helper()
 	m.unplug() // first: the kernel would close the processes' connections
@@ -40,8 +40,8 @@ func (m *Machine) unplug() {
 	}
 }
 
-// LimitCPU gives all processes of the machine together that part of one processor, in percent; 0 lifts the limit. A machine that
-// gets less than it wants stands still for the rest of each tenth of a second.
+// LimitCPU gives all processes of the machine together that part of one processor, in percent; 0 lifts the limit. A
+// machine that gets less than it wants stands still for the rest of each tenth of a second.
 func (m *Machine) LimitCPU(percent int) {
 	m.T.Helper()
 	const period = 100 * time.Millisecond

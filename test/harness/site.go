@@ -34,7 +34,8 @@ const maxMachines = 15
 // What a machine hears of another one can be cut, thinned or slowed.
 type Site struct {
 	T testing.TB
-	// Needs are folders of the host that machines made from now on see too, where a machine has folders of its own else.
+	// Needs are folders of the host that machines made from now on see too, where a machine has folders of its own
+	// else.
 	Needs []string
 
 	holder   *exec.Cmd // its network namespace is the site

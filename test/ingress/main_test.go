@@ -2,7 +2,8 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingress has the scenarios of the ingress that want more than make e2e has: clients that others have written, and a load for minutes.
+// Package ingress has the scenarios of the ingress that want more than make e2e has: clients that others have written,
+// and a load for minutes.
 package ingress
 
 import (
@@ -26,7 +27,8 @@ const (
 	patient  = 5 * time.Minute
 )
 
-// site is a Deployment of servers of test/ingress/load behind an Ingress, over HTTP and gRPC. Pods have the program from a folder of the machine.
+// site is a Deployment of servers of test/ingress/load behind an Ingress, over HTTP and gRPC. Pods have the program
+// from a folder of the machine.
 const site = `
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: site}, spec: {replicas: %[1]d, strategy: {rollingUpdate: {maxSurge: "100%%", maxUnavailable: 0}},
   selector: {matchLabels: {app: site}}, template: {metadata: {labels: {app: site}}, spec: {

@@ -106,8 +106,9 @@ spec:
     {host: load.example, http: {paths: [{path: /unused/%[1]d, pathType: Prefix, backend: {service: {name: site, port: {number: 80}}}}]}}]
 `
 
-// TestSoak: 500 requests a second, 100 websockets and 20 streams of gRPC at two of three nodes, while routes change, pods are replaced, coracle starts again and is
-// upgraded on each node, the certificate is another one, and the power of the third node is cut.
+// TestSoak: 500 requests a second, 100 websockets and 20 streams of gRPC at two of three nodes, while routes change,
+// pods are replaced, coracle starts again and is upgraded on each node, the certificate is another one, and the power
+// of the third node is cut.
 func TestSoak(t *testing.T) {
 	older := os.Getenv("CORACLE_OLDER_BIN")
 	if older == "" {

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// TestLockOfDebianPackages: another version than the lock's is taken with a warning, since a distribution publishes updates; the same version with other content is refused.
+// TestLockOfDebianPackages: another version than the lock's is taken with a warning, since a distribution publishes
+// updates; the same version with other content is refused.
 func TestLockOfDebianPackages(t *testing.T) {
 	dir := t.TempDir()
 	lock, have := filepath.Join(dir, "lock"), filepath.Join(dir, "have")

@@ -185,8 +185,8 @@ func TestRefusals(t *testing.T) {
 	h.awaitState(before)
 }
 
-// TestPortTaken: the check before the start looks at the port that is asked for, and says who has it. Afterwards what is
-// not coracle's stays, and everything else goes.
+// TestPortTaken: the check before the start looks at the port that is asked for, and says who has it. Afterwards what
+// is not coracle's stays, and everything else goes.
 func TestPortTaken(t *testing.T) {
 	h := newHost(t)
 	before := h.state()

@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestJoinAndLeave adds a node and a server with the lines that coracle token print gives to paste, and takes both away with
-// coracle-uninstall: the cluster forgets them.
+// TestJoinAndLeave adds a node and a server with the lines that coracle token print gives to paste, and takes both away
+// with coracle-uninstall: the cluster forgets them.
 func TestJoinAndLeave(t *testing.T) {
 	site := harness.NewSite(t)
 	first, node, server := newHostOn(t, site), newHostOn(t, site), newHostOn(t, site)
@@ -42,7 +42,8 @@ func TestJoinAndLeave(t *testing.T) {
 	}
 }
 
-// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go on; with --force it removes everything. On a node that cannot leave it removes everything, and says what is left in
+// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go
+// on; with --force it removes everything. On a node that cannot leave it removes everything, and says what is left in
 // the cluster and how that is removed.
 func TestUninstallForced(t *testing.T) {
 	site := harness.NewSite(t)

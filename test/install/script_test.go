@@ -68,7 +68,8 @@ func (s *script) has(name string, mode fs.FileMode, lines ...string) {
 	}
 }
 
-// TestSecretsAreMoved: tokens and keys that stand among the arguments are in service.env, which root alone reads, and in no unit; those of an earlier installation, too.
+// TestSecretsAreMoved: tokens and keys that stand among the arguments are in service.env, which root alone reads, and
+// in no unit; those of an earlier installation, too.
 func TestSecretsAreMoved(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings agent --server https://a:6443 --token 'a$b' --node-name=x; write_systemd; write_openrc`)
@@ -160,7 +161,8 @@ func TestTrust(t *testing.T) {
 	}
 }
 
-// TestTrustOfContents: nothing is built in a clone of which others may change a part, and no sums are believed that others may change.
+// TestTrustOfContents: nothing is built in a clone of which others may change a part, and no sums are believed that
+// others may change.
 func TestTrustOfContents(t *testing.T) {
 	s := newScript(t)
 	clone := filepath.Join(s.dir, "clone")
@@ -212,7 +214,8 @@ func TestTrustOfContents(t *testing.T) {
 	}
 }
 
-// TestLogOfTheConfiguration: services whose log nobody else rotates name a file for it, unless the configuration names one.
+// TestLogOfTheConfiguration: services whose log nobody else rotates name a file for it, unless the configuration names
+// one.
 func TestLogOfTheConfiguration(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_openrc; service_script >"$etc/service"`)
@@ -245,7 +248,8 @@ func TestLogOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is bounded by the program.
+// TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is
+// bounded by the program.
 func TestCoreFiles(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_systemd; write_openrc; service_script >"$etc/service"`)

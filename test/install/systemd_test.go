@@ -23,8 +23,8 @@ const systemd = "/lib/systemd/systemd"
 
 // startSystemd makes systemd the first process of a pid namespace inside the machine. It gets units of its own, since
 // the host's would tend to the host's files: a handful of empty targets. In a container systemd takes its own arguments
-// for the kernel's: the last one keeps it, on hosts with cgroup v1, from the one hierarchy that the machine has no root of
-// its own in.
+// for the kernel's: the last one keeps it, on hosts with cgroup v1, from the one hierarchy that the machine has no root
+// of its own in.
 const startSystemd = `set -eu
 mount --make-rprivate /
 mount --make-rshared /

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubeproxy configures upstream's kube-proxy, a program built from the module that go.mod names, as tests and benchmarks run it beside
-// coracle's proxy: in nftables mode, with what else it has at its defaults. It is for those only.
+// Package kubeproxy configures upstream's kube-proxy, a program built from the module that go.mod names, as tests and
+// benchmarks run it beside coracle's proxy: in nftables mode, with what else it has at its defaults. It is for those
+// only.
 package kubeproxy
 
 import (
@@ -26,8 +27,8 @@ type Configuration struct {
 	Metrics string
 }
 
-// Write makes the files in a folder, and returns what goes behind --config. The node's limits of conntrack are not the program's to set: they are of
-// the machine, and not to be had inside a namespace.
+// Write makes the files in a folder, and returns what goes behind --config. The node's limits of conntrack are not the
+// program's to set: they are of the machine, and not to be had inside a namespace.
 func (c Configuration) Write(dir string) (path string, err error) {
 	kubeconfig, path := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "config")
 	for file, text := range map[string]string{

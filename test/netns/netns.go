@@ -162,7 +162,8 @@ func (ns *NS) Close() {
 	}
 }
 
-// Do runs f on a thread inside the namespace. What f starts on other goroutines is not in it. A test that fails in f has failed, and Do returns an error.
+// Do runs f on a thread inside the namespace. What f starts on other goroutines is not in it. A test that fails in f
+// has failed, and Do returns an error.
 func (ns *NS) Do(f func() error) error {
 	return netlinkutil.Do(func() error {
 		if err := vishnetns.Set(ns.h); err != nil {
@@ -199,8 +200,9 @@ func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []str
 	})
 }
 
-// local returns an error unless packets to all these addresses stay in the calling thread's namespace. The kernel adds the route of an IPv6 address
-// after the address itself, in work of its own. Until then a socket can be bound to the address, and what is sent to it takes the default route.
+// local returns an error unless packets to all these addresses stay in the calling thread's namespace. The kernel adds
+// the route of an IPv6 address after the address itself, in work of its own. Until then a socket can be bound to the
+// address, and what is sent to it takes the default route.
 func local(addrs []string) error {
 	for _, a := range addrs {
 		ip, _, err := net.ParseCIDR(a)
@@ -297,7 +299,8 @@ func serve(t testing.TB, l net.Listener, name string) {
 	}()
 }
 
-// Ask connects from inside a namespace and returns the line of Serve. It takes two seconds for nobody's answer: who knows that there has to be one asks with patience, or again.
+// Ask connects from inside a namespace and returns the line of Serve. It takes two seconds for nobody's answer: who
+// knows that there has to be one asks with patience, or again.
 func Ask(in Doer, addr string) (answer string, err error) { return AskFor(in, addr, 2*time.Second) }
 
 // AskFor is Ask with the patience of the caller.

@@ -21,7 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// answers asks for an address all the time, by ARP or by neighbour discovery, and notes which machine says that it has it.
+// answers asks for an address all the time, by ARP or by neighbour discovery, and notes which machine says that it has
+// it.
 type answers struct {
 	address netip.Addr
 
@@ -114,7 +115,8 @@ func (w *answers) filter() *unix.SockFprog {
 	return &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 }
 
-// asker asks everybody on the bridge for the address. The packet socket is for ARP. An ICMPv6 socket of its own has the kernel choose a source and count the checksum.
+// asker asks everybody on the bridge for the address. The packet socket is for ARP. An ICMPv6 socket of its own has the
+// kernel choose a source and count the checksum.
 func (w *answers) asker(t *testing.T, bridge *net.Interface, packets int) (func(), error) {
 	if w.address.Is4() {
 		question := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, bridge.HardwareAddr, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, bridge.HardwareAddr,
@@ -146,7 +148,8 @@ func (w *answers) asker(t *testing.T, bridge *net.Interface, packets int) (func(
 	}, nil
 }
 
-// claimant is the machine that says with a frame that it has the address; 0 for all others. It is known by its Ethernet address: its port is another one after it was off.
+// claimant is the machine that says with a frame that it has the address; 0 for all others. It is known by its Ethernet
+// address: its port is another one after it was off.
 func (w *answers) claimant(frame []byte) int {
 	at, kind := 28, uint16(unix.ETH_P_ARP)
 	if w.address.Is6() {
@@ -191,7 +194,8 @@ func (w *answers) now() int {
 	return runs[len(runs)-1]
 }
 
-// oneAtATime: each change of the address's holder, as the servers say, is one run of answers at most. More would be two that answer side by side.
+// oneAtATime: each change of the address's holder, as the servers say, is one run of answers at most. More would be two
+// that answer side by side.
 func (w *answers) oneAtATime(t *testing.T, servers []*harness.Server) {
 	t.Helper()
 	changed := regexp.MustCompile(`another node answers for an address.* address=` + regexp.QuoteMeta(w.address.String()) + " ")

@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// attaching has a driver whose volumes have to be attached, with the rights that its provisioner's and its attacher's documentation ask for.
+// attaching has a driver whose volumes have to be attached, with the rights that its provisioner's and its attacher's
+// documentation ask for.
 const attaching = `
 apiVersion: storage.k8s.io/v1
 kind: CSIDriver
@@ -111,7 +112,8 @@ spec:
     spec: {accessModes: [ReadWriteOnce], storageClassName: csi, resources: {requests: {storage: 1Mi}}}
 `
 
-// attachments fails unless there are so many VolumeAttachments, all attached and to this node, and the driver has as many volumes attached, there too.
+// attachments fails unless there are so many VolumeAttachments, all attached and to this node, and the driver has as
+// many volumes attached, there too.
 func attachments(s *harness.Server, volumes, node string, count int) error {
 	out, err := s.TryKubectl("get", "volumeattachments", "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.attached}{"\n"}{end}`)
 	if err != nil {
@@ -136,8 +138,9 @@ func attachments(s *harness.Server, volumes, node string, count int) error {
 	return nil
 }
 
-// TestAttachedVolumes: a machine is switched off on which volumes are that have to be detached from it before another one may have them. That happens when somebody says by the taint that the node is
-// out of service, and not before: neither for a StatefulSet's pod whose end nobody has seen, nor for the replacement of one that was deleted by force.
+// TestAttachedVolumes: a machine is switched off on which volumes are that have to be detached from it before another
+// one may have them. That happens when somebody says by the taint that the node is out of service, and not before:
+// neither for a StatefulSet's pod whose end nobody has seen, nor for the replacement of one that was deleted by force.
 func TestAttachedVolumes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)

@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that somebody else translates to theirs, as a cloud does, are told to go by these.
+// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that somebody else translates to
+// theirs, as a cloud does, are told to go by these.
 func TestNetworkExternalAddresses(t *testing.T) {
 	m := newEmptyMesh(t, both, "eth0")
 	m.add(2, "vxlan", func(i int) {
@@ -48,8 +49,8 @@ func TestNetworkExternalAddresses(t *testing.T) {
 // external is at which address the world finds a machine.
 func external(i int) string { return fmt.Sprintf("10.78.0.%d", i+2) }
 
-// translated has the gateway of the site translate a machine's external address to its own and back, and the machine drop the
-// tunnels' datagrams that come from machines' own.
+// translated has the gateway of the site translate a machine's external address to its own and back, and the machine
+// drop the tunnels' datagrams that come from machines' own.
 func (m *mesh) translated(i int) {
 	m.Helper()
 	m.nft(i, `add table inet here; add counter inet here direct; add counter inet here translated;
@@ -62,7 +63,8 @@ add rule inet here in ip saddr 10.78.0.0/24 udp dport { 8472, 51820 } counter na
 		"add chain ip translator post { type nat hook postrouting priority 100; }\n" +
 		fmt.Sprintf("add rule ip translator pre ip daddr %s dnat to %s\n", external(i), own) +
 		fmt.Sprintf("add rule ip translator post ip saddr %s ct status dnat snat to %s\n", own, external(i))
-	// A gateway that sends packets back to where they came from says that there is a shorter way, which is not to be taken here.
+	// A gateway that sends packets back to where they came from says that there is a shorter way, which is not to be
+	// taken here.
 	const forward = "for f in all site; do echo 0 > /proc/sys/net/ipv4/conf/$f/send_redirects; done; echo 1 > /proc/sys/net/ipv4/ip_forward"
 	out, err := harness.Output(m.site.Command(context.Background(), "sh", "-ec", forward))
 	if err == nil {

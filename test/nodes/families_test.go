@@ -69,8 +69,10 @@ func (m *mesh) addresses(i int) []string {
 	return []string{m.nodes[i].IP}
 }
 
-// TestNetworkOfOneFamily: clusters that have IPv4 alone, and IPv6 alone, on their machines, in pods and in Services, with nodes that are gateways to their pods and with the encrypted tunnel. All meet all, by packets as
-// large as there is room for, and these come in no other way than the back end's. vxlan has others: most scenarios have IPv4 alone, and TestFaultsOfIPv6 has IPv6 alone.
+// TestNetworkOfOneFamily: clusters that have IPv4 alone, and IPv6 alone, on their machines, in pods and in Services,
+// with nodes that are gateways to their pods and with the encrypted tunnel. All meet all, by packets as large as there
+// is room for, and these come in no other way than the back end's. vxlan has others: most scenarios have IPv4 alone,
+// and TestFaultsOfIPv6 has IPv6 alone.
 func TestNetworkOfOneFamily(t *testing.T) {
 	room := map[families]map[string]int{
 		four: {clusterconfig.NetworkHostGateway: 1500, clusterconfig.NetworkWireGuard: 1440},

@@ -25,7 +25,8 @@ type firewall struct {
 	found []string
 }
 
-// dockerd begins with forwarding switched off: where it is on already, Docker leaves FORWARD's policy alone. Then it waits for Docker's rules.
+// dockerd begins with forwarding switched off: where it is on already, Docker leaves FORWARD's policy alone. Then it
+// waits for Docker's rules.
 const dockerd = `sysctl -qw net.ipv4.ip_forward=0
 dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
 until iptables -S FORWARD 2>&1 | grep -q -e '-P FORWARD DROP' && iptables -S DOCKER-USER 2>&1 | grep -q RETURN; do
@@ -84,7 +85,8 @@ rm -rf /run/firewalld /run/firewalld.pid`,
 	},
 }
 
-// TestForeignFirewalls: each firewall blocks the cluster, coracle says so and what to type, that is enough, and its reload interrupts little.
+// TestForeignFirewalls: each firewall blocks the cluster, coracle says so and what to type, that is enough, and its
+// reload interrupts little.
 func TestForeignFirewalls(t *testing.T) {
 	root := foreignRoot(t)
 	m := newMesh(t, 2, "vxlan", "eth0", root)
@@ -200,7 +202,8 @@ func (m *mesh) logged(i, from int, words ...string) {
 	})
 }
 
-// beat has the first pod visit the last one's Service by its name, again and again, until longestGap; it returns when some visits have succeeded.
+// beat has the first pod visit the last one's Service by its name, again and again, until longestGap; it returns when
+// some visits have succeeded.
 func (m *mesh) beat() {
 	m.Helper()
 	m.beatAt(fmt.Sprintf("http://box-%d.default.svc.cluster.local/", len(m.nodes)-1))

@@ -21,8 +21,8 @@ func foreignRoot(t *testing.T) string {
 	return root
 }
 
-// addForeign lays those programs over a machine's /usr and their configuration beside what its /etc has. Coracle finds none of them: its PATH has
-// no sbin, and where it had, it takes what it carries.
+// addForeign lays those programs over a machine's /usr and their configuration beside what its /etc has. Coracle finds
+// none of them: its PATH has no sbin, and where it had, it takes what it carries.
 func (m *mesh) addForeign(i int, root string) {
 	m.Helper()
 	const script = `cp -an "$1/etc/." /etc/

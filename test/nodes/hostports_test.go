@@ -50,7 +50,8 @@ func listeners(m *harness.Server) []string {
 // ownLoopback is clusterconfig.Loopback as /proc/net/tcp has it.
 const ownLoopback = "524F437F:"
 
-// reservedListeners wants all listeners that a machine's programs reach at loopback to be out of the reach of host ports.
+// reservedListeners wants all listeners that a machine's programs reach at loopback to be out of the reach of host
+// ports.
 func reservedListeners(m *harness.Server) {
 	m.T.Helper()
 	for _, at := range listeners(m) {
@@ -72,8 +73,9 @@ func hiddenToken(s *harness.Server) {
 	}
 }
 
-// TestHostPortsLeaveTheNodeAlone: a pod with the port of containerd's streaming server gets no exec, and none gets the port by which an
-// agent reaches the API: neither one that comes later, nor one that had it while the agent used another port.
+// TestHostPortsLeaveTheNodeAlone: a pod with the port of containerd's streaming server gets no exec, and none gets the
+// port by which an agent reaches the API: neither one that comes later, nor one that had it while the agent used
+// another port.
 func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	server, agent := serverAndAgent(t, "--lb-server-port=6445", "--kubelet-arg=healthz-port=10248")
 	name := agent.NodeName()
@@ -123,8 +125,8 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	}
 }
 
-// TestLocalAddressOfTheAPI: a node whose programs cannot reach the API's local address is not ready until they can. Servers wait for such
-// a node for as long as for any whose machine answers.
+// TestLocalAddressOfTheAPI: a node whose programs cannot reach the API's local address is not ready until they can.
+// Servers wait for such a node for as long as for any whose machine answers.
 func TestLocalAddressOfTheAPI(t *testing.T) {
 	harness.ByHand(t)
 	server, agent := serverAndAgent(t)

@@ -30,9 +30,10 @@ metadata: {name: site}
 spec: {defaultBackend: {service: {name: site, port: {number: 80}}}}
 `
 
-// TestIngressOfNodes: an Ingress whose only pod is on one node answers at the addresses of all nodes, of both families, from outside, from nodes and from pods, also by the address of its
-// Service, behind which are all nodes' proxies; the proxies' own ports are open to nobody outside. NetworkPolicies that admit
-// ingress-nginx admit them. The address of a node that dies is taken out.
+// TestIngressOfNodes: an Ingress whose only pod is on one node answers at the addresses of all nodes, of both families,
+// from outside, from nodes and from pods, also by the address of its Service, behind which are all nodes' proxies; the
+// proxies' own ports are open to nobody outside. NetworkPolicies that admit ingress-nginx admit them. The address of a
+// node that dies is taken out.
 func TestIngressOfNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMesh(t, 2, "vxlan", "eth0")
@@ -87,8 +88,8 @@ spec:
     ports: [{port: 8080}]
 `
 
-// policiesOfIngress: the proxies of both nodes reach the pod of node 1 as its policies say, from addresses of their own; other programs
-// of nodes reach it as before.
+// policiesOfIngress: the proxies of both nodes reach the pod of node 1 as its policies say, from addresses of their
+// own; other programs of nodes reach it as before.
 func (m *mesh) policiesOfIngress() {
 	m.Helper()
 	s := m.nodes[0]

@@ -81,8 +81,8 @@ func poolSite(t *testing.T) (*harness.Site, *harness.Server, map[string]*harness
 // outside6 is where clients outside of the machines are, beside harness.OutsideIP.
 const outside6 = "fd77::1"
 
-// addressPool: a pool that is an object has addresses of both families for a Service that asks for it, which keeps to its node's pods and sees who asks. What is no address
-// is refused, and a Service whose pool goes has none.
+// addressPool: a pool that is an object has addresses of both families for a Service that asks for it, which keeps to
+// its node's pods and sees who asks. What is no address is refused, and a Service whose pool goes has none.
 func addressPool(k *harness.Kube, site *harness.Site, node string) {
 	const v4, v6 = "10.77.0.210", "fd77::210"
 	object := func(addresses string) string {
@@ -138,8 +138,8 @@ func routedPool(k *harness.Kube, site *harness.Site, agents map[string]*harness.
 	k.Kubectl("delete", "service/routed", "addresspool/routed")
 }
 
-// TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at a time answers for each, whatever
-// happens to it.
+// TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at
+// a time answers for each, whatever happens to it.
 func TestLoadBalancerPool(t *testing.T) {
 	harness.ByHand(t)
 	site, s, agents := poolSite(t)

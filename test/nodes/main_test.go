@@ -2,8 +2,9 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodes has the scenarios of what several nodes do among themselves: their network, load balancer addresses, changed addresses, deaths,
-// and versions. They stand apart from test/e2e, which has some of that too, so that two packages of scenarios have something to do from the beginning to the end.
+// Package nodes has the scenarios of what several nodes do among themselves: their network, load balancer addresses,
+// changed addresses, deaths, and versions. They stand apart from test/e2e, which has some of that too, so that two
+// packages of scenarios have something to do from the beginning to the end.
 package nodes
 
 import (

@@ -14,7 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// manager is a program that has the machine's interfaces, as its makers ship it. It is given the addresses that the machine's interface has as $4 and $6, and the way out as $way.
+// manager is a program that has the machine's interfaces, as its makers ship it. It is given the addresses that the
+// machine's interface has as $4 and $6, and the way out as $way.
 type manager struct {
 	name string
 	// on, restart, reload and off are what happens to it; anew has it set the machine's interface up again.
@@ -30,7 +31,8 @@ const systemBus = `mkdir -p /run/dbus
 [ -e /run/dbus/pid ] || dbus-daemon --system --fork >/var/log/dbus.out 2>&1
 `
 
-// aside starts a program where nothing of the machine's devices can be written in /sys. Then it does not wait for udev, which no test machine has, as in a container.
+// aside starts a program where nothing of the machine's devices can be written in /sys. Then it does not wait for udev,
+// which no test machine has, as in a container.
 const aside = `aside() {
   setsid unshare --mount sh -c 'mount -o remount,bind,ro /sys && exec "$@"' aside "$@" >>/var/log/aside.out 2>&1 </dev/null &
   echo $! > /run/aside.pid
@@ -103,7 +105,8 @@ mkdir -p /var/lib/NetworkManager /run/NetworkManager
 	},
 }
 
-// TestForeignManagers: pods of different nodes reach one another again soon, whatever a manager of the machines' interfaces does with these, with each back end.
+// TestForeignManagers: pods of different nodes reach one another again soon, whatever a manager of the machines'
+// interfaces does with these, with each back end.
 func TestForeignManagers(t *testing.T) {
 	root := foreignRoot(t)
 	m := newMesh(t, 2, "vxlan", "eth0", root)
@@ -149,7 +152,8 @@ func (m *mesh) managedBy(g manager) {
 			if step.script == "" || k > 0 && (step.script == g.on || step.script == g.asked) {
 				continue
 			}
-			// The pod itself: the only endpoint of a Service would have to become ready again, too, once its node was away for three seconds.
+			// The pod itself: the only endpoint of a Service would have to become ready again, too, once its node was
+			// away for three seconds.
 			m.beatAt("http://" + m.pods[last][0] + ":8080/")
 			for i := step.first; i <= last; i++ {
 				tell(i, step.script)

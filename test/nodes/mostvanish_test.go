@@ -14,8 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestMostNodesVanish: two of three nodes vanish together, and then all three at once, as when the server that leads is cut off. Services stop sending to their pods, but no pod is moved, though one node's are
-// moved after its tolerations (TestReplacement); and when the nodes are back all is as it was.
+// TestMostNodesVanish: two of three nodes vanish together, and then all three at once, as when the server that leads is
+// cut off. Services stop sending to their pods, but no pod is moved, though one node's are moved after its tolerations
+// (TestReplacement); and when the nodes are back all is as it was.
 func TestMostNodesVanish(t *testing.T) {
 	if !whole {
 		t.Skip("it waits for minutes in which nothing may happen: make e2e-ha has it")
@@ -62,7 +63,8 @@ func TestMostNodesVanish(t *testing.T) {
 		vanished := time.Now()
 		tt.vanish()
 		eventually(t, vanished, tt.name+" vanish: the Service does not use them", func() error { return endpoints(s, tt.left) })
-		// A window in which nothing may happen has no event that ends it. One node's pods are replaced after some 14 s and the toleration.
+		// A window in which nothing may happen has no event that ends it. One node's pods are replaced after some 14 s
+		// and the toleration.
 		for time.Since(vanished) < (30+tolerated)*time.Second {
 			if is, err := pods(); err != nil || is != was {
 				t.Fatalf("%s vanish: after %v the pods are\n%s\nand were\n%s\n%v", tt.name, time.Since(vanished).Round(time.Second), is, was, err)

@@ -183,8 +183,8 @@ func (m *mesh) exec(i int, text string) string {
 	return m.nodes[0].Kubectl("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
 }
 
-// everybodyMeets: every pod reaches every pod with its own address, of each family, and every Service; so does every host; names are
-// found; and what comes from outside reaches node ports and host ports.
+// everybodyMeets: every pod reaches every pod with its own address, of each family, and every Service; so does every
+// host; names are found; and what comes from outside reaches node ports and host ports.
 func (m *mesh) everybodyMeets() {
 	m.Helper()
 	services := make([][]string, len(m.nodes))
@@ -221,13 +221,15 @@ func (m *mesh) everybodyMeets() {
 	}
 }
 
-// largePackets: packets as large as pods' devices take them get to other nodes' pods, once the underlay has that size. They are as large as wanted for each family, IPv4 first.
+// largePackets: packets as large as pods' devices take them get to other nodes' pods, once the underlay has that size.
+// They are as large as wanted for each family, IPv4 first.
 func (m *mesh) largePackets(underlay int, sizes ...int) {
 	m.Helper()
 	for i := range m.nodes {
 		m.run(i, "ip", "link", "set", m.device, "mtu", fmt.Sprint(underlay))
 	}
-	// A packet that comes to a node before that node knows of the larger underlay has its sender remember the smaller size for ten minutes.
+	// A packet that comes to a node before that node knows of the larger underlay has its sender remember the smaller
+	// size for ten minutes.
 	for i := range m.nodes {
 		mtu := m.exec(i, fmt.Sprintf("n=0; until mtu=$(cat /sys/class/net/eth0/mtu); [ \"$mtu\" = %d ] || [ $n = 180 ]; do n=$((n+1)); sleep 1; done; echo $mtu", slices.Max(sizes)))
 		if want := fmt.Sprint(slices.Max(sizes)); mtu != want {
@@ -324,7 +326,8 @@ func TestNetworkVXLAN(t *testing.T) {
 	m.everybodyMeets()
 }
 
-// TestNetworkHostGateway: the same with nodes that are gateways to their pods, by another interface than the one that has the nodes' addresses.
+// TestNetworkHostGateway: the same with nodes that are gateways to their pods, by another interface than the one that
+// has the nodes' addresses.
 func TestNetworkHostGateway(t *testing.T) {
 	m := newMesh(t, 3, "host-gw", second)
 	m.workload()

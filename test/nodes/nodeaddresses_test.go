@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// Ports of the Services of TestLoadBalancerOfNodes: wide has a pod on each node, and local those with the label near, with externalTrafficPolicy: Local.
+// Ports of the Services of TestLoadBalancerOfNodes: wide has a pod on each node, and local those with the label near,
+// with externalTrafficPolicy: Local.
 const widePort, localPort = 8001, 8002
 
 const nodeBalancers = `
@@ -30,8 +31,10 @@ metadata: {name: local}
 spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, externalTrafficPolicy: Local, selector: {near: "yes"}, ports: [{port: 8002, targetPort: 8080}]}
 `
 
-// TestLoadBalancerOfNodes: without a pool a Service answers at the addresses of all nodes that it is for, of both families, from outside, from nodes and from pods, and at no other node's.
-// With externalTrafficPolicy: Local these are the nodes with a pod of it, which sees who asks. What nodes' labels say, and a node's death and return, changes the addresses.
+// TestLoadBalancerOfNodes: without a pool a Service answers at the addresses of all nodes that it is for, of both
+// families, from outside, from nodes and from pods, and at no other node's. With externalTrafficPolicy: Local these are
+// the nodes with a pod of it, which sees who asks. What nodes' labels say, and a node's death and return, changes the
+// addresses.
 func TestLoadBalancerOfNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMesh(t, 3, "vxlan", "eth0")
@@ -146,7 +149,8 @@ func (m *mesh) answers(service string, port int, nodes ...int) {
 	}
 }
 
-// keepsClients: at each of these nodes the Service local answers from outside, from the node's own pod, which sees who asks.
+// keepsClients: at each of these nodes the Service local answers from outside, from the node's own pod, which sees who
+// asks.
 func (m *mesh) keepsClients(nodes ...int) {
 	m.Helper()
 	for _, i := range nodes {

@@ -79,8 +79,8 @@ func spread(t *testing.T) (site *harness.Site, s *harness.Server, agents []*harn
 	return site, s, agents
 }
 
-// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it; its return undoes it. What an agent that gets no CPU is asked
-// for about volumes happens when it goes on.
+// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it; its return undoes it. What an
+// agent that gets no CPU is asked for about volumes happens when it goes on.
 func TestNodeDeath(t *testing.T) {
 	site, s, agents := spread(t)
 
@@ -125,8 +125,9 @@ func TestNodeDeath(t *testing.T) {
 	eventually(t, woken, "the Service has two endpoints", func() error { return endpoints(s, 2) })
 }
 
-// TestSilentAgentIsNotDead: while a machine answers, its node stays as it is when its agent gets no CPU or is killed, since its pods run; and so does a node
-// whose neighbour vanishes. Without the question whether the machine answers, both would be dead after two seconds.
+// TestSilentAgentIsNotDead: while a machine answers, its node stays as it is when its agent gets no CPU or is killed,
+// since its pods run; and so does a node whose neighbour vanishes. Without the question whether the machine answers,
+// both would be dead after two seconds.
 func TestSilentAgentIsNotDead(t *testing.T) {
 	harness.ByHand(t) // a server that gets no processor time for a second, in which the machine's answer waits, takes the node for dead
 	site, s, agents := spread(t)
@@ -157,7 +158,8 @@ func TestSilentAgentIsNotDead(t *testing.T) {
 	stays("the neighbour of a node that vanished", agents[0], 1)
 }
 
-// TestLeadersNodeDies: the machine of the server that leads vanishes, which is a node too; the server that leads then marks it.
+// TestLeadersNodeDies: the machine of the server that leads vanishes, which is a node too; the server that leads then
+// marks it.
 func TestLeadersNodeDies(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer()

@@ -112,8 +112,8 @@ spec:
     ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 `
 
-// TestNetworkPolicy: pods of two nodes meet as policies say, of both families, from a pod's first packet on, while a connection lasts, and
-// while coracle does not run. A pod's limits of bandwidth are the kernel's.
+// TestNetworkPolicy: pods of two nodes meet as policies say, of both families, from a pod's first packet on, while a
+// connection lasts, and while coracle does not run. A pod's limits of bandwidth are the kernel's.
 func TestNetworkPolicy(t *testing.T) {
 	m := newMesh(t, 2, "vxlan", "eth0")
 	s, agent := m.nodes[0], m.nodes[1]
@@ -269,7 +269,8 @@ func (m *mesh) stillHeld(from policyPod) {
 	})
 }
 
-// firstPacket: a pod that is made while nothing is allowed finds all closed, from its start on, and is ready all the same.
+// firstPacket: a pod that is made while nothing is allowed finds all closed, from its start on, and is ready all the
+// same.
 func (m *mesh) firstPacket(closed []string) {
 	m.Helper()
 	const times = 10

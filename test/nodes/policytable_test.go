@@ -31,7 +31,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// policyTable is the truth table of NetworkPolicies between real pods of two nodes: what each meets at each other one, beside what the documentation says.
+// policyTable is the truth table of NetworkPolicies between real pods of two nodes: what each meets at each other one,
+// beside what the documentation says.
 type policyTable struct {
 	*mesh
 	model     policymodel.Model
@@ -42,8 +43,9 @@ type policyTable struct {
 	open, refused [2]int // between pods of one node, and of two
 }
 
-// TestNetworkPolicyTable: whatever way packets take between two nodes, a dozen pods on both meet one another as policies say, by TCP and UDP and both families, and while policies are in
-// force the way may change. Of the listed policies chance picks some, and all are tried at the whole length.
+// TestNetworkPolicyTable: whatever way packets take between two nodes, a dozen pods on both meet one another as
+// policies say, by TCP and UDP and both families, and while policies are in force the way may change. Of the listed
+// policies chance picks some, and all are tried at the whole length.
 func TestNetworkPolicyTable(t *testing.T) {
 	p := newPolicyTable(t)
 	for i, backend := range []string{clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard} {
@@ -226,8 +228,9 @@ func (p *policyTable) check(name string, share int, policies ...*networkingv1.Ne
 	}
 }
 
-// takesEffect waits until some connections meet what they should of which the policies of before said something else, one of each kind.
-// A connection that a change of policies cuts has no answer for seconds, and among hundreds there is such a one nearly always.
+// takesEffect waits until some connections meet what they should of which the policies of before said something else,
+// one of each kind. A connection that a change of policies cuts has no answer for seconds, and among hundreds there is
+// such a one nearly always.
 func (p *policyTable) takesEffect(name string, before policymodel.Model) {
 	p.Helper()
 	type kind struct {
@@ -310,7 +313,8 @@ func (p *policyTable) try(tried []policymodel.Connection) error {
 	return errors.Join(errs...)
 }
 
-// ask has a pod open connections, and returns what it met. The question comes from the pod's own node, which always reaches it.
+// ask has a pod open connections, and returns what it met. The question comes from the pod's own node, which always
+// reaches it.
 func (p *policyTable) ask(pod *corev1.Pod, list []policymodel.Connection) ([]string, error) {
 	var question bytes.Buffer
 	for _, c := range list {

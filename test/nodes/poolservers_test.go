@@ -165,7 +165,8 @@ func (p *poolServers) poweredOff(leads bool) poolFault {
 	}}
 }
 
-// TestLeaderHoldsPoolAddress: the node that answers for an address is the server that leads, too, so that who decides on another holder has to be elected first.
+// TestLeaderHoldsPoolAddress: the node that answers for an address is the server that leads, too, so that who decides
+// on another holder has to be elected first.
 func TestLeaderHoldsPoolAddress(t *testing.T) {
 	harness.ByHand(t)
 	p := newPoolServers(t, four)
@@ -174,7 +175,8 @@ func TestLeaderHoldsPoolAddress(t *testing.T) {
 	p.oneAtATime()
 }
 
-// TestPoolAddressOfIPv6: the same where there is no IPv4, so that nodes answer by neighbour discovery, and with machines that lose their power.
+// TestPoolAddressOfIPv6: the same where there is no IPv4, so that nodes answer by neighbour discovery, and with
+// machines that lose their power.
 func TestPoolAddressOfIPv6(t *testing.T) {
 	harness.ByHand(t)
 	p := newPoolServers(t, six)

@@ -51,10 +51,12 @@ func (m *mesh) documentedPorts(backend string) []string {
 	return out
 }
 
-// The states of sockets in /proc/net that take what comes from anywhere: TCP_LISTEN, and for UDP one without another end.
+// The states of sockets in /proc/net that take what comes from anywhere: TCP_LISTEN, and for UDP one without another
+// end.
 var listens = map[string]string{"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 
-// listening are the ports at which programs and the kernel of a machine listen, but for those on loopback addresses; each with a line of /proc/net.
+// listening are the ports at which programs and the kernel of a machine listen, but for those on loopback addresses;
+// each with a line of /proc/net.
 func (m *mesh) listening(i int) map[string]string {
 	m.Helper()
 	out := map[string]string{}
@@ -78,7 +80,8 @@ func (m *mesh) listening(i int) map[string]string {
 	return out
 }
 
-// onLoopback reads an address as the kernel prints it: words of four bytes, the lowest of each first, on the processors that there are.
+// onLoopback reads an address as the kernel prints it: words of four bytes, the lowest of each first, on the processors
+// that there are.
 func onLoopback(address string) bool {
 	const six, mapped = "00000000000000000000000001000000", "0000000000000000FFFF0000"
 	v4 := strings.TrimPrefix(address, mapped)

@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// moving is a cluster of three servers, the third with a node, and an agent, whose machines find their addresses by themselves.
+// moving is a cluster of three servers, the third with a node, and an agent, whose machines find their addresses by
+// themselves.
 type moving struct {
 	t          *testing.T
 	servers    []*harness.Server
@@ -90,8 +91,9 @@ func (m *moving) pods() error {
 	return err
 }
 
-// heals waits until all is as it should be at the machines' present addresses: each server takes writes, the Service kubernetes has
-// all three, both nodes are ready at their address, all machines know one another, and the pods go on and can be looked into.
+// heals waits until all is as it should be at the machines' present addresses: each server takes writes, the Service
+// kubernetes has all three, both nodes are ready at their address, all machines know one another, and the pods go on
+// and can be looked into.
 func (m *moving) heals(what string, since time.Time) {
 	m.t.Helper()
 	for _, s := range m.servers {
@@ -167,7 +169,8 @@ func TestReaddressWhileOff(t *testing.T) {
 	newMoving(t).allOff()
 }
 
-// crossing is traffic from the pod of each node to that of the other one, by its own address and by that of a Service which has no other endpoint.
+// crossing is traffic from the pod of each node to that of the other one, by its own address and by that of a Service
+// which has no other endpoint.
 func (m *moving) crossing() *traffic {
 	m.t.Helper()
 	s := m.servers[0]
@@ -189,7 +192,8 @@ func (m *moving) crossing() *traffic {
 	return x
 }
 
-// allOff: all machines are off and come back with other addresses, the agent and one server first; no address that anybody knew is good any more.
+// allOff: all machines are off and come back with other addresses, the agent and one server first; no address that
+// anybody knew is good any more.
 func (m *moving) allOff() {
 	m.t.Helper()
 	for _, s := range m.all() {

@@ -54,7 +54,8 @@ func (m *mesh) routing(i int, config string) {
 	m.foreign(i, "cat > /etc/frr/frr.conf <<'CONFIG'\n"+config+"CONFIG\n"+startFRR)
 }
 
-// TestForeignRouter: a router learns from FRR on the nodes where pods and the addresses of load balancers are, as the page says, and forgets it when a node dies.
+// TestForeignRouter: a router learns from FRR on the nodes where pods and the addresses of load balancers are, as the
+// page says, and forgets it when a node dies.
 func TestForeignRouter(t *testing.T) {
 	root := foreignRoot(t)
 	m := newMesh(t, 2, "vxlan", "eth0", root)

@@ -45,7 +45,8 @@ spec:
 `, name, node.NodeName(), strings.Join(mounts, ", "), strings.Join(volumes, ", "))
 }
 
-// silentVolumes is what a node is asked for while it does not answer: the claim shrink is deleted, grow grows, and make is new.
+// silentVolumes is what a node is asked for while it does not answer: the claim shrink is deleted, grow grows, and make
+// is new.
 type silentVolumes struct {
 	t       *testing.T
 	s, node *harness.Server
@@ -64,7 +65,8 @@ func volumesBefore(t *testing.T, s, node *harness.Server) *silentVolumes {
 	return v
 }
 
-// ask has the node asked for something of each kind. The pod goes to a node that is not ready, too: a busy server may have taken it for dead already.
+// ask has the node asked for something of each kind. The pod goes to a node that is not ready, too: a busy server may
+// have taken it for dead already.
 func (v *silentVolumes) ask() {
 	v.t.Helper()
 	v.s.Kubectl("delete", "pvc", "shrink", "--wait=false")

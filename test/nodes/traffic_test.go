@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// traffic is requests without a pause, from pods and hosts, each with an account of what has become of it: who counts what succeeded alone finds no request that failed.
+// traffic is requests without a pause, from pods and hosts, each with an account of what has become of it: who counts
+// what succeeded alone finds no request that failed.
 type traffic struct {
 	testing.TB
 	sources []source
@@ -38,7 +39,8 @@ type account struct {
 	Errors       map[string]int
 }
 
-// firstLoadPort is where the first load answers, and the one after it at the next port: no two on one machine may have the same.
+// firstLoadPort is where the first load answers, and the one after it at the next port: no two on one machine may have
+// the same.
 const firstLoadPort = 7070
 
 var loads atomic.Int64 // that have begun, in all scenarios
@@ -114,7 +116,8 @@ func (x *traffic) goesOn(what string, times int) {
 	}
 }
 
-// end ends it, once it goes on, and says for how long nothing succeeded at one of the targets at most. Targets that begin with whole may have had no request that failed.
+// end ends it, once it goes on, and says for how long nothing succeeded at one of the targets at most. Targets that
+// begin with whole may have had no request that failed.
 func (x *traffic) end(what, whole string) {
 	x.Helper()
 	x.goesOn(what, 20)
@@ -153,7 +156,8 @@ func served(t testing.TB, node *harness.Server, url string) {
 	}
 }
 
-// targets are two kinds for a mesh's pod: connections to its own addresses and to its Service's, one that stays open and one for each request.
+// targets are two kinds for a mesh's pod: connections to its own addresses and to its Service's, one that stays open
+// and one for each request.
 func (m *mesh) targets(j int) (out []string) {
 	m.Helper()
 	services := strings.Fields(m.nodes[0].Kubectl("get", "service", fmt.Sprintf("box-%d", j), "-o", "jsonpath={.spec.clusterIPs[*]}"))

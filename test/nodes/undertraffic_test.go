@@ -15,8 +15,9 @@ import (
 
 // What happens to a mesh while its pods and hosts send requests without a pause.
 
-// rolledService is a Deployment of pods that come and go as they should: asked whether they are ready, and given a few seconds before they are told to end, which they
-// do when their requests are answered. All of them are replaced at once.
+// rolledService is a Deployment of pods that come and go as they should: asked whether they are ready, and given a few
+// seconds before they are told to end, which they do when their requests are answered. All of them are replaced at
+// once.
 const rolledService = `
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: rolled}, spec: {replicas: 3, strategy: {rollingUpdate: {maxSurge: "100%", maxUnavailable: 0}},
   selector: {matchLabels: {app: rolled}}, template: {metadata: {labels: {app: rolled}}, spec: {
@@ -36,7 +37,8 @@ func TestRollingUpdates(t *testing.T) {
 	m.rolls()
 }
 
-// rolls: no request fails while a Deployment is rolled, twice, by whatever way it comes: from pods and hosts of each node, to the Service's address and to node ports.
+// rolls: no request fails while a Deployment is rolled, twice, by whatever way it comes: from pods and hosts of each
+// node, to the Service's address and to node ports.
 func (m *mesh) rolls() {
 	m.Helper()
 	s := m.nodes[0]
@@ -72,7 +74,8 @@ func (m *mesh) rolls() {
 	s.Kubectl("delete", "deployment/rolled", "service/rolled", "--wait=false")
 }
 
-// restarts: coracle starts again on two nodes at once, one of them the server's. No connection ends, none is refused, and the rules are what they were.
+// restarts: coracle starts again on two nodes at once, one of them the server's. No connection ends, none is refused,
+// and the rules are what they were.
 func (m *mesh) restarts() {
 	m.Helper()
 	again := []int{0, 1}
@@ -108,7 +111,8 @@ func (m *mesh) restarts() {
 	}
 }
 
-// rules are what the pod network and the Service proxy have in the kernel: the lines that nft prints, and of sets each element, in the order of the alphabet.
+// rules are what the pod network and the Service proxy have in the kernel: the lines that nft prints, and of sets each
+// element, in the order of the alphabet.
 func (m *mesh) rules(i int) (lines []string) {
 	m.Helper()
 	for _, table := range []string{"inet coracle", "ip kube-proxy", "ip6 kube-proxy"} {
@@ -141,8 +145,9 @@ func sameLines(want, got []string) error {
 	return nil
 }
 
-// unplugged: a node's interface goes down for three seconds, which has the kernel drop IPv6 addresses and all routes, and comes back with what a network manager
-// gives it. All pods reach all again, and what was connected is connected still.
+// unplugged: a node's interface goes down for three seconds, which has the kernel drop IPv6 addresses and all routes,
+// and comes back with what a network manager gives it. All pods reach all again, and what was connected is connected
+// still.
 func (m *mesh) unplugged(i int) {
 	m.Helper()
 	x := m.crossing("1s")
@@ -156,7 +161,8 @@ ip addr replace "$2/64" dev "$1" nodad
 	m.returned(i) // the server has lost it for a while
 }
 
-// readdressed: a node's second interface gets other addresses. Other nodes are told of them by the API, and reach its pods there; what was connected is connected still.
+// readdressed: a node's second interface gets other addresses. Other nodes are told of them by the API, and reach its
+// pods there; what was connected is connected still.
 func (m *mesh) readdressed(i int) {
 	m.Helper()
 	x := m.crossing("1s")
@@ -178,8 +184,9 @@ ip addr add "fd88::$2/64" dev "$1" nodad`
 	x.end(fmt.Sprintf("%s of node %d has other addresses", second, i), "tcp:")
 }
 
-// resizes: the underlay takes larger packets, and smaller ones again, while packets as large as pods' devices take are on their way. Large packets pass again, and what was
-// connected is connected still. It comes last of its kind: what a pod has learnt of a smaller way it keeps for ten minutes, as any machine does.
+// resizes: the underlay takes larger packets, and smaller ones again, while packets as large as pods' devices take are
+// on their way. Large packets pass again, and what was connected is connected still. It comes last of its kind: what a
+// pod has learnt of a smaller way it keeps for ten minutes, as any machine does.
 func (m *mesh) resizes() {
 	m.Helper()
 	x := m.crossing("20s")

@@ -56,8 +56,9 @@ func allReached(a *harness.Server) error {
 	return err
 }
 
-// TestUnreachableNode: with no server left that could write anything, a Service sends nothing to a node that has vanished; and its return
-// undoes it. That datagrams are lost marks nobody, and a node that is cut off from all others goes on as it was.
+// TestUnreachableNode: with no server left that could write anything, a Service sends nothing to a node that has
+// vanished; and its return undoes it. That datagrams are lost marks nobody, and a node that is cut off from all others
+// goes on as it was.
 func TestUnreachableNode(t *testing.T) {
 	harness.ByHand(t)
 	site := harness.NewSite(t)
@@ -95,8 +96,9 @@ func TestUnreachableNode(t *testing.T) {
 	}
 	both(began)
 
-	// A window in which nothing may happen has no event that ends it. Gossip asks each member within two seconds. A machine without CPU may
-	// see what is not so, and for no longer than the next look; what lost datagrams made it think would last as long as they are lost.
+	// A window in which nothing may happen has no event that ends it. Gossip asks each member within two seconds. A
+	// machine without CPU may see what is not so, and for no longer than the next look; what lost datagrams made it
+	// think would last as long as they are lost.
 	site.LoseDatagrams(victim.Machine, stays.Machine, 6443, 100)
 	time.Sleep(8 * time.Second)
 	for _, a := range agents {

@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestMixedVersions: a version and the one before it run in one cluster, whichever is the server that lets the other one in, and machines
-// are updated one after the other.
+// TestMixedVersions: a version and the one before it run in one cluster, whichever is the server that lets the other
+// one in, and machines are updated one after the other.
 func TestMixedVersions(t *testing.T) {
 	older := os.Getenv("CORACLE_OLDER_BIN")
 	if older == "" {

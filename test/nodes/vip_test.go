@@ -115,8 +115,8 @@ func (c *vipCluster) by(machine int) *harness.Server {
 	return c.servers[i]
 }
 
-// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two answer for it. At last the cluster gets another
-// one, and then none.
+// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two
+// answer for it. At last the cluster gets another one, and then none.
 func TestVIP(t *testing.T) {
 	harness.ByHand(t)
 	c := newVIPCluster(t)
@@ -214,7 +214,8 @@ func TestVIP(t *testing.T) {
 		fault.undo(c.by(holder))
 		c.whole()
 		after, _, _ := w.state()
-		// Elections may follow one another, but whoever has lost the address does not answer in between, unless he is elected anew.
+		// Elections may follow one another, but whoever has lost the address does not answer in between, unless he is
+		// elected anew.
 		if since := after[len(before):]; len(since) == 0 || slices.Contains(since, holder) && c.by(holder).InLog(begins) == elected {
 			t.Errorf("%s: answers came from machines %v, %v before", fault.name, after, before)
 		}

@@ -15,8 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestNetworkWireGuard: a cluster's pods, Services and hosts reach one another through the encrypted tunnel, and nothing of pods' is on the
-// underlay in the clear. A node keeps its key over a restart, and is followed when it has another one.
+// TestNetworkWireGuard: a cluster's pods, Services and hosts reach one another through the encrypted tunnel, and
+// nothing of pods' is on the underlay in the clear. A node keeps its key over a restart, and is followed when it has
+// another one.
 func TestNetworkWireGuard(t *testing.T) {
 	m := newMesh(t, 3, "wireguard", "eth0")
 	m.workload()
@@ -45,7 +46,8 @@ func TestNetworkWireGuard(t *testing.T) {
 	m.came(clusterconfig.NetworkWireGuard)
 }
 
-// came: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it, and in no other way.
+// came: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it, and in
+// no other way.
 func (m *mesh) came(backend string) {
 	m.Helper()
 	for j := range m.nodes {
@@ -66,7 +68,8 @@ func (m *mesh) nft(i int, args ...string) string {
 	return out
 }
 
-// spy counts, from now on, what comes to the machines' interfaces from pods in the clear, and what comes through the tunnel.
+// spy counts, from now on, what comes to the machines' interfaces from pods in the clear, and what comes through the
+// tunnel.
 func (m *mesh) spy() {
 	m.Helper()
 	var rules strings.Builder
@@ -105,8 +108,8 @@ func (m *mesh) restart(i int, meanwhile func()) {
 	m.returned(i)
 }
 
-// returned waits until a node that was away or was started again is ready and its kubelet knows its pods: until then no command runs
-// in them.
+// returned waits until a node that was away or was started again is ready and its kubelet knows its pods: until then no
+// command runs in them.
 func (m *mesh) returned(i int) {
 	m.Helper()
 	harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(m.nodes[i]) })

@@ -66,8 +66,8 @@ func FillIn(p *networkingv1.NetworkPolicy) {
 	}
 }
 
-// Listed are policies that people write, and such as are easily misread. Addresses are of the networks 10.42.1.0/24 and fd00:42:0:1::/64 of a node, and of 10.42.2.0/24 and
-// fd00:42:0:2::/64 of another one.
+// Listed are policies that people write, and such as are easily misread. Addresses are of the networks 10.42.1.0/24 and
+// fd00:42:0:1::/64 of a node, and of 10.42.2.0/24 and fd00:42:0:2::/64 of another one.
 func Listed() []Case {
 	return []Case{
 		{"deny all ingress", "x", `{podSelector: {}, policyTypes: [Ingress]}`},

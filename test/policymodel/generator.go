@@ -16,9 +16,11 @@ import (
 // Generator writes policies for the dozen by chance.
 type Generator struct {
 	Rand *rand.Rand
-	// Networks are addresses that blocks begin with, of networks and of single machines; Near those that are likely to be an exception.
+	// Networks are addresses that blocks begin with, of networks and of single machines; Near those that are likely to
+	// be an exception.
 	Networks, Near []netip.Addr
-	// Wrapped has some IPv4 networks written as IPv6 wraps them, which the API took from everybody once, and takes no more.
+	// Wrapped has some IPv4 networks written as IPv6 wraps them, which the API took from everybody once, and takes no
+	// more.
 	Wrapped bool
 }
 
@@ -74,7 +76,8 @@ func (g Generator) peers() []networkingv1.NetworkPolicyPeer {
 	return out
 }
 
-// block has its exceptions inside, as the API wants it: beside and inside of one another, and in every way to write them.
+// block has its exceptions inside, as the API wants it: beside and inside of one another, and in every way to write
+// them.
 func (g Generator) block() *networkingv1.IPBlock {
 	base := pick(g.Rand, g.Networks...)
 	cidr := netip.PrefixFrom(base, base.BitLen()-pick(g.Rand, 0, 1, 2, 3, 4, 5, 8, 16, base.BitLen()-8, base.BitLen())).Masked()

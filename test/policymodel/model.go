@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package policymodel says what NetworkPolicies mean, for tests: which connections they allow, pods to try that with, and policies, some listed and some by chance.
-// It knows nothing of how policies are enforced, nor of the cluster's DNS.
+// Package policymodel says what NetworkPolicies mean, for tests: which connections they allow, pods to try that with,
+// and policies, some listed and some by chance. It knows nothing of how policies are enforced, nor of the cluster's
+// DNS.
 package policymodel
 
 import (

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command report runs `go test -json …` and prints what a reader wants: a line for each package, everything that a failed
-// test said, each skipped test with its reason, which tests took the longest, and how many ran. It fails when the command does, when no
-// test ran, and when -run asks for parts of tests and no part of any ran: their test itself passes then.
+// Command report runs `go test -json …` and prints what a reader wants: a line for each package, everything that a
+// failed test said, each skipped test with its reason, which tests took the longest, and how many ran. It fails when
+// the command does, when no test ran, and when -run asks for parts of tests and no part of any ran: their test itself
+// passes then.
 //
 //	report [-v] go test -json ./...
 //
-// With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well; each further line of that file is a test
-// that took long: its seconds, its package and its name, with tabs between them.
+// With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well; each
+// further line of that file is a test that took long: its seconds, its package and its name, with tabs between them.
 package main
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package testapi is an API server in the test's own process over an empty store: everything is real but nodes and
-// controllers. Upstream allows one to a process, so the tests of a package share it and keep to namespaces of their own.
+// controllers. Upstream allows one to a process, so the tests of a package share it and keep to namespaces of their
+// own.
 package testapi
 
 import (

@@ -13,9 +13,9 @@ import (
 // extended is the version of an API that extend serves.
 const extended = "extended.coracle.test/v1"
 
-// extend answers over HTTPS on port 8443, with the given certificate and key, what API servers ask of their extensions. /admit is an admission webhook: it
-// refuses ConfigMaps with the key "refuse", and says in the key "admitted" of others on which host it runs. The API extended.coracle.test/v1
-// has a greeting of each name, which says that too.
+// extend answers over HTTPS on port 8443, with the given certificate and key, what API servers ask of their extensions.
+// /admit is an admission webhook: it refuses ConfigMaps with the key "refuse", and says in the key "admitted" of others
+// on which host it runs. The API extended.coracle.test/v1 has a greeting of each name, which says that too.
 func extend(args []string) error {
 	if len(args) != 2 {
 		return errors.New("extend CERTIFICATE KEY")

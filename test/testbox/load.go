@@ -28,12 +28,15 @@ type account struct {
 	last time.Time
 }
 
-// pace is how long after one request the next one begins, where that was answered sooner: the processors are for what is tested.
+// pace is how long after one request the next one begins, where that was answered sooner: the processors are for what
+// is tested.
 const pace = 50 * time.Millisecond
 
-// load asks each TARGET again and again, and gives a request up after as long as PATIENCE says. It answers at PORT with its accounts, a line of JSON each; asked for
-// /end it ends. Targets are http://… (a connection for each request), keep+http://… (connections are kept and used again), tcp://HOST:PORT (one long connection to an echo, with 16 KiB each
-// time; only the kernel gives up opening it, or waiting on it), and name:NAME (a lookup; a * in it is another word each time).
+// load asks each TARGET again and again, and gives a request up after as long as PATIENCE says. It answers at PORT with
+// its accounts, a line of JSON each; asked for /end it ends. Targets are http://… (a connection for each request),
+// keep+http://… (connections are kept and used again), tcp://HOST:PORT (one long connection to an echo, with 16 KiB
+// each time; only the kernel gives up opening it, or waiting on it), and name:NAME (a lookup; a * in it is another word
+// each time).
 func load(args []string) error {
 	if len(args) < 3 {
 		return errors.New("load PORT PATIENCE TARGET...")
@@ -128,8 +131,8 @@ func page(url string, client *http.Client) func() error {
 	}
 }
 
-// talk has one connection, and another one only once that has failed. It opens one without a time limit of its own: a lost SYN is sent
-// again after a second.
+// talk has one connection, and another one only once that has failed. It opens one without a time limit of its own: a
+// lost SYN is sent again after a second.
 func talk(address string) func() error {
 	var c net.Conn
 	piece, echo := make([]byte, 16<<10), make([]byte, 16<<10)

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// TestLongConnectionIsOpenedLate: a target that takes a connection only after the patience with a request has not failed.
+// TestLongConnectionIsOpenedLate: a target that takes a connection only after the patience with a request has not
+// failed.
 func TestLongConnectionIsOpenedLate(t *testing.T) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command testbox is the one program inside the test image: a small server and a handful of clients that scenarios
-// need in a pod. It is never part of a release. It has the standard library alone: it is built on test machines without a cache of modules.
+// Command testbox is the one program inside the test image: a small server and a handful of clients that scenarios need
+// in a pod. It is never part of a release. It has the standard library alone: it is built on test machines without a
+// cache of modules.
 package main
 
 import (

@@ -18,8 +18,8 @@ import (
 // attemptPatience is for a connection of which nothing is heard: what is refused is refused by an answer.
 const attemptPatience = 5 * time.Second
 
-// table echoes by TCP and UDP at each PORT, and makes connections for who asks by HTTP at :7000: the body of a POST has one on each line, such as "tcp 10.42.1.5:80", and the answer a
-// line for each: open, refused, or what went wrong.
+// table echoes by TCP and UDP at each PORT, and makes connections for who asks by HTTP at :7000: the body of a POST has
+// one on each line, such as "tcp 10.42.1.5:80", and the answer a line for each: open, refused, or what went wrong.
 func table(args []string) error {
 	if len(args) == 0 {
 		return errors.New("table PORT...")

@@ -99,7 +99,8 @@ func writePEM(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// MutualTLS is a configuration for both ends of a connection: each shows the certificate and wants one of the authority.
+// MutualTLS is a configuration for both ends of a connection: each shows the certificate and wants one of the
+// authority.
 func (f Files) MutualTLS() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {

@@ -20,7 +20,8 @@ func Port(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := firstPort + rand.IntN(lastPort-firstPort+1)
-		// A socket with an abstract name belongs to the network namespace, as ports do, and ends with the process at the latest.
+		// A socket with an abstract name belongs to the network namespace, as ports do, and ends with the process at
+		// the latest.
 		taken, err := net.Listen("unix", fmt.Sprintf("@coracle-test-port-%d", port))
 		if err != nil {
 			continue

@@ -18,8 +18,8 @@ const (
 	RandomVar = "CORACLE_TEST_RANDOM"
 )
 
-// Seed returns the seed of a random test, and logs it. It is the same in each run and differs between tests, so that a change of one part never fails at a
-// case of another one that was drawn for the first time.
+// Seed returns the seed of a random test, and logs it. It is the same in each run and differs between tests, so that a
+// change of one part never fails at a case of another one that was drawn for the first time.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	var seed uint64

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package testkv gives tests a store whose leader dies at a chosen call, so that what has to survive that can be tried at each of its steps. It is for tests only.
+// Package testkv gives tests a store whose leader dies at a chosen call, so that what has to survive that can be tried
+// at each of its steps. It is for tests only.
 package testkv
 
 import (
@@ -14,7 +15,8 @@ import (
 // ErrLeader is the answer to the call at which the leader dies.
 var ErrLeader = errors.New("the leader died")
 
-// Mortal is a store that fails one call: a leader died, before it had done what it was asked for, or after it. The calls before and behind that one are the store's.
+// Mortal is a store that fails one call: a leader died, before it had done what it was asked for, or after it. The
+// calls before and behind that one are the store's.
 type Mortal struct {
 	clientv3.KV
 	// Dies is the number of that call, from 1 on.

@@ -82,8 +82,9 @@ func first() error {
 	return nil
 }
 
-// connections are how many the kernel shall track: by itself a machine of this size takes 4,096, which include those that ended in the last two minutes, and with one more it drops what begins. A
-// network namespace may not raise it, so that the Service proxy in one does not.
+// connections are how many the kernel shall track: by itself a machine of this size takes 4,096, which include those
+// that ended in the last two minutes, and with one more it drops what begins. A network namespace may not raise it, so
+// that the Service proxy in one does not.
 const connections = 1 << 17
 
 // remember has the kernel track so many connections, if it tracks any.
@@ -102,7 +103,8 @@ func remember(n int) error {
 	return nil
 }
 
-// Load loads modules of the package's kernel, each after those that it needs, while the test runs in the guest: for one that begins without them.
+// Load loads modules of the package's kernel, each after those that it needs, while the test runs in the guest: for one
+// that begins without them.
 func Load(t testing.TB, names ...string) {
 	t.Helper()
 	dir, err := modules()

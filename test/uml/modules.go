@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// ModuleFiles are for a guest with an init of its own, which is no test's program: the files of modules in the order in which they have to be loaded. They are the ones that a guest of
-// WithNFTables has, and those of Debian's package that are named, each with what it needs. Where they are not to be had the test ends.
+// ModuleFiles are for a guest with an init of its own, which is no test's program: the files of modules in the order in
+// which they have to be loaded. They are the ones that a guest of WithNFTables has, and those of Debian's package that
+// are named, each with what it needs. Where they are not to be had the test ends.
 func ModuleFiles(t testing.TB, names ...string) []string {
 	t.Helper()
 	o := WithNFTables(t, 0)

@@ -27,7 +27,8 @@ func partsOf(test, said string) []part {
 	return out
 }
 
-// repeat has this test end as it did in the guest, part by part: so its parts are counted, and who skips something there says so here.
+// repeat has this test end as it did in the guest, part by part: so its parts are counted, and who skips something
+// there says so here.
 func repeat(t *testing.T, said string) {
 	t.Helper()
 	all := partsOf(t.Name(), said)

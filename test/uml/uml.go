@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package uml runs a test of the calling package once more inside a second kernel, a User-Mode Linux, which has what
-// the machine's kernel may lack: IPVS, say. The guest sees the machine's files, read-only, and has processes, a network and
-// /run of its own. It is for tests only.
+// the machine's kernel may lack: IPVS, say. The guest sees the machine's files, read-only, and has processes, a network
+// and /run of its own. It is for tests only.
 //
 // A package's TestMain returns Main's result, and its test begins with
 //
@@ -44,8 +44,8 @@ const (
 // WithNFTablesVar names the folder that packaging/guest-nftables.sh made.
 const WithNFTablesVar = "CORACLE_GUEST_NFTABLES"
 
-// WithNFTables are the options of a guest that has both nftables and IPVS; Debian's kernel has no nftables for IP. Where there is none
-// the test ends.
+// WithNFTables are the options of a guest that has both nftables and IPVS; Debian's kernel has no nftables for IP.
+// Where there is none the test ends.
 func WithNFTables(t testing.TB, within time.Duration) Options {
 	t.Helper()
 	folder := os.Getenv(WithNFTablesVar)
@@ -58,8 +58,9 @@ func WithNFTables(t testing.TB, within time.Duration) Options {
 	return Options{Modules: besideNFTables, Own: []string{filepath.Join(folder, "order")}, Within: within}
 }
 
-// WithWireGuard are the options of a guest that has WireGuard besides nftables, and what a pod network needs beside both: bridges, and tun devices for
-// an end of the tunnel that is not the kernel's. Where they are not to be had the test ends.
+// WithWireGuard are the options of a guest that has WireGuard besides nftables, and what a pod network needs beside
+// both: bridges, and tun devices for an end of the tunnel that is not the kernel's. Where they are not to be had the
+// test ends.
 func WithWireGuard(t testing.TB, within time.Duration) Options {
 	t.Helper()
 	o := WithNFTables(t, within)
@@ -88,7 +89,8 @@ type Options struct {
 	Kernel string
 	// Modules are loaded, each with those that it needs; of the package's kernel.
 	Modules []string
-	// Own are files with the names of further modules beside them, in the order in which they have to be loaded, after those.
+	// Own are files with the names of further modules beside them, in the order in which they have to be loaded, after
+	// those.
 	Own []string
 	// Within is how long it may take.
 	Within time.Duration
@@ -173,7 +175,8 @@ func judge(console []byte) (said, over string) {
 	return b.String(), over
 }
 
-// complaints are the lines of what a test said that say what failed. They are repeated last: of a long output often only the end is kept.
+// complaints are the lines of what a test said that say what failed. They are repeated last: of a long output often
+// only the end is kept.
 func complaints(said string) string {
 	var b strings.Builder
 	for line := range strings.Lines(said) {

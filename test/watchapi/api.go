@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package watchapi is what a node's network programs need of an API server: lists and watches of a few types, in protobuf over HTTP. Its objects come
-// from the test, at a moment that the test knows, so that coracle's proxy and upstream's kube-proxy hear of a change in the same way.
+// Package watchapi is what a node's network programs need of an API server: lists and watches of a few types, in
+// protobuf over HTTP. Its objects come from the test, at a moment that the test knows, so that coracle's proxy and
+// upstream's kube-proxy hear of a change in the same way.
 //
-// It is for tests and benchmarks only. It writes nothing for its clients, and goes by one selector, the field metadata.name, with which a program asks for
-// its own node; otherwise it gives everything: a test makes only what the others would let through.
+// It is for tests and benchmarks only. It writes nothing for its clients, and goes by one selector, the field
+// metadata.name, with which a program asks for its own node; otherwise it gives everything: a test makes only what the
+// others would let through.
 package watchapi
 
 import (
@@ -162,7 +164,8 @@ func (a *API) list(path, name string) ([]runtime.Object, int) {
 	return out, a.version
 }
 
-// after are the events of a path since a version, of all objects or of those with a name, and what is closed at the next event of any.
+// after are the events of a path since a version, of all objects or of those with a name, and what is closed at the
+// next event of any.
 func (a *API) after(path, name string, version int) ([]event, int, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

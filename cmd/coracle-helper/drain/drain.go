@@ -4,12 +4,13 @@
 // because its reader went away.
 //
 // Upstream's shim writes into a FIFO that containerd reads. While containerd is gone the FIFO fills at 64 KiB and the
-// container blocks in write(2): a web server that logs its requests stops serving. For us that would be every restart of
-// the agent. A Pipe moves bytes from one FIFO to another inside the kernel (splice) for as long as somebody reads, and
-// into files when nobody does; a returning reader gets everything in order. The files are bounded: beyond the limit the
-// oldest output is dropped, and one line in the output says how much.
+// container blocks in write(2): a web server that logs its requests stops serving. For us that would be every restart
+// of the agent. A Pipe moves bytes from one FIFO to another inside the kernel (splice) for as long as somebody reads,
+// and into files when nobody does; a returning reader gets everything in order. The files are bounded: beyond the limit
+// the oldest output is dropped, and one line in the output says how much.
 //
-// It owns the FIFO it makes, the files in its folder and two goroutines at most. It knows nothing of containers or logs.
+// It owns the FIFO it makes, the files in its folder and two goroutines at most. It knows nothing of containers or
+// logs.
 package drain
 
 import (

@@ -43,8 +43,8 @@ type Kept struct {
 	Why  string // completes "PATH was kept: "
 }
 
-// Run does all steps, each as far as it can. It returns what it left on purpose, and as an error what could not be done.
-// What was removed already is fine: it may be run again.
+// Run does all steps, each as far as it can. It returns what it left on purpose, and as an error what could not be
+// done. What was removed already is fine: it may be run again.
 func Run(ctx context.Context, o Options) ([]Kept, error) {
 	if err := refuseWhileRunning(o.Paths.PIDFile); err != nil {
 		return nil, err

@@ -18,7 +18,8 @@ import (
 // exitKept says that everything of coracle's own is gone and that something else was left, which standard output names.
 const exitKept = 3
 
-// Main is the command; coracle's own cleanup command starts it with the folders that its settings name. Its exit code is
+// Main is the command; coracle's own cleanup command starts it with the folders that its settings name. Its exit code
+// is
 // 0 when nothing is left, 3 when only what is not coracle's to remove is left, 1 when something could not be done.
 func Main(args []string) int {
 	f := flag.NewFlagSet("cleanup", flag.ExitOnError)

@@ -40,8 +40,8 @@ type keeper struct{ kept []Kept }
 
 func (k *keeper) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
 
-// removeAll removes folders and files with all they hold, but no folder in which something is mounted: the files of that
-// are not ours to remove. A path that is a mount point itself is emptied and stays.
+// removeAll removes folders and files with all they hold, but no folder in which something is mounted: the files of
+// that are not ours to remove. A path that is a mount point itself is emptied and stays.
 func (k *keeper) removeAll(paths ...string) error {
 	var errs []error
 	for _, p := range paths {
@@ -119,8 +119,8 @@ func removePodLogs(podsDir string) error {
 	return errors.Join(errs...)
 }
 
-// othersFile is a file that shows that this host has, or had, a kubelet that is not ours: ours keeps nothing of that name
-// in the system's kubelet folder. It is "" when there is none.
+// othersFile is a file that shows that this host has, or had, a kubelet that is not ours: ours keeps nothing of that
+// name in the system's kubelet folder. It is "" when there is none.
 func othersFile() string {
 	for _, name := range []string{"config.yaml", "kubeadm-flags.env", "pki", "kubeconfig"} {
 		if p := filepath.Join(kubeletDir, name); !missing(p) {

@@ -120,7 +120,8 @@ func containerIDs(state string) map[string]bool {
 	return ids
 }
 
-// ours lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the cgroup of one of the containers.
+// ours lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the cgroup
+// of one of the containers.
 func ours(proc, bin string, ids map[string]bool) ([]process, error) {
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
 		bin = real // as the kernel names it

@@ -158,8 +158,9 @@ func (j *job) waiting() kube.WaitStrategy {
 	return kube.HookOnlyStrategy
 }
 
-// serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what others
-// changed in the chart's own fields is changed back, as helm did before it merged so: a release never ends in a conflict.
+// serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what
+// others changed in the chart's own fields is changed back, as helm did before it merged so: a release never ends in a
+// conflict.
 func (j *job) serverSide(last *release.Release) bool {
 	switch j.req.ServerSide {
 	case "true":

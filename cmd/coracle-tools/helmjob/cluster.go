@@ -20,8 +20,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// cluster is how Helm gets at the API server. Upstream's own (genericclioptions.ConfigFlags) keeps what it discovered in
-// files of the user's home folder; this one keeps it in memory.
+// cluster is how Helm gets at the API server. Upstream's own (genericclioptions.ConfigFlags) keeps what it discovered
+// in files of the user's home folder; this one keeps it in memory.
 type cluster struct {
 	raw       clientcmd.ClientConfig
 	config    *rest.Config

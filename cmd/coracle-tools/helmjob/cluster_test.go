@@ -66,7 +66,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// serveSocket passes what comes by a Unix socket on to the API server, as the server does for its children, until this process ends.
+// serveSocket passes what comes by a Unix socket on to the API server, as the server does for its children, until this
+// process ends.
 func serveSocket(config *rest.Config, path string) error {
 	transport, err := rest.TransportFor(config)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a child that was killed in between.
+// TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a
+// child that was killed in between.
 func TestConfigMaps(t *testing.T) {
 	tt := newTester(t)
 	tt.driver = "configmap"

@@ -46,7 +46,8 @@ func sentence(s string) string {
 	return s
 }
 
-// maxMessage bounds a message, in bytes. A chart's template can fail with words of a hundred megabytes, and who asked keeps them in memory.
+// maxMessage bounds a message, in bytes. A chart's template can fail with words of a hundred megabytes, and who asked
+// keeps them in memory.
 const maxMessage = 8 << 10
 
 func clip(s string) string {
@@ -56,8 +57,8 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
-// unreachable tells what kept us from a repository or registry. what says what was asked for, in words that stand inside a
-// sentence, and without credentials.
+// unreachable tells what kept us from a repository or registry. what says what was asked for, in words that stand
+// inside a sentence, and without credentials.
 func unreachable(what string, err error) error {
 	var (
 		known     *failure

@@ -19,12 +19,12 @@ import (
 // nowhere is where Helm's folders are said to be: nothing is read from there, and nothing can be written.
 const nowhere = "/nonexistent/helm"
 
-// maxData is how much memory the process may have to write to, in bytes. An installation takes 60 to 70 MB; a chart's templates, a repository's index and a
-// release's record can be made to take any amount.
+// maxData is how much memory the process may have to write to, in bytes. An installation takes 60 to 70 MB; a chart's
+// templates, a repository's index and a release's record can be made to take any amount.
 const maxData = 1 << 30
 
-// stepBack has this process be the first that goes when the machine's memory is short, and bounds what it takes, so that a chart is not what ends the
-// server or a pod.
+// stepBack has this process be the first that goes when the machine's memory is short, and bounds what it takes, so
+// that a chart is not what ends the server or a pod.
 func stepBack() error {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil { // to raise it takes no right
 		return fmt.Errorf("asking to be ended first when memory is short: %w", err)

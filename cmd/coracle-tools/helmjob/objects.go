@@ -133,8 +133,8 @@ func with(m map[string]string, pairs ...string) map[string]string {
 	return m
 }
 
-// sweep removes what revisions that never became whole have made and the present one does not have: Helm compares with the
-// last whole revision alone.
+// sweep removes what revisions that never became whole have made and the present one does not have: Helm compares with
+// the last whole revision alone.
 func (j *job) sweep(interrupted []*release.Release) error {
 	if len(interrupted) == 0 {
 		return nil

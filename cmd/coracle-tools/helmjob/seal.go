@@ -19,13 +19,15 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 )
 
-// sealLabel is on the Secret or ConfigMap of a revision that a job has written: a code over what Helm would do because the record says so. A label has 63 characters.
+// sealLabel is on the Secret or ConfigMap of a revision that a job has written: a code over what Helm would do because
+// the record says so. A label has 63 characters.
 const sealLabel = "coracle.dev/helm-seal"
 
-// sealed is where releases are kept, for a job that may do everything. Helm runs the hooks, removes the objects and repairs by the manifest that it finds in
-// a release's record, which lies in the release's namespace, where others may write who may do next to nothing elsewhere. So what a job writes carries a
-// seal, and a record without a valid one, which may also be an honest person's, is disarmed when it is read: it has no hooks, and of its manifest those
-// objects alone that bear the release's marks in the cluster.
+// sealed is where releases are kept, for a job that may do everything. Helm runs the hooks, removes the objects and
+// repairs by the manifest that it finds in a release's record, which lies in the release's namespace, where others may
+// write who may do next to nothing elsewhere. So what a job writes carries a seal, and a record without a valid one,
+// which may also be an honest person's, is disarmed when it is read: it has no hooks, and of its manifest those objects
+// alone that bear the release's marks in the cluster.
 type sealed struct {
 	driver.Driver
 	j *job
@@ -128,7 +130,8 @@ func (s *sealed) disarm(r release.Releaser) error {
 	return nil
 }
 
-// owns says whether all objects of a document are there and bear the release's marks, which nobody can give them who may not write them.
+// owns says whether all objects of a document are there and bear the release's marks, which nobody can give them who
+// may not write them.
 func (s *sealed) owns(doc string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// TestForgedRecord has the namespace's users, who may write Secrets and ConfigMaps there, write into the record of the release what they may not do
-// themselves: an administrator's helm believes what it finds there.
+// TestForgedRecord has the namespace's users, who may write Secrets and ConfigMaps there, write into the record of the
+// release what they may not do themselves: an administrator's helm believes what it finds there.
 func TestForgedRecord(t *testing.T) {
 	for _, driver := range []string{"secret", "configmap"} {
 		t.Run(driver, func(t *testing.T) { forgedRecord(t, driver) })

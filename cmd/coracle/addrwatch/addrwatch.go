@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package addrwatch notices that a machine has lost an address that it was known by, as one does whose lease of DHCP was not
-// renewed, or that was carried to another network.
+// Package addrwatch notices that a machine has lost an address that it was known by, as one does whose lease of DHCP
+// was not renewed, or that was carried to another network.
 //
 // It only looks: it neither changes an address nor decides what follows.
 package addrwatch
@@ -18,12 +18,13 @@ import (
 )
 
 const (
-	// settle is how long an address has to be gone: a client of DHCP, or a link that goes down and up, may give it back.
+	// settle is how long an address has to be gone: a client of DHCP, or a link that goes down and up, may give it
+	// back.
 	settle = 3 * time.Second
 	// again is how long to wait before the kernel is asked anew for its news, after it could not tell all of them.
 	again = time.Second
-	// patience is how long to wait for news while an address is gone, or could not be looked for. The kernel tells of addresses, and a new
-	// one may be of no use before its link has a route.
+	// patience is how long to wait for news while an address is gone, or could not be looked for. The kernel tells of
+	// addresses, and a new one may be of no use before its link has a route.
 	patience = 10 * time.Second
 )
 
@@ -44,8 +45,9 @@ type Options struct {
 	events func(ctx context.Context) (<-chan struct{}, error)
 }
 
-// Changed waits until an address is gone and the machine has others instead, which it returns; none when ctx is done. An address that is
-// merely no longer the best one is kept: a machine with two links does not change its address each time that one of them fails.
+// Changed waits until an address is gone and the machine has others instead, which it returns; none when ctx is done.
+// An address that is merely no longer the best one is kept: a machine with two links does not change its address each
+// time that one of them fails.
 func Changed(ctx context.Context, o Options) []netip.Addr {
 	if o.events == nil {
 		o.events = kernelEvents
@@ -133,8 +135,8 @@ func (o *Options) missing() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// kernelEvents sends when a machine's address has come or gone, and closes the channel when the kernel's news end, or were more
-// than could be read. Addresses of one link alone, which each pod brings, are none.
+// kernelEvents sends when a machine's address has come or gone, and closes the channel when the kernel's news end, or
+// were more than could be read. Addresses of one link alone, which each pod brings, are none.
 func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 	updates, done := make(chan netlink.AddrUpdate), make(chan struct{}) // unbuffered: netlink's socket is the buffer
 	if err := netlink.AddrSubscribe(updates, done); err != nil {

@@ -109,7 +109,8 @@ func TestNewsEnd(t *testing.T) {
 	})
 }
 
-// TestWhatFailsIsTriedAgain: a machine out of file descriptors for a minute still notices its new address, and says once why it could not look.
+// TestWhatFailsIsTriedAgain: a machine out of file descriptors for a minute still notices its new address, and says
+// once why it could not look.
 func TestWhatFailsIsTriedAgain(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")
 	for name, fail := range map[string]func(o *Options, fails func() error){
@@ -159,7 +160,8 @@ func TestWhatFailsIsTriedAgain(t *testing.T) {
 	}
 }
 
-// TestAddressThatBecomesUsefulLater: the kernel tells of an address, and not of the route that its link gets a minute later.
+// TestAddressThatBecomesUsefulLater: the kernel tells of an address, and not of the route that its link gets a minute
+// later.
 func TestAddressThatBecomesUsefulLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")

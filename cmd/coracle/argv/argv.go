@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package argv takes secrets out of the process list, where every user of the machine reads the arguments of every program (/proc/PID/cmdline).
+// Package argv takes secrets out of the process list, where every user of the machine reads the arguments of every
+// program (/proc/PID/cmdline).
 package argv
 
 import (
@@ -16,7 +17,8 @@ var secret = []string{"token", "agent-token", "new-token", "snapshot-s3-access-k
 // bootstrapToken is what "token create" takes as an argument without a flag.
 var bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 
-// Hide returns copies of a program's own arguments, which Go has where the kernel shows them, and overwrites the values of secret flags there. Before main begins they are in sight.
+// Hide returns copies of a program's own arguments, which Go has where the kernel shows them, and overwrites the values
+// of secret flags there. Before main begins they are in sight.
 func Hide(args []string) []string {
 	out := make([]string, len(args))
 	for i, a := range args {
@@ -56,7 +58,8 @@ func isSecret(flag string) bool {
 	return ok && slices.Contains(secret, name)
 }
 
-// overwrite changes a string where it lies. Go takes strings for constant; those of os.Args lie in the process' own stack, which may be written.
+// overwrite changes a string where it lies. Go takes strings for constant; those of os.Args lie in the process' own
+// stack, which may be written.
 func overwrite(s string) {
 	b := unsafe.Slice(unsafe.StringData(s), len(s))
 	for i := range b {

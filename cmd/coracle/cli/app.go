@@ -42,16 +42,17 @@ type App struct {
 	SnapshotFiles func() (required, optional []string)
 	// TokenFiles are those with the tokens once they were replaced.
 	TokenFiles func() []string
-	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the new one, and those servers that have not taken it over
-	// within some seconds.
+	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the
+	// new one, and those servers that have not taken it over within some seconds.
 	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string, err error)
-	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of steps.
+	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of
+	// steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
-	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It returns
-	// when that fails.
+	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It
+	// returns when that fails.
 	Anew func() error
-	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named interface, or on the one that fits,
-	// whether somebody has them. It returns them in their usual form.
+	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named
+	// interface, or on the one that fits, whether somebody has them. It returns them in their usual form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() preflight.Host

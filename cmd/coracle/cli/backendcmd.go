@@ -147,7 +147,8 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	return before, nil
 }
 
-// allCanChange refuses a back end to which a node does not change, or by which nodes would not reach one another as far as their Nodes tell.
+// allCanChange refuses a back end to which a node does not change, or by which nodes would not reach one another as far
+// as their Nodes tell.
 func allCanChange(nodes []corev1.Node, name string) error {
 	var old []string
 	var all []*corev1.Node
@@ -175,8 +176,8 @@ func allCanChange(nodes []corev1.Node, name string) error {
 	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete those Nodes that are gone", name, strings.Join(apart, "; "), more)
 }
 
-// portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes would go there. New pods do not get the port of the
-// back end that there is (cni).
+// portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes
+// would go there. New pods do not get the port of the back end that there is (cni).
 func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	port := clusterconfig.TunnelPort(name)
 	if port == 0 {
@@ -214,7 +215,8 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 // errLate says that nodes which run have not changed in time.
 var errLate = errors.New("they go on trying; coracle status says on each of them what is in the way")
 
-// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one; or when the cluster has another one by then.
+// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one;
+// or when the cluster has another one by then.
 func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, most time.Duration) (off []string, err error) {
 	var late []string
 	var asking, replaced error

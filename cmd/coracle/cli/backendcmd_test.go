@@ -119,7 +119,8 @@ func TestWaitForBackend(t *testing.T) {
 	}
 }
 
-// TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so; also when nodes are late for another reason.
+// TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so;
+// also when nodes are late for another reason.
 func TestBackendReplaced(t *testing.T) {
 	client := fake.NewClientset(says("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
 	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
@@ -128,7 +129,8 @@ func TestBackendReplaced(t *testing.T) {
 	}
 }
 
-// TestBackendOfSilentServer: a server that takes connections and does not answer keeps nobody waiting for longer than nodes may take.
+// TestBackendOfSilentServer: a server that takes connections and does not answer keeps nobody waiting for longer than
+// nodes may take.
 func TestBackendOfSilentServer(t *testing.T) {
 	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer silent.Close()

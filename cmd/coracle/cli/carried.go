@@ -78,7 +78,8 @@ func (a *App) ctrCommand() *cobra.Command {
 			env := a.Environ
 			env = setDefault(env, "CONTAINERD_ADDRESS", t.Paths.ContainerdSocket)
 			env = setDefault(env, "CONTAINERD_NAMESPACE", "k8s.io")
-			// What containerd's next version drops, cgroup v1 among it, is for who embeds it: coracle's user can do nothing about it.
+			// What containerd's next version drops, cgroup v1 among it, is for who embeds it: coracle's user can do
+			// nothing about it.
 			env = setDefault(env, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true")
 			return a.execTool(t, "ctr", args, env)
 		}),

@@ -102,7 +102,8 @@ func needsOf(c *config.Server) preflight.Needs {
 	return n
 }
 
-// presentBackendOf is the network back end that a server with these settings would have: what its cluster has changed to counts.
+// presentBackendOf is the network back end that a server with these settings would have: what its cluster has changed
+// to counts.
 func presentBackendOf(c *config.Server) string {
 	if c.NetworkBackend == clusterconfig.NetworkNone { // it gives the pod network away
 		return clusterconfig.NetworkNone

@@ -15,7 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// TestCheckKnowsTheBackend: the port between nodes is that of the back end to which the cluster has changed, as the server or the node remembers it, and not the flag's.
+// TestCheckKnowsTheBackend: the port between nodes is that of the back end to which the cluster has changed, as the
+// server or the node remembers it, and not the flag's.
 func TestCheckKnowsTheBackend(t *testing.T) {
 	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for _, c := range []struct {
@@ -44,7 +45,8 @@ func TestCheckKnowsTheBackend(t *testing.T) {
 	}
 }
 
-// TestCheckKnowsWhoNeedsNFTables: a node that leaves pods' network and Services to other programs does without them, and so does a server that runs no pods.
+// TestCheckKnowsWhoNeedsNFTables: a node that leaves pods' network and Services to other programs does without them,
+// and so does a server that runs no pods.
 func TestCheckKnowsWhoNeedsNFTables(t *testing.T) {
 	address := []netip.Addr{netip.MustParseAddr("192.0.2.9")}
 	for _, c := range []struct {

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders; the work is done by the carried tools (cmd/coracle-tools/cleanup), which keeps it out
-// of the server's memory. It takes the arguments of coracle server and passes over those that name no folder, so that
-// coracle-uninstall can hand it what the service was started with.
+// cleanupCommand finds the folders; the work is done by the carried tools (cmd/coracle-tools/cleanup), which keeps it
+// out of the server's memory. It takes the arguments of coracle server and passes over those that name no folder, so
+// that coracle-uninstall can hand it what the service was started with.
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", GroupID: groupUse, Short: "End all pods on this machine and remove what was set up for them; coracle has to be stopped",

@@ -173,8 +173,8 @@ func podServes(p *corev1.Pod) bool {
 	return false
 }
 
-// jobsFailure tells whether a pod is a failed attempt of a Job. The Job makes another one, or has failed itself and says so;
-// the pod stays for its log alone.
+// jobsFailure tells whether a pod is a failed attempt of a Job. The Job makes another one, or has failed itself and
+// says so; the pod stays for its log alone.
 func jobsFailure(p *corev1.Pod) bool {
 	owner := metav1.GetControllerOf(p)
 	return p.Status.Phase == corev1.PodFailed && owner != nil && owner.Kind == "Job" && strings.HasPrefix(owner.APIVersion, "batch/")
@@ -232,8 +232,8 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 	return ""
 }
 
-// startsAgain tells whether the kubelet only waits to start a container again that has ended more than once. For most of a
-// back-off it shows the container as ended, not as waiting (docs/adr/0055).
+// startsAgain tells whether the kubelet only waits to start a container again that has ended more than once. For most
+// of a back-off it shows the container as ended, not as waiting (docs/adr/0055).
 func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
 	main := slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == c.Name })
 	failed := c.State.Terminated.ExitCode != 0

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// fakeAPI answers the few requests that commands make: one node, one pod, Secrets that are kept, and, with FAKE_NOT_YET,
-// objects that coracle does nothing with.
+// fakeAPI answers the few requests that commands make: one node, one pod, Secrets that are kept, and, with
+// FAKE_NOT_YET, objects that coracle does nothing with.
 func fakeAPI() *httptest.Server {
 	var mu sync.Mutex
 	secrets := map[string]corev1.Secret{}

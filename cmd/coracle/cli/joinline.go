@@ -30,8 +30,8 @@ func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 		map[string]string{"agent": "a node", "server": "a server"}[role], role, at, tok, install)
 }
 
-// ownURL is where other machines reach the cluster: its virtual address or, without one, this one's API server. The first address in its certificate that is not this
-// machine's own alone is the one that it advertises.
+// ownURL is where other machines reach the cluster: its virtual address or, without one, this one's API server. The
+// first address in its certificate that is not this machine's own alone is the one that it advertises.
 func ownURL(t *config.Tool) string {
 	host, port := "ADDRESS-OF-THIS-MACHINE", "6443"
 	if vips, _, err := clusterconfig.ReadVIPs(t.Paths.ServerDir); err == nil && len(vips) > 0 {

@@ -27,8 +27,8 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	return out, nil
 }
 
-// addContexts gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address, and
-// kubectl tries no other: whoever wants another server says so with --context.
+// addContexts gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address,
+// and kubectl tries no other: whoever wants another server says so with --context.
 func addContexts(c *api.Config, urls []string) {
 	name := c.CurrentContext
 	for i, url := range urls {

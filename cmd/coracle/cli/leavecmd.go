@@ -26,8 +26,8 @@ import (
 
 const onlyServer = "this machine has the cluster's only server: there is nothing to leave"
 
-// exitStillMember is the exit code of coracle leave on a server of several that did not leave. Removing its data would be the loss of a
-// voter, and perhaps of the last copy of the store: coracle-uninstall stops there.
+// exitStillMember is the exit code of coracle leave on a server of several that did not leave. Removing its data would
+// be the loss of a voter, and perhaps of the last copy of the store: coracle-uninstall stops there.
 const exitStillMember = 3
 
 // stillMember says that a server did not leave.

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// leaveGrace is how long the pods of a node that leaves may take to end, unless somebody says otherwise: what a pod has by
-	// default (terminationGracePeriodSeconds) twice.
+	// leaveGrace is how long the pods of a node that leaves may take to end, unless somebody says otherwise: what a pod
+	// has by default (terminationGracePeriodSeconds) twice.
 	leaveGrace = time.Minute
 	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.
 	leaveRest = 20 * time.Second

@@ -36,7 +36,8 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 	return nil
 }
 
-// visible puts a question mark in place of what a terminal would obey, or a table: much of what is printed was said by other machines.
+// visible puts a question mark in place of what a terminal would obey, or a table: much of what is printed was said by
+// other machines.
 func visible(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -46,7 +47,8 @@ func visible(text string) string {
 	}, text)
 }
 
-// readable is visible for a text that may have lines and tabs of its own, such as an error with what another machine has answered.
+// readable is visible for a text that may have lines and tabs of its own, such as an error with what another machine
+// has answered.
 func readable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {

@@ -122,7 +122,8 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	return adminErr
 }
 
-// Anew starts the program anew, whatever still runs; see App.Anew. When a stop was asked for meanwhile, it ends the process.
+// Anew starts the program anew, whatever still runs; see App.Anew. When a stop was asked for meanwhile, it ends the
+// process.
 func (p *Process) Anew() {
 	if p.stopping.Load() {
 		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
@@ -133,8 +134,8 @@ func (p *Process) Anew() {
 	os.Exit(1)
 }
 
-// keepClock sets a clock forward that is behind, before anything looks at a certificate, and notes the time for the next start until
-// the function that it returns is called.
+// keepClock sets a clock forward that is behind, before anything looks at a certificate, and notes the time for the
+// next start until the function that it returns is called.
 func (p *Process) keepClock(v version.Info) (stop func()) {
 	clock := wallclock.Clock{
 		File: filepath.Join(p.Paths.DataDir, "clock"), Logger: p.Log.Logger,

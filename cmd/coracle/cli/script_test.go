@@ -224,7 +224,8 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	return nil
 }
 
-// fakeServers is the only server, or with FAKE_SERVERS three, one of which does not answer; with FAKE_SILENT no other one does.
+// fakeServers is the only server, or with FAKE_SERVERS three, one of which does not answer; with FAKE_SILENT no other
+// one does.
 func fakeServers() http.Handler {
 	out := status.Servers{Servers: []status.ClusterServer{{Name: "board1", ID: "a1", Role: status.Leader, Self: true, Answers: true, Version: "v1"}}, Problems: []string{}}
 	if os.Getenv("FAKE_SERVERS") != "" {

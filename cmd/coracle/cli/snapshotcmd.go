@@ -38,7 +38,8 @@ what is not given is as in those.`,
 	return cmd
 }
 
-// addS3 gives a command the flags with which it means another object store than its server does, also by the names that k3s has for them.
+// addS3 gives a command the flags with which it means another object store than its server does, also by the names that
+// k3s has for them.
 func addS3(cmd *cobra.Command) *config.Flags {
 	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		short := strings.TrimPrefix(name, "etcd-")

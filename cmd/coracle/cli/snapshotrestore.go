@@ -45,8 +45,8 @@ Other servers of the cluster have to be stopped first, and join this one anew.`,
 	return cmd
 }
 
-// findSnapshot returns the path of a snapshot: what is a file, the name of one in the folder for snapshots, or that of one on S3, which is
-// then copied to that folder.
+// findSnapshot returns the path of a snapshot: what is a file, the name of one in the folder for snapshots, or that of
+// one on S3, which is then copied to that folder.
 func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (string, error) {
 	if _, err := os.Stat(what); !errors.Is(err, fs.ErrNotExist) || strings.ContainsRune(what, filepath.Separator) {
 		return what, nil

@@ -19,9 +19,10 @@ import (
 //go:linkname provider k8s.io/client-go/util/workqueue.globalMetricsProvider
 var provider workqueue.MetricsProvider
 
-// none is that first value. Go initializes packages that are ready in the order of their paths, so this one comes before
-// k8s.io/component-base.
+// none is that first value. Go initializes packages that are ready in the order of their paths, so this one comes
+// before k8s.io/component-base.
 var none = provider
 
-// Disable makes queues that are made from now on have no metrics. Call it before there are any: the variable has no lock.
+// Disable makes queues that are made from now on have no metrics. Call it before there are any: the variable has no
+// lock.
 func Disable() { provider = none }

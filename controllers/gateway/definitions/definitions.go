@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package definitions brings the kinds of the Gateway API into a cluster: the standard channel of the module sigs.k8s.io/gateway-api of go.mod.
+// Package definitions brings the kinds of the Gateway API into a cluster: the standard channel of the module
+// sigs.k8s.io/gateway-api of go.mod.
 //
-// It owns the CustomResourceDefinitions that it has made. Those that an administrator installs, of another channel or of a newer version, it leaves alone. The
-// kinds that the ingress does not serve (TCPRoute, UDPRoute) are not among them, and neither are versions that the module itself does not serve.
+// It owns the CustomResourceDefinitions that it has made. Those that an administrator installs, of another channel or
+// of a newer version, it leaves alone. The kinds that the ingress does not serve (TCPRoute, UDPRoute) are not among
+// them, and neither are versions that the module itself does not serve.
 package definitions
 
 import (
@@ -92,7 +94,8 @@ func Define(ctx context.Context, c dynamic.Interface) error {
 	return errors.Join(errs...)
 }
 
-// older says whether a definition that the cluster has is one that this package has made, from an older version of the same channel.
+// older says whether a definition that the cluster has is one that this package has made, from an older version of the
+// same channel.
 func older(have, want *unstructured.Unstructured) bool {
 	a, b := have.GetAnnotations(), want.GetAnnotations()
 	if have.GetLabels()[managedBy] != manager || a[channel] != b[channel] {
@@ -119,7 +122,8 @@ func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 	return out
 }
 
-// Remove removes the definitions that this package has made. The caller has seen that there are no objects, which would go with them.
+// Remove removes the definitions that this package has made. The caller has seen that there are no objects, which would
+// go with them.
 func Remove(ctx context.Context, c dynamic.Interface) error {
 	all, err := Read()
 	if err != nil {

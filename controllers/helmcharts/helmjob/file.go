@@ -18,7 +18,8 @@ import (
 // MaxArchive bounds a chart's archive, in bytes: Helm unpacks no more of a chart either.
 const MaxArchive = 100 << 20
 
-// SumFile tells archives and unpacked charts apart by what is in them: the SHA-256 of an archive, or one over the files of a folder and their names.
+// SumFile tells archives and unpacked charts apart by what is in them: the SHA-256 of an archive, or one over the files
+// of a folder and their names.
 func SumFile(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -42,8 +43,8 @@ func SumFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// EachFile calls f for each regular file of an unpacked chart, in the order of their names in it. As Helm does when it loads such a chart, it follows symbolic links, that
-// by which the folder itself is named among them.
+// EachFile calls f for each regular file of an unpacked chart, in the order of their names in it. As Helm does when it
+// loads such a chart, it follows symbolic links, that by which the folder itself is named among them.
 func EachFile(folder string, f func(name string, info fs.FileInfo) error) error {
 	info, err := os.Stat(folder)
 	if err != nil {

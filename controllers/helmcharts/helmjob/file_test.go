@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// TestSumFile: two unpacked charts have the same sum if they have the same files with the same names, wherever these lie.
+// TestSumFile: two unpacked charts have the same sum if they have the same files with the same names, wherever these
+// lie.
 func TestSumFile(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

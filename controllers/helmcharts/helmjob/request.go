@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package helmjob is what the controller of Helm charts and the child process that does its work say to one another: a
-// Request goes to the child's standard input, a Result comes from its standard output, both as JSON; its log goes to its
-// standard error. Helm itself is linked into the child alone (cmd/coracle-tools), so that its memory is there only while a
-// chart is installed: nothing here imports it.
+// Request goes to the child's standard input, a Result comes from its standard output, both as JSON; its log goes to
+// its standard error. Helm itself is linked into the child alone (cmd/coracle-tools), so that its memory is there only
+// while a chart is installed: nothing here imports it.
 package helmjob
 
 import (
@@ -20,14 +20,15 @@ import (
 type Operation string
 
 const (
-	// Apply makes the release what the request describes: it installs, upgrades, recovers or finds that nothing is to be done.
+	// Apply makes the release what the request describes: it installs, upgrades, recovers or finds that nothing is to
+	// be done.
 	Apply Operation = "apply"
 	// Uninstall removes the release. One that is not there is a success.
 	Uninstall Operation = "uninstall"
 )
 
-// FailurePolicy is what happens to a release whose last installation or upgrade failed. It counts for the same chart and
-// values only: a request that differs from what failed is always tried.
+// FailurePolicy is what happens to a release whose last installation or upgrade failed. It counts for the same chart
+// and values only: a request that differs from what failed is always tried.
 type FailurePolicy string
 
 const (
@@ -45,14 +46,15 @@ const DefaultTimeout = 5 * time.Minute
 // Request is what one child process is asked to do. It holds passwords: it is never logged and never in an argument.
 type Request struct {
 	Operation Operation `json:"operation"`
-	// Socket is the path of the Unix socket at which the API server answers, without TLS, to a user who may do all that charts do.
+	// Socket is the path of the Unix socket at which the API server answers, without TLS, to a user who may do all that
+	// charts do.
 	Socket    string `json:"socket"`
 	Namespace string `json:"namespace"` // of the release
 	Release   string `json:"release"`   // its name
 	// Driver is where the release is kept: "secret", or "" for that, or "configmap".
 	Driver string `json:"driver,omitempty"`
-	// Seal is a secret of the cluster. What is written of a release carries a code that is made with it; what does not is believed only as far as
-	// the objects that it names bear the release's marks.
+	// Seal is a secret of the cluster. What is written of a release carries a code that is made with it; what does not
+	// is believed only as far as the objects that it names bear the release's marks.
 	Seal []byte `json:"seal,omitempty"`
 	// Timeout is how long each hook, and each wait for a removal, may take. 0: DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
@@ -63,19 +65,22 @@ type Request struct {
 	Chart           Chart `json:"chart"`
 	// Values are YAML documents; what a later one says counts.
 	Values []Document `json:"values,omitempty"`
-	// Set are single values over those of the documents, by helm's path (a.b[0].c). As with k3s, numbers and the words true,
-	// false and null have their types, and every other string is a string.
+	// Set are single values over those of the documents, by helm's path (a.b[0].c). As with k3s, numbers and the words
+	// true, false and null have their types, and every other string is a string.
 	Set           map[string]intstr.IntOrString `json:"set,omitempty"`
 	FailurePolicy FailurePolicy                 `json:"failurePolicy,omitempty"` // "": Reinstall, as with k3s
-	// ServerSide is "true", "false", or "" and "auto": as the release was applied before, and on the server for a new one.
+	// ServerSide is "true", "false", or "" and "auto": as the release was applied before, and on the server for a new
+	// one.
 	ServerSide string `json:"serverSide,omitempty"`
 	// TakeOwnership lets the release take over objects that exist already and belong to no release or to another one.
 	TakeOwnership bool `json:"takeOwnership,omitempty"`
 	// Wait waits until the release's objects are ready, for at most Timeout, and not only for its hooks.
 	Wait bool `json:"wait,omitempty"`
-	// Repair looks at a release of which nothing has changed in the request: its objects are made again what its manifest says. It makes no new revision.
+	// Repair looks at a release of which nothing has changed in the request: its objects are made again what its
+	// manifest says. It makes no new revision.
 	Repair bool `json:"repair,omitempty"`
-	// Upgrade fetches the chart and upgrades although nothing in the request has changed: a chart without a version may have a newer one.
+	// Upgrade fetches the chart and upgrades although nothing in the request has changed: a chart without a version may
+	// have a newer one.
 	Upgrade bool `json:"upgrade,omitempty"`
 	// KeepHistory is how many revisions stay readable for `helm rollback`. 0: 10, as with helm itself.
 	KeepHistory int `json:"keepHistory,omitempty"`
@@ -90,14 +95,15 @@ type Chart struct {
 	Content []byte `json:"content,omitempty"`
 	// File is the path of an archive or of a chart's folder on this machine.
 	File string `json:"file,omitempty"`
-	// Name is a chart's name in Repo; the URL of an archive (http, https); a reference to a registry (oci://host/path, or
-	// host/path:tag@digest behind that); or a file in one of Folders: see LocalFile.
+	// Name is a chart's name in Repo; the URL of an archive (http, https); a reference to a registry (oci://host/path,
+	// or host/path:tag@digest behind that); or a file in one of Folders: see LocalFile.
 	Name string `json:"name,omitempty"`
 	// Repo is a repository's URL; with the scheme oci it is the registry's path before Name.
 	Repo string `json:"repo,omitempty"`
 	// Version is exact ("1.2.3") or a range ("^1.2", ">=1 <3"). "": the newest that is no pre-release.
 	Version string `json:"version,omitempty"`
-	// Folders are where charts lie that are named by file or by k3s' https://%{KUBERNETES_API}%/static/charts/FILE; the first that has it counts.
+	// Folders are where charts lie that are named by file or by k3s' https://%{KUBERNETES_API}%/static/charts/FILE; the
+	// first that has it counts.
 	Folders []string `json:"folders,omitempty"`
 
 	Username string `json:"username,omitempty"`

@@ -42,12 +42,13 @@ const (
 type Result struct {
 	Action Action `json:"action,omitempty"`
 	Reason Reason `json:"reason,omitempty"`
-	// Message says in plain English what happened and, of a failure, what to do about it. It has no credentials and no values in it.
+	// Message says in plain English what happened and, of a failure, what to do about it. It has no credentials and no
+	// values in it.
 	Message string `json:"message"`
 	// TryAgain says whether the same request can succeed later, without anybody changing it.
 	TryAgain bool `json:"tryAgain,omitempty"`
-	// Found is the state in which the release was found, in Helm's words ("pending-upgrade", "uninstalling", "failed"), or
-	// "drifted" where its objects were not what its manifest says. "": there was none, or it was deployed.
+	// Found is the state in which the release was found, in Helm's words ("pending-upgrade", "uninstalling", "failed"),
+	// or "drifted" where its objects were not what its manifest says. "": there was none, or it was deployed.
 	Found string `json:"found,omitempty"`
 	// Release is as it is now; nil where there is none.
 	Release *Release `json:"release,omitempty"`

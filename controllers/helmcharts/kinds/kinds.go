@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kinds are HelmChart and HelmChartConfig: Helm charts as objects of the API, with the fields that k3s gave them.
+// Package kinds are HelmChart and HelmChartConfig: Helm charts as objects of the API, with the fields that k3s gave
+// them.
 //
 // It owns their definitions. What is done with the objects is the parent package's matter.
 package kinds

@@ -2,7 +2,8 @@
 
 // Package addresspool is the kind AddressPool: addresses for Services of type LoadBalancer, as an object of the API.
 //
-// It owns the definition of that kind in the cluster. What is done with the addresses is controllers/servicelb's matter.
+// It owns the definition of that kind in the cluster. What is done with the addresses is controllers/servicelb's
+// matter.
 package addresspool
 
 import (

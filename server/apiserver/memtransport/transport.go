@@ -118,7 +118,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.roundTrip(req, t.mark)
 }
 
-// Marked is the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before that returns.
+// Marked is the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before that
+// returns.
 func (t *Transport) Marked(mark func(context.Context) context.Context) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) { return t.roundTrip(req, mark) })
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metricsgc takes time series out of the process-wide metrics registry that upstream's components register with.
-// Upstream adds series for every custom resource and namespace that it meets and never drops one: a process that lives
-// long in a busy cluster carries those of everything that ever was, at two kilobytes for each histogram.
+// Package metricsgc takes time series out of the process-wide metrics registry that upstream's components register
+// with. Upstream adds series for every custom resource and namespace that it meets and never drops one: a process that
+// lives long in a busy cluster carries those of everything that ever was, at two kilobytes for each histogram.
 //
 // It reaches the metrics through the registry's exported interface only: to register a description a second time is
 // refused with an error that holds the metric that has it.

@@ -37,7 +37,8 @@ type watchChan struct {
 	all      sync.WaitGroup
 }
 
-// begin starts a watch of versions; with those of the beginning, which are passed on without asking, and so many decoded at a time.
+// begin starts a watch of versions; with those of the beginning, which are passed on without asking, and so many
+// decoded at a time.
 func begin(ctx context.Context, beginning, versions []version, atATime int) *watchChan {
 	w := &watchChan{}
 	raw := make(chan version, 100)
@@ -134,7 +135,8 @@ func (w *watchChan) take() ([]byte, bool) {
 	return v, true
 }
 
-// bytesOf is where versions' values lie, each from its own byte on: a bound knows them by that, and by how many they are.
+// bytesOf is where versions' values lie, each from its own byte on: a bound knows them by that, and by how many they
+// are.
 var bytesOf = make([]byte, 2<<20)
 
 func versions(from, n, size int) []version {
@@ -179,7 +181,8 @@ func TestNobodyReads(t *testing.T) {
 	}
 }
 
-// TestReaderStallsAndWakes: whatever the sizes of objects, the selector, and when the reader reads, it gets everything in order, and nothing stands still for longer than it does.
+// TestReaderStallsAndWakes: whatever the sizes of objects, the selector, and when the reader reads, it gets everything
+// in order, and nothing stands still for longer than it does.
 func TestReaderStallsAndWakes(t *testing.T) {
 	first := testenv.Seed(t)
 	for i := range uint64(20) {
@@ -240,7 +243,8 @@ func stallAndWake(t *testing.T, seed uint64) {
 	w.mu.Unlock()
 	cancel()
 	w.all.Wait()
-	// One more was received, and not yet noted, than the bound knows of; those that are decoded at the same time do not know of one another.
+	// One more was received, and not yet noted, than the bound knows of; those that are decoded at the same time do not
+	// know of one another.
 	if bound := max(Limit, largest) + (1+atATime)*largest; most > bound {
 		t.Errorf("%d bytes were decoded ahead, of at most %d", most, bound)
 	}

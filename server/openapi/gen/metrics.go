@@ -20,7 +20,8 @@ import (
 // metricsDocument is the name of the document of the one group that is served and is not Kubernetes' own.
 const metricsDocument = "apis/metrics.k8s.io/v1beta1"
 
-// metricsDocuments has metrics-server's API describe itself in both formats, as it does where it is a server of its own. It is never asked for figures.
+// metricsDocuments has metrics-server's API describe itself in both formats, as it does where it is a server of its
+// own. It is never asked for figures.
 func metricsDocuments(version string) (v2, v3 []byte, err error) {
 	namer := openapinamer.NewDefinitionNamer(api.Scheme)
 	c := genericapiserver.NewConfig(api.Codecs)
@@ -54,7 +55,8 @@ func metricsDocuments(version string) (v2, v3 []byte, err error) {
 	return v2, v3, err
 }
 
-// join adds to the members of a v2 document those of another one: definitions that it lacks, and the paths below metrics.k8s.io.
+// join adds to the members of a v2 document those of another one: definitions that it lacks, and the paths below
+// metrics.k8s.io.
 func join(members map[string]map[string]json.RawMessage, other []byte) error {
 	var doc struct{ Definitions, Paths map[string]json.RawMessage }
 	if err := json.Unmarshal(other, &doc); err != nil {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command churn fills a cluster with what a busy month, or upstream's conformance suite, leaves behind, and removes all of
-// it again: namespaces with workloads whose pods run for a moment or never find a node, configuration, rights and quotas;
-// CustomResourceDefinitions, each of a group of its own, with objects; admission policies, webhooks and API services;
-// and watches on all of them. What the server's memory does afterwards is for others to look at.
+// Command churn fills a cluster with what a busy month, or upstream's conformance suite, leaves behind, and removes all
+// of it again: namespaces with workloads whose pods run for a moment or never find a node, configuration, rights and
+// quotas; CustomResourceDefinitions, each of a group of its own, with objects; admission policies, webhooks and API
+// services; and watches on all of them. What the server's memory does afterwards is for others to look at.
 //
 //	churn -kubeconfig FILE -image IMAGE [-namespaces N] [-definitions N] [-running N] [-parallel N] [-seed N]
 //

@@ -106,7 +106,8 @@ func (c *churn) rights(ctx context.Context, ns string) error {
 	return err
 }
 
-// workloads makes a Deployment and a StatefulSet whose pods fit no node, a Service before them, and a Job whose pods run.
+// workloads makes a Deployment and a StatefulSet whose pods fit no node, a Service before them, and a Job whose pods
+// run.
 func (c *churn) workloads(ctx context.Context, ns string, running int) error {
 	labels := map[string]string{"app": "web"}
 	template := corev1.PodTemplateSpec{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command chartserver is the chart repository and registry of tests as a process: what charts.Handler does. It is never part
-// of a release. Charts come into its registry by helm push.
+// Command chartserver is the chart repository and registry of tests as a process: what charts.Handler does. It is never
+// part of a release. Charts come into its registry by helm push.
 package main
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command attacher is upstream's external-attacher with what the tests' driver needs of it: its packages have the driver attach the volumes to nodes, and write into VolumeAttachments what came of it.
-// It is never part of a release. Upstream's own command wraps the same in election of leaders and metrics.
+// Command attacher is upstream's external-attacher with what the tests' driver needs of it: its packages have the
+// driver attach the volumes to nodes, and write into VolumeAttachments what came of it. It is never part of a release.
+// Upstream's own command wraps the same in election of leaders and metrics.
 package main
 
 import (

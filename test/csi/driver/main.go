@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command driver is a small CSI driver whose volumes are directories: of one node, or with -shared of a folder that all nodes see, as they see the disks of a storage network. There a volume has to
-// be attached to a node before that one can use it, and is never attached to two. It shows that drivers work on coracle as they do elsewhere: the tests run it
-// as a pod, beside upstream's external-provisioner and external-attacher. It is never part of a release.
+// Command driver is a small CSI driver whose volumes are directories: of one node, or with -shared of a folder that all
+// nodes see, as they see the disks of a storage network. There a volume has to be attached to a node before that one
+// can use it, and is never attached to two. It shows that drivers work on coracle as they do elsewhere: the tests run
+// it as a pod, beside upstream's external-provisioner and external-attacher. It is never part of a release.
 //
-// It needs no node-driver-registrar: it serves the kubelet's registration by itself. All that it knows is on the disk, so that it may end at any moment.
+// It needs no node-driver-registrar: it serves the kubelet's registration by itself. All that it knows is on the disk,
+// so that it may end at any moment.
 package main
 
 import (

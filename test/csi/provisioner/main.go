@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command provisioner is upstream's external-provisioner with what the tests' driver needs of it: its packages make and remove the volumes. It is never part of a
-// release. Upstream's own command wraps the same in election of leaders, capacities and metrics; its version 6.3 does not compile with the API of Kubernetes 1.37.
+// Command provisioner is upstream's external-provisioner with what the tests' driver needs of it: its packages make and
+// remove the volumes. It is never part of a release. Upstream's own command wraps the same in election of leaders,
+// capacities and metrics; its version 6.3 does not compile with the API of Kubernetes 1.37.
 package main
 
 import (
@@ -68,7 +69,8 @@ func run(ctx context.Context, socket string) error {
 	if err != nil {
 		return err
 	}
-	// No snapshots, no migration from volumes of the kubelet's own, no VolumeAttachments, no claims of other namespaces, one provisioner for all nodes.
+	// No snapshots, no migration from volumes of the kubelet's own, no VolumeAttachments, no claims of other
+	// namespaces, one provisioner for all nodes.
 	p := csicontroller.NewCSIProvisioner(client, patience, host+"-"+name, "pvc", -1, driver, nil, name, plugin, capabilities, "", false, true, csitranslation.New(),
 		storage.StorageClasses().Lister(), storage.CSINodes().Lister(), core.Nodes().Lister(), core.PersistentVolumeClaims().Lister(), nil, nil, false, "", nil, true, true,
 		csicontroller.NewInMemoryStore())

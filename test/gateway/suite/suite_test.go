@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package suite is upstream's conformance suite of the Gateway API, in a module of its own: what the suite needs stays out of the main go.mod.
+// Package suite is upstream's conformance suite of the Gateway API, in a module of its own: what the suite needs stays
+// out of the main go.mod.
 package suite
 
 import (

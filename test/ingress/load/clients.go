@@ -177,9 +177,9 @@ func (l *load) client(i int) (kind, url string, c *http.Client, fresh func()) {
 	return "http/3 new connections", "https://" + l.host + echoPath, c, h3.CloseIdleConnections
 }
 
-// ask sends requests that no client may send a second time by itself, every tenth of a second. Over HTTP/3 it may where the server says
-// that it has not begun with it (H3_REQUEST_REJECTED), which is the protocol's way to end a connection that is in use (RFC 9114, 5.2);
-// those are counted as renewed.
+// ask sends requests that no client may send a second time by itself, every tenth of a second. Over HTTP/3 it may where
+// the server says that it has not begun with it (H3_REQUEST_REJECTED), which is the protocol's way to end a connection
+// that is in use (RFC 9114, 5.2); those are counted as renewed.
 func (l *load) ask(ctx context.Context, i int) {
 	kind, url, client, fresh := l.client(i)
 	pace := time.NewTicker(100 * time.Millisecond)
@@ -226,7 +226,8 @@ func post(c *http.Client, r *http.Request, text string) error {
 // errGoingAway says that the server has ended a conversation properly.
 var errGoingAway = errors.New("the server goes away")
 
-// converse holds conversations of which each has an answer every half second, and begins another one when the server has ended one.
+// converse holds conversations of which each has an answer every half second, and begins another one when the server
+// has ended one.
 func (l *load) converse(ctx context.Context, kind string, i int, begin func(context.Context, int) (say func(string) error, end func(), err error)) {
 	for n := 0; ctx.Err() == nil; n++ {
 		began := time.Now()

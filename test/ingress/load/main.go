@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command load is both ends of what the ingress' scenarios send through the proxy: a server for pods, and clients that ask without a pause.
+// Command load is both ends of what the ingress' scenarios send through the proxy: a server for pods, and clients that
+// ask without a pause.
 //
 //	load serve [PORT]        answers HTTP/1.1 and HTTP/2 without TLS, echoes on websockets and on streams of gRPC
 //	load clients ADDRESS...  asks at the addresses until its input ends, and says after each line of it what has happened since the line before

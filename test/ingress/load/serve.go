@@ -19,7 +19,8 @@ import (
 	"google.golang.org/grpc/interop/grpc_testing"
 )
 
-// serve answers until it is asked to end. Then it ends websockets with "going away" and streams with success, so that clients know that nothing was lost.
+// serve answers until it is asked to end. Then it ends websockets with "going away" and streams with success, so that
+// clients know that nothing was lost.
 func serve(args []string) error {
 	port := "8080"
 	if len(args) > 0 {

@@ -16,8 +16,8 @@ import (
 // drainTime is how long watchers may need for what was written.
 const drainTime = 30 * time.Second
 
-// fanOut opens s.Watchers watches as the API server does, writes as fast as s.Clients can, and waits until every watcher
-// has seen every write, in order.
+// fanOut opens s.Watchers watches as the API server does, writes as fast as s.Clients can, and waits until every
+// watcher has seen every write, in order.
 func fanOut(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.For+2*drainTime)
 	defer cancel()

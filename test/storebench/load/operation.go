@@ -29,7 +29,8 @@ func newOp(c *kubernetes.Client, s Spec, number int) operation {
 	return func(context.Context, int64) error { return fmt.Errorf("there is no load %q", s.Kind) }
 }
 
-// newValue returns a value: an object as the API server stores it, or bytes that do not compress, so that nothing is gained by trying.
+// newValue returns a value: an object as the API server stores it, or bytes that do not compress, so that nothing is
+// gained by trying.
 func newValue(s Spec, number int) []byte {
 	if s.Objects {
 		return newObject(number)

@@ -82,8 +82,8 @@ func (k logrusHook) Fire(e *logrus.Entry) error {
 	return nil
 }
 
-// logrusComponent says whose message a hook of logrus is called for, by the first caller that is not logrus itself: IPVS' library is the Service proxy's, all
-// others are containerd's.
+// logrusComponent says whose message a hook of logrus is called for, by the first caller that is not logrus itself:
+// IPVS' library is the Service proxy's, all others are containerd's.
 func logrusComponent() string {
 	var callers [32]uintptr
 	frames := runtime.CallersFrames(callers[:runtime.Callers(3, callers[:])])

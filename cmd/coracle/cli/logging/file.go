@@ -15,7 +15,8 @@ import (
 // maxFile is how large a log file gets, in bytes. It is FILE.1 then, in place of the one before, and a new one begins.
 const maxFile = 50_000_000
 
-// file is a log file that this process alone writes to, but for its own standard output and error, which may be the same file. It is for one writer at a time.
+// file is a log file that this process alone writes to, but for its own standard output and error, which may be the
+// same file. It is for one writer at a time.
 type file struct {
 	path string
 	f    *os.File
@@ -54,7 +55,8 @@ func (l *file) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// rotate begins a new file. Where that fails, and where somebody else has moved or shortened the file, the log goes on in the one that is open.
+// rotate begins a new file. Where that fails, and where somebody else has moved or shortened the file, the log goes on
+// in the one that is open.
 func (l *file) rotate() {
 	l.size = 0 // where it does not succeed it is tried again after as much
 	old, err := l.f.Stat()

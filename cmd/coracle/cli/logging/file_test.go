@@ -45,7 +45,8 @@ func has(t *testing.T, path, want string) {
 	}
 }
 
-// TestFileIsBounded: a full log file becomes FILE.1, no line is lost or cut, and what a panic writes to standard error is in the new file.
+// TestFileIsBounded: a full log file becomes FILE.1, no line is lost or cut, and what a panic writes to standard error
+// is in the new file.
 func TestFileIsBounded(t *testing.T) {
 	l, std := smallFile(t)
 	forty := strings.Repeat("a", 39)
@@ -66,8 +67,8 @@ func TestFileIsBounded(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorForNewFile: where a new file cannot be opened, the log goes on under its name with one line that says so, and is
-// bounded again when files can be opened.
+// TestNoDescriptorForNewFile: where a new file cannot be opened, the log goes on under its name with one line that says
+// so, and is bounded again when files can be opened.
 func TestNoDescriptorForNewFile(t *testing.T) {
 	l, std := smallFile(t)
 	forty := strings.Repeat("a", 39)

@@ -58,7 +58,8 @@ func (h *hold) release() []string {
 	return lines
 }
 
-// Hold keeps back what libraries say until [Log.Release]. It does nothing when the user asked for more than the default.
+// Hold keeps back what libraries say until [Log.Release]. It does nothing when the user asked for more than the
+// default.
 func (l *Log) Hold() {
 	if !l.quiet {
 		return

@@ -80,7 +80,8 @@ func TestLibrariesByDefault(t *testing.T) {
 		"ERROR plugin/kubernetes: broken")
 }
 
-// TestIPVSIsTheProxys: the library that speaks with the kernel's IPVS says by logrus that there is no modprobe, once in a process: so this test has one of its own.
+// TestIPVSIsTheProxys: the library that speaks with the kernel's IPVS says by logrus that there is no modprobe, once in
+// a process: so this test has one of its own.
 func TestIPVSIsTheProxys(t *testing.T) {
 	const child = "CORACLE_TEST_IPVS_CHILD"
 	if os.Getenv(child) == "" {

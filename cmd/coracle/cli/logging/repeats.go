@@ -17,7 +17,8 @@ var provoked = map[string]bool{
 	"Unable to authenticate the request due to an error": true, // the kubelet's
 }
 
-// repeats bounds the lines of provoked messages, so that a client cannot drive all other lines out of the log files. Its zero value is ready.
+// repeats bounds the lines of provoked messages, so that a client cannot drive all other lines out of the log files.
+// Its zero value is ready.
 type repeats struct {
 	mu    sync.Mutex
 	lines map[string]repeated
@@ -28,7 +29,8 @@ type repeated struct {
 	since int // messages without a line since then
 }
 
-// bound says whether the record is to be left out, and adds to one that is not how many of the same message were since its last line.
+// bound says whether the record is to be left out, and adds to one that is not how many of the same message were since
+// its last line.
 func (b *repeats) bound(r *slog.Record) (drop bool) {
 	if !provoked[r.Message] {
 		return false

@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// TestProvokedLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds, and other lines are all there.
+// TestProvokedLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds, and
+// other lines are all there.
 func TestProvokedLinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, read := setup(t, config.Logging{})

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package profiling answers an operator who asks what a running process does: where its processor time goes, what its
-// goroutines wait for, and what holds its memory. The answers have the forms of runtime/pprof, which "go tool pprof" reads.
+// goroutines wait for, and what holds its memory. The answers have the forms of runtime/pprof, which "go tool pprof"
+// reads.
 //
-// It owns nothing and starts nothing by itself: between two questions it keeps no goroutine, timer or buffer. What the Go
-// runtime samples for the heap profile it samples in any case (docs/adr/0056-profiles-on-request.md).
+// It owns nothing and starts nothing by itself: between two questions it keeps no goroutine, timer or buffer. What the
+// Go runtime samples for the heap profile it samples in any case (docs/adr/0056-profiles-on-request.md).
 package profiling
 
 import (

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// followSteps sends when the machine's clock is set, and closes the channel when ctx is done. It costs nothing meanwhile: a timer
-// that never expires is cancelled by the kernel then (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+// followSteps sends when the machine's clock is set, and closes the channel when ctx is done. It costs nothing
+// meanwhile: a timer that never expires is cancelled by the kernel then (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
 func followSteps(ctx context.Context) (<-chan struct{}, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {

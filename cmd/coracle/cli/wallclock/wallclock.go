@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wallclock keeps a machine whose clock has no battery from working with a time that cannot be: such a clock begins in
+// Package wallclock keeps a machine whose clock has no battery from working with a time that cannot be: such a clock
+// begins in
 // 1970 after a power loss, or where it stood when the machine was switched off.
 //
-// It sets a clock that is behind forward to the newest time that the machine is known to have seen, and never sets one back: what is
-// too late is for NTP to find out. A clock that shows a time at which the program existed may be right while the files were written under
-// one that ran ahead: it is set forward by a month at most. It needs no file of its own to be written while the machine works: the times of files that are
-// written anyway say how late it was.
+// It sets a clock that is behind forward to the newest time that the machine is known to have seen, and never sets one
+// back: what is too late is for NTP to find out. A clock that shows a time at which the program existed may be right
+// while the files were written under one that ran ahead: it is set forward by a month at most. It needs no file of its
+// own to be written while the machine works: the times of files that are written anyway say how late it was.
 package wallclock
 
 import (
@@ -23,12 +24,14 @@ import (
 )
 
 const (
-	// noteEvery is how often a running process notes the time: a machine that works, and writes nothing, begins at most so far behind.
+	// noteEvery is how often a running process notes the time: a machine that works, and writes nothing, begins at most
+	// so far behind.
 	noteEvery = 12 * time.Hour
-	// lifetime is how long after it was built a program is used at most. A file that is later was written under a clock that ran ahead.
+	// lifetime is how long after it was built a program is used at most. A file that is later was written under a clock
+	// that ran ahead.
 	lifetime = 20 * 365 * 24 * time.Hour
-	// doubt is how far a clock that can be right is set forward at most. One that stood still while the machine was off is behind the files by
-	// noteEvery at most, or by a day where a file has to stand for the battery.
+	// doubt is how far a clock that can be right is set forward at most. One that stood still while the machine was off
+	// is behind the files by noteEvery at most, or by a day where a file has to stand for the battery.
 	doubt = 30 * 24 * time.Hour
 	// between is how far notes are apart at least when the clock is set again and again.
 	between = 10 * time.Second
@@ -59,7 +62,8 @@ func (c *Clock) read() time.Time {
 	return time.Now().Round(0)
 }
 
-// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is told of and left as it is.
+// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is told of and
+// left as it is.
 func (c *Clock) Forward() {
 	now := c.read()
 	floor, what := c.floor(now)
@@ -157,8 +161,9 @@ func (c *Clock) Keep(ctx context.Context) {
 	}
 }
 
-// note touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be taken for
-// the present one at the next start. All of that is on the disk then: the power may go in the next second, and a file system would write it later.
+// note touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be
+// taken for the present one at the next start. All of that is on the disk then: the power may go in the next second,
+// and a file system would write it later.
 func (c *Clock) note() error {
 	now := c.read()
 	_, made := os.Lstat(c.File)

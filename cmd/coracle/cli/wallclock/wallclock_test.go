@@ -78,7 +78,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestNotedTimeIsOnTheDisk: a time that is noted survives the loss of power in the next moment, and so does one that is taken back, of a clock that ran ahead.
+// TestNotedTimeIsOnTheDisk: a time that is noted survives the loss of power in the next moment, and so does one that is
+// taken back, of a clock that ran ahead.
 func TestNotedTimeIsOnTheDisk(t *testing.T) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	dir := t.TempDir()
@@ -112,7 +113,8 @@ func TestNotedTimeIsOnTheDisk(t *testing.T) {
 	}
 }
 
-// TestKeep: the time is noted at once and at the end, and files of a clock that ran ahead do not say a wrong time any more.
+// TestKeep: the time is noted at once and at the end, and files of a clock that ran ahead do not say a wrong time any
+// more.
 func TestKeep(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -133,8 +135,8 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestPowerLossAfterAClockAhead: the clock ran ahead once and was set right while coracle ran, and then the power went, before the time was
-// noted again. The battery keeps the right time, and the next starts leave it alone.
+// TestPowerLossAfterAClockAhead: the clock ran ahead once and was set right while coracle ran, and then the power went,
+// before the time was noted again. The battery keeps the right time, and the next starts leave it alone.
 func TestPowerLossAfterAClockAhead(t *testing.T) {
 	dir := t.TempDir()
 	built := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
@@ -158,8 +160,8 @@ func TestPowerLossAfterAClockAhead(t *testing.T) {
 	}
 }
 
-// TestKeepNotesAStep: when the clock is set back while coracle runs, the files say the right time at once. One that has no battery would be
-// set to the wrong one at its next start.
+// TestKeepNotesAStep: when the clock is set back while coracle runs, the files say the right time at once. One that has
+// no battery would be set to the wrong one at its next start.
 func TestKeepNotesAStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
@@ -193,7 +195,8 @@ func TestKeepNotesAStep(t *testing.T) {
 	})
 }
 
-// TestFollowSteps: the kernel takes the timer, says nothing while nobody sets the clock, and the channel is closed at the end.
+// TestFollowSteps: the kernel takes the timer, says nothing while nobody sets the clock, and the channel is closed at
+// the end.
 func TestFollowSteps(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	steps, err := followSteps(ctx)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gen writes the CustomResourceDefinitions of the Gateway API's standard channel, as go.mod's version of its module has them, into one compressed file.
+// Command gen writes the CustomResourceDefinitions of the Gateway API's standard channel, as go.mod's version of its
+// module has them, into one compressed file.
 package main
 
 import (

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package module reads the CustomResourceDefinitions out of the Gateway API's module, for the generator of package definitions and its test.
+// Package module reads the CustomResourceDefinitions out of the Gateway API's module, for the generator of package
+// definitions and its test.
 package module
 
 import (
@@ -18,8 +19,8 @@ import (
 // kinds are those that are served, by the names of their files.
 var kinds = []string{"backendtlspolicies", "gatewayclasses", "gateways", "grpcroutes", "httproutes", "listenersets", "referencegrants", "tlsroutes"}
 
-// Read are the definitions of the standard channel in JSON, a list. Versions that are not served are left out: they are there for clusters that have kept
-// objects in them, whose definitions are others'.
+// Read are the definitions of the standard channel in JSON, a list. Versions that are not served are left out: they are
+// there for clusters that have kept objects in them, whose definitions are others'.
 func Read() ([]byte, error) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
 	if err != nil {
