@@ -583,8 +583,8 @@ func TestStateIsStreamed(t *testing.T) {
 	}
 	large, size := saving()
 	t.Logf("%d bytes allocated for a file of %d bytes, %d for a small one", large, size, small)
-	// It is 0.2 MB; under the race detector 7 MB, since sync.Pool then drops, at random, a quarter of the buffers that S2
-	// gives back. A second copy of the state would be 20 MB.
+	// It is 0.2 MB; under the race detector 7 MB, since sync.Pool then drops, at random, a quarter of the buffers that
+	// S2 gives back. A second copy of the state would be 20 MB.
 	if size < 20_000_000 || large-small > size*2/3 {
 		t.Errorf("%d bytes allocated for a file of %d bytes", large-small, size)
 	}
