@@ -109,8 +109,14 @@ type bed struct {
 }
 
 func run(t *testing.T, test func(b bed)) {
+	runPrepared(t, func(*fake.Clientset) {}, test)
+}
+
+// runPrepared calls prepare before the controller uses the fake API, whose reactors have no lock.
+func runPrepared(t *testing.T, prepare func(*fake.Clientset), test func(b bed)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bed{t, fake.NewClientset(), record.NewFakeRecorder(100)}
+		prepare(b.client)
 		factory := informers.NewSharedInformerFactory(b.client, 0)
 		c, err := New(Options{Client: b.client, Informers: factory, Recorder: b.events})
 		if err != nil {

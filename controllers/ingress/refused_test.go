@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -47,12 +48,14 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 // TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an
 // Ingress.
 func TestRefusedStatusIsNotWrittenEachSecond(t *testing.T) {
-	run(t, func(b bed) {
-		var attempts atomic.Int64
-		b.client.PrependReactor("update", "ingresses", func(clienttesting.Action) (bool, runtime.Object, error) {
+	var attempts atomic.Int64
+	refuse := func(client *fake.Clientset) {
+		client.PrependReactor("update", "ingresses", func(clienttesting.Action) (bool, runtime.Object, error) {
 			attempts.Add(1)
 			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "ingresses"}, "web", nil)
 		})
+	}
+	runPrepared(t, refuse, func(b bed) {
 		b.create(web())
 		b.settle()
 		svc := b.service()
