@@ -65,8 +65,8 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// says writes who answers.
-func (b *bed) says(r loadbalancer.Record) {
+// publish writes who answers.
+func (b *bed) publish(r loadbalancer.Record) {
 	b.Helper()
 	data, err := r.Write()
 	if err != nil {
@@ -106,11 +106,11 @@ func TestAnnouncer(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.a.Run(ctx) }()
-	b.says(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
+	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
 	b.announces(first)
-	b.says(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
+	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
 	b.announces(first, second)
-	b.says(loadbalancer.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
+	b.publish(loadbalancer.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
 	b.announces(second)
 	cancel()
 	if err := <-done; err != nil {
@@ -150,11 +150,11 @@ func TestConfirm(t *testing.T) {
 	now := vip.Moment(time.Hour)
 	b.a.o.Now = func() vip.Moment { return now }
 	mine := loadbalancer.Holder{Node: "here", Term: 5}
-	b.says(loadbalancer.Record{first: mine})
+	b.publish(loadbalancer.Record{first: mine})
 	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != now.After(loadbalancer.Lease) {
 		t.Fatalf("until %v, %v", until, err)
 	}
-	b.says(loadbalancer.Record{first: {Node: "there", Term: 6}})
+	b.publish(loadbalancer.Record{first: {Node: "there", Term: 6}})
 	asked := now
 	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != asked.After(loadbalancer.Lease) {
 		t.Errorf("a word of just now: until %v, %v", until, err)
@@ -163,7 +163,7 @@ func TestConfirm(t *testing.T) {
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("another node is the holder, and it may answer until %v", until)
 	}
-	b.says(loadbalancer.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
+	b.publish(loadbalancer.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
 	now = now.After(loadbalancer.Lease)
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("there was another holder in between, and it may answer until %v", until)
@@ -199,7 +199,7 @@ func TestNewAddressIsProven(t *testing.T) {
 			b.a.follow(t.Context(), now, record)
 		}
 		look()
-		time.Sleep(loadbalancer.Wait)
+		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look()
 		if asked.Load() != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
 			t.Errorf("asked %d times, said %q", asked.Load(), said)
@@ -240,7 +240,7 @@ func TestProofIsSaid(t *testing.T) {
 		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { said = append(said, p.String()) }
 		now := map[netip.Addr]running{}
 		look := func(r loadbalancer.Record) {
-			b.says(r)
+			b.publish(r)
 			synctest.Wait()
 			b.a.follow(t.Context(), now, r)
 			synctest.Wait()

@@ -28,7 +28,7 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 			return refused
 		}
 		tried := map[string]bool{"a/x": true}
-		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(r.again(tried)) {
+		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(r.again(tried)) { // fake time
 			_ = r.try("a/x", "1", write)
 		}
 		if n < 12 || n > 25 {
@@ -63,7 +63,7 @@ func TestRefusedStatusIsNotWrittenEachSecond(t *testing.T) {
 		if _, err := b.client.CoreV1().Services(svc.Namespace).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
 			b.Fatal(err)
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		synctest.Wait()
 		if n := attempts.Load(); n < 12 || n > 25 {
 			t.Errorf("%d attempts within an hour", n)
