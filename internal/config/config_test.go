@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -249,19 +250,31 @@ func TestEverySettingIsRead(t *testing.T) {
 }
 
 func TestK3sSettingsAreExplained(t *testing.T) {
-	// Those of the network and of nodes, which clusters with k3s have in their files.
-	for _, name := range strings.Fields(`flannel-backend flannel-iface flannel-external-ip flannel-ipv6-masq flannel-conf flannel-cni-conf servicelb-namespace egress-selector-mode
-		node-internal-dns node-external-dns tls-san-security image-credential-provider-bin-dir image-credential-provider-config disable-network-policy`) {
-		if k3sHint(name) == "" {
-			t.Errorf("nobody who brings --%s along is told what to do", name)
+	page, err := os.ReadFile("../../docs/coming-from-k3s.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := 0
+	for _, row := range regexp.MustCompile(`(?m)^\| (`+"`--[^|]*"+`)\|`).FindAllStringSubmatch(string(page), -1) {
+		for _, flag := range regexp.MustCompile("--([a-z0-9-]+)").FindAllStringSubmatch(row[1], -1) {
+			listed++
+			if strings.HasPrefix(flag[1], "cluster-reset") {
+				continue // a flag of the command alone: it has no place in a file
+			}
+			if Lookup(flag[1]) == nil && k3sHint(flag[1]) == "" {
+				t.Errorf("k3s' --%s is on the page, but is no setting and has no hint", flag[1])
+			}
 		}
+	}
+	if listed < 80 {
+		t.Errorf("the page lists %d flags of k3s, too few: did its tables change?", listed)
 	}
 	for name := range k3sOnly {
 		if Lookup(name) != nil {
 			t.Errorf("--%s is in the table by now", name)
 		}
 	}
-	_, err := load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
+	_, err = load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
 	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`) {
 		t.Errorf("got %v", err)
 	}
