@@ -18,23 +18,28 @@ import (
 )
 
 const (
-	// volumesRest is how often the two loops of upstream's volume manager look around while no pod waits for volumes;
-	// upstream's do ten times a second, and were a third of all that woke a node at rest (docs/adr/0040).
+	// volumesPause is how long the two loops of upstream's volume manager pause between two rounds. Upstream has them
+	// pause for volumesUsual, which was most of the time that a pod takes to start (docs/adr/0040).
+	volumesPause = 10 * time.Millisecond
+	// volumesUsual is the time between two rounds while a wait lasts longer than volumesFirst, and for a while after it.
+	volumesUsual = 100 * time.Millisecond
+	// volumesRest is the time between two rounds while no pod waits for volumes. Upstream's pace was a third of all that
+	// woke a node at rest (docs/adr/0040).
 	volumesRest = 2 * time.Second
-	// volumesAfter is for how long they stay at upstream's pace after a wait: a pod that runs is looked at again, and
-	// its ConfigMaps and Secrets are written anew. After a wait for mounts they do for volumesLong, since a device is
-	// let go after the last of its mounts.
+	// volumesAfter is for how long the loops keep upstream's pace after a wait: the ConfigMaps and Secrets of a pod that
+	// runs are written again. After a wait for mounts it is volumesLong, since a device is unmounted after its volumes.
 	volumesAfter = 500 * time.Millisecond
 	volumesLong  = 3 * time.Second
 	// volumesAtOnce is what a wait takes at most where nothing was to be mounted or unmounted.
 	volumesAtOnce = 50 * time.Millisecond
-	// volumesStart is how long they keep upstream's pace at first: volumes of an earlier run are put in order.
+	// volumesStart is how long the loops keep upstream's pace at first: volumes of an earlier run are reconstructed.
 	volumesStart = time.Minute
-	// volumesFirst is for how long a wait looks in steps of volumesStep, before upstream's, which are of 300 ms: most
-	// volumes are directories, which are made within milliseconds.
-	volumesFirst = 250 * time.Millisecond
+	// volumesFirst is for how long after its beginning a wait has the loops run with volumesPause alone, and polls every
+	// volumesStep; upstream polls every 300 ms. Most volumes are directories, which are made within milliseconds. A pod
+	// that waits for longer, for a ConfigMap that is missing, costs no more than with upstream's pace.
+	volumesFirst = time.Second
 	volumesStep  = 5 * time.Millisecond
-	// volumesSecond is how much later the loop that mounts goes on than the one that finds out what is to be mounted.
+	// volumesSecond is how much later the loop that mounts is woken than the one that finds out what is to be mounted.
 	volumesSecond = 10 * time.Millisecond
 )
 
@@ -91,6 +96,7 @@ func (m restingVolumes) first(ctx context.Context, done func() bool) {
 type volumePace struct {
 	mu      sync.Mutex
 	waiting int           // calls that wait for volumes
+	fast    time.Time     // while a call waits: no pause but volumesPause until then
 	until   time.Time     // upstream's pace until then
 	woken   chan struct{} // closed and replaced when there is something to hurry for
 }
@@ -105,6 +111,7 @@ func (p *volumePace) wait() (done func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waiting++
+	p.fast = began.Add(volumesFirst)
 	p.wakeFor(volumesAfter)
 	return func() {
 		p.mu.Lock()
@@ -127,17 +134,23 @@ func (p *volumePace) wakeFor(d time.Duration) {
 	p.woken = make(chan struct{})
 }
 
-// pass is called by a loop on each of its rounds, and returns when it is to go on. Both loops go on at the same moment,
-// so that the process wakes once; where something woke them, a loop goes on so much later.
+// pass is called by a loop on each of its rounds, and returns when it is to go on. At rest both loops go on at the same
+// moment, so that the process wakes once; where a wait woke them, a loop goes on so much later.
 func (p *volumePace) pass(later time.Duration) {
 	p.mu.Lock()
 	now, woken := time.Now(), p.woken
-	hurry := p.waiting > 0 || now.Before(p.until)
+	waiting, fast, until := p.waiting > 0, p.fast, p.until
 	p.mu.Unlock()
-	if hurry {
+	var pause time.Duration
+	switch {
+	case waiting && now.Before(fast):
 		return
+	case waiting || now.Before(until):
+		pause = volumesUsual - volumesPause
+	default:
+		pause = timers.Until(volumesRest)
 	}
-	timer := time.NewTimer(timers.Until(volumesRest))
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-woken:
@@ -159,12 +172,16 @@ func (p pacedPods) GetPods() []*v1.Pod {
 	return p.PodManager.GetPods()
 }
 
-// Where a kubelet has its volume manager, and that one what its loops ask first on each round. No function of
-// upstream's leads there.
+// Where a kubelet has its volume manager, and that one what its loops ask first on each round and how long they pause.
+// No function of upstream's leads there.
 var (
 	volumesAt  = []string{"volumeManager"}
 	podsAt     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}
 	hasAddedAt = []string{"volumeManager", "reconciler", "populatorHasAddedPods"}
+	pausesAt   = [][]string{
+		{"volumeManager", "desiredStateOfWorldPopulator", "loopSleepDuration"},
+		{"volumeManager", "reconciler", "loopSleepDuration"},
+	}
 )
 
 // restVolumes gives a kubelet that is not running yet restingVolumes. After an error it is as it was.
@@ -181,7 +198,18 @@ func restVolumes(kubelet any) error {
 	if err != nil {
 		return err
 	}
+	var pauses []*time.Duration
+	for _, way := range pausesAt {
+		pause, err := kubecompat.Field[time.Duration](kubelet, way)
+		if err != nil {
+			return err
+		}
+		pauses = append(pauses, pause)
+	}
 	pace, ask := newVolumePace(), *hasAdded
+	for _, pause := range pauses {
+		*pause = volumesPause
+	}
 	*pods = pacedPods{*pods, pace}
 	*hasAdded = func() bool {
 		pace.pass(volumesSecond)

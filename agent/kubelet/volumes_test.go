@@ -104,8 +104,8 @@ func podWithVolume() *v1.Pod {
 
 // No sleep of this file takes any time: its tests run in bubbles of fake time.
 
-// TestVolumesRest: the volume manager's loops keep upstream's pace at first, while a pod waits for its volumes and a
-// moment longer, and rest otherwise; they look at once when a pod begins to wait.
+// TestVolumesRest: the volume manager's loops hurry when a pod begins to wait for its volumes. They keep upstream's pace
+// at first, while a pod goes on waiting and a moment longer, and rest otherwise.
 func TestVolumesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -135,7 +135,7 @@ func TestVolumesRest(t *testing.T) {
 		}
 		time.Sleep(volumesSecond)
 		synctest.Wait()
-		if p, c := r.pods.asked.Load()-populated, r.reconciled.Load()-reconciled; p != 1 || c != 1 {
+		if p, c := r.pods.asked.Load()-populated, r.reconciled.Load()-reconciled; p < 1 || c != 1 {
 			t.Errorf("a moment after a pod has begun to wait: %d and %d rounds", p, c)
 		}
 		if err := <-ended; err == nil {
@@ -148,6 +148,7 @@ func TestVolumesRest(t *testing.T) {
 		waiting, stop := context.WithCancel(ctx)
 		go func() { ended <- k.volumeManager.WaitForAttachAndMount(waiting, other) }()
 		synctest.Wait()
+		pace("when a pod begins to wait", volumesFirst, 98, 101)
 		pace("while a pod waits", 5*time.Second, 49, 51)
 		stop()
 		if err := <-ended; err == nil {
@@ -197,14 +198,14 @@ func TestVolumesWake(t *testing.T) {
 }
 
 // TestVolumesNeverRestForLong: whatever pods begin and end to wait for, and however long a round of a loop takes, a
-// loop goes round at upstream's pace while one waits, goes round once more after each beginning and after each end, and
+// loop goes round at least at upstream's pace while one waits, goes round once more after each beginning and after each end, and
 // rests no longer than it says at any time.
 func TestVolumesNeverRestForLong(t *testing.T) {
 	for seed := range uint64(50) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			random := func(most time.Duration) time.Duration { return time.Duration(rnd.Int64N(int64(most))) }
-			const upstreams, longest = 100 * time.Millisecond, 300 * time.Millisecond // between two rounds, and in one
+			const longest = 300 * time.Millisecond // of a round
 			p := newVolumePace()
 			ctx, cancel := context.WithCancel(t.Context())
 			var running sync.WaitGroup
@@ -223,7 +224,7 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 						mu.Lock()
 						rounds[i] = append(rounds[i], time.Now())
 						mu.Unlock()
-						time.Sleep(takes[n%len(takes)] + upstreams) // fake time
+						time.Sleep(takes[n%len(takes)] + volumesPause) // fake time
 					}
 				})
 			}
@@ -264,17 +265,17 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 					return 0 // it had ended by then
 				}
 				for n, r := range rounds[i][1:] {
-					if rested := r.Sub(rounds[i][n]); rested > volumesRest+later+upstreams+longest {
+					if rested := r.Sub(rounds[i][n]); rested > volumesRest+later+volumesPause+longest {
 						t.Errorf("seed %d: loop %d rested for %s", seed, i, rested)
 					}
 				}
 				for _, w := range waits {
-					for at := w.began; !at.After(w.ended); at = at.Add(upstreams) {
-						if d := after(at); d > later+upstreams+longest {
+					for at := w.began; !at.After(w.ended); at = at.Add(volumesUsual) {
+						if d := after(at); d > later+volumesUsual+longest {
 							t.Errorf("seed %d: loop %d goes round %s after a pod has begun to wait, %s later", seed, i, at.Sub(w.began), d)
 						}
 					}
-					if d := after(w.ended); d > later+upstreams+longest {
+					if d := after(w.ended); d > later+volumesUsual+longest {
 						t.Errorf("seed %d: loop %d goes round %s after a pod had waited", seed, i, d)
 					}
 				}
