@@ -133,10 +133,6 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		volumes:    newVolumes(c.Node, c.Paths, p),
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
-	runNode, err := n.prepare(p)
-	if err != nil {
-		return err
-	}
 	catchFatal(stopAll)
 	rest, over := pace(idle, busy)
 	var beside sync.WaitGroup
@@ -151,7 +147,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 			supervise.Keep(ctx, supervise.Part{Name: name, Run: run, Board: p.Board, Logger: p.Log.Logger, Quiet: true})
 		})
 	}
-	nodeErr := runNode(ctx)
+	nodeErr := n.run(ctx, p)
 	stopAll(nodeErr)
 	beside.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {

@@ -66,15 +66,16 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	}, err
 }
 
-// prepare unpacks what the node needs and returns what runs it.
-func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
+// run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
+// server starts beside the unpacking.
+func (n node) run(ctx context.Context, p *cli.Process) error {
 	dir, err := carried.Unpack(n.paths.DataDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
-		return nil, fmt.Errorf("setting PATH: %w", err)
+		return fmt.Errorf("setting PATH: %w", err)
 	}
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
@@ -109,7 +110,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 	for _, t := range n.machine.Taints {
 		o.Taints = append(o.Taints, t.String())
 	}
-	return func(ctx context.Context) error { return agent.Run(ctx, o) }, nil
+	return agent.Run(ctx, o)
 }
 
 // newVolumes are the folders for local volumes on this machine.

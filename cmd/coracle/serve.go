@@ -90,14 +90,12 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		n.reach, n.volumes = o.Reach, o.Volumes
 		n.podSubnets = func(subnets []netip.Prefix) { s.SetPodSubnets(ctx, subnets) }
 		if err == nil {
-			runNode, err = n.prepare(p)
-		}
-		if err == nil {
 			err = keepName()
 		}
 		if err != nil {
 			return errors.Join(err, s.Close())
 		}
+		runNode = func(ctx context.Context) error { return n.run(ctx, p) }
 	}
 	catchFatal(stopAll)
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
