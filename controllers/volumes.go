@@ -5,16 +5,26 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"time"
 
 	csitranslation "k8s.io/csi-translation-lib"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/controller/volume/attachdetach"
 	"k8s.io/kubernetes/pkg/controller/volume/expand"
 	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/kubernetes/pkg/volume/csimigration"
 )
+
+// attachPeriod is how often the controller that attaches volumes compares what is attached with what is wanted. It is
+// ten times a second upstream, a seventh of all that wakes a server at rest (docs/adr/0040). A volume of a driver that
+// attaches is attached at most so much later.
+const attachPeriod = 500 * time.Millisecond
+
+// init, since upstream's controller copies the configuration when a term begins, and terms may overlap.
+func init() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod }
 
 // volumes is a controller of upstream's whose constructor has no place for plugins of ours.
 type volumes struct {

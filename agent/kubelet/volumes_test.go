@@ -198,8 +198,8 @@ func TestVolumesWake(t *testing.T) {
 }
 
 // TestVolumesNeverRestForLong: whatever pods begin and end to wait for, and however long a round of a loop takes, a
-// loop goes round at least at upstream's pace while one waits, goes round once more after each beginning and after each end, and
-// rests no longer than it says at any time.
+// loop goes round at least at upstream's pace while one waits, goes round once more after each beginning and after each
+// end, and rests no longer than it says at any time.
 func TestVolumesNeverRestForLong(t *testing.T) {
 	for seed := range uint64(50) {
 		synctest.Test(t, func(t *testing.T) {
