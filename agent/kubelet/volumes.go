@@ -34,8 +34,8 @@ const (
 	volumesAtOnce = 50 * time.Millisecond
 	// volumesStart is how long the loops keep upstream's pace at first: volumes of an earlier run are reconstructed.
 	volumesStart = time.Minute
-	// volumesFirst is for how long after its beginning a wait has the loops run with volumesPause alone, and polls every
-	// volumesStep; upstream polls every 300 ms. Most volumes are directories, which are made within milliseconds. A pod
+	// volumesFirst is for how long after its beginning a wait has the loops run with volumesPause alone. It polls every
+	// volumesStep until then; upstream polls every 300 ms. Most volumes are directories, which are made within milliseconds. A pod
 	// that waits for longer, for a ConfigMap that is missing, costs no more than with upstream's pace.
 	volumesFirst = time.Second
 	volumesStep  = 5 * time.Millisecond

@@ -104,8 +104,8 @@ func podWithVolume() *v1.Pod {
 
 // No sleep of this file takes any time: its tests run in bubbles of fake time.
 
-// TestVolumesRest: the volume manager's loops hurry when a pod begins to wait for its volumes. They keep upstream's pace
-// at first, while a pod goes on waiting and a moment longer, and rest otherwise.
+// TestVolumesRest: the volume manager's loops hurry when a pod begins to wait for its volumes. They keep upstream's
+// pace at first, while a pod goes on waiting and a moment longer, and rest otherwise.
 func TestVolumesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
