@@ -58,7 +58,7 @@ func isReady(n *corev1.Node) bool {
 }
 
 // believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
-// own word, which the API server compares with the machine's join (docs/adr/0108-a-nodes-word-about-its-addresses.md).
+// own word, which the API server compares with the machine's join (docs/adr/0067-what-a-node-is-believed.md).
 // Who has an address keeps it: a Service that was given it from a pool, of two nodes the one that is heard of, then the
 // older one; and what is barred is for the nodes of servers alone.
 func (s *State) believed() map[string][]netip.Addr {

@@ -29,7 +29,7 @@ const (
 
 // Shared are the keys that several servers have in common. The store has them, sealed with a secret that the servers
 // have in files and the store does not hold, and each server has a copy in its folder, which its API server reads
-// (docs/adr/0089-rotation-with-several-servers.md).
+// (docs/adr/0051-servers-authority-and-rotation.md).
 type Shared struct {
 	KV clientv3.KV
 	// Secret is known to every server of the cluster and to nobody else.
