@@ -19,7 +19,7 @@ import (
 // A pod's bandwidth is limited on the host, where the pod cannot undo it: what it receives by a token bucket
 // (tc-tbf(8)) at the host's end of its pair. A device's queue is on its way out only, so what a pod sends is redirected
 // from the host's end to an ifb device, leaves that by another token bucket, and goes on as if it had just come.
-// docs/adr/0094 has the alternatives.
+// docs/adr/0020 has the alternatives.
 
 const (
 	kindIFB = "ifb"
