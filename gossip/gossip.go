@@ -162,7 +162,7 @@ func checkAddress(a netip.AddrPort) error {
 	return nil
 }
 
-// config is memberlist's profile for a local network, with less to do at rest (docs/adr/0066-gossip.md).
+// config is memberlist's profile for a local network, with less to do at rest (docs/adr/0064-connections-of-nodes-and-gossip.md).
 func (m *Member) config() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = m.o.Name

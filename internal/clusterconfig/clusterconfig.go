@@ -75,7 +75,7 @@ type Balancer struct {
 }
 
 // DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods
-// (docs/adr/0065-death-of-a-node.md). Upstream's are 300.
+// (docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md). Upstream's are 300.
 const DefaultTolerationSeconds = 60
 
 // Toleration is TolerationSeconds or the default.
@@ -96,7 +96,7 @@ type Liveness struct {
 var (
 	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process:
 	// the lease is there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet
-	// (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node.md).
+	// (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
 	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
 	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than
 	// these connections: upstream's own times. A renewal every 10 s is 8,640 writes a day for each node.

@@ -5,7 +5,7 @@
 // DNS. It reads only.
 //
 // A StreamClient follows all of them in one stream of an API server, which costs the server less than a watch for each
-// (docs/adr/0128). The package server/settings serves the stream.
+// (docs/adr/0072). The package server/settings serves the stream.
 package clustersettings
 
 import (

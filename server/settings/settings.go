@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package settings serves the settings stream: the data of the ConfigMaps of kube-system that all nodes follow
-// (clustersettings.Names), in one stream for each node (docs/adr/0128). Every server serves the nodes that are
+// (clustersettings.Names), in one stream for each node (docs/adr/0072). Every server serves the nodes that are
 // connected to it, and its own process, from what it reads in the store; there is no copy to maintain. It writes
 // nothing.
 package settings
