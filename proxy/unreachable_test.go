@@ -15,7 +15,6 @@ import (
 	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -259,34 +258,3 @@ func TestUnreachableNodeWakesTheLoop(t *testing.T) {
 		o.Unreachable = down
 	})
 }
-
-// What the detour costs while all nodes are reached: a lookup for each event, and no copy.
-func BenchmarkDetour(b *testing.B) {
-	d := newDetour(drop{})
-	for i := range 5000 {
-		s := slice(fmt.Sprintf("s%d", i), fmt.Sprintf("s%d-a", i), "http", "n1", "n2", "n3")
-		s.CreationTimestamp = metav1.Time{}
-		d.put(s)
-	}
-	s := slice("s17", "s17-a", "http", "n1", "n2")
-	b.Run("a slice changes", func(b *testing.B) {
-		b.ReportAllocs()
-		for range b.N {
-			d.put(s)
-		}
-	})
-	b.Run("a node goes and comes back with 5000 Services", func(b *testing.B) {
-		b.ReportAllocs()
-		for range b.N {
-			d.set(set("n1"))
-			d.set(nil)
-		}
-	})
-}
-
-// drop is a back end that does nothing.
-type drop struct{ backend }
-
-func (drop) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
-func (drop) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
-func (drop) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -117,37 +116,6 @@ func TestPlaceOfTheNode(t *testing.T) {
 	n := Node{o: Options{NodeName: "a", Nodes: nodes, Unreachable: unreachable{map[string]bool{"b": true}}}}
 	if p := n.place(); p.Node != "a" || p.Zone != "z1" || !p.Down["b"] {
 		t.Errorf("it is %+v", p)
-	}
-}
-
-// BenchmarkComplete adds the endpoints of 3,000 Services of one namespace to a table, as each change of an
-// EndpointSlice anywhere asks for.
-func BenchmarkComplete(b *testing.B) {
-	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
-	n := Node{o: Options{
-		Services: factory.Core().V1().Services(), EndpointSlices: factory.Discovery().V1().EndpointSlices(), Nodes: factory.Core().V1().Nodes(), Logger: slog.Default(),
-	}}
-	s := table.Sections{}
-	for i := range 1000 {
-		h := table.Host{}
-		for j := range 3 {
-			name := fmt.Sprintf("s-%d-%d", i, j)
-			h.Routes = append(h.Routes, table.Route{Path: fmt.Sprintf("/%d", j), Kind: table.PathPrefix, Backends: []table.Backend{{Namespace: "n", Service: name, Port: "80"}}})
-			slice := endpointSlice(name, "http", 8080, endpoint("10.0.0.1", true, true))
-			slice.Namespace, slice.Labels = "n", map[string]string{discoveryv1.LabelServiceName: name}
-			service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
-			if err := errors.Join(n.o.EndpointSlices.Informer().GetStore().Add(slice), n.o.Services.Informer().GetStore().Add(service)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		if err := s.Put(table.HostKey(table.SiteIngress, fmt.Sprint(i)), h); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for b.Loop() {
-		if got := n.complete(s); len(got) != 4001 || !strings.Contains(string(got["endpoints/n/s-7-1/80"]), "10.0.0.1:8080") {
-			b.Fatal(len(got))
-		}
 	}
 }
 

@@ -375,18 +375,6 @@ func TestAggregatedThatFails(t *testing.T) {
 	w.v2(t)
 }
 
-func BenchmarkIndex(b *testing.B) {
-	w := newWorld(&testing.T{})
-	for i := range 50 {
-		c := boat(1)
-		c.Name, c.Spec.Group = fmt.Sprintf("boats.g%d.example.com", i), fmt.Sprintf("g%d.example.com", i)
-		w.crds = append(w.crds, c)
-	}
-	for b.Loop() {
-		w.get("/openapi/v3")
-	}
-}
-
 // TestTakenOver has a server of the user's answer for an API that is built in: what both describe is there once.
 func TestTakenOver(t *testing.T) {
 	w := newWorld(t)
@@ -405,14 +393,5 @@ func TestTakenOver(t *testing.T) {
 	}
 	if len(with.Paths.Paths) != len(without.Paths.Paths) || len(with.Definitions) != len(without.Definitions) {
 		t.Errorf("%d paths and %d definitions, want %d and %d", len(with.Paths.Paths), len(with.Definitions), len(without.Paths.Paths), len(without.Definitions))
-	}
-}
-
-func BenchmarkV2(b *testing.B) {
-	w := newWorld(&testing.T{})
-	w.crds = append(w.crds, boat(1))
-	b.ReportAllocs()
-	for b.Loop() {
-		w.get("/openapi/v2")
 	}
 }
