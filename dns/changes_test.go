@@ -5,46 +5,24 @@ package dns
 import (
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// set makes or changes an object, or deletes it. It says whether there was one.
-func (a *api) set(t *testing.T, path string, obj runtime.Object, gone bool) bool {
-	t.Helper()
-	name := func(o runtime.Object) string {
-		m, err := meta.Accessor(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m.GetNamespace() + "/" + m.GetName()
+// set makes or changes an object, or deletes it where there is one.
+func (a *api) set(o runtime.Object, gone bool) {
+	if gone {
+		a.Remove(o)
+		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	i := slices.IndexFunc(a.lists[path], func(o runtime.Object) bool { return name(o) == name(obj) })
-	var kind string
-	switch {
-	case i < 0 && gone:
-		return false
-	case i < 0:
-		kind, a.lists[path] = "ADDED", append(a.lists[path], obj)
-	case gone:
-		kind, a.lists[path] = "DELETED", slices.Delete(slices.Clone(a.lists[path]), i, i+1)
-	default:
-		kind, a.lists[path] = "MODIFIED", slices.Clone(a.lists[path])
-		a.lists[path][i] = obj
-	}
-	a.tell(t, path, kind, obj)
-	return i >= 0
+	a.Put(o)
 }
 
 // anyService is one of any type; it may have been of another one before.
@@ -118,17 +96,16 @@ func TestSameAnswersAfterChanges(t *testing.T) {
 			named := metav1.ObjectMeta{Namespace: spaces[r.IntN(2)], Name: fmt.Sprint("s", i)}
 			switch r.IntN(7) {
 			case 0, 1, 2:
-				a.set(t, "/api/v1/services", &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: named, Spec: anyService(r, i)}, gone)
+				a.set(&corev1.Service{ObjectMeta: named, Spec: anyService(r, i)}, gone)
 			case 3, 4, 5:
 				slice := anySlice(r, i)
-				slice.TypeMeta = metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}
 				named.Labels = slice.Labels
 				named.Name += fmt.Sprint("-", r.IntN(2))
 				slice.ObjectMeta = named
-				a.set(t, "/apis/discovery.k8s.io/v1/endpointslices", slice, gone)
+				a.set(slice, gone)
 			case 6:
 				named.Name, named.Namespace = named.Namespace, ""
-				a.set(t, "/api/v1/namespaces", &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: named}, r.IntN(2) == 0)
+				a.set(&corev1.Namespace{ObjectMeta: named}, r.IntN(2) == 0)
 			}
 		}
 		for range 25 {
@@ -161,10 +138,9 @@ func TestSlicesOfNoService(t *testing.T) {
 	a.headless(t, "db", map[string]string{"db-0": "10.42.0.2"})
 	host := "h"
 	for i, label := range []string{"", "a..b", "c.d"} {
-		a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", &discoveryv1.EndpointSlice{
-			TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		a.Put(&discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: "default", Name: fmt.Sprint("x", i), ResourceVersion: fmt.Sprint(10 + i), Labels: map[string]string{discoveryv1.LabelServiceName: label},
+				Namespace: "default", Name: fmt.Sprint("x", i), Labels: map[string]string{discoveryv1.LabelServiceName: label},
 			},
 			AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.2"}, Hostname: &host}},
 		})

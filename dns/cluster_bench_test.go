@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coredns/coredns/plugin/kubernetes/object"
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -28,27 +27,25 @@ import (
 
 // many tells the API of Services with endpoints, of which every tenth is headless.
 func (a *api) many(services, endpoints int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	ready := true
 	for i := range services {
 		name, node := fmt.Sprintf("service-%d", i), fmt.Sprintf("node-%d", i%10)
 		labels := map[string]string{"app.kubernetes.io/name": name, "app.kubernetes.io/instance": name}
 		meta := func(name string) metav1.ObjectMeta {
 			return metav1.ObjectMeta{
-				Namespace: "default", Name: name, ResourceVersion: "3", UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55", Labels: map[string]string{},
+				Namespace: "default", Name: name, UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55", Labels: map[string]string{},
 				Annotations:   map[string]string{"example.org/checksum": "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55"},
 				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "helm", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:ports":{},"f:selector":{}}}`)}},
 			}
 		}
 		ip := fmt.Sprintf("10.43.%d.%d", i/250, i%250+1)
 		slice := &discoveryv1.EndpointSlice{
-			TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}, ObjectMeta: meta(name + "-x7k2p"), AddressType: discoveryv1.AddressTypeIPv4,
+			ObjectMeta: meta(name + "-x7k2p"), AddressType: discoveryv1.AddressTypeIPv4,
 		}
 		if i%10 == 0 {
 			ip, slice.Labels[corev1.IsHeadlessService] = corev1.ClusterIPNone, ""
 		}
-		service := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: meta(name), Spec: corev1.ServiceSpec{
+		service := &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, Selector: labels, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
 			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
 		}}
@@ -64,8 +61,7 @@ func (a *api) many(services, endpoints int) {
 				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: name + "-5b8f9c7d6-x7k2p", UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55"},
 			})
 		}
-		a.lists["/api/v1/services"] = append(a.lists["/api/v1/services"], service)
-		a.lists["/apis/discovery.k8s.io/v1/endpointslices"] = append(a.lists["/apis/discovery.k8s.io/v1/endpointslices"], slice)
+		a.Put(service, slice)
 	}
 }
 
@@ -84,9 +80,7 @@ func BenchmarkMemory(b *testing.B) {
 	took := 0.0
 	for b.Loop() {
 		a := newAPI(b)
-		a.lists["/api/v1/namespaces"] = append(a.lists["/api/v1/namespaces"], &corev1.Namespace{
-			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: "default", ResourceVersion: "2"},
-		})
+		a.namespace(b, "default")
 		a.many(1000, 3)
 		before := heap()
 		client, shared := a.informers(b, netinformers.Options{Services: true, Names: true})
@@ -124,57 +118,11 @@ func BenchmarkMemory(b *testing.B) {
 	b.ReportMetric(took, "KB")
 }
 
-// BenchmarkLookup is what it costs to find a Service, and the endpoints of a headless one.
-func BenchmarkLookup(b *testing.B) {
-	for _, endpoints := range []int{3, 100} {
-		a := newAPI(b)
-		a.many(1000, endpoints)
-		_, shared := a.informers(b, netinformers.Options{Names: true})
-		c, err := newCluster(shared, ktesting.NewLogger(b, ktesting.NewConfig()))
-		if err != nil {
-			b.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1) // read at the end only
-		go func() { done <- shared.Run(ctx) }()
-		testenv.Eventually(b, 2*time.Minute, "the first lists", func() error {
-			if !c.HasSynced() {
-				return fmt.Errorf("not yet")
-			}
-			return nil
-		})
-		if endpoints == 3 {
-			b.Run("a Service", func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					if len(c.SvcIndex(object.ServiceKey("service-999", "default"))) != 1 {
-						b.Fatal("it is not found")
-					}
-				}
-			})
-		}
-		b.Run(fmt.Sprintf("%d endpoints", endpoints), func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if len(c.EpIndex(object.EndpointsKey("service-990", "default"))) != 1 {
-					b.Fatal("they are not found")
-				}
-			}
-		})
-		cancel()
-		if err := <-done; err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // BenchmarkSearchList is what a pod's search list costs: with ndots:5 each name from outside is asked for in three
 // places of the cluster before, where it is not. A question is for both families, and the client's own work counts.
 func BenchmarkSearchList(b *testing.B) {
 	a := newAPI(b)
-	a.lists["/api/v1/namespaces"] = append(a.lists["/api/v1/namespaces"], &corev1.Namespace{
-		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: "default", ResourceVersion: "2"},
-	})
+	a.namespace(b, "default")
 	a.many(1000, 3)
 	outside(b, "127.0.0.51:53", "192.0.2.9")
 	run(b, a, func(o *Options) {

@@ -58,9 +58,8 @@ func namedThings(t *testing.T, a *api) {
 	a.namespace(t, "default")
 	a.namespace(t, "empty")
 	service := func(name string, labels map[string]string, spec corev1.ServiceSpec) {
-		a.add(t, "/api/v1/services", &corev1.Service{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "3", Labels: labels, Annotations: map[string]string{"a": "b"}}, Spec: spec,
+		a.Put(&corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: labels, Annotations: map[string]string{"a": "b"}}, Spec: spec,
 		})
 	}
 	ports := []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}, {Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}}
@@ -85,9 +84,8 @@ func namedThings(t *testing.T, a *api) {
 		if without {
 			labels[corev1.IsHeadlessService] = ""
 		}
-		a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", &discoveryv1.EndpointSlice{
-			TypeMeta:    metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
-			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "4", Labels: labels},
+		a.Put(&discoveryv1.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: labels},
 			AddressType: family, Ports: ports, Endpoints: endpoints,
 		})
 	}

@@ -111,9 +111,8 @@ func startNode(t *testing.T, a *api) {
 	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a.add(t, "/api/v1/nodes", &corev1.Node{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-		ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.7.0/24"}},
+	a.Put(&corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.7.0/24"}},
 	})
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	client, shared := a.informers(t, netinformers.Options{Services: true, Names: true})
@@ -198,9 +197,8 @@ func (a *api) balanced(t *testing.T, ns, name, clusterIP, endpoint string, port 
 	}
 	node, ready := "n1", true
 	slice := &discoveryv1.EndpointSlice{
-		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: ns, Name: name + "-x", ResourceVersion: "4", Labels: map[string]string{discoveryv1.LabelServiceName: name},
+			Namespace: ns, Name: name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: name},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
@@ -210,10 +208,8 @@ func (a *api) balanced(t *testing.T, ns, name, clusterIP, endpoint string, port 
 	for _, p := range ports {
 		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &port, Protocol: &p.Protocol})
 	}
-	a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", slice)
-	a.add(t, "/api/v1/services", &corev1.Service{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, ResourceVersion: "3"},
+	a.Put(slice, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
 			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, InternalTrafficPolicy: &policy, Ports: slices.Clone(ports),

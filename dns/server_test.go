@@ -4,7 +4,6 @@ package dns
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +14,6 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,9 +24,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2/ktesting"
 
@@ -38,6 +34,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
+	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 // TestMain is also the CNI plugin's program: the runtime executes this binary under the plugin's name.
@@ -48,36 +45,20 @@ func TestMain(m *testing.M) {
 	os.Exit(netns.Main(m))
 }
 
-// api is as much of an API server as a node's informers ask for. What changes between a list and its watch is not lost:
-// the watch begins with it.
+// api is what a node's informers ask for, and the events that are written.
 type api struct {
+	*watchapi.API
 	*httptest.Server
-	mu      sync.Mutex
-	lists   map[string][]runtime.Object // by path
-	changes []change
-	changed chan struct{} // closed with the next change
 	// settings have the ConfigMap of custom.
 	settings *clustersettings.Cache
-	down     bool
-	events   []string // that were written, in their binary form
-}
 
-// change is an event of a watch. The first one's version is 2.
-type change struct {
-	path string
-	data []byte
-}
-
-var kinds = map[string][2]string{
-	"/api/v1/namespaces":                       {"v1", "Namespace"},
-	"/api/v1/nodes":                            {"v1", "Node"},
-	"/api/v1/services":                         {"v1", "Service"},
-	"/apis/networking.k8s.io/v1/servicecidrs":  {"networking.k8s.io/v1", "ServiceCIDR"},
-	"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
+	mu     sync.Mutex
+	down   bool
+	events []string // that were written, in their binary form
 }
 
 func newAPI(t testing.TB) *api {
-	a := &api{lists: map[string][]runtime.Object{}, changed: make(chan struct{}), settings: clustersettings.NewCache()}
+	a := &api{API: watchapi.New(), settings: clustersettings.NewCache()}
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
 		a.CloseClientConnections()
@@ -87,98 +68,24 @@ func newAPI(t testing.TB) *api {
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	text, _ := io.ReadAll(r.Body)
 	a.mu.Lock()
-	kind, known := kinds[r.URL.Path]
 	down := a.down
-	a.mu.Unlock()
-	if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/events") {
-		text, _ := io.ReadAll(r.Body)
-		a.mu.Lock()
+	if strings.HasSuffix(r.URL.Path, "/events") {
 		a.events = append(a.events, string(text))
-		a.mu.Unlock()
 	}
-	if !known || down {
+	a.mu.Unlock()
+	if down {
 		http.Error(w, "no", http.StatusServiceUnavailable)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	if r.URL.Query().Get("watch") == "" {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		items := a.lists[r.URL.Path]
-		if items == nil {
-			items = []runtime.Object{}
-		}
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"apiVersion": kind[0], "kind": kind[1] + "List", "metadata": map[string]string{"resourceVersion": strconv.Itoa(a.version())}, "items": items,
-		})
-		return
-	}
-	if r.URL.Query().Get("sendInitialEvents") == "true" {
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		_ = json.NewEncoder(w).Encode(metav1.Status{
-			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
-			Status:   metav1.StatusFailure, Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity,
-		})
-		return
-	}
-	version, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	w.WriteHeader(http.StatusOK)
-	for {
-		a.mu.Lock()
-		next, changed := a.changes[version-1:], a.changed
-		version = a.version()
-		a.mu.Unlock()
-		for _, c := range next {
-			if c.path == r.URL.Path {
-				_, _ = w.Write(c.data)
-			}
-		}
-		w.(http.Flusher).Flush()
-		select {
-		case <-r.Context().Done():
-			return
-		case <-changed:
-		}
-	}
-}
-
-// version is that of the last change. It is called with mu held.
-func (a *api) version() int { return 1 + len(a.changes) }
-
-// tell tells watches of a change, which it gives its version. It is called with mu held.
-func (a *api) tell(t *testing.T, path, kind string, obj runtime.Object) {
-	t.Helper()
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.SetResourceVersion(strconv.Itoa(a.version() + 1))
-	data, err := json.Marshal(map[string]any{"type": kind, "object": obj})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.changes = append(a.changes, change{path, data})
-	close(a.changed)
-	a.changed = make(chan struct{})
+	a.API.ServeHTTP(w, r)
 }
 
 func (a *api) setDown(down bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.down = down
-}
-
-func (a *api) add(t *testing.T, path string, obj runtime.Object) {
-	t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.lists[path] = append(a.lists[path], obj)
-	a.tell(t, path, "ADDED", obj)
 }
 
 func (a *api) told() []string {
@@ -194,16 +101,13 @@ clusters: [{name: c, cluster: {server: "%s"}}], users: [{name: u, user: {}}], co
 	return path
 }
 
-func (a *api) namespace(t *testing.T, name string) {
-	a.add(t, "/api/v1/namespaces", &corev1.Namespace{
-		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "2"},
-	})
+func (a *api) namespace(_ testing.TB, name string) {
+	a.Put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 }
 
-func (a *api) service(t *testing.T, name, ip string) {
-	a.add(t, "/api/v1/services", &corev1.Service{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "3"},
+func (a *api) service(_ testing.TB, name, ip string) {
+	a.Put(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip},
 			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
@@ -215,9 +119,8 @@ func (a *api) headless(t *testing.T, name string, hostnames map[string]string) {
 	a.service(t, name, corev1.ClusterIPNone)
 	port, proto, portName, ready := int32(80), corev1.ProtocolTCP, "http", true
 	slice := &discoveryv1.EndpointSlice{
-		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "default", Name: name + "-x", ResourceVersion: "4", Labels: map[string]string{discoveryv1.LabelServiceName: name},
+			Namespace: "default", Name: name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: name},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &proto}},
@@ -227,7 +130,7 @@ func (a *api) headless(t *testing.T, name string, hostnames map[string]string) {
 			Addresses: []string{ip}, Hostname: &host, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		})
 	}
-	a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", slice)
+	a.Put(slice)
 }
 
 func write(t testing.TB, path, content string) {
