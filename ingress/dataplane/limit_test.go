@@ -11,15 +11,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func waitUntil(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !met(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in 20 s: %s", what)
-		}
-	}
+	testenv.Until(t, time.Minute, what, met)
 }
 
 func TestLimit(t *testing.T) {

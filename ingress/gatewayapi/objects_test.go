@@ -17,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // api is an API server that has Gateways and classes alone, of which there is one each.
@@ -111,11 +113,7 @@ func (u *use) set(used bool) {
 
 func eventually(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	for end := time.Now().Add(60 * time.Second); !met(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in 60 s: %s", what)
-		}
-	}
+	testenv.Until(t, time.Minute, what, met)
 }
 
 func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {

@@ -18,6 +18,8 @@ import (
 
 	"k8s.io/client-go/util/cert"
 	testclock "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var today = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
@@ -416,11 +418,5 @@ func TestCertificateFilesAreClosed(t *testing.T) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	testenv.Until(t, 2*time.Minute, what, ok)
 }

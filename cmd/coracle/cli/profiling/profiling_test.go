@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ask sends a question straight to the handler.
@@ -47,12 +49,9 @@ func TestStacks(t *testing.T) {
 	for range 3 {
 		go waitHere(c)
 	}
-	all := ""
-	for deadline := time.Now().Add(2 * time.Minute); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/cmd/coracle/cli/profiling.waitHere") < 3; {
-		if all = ask(t.Context(), StacksPath).Body.String(); time.Now().After(deadline) {
-			t.Fatalf("three goroutines wait, but the stacks are:\n%s", all)
-		}
-	}
+	testenv.Until(t, 2*time.Minute, "the stacks of the three goroutines that wait", func() bool {
+		return strings.Count(ask(t.Context(), StacksPath).Body.String(), "[chan receive]:\ngithub.com/coracle-k8s/coracle/cmd/coracle/cli/profiling.waitHere") >= 3
+	})
 	grouped := ask(t.Context(), StacksPath+"?grouped=true").Body.String()
 	if n := strings.Count(grouped, "profiling.waitHere+0x"); n != 1 || !strings.Contains(grouped, "\n3 @") {
 		t.Errorf("%d groups of 1 with three goroutines in:\n%s", n, grouped)
@@ -115,9 +114,5 @@ func TestProfileEndsWithItsAsker(t *testing.T) {
 		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
 	}
 	leave()
-	for deadline := time.Now().Add(2 * time.Minute); ask(t.Context(), ProfilePath+"?seconds=1").Code != http.StatusOK; {
-		if time.Now().After(deadline) {
-			t.Fatal("the profile goes on without its asker")
-		}
-	}
+	testenv.Until(t, 2*time.Minute, "the profile ends with its asker", func() bool { return ask(t.Context(), ProfilePath+"?seconds=1").Code == http.StatusOK })
 }
