@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // acme makes an Ingress that asks for certificates; each entry is "secret=host,host".
@@ -196,15 +195,7 @@ func TestPathsOfChallenges(t *testing.T) {
 
 // TestDefaultCertificateSection: the default certificate is in the table while an Ingress is served and it is one.
 func TestDefaultCertificateSection(t *testing.T) {
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("ingress", "ingress.local")
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := &corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: read(t, files.Cert), corev1.TLSPrivateKeyKey: read(t, files.Key)}}
+	good := tlsSecret(t, "ingress.local")
 	for _, c := range []struct {
 		name   string
 		secret *corev1.Secret

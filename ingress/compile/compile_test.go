@@ -197,21 +197,8 @@ func TestClassesOfOthers(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("h", "h.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, key := read(t, files.Cert), read(t, files.Key)
 	secret := func(data map[string][]byte) *corev1.Secret { return &corev1.Secret{Data: data} }
-	good := secret(map[string][]byte{corev1.TLSCertKey: chain, corev1.TLSPrivateKeyKey: key})
-	if files, err = ca.Issue("wild", "*.G.example"); err != nil {
-		t.Fatal(err)
-	}
-	wild := secret(map[string][]byte{corev1.TLSCertKey: read(t, files.Cert), corev1.TLSPrivateKeyKey: read(t, files.Key)})
+	good, wild := tlsSecret(t, "h.example"), tlsSecret(t, "*.G.example")
 	for _, c := range []struct {
 		name, host string
 		tls        networkingv1.IngressTLS
@@ -257,12 +244,30 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-func read(t testing.TB, file string) []byte {
-	text, err := os.ReadFile(file)
+// keyPair is a certificate with its key, in PEM.
+func keyPair(t *testing.T, hosts ...string) (chain, key []byte) {
+	t.Helper()
+	ca, err := testca.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return text
+	files, err := ca.Issue("leaf", hosts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if chain, err = os.ReadFile(files.Cert); err == nil {
+		key, err = os.ReadFile(files.Key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chain, key
+}
+
+func tlsSecret(t *testing.T, host string) *corev1.Secret {
+	t.Helper()
+	chain, key := keyPair(t, host)
+	return &corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: chain, corev1.TLSPrivateKeyKey: key}}
 }
 
 func TestMissingServices(t *testing.T) {

@@ -4,14 +4,8 @@ package compile
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -96,7 +90,7 @@ func TestTableIsBounded(t *testing.T) {
 // TestSecretsAreBounded: a namespace whose Secrets take too much memory in the proxies loses those of its youngest
 // Ingresses. Other namespaces lose none.
 func TestSecretsAreBounded(t *testing.T) {
-	chain, key := keyPair(t)
+	chain, key := keyPair(t, "*.bad", "*.good")
 	comment := bytes.Repeat([]byte("#"+strings.Repeat("x", 62)+"\n"), 900) // PEM allows it beside blocks
 	large := slices.Concat(chain, comment)
 	file := []byte(strings.Repeat("0123456789abcdef:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n", 10)) // one user
@@ -174,26 +168,6 @@ func TestSecretsAreBounded(t *testing.T) {
 			}
 		})
 	}
-}
-
-// keyPair is a certificate with its key, in PEM.
-func keyPair(t *testing.T) (chain, key []byte) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"*.bad", "*.good"}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})
 }
 
 // TestAliasHasTheRoutesOfItsNamespace: who shares a host gives the others' routes no other name, and not their

@@ -5,93 +5,68 @@ package dataplane
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // authority signs certificates in tests.
 type authority struct {
-	t    testing.TB
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	*testca.Authority
+	t testing.TB
 }
 
 func newAuthority(t testing.TB, name string) *authority {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := testca.New(filepath.Join(t.TempDir(), name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return &authority{ca, t}
+}
+
+func (a *authority) read(file string) string {
+	a.t.Helper()
+	text, err := os.ReadFile(file)
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{t, cert, key}
+	return string(text)
 }
 
 // section is the authority as a table holds it.
 func (a *authority) section() table.Authorities {
-	return table.Authorities{Certificates: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))}
+	return table.Authorities{Certificates: a.read(a.File())}
+}
+
+func (a *authority) pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AppendCertsFromPEM([]byte(a.read(a.File())))
+	return p
 }
 
 // issue signs a certificate for DNS names and URIs, which servers and clients can use.
 func (a *authority) issue(names ...string) table.Certificate {
 	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	f, err := a.Issue(names[0], names...)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	for _, name := range names {
-		if u, err := url.Parse(name); err == nil && u.Scheme != "" {
-			template.URIs = append(template.URIs, u)
-		} else {
-			template.DNSNames = append(template.DNSNames, name)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return table.Certificate{
-		Chain: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		Key:   string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
-	}
+	return table.Certificate{Chain: a.read(f.Cert), Key: a.read(f.Key)}
 }
 
 func pair(t testing.TB, c table.Certificate) tls.Certificate {
@@ -375,8 +350,7 @@ func TestStreamsEndTLS(t *testing.T) {
 		section(t, certificate, ours.issue("plain.example", "secured.example", "wrong.example")), section(t, authorities, theirs.section()),
 		section(t, plain.Key(), table.Endpoints{Addresses: []string{l.Addr().String()}}),
 		section(t, secured.Key(), table.Endpoints{Addresses: []string{over}}), section(t, wrong.Key(), table.Endpoints{Addresses: []string{over}}))
-	roots := x509.NewCertPool()
-	roots.AddCert(ours.cert)
+	roots := ours.pool()
 	for name, want := range map[string]string{"plain.example": "helloend", "secured.example": "helloend", "wrong.example": ""} {
 		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, RootCAs: roots})
 		if err != nil {
@@ -478,8 +452,7 @@ func TestBackendsCertificatesAreVerified(t *testing.T) {
 	good, other, own := newAuthority(t, "good"), newAuthority(t, "other"), newAuthority(t, "own")
 	goodKey, otherKey := table.AuthoritiesKey("configmap", "n", "good"), table.AuthoritiesKey("configmap", "n", "other")
 	absentKey, certificate := table.AuthoritiesKey("configmap", "n", "absent"), table.CertificateKey("n", "own")
-	clients := x509.NewCertPool()
-	clients.AddCert(own.cert)
+	clients := own.pool()
 	address := secureBackend(t, &tls.Config{
 		Certificates: []tls.Certificate{pair(t, good.issue("abc.example.com", "spiffe://cluster/ns/a"))},
 		ClientAuth:   tls.VerifyClientCertIfGiven, ClientCAs: clients,

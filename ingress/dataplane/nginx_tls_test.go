@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -66,8 +65,7 @@ func TestAnnotationSSLPassthrough(t *testing.T) {
 
 func TestAnnotationsProxySSL(t *testing.T) {
 	good, own := newAuthority(t, "good"), newAuthority(t, "own")
-	clients := x509.NewCertPool()
-	clients.AddCert(own.cert)
+	clients := own.pool()
 	address := secureBackend(t, &tls.Config{
 		Certificates: []tls.Certificate{pair(t, good.issue("abc.example.com"))}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: clients,
 	})

@@ -12,9 +12,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -28,11 +30,11 @@ type Authority struct {
 	serial int64
 }
 
-// New makes an authority, and the folder if there is none, with its certificate as ca.crt in it. What it signs is
-// valid from an hour ago, for a year.
+// New makes an authority, and the folder if there is none, with its certificate as ca.crt and its key as ca.key in it.
+// It has the folder's name. What it signs is valid from an hour ago, for a year.
 func New(dir string) (*Authority, error) {
 	a := &Authority{dir: dir, serial: 1, cert: &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "throw-away"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: filepath.Base(dir)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}}
@@ -43,15 +45,16 @@ func New(dir string) (*Authority, error) {
 	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, err
 	}
-	return a, a.sign(a.cert, a.key.Public(), a.file())
+	return a, errors.Join(writeKey(filepath.Join(dir, "ca.key"), a.key), a.sign(a.cert, a.key.Public(), a.File()))
 }
 
-func (a *Authority) file() string { return filepath.Join(a.dir, "ca.crt") }
+// File is where the authority's certificate is.
+func (a *Authority) File() string { return filepath.Join(a.dir, "ca.crt") }
 
 // Files is where a certificate, its key and its authority's certificate are, in PEM.
 type Files struct{ CA, Cert, Key string }
 
-// Issue writes a certificate for hosts, names or addresses, as NAME.crt and NAME.key.
+// Issue writes a certificate for hosts, which are names, addresses or URIs, as NAME.crt and NAME.key.
 func (a *Authority) Issue(name string, hosts ...string) (Files, error) {
 	return a.IssueTo(pkix.Name{CommonName: name}, hosts...)
 }
@@ -59,7 +62,7 @@ func (a *Authority) Issue(name string, hosts ...string) (Files, error) {
 // IssueTo is Issue for a subject that is more than its common name, such as a member of a group.
 func (a *Authority) IssueTo(subject pkix.Name, hosts ...string) (Files, error) {
 	name := subject.CommonName
-	f := Files{a.file(), filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")}
+	f := Files{a.File(), filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return f, err
@@ -73,6 +76,8 @@ func (a *Authority) IssueTo(subject pkix.Name, hosts ...string) (Files, error) {
 	for _, host := range hosts {
 		if ip := net.ParseIP(host); ip != nil {
 			leaf.IPAddresses = append(leaf.IPAddresses, ip)
+		} else if u, err := url.Parse(host); err == nil && u.Scheme != "" {
+			leaf.URIs = append(leaf.URIs, u)
 		} else {
 			leaf.DNSNames = append(leaf.DNSNames, host)
 		}
@@ -80,11 +85,15 @@ func (a *Authority) IssueTo(subject pkix.Name, hosts ...string) (Files, error) {
 	if err := a.sign(leaf, key.Public(), f.Cert); err != nil {
 		return f, err
 	}
+	return f, writeKey(f.Key, key)
+}
+
+func writeKey(file string, key *ecdsa.PrivateKey) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return f, err
+		return err
 	}
-	return f, writePEM(f.Key, "PRIVATE KEY", der)
+	return writePEM(file, "PRIVATE KEY", der)
 }
 
 func (a *Authority) sign(c *x509.Certificate, key any, file string) error {
