@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -50,21 +49,6 @@ type admission struct {
 	s *Server
 	// client is nil until the API server serves.
 	client atomic.Pointer[kubernetes.Clientset]
-	// shown is the certificate that answers machines, up to the root that tokens name.
-	shown atomic.Pointer[tls.Certificate]
-}
-
-// use takes the API server's certificate for the conversations too. It has the form of pki.Leaf.Use.
-func (a *admission) use(certPEM, keyPEM []byte) error {
-	c, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return fmt.Errorf("loading the certificate for machines that join: %w", err)
-	}
-	if root := a.s.pki.Root().Raw; !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root) }) {
-		c.Certificate = append(c.Certificate, root)
-	}
-	a.shown.Store(&c)
-	return nil
 }
 
 // serve answers machines until ctx is done.
@@ -73,7 +57,7 @@ func (a *admission) serve(ctx context.Context) error {
 	clients.AppendCertsFromPEM(a.s.pki.CAPEM(pki.ClientCA))
 	return joining.New(joining.Options{
 		Listener: a.s.port.Route(protocol.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Load() },
-		Certificate: func() (*tls.Certificate, error) { return a.shown.Load(), nil },
+		Certificate: a.s.pki.Serving,
 		Bootstrap:   a.bootstrapToken, Admit: a.admit,
 		Now: a.s.o.Clock.Now, Logger: a.s.log.With("part", "joining"),
 	}).Run(ctx)

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -120,7 +119,7 @@ func (m *membership) run(ctx context.Context) {
 func (m *membership) gossip(ctx context.Context) error {
 	p := m.s.pki
 	trust := gossip.Trust{
-		Own:      func() (*tls.Certificate, error) { return m.s.admission.shown.Load(), nil },
+		Own:      p.Serving,
 		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Now: m.s.o.Clock.Now,
 	}
 	trust.ServerCA.AppendCertsFromPEM(p.CAPEM(pki.ServerCA))

@@ -5,7 +5,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -47,7 +46,7 @@ const (
 func (s *Server) newTunnels() (*tunnels.Table, error) {
 	return tunnels.New(tunnels.Options{
 		Listener:    s.port.Route(nodetunnel.Protocol),
-		Certificate: func() (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
+		Certificate: s.pki.Serving,
 		ClientCA:    s.pki.CAPEM(pki.ClientCA),
 		Now:         s.o.Clock.Now,
 		Logger:      s.log.With("part", "nodes"),

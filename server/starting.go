@@ -186,7 +186,7 @@ func (s *Server) elsewhere() []string {
 func (s *Server) answerStarting(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(answerPatience)) // an error comes again
 	t := tls.Server(c, &tls.Config{
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.pki.Serving() },
 		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: clusterconfig.CipherSuites(),
 	})
 	defer func() { _ = t.Close() }() // who asked has the answer, or has gone

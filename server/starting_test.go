@@ -72,7 +72,7 @@ func TestReadyOf(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = api.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*from.admission.shown.Load()}})) // it is closed
+			_ = api.Serve(tls.NewListener(l, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return from.pki.Serving() }})) // it is closed
 		}()
 		t.Cleanup(func() {
 			_ = api.Close()

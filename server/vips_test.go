@@ -202,7 +202,11 @@ func newTestVIPs(t *testing.T, told ...netip.Addr) (*vips, Options) {
 // covered says whether the API server's certificate is valid for an address.
 func covered(t *testing.T, s *Server, a netip.Addr) bool {
 	t.Helper()
-	return s.admission.shown.Load().Leaf.VerifyHostname(a.String()) == nil
+	c, err := s.pki.Serving()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Leaf.VerifyHostname(a.String()) == nil
 }
 
 // TestVIPsFollowTheCluster: what the ConfigMap says is taken over with certificate, kubeconfig and file, while the

@@ -40,9 +40,10 @@ type APIServerNames struct {
 	ExtraSANs []string // --tls-san: names or addresses
 }
 
-// APIServer is the serving certificate of the API server.
+// APIServer is the serving certificate of the API server, which Serving returns once it was ensured.
 func (p *PKI) APIServer(n APIServerNames) Leaf {
 	l := Leaf{
+		Use:        p.useServing,
 		Name:       "API server",
 		Path:       filepath.Join(p.dir, "serving-kube-apiserver.pem"),
 		Signer:     ServerCA,

@@ -22,6 +22,7 @@ package pki
 
 import (
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -91,6 +93,7 @@ type PKI struct {
 	// kubelet is the one that is derived: see openKubeletCA.
 	kubelet *authority
 	sa      crypto.Signer
+	serving atomic.Pointer[tls.Certificate]
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
 	leaves []*managedLeaf

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"crypto/tls"
+	"fmt"
+	"slices"
+)
+
+// useServing takes the API server's certificate for all that this server answers itself. It has the form of Leaf.Use.
+func (p *PKI) useServing(certPEM, keyPEM []byte) error {
+	c, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("loading the API server's certificate: %w", err)
+	}
+	if root := p.Root().Raw; !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root) }) {
+		c.Certificate = append(c.Certificate, root)
+	}
+	p.serving.Store(&c)
+	return nil
+}
+
+// Serving is the present certificate of APIServer with its chain up to the root that tokens name. It is nil before that
+// leaf was ensured.
+func (p *PKI) Serving() (*tls.Certificate, error) { return p.serving.Load(), nil }
