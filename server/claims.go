@@ -24,21 +24,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
-
-// nodeClaims is what the API server keeps nodes from saying of themselves.
-func (s *Server) nodeClaims() *apiserver.NodeClaims {
-	c := &apiserver.NodeClaims{
-		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel, Certified: s.certified,
-		Servers: s.owned, JustJoined: s.justJoined,
-	}
-	if s.o.OwnNode {
-		c.Own = s.o.NodeName
-	}
-	return c
-}
 
 // claimName makes sure that nobody else has the node's name or address.
 func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
@@ -58,7 +46,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		if err := mayTakeAddress(n, node, m); err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return apiserver.NodeHas(n, ip) }); i >= 0 && apiserver.NodeLives(n) {
+		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return roster.HasAddress(n, ip) }); i >= 0 && roster.Lives(n) {
 			ip := m.Node.Addresses[i]
 			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
 				return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
@@ -70,7 +58,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	have, err := secrets.Get(ctx, m.Node.Name+passwordSuffix, metav1.GetOptions{})
+	have, err := secrets.Get(ctx, m.Node.Name+roster.RegistrationSuffix, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		have = nil
@@ -80,15 +68,15 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 	if err := mayMoveTo(m, node, have); err != nil {
 		return err
 	}
-	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
+	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !roster.HasAddress(node, ip) })
 	want := a.claim(m.Node)
 	if m.Joined { // it shows no token
-		if delete(want.Data, passwordToken); have != nil {
-			want.Data[passwordToken] = have.Data[passwordToken]
+		if delete(want.Data, roster.RegistrationToken); have != nil {
+			want.Data[roster.RegistrationToken] = have.Data[roster.RegistrationToken]
 		}
 	}
-	known := have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], want.Data[passwordHash]) == 1
-	same := have != nil && bytes.Equal(have.Data[passwordAddresses], want.Data[passwordAddresses]) && bytes.Equal(have.Data[passwordExternal], want.Data[passwordExternal])
+	known := have != nil && subtle.ConstantTimeCompare(have.Data[roster.RegistrationHash], want.Data[roster.RegistrationHash]) == 1
+	same := have != nil && bytes.Equal(have.Data[roster.RegistrationAddresses], want.Data[roster.RegistrationAddresses]) && bytes.Equal(have.Data[roster.RegistrationExternal], want.Data[roster.RegistrationExternal])
 	if known && registered && same {
 		return nil
 	}
@@ -105,17 +93,17 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 	if registered {
 		return nil
 	}
-	return a.checkClaims(ctx, secrets, have, m.Node.Addresses)
+	return a.checkClaims(ctx, client, have, m.Node.Addresses)
 }
 
 // claim is what is kept of a machine that was let in.
 func (a *admission) claim(n protocol.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + passwordSuffix, Labels: map[string]string{managedBy: "coracle"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + roster.RegistrationSuffix, Labels: map[string]string{roster.ManagedBy: "coracle"}},
 		Data: map[string][]byte{
-			passwordHash: []byte(hex.EncodeToString(sum[:])), passwordSince: []byte(a.now()), passwordToken: []byte(a.now()),
-			passwordAddresses: joinAddresses(n.Addresses), passwordExternal: joinAddresses(n.External),
+			roster.RegistrationHash: []byte(hex.EncodeToString(sum[:])), roster.RegistrationSince: []byte(a.now()), roster.RegistrationToken: []byte(a.now()),
+			roster.RegistrationAddresses: roster.JoinAddresses(n.Addresses), roster.RegistrationExternal: roster.JoinAddresses(n.External),
 		},
 	}
 }
@@ -126,11 +114,11 @@ func (a *admission) now() string { return a.s.o.Clock.Now().UTC().Format(time.RF
 // it first keeps it, unless the machine asks from that very address, and so has it on the network. own is its Node; a
 // machine without one has shown a token, and may take a dead machine's place.
 func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
-	if own == nil || apiserver.NodeLives(silent) {
+	if own == nil || roster.Lives(silent) {
 		return nil
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
-		if apiserver.NodeHas(silent, ip) && !apiserver.NodeHas(own, ip) && ip != m.From {
+		if roster.HasAddress(silent, ip) && !roster.HasAddress(own, ip) && ip != m.From {
 			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
 		}
@@ -148,90 +136,15 @@ func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error 
 	}
 	var had []netip.Addr
 	if claim != nil {
-		had = append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...)
+		had = roster.RegisteredAddresses(claim)
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
-		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !apiserver.NodeHas(own, ip)) {
+		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !roster.HasAddress(own, ip)) {
 			return protocol.Refuse(protocol.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). With its certificate alone a node gets no address that it "+
 				"does not show to have; with a token that works it does", ip, m.Node.Name, m.From)
 		}
 	}
 	return nil
-}
-
-func joinAddresses(ips []netip.Addr) []byte {
-	texts := make([]string, len(ips))
-	for i, ip := range ips {
-		texts[i] = ip.String()
-	}
-	return []byte(strings.Join(texts, ","))
-}
-
-func splitAddresses(data []byte) []netip.Addr {
-	var out []netip.Addr
-	for text := range strings.SplitSeq(string(data), ",") {
-		if ip, err := netip.ParseAddr(text); err == nil {
-			out = append(out, ip)
-		}
-	}
-	return out
-}
-
-// certified are the addresses for which a node that joined has its serving certificate.
-func (s *Server) certified(ctx context.Context, node string) ([]netip.Addr, error) {
-	client, err := s.admission.api()
-	if err != nil {
-		return nil, err
-	}
-	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, node+passwordSuffix, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking for the addresses with which the node %s joined: %w", node, err)
-	}
-	return append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...), nil
-}
-
-// joined are the addresses with which machines were let in, those without a Node included.
-func (s *Server) joined(ctx context.Context) ([]netip.Addr, error) {
-	client, err := s.admission.api()
-	if err != nil {
-		return nil, err
-	}
-	return joinedAddresses(ctx, client)
-}
-
-func joinedAddresses(ctx context.Context, client kubernetes.Interface) ([]netip.Addr, error) {
-	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
-	if err != nil {
-		return nil, fmt.Errorf("looking for machines that joined: %w", err)
-	}
-	var out []netip.Addr
-	for i := range all.Items {
-		if claim := &all.Items[i]; strings.HasSuffix(claim.Name, passwordSuffix) {
-			out = append(out, splitAddresses(claim.Data[passwordAddresses])...)
-			out = append(out, splitAddresses(claim.Data[passwordExternal])...)
-		}
-	}
-	return out, nil
-}
-
-// justJoined says whether a machine was let in by a token so lately that its Node is still to come. One that shows a
-// node's certificate is that node's already.
-func (s *Server) justJoined(ctx context.Context, node string) (bool, error) {
-	client, err := s.admission.api()
-	if err != nil {
-		return false, err
-	}
-	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, node+passwordSuffix, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("looking when the node %s joined: %w", node, err)
-	}
-	return s.admission.lately(claim, passwordToken), nil
 }
 
 // keepClaim writes it, in place of have if there is one.
@@ -244,7 +157,7 @@ func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, 
 		have, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
 	}
 	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
-		return nil, protocol.Refuse(protocol.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, passwordSuffix))
+		return nil, protocol.Refuse(protocol.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, roster.RegistrationSuffix))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeping the node's password: %w", err)
@@ -253,32 +166,27 @@ func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, 
 }
 
 // fresh says whether a machine was let in so lately that its Node may still be to come.
-func (a *admission) fresh(claim *corev1.Secret) bool {
-	return a.lately(claim, passwordSince)
-}
-
-func (a *admission) lately(claim *corev1.Secret, when string) bool {
-	since, err := time.Parse(time.RFC3339, string(claim.Data[when]))
-	return err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration
+func (a *admission) fresh(registration *corev1.Secret) bool {
+	return roster.Recent(registration, roster.RegistrationSince, a.s.o.Clock.Now())
 }
 
 // checkClaims looks whether another machine that has no Node yet was let in with one of the addresses before. Of two
 // that come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one
 // counts.
-func (a *admission) checkClaims(ctx context.Context, secrets corev1client.SecretInterface, own *corev1.Secret, ips []netip.Addr) error {
-	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+func (a *admission) checkClaims(ctx context.Context, client kubernetes.Interface, own *corev1.Secret, ips []netip.Addr) error {
+	all, err := roster.Registrations(ctx, client)
 	if err != nil {
-		return fmt.Errorf("looking for machines that are joining: %w", err)
+		return err
 	}
-	for i := range all.Items {
-		other := &all.Items[i]
-		if !strings.HasSuffix(other.Name, passwordSuffix) || !a.fresh(other) || !earlier(other, own) {
+	for i := range all {
+		other := &all[i]
+		if !a.fresh(other) || !earlier(other, own) {
 			continue
 		}
-		for _, ip := range splitAddresses(other.Data[passwordAddresses]) {
+		for _, ip := range roster.SplitAddresses(other.Data[roster.RegistrationAddresses]) {
 			if slices.Contains(ips, ip) {
 				return protocol.Refuse(protocol.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
-					ip, strings.TrimSuffix(other.Name, passwordSuffix))
+					ip, strings.TrimSuffix(other.Name, roster.RegistrationSuffix))
 			}
 		}
 	}
@@ -302,9 +210,9 @@ func (a *admission) mayTakeOver(name string, role token.Role, node *corev1.Node,
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {
-	case node != nil && (name == a.s.o.NodeName || node.Labels[roleLabel] == roleValue && role != token.RoleServer):
+	case node != nil && (name == a.s.o.NodeName || roster.IsServer(node) && role != token.RoleServer):
 		return taken("it is a server's own")
-	case node != nil && apiserver.NodeLives(node):
+	case node != nil && roster.Lives(node):
 		return taken("it is alive")
 	case have != nil && a.fresh(have):
 		return taken("another machine has just joined under it")

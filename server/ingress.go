@@ -6,14 +6,11 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -74,34 +71,18 @@ func (s *Server) ingressPart(ctx context.Context, t *term.Term) error {
 	return nil
 }
 
-// ofCluster returns what reports addresses of nodes, servers, pods and Services.
-func (s *Server) ofCluster(nodes corelisters.NodeLister) func(netip.Addr) bool {
-	networks := slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs)
-	return func(a netip.Addr) bool {
-		if slices.Contains(s.owned(), a) || slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
-			return true
-		}
-		all, _ := nodes.List(labels.Everything()) // of a cache: it cannot fail
-		return slices.ContainsFunc(all, func(n *corev1.Node) bool {
-			return slices.ContainsFunc(n.Status.Addresses, func(of corev1.NodeAddress) bool {
-				ip, err := netip.ParseAddr(of.Address)
-				return err == nil && ip.Unmap() == a
-			})
-		})
-	}
-}
-
 // newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are
 // ordered.
 func (s *Server) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager {
 	if s.o.ACME.Email == "" || o.Disabled {
 		return nil
 	}
+	nodes := t.Informers.Core().V1().Nodes().Lister()
 	a := acme.Options{
 		Client: o.Client, Secrets: t.Informers.Core().V1().Secrets().Lister(), Slices: t.Informers.Discovery().V1().EndpointSlices().Lister(), Recorder: o.Recorder,
 		Email: s.o.ACME.Email, Directory: s.o.ACME.Directory, Roots: s.o.ACME.Roots,
 		Dial: s.tunnels.DialContext, Built: s.o.BuildTime, UserAgent: "coracle/" + s.o.Version, Logger: o.Logger,
-		Refuse: s.ofCluster(t.Informers.Core().V1().Nodes().Lister()),
+		Refuse: func(a netip.Addr) bool { return s.roster.OfCluster(nodes, a) },
 	}
 	if s.o.Board != nil {
 		a.Part = s.o.Board.Part(ingressCertificates)

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,21 +26,7 @@ import (
 )
 
 const (
-	// passwordSuffix is what the Secret with the hash of a node's password is called after the node's name.
-	passwordSuffix = ".node-password.coracle"
-	passwordHash   = "hash"
-	passwordSince  = "since"
-	// passwordToken is when the machine showed a token last.
-	passwordToken = "token"
-	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so, and
-	// with passwordExternal all that its serving certificate is for: a Node may claim no others.
-	passwordAddresses = "addresses"
-	passwordExternal  = "external"
-	// registration is how long a machine that was let in may take until its Node is there.
-	registration = 2 * time.Minute
-	minPassword  = 16 // characters
-
-	managedBy = "app.kubernetes.io/managed-by"
+	minPassword = 16 // characters
 )
 
 // admission lets nodes into the cluster.
@@ -193,10 +178,10 @@ func (a *admission) checkNames(n protocol.Node, before []netip.Addr) error {
 	if len(n.External) > 2 {
 		return protocol.Refuse(protocol.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
 	}
-	servers := slices.DeleteFunc(a.servers(), func(ip netip.Addr) bool { return slices.Contains(before, ip) })
+	servers := slices.DeleteFunc(a.s.roster.Servers(), func(ip netip.Addr) bool { return slices.Contains(before, ip) })
 	for _, ip := range slices.Concat(n.Addresses, n.External) {
 		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
-		inside := slices.ContainsFunc(slices.Concat(a.s.o.Cluster.PodCIDRs, a.s.o.Cluster.ServiceCIDRs), func(c netip.Prefix) bool { return c.Contains(ip) })
+		inside := slices.ContainsFunc(a.s.o.reserved(), func(c netip.Prefix) bool { return c.Contains(ip) })
 		switch {
 		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
 		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
@@ -224,22 +209,6 @@ func (s *Server) serveJoins(ctx context.Context) (stop func()) {
 		cancel()
 		<-done
 	}
-}
-
-// servers are the addresses of all servers, other than those that this one's certificate names by itself, and their
-// virtual ones.
-func (a *admission) servers() []netip.Addr {
-	out := a.s.vips.current()
-	store := a.s.store.Load()
-	if store == nil {
-		return out
-	}
-	for _, m := range store.Members() {
-		if at, err := netip.ParseAddrPort(m.Address); err == nil && !m.Self {
-			out = append(out, at.Addr().Unmap())
-		}
-	}
-	return out
 }
 
 func isName(err error) bool {

@@ -13,18 +13,22 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 func newAdmission(clock *testclock.FakeClock) *admission {
 	return &admission{s: &Server{
+		roster: roster.New(roster.Options{Virtual: func() []netip.Addr { return nil }, Answered: func() []raftstore.Member { return nil }}),
 		o: Options{NodeName: "server", Clock: clock, Cluster: clusterconfig.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		}},
@@ -113,7 +117,7 @@ func TestClaimName(t *testing.T) {
 		}
 	}
 	ready("server", "10.0.0.1", corev1.ConditionTrue)
-	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other-server", Labels: map[string]string{roleLabel: roleValue}}, Status: corev1.NodeStatus{
+	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other-server", Labels: map[string]string{roster.RoleLabel: roster.RoleValue}}, Status: corev1.NodeStatus{
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}},
 	}}
 	if err := api.Tracker().Add(other); err != nil {
@@ -178,18 +182,19 @@ func TestCertifiedAddresses(t *testing.T) {
 	a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 	want := func(addresses, external string) {
 		t.Helper()
-		s, err := api.CoreV1().Secrets("kube-system").Get(ctx, "n"+passwordSuffix, metav1.GetOptions{})
+		s, err := api.CoreV1().Secrets("kube-system").Get(ctx, "n"+roster.RegistrationSuffix, metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := string(s.Data[passwordAddresses]); got != addresses {
+		if got := string(s.Data[roster.RegistrationAddresses]); got != addresses {
 			t.Errorf("addresses %q, want %q", got, addresses)
 		}
-		if got := string(s.Data[passwordExternal]); got != external {
+		if got := string(s.Data[roster.RegistrationExternal]); got != external {
 			t.Errorf("external addresses %q, want %q", got, external)
 		}
-		all, err := joinedAddresses(ctx, api)
-		if err != nil || !slices.Equal(all, append(splitAddresses([]byte(addresses)), splitAddresses([]byte(external))...)) {
+		r := roster.New(roster.Options{API: func() (kubernetes.Interface, error) { return api, nil }})
+		all, err := r.Joined(ctx)
+		if err != nil || !slices.Equal(all, append(roster.SplitAddresses([]byte(addresses)), roster.SplitAddresses([]byte(external))...)) {
 			t.Errorf("machines have joined with %v (%v)", all, err)
 		}
 	}
@@ -318,7 +323,7 @@ func TestKeysBeforeTheNode(t *testing.T) {
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeStarting {
 		t.Errorf("right after it has joined: %q", got)
 	}
-	clock.Step(registration + time.Second)
+	clock.Step(roster.RegistrationTime + time.Second)
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
 		t.Errorf("later: %q", got)
 	}
@@ -342,7 +347,7 @@ func TestAddressesAreReserved(t *testing.T) {
 	claim(two, "another machine with its other address", machine("b", otherPassword, "10.0.0.3", "fd00::2"), protocol.CodeBusy)
 	claim(two, "another machine with its own address", machine("b", otherPassword, "10.0.0.3"), "")
 	claim(one, "the first one again, which the other did not keep out", machine("a", password, "10.0.0.2", "fd00::2"), "")
-	clock.Step(registration + time.Second)
+	clock.Step(roster.RegistrationTime + time.Second)
 	claim(two, "another machine, when the first has not registered", machine("b", otherPassword, "10.0.0.2"), "")
 	claim(two, "once more", machine("b", otherPassword, "10.0.0.2"), "")
 }
@@ -354,11 +359,11 @@ func TestJustJoined(t *testing.T) {
 	a, api := newAdmission(clock), fake.NewClientset()
 	expect := func(what string, token, fresh bool) {
 		t.Helper()
-		s, err := api.CoreV1().Secrets("kube-system").Get(t.Context(), "n"+passwordSuffix, metav1.GetOptions{})
+		s, err := api.CoreV1().Secrets("kube-system").Get(t.Context(), "n"+roster.RegistrationSuffix, metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := a.lately(s, passwordToken); got != token || a.fresh(s) != fresh {
+		if got := roster.Recent(s, roster.RegistrationToken, clock.Now()); got != token || a.fresh(s) != fresh {
 			t.Errorf("%s: by a token %v, at all %v", what, got, a.fresh(s))
 		}
 	}
@@ -370,7 +375,7 @@ func TestJustJoined(t *testing.T) {
 	if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
 		t.Fatal(err)
 	}
-	clock.Step(registration + time.Second)
+	clock.Step(roster.RegistrationTime + time.Second)
 	expect("later", false, false)
 	m = machine("n", password, "10.0.0.3")
 	m.Joined, m.From = true, netip.MustParseAddr("10.0.0.3")

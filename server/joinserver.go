@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -46,8 +47,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	if err != nil {
 		return nil, err
 	}
-	store := a.s.store.Load()
-	members := store.Members()
+	members := a.s.store.Load().Members()
 	if len(members) >= maxServers {
 		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
 			"remove a server that is gone", len(members), maxServers)
@@ -119,7 +119,7 @@ func addressesBefore(ctx context.Context, client kubernetes.Interface, name stri
 	}
 	var out []netip.Addr
 	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && n.Labels[roleLabel] == roleValue {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && roster.IsServer(n) {
 			out = append(out, ip.Unmap())
 		}
 	}
@@ -164,11 +164,7 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 	}
 	return func() {
 		defer still()
-		if store := s.opened.Load(); store != nil {
-			if err := savePeers(s.o.ServerDir, store.Members()); err != nil {
-				s.log.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
-			}
-		}
+		s.roster.SavePeers()
 	}, nil
 }
 
@@ -205,7 +201,7 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		hasStore = len(entries) > 0
 	}
 	// Until it has a store, or knew other servers, the cluster does not know of it, and may have other settings by now.
-	if joined != nil && (hasStore || fileExists(filepath.Join(o.ServerDir, peersFile))) {
+	if joined != nil && (hasStore || roster.HasPeers(o.ServerDir)) {
 		return joined, nil
 	}
 	if hasStore {
@@ -334,7 +330,7 @@ func WasJoined(serverDir string) (*Joined, error) {
 	if err != nil || j == nil || !j.Founder {
 		return j, err
 	}
-	others, err := OtherServers(serverDir)
+	others, err := roster.OtherServers(serverDir)
 	if err != nil || len(others) > 0 {
 		return j, err
 	}

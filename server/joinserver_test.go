@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
@@ -140,7 +142,7 @@ func TestJoinedIsKept(t *testing.T) {
 	if _, err := Join(t.Context(), o, Joining{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"}); err == nil || !strings.Contains(err.Error(), "for agents") {
 		t.Errorf("before it ever took part, the cluster is not asked again: %v", err)
 	}
-	peers := filepath.Join(dir, peersFile)
+	peers := filepath.Join(dir, roster.PeersFile)
 	if err := os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +173,7 @@ func TestJoinedIsKept(t *testing.T) {
 // TestFounderAlone: what the first server wrote down for another one binds it as long as there is another one.
 func TestFounderAlone(t *testing.T) {
 	dir := t.TempDir()
-	file, peers := filepath.Join(dir, joinedFile), filepath.Join(dir, peersFile)
+	file, peers := filepath.Join(dir, joinedFile), filepath.Join(dir, roster.PeersFile)
 	if err := writeJoined(file, &Joined{Founder: true, Settings: options(t, t.TempDir()).Cluster, NodePortRange: "30000-32767"}); err != nil {
 		t.Fatal(err)
 	}

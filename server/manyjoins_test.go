@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // joinAs asks a server for a node's credentials.
@@ -64,7 +65,7 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 		if errs[i] != nil || len(answers[i].Kubelet) == 0 || !bytes.Contains(answers[i].ServerCA, []byte("CERTIFICATE")) {
 			t.Errorf("machine %d: %v", i, errs[i])
 		}
-		if _, err := c.kube.CoreV1().Secrets("kube-system").Get(t.Context(), fmt.Sprintf("five-%d%s", i, passwordSuffix), metav1.GetOptions{}); err != nil {
+		if _, err := c.kube.CoreV1().Secrets("kube-system").Get(t.Context(), fmt.Sprintf("five-%d%s", i, roster.RegistrationSuffix), metav1.GetOptions{}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -84,12 +85,12 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 		t.Errorf("%d machines with one address were let in: %v", in, got)
 	}
 	// Their Secrets are all that there is of them.
-	secrets, err := c.kube.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+	secrets, err := c.kube.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: roster.ManagedBy + "=coracle"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, secret := range secrets.Items {
-		if secret.Type == corev1.SecretTypeOpaque && strings.HasSuffix(secret.Name, passwordSuffix) {
+		if secret.Type == corev1.SecretTypeOpaque && strings.HasSuffix(secret.Name, roster.RegistrationSuffix) {
 			if err := c.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), secret.Name, metav1.DeleteOptions{}); err != nil {
 				t.Error(err)
 			}

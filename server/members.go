@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -108,10 +109,10 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 }
 
 func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
-	id, all := n.Annotations[serverIDAnnotation], m.store.Members()
+	id, all := n.Annotations[clusterconfig.ServerIDAnnotation], m.store.Members()
 	// A node may write its own annotations and finalizers, but not this label: it cannot name somebody else's server.
 	// The only server remains what it is; its node registers again.
-	if n.Labels[roleLabel] == roleValue && len(all) > 1 && isMember(all, id) {
+	if roster.IsServer(n) && len(all) > 1 && roster.IsMember(all, id) {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
 			return err
 		}
@@ -131,8 +132,4 @@ func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 		return nil
 	}
 	return err
-}
-
-func isMember(all []raftstore.Member, id string) bool {
-	return id != "" && slices.ContainsFunc(all, func(m raftstore.Member) bool { return m.Name == id })
 }

@@ -16,7 +16,9 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // storeMembers stands for the store.
@@ -78,10 +80,10 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Finalizers: c.finalizers, Annotations: map[string]string{}}}
 			if !c.agent {
-				n.Labels = map[string]string{roleLabel: roleValue}
+				n.Labels = map[string]string{roster.RoleLabel: roster.RoleValue}
 			}
 			if c.id != "" {
-				n.Annotations[serverIDAnnotation] = c.id
+				n.Annotations[clusterconfig.ServerIDAnnotation] = c.id
 			}
 			if now := metav1.Now(); !c.alive {
 				n.DeletionTimestamp = &now
@@ -112,7 +114,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 
 // A machine that was wiped is another server on the same node.
 func TestNodeIsMarkedAsAServers(t *testing.T) {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"}, Annotations: map[string]string{serverIDAnnotation: "before"}}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"}, Annotations: map[string]string{clusterconfig.ServerIDAnnotation: "before"}}}
 	client := fake.NewClientset(n)
 	store := &storeMembers{names: []string{"s1", "before"}}
 	r := &nodeRole{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}

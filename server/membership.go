@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +20,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -29,9 +27,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -141,8 +139,8 @@ func (m *membership) gossip(ctx context.Context) error {
 	}
 	member, err := gossip.New(gossip.Options{
 		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers,
-		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Most: m.s.mostMembers, Suspect: m.s.Suspect, Reach: watch, Logger: m.s.log.With("part", "gossip"),
+		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.s.roster.Stores,
+		Names: m.s.o.Join, Lost: m.s.roster.Leaderless, Links: m.s.o.Links, Most: m.s.roster.MostMachines, Suspect: m.s.Suspect, Reach: watch, Logger: m.s.log.With("part", "gossip"),
 	})
 	if err == nil {
 		m.member.Store(member)
@@ -157,50 +155,6 @@ func (m *membership) gossip(ctx context.Context) error {
 	}
 	m.line.Set(status.Running, "")
 	return member.Run(ctx)
-}
-
-// mostMembers is how many live members there can be, by the number of nodes: some machines are members and no nodes
-// yet, or not any more. It is 0 until the nodes are known.
-func (s *Server) mostMembers() int {
-	lister := s.nodes.Load()
-	if lister == nil {
-		return 0
-	}
-	nodes, err := (*lister).List(labels.Everything())
-	if err != nil || len(nodes) == 0 {
-		return 0
-	}
-	return 2*len(nodes) + 64
-}
-
-// servers are where the other servers' stores are, and those that this server was told to join.
-func (m *membership) servers() []netip.AddrPort {
-	texts := append([]string(nil), m.s.o.Join...)
-	if store := m.s.store.Load(); store != nil {
-		for _, p := range store.Members() {
-			if !p.Self {
-				texts = append(texts, p.Address)
-			}
-		}
-	}
-	var out []netip.AddrPort
-	for _, t := range texts {
-		if a, err := netip.ParseAddrPort(t); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-// lost says that there are other servers and none of them leads this one: they may be elsewhere by now.
-func (m *membership) lost() bool {
-	store := m.s.opened.Load()
-	if store == nil || m.s.store.Load() == nil {
-		others, err := OtherServers(m.s.o.ServerDir)
-		return err == nil && len(others)+len(m.s.o.Join) > 0
-	}
-	members := store.Members()
-	return len(members) > 1 && !slices.ContainsFunc(members, func(p raftstore.Member) bool { return p.Leader })
 }
 
 // elsewhere are addresses of other servers as machines of the cluster tell them.
@@ -406,7 +360,7 @@ func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*protoco
 // noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node
 // is still to come, or the Node was deleted.
 func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
-	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+passwordSuffix, metav1.GetOptions{})
+	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+roster.RegistrationSuffix, metav1.GetOptions{})
 	switch {
 	case err == nil && a.fresh(claim):
 		return protocol.Refuse(protocol.CodeStarting, "the node %s has joined and is not registered yet", name)

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -70,17 +71,14 @@ func (s *Server) nodePasswordGCPart(ctx context.Context, t *term.Term) error {
 // sweep looks once.
 func (c *nodePasswordGC) sweep(ctx context.Context, now time.Time) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
-	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+	all, err := roster.Registrations(ctx, c.client)
 	if err != nil {
-		return fmt.Errorf("looking for machines that joined: %w", err)
+		return err
 	}
 	orphans := map[string]*corev1.Secret{}
-	for i := range all.Items {
-		s := &all.Items[i]
-		node, isClaim := strings.CutSuffix(s.Name, passwordSuffix)
-		if !isClaim {
-			continue
-		}
+	for i := range all {
+		s := &all[i]
+		node := strings.TrimSuffix(s.Name, roster.RegistrationSuffix)
 		if _, err := c.nodes.Get(node); apierrors.IsNotFound(err) {
 			orphans[s.Name] = s
 		}

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // TestNodePasswordGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
@@ -20,7 +22,7 @@ import (
 func TestNodePasswordGC(t *testing.T) {
 	claim := func(node, revision string) *corev1.Secret {
 		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
-			Namespace: metav1.NamespaceSystem, Name: node + passwordSuffix, ResourceVersion: revision, Labels: map[string]string{managedBy: "coracle"},
+			Namespace: metav1.NamespaceSystem, Name: node + roster.RegistrationSuffix, ResourceVersion: revision, Labels: map[string]string{roster.ManagedBy: "coracle"},
 		}}
 	}
 	other := claim("x", "1")
@@ -47,7 +49,7 @@ func TestNodePasswordGC(t *testing.T) {
 			got = append(got, s.Name)
 		}
 		for i := range want {
-			want[i] += passwordSuffix
+			want[i] += roster.RegistrationSuffix
 		}
 		want = append(want, GossipSecret)
 		slices.Sort(got)

@@ -23,12 +23,10 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
-	// roleLabel is what kubectl shows as a node's role. k3s gives it the same value.
-	roleLabel = "node-role.kubernetes.io/control-plane"
-	roleValue = "true"
 	// roleRetry is how long to wait after a failed attempt to set it.
 	roleRetry = 5 * time.Second
 )
@@ -59,7 +57,7 @@ func (r *nodeRole) run(ctx context.Context) {
 	trim := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
 			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
-				Annotations: map[string]string{serverIDAnnotation: n.Annotations[serverIDAnnotation]}, Finalizers: n.Finalizers, DeletionTimestamp: n.DeletionTimestamp}}, nil
+				Annotations: map[string]string{clusterconfig.ServerIDAnnotation: n.Annotations[clusterconfig.ServerIDAnnotation]}, Finalizers: n.Finalizers, DeletionTimestamp: n.DeletionTimestamp}}, nil
 		}
 		return obj, nil
 	}
@@ -91,7 +89,7 @@ func (r *nodeRole) run(ctx context.Context) {
 		if err != nil || !exists || r.complete(item.(*corev1.Node)) {
 			continue
 		}
-		if err := r.mark(ctx, item.(*corev1.Node).Annotations[serverIDAnnotation]); err != nil && ctx.Err() == nil {
+		if err := r.mark(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
 			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again", "node", r.node, "error", err)
 			select {
 			case <-ctx.Done():
@@ -105,15 +103,15 @@ func (r *nodeRole) run(ctx context.Context) {
 
 // complete says that there is nothing to do. A node that is being deleted takes no finalizer any more.
 func (r *nodeRole) complete(n *corev1.Node) bool {
-	return n.DeletionTimestamp != nil || n.Labels[roleLabel] == roleValue && n.Annotations[serverIDAnnotation] == r.id && slices.Contains(n.Finalizers, memberFinalizer)
+	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id && slices.Contains(n.Finalizers, memberFinalizer)
 }
 
 // mark writes what is missing; former is the server that the node had before, if any: a machine that was wiped comes
 // back under its name, and its former self is not waited for.
 func (r *nodeRole) mark(ctx context.Context, former string) error {
-	if former != r.id && isMember(r.store.Members(), former) {
+	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if answers(r.store.Survey(ctx), former) {
-			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or somebody wrote the annotation %s", former, serverIDAnnotation)
+			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or somebody wrote the annotation %s", former, clusterconfig.ServerIDAnnotation)
 		}
 		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
 			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)
@@ -121,7 +119,7 @@ func (r *nodeRole) mark(ctx context.Context, former string) error {
 		r.log.Info("the server that this machine was before is no member of the store any more", "node", r.node, "member", former)
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"labels": map[string]string{roleLabel: roleValue}, "annotations": map[string]any{serverIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil}, // the order is an administrator's, and comes later
+		"labels": map[string]string{roster.RoleLabel: roster.RoleValue}, "annotations": map[string]any{clusterconfig.ServerIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil}, // the order is an administrator's, and comes later
 		"finalizers": []string{memberFinalizer}, // added to others
 	}})
 	if err != nil {

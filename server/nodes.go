@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -158,35 +157,22 @@ func (s *Server) reachNodes(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		var batch []string
-		batch, pause = tries.take(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.node(name) != nil })
+		batch, pause = tries.take(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.roster.Node(name) != nil })
 		var running sync.WaitGroup
 		for _, name := range batch {
 			running.Go(func() {
 				reaching, cancel := context.WithTimeout(ctx, reachPatience)
 				defer cancel()
-				if n := s.node(name); n != nil && liveness.Shows(reaching, n, kubelets, s.o.Clock.Now()) {
+				if n := s.roster.Node(name); n != nil && liveness.Shows(reaching, n, kubelets, s.o.Clock.Now()) {
 					s.tunnels.Reached(name)
 				}
 			})
 		}
 		running.Wait()
-		if s.nodes.Load() != nil {
-			s.tunnels.Forget(func(name string) bool { return s.node(name) == nil })
+		if s.roster.KnowsNodes() {
+			s.tunnels.Forget(func(name string) bool { return s.roster.Node(name) == nil })
 		}
 	}
-}
-
-// node is a Node as the API server's informer has it; nil if it has none of that name.
-func (s *Server) node(name string) *corev1.Node {
-	lister := s.nodes.Load()
-	if lister == nil {
-		return nil
-	}
-	n, err := (*lister).Get(name)
-	if err != nil {
-		return nil
-	}
-	return n
 }
 
 // findNode is what this server finds out about a node by itself.
@@ -199,7 +185,7 @@ func (s *Server) findNode(ctx context.Context, name string) liveness.Finding {
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
 	defer cancel()
-	n := s.node(name)
+	n := s.roster.Node(name)
 	if n == nil {
 		return liveness.Silent
 	}
@@ -233,7 +219,7 @@ func (s *Server) kubeletAuthorities() *x509.CertPool {
 func (s *Server) checkNode(ctx context.Context, n *corev1.Node) liveness.Finding {
 	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
 	defer cancel()
-	others := s.Others()
+	others := s.roster.Others()
 	findings := make(chan liveness.Finding, 1+len(others))
 	go func() { findings <- s.findNode(ctx, n.Name) }()
 	for _, address := range others {
@@ -286,41 +272,4 @@ func (s *Server) Suspect(node string) {
 	if j := s.judge.Load(); j != nil {
 		j.Suspect(node)
 	}
-}
-
-// leaderFirst are the addresses of the other servers, that of the one that leads before the others. This server may not
-// know it as a member.
-func (s *Server) leaderFirst() []string {
-	if list := s.elsewhere(); list != nil {
-		return list
-	}
-	store := s.opened.Load()
-	if store == nil {
-		return nil
-	}
-	var out []string
-	if leader := store.OtherLeader(); leader != "" {
-		out = append(out, leader)
-	}
-	for _, m := range store.Members() {
-		if !m.Self && !slices.Contains(out, m.Address) {
-			out = append(out, m.Address)
-		}
-	}
-	return out
-}
-
-// Others are the addresses of the other servers, which this machine's node connects to.
-func (s *Server) Others() []string {
-	store := s.store.Load()
-	if store == nil {
-		return s.elsewhere()
-	}
-	var out []string
-	for _, m := range store.Members() {
-		if !m.Self {
-			out = append(out, m.Address)
-		}
-	}
-	return out
 }

@@ -239,6 +239,11 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 	return ips, err
 }
 
+// reserved are the networks in which no address of a machine lies: those of pods and Services.
+func (o *Options) reserved() []netip.Prefix {
+	return slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)
+}
+
 func (o *Options) dataDir() datadir.Options {
 	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version}
 }

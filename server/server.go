@@ -22,7 +22,6 @@ import (
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
@@ -40,6 +39,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -70,8 +70,10 @@ type Server struct {
 	peers    *peertls.Identity               // towards the other servers
 	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
 	store    atomic.Pointer[raftstore.Store] // the same when it has answered
-	files    files
-	tokens   atomic.Pointer[token.Set] // they may be replaced while the server runs
+	// roster knows the cluster's servers and nodes.
+	roster *roster.Roster
+	files  files
+	tokens atomic.Pointer[token.Set] // they may be replaced while the server runs
 	// admission lets machines in.
 	admission *admission
 	// membership makes this machine known to the others.
@@ -82,8 +84,7 @@ type Server struct {
 	backend *netbackend.Keeper
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
-	// nodes are known to the API server since it runs, and judged while this server leads.
-	nodes atomic.Pointer[corelisters.NodeLister]
+	// judge judges nodes while this server leads.
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayUse]
@@ -136,8 +137,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.data.Close())
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
-	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: s.leaderFirst, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.detour, newStarting(s)
+	s.roster = s.newRoster()
 	if s.membership, err = newMembership(ctx, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -171,6 +173,9 @@ func (s *Server) closePort() error {
 	}
 	return nil
 }
+
+// Roster is what the server knows of the cluster's machines.
+func (s *Server) Roster() *roster.Roster { return s.roster }
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -242,10 +247,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
-	background.Go(func() { s.publishName(outlasting, store) })
+	background.Go(func() { s.roster.PublishName(outlasting) })
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
-	background.Go(func() { s.keepPeers(outlasting, store) })
+	background.Go(func() { s.roster.KeepPeers(outlasting) })
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
 	background.Go(func() { s.snapshots.Run(scheduling) })
@@ -264,7 +269,7 @@ func (s *Server) showCertificates(err error) {
 // openStore opens the store and puts it under upstream's storage layer. It also returns where other servers may be.
 func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, error) {
 	s.board.store.Set(status.Starting, "")
-	others, err := OtherServers(s.o.ServerDir)
+	others, err := roster.OtherServers(s.o.ServerDir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -296,7 +301,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	elsewhere := func() []string { return slices.Concat(s.membership.elsewhere(), others) }
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.TakenOut) })
-	if former, err := OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
+	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
 		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere, s.readyOf) })
 	}
 	err := store.WaitReady(ctx)
@@ -325,10 +330,10 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
-	var live liveServers
+	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
-		now.Ready, now.Unready = live.of(term, store.Members(), time.Now())
+		now.Ready, now.Unready = live.Of(term, store.Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}
@@ -349,9 +354,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)
 	}
-	nodes := api.Nodes()
-	s.nodes.Store(&nodes)
-	s.tunnels.Follow(tunnels.OwnerByNodes(nodes))
+	s.roster.FollowNodes(api.Nodes())
+	s.tunnels.Follow(tunnels.OwnerByNodes(api.Nodes()))
 	return api, nil
 }
 

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,7 +53,7 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	}
 	o := servicelb.Options{
 		Client: client, Informers: t.Informers, Reserved: reserved, NodePorts: *nodePorts, Disabled: s.o.DisableServiceLB,
-		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf, Joined: s.joined,
+		Pool: s.o.LBPool, Dynamic: objects, Networks: s.o.reserved(), Barred: s.roster.Reserved, Alive: s.heardOf, Joined: s.roster.Joined,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
 	}
@@ -77,17 +75,6 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 		return errors.New("giving Services addresses ended by itself")
 	}
 	return nil
-}
-
-// owned are addresses that no Service gets: the virtual ones, and those of servers, which need not be nodes.
-func (s *Server) owned() []netip.Addr {
-	out := s.admission.servers()
-	for _, ip := range s.files.serving.IPs {
-		if a, ok := netip.AddrFromSlice(ip); ok {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out
 }
 
 // heardOf says whether this server hears a node: every node says something each second. One that has no connection of

@@ -348,10 +348,8 @@ func (h *vipHolder) leaderName() string {
 		if !m.Leader {
 			continue
 		}
-		for _, known := range h.v.s.Members() {
-			if known.Address.String() == m.Address {
-				return known.Name
-			}
+		if name := h.v.s.roster.MachineAt(m.Address); name != "" {
+			return name
 		}
 		return "the server at " + m.Address
 	}

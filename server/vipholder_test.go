@@ -15,8 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -86,7 +88,7 @@ func TestHolder(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		rec := &held{links: ether("10.0.0.2/24")}
 		v := &vips{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), s: &Server{
-			log: slog.New(slog.DiscardHandler), listener: fixedPort{}, membership: &membership{}, o: Options{Board: board, Redirect: func(r []vip.Redirect) error {
+			log: slog.New(slog.DiscardHandler), listener: fixedPort{}, roster: roster.New(roster.Options{Machines: func() []gossip.Info { return nil }}), o: Options{Board: board, Redirect: func(r []vip.Redirect) error {
 				rec.redirects = r
 				return nil
 			}}}}
@@ -166,7 +168,7 @@ func TestHolder(t *testing.T) {
 // holder is one with an address, a machine on a network and a store of the test's.
 func newTestHolder(network string, rec *held, store vipStore) *vipHolder {
 	v := &vips{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), s: &Server{
-		log: slog.New(slog.DiscardHandler), listener: fixedPort{}, membership: &membership{}, o: Options{Redirect: func([]vip.Redirect) error { return nil }}}}
+		log: slog.New(slog.DiscardHandler), listener: fixedPort{}, roster: roster.New(roster.Options{Machines: func() []gossip.Info { return nil }}), o: Options{Redirect: func([]vip.Redirect) error { return nil }}}}
 	h := newVIPHolder(v, store)
 	h.announce, h.links, h.shuffle = rec.announce, func() ([]vip.Link, error) { return ether(network), nil }, func(int, func(int, int)) {}
 	return h

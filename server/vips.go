@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -229,7 +230,7 @@ func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 
 // publish says for the cluster what this server's flag says, if nobody has the addresses.
 func (v *vips) publish(ctx context.Context, client kubernetes.Interface) (*corev1.ConfigMap, error) {
-	if err := CheckVIPs(ctx, v.s.o.VIPs, v.s.o.VIPInterface, v.s.reserved()); err != nil {
+	if err := CheckVIPs(ctx, v.s.o.VIPs, v.s.o.VIPInterface, v.s.o.reserved()); err != nil {
 		return nil, err
 	}
 	if err := v.free(ctx, client, v.s.o.VIPs); err != nil {
@@ -239,14 +240,9 @@ func (v *vips) publish(ctx context.Context, client kubernetes.Interface) (*corev
 	v.probed = v.s.o.VIPs
 	v.mu.Unlock()
 	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap, Labels: map[string]string{managedBy: "coracle"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap, Labels: map[string]string{roster.ManagedBy: "coracle"}},
 		Data:       map[string]string{clusterconfig.VIPData: JoinAddrs(v.s.o.VIPs)},
 	}, metav1.CreateOptions{})
-}
-
-// reserved are the networks in which no address of a machine lies.
-func (s *Server) reserved() []netip.Prefix {
-	return slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs)
 }
 
 // CheckVIPs says whether addresses can be announced on this machine and nobody has them. It takes about a second for
@@ -279,7 +275,7 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 // one's.
 func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
-	addresses, err := ParseVIPs(m.Data[clusterconfig.VIPData], v.s.reserved())
+	addresses, err := ParseVIPs(m.Data[clusterconfig.VIPData], v.s.o.reserved())
 	if err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // keys ties the command to the server's package.
@@ -46,7 +47,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open fu
 		if err != nil {
 			return err
 		}
-		others, err := server.OtherServers(serverDir)
+		others, err := roster.OtherServers(serverDir)
 		if err != nil {
 			return err
 		}
@@ -94,7 +95,7 @@ func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error)
 // onlyServer refuses to change the files of one server where there are others by now: one came since they were looked
 // for.
 func onlyServer(credDir string) error {
-	others, err := server.OtherServers(filepath.Dir(credDir))
+	others, err := roster.OtherServers(filepath.Dir(credDir))
 	if err == nil && len(others) > 0 {
 		err = fmt.Errorf("the cluster has %d servers since a moment ago; nothing was changed. Run the same command again", len(others)+1)
 	}

@@ -51,7 +51,7 @@ type node struct {
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
-		servers: s.Others,
+		servers: s.Roster().Others,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort,
 		waitAPI: func(ctx context.Context) error {
 			select {

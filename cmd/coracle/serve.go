@@ -82,7 +82,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	}
 	p.Admin.Handle(snapshots.Path, s.Snapshots())
 	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
-	p.Admin.Handle("GET "+status.ServersPath, s.ServersHandler())
+	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
 	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Members()) })
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {

@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the
@@ -34,7 +35,7 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 			"given", server.JoinAddrs(c.VIPs), "cluster", server.JoinAddrs(kept))
 		return nil
 	}
-	others, err := server.OtherServers(o.ServerDir)
+	others, err := roster.OtherServers(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
 		return err // with other servers one of them may answer for it already: that is found out when the cluster is asked
 	}
@@ -67,7 +68,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 		return "", fmt.Errorf("asking for the present virtual address: %w", err)
 	}
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(has, a) })
-	if err := server.NotNodes(ctx, client, fresh); err != nil {
+	if err := roster.NotNodes(ctx, client, fresh); err != nil {
 		return "", err
 	}
 	return server.JoinAddrs(addresses), server.CheckVIPs(ctx, fresh, on, reserved)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -284,7 +285,7 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 		return fmt.Errorf("looking for other nodes with the address %s: %w", ip, err)
 	}
 	for _, other := range others {
-		if other.Name != node.Name && NodeLives(other) && NodeHas(other, ip) {
+		if other.Name != node.Name && roster.Lives(other) && roster.HasAddress(other, ip) {
 			return fmt.Errorf("%s is the address of the node %s, which is alive", ip, other.Name)
 		}
 	}
@@ -292,20 +293,4 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 		return fmt.Errorf("%q is to be written as %s: a Service's status cannot have the other form", address.Address, ip)
 	}
 	return nil
-}
-
-// NodeLives says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
-// controllers say that they do not know.
-func NodeLives(n *corev1.Node) bool {
-	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	})
-}
-
-// NodeHas says whether an address is one of a node's.
-func NodeHas(n *corev1.Node, ip netip.Addr) bool {
-	return slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool {
-		have, err := netip.ParseAddr(a.Address)
-		return err == nil && have.Unmap() == ip
-	})
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // serviceExternalIPsPlugin is the name with which the plugin can be switched off.
@@ -151,7 +152,7 @@ func (p *serviceExternalIPs) reserved(ip netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("listing the nodes: %w", err)
 	}
-	if slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return NodeHas(n, ip) }) {
+	if slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return roster.HasAddress(n, ip) }) {
 		return fmt.Errorf("%s is the address of a node: take another external IP, or a Service of type LoadBalancer", ip)
 	}
 	return nil

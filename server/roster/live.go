@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"net/netip"
@@ -19,16 +19,16 @@ const (
 	newLeaderWaits = time.Second
 )
 
-// liveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that
+// LiveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that
 // it does not hear: nodes have to know these, too, which nobody may take. It is asked again and again.
-type liveServers struct {
+type LiveServers struct {
 	leading time.Time // since when; zero on a server that does not lead
 	term    uint64    // in which
 }
 
-// of returns none on a server that does not lead: the leader knows them better. The term is from before the members
+// Of returns none on a server that does not lead: the leader knows them better. The term is from before the members
 // were asked for.
-func (l *liveServers) of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
+func (l *LiveServers) Of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
 		leads = leads || m.Self && m.Leader

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"context"
@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// peersFile has the addresses of the other servers' stores. It lies beside the store: a server whose store is lost
+	// PeersFile has the addresses of the other servers' stores. It lies beside the store: a server whose store is lost
 	// or was taken away belongs to a cluster nevertheless, and must not begin another one with the same keys.
-	peersFile = "peers.json"
+	PeersFile = "peers.json"
 	// peersEvery is how often the members are compared with the file; it is written when they differ.
 	peersEvery = 5 * time.Second
 )
 
 // OtherServers reads who the other servers were when a server of this folder ran last; none if it was the only one.
 func OtherServers(serverDir string) ([]string, error) {
-	path := filepath.Join(serverDir, peersFile)
+	path := filepath.Join(serverDir, PeersFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -43,13 +43,13 @@ func OtherServers(serverDir string) ([]string, error) {
 	return peers, nil
 }
 
-// keepPeers keeps that file until ctx is done.
-func (s *Server) keepPeers(ctx context.Context, store *raftstore.Store) {
+// KeepPeers keeps that file until ctx is done.
+func (r *Roster) KeepPeers(ctx context.Context) {
 	last := ""
 	for {
-		if err := savePeers(s.o.ServerDir, store.Members()); err != nil && err.Error() != last {
+		if err := savePeers(r.o.Dir, r.o.Members()); err != nil && err.Error() != last {
 			last = err.Error()
-			s.log.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
+			r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -59,17 +59,25 @@ func (s *Server) keepPeers(ctx context.Context, store *raftstore.Store) {
 	}
 }
 
+// SavePeers writes that file at once.
+func (r *Roster) SavePeers() {
+	if err := savePeers(r.o.Dir, r.o.Members()); err != nil {
+		r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
+	}
+}
+
+// HasPeers says whether there is such a file: this server knew other ones.
+func HasPeers(serverDir string) bool {
+	_, err := os.Lstat(filepath.Join(serverDir, PeersFile))
+	return err == nil
+}
+
 func savePeers(dir string, members []raftstore.Member) error {
 	if len(members) == 0 {
 		return nil // not known yet
 	}
-	var peers []string
-	for _, m := range members {
-		if !m.Self {
-			peers = append(peers, m.Address)
-		}
-	}
-	path := filepath.Join(dir, peersFile)
+	peers := others(members)
+	path := filepath.Join(dir, PeersFile)
 	if len(peers) == 0 {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"fmt"
@@ -34,10 +34,10 @@ func TestPeersAreKept(t *testing.T) {
 			t.Errorf("%v: %v, %v, want %v", tt.members, got, err, tt.want)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, peersFile), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, PeersFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OtherServers(dir); err == nil || !strings.Contains(err.Error(), peersFile) {
+	if _, err := OtherServers(dir); err == nil || !strings.Contains(err.Error(), PeersFile) {
 		t.Error(err)
 	}
 }

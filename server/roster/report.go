@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"cmp"
@@ -20,25 +20,23 @@ import (
 )
 
 const (
-	serverIDAnnotation = clusterconfig.ServerIDAnnotation
 	// surveyPatience bounds the questions about servers; namesPatience that to the API server for their names.
 	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
 )
 
-// ServersHandler answers on the admin socket who the cluster's servers are and how they do. It works without a
-// majority.
-func (s *Server) ServersHandler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		store := s.opened.Load()
-		if store == nil {
+// Handler answers on the admin socket who the cluster's servers are and how they do. It works without a majority.
+func (r *Roster) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		kv := r.o.KV()
+		if kv == nil {
 			http.Error(w, "the store is not open yet", http.StatusServiceUnavailable)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), surveyPatience)
+		ctx, cancel := context.WithTimeout(request.Context(), surveyPatience)
 		defer cancel()
-		states := store.Survey(ctx)
-		servers := listServers(states, s.serverNames(ctx), publishedNames(ctx, store.Client().KV))
-		noteReached(servers, store.ReachedBy(ctx, states))
+		states := r.o.Survey(ctx)
+		servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, kv))
+		noteReached(servers, r.o.ReachedBy(ctx, states))
 		out := status.Servers{Servers: servers, Problems: []string{}}
 		words, problems := status.Failures(servers)
 		out.Failures, out.Problems = words, append(out.Problems, problems...)
@@ -63,21 +61,21 @@ func noteReached(servers []status.ClusterServer, reached map[string][]string) {
 
 // serverNames are the names of the nodes on which servers run, by the servers' names in the store; what this server can
 // tell without a majority is its own.
-func (s *Server) serverNames(ctx context.Context) map[string]string {
+func (r *Roster) serverNames(ctx context.Context) map[string]string {
 	names := map[string]string{}
-	if client, err := s.admission.api(); err == nil {
+	if client, err := r.o.API(); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, namesPatience)
 		defer cancel()
-		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: roleLabel, ResourceVersion: "0"})
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: RoleLabel, ResourceVersion: "0"})
 		if err == nil {
 			for i := range nodes.Items {
-				if id := nodes.Items[i].Annotations[serverIDAnnotation]; id != "" {
+				if id := nodes.Items[i].Annotations[clusterconfig.ServerIDAnnotation]; id != "" {
 					names[id] = nodes.Items[i].Name
 				}
 			}
 		}
 	}
-	names[s.data.ServerID()] = s.o.NodeName
+	names[r.o.ServerID] = r.o.Name
 	return names
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"context"
@@ -21,17 +21,17 @@ const (
 	nameRetry = 5 * time.Second
 )
 
-// publishName writes this server's name to the store, until that has succeeded or ctx is done.
-func (s *Server) publishName(ctx context.Context, store *raftstore.Store) {
+// PublishName writes this server's name to the store, until that has succeeded or ctx is done.
+func (r *Roster) PublishName(ctx context.Context) {
 	last := ""
 	for {
-		err := writeName(ctx, store.Client().KV, s.data.ServerID(), s.o.NodeName, store.Members)
+		err := writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		if err.Error() != last {
 			last = err.Error()
-			s.log.Warn("the other servers could not be told this one's name; it is tried again", "error", err)
+			r.o.Logger.Warn("the other servers could not be told this one's name; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -55,7 +55,7 @@ func writeName(ctx context.Context, kv clientv3.KV, id, name string, members fun
 		switch {
 		case of == id:
 			there = string(has.Value) == name
-		case !isMember(all, of):
+		case !IsMember(all, of):
 			if _, err := kv.Delete(ctx, string(has.Key)); err != nil {
 				return fmt.Errorf("removing the name of a server that is gone: %w", err)
 			}

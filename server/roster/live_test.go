@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package roster
 
 import (
 	"fmt"
@@ -19,11 +19,11 @@ func TestLiveServers(t *testing.T) {
 	self := raftstore.Member{Address: "10.0.0.1:6443", Self: true, Leader: true}
 	never := raftstore.Member{Address: "10.0.0.9:6443"}
 	members := []raftstore.Member{self, member("10.0.0.2:7443", silent/4), member("10.0.0.3:6443", silent+1), never, member("[fd00::4]:6443", 0)}
-	var l liveServers
+	var l LiveServers
 	term := uint64(3)
 	expect := func(what string, want ...string) {
 		t.Helper()
-		live, unheard := l.of(term, members, now)
+		live, unheard := l.Of(term, members, now)
 		if got := []string{fmt.Sprint(live), fmt.Sprint(unheard)}; !slices.Equal(got, want) {
 			t.Errorf("%s sees %v, want %v", what, got, want)
 		}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync/atomic"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/roster"
+)
+
+// Each function here makes one part of a server from the options, and gives it as functions what it needs of the other
+// parts. No part knows the server.
+
+// membersOf returns what lists the members of a store that may not be there yet.
+func membersOf(store *atomic.Pointer[raftstore.Store]) func() []raftstore.Member {
+	return func() []raftstore.Member {
+		if now := store.Load(); now != nil {
+			return now.Members()
+		}
+		return nil
+	}
+}
+
+func (s *Server) newRoster() *roster.Roster {
+	return roster.New(roster.Options{
+		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, Join: s.o.Join, Networks: s.o.reserved(),
+		Members: membersOf(&s.opened), Answered: membersOf(&s.store),
+		Leader: func() string {
+			if store := s.opened.Load(); store != nil {
+				return store.OtherLeader()
+			}
+			return ""
+		},
+		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Survey(ctx) },
+		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
+			return s.opened.Load().ReachedBy(ctx, states)
+		},
+		KV: func() clientv3.KV {
+			if store := s.opened.Load(); store != nil {
+				return store.Client().KV
+			}
+			return nil
+		},
+		Failover: s.elsewhere, Machines: s.Members, Virtual: func() []netip.Addr { return s.vips.current() },
+		Serving: func() []net.IP { return s.files.serving.IPs },
+		API: func() (kubernetes.Interface, error) {
+			client, err := s.admission.api()
+			if err != nil {
+				return nil, err
+			}
+			return client, nil
+		},
+		Clock: s.o.Clock, Logger: s.log,
+	})
+}
+
+// nodeClaims is what the API server keeps nodes from saying of themselves.
+func (s *Server) nodeClaims() *apiserver.NodeClaims {
+	c := &apiserver.NodeClaims{
+		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.Certified,
+		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined,
+	}
+	if s.o.OwnNode {
+		c.Own = s.o.NodeName
+	}
+	return c
+}

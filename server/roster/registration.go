@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roster
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// A node registration is what is kept of an admitted node: a Secret in kube-system, written by server/admission.
+const (
+	// RegistrationSuffix is behind the node's name in the Secret's name.
+	RegistrationSuffix = ".node-password.coracle"
+	// RegistrationHash is the hash of the node's password, RegistrationSince when the machine was admitted last.
+	RegistrationHash  = "hash"
+	RegistrationSince = "since"
+	// RegistrationToken is when the machine showed a token last.
+	RegistrationToken = "token"
+	// RegistrationAddresses are those with which the machine was admitted. They are the node's before its Node says so,
+	// and with RegistrationExternal all that its serving certificate is for: a Node may claim no others.
+	RegistrationAddresses = "addresses"
+	RegistrationExternal  = "external"
+	// RegistrationTime is how long a machine that was admitted may take until its Node is there.
+	RegistrationTime = 2 * time.Minute
+
+	// ManagedBy is a label of what this program keeps.
+	ManagedBy = "app.kubernetes.io/managed-by"
+)
+
+// Registrations are those of all nodes, the ones without a Node included.
+func Registrations(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, error) {
+	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: ManagedBy + "=coracle"})
+	if err != nil {
+		return nil, fmt.Errorf("looking for machines that joined: %w", err)
+	}
+	var out []corev1.Secret
+	for i := range all.Items {
+		if strings.HasSuffix(all.Items[i].Name, RegistrationSuffix) {
+			out = append(out, all.Items[i])
+		}
+	}
+	return out, nil
+}
+
+// RegisteredAddresses are all addresses with which a machine was admitted.
+func RegisteredAddresses(registration *corev1.Secret) []netip.Addr {
+	return append(SplitAddresses(registration.Data[RegistrationAddresses]), SplitAddresses(registration.Data[RegistrationExternal])...)
+}
+
+// JoinAddresses writes addresses as SplitAddresses reads them.
+func JoinAddresses(ips []netip.Addr) []byte {
+	texts := make([]string, len(ips))
+	for i, ip := range ips {
+		texts[i] = ip.String()
+	}
+	return []byte(strings.Join(texts, ","))
+}
+
+// SplitAddresses reads the addresses in a registration.
+func SplitAddresses(data []byte) []netip.Addr {
+	var out []netip.Addr
+	for text := range strings.SplitSeq(string(data), ",") {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// Recent says whether a registration's time, RegistrationSince or RegistrationToken, is so short ago that the Node may
+// still be to come.
+func Recent(registration *corev1.Secret, which string, now time.Time) bool {
+	at, err := time.Parse(time.RFC3339, string(registration.Data[which]))
+	return err == nil && now.Sub(at).Abs() < RegistrationTime
+}
+
+// registration is that of a node, nil if it has none.
+func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret, error) {
+	client, err := r.o.API()
+	if err != nil {
+		return nil, err
+	}
+	s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, node+RegistrationSuffix, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading with what the node %s joined: %w", node, err)
+	}
+	return s, nil
+}
+
+// Certified are the addresses for which a node that joined has its serving certificate.
+func (r *Roster) Certified(ctx context.Context, node string) ([]netip.Addr, error) {
+	s, err := r.registration(ctx, node)
+	if err != nil || s == nil {
+		return nil, err
+	}
+	return RegisteredAddresses(s), nil
+}
+
+// JustJoined says whether a machine was admitted by a token so lately that its Node is still to come. One that shows a
+// node's certificate is that node's already.
+func (r *Roster) JustJoined(ctx context.Context, node string) (bool, error) {
+	s, err := r.registration(ctx, node)
+	if err != nil || s == nil {
+		return false, err
+	}
+	return Recent(s, RegistrationToken, r.o.Clock.Now()), nil
+}
+
+// Joined are the addresses with which machines were admitted, those without a Node included.
+func (r *Roster) Joined(ctx context.Context) ([]netip.Addr, error) {
+	client, err := r.o.API()
+	if err != nil {
+		return nil, err
+	}
+	all, err := Registrations(ctx, client)
+	var out []netip.Addr
+	for i := range all {
+		out = append(out, RegisteredAddresses(&all[i])...)
+	}
+	return out, err
+}

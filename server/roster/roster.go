@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package roster answers who the cluster's servers and nodes are, and whether a name or an address is taken.
+//
+// It reads the members of the store, the gossip, the Nodes and the registrations of admitted nodes. It owns the file
+// with the other servers' addresses and the servers' names in the store. It never admits or removes anybody.
+package roster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	// RoleLabel is what kubectl shows as a node's role. k3s gives it the same value.
+	RoleLabel = "node-role.kubernetes.io/control-plane"
+	RoleValue = "true"
+)
+
+// Options are what a roster asks. All functions may be called at any time.
+type Options struct {
+	// Dir is the server's folder. ServerID is its name in the store, Name that of its node.
+	Dir, ServerID, Name string
+	// Join are the addresses of servers that this one was given.
+	Join []string
+	// Networks are the cluster's own, for pods and Services.
+	Networks []netip.Prefix
+
+	// Members are the store's, none until it is open. Answered are the same, none until the store has answered.
+	Members, Answered func() []raftstore.Member
+	// Leader is the address of the other server that leads, empty for none.
+	Leader func() string
+	// Survey asks the members how they are. ReachedBy are the servers that reach the ones without an answer.
+	Survey    func(context.Context) []raftstore.MemberState
+	ReachedBy func(context.Context, []raftstore.MemberState) map[string][]string
+	// KV is the store's, nil until it is open.
+	KV func() clientv3.KV
+
+	// Failover are the servers that serve this machine while its own store waits, nil while none does.
+	Failover func() []string
+	// Machines are the members of the gossip.
+	Machines func() []gossip.Info
+	// Virtual are the cluster's virtual addresses. Serving are those that this server's certificate is for.
+	Virtual func() []netip.Addr
+	Serving func() []net.IP
+	// API is a client of the API server, an error until that serves.
+	API func() (kubernetes.Interface, error)
+
+	Clock  clock.PassiveClock
+	Logger *slog.Logger
+}
+
+// Roster is a server's knowledge of the cluster's machines.
+type Roster struct {
+	o     Options
+	nodes atomic.Pointer[corelisters.NodeLister]
+}
+
+// New makes a roster. It starts nothing.
+func New(o Options) *Roster { return &Roster{o: o} }
+
+// FollowNodes gives the roster the Nodes, which the API server's informer keeps.
+func (r *Roster) FollowNodes(nodes corelisters.NodeLister) { r.nodes.Store(&nodes) }
+
+// KnowsNodes says whether the Nodes are known.
+func (r *Roster) KnowsNodes() bool { return r.nodes.Load() != nil }
+
+// Node is a Node as the API server's informer has it; nil if it has none of that name.
+func (r *Roster) Node(name string) *corev1.Node {
+	lister := r.nodes.Load()
+	if lister == nil {
+		return nil
+	}
+	n, err := (*lister).Get(name)
+	if err != nil {
+		return nil
+	}
+	return n
+}
+
+// MostMachines is how many live members of the gossip there can be, by the number of nodes: some machines are members
+// and no nodes yet, or not any more. It is 0 until the nodes are known.
+func (r *Roster) MostMachines() int {
+	lister := r.nodes.Load()
+	if lister == nil {
+		return 0
+	}
+	nodes, err := (*lister).List(labels.Everything())
+	if err != nil || len(nodes) == 0 {
+		return 0
+	}
+	return 2*len(nodes) + 64
+}
+
+// Others are the addresses of the other servers, which this machine's node connects to.
+func (r *Roster) Others() []string {
+	members := r.o.Answered()
+	if members == nil {
+		return r.o.Failover()
+	}
+	return others(members)
+}
+
+func others(members []raftstore.Member) []string {
+	var out []string
+	for _, m := range members {
+		if !m.Self {
+			out = append(out, m.Address)
+		}
+	}
+	return out
+}
+
+// LeaderFirst are the addresses of the other servers, the leader's before the others. The leader need not be a member
+// that this server knows.
+func (r *Roster) LeaderFirst() []string {
+	if list := r.o.Failover(); list != nil {
+		return list
+	}
+	var out []string
+	if leader := r.o.Leader(); leader != "" {
+		out = append(out, leader)
+	}
+	for _, address := range others(r.o.Members()) {
+		if !slices.Contains(out, address) {
+			out = append(out, address)
+		}
+	}
+	return out
+}
+
+// Stores are where the other servers' stores are, and those that this server was given to join.
+func (r *Roster) Stores() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, t := range slices.Concat(r.o.Join, others(r.o.Answered())) {
+		if a, err := netip.ParseAddrPort(t); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Leaderless says that there are other servers and none of them leads this one: they may be elsewhere by now.
+func (r *Roster) Leaderless() bool {
+	if r.o.Answered() == nil {
+		others, err := OtherServers(r.o.Dir)
+		return err == nil && len(others)+len(r.o.Join) > 0
+	}
+	members := r.o.Members()
+	return len(members) > 1 && !slices.ContainsFunc(members, func(m raftstore.Member) bool { return m.Leader })
+}
+
+// Servers are the addresses of all servers, other than those that this one's certificate names by itself, and the
+// virtual ones.
+func (r *Roster) Servers() []netip.Addr {
+	out := r.o.Virtual()
+	for _, address := range others(r.o.Answered()) {
+		if at, err := netip.ParseAddrPort(address); err == nil {
+			out = append(out, at.Addr().Unmap())
+		}
+	}
+	return out
+}
+
+// Reserved are addresses that no Service gets: the virtual ones, and those of servers, which need not be nodes.
+func (r *Roster) Reserved() []netip.Addr {
+	out := r.Servers()
+	for _, ip := range r.o.Serving() {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// OfCluster says whether an address is one of nodes, servers, pods or Services.
+func (r *Roster) OfCluster(nodes corelisters.NodeLister, a netip.Addr) bool {
+	if slices.Contains(r.Reserved(), a) || slices.ContainsFunc(r.o.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
+		return true
+	}
+	all, _ := nodes.List(labels.Everything()) // of a cache: it cannot fail
+	return slices.ContainsFunc(all, func(n *corev1.Node) bool { return HasAddress(n, a) })
+}
+
+// CheckFree refuses addresses that a Node or a member of the gossip has.
+func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+	if err := NotNodes(ctx, client, addresses); err != nil {
+		return err
+	}
+	for _, m := range r.o.Machines() {
+		if slices.Contains(addresses, m.Address.Addr().Unmap()) {
+			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that nobody has", m.Address.Addr().Unmap(), m.Name)
+		}
+	}
+	return nil
+}
+
+// NotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not know
+// it.
+func NotNodes(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+	if len(addresses) == 0 {
+		return nil
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("asking for the nodes' addresses: %w", err)
+	}
+	for i := range nodes.Items {
+		for _, has := range nodes.Items[i].Status.Addresses {
+			a, err := netip.ParseAddr(has.Address)
+			if err == nil && has.Type == corev1.NodeInternalIP && slices.Contains(addresses, a.Unmap()) {
+				return fmt.Errorf("%s is the address of the node %s. Choose an address that nobody has", a, nodes.Items[i].Name)
+			}
+		}
+	}
+	return nil
+}
+
+// MachineAt is the name of the member of the gossip with this address, empty for none.
+func (r *Roster) MachineAt(address string) string {
+	for _, m := range r.o.Machines() {
+		if m.Address.String() == address {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+// IsServer says whether a node is a server's.
+func IsServer(n *corev1.Node) bool { return n.Labels[RoleLabel] == RoleValue }
+
+// Lives says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
+// controllers say that they do not know.
+func Lives(n *corev1.Node) bool {
+	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	})
+}
+
+// HasAddress says whether an address is one of a node's.
+func HasAddress(n *corev1.Node, ip netip.Addr) bool {
+	return slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool {
+		have, err := netip.ParseAddr(a.Address)
+		return err == nil && have.Unmap() == ip
+	})
+}
+
+// IsMember says whether a server with this name in the store is among the members.
+func IsMember(all []raftstore.Member, id string) bool {
+	return id != "" && slices.ContainsFunc(all, func(m raftstore.Member) bool { return m.Name == id })
+}
