@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -123,7 +124,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*protocol
 	if !m.Node.Connects { // it is alive for as long as its lease says so
 		out.Settings.Liveness = clusterconfig.ByLease
 	}
-	out.Gossip = a.s.membership.known()
+	out.Gossip = a.s.membership.Keys()
 	for _, c := range []struct {
 		leaf    pki.Leaf
 		request []byte
@@ -209,6 +210,42 @@ func (s *Server) serveJoins(ctx context.Context) (stop func()) {
 		cancel()
 		<-done
 	}
+}
+
+// gossipKeys gives a node that has joined the keys alone.
+func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+	client, err := a.api()
+	if err != nil {
+		return nil, err
+	}
+	if !m.Joined {
+		return nil, protocol.Refuse(protocol.CodeCertificate, "the gossip keys are for nodes that have joined")
+	}
+	_, err = client.CoreV1().Nodes().Get(ctx, m.Node.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, a.noNode(ctx, client, m.Node.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for the node: %w", err)
+	}
+	keys := a.s.membership.Keys()
+	if keys == nil {
+		return nil, protocol.Refuse(protocol.CodeStarting, "the server has no gossip keys yet")
+	}
+	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
+}
+
+// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node
+// is still to come, or the Node was deleted.
+func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
+	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+roster.RegistrationSuffix, metav1.GetOptions{})
+	switch {
+	case err == nil && a.fresh(claim):
+		return protocol.Refuse(protocol.CodeStarting, "the node %s has joined and is not registered yet", name)
+	case err != nil && !apierrors.IsNotFound(err):
+		return fmt.Errorf("looking when the node %s joined: %w", name, err)
+	}
+	return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
 }
 
 func isName(err error) bool {

@@ -411,3 +411,7 @@ func TestBackendOfWhoJoins(t *testing.T) {
 		}
 	}
 }
+
+func nodeNamed(name string) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+}

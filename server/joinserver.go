@@ -28,6 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
@@ -83,7 +84,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	}
 	out := &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.s.vips.kept()
-	out.Gossip = a.s.membership.known()
+	out.Gossip = a.s.membership.Keys()
 	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
 		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
 	required, optional := commonFiles()
@@ -226,7 +227,7 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		return nil, err
 	}
 	if a.Gossip != nil { // none from a server of an earlier version
-		if err := gossip.WriteKeys(filepath.Join(o.ServerDir, gossipKeysFile), *a.Gossip); err != nil {
+		if err := gossip.WriteKeys(filepath.Join(o.ServerDir, membership.KeysFile), *a.Gossip); err != nil {
 			return nil, err
 		}
 	}

@@ -11,8 +11,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
@@ -49,7 +52,7 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: s.elsewhere, Machines: s.Members, Virtual: func() []netip.Addr { return s.vips.current() },
+		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API: func() (kubernetes.Interface, error) {
 			client, err := s.admission.api()
@@ -72,4 +75,18 @@ func (s *Server) nodeClaims() *apiserver.NodeClaims {
 		c.Own = s.o.NodeName
 	}
 	return c
+}
+
+func (s *Server) newMembership(ctx context.Context) (*membership.Membership, error) {
+	o := membership.Options{
+		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
+		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
+		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
+		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores, Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
+		Suspect: s.Suspect, Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+	}
+	if s.o.Board != nil {
+		o.Part = s.o.Board.Part("gossip")
+	}
+	return membership.New(ctx, o)
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/detour"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -77,7 +78,7 @@ type Server struct {
 	// admission lets machines in.
 	admission *admission
 	// membership makes this machine known to the others.
-	membership *membership
+	membership *membership.Membership
 	snapshots  *snapshots.Keeper
 	vips       *vips
 	// backend is what this server knows of the cluster's network back end.
@@ -140,7 +141,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.detour, newStarting(s)
 	s.roster = s.newRoster()
-	if s.membership, err = newMembership(ctx, s); err != nil {
+	if s.membership, err = s.newMembership(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.vips, err = newVIPs(s); err != nil {
@@ -164,7 +165,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
 func (s *Server) Close() error {
-	return errors.Join(s.membership.close(), s.closePort(), s.data.Close())
+	return errors.Join(s.membership.Close(), s.closePort(), s.data.Close())
 }
 
 func (s *Server) closePort() error {
@@ -176,6 +177,9 @@ func (s *Server) closePort() error {
 
 // Roster is what the server knows of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
+
+// Membership is the server's in the gossip.
+func (s *Server) Membership() *membership.Membership { return s.membership }
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -196,7 +200,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stop()
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
-	background.Go(func() { s.membership.run(outlasting) })
+	background.Go(func() { s.membership.Run(outlasting) })
 	defer s.detour.End()
 	background.Go(func() { s.answerWhileStarting(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
@@ -281,7 +285,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
-		Others:    s.membership.elsewhere,
+		Others:    s.membership.Servers,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: s.share, Admit: s.admitMember, Renew: s.o.Renew,
@@ -298,7 +302,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	elsewhere := func() []string { return slices.Concat(s.membership.elsewhere(), others) }
+	elsewhere := func() []string { return slices.Concat(s.membership.Servers(), others) }
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.TakenOut) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet

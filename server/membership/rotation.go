@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package membership
 
 import (
 	"context"
@@ -28,8 +28,8 @@ const (
 	nodelessPatience = 15 * time.Second
 )
 
-// GossipRotation is what replacing the gossip key needs.
-type GossipRotation struct {
+// Rotation is what replacing the gossip key needs.
+type Rotation struct {
 	Client kubernetes.Interface
 	// Members are the machines of the cluster and which keys they have, as a running server knows them.
 	Members func(context.Context) ([]status.Member, error)
@@ -42,7 +42,7 @@ type GossipRotation struct {
 // error when one of these takes too long. It may be interrupted at any point and begun again: no step takes away a key
 // that such a member sends with. Of two rotations that run at once, one ends with an error before it changes what the
 // other one has made.
-func (r GossipRotation) Run(ctx context.Context) error {
+func (r Rotation) Run(ctx context.Context) error {
 	now, err := r.read(ctx)
 	if err != nil {
 		return err
@@ -75,16 +75,16 @@ func (r GossipRotation) Run(ctx context.Context) error {
 }
 
 // read returns the keys in the API.
-func (r GossipRotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
+func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 	s, err := r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, GossipSecret, metav1.GetOptions{})
 	if err != nil {
 		return clusterconfig.GossipKeys{}, fmt.Errorf("reading the gossip keys: %w", err)
 	}
-	return KeysIn(s)
+	return keysIn(s)
 }
 
 // change puts other keys in place of those of a generation in the API.
-func (r GossipRotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)) (clusterconfig.GossipKeys, error) {
+func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)) (clusterconfig.GossipKeys, error) {
 	var out clusterconfig.GossipKeys
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
@@ -92,7 +92,7 @@ func (r GossipRotation) change(ctx context.Context, generation uint64, next func
 		if err != nil {
 			return fmt.Errorf("reading the gossip keys: %w", err)
 		}
-		keys, err := KeysIn(s)
+		keys, err := keysIn(s)
 		if err != nil {
 			return err
 		}
@@ -103,7 +103,7 @@ func (r GossipRotation) change(ctx context.Context, generation uint64, next func
 		if out, err = next(keys); err != nil {
 			return err
 		}
-		if err := PutKeys(s, out); err != nil {
+		if err := putKeys(s, out); err != nil {
 			return err
 		}
 		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
@@ -113,7 +113,7 @@ func (r GossipRotation) change(ctx context.Context, generation uint64, next func
 }
 
 // wait returns when all members that are alive and have a Node have the keys of a generation.
-func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
+func (r Rotation) wait(ctx context.Context, generation uint64) error {
 	last, began := "", time.Now()
 	var nodes map[string]bool
 	var listed time.Time
@@ -179,7 +179,7 @@ func membersBehind(members []status.Member, generation uint64) (behind []string,
 }
 
 // nodes are the names of the cluster's Nodes.
-func (r GossipRotation) nodes(ctx context.Context) (map[string]bool, error) {
+func (r Rotation) nodes(ctx context.Context) (map[string]bool, error) {
 	all, err := r.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("looking which nodes there are: %w", err)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package membership makes a server a member of the gossip, and keeps the gossip's keys as the API has them.
+package membership
 
 import (
 	"context"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -25,11 +27,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/joining/protocol"
-	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
-	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 const (
@@ -37,20 +37,49 @@ const (
 	// node's credentials read it.
 	GossipSecret = "gossip-keys.coracle"
 	gossipData   = "keys.json"
-	// gossipKeysFile and membersFile lie in the server's folder.
-	gossipKeysFile = "gossip-keys.json"
-	membersFile    = "members.json"
+	// KeysFile and membersFile lie in the server's folder.
+	KeysFile    = "gossip-keys.json"
+	membersFile = "members.json"
 	// keysRetry is how long to wait before the keys are asked for again; at a first start their namespace appears a
 	// moment after the API server is ready.
 	keysRetry = time.Second
 )
 
-// membership makes this server a member of the gossip as soon as there is a key.
-type membership struct {
-	s       *Server
+// Options are a member's facts. The functions are called while it runs.
+type Options struct {
+	// Dir is the server's folder; Name is the node's, Version this program's.
+	Dir, Name, Version string
+	// Listen is the address of the API server's TCP port, whose UDP port is taken. Streams are the gossip's connections
+	// at the former. Address is where other machines reach both.
+	Listen  string
+	Streams net.Listener
+	Address string
+	NodeIPs []net.IP
+	// Join are the addresses of servers that this one was given.
+	Join []string
+	// Links are the machine's that lead to others; nil means none.
+	Links func() ([]net.Interface, error)
+	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
+	Reach *reachability.Watch
+
+	PKI func() *pki.PKI
+	// Stores are where other servers' stores are. Leaderless says that this server has other ones and no leader.
+	Stores     func() []netip.AddrPort
+	Leaderless func() bool
+	// MostMachines is how many live members there can be, 0 for unknown.
+	MostMachines func() int
+	// Suspect is called for a member that may be dead.
+	Suspect func(node string)
+	Now     func() time.Time
+
+	Part   *status.Part // may be nil
+	Logger *slog.Logger
+}
+
+// Membership makes this server a member of the gossip as soon as there is a key.
+type Membership struct {
+	o       Options
 	packets net.PacketConn
-	streams net.Listener
-	line    *status.Part
 
 	mu     sync.Mutex
 	keys   clusterconfig.GossipKeys
@@ -60,27 +89,22 @@ type membership struct {
 	changed chan struct{}
 }
 
-// newMembership takes the UDP port that goes with the TCP port.
-func newMembership(ctx context.Context, s *Server) (*membership, error) {
-	address := s.listener.Addr().String()
-	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", address)
+// New takes the UDP port that goes with the TCP port.
+func New(ctx context.Context, o Options) (*Membership, error) {
+	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", o.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("the cluster's UDP port, which has the number of the API server's, cannot be opened: %w. Nothing was changed: stop what "+
 			"uses it, or choose another port with --https-listen-port", err)
 	}
-	m := &membership{s: s, packets: packets, streams: s.port.Route(gossip.ALPN), first: make(chan struct{}), changed: make(chan struct{})}
-	if s.o.Board != nil {
-		m.line = s.o.Board.Part("gossip")
-	}
-	return m, nil
+	return &Membership{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
-// close gives up a membership that is not run.
-func (m *membership) close() error {
+// Close gives up a membership that is not run.
+func (m *Membership) Close() error {
 	if m == nil {
 		return nil
 	}
-	return closed(errors.Join(closed(m.packets.Close()), closed(m.streams.Close())))
+	return closed(errors.Join(closed(m.packets.Close()), closed(m.o.Streams.Close())))
 }
 
 func closed(err error) error {
@@ -90,12 +114,12 @@ func closed(err error) error {
 	return err
 }
 
-// run is a member until ctx is done.
-func (m *membership) run(ctx context.Context) {
-	m.line.Set(status.Starting, "no key yet")
+// Run is a member until ctx is done.
+func (m *Membership) Run(ctx context.Context) {
+	m.o.Part.Set(status.Starting, "no key yet")
 	keys, ok, err := gossip.ReadKeys(m.keysFile())
 	if err != nil {
-		m.s.log.Warn("the gossip keys are fetched anew", "error", err)
+		m.o.Logger.Warn("the gossip keys are fetched anew", "error", err)
 	}
 	if ok {
 		m.use(keys)
@@ -103,49 +127,49 @@ func (m *membership) run(ctx context.Context) {
 	select {
 	case <-m.first:
 	case <-ctx.Done():
-		_ = m.close() // nothing was sent
+		_ = m.Close() // nothing was sent
 		return
 	}
 	if err := m.gossip(ctx); err != nil {
-		m.line.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
-		m.s.log.Error("this server is no member of the gossip any more", "error", err)
+		m.o.Part.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
+		m.o.Logger.Error("this server is no member of the gossip any more", "error", err)
 		return
 	}
-	m.line.Set(status.Stopped, "")
+	m.o.Part.Set(status.Stopped, "")
 }
 
-func (m *membership) gossip(ctx context.Context) error {
-	p := m.s.pki
+func (m *Membership) gossip(ctx context.Context) error {
+	p := m.o.PKI()
 	trust := gossip.Trust{
 		Own:      p.Serving,
-		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Now: m.s.o.Clock.Now,
+		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Now: m.o.Now,
 	}
 	trust.ServerCA.AppendCertsFromPEM(p.CAPEM(pki.ServerCA))
 	trust.ClientCA.AppendCertsFromPEM(p.CAPEM(pki.ClientCA))
-	address, err := netip.ParseAddrPort(m.s.peerAddress())
+	address, err := netip.ParseAddrPort(m.o.Address)
 	if err != nil {
 		return fmt.Errorf("the address of this server: %w", err)
 	}
-	meta := gossip.Meta{Role: gossip.RoleServer, API: []netip.AddrPort{address}, Version: m.s.o.Version}
-	for _, ip := range m.s.o.NodeIPs {
+	meta := gossip.Meta{Role: gossip.RoleServer, API: []netip.AddrPort{address}, Version: m.o.Version}
+	for _, ip := range m.o.NodeIPs {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			meta.Addresses = append(meta.Addresses, a.Unmap())
 		}
 	}
 	m.mu.Lock()
 	var watch gossip.Reach
-	if m.s.o.Reach != nil {
-		watch = m.s.o.Reach
+	if m.o.Reach != nil {
+		watch = m.o.Reach
 	}
 	member, err := gossip.New(gossip.Options{
-		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.s.roster.Stores,
-		Names: m.s.o.Join, Lost: m.s.roster.Leaderless, Links: m.s.o.Links, Most: m.s.roster.MostMachines, Suspect: m.s.Suspect, Reach: watch, Logger: m.s.log.With("part", "gossip"),
+		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
+		File: filepath.Join(m.o.Dir, membersFile), Ask: m.o.Stores,
+		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MostMachines, Suspect: m.o.Suspect, Reach: watch, Logger: m.o.Logger,
 	})
 	if err == nil {
 		m.member.Store(member)
-		if m.s.o.Reach != nil {
-			m.s.o.Reach.SetTell(member.TellUnreachable)
+		if m.o.Reach != nil {
+			m.o.Reach.SetTell(member.TellUnreachable)
 		}
 		close(m.changed)
 	}
@@ -153,12 +177,12 @@ func (m *membership) gossip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.line.Set(status.Running, "")
+	m.o.Part.Set(status.Running, "")
 	return member.Run(ctx)
 }
 
-// elsewhere are addresses of other servers as machines of the cluster tell them.
-func (m *membership) elsewhere() []string {
+// Servers are the addresses of other servers that the gossip knows.
+func (m *Membership) Servers() []string {
 	member := m.member.Load()
 	if member == nil {
 		return nil
@@ -179,7 +203,7 @@ func (m *membership) elsewhere() []string {
 }
 
 // use takes keys over and keeps them.
-func (m *membership) use(keys clusterconfig.GossipKeys) {
+func (m *Membership) use(keys clusterconfig.GossipKeys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	none := len(m.keys.Keys) == 0
@@ -188,22 +212,22 @@ func (m *membership) use(keys clusterconfig.GossipKeys) {
 	}
 	m.keys = keys
 	if err := gossip.WriteKeys(m.keysFile(), keys); err != nil {
-		m.s.log.Warn("the gossip keys could not be kept; they are fetched again at the next start", "error", err)
+		m.o.Logger.Warn("the gossip keys could not be kept; they are fetched again at the next start", "error", err)
 	}
 	if none {
 		close(m.first)
 	}
 	if member := m.member.Load(); member != nil {
 		if err := member.SetKeys(keys); err != nil {
-			m.s.log.Error("the new gossip keys could not be taken over", "error", err)
+			m.o.Logger.Error("the new gossip keys could not be taken over", "error", err)
 		}
 	}
 }
 
-func (m *membership) keysFile() string { return filepath.Join(m.s.o.ServerDir, gossipKeysFile) }
+func (m *Membership) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
 
-// known are the keys, nil when there are none yet.
-func (m *membership) known() *clusterconfig.GossipKeys {
+// Keys are the keys, nil when there are none yet.
+func (m *Membership) Keys() *clusterconfig.GossipKeys {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.keys.Keys) == 0 {
@@ -213,8 +237,8 @@ func (m *membership) known() *clusterconfig.GossipKeys {
 	return &keys
 }
 
-// follow keeps the keys as they are in the API until ctx is done. Of several servers that find none one makes them.
-func (m *membership) follow(ctx context.Context, config *rest.Config) error {
+// Follow keeps the keys as they are in the API until ctx is done. Of several servers that find none one makes them.
+func (m *Membership) Follow(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "gossip"))
 	if err != nil {
 		return fmt.Errorf("making the client for the gossip keys: %w", err)
@@ -224,7 +248,7 @@ func (m *membership) follow(ctx context.Context, config *rest.Config) error {
 		err := m.watch(ctx, client)
 		if err != nil && ctx.Err() == nil && err.Error() != last && !apierrors.IsNotFound(err) { // of the namespace, at a first start
 			last = err.Error()
-			m.s.log.Warn("the gossip keys cannot be read; it is tried again", "error", err)
+			m.o.Logger.Warn("the gossip keys cannot be read; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -235,7 +259,7 @@ func (m *membership) follow(ctx context.Context, config *rest.Config) error {
 }
 
 // watch reads the keys and follows them as long as the watch lasts.
-func (m *membership) watch(ctx context.Context, client kubernetes.Interface) error {
+func (m *Membership) watch(ctx context.Context, client kubernetes.Interface) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -268,16 +292,16 @@ func (m *membership) watch(ctx context.Context, client kubernetes.Interface) err
 	return nil
 }
 
-func (m *membership) take(s *corev1.Secret) error {
-	keys, err := KeysIn(s)
+func (m *Membership) take(s *corev1.Secret) error {
+	keys, err := keysIn(s)
 	if err == nil {
 		m.use(keys)
 	}
 	return err
 }
 
-// KeysIn reads the gossip keys in their Secret.
-func KeysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
+// keysIn reads the gossip keys in their Secret.
+func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	var keys clusterconfig.GossipKeys
 	err := json.Unmarshal(s.Data[gossipData], &keys)
 	if err == nil {
@@ -289,8 +313,8 @@ func KeysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	return keys, nil
 }
 
-// PutKeys writes them into their Secret.
-func PutKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
+// putKeys writes them into their Secret.
+func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 	data, err := json.Marshal(keys)
 	if err != nil {
 		return fmt.Errorf("encoding the gossip keys: %w", err)
@@ -300,8 +324,8 @@ func PutKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 }
 
 // publish makes the Secret, with the keys that this server has or with new ones.
-func (m *membership) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
-	keys := m.known()
+func (m *Membership) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
+	keys := m.Keys()
 	if keys == nil {
 		made, err := clusterconfig.NewGossipKeys()
 		if err != nil {
@@ -311,61 +335,25 @@ func (m *membership) publish(ctx context.Context, client kubernetes.Interface) (
 	}
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret,
 		Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}}}
-	if err := PutKeys(s, *keys); err != nil {
+	if err := putKeys(s, *keys); err != nil {
 		return nil, err
 	}
 	return client.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, s, metav1.CreateOptions{})
 }
 
 // Members are the machines of the cluster as gossip knows them; none before this one is a member.
-func (s *Server) Members() []gossip.Info {
-	if member := s.membership.member.Load(); member != nil {
+func (m *Membership) Members() []gossip.Info {
+	if member := m.member.Load(); member != nil {
 		return member.Members()
 	}
 	return nil
 }
 
 // SetPodSubnets tells the other members which pods' addresses this machine's node has.
-func (s *Server) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
+func (m *Membership) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
 	select {
-	case <-s.membership.changed:
-		s.membership.member.Load().Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
+	case <-m.changed:
+		m.member.Load().Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
 	case <-ctx.Done():
 	}
-}
-
-// gossipKeys gives a node that has joined the keys alone.
-func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
-	client, err := a.api()
-	if err != nil {
-		return nil, err
-	}
-	if !m.Joined {
-		return nil, protocol.Refuse(protocol.CodeCertificate, "the gossip keys are for nodes that have joined")
-	}
-	_, err = client.CoreV1().Nodes().Get(ctx, m.Node.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, a.noNode(ctx, client, m.Node.Name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking for the node: %w", err)
-	}
-	keys := a.s.membership.known()
-	if keys == nil {
-		return nil, protocol.Refuse(protocol.CodeStarting, "the server has no gossip keys yet")
-	}
-	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
-}
-
-// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node
-// is still to come, or the Node was deleted.
-func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
-	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+roster.RegistrationSuffix, metav1.GetOptions{})
-	switch {
-	case err == nil && a.fresh(claim):
-		return protocol.Refuse(protocol.CodeStarting, "the node %s has joined and is not registered yet", name)
-	case err != nil && !apierrors.IsNotFound(err):
-		return fmt.Errorf("looking when the node %s joined: %w", name, err)
-	}
-	return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
 }

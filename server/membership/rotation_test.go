@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package membership
 
 import (
 	"bytes"
@@ -42,7 +42,7 @@ func TestGossipRotation(t *testing.T) {
 					start = start.UsingLast()
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-				if err := PutKeys(secret, start); err != nil {
+				if err := putKeys(secret, start); err != nil {
 					t.Fatal(err)
 				}
 				client := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
@@ -51,7 +51,7 @@ func TestGossipRotation(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					keys, err := KeysIn(s)
+					keys, err := keysIn(s)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -79,7 +79,7 @@ func TestGossipRotation(t *testing.T) {
 					}
 				}()
 				var told []string
-				r := GossipRotation{Client: client, Progress: func(s string) { told = append(told, s) }, Members: func(context.Context) ([]status.Member, error) {
+				r := Rotation{Client: client, Progress: func(s string) { told = append(told, s) }, Members: func(context.Context) ([]status.Member, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					return []status.Member{
@@ -125,10 +125,10 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 					t.Fatal(err)
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-				if err := PutKeys(secret, first); err != nil {
+				if err := putKeys(secret, first); err != nil {
 					t.Fatal(err)
 				}
-				r := GossipRotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
+				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
 				r.Members = func(ctx context.Context) ([]status.Member, error) {
 					keys, err := r.read(ctx)
 					return []status.Member{{Name: "a", State: "alive", KeyGeneration: keys.Generation}, {Name: "late", State: "alive", KeyGeneration: 1}}, err
@@ -166,12 +166,12 @@ func TestTwoGossipRotations(t *testing.T) {
 				t.Fatal(err)
 			}
 			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-			if err := PutKeys(secret, first); err != nil {
+			if err := putKeys(secret, first); err != nil {
 				t.Fatal(err)
 			}
 			client := fake.NewClientset(secret, nodeNamed("a"))
 			refuseStaleSecrets(client)
-			r := GossipRotation{Client: client, Progress: func(string) {}}
+			r := Rotation{Client: client, Progress: func(string) {}}
 			have, took := first, time.Now()
 			var mu sync.Mutex
 			r.Members = func(ctx context.Context) ([]status.Member, error) {
@@ -271,7 +271,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 		t.Fatal(err)
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-	if err := PutKeys(secret, first); err != nil {
+	if err := putKeys(secret, first); err != nil {
 		t.Fatal(err)
 	}
 	whole := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
@@ -295,7 +295,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
 			time.Sleep(time.Second) // the bubble's time: how often a member looks
-			keys, err := GossipRotation{Client: whole}.read(t.Context())
+			keys, err := Rotation{Client: whole}.read(t.Context())
 			if err != nil {
 				t.Error(err)
 			}
@@ -310,7 +310,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 			mu.Unlock()
 		}
 	}()
-	r := GossipRotation{Client: mortal, Progress: func(string) {}, Members: func(context.Context) ([]status.Member, error) {
+	r := Rotation{Client: mortal, Progress: func(string) {}, Members: func(context.Context) ([]status.Member, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		return []status.Member{{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation}}, nil
@@ -326,7 +326,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 	}
 	cancel()
 	<-done
-	end, err := GossipRotation{Client: whole}.read(t.Context())
+	end, err := Rotation{Client: whole}.read(t.Context())
 	if err != nil || len(end.Keys) != 1 || contains(first, end.Keys[0]) {
 		t.Errorf("request %d, after it: %t: at the end there are %d keys, of the generation %d: %v", n, after, len(end.Keys), end.Generation, err)
 	}
