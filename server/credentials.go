@@ -97,7 +97,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	peer.Use = s.peers.Use
 	s.admission = &admission{s: s}
 	s.files.serving, s.files.kubelet, s.files.proxy = s.servingLeaf(ips), s.pki.KubeletClient(), s.pki.FrontProxy()
-	withVIPs := s.servingLeaf(append(ips, s.vips.ips()...))
+	withVIPs := s.servingLeaf(append(ips, s.vips.IPs()...))
 	for _, l := range []pki.Leaf{withVIPs, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {
 			return err
@@ -119,13 +119,13 @@ func (s *Server) useVIPs() error {
 	}
 	admin := s.pki.Admin()
 	admin.Use = s.writeKubeconfigs
-	return errors.Join(s.pki.Ensure(s.servingLeaf(append(ips, s.vips.ips()...))), s.pki.Ensure(admin))
+	return errors.Join(s.pki.Ensure(s.servingLeaf(append(ips, s.vips.IPs()...))), s.pki.Ensure(admin))
 }
 
 func (s *Server) writeKubeconfigs(cert, key []byte) error {
 	for _, k := range s.o.Kubeconfigs {
 		url, name := s.URL(), s.serverName()
-		if ips := s.vips.ips(); len(ips) > 0 && !k.Local {
+		if ips := s.vips.IPs(); len(ips) > 0 && !k.Local {
 			url, name = "https://"+net.JoinHostPort(ips[0].String(), s.openPort()), ""
 		}
 		e := nodecreds.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}

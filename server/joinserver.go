@@ -83,7 +83,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 		}
 	}
 	out := &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
-	out.Settings.VIPs = a.s.vips.kept()
+	out.Settings.VIPs = a.s.vips.Kept()
 	out.Gossip = a.s.membership.Keys()
 	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
 		FormerKubeletCA: a.s.pki.FormerKubeletCA()}

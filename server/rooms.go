@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
 // Each function here makes one part of a server from the options, and gives it as functions what it needs of the other
@@ -52,7 +53,7 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.current() },
+		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API: func() (kubernetes.Interface, error) {
 			client, err := s.admission.api()
@@ -89,4 +90,12 @@ func (s *Server) newMembership(ctx context.Context) (*membership.Membership, err
 		o.Part = s.o.Board.Part("gossip")
 	}
 	return membership.New(ctx, o)
+}
+
+func (s *Server) newVIPs() (*virtualip.Keeper, error) {
+	return virtualip.New(virtualip.Options{
+		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface, BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
+		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
+		Board: s.o.Board, Logger: s.log.With("part", "vip"),
+	})
 }

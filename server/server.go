@@ -44,6 +44,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
+	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
 const (
@@ -80,7 +81,7 @@ type Server struct {
 	// membership makes this machine known to the others.
 	membership *membership.Membership
 	snapshots  *snapshots.Keeper
-	vips       *vips
+	vips       *virtualip.Keeper
 	// backend is what this server knows of the cluster's network back end.
 	backend *netbackend.Keeper
 	// tunnels are the connections that nodes keep open.
@@ -144,7 +145,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.membership, err = s.newMembership(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if s.vips, err = newVIPs(s); err != nil {
+	if s.vips, err = s.newVIPs(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.backend, err = netbackend.New(netbackend.Options{
@@ -191,7 +192,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := s.data.Record(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
-	s.vips.clear()
+	s.vips.Clear()
 	// The API server and the loops need the store and the certificates while they stop, so these end after them and not
 	// with ctx.
 	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -375,10 +376,10 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	defer stopServing()
 	loops, stopLoops := context.WithCancel(ctx)
 	defer stopLoops()
-	vipsDone := make(chan struct{})
+	vipsDone, leadership := make(chan struct{}), store.Leadership()
 	go func() {
 		defer close(vipsDone)
-		s.vips.run(serving, api, store)
+		s.vips.Run(serving, api, store, leadership)
 	}()
 	defer func() { <-vipsDone }()
 	defer stopServing()
@@ -401,7 +402,9 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	following.Go(func() { s.followBackend(serving, api) })
 	following.Go(func() { s.gatewayUse.Load().run(serving) })
 	leadErr := s.lead(loops, api, store)
-	s.vips.moveOn(store)
+	if store.HandOver() {
+		s.vips.AwaitMove()
+	}
 	stopServing()
 	apiErr := <-apiEnded
 	s.board.api.Set(status.Stopped, "")

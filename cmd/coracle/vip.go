@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
 // checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the
@@ -32,14 +33,14 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	}
 	if known && !slices.Equal(kept, c.VIPs) {
 		o.Logger.Warn("--vip is not the cluster's virtual address, which counts; leave it out. To change the cluster's while it runs: coracle vip set ADDRESS",
-			"given", server.JoinAddrs(c.VIPs), "cluster", server.JoinAddrs(kept))
+			"given", virtualip.Format(c.VIPs), "cluster", virtualip.Format(kept))
 		return nil
 	}
 	others, err := roster.OtherServers(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
 		return err // with other servers one of them may answer for it already: that is found out when the cluster is asked
 	}
-	if err := server.CheckVIPs(ctx, c.VIPs, c.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
+	if err := virtualip.Check(ctx, c.VIPs, c.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
 		return fmt.Errorf("--vip: %w. Nothing was changed", err)
 	}
 	return nil
@@ -52,7 +53,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 	if err != nil {
 		return "", err
 	}
-	addresses, err := server.ParseVIPs(text, reserved)
+	addresses, err := virtualip.Parse(text, reserved)
 	if err != nil {
 		return "", err
 	}
@@ -62,7 +63,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 	var has []netip.Addr
 	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 	if err == nil {
-		has, err = server.ParseVIPs(m.Data[clusterconfig.VIPData], nil)
+		has, err = virtualip.Parse(m.Data[clusterconfig.VIPData], nil)
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return "", fmt.Errorf("asking for the present virtual address: %w", err)
@@ -71,7 +72,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 	if err := roster.NotNodes(ctx, client, fresh); err != nil {
 		return "", err
 	}
-	return server.JoinAddrs(addresses), server.CheckVIPs(ctx, fresh, on, reserved)
+	return virtualip.Format(addresses), virtualip.Check(ctx, fresh, on, reserved)
 }
 
 // clusterNetworks are those of Services and pods.

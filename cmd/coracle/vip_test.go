@@ -12,6 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
 // TestVIPIsChecked: a flag that is not what the cluster has counts for nothing, and is told with both; what the cluster
@@ -34,7 +35,7 @@ func TestVIPIsChecked(t *testing.T) {
 	}
 	o.Join = nil
 	for kept, warned := range map[string]bool{one.String(): false, two.String(): true, "": true} {
-		addresses, err := server.ParseVIPs(kept, nil)
+		addresses, err := virtualip.Parse(kept, nil)
 		if err == nil {
 			err = clusterconfig.WriteVIPs(o.ServerDir, addresses)
 		}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package virtualip
 
 import (
 	"context"
@@ -33,7 +33,7 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 
 // free says whether addresses that the cluster did not have before can be its own, as far as routes, Nodes and members
 // tell. Whether somebody else answers for them is found out before they are announced.
-func (v *vips) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+func (v *Keeper) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	routers := v.routers
 	if routers == nil {
 		routers = vip.Routers
@@ -41,5 +41,5 @@ func (v *vips) free(ctx context.Context, client kubernetes.Interface, addresses 
 	if err := notRouters(addresses, routers); err != nil {
 		return err
 	}
-	return v.s.roster.CheckFree(ctx, client, addresses)
+	return v.o.CheckFree(ctx, client, addresses)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package virtualip
 
 import (
 	"context"
@@ -15,10 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -44,10 +42,6 @@ func (s *oneTerm) Members() []raftstore.Member {
 	return []raftstore.Member{{ID: 1, Self: true, Voter: true}, {ID: 2, Address: "10.0.0.4:6443", Voter: true}, {ID: 3, Name: "other", Address: "10.0.0.3:6443", Leader: true, Voter: true},
 		{ID: 4, Address: "10.0.0.5:6443"}}
 }
-
-type fixedPort struct{ net.Listener }
-
-func (fixedPort) Addr() net.Addr { return &net.TCPAddr{Port: 6443} }
 
 // ether is the only interface of a machine.
 func ether(network string) []vip.Link {
@@ -87,12 +81,12 @@ func TestHolder(t *testing.T) {
 		address := netip.MustParseAddr("10.0.0.100")
 		board := status.NewBoard(time.Now)
 		rec := &held{links: ether("10.0.0.2/24")}
-		v := &vips{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), s: &Server{
-			log: slog.New(slog.DiscardHandler), listener: fixedPort{}, roster: roster.New(roster.Options{Machines: func() []gossip.Info { return nil }}), o: Options{Board: board, Redirect: func(r []vip.Redirect) error {
+		v := &Keeper{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), o: Options{
+			Logger: slog.New(slog.DiscardHandler), Port: "6443", MachineAt: func(string) string { return "" }, Board: board, Redirect: func(r []vip.Redirect) error {
 				rec.redirects = r
 				return nil
-			}}}}
-		h := newVIPHolder(v, &oneTerm{})
+			}}}
+		h := newHolder(v, &oneTerm{})
 		h.announce, h.links = rec.announce, func() ([]vip.Link, error) { return rec.links, nil }
 		leadership := make(chan raftstore.Leadership, 1)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -121,20 +115,20 @@ func TestHolder(t *testing.T) {
 			t.Errorf("translations %v, want %v", rec.redirects, want)
 		}
 		now(raftstore.Leadership{Leader: true, Term: 2})
-		time.Sleep(vipWait - 1)
+		time.Sleep(leaderWait - 1)
 		check("before the wait is over", 0, status.Running)
 		time.Sleep(time.Nanosecond)
 		check("when it is over", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
 		now(raftstore.Leadership{Leader: true, Term: 4}) // nothing was heard of the end of term 2
 		check("the next term", 0, status.Running)
-		time.Sleep(vipWait)
+		time.Sleep(leaderWait)
 		check("the next term, after the wait", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
 		now(raftstore.Leadership{Term: 5})
 		check("another server's term", 0, status.Waiting)
 
 		rec.fail = errors.New("the interface is gone")
 		now(raftstore.Leadership{Leader: true, Term: 6})
-		time.Sleep(vipWait)
+		time.Sleep(leaderWait)
 		check("an interface that goes", 0, status.Running, "10.0.0.100 on eth0 after 550ms")
 		rec.fail = nil
 		time.Sleep(time.Second)
@@ -149,7 +143,7 @@ func TestHolder(t *testing.T) {
 		rec.began = time.Now()
 		v.notify()
 		check("and is back with another address", 1, status.Running, "10.0.0.100 on eth0 after 0s")
-		h.claimed(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+		h.noteConflict(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
 		check("somebody else's claim", 1, status.Degraded)
 
 		v.mu.Lock()
@@ -166,16 +160,16 @@ func TestHolder(t *testing.T) {
 }
 
 // holder is one with an address, a machine on a network and a store of the test's.
-func newTestHolder(network string, rec *held, store vipStore) *vipHolder {
-	v := &vips{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), s: &Server{
-		log: slog.New(slog.DiscardHandler), listener: fixedPort{}, roster: roster.New(roster.Options{Machines: func() []gossip.Info { return nil }}), o: Options{Redirect: func([]vip.Redirect) error { return nil }}}}
-	h := newVIPHolder(v, store)
+func newTestHolder(network string, rec *held, store Store) *holder {
+	v := &Keeper{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), o: Options{
+		Logger: slog.New(slog.DiscardHandler), Port: "6443", MachineAt: func(string) string { return "" }, Redirect: func([]vip.Redirect) error { return nil }}}
+	h := newHolder(v, store)
 	h.announce, h.links, h.shuffle = rec.announce, func() ([]vip.Link, error) { return ether(network), nil }, func(int, func(int, int)) {}
 	return h
 }
 
 // runHolder runs it until the function that it returns is called.
-func runHolder(t *testing.T, h *vipHolder) (lead func(bool), stop func()) {
+func runHolder(t *testing.T, h *holder) (lead func(bool), stop func()) {
 	leadership := make(chan raftstore.Leadership, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -222,7 +216,7 @@ func TestNewAddressIsLookedFor(t *testing.T) {
 		}
 		used = false
 		mu.Unlock()
-		time.Sleep(vipProbeAgain)
+		time.Sleep(probeAgain)
 		announced(1)
 		mu.Lock()
 		probes = 0
@@ -230,7 +224,7 @@ func TestNewAddressIsLookedFor(t *testing.T) {
 		lead(false)
 		announced(0)
 		lead(true)
-		time.Sleep(vipWait)
+		time.Sleep(leaderWait)
 		announced(1)
 		if probes != 0 {
 			t.Error("it was looked for again")
@@ -253,16 +247,16 @@ func TestLeaderWithoutALink(t *testing.T) {
 				t.Errorf("it handed over to %v, want %v", store.moved, want)
 			}
 		}
-		time.Sleep(vipHandOver / 2)
+		time.Sleep(transferAfter / 2)
 		moved()
-		time.Sleep(2 * vipHandOver)
+		time.Sleep(2 * transferAfter)
 		moved(3)
 		lead(false)
 		synctest.Wait()
 		lead(true)
-		time.Sleep(vipHandAgain / 2)
+		time.Sleep(transferAgain / 2)
 		moved(3)
-		time.Sleep(vipHandAgain)
+		time.Sleep(transferAgain)
 		moved(3, 3)
 		stop()
 	})

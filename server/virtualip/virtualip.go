@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package virtualip keeps the cluster's virtual addresses on a server: it follows what the cluster says they are, and
+// announces them while this server leads. The protocol itself is package vip's.
+package virtualip
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,28 +25,55 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
 const (
-	// vipsRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and
+	// followRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and
 	// after an error.
-	vipsRetry = time.Second
-	// vipsConflictRetry is the same when somebody has the address: people change that.
-	vipsConflictRetry = 15 * time.Second
-	// vipsMoved is how long a server that stops goes on serving after another one began to announce: its clients need
+	followRetry = time.Second
+	// conflictRetry is the same when somebody has the address: people change that.
+	conflictRetry = 15 * time.Second
+	// moved is how long a server that stops goes on serving after another one began to announce: its clients need
 	// to have heard that.
-	vipsMoved = 300 * time.Millisecond
+	moved = 300 * time.Millisecond
 )
 
-// vips are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says
-// which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The server that
-// leads answers for them (vipHolder).
-type vips struct {
-	s *Server
+// Options are a keeper's facts.
+type Options struct {
+	// Dir is the server's folder, where a file has a copy of the addresses.
+	Dir string
+	// Own are the addresses that this server was given; what the cluster has counts. Interface is where they are
+	// announced; empty for the interface whose network holds them.
+	Own       []netip.Addr
+	Interface string
+	// BindAddress and Port are where the API server listens; a nil address means all.
+	BindAddress net.IP
+	Port        string
+	// Reserved are the networks in which no address of a machine lies.
+	Reserved []netip.Prefix
+	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves
+	// the machine alone.
+	Redirect func([]vip.Redirect) error
+	// Use brings certificate and kubeconfigs up to date with Current.
+	Use func() error
+	// CheckFree refuses addresses that a node or a member has.
+	CheckFree func(context.Context, kubernetes.Interface, []netip.Addr) error
+	// MachineAt is the name of the machine with an address of a server, empty for none.
+	MachineAt func(address string) string
+
+	Board  *status.Board // may be nil
+	Logger *slog.Logger
+}
+
+// Keeper has the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says
+// which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The leader answers
+// for them (holder).
+type Keeper struct {
+	o Options
 
 	mu        sync.Mutex
 	addresses []netip.Addr
@@ -62,29 +92,27 @@ type vips struct {
 	routers func() ([]netip.Addr, error) // nil for vip.Routers
 }
 
-func newVIPs(s *Server) (*vips, error) {
-	addresses, known, err := clusterconfig.ReadVIPs(s.o.ServerDir)
+// New reads the file. It starts nothing.
+func New(o Options) (*Keeper, error) {
+	addresses, known, err := clusterconfig.ReadVIPs(o.Dir)
 	if err != nil {
 		return nil, err
 	}
 	if !known {
-		addresses = s.o.VIPs
+		addresses = o.Own
 	}
-	return &vips{s: s, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: make(chan struct{}, 1)}, nil
+	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: make(chan struct{}, 1)}, nil
 }
 
-// current are the addresses for which certificates are made.
-func (v *vips) current() []netip.Addr {
-	if v == nil {
-		return nil
-	}
+// Current are the addresses for which certificates are made.
+func (v *Keeper) Current() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Clone(v.addresses)
 }
 
-// kept are those that the cluster has.
-func (v *vips) kept() []netip.Addr {
+// Kept are those that the cluster has.
+func (v *Keeper) Kept() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.known {
@@ -93,17 +121,23 @@ func (v *vips) kept() []netip.Addr {
 	return slices.Clone(v.addresses)
 }
 
-func (v *vips) ips() []net.IP {
+// IPs are the same as Current.
+func (v *Keeper) IPs() []net.IP {
 	var out []net.IP
-	for _, a := range v.current() {
+	for _, a := range v.Current() {
 		out = append(out, a.AsSlice())
 	}
 	return out
 }
 
-// run follows the cluster's addresses, and announces them while this server leads, until ctx is done.
-func (v *vips) run(ctx context.Context, api *apiserver.Server, store *raftstore.Store) {
-	leadership := store.Leadership()
+// API is what of the API server a keeper uses.
+type API interface {
+	Ready() <-chan struct{}
+	LoopbackConfig() *rest.Config
+}
+
+// Run follows the cluster's addresses, and announces them while this server leads, until ctx is done.
+func (v *Keeper) Run(ctx context.Context, api API, store Store, leadership <-chan raftstore.Leadership) {
 	select {
 	case <-ctx.Done():
 		return
@@ -112,42 +146,42 @@ func (v *vips) run(ctx context.Context, api *apiserver.Server, store *raftstore.
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() { v.follow(ctx, api.LoopbackConfig()) })
-	newVIPHolder(v, store).run(ctx, leadership)
+	newHolder(v, store).run(ctx, leadership)
 }
 
-// moveOn has another server lead, and waits until that one announces the addresses. This server's API serves meanwhile.
-// It is called when the leader's loops have ended.
-func (v *vips) moveOn(store *raftstore.Store) {
-	if store.HandOver() && len(v.kept()) > 0 {
-		time.Sleep(vipWait + vipsMoved) // the other one waits as long: there is no event of its beginning
+// AwaitMove waits, after a leadership transfer, until the new leader announces the addresses. This server's API serves
+// meanwhile.
+func (v *Keeper) AwaitMove() {
+	if len(v.Kept()) > 0 {
+		time.Sleep(leaderWait + moved) // the other one waits as long: there is no event of its beginning
 	}
 }
 
-// clear removes the translations that a process left which was killed: until this one serves, what is for the address
+// Clear removes the translations that a process left which was killed: until this one serves, what is for the address
 // belongs to another server.
-func (v *vips) clear() {
-	if v.s.o.Redirect == nil {
+func (v *Keeper) Clear() {
+	if v.o.Redirect == nil {
 		return
 	}
-	if err := v.s.o.Redirect(nil); err != nil {
-		v.s.log.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again when the API serves", "error", err)
+	if err := v.o.Redirect(nil); err != nil {
+		v.o.Logger.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again when the API serves", "error", err)
 	}
 }
 
 // follow keeps the addresses as they are in the API until ctx is done.
-func (v *vips) follow(ctx context.Context, config *rest.Config) {
+func (v *Keeper) follow(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "vip"))
 	if err != nil {
 		v.fail(fmt.Errorf("making the client for the cluster's virtual addresses: %w", err))
 		return
 	}
 	for ctx.Err() == nil {
-		pause := vipsRetry
-		err := v.watch(ctx, client)
+		pause := followRetry
+		err := v.Watch(ctx, client)
 		var used *vip.InUseError
 		switch {
 		case errors.As(err, &used):
-			pause = vipsConflictRetry
+			pause = conflictRetry
 			v.fail(err)
 		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // of the namespace, at a first start
 			v.fail(err)
@@ -160,35 +194,35 @@ func (v *vips) follow(ctx context.Context, config *rest.Config) {
 }
 
 // fail shows and logs what keeps this server from taking over the cluster's addresses.
-func (v *vips) fail(err error) {
+func (v *Keeper) fail(err error) {
 	v.mu.Lock()
 	again := v.trouble == err.Error()
 	v.trouble = err.Error()
 	v.mu.Unlock()
 	if !again {
-		v.s.log.Warn("the cluster's virtual addresses are not what they should be here; it is tried again", "error", err)
+		v.o.Logger.Warn("the cluster's virtual addresses are not what they should be here; it is tried again", "error", err)
 		v.notify()
 	}
 }
 
-func (v *vips) notify() {
+func (v *Keeper) notify() {
 	select {
 	case v.changed <- struct{}{}:
 	default:
 	}
 }
 
-// watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
+// Watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
 // server's flag makes them.
-func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
+func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 	from := "0" // of none: what comes from now on
 	switch {
-	case apierrors.IsNotFound(err) && len(v.s.o.VIPs) > 0:
+	case apierrors.IsNotFound(err) && len(v.o.Own) > 0:
 		m, err = v.publish(ctx, client)
 		if apierrors.IsAlreadyExists(err) {
-			return v.watch(ctx, client)
+			return v.Watch(ctx, client)
 		}
 		if err != nil {
 			return err
@@ -229,25 +263,25 @@ func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 }
 
 // publish says for the cluster what this server's flag says, if nobody has the addresses.
-func (v *vips) publish(ctx context.Context, client kubernetes.Interface) (*corev1.ConfigMap, error) {
-	if err := CheckVIPs(ctx, v.s.o.VIPs, v.s.o.VIPInterface, v.s.o.reserved()); err != nil {
+func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) (*corev1.ConfigMap, error) {
+	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
 		return nil, err
 	}
-	if err := v.free(ctx, client, v.s.o.VIPs); err != nil {
+	if err := v.free(ctx, client, v.o.Own); err != nil {
 		return nil, err
 	}
 	v.mu.Lock()
-	v.probed = v.s.o.VIPs
+	v.probed = v.o.Own
 	v.mu.Unlock()
 	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap, Labels: map[string]string{roster.ManagedBy: "coracle"}},
-		Data:       map[string]string{clusterconfig.VIPData: JoinAddrs(v.s.o.VIPs)},
+		Data:       map[string]string{clusterconfig.VIPData: Format(v.o.Own)},
 	}, metav1.CreateOptions{})
 }
 
-// CheckVIPs says whether addresses can be announced on this machine and nobody has them. It takes about a second for
+// Check says whether addresses can be announced on this machine and nobody has them. It takes about a second for
 // each.
-func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved []netip.Prefix) error {
+func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []netip.Prefix) error {
 	links, err := vip.Links()
 	if err != nil {
 		return err
@@ -273,13 +307,13 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 
 // take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another
 // one's.
-func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
+func (v *Keeper) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
-	addresses, err := ParseVIPs(m.Data[clusterconfig.VIPData], v.s.o.reserved())
+	addresses, err := Parse(m.Data[clusterconfig.VIPData], v.o.Reserved)
 	if err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}
-	had := v.kept()
+	had := v.Kept()
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(had, a) })
 	if err := v.free(ctx, client, fresh); err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
@@ -287,8 +321,8 @@ func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.
 	if err := v.set(addresses, true); err != nil {
 		return err
 	}
-	if own := v.s.o.VIPs; len(own) > 0 && !slices.Equal(own, addresses) {
-		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", JoinAddrs(own), JoinAddrs(addresses)))
+	if own := v.o.Own; len(own) > 0 && !slices.Equal(own, addresses) {
+		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", Format(own), Format(addresses)))
 		return nil
 	}
 	v.well()
@@ -296,21 +330,21 @@ func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.
 }
 
 // toProve says whether the network is to be asked for an address before it is announced.
-func (v *vips) toProve(a netip.Addr) bool {
+func (v *Keeper) toProve(a netip.Addr) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.unproven[a]
 }
 
 // proven notes that nobody else has an address.
-func (v *vips) proven(a netip.Addr) {
+func (v *Keeper) proven(a netip.Addr) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.unproven, a)
 }
 
-// ParseVIPs reads addresses with commas in between.
-func ParseVIPs(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
+// Parse reads addresses with commas in between.
+func Parse(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for word := range strings.SplitSeq(text, ",") {
 		if word = strings.TrimSpace(word); word == "" {
@@ -331,8 +365,8 @@ func ParseVIPs(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// JoinAddrs writes addresses as ParseVIPs reads them.
-func JoinAddrs(addresses []netip.Addr) string {
+// Format writes addresses as Parse reads them.
+func Format(addresses []netip.Addr) string {
 	words := make([]string, len(addresses))
 	for i, a := range addresses {
 		words[i] = a.String()
@@ -342,7 +376,7 @@ func JoinAddrs(addresses []netip.Addr) string {
 
 // set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known
 // says that the cluster has said so.
-func (v *vips) set(addresses []netip.Addr, known bool) error {
+func (v *Keeper) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
 	done := same && !v.begun
@@ -360,13 +394,13 @@ func (v *vips) set(addresses []netip.Addr, known bool) error {
 		return nil
 	}
 	defer v.notify()
-	keep := func() error { return clusterconfig.WriteVIPs(v.s.o.ServerDir, addresses) }
+	keep := func() error { return clusterconfig.WriteVIPs(v.o.Dir, addresses) }
 	if !known {
-		keep = func() error { return clusterconfig.ForgetVIPs(v.s.o.ServerDir) }
+		keep = func() error { return clusterconfig.ForgetVIPs(v.o.Dir) }
 	} else if !same {
-		v.s.log.Info("the cluster's virtual addresses", "addresses", JoinAddrs(addresses))
+		v.o.Logger.Info("the cluster's virtual addresses", "addresses", Format(addresses))
 	}
-	if err := errors.Join(keep(), v.s.useVIPs()); err != nil {
+	if err := errors.Join(keep(), v.o.Use()); err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -376,7 +410,7 @@ func (v *vips) set(addresses []netip.Addr, known bool) error {
 }
 
 // well says that there is no trouble any more.
-func (v *vips) well() {
+func (v *Keeper) well() {
 	v.mu.Lock()
 	was := v.trouble != ""
 	v.trouble = ""
@@ -387,19 +421,19 @@ func (v *vips) well() {
 }
 
 // redirects are the translations for addresses that have a place here.
-func (v *vips) redirects(places map[netip.Addr]vip.Place) ([]vip.Redirect, error) {
-	port, err := strconv.ParseUint(v.s.openPort(), 10, 16)
+func (v *Keeper) redirects(places map[netip.Addr]vip.Place) ([]vip.Redirect, error) {
+	port, err := strconv.ParseUint(v.o.Port, 10, 16)
 	if err != nil {
 		return nil, fmt.Errorf("the API server's port: %w", err)
 	}
 	var out []vip.Redirect
-	for _, a := range v.kept() {
+	for _, a := range v.Kept() {
 		p, ok := places[a]
 		if !ok {
 			continue
 		}
 		to := p.Own
-		if bound, ok := netip.AddrFromSlice(v.s.o.BindAddress); ok && !bound.IsUnspecified() {
+		if bound, ok := netip.AddrFromSlice(v.o.BindAddress); ok && !bound.IsUnspecified() {
 			if to = bound.Unmap(); to.Is4() != a.Is4() {
 				return nil, fmt.Errorf("%s is of another address family than --bind-address %s, where the API server listens", a, to)
 			}

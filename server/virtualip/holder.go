@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package virtualip
 
 import (
 	"context"
@@ -22,33 +22,33 @@ import (
 )
 
 const (
-	// vipLease is for how long a leader answers for a virtual address after it began to ask a majority whether it
+	// leaderLease is for how long a leader answers for a virtual address after it began to ask a majority whether it
 	// leads.
-	vipLease = 500 * time.Millisecond
-	// vipWait is how long a new leader is silent. Its predecessor may answer for vipLease from a moment at which a
+	leaderLease = 500 * time.Millisecond
+	// leaderWait is how long a new leader is silent. Its predecessor may answer for leaderLease from a moment at which a
 	// majority had not elected anybody else, which is before this one was elected. A tenth more is for clocks of
 	// different speed.
-	vipWait = vipLease + vipLease/10
-	// vipPoll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
+	leaderWait = leaderLease + leaderLease/10
+	// poll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
 	// programs flush nftables. Only where the cluster has a virtual address.
-	vipPoll = 10 * time.Second
-	// vipProbeAgain is how long after somebody answered for an address that is new it is looked for again.
-	vipProbeAgain = 15 * time.Second
-	// vipHandOver is how long a leader that has no link for any virtual address waits before another server leads, and
-	// vipHandAgain how long it leads regardless when the leadership comes back: maybe none has a link.
-	vipHandOver  = 10 * time.Second
-	vipHandAgain = 10 * time.Minute
-	// vipHandWithin bounds the question whether a server will lead.
-	vipHandWithin = 2 * time.Second
-	// vipConflictShown is for how long another claimant stays in the status.
-	vipConflictShown = time.Minute
+	poll = 10 * time.Second
+	// probeAgain is how long after somebody answered for an address that is new it is looked for again.
+	probeAgain = 15 * time.Second
+	// transferAfter is how long a leader that has no link for any virtual address waits before another server leads, and
+	// transferAgain how long it leads regardless when the leadership comes back: maybe none has a link.
+	transferAfter = 10 * time.Second
+	transferAgain = 10 * time.Minute
+	// transferTimeout bounds the question whether a server will lead.
+	transferTimeout = 2 * time.Second
+	// conflictShown is for how long a conflict stays in the status.
+	conflictShown = time.Minute
 )
 
-// vipHolder announces the virtual addresses while this server leads, and keeps the translations always: a client that
+// holder announces the virtual addresses while this server leads, and keeps the translations always: a client that
 // has not heard yet that the address has moved is served here, too.
-type vipHolder struct {
-	v     *vips
-	store vipStore
+type holder struct {
+	v     *Keeper
+	store Store
 	log   *slog.Logger
 	// links lists the machine's interfaces, probe looks for an address, announce answers for it: vip's.
 	links    func() ([]vip.Link, error)
@@ -68,29 +68,29 @@ type vipHolder struct {
 	ended     chan error // capacity 1: one of them ended by itself; what the others say then needs no second look
 
 	mu       sync.Mutex
-	conflict map[netip.Addr]claim
+	conflict map[netip.Addr]otherUse
 }
 
-// claim is another machine's use of an address.
-type claim struct {
+// otherUse is another machine's use of an address.
+type otherUse struct {
 	by net.HardwareAddr
 	at time.Time
 }
 
-// vipStore is what of the store says who leads.
-type vipStore interface {
+// Store is what of the store says who leads.
+type Store interface {
 	confirmer
 	Members() []raftstore.Member
 	MoveLeader(ctx context.Context, id uint64) error
 }
 
-func newVIPHolder(v *vips, store vipStore) *vipHolder {
-	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, probe: vip.Probe, announce: vip.Announce, shuffle: rand.Shuffle,
-		stop: func() {}, conflict: map[netip.Addr]claim{}}
+func newHolder(v *Keeper, store Store) *holder {
+	return &holder{v: v, store: store, log: v.o.Logger, links: vip.Links, probe: vip.Probe, announce: vip.Announce, shuffle: rand.Shuffle,
+		stop: func() {}, conflict: map[netip.Addr]otherUse{}}
 }
 
 // run ends when ctx does; nothing is announced any more then, and no translation is left.
-func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leadership) {
+func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership) {
 	defer func() {
 		h.quiet()
 		_ = h.redirect(nil) // it has logged
@@ -99,8 +99,8 @@ func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leaders
 	for {
 		h.look(ctx)
 		var again <-chan time.Time
-		if len(h.v.kept()) > 0 {
-			again = time.After(vipPoll)
+		if len(h.v.Kept()) > 0 {
+			again = time.After(poll)
 		}
 		select {
 		case <-ctx.Done():
@@ -125,10 +125,10 @@ func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leaders
 }
 
 // look makes everything as it has to be now.
-func (h *vipHolder) look(ctx context.Context) {
-	h.places, h.trouble = h.find(h.v.kept())
+func (h *holder) look(ctx context.Context) {
+	h.places, h.trouble = h.find(h.v.Kept())
 	redirects, err := h.v.redirects(h.places)
-	if err == nil && h.v.s.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
+	if err == nil && h.v.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
 		if there, lookErr := vip.RedirectsThere(redirects); lookErr == nil && !there {
 			h.redirects = nil
 		}
@@ -144,7 +144,7 @@ func (h *vipHolder) look(ctx context.Context) {
 		h.quiet()
 	case len(h.places) == 0:
 		h.quiet()
-		h.handOver(ctx)
+		h.transfer(ctx)
 	case !maps.Equal(h.places, h.announced):
 		h.quiet()
 		h.stop, h.announced = h.start(ctx), h.places
@@ -152,16 +152,16 @@ func (h *vipHolder) look(ctx context.Context) {
 	h.show()
 }
 
-// handOver makes another server lead when this one has led for a while and has no link for any of the addresses. Which
+// transfer makes another server lead when this one has led for a while and has no link for any of the addresses. Which
 // one has is not known; it hands over in its turn.
-func (h *vipHolder) handOver(ctx context.Context) {
-	if len(h.v.kept()) == 0 || time.Since(h.since) < vipHandOver || (!h.handed.IsZero() && time.Since(h.handed) < vipHandAgain) {
+func (h *holder) transfer(ctx context.Context) {
+	if len(h.v.Kept()) == 0 || time.Since(h.since) < transferAfter || (!h.handed.IsZero() && time.Since(h.handed) < transferAgain) {
 		return
 	}
 	others := slices.DeleteFunc(h.store.Members(), func(m raftstore.Member) bool { return m.Self || !m.Voter })
 	h.shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
 	for _, m := range others {
-		within, cancel := context.WithTimeout(ctx, vipHandWithin)
+		within, cancel := context.WithTimeout(ctx, transferTimeout)
 		err := h.store.MoveLeader(within, m.ID)
 		cancel()
 		if err == nil {
@@ -174,16 +174,16 @@ func (h *vipHolder) handOver(ctx context.Context) {
 }
 
 // quiet ends what is announced. Nothing is sent any more when it returns.
-func (h *vipHolder) quiet() {
+func (h *holder) quiet() {
 	h.stop()
 	h.stop, h.announced = func() {}, nil
 }
 
-func (h *vipHolder) redirect(redirects []vip.Redirect) error {
-	if h.v.s.o.Redirect == nil {
+func (h *holder) redirect(redirects []vip.Redirect) error {
+	if h.v.o.Redirect == nil {
 		return nil
 	}
-	err := h.v.s.o.Redirect(redirects)
+	err := h.v.o.Redirect(redirects)
 	if err != nil {
 		h.log.Warn("the translations for virtual addresses could not be set", "error", err)
 		return err
@@ -192,7 +192,7 @@ func (h *vipHolder) redirect(redirects []vip.Redirect) error {
 	return nil
 }
 
-func (h *vipHolder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []string) {
+func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []string) {
 	if len(addresses) == 0 {
 		return nil, nil
 	}
@@ -202,7 +202,7 @@ func (h *vipHolder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []st
 	}
 	places, trouble := map[netip.Addr]vip.Place{}, []string(nil)
 	for _, a := range addresses {
-		p, err := vip.Find(links, a, h.v.s.o.VIPInterface)
+		p, err := vip.Find(links, a, h.v.o.Interface)
 		if err != nil {
 			trouble = append(trouble, err.Error()+". This server does not answer for it, also when it leads")
 			continue
@@ -214,12 +214,12 @@ func (h *vipHolder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []st
 
 // start announces the addresses for this term, when the wait of a new leader is over, until the function that it
 // returns is called.
-func (h *vipHolder) start(ctx context.Context) (stop func()) {
+func (h *holder) start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	h.ended = ended
 	var announcing sync.WaitGroup
-	term, wait := h.lead.Term, time.Until(h.since.Add(vipWait))
+	term, wait := h.lead.Term, time.Until(h.since.Add(leaderWait))
 	for a, p := range h.places {
 		announcing.Go(func() {
 			select {
@@ -238,7 +238,7 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 			err := h.announce(ctx, vip.Announcement{
 				Address: a, Place: p, Logger: h.log,
 				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
-				Conflict: func(other net.HardwareAddr) { h.claimed(a, other) },
+				Conflict: func(other net.HardwareAddr) { h.noteConflict(a, other) },
 			})
 			if err == nil {
 				return
@@ -257,7 +257,7 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 
 // prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is
 // over: none of the other servers answers for it.
-func (h *vipHolder) prove(ctx context.Context, a netip.Addr, p vip.Place) error {
+func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Place) error {
 	for h.v.toProve(a) && ctx.Err() == nil {
 		err := h.probe(ctx, p, a)
 		var used *vip.InUseError
@@ -266,10 +266,10 @@ func (h *vipHolder) prove(ctx context.Context, a netip.Addr, p vip.Place) error 
 			h.v.proven(a)
 		case ctx.Err() != nil:
 		case errors.As(err, &used):
-			h.claimed(a, used.By)
+			h.noteConflict(a, used.By)
 			select {
 			case <-ctx.Done():
-			case <-time.After(vipProbeAgain):
+			case <-time.After(probeAgain):
 			}
 		default:
 			return err
@@ -290,21 +290,21 @@ func confirmLead(ctx context.Context, store confirmer, term uint64) (vip.Moment,
 	if err := store.ConfirmTerm(raftstore.WithTerm(ctx, term)); err != nil {
 		return 0, err
 	}
-	return asked.After(vipLease), nil
+	return asked.After(leaderLease), nil
 }
 
-// claimed notes another machine that uses an address.
-func (h *vipHolder) claimed(a netip.Addr, other net.HardwareAddr) {
+// noteConflict notes another machine that uses an address.
+func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.log.Warn("another machine uses a virtual address of the cluster; clients may reach it instead", "address", a, "other", other)
 	h.mu.Lock()
-	h.conflict[a] = claim{other, time.Now()}
+	h.conflict[a] = otherUse{other, time.Now()}
 	h.mu.Unlock()
 	h.v.notify()
 }
 
 // show says in the status who answers.
-func (h *vipHolder) show() {
-	board := h.v.s.o.Board
+func (h *holder) show() {
+	board := h.v.o.Board
 	if board == nil {
 		return
 	}
@@ -316,23 +316,23 @@ func (h *vipHolder) show() {
 		problems = append([]string{trouble}, problems...)
 	}
 	h.mu.Lock()
-	for _, a := range h.v.kept() {
-		if c, ok := h.conflict[a]; ok && time.Since(c.at) < vipConflictShown {
+	for _, a := range h.v.Kept() {
+		if c, ok := h.conflict[a]; ok && time.Since(c.at) < conflictShown {
 			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that one, or choose another address with coracle vip set", a, c.by))
 		}
 	}
 	h.mu.Unlock()
-	if !kept && len(problems) == 0 && len(h.v.current()) == 0 && !h.reported {
+	if !kept && len(problems) == 0 && len(h.v.Current()) == 0 && !h.reported {
 		return // most clusters have none, and need not read that
 	}
 	h.reported = true
 	line := board.Part("virtual address")
-	text := JoinAddrs(h.v.kept())
+	text := Format(h.v.Kept())
 	switch {
 	case len(problems) > 0:
 		line.Set(status.Degraded, strings.Join(problems, "; "))
-	case !kept && len(h.v.current()) > 0:
-		line.Set(status.Starting, JoinAddrs(h.v.current())+": not agreed on yet")
+	case !kept && len(h.v.Current()) > 0:
+		line.Set(status.Starting, Format(h.v.Current())+": not agreed on yet")
 	case !kept:
 		line.Set(status.Disabled, "the cluster has none")
 	case h.lead.Leader:
@@ -343,12 +343,12 @@ func (h *vipHolder) show() {
 }
 
 // leaderName is what people call the server that leads.
-func (h *vipHolder) leaderName() string {
+func (h *holder) leaderName() string {
 	for _, m := range h.store.Members() {
 		if !m.Leader {
 			continue
 		}
-		if name := h.v.s.roster.MachineAt(m.Address); name != "" {
+		if name := h.v.o.MachineAt(m.Address); name != "" {
 			return name
 		}
 		return "the server at " + m.Address
