@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
 // AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
@@ -80,7 +81,10 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.ensureTokens(); err != nil {
+	s.tokens, err = secrets.NewTokens(secrets.TokenOptions{
+		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
+	})
+	if err != nil {
 		return err
 	}
 	ips, err := s.o.servingIPs()

@@ -42,7 +42,7 @@ func (a *admission) serve(ctx context.Context) error {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.s.pki.CAPEM(pki.ClientCA))
 	return joining.New(joining.Options{
-		Listener: a.s.port.Route(protocol.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Load() },
+		Listener: a.s.port.Route(protocol.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Now() },
 		Certificate: a.s.pki.Serving,
 		Bootstrap:   a.bootstrapToken, Admit: a.admit,
 		Now: a.s.o.Clock.Now, Logger: a.s.log.With("part", "joining"),

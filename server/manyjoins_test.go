@@ -36,7 +36,7 @@ func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.
 		return nil, err
 	}
 	return protocol.Ask(t.Context(), protocol.Question{
-		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Load().Agent,
+		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Now().Agent,
 		Request: protocol.Request{Role: token.RoleAgent, Time: now, Node: protocol.Node{
 			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", minPassword),
 			KubeletRequest: request, ServingRequest: request, NetworkRequest: request,

@@ -27,6 +27,8 @@ import (
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -80,10 +82,10 @@ type Options struct {
 	NodePortRange string
 
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
-	// cluster; Join, the function, has fetched its keys before.
+	// cluster; joinrequest.Join has fetched its keys before.
 	Join []string
 	// Renew, when set, fetches anew what the cluster has replaced since this server asked to join, while the others
-	// refuse it for that: see the function.
+	// refuse it for that: see joinrequest.Renew.
 	Renew func(context.Context) error
 
 	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means
@@ -242,6 +244,16 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 // reserved are the networks in which no address of a machine lies: those of pods and Services.
 func (o *Options) reserved() []netip.Prefix {
 	return slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)
+}
+
+func (o *Options) folders() secrets.Folders {
+	return secrets.Folders{Server: o.ServerDir, TLS: o.TLSDir, Cred: o.CredDir}
+}
+
+// JoinRequest are the options of a request to join a cluster.
+func (o Options) JoinRequest() joinrequest.Options {
+	o.setDefaults()
+	return joinrequest.Options{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
 }
 
 func (o *Options) dataDir() datadir.Options {

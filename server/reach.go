@@ -102,7 +102,7 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 			continue
 		}
 		_, err := protocol.Ask(ctx, protocol.Question{
-			Address: other, Token: s.tokens.Load().Server, Dialer: net.Dialer{Timeout: askReachPatience},
+			Address: other, Token: s.tokens.Now().Server, Dialer: net.Dialer{Timeout: askReachPatience},
 			Request: protocol.Request{
 				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
 				Reach: &protocol.Reach{Address: own, ServerID: s.data.ServerID()},

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
@@ -98,4 +99,17 @@ func (s *Server) newVIPs() (*virtualip.Keeper, error) {
 		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
+}
+
+// admitMember is called by the leader's store for a server that is to become a member. The other servers' addresses are
+// kept before it is one.
+func (s *Server) admitMember(share string) (release func(), err error) {
+	still, err := secrets.AdmitMember(s.o.CredDir, share, s.log)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		defer still()
+		s.roster.SavePeers()
+	}, nil
 }

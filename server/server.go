@@ -41,6 +41,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -75,7 +76,7 @@ type Server struct {
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
-	tokens atomic.Pointer[token.Set] // they may be replaced while the server runs
+	tokens *secrets.Tokens
 	// admission lets machines in.
 	admission *admission
 	// membership makes this machine known to the others.
@@ -231,19 +232,18 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	var keys *encryptionKeys
+	var keys *secrets.EncryptionKeys
 	err = s.retryUntilLeader(ctx, func() (err error) {
-		keys, err = s.takeKeys(ctx, store)
+		keys, err = secrets.TakeEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
 	if err != nil {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	tokens, err := tokenBox(store.Client().KV, s.o.TLSDir)
-	if err == nil {
+	if err = s.tokens.Open(store.Client().KV); err == nil {
 		err = s.retryUntilLeader(ctx, func() error {
-			_, err := s.takeTokens(ctx, tokens) // before anybody is let in with one that was replaced
+			_, err := s.tokens.Take(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
 	}
@@ -251,7 +251,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
+	background.Go(func() { s.tokens.Run(outlasting, store.Client().Watcher) })
 	background.Go(func() { s.roster.PublishName(outlasting) })
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
@@ -289,7 +289,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Others:    s.membership.Servers,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
-		Share: s.share, Admit: s.admitMember, Renew: s.o.Renew,
+		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
 		MaxMembers: maxServers, // admitServer says so earlier, unless several come at once
 	})
 	if err != nil {
@@ -365,7 +365,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 }
 
 // runAPI runs the API server and, on top of it, the loops of a leader.
-func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *encryptionKeys) error {
+func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *secrets.EncryptionKeys) error {
 	s.board.api.Set(status.Starting, "")
 	api, err := s.newAPI(ctx, store)
 	if err != nil {
@@ -396,7 +396,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		select {
 		case <-serving.Done():
 		case <-api.Ready():
-			keys.run(serving, api.LoopbackConfig())
+			keys.Run(serving, api.LoopbackConfig())
 		}
 	})
 	following.Go(func() { s.followBackend(serving, api) })

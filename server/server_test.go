@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -223,15 +224,15 @@ func TestAdmitMember(t *testing.T) {
 	if _, err := s.admitMember("another"); err == nil || !strings.Contains(err.Error(), "joins anew") {
 		t.Errorf("other keys: %v", err)
 	}
-	for _, share := range []string{s.share(), ""} {
+	for _, share := range []string{secrets.KeysShare(o.CredDir, o.Logger), ""} {
 		release, err := s.admitMember(share)
 		if err != nil {
 			t.Fatalf("%q: %v", share, err)
 		}
 		release()
 	}
-	if len(s.share()) < 32 {
-		t.Errorf("it shares %q", s.share())
+	if len(secrets.KeysShare(o.CredDir, o.Logger)) < 32 {
+		t.Errorf("it shares %q", secrets.KeysShare(o.CredDir, o.Logger))
 	}
 }
 

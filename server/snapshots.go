@@ -21,7 +21,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/joinrequest"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
@@ -45,9 +47,9 @@ type SnapshotOptions struct {
 // SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
 // missing.
 func SnapshotFiles() (required, optional []string) {
-	required, optional = commonFiles()
+	required, optional = secrets.CommonFiles()
 	// A server that joins gets it in another way, and only as long as it is of use.
-	return append(required, joinedFile), append(optional, filepath.Join("tls", pki.FormerKubeletCAName))
+	return append(required, joinrequest.File), append(optional, filepath.Join("tls", pki.FormerKubeletCAName))
 }
 
 // Snapshots answers on the admin socket.
@@ -149,22 +151,22 @@ func (s *Server) snapshotKey() (snapshots.Key, error) {
 	if s.o.Snapshots.KeyFile != "" {
 		return snapshots.KeyOfFile(s.o.Snapshots.KeyFile)
 	}
-	return snapshots.KeyOfToken(s.tokens.Load().Server.String())
+	return snapshots.KeyOfToken(s.tokens.Now().Server.String())
 }
 
 // snapshotContents reads what a server that joins would get, too.
 func (s *Server) snapshotContents() (snapshots.Contents, error) {
-	joined, err := json.Marshal(&Joined{Settings: s.o.Cluster, NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources})
+	joined, err := json.Marshal(&joinrequest.Joined{Settings: s.o.Cluster, NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources})
 	if err != nil {
 		return snapshots.Contents{}, err
 	}
-	out := snapshots.Contents{Files: map[string][]byte{joinedFile: joined}}
+	out := snapshots.Contents{Files: map[string][]byte{joinrequest.File: joined}}
 	required, optional := SnapshotFiles()
 	for _, name := range slices.Concat(required, optional) {
-		if name == joinedFile {
+		if name == joinrequest.File {
 			continue // above
 		}
-		data, err := os.ReadFile(s.o.path(name))
+		data, err := os.ReadFile(s.o.folders().Path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue
 		}

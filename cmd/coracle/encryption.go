@@ -15,9 +15,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
 // keys ties the command to the server's package.
@@ -39,7 +39,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open fu
 	progress func(stage string, objects int, waiting []string)) error {
 	return open(ctx, func(ctx context.Context, store *clientv3.Client) error {
 		serverDir := filepath.Dir(dir)
-		shared, err := server.SharedEncryption(store, serverDir)
+		shared, err := secrets.SharedEncryption(store, serverDir)
 		if err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, 
 	if err != nil {
 		return token.Token{}, nil, err
 	}
-	return server.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
+	return secrets.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
 }
 
 // storeServers are the names of the store's members.

@@ -16,14 +16,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/joinrequest"
 )
 
 // joinedOptions are the server's options, with the cluster's settings where this server joined one. It asks a server of
 // the cluster if this one has not joined yet.
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
-	joined, err := server.WasJoined(o.ServerDir)
+	joined, err := joinrequest.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		j := server.Joining{Address: c.ServerURL.Host, Token: c.Token}
+		j := joinrequest.Request{Address: c.ServerURL.Host, Token: c.Token}
 		if !c.DisableAgent {
 			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {
 				return o, err
@@ -31,8 +32,8 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
 		}
 		before := o
-		o.Renew = func(ctx context.Context) error { return server.Renew(ctx, before, j) }
-		joined, err = server.Join(ctx, o, j)
+		o.Renew = func(ctx context.Context) error { return joinrequest.Renew(ctx, before.JoinRequest(), j) }
+		joined, err = joinrequest.Join(ctx, o.JoinRequest(), j)
 	}
 	if err != nil {
 		return o, err
@@ -86,7 +87,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 }
 
 // contradictions finds settings that were given on this server and are not the cluster's.
-func contradictions(c *config.Server, j *server.Joined) error {
+func contradictions(c *config.Server, j *joinrequest.Joined) error {
 	own := clusterSettings(c)
 	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
 		own.Balancer = nil

@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/joinrequest"
 )
 
 // TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
@@ -27,7 +28,7 @@ func TestContradictions(t *testing.T) {
 			NodePorts: config.PortRange{From: 30000, To: 32767}, EncryptResources: []string{"secrets"}, Given: given,
 		}
 	}
-	joined := &server.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
+	joined := &joinrequest.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
 	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
 		if err := contradictions(own, joined); err != nil {
 			t.Error(err)
@@ -121,7 +122,7 @@ func TestKnownBackend(t *testing.T) {
 		for _, known := range []string{"", clusterconfig.NetworkHostGateway} {
 			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
 			if joined {
-				data, err := json.Marshal(&server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"})
+				data, err := json.Marshal(&joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -157,7 +158,7 @@ func TestJoinedOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
-	joined := &server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	joined := &joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
 	dir := t.TempDir()
 	ownFolder := ""
 	options := func() server.Options {

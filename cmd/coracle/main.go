@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
 // gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which
@@ -48,7 +49,7 @@ func main() {
 		Parts:            partVersions,
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
-		TokenFiles:       server.TokenFiles,
+		TokenFiles:       secrets.TokenFiles,
 		RotateGossipKey:  rotateGossipKey,
 		RotateToken:      rotateToken,
 		Anew:             func() error { return anew(environ) },

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package secrets
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +15,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -43,37 +43,37 @@ func SharedEncryption(kv clientv3.KV, serverDir string) (encryption.Shared, erro
 	return sharedEncryption(kv, filepath.Join(serverDir, "tls"), filepath.Join(serverDir, "cred"))
 }
 
-// encryptionKeys keep this server's encryption keys what the store says they are.
-type encryptionKeys struct {
-	s      *Server
-	shared encryption.Shared
-	watch  func(ctx context.Context, from int64) clientv3.WatchChan
+// EncryptionKeys keep this server's encryption keys what the store says they are.
+type EncryptionKeys struct {
+	serverID string
+	log      *slog.Logger
+	shared   encryption.Shared
+	watch    func(ctx context.Context, from int64) clientv3.WatchChan
 	// drain returns when the writes that have begun are over.
 	drain func(context.Context) error
 	// atStart names the configuration with which the API server starts.
 	atStart string
 }
 
-// takeKeys takes the keys over before the API server starts: one with an old key could write what the others cannot
-// read any more.
-func (s *Server) takeKeys(ctx context.Context, store *raftstore.Store) (*encryptionKeys, error) {
-	client := store.Client()
-	shared, err := sharedEncryption(client.KV, s.o.TLSDir, s.o.CredDir)
+// TakeEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
+// cannot read any more. drain returns when the writes to the store that have begun are over.
+func TakeEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string, log *slog.Logger) (*EncryptionKeys, error) {
+	shared, err := sharedEncryption(client.KV, f.TLS, f.Cred)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := shared.Take(ctx); err != nil {
 		return nil, err
 	}
-	k := &encryptionKeys{s: s, shared: shared, drain: store.Drain, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
+	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
 		return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
 	}}
-	k.atStart, err = encryption.ConfigHash(s.o.CredDir)
+	k.atStart, err = encryption.ConfigHash(f.Cred)
 	return k, err
 }
 
-// run follows the keys and says when this API server goes by them, until ctx is done.
-func (k *encryptionKeys) run(ctx context.Context, config *rest.Config) {
+// Run follows the keys and says when this API server goes by them, until ctx is done.
+func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
 	last := ""
 	for ctx.Err() == nil {
 		err := k.follow(ctx, config)
@@ -82,7 +82,7 @@ func (k *encryptionKeys) run(ctx context.Context, config *rest.Config) {
 		}
 		if err.Error() != last {
 			last = err.Error()
-			k.s.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
+			k.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -92,7 +92,7 @@ func (k *encryptionKeys) run(ctx context.Context, config *rest.Config) {
 }
 
 // follow takes the keys over once and then at each change, as long as the watch lasts.
-func (k *encryptionKeys) follow(ctx context.Context, config *rest.Config) error {
+func (k *EncryptionKeys) follow(ctx context.Context, config *rest.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watch
 	now, err := k.shared.KV.Get(ctx, encryption.SharedKey, clientv3.WithKeysOnly())
@@ -116,10 +116,10 @@ func (k *encryptionKeys) follow(ctx context.Context, config *rest.Config) error 
 			if err := k.settle(ctx); err != nil {
 				return err
 			}
-			if err := k.shared.Confirm(ctx, k.s.data.ServerID(), generation); err != nil {
+			if err := k.shared.Confirm(ctx, k.serverID, generation); err != nil {
 				return err
 			}
-			k.s.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
+			k.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
 		}
 		select {
 		case <-ctx.Done():
@@ -133,8 +133,8 @@ func (k *encryptionKeys) follow(ctx context.Context, config *rest.Config) error 
 }
 
 // loaded returns when the API server has loaded the configuration; false when there is something newer before.
-func (k *encryptionKeys) loaded(ctx context.Context, config *rest.Config, changes clientv3.WatchChan) (bool, error) {
-	want, err := encryption.ConfigHash(k.s.o.CredDir)
+func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config, changes clientv3.WatchChan) (bool, error) {
+	want, err := encryption.ConfigHash(k.shared.Dir)
 	if err != nil {
 		return false, err
 	}
@@ -162,7 +162,7 @@ func (k *encryptionKeys) loaded(ctx context.Context, config *rest.Config, change
 // settle returns when nothing is under way any more that was encrypted before the API server had loaded the present
 // keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
 // every object was written again, nobody could read what it brings.
-func (k *encryptionKeys) settle(ctx context.Context) error {
+func (k *EncryptionKeys) settle(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()

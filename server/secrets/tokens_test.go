@@ -1,63 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package secrets
 
 import (
 	"context"
 	"fmt"
-	"net"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testkv"
 )
+
+// newTokens makes the tokens of a server in a folder, with authorities, and a store that runs as long as the test.
+func newTokens(t *testing.T, dir string) (*Tokens, *raftstore.Store) {
+	t.Helper()
+	f := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
+	p, err := pki.Open(pki.Options{Dir: f.TLS, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := NewTokens(TokenOptions{
+		Folders: f, ServerID: "s1", Root: p.Root(), Server: "given-to-servers", Agent: "given-to-agents", Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := tokens.Open(store.Client().KV); err != nil {
+		t.Fatal(err)
+	}
+	return tokens, store
+}
 
 // TestTokensAreTakenOver: a token that was replaced in the store is the server's, in its files and towards machines,
 // and stays so at the next start, whatever the server was given before.
 func TestTokensAreTakenOver(t *testing.T) {
-	o := options(t, t.TempDir())
-	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := false
-	defer func() {
-		if !closed {
-			_ = s.Close() // the test has failed
-		}
-	}()
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
+	s, store := newTokens(t, dir)
 	kv := store.Client().KV
-	box, err := tokenBox(kv, o.TLSDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, err := s.takeTokens(t.Context(), box); n != 0 || err != nil {
+	if n, err := s.Take(t.Context()); n != 0 || err != nil {
 		t.Fatalf("there is nothing to take over: %d, %v", n, err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	followed := make(chan struct{})
-	go func() { defer close(followed); s.keepTokens(ctx, store, box) }()
+	go func() { defer close(followed); s.Run(ctx, store.Client().Watcher) }()
 	rotate := func(r token.Rotation) (token.Token, error) {
 		r.Now = time.Now()
-		next, behind, err := RotateToken(t.Context(), kv, o.ServerDir, r, []string{s.data.ServerID()}, time.Minute)
+		next, behind, err := RotateToken(t.Context(), kv, dir, r, []string{"s1"}, time.Minute)
 		if err == nil && len(behind) > 0 {
 			t.Errorf("behind are %v", behind)
 		}
@@ -74,81 +83,45 @@ func TestTokensAreTakenOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	has := s.tokens.Load()
+	has := s.Now()
 	if has.Server != first || first.Secret != "next" || has.Agent != agent || agent.Secret == "given-to-agents" {
 		t.Errorf("it goes by %+v", has)
 	}
 	if valid := has.Valid(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
 		t.Errorf("valid are %+v", valid)
 	}
-	if _, behind, err := RotateToken(t.Context(), kv, o.ServerDir, token.Rotation{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
+	if _, behind, err := RotateToken(t.Context(), kv, dir, token.Rotation{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
 		t.Errorf("with a server that is off: %v, %v", behind, err)
 	}
 	stop()
 	<-followed
-	if _, err := s.takeTokens(t.Context(), box); err != nil {
+	if _, err := s.Take(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	last := s.tokens.Load()
+	last := s.Now()
 	if len(last.Former) != 0 || last.Server.Secret == "next" {
 		t.Errorf("at last it has %+v", last)
 	}
-	closed = true
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	o.Port = s.listener.Addr().(*net.TCPAddr).Port
-	again, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if now := again.tokens.Load(); now.Server != last.Server || now.Agent != agent {
+	again, _ := newTokens(t, dir)
+	if now := again.Now(); now.Server != last.Server || now.Agent != agent {
 		t.Errorf("the next start goes by %+v, want %+v", now, last)
-	}
-	if err := again.Close(); err != nil {
-		t.Error(err)
 	}
 }
 
 // TestTokensOfAStoreThatWasSetBack: a restored store has the tokens of its time, or none. Those that were replaced
 // since do not let anybody in again.
 func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
-	o := options(t, t.TempDir())
-	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
+	s, store := newTokens(t, dir)
 	kv := store.Client().KV
-	box, err := tokenBox(kv, o.TLSDir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	rotate := func(r token.Rotation) token.Token {
 		t.Helper()
 		r.Role, r.Now = token.RoleServer, time.Now()
-		next, _, err := RotateToken(t.Context(), kv, o.ServerDir, r, nil, 0)
+		next, _, err := RotateToken(t.Context(), kv, dir, r, nil, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.takeTokens(t.Context(), box); err != nil {
+		if _, err := s.Take(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		return next
@@ -159,7 +132,7 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := rotate(token.Rotation{})
-	if valid := s.tokens.Load().Valid(time.Now()); len(valid) != 2 {
+	if valid := s.Now().Valid(time.Now()); len(valid) != 2 {
 		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
 	}
 	for what, set := range map[string]func() error{
@@ -169,14 +142,14 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		if err := set(); err != nil {
 			t.Fatal(err)
 		}
-		generation, err := s.takeTokens(t.Context(), box)
+		generation, err := s.Take(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if now := s.tokens.Load(); now.Server != last || len(now.Former) != 0 || now.Agent.Secret != "given-to-agents" {
+		if now := s.Now(); now.Server != last || len(now.Former) != 0 || now.Agent.Secret != "given-to-agents" {
 			t.Errorf("%s: it goes by %+v", what, now)
 		}
-		if r, err := readTokens(t.Context(), box); err != nil || r.Generation != generation || r.Server != last.Secret {
+		if r, err := readTokens(t.Context(), s.box); err != nil || r.Generation != generation || r.Server != last.Secret {
 			t.Errorf("%s: the store has %+v, %v", what, r, err)
 		}
 	}
@@ -186,47 +159,22 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 // was asked for or after it. Then the token of before works or the new one does, and never both; the command can be
 // given again with the one that works.
 func TestRotateTokenLeaderDies(t *testing.T) {
-	o := options(t, t.TempDir())
-	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
+	s, store := newTokens(t, dir)
 	whole := store.Client().KV
-	box, err := tokenBox(whole, o.TLSDir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := "given-to-servers"
 	rotate := func(kv clientv3.KV, next string) error {
-		_, _, err := RotateToken(t.Context(), kv, o.ServerDir, token.Rotation{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
+		_, _, err := RotateToken(t.Context(), kv, dir, token.Rotation{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
 		return err
 	}
 	for _, after := range []bool{false, true} {
 		for n := 1; ; n++ {
 			kv, next := &testkv.Mortal{KV: whole, Dies: n, After: after}, fmt.Sprintf("next-%d-%t", n, after)
 			rotateErr := rotate(kv, next)
-			if _, err := s.takeTokens(t.Context(), box); err != nil {
+			if _, err := s.Take(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			has := s.tokens.Load()
+			has := s.Now()
 			works := has.Server.Secret
 			if valid := has.Valid(time.Now()); len(valid) != 2 || works != now && works != next || rotateErr == nil && works != next {
 				t.Fatalf("at call %d, after it: %t: the command says %v, and valid are %+v", n, after, rotateErr, valid)

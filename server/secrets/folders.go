@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package secrets keeps on one server what all servers have in common and no one else may read: the files with the
+// authorities' keys, the tokens and the encryption keys. The store says which tokens and encryption keys count.
+package secrets
 
 import (
 	"errors"
@@ -18,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// commonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
+// CommonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
 // second kind may be missing.
-func commonFiles() (required, optional []string) {
+func CommonFiles() (required, optional []string) {
 	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
@@ -35,19 +37,22 @@ func commonFiles() (required, optional []string) {
 	return required, optional
 }
 
-// path is where one of those files is on this server.
-func (o *Options) path(name string) string {
+// Folders are where a server has those files.
+type Folders struct{ Server, TLS, Cred string }
+
+// Path is where one of those files is on this server.
+func (f Folders) Path(name string) string {
 	switch filepath.Dir(name) {
 	case "tls":
-		return filepath.Join(o.TLSDir, filepath.Base(name))
+		return filepath.Join(f.TLS, filepath.Base(name))
 	case "cred":
-		return filepath.Join(o.CredDir, filepath.Base(name))
+		return filepath.Join(f.Cred, filepath.Base(name))
 	}
-	return filepath.Join(o.ServerDir, name)
+	return filepath.Join(f.Server, name)
 }
 
-// asideSuffix is behind the name of a file that was replaced by the cluster's.
-const asideSuffix = ".before-joining"
+// AsideSuffix is behind the name of a file that was replaced by the cluster's.
+const AsideSuffix = ".before-joining"
 
 // replaced says whether a cluster replaces a file at times: tokens and encryption keys, and no authority.
 func replaced(name string) bool { return filepath.Dir(name) != "tls" }
@@ -66,11 +71,11 @@ func inOrder(files map[string][]byte) []string {
 	})
 }
 
-// keepFiles writes the cluster's files. An authority that is there already and is another one is of another cluster.
+// Keep writes the cluster's files. An authority that is there already and is another one is of another cluster.
 // Where all of them are the cluster's, tokens and encryption keys that differ are those of an earlier try, and were
 // replaced since; they are kept with aside behind their name, if that is not empty.
-func keepFiles(o *Options, files map[string][]byte, aside string) error {
-	required, optional := commonFiles()
+func (f Folders) Keep(files map[string][]byte, aside string) error {
+	required, optional := CommonFiles()
 	for _, name := range required {
 		if len(files[name]) == 0 {
 			return fmt.Errorf("the server's answer lacks %s", name)
@@ -82,7 +87,7 @@ func keepFiles(o *Options, files map[string][]byte, aside string) error {
 		if !slices.Contains(required, name) && !slices.Contains(optional, name) {
 			return fmt.Errorf("the server's answer has a file that no server keeps: %q", name)
 		}
-		have, err := os.ReadFile(o.path(name))
+		have, err := os.ReadFile(f.Path(name))
 		if errors.Is(err, fs.ErrNotExist) && !replaced(name) {
 			ours = false
 		}
@@ -91,19 +96,19 @@ func keepFiles(o *Options, files map[string][]byte, aside string) error {
 				continue
 			}
 			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another cluster, remove that one first "+
-				"(coracle-uninstall), or give another --data-dir", o.path(name))
+				"(coracle-uninstall), or give another --data-dir", f.Path(name))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("looking for the files of an earlier cluster: %w", err)
 		}
 	}
 	for _, name := range differ {
-		if err := setAside(o.path(name), aside); err != nil {
+		if err := setAside(f.Path(name), aside); err != nil {
 			return err
 		}
 	}
 	for _, name := range names {
-		path := o.path(name)
+		path := f.Path(name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return fmt.Errorf("making the folder for the cluster's keys: %w", err)
 		}
@@ -127,9 +132,4 @@ func setAside(path, suffix string) error {
 		return fmt.Errorf("keeping what is replaced by the cluster's: %w", err)
 	}
 	return nil
-}
-
-func fileExists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }

@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package secrets
 
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/sealed"
 )
@@ -86,37 +89,67 @@ func (r tokenRecord) set(caHash string) token.Set {
 	return out
 }
 
-// ensureTokens makes the tokens that are missing. Once the cluster's were rotated, what an operator gave this server
+// TokenOptions say where a server's tokens are and what it was given.
+type TokenOptions struct {
+	Folders  Folders
+	ServerID string
+	// Root is the authority that the tokens name.
+	Root *x509.Certificate
+	// Server and Agent are the tokens that an operator chose, or empty.
+	Server, Agent string
+	Clock         clock.PassiveClock
+	Logger        *slog.Logger
+}
+
+// Tokens are those by which a server goes. They may be replaced while it runs.
+type Tokens struct {
+	o   TokenOptions
+	box sealed.Box // Open sets it
+	now atomic.Pointer[token.Set]
+}
+
+// NewTokens makes the tokens that are missing. Once the cluster's were rotated, what an operator gave this server
 // before says nothing any more.
-func (s *Server) ensureTokens() error {
-	o := token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log}
-	rotated := fileExists(filepath.Join(s.o.ServerDir, tokensFile))
+func NewTokens(given TokenOptions) (*Tokens, error) {
+	t := &Tokens{o: given}
+	o := token.Options{Dir: given.Folders.Server, Root: given.Root, Server: given.Server, Agent: given.Agent, Logger: given.Logger}
+	_, statErr := os.Lstat(filepath.Join(o.Dir, tokensFile))
+	rotated := statErr == nil
 	if rotated {
 		o.Server, o.Agent = "", ""
 	}
 	set, err := token.Ensure(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, given := range []struct {
+	for _, of := range []struct {
 		text string
 		now  token.Token
-	}{{s.o.Token, set.Server}, {s.o.AgentToken, set.Agent}} {
-		if t, err := token.Parse(given.text); rotated && given.text != "" && (err != nil || t.Secret != given.now.Secret) {
-			s.log.Warn("a token that this server was given was replaced since by coracle token rotate; it is not used. Leave it out", "role", given.now.Role)
+	}{{given.Server, set.Server}, {given.Agent, set.Agent}} {
+		if has, err := token.Parse(of.text); rotated && of.text != "" && (err != nil || has.Secret != of.now.Secret) {
+			given.Logger.Warn("a token that this server was given was replaced since by coracle token rotate; it is not used. Leave it out", "role", of.now.Role)
 		}
 	}
-	s.tokens.Store(&set)
-	return nil
+	t.now.Store(&set)
+	return t, nil
+}
+
+// Now are the tokens at this moment.
+func (t *Tokens) Now() *token.Set { return t.now.Load() }
+
+// Open gives the tokens the store in which the cluster has them. Take and Run need it.
+func (t *Tokens) Open(kv clientv3.KV) (err error) {
+	t.box, err = tokenBox(kv, t.o.Folders.TLS)
+	return err
 }
 
 // TokenFiles are the files of a server's folder that have the tokens once they were replaced.
 func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
 
-// tokenGeneration is that of the tokens which this server has in its files; 0 if they were never replaced, or by a
+// generation is that of the tokens which this server has in its files; 0 if they were never replaced, or by a
 // version that did not write it down.
-func (s *Server) tokenGeneration() uint64 {
-	data, err := os.ReadFile(filepath.Join(s.o.ServerDir, tokensFile))
+func (t *Tokens) generation() uint64 {
+	data, err := os.ReadFile(filepath.Join(t.o.Folders.Server, tokensFile))
 	if err != nil {
 		return 0
 	}
@@ -124,17 +157,17 @@ func (s *Server) tokenGeneration() uint64 {
 	return n
 }
 
-// takeTokens makes this server's tokens those in the store, if there are any, and returns their generation. Where this
+// Take makes this server's tokens those in the store, if there are any, and returns their generation. Where this
 // server has later ones, the store was set back to a time before they were replaced: then they are put there again. A
 // token that was replaced stays so.
-func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error) {
+func (t *Tokens) Take(ctx context.Context) (uint64, error) {
 	for {
-		r, err := readTokens(ctx, box)
+		r, err := readTokens(ctx, t.box)
 		if err != nil {
 			return 0, err
 		}
-		if own := s.tokenGeneration(); own > r.Generation {
-			err := s.putBackTokens(ctx, box, r, own)
+		if own := t.generation(); own > r.Generation {
+			err := t.putBack(ctx, r, own)
 			if errors.Is(err, sealed.ErrChanged) { // another server has done the same
 				continue
 			}
@@ -146,17 +179,17 @@ func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error)
 		if r.revision == 0 {
 			return 0, nil
 		}
-		set := r.set(token.Hash(s.pki.Root()))
-		if err := s.countHere(&set, r); err != nil {
+		set := r.set(token.Hash(t.o.Root))
+		if err := t.countHere(&set, r); err != nil {
 			return 0, err
 		}
-		if err := token.Keep(s.o.ServerDir, set); err != nil {
+		if err := token.Keep(t.o.Folders.Server, set); err != nil {
 			return 0, err
 		}
-		if _, err := atomicfile.WriteIfDifferent(filepath.Join(s.o.ServerDir, tokensFile), []byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
+		if _, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile), []byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
 			return 0, err
 		}
-		s.tokens.Store(&set)
+		t.now.Store(&set)
 		return r.Generation, nil
 	}
 }
@@ -170,19 +203,19 @@ type seenToken struct {
 // countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept
 // in a file, so that a new start does not begin the time anew. While the server runs its clock may be set as it likes:
 // what is counted in memory does not follow it.
-func (s *Server) countHere(set *token.Set, r tokenRecord) error {
-	file := filepath.Join(s.o.ServerDir, tokensSeenFile)
+func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
+	file := filepath.Join(t.o.Folders.Server, tokensSeenFile)
 	var kept []seenToken
 	if data, err := os.ReadFile(file); err == nil {
 		_ = json.Unmarshal(data, &kept) // a damaged one: the other end counts
 	}
 	running := map[string]token.Former{}
-	if before := s.tokens.Load(); before != nil {
+	if before := t.now.Load(); before != nil {
 		for _, f := range before.Former {
 			running[string(f.Role)+f.Secret] = f
 		}
 	}
-	now, next := s.o.Clock.Now(), []seenToken{}
+	now, next := t.o.Clock.Now(), []seenToken{}
 	for i, f := range r.Former {
 		if f.Grace <= 0 {
 			continue
@@ -213,30 +246,30 @@ func (s *Server) countHere(set *token.Set, r tokenRecord) error {
 	return nil
 }
 
-// putBackTokens writes the tokens of this server's files into a store that has earlier ones, or none.
-func (s *Server) putBackTokens(ctx context.Context, box sealed.Box, r tokenRecord, own uint64) error {
-	now, err := token.Read(s.o.ServerDir)
+// putBack writes the tokens of this server's files into a store that has earlier ones, or none.
+func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
+	now, err := token.Read(t.o.Folders.Server)
 	if err != nil {
 		return err
 	}
-	_, err = box.Put(ctx, tokenRecord{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
+	_, err = t.box.Put(ctx, tokenRecord{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
 	if err == nil {
-		s.log.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this server has count again", "generation", own+1)
+		t.o.Logger.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this server has count again", "generation", own+1)
 	}
 	return err
 }
 
-// keepTokens follows the tokens in the store until ctx is done, and says which this server goes by.
-func (s *Server) keepTokens(ctx context.Context, store *raftstore.Store, box sealed.Box) {
+// Run follows the tokens in the store until ctx is done, and says which this server goes by.
+func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
 	last := ""
 	for ctx.Err() == nil {
-		err := s.followTokens(ctx, store.Client().Watcher, box)
+		err := t.follow(ctx, watcher)
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
 		if err.Error() != last {
 			last = err.Error()
-			s.log.Warn("the cluster's tokens cannot be compared with this server's; it is tried again", "error", err)
+			t.o.Logger.Warn("the cluster's tokens cannot be compared with this server's; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -245,24 +278,24 @@ func (s *Server) keepTokens(ctx context.Context, store *raftstore.Store, box sea
 	}
 }
 
-func (s *Server) followTokens(ctx context.Context, watcher clientv3.Watcher, box sealed.Box) error {
+func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watch
-	now, err := box.KV.Get(ctx, TokensKey, clientv3.WithKeysOnly())
+	now, err := t.box.KV.Get(ctx, TokensKey, clientv3.WithKeysOnly())
 	if err != nil {
 		return fmt.Errorf("reading the cluster's tokens in the store: %w", err)
 	}
 	changes := watcher.Watch(ctx, TokensKey, clientv3.WithRev(now.Header.Revision+1))
 	for {
-		generation, err := s.takeTokens(ctx, box)
+		generation, err := t.Take(ctx)
 		if err != nil {
 			return err
 		}
 		if generation > 0 {
-			if _, err := box.KV.Put(ctx, tokensServers+s.data.ServerID(), strconv.FormatUint(generation, 10)); err != nil {
+			if _, err := t.box.KV.Put(ctx, tokensServers+t.o.ServerID, strconv.FormatUint(generation, 10)); err != nil {
 				return fmt.Errorf("telling that this server has the cluster's tokens: %w", err)
 			}
-			s.log.Info("this server goes by the cluster's tokens", "generation", generation)
+			t.o.Logger.Info("this server goes by the cluster's tokens", "generation", generation)
 		}
 		select {
 		case <-ctx.Done():

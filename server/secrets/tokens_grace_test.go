@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package secrets
 
 import (
 	"log/slog"
@@ -39,7 +39,7 @@ func TestGraceByAnyClock(t *testing.T) {
 		if r.IntN(3) > 0 {
 			c.by = time.Duration(r.IntN(100)-50) * time.Hour
 		}
-		s := &Server{o: Options{ServerDir: t.TempDir(), Clock: c}, log: slog.New(slog.DiscardHandler)}
+		s := &Tokens{o: TokenOptions{Folders: Folders{Server: t.TempDir()}, Clock: c, Logger: slog.New(slog.DiscardHandler)}}
 		grace := time.Duration(1+r.IntN(10)) * time.Hour
 		record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: begin.Add(grace), Grace: grace}}}
 		if r.IntN(3) == 0 {
@@ -51,7 +51,7 @@ func TestGraceByAnyClock(t *testing.T) {
 			if err := s.countHere(&set, record); err != nil {
 				t.Fatal(err)
 			}
-			s.tokens.Store(&set)
+			s.now.Store(&set)
 			works := slices.ContainsFunc(set.Valid(c.Now()), func(t token.Token) bool { return t.Secret == "old" })
 			switch elapsed := world.Sub(saw); {
 			case works && elapsed >= grace:
@@ -64,7 +64,7 @@ func TestGraceByAnyClock(t *testing.T) {
 				ended++
 			}
 			if r.IntN(3) == 0 { // a new start knows what is in the files
-				s = &Server{o: s.o, log: s.log}
+				s = &Tokens{o: s.o}
 			}
 			world = world.Add(time.Duration(r.IntN(40)) * time.Minute)
 		}
@@ -79,7 +79,7 @@ func TestGraceByAnyClock(t *testing.T) {
 func TestGraceAfterTrouble(t *testing.T) {
 	world := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	c := &offClock{world: &world}
-	s := &Server{o: Options{ServerDir: t.TempDir(), Clock: c}, log: slog.New(slog.DiscardHandler)}
+	s := &Tokens{o: TokenOptions{Folders: Folders{Server: t.TempDir()}, Clock: c, Logger: slog.New(slog.DiscardHandler)}}
 	record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: world.Add(time.Hour), Grace: time.Hour}}}
 	valid := func() int {
 		t.Helper()
@@ -87,19 +87,19 @@ func TestGraceAfterTrouble(t *testing.T) {
 		if err := s.countHere(&set, record); err != nil {
 			t.Fatal(err)
 		}
-		s.tokens.Store(&set)
+		s.now.Store(&set)
 		return len(set.Valid(c.Now()))
 	}
 	if n := valid(); n != 3 {
 		t.Errorf("%d tokens work at first", n)
 	}
-	s.tokens.Store(nil)
+	s.now.Store(nil)
 	c.by = -time.Hour
 	if n := valid(); n != 2 {
 		t.Errorf("%d tokens work after the clock was set back", n)
 	}
 	c.by = 0
-	s.tokens.Store(nil)
+	s.now.Store(nil)
 	record.Former = append(record.Former, formerToken{Role: token.RoleAgent, Secret: "older agents'", Until: world.Add(2 * time.Hour), Grace: 2 * time.Hour})
 	world = world.Add(59 * time.Minute)
 	if n := valid(); n != 4 {
@@ -111,7 +111,7 @@ func TestGraceAfterTrouble(t *testing.T) {
 	}
 	record.Former = nil
 	valid()
-	if data, err := os.ReadFile(filepath.Join(s.o.ServerDir, tokensSeenFile)); err != nil || string(data) != "[]\n" {
+	if data, err := os.ReadFile(filepath.Join(s.o.Folders.Server, tokensSeenFile)); err != nil || string(data) != "[]\n" {
 		t.Errorf("what is kept of tokens that are gone: %s, %v", data, err)
 	}
 }

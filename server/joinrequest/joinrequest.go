@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package joinrequest fetches, for a machine that becomes a server, what it needs of the cluster that it joins, and
+// keeps what it was given. The other end is server/admission.
+package joinrequest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
+	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/secrets"
+)
+
+const (
+	// File says, in the server's folder, what a server that joined was given. It is written last.
+	File = "joined.json"
+	// joinPause is how long to wait between questions that nobody answers.
+	joinPause = 2 * time.Second
+)
+
+// Options say where a server has its files, and what it is.
+type Options struct {
+	Folders  secrets.Folders
+	StoreDir string
+	Version  string
+	Clock    clock.PassiveClock
+	Logger   *slog.Logger
+}
+
+// Request is what a machine needs to become a server of a cluster that there is.
+type Request struct {
+	// Address is host:port of a server, Token its server token.
+	Address, Token string
+	// NodeName is empty for a server without a node; Password is that node's.
+	NodeName, Password string
+	Addresses          []netip.Addr
+}
+
+// Joined is what the cluster told a server that joined it.
+type Joined struct {
+	Settings         clusterconfig.Settings `json:"settings"`
+	NodePortRange    string                 `json:"nodePortRange"`
+	EncryptResources []string               `json:"encryptResources,omitempty"`
+	Peers            []string               `json:"peers"`
+	// Founder says that this server started the cluster: it wrote this down itself when it let the first other one in.
+	Founder bool `json:"founder,omitempty"`
+}
+
+// Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
+// answers, may be interrupted at any point, and asks nobody once this server has taken part in the cluster. No key that
+// was there is replaced.
+func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
+	joined, err := WasJoined(o.Folders.Server)
+	if err != nil {
+		return nil, err
+	}
+	hasStore := false
+	if entries, err := os.ReadDir(o.StoreDir); err == nil {
+		hasStore = len(entries) > 0
+	}
+	// Until it has a store, or knew other servers, the cluster does not know of it, and may have other settings by now.
+	if joined != nil && (hasStore || roster.HasPeers(o.Folders.Server)) {
+		return joined, nil
+	}
+	if hasStore {
+		return nil, fmt.Errorf("there is a store in %s, of a server that started a cluster: it cannot join another one. Nothing was changed. Leave out --server to run "+
+			"that one, or give another --data-dir", o.StoreDir)
+	}
+	t, err := token.Parse(j.Token)
+	if err != nil {
+		return nil, fmt.Errorf("--token: %w", err)
+	}
+	if t.Role == token.RoleAgent || t.Role == token.RoleBootstrap {
+		return nil, errors.New("--token: this is a token for agents; it was not sent. A server joins with the one for servers: `coracle token print --server` on a server shows it")
+	}
+	a, err := askToServe(ctx, o, j, t)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.Folders.Keep(a.Server.Files, secrets.AsideSuffix); err != nil {
+		return nil, err
+	}
+	if err := pki.KeepFormerKubeletCA(o.Folders.TLS, a.Server.FormerKubeletCA); err != nil {
+		return nil, err
+	}
+	if a.Gossip != nil { // none from a server of an earlier version
+		if err := gossip.WriteKeys(filepath.Join(o.Folders.Server, membership.KeysFile), *a.Gossip); err != nil {
+			return nil, err
+		}
+	}
+	if vips := a.Settings.VIPs; len(vips) > 0 {
+		if err := clusterconfig.WriteVIPs(o.Folders.Server, vips); err != nil {
+			return nil, err
+		}
+		a.Settings.VIPs = nil // they may change, and have a file of their own
+	}
+	if err := clusterconfig.WriteBackend(o.Folders.Server, a.Settings.Backend()); err != nil { // it is newer than what this machine may know from before
+		return nil, err
+	}
+	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
+	return joined, Write(filepath.Join(o.Folders.Server, File), joined)
+}
+
+// renewPatience bounds one try to get what was replaced anew.
+const renewPatience = 30 * time.Second
+
+// Renew fetches anew what the cluster replaces at times and this server got when it asked to join: encryption keys and
+// tokens. It is for a server that the others have not taken in yet; a member follows the store.
+func Renew(ctx context.Context, o Options, j Request) error {
+	t, err := token.Parse(j.Token)
+	if err != nil {
+		return fmt.Errorf("--token: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewPatience)
+	defer cancel()
+	a, err := askToServe(ctx, o, j, t)
+	if err != nil {
+		return err
+	}
+	return o.Folders.Keep(a.Server.Files, "")
+}
+
+func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*protocol.Answer, error) {
+	last := ""
+	for {
+		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{
+			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: protocol.Node{Name: j.NodeName, Addresses: j.Addresses, Password: j.Password},
+		}})
+		var refusal *protocol.Refusal
+		switch {
+		case err == nil && (a.Server == nil || a.Settings.Validate() != nil):
+			return nil, fmt.Errorf("the server at %s gave no keys, or settings that do not work", j.Address)
+		case err == nil:
+			return a, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case errors.Is(err, protocol.ErrUnreachable), errors.As(err, &refusal) && refusal.Passing():
+		default:
+			return nil, fmt.Errorf("joining the cluster at %s: %w", j.Address, err)
+		}
+		if err.Error() != last {
+			last = err.Error()
+			o.Logger.Warn("the server cannot join yet; it is tried again", "server", j.Address, "reason", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(joinPause):
+		}
+	}
+}
+
+func readJoined(file string) (*Joined, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what the cluster said when this server joined: %w", err)
+	}
+	j := &Joined{}
+	err = json.Unmarshal(data, j)
+	if err == nil {
+		err = j.Settings.Validate()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w). Nothing was changed: restore it from a backup or from another server's, then start again", file, err)
+	}
+	return j, nil
+}
+
+// Write writes what readJoined reads.
+func Write(file string, j *Joined) error {
+	data, err := json.MarshalIndent(j, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding what the cluster said: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
+	return err
+}
+
+// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one and is alone
+// in it. What such a one wrote down for another server is removed when that is none of the cluster: it never came, or
+// has left.
+func WasJoined(serverDir string) (*Joined, error) {
+	file := filepath.Join(serverDir, File)
+	j, err := readJoined(file)
+	if err != nil || j == nil || !j.Founder {
+		return j, err
+	}
+	others, err := roster.OtherServers(serverDir)
+	if err != nil || len(others) > 0 {
+		return j, err
+	}
+	if err := os.Remove(file); err != nil {
+		return nil, fmt.Errorf("forgetting what was said to a server that never came: %w", err)
+	}
+	return nil, nil
+}

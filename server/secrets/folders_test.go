@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package secrets
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
+func TestKeepFiles(t *testing.T) {
+	dir := t.TempDir()
+	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
+	required, optional := CommonFiles()
+	answer := func() map[string][]byte {
+		files := map[string][]byte{}
+		for _, name := range append(required, optional...) {
+			files[name] = []byte(name)
+		}
+		return files
+	}
+	refused := func(files map[string][]byte, want string) {
+		t.Helper()
+		if err := o.Keep(files, AsideSuffix); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+	}
+	for _, name := range []string{"../evil", "tls/../../evil", "tls/admin.pem", "/etc/passwd", "store/log"} {
+		files := answer()
+		files[name] = []byte("x")
+		refused(files, "no server keeps")
+	}
+	for _, name := range required {
+		files := answer()
+		delete(files, name)
+		refused(files, name)
+	}
+	for range 2 { // an interrupted join is repeated
+		if err := o.Keep(answer(), AsideSuffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range answer() {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s has the mode %v", name, fi.Mode())
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != string(content) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	files := answer()
+	files[required[0]] = []byte("of another cluster")
+	if err := o.Keep(files, AsideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, required[0])); err != nil || string(got) != required[0] {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestFilesOfAnInterruptedJoin: what the cluster has replaced since is replaced here too, wherever the join was
+// interrupted, and what was there is kept. Without the authorities nothing says that it is of the same cluster.
+func TestFilesOfAnInterruptedJoin(t *testing.T) {
+	required, optional := CommonFiles()
+	answer := func(generation string) map[string][]byte {
+		files := map[string][]byte{}
+		for _, name := range append(required, optional...) {
+			if files[name] = []byte(name); replaced(name) {
+				files[name] = []byte(name + generation)
+			}
+		}
+		return files
+	}
+	names := inOrder(answer(""))
+	for cut := range len(names) + 1 {
+		dir := t.TempDir()
+		o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
+		first, second := answer(" before"), answer(" after")
+		for _, name := range names[:cut] {
+			if err := os.MkdirAll(filepath.Dir(o.Path(name)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(o.Path(name), first[name], 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := o.Keep(second, AsideSuffix); err != nil {
+			t.Errorf("cut off after %v: %v", names[:cut], err)
+			continue
+		}
+		for name, content := range second {
+			if got, err := os.ReadFile(o.Path(name)); err != nil || string(got) != string(content) {
+				t.Errorf("cut off after %d files: %s has %q, %v", cut, name, got, err)
+			}
+		}
+		for _, name := range names[:cut] {
+			if kept, err := os.ReadFile(o.Path(name) + AsideSuffix); replaced(name) && (err != nil || string(kept) != string(first[name])) {
+				t.Errorf("cut off after %d files: of %s is kept %q, %v", cut, name, kept, err)
+			}
+		}
+	}
+	dir := t.TempDir()
+	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
+	if err := os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Keep(answer(""), AsideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
+		t.Errorf("a token without authorities: %v", err)
+	}
+}
+
+// TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions
+// that cannot.
+func TestHashIsDemanded(t *testing.T) {
+	for own, want := range map[int]bool{1: true, 2: true, 3: false, 4: false} {
+		if got := mayComeWithout(func(other int) bool { return own-other >= -1 && own-other <= 1 }); got != want {
+			t.Errorf("a program with protocol %d lets it in: %v", own, got)
+		}
+	}
+}
