@@ -99,8 +99,8 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	}
 	peer := s.pki.Peer(s.data.ServerID())
 	peer.Use = s.peers.Use
-	s.admission = &admission{s: s}
 	s.files.serving, s.files.kubelet, s.files.proxy = s.servingLeaf(ips), s.pki.KubeletClient(), s.pki.FrontProxy()
+	s.admission = s.newAdmission()
 	withVIPs := s.servingLeaf(append(ips, s.vips.IPs()...))
 	for _, l := range []pki.Leaf{withVIPs, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {

@@ -44,7 +44,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	}
 	s.board.api.Set(status.Running, "")
 	s.serves()
-	if err := s.admission.begin(api.LoopbackConfig()); err != nil {
+	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
 		return err
 	}
 
@@ -156,7 +156,7 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 // ours.
 func (s *Server) leadersParts() []term.Part {
 	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart,
-		s.departuresPart, s.nodePasswordGCPart, s.serviceLBPart, s.ingressPart, s.gatewayPart, s.helmPart}
+		s.departuresPart, s.registrationGCPart, s.serviceLBPart, s.ingressPart, s.gatewayPart, s.helmPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -38,10 +39,21 @@ func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.
 	return protocol.Ask(t.Context(), protocol.Question{
 		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Now().Agent,
 		Request: protocol.Request{Role: token.RoleAgent, Time: now, Node: protocol.Node{
-			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", minPassword),
+			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", 16),
 			KubeletRequest: request, ServingRequest: request, NetworkRequest: request,
 		}},
 	})
+}
+
+func code(err error) protocol.Code {
+	var r *protocol.Refusal
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &r):
+		return r.Code
+	}
+	return protocol.Code(err.Error())
 }
 
 // atOnce calls f for 0 to n-1 at the same time, and returns when all have ended.

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -15,8 +14,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server/joining"
-	"github.com/coracle-k8s/coracle/server/pki"
 )
 
 const (
@@ -29,27 +26,6 @@ const (
 	// the log.
 	wasTakenOut = "this server was taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
-
-// tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to
-// it. Only who has shown the server token is told.
-func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, askReachPatience)
-	defer cancel()
-	c, err := a.s.peers.Dial(ctx, m.Reach.Address)
-	if err != nil {
-		return nil, protocol.Refuse(protocol.CodeAddress, "%v", err)
-	}
-	defer func() { _ = c.Close() }() // nothing was to be said
-	t, ok := c.(*tls.Conn)
-	if !ok {
-		return nil, fmt.Errorf("a connection to a server is a %T", c)
-	}
-	if id := t.ConnectionState().PeerCertificates[0].Subject.CommonName; id != m.Reach.ServerID {
-		return nil, protocol.Refuse(protocol.CodeAddress, "another server answers there (%s)", id)
-	}
-	// The authority is what the other end compares with that of the connection.
-	return &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA)}, nil
-}
 
 // explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
 // done.

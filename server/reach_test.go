@@ -44,7 +44,7 @@ func listening(t *testing.T, common string) *Server {
 			t.Error(err)
 		}
 	})
-	stop := s.serveJoins(context.Background())
+	stop := s.admission.Serve(context.Background())
 	t.Cleanup(stop)
 	l := s.peers.Listener(s.port.Route(peertls.Protocol))
 	go func() {

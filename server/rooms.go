@@ -11,8 +11,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -56,14 +59,8 @@ func (s *Server) newRoster() *roster.Roster {
 		},
 		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
-		API: func() (kubernetes.Interface, error) {
-			client, err := s.admission.api()
-			if err != nil {
-				return nil, err
-			}
-			return client, nil
-		},
-		Clock: s.o.Clock, Logger: s.log,
+		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
+		Clock:   s.o.Clock, Logger: s.log,
 	})
 }
 
@@ -112,4 +109,18 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 		defer still()
 		s.roster.SavePeers()
 	}, nil
+}
+
+func (s *Server) newAdmission() *admission.Admission {
+	return admission.New(admission.Options{
+		Listener: s.port.Route(protocol.Protocol), PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
+		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
+		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
+		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.membership.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ToldTo, Dial: s.peers.Dial,
+		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
+	})
+}
+
+func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
+	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
@@ -78,7 +79,7 @@ type Server struct {
 	files  files
 	tokens *secrets.Tokens
 	// admission lets machines in.
-	admission *admission
+	admission *admission.Admission
 	// membership makes this machine known to the others.
 	membership *membership.Membership
 	snapshots  *snapshots.Keeper
@@ -253,7 +254,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	background.Go(func() { s.tokens.Run(outlasting, store.Client().Watcher) })
 	background.Go(func() { s.roster.PublishName(outlasting) })
-	defer s.serveJoins(outlasting)()
+	defer s.admission.Serve(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.roster.KeepPeers(outlasting) })
 	scheduling, stopScheduling := context.WithCancel(ctx)
@@ -290,7 +291,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
-		MaxMembers: maxServers, // admitServer says so earlier, unless several come at once
+		MaxMembers: admission.MaxServers, // the admission says so earlier, unless several come at once
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)

@@ -101,7 +101,7 @@ func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 	}
 	values := o.S3Settings
 	if o.S3Secret != "" {
-		client, err := s.admission.api()
+		client, err := s.admission.API()
 		if err != nil {
 			return nil, fmt.Errorf("the settings for S3 are in a Secret: %w", err)
 		}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package admission
 
 import (
 	"context"
@@ -26,21 +26,16 @@ import (
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
-const (
-	// maxServers is how many a cluster may have.
-	maxServers = 7
-)
-
 // admitServer gives a machine that becomes a server the cluster's secrets.
-func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
-	client, err := a.api()
+func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+	client, err := a.API()
 	if err != nil {
 		return nil, err
 	}
-	members := a.s.store.Load().Members()
-	if len(members) >= maxServers {
+	members := a.o.Members()
+	if len(members) >= MaxServers {
 		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
-			"remove a server that is gone", len(members), maxServers)
+			"remove a server that is gone", len(members), MaxServers)
 	}
 	if m.Node.Name != "" {
 		before, err := addressesBefore(ctx, client, m.Node.Name)
@@ -50,7 +45,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 		if err := a.checkNode(m.Node, before); err != nil {
 			return nil, err
 		}
-		if err := a.claimName(ctx, client, m); err != nil {
+		if err := a.register(ctx, client, m); err != nil {
 			return nil, err
 		}
 	}
@@ -58,31 +53,31 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	if err != nil {
 		return nil, err
 	}
-	release, err := encryption.HoldStill(a.s.o.CredDir) // while the files are read; secrets.AdmitMember compares them later
+	release, err := encryption.HoldStill(a.o.Folders.Cred) // while the files are read; secrets.AdmitMember compares them later
 	if err != nil {
 		return nil, protocol.Refuse(protocol.CodeBusy, "%v", err)
 	}
 	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never
 	// comes.
-	own := &joinrequest.Joined{Founder: true, Settings: settings, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
-	file := filepath.Join(a.s.o.ServerDir, joinrequest.File)
+	own := &joinrequest.Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
+	file := filepath.Join(a.o.Folders.Server, joinrequest.File)
 	if _, err := os.Lstat(file); err != nil {
 		if err := joinrequest.Write(file, own); err != nil {
 			return nil, err
 		}
 	}
-	out := &protocol.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
-	out.Settings.VIPs = a.s.vips.Kept()
-	out.Gossip = a.s.membership.Keys()
-	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
-		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
+	out := &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
+	out.Settings.VIPs = a.o.VirtualIPs()
+	out.Gossip = a.o.GossipKeys()
+	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
+		FormerKubeletCA: a.o.PKI.FormerKubeletCA()}
 	required, optional := secrets.CommonFiles()
 	for _, name := range slices.Concat(required, optional) {
-		if strings.HasPrefix(filepath.Base(name), string(pki.KubeletCA)) && !a.s.pki.OwnKubeletCA() {
+		if strings.HasPrefix(filepath.Base(name), string(pki.KubeletCA)) && !a.o.PKI.OwnKubeletCA() {
 			continue
 		}
-		data, err := os.ReadFile(a.s.o.folders().Path(name))
+		data, err := os.ReadFile(a.o.Folders.Path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue
 		}
@@ -99,7 +94,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 
 // addressesBefore are those of the server's node whose name a server wants that joins: a machine that was wiped is
 // mostly where it was, and its former self is a member still. Whether it may have that name is another question
-// (claimName): not while that node is alive.
+// (register): not while that node is alive.
 func addressesBefore(ctx context.Context, client kubernetes.Interface, name string) ([]netip.Addr, error) {
 	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

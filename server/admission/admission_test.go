@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package admission
 
 import (
 	"context"
@@ -20,20 +20,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-func newAdmission(clock *testclock.FakeClock) *admission {
-	return &admission{s: &Server{
-		roster: roster.New(roster.Options{Virtual: func() []netip.Addr { return nil }, Answered: func() []raftstore.Member { return nil }}),
-		o: Options{NodeName: "server", Clock: clock, Cluster: clusterconfig.Settings{
-			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		}},
-		files: files{serving: pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}},
-	}}
+func newAdmission(clock *testclock.FakeClock) *Admission {
+	return New(Options{
+		NodeName: "server", Clock: clock,
+		Networks:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
+		Serving:    pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}},
+		Servers:    func() []netip.Addr { return nil },
+		Backend:    (*netbackend.Keeper)(nil).ToldTo,
+		GossipKeys: func() *clusterconfig.GossipKeys { return nil },
+	})
 }
 
 func machine(name, password string, ips ...string) joining.Machine {
@@ -100,7 +101,7 @@ func TestClaimName(t *testing.T) {
 	a, api := newAdmission(clock), fake.NewClientset()
 	claim := func(what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
-		if got := code(a.claimName(ctx, api, m)); got != want {
+		if got := code(a.register(ctx, api, m)); got != want {
 			t.Errorf("%s: %q, want %q", what, got, want)
 		}
 	}
@@ -204,7 +205,7 @@ func TestCertifiedAddresses(t *testing.T) {
 		if external != "" {
 			m.Node.External = []netip.Addr{netip.MustParseAddr(external)}
 		}
-		if err := a.claimName(ctx, api, m); err != nil {
+		if err := a.register(ctx, api, m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -255,13 +256,13 @@ func TestAddressOfASilentNode(t *testing.T) {
 			}
 		}
 		if !tt.joined && tt.name == "live" { // it knows its password
-			if err := api.Tracker().Add(a.claim(machine("live", password, "10.0.0.2").Node)); err != nil {
+			if err := api.Tracker().Add(a.newRegistration(machine("live", password, "10.0.0.2").Node)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		m := machine(tt.name, password, "10.0.0.3")
 		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
-		if got := code(a.claimName(t.Context(), api, m)); got != tt.want {
+		if got := code(a.register(t.Context(), api, m)); got != tt.want {
 			t.Errorf("%s: %q, want %q", what, got, tt.want)
 		}
 	}
@@ -286,7 +287,7 @@ func TestAddressesThatNobodyHas(t *testing.T) {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		was := machine("n", password, "10.0.0.2")
 		was.Node.External = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
-		if err := api.Tracker().Add(a.claim(was.Node)); err != nil {
+		if err := api.Tracker().Add(a.newRegistration(was.Node)); err != nil {
 			t.Fatal(err)
 		}
 		if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
@@ -297,7 +298,7 @@ func TestAddressesThatNobodyHas(t *testing.T) {
 			m.Node.External = []netip.Addr{netip.MustParseAddr(tt.external)}
 		}
 		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
-		if got := code(a.claimName(t.Context(), api, m)); got != tt.want {
+		if got := code(a.register(t.Context(), api, m)); got != tt.want {
 			t.Errorf("%s: %q, want %q", what, got, tt.want)
 		}
 	}
@@ -317,7 +318,7 @@ func TestKeysBeforeTheNode(t *testing.T) {
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
 		t.Errorf("a machine that never joined: %q", got)
 	}
-	if err := a.claimName(t.Context(), api, machine("n", password, "10.0.0.2")); err != nil {
+	if err := a.register(t.Context(), api, machine("n", password, "10.0.0.2")); err != nil {
 		t.Fatal(err)
 	}
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeStarting {
@@ -335,9 +336,9 @@ func TestAddressesAreReserved(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	one, two, api := newAdmission(clock), newAdmission(clock), fake.NewClientset()
-	claim := func(a *admission, what string, m joining.Machine, want protocol.Code) {
+	claim := func(a *Admission, what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
-		if got := code(a.claimName(ctx, api, m)); got != want {
+		if got := code(a.register(ctx, api, m)); got != want {
 			t.Errorf("%s: %q, want %q", what, got, want)
 		}
 	}
@@ -368,7 +369,7 @@ func TestJustJoined(t *testing.T) {
 		}
 	}
 	m := machine("n", password, "10.0.0.2")
-	if err := a.claimName(t.Context(), api, m); err != nil {
+	if err := a.register(t.Context(), api, m); err != nil {
 		t.Fatal(err)
 	}
 	expect("with a token", true, true)
@@ -379,11 +380,11 @@ func TestJustJoined(t *testing.T) {
 	expect("later", false, false)
 	m = machine("n", password, "10.0.0.3")
 	m.Joined, m.From = true, netip.MustParseAddr("10.0.0.3")
-	if err := a.claimName(t.Context(), api, m); err != nil {
+	if err := a.register(t.Context(), api, m); err != nil {
 		t.Fatal(err)
 	}
 	expect("it moves, with its certificate", false, true)
-	if err := a.claimName(t.Context(), api, machine("n", password, "10.0.0.4")); err != nil {
+	if err := a.register(t.Context(), api, machine("n", password, "10.0.0.4")); err != nil {
 		t.Fatal(err)
 	}
 	expect("with a token again", true, true)
@@ -398,7 +399,7 @@ func TestBackendOfWhoJoins(t *testing.T) {
 		{clusterconfig.NetworkVXLAN, clusterconfig.NetworkNone, clusterconfig.NetworkVXLAN},
 	} {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
-		a.s.o.Cluster.NetworkBackend = c.own
+		a.o.Cluster.NetworkBackend = c.own
 		if c.said != "" {
 			if err := api.Tracker().Add(&corev1.ConfigMap{
 				ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.BackendData: c.said},

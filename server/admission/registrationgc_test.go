@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package admission
 
 import (
 	"log/slog"
@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// TestNodePasswordGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
+// TestRegistrationGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
 // to register.
-func TestNodePasswordGC(t *testing.T) {
+func TestRegistrationGC(t *testing.T) {
 	claim := func(node, revision string) *corev1.Secret {
 		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceSystem, Name: node + roster.RegistrationSuffix, ResourceVersion: revision, Labels: map[string]string{roster.ManagedBy: "coracle"},
@@ -33,7 +33,7 @@ func TestNodePasswordGC(t *testing.T) {
 	if err := indexer.Add(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	c := &nodePasswordGC{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler),
+	c := &registrationGC{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler),
 		seen: map[string]orphan{}}
 	start := time.Now()
 	sweep := func(after time.Duration, want ...string) {
@@ -60,26 +60,26 @@ func TestNodePasswordGC(t *testing.T) {
 		}
 	}
 	sweep(0, "node", "gone", "back")
-	sweep(nodePasswordPatience-time.Minute, "node", "gone", "back")
+	sweep(orphanTime-time.Minute, "node", "gone", "back")
 	// A machine is let in again.
 	if err := api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("secrets"), claim("back", "2"), metav1.NamespaceSystem); err != nil {
 		t.Fatal(err)
 	}
-	sweep(nodePasswordPatience, "node", "back")
-	sweep(2*nodePasswordPatience-time.Minute, "node", "back")
-	sweep(2*nodePasswordPatience, "node")
+	sweep(orphanTime, "node", "back")
+	sweep(2*orphanTime-time.Minute, "node", "back")
+	sweep(2*orphanTime, "node")
 	// The node is deleted, and registers again in time.
 	if err := indexer.Delete(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	sweep(3*nodePasswordPatience, "node")
+	sweep(3*orphanTime, "node")
 	if err := indexer.Add(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	sweep(3*nodePasswordPatience+time.Minute, "node")
+	sweep(3*orphanTime+time.Minute, "node")
 	if err := indexer.Delete(nodeNamed("node")); err != nil {
 		t.Fatal(err)
 	}
-	sweep(4*nodePasswordPatience+time.Minute, "node")
-	sweep(5*nodePasswordPatience + 2*time.Minute)
+	sweep(4*orphanTime+time.Minute, "node")
+	sweep(5*orphanTime + 2*time.Minute)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package admission
 
 import (
 	"context"
@@ -22,17 +22,17 @@ import (
 )
 
 const (
-	// nodePasswordSweep is how often the leader looks for node passwords without a Node.
-	nodePasswordSweep = 10 * time.Minute
-	// nodePasswordPatience is how long a leader has to have seen one so before it goes: a machine that was let in may
+	// sweepInterval is how often the leader looks for node passwords without a Node.
+	sweepInterval = 10 * time.Minute
+	// orphanTime is how long a leader has to have seen one so before it goes: a machine that was let in may
 	// be loading images before it registers.
-	nodePasswordPatience = time.Hour
+	orphanTime = time.Hour
 )
 
-// nodePasswordGC removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of
+// registrationGC removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of
 // their passwords. Without a Node such a Secret protects no name (mayTakeOver), and there would be one for each name
 // that ever was. It runs on the leader.
-type nodePasswordGC struct {
+type registrationGC struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
 	log    *slog.Logger
@@ -46,15 +46,16 @@ type orphan struct {
 	since    time.Time
 }
 
-func (s *Server) nodePasswordGCPart(ctx context.Context, t *term.Term) error {
+// RunGC removes the registrations of machines that are no nodes, for a term.
+func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	synced := nodes.Informer().HasSynced
 	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
 		return nil
 	}
-	c := &nodePasswordGC{client: t.Client, nodes: nodes.Lister(), log: s.log.With("part", "joining"),
+	c := &registrationGC{client: t.Client, nodes: nodes.Lister(), log: log,
 		seen: map[string]orphan{}}
-	ticker := time.NewTicker(nodePasswordSweep)
+	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
@@ -69,7 +70,7 @@ func (s *Server) nodePasswordGCPart(ctx context.Context, t *term.Term) error {
 }
 
 // sweep looks once.
-func (c *nodePasswordGC) sweep(ctx context.Context, now time.Time) error {
+func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	all, err := roster.Registrations(ctx, c.client)
 	if err != nil {
@@ -90,7 +91,7 @@ func (c *nodePasswordGC) sweep(ctx context.Context, now time.Time) error {
 			c.seen[name] = orphan{s.ResourceVersion, now}
 			continue
 		}
-		if now.Sub(o.since) < nodePasswordPatience {
+		if now.Sub(o.since) < orphanTime {
 			continue
 		}
 		// Only as it was seen: the machine may come back at this moment.

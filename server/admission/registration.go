@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package admission
 
 import (
 	"bytes"
@@ -28,8 +28,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// claimName makes sure that nobody else has the node's name or address.
-func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
+// register makes sure that nobody else has the node's name or address.
+func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("looking for the node: %w", err)
@@ -69,7 +69,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		return err
 	}
 	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !roster.HasAddress(node, ip) })
-	want := a.claim(m.Node)
+	want := a.newRegistration(m.Node)
 	if m.Joined { // it shows no token
 		if delete(want.Data, roster.RegistrationToken); have != nil {
 			want.Data[roster.RegistrationToken] = have.Data[roster.RegistrationToken]
@@ -86,18 +86,18 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		}
 	}
 	if !known || !same || !a.fresh(have) {
-		if have, err = keepClaim(ctx, secrets, have, want); err != nil {
+		if have, err = writeRegistration(ctx, secrets, have, want); err != nil {
 			return err
 		}
 	}
 	if registered {
 		return nil
 	}
-	return a.checkClaims(ctx, client, have, m.Node.Addresses)
+	return a.checkPending(ctx, client, have, m.Node.Addresses)
 }
 
-// claim is what is kept of a machine that was let in.
-func (a *admission) claim(n protocol.Node) *corev1.Secret {
+// newRegistration is what is kept of a machine that was admitted.
+func (a *Admission) newRegistration(n protocol.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + roster.RegistrationSuffix, Labels: map[string]string{roster.ManagedBy: "coracle"}},
@@ -108,7 +108,7 @@ func (a *admission) claim(n protocol.Node) *corev1.Secret {
 	}
 }
 
-func (a *admission) now() string { return a.s.o.Clock.Now().UTC().Format(time.RFC3339) }
+func (a *Admission) now() string { return a.o.Clock.Now().UTC().Format(time.RFC3339) }
 
 // mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had
 // it first keeps it, unless the machine asks from that very address, and so has it on the network. own is its Node; a
@@ -147,8 +147,8 @@ func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error 
 	return nil
 }
 
-// keepClaim writes it, in place of have if there is one.
-func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, want *corev1.Secret) (*corev1.Secret, error) {
+// writeRegistration writes it, in place of have if there is one.
+func writeRegistration(ctx context.Context, secrets corev1client.SecretInterface, have, want *corev1.Secret) (*corev1.Secret, error) {
 	var err error
 	if have == nil {
 		have, err = secrets.Create(ctx, want, metav1.CreateOptions{})
@@ -166,14 +166,14 @@ func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, 
 }
 
 // fresh says whether a machine was let in so lately that its Node may still be to come.
-func (a *admission) fresh(registration *corev1.Secret) bool {
-	return roster.Recent(registration, roster.RegistrationSince, a.s.o.Clock.Now())
+func (a *Admission) fresh(registration *corev1.Secret) bool {
+	return roster.Recent(registration, roster.RegistrationSince, a.o.Clock.Now())
 }
 
-// checkClaims looks whether another machine that has no Node yet was let in with one of the addresses before. Of two
+// checkPending looks whether another machine that has no Node yet was let in with one of the addresses before. Of two
 // that come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one
 // counts.
-func (a *admission) checkClaims(ctx context.Context, client kubernetes.Interface, own *corev1.Secret, ips []netip.Addr) error {
+func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interface, own *corev1.Secret, ips []netip.Addr) error {
 	all, err := roster.Registrations(ctx, client)
 	if err != nil {
 		return err
@@ -204,13 +204,13 @@ func earlier(a, b *corev1.Secret) bool {
 
 // mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
 // was is dead, or is gone for good. Only who has the token of servers takes the place of a server.
-func (a *admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
+func (a *Admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
 	taken := func(why string) error {
 		return protocol.Refuse(protocol.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {
-	case node != nil && (name == a.s.o.NodeName || roster.IsServer(node) && role != token.RoleServer):
+	case node != nil && (name == a.o.NodeName || roster.IsServer(node) && role != token.RoleServer):
 		return taken("it is a server's own")
 	case node != nil && roster.Lives(node):
 		return taken("it is alive")
