@@ -44,10 +44,10 @@ const (
 
 // Options are an admission's facts. The functions are called while it serves.
 type Options struct {
-	// Listener takes the conversations of machines that join.
-	Listener net.Listener
-	PKI      *pki.PKI
-	Tokens   func() *token.Set
+	// Listen returns the listener for machines that join. Before it is called they are answered as all programs are.
+	Listen func() net.Listener
+	PKI    *pki.PKI
+	Tokens func() *token.Set
 	// Serving is this server's certificate without the virtual addresses. No node has a name or an address of it.
 	Serving pki.Leaf
 	// Cluster is what all machines agree on, Networks are those of pods and Services.
@@ -92,7 +92,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.o.PKI.CAPEM(pki.ClientCA))
 	server := joining.New(joining.Options{
-		Listener: a.o.Listener, ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() },
+		Listener: a.o.Listen(), ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() },
 		Certificate: a.o.PKI.Serving, Bootstrap: a.bootstrapToken, Admit: a.admit, Now: a.o.Clock.Now, Logger: a.o.Logger,
 	})
 	go func() {
