@@ -49,11 +49,11 @@ func (c *cluster) gap(nodes []*node) time.Duration {
 	return longest
 }
 
-// The leader crashes: its connections break, and its successor serves within
-// 250 ms. Or it vanishes without a word, as a machine without power does; then
-// the others have to miss it first.
+// The leader crashes: its connections break, and half of all times its successor serves within 250 ms. A split vote
+// takes longer, once in 500 crashes. Or the leader vanishes without closing a connection, as a machine without power
+// does, and the others have to miss it first. The successor serves within a second in both cases.
 func TestScenarioLeaderLost(t *testing.T) {
-	for how, limit := range map[string]time.Duration{"crashes": 250 * time.Millisecond, "vanishes": time.Second} {
+	for how, median := range map[string]time.Duration{"crashes": 250 * time.Millisecond, "vanishes": 500 * time.Millisecond} {
 		for _, n := range []int{3, 5} {
 			t.Run(fmt.Sprint(how, "/", n), func(t *testing.T) {
 				var gaps []time.Duration
@@ -63,7 +63,7 @@ func TestScenarioLeaderLost(t *testing.T) {
 						for range 5 {
 							gap := c.lose(how)
 							gaps = append(gaps, gap)
-							if gap > limit {
+							if gap > time.Second {
 								t.Errorf("seed %d: the store stood still for %v", seed, gap)
 							}
 						}
@@ -71,7 +71,7 @@ func TestScenarioLeaderLost(t *testing.T) {
 					})
 				})
 				slices.Sort(gaps)
-				if len(gaps) > 0 && gaps[len(gaps)/2] > 500*time.Millisecond {
+				if len(gaps) > 0 && gaps[len(gaps)/2] > median {
 					t.Errorf("the store stands still for %v at p50", gaps[len(gaps)/2])
 				}
 				if len(gaps) > 0 {
