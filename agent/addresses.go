@@ -30,8 +30,8 @@ func keepAddresses(ctx context.Context, o Options) error {
 	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
 }
 
-// keepOnNode has something written to this node's Node, and again whenever somebody has changed it, until ctx ends. A
-// part of that name on the board says what keeps it from that; none does where the name is empty. It is written anew
+// keepOnNode has something written to this node's Node, and again after each change by another client, until ctx ends.
+// A part of that name on the board says what keeps it from that; none does where the name is empty. It is written again
 // whenever news says so, too.
 func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
 	tell := func(status.State, string) {}

@@ -192,7 +192,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer func() {
 		if err != nil {
-			cancel() // what was begun ends: all of it is made anew by the next try
+			cancel() // what was begun ends: the next attempt starts all of it again
 		}
 	}()
 	n, err := newNetwork(ctx, o)
@@ -215,7 +215,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	return nil
 }
 
-// tunnels are told which networks the node's pods have once that is known.
+// tunnels get the networks of the node's pods once these are known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
 		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,

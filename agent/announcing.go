@@ -70,7 +70,7 @@ func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 }
 
 // keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it,
-// and which ones are proven to be nobody's.
+// and which ones are proven to be unused.
 func keepFindings(ctx context.Context, o Options, said findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {

@@ -53,7 +53,7 @@ func (g *group) essential(line *status.Part, f func(context.Context) error) {
 	})
 }
 
-// wait returns when all parts have ended: nil when they were told to, or why an essential one failed.
+// wait returns when all parts have ended: nil when they were stopped, or why an essential one failed.
 func (g *group) wait() error {
 	<-g.ctx.Done()
 	g.wg.Wait()

@@ -33,7 +33,7 @@ import (
 const (
 	partPodNetwork = "pod network"
 	partServices   = "service proxy"
-	// partFirewall is the line of other programs' firewalls. They are nobody's trouble where they were told the right
+	// partFirewall is the line of other programs' firewalls. They are no trouble where they were given the right
 	// things, which cannot be seen.
 	partFirewall = "host firewall"
 )
@@ -48,9 +48,9 @@ type network struct {
 	changed   chan struct{}       // the node goes by another one; one: a second change is seen with the first
 	services  *proxy.Proxy        // nil when left to another proxy
 	names     *dns.Server         // nil when there is no cluster DNS
-	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
+	policies  *netpolicy.Enforcer // nil when another program enforces NetworkPolicies
 	addresses *announcer.Announcer
-	ingress   *ingress.Node // nil when Ingresses are left to somebody else
+	ingress   *ingress.Node // nil when another program serves Ingresses
 	settings  *clustersettings.StreamClient
 	findings  findings
 }
@@ -66,7 +66,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
-	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
+	// Policies go with the pod network: another pod network brings its own enforcement, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
 		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0, Policies: !o.DisablePolicies,
@@ -321,7 +321,7 @@ func (o Options) settings() []string {
 	return names
 }
 
-// unreachable is what the Service proxy goes by; nil where nobody finds out.
+// unreachable is what the Service proxy goes by; nil where no probe runs.
 func (o Options) unreachable() proxy.Unreachable {
 	if o.Reach == nil {
 		return nil

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// nodePoll is how often the Node is looked at until it is ready; afterwards nobody looks.
+// nodePoll is how often the Node is polled until it is ready; it is not polled afterwards.
 const nodePoll = 250 * time.Millisecond
 
 // watchNode reports how far the node has come in the eyes of the API server, until it is ready.
@@ -105,7 +105,7 @@ func readyCondition(node *corev1.Node, started time.Time) (ready bool, why strin
 	return false, "the kubelet has not reported yet"
 }
 
-// nodeClient makes a client of the core group alone; the whole clientset costs memory for groups that nobody asks.
+// nodeClient makes a client of the core group alone; the whole clientset costs memory for groups that are not used.
 func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

@@ -64,10 +64,10 @@ type Options struct {
 	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the
 	// kernel.
 	DisableProxy bool
-	// DisablePolicies leaves NetworkPolicies to somebody else, or to nobody, and removes what was made for them in the
+	// DisablePolicies leaves NetworkPolicies to another program, or to none, and removes what was made for them in the
 	// kernel.
 	DisablePolicies bool
-	// DisableIngress leaves Ingresses and Gateways to something that the operator installs, or to nobody.
+	// DisableIngress leaves Ingresses and Gateways to something that the operator installs, or to nothing.
 	DisableIngress bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
@@ -88,7 +88,7 @@ type Options struct {
 	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
 	NetworkExternal bool
 
-	// PodSubnets, when set, is told of the addresses that the node's pods have, once they are known.
+	// PodSubnets, when set, is called with the addresses that the node's pods have, once they are known.
 	PodSubnets func([]netip.Prefix)
 
 	// Volumes, when set, are where local volumes lie on this node.
@@ -102,9 +102,9 @@ type Options struct {
 	Board *status.Board
 	// Servers, when set, lists the servers to which the node keeps a connection, as host:port.
 	Servers func() []string
-	// ServerAnswered, when set, is told each time that one of them has answered; see tunnels.Options.
+	// ServerAnswered, when set, is called each time that one of them has answered; see tunnels.Options.
 	ServerAnswered func(server string, itself bool)
-	// ServerEnded, when set, is told each time that one of them has ended its connection.
+	// ServerEnded, when set, is called each time that one of them has ended its connection.
 	ServerEnded func(server string)
 	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers'
 	// authority.
@@ -177,7 +177,7 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	}
 }
 
-// part is the named line on the board, or one that drops what it is told.
+// part is the named line on the board, or one that drops what it receives.
 func (o Options) part(name string) *status.Part {
 	if o.Board == nil {
 		return nil

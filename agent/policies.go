@@ -46,7 +46,7 @@ func (o Options) dnsForPolicies() netpolicy.DNS {
 	return out
 }
 
-// admission lets the pod network ask e; nil asks nobody.
+// admission lets the pod network ask e; nil means that nothing waits for it.
 func admission(e *netpolicy.Enforcer) cni.Policies {
 	if e == nil {
 		return nil

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runtimeChild is containerd with the images of dir/images and the registries of dir/registries.yaml, until it is told
+// runtimeChild is containerd with the images of dir/images and the registries of dir/registries.yaml, until it is asked
 // to stop.
 func runtimeChild(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -18,15 +18,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestUnderlayIsKept: what a node says of where it is found comes back when somebody has taken it off its Node, or the
-// Node was made anew; one that has nothing to say looks once.
+// TestUnderlayIsKept: what a node says of where it is found comes back when a client has removed it from its Node, or
+// the Node was made anew; one that has nothing to say looks once.
 func TestUnderlayIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fake.NewClientset().CoreV1().Nodes()
 		o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}, ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.5")}, NetworkExternal: true,
 			Logger: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1) // nobody waits for it before the end
+		done := make(chan error, 1) // no receiver waits for it before the end
 		go func() { done <- o.tellUnderlay(ctx, nodes) }()
 		said := func(within time.Duration, what, want string) {
 			t.Helper()

@@ -30,7 +30,7 @@ type verdict struct {
 
 func newVerdict() *verdict { return &verdict{news: make(chan struct{}, 1)} }
 
-// follow notes what the Node of that name says. there is told when it comes, and when it goes.
+// follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
 func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
 	if _, err := nodes.Informer().AddEventHandler(v.handler(name, there)); err != nil {
 		return fmt.Errorf("agent: follow the own Node: %w", err)

@@ -12,7 +12,7 @@ import (
 )
 
 // followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done.
-// Where the cluster says nothing of them nothing is told.
+// Where the cluster says nothing of them set is not called.
 func followVIPs(ctx context.Context, settings clustersettings.Follower, tell func([]netip.Addr)) {
 	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
 }

@@ -56,7 +56,7 @@ func apart(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
 			continue
 		}
 		at := []netip.Addr{own}
-		if slices.Contains(nodeAddresses(machine, corev1.NodeExternalIP), own) { // which somebody else may have
+		if slices.Contains(nodeAddresses(machine, corev1.NodeExternalIP), own) { // which another machine may have
 			at = append(at, nodeAddresses(machine, corev1.NodeInternalIP)...)
 		}
 		mine := slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return !slices.ContainsFunc(at, p.Contains) })

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// TestApart: whom host-gw would cut off is known from what Nodes say, and nobody is accused for whom they say too
+// TestApart: Nodes say which peers host-gw would cut off. No peer is reported of which they say too
 // little.
 func TestApart(t *testing.T) {
 	node := func(name, pods, addresses, networks string, more ...string) *corev1.Node {

@@ -43,7 +43,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 	if a.applied >= mine {
 		return nil
 	}
-	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below, and its network
+	upTo := a.requested.Load() // each request before this moment has its record in the list below, and its network
 	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)

@@ -124,7 +124,7 @@ func setupPod(ns netns.NsHandle, r *record, nw *network) error {
 func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr, s sizes) error {
 	addr := &netlink.Addr{IPNet: hostNet(ip)}
 	if ip.Is6() {
-		addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
+		addr.Flags = unix.IFA_F_NODAD // no other machine is on the link
 	}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("giving the pod the address %s: %w", ip, err)

@@ -121,7 +121,7 @@ const (
 	// minMTU6 is what every link has to carry that IPv6 is to use (RFC 8200, section 5): the kernel switches IPv6 off
 	// on a device with less.
 	minMTU6 = 1280
-	// minMTU4 is the least at which IPv4 is of use; nobody has an underlay below it on purpose.
+	// minMTU4 is the least at which IPv4 is of use; no underlay is below it on purpose.
 	minMTU4 = 576
 )
 

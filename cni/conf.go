@@ -49,7 +49,7 @@ func parseConf(data []byte) (pluginConf, error) {
 	return c, nil
 }
 
-// mostHostPorts is how many host ports a pod may have: one that takes all that nobody uses gets what the next program
+// mostHostPorts is how many host ports a pod may have: one that takes all free ports gets what the next program
 // expects at its own.
 const mostHostPorts = 256
 

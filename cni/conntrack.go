@@ -16,7 +16,7 @@ import (
 // had the host port before, or to the host itself from the time when no pod had it. TCP connections end by themselves.
 
 // staleFlows matches such entries of one pod's UDP host ports. The other way round it says which flows are left alone:
-// other protocols, other ports, and what is merely forwarded to the same port of somebody else.
+// other protocols, other ports, and what is merely forwarded to the same port of another machine.
 type staleFlows struct {
 	ports []uint16
 	local map[netip.Addr]bool // the host's addresses; nil when the pod goes

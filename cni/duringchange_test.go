@@ -34,7 +34,7 @@ func (p slowPolicies) Admit(ctx context.Context, _ Sandbox) error {
 
 func (p slowPolicies) Release(string) {}
 
-// changing is a node alone that is told its back end by to, which returns when all is done for that.
+// changing is a node alone that receives its back end by to, which returns when all is done for that.
 func changing(n *node, backend string) (to func(string)) {
 	backends := make(chan string)
 	n.o.Backend, n.o.Backends = backend, backends
@@ -256,8 +256,8 @@ func TestTwoInterfaces(t *testing.T) {
 	}
 }
 
-// TestPeerThatLies: a node that says it is where no way can lead keeps nobody else from serving pods, nor from a change
-// of the back end; it is named.
+// TestPeerThatLies: a node that says it is where no way can lead keeps no other node from serving pods, nor from a
+// change of the back end; it is named.
 func TestPeerThatLies(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()

@@ -65,7 +65,7 @@ func unreachable(from, to netip.AddrPort, says string) []byte {
 }
 
 // TestErrorsOfPodsAreAboutTheirConnections: a pod tells the others by ICMP what went wrong with their connections to
-// it, or with its own to them, and speaks to nobody by an error about a connection of others, be it one that the kernel
+// it, or with its own to them, and reaches no pod by an error about a connection of others, be it one that the kernel
 // knows or one that it does not.
 func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")

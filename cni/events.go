@@ -16,7 +16,7 @@ const (
 	// settle is how long to wait after a piece of the kernel's news for the rest of it: who restarts a network changes
 	// much at once.
 	settle = 500 * time.Millisecond
-	// listenAgain is the wait before the kernel is asked anew for its news, after it could not tell all of them.
+	// listenAgain is the wait before the kernel is asked again for its events, after it lost some of them.
 	// Meanwhile the slow look finds what it finds.
 	listenAgain = 2 * time.Second
 )
@@ -121,7 +121,7 @@ func drain[T any](c <-chan T) {
 }
 
 // relevantNeighbour says whether an entry of ours may be gone. The kernel first says that a neighbour has failed, also
-// when somebody removes it.
+// when another program removes it.
 func relevantNeighbour(u netlink.NeighUpdate) bool {
 	if u.Type != unix.RTM_DELNEIGH && u.State != netlink.NUD_FAILED {
 		return false

@@ -14,7 +14,7 @@ import (
 // what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
 // third are pure.
 //
-// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor* and coracle-*, and the
+// What is ours, and therefore pruned when it is not desired: devices named vethcor* and ifbcor* and coracle-*, and the
 // bridge coracle0; on these, shapers and redirections to one another; addresses and permanent neighbours and forwarding
 // entries on those devices; routes of the main table with our protocol number, on whatever device. Sysctls belong to
 // the host: they are set where needed and never taken back. So it is with checksums by software, which an administrator
@@ -199,7 +199,7 @@ func desiredHost(in hostInput) []wanted {
 }
 
 // forwarding lets the host route for its pods. For IPv6 a host that forwards stops listening to router advertisements,
-// its own default route among them, unless told to go on (accept_ra 2).
+// its own default route among them, unless accept_ra is 2.
 func forwarding(in hostInput) []sysctl {
 	var out []sysctl
 	if _, ok := sameFamily(in.podCIDRs, netip.IPv4Unspecified()); ok {

@@ -147,7 +147,7 @@ func TestDifference(t *testing.T) {
 }
 
 // TestKernelKeepsWhatItIsTold makes every kind of object, reads it back, changes nothing the second time, and prunes
-// what is ours and nobody wants, and no more.
+// what is coracle's and not desired, and no more.
 func TestKernelKeepsWhatItIsTold(t *testing.T) {
 	netns.Require(t)
 	outside := netns.New(t)

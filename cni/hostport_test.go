@@ -43,7 +43,7 @@ func TestHostPorts(t *testing.T) {
 
 	n.stop()
 	expect(t, n.outside, "outside while the agent is down", nodeAddr+":8080", "b "+outsideAddr)
-	nft(t, "delete table inet coracle") // somebody flushed the ruleset, or the host restarted its firewall
+	nft(t, "delete table inet coracle") // a program flushed the ruleset, or the host restarted its firewall
 	refuse(t, n.outside, "outside without table", nodeAddr+":8080")
 	n.start()
 	n.waitReady()
@@ -172,11 +172,11 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 	expect(t, p, "pod to the host's loopback, unguarded", "127.0.0.1:9999", "node "+p.ips[0])
 }
 
-// TestFirewallsAreTold: who stands in the way is said once, and so is that nobody does any more.
+// TestFirewallsAreTold: a firewall that drops packets is reported once, and so is its removal.
 func TestFirewallsAreTold(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
-	told := make(chan string, 8) // more than there is to say
+	told := make(chan string, 8) // more than there are reports
 	n.o.Firewalls = func(found string) { told <- found }
 	n.start()
 	n.ready("10.42.7.0/24")

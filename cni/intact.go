@@ -12,7 +12,7 @@ import (
 )
 
 // intact says whether the table has as many rules and elements as were written there. It costs one question to the
-// kernel as long as nobody has changed any table of this host. What cannot be asked counts as there.
+// kernel as long as no program has changed any table of this host. What cannot be asked counts as there.
 func (a *rulesApplier) intact() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

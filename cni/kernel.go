@@ -23,7 +23,7 @@ const (
 	kindVXLAN  = "vxlan"
 
 	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's.
-	// iproute2's rt_protos gives the number to nobody.
+	// iproute2's rt_protos does not assign the number.
 	routeProtocol = netlink.RouteProtocol(122)
 
 	sysctlRoot = "/proc/sys/"

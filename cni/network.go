@@ -234,7 +234,7 @@ func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error
 	return nw, trouble, nil
 }
 
-// KnownBackend is the network back end that the cluster last told the node with that folder; empty where it has told
+// KnownBackend is the network back end that the cluster last gave the node with that folder; empty where it has given
 // none.
 func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
 
@@ -264,7 +264,7 @@ func (s *Server) saveState(st networkState) error {
 }
 
 // routeMTU returns the MTU of the device that the default route leaves by: IPv4's, else IPv6's. A host without
-// default route talks to nobody outside; there the smallest MTU of its Ethernet devices is safe, else 1500.
+// default route reaches no network outside; there the smallest MTU of its Ethernet devices is safe, else 1500.
 func routeMTU() (int, error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := listRoutes(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)

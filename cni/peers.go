@@ -54,7 +54,7 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 
 // WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends
 // on; the latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
-// complete for one. It adds a handler to an informer of all nodes that somebody else runs. A goroutine of it waits
+// complete for one. It adds a handler to an informer of all nodes that the caller runs. A goroutine of it waits
 // until that has all, or ctx ends.
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
 	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)} // the latest list waits for a slow reader
@@ -66,7 +66,7 @@ func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName 
 	if err != nil {
 		return nil, fmt.Errorf("watching the other nodes: %w", err)
 	}
-	// The last node of the first list may be told before the informer says that it has all of them.
+	// The last node of the first list may arrive before the informer has synced.
 	synced := nodes.Informer().HasSyncedChecker().Done()
 	go func() {
 		select {

@@ -58,7 +58,7 @@ thief[10.42.6.0/24][192.0.2.6]`
 	}
 }
 
-// TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node nobody has deleted, is
+// TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node has not been deleted, is
 // found at that address, in whichever order the cache lists the two.
 func TestPeersOfAnyOrder(t *testing.T) {
 	const shared = "203.0.113.5"

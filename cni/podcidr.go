@@ -14,7 +14,7 @@ import (
 )
 
 // WatchPodCIDRs delivers the spec.podCIDRs of one Node, IPv4 first, whenever they change; the latest value wins. It
-// adds a handler to an informer that somebody else runs, and needs of a Node only its name and spec.
+// adds a handler to an informer that the caller runs, and needs of a Node only its name and spec.
 func WatchPodCIDRs(nodes coreinformers.NodeInformer, nodeName string) (<-chan []netip.Prefix, error) {
 	w := &podCIDRWatch{nodeName: nodeName, out: make(chan []netip.Prefix, 1)} // the latest value waits for a slow reader
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -171,7 +171,7 @@ func (l *keyLocks) lock(k key) (unlock func()) {
 	return func() { l.unlock(k, kl) }
 }
 
-// tryLock takes k if nobody holds it or waits for it.
+// tryLock takes k if no other call holds it or waits for it.
 func (l *keyLocks) tryLock(k key) (unlock func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -179,7 +179,7 @@ func (l *keyLocks) tryLock(k key) (unlock func(), ok bool) {
 		return nil, false
 	}
 	kl := l.useLocked(k)
-	kl.mu.Lock() // nobody else knows it yet
+	kl.mu.Lock() // no other goroutine has it yet
 	return func() { l.unlock(k, kl) }, true
 }
 

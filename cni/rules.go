@@ -128,7 +128,7 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	// whatever NetworkPolicies say.
 	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
 	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
-	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that nobody knows (RFC 4443)
+	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that are not assigned (RFC 4443)
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	rs.output(reserved)
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.

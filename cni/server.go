@@ -69,10 +69,11 @@ type Options struct {
 	// External are addresses at which other nodes reach this one instead, at most one of each family: who has them
 	// translates them to the underlay's.
 	External []netip.Addr
-	// Report, when set, is told what keeps this node from reaching others' pods, and nil when nothing does any more.
+	// Report, when set, is called with what keeps this node from reaching others' pods, and nil when nothing does any
+	// more.
 	Report func(error)
-	// Firewalls, when set, is told which of other programs' firewalls decide what comes to this machine and its pods,
-	// whenever that changes; empty when none does any more.
+	// Firewalls, when set, is called with which of other programs' firewalls decide what comes to this machine and its
+	// pods, whenever that changes; empty when none does any more.
 	Firewalls func(found string)
 	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
 	ClusterCIDRs []netip.Prefix
@@ -219,7 +220,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 	}
 }
 
-// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They are told it with
+// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They get it with
 // any back end, so that the cluster can change to WireGuard without a wait.
 func (s *Server) WireGuardKey() string { return s.wg.key.PublicKey().String() }
 
@@ -268,7 +269,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	defer cancel()
 	var req wire.Request
 	_ = conn.SetReadDeadline(time.Now().Add(s.hello))
-	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // nobody waits for a silent plugin
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // no call waits for an unresponsive plugin
 	if err := wire.Read(conn, &req); err != nil {
 		if !errors.Is(err, io.EOF) {
 			s.log.Info("Dropped a CNI call that could not be read", "err", err)

@@ -47,13 +47,13 @@ func vxlanOf(l netlink.Link) vxlanLink {
 	local, _ := netip.AddrFromSlice(v.SrcAddr)
 	out := vxlanLink{v.VxlanId, v.Port, local.Unmap(), v.HardwareAddr.String()}
 	if v.Learning || v.FlowBased {
-		out.vni = -1 // some other program's idea of it: it is made anew
+		out.vni = -1 // another program has changed it: it is made again
 	}
 	return out
 }
 
-// ensureVXLAN makes the device, anew when something about it is wrong that cannot be changed. Its lower device is left
-// open: the host's routes decide, and neither a link that goes away nor its MTU takes the device along.
+// ensureVXLAN makes the device, and replaces it when something about it is wrong that cannot be changed. Its lower
+// device is left open: the host's routes decide, and neither a link that goes away nor its MTU takes the device along.
 func (k *kernel) ensureVXLAN(want link) error {
 	l, err := k.find(want.name)
 	if err == nil && (l.Type() != kindVXLAN || vxlanOf(l) != want.vxlan) {

@@ -100,7 +100,7 @@ func (s *Server) release(k key) {
 }
 
 // attach makes r's device and puts the record of it. The network may have another back end than when the call came, and
-// returned is the one that the pod was made for: whoever changes the sizes of running pods (configure) knows this one
+// returned is the one that the pod was made for: configure, which changes the sizes of running pods, knows this one
 // from now on, and did not before.
 func (s *Server) attach(r *record, nw *network) (*network, error) {
 	s.attaching.RLock()

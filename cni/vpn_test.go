@@ -23,7 +23,7 @@ import (
 const vpnDevice = "tun0"
 
 // vpn is a network of tun devices without link addresses, as VPNs make them: a packet goes to the member whose address
-// it is for, and one for another address to nobody.
+// it is for, and one for another address to none.
 type vpn struct {
 	t       *testing.T
 	mu      sync.Mutex
@@ -178,7 +178,7 @@ func TestWaysOverVPN(t *testing.T) {
 	}
 }
 
-// TestServerOverVPN: a server's ways go by the interface that it was told, with each back end that can, and go on when
+// TestServerOverVPN: a server's ways go by the interface that it was given, with each back end that can, and go on when
 // the VPN's program has started again.
 func TestServerOverVPN(t *testing.T) {
 	const own, other = "10.9.0.1", "10.9.0.2"

@@ -220,7 +220,7 @@ func (s *segment) wholePackets() {
 	}
 }
 
-// sendWhole sends one datagram that nobody may cut.
+// sendWhole sends one datagram that may not be fragmented.
 func sendWhole(to netip.AddrPort, payload int) error {
 	c, err := net.Dial("udp", to.String())
 	if err != nil {
@@ -485,7 +485,7 @@ func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s.meets()
 }
 
-// TestChecksums: the device leaves checksums to the processor where it is told to, and says so. To ask it takes no
+// TestChecksums: the device leaves checksums to the processor where it is set to, and says so. To ask it takes no
 // megabytes: nodes do so twice a minute.
 func TestChecksums(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)

@@ -45,7 +45,7 @@ type wgDevice struct {
 // lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
 const lookPeriod = 5 * time.Second
 
-// digest is of all that the device was told, but for endpoints, which change by themselves. wireguard-go names the
+// digest is of all that the device was given, but for endpoints, which change by themselves. wireguard-go names the
 // peers in no order.
 func digest(d *wgtypes.Device) [sha256.Size]byte {
 	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
@@ -72,7 +72,7 @@ func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
 	return &wgDevice{name: name, key: key, log: log, told: map[string]netip.AddrPort{}}
 }
 
-// makeWireGuard makes the device where there is none, and anew where it is something else.
+// makeWireGuard makes the device where there is none, and replaces a device of another kind.
 func (k *kernel) makeWireGuard(want link) error {
 	l, err := k.find(want.name)
 	if err == nil && k.wg.kind(l) != kindWireGuard {
@@ -144,7 +144,7 @@ func (d *wgDevice) identity() wgtypes.Config {
 	return wgtypes.Config{PrivateKey: &d.key, ListenPort: &port}
 }
 
-// observe reads what the device has been told.
+// observe reads the device's configuration.
 func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 	if d == nil || l.Attrs().Name != d.name || d.kind(l) != kindWireGuard {
 		return nil
@@ -160,7 +160,7 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 	}
 	d.sayLocked() // the device may be from before a restart
 	d.seen = digest(have)
-	// A peer that another program removed has to be told with its endpoint again.
+	// A peer that another program removed has to be added with its endpoint again.
 	maps.DeleteFunc(d.told, func(key string, _ netip.AddrPort) bool {
 		return !slices.ContainsFunc(have.Peers, func(p wgtypes.Peer) bool { return p.PublicKey.String() == key })
 	})
@@ -182,7 +182,7 @@ func (d *wgDevice) ensureIdentity() error {
 	return d.configureLocked(d.identity())
 }
 
-// ensurePeer adds the peer or changes it. Its endpoint is told once: it may have found a better one since.
+// ensurePeer adds the peer or changes it. Its endpoint is set once: it may have found a better one since.
 func (d *wgDevice) ensurePeer(p wgPeer) error {
 	key, err := wgtypes.ParseKey(p.key)
 	if err != nil {

@@ -62,7 +62,7 @@ func testTranslatedPeer(t *testing.T, otherInProcess bool) {
 	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	a := n.pod("aaa")
 	m := newWGMachine(t, n, otherInProcess)
-	m.peer(m.node, 1) // once a second instead of every 25, so that nobody waits for that long
+	m.peer(m.node, 1) // once a second instead of every 25, so that the test does not wait for that long
 	serve(t, m.ns, "b", "tcp", ":80")
 	serve(t, a, "a", "tcp", ":80")
 	peers <- []Peer{m.asPeer("192.168.77.2")} // its own idea of where it is
@@ -111,7 +111,7 @@ func testTranslatedPeer(t *testing.T, otherInProcess bool) {
 	}
 }
 
-// TestWireGuardManyPeers: what the device says of its peers, in several messages of the kernel's, is what it was told.
+// TestWireGuardManyPeers: what the device says of its peers, in several messages of the kernel's, is what it was given.
 // Otherwise each look would tell it again.
 func TestWireGuardManyPeers(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
@@ -272,7 +272,7 @@ func TestDigestOfManyPeers(t *testing.T) {
 	}
 }
 
-// TestForeignSharedKey: a peer with a preshared key, which another program has set, is told that it has none.
+// TestForeignSharedKey: a peer with a preshared key, which another program has set, loses it again.
 func TestForeignSharedKey(t *testing.T) {
 	dev := wireguardgo.NewDevice(withoutState(tuntest.NewChannelTUN().TUN()), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
 	d := newWGDevice("wg", testKey(1), ktesting.NewLogger(t, ktesting.NewConfig()))

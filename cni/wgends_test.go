@@ -60,7 +60,7 @@ func (m *wgMachine) do(f func() error) {
 	}
 }
 
-// open makes the tunnel with a key, anew if there was one.
+// open makes the tunnel with a key, in place of an earlier one.
 func (m *wgMachine) open(key wgtypes.Key) {
 	m.t.Helper()
 	m.dev.close()

@@ -68,8 +68,8 @@ func withoutState(t tun.Device) tun.Device {
 
 func (s stateless) Events() <-chan tun.Event { return s.events }
 
-// wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for whoever looks
-// for it.
+// wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for a reader who
+// looks for it.
 func wgLog(name string, log klog.Logger) func(format string, args ...any) {
 	return func(format string, args ...any) {
 		to := log
@@ -82,7 +82,7 @@ func wgLog(name string, log klog.Logger) func(format string, args ...any) {
 
 func (u *wgUser) close() { u.dev.Close() }
 
-// closed says whether the device has ended, which it does when somebody removes its tun device.
+// closed says whether the device has ended, which it does when a program removes its tun device.
 func (u *wgUser) closed() bool {
 	select {
 	case <-u.dev.Wait():

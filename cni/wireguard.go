@@ -41,7 +41,7 @@ func (wireGuard) overhead(v4 bool) int {
 func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
 // desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default
-// route, in the clear: packets for pods that nobody has, and all of them while the device is missing.
+// route, in the clear: packets for pods that no node has, and all of them while the device is missing.
 func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	for _, c := range w.cluster {
@@ -106,8 +106,8 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 // answers to where that came from, whatever address a translator has given it by then. The other one keeps its way
 // through the translator open.
 //
-// So does a node whose external address somebody else has: what it sends may come from another port there than the one
-// that leads to it, and peers answer to where they heard it last, also when the translator has forgotten that.
+// So does a node whose external address another machine has: what it sends may come from another port there than the
+// one that leads to it, and peers answer to where they heard it last, also when the translator has forgotten that.
 func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
@@ -157,7 +157,7 @@ func (w wgIdentity) satisfiedBy(have object) bool { return w == have }
 type wgPeer struct {
 	device, key string
 	name        string // for people
-	// endpoint is where the device was told to find the peer; where it has found it since is its own business. Invalid:
+	// endpoint is the peer's configured endpoint. The device may have learned another one since. Invalid:
 	// it waits until it hears of it.
 	endpoint  netip.AddrPort
 	allowed   string // networks, in the order of the peer's pod networks

@@ -269,7 +269,7 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 		return err
 	})
 
-	// That the counter counts: without the blackhole a packet for a pod that nobody has leaves by the default route.
+	// That the counter counts: without the blackhole a packet for a pod that no node has leaves by the default route.
 	n.stop()
 	if err := netlink.RouteDel(blackhole{netip.MustParsePrefix("10.42.0.0/16")}.route()); err != nil {
 		t.Fatal(err)

@@ -111,7 +111,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // waitServed returns true once the API server tells what it serves, false when ctx is done before. Upstream's namespace
-// controller ends the process when its constructor asks in vain (deletion/namespaced_resources_deleter.go,
+// controller ends the process when its constructor gets no answer (deletion/namespaced_resources_deleter.go,
 // initOpCache).
 func waitServed(ctx context.Context, t *term.Term) bool {
 	server := discovery.ToServerResourcesInterfaceWithContext(t.Client.Discovery())

@@ -22,8 +22,8 @@ const unusedFor = time.Minute
 
 // customInformers is where the garbage collector and the quota controller get their informers. Both drop the monitor of
 // a resource that is no longer served, but upstream's factories keep an informer for good: for every
-// CustomResourceDefinition that ever was it would go on listing in vain, twice a minute, on six goroutines. This one
-// counts the monitors that run, and ends an informer of custom resources when it has none.
+// CustomResourceDefinition that ever was it would go on listing without success, twice a minute, on six goroutines.
+// This one counts the monitors that run, and ends an informer of custom resources when it has none.
 type customInformers struct {
 	ctx   context.Context // the term's
 	term  *term.Term

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// settle is how long after a change of the API's resources discovery is asked anew each time: the API server's own
+	// settle is how long after a change of the API's resources discovery is asked again each time: the API server's own
 	// view follows a CustomResourceDefinition or APIService with some delay.
 	settle = 90 * time.Second
 	// refresh bounds the age of an answer when nothing is seen to change.

@@ -112,7 +112,7 @@ type rounds struct {
 	all map[round]int
 }
 
-// begin says whether a question may be passed on. Whoever passes it on calls end afterwards.
+// begin says whether a question may be passed on. The caller that passes it on calls end afterwards.
 func (r *rounds) begin(q round) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -247,7 +247,7 @@ func (c *cluster) GetNodeByName(_ context.Context, name string) (*corev1.Node, e
 // Modified returns when the cluster's names changed last, in Unix's seconds: the serial number of the zone.
 func (c *cluster) Modified(kubernetes.ModifiedMode) int64 { return c.changed.Load() }
 
-// Run and Stop do nothing: the caches belong to somebody else, and outlast every configuration.
+// Run and Stop do nothing: the caches belong to the caller, and outlast every configuration.
 
 // Run returns at once.
 func (c *cluster) Run() {}

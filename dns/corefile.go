@@ -17,7 +17,7 @@ const apiWait = 2 * time.Second
 const staleAfter = "1500ms"
 
 // corefile is CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory, and a
-// Service that has just been made must not be missing because somebody asked a moment too early.
+// Service that has just been made must not be missing because a client asked a moment too early.
 func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

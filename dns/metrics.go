@@ -16,7 +16,7 @@ import (
 )
 
 // showMetrics adds CoreDNS' numbers of questions and answers to those of the process, which the kubelet shows to
-// whoever may see them. CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a
+// those who may see them. CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a
 // Server before, nothing changes.
 func showMetrics() {
 	for _, c := range []prometheus.Collector{vars.RequestCount, vars.RequestDuration, vars.RequestSize, vars.ResponseSize, vars.ResponseRcode} {

@@ -2,7 +2,7 @@
 
 // Package dns is the node's cluster DNS: CoreDNS as a library, in this process.
 //
-// Every node runs one, on its own address; the Service kube-dns, which somebody else makes, leads each client to the
+// Every node runs one, on its own address; the Service kube-dns, which the server makes, leads each client to the
 // one of its node. The package owns CoreDNS's configuration and its two sockets per address. Names of the cluster come
 // from the caches that the node's network parts share, all others from the host's resolvers, which are followed when
 // they change. It never needs the outside: without resolvers, or without a network, cluster names are answered all the
@@ -40,7 +40,7 @@ const Port = 10053
 type Options struct {
 	// Addresses to listen on, the node's.
 	Addresses []netip.Addr
-	// Informers are the node's shared caches, with Names, which somebody else runs.
+	// Informers are the node's shared caches, with Names, which the caller runs.
 	Informers *netinformers.Informers
 	// Client has the network's identity, and is for events about CustomConfigMap.
 	Client kubernetes.Interface
@@ -113,7 +113,7 @@ const loopEvery, loopSoon = 5 * time.Minute, 2 * time.Second
 const startRetry = 2 * time.Second
 
 // Run serves until ctx is done and then takes everything down. A second call may follow when the first has returned. It
-// waits for nobody: without the API, cluster names fail at first and everything else is answered.
+// waits for no server: without the API, cluster names fail at first and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
 	watch := watchResolvers(ctx, s.o, s.log)
 	defer watch.close()
@@ -224,9 +224,9 @@ func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from
 	return instance, nil
 }
 
-// free says whether the addresses are there and nobody has their port. CoreDNS opens its sockets one after the other
-// and closes none of them when one cannot be opened. They share their port with those of the next attempt, and a part
-// of the questions would go to sockets that nobody reads.
+// free says whether the addresses are there and no program has their port. CoreDNS opens its sockets one after the
+// other and closes none of them when one cannot be opened. They share their port with those of the next attempt, and a
+// part of the questions would go to sockets without a reader.
 func free(addresses []netip.Addr) error {
 	for _, a := range addresses {
 		at := netip.AddrPortFrom(a, Port).String()

@@ -10,7 +10,7 @@ import (
 
 const (
 	// answersPerSecond and answersAtOnce bound what a machine answers to all others, senderPerSecond and senderAtOnce
-	// what it answers to one of them: who repeats what others asked keeps nobody from an answer.
+	// what it answers to one of them: a member that repeats what others asked keeps none of them from an answer.
 	answersPerSecond, answersAtOnce = 4, 16
 	senderPerSecond, senderAtOnce   = 0.5, 4
 	// maxSenders is how many senders are remembered. Beyond that, whose address is new is bounded with all others only.

@@ -36,7 +36,7 @@ const (
 
 // SearchOptions say how to look for the servers of a cluster whose addresses are not known any more.
 type SearchOptions struct {
-	// Packets is the machine's socket. Nobody else may read from it meanwhile.
+	// Packets is the machine's socket. No other reader may use it meanwhile.
 	Packets net.PacketConn
 	Keys    clusterconfig.GossipKeys
 	// Links are the machine's that lead to others.
@@ -113,7 +113,7 @@ func merge(a, b []netip.AddrPort) []netip.AddrPort {
 
 // asker is how questions go to a machine's networks.
 type asker interface {
-	// send sends a datagram to whoever listens at some ports, and says how often.
+	// send sends a datagram to the listeners at some ports, and returns how often.
 	send(b []byte, ports []uint16) (int, error)
 }
 
@@ -175,7 +175,7 @@ func (s *searcher) forget() {
 	s.found, s.asked = nil, challenge{}
 }
 
-// drop forgets an address where nobody answered: what is wrong must not stand in the way of what the next answer says.
+// drop forgets an address without an answer: what is wrong must not stand in the way of what the next answer says.
 func (s *searcher) drop(address netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,7 +230,7 @@ func (s *searcher) take(b []byte, from net.Addr) func(closed <-chan struct{}) {
 			s.found = merge(s.found, t.servers)
 			select {
 			case s.heard <- struct{}{}:
-			default: // it is told already
+			default: // the notification is pending already
 			}
 		}
 	case kindQuestion:

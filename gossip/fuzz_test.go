@@ -31,7 +31,7 @@ func unheard(reach Reach) *Member {
 	return m
 }
 
-// FuzzMessage: a message of a member's, who may be anybody with the key, makes nobody a member, and no member a dead
+// FuzzMessage: a message of a member's, who may be anything with the key, makes nothing a member, and no member a dead
 // one.
 func FuzzMessage(f *testing.F) {
 	f.Add([]byte{byeMessage, 'a'})
@@ -58,7 +58,7 @@ func FuzzMessage(f *testing.F) {
 	})
 }
 
-// FuzzMember: what a new member says of itself may be anything. Nobody becomes one whom no Node could be, or beyond the
+// FuzzMember: what a new member says of itself may be anything. None becomes one that no Node could be, or beyond the
 // number of Nodes, and what is kept of it is short and does no harm on a terminal.
 func FuzzMember(f *testing.F) {
 	f.Add("c", fullMeta.encode(), []byte{10, 0, 0, 7}, uint16(6443))

@@ -6,8 +6,8 @@
 // Each machine is a member. It tells what it is and where it is reached ([Meta]), hears the same of all others through
 // whichever member it reaches, and learns within seconds that one does not answer any more. It owns the packets and
 // streams by which that goes, the list of members in memory and the file of those that it knew last. It decides
-// nothing: whoever has the cluster's key is a member and can say what it likes, so what is learnt here is a reason to
-// look and never the proof. It knows neither the API nor the store.
+// nothing: a machine with the cluster's key is a member and can say what it likes, so what is learnt here is a reason
+// to look and never the proof. It knows neither the API nor the store.
 package gossip
 
 import (
@@ -36,7 +36,7 @@ const (
 	// forgetAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
 	forgetAfter = 72 * time.Hour
 	maxSilent   = 256
-	// maxMembers bounds the live members where nobody says how many there can be.
+	// maxMembers bounds the live members where the limit is not known.
 	maxMembers = 4096
 	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
 	askAlone, askAloneMost = time.Second, 15 * time.Second
@@ -74,8 +74,8 @@ type Options struct {
 	// Most is how many live members there can be, 0 if that is not known; more of them are refused. It is called under
 	// memberlist's lock and must not block.
 	Most func() int
-	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
-	// nomination: somebody who can look at the machine itself decides.
+	// Suspect is called with a member that memberlist suspects, and must not block. That is a
+	// nomination: the probe of the machine itself decides.
 	Suspect func(name string)
 	Reach   Reach
 	Logger  *slog.Logger
@@ -93,7 +93,7 @@ type Member struct {
 	log    *libraryLog
 	// metaChanged wakes Run when Meta has changed; one: a second change is sent with the first.
 	metaChanged chan struct{}
-	// failed has the error of a socket that broke; one: the first is told.
+	// failed has the error of a socket that broke; one: the first is reported.
 	failed    chan error
 	transport *transport
 	search    *searcher
@@ -102,7 +102,7 @@ type Member struct {
 
 	mu   sync.Mutex
 	meta Meta
-	// raw, when set, is told instead of meta; tests set it.
+	// raw, when set, is sent instead of meta; tests set it.
 	raw []byte
 }
 
@@ -162,7 +162,8 @@ func checkAddress(a netip.AddrPort) error {
 	return nil
 }
 
-// config is memberlist's profile for a local network, with less to do at rest (docs/adr/0064-connections-of-nodes-and-gossip.md).
+// config is memberlist's profile for a local network, with less to do at rest
+// (docs/adr/0064-connections-of-nodes-and-gossip.md).
 func (m *Member) config() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = m.o.Name
@@ -233,7 +234,7 @@ func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 }
 
 // Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more.
-// memberlist's own goroutines end a moment later, and nobody hears of what they still find.
+// memberlist's own goroutines end a moment later, and what they still find is dropped.
 func (m *Member) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)

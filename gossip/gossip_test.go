@@ -51,7 +51,7 @@ func at(i int) netip.AddrPort {
 
 func name(i int) string { return fmt.Sprintf("m%d", i) }
 
-// add starts a member; the first is a server, and the others are told of the one before.
+// add starts a member; the first is a server, and the others get the address of the one before.
 func (g *group) add(change ...func(*Options)) *Member {
 	g.t.Helper()
 	i := len(g.members)
@@ -89,7 +89,7 @@ func (g *group) add(change ...func(*Options)) *Member {
 	return m
 }
 
-// crash takes a member off the network and stops it there, so that it tells nobody.
+// crash takes a member off the network and stops it there, so that it sends nothing.
 func (g *group) crash(i int) {
 	g.net.mu.Lock()
 	own := g.members[i].o.Address
@@ -204,7 +204,7 @@ func TestHealed(t *testing.T) {
 				g := newGroup(t)
 				for range 5 {
 					g.add(func(o *Options) {
-						if o.Name != "m0" { // nobody but those that are known helps
+						if o.Name != "m0" { // only known members help
 							o.Ask = func() []netip.AddrPort { return []netip.AddrPort{at(0)} }
 						}
 					})
@@ -353,7 +353,7 @@ func TestRotation(t *testing.T) {
 	})
 }
 
-// TestBadMeta: what one member says of itself and nobody understands concerns that one alone.
+// TestBadMeta: an unreadable record of one member concerns that one alone.
 func TestBadMeta(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)

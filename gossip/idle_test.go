@@ -11,7 +11,7 @@ import (
 )
 
 // TestIdleCost counts what members send while nothing happens, which must not grow with their number. The CPU time is
-// that of all members without the kernel's part, and is only told.
+// that of all members without the kernel's part, and is only logged.
 func TestIdleCost(t *testing.T) {
 	for _, n := range []int{3, 20} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -20,7 +20,7 @@ func TestIdleCost(t *testing.T) {
 				for range n {
 					g.add()
 				}
-				time.Sleep(10 * time.Minute) // all know all, and the news of that is told
+				time.Sleep(10 * time.Minute) // all know all, and that has been sent
 				for _, m := range g.members {
 					if len(m.Members()) != n {
 						t.Fatalf("%s knows %d members", m.o.Name, len(m.Members()))

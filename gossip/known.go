@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// maxKnown is how many members are kept in the file: whoever of them answers knows all others.
+// maxKnown is how many members are kept in the file: each of them that answers knows all others.
 const maxKnown = 64
 
 // known is one member in the file. It has no times and no states: those change while nothing does that a cold start

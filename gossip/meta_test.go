@@ -52,7 +52,7 @@ func TestMeta(t *testing.T) {
 	}
 }
 
-// TestMetaFits: whatever a member is told, what it says fits.
+// TestMetaFits: whatever a member is given, what it says fits.
 func TestMetaFits(t *testing.T) {
 	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1}
 	for range 100 {

@@ -13,8 +13,8 @@ import (
 )
 
 // Questions go to all machines on a link: each is in these groups without having asked for it (RFC 1112 §4, RFC 4291
-// §2.7.1), and no switch that looks at who has asked for a group keeps them back. Whoever does not listen on the port
-// hears nothing.
+// §2.7.1), and no switch that looks at who has asked for a group keeps them back. A machine that does not listen on the
+// port hears nothing.
 var (
 	group4 = netip.AddrFrom4([4]byte{224, 0, 0, 1})
 	group6 = netip.MustParseAddr("ff02::1")

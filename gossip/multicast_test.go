@@ -72,7 +72,7 @@ func twoMachines(t *testing.T, family string) (a, b machine) {
 
 func (m machine) links() ([]net.Interface, error) { return []net.Interface{m.link}, nil }
 
-// TestMulticast: a machine that knows nobody finds a server on its network, by real sockets of either family.
+// TestMulticast: a machine that knows no member finds a server on its network, by real sockets of either family.
 func TestMulticast(t *testing.T) {
 	for _, family := range []string{"udp4", "udp6"} {
 		t.Run(family, func(t *testing.T) { findsServer(t, family) })

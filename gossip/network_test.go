@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// network carries packets and streams between members of one process, as long as nobody cuts it.
+// network carries packets and streams between members of one process, as long as it is not cut.
 type network struct {
 	mu    sync.Mutex
 	hosts map[netip.AddrPort]*host

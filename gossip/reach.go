@@ -34,7 +34,7 @@ const (
 	// failureMessage is the first byte of a message that says: this machine has found that a member does not answer,
 	// look for yourselves. The member's name follows.
 	failureMessage = 2
-	// failureFanout is how many members are told of it at once. Each that finds the same tells as many.
+	// failureFanout is how many members get a report of it at once. Each that finds the same reports to as many.
 	failureFanout = 16
 )
 

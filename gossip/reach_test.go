@@ -41,7 +41,7 @@ func (e *ear) has(what string) bool {
 	return found
 }
 
-// A member that vanishes is nominated long before memberlist calls it dead; one that stops is not. At rest nobody is.
+// A member that vanishes is nominated long before memberlist calls it dead; one that stops is not. At rest none is.
 func TestNominations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)

@@ -16,14 +16,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// A machine that finds nobody at any address that it knows asks its own network, by multicast, where the servers are.
-// Who has the cluster's gossip key answers, to the one that asked:
+// A machine that finds no member at any address that it knows asks its own network, by multicast, where the servers
+// are. Who has the cluster's gossip key answers, to the one that asked:
 //
 //	datagram:  magic "CRS1", nonce (12), sealed text (AES-256-GCM, the magic is authenticated too)
 //	text:      kind, challenge (16), number of servers, then each one's address: its length (4 or 16), it, port (2); zeros
 //	           up to textSize
 //
-// Question and answer have one size, so that nobody is flooded by answers to questions with a false sender. The
+// Question and answer have one size, so that no machine is flooded by answers to questions with a false sender. The
 // challenge is random and an answer repeats it: what was recorded before is no answer, and a question that is repeated
 // is not answered twice by a machine that remembers it (seen).
 const (

@@ -31,7 +31,7 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	return keys
 }
 
-// TestSearchDatagram: what one machine seals another one with the key reads, however it is changed nobody does, and an
+// TestSearchDatagram: what one machine seals another one with the key reads, a changed one is never read, and an
 // answer is no longer than its question.
 func TestSearchDatagram(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
@@ -124,7 +124,7 @@ func FuzzSearchDatagram(f *testing.F) {
 	})
 }
 
-// TestQuestionsGoToServersPort: whoever is a member at other ports, lower or higher, keeps no question from the usual
+// TestQuestionsGoToServersPort: a member at other ports, lower or higher, keeps no question from the usual
 // one and the machine's own.
 func TestQuestionsGoToServersPort(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -199,7 +199,7 @@ func TestMayAnswerEach(t *testing.T) {
 	}
 }
 
-// TestWrongAddressesAreForgotten: what a search found and nobody answers at does not stay in the way of others.
+// TestWrongAddressesAreForgotten: an address that a search found and that does not answer is dropped.
 func TestWrongAddressesAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
@@ -291,7 +291,7 @@ func on(a *air, lost func() bool) func(*Options) {
 	}
 }
 
-// TestSearch: a machine that knows nobody's address finds the servers by multicast, as long as it is lost, and is
+// TestSearch: a machine that knows no address finds the servers by multicast, as long as it is lost, and is
 // silent then.
 func TestSearch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -316,7 +316,7 @@ func TestSearch(t *testing.T) {
 	})
 }
 
-// TestSearchUnheard: nobody answers, and the questions become few.
+// TestSearchUnheard: there is no answer, and the questions become few.
 func TestSearchUnheard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
@@ -362,9 +362,9 @@ func (z *zone) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 	return []netip.Addr{z.addr}, nil
 }
 
-// TestFoundByName: a server has another address, which nobody can tell an agent, and there is no multicast: the name
-// that the agent's operator gave leads to it as soon as the name server has the new address. An agent that is not lost
-// asks for no name.
+// TestFoundByName: a server has another address, which no member can send to an agent, and there is no multicast: the
+// name that the agent's operator gave leads to it as soon as the name server has the new address. An agent that is not
+// lost asks for no name.
 func TestFoundByName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, z := newGroup(t), &zone{name: "boat.example", addr: at(0).Addr()}

@@ -95,7 +95,7 @@ type tlsStreams struct {
 	listener        net.Listener
 	config          *tls.Config
 	unauthenticated connlimit.Table
-	ready           chan net.Conn // unbuffered: a connection is ours until somebody takes it
+	ready           chan net.Conn // unbuffered: this side owns a connection until a caller takes it
 	closed          chan struct{}
 	once            sync.Once
 	running         sync.WaitGroup

@@ -64,7 +64,8 @@ func (a *authority) pool() *x509.CertPool {
 	return p
 }
 
-// TestStreams: servers and nodes have streams with one another, whoever calls; nobody else has one, at either end.
+// TestStreams: servers and nodes have streams with one another, from either side; no other member has one, at either
+// end.
 func TestStreams(t *testing.T) {
 	servers, clients, foreign := newAuthority(t), newAuthority(t), newAuthority(t)
 	later := time.Now().Add(time.Hour)

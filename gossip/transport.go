@@ -27,7 +27,7 @@ type transport struct {
 	// search takes the datagrams of machines that look for servers, and returns what answers one, or nil.
 	search func(b []byte, from net.Addr) func(closed <-chan struct{})
 	failed func(error)
-	// dialed is told of each stream to a member that is about to be opened.
+	// dialed is called for each stream to a member that is about to be opened.
 	dialed func(to memberlist.Address, timeout time.Duration)
 
 	packetCh chan *memberlist.Packet
@@ -43,7 +43,7 @@ type traffic struct{ packetsOut, packetsIn, bytesOut, bytesIn, dialed atomic.Int
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-// newTransport begins to receive. failed is told when the sockets stop working while they should not.
+// newTransport begins to receive. failed is called when the sockets stop working while they should not.
 func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error), dialed func(memberlist.Address, time.Duration)) *transport {
 	t := &transport{
 		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed, dialed: dialed,
@@ -72,7 +72,7 @@ func (t *transport) WriteTo(b []byte, address string) (time.Time, error) {
 	return time.Now(), err
 }
 
-// WriteToAddress is WriteTo: members are told apart by their addresses.
+// WriteToAddress is WriteTo: members are distinguished by their addresses.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	return t.WriteTo(b, a.Addr)
 }
@@ -144,7 +144,7 @@ func (t *transport) accept() {
 		select {
 		case t.streamCh <- c:
 		case <-t.closed:
-			_ = c.Close() // nobody reads it
+			_ = c.Close() // no reader is left
 			return
 		}
 	}

@@ -285,7 +285,7 @@ func notMounted(path string) error {
 	return nil
 }
 
-// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, is told
+// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, shows
 // how it goes.
 func (f *Folders) Run(ctx context.Context, part *status.Part) {
 	for {

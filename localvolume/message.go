@@ -14,8 +14,8 @@ import (
 )
 
 // Target is where a server finds a node's volumes in the node's tunnel (nodetunnel): an address of the block that is
-// routed nowhere (RFC 6666), so that nobody has it and nothing but a server that asks for volumes dials it. Both ends
-// of a tunnel have shown who they are.
+// routed nowhere (RFC 6666), so that no machine has it and nothing but a server that asks for volumes dials it. Both
+// ends of a tunnel have shown who they are.
 var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 
 const (
@@ -94,7 +94,7 @@ func (f *Folders) Serve(ctx context.Context, c net.Conn) {
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	var r Request
 	if json.NewDecoder(io.LimitReader(c, maxMessage)).Decode(&r) != nil {
-		return // whoever it was does not speak this language
+		return // the client does not speak this protocol
 	}
 	a, err := f.Do(r)
 	if err != nil {

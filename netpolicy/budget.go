@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// Limits bound what policies may take of a node's memory and time. Whoever may write policies in a namespace can write
-// very many; what he then takes is his own pods' network, never another namespace's.
+// Limits bound what policies may take of a node's memory and time. A user who may write policies in a namespace can
+// write very many; what he then takes is his own pods' network, never another namespace's.
 type Limits struct {
 	RulesOfPod int // in the chain of one pod and direction
 	Rules      int // for one namespace

@@ -184,7 +184,7 @@ func (p *part) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
 		return out
 	}
 	if !p.spendWork(cost * reading) {
-		return labels.Everything() // whoever it may select is closed
+		return labels.Everything() // each pod that it may select is closed
 	}
 	out := selector(&policy.Spec.PodSelector)
 	p.selects[policy] = out
@@ -413,7 +413,7 @@ type end struct {
 	set    string
 }
 
-// ends are those of a rule. none is set when the rule has ports and none of them is one: then nobody is needed.
+// ends are those of a rule. none is set when the rule has ports and none of them is one: then no peer is needed.
 func (p *part) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	if none {
 		return nil

@@ -44,7 +44,7 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 			t.applied = to
 			return nil
 		}
-		// Somebody changed the table: write all of it.
+		// Another program changed the table: write all of it.
 	}
 	t.applied = nil
 	if to.empty() {
@@ -80,8 +80,8 @@ func nft(ctx context.Context, text []byte, args ...string) error {
 	return nil
 }
 
-// intact says whether all that was written is there. It costs one question as long as nobody has changed any table of
-// this host; otherwise chains' rules and sets' elements are counted. What cannot be asked counts as there.
+// intact says whether all that was written is there. It costs one question as long as no program has changed any table
+// of this host; otherwise chains' rules and sets' elements are counted. What cannot be asked counts as there.
 func (t *table) intact() bool {
 	if t.applied == nil || t.applied.empty() {
 		return true

@@ -29,7 +29,7 @@ import (
 
 // Options are what an Enforcer needs. Informers are required, with Policies and AllNodes.
 type Options struct {
-	// Informers are the node's shared caches, which somebody else runs once the Enforcer is made.
+	// Informers are the node's shared caches, which the caller runs once the Enforcer is made.
 	Informers *netinformers.Informers
 	// DNS is where pods of this node reach the cluster's DNS; zero where there is none.
 	DNS DNS
@@ -51,7 +51,7 @@ const (
 	pauseFactor = 9
 	// retryPause follows a failure.
 	retryPause = 2 * time.Second
-	// guardPeriod is how often to look whether somebody else changed the table; that it is deleted the kernel says at
+	// guardPeriod is how often to poll whether another program changed the table; that it is deleted the kernel says at
 	// once.
 	guardPeriod = 5 * time.Second
 	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts
@@ -126,7 +126,7 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	e.sandboxes[b.ID] = b
 	if e.watch.none() && e.idle() {
 		e.mu.Unlock()
-		return nil // nobody is restricted
+		return nil // no pod is restricted
 	}
 	e.waiters[b.ID] = w
 	e.mu.Unlock()

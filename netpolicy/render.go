@@ -29,7 +29,7 @@ const (
 	chainNode    = "midway-from-node"
 	mapIn        = "in"   // who is reached → its chain
 	mapOut       = "out"  // who opens a connection → its chain
-	setSelf      = "self" // nobody is kept from himself
+	setSelf      = "self" // no pod is kept from itself
 	setOut       = "outs" // whose connections are judged when they open them
 )
 

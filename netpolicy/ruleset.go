@@ -85,7 +85,7 @@ func newRuleset() *Ruleset {
 // empty says that no pod is restricted: then there is no table.
 func (r *Ruleset) empty() bool { return len(r.Pods[ingress])+len(r.Pods[egress]) == 0 }
 
-// hash is a name for what words say: 120 bits, so that nobody finds two selections with one name.
+// hash is a name for what words say: 120 bits, so that an attacker cannot find two selections with one name.
 func hash(words ...string) string {
 	h := sha256.New()
 	for _, w := range words {

@@ -115,8 +115,8 @@ func (c *cluster) add(r ref) {
 }
 
 // claim is how many pods have an address by their status: those that stay, and those that are being deleted, whose
-// address may have a new owner already. A status may also be out of date, when the pod's network was made anew since.
-// Where it cannot be known whose an address is, it counts as nobody's.
+// address may have a new owner already. A status may also be out of date, when the pod's network was made again since.
+// Where it cannot be known whose an address is, it counts as unused.
 type claim struct{ staying, going int }
 
 func (c claim) and(p *corev1.Pod) claim {
@@ -135,8 +135,8 @@ func (c claim) belongsTo(p *corev1.Pod) bool {
 	return c.staying == 0 && c.going == 1
 }
 
-// claimed are the addresses of a pod's status that its node can have given it. Whoever may write a pod's status, a node
-// among others, could otherwise have its traffic taken for that of any pod.
+// claimed are the addresses of a pod's status that its node can have given it. A client that may write a pod's status,
+// a node among others, could otherwise have its traffic taken for that of any pod.
 func claimed(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	texts := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs {

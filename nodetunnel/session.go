@@ -22,7 +22,7 @@ type Session struct {
 	conn  *heardConn
 }
 
-// ErrRefused is a stream that the node does not open: the address is not its own, or nobody answers there.
+// ErrRefused is a stream that the node does not open: the address is not its own, or the connection fails.
 var ErrRefused = errors.New("the node does not connect to it")
 
 // NewSession takes a connection that a node has opened.
@@ -40,8 +40,8 @@ func (s *Session) Heard() time.Time { return *s.conn.at.Load() }
 
 var errNodeOpened = errors.New("the node opened a stream; only servers do")
 
-// Wait returns when the connection has ended, with the reason. A node that opens a stream is hung up on: there is
-// nothing that it could reach, and what it sends would be kept.
+// Wait returns when the connection has ended, with the reason. The connection of a node that opens a stream is closed:
+// there is nothing that it could reach, and what it sends would be kept.
 func (s *Session) Wait() error {
 	_, err := s.yamux.AcceptStream()
 	if err == nil {

@@ -33,7 +33,7 @@ const (
 
 	// writeTimeout is yamux's for a ping and for a frame that the connection does not take.
 	writeTimeout = 10 * time.Second
-	// openTimeout bounds what happens on a stream before its bytes are somebody else's.
+	// openTimeout bounds what happens on a stream before its bytes are the stream user's.
 	openTimeout = 10 * time.Second
 	// closeTimeout is how long one end of a stream may stay open when the other one is closed.
 	closeTimeout = time.Minute

@@ -76,7 +76,7 @@ func untilTidy(t *testing.T, b *nftables) {
 		if left == 0 {
 			return nil
 		}
-		if age > time.Second { // upstream deletes what no sync has seen for a second, and each sync begins that anew
+		if age > time.Second { // upstream deletes what no sync has seen for a second, and each sync begins that again
 			if err := b.sync(false); err != nil {
 				t.Fatal(err)
 			}

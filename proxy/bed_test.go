@@ -62,7 +62,7 @@ func newTestbed(t *testing.T, mode string) *testbed {
 	for name, value := range map[string]string{
 		"ip_forward": "1",
 		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each
-		// packet puts off the refusal that its rate limit would allow, and nobody is refused any more.
+		// packet puts off the refusal that its rate limit would allow, and no connection is refused any more.
 		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
 	} {
 		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {

@@ -159,7 +159,8 @@ func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	}
 }
 
-// wantFullSync comes after the back end was told why: a sync that runs in between would clear the flag too early.
+// wantFullSync comes after the back end has received the change: a sync that runs in between would clear the flag too
+// early.
 func (e events) wantFullSync() {
 	e.p.mu.Lock()
 	e.p.full = true

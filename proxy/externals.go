@@ -19,16 +19,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
+// Reserved are addresses and ports of the cluster's own, which no Service may take: a user who may write Services could
 // otherwise have every node's requests to the API sent to a pod.
 type Reserved struct {
-	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the
+	// Addresses may be in no externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the
 	// servers' are known from the API.
 	Addresses []netip.Addr
 	// Ports are those on which the nodes themselves listen.
 	Ports []uint16
-	// Tunnel is the port at which other nodes' packets come by UDP, which is nobody's node port; 0 for none. It may
-	// change: see ReserveTunnel.
+	// Tunnel is the port at which other nodes' packets come by UDP, which no Service has as a node port; 0 for none. It
+	// may change: see ReserveTunnel.
 	Tunnel uint16
 }
 

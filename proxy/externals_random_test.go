@@ -111,7 +111,7 @@ func (c *rivals) step(p *Proxy) {
 	}
 }
 
-// next is what becomes of a Service: it goes, is created anew before anybody heard that it had gone, or changes in part
+// next is what becomes of a Service: it is deleted, is created again before its deletion was seen, or changes in part
 // or altogether.
 func (c *rivals) next(name string, was *corev1.Service) *corev1.Service {
 	is := c.service(name)

@@ -96,7 +96,7 @@ func TestReservedAddresses(t *testing.T) {
 	})
 }
 
-// TestVirtualAddressMoves: the API's address is nobody's external IP while it is that.
+// TestVirtualAddressMoves: the API's address is no Service's external IP while it is that.
 func TestVirtualAddressMoves(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
@@ -211,7 +211,7 @@ func TestTunnelsAddresses(t *testing.T) {
 	}
 }
 
-// deaf is a back end that is told of endpoints and does nothing.
+// deaf is a back end that receives endpoints and does nothing.
 type deaf struct{ backend }
 
 func (deaf) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
@@ -225,7 +225,7 @@ func ingressOf(s *corev1.Service) (out []string) {
 	return out
 }
 
-// hearing is a back end that keeps what it was told last.
+// hearing is a back end that keeps what it received last.
 type hearing struct {
 	backend
 	now      map[string]*corev1.Service

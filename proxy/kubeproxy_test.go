@@ -55,7 +55,7 @@ func (b *testbed) differs(t *testing.T, what string) bool {
 	return slices.ContainsFunc(differences, func(d difference) bool { return d.what == what && d.mode == b.mode && d.of(t) })
 }
 
-// sayDifferences ends a case: it says what was found to be otherwise, and fails where something is listed that nobody
+// sayDifferences ends a case: it says what was found to be otherwise, and fails where something is listed that no case
 // asked for.
 func (b *testbed) sayDifferences(t *testing.T) {
 	for _, d := range differences {
@@ -73,7 +73,7 @@ func (d difference) of(t *testing.T) bool {
 	return strings.HasSuffix(t.Name(), "/"+strings.ReplaceAll(d.in, " ", "_"))
 }
 
-// TestDifferences: each is of a case that there is, or nobody would ever look for it.
+// TestDifferences: each difference belongs to a case that exists, as it would never be checked otherwise.
 func TestDifferences(t *testing.T) {
 	for _, d := range differences {
 		if !slices.ContainsFunc(cases, func(c serviceCase) bool { return c.name == d.in }) {

@@ -25,7 +25,7 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 
 // nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own;
 // nowhere when it is gone. Other nodes send to these what is for its pods: a Service that had one would get that, or
-// with IPVS keep it from all of them. Nobody checks what a node says there, so it counts for external IPs alone.
+// with IPVS keep it from all of them. What a node says there is not checked, so it counts for external IPs alone.
 func (p *Proxy) nodeTunnelAt(name, said string) {
 	if p.o.externals == nil {
 		return

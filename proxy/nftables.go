@@ -38,7 +38,7 @@ type nftables struct {
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
 	stale    []*staleChains // of each family; only sync touches it and what follows
-	synced   bool           // the proxier was told of complete lists
+	synced   bool           // the proxier received complete lists
 
 	mu       sync.Mutex
 	topology map[string]string

@@ -160,7 +160,7 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
-// A kernel that refuses the rules is told of, and tried again.
+// A kernel's refusal of the rules is reported, and the sync is tried again.
 func TestFailedSyncIsReported(t *testing.T) {
 	b := newTestbed(t, ModeNFTables)
 	b.service(t, nil)

@@ -52,8 +52,9 @@ func requestedPortsOf(svc *corev1.Service) []loadbalancer.Port {
 }
 
 // nodePort says why a Service's node port is not opened; empty if it is. A load balancer's Service that has the port at
-// nodes' addresses keeps it: whoever may write Services in one namespace could otherwise take what is sent to another
-// one's. Of the two the node port came later, since the load balancer gives nobody a port that is a node port already.
+// nodes' addresses keeps it: a user who may write Services in one namespace could otherwise take what is sent to
+// another one's. Of the two the node port came later, since the load balancer gives no Service a port that is a node
+// port already.
 func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why string) {
 	if slices.Contains(x.reserved.Ports, uint16(p.NodePort)) {
 		return fmt.Sprintf("the node port %d is the cluster's own", p.NodePort)

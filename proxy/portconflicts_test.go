@@ -76,8 +76,8 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 }
 
 // TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened
-// as nobody else's node port, in whichever order the Services come, and is as soon as the status is without it. So no
-// back end ever has both: in IPVS they would be one virtual server.
+// as no other Service's node port, in whichever order the Services come, and is as soon as the status is without it. So
+// no back end ever has both: in IPVS they would be one virtual server.
 func TestBalancersPortIsNoNodePort(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	o := Options{}

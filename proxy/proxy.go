@@ -44,7 +44,7 @@ type Options struct {
 	Reserved Reserved
 	// ResolvConf is the file of resolvers that pods inherit, beside the host's own; it may be empty.
 	ResolvConf string
-	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
+	// Informers are the node's shared caches, with Services, which the caller runs once the Proxy is made.
 	Informers *netinformers.Informers
 	// Unreachable, when set, names the nodes to whose endpoints nothing is sent from here as long as others remain.
 	Unreachable Unreachable
@@ -73,8 +73,8 @@ const (
 	fullSyncPeriod = time.Hour
 	// drainPeriod is how often to look whether an endpoint that is on its way out has lost its last connection.
 	drainPeriod = 10 * time.Second
-	// guardPeriod is how often to look whether somebody removed what the back end made, as a restart of a host firewall
-	// does.
+	// guardPeriod is how often to poll whether another program removed what the back end made, as a restart of a host
+	// firewall does.
 	guardPeriod = 30 * time.Second
 )
 

@@ -108,8 +108,8 @@ func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Opti
 	})
 }
 
-// synced says that all Services and EndpointSlices were told. The loop rests in between: it may otherwise wake for the
-// first event, see both, and write once more for the second.
+// synced says that all Services and EndpointSlices were received. The loop rests in between: it may otherwise wake for
+// the first event, see both, and write once more for the second.
 func synced(e events) {
 	e.OnServiceSynced()
 	synctest.Wait()

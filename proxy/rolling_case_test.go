@@ -45,9 +45,9 @@ const (
 	// tested.
 	askerPace = 20 * time.Millisecond
 	// askerWindow is how many answers tell who may be asked. IPVS gives the connections of an address to two endpoints
-	// in turn, whoever they come from, so that of any two that follow one another each endpoint has one; one client may
-	// get the same endpoint each time where another one connects as often, so what counts is the answers of all.
-	// nftables draws: with three askers it passes over an endpoint by chance once in 2^30.
+	// in turn, from whichever client they come, so that of any two that follow one another each endpoint has one; one
+	// client may get the same endpoint each time where another one connects as often, so what counts is the answers of
+	// all. nftables draws: with three askers it passes over an endpoint by chance once in 2^30.
 	askerWindow = 10
 )
 
@@ -57,7 +57,7 @@ type asker struct {
 	addr string
 
 	mu      sync.Mutex
-	answers []string // empty: nobody did
+	answers []string // empty: there was no answer
 	failed  []error
 }
 

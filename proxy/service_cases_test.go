@@ -180,7 +180,7 @@ func remembered(t *testing.T, c net.Conn) bool {
 }
 
 // forgotten waits until IPVS does not know a client's connection any more, each of whose packets has it look for the
-// Service. Nobody answers then.
+// Service. Then there is no answer.
 func forgotten(t *testing.T, c net.Conn) {
 	t.Helper()
 	_ = c.SetDeadline(time.Time{})

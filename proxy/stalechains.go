@@ -20,7 +20,7 @@ var staleChainsField = []string{"staleChains"}
 // reference.
 const staleAge = time.Second
 
-// staleChains remembers since when each chain of one proxier is needed by no Service. Upstream dates all of them anew
+// staleChains remembers since when each chain of one proxier is needed by no Service. Upstream dates all of them again
 // in each sync and deletes those whose date is older than staleAge: kube-proxy's syncs are that far apart. The front's
 // may be
 // 50 ms apart, and would neither delete a chain nor stop emptying all of them as long as Services change.

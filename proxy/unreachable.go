@@ -15,7 +15,7 @@ import (
 
 // Unreachable says which nodes this one cannot reach (internal/reachability).
 type Unreachable interface {
-	// Nodes are their names. Nobody changes the map.
+	// Nodes are their names. The map is not changed.
 	Nodes() map[string]bool
 	// Changed returns a channel that is closed when Nodes changes next.
 	Changed() <-chan struct{}
@@ -29,7 +29,7 @@ type Unreachable interface {
 type detour struct {
 	to backend
 
-	mu     sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
+	mu     sync.Mutex // held during calls of the back end, so that it receives a slice's states in their order
 	down   map[string]bool
 	groups map[group][]*seen
 }

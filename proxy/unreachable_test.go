@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// mirror is a back end that knows the slices as it was told of them, and notices events that contradict one another.
+// mirror is a back end that knows the slices as it received them, and notices events that contradict one another.
 type mirror struct {
 	backend
 	t      *testing.T
@@ -153,7 +153,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 	}
 }
 
-// Whatever changes in whatever order, the back end knows what one that begins now would be told.
+// Whatever changes in whatever order, the back end knows what one that begins now would receive.
 func TestDetourInAnyOrder(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -35,8 +35,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
-// TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it is told of
-// the same objects as kube-proxy tells it. A difference that is not listed here fails the test, and so does one that is
+// TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it receives
+// the same objects as kube-proxy gives it. A difference that is not listed here fails the test, and so does one that is
 // listed and is none.
 func TestSameRulesAsKubeProxy(t *testing.T) {
 	netns.RequireNFT(t)

@@ -72,7 +72,7 @@ func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 		default:
 			continue
 		}
-		if claim, err := p.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err == nil { // one that is not there yet was refused by nobody
+		if claim, err := p.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err == nil { // one that does not exist yet was not refused
 			claims = append(claims, claim.UID)
 		}
 	}
@@ -111,8 +111,8 @@ func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.
 }
 
 // pointsSince are a point for each eighth or so that a time is longer: of nodes that have been asked for a day, two
-// minutes apart, those that had to wait longest are told from the others as well as those that were asked within the
-// first seconds.
+// minutes apart, those that had to wait longest are distinguished from the others as well as those that were asked
+// within the first seconds.
 func pointsSince(refusal time.Duration) int64 {
 	return min(int64(refusedVolumesGrowth*math.Log1p(refusal.Seconds())), fwk.MaxScore-1)
 }

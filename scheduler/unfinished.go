@@ -12,7 +12,7 @@ import (
 )
 
 // unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is
-// told as deleted.
+// reported as deleted.
 type unfinishedPods struct{ netinformers.Informer }
 
 func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {

@@ -21,7 +21,7 @@ const (
 	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a
 	// second.
 	confirmWithin = 500 * time.Millisecond
-	// confirmPause is how long nobody is asked after a question that failed, however many packets come in: a leader
+	// confirmPause is the pause after a failed confirmation, however many packets come in: a leader
 	// without a majority would ask the voters for each of them.
 	confirmPause = 200 * time.Millisecond
 	// defendEvery is the least time between two announcements against one machine's claim (RFC 5227, DEFEND_INTERVAL).
@@ -34,7 +34,7 @@ const (
 // announceAt is when, after it began to answer, a machine tells everybody: packets get lost, and switches learn late.
 var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
 
-// Moment is a time by a clock that does not stop while the machine is suspended, and that nobody sets.
+// Moment is a time by a clock that does not stop while the machine is suspended, and that cannot be set.
 type Moment time.Duration
 
 // Now reads that clock.
@@ -54,10 +54,10 @@ type Announcement struct {
 	Address netip.Addr
 	Place   Place
 	// Confirm says until when this machine may answer. It is called when the time that it named last is over and
-	// somebody asks for the address; nothing is sent when it fails. So at rest it is not called at all.
+	// a machine asks for the address; nothing is sent when it fails. So at rest it is not called at all.
 	Confirm func(context.Context) (until Moment, err error)
-	// Conflict is told of each interface that uses the address besides this machine, when its claim was answered: at
-	// most every ten seconds. It may be nil.
+	// Conflict is called with each interface that uses the address besides this machine, when its claim was answered:
+	// at most every ten seconds. It may be nil.
 	Conflict func(other net.HardwareAddr)
 	Logger   *slog.Logger
 }
@@ -102,7 +102,7 @@ type responder struct {
 
 	mu       sync.Mutex
 	until    Moment
-	pause    Moment // nobody is asked before
+	pause    Moment // there is no confirmation before
 	defended map[hw]Moment
 	failed   string
 }

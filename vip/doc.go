@@ -7,7 +7,7 @@
 // silent. What comes in for the address is translated to an address of the machine by nftables rules (Redirects), and
 // that needs no process.
 //
-// It owns its packet sockets and the nftables tables named Table. It does not decide whose the address is: whoever
-// calls Announce says, for each answer, until when this machine may give it (Announcement.Confirm). It never changes
-// addresses, routes or kernel settings.
+// It owns its packet sockets and the nftables tables named Table. It does not decide which machine has the address: the
+// caller of Announce says, for each answer, until when this machine may give it (Announcement.Confirm). It never
+// changes addresses, routes or kernel settings.
 package vip

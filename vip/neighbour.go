@@ -4,7 +4,7 @@ package vip
 
 import "net/netip"
 
-// neighbour says what to do about frames that concern one address. It is told everything and does nothing itself.
+// neighbour says what to do about frames that concern one address. It receives everything and does nothing itself.
 type neighbour struct {
 	address netip.Addr
 	own     hw
@@ -83,7 +83,7 @@ func (n neighbour) announcements() [][]byte {
 	return [][]byte{m.frame(groupHW(allNodes))}
 }
 
-// probe asks who has the address, in a form that changes nobody's table (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
+// probe asks who has the address, in a form that changes no machine's table (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
 func (n neighbour) probe() []byte {
 	if n.address.Is4() {
 		return arp{op: opRequest, senderHW: n.own, sender: netip.IPv4Unspecified(), target: n.address}.frame(broadcast)

@@ -30,7 +30,7 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("%s is in use: the machine with the Ethernet address %s answers for it. Choose an address that nobody has and that no DHCP server gives out", e.Address, e.By)
 }
 
-// Probe asks the network whether somebody has an address, for about a second. It returns an InUseError if so.
+// Probe asks the network whether a machine has an address, for about a second. It returns an InUseError if so.
 func Probe(ctx context.Context, p Place, address netip.Addr) error {
 	s, err := open(p, address)
 	if err != nil {

@@ -24,7 +24,7 @@ type socket struct {
 }
 
 // open opens a socket. The kernel's filter lets through what is for the address only, so that other machines' questions
-// wake nobody.
+// wake no process.
 func open(p Place, address netip.Addr) (_ *socket, err error) {
 	protocol, filter := uint16(etherARP), filterARP
 	if address.Is6() {

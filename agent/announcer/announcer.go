@@ -52,15 +52,16 @@ type Options struct {
 	Links    func() ([]vip.Link, error)
 	Announce func(context.Context, vip.Announcement) error
 	Now      func() vip.Moment
-	// Probe asks the network who has an address; nil asks nobody.
+	// Probe asks the network which machine has an address; nil means no probe.
 	Probe func(context.Context, vip.Place, netip.Addr) error
 	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
 	Routers func() ([]netip.Addr, error)
-	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, and of
-	// those that it has proven and the record does not have as proven yet, each time that changes. It must not block.
+	// Report, when set, is called with the addresses for which this node is to answer and that other machines use, and
+	// of those that it has proven and the record does not have as proven yet, each time that changes. It must not
+	// block.
 	Report func(loadbalancer.Conflicts, loadbalancer.Proven)
-	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the
-	// kernel has the address itself, as with IPVS, and must not answer for it there.
+	// KeepSilent, when set, is called for each interface in whose network an address is, whichever node is the holder:
+	// the kernel has the address itself, as with IPVS, and must not answer for it there.
 	KeepSilent func(device string) error
 	Part       *status.Part
 	Logger     *slog.Logger

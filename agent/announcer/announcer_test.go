@@ -230,7 +230,7 @@ func TestNewAddressIsProven(t *testing.T) {
 }
 
 // TestProofIsSaid: the cluster hears that an address was proven until the record has it, and the record's change
-// disturbs nobody.
+// disturbs no other machine.
 func TestProofIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)

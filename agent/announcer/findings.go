@@ -17,7 +17,7 @@ import (
 )
 
 // findings are what the network says of this node's addresses: other machines that use them, and which of them were
-// proven to be nobody's.
+// proven to be unused.
 type findings struct {
 	mu     sync.Mutex
 	last   map[netip.Addr]claim
@@ -60,7 +60,7 @@ func (a *Announcer) claimed(address netip.Addr, by net.HardwareAddr) {
 	a.poke()
 }
 
-// prove returns when no other machine has an address that nobody has proven before; false when ctx is done before. No
+// prove returns when no other machine has an address that was not proven before; false when ctx is done before. No
 // node answers for it meanwhile.
 func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) bool {
 	for {

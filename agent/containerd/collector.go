@@ -37,7 +37,7 @@ type store interface {
 	GarbageCollect(context.Context) (gc.Stats, error)
 }
 
-// collector decides when what nobody refers to any more is collected. It stands in for containerd's own scheduler
+// collector decides when unreferenced content is collected. It stands in for containerd's own scheduler
 // (plugins/gc), which either decides by what earlier collections took, and waits for minutes on a slow disk while the
 // kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node
 // runs. This one sleeps until something is removed.
@@ -45,7 +45,7 @@ type collector struct {
 	store   store
 	changed atomic.Int32  // since the last collection
 	removed chan struct{} // one: there is something to collect
-	asked   chan struct{} // one: somebody waits
+	asked   chan struct{} // one: a caller waits
 
 	mu      sync.Mutex
 	waiting []chan<- collected
@@ -75,7 +75,7 @@ func signal(to chan<- struct{}) {
 
 // ScheduleAndWait collects at once, for who removes and wants the room. containerd's services call it.
 func (c *collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
-	done := make(chan collected, 1) // one: nobody may wait any more
+	done := make(chan collected, 1) // one: the caller may have given up
 	c.mu.Lock()
 	c.waiting = append(c.waiting, done)
 	c.mu.Unlock()
@@ -161,7 +161,7 @@ func registerCollector() {
 				return nil, errors.New("containerd's metadata is not collected as before")
 			}
 			c := newCollector(s)
-			go c.run(ic.Context) // until containerd stops; nobody can wait for it, as for upstream's
+			go c.run(ic.Context) // until containerd stops; there is no way to wait for it, as for upstream's
 			return c, nil
 		},
 	})

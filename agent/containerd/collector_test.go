@@ -16,7 +16,7 @@ import (
 type slowStore struct {
 	takes   []time.Duration
 	changed func(deletion bool)
-	done    chan time.Time // unbuffered: a collection that nobody expects is one too many
+	done    chan time.Time // unbuffered: a collection that the test does not expect is one too many
 	fails   error
 }
 
@@ -113,7 +113,7 @@ func TestCollectedWhenAsked(t *testing.T) {
 		if _, err := c.ScheduleAndWait(late); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("who stops waiting: %v", err)
 		}
-		<-s.done // it is for nobody
+		<-s.done // no caller waits for it
 		select {
 		case <-s.done:
 			t.Error("a collection of nothing")

@@ -30,7 +30,7 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 		State:           o.State,
 		RequiredPlugins: []string{"io.containerd.grpc.v1.cri"},
 		DisabledPlugins: []string{
-			// Both would count every call into a registry that nobody scrapes; the first panics when its metrics exist
+			// Both would count every call into a registry that is not scraped; the first panics when its metrics exist
 			// already.
 			"io.containerd.metrics.v1.grpc-prometheus",
 			"io.containerd.metrics.v1.grpc-otel",
@@ -77,7 +77,7 @@ func registryConfig(o Options) map[string]any {
 	return c
 }
 
-// transferConfig repeats what the image service was told: pulls go through the transfer service, which has settings of
+// transferConfig repeats the image service's settings: pulls go through the transfer service, which has settings of
 // its own.
 func transferConfig(o Options, snapshotter string) map[string]any {
 	return map[string]any{

@@ -50,7 +50,7 @@ func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtim
 // ask does what upstream does with each call that comes by the socket.
 func ask[Q, A any](ctx context.Context, cri criService, call func(context.Context, Q) (A, error), question Q) (A, error) {
 	var none A
-	if err := ctx.Err(); err != nil { // nobody in the service looks
+	if err := ctx.Err(); err != nil { // the service does not check
 		return none, status.FromContextError(err).Err()
 	}
 	if !cri.IsInitialized() {

@@ -48,7 +48,7 @@ type Folder struct {
 	failed map[string]fs.FileInfo // not tried again until they change
 }
 
-// errBusy says that somebody is still writing the file.
+// errBusy says that a program is still writing the file.
 var errBusy = errors.New("the file is still being written")
 
 func (f *Folder) open() error {
@@ -220,7 +220,7 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 	return true, saveRecord(f.RecordFile, f.record)
 }
 
-// beingWritten asks the kernel whether anybody has the file open for writing: it grants a read lease only when nobody
+// beingWritten asks the kernel whether the file is open for writing: it grants a read lease only when no program
 // has. Where leases do not exist the answer is no, and the time since the last change must do.
 func beingWritten(f *os.File) bool {
 	fd := f.Fd()

@@ -111,7 +111,7 @@ func (h *heldBlobs) uncompressed(ctx context.Context, layer ocispec.Descriptor) 
 		return "", err
 	}
 	if is, ok := info.Labels[labels.LabelUncompressed]; ok {
-		return digest.Parse(is) // whoever unpacked it has compared
+		return digest.Parse(is) // the program that unpacked it has compared
 	}
 	blob, err := h.Store.ReaderAt(ctx, layer)
 	if err != nil {

@@ -32,7 +32,7 @@ func blobStore(t *testing.T) (context.Context, Containerd) {
 	return ctx, s
 }
 
-// collectedStore is one that can be told to collect what nobody holds.
+// collectedStore is a store that collects unreferenced content on request.
 func collectedStore(t *testing.T) (context.Context, Containerd, *metadata.DB) {
 	t.Helper()
 	dir := t.TempDir()

@@ -40,7 +40,7 @@ func TestOtherLayers(t *testing.T) {
 	for name, c := range map[string]struct {
 		mediaType string
 		layers    [][]byte
-		said      string // of the first layer by its label, as whoever unpacked it has written it
+		said      string // of the first layer by its label, as written when it was unpacked
 		refused   bool
 	}{
 		"garbage":                              {mediaType: gzipped, layers: [][]byte{garbage}, refused: true},

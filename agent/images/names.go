@@ -37,7 +37,7 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 	if err != nil {
 		return images.Image{}, err
 	}
-	// What nobody names any more would be collected before the name is given back.
+	// Content without a name would be collected before the name is given back.
 	if lease, ok := leases.FromContext(ctx); ok {
 		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(), Type: "content"}); err != nil {
 			return images.Image{}, fmt.Errorf("keep what the image %s was: %w", im.Name, err)
@@ -68,7 +68,7 @@ func (w *writtenNames) ready(im images.Image) {
 	}
 }
 
-// takeBack gives the names of images that are not ready what they stood for, unless somebody else has written them
+// takeBack gives the names of images that are not ready what they stood for, unless another client has written them
 // since.
 func (w *writtenNames) takeBack(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)

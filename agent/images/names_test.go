@@ -95,7 +95,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 			}
 			asBefore()
 
-			// What nobody names is collected in between.
+			// Content without a name is collected in between.
 			leased, done, err := s.Client.WithLease(ctx)
 			if err != nil {
 				t.Fatal(err)

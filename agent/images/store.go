@@ -4,7 +4,7 @@
 // and archives that the operator puts into the images folder.
 //
 // It owns the record of which archive it has imported. It never removes an image: that is the operator's to do, and the
-// kubelet's garbage collection leaves imported images alone, because nobody could fetch them again.
+// kubelet's garbage collection leaves imported images alone, because they could not be fetched again.
 package images
 
 import (

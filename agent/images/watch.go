@@ -12,7 +12,7 @@ import (
 )
 
 // Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it
-// has not changed for Settle and nobody has it open for writing.
+// has not changed for Settle and no program has it open for writing.
 func (f *Folder) Run(ctx context.Context) error {
 	if err := f.open(); err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 )
 
 // claims are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another
-// program of the machine. Whoever is first keeps a port: a program as long as it listens, the ingress as long as it is
+// program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it is
 // served.
 type claims struct {
 	ours map[int]bool
@@ -81,7 +81,7 @@ func (c *claims) problem() string {
 }
 
 // servicePorts are the TCP ports of the Services of Ingresses and Gateways at nodes' addresses. At addresses that are
-// no node's, as those of a pool, other programs are in nobody's way.
+// no node's, as those of a pool, other programs are no conflict.
 func (n *Node) servicePorts() []int {
 	var all []*corev1.Service
 	if svc, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service); err == nil {

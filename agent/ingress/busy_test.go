@@ -4,7 +4,7 @@ package ingress
 
 import "testing"
 
-// TestClaims: whoever is first keeps a port, also over the end of this process.
+// TestClaims: the first one keeps a port, also over the end of this process.
 func TestClaims(t *testing.T) {
 	nginx := map[int]string{80: "nginx, process 7"}
 	type look struct {

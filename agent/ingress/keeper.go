@@ -21,9 +21,9 @@ import (
 // are called by one goroutine.
 //
 // The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record
-// before it gets its first table, and accepts from that on. One that nobody has recorded gets no table, accepts nothing
-// and ends by itself. The old one is told to drain once the new one has answered. A run that finds several that were
-// not told goes on with the newest that answers, and tells the others when that has its table.
+// before it gets its first table, and accepts from that on. One that is not recorded gets no table, accepts nothing
+// and ends by itself. The old one gets the order to drain once the new one has answered. A run that finds several that
+// were without that order goes on with the newest that answers, and orders the others to drain when that has its table.
 type keeper struct {
 	dir, program string
 	at           []netip.Addr
@@ -35,7 +35,7 @@ type keeper struct {
 	record       record
 	held         *sockets
 	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what
-	// the process has not been told yet.
+	// the process has not received yet.
 	sites   map[string]int
 	failed  map[string]error
 	changed socketChange
@@ -120,8 +120,8 @@ func (k *keeper) start(patient bool) error {
 	return nil
 }
 
-// listen opens and closes sockets of Gateways' ports; the proxy is told with the next put. Without held sockets it is
-// told when another one takes over.
+// listen opens and closes sockets of Gateways' ports; the proxy learns it with the next put. Without held sockets it is
+// informed when another one takes over.
 func (k *keeper) listen(sites map[string]int) {
 	k.sites = sites
 	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
@@ -141,7 +141,7 @@ func (k *keeper) guarded() []int {
 	return out
 }
 
-// put has the proxy serve by a table. Others that were not told so before drain then.
+// put has the proxy serve by a table. Others that were not informed before drain then.
 func (k *keeper) put(ctx context.Context, t table.Sections) (map[string]string, error) {
 	problems, err := k.now.put(ctx, t, k.held, k.changed)
 	if err != nil {

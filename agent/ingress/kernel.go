@@ -125,7 +125,7 @@ func numbers[N int | uint16](all []N) string {
 	return strings.Join(out, ", ")
 }
 
-// apply writes the table anew, as a whole.
+// apply replaces the table as a whole.
 func apply(ctx context.Context, rules map[string][]string) error {
 	nft, err := knftables.New(knftables.InetFamily, nfttable.IngressTable)
 	if err != nil {
@@ -200,7 +200,7 @@ func (n *Node) nodeAddresses() []netip.Addr {
 	return out
 }
 
-// tableDeleted has protect write the table again, unless it was this program that had deleted it, to write it anew.
+// tableDeleted has protect write the table again, unless this program itself had deleted it to replace it.
 func (n *Node) tableDeleted() {
 	there, err := nfttable.Exists(Table())
 	if err == nil && there {

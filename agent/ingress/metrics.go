@@ -29,10 +29,10 @@ var (
 // question asks the goroutine that has the proxy for its counters.
 type question struct {
 	ctx    context.Context
-	answer chan<- *table.Stats // capacity 1: whoever asks may have given up
+	answer chan<- *table.Stats // capacity 1: the caller may have given up
 }
 
-// Metrics are the proxy's counters as Prometheus has them. They are asked for when somebody collects them, and there
+// Metrics are the proxy's counters as Prometheus has them. They are requested when they are collected, and there
 // are none without a proxy.
 type Metrics struct{ n *Node }
 

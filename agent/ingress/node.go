@@ -49,7 +49,7 @@ type Options struct {
 	Unreachable proxy.Unreachable
 	// PodNetworkOf is this node's name where coracle makes the pod network, and empty where another plugin does.
 	PodNetworkOf string
-	// Nodes, Services and EndpointSlices are the node's caches; they are run by somebody else.
+	// Nodes, Services and EndpointSlices are the node's caches; the caller runs them.
 	Nodes          coreinformers.NodeInformer
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
@@ -70,7 +70,7 @@ type Node struct {
 	o    Options
 	wake chan struct{} // capacity 1: one says that an object has changed
 	gone chan struct{} // capacity 1: one says that another program may have deleted the kernel's table
-	// questions are asked by those who collect Metrics; no room: without a proxy nobody answers.
+	// questions are asked by those who collect Metrics; no room: without a proxy there is no answer.
 	questions chan question
 	// rules are those of the kernel as they were written last.
 	rules string

@@ -33,7 +33,7 @@ type entry struct {
 	Program string `json:"program"`
 	// Socket is the name of its control socket in the folder.
 	Socket string `json:"socket"`
-	// Draining says that it was told that another process has taken over.
+	// Draining says that it was informed that another process has taken over.
 	Draining bool `json:"draining,omitempty"`
 }
 
@@ -124,7 +124,7 @@ func controlSockets(dir string) []string {
 	return paths
 }
 
-// recoverRecord makes the record anew where it cannot be read: each proxy says on its control socket which process it
+// recoverRecord rebuilds the record where it cannot be read: each proxy says on its control socket which process it
 // is.
 func recoverRecord(dir string) record {
 	var r record
@@ -132,7 +132,7 @@ func recoverRecord(dir string) record {
 		e := entry{Socket: name}
 		p, s, err := adopt(dir, e)
 		if err != nil {
-			continue // nobody listens there
+			continue // no process listens there
 		}
 		e.PID = p.answeredPID
 		p.close()

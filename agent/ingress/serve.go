@@ -160,7 +160,7 @@ func (s *serving) begin(ctx context.Context) error {
 }
 
 // sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's
-// part has to begin anew.
+// part has to begin again.
 func (s *serving) sync(ctx context.Context) error {
 	k := s.keeper
 	for s.begun && ctx.Err() == nil {
@@ -214,7 +214,7 @@ func (s *serving) guard(ctx context.Context) error {
 		return nil
 	}
 	if err := s.protect(ctx, s.keeper.guarded(), s.keeper.guardedUDP()); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("ingress: %w", err) // it serves nobody without
+		return fmt.Errorf("ingress: %w", err) // it cannot serve without
 	}
 	return nil
 }

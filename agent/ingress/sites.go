@@ -20,7 +20,7 @@ import (
 
 // siteSockets are the names of the sockets of a table's sites, with their ports. Of two sites with one port the first
 // by its name has it; the server that compiled the table sees to it that there are none. A port that is not for
-// Gateways has nobody.
+// Gateways has no claimant.
 func siteSockets(t table.Sections) map[string]int {
 	out, taken := map[string]int{}, map[uint16]bool{}
 	for _, key := range slices.Sorted(maps.Keys(t)) {
@@ -42,7 +42,7 @@ func siteSockets(t table.Sections) map[string]int {
 // ofGateway says whether a socket is that of a Gateway's port.
 func ofGateway(name string) bool { return !strings.HasPrefix(name, table.SiteIngress+"/") }
 
-// socketChange is what a proxy has to be told after the sockets have become others: names that it closes, and then
+// socketChange is what a proxy has to receive after the sockets have become others: names that it closes, and then
 // names that it has from now on.
 type socketChange struct {
 	closed map[string]int // with their ports, which are guarded until the proxy has closed them
@@ -98,7 +98,7 @@ func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, cha
 		}
 		err := s.listen(at, name, want[name])
 		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond) // the kernel tells nobody when a port becomes free
+			time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
 			err = s.listen(at, name, want[name])
 		}
 		if err != nil {

@@ -121,25 +121,25 @@ func (s *sockets) serve(at []netip.Addr) bool {
 	return true
 }
 
-// closedWithin is how long a proxy that was told to end may take to close its sockets.
+// closedWithin is how long a proxy that was asked to end may take to close its sockets.
 const closedWithin = 2 * time.Second
 
 // listenAll opens for each of the node's addresses one socket for HTTP and one for HTTPS. All addresses have the same
-// ports: the usual ones, or others where somebody has those. Where a proxy was ended for it, patient waits until that
-// has closed its sockets.
+// ports: the usual ones, or others where another program has those. Where a proxy was ended for it, patient waits until
+// that has closed its sockets.
 func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
 	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
 		name = table.SiteIngress + "/" + name
 		err := s.listen(at, name, port)
 		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond) // the kernel tells nobody when a port becomes free
+			time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
 			err = s.listen(at, name, port)
 		}
 		if err == nil {
 			continue
 		}
-		if err := s.listen(at, name, 0); err != nil { // somebody has the port
+		if err := s.listen(at, name, 0); err != nil { // another program has the port
 			s.close()
 			return nil, err
 		}

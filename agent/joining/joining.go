@@ -42,7 +42,7 @@ import (
 )
 
 const (
-	// firstPause and maxPause are how long to wait between questions that nobody answers.
+	// firstPause and maxPause are how long to wait between requests that get no answer.
 	firstPause, maxPause = time.Second, 15 * time.Second
 	// renewCheck is how often the certificates' dates are looked at, newsCheck how often a machine asks that has had no
 	// answer since it started.
@@ -106,7 +106,7 @@ type state struct {
 }
 
 // Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error.
-// A machine that has joined before needs nobody's answer as long as its certificates are valid.
+// A machine that has joined before needs no server's answer as long as its certificates are valid.
 func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -174,7 +174,7 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 			return ctx.Err()
 		case errors.Is(err, protocol.ErrUnreachable):
 		case errors.As(err, &refusal) && refusal.Passing():
-		case refusal == nil && len(n.GossipKeys().Keys) > 0: // it has joined before: somebody else may have the server's address by now
+		case refusal == nil && len(n.GossipKeys().Keys) > 0: // it has joined before: another machine may have the server's address by now
 		default:
 			return fmt.Errorf("joining the cluster at %s: %w", n.o.Server.Host, err)
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestAllMoved: this machine and the servers have other addresses, and at the servers' old one is somebody else. A
+// TestAllMoved: this machine and the servers have other addresses, and another machine has the servers' old one. A
 // machine that has joined before looks for the servers, by the keys that it kept, until it has found one; its
 // certificates may have run out.
 func TestAllMoved(t *testing.T) {
@@ -46,7 +46,7 @@ func TestAllMoved(t *testing.T) {
 				if searches++; !bytes.Equal(with.Keys[0], keys.Keys[0]) {
 					t.Errorf("it looks with other keys than those of the cluster: %v", with.Generation)
 				}
-				if searches == 2 { // nobody answers at first
+				if searches == 2 { // no server answers at first
 					found = []string{s.address}
 				}
 			}
@@ -60,7 +60,7 @@ func TestAllMoved(t *testing.T) {
 	}
 }
 
-// TestStrangerAtFirst: a machine that has never joined is told what answers at the address that it was given.
+// TestStrangerAtFirst: a machine that has never joined reports what answers at the address that it was given.
 func TestStrangerAtFirst(t *testing.T) {
 	s := newServers(t)
 	o := s.options(t.TempDir())

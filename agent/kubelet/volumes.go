@@ -21,13 +21,15 @@ const (
 	// volumesPause is how long the two loops of upstream's volume manager pause between two rounds. Upstream has them
 	// pause for volumesUsual, which was most of the time that a pod takes to start (docs/adr/0040).
 	volumesPause = 10 * time.Millisecond
-	// volumesUsual is the time between two rounds while a wait lasts longer than volumesFirst, and for a while after it.
+	// volumesUsual is the time between two rounds while a wait lasts longer than volumesFirst, and for a while after
+	// it.
 	volumesUsual = 100 * time.Millisecond
-	// volumesRest is the time between two rounds while no pod waits for volumes. Upstream's pace was a third of all that
-	// woke a node at rest (docs/adr/0040).
+	// volumesRest is the time between two rounds while no pod waits for volumes. Upstream's pace was a third of all
+	// that woke a node at rest (docs/adr/0040).
 	volumesRest = 2 * time.Second
-	// volumesAfter is for how long the loops keep upstream's pace after a wait: the ConfigMaps and Secrets of a pod that
-	// runs are written again. After a wait for mounts it is volumesLong, since a device is unmounted after its volumes.
+	// volumesAfter is for how long the loops keep upstream's pace after a wait: the ConfigMaps and Secrets of a pod
+	// that runs are written again. After a wait for mounts it is volumesLong, since a device is unmounted after its
+	// volumes.
 	volumesAfter = 500 * time.Millisecond
 	volumesLong  = 3 * time.Second
 	// volumesAtOnce is what a wait takes at most where nothing was to be mounted or unmounted.
@@ -35,8 +37,9 @@ const (
 	// volumesStart is how long the loops keep upstream's pace at first: volumes of an earlier run are reconstructed.
 	volumesStart = time.Minute
 	// volumesFirst is for how long after its beginning a wait has the loops run with volumesPause alone. It polls every
-	// volumesStep until then; upstream polls every 300 ms. Most volumes are directories, which are made within milliseconds. A pod
-	// that waits for longer, for a ConfigMap that is missing, costs no more than with upstream's pace.
+	// volumesStep until then; upstream polls every 300 ms. Most volumes are directories, which are made within
+	// milliseconds. A pod that waits for longer, for a ConfigMap that is missing, costs no more than with upstream's
+	// pace.
 	volumesFirst = time.Second
 	volumesStep  = 5 * time.Millisecond
 	// volumesSecond is how much later the loop that mounts is woken than the one that finds out what is to be mounted.

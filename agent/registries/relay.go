@@ -187,12 +187,12 @@ func routeKey(registry, endpoint string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(registry + " " + endpoint))
 }
 
-// url is what containerd is told instead of the endpoint.
+// url is what containerd gets instead of the endpoint.
 func (r *Relay) url(registry, endpoint string) string {
 	return fmt.Sprintf("http://%s/%s/%s", r.listener.Addr(), r.secret, routeKey(registry, endpoint))
 }
 
-// Run serves until ctx is done. After an error it may be called again: it listens where containerd was told to ask.
+// Run serves until ctx is done. After an error it may be called again: it listens at the address that containerd has.
 func (r *Relay) Run(ctx context.Context) error {
 	if r.ran {
 		again, err := net.Listen("tcp", r.listener.Addr().String())

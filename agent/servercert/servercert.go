@@ -72,7 +72,7 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) erro
 }
 
 // NamesAddress says whether the certificate that was shown is for the address, host:port, that was dialled. If it is
-// not, somebody may have passed the connection on to a server: an agent does.
+// not, another machine may have passed the connection on to a server: an agent does.
 func NamesAddress(s tls.ConnectionState, address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	return err == nil && len(s.PeerCertificates) > 0 && s.PeerCertificates[0].VerifyHostname(host) == nil

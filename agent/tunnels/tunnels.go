@@ -33,7 +33,7 @@ const (
 	dialTimeout = 5 * time.Second
 	// streamTimeout bounds connecting to an address of this node.
 	streamTimeout = 10 * time.Second
-	// lasting is how long a connection has to last to count as one: a server that does not want this node hangs up at
+	// lasting is how long a connection has to last to count as one: a server that does not want this node closes it at
 	// once.
 	lasting = 10 * time.Second
 )
@@ -51,10 +51,10 @@ type Options struct {
 	// Volumes, when set, answers a server that asks for the node's volumes, at localvolume.Target. It closes the
 	// connection and returns.
 	Volumes func(context.Context, net.Conn)
-	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's
-	// certificate names that address: nobody has passed the connection on. It must not block.
+	// Answered is called each time that a server has answered, once a second while it does. itself says that the
+	// server's certificate names that address: no machine has passed the connection on. It must not block.
 	Answered func(server string, itself bool)
-	// Ended is told each time that a connection to a server has ended. It must not block.
+	// Ended is called each time that a connection to a server has ended. It must not block.
 	Ended func(server string)
 	// Until is nodetunnel.Node's, for pings.
 	Until func(period time.Duration) time.Duration

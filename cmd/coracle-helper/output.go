@@ -22,7 +22,7 @@ import (
 const handOver = 10 * time.Second
 
 // outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd
-// reads. Upstream's service below writes into FIFOs of ours; above, nobody sees them: State reports the names that
+// reads. Upstream's service below writes into FIFOs of ours; above, they are not seen: State reports the names that
 // containerd gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started
 // them.
 //

@@ -4,7 +4,7 @@
 // hands it the table over one of them, and may go away: the proxy serves on. It holds no credentials of the cluster,
 // opens no files and no sockets but those to endpoints.
 //
-// It accepts connections from the first table on, and ends when its agent goes away before that: then nobody knows of
+// It accepts connections from the first table on, and ends when its agent goes away before that: then no agent knows of
 // it.
 //
 // SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0.
@@ -48,7 +48,7 @@ func main() {
 // claimWithin is how long the agent may take from starting the process to its first table.
 const claimWithin = time.Minute
 
-// errAbandoned says that the process has no table and nobody who would send one.
+// errAbandoned says that the process has no table and no agent that would send one.
 var errAbandoned = errors.New("no agent has sent a table")
 
 // run serves on the sockets of the given names until ctx is done or one fails.
@@ -95,7 +95,7 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	select {
 	case <-claimed:
 		all.Go(func() {
-			defer cancel(nil) // one socket that fails drains the others; the agent starts the process anew
+			defer cancel(nil) // one socket that fails drains the others; the agent restarts the process
 			failures[1] = listeners.Serve(ctx)
 		})
 	case <-time.After(claimWithin):
@@ -139,7 +139,7 @@ const maxFile = 2 * maxLog
 // harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, being traced
 // by others of its user, and large files.
 func harden() error {
-	// The attribute is a thread's, and Go has several already. All are told at once, which cgo (only the race
+	// The attribute is a thread's, and Go has several already. All are set at once, which cgo (only the race
 	// detector's build has it) does not support.
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno != 0 && errno != syscall.ENOTSUP {

@@ -69,7 +69,7 @@ func runKubectl() {
 }
 
 func runCtr() {
-	version.Version = strings.TrimSuffix(version.Version, "+unknown") // of a build that its linker told nothing
+	version.Version = strings.TrimSuffix(version.Version, "+unknown") // of a build without the linker's version
 	if err := ctr.New().Run(context.Background(), os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "ctr:", err)
 		os.Exit(1)

@@ -33,13 +33,13 @@ import (
 )
 
 const (
-	// keysAsk is how long to wait between questions for the gossip keys that nobody answered.
+	// keysAsk is how long to wait between questions for the gossip keys that got no answer.
 	keysAsk = 5 * time.Second
 	// aloneAsk is how often a node that hears no other member asks for the keys: they may have been replaced meanwhile.
 	aloneAsk = time.Minute
 )
 
-// agentPort is what an agent shows to other machines: gossip, and the way to a server for whoever takes this machine
+// agentPort is what an agent shows to other machines: gossip, and the way to a server for a machine that takes this one
 // for one.
 type agentPort struct {
 	mux     *alpnmux.Mux
@@ -148,7 +148,7 @@ func (a *agentMember) member() (*gossip.Member, error) {
 
 func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir, "members.json") }
 
-// lostRounds is how often in a row a member has to be lost before a person is told.
+// lostRounds is how often in a row a member has to be lost before the status shows it.
 const lostRounds = 4
 
 // lost says that the API is reached through no server. It is asked in each round in which the member looks for others.
@@ -216,8 +216,8 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	}
 }
 
-// outdated says whether others have newer keys, or may have: one with the old ones alone hears nobody. Who has just
-// joined hears nobody yet, and has the keys of a moment ago.
+// outdated says whether others have newer keys, or may have: one with the old ones alone hears no member. One that has
+// just joined hears no member yet, and has the keys of a moment ago.
 func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
 	return alone(members) && now.Sub(a.told) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {

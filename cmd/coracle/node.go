@@ -35,15 +35,15 @@ type node struct {
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
-	// answered, when set, is told each time that one of them has answered.
+	// answered, when set, is called each time that one of them has answered.
 	answered func(server string, itself bool)
-	// ended, when set, is told each time that one of them has ended the node's connection.
+	// ended, when set, is called each time that one of them has ended the node's connection.
 	ended func(server string)
 	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
 	reach *reachability.Watch
 	// volumes are where local volumes lie on the machine.
 	volumes *localvolume.Folders
-	// podSubnets is told of the node's.
+	// podSubnets is called with the node's.
 	podSubnets func([]netip.Prefix)
 }
 

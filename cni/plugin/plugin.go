@@ -42,7 +42,7 @@ func Run(ctx context.Context, o Options) int {
 		out, _ = json.Marshal(err)
 	}
 	if len(out) > 0 {
-		// Nothing can be told to anybody when standard output is gone.
+		// There is no way to report an error when standard output is closed.
 		_, _ = o.Stdout.Write(append(out, '\n'))
 	}
 	if err != nil {

@@ -392,7 +392,7 @@ func (m *Manager) show() {
 	}
 }
 
-// errNoNode says that nobody could answer a challenge.
+// errNoNode says that no node could answer a challenge.
 var errNoNode = errors.New("no node serves Ingresses yet")
 
 // hostsText names hosts in a sentence.

@@ -198,7 +198,7 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 	if target == nil {
 		_, err = secrets.Create(ctx, s, metav1.CreateOptions{})
 	} else {
-		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{}) // a conflict means that somebody else has changed it
+		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{}) // a conflict means that another client has changed it
 	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("writing the certificate into the Secret %s: %w", o.Secret, err)
@@ -221,7 +221,7 @@ func (m *Manager) refused(ctx context.Context, o compile.Order, v verdict, now t
 	return p.Next, m.save(ctx, o.Secret, p)
 }
 
-// accountLost has the next attempt register anew where the authority does not know the account any more. It returns
+// accountLost has the next attempt register again where the authority does not know the account any more. It returns
 // err.
 func (m *Manager) accountLost(ctx context.Context, err error) error {
 	if e := (*acme.Error)(nil); !errors.As(err, &e) || e.ProblemType != noAccount {

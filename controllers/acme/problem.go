@@ -44,7 +44,7 @@ type verdict struct {
 	// refused says that the authority has judged the order, which counts against its limits.
 	refused bool
 	// wait is the least time to another attempt that the authority asks for, and until a moment before which another
-	// would be in vain.
+	// would fail.
 	wait  time.Duration
 	until time.Time
 	// pause is how long no other order is begun either.

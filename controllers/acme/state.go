@@ -33,7 +33,7 @@ import (
 const (
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
 	// madeAnnotation marks the Secrets that this package made: it is the hash of their certificate, so that one that
-	// somebody else put there is not ours.
+	// another client put there is not coracle's.
 	madeAnnotation = "coracle.dev/acme"
 	// foreign begins annotations of Secrets that cert-manager keeps.
 	foreign = "cert-manager.io/"

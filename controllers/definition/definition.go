@@ -58,8 +58,8 @@ func (k Kind) Read() (*unstructured.Unstructured, error) {
 }
 
 // Define has the cluster know the kind, and returns when its objects are served. A definition of this version or of a
-// later one is left as it is, so that servers of two versions do not replace each other's; so is one that somebody else
-// has made.
+// later one is left as it is, so that servers of two versions do not replace each other's; so is one that another
+// client has made.
 func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 	want, err := k.Read()
 	if err != nil {
@@ -97,7 +97,7 @@ func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 }
 
 func numberOf(u *unstructured.Unstructured) int {
-	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 of one that somebody else has made
+	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 of one that another client has made
 	return n
 }
 
@@ -117,7 +117,7 @@ func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
 	}
 }
 
-// Defined says whether the cluster has the kind, by coracle or by somebody else.
+// Defined says whether the cluster has the kind, by coracle or by another client.
 func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 	want, err := k.Read()
 	if err != nil {
@@ -131,7 +131,7 @@ func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 }
 
 // Remove takes the kind out of a cluster that does without it. While there are objects it stays: they would go with it,
-// and somebody has written them. It returns how many there are.
+// and a client has written them. It returns how many there are.
 func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err error) {
 	want, err := k.Read()
 	if err != nil {

@@ -65,7 +65,7 @@ type Options struct {
 	LeastCheck time.Duration
 	// FirstWait is the pause after a first failure; 5 s when zero.
 	FirstWait time.Duration
-	// Disabled lets go of all charts and removes the kinds, if nobody has written objects of them.
+	// Disabled lets go of all charts and removes the kinds, if there are no objects of them.
 	Disabled bool
 	// Wanted, when it delivers, has the kinds defined at once and not when a node is ready. nil: never.
 	Wanted <-chan struct{}

@@ -23,7 +23,7 @@ const (
 	settled = 2 * time.Second
 )
 
-// files are charts that lie on this machine, told apart by what is in them: a copy of a chart is the same chart. One is
+// files are charts that lie on this machine, identified by their content: a copy of a chart is the same chart. One is
 // read when its size, its time, or the file itself is another one than when it was read last. It is the loop's alone.
 type files struct {
 	folders []string

@@ -64,7 +64,7 @@ func slim(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	u = u.DeepCopy() // whoever gave it may keep it
+	u = u.DeepCopy() // the caller may keep it
 	u.SetManagedFields(nil)
 	if a := u.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
 		a = maps.Clone(a)
@@ -90,7 +90,7 @@ type found struct {
 	charts  []*kinds.HelmChart // by name
 	configs map[types.NamespacedName]*kinds.HelmChartConfig
 	// broken says of charts why they or their configs cannot be read. The API server has compared them with the
-	// definition, which may be somebody else's, and takes numbers that are too large and durations that are none.
+	// definition, which may be another program's, and takes numbers that are too large and durations that are none.
 	broken map[types.NamespacedName]string
 }
 

@@ -16,7 +16,7 @@ import (
 const (
 	// Finalizer keeps a HelmChart that is deleted until its release is gone.
 	Finalizer = "coracle.dev/helm-release"
-	// k3sFinalizer is on HelmCharts that come from a k3s cluster, where nobody but us would take it away.
+	// k3sFinalizer is on HelmCharts that come from a k3s cluster, where no other controller would take it away.
 	k3sFinalizer = "wrangler.cattle.io/on-helm-chart-remove"
 	// Unmanaged is k3s' annotation that leaves a chart's release alone.
 	Unmanaged = "helmcharts.helm.cattle.io/unmanaged"
@@ -67,7 +67,7 @@ type Tries struct {
 	Next    time.Time // when it may be tried again
 	Reason  string
 	Message string
-	// Final says that nobody tries again; After is the release at that time.
+	// Final says that there is no further try; After is the release at that time.
 	Final bool
 	After Release
 }
@@ -121,7 +121,7 @@ type Decision struct {
 	Event *Event
 }
 
-// Event is one that is told of a chart.
+// Event is one that is written about a chart.
 type Event struct {
 	Warning         bool
 	Reason, Message string
@@ -151,7 +151,7 @@ func Target(c *kinds.HelmChart) string {
 	return c.Namespace
 }
 
-// Managed says whether a chart is this controller's. One that names no chart is nobody's, as with k3s.
+// Managed says whether a chart is this controller's. One that names no chart has no controller, as with k3s.
 func Managed(c *kinds.HelmChart) bool {
 	if _, unmanaged := c.Annotations[Unmanaged]; unmanaged {
 		return false
@@ -229,8 +229,8 @@ func (v *View) kept() Decision {
 	c := v.Chart
 	switch {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
-		// A first installation that nobody wants any more. An upgrade is waited for: its hooks may be half-way through
-		// somebody's data.
+		// A first installation that is not wanted any more. An upgrade is waited for: its hooks may be half-way through
+		// a user's data.
 		return Decision{Step: Interrupt}
 	case v.Work != nil && v.Work.Check && v.done() && v.Problem == nil:
 		return Decision{Status: v.deployed()}
@@ -253,7 +253,7 @@ func (v *View) kept() Decision {
 	}
 	t := &v.Tries
 	if t.Key != v.Key || t.Final && t.After != v.Release {
-		t = &Tries{} // something has changed, or somebody has taken care of it
+		t = &Tries{} // something has changed, or a user has taken care of it
 	}
 	switch {
 	case t.Final:
@@ -307,7 +307,7 @@ func (v *View) done() bool {
 	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision && s.Reconciled == v.Chart.Annotations[Reconcile]
 }
 
-// changedByOthers says whether somebody else has made the newest revision, after we were done.
+// changedByOthers says whether another client has made the newest revision, after coracle was done.
 func (v *View) changedByOthers() bool {
 	s := v.Chart.Status
 	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision && conditionOf(&s, kinds.Ready).Reason == ReasonDeployed

@@ -165,7 +165,7 @@ func (c *Controller) meet(all found) {
 		case present[name]:
 		case e.work != nil:
 			e.work.unwanted = true
-			e.work.cancel() // somebody took the finalizer away
+			e.work.cancel() // a client removed the finalizer
 		default:
 			delete(c.entries, name)
 		}

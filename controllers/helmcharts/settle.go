@@ -48,7 +48,7 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	c.tell(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
 }
 
-// done notes a success. It returns a failure where the release is not what it should be now: somebody else may have
+// done notes a success. It returns a failure where the release is not what it should be now: another client may have
 // been at work on it.
 func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
 	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)

@@ -55,7 +55,7 @@ type Options struct {
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
-	// Certificates, when set, is told in each round which certificates are to be got by ACME; nil gets none. It must
+	// Certificates, when set, is called in each round with the certificates to get by ACME; nil gets none. It must
 	// not block.
 	Certificates func([]compile.Order)
 	// Built is when this program was built: by a clock that shows an earlier time no certificate is made. Zero if it is
@@ -263,7 +263,7 @@ func (c *Controller) compile() (compile.Result, error) {
 	return compile.Desired(s)
 }
 
-// own is the Service, or nil when there is none, or one that somebody else has made.
+// own is the Service, or nil when there is none, or one that another client has made.
 func (c *Controller) own() *corev1.Service {
 	svc, err := c.services.Services(metav1.NamespaceSystem).Get(table.Service)
 	if err != nil || svc.Labels[managedBy] != manager {

@@ -82,7 +82,7 @@ func portsOf(n *corev1.Node) map[string]int32 {
 }
 
 // BusyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At
-// addresses that are no node's, as those of a pool, they are in nobody's way.
+// addresses that are no node's, as those of a pool, they are no conflict.
 func BusyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
 	if ownAddresses(svc, nodes) {
 		return nil

@@ -58,7 +58,7 @@ func (d *deleter) Delete() error {
 }
 
 // wanted fails if a volume is to stay after all. Upstream's controller hands on what its cache has of the volume, which
-// may be older than the claim's deletion by which it was told to act: who has just said that a volume is to be
+// may be older than the claim's deletion that made it act: a user who has just said that a volume is to be
 // retained, and then deleted its claim, would lose the data. It also keeps a server that does not know yet that it
 // leads no more from removing anything, since it gets no answer.
 func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {

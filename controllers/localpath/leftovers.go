@@ -164,7 +164,7 @@ func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (go
 	}
 	for _, path := range paths {
 		folder, name, ok := localvolume.Split(path)
-		if ok { // what somebody else wrote there is forgotten
+		if ok { // what another client wrote there is forgotten
 			pv, _, _ := strings.Cut(name, "_")
 			_, err := v.o.Client.CoreV1().PersistentVolumes().Get(ctx, pv, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {

@@ -60,7 +60,7 @@ type Options struct {
 	NodeInformer   coreinformers.NodeInformer
 	VolumeInformer coreinformers.PersistentVolumeInformer
 	Nodes          Nodes
-	// Refusals is told of each claim that a node gave no volume.
+	// Refusals gets each claim that a node gave no volume.
 	Refusals *Refusals
 	// Context ends what the plugin waits for; upstream's calls of plugins have none.
 	Context context.Context

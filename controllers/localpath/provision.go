@@ -123,8 +123,8 @@ func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity
 	return nil
 }
 
-// parse finds a volume's folder and its directory in there. A volume of another making is an error: whoever may write
-// PersistentVolumes may write any path, and nothing there would be this package's.
+// parse finds a volume's folder and its directory in there. A volume of another making is an error: a user who may
+// write PersistentVolumes may write any path, and nothing there would be this package's.
 func parse(pv *corev1.PersistentVolume) (folder, name string, err error) {
 	folder, name, ok := localvolume.Split(pathOf(pv))
 	if !ok || !strings.HasPrefix(name, pv.Name+"_") {

@@ -15,15 +15,15 @@ const (
 	// Upstream's controller of volumes waits after each failure of a claim, half a second and then twice as long each
 	// time, up to two minutes; so that is some seven hundred of them.
 	refusalsLast = 24 * time.Hour
-	// refusalsMost is how many are remembered, in two or three megabytes; then the oldest one is forgotten. Whoever may
-	// write claims can have as many of them refused as he likes.
+	// refusalsMost is how many are remembered, in two or three megabytes; then the oldest one is forgotten. A user who
+	// may write claims can have as many of them refused as he likes.
 	refusalsMost = 20_000
 )
 
 // Refusals remembers for a while which nodes gave a claim no volume: they have no room, no such folder, or do not
-// answer. The scheduler is told (scheduler.Options), for it knows nothing of that and would choose the same node again
-// for as long as it likes that node best. It is kept in memory alone: a server that begins to lead asks each node once
-// more. It is safe for concurrent use, and nil remembers nothing.
+// answer. The scheduler gets them (scheduler.Options), for it knows nothing of that and would choose the same node
+// again for as long as it likes that node best. It is kept in memory alone: a server that begins to lead asks each node
+// once more. It is safe for concurrent use, and nil remembers nothing.
 type Refusals struct {
 	now func() time.Time
 

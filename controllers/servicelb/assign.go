@@ -20,10 +20,11 @@ const (
 	// look is how often it is asked whether the nodes that answer for addresses are alive. At rest without such
 	// addresses nothing is asked.
 	look = 250 * time.Millisecond
-	// lateBy is by how much a look has to be late for this server to have been paused: it has heard nobody meanwhile.
+	// lateBy is by how much a poll has to be late for this server to have been paused: it has received nothing
+	// meanwhile.
 	lateBy = 500 * time.Millisecond
-	// reread is how often the record is read again while there are such addresses: somebody may have deleted it, and
-	// nobody would answer any more.
+	// reread is how often the record is read again while there are such addresses: a client may have deleted it, and
+	// no node would answer any more.
 	reread = 10 * time.Second
 	// settle is how long nodes get to be heard again after that.
 	settle = time.Second
@@ -35,7 +36,7 @@ type holders struct {
 	said       said
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
 	read       time.Time         // when it was
-	none       bool              // nobody has ever written one
+	none       bool              // none was ever written
 	record     loadbalancer.Record
 	settled    bool // the last round wrote all it had to
 	trustFrom  time.Time
@@ -104,7 +105,7 @@ func (c *Controller) load(ctx context.Context) error {
 		return err
 	}
 	record, err := loadbalancer.Read(have.Data)
-	if err != nil { // somebody has written it by hand: all begins anew
+	if err != nil { // it was written by hand: all begins again
 		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
 		record = loadbalancer.Record{}
 	}

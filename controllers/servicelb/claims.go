@@ -95,8 +95,8 @@ func portsOf(svc *corev1.Service) []Port {
 	return out
 }
 
-// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever nobody
-// has a place yet, as on a new node.
+// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever no
+// Service has a place yet, as on a new node.
 func (c claims) all(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
 	for _, p := range held(svc) {

@@ -331,7 +331,7 @@ func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws
 }
 
 // write makes a Service's status what it has to be, if the Service is still the one that was looked at. lost are
-// addresses that it had and nobody gives out any more.
+// addresses that it had and that no pool gives out any more.
 func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want

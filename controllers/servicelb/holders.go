@@ -87,7 +87,7 @@ func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 
 // Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the
 // live candidate with the fewest. One whose candidates are all silent stays where it is: then it is more probably this
-// server that hears nothing. term is a number that no earlier change has had. An address that nobody has proven yet, or
+// server that hears nothing. term is a number that no earlier change has had. An address that is not proven yet, or
 // that is in use elsewhere, is new to its holder.
 func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) loadbalancer.Record {
 	out, load := loadbalancer.Record{}, map[string]int{}
@@ -107,7 +107,7 @@ func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if len(could) == 0 {
 			if h := before[a]; h.Node != "" {
-				out[a] = loadbalancer.Holder{Term: term, New: isNew(h, said, a)} // nobody, until there is somebody
+				out[a] = loadbalancer.Holder{Term: term, New: isNew(h, said, a)} // no holder, until there is a candidate
 			} else {
 				out[a] = before[a]
 			}

@@ -13,8 +13,8 @@ import (
 
 // withJoined is the plan once more where it gives an address of a pool that the Service has not had: a machine that has
 // joined, and whose Node was deleted, may come back with that, and could not register if a Service had it. What
-// Services have is not asked for, and not taken from them: whoever has a token may say any address. An error says that
-// these machines are not known; then nobody may get a new address.
+// Services have is not asked for, and not taken from them: a machine with a token may claim any address. An error says
+// that these machines are not known; then no Service may get a new address.
 func (c *Controller) withJoined(ctx context.Context, s *State, plan map[types.NamespacedName]Verdict) (map[types.NamespacedName]Verdict, error) {
 	gets := func(svc *corev1.Service) bool {
 		v, has := plan[key(svc)], had(svc)

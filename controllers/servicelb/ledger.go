@@ -17,16 +17,16 @@ const maxRange = 1 << 16
 type ledger struct {
 	*State
 	barred []netip.Addr // nodes' addresses, and other ones that have an owner
-	// named are addresses that Services have among their external IPs. They are given out last, and when somebody asks
-	// for them: whoever may write Services in one namespace must not keep addresses from others, or take them away. At
-	// such an address the proxies serve the load balancer.
+	// named are addresses that Services have among their external IPs. They are given out last, and when a Service asks
+	// for them: a user who may write Services in one namespace must not keep addresses from others, or take them away.
+	// At such an address the proxies serve the load balancer.
 	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
 	has     map[*corev1.Service][]netip.Addr
 	// releasing are addresses that a Service has by its status alone, see releases.
 	releasing map[netip.Addr]*corev1.Service
-	// searches are how far each pool's ranges were looked through: in one plan nobody gives an address back, so that
-	// what was taken once stays taken.
+	// searches are how far each pool's ranges were looked through: in one plan no Service gives an address back, so
+	// that what was taken once stays taken.
 	searches map[rangeOf]*search
 }
 
@@ -147,7 +147,7 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 	return last
 }
 
-// free is the first address of a range that nobody has and nobody names, and the first one that only is named; the zero
+// free is the first address of a range that is neither used nor named, and the first one that only is named; the zero
 // one where there is none. Each address is looked at once in a plan, however many Services want one.
 func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 	s, of := l.searches[r], r.pool.Ranges[r.i]

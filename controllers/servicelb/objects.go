@@ -64,7 +64,7 @@ func (o *objects) run(ctx context.Context) {
 	}
 }
 
-// removeKind takes the kind away, unless somebody has written objects of it.
+// removeKind takes the kind away, unless there are objects of it.
 func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger) {
 	definition.UntilDone(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
 		left, err := addresspool.Kind().Remove(ctx, client)

@@ -16,7 +16,7 @@ import (
 const (
 	// ReasonServed is the one of a Service that has all it asks for.
 	ReasonServed = "Served"
-	// ReasonPortInUse says that somebody else has one of its ports, at some or all addresses.
+	// ReasonPortInUse says that another Service or program has one of its ports, at some or all addresses.
 	ReasonPortInUse = "PortInUse"
 	// ReasonNodePortRange says that one of its ports is of the node ports' range, and not its own node port.
 	ReasonNodePortRange = "NodePortRange"
@@ -31,7 +31,7 @@ type Verdict struct {
 	// Pool says that the addresses are of the pool, and have to be announced.
 	Pool      bool
 	Addresses []netip.Addr
-	// kept are places at nodes' addresses where it is not served at present, and that nobody else gets.
+	// kept are places at nodes' addresses where it is not served at present, and that no other Service gets.
 	kept []place
 	// released is what its status says that it has, and what it has given up.
 	released []place

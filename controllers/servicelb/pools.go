@@ -99,7 +99,7 @@ const (
 	ReasonReady = "Ready"
 	// ReasonBadAddresses says that some of spec.addresses cannot be addresses of Services.
 	ReasonBadAddresses = "BadAddresses"
-	// ReasonBadSelector says that a selector cannot be understood. The pool is for nobody then.
+	// ReasonBadSelector says that a selector cannot be understood. The pool is for no Service then.
 	ReasonBadSelector = "BadSelector"
 	// ReasonOverlap says that another pool has some of the addresses.
 	ReasonOverlap = "Overlap"

@@ -22,7 +22,7 @@ type place struct {
 
 // owner is who has a place.
 type owner struct {
-	// service has it itself; the zero name if it is somebody else.
+	// service has it itself; the zero name if it is another program.
 	service types.NamespacedName
 	// pod has it as a host port. A Service that leads to this very pod does not mind.
 	pod *corev1.Pod
@@ -35,7 +35,7 @@ type ports map[place][]owner
 
 func (p ports) take(at place, by owner) { p[at] = append(p[at], by) }
 
-// other is somebody else than the Service that has the place.
+// other is another owner of the place than the Service itself.
 func (p ports) other(at place, svc *corev1.Service) (owner, bool) {
 	for _, at := range []place{at, {port: at.port}} {
 		for _, o := range p[at] {

@@ -20,8 +20,8 @@ import (
 )
 
 // releases are what Services have by their status and not any more in this plan, since they or the cluster have given
-// it up: places, and with the zero port addresses of a pool. Nobody else gets any of it before that status was written.
-// By its status a Service that takes a place back has it still, and who had got it meanwhile would lose it.
+// it up: places, and with the zero port addresses of a pool. No other Service gets any of it before that status was
+// written. By its status a Service that takes a place back has it still, and who had got it meanwhile would lose it.
 type releases map[types.NamespacedName][]place
 
 // releases has to be asked when the Services have what they keep, and nothing new yet.
@@ -46,7 +46,7 @@ func (l *ledger) releases(services []*corev1.Service, c claims) releases {
 	return out
 }
 
-// with are the claims, and the places that are being released and that nobody else has.
+// with are the claims, and the places that are being released and that no other Service has.
 func (c claims) with(r releases) claims {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {

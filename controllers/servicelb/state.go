@@ -57,7 +57,7 @@ type State struct {
 	InUse map[netip.Addr]string
 	// Namespaces are the labels of the namespaces, where a pool asks for them.
 	Namespaces map[string]labels.Set
-	// Disabled is the load balancer that serves nobody, and takes back what it gave.
+	// Disabled is the load balancer that serves no Service, and takes back what it gave.
 	Disabled bool
 }
 

@@ -13,12 +13,12 @@ import (
 func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	have := meta.FindStatusCondition(svc.Status.Conditions, Condition)
 	if !v.Ours && have == nil && v.refused == "" && meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition) == nil {
-		return &svc.Status, false // somebody else's, as most are
+		return &svc.Status, false // another controller's, as most are
 	}
 	out := svc.Status.DeepCopy()
 	changed := nodePorts(&out.Conditions, v.refused)
 	if !v.Ours && have == nil {
-		return out, changed // the addresses are somebody else's
+		return out, changed // another controller gave the addresses
 	}
 	out.LoadBalancer = corev1.LoadBalancerStatus{}
 	if !v.Ours {

@@ -29,7 +29,7 @@ func (u unsure) note(svc *corev1.Service, err error) {
 	}
 }
 
-// ask reads the Services of which nobody knows what was written, as if that had been the answer.
+// ask reads the Services whose last write is not known to have succeeded, as if that had been the answer.
 func (c *Controller) ask(ctx context.Context) error {
 	for k := range c.unsure {
 		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})

@@ -25,7 +25,7 @@ var ErrStragglers = errors.New("goroutines outlived their term of leadership")
 // asking the runtime is the only way to know that none is left. Labels cost nothing while the term runs.
 const tallyLabel = "coracle.dev/term"
 
-// processWide are the goroutines of which a process has one, whoever happens to start it first, by a function on their
+// processWide are the goroutines of which a process has one, whichever part starts it first, by a function on their
 // stacks. They may carry a term's label and outlive it.
 var processWide = []string{
 	"os/signal.loop", // the scheduler's cache debugger asks to hear of SIGUSR2
@@ -63,7 +63,7 @@ func newTally(ctx context.Context) (*tally, context.Context) {
 }
 
 // exempt keeps the account to the client's side. A goroutine that begins below the transport (a connection's loops, or
-// the API server's own with the in-memory loopback) belongs to whoever owns that side and may outlive the term. The
+// the API server's own with the in-memory loopback) belongs to the owner of that side and may outlive the term. The
 // goroutine that waits for the answer is the term's: the round trip stands for it.
 func (t *tally) exempt(next http.RoundTripper) http.RoundTripper {
 	return exempting{next: next, tally: t}

@@ -45,7 +45,7 @@ type Order struct {
 	Ingresses []*networkingv1.Ingress
 }
 
-// asksACME says whether an Ingress' certificates are to be got by ACME, and are nobody else's.
+// asksACME says whether an Ingress' certificates are to be got by ACME, and by no other controller.
 func asksACME(ing *networkingv1.Ingress) bool {
 	if ing.Annotations[acmeAnnotation] != "true" {
 		return false

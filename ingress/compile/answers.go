@@ -84,7 +84,7 @@ func (o *options) fallbackOf(name string) {
 	o.policy.Fallback = f
 }
 
-// namedBy is the fallback of a route: it is told the Service that it stands for.
+// namedBy is the fallback of a route: it gets the Service that it stands for.
 func namedBy(f *table.Fallback, b *networkingv1.IngressBackend) *table.Fallback {
 	if f == nil || b.Service == nil {
 		return f

@@ -3,7 +3,7 @@
 // Package compile turns Ingress objects into the table of the ingress proxy.
 //
 // Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it
-// fail. It also says what is wrong with which object (Finding); whoever leads writes that as events. It reads no API
+// fail. It also says what is wrong with which object (Finding); the leader writes that as events. It reads no API
 // and writes none.
 package compile
 

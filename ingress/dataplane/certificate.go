@@ -126,7 +126,7 @@ func serverName(state *tls.ConnectionState) string {
 }
 
 // ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it; it is
-// made anew by each process.
+// made by each process.
 func ownCertificate(now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -31,7 +31,7 @@ const (
 type Control struct {
 	// Proxy gets the table.
 	Proxy *Proxy
-	// Logger is told of each agent.
+	// Logger logs each agent.
 	Logger *slog.Logger
 	// Listeners are handed to an agent that asks for them, and get the sockets that it sends.
 	Listeners *Listeners

@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// allowedOrigin is what scripts of the request's origin are told; empty for an origin that is not among those of the
+// allowedOrigin is the answer for scripts of the request's origin; empty for an origin that is not among those of the
 // route.
 func (x *exchange) allowedOrigin(c *table.CORS) string {
 	said := x.in.Header.Get("Origin")

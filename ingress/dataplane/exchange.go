@@ -19,10 +19,10 @@ import (
 )
 
 // answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body
-// that nobody reads.
+// that is not read.
 const answerTime = 5 * time.Second
 
-// maxUnread is how much of a body that nobody reads is read so that the connection can go on.
+// maxUnread is how much of an unread body is read so that the connection can go on.
 const maxUnread = 256 << 10
 
 // errIdle is the cause of the end of an exchange in which nothing moved for too long.
@@ -271,7 +271,7 @@ func (x *exchange) prepare() {
 func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out := x.in.WithContext(x.ctx)
 	out.Header = x.out
-	// Opaque goes out as it is, while Path would be escaped anew.
+	// Opaque goes out as it is, while Path would be escaped again.
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
 	if x.policy != nil {
 		x.policy.rename(out)

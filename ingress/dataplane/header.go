@@ -91,7 +91,7 @@ func contains(networks []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// hopsHeader counts the proxies that a request has passed, whoever sent it to the next one. An authentication server's
+// hopsHeader counts the proxies that a request has passed, wherever they are. An authentication server's
 // name, or an endpoint, may lead to an address of ours, and without an end one request would become thousands.
 const (
 	hopsHeader = "X-Coracle-Hops"

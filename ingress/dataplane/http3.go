@@ -174,7 +174,7 @@ type (
 
 // ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it takes no more connections,
 // tells clients so (GOAWAY), waits for requests at most as long as Options.DrainTimeout, closes what is left and
-// returns nil when ctx ended it. It closes conn. Nobody else may read from the socket. There is no 0-RTT: who records
+// returns nil when ctx ended it. It closes conn. No other reader may use the socket. There is no 0-RTT: who records
 // such a request can send it again.
 func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) error {
 	defer func() { _ = conn.Close() }()
@@ -244,8 +244,8 @@ func (p *Proxy) shaken() {
 	}
 }
 
-// resetPurpose is another one for each address: with one key for all, whoever has seen the connection ID of a client
-// would have another socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
+// resetPurpose is another one for each address: with one key for all, an attacker who has seen the connection ID of a
+// client would have another socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
 func resetPurpose(at net.Addr) string { return "stateless reset at " + at.String() }
 
 // derive makes a key for one purpose.

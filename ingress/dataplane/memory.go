@@ -59,7 +59,7 @@ const (
 	plenty = 8
 	// scarce is where sources that have much get no more, and short where they lose connections.
 	scarce, short = 11, 15
-	// none is where nobody gets anything.
+	// none is where no request gets anything.
 	none = 17
 )
 

@@ -3,7 +3,7 @@
 // Package dataplane serves HTTP by a table of hosts, certificates and endpoints: the data plane of the ingress proxy.
 //
 // It owns the listeners that it is given and the connections to endpoints, and routes requests by the table that Apply
-// was told last. It knows nothing of Kubernetes and keeps nothing; it reads files and resolves names for authentication
+// got last. It knows nothing of Kubernetes and keeps nothing; it reads files and resolves names for authentication
 // servers outside alone. Its goroutines: those of net/http, two for each tunnel (tunnel.go), one for each Serve, and
 // one for the agent's connection (control.go); Serve and Control.Serve wait for theirs.
 package dataplane

@@ -243,8 +243,8 @@ func (h *listener) introduce(to http.Header, in *http.Request) {
 	}
 }
 
-// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no
-// failure of the proxy.
+// panicked counts a panic of the request's own and reports whether the client could get an answer. http.ErrAbortHandler
+// is no failure of the proxy.
 func (x *exchange) panicked(cause any) bool {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		x.proxy.stats.Panics.Add(1)

@@ -15,7 +15,7 @@ import (
 )
 
 // appProtocols are the protocols that a Service's port may name, as the table has them without and with TLS. Others
-// outside of the domain kubernetes.io are taken for HTTP/1.1: nobody says what they mean.
+// outside of the domain kubernetes.io are taken for HTTP/1.1: their meaning is not defined.
 var appProtocols = map[string]struct{ plain, tls string }{
 	"kubernetes.io/h2c": {table.H2C, table.H2},
 	"kubernetes.io/ws":  {table.HTTP1, table.HTTPS1},

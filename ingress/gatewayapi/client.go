@@ -2,7 +2,7 @@
 
 // Package gatewayapi reads objects of the Gateway API from an API server, and writes their status.
 //
-// It owns informers of them, which run only while somebody wants them; it decides nothing: that is ingress/gateway. A
+// It owns informers of them, which run only while they are used; it decides nothing: that is ingress/gateway. A
 // cluster whose CustomResourceDefinitions lack some of the kinds has no objects of these. The clients that the Gateway
 // API's module has are not used: they are for all of its versions, and a program with them is larger.
 package gatewayapi

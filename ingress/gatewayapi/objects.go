@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 )
 
-// Objects are those of the cluster, followed as long as somebody uses them.
+// Objects are those of the cluster, followed as long as they are used.
 type Objects struct {
 	client  *Client
 	changed func()

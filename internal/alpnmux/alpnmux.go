@@ -37,7 +37,7 @@ type Options struct {
 	// Waiting is how many connections may wait; 1024 when zero. One more, and the oldest of the source that has
 	// the most is closed: clients that say nothing must not keep others out.
 	Waiting int
-	// Logger is told of a port that does not accept; slog.Default() when nil.
+	// Logger logs a port that does not accept; slog.Default() when nil.
 	Logger *slog.Logger
 }
 
@@ -119,7 +119,7 @@ func (m *Mux) accept() {
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
-			_ = m.end() // it was closed by somebody else, perhaps
+			_ = m.end() // its user may have closed it
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
@@ -143,7 +143,7 @@ type pending struct {
 
 func (p *pending) drop() {
 	p.once.Do(func() { close(p.gone) })
-	_ = p.Close() // nobody to tell
+	_ = p.Close() // no caller to report to
 }
 
 // take routes a connection beside others.
@@ -191,7 +191,7 @@ func (m *Mux) find(protocols []string) *route {
 // route is a listener for some of the port's connections.
 type route struct {
 	m      *Mux
-	conns  chan net.Conn // unbuffered: a connection is the Mux's until somebody has it
+	conns  chan net.Conn // unbuffered: a connection is the Mux's until a listener has it
 	closed chan struct{}
 	once   sync.Once
 }

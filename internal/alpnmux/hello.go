@@ -10,9 +10,9 @@ import (
 )
 
 // maxHello bounds what is read of a connection before it is routed, the heads of TLS records included: a client that is
-// nobody yet must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket that
-// holds a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when it
-// routes by ALPN, takes 16 KiB as well (preread_buffer_size).
+// not authenticated must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket
+// that holds a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when
+// it routes by ALPN, takes 16 KiB as well (preread_buffer_size).
 const maxHello = 16 << 10
 
 // errSeen ends crypto/tls's handshake once it has parsed the ClientHello.

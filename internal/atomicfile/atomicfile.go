@@ -59,7 +59,7 @@ func SyncDir(dir string) error {
 }
 
 // WriteIfDifferent is Write, but leaves a file alone that holds data and has the mode already: no wear, no wake-up
-// of whoever watches it. It reports whether it wrote.
+// of its watchers. It reports whether it wrote.
 func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) {
 	old, err := os.ReadFile(path)
 	if err == nil && string(old) == string(data) {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prune removes the sets in bin other than keep that nobody needs. Two kinds of process need one: a coracle, which
+// prune removes the sets in bin other than keep that no process needs. Two kinds of process need one: a coracle, which
 // holds a lock on it, and a program started from it, as the shims of pods that an older version started are: they run
 // the runc beside them when their pod stops.
 func prune(bin, keep, proc string) error {
@@ -100,7 +100,7 @@ func runningFrom(bin, proc string) (map[string]bool, error) {
 		}
 		exe, err := os.Readlink(filepath.Join(proc, e.Name(), "exe"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
-			continue // a kernel thread, gone meanwhile, or somebody else's
+			continue // a kernel thread, exited meanwhile, or another user's
 		}
 		if err != nil {
 			return nil, fmt.Errorf("see what process %s runs: %w", e.Name(), err)

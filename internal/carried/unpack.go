@@ -46,7 +46,7 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	if err := removeTemps(bin); err != nil {
 		return err
 	}
-	if !complete(x, d.Path) { // nobody else was faster
+	if !complete(x, d.Path) { // no other process was faster
 		if err := place(src, x, bin, d.Path); err != nil {
 			return err
 		}

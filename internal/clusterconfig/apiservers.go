@@ -12,7 +12,7 @@ import (
 )
 
 // Ready are the addresses, host:port, of the servers to which clients are sent. The slices have the others as well,
-// those that are away or about to join, as not ready: nobody may take their addresses.
+// those that are away or about to join, as not ready: no Service may take their addresses.
 func Ready(slices []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for _, slice := range slices {

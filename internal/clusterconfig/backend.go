@@ -16,7 +16,7 @@ import (
 
 const (
 	// BackendConfigMap, in kube-system, has the cluster's back end: what is there counts, for all nodes. A cluster
-	// begins with what its first server was told.
+	// begins with the setting of its first server.
 	BackendConfigMap = "network-backend.coracle"
 	// BackendData is its key; the value is one of NetworkBackends.
 	BackendData = "backend"
@@ -37,8 +37,8 @@ func RunningBackends() []string {
 	return slices.DeleteFunc(slices.Clone(NetworkBackends), func(name string) bool { return name == NetworkNone })
 }
 
-// ReadBackend is the back end that the cluster last told the server with that folder; empty where it has told none that
-// this program knows, or the file is damaged: it is written again when the cluster tells it.
+// ReadBackend is the back end that the cluster last gave the server with that folder; empty where it has given none
+// that this program knows, or the file is damaged: it is written again when the cluster tells it.
 func ReadBackend(serverDir string) string {
 	data, err := os.ReadFile(filepath.Join(serverDir, backendFile))
 	var kept keptBackend

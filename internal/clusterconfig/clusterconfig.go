@@ -39,11 +39,11 @@ type Settings struct {
 	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters
 	// that began before there was this setting: there each server goes by its own.
 	NoMetrics *bool `json:"noMetrics,omitempty"`
-	// NoHelm leaves HelmCharts to another controller, or to nobody. It is nil likewise.
+	// NoHelm leaves HelmCharts to another controller, or to none. It is nil likewise.
 	NoHelm *bool `json:"noHelm,omitempty"`
-	// NoIngress leaves Ingresses to another controller, or to nobody. It is nil likewise.
+	// NoIngress leaves Ingresses to another controller, or to none. It is nil likewise.
 	NoIngress *bool `json:"noIngress,omitempty"`
-	// NoGateway leaves the Gateway API to another controller, or to nobody. It is nil likewise.
+	// NoGateway leaves the Gateway API to another controller, or to none. It is nil likewise.
 	NoGateway *bool `json:"noGateway,omitempty"`
 	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
 	NoManifests *bool `json:"noManifests,omitempty"`

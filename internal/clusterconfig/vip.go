@@ -28,7 +28,7 @@ type keptVIPs struct {
 }
 
 // ReadVIPs reads what a server's folder keeps of the cluster's virtual addresses. It is not known before the server has
-// seen the cluster's, or has been told when it joined.
+// seen the cluster's, or has received it when it joined.
 func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) {
 	path := filepath.Join(serverDir, vipFile)
 	data, err := os.ReadFile(path)

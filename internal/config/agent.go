@@ -7,7 +7,7 @@ import (
 	"net/url"
 )
 
-// Agent is all that coracle agent is told, checked and complete.
+// Agent holds all settings of coracle agent, checked and complete.
 type Agent struct {
 	Paths   Paths
 	Logging Logging

@@ -31,7 +31,7 @@ type Paths struct {
 
 	// Directly below DataDir.
 	ManifestsDir string
-	// ChartFolders are where charts lie that a HelmChart names by file; nobody makes them.
+	// ChartFolders are where charts lie that a HelmChart names by file; coracle does not make them.
 	ChartFolders []string
 	ImagesDir    string
 	BinDir       string

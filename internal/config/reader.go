@@ -22,10 +22,10 @@ func (r *reader) bad(src Source, format string, args ...any) {
 	r.problems = append(r.problems, src.String()+": "+fmt.Sprintf(format, args...))
 }
 
-// given says whether somebody set it.
+// given says whether it was set.
 func (r *reader) given(name string) bool { _, ok := r.vals[name]; return ok }
 
-// one returns the value of a setting that holds one, its default when nobody set it.
+// one returns the value of a setting that holds one, its default when it was not set.
 func (r *reader) one(name string) item {
 	s := Lookup(name)
 	if items := r.vals[name]; len(items) > 0 {
@@ -167,7 +167,7 @@ func (r *reader) path(name string) string {
 	return abs
 }
 
-// existing returns the absolute path of a file that must be readable if somebody named it.
+// existing returns the absolute path of a file that must be readable if it was named.
 func (r *reader) existing(name string) string {
 	p := r.path(name)
 	if p == "" || !r.given(name) {

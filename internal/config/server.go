@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Server is all that coracle server is told, checked and complete: every default is filled in.
+// Server holds all settings of coracle server, checked and complete: every default is filled in.
 type Server struct {
 	Paths   Paths
 	Logging Logging

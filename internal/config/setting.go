@@ -62,7 +62,7 @@ type Setting struct {
 	Holder   string   // what stands for the value in the help, such as CIDR
 	Default  string   // the value when nothing is given
 	Computed string   // how the default comes about when it is no fixed value
-	Values   []string // all allowed values, when they can be told
+	Values   []string // all allowed values, when they can be listed
 	Files    bool     // completion offers file names
 	Dirs     bool     // completion offers folders
 	Help     string   // one sentence or two, no full stop at the end

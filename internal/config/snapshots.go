@@ -122,7 +122,7 @@ func (r *reader) schedule() cron.Schedule {
 	return nil
 }
 
-// SnapshotTool is what the commands below coracle snapshot are told.
+// SnapshotTool holds the settings of the commands below coracle snapshot.
 type SnapshotTool struct {
 	Tool
 	Snapshots Snapshots

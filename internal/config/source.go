@@ -35,7 +35,7 @@ type item struct {
 	src  Source
 }
 
-// values are the given values by name of the setting. A setting that nobody gave is absent.
+// values are the given values by name of the setting. A setting that was not given is absent.
 type values map[string][]item
 
 // overlay puts the values of a stronger source over those of a weaker one, whole settings at a time.

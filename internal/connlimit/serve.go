@@ -31,7 +31,7 @@ func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.
 		running.Go(func() {
 			defer identified()
 			defer hangUp()
-			closed := context.AfterFunc(own, func() { _ = c.Close() }) // nobody to tell
+			closed := context.AfterFunc(own, func() { _ = c.Close() }) // no caller to report to
 			serve(own, c, identified)
 			if closed() {
 				_ = c.Close()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package connlimit bounds the connections of a port that have not said yet who they are. A port that stops accepting
-// when there are too many can be closed to everybody by clients that say nothing. So it accepts always, and hangs up on
-// a connection of the source that has the most of them, the one that has waited longest: whoever has something to say
-// needs a moment only, and clients of other sources keep theirs. A source is an IPv4 address or a /64 of IPv6.
+// when there are too many can be closed to everybody by clients that say nothing. So it accepts always, and closes
+// a connection of the source that has the most of them, the one that has waited longest: a client that has something to
+// say needs a moment only, and clients of other sources keep theirs. A source is an IPv4 address or a /64 of IPv6.
 //
 // A Table owns no connection and starts no goroutine; Serve is the loop that the ports of servers have in common.
 package connlimit
@@ -43,7 +43,7 @@ func sourceOf(remote net.Addr) netip.Prefix {
 	return prefix
 }
 
-// Add takes a connection from remote in. If there are more than Max then, it hangs up on the oldest of the source that
+// Add takes a connection from remote in. If there are more than Max then, it closes the oldest of the source that
 // has the most. It returns false if the Table is closed. Done must be called when the connection has said who it is, or
 // is gone. HangUp may be called until then, once; it must not block.
 func (t *Table) Add(remote net.Addr, hangUp func()) (done func(), ok bool) {
@@ -99,7 +99,7 @@ func (t *Table) remove(e *list.Element) {
 	}
 }
 
-// Close hangs up on all that wait, and takes nothing in any more.
+// Close closes all that wait, and takes nothing in any more.
 func (t *Table) Close() {
 	t.mu.Lock()
 	t.closed = true

@@ -25,8 +25,8 @@ const (
 // Program is who has made a chain, as far as it shows.
 type Program string
 
-// The programs that are told apart. The last two are for rules whose owner is not known: what made them is known from
-// how they are written.
+// The programs that are distinguished. The last two are for rules whose owner is not known: what made them is known
+// from how they are written.
 const (
 	UFW       Program = "ufw"
 	Firewalld Program = "firewalld"

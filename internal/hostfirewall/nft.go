@@ -18,7 +18,7 @@ var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet",
 // own says whether a table is coracle's, or the Service proxy's, which is upstream's and has this name.
 func own(table string) bool { return strings.HasPrefix(table, "coracle") || table == "kube-proxy" }
 
-// reloading is firewalld's table while it loads its rules anew: it drops all that is new, for a second.
+// reloading is firewalld's table while it reloads its rules: it drops all that is new, for a second.
 const reloading = "firewalld_policy_drop"
 
 // Find lists the closed chains of all other programs' tables in nftables, in which iptables-nft writes too. It does not

@@ -34,7 +34,7 @@ func Trim() error {
 }
 
 // ReadPagesSingly makes the kernel read of the program's file only the pages that are used, each when it is: a slower
-// start, in which a control group with a tight limit is not charged for what nobody asked for. Newer kernels (seen on
+// start, in which a control group with a tight limit is not charged for what was not requested. Newer kernels (seen on
 // Linux
 // 6.18) read around a fault in code all the same; data and Go's tables are the larger half of the program.
 func ReadPagesSingly() error { return advise(unix.MADV_RANDOM) }

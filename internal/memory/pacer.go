@@ -135,7 +135,7 @@ func (p *Pacer) await(burst bool) {
 			p.mu.Unlock()
 			select {
 			case p.over <- struct{}{}:
-			default: // nobody has heard of the one before
+			default: // the one before was not received yet
 			}
 		})
 	}

@@ -22,7 +22,8 @@ func (i Informer) only(h cache.ResourceEventHandler) cache.ResourceEventHandler 
 	return cache.FilteringResourceEventHandler{FilterFunc: i.Shows, Handler: h}
 }
 
-// Object is what a handler's argument is about: itself, or the last that was known of an object whose end nobody saw.
+// Object is what a handler's argument is about: itself, or the last that was known of an object whose deletion was
+// missed.
 func Object(argument any) any {
 	if gone, ok := argument.(cache.DeletedFinalStateUnknown); ok {
 		return gone.Obj

@@ -68,8 +68,8 @@ type Options struct {
 type Informers struct {
 	o       Options
 	factory informers.SharedInformerFactory
-	peers   informers.SharedInformerFactory // of what is watched only when somebody needs it
-	needed  chan struct{}                   // closed when somebody does
+	peers   informers.SharedInformerFactory // of what is watched only when it is needed
+	needed  chan struct{}                   // closed when they are
 	need    sync.Once
 	running atomic.Bool
 }
@@ -112,8 +112,8 @@ func (i *Informers) watchNodes() {
 	})
 }
 
-// watchServices leaves out what a Service proxy does not serve, where nobody else wants it; served says the same of an
-// object.
+// watchServices leaves out what a Service proxy does not serve, where no other user wants it; served says the same of
+// an object.
 func (i *Informers) watchServices() {
 	i.factory.InformerFor(&corev1.Service{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredServiceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
@@ -188,8 +188,8 @@ type PolicyInformers struct {
 	Namespaces      coreinformers.NamespaceInformer
 	// Pods are those of all nodes that have not ended.
 	Pods coreinformers.PodInformer
-	// WatchPeers begins to fill Pods, and Namespaces where nobody else has them filled, once for all. A cluster without
-	// policies need not hold every pod on every node.
+	// WatchPeers begins to fill Pods, and Namespaces where no other user has them filled, once for all. A cluster
+	// without policies need not hold every pod on every node.
 	WatchPeers func()
 }
 

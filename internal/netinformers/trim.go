@@ -16,7 +16,7 @@ import (
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
-// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network.
+// nothing until it is needed. A Service's spec and a policy's are kept whole: all of it is about the network.
 // What comes in stays as it is: a fake client's first events hold the very objects that it keeps.
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {

@@ -49,7 +49,7 @@ type Counts struct {
 }
 
 // Count counts what is in a table. A table that is not there has nothing in it. Anonymous sets are left out. The counts
-// are of different moments when somebody changes the table meanwhile.
+// are of different moments when a program changes the table meanwhile.
 func Count(t Table) (Counts, error) {
 	out := Counts{Rules: map[string]int{}, Elements: map[string]int{}}
 	if ok, err := Exists(t); err != nil || !ok {

@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Deletions are the kernel's news that somebody deletes tables, also by `nft flush ruleset`. Make one with
+// Deletions are the kernel's events of deleted tables, also by `nft flush ruleset`. Make one with
 // HearDeletions.
 type Deletions struct {
 	socket *os.File
 	tables []Table
 }
 
-// HearDeletions begins to listen. Whatever happens to one of the tables from then on is told by Run.
+// HearDeletions begins to listen. Run reports whatever happens to one of the tables from then on.
 func HearDeletions(tables ...Table) (*Deletions, error) {
 	fd, err := listen()
 	if err != nil {
@@ -51,8 +51,8 @@ func listen() (int, error) {
 }
 
 // onlyDeletions drops what begins with another message than one of something deleted, so that all that is added, which
-// may be very much, wakes nobody. The kernel puts several messages into one piece of news: who deletes a table deletes
-// what is in it before. The byte is that of little-endian machines, which ours are.
+// may be very much, wakes no goroutine. The kernel puts several messages into one piece of news: who deletes a table
+// deletes what is in it before. The byte is that of little-endian machines, which ours are.
 func onlyDeletions() []unix.SockFilter {
 	kinds := []uint32{
 		unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM, unix.NFT_MSG_DELOBJ, unix.NFT_MSG_DELFLOWTABLE,
@@ -64,7 +64,7 @@ func onlyDeletions() []unix.SockFilter {
 	return append(out, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 20})
 }
 
-// Run calls gone for each of the tables that somebody deletes, and when the kernel could not tell all there was, until
+// Run calls gone for each of the tables that is deleted, and when the kernel has lost events, until
 // ctx is done. What is there it does not say: the table may have been made again in the same moment. An error says that
 // nothing is heard any more.
 func (d *Deletions) Run(ctx context.Context, gone func()) error {
@@ -137,8 +137,8 @@ func (d *Deletions) names(m []byte) bool {
 }
 
 // FollowDeletions has wake, which has room for one, wake its reader whenever one of the tables may be gone, until ctx
-// is done. It listens when it returns; a goroutine of wg's goes on. failed is told when nothing is heard, or not any
-// more.
+// is done. It listens when it returns; a goroutine of wg's goes on. failed is called when nothing is received, or not
+// any more.
 func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake chan<- struct{}, failed func(error), tables ...Table) {
 	d, err := HearDeletions(tables...)
 	if err != nil {

@@ -29,8 +29,8 @@ const (
 )
 
 // Missing says whether err, of a question about all tables or chains, means that this kernel has no nftables: without
-// netfilter's part of netlink there is no such socket, and without nf_tables nobody there takes the question, which has
-// nothing else that could be invalid.
+// netfilter's part of netlink there is no such socket, and without nf_tables nothing there takes the question, which
+// has nothing else that could be invalid.
 func Missing(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // Files are a node's credentials. Each is replaced by one rename when it is renewed, and read again by who uses it, so
-// that nobody sees half of anything and nothing restarts.
+// that no reader sees half of anything and nothing restarts.
 type Files struct {
 	Dir string
 	// KubeletKubeconfig is the node's own identity, NetworkKubeconfig the read-only one of pod network, proxy and DNS.
@@ -27,7 +27,7 @@ type Files struct {
 	KubeletPair, NetworkPair string
 	// KubeletServing holds certificate and key of the kubelet's port: one file to be named as both.
 	KubeletServing string
-	// ServerCAFile verifies the API server, ClientCAFile whoever calls the kubelet.
+	// ServerCAFile verifies the API server, ClientCAFile the kubelet's callers.
 	ServerCAFile, ClientCAFile string
 }
 

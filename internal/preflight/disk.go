@@ -140,7 +140,7 @@ func (r *run) speed() {
 	}
 	d, err := r.Probe.SyncTime(r.DataDir)
 	if err != nil {
-		return // what keeps it from being written has been told
+		return // what keeps it from being written has been reported
 	}
 	found := fmt.Sprintf("a small write is safe on the disk after %s", d.Round(10*time.Microsecond))
 	if d > slowSync {

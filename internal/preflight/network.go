@@ -103,7 +103,7 @@ func (r *run) forwarding() {
 	r.ok("forwarding", "can be switched on")
 }
 
-// filters finds firewalls that drop what coracle needs, unless they are told. What they were told is not looked at.
+// filters finds firewalls that drop what coracle needs by default. Their exceptions are not checked.
 func (r *run) filters() {
 	var found []hostfirewall.Chain
 	if r.Root {

@@ -4,9 +4,9 @@
 //
 // Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of
 // this machine's own decides: does the node's kernel still answer a TCP connection, at an address that the API says is
-// the node's? So nobody can make a node look unreachable to others, and datagrams that are lost mark nobody. A node
+// the node's? So no member can make a node look unreachable to others, and lost datagrams mark no node. A node
 // that this machine has never reached is never marked: it may be behind a router or a firewall. The package writes
-// nothing anywhere. While nobody is nominated it does nothing.
+// nothing anywhere. While no node is nominated it does nothing.
 package reachability
 
 import (
@@ -65,7 +65,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Watch is that view. Make it with New. What its methods are told before Run is not lost.
+// Watch is that view. Make it with New. Calls of its methods before Run are not lost.
 type Watch struct {
 	o    Options
 	wake chan struct{} // one: a second wake-up finds what the first has not
@@ -171,7 +171,7 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 	}
 }
 
-// Nodes are those that are not reached. Nobody changes the map.
+// Nodes are those that are not reached. The map is not changed.
 func (w *Watch) Nodes() map[string]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -258,8 +258,8 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 }
 
 // due are the nodes to be checked now, the most urgent first, and of one urgency in the order in which they became due.
-// Hundreds that are not reached, or that nobody here can ever reach, would hold the others up: when one more dies, or
-// one comes back. So only as many of these are checked at a time as there are places.
+// Hundreds that are not reached, or that can never be reached from here, would hold the others up: when one more dies,
+// or one comes back. So only as many of these are checked at a time as there are places.
 func (w *Watch) due(now time.Time) (nodes []string, places int) {
 	places = rechecks
 	for node, s := range w.nodes {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package s3settings reads and checks the settings for keeping snapshots in an S3-compatible object store. They come
-// from flags, or from a Secret, by the same names. It speaks to nobody.
+// from flags, or from a Secret, by the same names. It opens no connection.
 package s3settings
 
 import (

@@ -33,8 +33,8 @@ func NewClient(socket string) *Client {
 	return &Client{http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
-// Status asks for a report. The error is [ErrNotRunning] when nobody answers, fs.ErrPermission when this user may not
-// ask.
+// Status asks for a report. The error is [ErrNotRunning] when there is no answer, fs.ErrPermission when this user may
+// not ask.
 func (c *Client) Status(ctx context.Context) (*Report, error) {
 	var r Report
 	if err := c.Do(ctx, http.MethodGet, "/v1/status", &r); err != nil {

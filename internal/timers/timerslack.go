@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Standard is the kernel's own slack for a thread of nobody's choice.
+// Standard is the kernel's own slack for a thread without a setting.
 const Standard = 50 * time.Microsecond
 
 // rounds is how often Set looks for threads that were started meanwhile. It ends with the first round that finds none.

@@ -20,8 +20,8 @@ const unlinked = "v0.0.0-dev"
 var protocol = "2"
 
 // Protocol is the version of what machines of a cluster say to one another: how they join, gossip, the calls of servers
-// and nodes to one another, and what these mean. Whoever changes any of it so that the version before cannot live with
-// it raises the number. The versions so far:
+// and nodes to one another, and what these mean. A change that the version before cannot live with raises
+// the number. The versions so far:
 //
 //	1  everything before machines said their version when they joined
 //	2  they say it
@@ -63,7 +63,7 @@ func Get() Info {
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		Protocol: Protocol(),
 	}
-	// Git's placeholders, as they are in the module, say that the linker was told nothing.
+	// Git's placeholders, as they are in the module, say that the linker was given nothing.
 	if strings.Contains(v.GitVersion, "$") {
 		i.Coracle = unlinked
 	}

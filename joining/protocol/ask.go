@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// ErrUnreachable says that nobody was there to answer, or went away meanwhile: it may be tried again.
+// ErrUnreachable says that no server answered, or that the connection broke: it may be tried again.
 var ErrUnreachable = errors.New("no server answers")
 
 // Question is what Ask needs besides the request.

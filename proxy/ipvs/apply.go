@@ -29,7 +29,7 @@ type applier struct {
 // keeps it from no other one.
 func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full bool) error {
 	if full {
-		clear(a.lacking) // somebody may have loaded the module
+		clear(a.lacking) // the administrator may have loaded the module
 	}
 	known := a.known
 	a.known = nil // until all went well

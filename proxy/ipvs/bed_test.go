@@ -73,7 +73,7 @@ func newBed(t *testing.T) *bed {
 
 func pod6(i int) string { return fmt.Sprintf("fd42:0:0:%d::2", i) }
 
-// serveEcho answers lines and datagrams on port 9090 with the name and what came, for as long as somebody asks.
+// serveEcho answers lines and datagrams on port 9090 with the name and the request, for as long as requests come.
 func serveEcho(t *testing.T, ns *netns.NS, name string) {
 	var l net.Listener
 	var d net.PacketConn

@@ -26,7 +26,7 @@ import (
 
 // BenchmarkEndpointChange is a change of a Service's only endpoint among many Services with three endpoints each, as
 // far as it is ours: IPVS is a table in memory, since few kernels have it, and counts what the kernel would be asked
-// and told. The node has all the Services' addresses.
+// and given. The node has all the Services' addresses.
 func BenchmarkEndpointChange(b *testing.B) {
 	netns.Require(b)
 	const number = 5000

@@ -255,8 +255,8 @@ func TestPodsAreNoOtherView(t *testing.T) {
 	}
 }
 
-// TestOneAddressOfTwoServices: of two Services with one external IP and port the first by name has it, whichever was
-// told of first, and what the other one wants there is neither in its way nor in nft's: an element of a map has one
+// TestOneAddressOfTwoServices: of two Services with one external IP and port the first by name has it, whichever came
+// first, and what the other one wants there is neither in its way nor in nft's: an element of a map has one
 // value.
 func TestOneAddressOfTwoServices(t *testing.T) {
 	netns.RequireNFT(t)

@@ -47,8 +47,8 @@ type Options struct {
 	nft func(knftables.Family) (knftables.Interface, error) // but for tests, the program's
 }
 
-// Proxier holds what was told, and makes the kernel follow at Sync. The On methods may be called from anywhere, the
-// others from one goroutine.
+// Proxier holds the objects that it received, and makes the kernel follow at Sync. The On methods may be called from
+// anywhere, the others from one goroutine.
 type Proxier struct {
 	o           Options
 	families    []*family
@@ -187,7 +187,8 @@ func (p *Proxier) OnServiceCIDRsChanged(cidrs []string) {
 	p.serviceCIDRs = out
 }
 
-// Sync makes the kernel what was told: the difference, or with full all of it. After an error the next one is full.
+// Sync brings the kernel to the received state: the difference, or with full all of it. After an error the next one is
+// full.
 func (p *Proxier) Sync(ctx context.Context, full bool) error {
 	p.mu.Lock()
 	topology, cidrs := p.topology, p.serviceCIDRs
@@ -260,8 +261,8 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	return v
 }
 
-// update takes in what was told. It returns when that changed, by Service, and all Services that changed, or whose
-// endpoints did.
+// update takes in the received changes. It returns when that changed, by Service, and all Services that changed, or
+// whose endpoints did.
 func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.NamespacedName]) {
 	services := f.services.Update(f.changes)
 	result := f.endpoints.Update(f.slices)
@@ -285,7 +286,7 @@ func (f *family) write(ctx context.Context, full bool) error {
 			return err
 		}
 	}
-	// One virtual server that is refused keeps the addresses of Services that are gone from nobody: the others are as
+	// One virtual server that is refused does not keep the addresses of deleted Services from others: those are as
 	// they should be.
 	err := f.apply.apply(s.Servers, t.servers, full)
 	if moved {

@@ -197,7 +197,7 @@ func compareMembers(a, b member) int {
 }
 
 // intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not
-// counted. Of rules it costs one question to the kernel as long as nobody has changed any table of this host.
+// counted. Of rules it costs one question to the kernel as long as no program has changed any table of this host.
 func (w *rulesWriter) intact(t nfttable.Table) (bool, error) {
 	if ok, err := nfttable.Exists(t); err != nil || !ok {
 		return false, err
@@ -223,7 +223,7 @@ func (w *rulesWriter) intact(t nfttable.Table) (bool, error) {
 	return true, nil
 }
 
-// rebuild makes the table anew, whatever was in it.
+// rebuild replaces the table, whatever was in it.
 func (w *rulesWriter) rebuild(tx *knftables.Transaction) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})

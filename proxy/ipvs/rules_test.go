@@ -127,7 +127,7 @@ func TestRules(t *testing.T) {
 	if err := netlink.RouteAdd(services); err != nil {
 		t.Fatal(err)
 	}
-	silent(pod, "10.43.0.10:80") // nobody's
+	silent(pod, "10.43.0.10:80") // no Service's
 
 	t.Log("source ranges")
 	apply(viewOf(external(func(s *corev1.Service) {
@@ -208,7 +208,7 @@ func TestRulesAreCounted(t *testing.T) {
 			}
 			is := func(want bool, after string) {
 				t.Helper()
-				for range 2 { // the second time nobody has changed anything
+				for range 2 { // the second time nothing has changed
 					if ok, err := w.intact(table); ok != want || err != nil {
 						t.Errorf("after %s: it is whole: %v, %v, want %v", after, ok, err, want)
 					}

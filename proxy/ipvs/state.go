@@ -6,7 +6,7 @@
 // Desired says what the kernel should hold, as a pure function of what upstream's change trackers know; Proxier reads
 // the kernel, sends the difference, and prunes. The package owns the virtual servers that carry its flag, the device
 // coracleipvs0 with the addresses of Services, the nftables tables `coracle-ipvs`, and the switches of sysctls.go. It
-// never touches a virtual server of somebody else, and no address of a device that is not its own.
+// never touches a virtual server of another program, and no address of a device that is not its own.
 package ipvs
 
 import (

@@ -25,7 +25,7 @@ var sysctls = []struct{ name, value string }{
 	// before 5.9 delay it by a second, or send it to where the old one went.
 	{"vs/conn_reuse_mode", "1"},
 	// Each node has all Services' addresses, and on the LAN only the one that announces such an address may answer for
-	// it: so a device's neighbours are told of that device's addresses alone.
+	// it: so a device's neighbours learn that device's addresses alone.
 	{"conf/all/arp_ignore", "1"},
 	{"conf/all/arp_announce", "2"},
 }
@@ -53,8 +53,8 @@ const idleFile = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 const idleMost = 24 * time.Hour
 
 // setIdleTime has IPVS remember idle connections as long as conntrack does, a day at most. Its own default is a quarter
-// of an hour, and the next packet after that is answered with a reset (kubernetes 80298). A longer time that somebody
-// else has set stays.
+// of an hour, and the next packet after that is answered with a reset (kubernetes 80298). A longer time that the
+// administrator else has set stays.
 func (k *kernel) setIdleTime() error {
 	text, err := os.ReadFile(idleFile)
 	if errors.Is(err, os.ErrNotExist) {

@@ -278,8 +278,8 @@ func (a *Admission) gossipKeys(ctx context.Context, m joining.Machine) (*protoco
 	return &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
-// checkReach connects to a server at the address that it gives to the others, and says in words if that does not lead to
-// it. Only who has shown the server token gets an answer.
+// checkReach connects to a server at the address that it gives to the others, and says in words if that does not lead
+// to it. Only who has shown the server token gets an answer.
 func (a *Admission) checkReach(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()

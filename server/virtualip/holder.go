@@ -25,8 +25,8 @@ const (
 	// leaderLease is for how long a leader answers for a virtual address after it began to ask a majority whether it
 	// leads.
 	leaderLease = 500 * time.Millisecond
-	// leaderWait is how long a new leader is silent. Its predecessor may answer for leaderLease from a moment at which a
-	// majority had not elected anybody else, which is before this one was elected. A tenth more is for clocks of
+	// leaderWait is how long a new leader is silent. Its predecessor may answer for leaderLease from a moment at which
+	// a majority had not elected anybody else, which is before this one was elected. A tenth more is for clocks of
 	// different speed.
 	leaderWait = leaderLease + leaderLease/10
 	// poll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
@@ -34,8 +34,8 @@ const (
 	poll = 10 * time.Second
 	// probeAgain is how long after somebody answered for an address that is new it is looked for again.
 	probeAgain = 15 * time.Second
-	// transferAfter is how long a leader that has no link for any virtual address waits before another server leads, and
-	// transferAgain how long it leads regardless when the leadership comes back: maybe none has a link.
+	// transferAfter is how long a leader that has no link for any virtual address waits before another server leads,
+	// and transferAgain how long it leads regardless when the leadership comes back: maybe none has a link.
 	transferAfter = 10 * time.Second
 	transferAgain = 10 * time.Minute
 	// transferTimeout bounds the question whether a server will lead.

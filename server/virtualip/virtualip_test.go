@@ -71,8 +71,8 @@ func TestFailedUseIsRepeated(t *testing.T) {
 	}
 }
 
-// TestFlagThatDiffersFromTheCluster: a server that was given another address than the cluster's says so, goes by the cluster's, and goes on
-// to follow it.
+// TestFlagThatDiffersFromTheCluster: a server that was given another address than the cluster's says so, goes by the
+// cluster's, and goes on to follow it.
 func TestFlagThatDiffersFromTheCluster(t *testing.T) {
 	v, _ := newKeeper(t, netip.MustParseAddr("192.0.2.1"))
 	m := vipMap("192.0.2.100")
@@ -194,8 +194,8 @@ func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) 
 	return v, used
 }
 
-// TestFlagCountsUntilTheClusterHasSpoken: a flag counts until the cluster has spoken. The certificate covers its address from the
-// start; nobody announces it.
+// TestFlagCountsUntilTheClusterHasSpoken: a flag counts until the cluster has spoken. The certificate covers its
+// address from the start; nobody announces it.
 func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	own, others := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.200")
 	v, used := newKeeper(t, own)

@@ -5,9 +5,9 @@
 //
 // Upstream's shim writes into a FIFO that containerd reads. While containerd is gone the FIFO fills at 64 KiB and the
 // container blocks in write(2): a web server that logs its requests stops serving. For us that would be every restart
-// of the agent. A Pipe moves bytes from one FIFO to another inside the kernel (splice) for as long as somebody reads,
-// and into files when nobody does; a returning reader gets everything in order. The files are bounded: beyond the limit
-// the oldest output is dropped, and one line in the output says how much.
+// of the agent. A Pipe moves bytes from one FIFO to another inside the kernel (splice) for as long as there is a
+// reader, and into files when there is none; a returning reader gets everything in order. The files are bounded: beyond
+// the limit the oldest output is dropped, and one line in the output says how much.
 //
 // It owns the FIFO it makes, the files in its folder and two goroutines at most. It knows nothing of containers or
 // logs.
@@ -34,10 +34,10 @@ const (
 // returnPoll is how often an absent reader is looked for. It costs nothing while one is there.
 const returnPoll = 100 * time.Millisecond
 
-// long is a deadline that has long passed: it ends whoever waits, and whoever would.
+// long is a deadline that has long passed: it ends each wait, now and later.
 var long = time.Unix(1, 0)
 
-// spliceMax is the most to move at once, in bytes; a FIFO holds 64 KiB unless somebody resized it.
+// spliceMax is the most to move at once, in bytes; a FIFO holds 64 KiB unless a program resized it.
 const spliceMax = 1 << 20
 
 // Options describe one stream.
@@ -46,7 +46,7 @@ type Options struct {
 	In string
 	// Out is the FIFO that the reader opens; it must exist.
 	Out string
-	// Dir and Name say where output goes while nobody reads: Dir/Name.N, made when first needed.
+	// Dir and Name say where output goes without a reader: Dir/Name.N, made when first needed.
 	Dir, Name string
 	// Limit bounds those files, in bytes.
 	Limit int64
@@ -67,7 +67,7 @@ type Pipe struct {
 	progress time.Time // when the reader last took something from the spool
 
 	replays sync.WaitGroup // the goroutine that empties the spool, while there is one
-	room    chan struct{}  // capacity 1: told when it made room
+	room    chan struct{}  // capacity 1: signalled when there is room
 	closed  chan struct{}
 	close1  sync.Once
 	done    chan struct{}
@@ -124,7 +124,7 @@ func (p *Pipe) Seal() {
 // Done is closed when the stream has ended and everything was handed over, or after Close.
 func (p *Pipe) Done() <-chan struct{} { return p.done }
 
-// HasReader says whether somebody has Out open for reading.
+// HasReader says whether a process has Out open for reading.
 func (p *Pipe) HasReader() bool { return hasReader(p.out) }
 
 // Close gives the stream up, with what was not handed over, and waits until nothing of it is left.
@@ -170,7 +170,7 @@ const (
 	moved outcome = iota
 	ended
 	full   // Out has no room
-	absent // nobody reads Out
+	absent // Out has no reader
 )
 
 // pass waits for output and hands it on, until the stream ends (true) or the reader has to be bypassed.
@@ -192,7 +192,8 @@ func (p *Pipe) pass() bool {
 	}
 }
 
-// splice waits for output and moves it once. Errors that it does not know end the stream: there is nobody to tell.
+// splice waits for output and moves it once. Errors that it does not know end the stream: there is no caller to report
+// them to.
 func (p *Pipe) splice() outcome {
 	result := ended
 	in, err := p.in.SyscallConn()
@@ -259,7 +260,7 @@ func (p *Pipe) clearDeadline() {
 	}
 }
 
-// writeDeadline ends waiting for Out. It fails for a closed file alone, where nobody waits any more.
+// writeDeadline ends waiting for Out. It fails for a closed file alone, where no call waits any more.
 func (p *Pipe) writeDeadline(t time.Time) { _ = p.out.SetWriteDeadline(t) }
 
 // store keeps output in the spool until the replay has caught up (false) or the stream has ended (true).
@@ -336,7 +337,7 @@ func unread(f *os.File) int {
 	return n
 }
 
-// poll asks without waiting for the wanted events. POLLERR (nobody reads) and POLLHUP (nobody writes) come unasked.
+// poll asks without waiting for the wanted events. POLLERR (no reader) and POLLHUP (no writer) come unasked.
 func poll(fd int, want int16) int16 {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: want}}
 	for {

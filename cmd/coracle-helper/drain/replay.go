@@ -16,7 +16,7 @@ func (p *Pipe) spooling() bool {
 	return p.spool != nil
 }
 
-// startSpool turns to the files and starts the goroutine that hands their content on when somebody reads again.
+// startSpool turns to the files and starts the goroutine that hands their content on when there is a reader again.
 func (p *Pipe) startSpool() {
 	p.mu.Lock()
 	p.spool = newSpool(p.opts.Dir, p.opts.Name, p.opts.Limit)
@@ -53,7 +53,7 @@ func (p *Pipe) awaitReplay() {
 	}
 }
 
-// replay hands the spool's content to whoever reads and ends when it is empty and the reader keeps up.
+// replay hands the spool's content to the reader and ends when it is empty and the reader keeps up.
 func (p *Pipe) replay() {
 	buf := make([]byte, 64<<10)
 	for !p.isClosed() {

@@ -104,7 +104,7 @@ func (s *spool) tail(n int64) (*segment, error) {
 	return p, nil
 }
 
-// dropOldest removes the first segment and remembers what of it nobody has seen.
+// dropOldest removes the first segment and remembers what of it was not read.
 func (s *spool) dropOldest() {
 	first := s.parts[0]
 	unseen, cut := first.missing+first.written-first.read, first.endsCut()
@@ -142,7 +142,7 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 		if s.lost == 0 {
 			return nil, nil
 		}
-		// Only a gap is left, where the disk took nothing: give it a segment, so that the reader is told.
+		// Only a gap is left, where the disk took nothing: give it a segment, so that the reader sees it.
 		if _, err := s.tail(0); err != nil {
 			s.lost = 0
 			return nil, nil
@@ -179,7 +179,7 @@ func (p *segment) open(buf []byte) {
 			p.missing += int64(i + 1)
 		}
 	}
-	// It begins with a line end, because nobody knows whether the last line handed over had one.
+	// It begins with a line end, because it is not known whether the last line handed over had one.
 	p.marker = fmt.Appendf(nil, "\n[coracle: nobody read this output for a while and its buffer was full: %d bytes are missing here]\n", p.missing)
 }
 
@@ -190,7 +190,7 @@ func (s *spool) advance(p *segment, n int) {
 	}
 	if len(p.marker) > 0 {
 		if p.marker = p.marker[n:]; len(p.marker) == 0 {
-			p.missing = 0 // told
+			p.missing = 0 // reported
 		}
 		return
 	}

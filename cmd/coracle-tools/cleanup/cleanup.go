@@ -33,7 +33,7 @@ type Options struct {
 	Grace time.Duration
 	// RemoveData removes the data directory, logs and the kubeconfig too.
 	RemoveData bool
-	// Progress is told each step.
+	// Progress is called with each step.
 	Progress io.Writer
 }
 

@@ -58,7 +58,7 @@ func rmdirCgroup(dir string) error {
 			return nil
 		}
 		if procs, readErr := os.ReadFile(filepath.Join(dir, "cgroup.procs")); readErr == nil && len(procs) > 0 && time.Now().After(end) {
-			return nil // somebody else's
+			return nil // another program's
 		}
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
 			return fmt.Errorf("remove cgroup %s: %w", dir, err)

@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// failure is an error that knows what a user is told.
+// failure is an error with a message for the user.
 type failure struct {
 	reason  helmjob.Reason
 	again   bool // the same request may succeed later

@@ -121,8 +121,8 @@ func lastOf(history []*release.Release) *release.Release {
 	return history[len(history)-1]
 }
 
-// halfDone says whether a process of Helm that was at work on a release has left it in this state. Nobody is at work
-// now: whoever asks has one job for a release at a time.
+// halfDone says whether a process of Helm that was at work on a release has left it in this state. None is at work
+// now: the caller has one job for a release at a time.
 func halfDone(s common.Status) bool { return s.IsPending() || s == common.StatusUnknown }
 
 // describe puts the release as it is now into the result.

@@ -36,7 +36,7 @@ func stepBack() error {
 }
 
 // Main reads a request from standard input, does it, and writes the result. It ends at once when standard input closes:
-// whoever asked is gone, and a release that is marked as pending is recovered by the next child, where one that was
+// the caller has exited, and a release that is marked as pending is recovered by the next child, where one that was
 // stopped in an orderly way would be marked as failed.
 func Main() int {
 	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS", "HELM_REPOSITORY_CACHE", "HELM_REPOSITORY_CONFIG", "HELM_REGISTRY_CONFIG"} {

@@ -105,7 +105,7 @@ func (s *sealed) code(r *releasev1.Release) string {
 	return hex.EncodeToString(mac.Sum(nil))[:60]
 }
 
-// disarm takes out of a record what nobody of ours has put there.
+// disarm takes out of a record what coracle has not put there.
 func (s *sealed) disarm(r release.Releaser) error {
 	rel, ok := r.(*releasev1.Release)
 	if !ok || hmac.Equal([]byte(rel.Labels[sealLabel]), []byte(s.code(rel))) { // of another type Helm itself makes nothing
@@ -130,7 +130,7 @@ func (s *sealed) disarm(r release.Releaser) error {
 	return nil
 }
 
-// owns says whether all objects of a document are there and bear the release's marks, which nobody can give them who
+// owns says whether all objects of a document are there and bear the release's marks, which no user can give them who
 // may not write them.
 func (s *sealed) owns(doc string) (bool, error) {
 	s.mu.Lock()

@@ -21,7 +21,7 @@ const (
 	// settle is how long an address has to be gone: a client of DHCP, or a link that goes down and up, may give it
 	// back.
 	settle = 3 * time.Second
-	// again is how long to wait before the kernel is asked anew for its news, after it could not tell all of them.
+	// again is how long to wait before the kernel is asked again for its events, after it lost some of them.
 	again = time.Second
 	// patience is how long to wait for news while an address is gone, or could not be looked for. The kernel tells of
 	// addresses, and a new one may be of no use before its link has a route.
@@ -36,9 +36,10 @@ type Options struct {
 	Owns func(netip.Addr) (bool, error)
 	// Find returns those by which the machine may be known in place of the ones that are gone.
 	Find func() ([]netip.Addr, error)
-	// Gone is told which addresses are gone while there is nothing in their place; nil when they are back.
+	// Gone is called with the addresses that are lost while there is nothing in their place; nil when they are back.
 	Gone func([]netip.Addr)
-	// Failed is told why the addresses cannot be looked at; that is tried again. The same reason is told once in a row.
+	// Failed is called with why the addresses cannot be read; that is tried again. It gets the same reason once in a
+	// row.
 	Failed func(error)
 
 	// events, in tests, stands for the kernel's news.

@@ -11,7 +11,7 @@ import (
 	"unsafe"
 )
 
-// secret names the flags whose values nobody else is to see, of all commands.
+// secret names the flags whose values no other user is to see, of all commands.
 var secret = []string{"token", "agent-token", "new-token", "snapshot-s3-access-key", "snapshot-s3-secret-key", "snapshot-s3-session-token"}
 
 // bootstrapToken is what "token create" takes as an argument without a flag.

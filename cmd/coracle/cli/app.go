@@ -45,14 +45,14 @@ type App struct {
 	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the
 	// new one, and those servers that have not taken it over within some seconds.
 	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string, err error)
-	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of
-	// steps.
+	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress gets
+	// its steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
 	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It
 	// returns when that fails.
 	Anew func() error
 	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named
-	// interface, or on the one that fits, whether somebody has them. It returns them in their usual form.
+	// interface, or on the one that fits, whether a machine has them. It returns them in their usual form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() preflight.Host
@@ -148,7 +148,7 @@ func (e runError) Unwrap() error { return e.err }
 // errSilent is a failure about which everything has been printed.
 var errSilent = runError{errors.New("")}
 
-// run marks the errors of a command's work, so that they are told from those of its command line.
+// run marks the errors of a command's work, so that they are distinguished from those of its command line.
 func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := f(cmd, args)
@@ -161,7 +161,7 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 	}
 }
 
-// runTool is run for a command that looks at an installed coracle: f is told where that one is.
+// runTool is run for a command that inspects an installed coracle: f gets its location.
 func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command, args []string) error {
 	return run(func(cmd *cobra.Command, args []string) error {
 		t, err := config.LoadTool(a.sources(flags))

@@ -22,7 +22,7 @@ import (
 type Encryption interface {
 	// Status describes keys and rotation without secrets.
 	Status(dir string) (EncryptionStatus, error)
-	// Rotate replaces the key. With open it reaches the store of the server on this machine. Progress is told of
+	// Rotate replaces the key. With open it reaches the store of the server on this machine. Progress gets
 	// stages, of objects written again, and of servers that are waited for.
 	Rotate(ctx context.Context, dir string, client *rest.Config, open func(context.Context, func(context.Context, *clientv3.Client) error) error,
 		progress func(stage string, objects int, waiting []string)) error

@@ -10,8 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// KnownBackend is the network back end that the cluster last told this machine: its server, which may be without a
-// node, or else its node; empty where neither was told one.
+// KnownBackend is the network back end that the cluster last sent this machine: its server, which may be without a
+// node, or else its node; empty where neither has one.
 func KnownBackend(serverDir, agentDir string) string {
 	return cmp.Or(clusterconfig.ReadBackend(serverDir), cni.KnownBackend(filepath.Join(agentDir, "cni")))
 }

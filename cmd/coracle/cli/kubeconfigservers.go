@@ -28,7 +28,7 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 }
 
 // addContexts gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address,
-// and kubectl tries no other: whoever wants another server says so with --context.
+// and kubectl tries no other: --context selects another server.
 func addContexts(c *api.Config, urls []string) {
 	name := c.CurrentContext
 	for i, url := range urls {

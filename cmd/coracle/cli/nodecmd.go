@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// leaveGrace is how long the pods of a node that leaves may take to end, unless somebody says otherwise: what a pod
+	// leaveGrace is how long the pods of a node that leaves may take to end, unless a flag says otherwise: what a pod
 	// has by default (terminationGracePeriodSeconds) twice.
 	leaveGrace = time.Minute
 	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.

@@ -70,7 +70,7 @@ func pidClause(path string) string {
 // owner is what a pid file tells.
 type owner struct {
 	pid   int  // 0 when the last process ended as it should, or none ever ran
-	alive bool // somebody holds the lock
+	alive bool // a process holds the lock
 	found bool
 }
 

@@ -34,7 +34,7 @@ type FailurePolicy string
 const (
 	// Abort leaves it as it is, for a person to look at.
 	Abort FailurePolicy = "abort"
-	// Reinstall removes it and installs it anew; what its objects held is lost.
+	// Reinstall removes it and installs it again; what its objects held is lost.
 	Reinstall FailurePolicy = "reinstall"
 	// Retry does again what failed.
 	Retry FailurePolicy = "retry"

@@ -27,7 +27,7 @@ const (
 	Unauthorized          Reason = "Unauthorized"          // the repository wants other credentials
 	Incompatible          Reason = "Incompatible"          // the chart wants another version of Kubernetes
 	RenderFailed          Reason = "RenderFailed"          // a template failed, or what it made is no valid object
-	Conflict              Reason = "Conflict"              // an object exists that belongs to somebody else
+	Conflict              Reason = "Conflict"              // an object exists that belongs to another owner
 	InstallFailed         Reason = "InstallFailed"         // the cluster refused something half-way
 	UpgradeFailed         Reason = "UpgradeFailed"         // the same, of an upgrade
 	UninstallFailed       Reason = "UninstallFailed"       // something could not be removed

@@ -55,8 +55,8 @@ func (l *file) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// rotate begins a new file. Where that fails, and where somebody else has moved or shortened the file, the log goes on
-// in the one that is open.
+// rotate begins a new file. Where that fails, and where another program has moved or shortened the file, the log goes
+// on in the one that is open.
 func (l *file) rotate() {
 	l.size = 0 // where it does not succeed it is tried again after as much
 	old, err := l.f.Stat()

@@ -12,7 +12,7 @@ const maxHeld = 1000
 
 // hold keeps the libraries' lines back while they are expected to complain: parts that start together cannot reach one
 // another at first and say so, hundreds of times, as do parts that stop together. If the start or the stop goes wrong,
-// what was kept is written; if it goes well, nobody misses it.
+// what was kept is written; if it goes well, it is not needed.
 type hold struct {
 	mu      sync.Mutex
 	holding bool

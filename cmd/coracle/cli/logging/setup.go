@@ -77,7 +77,7 @@ func (l *Log) Close() error {
 	return l.file.close()
 }
 
-// ClaimKlog sends klog's messages to this log. Whoever starts something that redirects klog for its own ends, as
+// ClaimKlog sends klog's messages to this log. A caller that starts something that redirects klog for its own ends, as
 // CoreDNS' kubernetes plugin does, calls it again afterwards.
 func (l *Log) ClaimKlog() {
 	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true), klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))

@@ -28,7 +28,7 @@ const (
 // MaxDuration bounds a processor profile: one that was forgotten ends.
 const MaxDuration = 10 * time.Minute
 
-// Handler answers the questions above. It checks nobody's rights: whoever serves it does.
+// Handler answers the questions above. It checks no rights: its server does.
 func Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+ProfilePath, profile)
@@ -62,7 +62,7 @@ func profile(w http.ResponseWriter, r *http.Request) {
 	}
 	pprof.StopCPUProfile() // it returns when all is written
 	if _, err := w.Write(out.Bytes()); err != nil {
-		panic(http.ErrAbortHandler) // nobody may take a part of it for the whole
+		panic(http.ErrAbortHandler) // a part of it must not pass for the whole
 	}
 }
 
@@ -88,7 +88,7 @@ func heap(w http.ResponseWriter, _ *http.Request) {
 	write(w, "heap", 0)
 }
 
-// write cuts the connection when the answer cannot be finished, so that nobody takes a part of it for the whole.
+// write cuts the connection when the answer cannot be finished, so that a part of it does not pass for the whole.
 func write(w http.ResponseWriter, name string, form int) {
 	if err := pprof.Lookup(name).WriteTo(w, form); err != nil {
 		panic(http.ErrAbortHandler)

@@ -62,7 +62,7 @@ func (c *Clock) read() time.Time {
 	return time.Now().Round(0)
 }
 
-// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is told of and
+// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is logged and
 // left as it is.
 func (c *Clock) Forward() {
 	now := c.read()
@@ -126,7 +126,7 @@ func changed(path string) (time.Time, bool) {
 	return info.ModTime(), true
 }
 
-// Keep notes the time now, twice a day, when somebody sets the clock, and when ctx is done.
+// Keep notes the time now, twice a day, when the clock is set, and when ctx is done.
 func (c *Clock) Keep(ctx context.Context) {
 	follow := c.steps
 	if follow == nil {
