@@ -293,7 +293,7 @@ func testTokens(t *testing.T, c *clients) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The API knows who that is, and gives them nothing: a machine joins by another way (server/join.go).
+	// The API knows who that is, and gives them nothing: a machine joins by another way (server/admission).
 	known := func() error {
 		_, err := joining.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
 		return err

@@ -100,7 +100,7 @@ var bindings = []binding{
 }
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
-// node, past the checks of joining (server/join.go).
+// node, past the checks of joining (server/admission).
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
