@@ -53,8 +53,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, fmt.Errorf("configuring the API server for custom resources: %w", err)
 	}
 	if !opts.Etcd.EnableWatchCache { // else these have caches, as the core has
-		extensions.GenericConfig.RESTOptionsGetter = wholeWatches{extensions.GenericConfig.RESTOptionsGetter}
-		extensions.ExtraConfig.CRDRESTOptionsGetter = wholeWatches{extensions.ExtraConfig.CRDRESTOptionsGetter}
+		extensions.GenericConfig.RESTOptionsGetter = cachingStorage{extensions.GenericConfig.RESTOptionsGetter}
+		extensions.ExtraConfig.CRDRESTOptionsGetter = cachingStorage{extensions.ExtraConfig.CRDRESTOptionsGetter}
 	}
 	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*core.ControlPlane.Generic, opts.CompletedOptions,
 		core.ControlPlane.VersionedInformers, resolver, core.ControlPlane.ProxyTransport, core.ControlPlane.Extra.PeerProxy, admission)
@@ -62,7 +62,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, fmt.Errorf("configuring the aggregator: %w", err)
 	}
 	if !opts.Etcd.EnableWatchCache {
-		aggregator.GenericConfig.RESTOptionsGetter = wholeWatches{aggregator.GenericConfig.RESTOptionsGetter}
+		aggregator.GenericConfig.RESTOptionsGetter = cachingStorage{aggregator.GenericConfig.RESTOptionsGetter}
 	}
 	metrics, err := newMetricsAPI(core, g, o)
 	if err != nil {

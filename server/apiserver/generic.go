@@ -42,7 +42,7 @@ type generic struct {
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
-func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, cache cachingFrom, logger *slog.Logger) (*generic, error) {
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources
@@ -84,7 +84,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	endLongRequests(c)
 	c.LongRunningFunc = orStreams(filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward")))
-	if err := g.applyStorage(opts, cache); err != nil {
+	if err := g.applyStorage(opts); err != nil {
 		return nil, err
 	}
 	if err := g.applySecurity(opts, client, logger); err != nil {
@@ -123,7 +123,7 @@ func loopbackConfig(serving *genericapiserver.SecureServingInfo, transport *memt
 	}, nil
 }
 
-func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cache cachingFrom) error {
+func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {
 	c := g.config
 	if c.EgressSelector != nil {
 		opts.Etcd.StorageConfig.Transport.EgressLookup = c.EgressSelector.Lookup
@@ -141,8 +141,7 @@ func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cache cachingF
 		return fmt.Errorf("applying storage options: %w", err)
 	}
 	if !opts.Etcd.EnableWatchCache {
-		cache.RESTOptionsGetter = c.RESTOptionsGetter
-		c.RESTOptionsGetter = cache
+		c.RESTOptionsGetter = cachingStorage{c.RESTOptionsGetter}
 	}
 	c.RESTOptionsGetter = networkPods{c.RESTOptionsGetter}
 	g.storage = factory

@@ -80,15 +80,9 @@ type Options struct {
 	// AnonymousHealthOnly lets anonymous requests reach /livez, /readyz and /healthz and nothing else.
 	AnonymousHealthOnly bool
 
-	// WatchCache keeps upstream's watch caches in front of the store. They pay
-	// off when many clients watch the same things, tens of nodes for example;
-	// with few, the store's own lists and watches cost less CPU and memory. Without it see CacheFrom.
+	// WatchCache puts upstream's watch cache in front of the store for every resource. Without it only what every node
+	// watches has one (cachedResources).
 	WatchCache bool
-
-	// CacheFrom is from how many watches of one resource on such a cache is put in front of the store for it, for as
-	// long as they are as many;
-	// 0: 20. It means nothing with WatchCache.
-	CacheFrom int
 
 	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
 	// AdvertiseAddress alone when nil. It is asked twice a second.
@@ -134,10 +128,6 @@ type Options struct {
 	// seriesKept is seriesKept when zero; tests wait for less.
 	unauthenticated int // the bound of connections without an authenticated request; by the memory when 0
 	seriesKept      time.Duration
-	// cacheKept is how long a watch cache stays when few watch.
-	cacheKept time.Duration
-	// cacheTells is how long after a watch cache was made earlier watches begin to move to it.
-	cacheTells time.Duration
 }
 
 // storeServer is what upstream's storage layer is told to connect to. It is never
@@ -151,15 +141,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.NodePortRange == "" {
 		o.NodePortRange = "30000-32767"
-	}
-	if o.CacheFrom == 0 {
-		o.CacheFrom = defaultCacheFrom
-	}
-	if o.cacheKept == 0 {
-		o.cacheKept = cacheKept
-	}
-	if o.cacheTells == 0 {
-		o.cacheTells = tellAfter
 	}
 	if o.seriesKept == 0 {
 		o.seriesKept = seriesKept

@@ -55,7 +55,7 @@ func asServed(t testing.TB) (both, *genericregistry.Store) {
 	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
 	newFixture(t)
 	plain := newPlainStorage()
-	return both{store: newConfigMaps(t, plain), make: newConfigMap}, newConfigMaps(t, wholeWatches{plain})
+	return both{store: newConfigMaps(t, plain), make: newConfigMap}, newConfigMaps(t, cachingStorage{plain})
 }
 
 // benchmarkWatches runs a benchmark with upstream's watches of the store, and with the server's.

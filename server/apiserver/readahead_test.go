@@ -15,7 +15,6 @@ import (
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/features"
-	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	featuregatetesting "k8s.io/component-base/featuregate/testing"
@@ -66,54 +65,50 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 		}
 	}
 	var mostDecoded, mostPassed int32 // ahead of the reader, and of what decodes; one goroutine writes them at a time
-	caching := newCaching(1000, time.Hour)
-	caching.RESTOptionsGetter.(plainStorage).config.Transformer = decoding(func() {
+	plain := newPlainStorage()
+	plain.config.Transformer = decoding(func() {
 		n := decoded.Add(1)
 		mostDecoded, mostPassed = max(mostDecoded, n-taken.Load()), max(mostPassed, passed.Load()-n)
 	})
-	for name, store := range map[string]*genericregistry.Store{
-		"with a cache at times": newConfigMaps(t, caching),
-		"never with a cache":    newConfigMaps(t, wholeWatches{caching.RESTOptionsGetter}),
+	store := newConfigMaps(t, cachingStorage{plain})
+	for what, o := range map[string]struct {
+		namespace string
+		options   metainternal.ListOptions
+	}{
+		"versions":       {"default", metainternal.ListOptions{ResourceVersion: first}},
+		"initial events": {"many", metainternal.ListOptions{}},
 	} {
-		for what, o := range map[string]struct {
-			namespace string
-			options   metainternal.ListOptions
-		}{
-			"versions":       {"default", metainternal.ListOptions{ResourceVersion: first}},
-			"initial events": {"many", metainternal.ListOptions{}},
-		} {
-			t.Run(name+", "+what, func(t *testing.T) {
-				passed.Store(0)
-				decoded.Store(0)
-				taken.Store(0)
-				mostDecoded, mostPassed = 0, 0
-				w, err := store.Watch(objects.in(t.Context(), o.namespace), &o.options)
-				if err != nil {
-					t.Fatal(err)
+		t.Run(what, func(t *testing.T) {
+			passed.Store(0)
+			decoded.Store(0)
+			taken.Store(0)
+			mostDecoded, mostPassed = 0, 0
+			w, err := store.Watch(objects.in(t.Context(), o.namespace), &o.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Stop()
+			eventually(t, "something is decoded", func() error {
+				if decoded.Load() == 0 {
+					return fmt.Errorf("nothing is")
 				}
-				defer w.Stop()
-				eventually(t, "something is decoded", func() error {
-					if decoded.Load() == 0 {
-						return fmt.Errorf("nothing is")
-					}
-					return nil
-				})
-				time.Sleep(50 * time.Millisecond) // in which the rest would be decoded as well
-				heard := map[uint64]bool{}
-				for i := range versions {
-					e := <-w.ResultChan()
-					taken.Add(1)
-					text, version, err := told(e)
-					if err != nil || heard[version] {
-						t.Fatalf("event %d: %s, %v", i, text, err)
-					}
-					heard[version] = true
-				}
-				// The reader may have taken one, and another one be on its way to it, before these are noted.
-				if mostDecoded > 3 || mostPassed > 4 {
-					t.Errorf("%d were decoded ahead of the reader, and %d lay before that", mostDecoded, mostPassed)
-				}
+				return nil
 			})
-		}
+			time.Sleep(50 * time.Millisecond) // in which the rest would be decoded as well
+			heard := map[uint64]bool{}
+			for i := range versions {
+				e := <-w.ResultChan()
+				taken.Add(1)
+				text, version, err := told(e)
+				if err != nil || heard[version] {
+					t.Fatalf("event %d: %s, %v", i, text, err)
+				}
+				heard[version] = true
+			}
+			// The reader may have taken one, and another one be on its way to it, before these are noted.
+			if mostDecoded > 3 || mostPassed > 4 {
+				t.Errorf("%d were decoded ahead of the reader, and %d lay before that", mostDecoded, mostPassed)
+			}
+		})
 	}
 }

@@ -26,20 +26,7 @@ func endLongRequests(c *genericapiserver.Config) {
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
 			defer context.AfterFunc(drained, cancel)()
-			next.ServeHTTP(w, r.WithContext(withEnd(ctx, cancel)))
+			next.ServeHTTP(w, r.WithContext(ctx))
 		})
 	}
-}
-
-type endKey struct{}
-
-// withEnd returns the context of a request that end ends, on the server's side.
-func withEnd(ctx context.Context, end context.CancelFunc) context.Context {
-	return context.WithValue(ctx, endKey{}, end)
-}
-
-// endOf returns what ends a context's request, or nil.
-func endOf(ctx context.Context) context.CancelFunc {
-	end, _ := ctx.Value(endKey{}).(context.CancelFunc)
-	return end
 }

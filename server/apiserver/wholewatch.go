@@ -8,9 +8,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
-	apigeneric "k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
@@ -32,7 +30,7 @@ const readUntil = 10 * time.Second
 // on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires after
 // the context's, and of what else ends a context it may hear after the store has. Its client would be told of an event
 // and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of that
-// (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources.
+// (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources (cachedResources).
 //
 // The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
 //
@@ -109,18 +107,6 @@ func (e *watchEnd) reader() {
 	}
 	e.cancel()
 	e.cancel, e.forget = nil, nil
-}
-
-// wholeWatches makes the watches of resources that have no watch cache whole.
-type wholeWatches struct{ apigeneric.RESTOptionsGetter }
-
-// GetRESTOptions implements apigeneric.RESTOptionsGetter.
-func (g wholeWatches) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (apigeneric.RESTOptions, error) {
-	o, err := g.RESTOptionsGetter.GetRESTOptions(resource, example)
-	if err == nil {
-		o.Decorator = wholeStorage
-	}
-	return o, err
 }
 
 // wholeStorage is a apigeneric.StorageDecorator.

@@ -4,7 +4,6 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	goruntime "runtime"
@@ -20,17 +19,10 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/features"
-	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
-	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/value"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -152,8 +144,8 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	})
 	var decoded atomic.Int32
 	var ends atomic.Pointer[func()]
-	caching := newCaching(1000, time.Hour)
-	caching.RESTOptionsGetter.(plainStorage).config.Transformer = decoding(func() {
+	plain = newPlainStorage()
+	plain.config.Transformer = decoding(func() {
 		if decoded.Add(1) != atOnce || ends.Load() == nil {
 			return
 		}
@@ -164,44 +156,38 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 		case <-time.After(2 * time.Millisecond): // it is not, since the store's watch has not ended
 		}
 	})
-	for name, store := range map[string]*genericregistry.Store{
-		"with a cache at times": newConfigMaps(t, caching),
-		"never with a cache":    newConfigMaps(t, wholeWatches{caching.RESTOptionsGetter}),
-	} {
-		t.Run(name, func(t *testing.T) {
-			heard := 0
-			for range 100 {
-				ctx, end := context.WithCancel(t.Context())
-				decoded.Store(0)
-				began := make(chan struct{})
-				ends.Store(new(func() {
-					<-began
-					end()
-				}))
-				w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: first})
-				if err != nil {
-					t.Fatal(err)
-				}
-				close(began)
-				var got []string
-				read(ctx, w, 5*time.Millisecond, func(e watch.Event) {
-					text, _, err := told(e)
-					if err != nil {
-						t.Error(err)
-					}
-					got = append(got, text)
-				})
-				for range w.ResultChan() { // until it has ended
-				}
-				<-passed
-				if heard += len(got); len(got) > len(all) || !slices.Equal(got, all[:len(got)]) {
-					t.Fatalf("told:\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
-				}
+	store := newConfigMaps(t, cachingStorage{plain})
+	heard := 0
+	for range 100 {
+		ctx, end := context.WithCancel(t.Context())
+		decoded.Store(0)
+		began := make(chan struct{})
+		ends.Store(new(func() {
+			<-began
+			end()
+		}))
+		w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: first})
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(began)
+		var got []string
+		read(ctx, w, 5*time.Millisecond, func(e watch.Event) {
+			text, _, err := told(e)
+			if err != nil {
+				t.Error(err)
 			}
-			if heard == 0 {
-				t.Error("none was told anything")
-			}
+			got = append(got, text)
 		})
+		for range w.ResultChan() { // until it has ended
+		}
+		<-passed
+		if heard += len(got); len(got) > len(all) || !slices.Equal(got, all[:len(got)]) {
+			t.Fatalf("told:\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
+		}
+	}
+	if heard == 0 {
+		t.Error("none was told anything")
 	}
 }
 
@@ -230,41 +216,35 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 		}
 	})
 	from, _ := strconv.ParseUint(first, 10, 64)
-	for name, store := range map[string]*genericregistry.Store{
-		"with a cache at times": newConfigMaps(t, newCaching(1000, time.Hour)),
-		"never with a cache":    newConfigMaps(t, wholeWatches{plain}),
-	} {
-		t.Run(name, func(t *testing.T) {
-			for range 30 {
-				ctx, end := context.WithCancel(t.Context())
-				t.Cleanup(end)
-				w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: strconv.FormatUint(from, 10)})
-				if err != nil {
-					t.Fatal(err)
-				}
-				ends, heard := r.IntN(20), 0
-				for e := range w.ResultChan() {
-					text, _, err := told(e)
-					if err != nil {
-						t.Fatal(err)
-					}
-					want, version, err := told(<-whole.ResultChan())
-					if err != nil {
-						t.Fatal(err)
-					}
-					if from = version; text != want {
-						t.Fatalf("event %d of a watch whose request has ended at %d is\n%s\nand should be\n%s", heard, ends, text, want)
-					}
-					if heard++; heard > ends {
-						end()
-					}
-				}
-				if !ended(w) {
-					t.Fatal("its request has ended long ago")
-				}
-				w.Stop()
+	store := newConfigMaps(t, cachingStorage{plain})
+	for range 30 {
+		ctx, end := context.WithCancel(t.Context())
+		t.Cleanup(end)
+		w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: strconv.FormatUint(from, 10)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends, heard := r.IntN(20), 0
+		for e := range w.ResultChan() {
+			text, _, err := told(e)
+			if err != nil {
+				t.Fatal(err)
 			}
-		})
+			want, version, err := told(<-whole.ResultChan())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from = version; text != want {
+				t.Fatalf("event %d of a watch whose request has ended at %d is\n%s\nand should be\n%s", heard, ends, text, want)
+			}
+			if heard++; heard > ends {
+				end()
+			}
+		}
+		if !ended(w) {
+			t.Fatal("its request has ended long ago")
+		}
+		w.Stop()
 	}
 }
 
@@ -274,383 +254,6 @@ func ended(w watch.Interface) bool {
 	end.mu.Lock()
 	defer end.mu.Unlock()
 	return end.cancel != nil
-}
-
-// breaking is a store that can take from a watch cache what it has: as after half a minute without a leader, or when a
-// server that was cut off is sent a snapshot.
-type breaking struct {
-	storage.Interface
-	mu    sync.Mutex
-	watch *broken
-}
-
-type broken struct {
-	watch.Interface
-	out   chan watch.Event
-	wrong chan struct{}
-	stop  context.CancelFunc
-}
-
-func (b *broken) ResultChan() <-chan watch.Event { return b.out }
-func (b *broken) Stop()                          { b.stop(); b.Interface.Stop() }
-
-// Watch implements storage.Interface.
-func (s *breaking) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
-	w, err := s.Interface.Watch(ctx, key, opts)
-	if err != nil || !opts.RecordTimestamps { // it is no cache's
-		return w, err
-	}
-	stopped, stop := context.WithCancel(ctx)
-	b := &broken{Interface: w, out: make(chan watch.Event), wrong: make(chan struct{}), stop: stop}
-	go func() {
-		defer close(b.out)
-		for {
-			var e watch.Event
-			var ok bool
-			select {
-			case e, ok = <-w.ResultChan():
-			case <-b.wrong:
-				e, ok = watch.Event{Type: watch.Error, Object: &metav1.Status{Status: metav1.StatusFailure, Reason: metav1.StatusReasonExpired, Code: 410}}, true
-			case <-stopped.Done():
-			}
-			if !ok {
-				return
-			}
-			select {
-			case b.out <- e:
-			case <-stopped.Done():
-				return
-			}
-		}
-	}()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.watch = b
-	return b, nil
-}
-
-// breakWatch makes the cache list once more.
-func (s *breaking) breakWatch() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.watch != nil {
-		close(s.watch.wrong)
-		s.watch = nil
-	}
-}
-
-// resuming is a client that watches on where its last watch ended.
-type resuming struct {
-	what      string
-	namespace string
-	options   metainternal.ListOptions
-	last      uint64
-	moved     atomic.Int32 // how often the server ended its watch
-
-	mu     sync.Mutex
-	events []string
-	wrong  []string
-}
-
-func (c *resuming) hear(e watch.Event) {
-	text, version, err := told(e)
-	c.note(e.Type, text, version, err)
-}
-
-func (c *resuming) note(kind watch.EventType, text string, version uint64, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case err != nil:
-		c.wrong = append(c.wrong, err.Error())
-		return
-	case version < c.last || version == c.last && kind != watch.Bookmark:
-		c.wrong = append(c.wrong, fmt.Sprintf("%s, after %d", text, c.last))
-	}
-	c.last = version
-	if kind != watch.Bookmark {
-		c.events = append(c.events, text)
-	}
-}
-
-// watch begins watches until ctx ends, in which it goes on until few says that it is one of those that pause for a
-// while.
-func (c *resuming) watch(ctx context.Context, b both, r *rand.Rand, pauses func() bool) {
-	for ctx.Err() == nil {
-		o := c.options
-		o.ResourceVersion, o.AllowWatchBookmarks = strconv.FormatUint(c.last, 10), r.IntN(6) > 0
-		of, end := context.WithTimeout(ctx, time.Duration(1+r.IntN(80))*time.Millisecond)
-		of = withEnd(of, end)
-		w, err := b.cached.Watch(b.in(of, c.namespace), &o)
-		switch {
-		case err == nil:
-			read(of, w, time.Duration(r.IntN(500))*time.Microsecond, c.hear)
-		case of.Err() == nil && apierrors.IsTooManyRequests(err): // the cache has just begun to list once more
-		case of.Err() == nil:
-			c.mu.Lock()
-			c.wrong = append(c.wrong, err.Error())
-			c.mu.Unlock()
-		}
-		if errors.Is(of.Err(), context.Canceled) && ctx.Err() == nil {
-			c.moved.Add(1)
-		}
-		end()
-		for pauses() && ctx.Err() == nil {
-			time.Sleep(time.Millisecond) // until many watch again
-		}
-	}
-}
-
-func (c *resuming) reaches(version uint64) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.last < version {
-		return fmt.Errorf("it is at %d of %d", c.last, version)
-	}
-	return nil
-}
-
-func (c *resuming) differs(want *resuming) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	want.mu.Lock()
-	defer want.mu.Unlock()
-	for i := range c.events {
-		if i >= len(want.events) || c.events[i] != want.events[i] {
-			return fmt.Errorf("%s: it has heard\n%s\nand should have heard\n%s", c.what, strings.Join(c.events[max(0, i-3):], "\n"), strings.Join(want.events[min(max(0, i-3), len(want.events)):], "\n"))
-		}
-	}
-	if len(c.events) < len(want.events) || len(c.wrong)+len(want.wrong) > 0 {
-		return fmt.Errorf("%s: it has heard %d events of %d; wrong are %q", c.what, len(c.events), len(want.events), append(c.wrong, want.wrong...))
-	}
-	return nil
-}
-
-// TestMovingClientsHearEverythingOnce: watch caches come, go and begin anew, watches move to them and reach the end of
-// their time, while objects change; each client hears what one hears whose watch never ends, and none has to list
-// again.
-func TestMovingClientsHearEverythingOnce(t *testing.T) {
-	newFixture(t)
-	seed := testenv.Seed(t)
-	for name, b := range newBoth(t, 4, 5*time.Millisecond, rand.New(rand.NewPCG(seed, 400))) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b.move(t, seed)
-		})
-	}
-}
-
-func (b both) move(t *testing.T, seed uint64) {
-	s := b.watched()
-	flaky := &breaking{Interface: s.Interface}
-	s.Interface, s.tellAfter = flaky, 4*time.Millisecond
-	var caches atomic.Int32
-	build := s.build
-	s.build = func() (*front, error) {
-		caches.Add(1)
-		return build()
-	}
-	first, err := b.store.Storage.Storage.GetCurrentResourceVersion(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var clients, truths, writers sync.WaitGroup
-	defer truths.Wait()
-	defer clients.Wait()
-	defer cancel()
-	var few atomic.Bool
-	var all, want []*resuming
-	for i := range 14 {
-		r := rand.New(rand.NewPCG(seed, uint64(i)))
-		c := b.client(r, first)
-		truth := &resuming{last: first}
-		w, err := b.store.Watch(b.in(ctx, c.namespace), func() *metainternal.ListOptions {
-			o := c.options
-			o.ResourceVersion = strconv.FormatUint(first, 10)
-			return &o
-		}())
-		if err != nil {
-			t.Fatal(err)
-		}
-		truths.Go(func() { read(ctx, w, 0, truth.hear) })
-		clients.Go(func() { c.watch(ctx, b, r, func() bool { return i > 0 && few.Load() }) })
-		all, want = append(all, c), append(want, truth)
-	}
-	lists := 0
-	clients.Go(func() { lists = b.page(t, ctx, rand.New(rand.NewPCG(seed, 300))) })
-	moves := func() (n int32) {
-		for _, c := range all {
-			n += c.moved.Load()
-		}
-		return n
-	}
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		// A fast machine has written everything before a second cache came.
-		for round, begun := uint64(0), time.Now(); round == 0 || (caches.Load() < 2 || moves() == 0) && time.Since(begun) < patience && !t.Failed(); round++ {
-			for i := range 3 {
-				writers.Go(func() { b.write(t, rand.New(rand.NewPCG(seed, 100+3*round+uint64(i))), i) })
-			}
-			writers.Wait()
-		}
-	}()
-	r := rand.New(rand.NewPCG(seed, 200))
-	for going := true; going; {
-		few.Store(r.IntN(3) == 0)
-		if r.IntN(4) == 0 {
-			flaky.breakWatch()
-		}
-		select {
-		case <-written:
-			going = false
-		case <-time.After(time.Duration(r.IntN(100)) * time.Millisecond): // in which some is written
-		}
-	}
-	few.Store(false)
-	final, err := b.store.Storage.Storage.GetCurrentResourceVersion(ctx)
-	if err == nil {
-		err = b.store.Storage.Storage.RequestWatchProgress(ctx)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, c := range all {
-		eventually(t, "the store's own watch tells everything", func() error { return want[i].reaches(final) })
-		eventually(t, "a client hears everything", func() error { return c.differs(want[i]) })
-	}
-	cancel()
-	clients.Wait()
-	truths.Wait()
-	heard := 0
-	for i, c := range all {
-		heard += len(c.events)
-		if err := c.differs(want[i]); err != nil {
-			t.Error(err)
-		}
-	}
-	t.Logf("%d events heard, %d caches, %d watches moved, %d lists", heard, caches.Load(), moves(), lists)
-	if caches.Load() < 2 || moves() == 0 || heard == 0 || lists == 0 {
-		t.Error("too little happened")
-	}
-}
-
-// client is one that asks for everything, or for some.
-func (b both) client(r *rand.Rand, from uint64) *resuming {
-	c := &resuming{last: from}
-	var terms []fields.Selector
-	if r.IntN(4) == 0 {
-		terms = append(terms, fields.OneTermEqualSelector("metadata.name", "o"+strconv.Itoa(r.IntN(3))+"-1"))
-	}
-	if b.store.DefaultQualifiedResource.Resource == "pods" && r.IntN(2) == 0 {
-		terms = append(terms, fields.OneTermEqualSelector("spec.nodeName", "n"+strconv.Itoa(r.IntN(2))))
-	}
-	if len(terms) > 0 {
-		c.options.FieldSelector = fields.AndSelectors(terms...)
-	}
-	if r.IntN(4) == 0 {
-		c.options.LabelSelector = labels.SelectorFromSet(labels.Set{"l": "1"})
-	}
-	if r.IntN(3) == 0 && !b.clusterWide {
-		c.namespace = "ns" + strconv.Itoa(r.IntN(2))
-	}
-	c.what = fmt.Sprintf("namespace %q, fields %v, labels %v", c.namespace, c.options.FieldSelector, c.options.LabelSelector)
-	return c
-}
-
-// page lists in pages until ctx ends, each of which may come from another place, and compares them with the store's
-// list of that version.
-func (b both) page(t *testing.T, ctx context.Context, r *rand.Rand) (lists int) {
-	for ctx.Err() == nil {
-		c := b.client(r, 0)
-		o := c.options
-		o.Limit = int64(1 + r.IntN(3))
-		var pages []string
-		version := ""
-		for {
-			list, err := b.cached.List(b.in(ctx, c.namespace), &o)
-			if apierrors.IsTooManyRequests(err) {
-				continue
-			}
-			if err != nil {
-				if ctx.Err() == nil {
-					t.Errorf("%s, in pages: %v", c.what, err)
-				}
-				return lists
-			}
-			m, err := meta.ListAccessor(list)
-			if err != nil {
-				t.Error(err)
-				return lists
-			}
-			pages = append(pages, listed(t, list)...)
-			if version == "" {
-				version = m.GetResourceVersion()
-			} else if version != m.GetResourceVersion() {
-				t.Errorf("%s: a page of version %s and one of %s", c.what, version, m.GetResourceVersion())
-			}
-			if o.Continue = m.GetContinue(); o.Continue == "" {
-				break
-			}
-		}
-		exact := c.options
-		exact.ResourceVersion, exact.ResourceVersionMatch = version, metav1.ResourceVersionMatchExact
-		list, err := b.store.List(b.in(ctx, c.namespace), &exact)
-		if err != nil {
-			if ctx.Err() == nil {
-				t.Errorf("%s, at once: %v", c.what, err)
-			}
-			return lists
-		}
-		if whole := listed(t, list); !slices.Equal(pages, whole) {
-			t.Errorf("%s, version %s: in pages\n%s\nat once\n%s", c.what, version, pages, whole)
-			return lists
-		}
-		lists++
-	}
-	return lists
-}
-
-func listed(t *testing.T, list runtime.Object) (names []string) {
-	err := meta.EachListItem(list, func(o runtime.Object) error {
-		m, err := meta.Accessor(o)
-		if err == nil {
-			names = append(names, fmt.Sprintf("%s/%s %s %v", m.GetNamespace(), m.GetName(), m.GetResourceVersion(), m.GetLabels()))
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	return names
-}
-
-// write makes, changes and deletes objects of a writer's own.
-func (b both) write(t *testing.T, r *rand.Rand, writer int) {
-	for range 250 {
-		ns, name := "ns"+strconv.Itoa(writer%2), fmt.Sprintf("o%d-%d", writer, r.IntN(3))
-		ctx := b.in(t.Context(), ns)
-		was, err := b.store.Get(ctx, name, &metav1.GetOptions{})
-		switch {
-		case err != nil:
-			o := b.make(ns, name)
-			m, _ := meta.Accessor(o)
-			m.SetLabels(map[string]string{"l": strconv.Itoa(r.IntN(2))})
-			_, err = b.store.Create(ctx, o, rest.ValidateAllObjectFunc, &metav1.CreateOptions{})
-		case r.IntN(6) == 0:
-			_, _, err = b.store.Delete(ctx, name, rest.ValidateAllObjectFunc, &metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
-		default:
-			m, _ := meta.Accessor(was)
-			m.SetLabels(map[string]string{"l": strconv.Itoa(r.IntN(2))})
-			m.SetAnnotations(map[string]string{"n": strconv.Itoa(r.Int())})
-			_, _, err = b.store.Update(ctx, name, rest.DefaultUpdatedObjectInfo(was), nil, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})
-		}
-		if err != nil {
-			t.Error(err)
-			return
-		}
-	}
 }
 
 // quietStore is a store in which nothing happens.

@@ -37,10 +37,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key
-// that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which have no
-// watch cache.
-var movingKinds = []struct {
+// resumedKinds are kinds whose objects change while their watches end and resume: plain ones, those that are encrypted
+// with a key that changes meanwhile, those that have a watch cache, and custom ones.
+var resumedKinds = []struct {
 	resource schema.GroupVersionResource
 	path     string
 	object   string
@@ -146,14 +145,56 @@ func (m *messages) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over
-// HTTP in every format.
-func TestMovingClientsOverHTTP(t *testing.T) {
+// resuming is a client that watches on where its last watch ended.
+type resuming struct {
+	what  string
+	last  uint64
+	moved atomic.Int32 // how often the server ended its watch
+
+	mu     sync.Mutex
+	events []string
+	wrong  []string
+}
+
+func (c *resuming) note(kind watch.EventType, text string, version uint64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err != nil:
+		c.wrong = append(c.wrong, err.Error())
+		return
+	case version < c.last || version == c.last && kind != watch.Bookmark:
+		c.wrong = append(c.wrong, fmt.Sprintf("%s, after %d", text, c.last))
+	}
+	c.last = version
+	if kind != watch.Bookmark {
+		c.events = append(c.events, text)
+	}
+}
+
+func (c *resuming) differs(want *resuming) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	want.mu.Lock()
+	defer want.mu.Unlock()
+	for i := range c.events {
+		if i >= len(want.events) || c.events[i] != want.events[i] {
+			return fmt.Errorf("%s: it has heard\n%s\nand should have heard\n%s", c.what, strings.Join(c.events[max(0, i-3):], "\n"), strings.Join(want.events[min(max(0, i-3), len(want.events)):], "\n"))
+		}
+	}
+	if len(c.events) < len(want.events) || len(c.wrong)+len(want.wrong) > 0 {
+		return fmt.Errorf("%s: it has heard %d events of %d; wrong are %q", c.what, len(c.events), len(want.events), append(c.wrong, want.wrong...))
+	}
+	return nil
+}
+
+// TestResumedWatchesMissNothing: clients whose watches end after a second or two and resume where they were, over HTTP
+// in every format, receive every event once and in order.
+func TestResumedWatchesMissNothing(t *testing.T) {
 	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
 		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, ProgressInterval: 10 * time.Millisecond})}
 	})
 	o := f.options(t)
-	o.CacheFrom, o.cacheKept, o.cacheTells = 3, 10*time.Millisecond, 20*time.Millisecond
 	o.EncryptionConfigFile = filepath.Join(f.dir, "encryption.yaml")
 	o.ExtraArgs = append(o.ExtraArgs, "disable-admission-plugins=ServiceAccount")
 	key := func(letter string) string {
@@ -182,10 +223,10 @@ func TestMovingClientsOverHTTP(t *testing.T) {
 	}
 	rt, upgrading := transport(), transport("http/1.1")
 	seed := testenv.Seed(t)
-	for i, kind := range movingKinds {
+	for i, kind := range resumedKinds {
 		t.Run(kind.resource.Resource, func(t *testing.T) {
 			t.Parallel()
-			a := &movingKind{
+			a := &resumedKind{
 				in: d.Resource(kind.resource).Namespace(ns), like: object(t, kind.object), http: &http.Client{Transport: rt}, upgrading: &http.Client{Transport: upgrading},
 				url: fmt.Sprintf("%s%s/namespaces/%s/%s", s.url, kind.path, ns, kind.resource.Resource),
 			}
@@ -209,7 +250,7 @@ func TestMovingClientsOverHTTP(t *testing.T) {
 	}
 }
 
-type movingKind struct {
+type resumedKind struct {
 	in   dynamic.ResourceInterface
 	like *unstructured.Unstructured
 	http *http.Client
@@ -220,7 +261,7 @@ type movingKind struct {
 	midway func() // what happens in the middle; may be nil
 }
 
-func (a *movingKind) run(t *testing.T, seed uint64) {
+func (a *resumedKind) run(t *testing.T, seed uint64) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching, writing sync.WaitGroup
 	defer watching.Wait()
@@ -235,7 +276,6 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 		}
 		return err
 	})
-	var few atomic.Bool
 	var all, want []*resuming
 	for i := range 8 {
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
@@ -250,7 +290,7 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 		c := &resuming{last: from, what: fmt.Sprint(query, format)}
 		truth := &resuming{last: from}
 		own, long := maps.Clone(query), maps.Clone(query)
-		watching.Go(func() { // which ends only where a cache goes
+		watching.Go(func() { // which lasts
 			for ctx.Err() == nil {
 				long.Set("resourceVersion", strconv.FormatUint(truth.last, 10))
 				if err := follow(ctx, a.http, a.url+"?"+long.Encode(), formats[0], truth.note); err != nil && ctx.Err() == nil {
@@ -271,9 +311,6 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 					t.Error(err)
 				}
 				c.moved.Add(1)
-				for i > 0 && few.Load() && ctx.Err() == nil {
-					time.Sleep(time.Millisecond) // until many watch again
-				}
 			}
 		})
 		all, want = append(all, c), append(want, truth)
@@ -281,18 +318,7 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 	for i := range 3 {
 		writing.Go(func() { a.write(t, rand.New(rand.NewPCG(seed, uint64(100+i))), i) })
 	}
-	written := make(chan struct{})
-	go func() { writing.Wait(); close(written) }()
-	r := rand.New(rand.NewPCG(seed, 200))
-	for going := true; going; {
-		few.Store(r.IntN(3) == 0)
-		select {
-		case <-written:
-			going = false
-		case <-time.After(time.Duration(r.IntN(800)) * time.Millisecond): // in which some is written
-		}
-	}
-	few.Store(false)
+	writing.Wait()
 	last := a.like.DeepCopy()
 	last.SetName("last")
 	if _, err := a.in.Create(ctx, last, metav1.CreateOptions{}); err != nil {
@@ -311,7 +337,7 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 	t.Logf("%d events heard in %d watches", heard, moved)
 }
 
-func (a *movingKind) write(t *testing.T, r *rand.Rand, writer int) {
+func (a *resumedKind) write(t *testing.T, r *rand.Rand, writer int) {
 	ctx := t.Context()
 	have := map[string]*unstructured.Unstructured{}
 	for i := range 150 {

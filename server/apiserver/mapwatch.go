@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"sync"
+
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// mapWatch passes on a watch's events as f makes them. Unlike watch.Filter it also ends when an event has no reader
+// any more.
+func mapWatch(in watch.Interface, f func(watch.Event) watch.Event) watch.Interface {
+	w := &mappedWatch{Interface: in, out: make(chan watch.Event), stopped: make(chan struct{})}
+	go w.run(f)
+	return w
+}
+
+type mappedWatch struct {
+	watch.Interface
+	out     chan watch.Event
+	stopped chan struct{}
+	stop    sync.Once
+}
+
+// ResultChan implements watch.Interface.
+func (w *mappedWatch) ResultChan() <-chan watch.Event { return w.out }
+
+// Stop implements watch.Interface.
+func (w *mappedWatch) Stop() {
+	w.stop.Do(func() { close(w.stopped) })
+	w.Interface.Stop()
+}
+
+func (w *mappedWatch) run(f func(watch.Event) watch.Event) {
+	defer close(w.out)
+	for e := range w.Interface.ResultChan() {
+		select {
+		case w.out <- f(e):
+		case <-w.stopped:
+			return
+		}
+	}
+}
