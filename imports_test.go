@@ -119,8 +119,8 @@ func TestImports(t *testing.T) {
 
 // folder is the top-level folder of one of our packages, or "".
 func folder(path string) string {
-	rest, ours := strings.CutPrefix(path, module)
-	if !ours {
+	rest, inModule := strings.CutPrefix(path, module)
+	if !inModule {
 		return ""
 	}
 	top, _, _ := strings.Cut(rest, "/")

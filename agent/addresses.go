@@ -34,9 +34,9 @@ func keepAddresses(ctx context.Context, o Options) error {
 // A part of that name on the board says what keeps it from that; none does where the name is empty. It is written again
 // whenever news says so, too.
 func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
-	tell := func(status.State, string) {}
+	setPart := func(status.State, string) {}
 	if name != "" {
-		tell = o.part(name).Set
+		setPart = o.part(name).Set
 	}
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
@@ -47,12 +47,12 @@ func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{
 		pause := addressCheck
 		if err := write(nodes); err == nil {
 			last = ""
-			tell(status.Running, "")
+			setPart(status.Running, "")
 		} else {
 			pause = nodePoll
 			if text := err.Error(); text != last && ctx.Err() == nil {
 				last = text
-				tell(status.Degraded, text) // at a first start only until the kubelet has registered the node
+				setPart(status.Degraded, text) // at a first start only until the kubelet has registered the node
 			}
 		}
 		select {

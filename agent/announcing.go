@@ -71,7 +71,7 @@ func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 
 // keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it,
 // and which ones are proven to be unused.
-func keepFindings(ctx context.Context, o Options, said findings) error {
+func keepFindings(ctx context.Context, o Options, found findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func keepFindings(ctx context.Context, o Options, said findings) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case want = <-said:
+		case want = <-found:
 		case <-again:
 		}
 	}

@@ -26,15 +26,15 @@ func keepNetworks(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	said, complaint := "nothing yet", ""
+	published, complaint := "nothing yet", ""
 	for {
 		pause := networksRetry
 		now, err := networks()
-		if err == nil && now != said {
+		if err == nil && now != published {
 			err = annotate(ctx, nodes, o.NodeName, loadbalancer.NetworksAnnotation, now)
 		}
 		if err == nil {
-			said, pause = now, networksCheck
+			published, pause = now, networksCheck
 		} else if ctx.Err() == nil && err.Error() != complaint {
 			complaint = err.Error()
 			o.Logger.Debug("agent: the Node does not say yet in which networks this machine can announce addresses", "error", err)

@@ -57,16 +57,16 @@ func watchNode(ctx context.Context, o Options) {
 // nodeIsThere says on the board when the cluster has lost this node. The kubelet registers once, when it starts, and is
 // as well as before by all that this machine sees.
 func (o Options) nodeIsThere() func(bool) {
-	gone := false
+	missing := false
 	return func(there bool) {
 		switch {
 		case !there:
 			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was restored that is older than the node. "+
 				"Restart coracle here, and it joins again; if it shall not, stop it", o.NodeName))
-		case gone:
+		case missing:
 			o.part("node").Set(status.Running, "")
 		}
-		gone = !there
+		missing = !there
 	}
 }
 

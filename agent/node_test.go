@@ -37,8 +37,8 @@ func TestReportAcrossAClockStep(t *testing.T) {
 		}
 		node := &corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{
 			Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(clock(c.reported).Truncate(time.Second))}}}}
-		const look = 20 * time.Second
-		if ready, why := readyCondition(node, earlier(noon, clock(look), look)); ready != c.ready {
+		const interval = 20 * time.Second
+		if ready, why := readyCondition(node, earlier(noon, clock(interval), interval)); ready != c.ready {
 			t.Errorf("%s: ready %t (%s), want %t", c.what, ready, why, c.ready)
 		}
 	}

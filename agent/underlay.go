@@ -30,17 +30,17 @@ func keepUnderlay(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	return o.tellUnderlay(ctx, nodes)
+	return o.publishUnderlay(ctx, nodes)
 }
 
-func (o Options) tellUnderlay(ctx context.Context, nodes corev1client.NodeInterface) error {
-	written, looked, complaint := "", time.Time{}, ""
+func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInterface) error {
+	written, writtenAt, complaint := "", time.Time{}, ""
 	for {
 		pause := underlayCheck
 		want, err := o.underlay()
-		if err == nil && (looked.IsZero() || want != written || time.Since(looked) >= addressCheck) {
+		if err == nil && (writtenAt.IsZero() || want != written || time.Since(writtenAt) >= addressCheck) {
 			if err = annotate(ctx, nodes, o.NodeName, clusterconfig.UnderlayAnnotation, want); err == nil {
-				written, looked = want, time.Now()
+				written, writtenAt = want, time.Now()
 			} else {
 				pause = nodePoll // at a first start the kubelet has not registered the node yet
 			}

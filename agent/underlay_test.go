@@ -27,8 +27,8 @@ func TestUnderlayIsKept(t *testing.T) {
 			Logger: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1) // no receiver waits for it before the end
-		go func() { done <- o.tellUnderlay(ctx, nodes) }()
-		said := func(within time.Duration, what, want string) {
+		go func() { done <- o.publishUnderlay(ctx, nodes) }()
+		expect := func(within time.Duration, what, want string) {
 			t.Helper()
 			time.Sleep(within) // of the bubble's clock
 			synctest.Wait()
@@ -41,7 +41,7 @@ func TestUnderlayIsKept(t *testing.T) {
 			if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			said(addressCheck, what, "203.0.113.5")
+			expect(addressCheck, what, "203.0.113.5")
 			if err := nodes.Delete(ctx, "n", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
@@ -49,22 +49,22 @@ func TestUnderlayIsKept(t *testing.T) {
 		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{clusterconfig.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		said(addressCheck, "changed", "203.0.113.5")
+		expect(addressCheck, "changed", "203.0.113.5")
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 		o.NetworkExternal = false
-		if err := o.tellUnderlay(t.Context(), nodes); err != nil {
+		if err := o.publishUnderlay(t.Context(), nodes); err != nil {
 			t.Error(err)
 		}
 		ctx = t.Context()
-		said(0, "switched off", "")
+		expect(0, "switched off", "")
 	})
 }
 
-// TestUnderlaySaid: a node tells others where they find its pods, unless that is its own address.
-func TestUnderlaySaid(t *testing.T) {
+// TestUnderlayIsPublished: a node tells others where they find its pods, unless that is its own address.
+func TestUnderlayIsPublished(t *testing.T) {
 	addrs := func(texts string) (out []netip.Addr) {
 		for text := range strings.FieldsSeq(texts) {
 			out = append(out, netip.MustParseAddr(text))

@@ -41,8 +41,8 @@ func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there fu
 func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHandler {
 	return cache.FilteringResourceEventHandler{
 		FilterFunc: func(o any) bool {
-			if gone, ok := o.(cache.DeletedFinalStateUnknown); ok { // it went while the API was not reached, as when a snapshot is restored
-				return gone.Key == name
+			if final, ok := o.(cache.DeletedFinalStateUnknown); ok { // it went while the API was not reached, as when a snapshot is restored
+				return final.Key == name
 			}
 			n, ok := o.(*corev1.Node)
 			return ok && n.Name == name

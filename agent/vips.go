@@ -13,8 +13,8 @@ import (
 
 // followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done.
 // Where the cluster says nothing of them set is not called.
-func followVIPs(ctx context.Context, settings clustersettings.Follower, tell func([]netip.Addr)) {
-	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { tell(parseVIPs(text)) })
+func followVIPs(ctx context.Context, settings clustersettings.Follower, set func([]netip.Addr)) {
+	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { set(parseVIPs(text)) })
 }
 
 // parseVIPs leaves out what is no address: the servers say so, and take over nothing then.

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// TestApart: Nodes say which peers host-gw would cut off. No peer is reported of which they say too
-// little.
-func TestApart(t *testing.T) {
+// TestUnreachablePeersAreReported: Nodes say which peers host-gw would cut off. No peer is reported of which they say
+// too little.
+func TestUnreachablePeersAreReported(t *testing.T) {
 	node := func(name, pods, addresses, networks string, more ...string) *corev1.Node {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}}, Spec: corev1.NodeSpec{PodCIDRs: strings.Fields(pods)}}
 		for _, a := range strings.Fields(addresses) {

@@ -120,15 +120,15 @@ func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) 
 		kind, name := nameOf(o)
 		wanted[kind] = append(wanted[kind], name)
 	}
-	var strangers []knftables.Object
+	var stale []knftables.Object
 	for kind, names := range have {
 		for _, name := range names {
 			if o := objectOf(kind, name); o != nil && !slices.Contains(wanted[kind], name) {
-				strangers = append(strangers, o)
+				stale = append(stale, o)
 			}
 		}
 	}
-	for _, o := range strangers {
+	for _, o := range stale {
 		if c, ok := o.(*knftables.Chain); ok {
 			tx.Flush(c) // its rules may refer to others of these, which could not be removed before them
 		}
@@ -136,7 +136,7 @@ func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) 
 	for _, o := range rs.content {
 		tx.Add(o)
 	}
-	for _, o := range strangers {
+	for _, o := range stale {
 		tx.Delete(o)
 	}
 	return tx

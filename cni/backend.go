@@ -81,8 +81,8 @@ type peerTrouble struct {
 func (in waysInput) family(p Peer) (v4, ok bool) {
 	for _, v4 := range []bool{true, false} {
 		_, own := in.underlay.address(v4)
-		_, theirs := p.underlay(v4)
-		if own && theirs {
+		_, remote := p.underlay(v4)
+		if own && remote {
 			return v4, true
 		}
 	}

@@ -150,14 +150,14 @@ var (
 )
 
 // observeBandwidth reads the shapers and redirections of our devices.
-func observeBandwidth(ours map[int]string, put func(object)) error {
+func observeBandwidth(ownLinks map[int]string, put func(object)) error {
 	qdiscs, err := netlinkutil.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return fmt.Errorf("listing queueing disciplines: %w", err)
 	}
 	for _, q := range qdiscs {
 		a := q.Attrs()
-		device := ours[a.LinkIndex]
+		device := ownLinks[a.LinkIndex]
 		if device == "" {
 			continue
 		}
@@ -172,7 +172,7 @@ func observeBandwidth(ours map[int]string, put func(object)) error {
 			if err != nil {
 				return err
 			}
-			if to := ours[to]; to != "" {
+			if to := ownLinks[to]; to != "" {
 				put(redirect{device, to})
 			}
 		}

@@ -111,7 +111,7 @@ func TestBackendChanges(t *testing.T) {
 	}
 
 	// What no node can change to is said, and changes nothing.
-	for next, says := range map[string]string{
+	for next, message := range map[string]string{
 		clusterconfig.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
 	} {
 		backends <- next
@@ -119,7 +119,7 @@ func TestBackendChanges(t *testing.T) {
 		eventually(t, func() error {
 			mu.Lock()
 			defer mu.Unlock()
-			if !strings.Contains(reported, says) {
+			if !strings.Contains(reported, message) {
 				return fmt.Errorf("it says %s", reported)
 			}
 			return nil

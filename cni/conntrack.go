@@ -33,15 +33,15 @@ func (s staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	if !ok || !ok2 {
 		return false
 	}
-	ours := slices.Contains(s.pod, to.Unmap())
+	ofPod := slices.Contains(s.pod, to.Unmap())
 	if s.local == nil {
-		return ours
+		return ofPod
 	}
-	return s.local[asked.Unmap()] && !ours
+	return s.local[asked.Unmap()] && !ofPod
 }
 
 // dropStaleFlows forgets the flows that r's arrival (or its departure, when gone) makes wrong.
-func dropStaleFlows(r *record, gone bool) error {
+func dropStaleFlows(r *record, removed bool) error {
 	s := staleFlows{pod: r.IPs}
 	for _, p := range r.Ports {
 		if p.Protocol == "udp" {
@@ -51,7 +51,7 @@ func dropStaleFlows(r *record, gone bool) error {
 	if len(s.ports) == 0 {
 		return nil
 	}
-	if !gone {
+	if !removed {
 		addrs, err := listAddresses()
 		if err != nil {
 			return fmt.Errorf("listing the host's addresses: %w", err)

@@ -19,10 +19,10 @@ import (
 )
 
 // slowPolicies have pods wait for their rules until the test lets them go on.
-type slowPolicies struct{ came, goOn chan struct{} }
+type slowPolicies struct{ called, goOn chan struct{} }
 
 func (p slowPolicies) Admit(ctx context.Context, _ Sandbox) error {
-	for _, c := range []chan struct{}{p.came, p.goOn} {
+	for _, c := range []chan struct{}{p.called, p.goOn} {
 		select {
 		case c <- struct{}{}:
 		case <-ctx.Done():
@@ -61,7 +61,7 @@ func TestPodDuringChange(t *testing.T) {
 		to(clusterconfig.NetworkHostGateway)
 		done := make(chan error, 1) // one: its goroutine need not wait
 		go func() { done <- n.add(p) }()
-		<-policies.came
+		<-policies.called
 		to(clusterconfig.NetworkVXLAN)
 		<-policies.goOn
 		return <-done
@@ -181,7 +181,7 @@ func TestNothingIsLeft(t *testing.T) {
 	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	peers <- []Peer{{Name: "b", PodCIDRs: prefixes("10.42.8.0/24", "fd42:0:0:8::/64"), WireGuardKey: testKey(2).PublicKey().String(),
 		Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr), netip.MustParseAddr(outAddr6)}}}
-	look := func() string {
+	readState := func() string {
 		t.Helper()
 		k := newKernel()
 		k.wg = n.server.wg
@@ -202,7 +202,7 @@ func TestNothingIsLeft(t *testing.T) {
 	before := ""
 	for _, name := range []string{v, h, w, v, w, h, v} {
 		to(name)
-		now := look()
+		now := readState()
 		if !strings.Contains(now, "10.42.8.0/24") {
 			t.Fatalf("%s leads nowhere:\n%s", name, now)
 		}

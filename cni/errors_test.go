@@ -49,17 +49,17 @@ func exchange(t *testing.T, from, to *pod, at, by netip.AddrPort) {
 }
 
 // unreachable says, with whatever its sender likes behind that, that a datagram came to no port.
-func unreachable(from, to netip.AddrPort, says string) []byte {
+func unreachable(from, to netip.AddrPort, payload string) []byte {
 	udp := binary.BigEndian.AppendUint16(nil, from.Port())
 	udp = binary.BigEndian.AppendUint16(udp, to.Port())
-	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(says))), 0, 0)
+	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(payload))), 0, 0)
 	a, b := from.Addr().AsSlice(), to.Addr().AsSlice()
 	if from.Addr().Is6() {
-		return bytes.Join([][]byte{{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(says)), 17, 64}, a, b, udp, []byte(says)}, nil) // the kernel adds its checksum
+		return bytes.Join([][]byte{{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(payload)), 17, 64}, a, b, udp, []byte(payload)}, nil) // the kernel adds its checksum
 	}
-	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(says)), 0, 0, 0x40, 0, 64, 17, 0, 0}, a, b}, nil)
+	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0x40, 0, 64, 17, 0, 0}, a, b}, nil)
 	binary.BigEndian.PutUint16(ip[10:], internetChecksum(ip))
-	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(says)}, nil)
+	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(payload)}, nil)
 	binary.BigEndian.PutUint16(out[2:], internetChecksum(out))
 	return out
 }
@@ -101,9 +101,9 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 					all = append(all, saying{fmt.Sprintf("somebody else, about it, in an error of type %d", kind), c, other, !kept})
 				}
 			}
-			for _, says := range all {
-				if heard := tells(t, network, a, says.by, says.error, c, unreachable(of(a, 4002), of(c, 55), marker), says.heard); heard != says.heard {
-					t.Errorf("with rules: %v, family %s: %s: heard: %v", kept, network, says.what, heard)
+			for _, payload := range all {
+				if heard := hearsError(t, network, a, payload.by, payload.error, c, unreachable(of(a, 4002), of(c, 55), marker), payload.heard); heard != payload.heard {
+					t.Errorf("with rules: %v, family %s: %s: heard: %v", kept, network, payload.what, heard)
 				}
 			}
 		}
@@ -117,7 +117,7 @@ const marker = "the end"
 
 // tells says whether a pod hears an error, which ends with the words "what this says". Another one, which it hears for
 // certain, is sent after it.
-func tells(t *testing.T, network string, to, from *pod, about []byte, last *pod, known []byte, expected bool) (heard bool) {
+func hearsError(t *testing.T, network string, to, from *pod, about []byte, last *pod, known []byte, expected bool) (heard bool) {
 	t.Helper()
 	listen := func(p *pod) net.PacketConn {
 		var l net.PacketConn

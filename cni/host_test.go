@@ -146,9 +146,9 @@ func TestDifference(t *testing.T) {
 	}
 }
 
-// TestKernelKeepsWhatItIsTold makes every kind of object, reads it back, changes nothing the second time, and prunes
+// TestKernelMatchesDesired makes every kind of object, reads it back, changes nothing the second time, and prunes
 // what is coracle's and not desired, and no more.
-func TestKernelKeepsWhatItIsTold(t *testing.T) {
+func TestKernelMatchesDesired(t *testing.T) {
 	netns.Require(t)
 	outside := netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
@@ -162,8 +162,8 @@ func TestKernelKeepsWhatItIsTold(t *testing.T) {
 	if !slices.Contains(in.advertised, "uplink") || slices.Contains(in.advertised, pod.HostDevice) {
 		t.Errorf("advertised %v: want the host's own devices", in.advertised)
 	}
-	strangers := []string{"10.77.0.0/16 dev vethcora", "10.78.0.0/16 dev uplink"} // of other programs: not our protocol
-	for _, s := range strangers {
+	foreignRoutes := []string{"10.77.0.0/16 dev vethcora", "10.78.0.0/16 dev uplink"} // of other programs: not our protocol
+	for _, s := range foreignRoutes {
 		addRoute(t, s, 0)
 	}
 	addRoute(t, "10.79.0.0/16 dev uplink", routeProtocol) // of an earlier run
@@ -183,7 +183,7 @@ func TestKernelKeepsWhatItIsTold(t *testing.T) {
 		t.Error("another program's device is gone:", err)
 	}
 	routes := routesOf(t)
-	for _, s := range strangers {
+	for _, s := range foreignRoutes {
 		if !slices.Contains(routes, s) {
 			t.Errorf("another program's route %s is gone; there are %v", s, routes)
 		}

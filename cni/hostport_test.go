@@ -172,18 +172,18 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 	expect(t, p, "pod to the host's loopback, unguarded", "127.0.0.1:9999", "node "+p.ips[0])
 }
 
-// TestFirewallsAreTold: a firewall that drops packets is reported once, and so is its removal.
-func TestFirewallsAreTold(t *testing.T) {
+// TestFirewallsAreReportedOnce: a firewall that drops packets is reported once, and so is its removal.
+func TestFirewallsAreReportedOnce(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
-	told := make(chan string, 8) // more than there are reports
-	n.o.Firewalls = func(found string) { told <- found }
+	logged := make(chan string, 8) // more than there are reports
+	n.o.Firewalls = func(found string) { logged <- found }
 	n.start()
 	n.ready("10.42.7.0/24")
-	says := func(want string) {
+	expectLog := func(want string) {
 		t.Helper()
 		select {
-		case got := <-told:
+		case got := <-logged:
 			if (want == "") != (got == "") || !strings.Contains(got, want) {
 				t.Errorf("told is %q, want %q", got, want)
 			}
@@ -192,17 +192,17 @@ func TestFirewallsAreTold(t *testing.T) {
 		}
 	}
 	nft(t, "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }")
-	says("inet stranger f")
+	expectLog("inet stranger f")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "Another program's firewall decides what comes to this machine and to its pods")
 	})
 	nft(t, "delete table inet stranger")
-	says("")
+	expectLog("")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "No other program's firewall drops what comes to this machine")
 	})
-	if len(told) > 0 {
-		t.Errorf("told again: %q", <-told)
+	if len(logged) > 0 {
+		t.Errorf("told again: %q", <-logged)
 	}
 }
 

@@ -47,12 +47,12 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
 	names := map[int]string{}
-	ours := map[int]string{}
+	ownLinks := map[int]string{}
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
 		if a.Name == bridge || ofPod(l) || strings.HasPrefix(a.Name, tunnelPrefix) {
-			ours[a.Index], k.links[a.Name] = a.Name, l
+			ownLinks[a.Index], k.links[a.Name] = a.Name, l
 			put(link{a.Name, k.wg.kind(l), a.MTU, a.Flags&net.FlagUp != 0, vxlanOf(l)})
 		}
 		if strings.HasPrefix(a.Name, tunnelPrefix) {
@@ -70,16 +70,16 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	}
 	for _, a := range addrs {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if device := ours[a.LinkIndex]; ok && device != "" && !ip.IsLinkLocalUnicast() {
+		if device := ownLinks[a.LinkIndex]; ok && device != "" && !ip.IsLinkLocalUnicast() {
 			put(address{device, ip.Unmap()})
 		}
 	}
 	for _, family := range kernelFamilies() {
-		if err := observeFamily(family, names, ours, put); err != nil {
+		if err := observeFamily(family, names, ownLinks, put); err != nil {
 			return nil, err
 		}
 	}
-	if err := observeBandwidth(ours, put); err != nil {
+	if err := observeBandwidth(ownLinks, put); err != nil {
 		return nil, err
 	}
 	for _, s := range sysctls {
@@ -100,7 +100,7 @@ func kernelFamilies() []int {
 	return []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
 }
 
-func observeFamily(family int, names, ours map[int]string, put func(object)) error {
+func observeFamily(family int, names, ownLinks map[int]string, put func(object)) error {
 	mine := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: routeProtocol}
 	routes, err := listRoutes(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -123,7 +123,7 @@ func observeFamily(family int, names, ours map[int]string, put func(object)) err
 	}
 	for _, n := range neighbours {
 		ip, ok := netip.AddrFromSlice(n.IP)
-		if device := ours[n.LinkIndex]; ok && device != "" && n.State == netlink.NUD_PERMANENT {
+		if device := ownLinks[n.LinkIndex]; ok && device != "" && n.State == netlink.NUD_PERMANENT {
 			put(neighbour{device, ip.Unmap(), n.HardwareAddr.String()})
 		}
 	}
@@ -283,9 +283,9 @@ func (k *kernel) remove(o object) error {
 	case wgPeer:
 		err = k.wg.removePeer(o)
 	}
-	gone := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
+	missing := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
 		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)
-	if err != nil && !gone {
+	if err != nil && !missing {
 		return fmt.Errorf("removing %s: %w", o, err)
 	}
 	return nil

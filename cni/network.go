@@ -66,10 +66,10 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 		}
 		s.log.Info("Pods wait for the node's pod CIDR")
 	}
-	guard, look := time.NewTicker(s.guard), time.NewTicker(lookPeriod)
+	guard, poll := time.NewTicker(s.guard), time.NewTicker(pollPeriod)
 	defer guard.Stop()
-	defer look.Stop()
-	looks := true // only where the tunnel is WireGuard's
+	defer poll.Stop()
+	polls := true // only where the tunnel is WireGuard's
 	podCIDRs, peers, backends := s.o.PodCIDRs, s.o.Peers, s.o.Backends
 	for {
 		var retry <-chan time.Time
@@ -84,11 +84,11 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 				retry = time.After(configureRetry)
 			}
 		}
-		if encrypts := s.tried != nil && s.tried.name == clusterconfig.NetworkWireGuard; looks != encrypts {
-			if looks = encrypts; looks {
-				look.Reset(lookPeriod)
+		if encrypts := s.tried != nil && s.tried.name == clusterconfig.NetworkWireGuard; polls != encrypts {
+			if polls = encrypts; polls {
+				poll.Reset(pollPeriod)
 			} else {
-				look.Stop()
+				poll.Stop()
 			}
 		}
 		select {
@@ -97,7 +97,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 		case <-retry:
 		case <-changes:
 			s.heal(ctx, false)
-		case <-look.C:
+		case <-poll.C:
 			if s.wg.changed() {
 				s.heal(ctx, false)
 			}

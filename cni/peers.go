@@ -137,13 +137,13 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 // not be the address of another one, unless it is its own as well: a machine may have taken the place of one whose Node
 // is still there.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
-	var said []netip.Addr
+	var annotated []netip.Addr
 	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {
 		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && routable(a) {
-			said = append(said, a.Unmap())
+			annotated = append(annotated, a.Unmap())
 		}
 	}
-	for _, addrs := range [][]netip.Addr{said, nodeAddresses(n, corev1.NodeInternalIP), nodeAddresses(n, corev1.NodeExternalIP)} {
+	for _, addrs := range [][]netip.Addr{annotated, nodeAddresses(n, corev1.NodeInternalIP), nodeAddresses(n, corev1.NodeExternalIP)} {
 		if out := oneOfEach(addrs); len(out) > 0 {
 			return out
 		}

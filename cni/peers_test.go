@@ -32,12 +32,12 @@ func testNode(name string, age int, cidrs []string, addrs ...string) *corev1.Nod
 }
 
 func TestPeersOf(t *testing.T) {
-	said := testNode("vpn", 1, []string{"10.42.5.0/24"}, "InternalIP 192.0.2.5")
-	said.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "fd99::5, 10.99.0.5"}
+	annotatedNode := testNode("vpn", 1, []string{"10.42.5.0/24"}, "InternalIP 192.0.2.5")
+	annotatedNode.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "fd99::5, 10.99.0.5"}
 	thief := testNode("thief", 0, []string{"10.42.6.0/24"}, "InternalIP 192.0.2.6")
 	thief.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "192.0.2.5,127.0.0.1,nonsense"}
 	peers := peersOf([]*corev1.Node{
-		thief, said,
+		thief, annotatedNode,
 		testNode("me", 9, []string{"10.42.1.0/24"}, "InternalIP 192.0.2.1"),
 		testNode("new", 2, nil, "InternalIP 192.0.2.9"),
 		testNode("both", 7, []string{"fd42:0:0:2::/64", "10.42.2.0/24"}, "InternalIP 2001:db8::2", "InternalIP 192.0.2.2", "Hostname both", "ExternalIP 203.0.113.2"),

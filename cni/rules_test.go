@@ -120,7 +120,7 @@ add element inet coracle cluster6 { fd42::/56 }
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			nft := knftables.NewFake(knftables.InetFamily, tableName)
-			leaveStrangers(t, nft)
+			expectForeignRules(t, nft)
 			for range 2 { // applying twice is applying once
 				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})); err != nil {
 					t.Fatal(err)
@@ -134,7 +134,7 @@ add element inet coracle cluster6 { fd42::/56 }
 }
 
 // leaveStrangers fills the table with what another version could have left.
-func leaveStrangers(t *testing.T, nft knftables.Interface) {
+func expectForeignRules(t *testing.T, nft knftables.Interface) {
 	t.Helper()
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})

@@ -282,9 +282,9 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	_ = conn.SetReadDeadline(time.Time{})
 
 	// A runtime that gives up kills the plugin, which closes the connection: the call is then undone.
-	gone := make(chan struct{})
+	removals := make(chan struct{})
 	go func() {
-		defer close(gone)
+		defer close(removals)
 		_, _ = conn.Read(make([]byte, 1))
 		cancel()
 	}()
@@ -293,7 +293,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		s.log.Info("Nobody waited for the answer to a CNI call", "command", req.Command, "container", req.ContainerID, "err", err)
 	}
 	conn.Close()
-	<-gone
+	<-removals
 }
 
 // handle dispatches one request; it is the whole server but for the socket.

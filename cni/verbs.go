@@ -182,8 +182,8 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 }
 
 // dropStaleFlows is worth a line in the log when it fails, but no pod's start or end.
-func (s *Server) dropStaleFlows(r *record, gone bool) {
-	if err := dropStaleFlows(r, gone); err != nil {
+func (s *Server) dropStaleFlows(r *record, removed bool) {
+	if err := dropStaleFlows(r, removed); err != nil {
 		s.log.Error(err, "UDP senders from before may not reach the host port until they pause", "pod", r.Pod)
 	}
 }

@@ -147,9 +147,9 @@ func (s *segment) meets() {
 	}
 }
 
-// TestWays makes the ways of each back end over each underlay, uses them, sees that nothing is done a second time, that
-// what is taken away comes back, and that a node's ways go with it.
-func TestWays(t *testing.T) {
+// TestRoutesOfEachBackend makes the ways of each back end over each underlay, uses them, sees that nothing is done a
+// second time, that what is taken away comes back, and that a node's ways go with it.
+func TestRoutesOfEachBackend(t *testing.T) {
 	both := func(i int) []string { return append(underlay4(i), underlay6(i)...) }
 	for _, c := range []struct {
 		name string
@@ -285,8 +285,8 @@ func (s *segment) nothingOf(words ...string) {
 	}
 }
 
-// TestWaysChange: another back end leaves nothing of the one before, and Cleanup nothing at all.
-func TestWaysChange(t *testing.T) {
+// TestBackendChangeRemovesOldRoutes: another back end leaves nothing of the one before, and Cleanup nothing at all.
+func TestBackendChangeRemovesOldRoutes(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, func(i int) []string { return append(underlay4(i), underlay6(i)...) }, 1500}, 2)
 	s.passAll()
 	s.meets()
@@ -359,10 +359,10 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	s.dead = []int{3} // a machine on the segment that is no node
 	s.passAll()
 	target, invented := s.podAddress(1, 0), "10.42.77.5"
-	node, stranger := peerOf(1, s.c).Underlay[0].String(), peerOf(3, s.c).Underlay[0].String()
+	node, unknownPeer := peerOf(1, s.c).Underlay[0].String(), peerOf(3, s.c).Underlay[0].String()
 	var in net.PacketConn
 	err := errors.Join(s.nodes[0].Do(func() (err error) {
-		if err = netns.AddRoute("0.0.0.0/0", stranger); err == nil {
+		if err = netns.AddRoute("0.0.0.0/0", unknownPeer); err == nil {
 			in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
 		}
 		return err
@@ -381,7 +381,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 		t.Helper()
 		buf, n := make([]byte, 100), 0
 		eventually(t, func() error {
-			for _, from := range []string{invented, stranger} { // what must not arrive is sent first
+			for _, from := range []string{invented, unknownPeer} { // what must not arrive is sent first
 				if err := s.nodes[2].Do(func() error {
 					c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: target.AsSlice(), Port: 7})
 					if err != nil {
@@ -400,7 +400,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 		})
 		return string(buf[:n])
 	}
-	if got := first(); got != stranger {
+	if got := first(); got != unknownPeer {
 		t.Errorf("what says that it is from %s arrived", got)
 	}
 	if err := s.nodes[0].Do(func() error { nft(t, "flush chain inet coracle guard"); return nil }); err != nil {

@@ -138,11 +138,11 @@ func TestAcceptable(t *testing.T) {
 	own := dualPods(1)
 	thief := peerOf(2, c)
 	thief.Name, thief.PodCIDRs = "thief", prefixes("10.42.2.128/25", "fd42:0:0:9::/64")
-	stranger := peerOf(4, c)
-	stranger.PodCIDRs = prefixes("192.168.0.0/16")
+	unknownPeer := peerOf(4, c)
+	unknownPeer.PodCIDRs = prefixes("192.168.0.0/16")
 	same := peerOf(5, c)
 	same.PodCIDRs = own
-	peers, trouble := acceptable([]Peer{peerOf(2, c), thief, stranger, same}, own, prefixes("10.42.0.0/16", "fd42::/48"))
+	peers, trouble := acceptable([]Peer{peerOf(2, c), thief, unknownPeer, same}, own, prefixes("10.42.0.0/16", "fd42::/48"))
 	var got []string
 	for _, p := range peers {
 		got = append(got, fmt.Sprint(p.Name, p.PodCIDRs))

@@ -36,14 +36,14 @@ type wgDevice struct {
 	mu   sync.Mutex
 	user *wgUser // nil where the kernel does it
 	// told are the endpoints that the device was given. What it answers has those that it found since.
-	told map[string]netip.AddrPort
-	said bool // that the kernel does it
+	lastSet        map[string]netip.AddrPort
+	inKernelLogged bool // that the kernel does it
 	// seen is what the device answered at the last observe.
 	seen [sha256.Size]byte
 }
 
 // lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
-const lookPeriod = 5 * time.Second
+const pollPeriod = 5 * time.Second
 
 // digest is of all that the device was given, but for endpoints, which change by themselves. wireguard-go names the
 // peers in no order.
@@ -69,7 +69,7 @@ func (d *wgDevice) changed() bool {
 }
 
 func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
-	return &wgDevice{name: name, key: key, log: log, told: map[string]netip.AddrPort{}}
+	return &wgDevice{name: name, key: key, log: log, lastSet: map[string]netip.AddrPort{}}
 }
 
 // makeWireGuard makes the device where there is none, and replaces a device of another kind.
@@ -93,13 +93,13 @@ func (d *wgDevice) make(mtu int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closeLocked()
-	clear(d.told)
+	clear(d.lastSet)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = d.name, mtu
 	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
 	switch {
 	case err == nil:
-		d.sayLocked()
+		d.logModeLocked()
 		return d.configureLocked(d.identity())
 	case !errors.Is(err, unix.EOPNOTSUPP):
 		return err
@@ -108,15 +108,15 @@ func (d *wgDevice) make(mtu int) error {
 	if err != nil {
 		return fmt.Errorf("this kernel has no WireGuard (module wireguard), and wireguard-go cannot work either: %w", err)
 	}
-	d.user, d.said = user, false
+	d.user, d.inKernelLogged = user, false
 	d.log.Info("This kernel has no WireGuard: wireguard-go encrypts packets between nodes in this process, which takes more processor time", "device", d.name)
 	return nil
 }
 
 // sayLocked says once that the kernel does it.
-func (d *wgDevice) sayLocked() {
-	if d.user == nil && !d.said {
-		d.said = true
+func (d *wgDevice) logModeLocked() {
+	if d.user == nil && !d.inKernelLogged {
+		d.inKernelLogged = true
 		d.log.Info("The kernel encrypts packets between nodes", "device", d.name)
 	}
 }
@@ -158,17 +158,17 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 	if err != nil {
 		return fmt.Errorf("asking the WireGuard device %s: %w", d.name, err)
 	}
-	d.sayLocked() // the device may be from before a restart
+	d.logModeLocked() // the device may be from before a restart
 	d.seen = digest(have)
 	// A peer that another program removed has to be added with its endpoint again.
-	maps.DeleteFunc(d.told, func(key string, _ netip.AddrPort) bool {
+	maps.DeleteFunc(d.lastSet, func(key string, _ netip.AddrPort) bool {
 		return !slices.ContainsFunc(have.Peers, func(p wgtypes.Peer) bool { return p.PublicKey.String() == key })
 	})
 	put(wgIdentity{d.name, have.PrivateKey.PublicKey().String(), have.ListenPort})
 	for _, p := range have.Peers {
 		key := p.PublicKey.String()
 		put(wgPeer{
-			device: d.name, key: key, endpoint: d.told[key], allowed: joinNets(p.AllowedIPs),
+			device: d.name, key: key, endpoint: d.lastSet[key], allowed: joinNets(p.AllowedIPs),
 			keepalive: int(p.PersistentKeepaliveInterval / time.Second), shared: p.PresharedKey != wgtypes.Key{},
 		})
 	}
@@ -198,13 +198,13 @@ func (d *wgDevice) ensurePeer(p wgPeer) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if told, ok := d.told[p.key]; p.endpoint.IsValid() && (!ok || told != p.endpoint) {
+	if lastSet, ok := d.lastSet[p.key]; p.endpoint.IsValid() && (!ok || lastSet != p.endpoint) {
 		c.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
 	}
 	if err := d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{c}}); err != nil {
 		return err
 	}
-	d.told[p.key] = p.endpoint
+	d.lastSet[p.key] = p.endpoint
 	return nil
 }
 
@@ -215,7 +215,7 @@ func (d *wgDevice) removePeer(p wgPeer) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.told, p.key)
+	delete(d.lastSet, p.key)
 	return d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: key, Remove: true, UpdateOnly: true}}})
 }
 

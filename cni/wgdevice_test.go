@@ -225,9 +225,9 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-// TestWireGuardGoIsNotToldOfState: wireguard-go does not hear from its tun device that it went down or up, which may
+// TestWireGuardGoGetsNoStateEvents: wireguard-go does not hear from its tun device that it went down or up, which may
 // come late, and which closes and opens its socket.
-func TestWireGuardGoIsNotToldOfState(t *testing.T) {
+func TestWireGuardGoGetsNoStateEvents(t *testing.T) {
 	said := make(chan tun.Event)
 	go func() {
 		defer close(said)
@@ -335,7 +335,7 @@ func TestWireGuardPortIsTaken(t *testing.T) {
 func TestWireGuardDeviceGoes(t *testing.T) {
 	kernel := kernelHasWireGuard(t)
 	n := newNode(t, "10.42.0.0/16")
-	gone := func() error {
+	waitRemoved := func() error {
 		if _, err := netlink.LinkByName(wireGuardDevice); !errors.As(err, &netlink.LinkNotFoundError{}) {
 			return fmt.Errorf("the device is there (%v)", err)
 		}
@@ -347,7 +347,7 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 		n.ready("10.42.7.0/24")
 		testenv.Until(t, 2*time.Minute, "the network is set up", n.server.Ready)
 		n.stop()
-		if err := gone(); (err != nil) != kernel {
+		if err := waitRemoved(); (err != nil) != kernel {
 			t.Fatalf("coracle is stopped: %v; the kernel's: %t", err, kernel)
 		}
 	}
@@ -355,12 +355,12 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 	n.o.Backend = clusterconfig.NetworkHostGateway
 	n.start()
 	n.ready("10.42.7.0/24")
-	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", gone)
+	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", waitRemoved)
 	stopped()
 	if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 		t.Fatal(err)
 	}
-	if err := gone(); err != nil {
+	if err := waitRemoved(); err != nil {
 		t.Error("after the clean-up:", err)
 	}
 }

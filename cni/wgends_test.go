@@ -96,7 +96,7 @@ func (m *wgMachine) make() (err error) {
 	if !m.inProcess {
 		return m.dev.make(1420)
 	}
-	clear(m.dev.told)
+	clear(m.dev.lastSet)
 	m.dev.user, err = openWGUser(wireGuardDevice, 1420, m.dev.identity(), m.dev.log)
 	return err
 }

@@ -117,12 +117,12 @@ func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	if external, found := ofFamily(in.external, v4); found && external != own {
 		own, every = external, keepalive
 	}
-	theirs, _ := p.underlay(v4)
+	remote, _ := p.underlay(v4)
 	switch {
-	case in.underlay.onLink(theirs) || private(own) == private(theirs):
-		return netip.AddrPortFrom(theirs, clusterconfig.WireGuardPort), every
+	case in.underlay.onLink(remote) || private(own) == private(remote):
+		return netip.AddrPortFrom(remote, clusterconfig.WireGuardPort), every
 	case private(own):
-		return netip.AddrPortFrom(theirs, clusterconfig.WireGuardPort), keepalive
+		return netip.AddrPortFrom(remote, clusterconfig.WireGuardPort), keepalive
 	default:
 		return netip.AddrPort{}, 0
 	}

@@ -129,9 +129,9 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 func TestEndpoints(t *testing.T) {
 	const away, home, other = "203.0.113.3", "203.0.113.2", "10.0.0.3"
 	for _, c := range []struct {
-		name, own, external, theirs string
-		want                        string
-		keepalive                   int
+		name, own, external, peerAddrs string
+		want                           string
+		keepalive                      int
 	}{
 		{"this one is found at a translator's, which may send from another port", "192.168.1.2/24", home, away, away + ":51820", keepalive},
 		{"this one has its external address itself", home + "/24", home, away, away + ":51820", 0},
@@ -145,7 +145,7 @@ func TestEndpoints(t *testing.T) {
 		if c.external != "" {
 			in.external = []netip.Addr{netip.MustParseAddr(c.external)}
 		}
-		at, every := endpoint(in, Peer{Underlay: []netip.Addr{netip.MustParseAddr(c.theirs)}})
+		at, every := endpoint(in, Peer{Underlay: []netip.Addr{netip.MustParseAddr(c.peerAddrs)}})
 		if at.String() != c.want || every != c.keepalive {
 			t.Errorf("%s: %s, every %d s; want %s, %d", c.name, at, every, c.want, c.keepalive)
 		}

@@ -530,17 +530,17 @@ func (h *charts) rivals(t *testing.T) {
 func (h *charts) deletion(t *testing.T) {
 	h.t = t
 	defer h.instead(nil)
-	hangs := make(chan struct{})
+	blocked := make(chan struct{})
 	h.instead(func(ctx context.Context, q *helmjob.Request) (*helmjob.Result, error) {
 		if q.Operation == helmjob.Uninstall {
 			return h.helm(q)
 		}
-		close(hangs)
+		close(blocked)
 		<-ctx.Done()
 		return nil, ctx.Err()
 	})
 	h.create("hangs", map[string]any{"chart": "hangs.tgz"})
-	<-hangs
+	<-blocked
 	h.remove("hangs")
 	h.awaitGone("hangs")
 

@@ -37,7 +37,7 @@ func TestTermEndsWhileControllersAreBuilt(t *testing.T) {
 	}
 }
 
-func TestNeverEmpty(t *testing.T) {
+func TestDiscoveryIsNeverEmpty(t *testing.T) {
 	gone := errors.New("gone")
 	some := []*metav1.APIResourceList{{GroupVersion: "apps/v1"}}
 	for _, tt := range []struct {

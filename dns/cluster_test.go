@@ -171,7 +171,7 @@ func runBesideUpstream(t *testing.T, a *api) {
 }
 
 // wantSameAnswer waits until both servers know the same, and is what ours answers.
-func wantSameAnswer(t *testing.T, name string, kind uint16) (ours *dns.Msg) {
+func wantSameAnswer(t *testing.T, name string, kind uint16) (own *dns.Msg) {
 	t.Helper()
 	ask := func(port int) (*dns.Msg, error) {
 		c := &dns.Client{Timeout: 3 * time.Second}
@@ -179,19 +179,19 @@ func wantSameAnswer(t *testing.T, name string, kind uint16) (ours *dns.Msg) {
 		return r, err
 	}
 	testenv.Eventually(t, 2*time.Minute, "the same answer for "+name, func() (err error) {
-		if ours, err = ask(Port); err != nil {
+		if own, err = ask(Port); err != nil {
 			return err
 		}
-		theirs, err := ask(upstreamsPort)
+		upstreamAnswer, err := ask(upstreamsPort)
 		if err != nil {
 			return err
 		}
-		if got, want := said(ours), said(theirs); got != want || theirs.Rcode == dns.RcodeServerFailure && !strings.HasSuffix(name, "arpa.") {
+		if got, want := summary(own), summary(upstreamAnswer); got != want || upstreamAnswer.Rcode == dns.RcodeServerFailure && !strings.HasSuffix(name, "arpa.") {
 			return fmt.Errorf("%s %s: ours\n%s\nupstream's\n%s", name, dns.TypeToString[kind], got, want)
 		}
 		return nil
 	})
-	return ours
+	return own
 }
 
 // everyName are names that exist, and some that do not.
@@ -218,7 +218,7 @@ func everyName() []string {
 
 // said is an answer as text: without its order, without when the zone changed last, and without the times to live,
 // which our cache bounds.
-func said(m *dns.Msg) string {
+func summary(m *dns.Msg) string {
 	var lines []string
 	for part, records := range map[string][]dns.RR{"answer": m.Answer, "authority": m.Ns, "extra": m.Extra} {
 		for _, rr := range records {
@@ -234,7 +234,7 @@ func said(m *dns.Msg) string {
 }
 
 // A zone's serial number is the time of the last change.
-func TestSerial(t *testing.T) {
+func TestSerialIsTheTimeOfTheLastChange(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")

@@ -51,12 +51,12 @@ func TestCustomConfigMap(t *testing.T) {
 	wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.53")
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 	testenv.Eventually(t, 2*time.Minute, "an event names the key and the mistake", func() error {
-		for _, e := range a.told() {
+		for _, e := range a.served() {
 			if strings.Contains(e, "lab.server") && strings.Contains(e, "no-such-plugin") {
 				return nil
 			}
 		}
-		return fmt.Errorf("events: %q", a.told())
+		return fmt.Errorf("events: %q", a.served())
 	})
 
 	// Two keys that work by themselves and not together: the last that worked together stays.
@@ -65,7 +65,7 @@ func TestCustomConfigMap(t *testing.T) {
 		"two.server": "twice:53 {\n  hosts {\n    192.0.2.94 x.twice\n  }\n}",
 	})
 	testenv.Eventually(t, 2*time.Minute, "an event says so", func() error {
-		for _, e := range a.told() {
+		for _, e := range a.served() {
 			if strings.Contains(e, "all of them together") {
 				return nil
 			}
@@ -146,7 +146,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 }
 
 // Whoever is neither in the cluster nor on this machine is refused.
-func TestGate(t *testing.T) {
+func TestGateAdmitsClusterAndHost(t *testing.T) {
 	g := &gate{prefixes: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
 	g.local.all, g.local.read = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}, time.Now().Add(addressesFor/2)
 	for a, want := range map[string]bool{
@@ -165,7 +165,7 @@ func (g *gate) prefixAdmits(a netip.Addr) bool {
 }
 
 // From a machine beside this one nothing is answered; what a pod asks is.
-func TestStrangersAreRefused(t *testing.T) {
+func TestForeignClientsAreRefused(t *testing.T) {
 	lan, pod := netns.New(t), netns.New(t)
 	lan.Link(t, "lan", "eth0", []string{"192.0.2.1/24"}, []string{"192.0.2.2/24"})
 	pod.Link(t, "pod", "eth0", []string{"10.42.7.1/24"}, []string{"10.42.7.2/24"})
@@ -207,7 +207,7 @@ func TestStrangersAreRefused(t *testing.T) {
 }
 
 // A resolver of the host that asks the cluster's DNS is left out; the others are asked.
-func TestLoop(t *testing.T) {
+func TestResolverThatAsksClusterDNSIsLeftOut(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
@@ -224,7 +224,7 @@ func TestLoop(t *testing.T) {
 }
 
 // What lacks a brace is refused with the line, and does not take in what comes after it.
-func TestBraces(t *testing.T) {
+func TestMissingBraceIsRefused(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"a.override", "hosts {\n  192.0.2.1 a\n}", ""},
 		{"a.override", "log", ""},

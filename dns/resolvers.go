@@ -20,11 +20,11 @@ import (
 // upstreams picks whom to ask for names outside the cluster. Loopback resolvers are the last resort: usually they are
 // stubs in front of the others, but this process, unlike a pod, can reach them when there is nothing else. ours are
 // addresses that would lead back here. CoreDNS cannot use an address with a zone; three servers is what hosts use.
-func upstreams(servers, ours []netip.Addr) []netip.AddrPort {
+func upstreams(servers, clusterIPs []netip.Addr) []netip.AddrPort {
 	var out, loopback []netip.AddrPort
 	for _, a := range servers {
 		switch {
-		case a.IsUnspecified() || a.Zone() != "" || slices.Contains(ours, a):
+		case a.IsUnspecified() || a.Zone() != "" || slices.Contains(clusterIPs, a):
 		case a.IsLoopback():
 			loopback = append(loopback, netip.AddrPortFrom(a, 53))
 		default:

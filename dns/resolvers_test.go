@@ -23,7 +23,7 @@ import (
 func TestUpstreams(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "resolv.conf")
-	ours := []netip.Addr{netip.MustParseAddr("10.43.0.10")}
+	clusterIPs := []netip.Addr{netip.MustParseAddr("10.43.0.10")}
 	for _, c := range []struct{ file, want string }{
 		{"", "[]"},
 		{"# nameserver 192.0.2.1\nsearch home\noptions ndots:1\n", "[]"},
@@ -39,7 +39,7 @@ func TestUpstreams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(upstreams(servers, ours)); got != c.want {
+		if got := fmt.Sprint(upstreams(servers, clusterIPs)); got != c.want {
 			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
 		}
 	}

@@ -126,7 +126,7 @@ func (s *Server) Run(ctx context.Context) error {
 	use, here := split(resolvers) // those on this machine are asked first whether they lead back
 	good := custom{}
 	for {
-		var retry, look <-chan time.Time
+		var retry, poll <-chan time.Time
 		next, err := s.start(instance, use, s.custom)
 		if err != nil && instance != nil && !maps.Equal(s.custom, good) {
 			parts.complain(ctx, "(all of them together)", err)
@@ -144,7 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 					use = able
 					continue
 				}
-				look = time.After(wait)
+				poll = time.After(wait)
 			}
 		case instance != nil:
 			s.log.Error(err, "Cluster DNS goes on with the resolvers it had", "after", startRetry)
@@ -159,9 +159,9 @@ func (s *Server) Run(ctx context.Context) error {
 				return nil
 			case <-retry:
 				waiting = false
-			case <-look:
+			case <-poll:
 				able, wait := s.withoutLoops(ctx, resolvers)
-				waiting, look = slices.Equal(able, use), time.After(wait)
+				waiting, poll = slices.Equal(able, use), time.After(wait)
 				use = able
 			case data := <-parts.changes:
 				waiting = !s.take(ctx, parts, data)

@@ -88,7 +88,7 @@ func (a *api) setDown(down bool) {
 	a.down = down
 }
 
-func (a *api) told() []string {
+func (a *api) served() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.events)

@@ -35,7 +35,7 @@ func (d delegate) NotifyMsg(text []byte) {
 	}
 	switch name := string(text[1:]); text[0] {
 	case byeMessage:
-		d.m.roster.saidBye(name)
+		d.m.roster.noteLeaving(name)
 		d.m.o.Reach.NodeLeft(name)
 	case failureMessage:
 		d.m.o.Reach.PeerReportedFailure(name)
@@ -44,7 +44,7 @@ func (d delegate) NotifyMsg(text []byte) {
 }
 
 // sayBye tells all live members, once, that this one stops.
-func (m *Member) sayBye() {
+func (m *Member) announceLeaving() {
 	bye := append([]byte{byeMessage}, m.o.Name...)
 	for _, n := range m.list.Members() {
 		if n.Name != m.o.Name {
@@ -76,7 +76,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	if e.m.ended.Load() {
 		return
 	}
-	switch after := e.m.roster.gone(n.Name); {
+	switch after := e.m.roster.markSilent(n.Name); {
 	case after.Self:
 	case after.State == Left:
 		e.m.o.Reach.NodeLeft(n.Name)

@@ -253,7 +253,7 @@ func (m *Member) Run(ctx context.Context) error {
 	}
 	cancel()
 	running.Wait()
-	m.sayBye()
+	m.announceLeaving()
 	m.ended.Store(true)
 	if leaveErr := m.list.Leave(leaveTimeout); leaveErr != nil {
 		m.o.Logger.Debug("gossip: the others were not told that this machine stops", "error", leaveErr)

@@ -162,8 +162,9 @@ func TestMembersFindOneAnother(t *testing.T) {
 	})
 }
 
-// TestMembersGo: one that stops says so; one that vanishes is nominated, and is a member again when it is back.
-func TestMembersGo(t *testing.T) {
+// TestMembersLeaveAndReturn: one that stops says so; one that vanishes is nominated, and is a member again when it is
+// back.
+func TestMembersLeaveAndReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		suspects := make(chan string, 8)
@@ -196,8 +197,9 @@ func TestMembersGo(t *testing.T) {
 	})
 }
 
-// TestHealed: two halves of a cluster that was cut for longer than memberlist remembers the dead find one another.
-func TestHealed(t *testing.T) {
+// TestHalvesMergeAfterAPartition: two halves of a cluster that was cut for longer than memberlist remembers the dead
+// find one another.
+func TestHalvesMergeAfterAPartition(t *testing.T) {
 	for _, length := range []time.Duration{40 * time.Second, 20 * time.Minute} {
 		t.Run(length.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -226,8 +228,8 @@ func TestHealed(t *testing.T) {
 	}
 }
 
-// TestRemembered: a member that starts with nothing but its file finds the others.
-func TestRemembered(t *testing.T) {
+// TestMemberStartsFromItsFile: a member that starts with nothing but its file finds the others.
+func TestMemberStartsFromItsFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		g := newGroup(t)

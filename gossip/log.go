@@ -17,12 +17,12 @@ import (
 type libraryLog struct {
 	logger *slog.Logger
 
-	mu   sync.Mutex
-	said map[string]bool
+	mu     sync.Mutex
+	logged map[string]bool
 }
 
 // mostSaid bounds how many different warnings are given: others choose what some of them name.
-const mostSaid = 256
+const maxLogged = 256
 
 // visible puts a question mark in place of what a terminal would obey.
 func visible(text string) string {
@@ -59,11 +59,11 @@ func (l *libraryLog) Write(line []byte) (int, error) {
 func (l *libraryLog) once(words string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.said == nil {
-		l.said = map[string]bool{}
+	if l.logged == nil {
+		l.logged = map[string]bool{}
 	}
-	if !l.said[words] && len(l.said) < mostSaid {
-		l.said[words] = true
+	if !l.logged[words] && len(l.logged) < maxLogged {
+		l.logged[words] = true
 		l.logger.Warn(words, args...)
 	}
 }

@@ -89,7 +89,7 @@ func (r *roster) room(name string, most int) bool {
 
 // saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been
 // a moment ago: messages overtake one another.
-func (r *roster) saidBye(name string) {
+func (r *roster) noteLeaving(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m, ok := r.members[name]; ok {
@@ -103,7 +103,7 @@ func (r *roster) saidBye(name string) {
 }
 
 // gone notes that a member does not answer any more.
-func (r *roster) gone(name string) Info {
+func (r *roster) markSilent(name string) Info {
 	_, after := r.update(name, func(i *Info) {
 		i.State = Silent
 		if !i.bye.IsZero() && r.now().Sub(i.bye) < byeLasts {

@@ -36,11 +36,11 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 func TestSearchDatagram(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
 	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
-	ours, err := seals(keys)
+	current, err := seals(keys)
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, err := seals(old)
+	previous, err := seals(old)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,11 +48,11 @@ func TestSearchDatagram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	question, err := q.datagram(theirs[0])
+	question, err := q.datagram(previous[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, seal, err := openSearch(ours, question)
+	got, seal, err := openSearch(current, question)
 	if err != nil || !reflect.DeepEqual(got, q) {
 		t.Fatalf("%v, %v", got, err)
 	}
@@ -65,7 +65,7 @@ func TestSearchDatagram(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.servers = a.servers[:maxFound]
-	if got, _, err := openSearch(theirs, answer); err != nil || !reflect.DeepEqual(got, a) {
+	if got, _, err := openSearch(previous, answer); err != nil || !reflect.DeepEqual(got, a) {
 		t.Errorf("%v, %v", got, err)
 	}
 	if len(answer) != len(question) || len(question) > maxPacket {
@@ -81,7 +81,7 @@ func TestSearchDatagram(t *testing.T) {
 	for i := range question {
 		bad := slices.Clone(question)
 		bad[i] ^= 1
-		if _, _, err := openSearch(ours, bad); err == nil {
+		if _, _, err := openSearch(current, bad); err == nil {
 			t.Errorf("it is read with another byte %d", i)
 		}
 	}
@@ -316,8 +316,8 @@ func TestSearch(t *testing.T) {
 	})
 }
 
-// TestSearchUnheard: there is no answer, and the questions become few.
-func TestSearchUnheard(t *testing.T) {
+// TestUnansweredSearchSlowsDown: there is no answer, and the questions become few.
+func TestUnansweredSearchSlowsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
 		g.add(on(a, func() bool { return true }))

@@ -64,9 +64,9 @@ func (a *authority) pool() *x509.CertPool {
 	return p
 }
 
-// TestStreams: servers and nodes have streams with one another, from either side; no other member has one, at either
-// end.
-func TestStreams(t *testing.T) {
+// TestStreamsBetweenServersAndNodes: servers and nodes have streams with one another, from either side; no other member
+// has one, at either end.
+func TestStreamsBetweenServersAndNodes(t *testing.T) {
 	servers, clients, foreign := newAuthority(t), newAuthority(t), newAuthority(t)
 	later := time.Now().Add(time.Hour)
 	server := servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, later)

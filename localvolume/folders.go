@@ -188,7 +188,7 @@ func closeToOthers(root *os.Root) error {
 	for {
 		entries, err := dir.ReadDir(128)
 		for _, e := range entries {
-			if !isOurs(e.Name()) && e.Name() != "lost+found" {
+			if !isManaged(e.Name()) && e.Name() != "lost+found" {
 				return fmt.Errorf("the folder %s is open to other users of the machine, who could read volumes there, and holds other things, such as %s: "+
 					"coracle does not close it by itself. Give volumes a folder of their own, or close this one: chmod 700 %s", root.Name(), e.Name(), root.Name())
 			}

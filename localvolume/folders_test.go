@@ -131,7 +131,7 @@ func TestNames(t *testing.T) {
 }
 
 // Whoever writes PersistentVolumes writes any path; nothing but volumes is touched.
-func TestNothingElse(t *testing.T) {
+func TestOnlyVolumesAreTouched(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "storage")
 	f := newFolders(t, folder)
@@ -189,7 +189,7 @@ func TestSpace(t *testing.T) {
 }
 
 // A folder of the operator's may be on a disk that is not mounted.
-func TestFolderGone(t *testing.T) {
+func TestMissingFolderIsNotMade(t *testing.T) {
 	dir := t.TempDir()
 	own, other := filepath.Join(dir, "own"), filepath.Join(dir, "other")
 	f := newFolders(t, own, other)

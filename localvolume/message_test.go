@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// TestAskSilent: a node that does not answer is given up after half a minute, whether it takes the question or not; one
-// that answers late is heard.
-func TestAskSilent(t *testing.T) {
+// TestUnresponsiveNodeTimesOut: a node that does not answer is given up after half a minute, whether it takes the
+// question or not; one that answers late is heard.
+func TestUnresponsiveNodeTimesOut(t *testing.T) {
 	for name, tt := range map[string]struct {
 		node func(c net.Conn) // what stands at the other end
 		took time.Duration
@@ -53,8 +53,8 @@ func TestAskSilent(t *testing.T) {
 	}
 }
 
-// TestAskEnds: who ceases to lead does not wait for a node that is silent, and does not call it so.
-func TestAskEnds(t *testing.T) {
+// TestAskEndsWithLeadership: who ceases to lead does not wait for a node that is silent, and does not call it so.
+func TestAskEndsWithLeadership(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, _ := net.Pipe()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -66,8 +66,8 @@ func TestAskEnds(t *testing.T) {
 	})
 }
 
-// TestServeSilent: who connects to a node and asks nothing is let go.
-func TestServeSilent(t *testing.T) {
+// TestIdleConnectionIsClosed: who connects to a node and asks nothing is let go.
+func TestIdleConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, node := net.Pipe()
 		began := time.Now()

@@ -35,7 +35,7 @@ const aside = ".removing-"
 func isVolume(name string) bool { return len(name) <= maxName && names.MatchString(name) }
 
 // isOurs says whether this package gives such names.
-func isOurs(name string) bool { return isVolume(name) || strings.HasPrefix(name, aside) }
+func isManaged(name string) bool { return isVolume(name) || strings.HasPrefix(name, aside) }
 
 // Split cuts a volume's path into the folder and the directory's name. It is false for what cannot be a volume's path.
 func Split(path string) (folder, name string, ok bool) {

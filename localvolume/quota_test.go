@@ -181,9 +181,9 @@ func testStolen(t *testing.T, folder string) {
 	for _, name := range []string{thief, victim} {
 		do(t, f, Request{Op: Make, Name: name, Bytes: 4 << 20})
 	}
-	mine, theirs := open(t, filepath.Join(folder, thief)), open(t, filepath.Join(folder, victim))
+	mine, victimFile := open(t, filepath.Join(folder, thief)), open(t, filepath.Join(folder, victim))
 	a, err := attributes(mine)
-	b, err2 := attributes(theirs)
+	b, err2 := attributes(victimFile)
 	a.project = b.project
 	if err := errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)); err != nil {
 		t.Fatal(err)

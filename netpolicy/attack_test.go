@@ -171,7 +171,7 @@ func TestForeignAddresses(t *testing.T) {
 	w.pod("x", "server", "n1", 5, nil)
 	friend := w.pod("x", "friend", "n2", 6, map[string]string{"app": "friend"})
 	liar := w.pod("x", "liar", "n2", 7, map[string]string{"app": "friend"})
-	ours := w.pod("x", "ours", "n1", 8, map[string]string{"app": "friend"})
+	friendPod := w.pod("x", "ours", "n1", 8, map[string]string{"app": "friend"})
 	lost := w.pod("x", "lost", "n3", 9, map[string]string{"app": "friend"})
 	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
 	claim := func(p *corev1.Pod, ips ...string) {
@@ -182,7 +182,7 @@ func TestForeignAddresses(t *testing.T) {
 		p.Status.PodIP = ips[0]
 	}
 	claim(liar, "10.42.1.77", "203.0.113.7", "10.42.2.7", "::ffff:203.0.113.9", "nonsense")
-	claim(ours, "10.42.1.78")
+	claim(friendPod, "10.42.1.78")
 	claim(lost, "10.42.3.9")
 	r := Desired(w.State, DefaultLimits())
 	var got []string

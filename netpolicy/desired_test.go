@@ -184,8 +184,8 @@ func TestListed(t *testing.T) {
 	})
 }
 
-// TestGenerated compares with the model what chance wrote.
-func TestGenerated(t *testing.T) {
+// TestRandomPoliciesMatchTheModel compares with the model what chance wrote.
+func TestRandomPoliciesMatchTheModel(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 150 {

@@ -101,8 +101,9 @@ func thereIs(t *testing.T, want bool) {
 	})
 }
 
-// TestFirstPacket has pods come one after the other: each of them is closed when its network begins.
-func TestFirstPacket(t *testing.T) {
+// TestPodIsClosedBeforeItsFirstPacket has pods come one after the other: each of them is closed when its network
+// begins.
+func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	l := newLab(t, w)

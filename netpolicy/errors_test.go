@@ -40,18 +40,18 @@ func (f flow) answers() flow { return flow{f.to, f.from} }
 
 // unreachable is the error that one of the flow's packets came to no port; it goes to who has sent that. What follows
 // the packet's header is the sender's choice.
-func (f flow) unreachable(says string) []byte {
+func (f flow) unreachable(payload string) []byte {
 	udp := binary.BigEndian.AppendUint16(nil, f.from.Port())
 	udp = binary.BigEndian.AppendUint16(udp, f.to.Port())
-	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(says))), 0, 0)
+	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(payload))), 0, 0)
 	from, to := f.from.Addr().AsSlice(), f.to.Addr().AsSlice()
 	if f.from.Addr().Is6() {
-		out := []byte{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(says)), 17, 64}
-		return bytes.Join([][]byte{out, from, to, udp, []byte(says)}, nil) // the kernel adds its checksum
+		out := []byte{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(payload)), 17, 64}
+		return bytes.Join([][]byte{out, from, to, udp, []byte(payload)}, nil) // the kernel adds its checksum
 	}
-	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(says)), 0, 0, 0x40, 0, 64, 17, 0, 0}, from, to}, nil)
+	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0x40, 0, 64, 17, 0, 0}, from, to}, nil)
 	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(says)}, nil)
+	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(payload)}, nil)
 	binary.BigEndian.PutUint16(out[2:], checksum(out))
 	return out
 }

@@ -234,14 +234,14 @@ var pings atomic.Uint32
 // ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them;
 // and the answer to an earlier one may come late, which says nothing.
 func ping(conn net.Conn) error {
-	deadline, says := time.Now().Add(patience), []byte("x")
+	deadline, payload := time.Now().Add(patience), []byte("x")
 	_, datagrams := conn.(*net.UDPConn)
 	if datagrams {
-		says = binary.BigEndian.AppendUint32(nil, pings.Add(1))
+		payload = binary.BigEndian.AppendUint32(nil, pings.Add(1))
 	}
-	b := make([]byte, len(says))
+	b := make([]byte, len(payload))
 	for {
-		if _, err := conn.Write(says); err != nil {
+		if _, err := conn.Write(payload); err != nil {
 			return refused(err)
 		}
 		next := deadline
@@ -250,7 +250,7 @@ func ping(conn net.Conn) error {
 		}
 		_ = conn.SetReadDeadline(next)
 		_, err := conn.Read(b)
-		for datagrams && err == nil && !bytes.Equal(b, says) {
+		for datagrams && err == nil && !bytes.Equal(b, payload) {
 			_, err = conn.Read(b)
 		}
 		switch {
@@ -270,7 +270,7 @@ func TestLateAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var came atomic.Int32
+	var arrived atomic.Int32
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -281,7 +281,7 @@ func TestLateAnswers(t *testing.T) {
 				return
 			}
 			answers := 1
-			switch came.Add(1) {
+			switch arrived.Add(1) {
 			case 1:
 				answers = 2
 			case 2:
@@ -303,7 +303,7 @@ func TestLateAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := came.Load(); n < 3 {
+	if n := arrived.Load(); n < 3 {
 		t.Errorf("the second datagram has no answer, and of %d one was taken for it", n)
 	}
 }

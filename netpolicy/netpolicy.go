@@ -69,15 +69,15 @@ type Enforcer struct {
 	wait  time.Duration // admitTimeout, but for tests
 	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the
 	// table was deleted.
-	wake, urgent, gone chan struct{}
+	wake, urgent, deletions chan struct{}
 
-	mu        sync.Mutex
-	sandboxes map[string]Sandbox
-	waiters   map[string]*waiter
-	written   bool                 // the table was written in this run; only Run's loop touches it
-	refused   map[string]refusedAt // by namespace; only Run's loop touches it
-	trouble   error                // of the last attempt to write the table
-	said      string               // what was last said about budgets
+	mu           sync.Mutex
+	sandboxes    map[string]Sandbox
+	waiters      map[string]*waiter
+	written      bool                 // the table was written in this run; only Run's loop touches it
+	refused      map[string]refusedAt // by namespace; only Run's loop touches it
+	trouble      error                // of the last attempt to write the table
+	loggedBudget string               // what was last said about budgets
 }
 
 // waiter is a pod's start that waits for its rules.
@@ -99,7 +99,7 @@ func New(o Options) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
-		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), deletions: make(chan struct{}, 1),
 		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refused: map[string]refusedAt{},
 	}
 	var err error
@@ -183,7 +183,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
-	nfttable.FollowDeletions(ctx, &wg, e.gone, func(err error) {
+	nfttable.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
 		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is looked after now and then", "err", err, "every", e.guard)
 	}, kernelTable)
 	if err := e.reinstate(ctx); err != nil && ctx.Err() == nil {
@@ -205,7 +205,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-e.wake:
 		case <-e.urgent:
 		case <-retry.C:
-		case <-e.gone:
+		case <-e.deletions:
 			if e.table.intact() {
 				continue
 			}
@@ -232,8 +232,8 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-rest.C:
 		case <-e.urgent:
 			poke(e.urgent) // the loop's to take
-		case <-e.gone:
-			poke(e.gone)
+		case <-e.deletions:
+			poke(e.deletions)
 		}
 		rest.Stop()
 	}
@@ -301,8 +301,8 @@ func (e *Enforcer) report(r Result, err error) {
 			"other namespaces are not affected; write fewer or simpler policies there", namespace, r.OverBudget[namespace]))
 	}
 	budget := strings.Join(words, ". ")
-	if budget != e.said {
-		e.said = budget
+	if budget != e.loggedBudget {
+		e.loggedBudget = budget
 		if budget != "" {
 			e.log.Info("NetworkPolicies are over the budget", "what", budget)
 		}

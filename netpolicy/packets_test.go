@@ -85,9 +85,9 @@ func TestTruthTable(t *testing.T) {
 	}
 }
 
-// TestRevoked opens connections and forbids them by a policy: who sends something has to hear of it, the others
-// nothing.
-func TestRevoked(t *testing.T) {
+// TestRevokedConnectionsAreReset opens connections and forbids them by a policy: who sends something has to hear of it,
+// the others nothing.
+func TestRevokedConnectionsAreReset(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, d := range revoking {
 		for _, family := range []int{4, 6} {

@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRefusedPart: what nft refuses of one namespace closes that one's pods, until its policies are other ones; the
-// others' rules come into force.
-func TestRefusedPart(t *testing.T) {
+// TestRefusedRulesCloseTheirNamespace: what nft refuses of one namespace closes that one's pods, until its policies are
+// other ones; the others' rules come into force.
+func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "bad", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`)
 	w.policy(t, "y", "good", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 198.51.100.0/24}}]}]}`)
@@ -93,13 +93,13 @@ func standIn(t *testing.T, word string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, says := t.TempDir(), "refused by a stand-in"
-	script := fmt.Sprintf("#!/bin/sh\nin=%s/in.$$\ncat >$in\nif grep -qF '%s' $in; then echo '%s' >&2; rm $in; exit 1; fi\n'%s' \"$@\" <$in\ncode=$?\nrm $in\nexit $code\n", dir, word, says, real)
+	dir, message := t.TempDir(), "refused by a stand-in"
+	script := fmt.Sprintf("#!/bin/sh\nin=%s/in.$$\ncat >$in\nif grep -qF '%s' $in; then echo '%s' >&2; rm $in; exit 1; fi\n'%s' \"$@\" <$in\ncode=$?\nrm $in\nexit $code\n", dir, word, message, real)
 	if err := os.WriteFile(filepath.Join(dir, "nft"), []byte(script), 0o700); err != nil { //nolint:gosec // it is to be run
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
-	return says
+	return message
 }
 
 func list(t *testing.T) string {

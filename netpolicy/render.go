@@ -246,10 +246,10 @@ func missing(of, in map[string]bool) []string {
 
 // pods changes a map. An element is deleted before it gets another verdict: both happen at once.
 func (s *script) pods(name string, from, to map[netip.Addr]string) {
-	gone, come := map[int][]string{}, map[int][]string{}
+	removed, come := map[int][]string{}, map[int][]string{}
 	for ip := range from {
 		if to[ip] != from[ip] {
-			gone[familyOf(ip)] = append(gone[familyOf(ip)], ip.String())
+			removed[familyOf(ip)] = append(removed[familyOf(ip)], ip.String())
 		}
 	}
 	for ip := range to {
@@ -258,9 +258,9 @@ func (s *script) pods(name string, from, to map[netip.Addr]string) {
 		}
 	}
 	for _, f := range []int{4, 6} {
-		slices.Sort(gone[f])
+		slices.Sort(removed[f])
 		slices.Sort(come[f])
-		s.elements("delete", fmt.Sprint(name, f), gone[f])
+		s.elements("delete", fmt.Sprint(name, f), removed[f])
 		s.elements("add", fmt.Sprint(name, f), come[f])
 	}
 }

@@ -26,11 +26,11 @@ const (
 )
 
 // segment is a TCP segment without options that holds what its sender likes, in a packet.
-func segment(from, to netip.AddrPort, flags byte, says string) []byte {
+func segment(from, to netip.AddrPort, flags byte, payload string) []byte {
 	tcp := binary.BigEndian.AppendUint16(nil, from.Port())
 	tcp = binary.BigEndian.AppendUint16(tcp, to.Port())
 	tcp = append(tcp, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 1, 0, 0, 0, 0, 0)
-	tcp = append(tcp, says...)
+	tcp = append(tcp, payload...)
 	a, b := from.Addr().AsSlice(), to.Addr().AsSlice()
 	pseudo := binary.BigEndian.AppendUint32(bytes.Join([][]byte{a, b}, nil), uint32(len(tcp)))
 	pseudo = append(pseudo, 0, 0, 0, unix.IPPROTO_TCP)

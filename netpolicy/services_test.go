@@ -179,9 +179,9 @@ func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec str
 	l.policy(t, "y", "a", `{podSelector: {}, ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}, {ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`)
 	l.apply(&tab)
 	client, server, same := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("x", "p1", family)
-	stranger := outside[0]
+	outsider := outside[0]
 	if family == 6 {
-		stranger = outside[2]
+		outsider = outside[2]
 	}
 	open := func(from, to netip.Addr, proto corev1.Protocol, port int32) net.Conn {
 		c := connection{from, to, proto, port}
@@ -189,7 +189,7 @@ func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec str
 	}
 	tcp, udp := open(client, server, corev1.ProtocolTCP, 80), open(client, server, corev1.ProtocolUDP, 53)
 	stays, self := open(client, same, corev1.ProtocolTCP, 80), open(client, client, corev1.ProtocolTCP, 80)
-	foreign := open(stranger, server, corev1.ProtocolTCP, 80)
+	foreign := open(outsider, server, corev1.ProtocolTCP, 80)
 	l.Policies = nil
 	l.policy(t, namespace, "a", spec)
 	l.apply(&tab)
@@ -278,7 +278,7 @@ func (l *serviceLab) testSCTP(t *testing.T) {
 		}
 	}
 	for _, family := range []int{4, 6} {
-		server, client, stranger := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("z", "p0", family)
+		server, client, outsider := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("z", "p0", family)
 		for _, port := range []uint16{80, 81} {
 			netns.ServeSCTP(t, l.ns[server], "server", netip.AddrPortFrom(server, port))
 		}
@@ -287,12 +287,12 @@ func (l *serviceLab) testSCTP(t *testing.T) {
 		l.apply(&tab)
 		meets(client, server, 81, nil)
 		meets(client, server, 80, errRefused)
-		meets(stranger, server, 81, errRefused)
+		meets(outsider, server, 81, errRefused)
 		if err := l.try(connection{client, server, corev1.ProtocolTCP, 81}); !errors.Is(err, errRefused) {
 			t.Errorf("%v to %v by TCP: %v", client, server, err)
 		}
 		l.Policies = nil
 		l.apply(&tab)
-		meets(stranger, server, 80, nil)
+		meets(outsider, server, 80, nil)
 	}
 }

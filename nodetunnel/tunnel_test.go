@@ -112,7 +112,7 @@ func TestOthersAddresses(t *testing.T) {
 	c.Close()
 }
 
-func TestNobodyThere(t *testing.T) {
+func TestFailedDialIsReported(t *testing.T) {
 	n := echo()
 	n.Dial = func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New(strings.Repeat("long ", 1000))
@@ -237,7 +237,7 @@ func TestNodeOpens(t *testing.T) {
 }
 
 // A connection that ends takes its streams with it.
-func TestEnd(t *testing.T) {
+func TestStreamsEndWithTheConnection(t *testing.T) {
 	s := connect(t, echo())
 	c, err := s.Dial(t.Context(), kubelet)
 	if err != nil {

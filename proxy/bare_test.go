@@ -97,13 +97,13 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 		t.Fatal(err)
 	}
 	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
-	theirs := theirRules(t, there)
+	upstreamRules := theirRules(t, there)
 	for _, line := range ours {
-		if !slices.Contains(theirs, line) {
+		if !slices.Contains(upstreamRules, line) {
 			t.Errorf("too much: %s", line)
 		}
 	}
-	for _, line := range theirs {
+	for _, line := range upstreamRules {
 		if !slices.Contains(ours, line) {
 			t.Errorf("missing: %s", line)
 		}

@@ -56,10 +56,10 @@ type externals struct {
 
 // passed is a Service as it came, what it may not have of that, what the back end has of it, and the last log message.
 type passed struct {
-	came  *corev1.Service
-	taken taken
-	went  *corev1.Service
-	said  string
+	received *corev1.Service
+	taken    taken
+	went     *corev1.Service
+	said     string
 }
 
 // teller tells the back end what has become of one Service; was or is may be nil.
@@ -87,7 +87,7 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := map[types.NamespacedName]bool{}
-	x.requestedPorts.note(key, before.came, svc, touched)
+	x.requestedPorts.note(key, before.received, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)
@@ -109,7 +109,7 @@ func parseIP(text string) (netip.Addr, bool) {
 
 func (x *externals) judgeAgain(key types.NamespacedName, tell teller) {
 	if before, ok := x.passed[key]; ok {
-		x.judge(key, before.came, tell)
+		x.judge(key, before.received, tell)
 	}
 }
 
@@ -126,7 +126,7 @@ func (x *externals) again(change func(), tell teller) {
 // judge takes away from a Service what it may not have, says so once, and tells the back end if that is something else
 // than before.
 func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
-	before, now := x.passed[key], passed{came: svc}
+	before, now := x.passed[key], passed{received: svc}
 	var problems []string
 	now.taken.external = x.takenIPs(svc, &problems)
 	now.taken.ingress = x.takenIngress(svc, &problems)
@@ -142,7 +142,7 @@ func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell te
 	if now.said = strings.Join(problems, "; "); now.said != "" && now.said != before.said {
 		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", now.said)
 	}
-	same := before.came == svc && before.taken.equal(now.taken)
+	same := before.received == svc && before.taken.equal(now.taken)
 	if now.went = before.went; !same {
 		now.went = now.taken.from(svc)
 	}

@@ -202,8 +202,8 @@ func TestRandomExternals(t *testing.T) {
 			for _, s := range h.now {
 				var own []string
 				name, _, _ := strings.Cut(s.Name, "/") // of which it may be a part
-				came := c.services[name]
-				for _, text := range came.Spec.ExternalIPs {
+				received := c.services[name]
+				for _, text := range received.Spec.ExternalIPs {
 					if a, _ := parseIP(text); !c.machine(a) {
 						own = append(own, text)
 					}

@@ -60,13 +60,13 @@ func TestReservedAddresses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p, h := newBench(t)
 			p.nodeAddresses("n2", []netip.Addr{netip.MustParseAddr("192.0.2.2")})
-			came := svc(c.port, c.nodePort, c.external, c.ingress)
-			p.services(nil, came)
+			received := svc(c.port, c.nodePort, c.external, c.ingress)
+			p.services(nil, received)
 			got := h.now["web"]
 			if !slices.Equal(got.Spec.ExternalIPs, c.wantExternal) || !slices.Equal(ingressOf(got), c.wantIngress) || got.Spec.Ports[0].NodePort != c.wantNodePort {
 				t.Errorf("passed on: %v, %v, node port %d", got.Spec.ExternalIPs, ingressOf(got), got.Spec.Ports[0].NodePort)
 			}
-			if !slices.Equal(came.Spec.ExternalIPs, c.external) || !slices.Equal(ingressOf(came), c.ingress) {
+			if !slices.Equal(received.Spec.ExternalIPs, c.external) || !slices.Equal(ingressOf(received), c.ingress) {
 				t.Error("the informer's own object was changed")
 			}
 		})

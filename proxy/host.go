@@ -149,7 +149,7 @@ func (x *externals) haveExternalIPs() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, s := range x.passed {
-		if len(s.came.Spec.ExternalIPs) > 0 {
+		if len(s.received.Spec.ExternalIPs) > 0 {
 			return true
 		}
 	}

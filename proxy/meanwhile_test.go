@@ -80,17 +80,17 @@ func TestFullSyncRepairsDrift(t *testing.T) {
 
 	done := make(chan struct{})
 	var other sync.WaitGroup
-	theirs := rand.New(rand.NewPCG(seed, 1))
+	otherRandom := rand.New(rand.NewPCG(seed, 1))
 	var did []string
 	harm := func() {
-		table := []string{"ip kube-proxy", "ip6 kube-proxy"}[theirs.IntN(2)]
+		table := []string{"ip kube-proxy", "ip6 kube-proxy"}[otherRandom.IntN(2)]
 		all := []string{
 			"delete table " + table, "flush table " + table, "flush ruleset", "flush chain " + table + " services", "flush map " + table + " service-ips",
 			"flush set " + table + " cluster-ips", "add chain " + table + " service-stranger/x", "delete chain " + table + " service-stranger/x", "flush map " + table + " no-endpoint-services",
 			"add table ip stranger; delete table ip stranger", "insert rule " + table + " services accept",
 			"flush set " + table + " hairpin-connections", "flush map " + table + " firewall-ips",
 		}
-		what := all[theirs.IntN(len(all))]
+		what := all[otherRandom.IntN(len(all))]
 		did = append(did, what)
 		_ = exec.Command("nft", what).Run() // not everything can be done at any time
 	}
@@ -101,7 +101,7 @@ func TestFullSyncRepairsDrift(t *testing.T) {
 				select {
 				case <-done:
 					return
-				case <-time.After(time.Duration(theirs.IntN(60)) * time.Millisecond): // at any moment of the other's work
+				case <-time.After(time.Duration(otherRandom.IntN(60)) * time.Millisecond): // at any moment of the other's work
 					harm()
 				}
 			}
@@ -109,7 +109,7 @@ func TestFullSyncRepairsDrift(t *testing.T) {
 	}
 	for range 30 {
 		if !anyMoment {
-			for range theirs.IntN(4) {
+			for range otherRandom.IntN(4) {
 				harm()
 			}
 		}

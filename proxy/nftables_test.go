@@ -250,7 +250,7 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 	testenv.NoGoroutineLeft(t, before)
 }
 
-func TestMissingNFTIsSaid(t *testing.T) {
+func TestMissingNFTIsReported(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
 	if err != nil {

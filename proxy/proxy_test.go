@@ -267,8 +267,9 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-// TestReport: what status says changes with the first attempt that fails, and with the first one that does not.
-func TestReport(t *testing.T) {
+// TestStatusFollowsFailedSyncs: what status says changes with the first attempt that fails, and with the first one that
+// does not.
+func TestStatusFollowsFailedSyncs(t *testing.T) {
 	var reports []string
 	front(t, func(_ *Proxy, e events, r *recorder) {
 		synced(e)

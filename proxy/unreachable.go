@@ -41,7 +41,7 @@ type group struct {
 }
 
 // seen is a slice: as it is, and as the back end knows it.
-type seen struct{ is, told *discoveryv1.EndpointSlice }
+type seen struct{ is, handed *discoveryv1.EndpointSlice }
 
 func newDetour(to backend) *detour {
 	return &detour{to: to, groups: map[group][]*seen{}}
@@ -85,7 +85,7 @@ func (d *detour) remove(s *discoveryv1.EndpointSlice) {
 	if i < 0 {
 		return
 	}
-	d.hand(all[i].told, nil)
+	d.hand(all[i].handed, nil)
 	if all = slices.Delete(all, i, i+1); len(all) == 0 {
 		delete(d.groups, g)
 		return
@@ -123,11 +123,11 @@ func (d *detour) tell(g []*seen) (changed bool) {
 	reached := d.reached(g)
 	for _, s := range g {
 		now := d.rewrite(s.is, reached)
-		if s.told != nil && (s.told == now || now != s.is && reflect.DeepEqual(s.told, now)) {
+		if s.handed != nil && (s.handed == now || now != s.is && reflect.DeepEqual(s.handed, now)) {
 			continue
 		}
-		d.hand(s.told, now)
-		s.told, changed = now, true
+		d.hand(s.handed, now)
+		s.handed, changed = now, true
 	}
 	return changed
 }

@@ -71,17 +71,17 @@ func TestSameRulesAsKubeProxy(t *testing.T) {
 		}), "it could take requests to the API"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ours, theirs := oursRules(t, c.services), theirRules(t, c.services)
-			if len(theirs) < 20 {
-				t.Fatalf("upstream wrote %d objects only", len(theirs))
+			ours, upstreams := oursRules(t, c.services), theirRules(t, c.services)
+			if len(upstreams) < 20 {
+				t.Fatalf("upstream wrote %d objects only", len(upstreams))
 			}
 			var diff []string
 			for _, line := range ours {
-				if !slices.Contains(theirs, line) {
+				if !slices.Contains(upstreams, line) {
 					diff = append(diff, "+ "+line)
 				}
 			}
-			for _, line := range theirs {
+			for _, line := range upstreams {
 				if !slices.Contains(ours, line) {
 					diff = append(diff, "- "+line)
 				}

@@ -27,13 +27,13 @@ import (
 )
 
 // told is which pods a handler has been told of, by name, with their phase.
-type told struct {
+type podRecorder struct {
 	mu   sync.Mutex
 	pods map[string]corev1.PodPhase
 	odd  []string
 }
 
-func (o *told) handler() cache.ResourceEventHandler {
+func (o *podRecorder) handler() cache.ResourceEventHandler {
 	set := func(what string, obj any, known bool) {
 		pod := obj.(*corev1.Pod)
 		o.mu.Lock()
@@ -52,7 +52,7 @@ func (o *told) handler() cache.ResourceEventHandler {
 	}
 }
 
-func (o *told) String() string {
+func (o *podRecorder) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var out []string
@@ -70,7 +70,7 @@ func TestUnfinishedPods(t *testing.T) {
 	api := client.CoreV1().Pods("default")
 	factory := newInformers(informers.NewSharedInformerFactory(client, 0))
 	informer := factory.Core().V1().Pods().Informer()
-	handlers := []*told{{pods: map[string]corev1.PodPhase{}}, {pods: map[string]corev1.PodPhase{}}, {pods: map[string]corev1.PodPhase{}}}
+	handlers := []*podRecorder{{pods: map[string]corev1.PodPhase{}}, {pods: map[string]corev1.PodPhase{}}, {pods: map[string]corev1.PodPhase{}}}
 	period := time.Hour
 	_, err1 := informer.AddEventHandler(handlers[0].handler())
 	_, err2 := informer.AddEventHandlerWithResyncPeriod(handlers[1].handler(), period)
@@ -95,7 +95,7 @@ func TestUnfinishedPods(t *testing.T) {
 		slices.Sort(want)
 		return names, want
 	}
-	haveBeenTold := func() {
+	expectPods := func() {
 		t.Helper()
 		_, want := unfinishedOnes()
 		for i, h := range handlers { // each is told by a goroutine of its own
@@ -109,7 +109,7 @@ func TestUnfinishedPods(t *testing.T) {
 	}
 	for i := range 300 {
 		if i%(int(watch.DefaultChanSize)/2) == 0 { // a fake watch panics when more changes than DefaultChanSize wait to be read
-			haveBeenTold()
+			expectPods()
 		}
 		name := "p" + strconv.Itoa(r.IntN(12))
 		phase, is := pods[name]
@@ -136,7 +136,7 @@ func TestUnfinishedPods(t *testing.T) {
 		}
 	}
 
-	haveBeenTold()
+	expectPods()
 	names, _ := unfinishedOnes()
 	lister := factory.Core().V1().Pods().Lister()
 	all, err1 := lister.List(labels.Everything())

@@ -96,7 +96,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 			s.log.Info("what this machine's programs ask goes to another server: that one leads now", "server", now.leader)
 		}
 		if now.unable != before.unable {
-			s.tunnels.HangUp(now.unable)
+			s.tunnels.Drain(now.unable)
 		}
 		s.detour.Away(now.unable)
 	}

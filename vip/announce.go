@@ -72,9 +72,9 @@ func Announce(ctx context.Context, a Announcement) error {
 	r := &responder{a: a, n: a.Place.neighbour(a.Address), send: s.write, now: Now, defended: map[hw]Moment{}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var told sync.WaitGroup
-	defer told.Wait()
-	told.Go(func() { r.announce(ctx) })
+	var announcing sync.WaitGroup
+	defer announcing.Wait()
+	announcing.Go(func() { r.announce(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) }) // ends the reading
 	defer stop()
 	defer cancel()
@@ -115,19 +115,19 @@ func (r *responder) announce(ctx context.Context) {
 			return
 		case <-time.After(time.Until(began.Add(at))):
 		}
-		r.say(ctx, r.n.announcements()...)
+		r.transmit(ctx, r.n.announcements()...)
 	}
 }
 
 func (r *responder) hear(ctx context.Context, frame []byte) {
 	h := r.n.hear(frame)
 	if h.answer != nil {
-		r.say(ctx, h.answer)
+		r.transmit(ctx, h.answer)
 	}
 	if h.claimant == noHW || !r.due(h.claimant) {
 		return
 	}
-	if r.say(ctx, r.n.announcements()...) {
+	if r.transmit(ctx, r.n.announcements()...) {
 		r.mu.Lock()
 		r.defended[h.claimant] = r.now()
 		r.mu.Unlock()
@@ -150,7 +150,7 @@ func (r *responder) due(claimant hw) bool {
 
 // say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of
 // all: a process may be paused anywhere, for any time. It says whether something was sent.
-func (r *responder) say(ctx context.Context, frames ...[]byte) (sent bool) {
+func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if now := r.now(); now >= r.until {

@@ -67,9 +67,9 @@ func TestAnswersAreConfirmed(t *testing.T) {
 	check("when it may again", 4, 4)
 }
 
-// TestPausedBetween: a machine that is paused at any place, while it confirms or between two frames, sends nothing when
-// it wakes.
-func TestPausedBetween(t *testing.T) {
+// TestPausedMachineSendsNothingAfterwards: a machine that is paused at any place, while it confirms or between two
+// frames, sends nothing when it wakes.
+func TestPausedMachineSendsNothingAfterwards(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	s.a.Confirm = func(context.Context) (Moment, error) {
 		until := s.clock.After(time.Second)
@@ -82,7 +82,7 @@ func TestPausedBetween(t *testing.T) {
 	}
 	s = newShouter()
 	s.responder.send = func([]byte) error { s.sent++; s.clock = s.clock.After(time.Minute); return nil }
-	s.say(ctx, four.announcements()...)
+	s.transmit(ctx, four.announcements()...)
 	if s.sent != 1 {
 		t.Errorf("%d frames were sent, of which all but the first after waking", s.sent)
 	}
@@ -159,7 +159,7 @@ func TestAnnouncementsAreRepeated(t *testing.T) {
 }
 
 // The clock goes on, and is not the time of day.
-func TestNow(t *testing.T) {
+func TestClockIsMonotonic(t *testing.T) {
 	if a, b := Now(), Now(); a <= 0 || b < a || b.After(time.Second) <= a {
 		t.Errorf("%d, then %d", a, b)
 	}

@@ -207,8 +207,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestGone: when the interface goes, Announce says so.
-func TestGone(t *testing.T) {
+// TestAnnounceEndsWithItsInterface: when the interface goes, Announce says so.
+func TestAnnounceEndsWithItsInterface(t *testing.T) {
 	netns.Require(t)
 	n := newNetwork(t)
 	ended := make(chan error, 1) // one: the sender need not wait
@@ -261,8 +261,8 @@ func TestRedirectsArePruned(t *testing.T) {
 	}
 }
 
-// TestRouters: the addresses through which routes lead, those of several hops too.
-func TestRouters(t *testing.T) {
+// TestRoutersOfAllHops: the addresses through which routes lead, those of several hops too.
+func TestRoutersOfAllHops(t *testing.T) {
 	netns.Require(t)
 	n := newNetwork(t)
 	if err := n.client.Do(func() error {

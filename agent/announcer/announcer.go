@@ -105,12 +105,12 @@ type running struct {
 
 // Run announces until ctx is done; nothing is sent any more when it returns.
 func (a *Announcer) Run(ctx context.Context) error {
-	var said atomic.Pointer[clustersettings.Data]
+	var settingsData atomic.Pointer[clustersettings.Data]
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
 		a.o.Settings.Follow(ctx, loadbalancer.ConfigMap, func(d clustersettings.Data) {
-			said.Store(&d)
+			settingsData.Store(&d)
 			a.poke()
 		})
 	})
@@ -122,22 +122,22 @@ func (a *Announcer) Run(ctx context.Context) error {
 	}()
 	for {
 		var record loadbalancer.Record
-		if d := said.Load(); d != nil {
+		if d := settingsData.Load(); d != nil {
 			var err error
 			if record, err = loadbalancer.Read(*d); err != nil {
 				a.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
 			}
 		}
 		a.follow(ctx, now, record)
-		var look <-chan time.Time
+		var poll <-chan time.Time
 		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h loadbalancer.Holder) bool { return h.Node == a.o.NodeName }) {
-			look = time.After(again)
+			poll = time.After(again)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.changed:
-		case <-look:
+		case <-poll:
 		}
 	}
 }

@@ -119,9 +119,9 @@ func TestAnnouncer(t *testing.T) {
 	b.announces()
 }
 
-// TestKeepSilent: where the kernel has the addresses itself it is kept from answering, also for those of other nodes;
-// and an address is not announced before that.
-func TestKeepSilent(t *testing.T) {
+// TestKernelDoesNotAnswerForAnnouncedAddresses: where the kernel has the addresses itself it is kept from answering,
+// also for those of other nodes; and an address is not announced before that.
+func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	b := newBed(t)
 	var asked []string
 	fail := errors.New("it cannot be set")
@@ -190,8 +190,8 @@ func TestNewAddressIsProven(t *testing.T) {
 			}
 			return nil
 		}
-		var said []string
-		b.a.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { said = append(said, c.String()) }
+		var reported []string
+		b.a.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { reported = append(reported, c.String()) }
 		now := map[netip.Addr]running{}
 		record := loadbalancer.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
 		look := func() {
@@ -201,16 +201,16 @@ func TestNewAddressIsProven(t *testing.T) {
 		look()
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look()
-		if asked.Load() != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
-			t.Errorf("asked %d times, said %q", asked.Load(), said)
+		if asked.Load() != 1 || len(reported) != 1 || reported[0] != first.String()+"="+other.String() {
+			t.Errorf("asked %d times, said %q", asked.Load(), reported)
 		}
 		b.announces(second)
 		time.Sleep(2 * probeAgain)
 		look()
 		record[first] = loadbalancer.Holder{Node: "here", Term: 1}
 		look()
-		if asked.Load() != 3 || len(said) != 3 || said[1] != "" || said[2] != "" {
-			t.Errorf("asked %d times, said %q", asked.Load(), said)
+		if asked.Load() != 3 || len(reported) != 3 || reported[1] != "" || reported[2] != "" {
+			t.Errorf("asked %d times, said %q", asked.Load(), reported)
 		}
 		b.announces(first, second)
 		b.mu.Lock()
@@ -220,8 +220,8 @@ func TestNewAddressIsProven(t *testing.T) {
 		look()
 		time.Sleep(conflictShown + time.Second)
 		look()
-		if len(said) != 5 || said[3] == "" || said[4] != "" {
-			t.Errorf("a machine that came later: said %q", said)
+		if len(reported) != 5 || reported[3] == "" || reported[4] != "" {
+			t.Errorf("a machine that came later: said %q", reported)
 		}
 		for _, r := range now {
 			r.stop()
@@ -229,15 +229,15 @@ func TestNewAddressIsProven(t *testing.T) {
 	})
 }
 
-// TestProofIsSaid: the cluster hears that an address was proven until the record has it, and the record's change
+// TestProofIsReported: the cluster hears that an address was proven until the record has it, and the record's change
 // disturbs no other machine.
-func TestProofIsSaid(t *testing.T) {
+func TestProofIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		var asked atomic.Int32
 		b.a.o.Probe = func(context.Context, vip.Place, netip.Addr) error { asked.Add(1); return nil }
-		var said []string
-		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { said = append(said, p.String()) }
+		var reported []string
+		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { reported = append(reported, p.String()) }
 		now := map[netip.Addr]running{}
 		look := func(r loadbalancer.Record) {
 			b.publish(r)
@@ -247,20 +247,20 @@ func TestProofIsSaid(t *testing.T) {
 		}
 		unproven, proven := loadbalancer.Record{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Record{first: {Node: "here", Term: 5}}
 		look(unproven)
-		if len(said) != 0 {
-			t.Errorf("before it was asked, the cluster heard %q", said)
+		if len(reported) != 0 {
+			t.Errorf("before it was asked, the cluster heard %q", reported)
 		}
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(unproven)
 		b.announces(first)
-		if len(said) != 1 || said[0] != first.String()+"=5" {
-			t.Errorf("the cluster heard %q", said)
+		if len(reported) != 1 || reported[0] != first.String()+"=5" {
+			t.Errorf("the cluster heard %q", reported)
 		}
 		running := now[first].holder
 		look(proven)
 		b.announces(first)
-		if asked.Load() != 1 || len(said) != 2 || said[1] != "" {
-			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), said)
+		if asked.Load() != 1 || len(reported) != 2 || reported[1] != "" {
+			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
 		if _, err := b.a.confirm(t.Context(), first, running); err != nil {
 			t.Errorf("the record has it as proven: %v", err)
@@ -268,8 +268,8 @@ func TestProofIsSaid(t *testing.T) {
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
-		if asked.Load() != 2 || len(said) != 3 || said[2] != first.String()+"=6" {
-			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), said)
+		if asked.Load() != 2 || len(reported) != 3 || reported[2] != first.String()+"=6" {
+			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
 		for _, r := range now {
 			r.stop()

@@ -16,10 +16,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestOtherLayers: an archive holds the configuration of a tenant's image, and as many layers as it names. It makes the
-// image everybody's only where these layers hold what the configuration says: unpacking applies none of them, since the
-// snapshots that the configuration names are on the node.
-func TestOtherLayers(t *testing.T) {
+// TestForeignLayersAreRefused: an archive holds the configuration of a tenant's image, and as many layers as it names.
+// It makes the image everybody's only where these layers hold what the configuration says: unpacking applies none of
+// them, since the snapshots that the configuration names are on the node.
+func TestForeignLayersAreRefused(t *testing.T) {
 	p := makeParts(t)
 	stored := func(level int, plain []byte) []byte {
 		var b bytes.Buffer
@@ -40,14 +40,14 @@ func TestOtherLayers(t *testing.T) {
 	for name, c := range map[string]struct {
 		mediaType string
 		layers    [][]byte
-		said      string // of the first layer by its label, as written when it was unpacked
+		recorded  string // of the first layer by its label, as written when it was unpacked
 		refused   bool
 	}{
 		"garbage":                              {mediaType: gzipped, layers: [][]byte{garbage}, refused: true},
 		"garbage, uncompressed":                {mediaType: plain, layers: [][]byte{garbage}, refused: true},
 		"nothing":                              {mediaType: gzipped, layers: [][]byte{{}}, refused: true},
 		"another layer":                        {mediaType: gzipped, layers: [][]byte{stored(gzip.BestSpeed, otherTar)}, refused: true},
-		"another layer that was unpacked":      {mediaType: gzipped, layers: [][]byte{stored(gzip.BestSpeed, otherTar)}, said: digest.FromBytes(otherTar).String(), refused: true},
+		"another layer that was unpacked":      {mediaType: gzipped, layers: [][]byte{stored(gzip.BestSpeed, otherTar)}, recorded: digest.FromBytes(otherTar).String(), refused: true},
 		"the layer cut off":                    {mediaType: gzipped, layers: [][]byte{p.layer[:len(p.layer)-9]}, refused: true},
 		"no layer":                             {mediaType: gzipped, refused: true},
 		"one too many":                         {mediaType: gzipped, layers: [][]byte{p.layer, p.layer}, refused: true},
@@ -80,8 +80,8 @@ func TestOtherLayers(t *testing.T) {
 			for i, layer := range c.layers {
 				m.Layers = append(m.Layers, descriptorOf(c.mediaType, layer))
 				files[digest.FromBytes(layer).Encoded()] = layer
-				if i == 0 && c.said != "" {
-					put(layer, content.WithLabels(map[string]string{labels.LabelUncompressed: c.said}))
+				if i == 0 && c.recorded != "" {
+					put(layer, content.WithLabels(map[string]string{labels.LabelUncompressed: c.recorded}))
 				}
 			}
 			q.manifest = encode(t, m)

@@ -125,7 +125,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 // left as it is. So is that of an image that is ready.
 func TestTakenNamesOfOthers(t *testing.T) {
 	ctx, s := blobStore(t)
-	const pulled, gone, kept = "example.org/pulled:1", "example.org/gone:1", "example.org/kept:1"
+	const pulled, deletedImage, kept = "example.org/pulled:1", "example.org/gone:1", "example.org/kept:1"
 	is := s.Client.ImageService()
 	put := func(in images.Store, name, target string) images.Image {
 		t.Helper()
@@ -140,7 +140,7 @@ func TestTakenNamesOfOthers(t *testing.T) {
 		return out
 	}
 	w := newWrittenNames(s.Client)
-	for _, name := range []string{pulled, gone, kept} {
+	for _, name := range []string{pulled, deletedImage, kept} {
 		put(is, name, "before")
 		ready := put(w, name, "the archive's")
 		if name == kept {
@@ -148,13 +148,13 @@ func TestTakenNamesOfOthers(t *testing.T) {
 		}
 	}
 	put(is, pulled, "pulled")
-	if err := is.Delete(ctx, gone); err != nil {
+	if err := is.Delete(ctx, deletedImage); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.takeBack(ctx); err != nil {
 		t.Error(err)
 	}
-	for name, want := range map[string]string{pulled: "pulled", gone: "", kept: "the archive's"} {
+	for name, want := range map[string]string{pulled: "pulled", deletedImage: "", kept: "the archive's"} {
 		if im, err := is.Get(ctx, name); want == "" && !errdefs.IsNotFound(err) || want != "" && im.Target.Digest != digest.FromString(want) {
 			t.Errorf("%s is %v, %v", name, im.Target.Digest, err)
 		}

@@ -14,9 +14,9 @@ func TestClaims(t *testing.T) {
 	}
 	both := []int{80, 443}
 	for _, c := range []struct {
-		name, said string
-		looks      []look
-		problem    string
+		name, said   string
+		observations []look
+		problem      string
 	}{
 		{"nobody else", "", []look{{both, nil, ""}}, ""},
 		{"a program that was first", "", []look{{both, nginx, ",busy=80"}, {both, nginx, ",busy=80"}},
@@ -33,7 +33,7 @@ func TestClaims(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var all claims
-			for i, l := range c.looks {
+			for i, l := range c.observations {
 				all.look(l.ports, l.programs, c.said)
 				if got := all.annotation(); got != l.annotation {
 					t.Errorf("look %d: the annotation has %q, want %q", i, got, l.annotation)

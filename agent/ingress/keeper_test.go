@@ -20,8 +20,9 @@ import (
 	"time"
 )
 
-// TestBegin: whatever an earlier run has left, the next one serves, with the same process where that is of use.
-func TestBegin(t *testing.T) {
+// TestStartTakesOverEarlierRuns: whatever an earlier run has left, the next one serves, with the same process where
+// that is of use.
+func TestStartTakesOverEarlierRuns(t *testing.T) {
 	rewrite := func(n *testNode, change func(r *record)) {
 		r, err := readRecord(n.o.Dir)
 		if err != nil {

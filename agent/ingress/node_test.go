@@ -140,9 +140,9 @@ func TestSettingsOfTheTable(t *testing.T) {
 	}
 }
 
-// TestFollow: what a stream says counts from its commit on, an end is followed by another stream, and a new stream does
-// not begin with what the one before left.
-func TestFollow(t *testing.T) {
+// TestStreamCountsFromItsCommit: what a stream says counts from its commit on, an end is followed by another stream,
+// and a new stream does not begin with what the one before left.
+func TestStreamCountsFromItsCommit(t *testing.T) {
 	text := func(changes ...table.Change) io.ReadCloser {
 		var out bytes.Buffer
 		for _, c := range changes {

@@ -125,8 +125,8 @@ func TestFailedTakeOver(t *testing.T) {
 	}
 }
 
-// TestCrashRefusesNobody: while the proxy is gone connections wait, and the next answers them.
-func TestCrashRefusesNobody(t *testing.T) {
+// TestCrashKeepsConnections: while the proxy is gone connections wait, and the next answers them.
+func TestCrashKeepsConnections(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	url, pid := k.url(), k.now.PID

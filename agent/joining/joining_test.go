@@ -329,8 +329,9 @@ func TestStartWritesNothing(t *testing.T) {
 	}
 }
 
-// TestOff400Days: a machine whose certificates have run out joins again with its token, and not with them.
-func TestOff400Days(t *testing.T) {
+// TestExpiredCertificatesNeedTheToken: a machine whose certificates have run out joins again with its token, and not
+// with them.
+func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	now := s.pki
 	s.pki = s.at(t, time.Now().AddDate(0, 0, -400))

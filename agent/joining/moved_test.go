@@ -15,10 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestAllMoved: this machine and the servers have other addresses, and another machine has the servers' old one. A
-// machine that has joined before looks for the servers, by the keys that it kept, until it has found one; its
-// certificates may have run out.
-func TestAllMoved(t *testing.T) {
+// TestMemberFindsMovedServers: this machine and the servers have other addresses, and another machine has the servers'
+// old one. A machine that has joined before looks for the servers, by the keys that it kept, until it has found one;
+// its certificates may have run out.
+func TestMemberFindsMovedServers(t *testing.T) {
 	for name, joined := range map[string]time.Time{"a day ago": time.Now().AddDate(0, 0, -1), "400 days ago": time.Now().AddDate(0, 0, -400)} {
 		t.Run(name, func(t *testing.T) {
 			s, dir := newServers(t), t.TempDir()
@@ -35,7 +35,7 @@ func TestAllMoved(t *testing.T) {
 			}
 			s.pki = now
 			s.stop()
-			stranger(t, s.address)
+			otherCluster(t, s.address)
 			s.start("127.0.0.1:0")
 			o := old // it names the old address
 			o.Addresses = []netip.Addr{netip.MustParseAddr("10.9.0.7")}
@@ -60,11 +60,12 @@ func TestAllMoved(t *testing.T) {
 	}
 }
 
-// TestStrangerAtFirst: a machine that has never joined reports what answers at the address that it was given.
-func TestStrangerAtFirst(t *testing.T) {
+// TestForeignServerIsRefusedAtFirst: a machine that has never joined reports what answers at the address that it was
+// given.
+func TestForeignServerIsRefusedAtFirst(t *testing.T) {
 	s := newServers(t)
 	o := s.options(t.TempDir())
-	o.Server = &url.URL{Scheme: "https", Host: stranger(t, "127.0.0.1:0")}
+	o.Server = &url.URL{Scheme: "https", Host: otherCluster(t, "127.0.0.1:0")}
 	o.Search = func(context.Context, clusterconfig.GossipKeys) {
 		t.Error("it looks for the servers of a cluster that it does not know")
 	}
@@ -74,7 +75,7 @@ func TestStrangerAtFirst(t *testing.T) {
 }
 
 // stranger is a program that is none of the cluster's, at an address, until the test ends.
-func stranger(t *testing.T, address string) string {
+func otherCluster(t *testing.T, address string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {

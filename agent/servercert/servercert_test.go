@@ -24,15 +24,15 @@ func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs := &tls.Config{Certificates: []tls.Certificate{pair}}
+	otherConfig := &tls.Config{Certificates: []tls.Certificate{pair}}
 	if offered != "" {
-		theirs.NextProtos = []string{offered}
+		otherConfig.NextProtos = []string{offered}
 	}
 	config, err := Config(caFile, protocol, now)
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", theirs)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", otherConfig)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ import (
 
 const (
 	// lookEvery is how often the list of servers is compared with the connections that there are.
-	lookEvery = 2 * time.Second
+	pollPeriod = 2 * time.Second
 	// firstPause and maxPause are how long to wait before a server is tried again.
 	firstPause, maxPause = 500 * time.Millisecond, 2 * time.Second
 	// dialTimeout bounds connecting to a server, with TLS.
@@ -76,7 +76,7 @@ func Run(ctx context.Context, o Options) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stops := map[string]context.CancelFunc{}
-	next := time.NewTimer(timers.Until(lookEvery))
+	next := time.NewTimer(timers.Until(pollPeriod))
 	defer next.Stop()
 	for {
 		servers := o.Servers()
@@ -97,7 +97,7 @@ func Run(ctx context.Context, o Options) {
 		case <-ctx.Done():
 			return
 		case <-next.C:
-			next.Reset(timers.Until(lookEvery))
+			next.Reset(timers.Until(pollPeriod))
 		}
 	}
 }

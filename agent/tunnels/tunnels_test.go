@@ -145,14 +145,14 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	strangers := []*fakeServer{
+	otherServers := []*fakeServer{
 		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),       // another node
 		newFakeServer(t, other, protocol.ServerName, nodetunnel.Protocol), // another cluster
 		newFakeServer(t, ca, protocol.ServerName, "h2"),                   // a server that knows no such connections
 	}
 	var mu sync.Mutex
 	servers := []string{first.address}
-	for _, s := range strangers {
+	for _, s := range otherServers {
 		servers = append(servers, s.address)
 	}
 	storage := filepath.Join(dir, "storage")
@@ -232,7 +232,7 @@ func TestRun(t *testing.T) {
 		}
 		return nil
 	})
-	for i, s := range strangers {
+	for i, s := range otherServers {
 		if s.taken > 0 {
 			t.Errorf("the node showed itself to stranger %d", i)
 		}

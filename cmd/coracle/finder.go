@@ -45,7 +45,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 		f.log.Debug("the servers could not be looked for on this machine's networks", "error", err)
 	}
 	if len(found) == 0 {
-		f.line.Set(status.Degraded, nobody(f.others()))
+		f.line.Set(status.Degraded, noServerHint(f.others()))
 		return
 	}
 	f.log.Info("servers were found on this machine's networks", "servers", found)

@@ -52,7 +52,7 @@ func main() {
 		TokenFiles:       secrets.TokenFiles,
 		RotateGossipKey:  rotateGossipKey,
 		RotateToken:      rotateToken,
-		Anew:             func() error { return anew(environ) },
+		Restart:          func() error { return restartProcess(environ) },
 		CheckVIPs:        checkNewVIPs,
 		CheckHost:        checkHost,
 		Stdin:            os.Stdin,

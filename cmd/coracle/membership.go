@@ -73,17 +73,17 @@ func (p *agentPort) close() error {
 
 // agentMember makes an agent's machine a member.
 type agentMember struct {
-	c       *config.Agent
-	port    *agentPort
-	joined  *joining.Node
-	servers *balancer.Balancer
-	log     *slog.Logger
-	line    *status.Part
-	subnets chan []netip.Prefix // one: the last one counts, and there is one
-	show    func(func() []status.Member)
-	reach   *reachability.Watch
-	rounds  int       // in which it was lost
-	told    time.Time // when a server gave the keys last; zero when none has since this machine started
+	c            *config.Agent
+	port         *agentPort
+	joined       *joining.Node
+	servers      *balancer.Balancer
+	log          *slog.Logger
+	line         *status.Part
+	subnets      chan []netip.Prefix // one: the last one counts, and there is one
+	show         func(func() []status.Member)
+	reach        *reachability.Watch
+	rounds       int       // in which it was lost
+	keysReceived time.Time // when a server gave the keys last; zero when none has since this machine started
 }
 
 // run is a member until ctx is done. What goes wrong leaves the node as it is: the API tells it about servers too.
@@ -161,13 +161,13 @@ func (a *agentMember) lost() bool {
 		return false
 	}
 	if a.rounds++; a.rounds >= lostRounds {
-		a.line.Set(status.Degraded, nobody(a.servers.Servers()))
+		a.line.Set(status.Degraded, noServerHint(a.servers.Servers()))
 	}
 	return true
 }
 
 // nobody says what to do on a machine that finds no server.
-func nobody(tried []string) string {
+func noServerHint(tried []string) string {
 	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; it is tried on, and pods keep "+
 		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server https://ADDRESS:6443",
 		strings.Join(tried, ", "))
@@ -196,7 +196,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 			pause = keysAsk
 			if err := a.joined.AskGossipKeys(ctx); err != nil {
 				a.log.Debug("the gossip keys could not be fetched", "error", err)
-			} else if a.told, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
+			} else if a.keysReceived, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
 				a.log.Error("the new gossip keys could not be taken over", "error", err)
 			}
 			if alone(members) {
@@ -220,7 +220,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 // just joined hears no member yet, and has the keys of a moment ago.
 func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
-	return alone(members) && now.Sub(a.told) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
+	return alone(members) && now.Sub(a.keysReceived) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
 		return m.State == gossip.Alive && m.Role == gossip.RoleServer && m.KeyGeneration > own
 	})
 }

@@ -24,7 +24,7 @@ import (
 // shims.
 const stopPatience = 2 * time.Second
 
-// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrAnew
+// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrRestart
 // then: the kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave
 // are not replaced.
 func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, f func(context.Context, context.CancelCauseFunc) error) error {
@@ -35,19 +35,19 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 		followAddresses(ctx, n, networks, p, stop)
 	}()
 	err := f(ctx, stop)
-	anew := errors.Is(context.Cause(ctx), cli.ErrAnew)
+	restartProcess := errors.Is(context.Cause(ctx), cli.ErrRestart)
 	stop(nil)
 	<-followed
-	if anew {
-		if err != nil && !errors.Is(err, cli.ErrAnew) && !errors.Is(err, context.Canceled) {
+	if restartProcess {
+		if err != nil && !errors.Is(err, cli.ErrRestart) && !errors.Is(err, context.Canceled) {
 			p.Log.Warn("not all ended as it should before coracle starts anew", "error", err)
 		}
-		return cli.ErrAnew
+		return cli.ErrRestart
 	}
 	return err
 }
 
-// followAddresses calls stop with cli.ErrAnew when the machine has other addresses, and says it when it has none.
+// followAddresses calls stop with cli.ErrRestart when the machine has other addresses, and says it when it has none.
 func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, stop context.CancelCauseFunc) {
 	failed := func(err error) {
 		p.Log.Warn("it cannot be noticed now whether this machine's address changes; that is tried again", "error", err)
@@ -65,19 +65,19 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 			}
 			return config.HostIPs(host, networks)
 		},
-		Gone:   func(gone []netip.Addr) { tellGone(n, p, gone) },
+		Gone:   func(gone []netip.Addr) { reportLost(n, p, gone) },
 		Failed: failed,
 	})
 	if ctx.Err() != nil {
 		return
 	}
 	p.Log.Warn("this machine has another address; coracle starts anew with it", "before", n.IPs, "now", next)
-	stop(cli.ErrAnew)
-	time.AfterFunc(stopPatience, p.Anew)
+	stop(cli.ErrRestart)
+	time.AfterFunc(stopPatience, p.Restart)
 }
 
 // tellGone says in the log and on the board that addresses are gone with nothing in their place.
-func tellGone(n config.Node, p *cli.Process, gone []netip.Addr) {
+func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	line := p.Board.Part("address")
 	if gone == nil {
 		line.Set(status.Running, "")
@@ -99,7 +99,7 @@ func tellGone(n config.Node, p *cli.Process, gone []netip.Addr) {
 }
 
 // anew puts this program, as it is on the disk now, in place of this process.
-func anew(environ []string) error {
+func restartProcess(environ []string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding the program: %w", err)

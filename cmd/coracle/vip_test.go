@@ -42,13 +42,13 @@ func TestVIPIsChecked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var said bytes.Buffer
-		o.Logger = slog.New(slog.NewTextHandler(&said, nil))
+		var output bytes.Buffer
+		o.Logger = slog.New(slog.NewTextHandler(&output, nil))
 		if err := checkVIPs(t.Context(), c, o); err != nil {
 			t.Errorf("the cluster has %q: %v", kept, err)
 		}
-		if got := strings.Contains(said.String(), one.String()) && strings.Contains(said.String(), kept); got != warned {
-			t.Errorf("the cluster has %q: it is said %q", kept, said.String())
+		if got := strings.Contains(output.String(), one.String()) && strings.Contains(output.String(), kept); got != warned {
+			t.Errorf("the cluster has %q: it is said %q", kept, output.String())
 		}
 	}
 }

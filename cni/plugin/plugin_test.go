@@ -92,7 +92,7 @@ func TestNothingToPrint(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	socket, _ := agent(t, wire.Response{Error: &wire.Error{CNIVersion: "1.0.0", Code: 100, Msg: "no free address"}})
-	gone := filepath.Join(t.TempDir(), "gone.sock")
+	absent := filepath.Join(t.TempDir(), "gone.sock")
 	without := func(key string) map[string]string {
 		e := env("ADD")
 		delete(e, key)
@@ -105,9 +105,9 @@ func TestErrors(t *testing.T) {
 		words string
 	}{
 		"from the agent":     {conf("1.0.0", socket), env("ADD"), 100, "no free address"},
-		"agent away":         {conf("1.0.0", gone), env("ADD"), wire.CodeTryAgainLater, "not running or still starting"},
-		"agent away, DEL":    {conf("1.0.0", gone), env("DEL"), wire.CodeTryAgainLater, "not running or still starting"},
-		"agent away, STATUS": {conf("1.1.0", gone), env("STATUS"), wire.CodeUnavailable, "not running"},
+		"agent away":         {conf("1.0.0", absent), env("ADD"), wire.CodeTryAgainLater, "not running or still starting"},
+		"agent away, DEL":    {conf("1.0.0", absent), env("DEL"), wire.CodeTryAgainLater, "not running or still starting"},
+		"agent away, STATUS": {conf("1.1.0", absent), env("STATUS"), wire.CodeUnavailable, "not running"},
 		"old version":        {conf("0.3.1", socket), env("ADD"), wire.CodeIncompatibleVersion, "cniVersion"},
 		"no socket":          {conf("1.0.0", ""), env("ADD"), wire.CodeInvalidConfig, "socket"},
 		"not JSON":           {"{", env("ADD"), wire.CodeDecode, "decoding"},

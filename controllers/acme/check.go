@@ -181,12 +181,12 @@ func (m *Manager) checkClock(ctx context.Context) error {
 	if err = errors.Join(err, res.Body.Close()); err != nil {
 		return fmt.Errorf("reading %s: %w", m.o.Directory, err)
 	}
-	theirs, err := http.ParseTime(res.Header.Get("Date"))
+	serverTime, err := http.ParseTime(res.Header.Get("Date"))
 	if err != nil {
 		return nil // an authority need not say the time
 	}
-	if off := now.Sub(theirs); off.Abs() > clockTolerance {
-		return &clockError{now, "the authority's " + theirs.UTC().Format(time.RFC3339)}
+	if off := now.Sub(serverTime); off.Abs() > clockTolerance {
+		return &clockError{now, "the authority's " + serverTime.UTC().Format(time.RFC3339)}
 	}
 	return nil
 }

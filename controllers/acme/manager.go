@@ -273,7 +273,7 @@ func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time
 	if target == nil {
 		return time.Time{}, true
 	}
-	if !ours(target) {
+	if !isOwned(target) {
 		return time.Time{}, false
 	}
 	l, ok := m.leaves[o.Secret]

@@ -121,7 +121,7 @@ func (b *bed) proxy(address, host, path string) (int, string) {
 
 func (b *bed) dial(_ context.Context, _, address string) (net.Conn, error) {
 	if address == "192.0.2.3:10054" {
-		return nil, errGone
+		return nil, errUnreachable
 	}
 	here, there := net.Pipe()
 	go func() {
@@ -256,7 +256,7 @@ func TestCertificateArrives(t *testing.T) {
 		if c == nil || !slices.Equal(c.DNSNames, []string{"a.example", "b.example"}) {
 			t.Fatalf("the certificate is %v; events: %s", c, b.said())
 		}
-		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !ours(s) {
+		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !isOwned(s) {
 			t.Errorf("the Secret is %v", s)
 		}
 		if kept := b.kept(); len(kept) != 0 {

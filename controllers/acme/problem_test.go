@@ -23,11 +23,11 @@ func TestProblems(t *testing.T) {
 	}
 	proof := func(e error) error { return &acme.AuthorizationError{Identifier: "a.example", Errors: []error{e}} }
 	for _, c := range []struct {
-		name    string
-		err     error
-		refused bool
-		wait    time.Duration
-		says    []string
+		name     string
+		err      error
+		refused  bool
+		wait     time.Duration
+		messages []string
 	}{
 		{"no DNS", proof(ca(400, "dns", "NXDOMAIN looking up A for a.example")), true, 0, []string{"could not verify a.example: NXDOMAIN", "have the DNS name lead to"}},
 		{"no connection", proof(ca(400, "connection", "Timeout during connect (likely firewall problem)")), true, 0, []string{"let port 80 in"}},
@@ -52,7 +52,7 @@ func TestProblems(t *testing.T) {
 			if v.refused != c.refused || v.wait != c.wait {
 				t.Errorf("refused %t, wait %s", v.refused, v.wait)
 			}
-			for _, want := range c.says {
+			for _, want := range c.messages {
 				if !strings.Contains(v.text, want) {
 					t.Errorf("it says %q, without %q", v.text, want)
 				}

@@ -174,7 +174,7 @@ func fingerprint(chain []byte) string {
 }
 
 // ours says whether a Secret holds a certificate that this package put there.
-func ours(s *corev1.Secret) bool {
+func isOwned(s *corev1.Secret) bool {
 	for name := range s.Annotations {
 		if strings.HasPrefix(name, foreign) {
 			return false

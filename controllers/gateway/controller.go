@@ -77,10 +77,10 @@ type Controller struct {
 	synced     []cache.InformerSynced
 	wake       chan struct{} // capacity 1: one says that something has changed
 
-	memory  gateway.Memory
-	applied map[types.NamespacedName]string // what was applied to Services in this term
-	said    map[string]bool                 // events of this term
-	used    bool                            // there were Gateways or Services of theirs in the last round
+	memory   gateway.Memory
+	applied  map[types.NamespacedName]string // what was applied to Services in this term
+	reported map[string]bool                 // events of this term
+	used     bool                            // there were Gateways or Services of theirs in the last round
 }
 
 // New listens to the informers, which must not run yet.
@@ -95,7 +95,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: make(chan struct{}, 1),
-		applied: map[types.NamespacedName]string{}, said: map[string]bool{},
+		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
 	}
 	for _, of := range []struct {
 		informer cache.SharedIndexInformer
@@ -318,7 +318,7 @@ func (c *Controller) keepService(ctx context.Context, name types.NamespacedName,
 	if jsonErr != nil {
 		return fmt.Errorf("writing the Service %s: %w", name, jsonErr)
 	}
-	if err == nil && c.applied[name] == string(text) && says(have, apply) {
+	if err == nil && c.applied[name] == string(text) && upToDate(have, apply) {
 		return nil
 	}
 	_, err = c.o.Client.CoreV1().Services(name.Namespace).Apply(ctx, apply, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
@@ -365,10 +365,10 @@ func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedNa
 // event records what is wrong with a Gateway, once in a term.
 func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 	key := string(g.UID) + reason + message
-	if c.said[key] {
+	if c.reported[key] {
 		return
 	}
-	c.said[key] = true
+	c.reported[key] = true
 	c.o.Recorder.Event(&corev1.ObjectReference{
 		APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway", Namespace: g.Namespace, Name: g.Name, UID: g.UID, ResourceVersion: g.ResourceVersion,
 	}, corev1.EventTypeWarning, reason, message)

@@ -109,7 +109,7 @@ func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceA
 
 // says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not
 // see.
-func says(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
+func upToDate(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
 	for _, of := range []struct{ have, want map[string]string }{{svc.Labels, want.Labels}, {svc.Annotations, want.Annotations}} {
 		for k, v := range of.want {
 			if have, ok := of.have[k]; !ok || have != v {
@@ -139,14 +139,14 @@ func madeForGateway(svc *corev1.Service) bool {
 // servedBy are the ports at which a node serves a Gateway, by the names of its Service's ports, as the node's
 // annotation says.
 func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map[string]int32 {
-	said := map[string]bool{}
+	portNames := map[string]bool{}
 	for field := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
-		said[field] = true
+		portNames[field] = true
 	}
 	out := map[string]int32{}
 	for _, port := range want.Ports {
 		site := gateway.Site(want.Gateway.Namespace, want.Gateway.Name, port)
-		if node := ports[site]; node != 0 && said[strconv.Itoa(int(node))+"="+table.SiteMark(site)] {
+		if node := ports[site]; node != 0 && portNames[strconv.Itoa(int(node))+"="+table.SiteMark(site)] {
 			out[portName(port)] = int32(node)
 		}
 	}

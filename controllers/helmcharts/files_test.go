@@ -113,15 +113,15 @@ func TestFilesRefused(t *testing.T) {
 	s := newShelf(t)
 	r := reader{files: s.files, server: "node-1"}
 	_, err := s.sum("none.tgz")
-	if says := r.lacking("none.tgz", err); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(says, "The server node-1, which leads, has no file none.tgz") || !strings.Contains(says, s.folders[2]) {
-		t.Errorf("of a file that is not there: %v, %q", err, says)
+	if message := r.lacking("none.tgz", err); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(message, "The server node-1, which leads, has no file none.tgz") || !strings.Contains(message, s.folders[2]) {
+		t.Errorf("of a file that is not there: %v, %q", err, message)
 	}
 	if err := unix.Mkfifo(filepath.Join(s.folders[1], "pipe.tgz"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.sum("pipe.tgz")
-	if says := r.lacking("pipe.tgz", err); !strings.Contains(says, "cannot read the chart's file") {
-		t.Errorf("of a pipe: %v, %q", err, says)
+	if message := r.lacking("pipe.tgz", err); !strings.Contains(message, "cannot read the chart's file") {
+		t.Errorf("of a pipe: %v, %q", err, message)
 	}
 	large := s.put(1, "large.tgz", "", testNow)
 	if err := os.Truncate(large, helmjob.MaxArchive+1); err != nil {

@@ -226,7 +226,7 @@ func (c *Controller) letGo(ctx context.Context) {
 }
 
 // namespaceOf tells about a namespace.
-func (c *Controller) namespaceOf(name string) (gone, ending bool) {
+func (c *Controller) namespaceOf(name string) (deleted, ending bool) {
 	ns, err := c.namespaces.Get(name)
 	if apierrors.IsNotFound(err) {
 		return true, false

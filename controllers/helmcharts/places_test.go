@@ -38,7 +38,7 @@ type crowd struct {
 
 	mu    sync.Mutex
 	takes map[string]time.Duration // how long a child is at work
-	hangs map[string]bool          // whether it fails then
+	stuck map[string]bool          // whether it fails then
 	began map[string]int           // by chart: how many children
 	last  map[string]time.Time     // when the last one began
 	made  map[string]bool          // releases
@@ -49,12 +49,12 @@ type crowd struct {
 }
 
 // looked has a look at the controller's entries where it looks for a namespace itself: they are its loop's alone.
-type looked struct {
+type sample struct {
 	corelisters.NamespaceLister
 	w *crowd
 }
 
-func (l looked) Get(name string) (*corev1.Namespace, error) {
+func (l sample) Get(name string) (*corev1.Namespace, error) {
 	l.w.mu.Lock()
 	for who, e := range l.w.entries {
 		if d := time.Since(e.waits); !e.waits.IsZero() && d > l.w.waited {
@@ -69,7 +69,7 @@ func (l looked) Get(name string) (*corev1.Namespace, error) {
 func inCrowd(t *testing.T, f func(*crowd)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &crowd{
-			t: t, takes: map[string]time.Duration{}, hangs: map[string]bool{}, began: map[string]int{}, last: map[string]time.Time{}, made: map[string]bool{}, work: map[bool]int{},
+			t: t, takes: map[string]time.Duration{}, stuck: map[string]bool{}, began: map[string]int{}, last: map[string]time.Time{}, made: map[string]bool{}, work: map[bool]int{},
 		}
 		objects := metadatafake.NewTestScheme()
 		if err := metav1.AddMetaToScheme(objects); err != nil {
@@ -92,7 +92,7 @@ func inCrowd(t *testing.T, f func(*crowd)) {
 			t.Fatal(err)
 		}
 		w.Controller = c
-		c.namespaces = looked{c.namespaces, w}
+		c.namespaces = sample{c.namespaces, w}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -109,10 +109,10 @@ func inCrowd(t *testing.T, f func(*crowd)) {
 
 // add makes a chart whose children take so long, and fail then or not. every is how often its objects are looked after,
 // "" for never.
-func (w *crowd) add(name string, takes time.Duration, hangs bool, every string) {
+func (w *crowd) add(name string, takes time.Duration, stuck bool, every string) {
 	w.t.Helper()
 	w.mu.Lock()
-	w.takes[name], w.hangs[name] = takes, hangs
+	w.takes[name], w.stuck[name] = takes, stuck
 	w.mu.Unlock()
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "helm.cattle.io/v1", "kind": "HelmChart", "spec": map[string]any{"chart": "oci://registry.example/" + name},
@@ -140,7 +140,7 @@ func (w *crowd) helm(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	}
 	w.began[q.Release]++
 	w.last[q.Release] = time.Now()
-	takes, hangs := w.takes[q.Release], w.hangs[q.Release]
+	takes, stuck := w.takes[q.Release], w.stuck[q.Release]
 	w.mu.Unlock()
 	select {
 	case <-time.After(takes):
@@ -152,7 +152,7 @@ func (w *crowd) helm(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case hangs:
+	case stuck:
 		return &helmjob.Result{Reason: helmjob.HookFailed, Message: "The hook hangs.", TryAgain: true}, nil
 	case check:
 		return &helmjob.Result{Action: helmjob.Unchanged, Release: &helmjob.Release{Revision: 1, Status: deployed}}, nil
@@ -176,9 +176,9 @@ func (w *crowd) had(name string) int {
 	return w.began[name]
 }
 
-// TestHooksThatHang: some charts cannot be installed, as what they need comes with another chart. That one has its
-// turn, whatever its name is.
-func TestHooksThatHang(t *testing.T) {
+// TestStuckHooksLeaveRoomForOthers: some charts cannot be installed, as what they need comes with another chart. That
+// one has its turn, whatever its name is.
+func TestStuckHooksLeaveRoomForOthers(t *testing.T) {
 	inCrowd(t, func(w *crowd) {
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
 			w.add(name, 5*time.Minute, true, "")

@@ -87,7 +87,7 @@ type View struct {
 	// Rival is the chart that has the release, "" where it is this one.
 	Rival string
 	// NamespaceGone and NamespaceEnding are of the target namespace.
-	NamespaceGone, NamespaceEnding bool
+	NamespaceDeleted, NamespaceEnding bool
 	// Work is nil where nothing is under way.
 	Work  *Work
 	Tries Tries
@@ -161,7 +161,7 @@ func Managed(c *kinds.HelmChart) bool {
 }
 
 // ours are the finalizers that a chart has for our sake.
-func ours(c *kinds.HelmChart) bool {
+func isManaged(c *kinds.HelmChart) bool {
 	return slices.Contains(c.Finalizers, Finalizer) || slices.Contains(c.Finalizers, k3sFinalizer)
 }
 
@@ -179,7 +179,7 @@ func Decide(v *View) Decision {
 
 // unmanaged lets go of a chart. What is under way ends by itself.
 func (v *View) unmanaged() Decision {
-	if v.Work != nil || !ours(v.Chart) {
+	if v.Work != nil || !isManaged(v.Chart) {
 		return Decision{}
 	}
 	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
@@ -192,7 +192,7 @@ func (v *View) unmanaged() Decision {
 func (v *View) deleted() Decision {
 	name := Target(v.Chart) + "/" + v.Chart.Name
 	switch {
-	case !ours(v.Chart):
+	case !isManaged(v.Chart):
 		return Decision{}
 	case v.Work != nil && v.Work.Operation == helmjob.Apply:
 		return Decision{Step: Interrupt}
@@ -200,7 +200,7 @@ func (v *View) deleted() Decision {
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 	case v.Rival != "":
 		return Decision{Step: Let, Event: &Event{Reason: ReasonReleaseTaken, Message: fmt.Sprintf("The release %s belongs to the HelmChart %s, and stays.", name, v.Rival)}}
-	case v.NamespaceGone:
+	case v.NamespaceDeleted:
 		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
 			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if it had any.", Target(v.Chart))}}
 	case v.Release.Revision == 0:
@@ -243,7 +243,7 @@ func (v *View) kept() Decision {
 			"The release %s/%s belongs to the HelmChart %s, which is older. Give this one another name or targetNamespace.", Target(c), c.Name, v.Rival), true)}
 	case v.NamespaceEnding:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceEnding, "The namespace "+Target(c)+" is being deleted.", false)}
-	case v.NamespaceGone && !c.Spec.CreateNamespace:
+	case v.NamespaceDeleted && !c.Spec.CreateNamespace:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceMissing,
 			"There is no namespace "+Target(c)+": make it, or set createNamespace to true.", false)}
 	case !slices.Contains(c.Finalizers, Finalizer):

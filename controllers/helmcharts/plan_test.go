@@ -61,8 +61,9 @@ func lacking(v *View) { v.Lacks = "The server node-2, which leads, has no file."
 
 func rival(v *View) { v.Rival = "other/web" }
 
-// TestRivals: of the charts with one release the oldest has it, and those that nobody manages have none.
-func TestRivals(t *testing.T) {
+// TestOldestChartOwnsTheRelease: of the charts with one release the oldest has it, and those that nobody manages have
+// none.
+func TestOldestChartOwnsTheRelease(t *testing.T) {
 	chart := func(namespace, target string, age time.Duration, change ...func(*kinds.HelmChart)) *kinds.HelmChart {
 		c := &kinds.HelmChart{Spec: kinds.ChartSpec{TargetNamespace: target}}
 		c.Namespace, c.Name, c.CreationTimestamp = namespace, "web", metav1.NewTime(testNow.Add(-age))
@@ -122,8 +123,8 @@ func TestDecide(t *testing.T) {
 		{name: "asked to reconcile, and done", view: installed(annotated(Reconcile, "now"), func(v *View) { v.Chart.Status.Reconciled = "now" }), ready: "Deployed"},
 
 		{name: "a problem", view: installed(func(v *View) { v.Problem = &Problem{"SecretMissing", "There is no Secret."} }), ready: "SecretMissing There is no Secret."},
-		{name: "no namespace", view: installed(withoutRelease, func(v *View) { v.NamespaceGone = true }), ready: "NamespaceMissing"},
-		{name: "no namespace, which is made", view: installed(withoutRelease, func(v *View) { v.NamespaceGone, v.Chart.Spec.CreateNamespace = true, true }), want: Apply, ready: "Working"},
+		{name: "no namespace", view: installed(withoutRelease, func(v *View) { v.NamespaceDeleted = true }), ready: "NamespaceMissing"},
+		{name: "no namespace, which is made", view: installed(withoutRelease, func(v *View) { v.NamespaceDeleted, v.Chart.Spec.CreateNamespace = true, true }), want: Apply, ready: "Working"},
 		{name: "a namespace that ends", view: installed(func(v *View) { v.NamespaceEnding = true }), ready: "NamespaceTerminating"},
 
 		{name: "failed a moment ago", view: installed(released(2, "failed"), failed(Tries{Key: "key", Count: 2, Next: early, Reason: "HookFailed", Message: "It is so."})),
@@ -158,7 +159,7 @@ func TestDecide(t *testing.T) {
 		{name: "deleted, with k3s' finalizer alone", view: installed(removed, func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} }), want: Uninstall, ready: "Uninstalling"},
 		{name: "deleted while an installation is at work", view: installed(removed, working(helmjob.Apply, "hash")), want: Interrupt},
 		{name: "deleted, at work", view: installed(removed, working(helmjob.Uninstall, "")), ready: "Uninstalling"},
-		{name: "deleted, with its namespace gone", view: installed(removed, func(v *View) { v.NamespaceGone = true }), want: Let, event: "LeftBehind"},
+		{name: "deleted, with its namespace gone", view: installed(removed, func(v *View) { v.NamespaceDeleted = true }), want: Let, event: "LeftBehind"},
 		{name: "deleted, with a problem", view: installed(removed, func(v *View) { v.Problem = &Problem{"SecretMissing", ""} }), want: Uninstall, ready: "Uninstalling"},
 		{name: "deleted, failed", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 1, Next: early, Reason: "UninstallFailed", Message: "It is so."})), at: early,
 			ready: "UninstallFailed Removing the release failed (1 of 3 tries). It is so."},
@@ -238,18 +239,18 @@ func TestConditions(t *testing.T) {
 // TestLacking: a server that leads and lacks a chart's file says so beside what is known of the release, while the
 // release is the chart's matter.
 func TestLacking(t *testing.T) {
-	says := func(change ...func(*View)) string {
+	describe := func(change ...func(*View)) string {
 		s := Decide(installed(change...)).Status
 		c := conditionOf(s, kinds.ChartAvailable)
 		return strings.TrimSpace(fmt.Sprint(c.Status, " ", c.Reason, " ", c.Message))
 	}
-	if got, want := says(lacking), "False ChartFileMissing The server node-2, which leads, has no file. The release stays as it is"; !strings.HasPrefix(got, want) {
+	if got, want := describe(lacking), "False ChartFileMissing The server node-2, which leads, has no file. The release stays as it is"; !strings.HasPrefix(got, want) {
 		t.Errorf("it says %q", got)
 	}
 	for name, v := range map[string][]func(*View){
 		"a server that has it": {}, "a chart that is removed": {lacking, removed}, "a chart that nobody manages": {lacking, annotated(Unmanaged, "")},
 	} {
-		if got := says(v...); got != "" {
+		if got := describe(v...); got != "" {
 			t.Errorf("%s: it says %q", name, got)
 		}
 	}

@@ -37,14 +37,14 @@ type entry struct {
 	file    seen
 	release Release
 
-	work    *work
-	tries   Tries
-	waits   time.Time     // since when it has waited for a place among the children at work; zero: it does not
-	met     time.Time     // when this term met the chart
-	every   time.Duration // how often its objects are to be looked at; 0: never
-	worked  time.Time     // when Helm was last done with the release, in this term; zero: not yet
-	trouble bool
-	told    string // the last trouble with the API that was logged
+	work          *work
+	tries         Tries
+	waits         time.Time     // since when it has waited for a place among the children at work; zero: it does not
+	met           time.Time     // when this term met the chart
+	every         time.Duration // how often its objects are to be looked at; 0: never
+	worked        time.Time     // when Helm was last done with the release, in this term; zero: not yet
+	trouble       bool
+	loggedProblem string // the last trouble with the API that was logged
 }
 
 // work is an operation under way.
@@ -97,7 +97,7 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 			e.stale = e.stale || moved
 			soon(again)
 		}
-		if err := c.look(ctx, e); err != nil {
+		if err := c.refresh(ctx, e); err != nil {
 			c.later(e, err)
 			soon(time.Now().Add(retry))
 			continue
@@ -107,7 +107,7 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 			c.later(e, err)
 			again = time.Now().Add(retry)
 		} else {
-			e.told = ""
+			e.loggedProblem = ""
 		}
 		soon(again)
 	}
@@ -120,8 +120,8 @@ func (c *Controller) later(e *entry, err error) {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
 		return // news is on its way; or the end
 	}
-	if e.told != err.Error() {
-		e.told = err.Error()
+	if e.loggedProblem != err.Error() {
+		e.loggedProblem = err.Error()
 		c.log.Warn("a Helm chart cannot be looked after; it is tried again", "chart", nameOf(e.chart), "error", err)
 	}
 }
@@ -132,7 +132,7 @@ func (c *Controller) meet(all found) {
 	refs, releases := c.watches.changed()
 	present := map[types.NamespacedName]bool{}
 	for _, chart := range all.charts {
-		if !Managed(chart) && !ours(chart) {
+		if !Managed(chart) && !isManaged(chart) {
 			continue
 		}
 		name := nameOf(chart)
@@ -150,7 +150,7 @@ func (c *Controller) meet(all found) {
 		if other, taken := others[name]; taken {
 			e.rival = other.String()
 		}
-		if seen := e.says(); seen != e.seen {
+		if seen := e.description(); seen != e.seen {
 			e.seen, e.stale = seen, true
 		}
 		if releases[types.NamespacedName{Namespace: Target(chart), Name: chart.Name}] {
@@ -173,7 +173,7 @@ func (c *Controller) meet(all found) {
 }
 
 // says is what chart and config say, told apart by what the API counts.
-func (e *entry) says() string {
+func (e *entry) description() string {
 	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery], " ", e.rival, " ", e.broken)
 	if e.config != nil {
 		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
@@ -183,7 +183,7 @@ func (e *entry) says() string {
 
 // look reads what has to be known of a chart. While an operation is under way its release changes all the time, and
 // does not matter.
-func (c *Controller) look(ctx context.Context, e *entry) error {
+func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	if !e.stale {
 		return nil
 	}
@@ -238,7 +238,7 @@ func (e *entry) known() *kinds.HelmChart {
 
 func (e *entry) view(c *Controller, now time.Time) *View {
 	v := &View{Chart: e.known(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.lacks, Release: e.release, Tries: e.tries, Rival: e.rival, Now: now}
-	v.NamespaceGone, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
+	v.NamespaceDeleted, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
 	if e.work != nil {
 		v.Work = &e.work.Work
 	}
@@ -267,7 +267,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 			return again, err
 		}
 		if d.Event != nil {
-			c.tell(ctx, e.chart, d.Event)
+			c.emitEvent(ctx, e.chart, d.Event)
 		}
 	case Interrupt:
 		e.work.unwanted = true
@@ -289,7 +289,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 			}
 			// What is wrong with an archive is seen when it is read.
 			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(), c.o.FirstWait)
-			c.tell(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
+			c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
 			d = Decide(e.view(c, time.Now()))
 		}
 	case Rest:
@@ -297,11 +297,11 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	if d.Status == nil {
 		return again, nil
 	}
-	return again, c.say(requests, e, d.Status)
+	return again, c.writeStatus(requests, e, d.Status)
 }
 
 // say writes a chart's status where it differs.
-func (c *Controller) say(ctx context.Context, e *entry, s *kinds.Status) error {
+func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status) error {
 	e.trouble = false
 	for _, cond := range s.Conditions {
 		if cond.Type == kinds.Ready && cond.Status != metav1.ConditionTrue {
@@ -323,7 +323,7 @@ func (c *Controller) say(ctx context.Context, e *entry, s *kinds.Status) error {
 		return err
 	}
 	if lack := conditionOf(s, kinds.ChartAvailable); lack.Message != "" && lack.Message != conditionOf(have, kinds.ChartAvailable).Message {
-		c.tell(ctx, e.chart, &Event{Warning: true, Reason: lack.Reason, Message: lack.Message})
+		c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: lack.Reason, Message: lack.Message})
 	}
 	e.status = s
 	return nil

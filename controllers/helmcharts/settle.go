@@ -31,7 +31,7 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	if o.err != nil {
 		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
 	}
-	if err := c.look(ctx, e); err != nil {
+	if err := c.refresh(ctx, e); err != nil {
 		c.later(e, err) // the next round looks again
 	}
 	if !r.Failed() {
@@ -45,7 +45,7 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	}
 	e.tries = After(e.tries, o.work.key, limit, r, e.release, time.Now(), c.o.FirstWait)
 	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
-	c.tell(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
+	c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
 }
 
 // done notes a success. It returns a failure where the release is not what it should be now: another client may have
@@ -60,7 +60,7 @@ func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Res
 	}
 	if w.Check && (r.Release == nil || int64(r.Release.Revision) == e.known().Status.Revision) {
 		if r.Action == helmjob.Recovered {
-			c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
+			c.emitEvent(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
 		}
 		e.tries = Tries{}
 		return nil
@@ -72,7 +72,7 @@ func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Res
 	}
 	e.status = status
 	if r.Action != helmjob.Unchanged && r.Action != helmjob.Nothing {
-		c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
+		c.emitEvent(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
 	}
 	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
 		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
@@ -96,7 +96,7 @@ func eventReason(a helmjob.Action) string {
 }
 
 // tell makes an event of a chart.
-func (c *Controller) tell(ctx context.Context, chart *kinds.HelmChart, e *Event) {
+func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *Event) {
 	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
 	kind := corev1.EventTypeNormal
 	if e.Warning {

@@ -91,8 +91,8 @@ func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, co
 func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
 	i := metadatainformer.NewFilteredMetadataInformer(w.client, resourceOf(configMap), namespace, 0, cache.Indexers{}, choose).Informer()
 	heard := func(obj any) {
-		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-			obj = gone.Obj
+		if final, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = final.Obj
 		}
 		o, ok := obj.(metav1.Object)
 		if !ok {

@@ -87,13 +87,13 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, func(b bed) {
-				theirs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name}, Type: c.kind, Data: c.data(t)}
-				if _, err := b.client.CoreV1().Secrets("kube-system").Create(b.Context(), theirs, metav1.CreateOptions{}); err != nil {
+				foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name}, Type: c.kind, Data: c.data(t)}
+				if _, err := b.client.CoreV1().Secrets("kube-system").Create(b.Context(), foreign, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				b.create(web())
 				b.settle()
-				if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(theirs.Data[corev1.TLSCertKey]) {
+				if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(foreign.Data[corev1.TLSCertKey]) {
 					t.Error("it was changed")
 				}
 				if said := b.said(); c.want != "" && !strings.Contains(said, c.want) || c.want == "" && strings.Contains(said, "proxy makes") {

@@ -276,8 +276,8 @@ func TestServiceHasThePortOfHTTP3(t *testing.T) {
 	}
 }
 
-// TestServiceOfSomebodyElse: one that is there is left alone.
-func TestServiceOfSomebodyElse(t *testing.T) {
+// TestForeignServiceIsNotChanged: one that is there is left alone.
+func TestForeignServiceIsNotChanged(t *testing.T) {
 	run(t, func(b bed) {
 		other := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP}}
 		if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).Create(b.Context(), other, metav1.CreateOptions{}); err != nil {

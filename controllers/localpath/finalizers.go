@@ -39,7 +39,7 @@ func finalizersOf(pv *corev1.PersistentVolume) (want []string, other bool) {
 
 // watchVolumes notes the volumes whose finalizers are to change.
 func (v *Volumes) watchVolumes() error {
-	look := func(o any) {
+	enqueue := func(o any) {
 		pv, ok := o.(*corev1.PersistentVolume)
 		if !ok {
 			return
@@ -52,7 +52,7 @@ func (v *Volumes) watchVolumes() error {
 		v.mu.Unlock()
 		v.wake()
 	}
-	_, err := v.o.VolumeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: look, UpdateFunc: func(_, o any) { look(o) }})
+	_, err := v.o.VolumeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: enqueue, UpdateFunc: func(_, o any) { enqueue(o) }})
 	if err != nil {
 		return fmt.Errorf("watching volumes for their finalizers: %w", err)
 	}

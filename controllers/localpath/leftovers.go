@@ -28,7 +28,7 @@ const (
 	// mostLeftovers is how many of a node's are written down, so that the object stays well below the API's limit.
 	mostLeftovers = 1000
 	// lookAgain is how often nodes are looked for while there are leftovers.
-	lookAgain = time.Minute
+	sweepPeriod = time.Minute
 )
 
 // watchNodes has Run look when a node comes.
@@ -108,13 +108,13 @@ func (v *Volumes) Run(ctx context.Context) {
 		switch {
 		case finalizers != nil:
 			v.o.Part.Set(status.Degraded, finalizers.Error())
-			later = time.After(lookAgain)
+			later = time.After(sweepPeriod)
 		case err != nil:
 			v.o.Part.Set(status.Degraded, "directories of removed volumes are left on nodes: "+err.Error())
-			later = time.After(lookAgain)
+			later = time.After(sweepPeriod)
 		case len(left) > 0:
 			v.o.Part.Set(status.Running, "directories of removed volumes are left on nodes that are away: "+strings.Join(left, ", "))
-			later = time.After(lookAgain)
+			later = time.After(sweepPeriod)
 		default:
 			v.o.Part.Set(status.Running, "")
 		}
@@ -138,17 +138,17 @@ func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
 	}
 	var errs []error
 	for _, node := range slices.Sorted(maps.Keys(m.Data)) {
-		gone, err := v.removeOn(ctx, node, strings.Fields(m.Data[node]))
+		removed, err := v.removeOn(ctx, node, strings.Fields(m.Data[node]))
 		if errors.Is(err, ErrAway) {
 			away = append(away, node)
 		} else if err != nil {
 			errs = append(errs, fmt.Errorf("node %s: %w", node, err))
 		}
-		if len(gone) == 0 {
+		if len(removed) == 0 {
 			continue
 		}
 		errs = append(errs, v.change(ctx, func(data map[string]string) {
-			rest := slices.DeleteFunc(strings.Fields(data[node]), func(p string) bool { return slices.Contains(gone, p) })
+			rest := slices.DeleteFunc(strings.Fields(data[node]), func(p string) bool { return slices.Contains(removed, p) })
 			if data[node] = strings.Join(rest, "\n"); len(rest) == 0 {
 				delete(data, node)
 			}
@@ -158,7 +158,7 @@ func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
 }
 
 // removeOn removes directories on a node and returns those that are gone.
-func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (gone []string, err error) {
+func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (removed []string, err error) {
 	if there, err := v.nodeExists(node); err != nil || !there {
 		return nil, errors.Join(err, ErrAway)
 	}
@@ -168,18 +168,18 @@ func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (go
 			pv, _, _ := strings.Cut(name, "_")
 			_, err := v.o.Client.CoreV1().PersistentVolumes().Get(ctx, pv, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
-				return gone, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
+				return removed, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
 			}
 			ok = err != nil // nor is a volume removed that there is: the record is an object like any other, and may have been edited or restored
 		}
 		if ok {
 			_, err := v.o.Nodes.AskVolumes(ctx, node, localvolume.Request{Op: localvolume.Remove, Folder: folder, Name: name})
 			if err != nil {
-				return gone, err
+				return removed, err
 			}
 			v.o.Logger.Info("the directory of a removed volume is gone: its node is back", "node", node, "path", path)
 		}
-		gone = append(gone, path)
+		removed = append(removed, path)
 	}
-	return gone, nil
+	return removed, nil
 }

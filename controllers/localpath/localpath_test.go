@@ -328,8 +328,9 @@ func (f *fixture) record(t *testing.T) map[string]string {
 	return m.Data
 }
 
-// TestNodeGone: volumes of a node that is no longer of the cluster go, and their directories when it comes back.
-func TestNodeGone(t *testing.T) {
+// TestVolumesOfADeletedNode: volumes of a node that is no longer of the cluster go, and their directories when it comes
+// back.
+func TestVolumesOfADeletedNode(t *testing.T) {
 	f := newFixture(t, "n1", "n2")
 	pv := f.made(t)
 	if err := f.client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
@@ -376,9 +377,9 @@ func TestNodeGone(t *testing.T) {
 	state("")
 }
 
-// TestRetain: a volume that is to be retained after all can be deleted without its directory, and one that is to be
-// removed cannot.
-func TestRetain(t *testing.T) {
+// TestRetainedVolumeKeepsItsDirectory: a volume that is to be retained after all can be deleted without its directory,
+// and one that is to be removed cannot.
+func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 	f := newFixture(t, "n1")
 	f.run(t)
 	volumes := f.client.CoreV1().PersistentVolumes()

@@ -16,33 +16,33 @@ import (
 func TestRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRefusals(time.Now)
-		says := func(claim types.UID, node string, want time.Duration, lately bool) {
+		expectRefusal := func(claim types.UID, node string, want time.Duration, lately bool) {
 			t.Helper()
 			if got, ok := r.Since(claim, node); got != want || ok != lately {
 				t.Errorf("%s refused %s %v ago, %v", node, claim, got, ok)
 			}
 		}
-		says("data", "a", 0, false)
+		expectRefusal("data", "a", 0, false)
 		r.add("data", "a")
 		time.Sleep(time.Minute) // fake time
 		r.add("data", "b")
-		says("data", "a", time.Minute, true)
-		says("data", "b", 0, true)
-		says("logs", "a", 0, false)
+		expectRefusal("data", "a", time.Minute, true)
+		expectRefusal("data", "b", 0, true)
+		expectRefusal("logs", "a", 0, false)
 		time.Sleep(refusalsLast - time.Minute) // fake time
-		says("data", "a", 0, false)
-		says("data", "b", refusalsLast-time.Minute, true)
+		expectRefusal("data", "a", 0, false)
+		expectRefusal("data", "b", refusalsLast-time.Minute, true)
 		r.add("data", "b")
-		says("data", "b", 0, true)
+		expectRefusal("data", "b", 0, true)
 		time.Sleep(time.Second) // fake time
 		for i := range refusalsMost - 1 {
 			r.add(types.UID(fmt.Sprint(i)), "a")
 		}
-		says("data", "b", time.Second, true) // one that is over was forgotten for the last of these
-		time.Sleep(time.Second)              // fake time
+		expectRefusal("data", "b", time.Second, true) // one that is over was forgotten for the last of these
+		time.Sleep(time.Second)                       // fake time
 		r.add("data", "c")
-		says("data", "b", 0, false)
-		if says("data", "c", 0, true); len(r.at) != refusalsMost {
+		expectRefusal("data", "b", 0, false)
+		if expectRefusal("data", "c", 0, true); len(r.at) != refusalsMost {
 			t.Errorf("it keeps %d", len(r.at))
 		}
 	})

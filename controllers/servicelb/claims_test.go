@@ -112,10 +112,10 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
 }
 
-// TestNobodyTakesPorts: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes from
-// one Service to another only when the first one gives it up: it is gone, no load balancer any more, without the port,
-// or the node is gone.
-func TestNobodyTakesPorts(t *testing.T) {
+// TestForeignPortsAreRefused: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes
+// from one Service to another only when the first one gives it up: it is gone, no load balancer any more, without the
+// port, or the node is gone.
+func TestForeignPortsAreRefused(t *testing.T) {
 	seed := testenv.Seed(t)
 	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[place]types.NamespacedName{}}
 	for i := range 4 {

@@ -107,7 +107,7 @@ func TestController(t *testing.T) {
 	stop()
 }
 
-func TestHeartbeatsWakeNobody(t *testing.T) {
+func TestHeartbeatsWakeNoController(t *testing.T) {
 	old, now := testNode("a", "10.0.0.1"), testNode("a", "10.0.0.1")
 	now.Status.Conditions[0].LastHeartbeatTime = metav1.NewTime(epoch)
 	if nodeMatters(old, now) {

@@ -39,7 +39,7 @@ type rangeOf struct {
 // search is where the next one goes on, and which free addresses were passed over because Services name them.
 type search struct {
 	next   netip.Addr
-	looked int
+	sweeps int
 	named  []netip.Addr
 }
 
@@ -155,7 +155,7 @@ func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 		s = &search{next: of.First}
 		l.searches[r] = s
 	}
-	for ; of.Has(s.next) && s.looked < maxRange; s.next, s.looked = s.next.Next(), s.looked+1 {
+	for ; of.Has(s.next) && s.sweeps < maxRange; s.next, s.sweeps = s.next.Next(), s.sweeps+1 {
 		switch a := s.next; {
 		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) || slices.Contains(l.Joined, a):
 		case !l.named[a]:

@@ -178,9 +178,9 @@ func TestAssign(t *testing.T) {
 		t.Errorf("without addresses: %v", gone)
 	}
 
-	nobody := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
-	if late := Assign(nobody, 8, both, alive, said{}); !late[a].New {
-		t.Errorf("when there is somebody at last: %v, %v", nobody, late)
+	noHolder := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
+	if late := Assign(noHolder, 8, both, alive, said{}); !late[a].New {
+		t.Errorf("when there is somebody at last: %v, %v", noHolder, late)
 	}
 }
 
@@ -218,8 +218,8 @@ func TestTakersProve(t *testing.T) {
 	if again := Assign(moved, 10, both, alive, taken); !moved[a].New || !again[a].New {
 		t.Errorf("another machine uses it: %v, %v", moved, again)
 	}
-	if nobody := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, said{}); nobody[a].Node != "" || !nobody[a].New {
-		t.Errorf("there is nobody: %v", nobody)
+	if noHolder := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, said{}); noHolder[a].Node != "" || !noHolder[a].New {
+		t.Errorf("there is nobody: %v", noHolder)
 	}
 }
 
@@ -282,7 +282,7 @@ func TestManyWaitForAnAddress(t *testing.T) {
 			t.Fatalf("there is %s", a)
 		}
 	}
-	if got := l.searches[rangeOf{&s.Pools[0], 0}].looked; got != 1<<16 {
+	if got := l.searches[rangeOf{&s.Pools[0], 0}].sweeps; got != 1<<16 {
 		t.Errorf("%d addresses were looked at", got)
 	}
 }

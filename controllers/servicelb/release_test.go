@@ -187,8 +187,8 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	}
 }
 
-// TestShrunk: what is left of a status is what was there.
-func TestShrunk(t *testing.T) {
+// TestShrunkStatusKeepsTheRest: what is left of a status is what was there.
+func TestShrunkStatusKeepsTheRest(t *testing.T) {
 	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
 	if Shrunk(s, Verdict{}) != nil {

@@ -24,7 +24,7 @@ import (
 // nowhere is a configuration that no test sends a request with.
 var nowhere = &rest.Config{Host: "http://192.0.2.1"}
 
-func TestRunWaitsForGoroutinesThatNobodyElseWaitsFor(t *testing.T) {
+func TestRunWaitsForUnownedGoroutines(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release, ended := make(chan struct{}), make(chan struct{})
 	part := func(ctx context.Context, _ *Term) error {
@@ -67,7 +67,7 @@ func TestRunGivesUpOnStragglersAndShowsThem(t *testing.T) {
 
 func straggle(release <-chan struct{}) { <-release }
 
-func TestRunGivesUpOnAPartThatHangs(t *testing.T) {
+func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
 	err := Run(ctx, Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *Term) error {

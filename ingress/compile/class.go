@@ -23,7 +23,7 @@ var adopted = []string{"nginx", "traefik"}
 // classes are the names of those that are served here.
 type classes map[string]bool
 
-func ours(all []*networkingv1.IngressClass) classes {
+func servedClasses(all []*networkingv1.IngressClass) classes {
 	out := classes{Class: true}
 	for _, name := range adopted {
 		out[name] = true

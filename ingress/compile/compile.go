@@ -200,7 +200,7 @@ func Desired(s State) (Result, error) {
 
 // served are the Ingresses of our classes, the oldest first.
 func served(s State) []*networkingv1.Ingress {
-	classes := ours(s.Classes)
+	classes := servedClasses(s.Classes)
 	var out []*networkingv1.Ingress
 	for _, ing := range s.Ingresses {
 		if ing.DeletionTimestamp == nil && classes.serve(ing) {

@@ -175,9 +175,9 @@ func TestSecretsAreBounded(t *testing.T) {
 func TestAliasHasTheRoutesOfItsNamespace(t *testing.T) {
 	mine := ingress("b/mine", 1, "h/mine=s:80")
 	mine.Annotations[nginxPrefix+"server-alias"] = "alias"
-	theirs := ingress("a/theirs", 2, "h/=s:80")
-	theirs.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "cert"}}
-	r := desired(t, State{Ingresses: []*networkingv1.Ingress{mine, theirs}})
+	foreignIngress := ingress("a/theirs", 2, "h/=s:80")
+	foreignIngress.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "cert"}}
+	r := desired(t, State{Ingresses: []*networkingv1.Ingress{mine, foreignIngress}})
 	if got, want := text(t, r.Sections), "alias/mine Prefix b/s/80\nh/mine Prefix b/s/80\nh/ Prefix a/s/80\n"; got != want {
 		t.Errorf("the table is\n%s", got)
 	}

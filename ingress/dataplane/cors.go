@@ -14,25 +14,25 @@ import (
 // allowedOrigin is the answer for scripts of the request's origin; empty for an origin that is not among those of the
 // route.
 func (x *exchange) allowedOrigin(c *table.CORS) string {
-	said := x.in.Header.Get("Origin")
+	origin := x.in.Header.Get("Origin")
 	if slices.Contains(c.Origins, "*") {
 		if c.Gateway && c.Credentials {
-			return said // browsers take no "*" then
+			return origin // browsers take no "*" then
 		}
 		return "*"
 	}
 	for _, o := range c.Origins {
-		if strings.EqualFold(o, said) {
-			return said
+		if strings.EqualFold(o, origin) {
+			return origin
 		}
 		scheme, rest, ok := strings.Cut(o, "://*.")
 		if !ok {
 			continue
 		}
-		s, host, _ := strings.Cut(said, "://")
+		s, host, _ := strings.Cut(origin, "://")
 		for label, domain, ok := strings.Cut(host, "."); ok && label != "" && strings.EqualFold(s, scheme); label, domain, ok = strings.Cut(domain, ".") {
 			if strings.EqualFold(domain, rest) {
-				return said
+				return origin
 			}
 			if !c.Gateway {
 				break

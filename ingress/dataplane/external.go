@@ -128,7 +128,7 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	}
 	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: x.question(e), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	if set == nil {
-		return x.proxy.strangers.RoundTrip(req)
+		return x.proxy.foreignClients.RoundTrip(req)
 	}
 	var res *http.Response
 	x.ctx = ctx

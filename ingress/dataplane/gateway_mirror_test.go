@@ -110,17 +110,17 @@ func TestMirrorsGetTheirShare(t *testing.T) {
 	}
 }
 
-func TestMirrorsThatHangCostNothing(t *testing.T) {
-	hang := make(chan struct{})
+func TestStuckMirrorsCostNothing(t *testing.T) {
+	blocked := make(chan struct{})
 	begun := make(chan struct{}, 1000)
 	deaf := backendServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- struct{}{}
 		select {
-		case <-hang:
+		case <-blocked:
 		case <-r.Context().Done():
 		}
 	})
-	defer close(hang)
+	defer close(blocked)
 	closed := listen(t)
 	_ = closed.Close()
 	hanging, refusing, absent := service("hanging"), service("refusing"), service("absent")

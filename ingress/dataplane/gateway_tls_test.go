@@ -93,7 +93,7 @@ func (f *fixture) asks(t testing.TB, protocol, server string, certificate *tls.C
 
 func TestClientsNeedCertificates(t *testing.T) {
 	good, bad := newAuthority(t, "good"), newAuthority(t, "bad")
-	friend, stranger := pair(t, good.issue("client")), pair(t, bad.issue("client"))
+	friend, untrusted := pair(t, good.issue("client")), pair(t, bad.issue("client"))
 	key := table.AuthoritiesKey("configmap", "n", "good")
 	site := table.Site{TLS: true, ClientAuthorities: key}
 	f := newFixture(t, Options{}, append(hostWith(t, table.Route{Backends: to("b")}),
@@ -117,7 +117,7 @@ func TestClientsNeedCertificates(t *testing.T) {
 		}
 	}
 	expect("a signed certificate", &friend, true)
-	expect("another authority's certificate", &stranger, false)
+	expect("another authority's certificate", &untrusted, false)
 	expect("no certificate", nil, false)
 
 	if problems := f.Apply([]table.Change{{Key: key}}); problems[table.SiteKey("s")] == "" {
@@ -126,7 +126,7 @@ func TestClientsNeedCertificates(t *testing.T) {
 	expect("absent authorities", &friend, false)
 	f.Apply([]table.Change{section(t, key, bad.section())})
 	expect("the certificate of an authority that was replaced", &friend, false)
-	expect("a certificate of the new authority", &stranger, true)
+	expect("a certificate of the new authority", &untrusted, true)
 
 	site.ClientOptional = true
 	f.Apply([]table.Change{section(t, table.SiteKey("s"), site)})
@@ -136,7 +136,7 @@ func TestClientsNeedCertificates(t *testing.T) {
 	if problems := f.Apply([]table.Change{{Key: table.SiteKey("s"), Value: []byte(`{"nodePort":1,"tls":true,"future":true}`)}}); problems[table.SiteKey("s")] == "" {
 		t.Errorf("a field that is not known is no problem: %v", problems)
 	}
-	expect("a site that cannot be read", &stranger, false)
+	expect("a site that cannot be read", &untrusted, false)
 	exchanged{url: "http://a/", status: 503}.check(t, f)
 }
 
@@ -327,7 +327,7 @@ func (r *recording) SetReadDeadline(time.Time) error  { return nil }
 func (r *recording) SetWriteDeadline(time.Time) error { return nil }
 
 func TestStreamsEndTLS(t *testing.T) {
-	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	ownCA, foreignCA := newAuthority(t, "ours"), newAuthority(t, "theirs")
 	certificate, authorities := table.CertificateKey("n", "c"), table.AuthoritiesKey("configmap", "n", "a")
 	plain, secured, wrong := service("plain"), service("secured"), service("wrong")
 	secured.TLS = &table.BackendTLS{ServerName: "backend", Authorities: authorities}
@@ -342,15 +342,15 @@ func TestStreamsEndTLS(t *testing.T) {
 			go echoEnd(conn)
 		}
 	}()
-	over := tlsEcho(t, &tls.Config{Certificates: []tls.Certificate{pair(t, theirs.issue("backend"))}})
+	over := tlsEcho(t, &tls.Config{Certificates: []tls.Certificate{pair(t, foreignCA.issue("backend"))}})
 	host := func(name string, b table.Backend) table.Change {
 		return section(t, table.HostKey("s", name), table.Host{Certificate: certificate, Stream: &table.Stream{Terminate: true, Backends: []table.Backend{b}}})
 	}
 	f := newFixture(t, Options{}, host("plain.example", plain), host("secured.example", secured), host("wrong.example", wrong),
-		section(t, certificate, ours.issue("plain.example", "secured.example", "wrong.example")), section(t, authorities, theirs.section()),
+		section(t, certificate, ownCA.issue("plain.example", "secured.example", "wrong.example")), section(t, authorities, foreignCA.section()),
 		section(t, plain.Key(), table.Endpoints{Addresses: []string{l.Addr().String()}}),
 		section(t, secured.Key(), table.Endpoints{Addresses: []string{over}}), section(t, wrong.Key(), table.Endpoints{Addresses: []string{over}}))
-	roots := ours.pool()
+	roots := ownCA.pool()
 	for name, want := range map[string]string{"plain.example": "helloend", "secured.example": "helloend", "wrong.example": ""} {
 		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, RootCAs: roots})
 		if err != nil {

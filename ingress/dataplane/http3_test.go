@@ -40,7 +40,7 @@ func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints)
 	})
 	f := newFixture(t, Options{}, site(t, "", backend)...)
-	said := func(c *http.Client, url string) string {
+	altSvc := func(c *http.Client, url string) string {
 		res, err := c.Get(url)
 		if err != nil {
 			t.Fatal(err)
@@ -49,20 +49,20 @@ func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
 		return res.Header.Get("Alt-Svc")
 	}
 	h1, h2 := client(t, f.https, "http1"), client(t, f.https, "h2")
-	if got := said(h1, "https://a.example"); got != "" {
+	if got := altSvc(h1, "https://a.example"); got != "" {
 		t.Errorf("before the table says so it is announced: %q", got)
 	}
 	f.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Port: 8443})})
 	for _, c := range []*http.Client{h1, h2} {
-		if got := said(c, "https://a.example"); got != `h3=":8443"; ma=3600` {
+		if got := altSvc(c, "https://a.example"); got != `h3=":8443"; ma=3600` {
 			t.Errorf("it is announced as %q", got)
 		}
 	}
-	if got := said(client(t, f.http, "http1"), "http://a.example"); got != "" {
+	if got := altSvc(client(t, f.http, "http1"), "http://a.example"); got != "" {
 		t.Errorf("without TLS it is announced: %q", got)
 	}
 	f.Apply([]table.Change{section(t, table.HTTP3Key("another"), table.HTTP3{Port: 8443}), {Key: table.HTTP3Key("s")}})
-	if got := said(h1, "https://a.example"); got != "" {
+	if got := altSvc(h1, "https://a.example"); got != "" {
 		t.Errorf("when the table says so no more it is announced: %q", got)
 	}
 }

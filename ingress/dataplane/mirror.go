@@ -151,12 +151,12 @@ func (c *mirrored) run(ctx context.Context) {
 	limit := time.AfterFunc(c.proxy.options.IdleTimeout, cancel)
 	defer limit.Stop()
 	if c.body != nil {
-		c.body.came(func() { limit.Reset(c.proxy.options.IdleTimeout) })
+		c.body.onRead(func() { limit.Reset(c.proxy.options.IdleTimeout) })
 		defer context.AfterFunc(ctx, func() { c.body.end(context.Cause(ctx)) })()
 	}
 	var err error
 	if c.to.backend.endpoints == nil {
-		err = c.send(ctx, c.proxy.strangers, c.req.URL.Host)
+		err = c.send(ctx, c.proxy.foreignClients, c.req.URL.Host)
 	} else {
 		err = c.proxy.tries(c.to.backend.endpoints, func(e *endpoint) error {
 			return c.send(ctx, c.proxy.to(&c.to.backend), e.address)
@@ -226,7 +226,7 @@ type mirrorBody struct {
 }
 
 // came has f called for each piece of the body.
-func (b *mirrorBody) came(f func()) {
+func (b *mirrorBody) onRead(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.moved = f

@@ -27,11 +27,11 @@ func TestAffinity(t *testing.T) {
 	seen := map[string]bool{}
 	for range 20 {
 		res := exchanged{url: "http://h/"}.check(t, f)
-		said := res.Header.Get("Set-Cookie")
-		if !strings.HasPrefix(said, "at=") || !strings.HasSuffix(said, "; Path=/p; Max-Age=60; HttpOnly; SameSite=Lax") {
-			t.Fatalf("the cookie is %q", said)
+		cookieHeader := res.Header.Get("Set-Cookie")
+		if !strings.HasPrefix(cookieHeader, "at=") || !strings.HasSuffix(cookieHeader, "; Path=/p; Max-Age=60; HttpOnly; SameSite=Lax") {
+			t.Fatalf("the cookie is %q", cookieHeader)
 		}
-		cookie, _, _ := strings.Cut(said, ";")
+		cookie, _, _ := strings.Cut(cookieHeader, ";")
 		first := ""
 		for range 3 {
 			req, _ := http.NewRequest(http.MethodGet, "http://h/", nil)

@@ -151,7 +151,7 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 			"a/ca": {"ca.crt": good.section().Certificates}, "a/server": {"tls.crt": server.Chain, "tls.key": server.Key},
 		},
 	}.serve(t)
-	friend, stranger := pair(t, good.issue("friend")), pair(t, bad.issue("friend"))
+	friend, untrusted := pair(t, good.issue("friend")), pair(t, bad.issue("friend"))
 	foe := pair(t, good.issue("foe"))
 	const show = "Ssl-Client-Verify,Ssl-Client-Subject-Dn,Ssl-Client-Issuer-Dn"
 	const known = " Ssl-Client-Verify=SUCCESS Ssl-Client-Subject-Dn=CN=friend Ssl-Client-Issuer-Dn=CN=good"
@@ -163,14 +163,14 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 	}{
 		{"on", &friend, 200, "b /on" + known},
 		{"on", nil, 400, ""},
-		{"on", &stranger, 400, ""},
+		{"on", &untrusted, 400, ""},
 		{"plain", nil, 400, ""}, // as ingress-nginx, which asks at the whole server
 		{"plain", &friend, 200, "b /plain" + known},
 		{"other", nil, 200, "b /other Ssl-Client-Verify=forged"}, // of another namespace, which has no say and is told nothing
 		{"optional", nil, 200, "b /optional Ssl-Client-Verify=NONE"},
 		{"optional", &friend, 200, "b /optional" + known},
-		{"optional", &stranger, 400, ""},
-		{"noca", &stranger, 200, "b /noca Ssl-Client-Verify=FAILED:unable to verify the first certificate Ssl-Client-Subject-Dn=CN=friend Ssl-Client-Issuer-Dn=CN=bad"},
+		{"optional", &untrusted, 400, ""},
+		{"noca", &untrusted, 200, "b /noca Ssl-Client-Verify=FAILED:unable to verify the first certificate Ssl-Client-Subject-Dn=CN=friend Ssl-Client-Issuer-Dn=CN=bad"},
 		{"cn", &friend, 200, "b /cn" + known},
 		{"cn", &foe, 403, ""},
 		{"page", nil, 302, ""},

@@ -74,8 +74,8 @@ type Proxy struct {
 	http1    *http.Transport
 	h2c      *http.Transport
 	https    *tlsClients // without regard to certificates, as nginx does
-	// strangers is the client of servers outside of the cluster.
-	strangers *http.Transport
+	// foreignClients is the client of servers outside of the cluster.
+	foreignClients *http.Transport
 	// dialer connects the transports, and tunnelDialer tunnels.
 	dialer, tunnelDialer *net.Dialer
 
@@ -177,7 +177,7 @@ func New(o Options) (*Proxy, error) {
 	p.current.Store(&routing{sites: map[string]*siteRoutes{}})
 	p.http1, p.h2c = p.transport(false), p.transport(true)
 	p.https = p.tlsClients(unverified())
-	p.strangers = p.outside()
+	p.foreignClients = p.outside()
 	return p, nil
 }
 

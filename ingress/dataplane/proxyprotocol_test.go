@@ -125,9 +125,9 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolSaysThePort: the port at which the proxy got the connection is that of the client's URL, and 443
+// TestProxyProtocolCarriesThePort: the port at which the proxy got the connection is that of the client's URL, and 443
 // makes it https, since the proxy has ended TLS.
-func TestProxyProtocolSaysThePort(t *testing.T) {
+func TestProxyProtocolCarriesThePort(t *testing.T) {
 	f, _ := cluster{
 		ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"force-ssl-redirect": "true"}, "secure/=w"), object("a/y", "nginx", nil, "h/=w")},
 		settings:  table.Settings{TrustedProxies: []string{"127.0.0.1/32", "192.168.0.1/32"}, ProxyProtocol: true},
@@ -153,8 +153,8 @@ func TestProxyProtocolSaysThePort(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolBlocksNobody: a trusted proxy that has not sent the header yet keeps nobody from being served.
-func TestProxyProtocolBlocksNobody(t *testing.T) {
+// TestProxyProtocolDoesNotBlockOthers: a trusted proxy that has not sent the header yet keeps nobody from being served.
+func TestProxyProtocolDoesNotBlockOthers(t *testing.T) {
 	f := proxied(t, Options{}, behindProxy)
 	silent, err := net.Dial("tcp", f.http)
 	if err != nil {

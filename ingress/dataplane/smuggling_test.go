@@ -73,8 +73,8 @@ func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 	}
 }
 
-// TestBodyThatNobodyReadIsNotTheNextRequest: the proxy answers by itself, and the connection goes on behind the body.
-func TestBodyThatNobodyReadIsNotTheNextRequest(t *testing.T) {
+// TestUnreadBodyIsNotTheNextRequest: the proxy answers by itself, and the connection goes on behind the body.
+func TestUnreadBodyIsNotTheNextRequest(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "saw "+r.RequestURI) })
 	closed := routed("x", "/closed")
 	closed.Routes[0].Refused = "closed"

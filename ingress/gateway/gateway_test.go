@@ -151,16 +151,16 @@ spec:
 
 func TestEntriesOfOtherControllersStay(t *testing.T) {
 	w := load(t, oneRoute)
-	theirs := gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "theirs"}, ControllerName: "other.example/gateway", Conditions: []metav1.Condition{{Type: "Accepted"}}}
+	foreignStatus := gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "theirs"}, ControllerName: "other.example/gateway", Conditions: []metav1.Condition{{Type: "Accepted"}}}
 	stale := gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "gone"}, ControllerName: ControllerName}
-	w.HTTPRoutes[0].Status.Parents = []gatewayv1.RouteParentStatus{stale, theirs}
+	w.HTTPRoutes[0].Status.Parents = []gatewayv1.RouteParentStatus{stale, foreignStatus}
 	got := must(t, w.State).HTTPRouteStatus[nameOf(w.HTTPRoutes[0])].Parents
-	if len(got) != 2 || !reflect.DeepEqual(got[0], theirs) || got[1].ParentRef.Name != "g" || got[1].ControllerName != ControllerName {
+	if len(got) != 2 || !reflect.DeepEqual(got[0], foreignStatus) || got[1].ParentRef.Name != "g" || got[1].ControllerName != ControllerName {
 		t.Errorf("the parents are %+v; want the other controller's as it was, and our own of the Gateway that exists", got)
 	}
 	w.Gateways = nil
 	got = must(t, w.State).HTTPRouteStatus[nameOf(w.HTTPRoutes[0])].Parents
-	if !reflect.DeepEqual(got, []gatewayv1.RouteParentStatus{theirs}) {
+	if !reflect.DeepEqual(got, []gatewayv1.RouteParentStatus{foreignStatus}) {
 		t.Errorf("without the Gateway the parents are %+v; want the other controller's alone", got)
 	}
 	w.HTTPRoutes[0].Status.Parents = got

@@ -153,11 +153,11 @@ func (c *compiler) finishPolicies() error {
 			}
 		}
 		have := p.object.Status.Ancestors
-		ours := func(a gatewayv1.PolicyAncestorStatus) bool { return a.ControllerName == ControllerName }
-		if len(p.ancestors) == 0 && !slices.ContainsFunc(have, ours) {
+		isOwn := func(a gatewayv1.PolicyAncestorStatus) bool { return a.ControllerName == ControllerName }
+		if len(p.ancestors) == 0 && !slices.ContainsFunc(have, isOwn) {
 			continue
 		}
-		out := slices.DeleteFunc(slices.Clone(have), ours)
+		out := slices.DeleteFunc(slices.Clone(have), isOwn)
 		for _, name := range sortedNames(p.ancestors) {
 			if len(out) == maxAncestors {
 				break
@@ -168,7 +168,7 @@ func (c *compiler) finishPolicies() error {
 			}
 			var before []metav1.Condition
 			for _, a := range have {
-				if ours(a) && sameParent(a.AncestorRef, ref) {
+				if isOwn(a) && sameParent(a.AncestorRef, ref) {
 					before = a.Conditions
 				}
 			}

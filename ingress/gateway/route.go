@@ -108,7 +108,7 @@ func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []g
 			r.parents = append(r.parents, p)
 		}
 	}
-	if len(r.parents) == 0 && !slices.ContainsFunc(have, ours) {
+	if len(r.parents) == 0 && !slices.ContainsFunc(have, isOwn) {
 		return nil
 	}
 	for _, h := range hosts {
@@ -123,7 +123,7 @@ func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []g
 	return r
 }
 
-func ours(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == ControllerName }
+func isOwn(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == ControllerName }
 
 // parent finds what a reference means; nil for what is not this controller's.
 func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
@@ -313,14 +313,14 @@ const maxParents = 32
 
 // routeStatus says of a route how its parents take it.
 func (c *compiler) routeStatus(r *route) {
-	out := slices.DeleteFunc(slices.Clone(r.have), ours)
+	out := slices.DeleteFunc(slices.Clone(r.have), isOwn)
 	for _, p := range r.parents {
 		if len(out) == maxParents {
 			break
 		}
 		var before []metav1.Condition
 		for _, h := range r.have {
-			if ours(h) && sameParent(h.ParentRef, p.ref) {
+			if isOwn(h) && sameParent(h.ParentRef, p.ref) {
 				before = h.Conditions
 			}
 		}

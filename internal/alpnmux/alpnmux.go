@@ -137,18 +137,18 @@ func (m *Mux) accept() {
 // pending is a connection on the way to its route.
 type pending struct {
 	net.Conn
-	gone chan struct{} // closed by drop
-	once sync.Once
+	dropped chan struct{} // closed by drop
+	once    sync.Once
 }
 
 func (p *pending) drop() {
-	p.once.Do(func() { close(p.gone) })
+	p.once.Do(func() { close(p.dropped) })
 	_ = p.Close() // no caller to report to
 }
 
 // take routes a connection beside others.
 func (m *Mux) take(c net.Conn) {
-	p := &pending{Conn: c, gone: make(chan struct{})}
+	p := &pending{Conn: c, dropped: make(chan struct{})}
 	done, ok := m.waiting.Add(c.RemoteAddr(), p.drop)
 	if !ok {
 		p.drop()
@@ -173,7 +173,7 @@ func (m *Mux) route(p *pending) {
 	case to.conns <- &conn{Conn: p.Conn, read: read}:
 	case <-to.closed:
 		p.drop()
-	case <-p.gone:
+	case <-p.dropped:
 	}
 }
 

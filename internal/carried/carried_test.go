@@ -119,8 +119,8 @@ func TestNotCarried(t *testing.T) {
 	}
 }
 
-// TestInterrupted: whatever an earlier process left when it was killed at some point is put right.
-func TestInterrupted(t *testing.T) {
+// TestInterruptedUnpackIsRepaired: whatever an earlier process left when it was killed at some point is put right.
+func TestInterruptedUnpackIsRepaired(t *testing.T) {
 	src := set(t, "whole")
 	for name, harm := range map[string]func(t *testing.T, d Dir) error{
 		"leftover":       func(_ *testing.T, d Dir) error { return os.MkdirAll(filepath.Dir(d.Path)+"/.tmp-123/new", 0o755) },

@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	errGone    = errors.New("connection refused")
+	errRefused = errors.New("connection refused")
 	errOlder   = apierrors.NewNotFound(schema.GroupResource{}, Path)
 	errNoRight = apierrors.NewForbidden(schema.GroupResource{}, Path, nil)
 )
@@ -99,13 +99,13 @@ func (b *bed) stream(ctx context.Context) (io.ReadCloser, error) {
 	r, w := io.Pipe()
 	go func() {
 		defer w.Close()
-		told := map[string]string{}
+		received := map[string]string{}
 		b.follow(ctx, epoch, func(now map[string]Data) error {
 			for _, name := range b.names {
-				if had, ok := told[name]; ok && had == text(now[name]) {
+				if had, ok := received[name]; ok && had == text(now[name]) {
 					continue
 				}
-				told[name] = text(now[name])
+				received[name] = text(now[name])
 				if err := json.NewEncoder(w).Encode(Event{name, now[name]}); err != nil {
 					return err
 				}
@@ -116,7 +116,7 @@ func (b *bed) stream(ctx context.Context) (io.ReadCloser, error) {
 	return r, nil
 }
 
-func (b *bed) follow(ctx context.Context, epoch int, tell func(map[string]Data) error) {
+func (b *bed) follow(ctx context.Context, epoch int, apply func(map[string]Data) error) {
 	for {
 		b.mu.Lock()
 		now, changed, over, silent, lag := maps.Clone(b.cluster), b.changed, b.epoch != epoch, b.silent, b.lag
@@ -124,7 +124,7 @@ func (b *bed) follow(ctx context.Context, epoch int, tell func(map[string]Data) 
 		if lag > 0 {
 			time.Sleep(rand.N(lag)) // by the fake clock
 		}
-		if over || !silent && tell(now) != nil {
+		if over || !silent && apply(now) != nil {
 			return
 		}
 		select {
@@ -190,7 +190,7 @@ func TestEndsOfStreams(t *testing.T) {
 // TestRefusedStreamIsRequestedAgain: a server without the stream, or without the right to it as when a cluster has just
 // begun, is asked again soon, since a node has no other way to the settings.
 func TestRefusedStreamIsRequestedAgain(t *testing.T) {
-	for _, answer := range []error{errOlder, errNoRight, errGone} {
+	for _, answer := range []error{errOlder, errNoRight, errRefused} {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBed(t, "a", "b")
 			b.breaks(answer)
@@ -213,7 +213,7 @@ func TestSettingsStayWithoutStream(t *testing.T) {
 		b.set("a", "1")
 		b.set("b", "1")
 		synctest.Wait()
-		b.breaks(errGone)
+		b.breaks(errRefused)
 		b.remove("a")
 		time.Sleep(time.Hour) // fake time
 		b.hears("a", "1")
@@ -255,7 +255,7 @@ func TestNothingIsTakenBack(t *testing.T) {
 			case 0:
 				b.remove(name)
 			case 1:
-				b.breaks([]error{nil, nil, errGone, errOlder, errNoRight}[r.IntN(5)])
+				b.breaks([]error{nil, nil, errRefused, errOlder, errNoRight}[r.IntN(5)])
 			case 2:
 				b.does(func() { b.answer = nil })
 			case 3:
@@ -297,7 +297,7 @@ type trickle struct {
 func (r *trickle) Read(to []byte) (int, error) {
 	time.Sleep(r.each) // fake time
 	if r.closed.Load() {
-		return 0, errGone
+		return 0, errRefused
 	}
 	return r.Reader.Read(to[:1])
 }
@@ -316,7 +316,7 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 		Cache: NewCache(), names: []string{"a"}, log: slog.New(slog.DiscardHandler),
 		open: func(context.Context) (io.ReadCloser, error) {
 			if requested {
-				return nil, errGone
+				return nil, errRefused
 			}
 			requested = true
 			return r, nil
@@ -377,10 +377,10 @@ func TestEventsOfALaterVersion(t *testing.T) {
 // closer says when it is closed.
 type closer struct {
 	io.ReadCloser
-	said func()
+	onSent func()
 }
 
 func (c closer) Close() error {
-	c.said()
+	c.onSent()
 	return c.ReadCloser.Close()
 }

@@ -26,11 +26,11 @@ func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.
 			}
 			return err
 		}
-		own, hangUp := context.WithCancel(ctx)
-		identified, _ := waiting.Add(c.RemoteAddr(), hangUp) // the Table is never closed
+		own, closeConn := context.WithCancel(ctx)
+		identified, _ := waiting.Add(c.RemoteAddr(), closeConn) // the Table is never closed
 		running.Go(func() {
 			defer identified()
-			defer hangUp()
+			defer closeConn()
 			closed := context.AfterFunc(own, func() { _ = c.Close() }) // no caller to report to
 			serve(own, c, identified)
 			if closed() {

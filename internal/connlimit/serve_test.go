@@ -49,7 +49,7 @@ func TestServe(t *testing.T) {
 		}
 		return c
 	}
-	says := func(c net.Conn) error {
+	readAll := func(c net.Conn) error {
 		if _, err := c.Write([]byte("x")); err != nil {
 			return err
 		}
@@ -57,7 +57,7 @@ func TestServe(t *testing.T) {
 		return err
 	}
 	known := dial()
-	if err := says(known); err != nil {
+	if err := readAll(known); err != nil {
 		t.Fatal(err)
 	}
 	oldest := dial()
@@ -67,7 +67,7 @@ func TestServe(t *testing.T) {
 	if _, err := oldest.Read(make([]byte, 1)); err == nil {
 		t.Error("the oldest that says nothing stays")
 	}
-	if err := says(known); err != nil {
+	if err := readAll(known); err != nil {
 		t.Errorf("one that has said who it is: %v", err)
 	}
 	cancel()
@@ -77,7 +77,7 @@ func TestServe(t *testing.T) {
 	if n := serving.Load(); n != 0 {
 		t.Errorf("%d are still served", n)
 	}
-	if err := says(known); err == nil {
+	if err := readAll(known); err == nil {
 		t.Error("a connection outlives the end")
 	}
 	// A listener that breaks is told.

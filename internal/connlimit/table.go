@@ -27,8 +27,8 @@ type Table struct {
 }
 
 type connection struct {
-	source netip.Prefix
-	hangUp func()
+	source    netip.Prefix
+	closeConn func()
 }
 
 // sourceOf is the network that a client can choose its addresses from: its address, of IPv6 the /64. What has no
@@ -46,13 +46,13 @@ func sourceOf(remote net.Addr) netip.Prefix {
 // Add takes a connection from remote in. If there are more than Max then, it closes the oldest of the source that
 // has the most. It returns false if the Table is closed. Done must be called when the connection has said who it is, or
 // is gone. HangUp may be called until then, once; it must not block.
-func (t *Table) Add(remote net.Addr, hangUp func()) (done func(), ok bool) {
+func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
 		return nil, false
 	}
-	own := t.waiting.PushBack(connection{sourceOf(remote), hangUp})
+	own := t.waiting.PushBack(connection{sourceOf(remote), closeConn})
 	if t.sources == nil {
 		t.sources = map[netip.Prefix]int{}
 	}
@@ -60,7 +60,7 @@ func (t *Table) Add(remote net.Addr, hangUp func()) (done func(), ok bool) {
 	var evicted func()
 	if t.waiting.Len() > t.Max {
 		e := t.surplus()
-		evicted = e.Value.(connection).hangUp
+		evicted = e.Value.(connection).closeConn
 		t.remove(e)
 	}
 	t.mu.Unlock()
@@ -105,11 +105,11 @@ func (t *Table) Close() {
 	t.closed = true
 	var all []func()
 	for t.waiting.Len() > 0 {
-		all = append(all, t.waiting.Front().Value.(connection).hangUp)
+		all = append(all, t.waiting.Front().Value.(connection).closeConn)
 		t.remove(t.waiting.Front())
 	}
 	t.mu.Unlock()
-	for _, hangUp := range all {
-		hangUp()
+	for _, closeConn := range all {
+		closeConn()
 	}
 }

@@ -12,10 +12,10 @@ import (
 
 func TestTable(t *testing.T) {
 	table := Table{Max: 3}
-	var gone []int
+	var dropped []int
 	var done []func()
 	add := func(n int) bool {
-		leave, ok := table.Add(nil, func() { gone = append(gone, n) })
+		leave, ok := table.Add(nil, func() { dropped = append(dropped, n) })
 		done = append(done, leave)
 		return ok
 	}
@@ -24,20 +24,20 @@ func TestTable(t *testing.T) {
 			t.Fatal("refused")
 		}
 	}
-	if want := []int{0, 1}; !slices.Equal(gone, want) {
-		t.Errorf("hung up on %v, want %v", gone, want)
+	if want := []int{0, 1}; !slices.Equal(dropped, want) {
+		t.Errorf("hung up on %v, want %v", dropped, want)
 	}
 	done[0]() // gone already: it makes no room
 	done[3]()
 	add(5)
-	if want := []int{0, 1}; !slices.Equal(gone, want) {
-		t.Errorf("with room for one more, hung up on %v, want %v", gone, want)
+	if want := []int{0, 1}; !slices.Equal(dropped, want) {
+		t.Errorf("with room for one more, hung up on %v, want %v", dropped, want)
 	}
 	add(6)
 	table.Close()
 	table.Close()
-	if want := []int{0, 1, 2, 4, 5, 6}; !slices.Equal(gone, want) {
-		t.Errorf("at the end hung up on %v, want %v", gone, want)
+	if want := []int{0, 1, 2, 4, 5, 6}; !slices.Equal(dropped, want) {
+		t.Errorf("at the end hung up on %v, want %v", dropped, want)
 	}
 	if add(7) {
 		t.Error("taken in after the end")

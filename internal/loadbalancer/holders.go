@@ -86,7 +86,7 @@ type Conflicts map[netip.Addr]net.HardwareAddr
 
 // maxSaid bounds what a Node says of addresses: a machine on the network can invent as many conflicts as there are
 // addresses. What was proven makes room for more as soon as the record has it.
-const maxSaid = 64
+const maxReported = 64
 
 // ReadConflicts reads the annotation, and passes over what it does not understand: a node writes it.
 func ReadConflicts(text string) Conflicts {
@@ -95,7 +95,7 @@ func ReadConflicts(text string) Conflicts {
 		address, by, _ := strings.Cut(word, "=")
 		a, err := netip.ParseAddr(address)
 		hw, hwErr := net.ParseMAC(by)
-		if err == nil && hwErr == nil && len(out) < maxSaid {
+		if err == nil && hwErr == nil && len(out) < maxReported {
 			out[a] = hw
 		}
 	}
@@ -106,7 +106,7 @@ func ReadConflicts(text string) Conflicts {
 func (c Conflicts) String() string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(c), netip.Addr.Compare) {
-		if len(words) < maxSaid {
+		if len(words) < maxReported {
 			words = append(words, a.String()+"="+c[a].String())
 		}
 	}
@@ -123,7 +123,7 @@ func ReadProven(text string) Proven {
 		address, number, _ := strings.Cut(word, "=")
 		a, err := netip.ParseAddr(address)
 		term, termErr := strconv.ParseUint(number, 10, 64)
-		if err == nil && termErr == nil && len(out) < maxSaid {
+		if err == nil && termErr == nil && len(out) < maxReported {
 			out[a] = term
 		}
 	}
@@ -134,7 +134,7 @@ func ReadProven(text string) Proven {
 func (p Proven) String() string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(p), netip.Addr.Compare) {
-		if len(words) < maxSaid {
+		if len(words) < maxReported {
 			words = append(words, a.String()+"="+strconv.FormatUint(p[a], 10))
 		}
 	}

@@ -110,7 +110,7 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 		}
 		p.Rest()
 		ended := 0
-		look := func() {
+		sample := func() {
 			synctest.Wait()
 			select {
 			case <-p.Over():
@@ -123,15 +123,15 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 		for time.Since(began) < 10*time.Minute {
 			for range 3 {
 				time.Sleep(time.Second) // the bubble's time
-				look()
+				sample()
 				collections++
 				p.collected()
 			}
 			time.Sleep(11 * time.Second) // the bubble's time
-			look()
+			sample()
 		}
 		time.Sleep(2 * time.Minute) // the bubble's time
-		if look(); ended > 11 || ended == 0 {
+		if sample(); ended > 11 || ended == 0 {
 			t.Errorf("%d bursts were ended in ten minutes", ended)
 		}
 	})
@@ -200,10 +200,10 @@ func waitDeep(ready *sync.WaitGroup, end <-chan struct{}) {
 func TestTrimIsNoLoad(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // Go begins no collection of its own accord: such a one would be load
 	runtime.GC()                                     // ends the one that may be under way
-	looks := make(chan uint64, 100)                  // more than the collections of this test
+	samples := make(chan uint64, 100)                // more than the collections of this test
 	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, set: func(int) {}, last: time.Now(), after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }, heap: func() (uint64, uint64) {
 		automatic, live := heap()
-		looks <- automatic
+		samples <- automatic
 		return automatic, live
 	}}
 	p.counted, _ = heap()
@@ -214,8 +214,8 @@ func TestTrimIsNoLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	<-looks
-	<-looks
+	<-samples
+	<-samples
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.heap = heap // nobody reads looks any more, and this pacer looks as long as the process lives

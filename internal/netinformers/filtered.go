@@ -25,8 +25,8 @@ func (i Informer) only(h cache.ResourceEventHandler) cache.ResourceEventHandler 
 // Object is what a handler's argument is about: itself, or the last that was known of an object whose deletion was
 // missed.
 func Object(argument any) any {
-	if gone, ok := argument.(cache.DeletedFinalStateUnknown); ok {
-		return gone.Obj
+	if final, ok := argument.(cache.DeletedFinalStateUnknown); ok {
+		return final.Obj
 	}
 	return argument
 }

@@ -151,13 +151,13 @@ func (a *api) tell(ctx context.Context, at int, shows func(*corev1.Pod) bool, ou
 }
 
 // told is which pods a handler knows, and what it should not have been told.
-type told struct {
+type recorder struct {
 	mu   sync.Mutex
 	pods map[string]string
 	odd  []string
 }
 
-func (o *told) handler() cache.ResourceEventHandler {
+func (o *recorder) handler() cache.ResourceEventHandler {
 	set := func(what string, obj any, known bool) {
 		pod := Object(obj).(*corev1.Pod)
 		o.mu.Lock()
@@ -176,7 +176,7 @@ func (o *told) handler() cache.ResourceEventHandler {
 	}
 }
 
-func (o *told) String() string {
+func (o *recorder) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var out []string
@@ -204,8 +204,8 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 	a := &api{pods: map[string]*corev1.Pod{}, changed: make(chan struct{})}
 	all := cache.NewSharedIndexInformer(a.client(false), &corev1.Pod{}, 0, cache.Indexers{})
 	selected := cache.NewSharedIndexInformer(a.client(true), &corev1.Pod{}, 0, cache.Indexers{})
-	handlers := []*told{{pods: map[string]string{}}, {pods: map[string]string{}}, {pods: map[string]string{}}}
-	add := func(i cache.SharedIndexInformer, h *told) {
+	handlers := []*recorder{{pods: map[string]string{}}, {pods: map[string]string{}}, {pods: map[string]string{}}}
+	add := func(i cache.SharedIndexInformer, h *recorder) {
 		t.Helper()
 		if _, err := i.AddEventHandler(h.handler()); err != nil {
 			t.Fatal(err)

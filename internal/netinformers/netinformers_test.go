@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestWatchesWhatOptionsSay runs the informers against a fake API and looks at what they listed.
-func TestWatchesWhatOptionsSay(t *testing.T) {
+// TestWatchFollowsOptions runs the informers against a fake API and looks at what they listed.
+func TestWatchFollowsOptions(t *testing.T) {
 	const (
 		ownNode  = "nodes fields=metadata.name=n1"
 		services = "endpointslices labels=!service.kubernetes.io/headless, servicecidrs, services fields=spec.clusterIP!=None labels=!service.kubernetes.io/service-proxy-name"

@@ -70,8 +70,8 @@ func TestFirstThreadIsNotTaken(t *testing.T) {
 	}
 }
 
-// TestThreadEnds with the function.
-func TestThreadEnds(t *testing.T) {
+// TestThreadEndsWithTheFunction with the function.
+func TestThreadEndsWithTheFunction(t *testing.T) {
 	thread := 0
 	if err := Do(func() error { thread = unix.Gettid(); return nil }); err != nil {
 		t.Fatal(err)
@@ -82,8 +82,8 @@ func TestThreadEnds(t *testing.T) {
 	})
 }
 
-// TestErrors: Do returns the function's error, and one if the function does not return.
-func TestErrors(t *testing.T) {
+// TestDoReturnsTheError: Do returns the function's error, and one if the function does not return.
+func TestDoReturnsTheError(t *testing.T) {
 	want := errors.New("why")
 	if err := Do(func() error { return want }); err != want {
 		t.Errorf("got %v, want %v", err, want)

@@ -67,7 +67,7 @@ func onlyDeletions() []unix.SockFilter {
 // Run calls gone for each of the tables that is deleted, and when the kernel has lost events, until
 // ctx is done. What is there it does not say: the table may have been made again in the same moment. An error says that
 // nothing is heard any more.
-func (d *Deletions) Run(ctx context.Context, gone func()) error {
+func (d *Deletions) Run(ctx context.Context, deleted func()) error {
 	defer d.socket.Close()
 	defer context.AfterFunc(ctx, func() { d.socket.Close() })()
 	buf := make([]byte, 1<<16)
@@ -77,11 +77,11 @@ func (d *Deletions) Run(ctx context.Context, gone func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			gone()
+			deleted()
 		case err != nil:
 			return fmt.Errorf("listening to nftables' news: %w", err)
 		case d.concern(buf[:n]):
-			gone()
+			deleted()
 		}
 	}
 }

@@ -33,10 +33,10 @@ func hear(t *testing.T, gone func(), tables ...Table) {
 
 func TestDeletionsAreHeard(t *testing.T) {
 	netns.RequireNFT(t)
-	ours, same, other := Table{INet, "ours"}, Table{IPv4, "ours"}, Table{INet, "other"}
+	watched, same, other := Table{INet, "ours"}, Table{IPv4, "ours"}, Table{INet, "other"}
 	heard := make(chan string, 100) // more than there will be
-	hear(t, func() { heard <- "ours" }, ours)
-	hear(t, func() { heard <- "both" }, ours, other)
+	hear(t, func() { heard <- "ours" }, watched)
+	hear(t, func() { heard <- "both" }, watched, other)
 	expect := func(want ...string) {
 		t.Helper()
 		for range want {
@@ -56,12 +56,12 @@ func TestDeletionsAreHeard(t *testing.T) {
 			t.Fatalf("nft: %v: %s", err, out)
 		}
 	}
-	for _, table := range []Table{ours, same, other} {
+	for _, table := range []Table{watched, same, other} {
 		if err := Ensure(table); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, table := range []Table{same, other, ours} {
+	for _, table := range []Table{same, other, watched} {
 		if err := Delete(table); err != nil {
 			t.Fatal(err)
 		}
@@ -101,8 +101,8 @@ func TestUnheardDeletions(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	told := false
-	if err := d.Run(ctx, func() { told = true; cancel() }); err != nil || !told {
-		t.Errorf("told: %v, %v", told, err)
+	notified := false
+	if err := d.Run(ctx, func() { notified = true; cancel() }); err != nil || !notified {
+		t.Errorf("told: %v, %v", notified, err)
 	}
 }

@@ -119,11 +119,11 @@ func TestGoodHost(t *testing.T) {
 func TestFindings(t *testing.T) {
 	denied := errors.New("operation not supported")
 	cases := map[string]struct {
-		change func(s *setup)
-		name   string
-		level  Level
-		says   string // in Found
-		advice string // in Do
+		change  func(s *setup)
+		name    string
+		level   Level
+		message string // in Found
+		advice  string // in Do
 	}{
 		"old kernel":        {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "4.4.0" }, "kernel", Fail, "4.4.0 is too old", "5.13"},
 		"middling kernel":   {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "5.10.0-28-arm64" }, "kernel", Warn, "lacks parts of nftables", "5.13"},
@@ -216,7 +216,7 @@ func TestFindings(t *testing.T) {
 				if r.Name != c.name {
 					continue
 				}
-				if r.Level != c.level || !strings.Contains(r.Found, c.says) || !strings.Contains(r.Do, c.advice) {
+				if r.Level != c.level || !strings.Contains(r.Found, c.message) || !strings.Contains(r.Do, c.advice) {
 					t.Errorf("%+v", r)
 				}
 				if r.Level != OK && r.Do == "" {

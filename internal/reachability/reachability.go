@@ -57,7 +57,7 @@ const (
 type Options struct {
 	// Tell is called, from a goroutine of its own, with the name of a node that this machine has just found
 	// unreachable, so that others look at it too.
-	Tell func(node string)
+	Report func(node string)
 	// Check is Answers when nil.
 	Check Check
 	// Jitter returns a random part of a duration; nil means that of math/rand.
@@ -103,7 +103,7 @@ func New(o Options) *Watch {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Watch{o: o, tell: o.Tell, wake: make(chan struct{}, 1), nodes: map[string]*state{}, changed: make(chan struct{})}
+	return &Watch{o: o, tell: o.Report, wake: make(chan struct{}, 1), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 
 // SetTell sets Options.Tell, of who is made after the Watch.

@@ -44,7 +44,7 @@ func run(t *testing.T, f func(*world)) {
 		w := &world{late: map[string]bool{}, dead: map[string]bool{}, checks: map[string]int{}, trip: time.Millisecond}
 		w.Watch = New(Options{
 			Check: w.check, Jitter: func(d time.Duration) time.Duration { return d / 2 }, Logger: slog.New(slog.DiscardHandler),
-			Tell: func(node string) {
+			Report: func(node string) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				w.reported = append(w.reported, node)
@@ -239,7 +239,7 @@ func TestSlowNetwork(t *testing.T) {
 }
 
 // A machine that is shut down says good-bye, and is not nominated any more.
-func TestGoodbye(t *testing.T) {
+func TestLeavingMemberIsNotNominated(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
 		w.NodeJoined("n2", port)
@@ -261,7 +261,7 @@ func TestGoodbye(t *testing.T) {
 }
 
 // Whoever says again and again that nodes do not answer causes few checks, and none of unknown ones.
-func TestBounds(t *testing.T) {
+func TestReportsAreBounded(t *testing.T) {
 	run(t, func(w *world) {
 		for i := range 2 * mostNodes {
 			w.NodeJoined(fmt.Sprintf("x%d", i), port)
@@ -289,10 +289,10 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// TestKnownLate: a node of which gossip says more than the API at first, as at the start of a machine, is reached soon
-// after the API has it. One that dies within the first seconds would otherwise keep its endpoints until the leader
-// takes them out.
-func TestKnownLate(t *testing.T) {
+// TestNodeThatGossipKnewFirstIsReached: a node of which gossip says more than the API at first, as at the start of a
+// machine, is reached soon after the API has it. One that dies within the first seconds would otherwise keep its
+// endpoints until the leader takes them out.
+func TestNodeThatGossipKnewFirstIsReached(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
 		w.NodeJoined("n1", port)
@@ -306,9 +306,9 @@ func TestKnownLate(t *testing.T) {
 	})
 }
 
-// TestKnownLong: a machine of which gossip alone has known for long is reached soon after gossip says that it is there
-// anew.
-func TestKnownLong(t *testing.T) {
+// TestMachineThatGossipKnewLongIsReached: a machine of which gossip alone has known for long is reached soon after
+// gossip says that it is there anew.
+func TestMachineThatGossipKnewLongIsReached(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
 		w.NodeJoined("n1", port)
@@ -323,9 +323,9 @@ func TestKnownLong(t *testing.T) {
 	})
 }
 
-// TestForgottenAmid: a Node is deleted while its machine starts anew, and is looked at just then. It is one that was
-// never reached then, and is when it is back.
-func TestForgottenAmid(t *testing.T) {
+// TestNodeDeletedDuringItsProbe: a Node is deleted while its machine starts anew, and is looked at just then. It is one
+// that was never reached then, and is when it is back.
+func TestNodeDeletedDuringItsProbe(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
 		w.NodeJoined("n2", port)
@@ -349,9 +349,9 @@ func TestForgottenAmid(t *testing.T) {
 	})
 }
 
-// TestManyAway: when most of the nodes have vanished at once, one more that dies is found as soon as ever, and one that
-// comes back too.
-func TestManyAway(t *testing.T) {
+// TestOneMoreDeathAfterMostVanished: when most of the nodes have vanished at once, one more that dies is found as soon
+// as ever, and one that comes back too.
+func TestOneMoreDeathAfterMostVanished(t *testing.T) {
 	run(t, func(w *world) {
 		nodes := make([]string, 255)
 		for i := range nodes {
@@ -359,33 +359,33 @@ func TestManyAway(t *testing.T) {
 			w.NodeJoined(nodes[i], port)
 		}
 		time.Sleep(verifyWithin + time.Second) // fake time
-		gone := nodes[:240]
-		w.kill(gone...)
-		for _, n := range gone {
+		stopped := nodes[:240]
+		w.kill(stopped...)
+		for _, n := range stopped {
 			w.ProbeFailed(n)
 		}
 		time.Sleep(10 * time.Second) // fake time
-		w.want(t, "most have vanished", slices.Sorted(slices.Values(gone))...)
+		w.want(t, "most have vanished", slices.Sorted(slices.Values(stopped))...)
 		for range 20 {
 			time.Sleep(777 * time.Millisecond) // fake time
-			w.kill(append(slices.Clone(gone), "n250")...)
+			w.kill(append(slices.Clone(stopped), "n250")...)
 			w.ProbeFailed("n250")
 			time.Sleep(time.Second) // fake time
 			if !w.Nodes()["n250"] {
 				t.Error("one more has died, and is not found for a second")
 			}
-			w.kill(gone...)
+			w.kill(stopped...)
 			w.NodeJoined("n250", port)
 			time.Sleep(time.Second) // fake time
 			if w.Nodes()["n250"] {
 				t.Error("one has come back, and is not found for a second")
 			}
 		}
-		for _, n := range gone {
+		for _, n := range stopped {
 			w.checked(n)
 		}
 		time.Sleep(time.Minute) // fake time
-		for _, n := range gone {
+		for _, n := range stopped {
 			if got := w.checked(n); got < 1 {
 				t.Errorf("%s was checked %d times in a minute", n, got)
 			}
@@ -440,7 +440,7 @@ func TestManyBehindRouters(t *testing.T) {
 }
 
 // A machine that refuses connections lives as well as one that takes them.
-func TestAnswers(t *testing.T) {
+func TestRefusedConnectionsCountAsAlive(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

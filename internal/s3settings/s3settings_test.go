@@ -78,8 +78,9 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// TestOver: what is given for one request goes before what the server has, and a session token is that of its own keys.
-func TestOver(t *testing.T) {
+// TestRequestSettingsOverrideTheServers: what is given for one request goes before what the server has, and a session
+// token is that of its own keys.
+func TestRequestSettingsOverrideTheServers(t *testing.T) {
 	base := map[string]string{Bucket: "b", AccessKey: "a", SecretKey: "s", SessionToken: "t"}
 	for _, c := range []struct{ over, want map[string]string }{
 		{nil, base},

@@ -61,7 +61,7 @@ func remove(record, keep string) (string, error) {
 	if err != nil || len(names) == 0 {
 		return "", err
 	}
-	var gone, stay []string
+	var released, stay []string
 	for _, name := range names {
 		if name == keep {
 			stay = append(stay, name)
@@ -74,9 +74,9 @@ func remove(record, keep string) (string, error) {
 		if err := take(); err != nil {
 			return name, fmt.Errorf("removing what the Service proxy made (%s): %w", name, err)
 		}
-		gone = append(gone, name)
+		released = append(released, name)
 	}
-	backends := strings.Join(gone, ", ")
+	backends := strings.Join(released, ", ")
 	if len(stay) > 0 {
 		return backends, write(record, stay)
 	}

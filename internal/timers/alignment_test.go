@@ -9,7 +9,7 @@ import (
 )
 
 // Who waits for the next moment meets all who wait for that period, whenever they began.
-func TestUntil(t *testing.T) {
+func TestWaitersOfAPeriodWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const period = time.Second
 		moments := map[time.Duration]bool{}

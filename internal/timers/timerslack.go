@@ -63,7 +63,7 @@ func setOthers(own string, text []byte) error {
 				continue
 			}
 			done[id], news = true, true
-			if err := os.WriteFile(fileOf(id), text, 0); err != nil && !gone(id, err) {
+			if err := os.WriteFile(fileOf(id), text, 0); err != nil && !exited(id, err) {
 				return err
 			}
 		}
@@ -75,7 +75,7 @@ func setOthers(own string, text []byte) error {
 }
 
 // gone says whether an error is of a thread that has ended.
-func gone(id string, err error) bool {
+func exited(id string, err error) bool {
 	if errors.Is(err, unix.ESRCH) { // since its file was opened
 		return true
 	}

@@ -90,9 +90,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestSetNothing: who may not set all threads' slack sets none. The first thread alone would give its own to the
-// programs that it starts, and these to containers.
-func TestSetNothing(t *testing.T) {
+// TestNoSlackIsSetWithoutPrivilege: who may not set all threads' slack sets none. The first thread alone would give its
+// own to the programs that it starts, and these to containers.
+func TestNoSlackIsSetWithoutPrivilege(t *testing.T) {
 	testenv.RequireRoot(t, "it gives up CAP_SYS_NICE, and takes it back")
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), allowedNothing+"=1")

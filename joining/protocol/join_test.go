@@ -49,8 +49,8 @@ func FuzzReadRequest(f *testing.F) {
 	f.Add(wire.Bytes())
 	f.Add([]byte("\x00\x00\x00\x04null"))
 	f.Add([]byte("\xff\xff\xff\xff"))
-	f.Fuzz(func(t *testing.T, said []byte) {
-		q, err := ReadRequest(bytes.NewReader(said))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		q, err := ReadRequest(bytes.NewReader(body))
 		if err == nil && q == nil {
 			t.Error("neither a request nor an error")
 		}
@@ -74,9 +74,9 @@ func FuzzReadAnswer(f *testing.F) {
 		f.Add(wire.Bytes()[4:])
 	}
 	f.Add([]byte("null"))
-	f.Fuzz(func(t *testing.T, said []byte) {
+	f.Fuzz(func(t *testing.T, body []byte) {
 		a := &Answer{}
-		if err := read(bytes.NewReader(framed(said)), maxAnswer, a); err != nil {
+		if err := read(bytes.NewReader(framed(body)), maxAnswer, a); err != nil {
 			return
 		}
 		v := verifier{seen: seen}

@@ -28,14 +28,14 @@ func TestRotation(t *testing.T) {
 		{"server", "", "a b", "--new-token"},
 	} {
 		next, err := Rotation{Role: Role(tt.role), Old: tt.old, New: tt.new}.Next(s)
-		said := next.Secret
+		printed := next.Secret
 		if err != nil {
-			said = err.Error()
+			printed = err.Error()
 		} else if next.Role != Role(tt.role) || next.CAHash != hash {
 			t.Errorf("%+v: %+v", tt, next)
 		}
-		if !strings.Contains(said, tt.want) {
-			t.Errorf("%+v: %s", tt, said)
+		if !strings.Contains(printed, tt.want) {
+			t.Errorf("%+v: %s", tt, printed)
 		}
 	}
 	made, err := Rotation{Role: RoleServer}.Next(s)

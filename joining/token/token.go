@@ -109,7 +109,7 @@ func Parse(s string) (Token, error) {
 		}
 	case strings.HasPrefix(s, "K10") && strings.Contains(s, separator):
 		return Token{}, errors.New("this is a token of a k3s cluster, and this is Coracle: `coracle token` on a server prints the right one")
-	case looksCut(s):
+	case seemsTruncated(s):
 		return Token{}, fmt.Errorf("the token starts like one of Coracle but has no %q part: was it cut off when copied?", separator)
 	}
 	if m := bootstrapForm.FindStringSubmatch(rest); m != nil {
@@ -133,7 +133,7 @@ func Parse(s string) (Token, error) {
 }
 
 // looksCut says that s is the first part of a full token: prefix and hex digits.
-func looksCut(s string) bool {
+func seemsTruncated(s string) bool {
 	hash, ok := strings.CutPrefix(s, prefix)
 	return ok && len(hash) > 16 && strings.Trim(hash, "0123456789abcdef:") == ""
 }

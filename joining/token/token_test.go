@@ -20,19 +20,19 @@ import (
 )
 
 var (
-	ours   = &x509.Certificate{Raw: []byte("our authority")}
-	theirs = &x509.Certificate{Raw: []byte("another authority")}
+	clusterCA = &x509.Certificate{Raw: []byte("our authority")}
+	foreignCA = &x509.Certificate{Raw: []byte("another authority")}
 )
 
 func TestParseIsTheInverseOfString(t *testing.T) {
-	server, err := New(ours, RoleServer)
+	server, err := New(clusterCA, RoleServer)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []Token{
 		server,
-		{CAHash: Hash(ours), Role: RoleAgent, Secret: "with:colon"},
-		{CAHash: Hash(ours), Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
+		{CAHash: Hash(clusterCA), Role: RoleAgent, Secret: "with:colon"},
+		{CAHash: Hash(clusterCA), Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
 		{Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
 		{Secret: "plain"},
 	} {
@@ -43,8 +43,8 @@ func TestParseIsTheInverseOfString(t *testing.T) {
 	}
 }
 
-func TestParseSaysWhatIsWrong(t *testing.T) {
-	hash := Hash(ours)
+func TestParseErrorsNameTheFault(t *testing.T) {
+	hash := Hash(clusterCA)
 	for in, want := range map[string]string{
 		"":                               "empty",
 		"CRC1abc::server:x":              "64 hex digits",
@@ -63,14 +63,14 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
-	tok, err := New(ours, RoleAgent)
+	tok, err := New(clusterCA, RoleAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tok.VerifyCA(ours); err != nil {
+	if err := tok.VerifyCA(clusterCA); err != nil {
 		t.Error(err)
 	}
-	if err := tok.VerifyCA(theirs); !errors.Is(err, ErrOtherCluster) {
+	if err := tok.VerifyCA(foreignCA); !errors.Is(err, ErrOtherCluster) {
 		t.Errorf("another authority: %v", err)
 	}
 }
@@ -87,7 +87,7 @@ func ensure(t *testing.T, o Options) Set {
 
 func TestEnsure(t *testing.T) {
 	dir := t.TempDir()
-	first := ensure(t, Options{Dir: dir, Root: ours})
+	first := ensure(t, Options{Dir: dir, Root: clusterCA})
 	if first.Server.Secret == first.Agent.Secret || first.Server.Role != RoleServer || first.Agent.Role != RoleAgent {
 		t.Fatalf("%+v", first)
 	}
@@ -101,14 +101,14 @@ func TestEnsure(t *testing.T) {
 			t.Errorf("%s: %v, %v", file, fi.Mode(), err)
 		}
 	}
-	if again := ensure(t, Options{Dir: dir, Root: ours}); !reflect.DeepEqual(again, first) {
+	if again := ensure(t, Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(again, first) {
 		t.Errorf("a second start has %+v, the first had %+v", again, first)
 	}
-	chosen := ensure(t, Options{Dir: dir, Root: ours, Server: "sesame", Agent: "CRC1" + Hash(ours) + "::agent:open"})
-	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != Hash(ours) {
+	chosen := ensure(t, Options{Dir: dir, Root: clusterCA, Server: "sesame", Agent: "CRC1" + Hash(clusterCA) + "::agent:open"})
+	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != Hash(clusterCA) {
 		t.Errorf("chosen tokens became %+v", chosen)
 	}
-	if kept := ensure(t, Options{Dir: dir, Root: ours}); !reflect.DeepEqual(kept, chosen) {
+	if kept := ensure(t, Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(kept, chosen) {
 		t.Errorf("chosen tokens were not kept: %+v", kept)
 	}
 }
@@ -117,11 +117,11 @@ func TestEnsureRefuses(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	for want, o := range map[string]Options{
 		"same":       {Server: "x", Agent: "x"},
-		"another":    {Server: "CRC1" + Hash(theirs) + "::server:x"},
-		"for the ro": {Server: "CRC1" + Hash(ours) + "::agent:x"},
+		"another":    {Server: "CRC1" + Hash(foreignCA) + "::server:x"},
+		"for the ro": {Server: "CRC1" + Hash(clusterCA) + "::agent:x"},
 		"expires":    {Agent: "abcdef.0123456789abcdef"},
 	} {
-		o.Dir, o.Root, o.Logger = t.TempDir(), ours, log
+		o.Dir, o.Root, o.Logger = t.TempDir(), clusterCA, log
 		if _, err := Ensure(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
@@ -130,15 +130,15 @@ func TestEnsureRefuses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, ServerFile), []byte("CRC1zz::"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ensure(Options{Dir: dir, Root: ours, Logger: log}); err == nil || !strings.Contains(err.Error(), "Restore") {
+	if _, err := Ensure(Options{Dir: dir, Root: clusterCA, Logger: log}); err == nil || !strings.Contains(err.Error(), "Restore") {
 		t.Errorf("damaged file: %v", err)
 	}
 }
 
 func TestFilesOfAnotherCluster(t *testing.T) {
 	dir := t.TempDir()
-	ensure(t, Options{Dir: dir, Root: theirs})
-	_, err := Ensure(Options{Dir: dir, Root: ours, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	ensure(t, Options{Dir: dir, Root: foreignCA})
+	_, err := Ensure(Options{Dir: dir, Root: clusterCA, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if !errors.Is(err, ErrOtherCluster) || !strings.Contains(err.Error(), "mixed") {
 		t.Error(err)
 	}
@@ -172,7 +172,7 @@ func TestBootstrapTokens(t *testing.T) {
 	if got.Expired(now.Add(time.Hour-1)) || !got.Expired(now.Add(time.Hour)) || list[1].Expired(now.AddDate(99, 0, 0)) {
 		t.Error("Expired is wrong")
 	}
-	if err := Delete(ctx, c, a.Token(Hash(ours)).String()); err != nil {
+	if err := Delete(ctx, c, a.Token(Hash(clusterCA)).String()); err != nil {
 		t.Error(err)
 	}
 	if err := Delete(ctx, c, a.ID); err == nil || !strings.Contains(err.Error(), "no token") {

@@ -156,11 +156,11 @@ func (b *bed) sync(t *testing.T) {
 // service adds or changes one with its endpoints, which are pods by their index, and syncs.
 func (b *bed) service(t *testing.T, name string, change func(*corev1.Service), port int32, pods ...int) {
 	t.Helper()
-	b.tell(name, change, port, pods...)
+	b.setService(name, change, port, pods...)
 	b.sync(t)
 }
 
-func (b *bed) tell(name string, change func(*corev1.Service), port int32, pods ...int) {
+func (b *bed) setService(name string, change func(*corev1.Service), port int32, pods ...int) {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
 		Spec: corev1.ServiceSpec{

@@ -270,9 +270,9 @@ func (m *table) SetWeight(k Key, a netip.AddrPort, w int) error {
 }
 func (m *table) DeleteReal(k Key, a netip.AddrPort) error { delete(m.reals[k], a); return m.refuse }
 
-// TestNothingDrainsThatIsGone: a virtual server that drained when another program removed it, and that no Service wants
-// by then, is not waited for.
-func TestNothingDrainsThatIsGone(t *testing.T) {
+// TestRemovedServersDoNotDrain: a virtual server that drained when another program removed it, and that no Service
+// wants by then, is not waited for.
+func TestRemovedServersDoNotDrain(t *testing.T) {
 	k := Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), 80}
 	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
 	m := newTable()
@@ -388,8 +388,8 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	}
 }
 
-// TestSubstitutesAreSaidOnce looks at the log.
-func TestSubstitutesAreSaidOnce(t *testing.T) {
+// TestSubstitutesAreLoggedOnce looks at the log.
+func TestSubstitutesAreLoggedOnce(t *testing.T) {
 	logger := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	with := func(scheduler string) upstream.ServicePortMap {
 		return viewOf(func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: scheduler} }).Services
@@ -419,7 +419,7 @@ func TestSubstitutesAreSaidOnce(t *testing.T) {
 			six.apply.lacking[l] = true
 		}
 		before := len(logged(t, logger))
-		s.say(logger, c.node, []*family{four, six})
+		s.report(logger, c.node, []*family{four, six})
 		switch got := logged(t, logger)[before:]; {
 		case c.want == "" && got != "":
 			t.Errorf("step %d: said again %q", i, got)

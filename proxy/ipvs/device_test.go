@@ -13,10 +13,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// TestDeviceIsLookedAt: another program, as a manager of interfaces that takes the device for its own, takes an address
-// of Services from it, sets it down, or removes it; what it adds is no harm. A full sync makes it whole. A bridge
-// stands in the place of the dummy device, which this kernel need not have.
-func TestDeviceIsLookedAt(t *testing.T) {
+// TestDeviceChangesAreRepaired: another program, as a manager of interfaces that takes the device for its own, takes an
+// address of Services from it, sets it down, or removes it; what it adds is no harm. A full sync makes it whole. A
+// bridge stands in the place of the dummy device, which this kernel need not have.
+func TestDeviceChangesAreRepaired(t *testing.T) {
 	netns.Require(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = servicerules.IPVSDevice

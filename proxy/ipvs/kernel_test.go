@@ -324,7 +324,7 @@ func testWeightComesBack(t *testing.T, b *bed) {
 	}
 	b.service(t, "web", nil, 9090, 1)
 	b.start(t) // a restart in between, which remembers nothing
-	b.tell("web", nil, 9090, 0, 1)
+	b.setService("web", nil, 9090, 0, 1)
 	b.sync(t)
 	if w, _ := b.weight(t, k, podAddrs[0]); w != 1 {
 		t.Errorf("it has come back after a restart, with weight %d", w)
@@ -458,11 +458,11 @@ func testLackingScheduler(t *testing.T, b *bed) {
 			asks, b.scheduler = nil, lacking
 		}
 		b.start(t)
-		wish := func(s *corev1.Service) {
+		setDesired := func(s *corev1.Service) {
 			s.Name, s.Annotations, s.Spec.Ports[0].NodePort = "wish", asks, 30081
 			s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.0.8", []string{"10.43.0.8"}
 		}
-		b.service(t, "wish", wish, 8080, 0, 1)
+		b.service(t, "wish", setDesired, 8080, 0, 1)
 		if got := all(t, b.outside, "10.43.0.8:80"); !slices.Equal(got, podAddrs) {
 			t.Errorf("the Service that asks for it is answered by %v, want both pods", got)
 		}
@@ -569,7 +569,7 @@ func testFamilies(t *testing.T, b *bed) {
 func testThousand(t *testing.T, b *bed) {
 	const number = 1000
 	for i := range number {
-		b.tell(fmt.Sprintf("s%d", i), func(s *corev1.Service) {
+		b.setService(fmt.Sprintf("s%d", i), func(s *corev1.Service) {
 			s.Spec.ClusterIP = fmt.Sprintf("10.43.%d.%d", 1+i/200, 1+i%200)
 			s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
 			s.Spec.Ports[0].NodePort = int32(30000 + i)
@@ -585,7 +585,7 @@ func testThousand(t *testing.T, b *bed) {
 	reaches(t, b.outside, "10.43.5.200:80")
 	b.calls.changes = nil
 	start = time.Now()
-	b.tell("s500", func(s *corev1.Service) {
+	b.setService("s500", func(s *corev1.Service) {
 		s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.3.101", []string{"10.43.3.101"}
 		s.Spec.Ports[0].NodePort = 30500
 	}, 8080, 1)
@@ -627,7 +627,7 @@ func testPartMoves(t *testing.T, b *bed) {
 			{"web", "web/x", port(nil), []string{"delete tcp 192.0.2.1:81"}},
 		} {
 			b.calls.changes = nil
-			b.tell(step.to, step.change, 9090, 0)
+			b.setService(step.to, step.change, 9090, 0)
 			b.delete(step.from)
 			b.sync(t)
 			if !slices.Equal(b.calls.changes, step.want) {

@@ -55,7 +55,7 @@ func newLedger() *ledger {
 // update makes the state that of a view, in which Services and endpoints differ from the last one's only where a
 // Service is named; anything else may differ, too.
 func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
-	all := len(l.parts) == 0 || !l.view.alike(v)
+	all := len(l.parts) == 0 || !l.view.equal(v)
 	if !all && len(changed) == 0 {
 		return
 	}
@@ -74,7 +74,7 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 }
 
 // alike says whether all but Services and endpoints is the same.
-func (v View) alike(w View) bool {
+func (v View) equal(w View) bool {
 	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) && slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Elsewhere, w.Elsewhere)
 }
 

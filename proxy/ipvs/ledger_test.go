@@ -240,7 +240,7 @@ func TestPodsAreNoOtherView(t *testing.T) {
 	for _, c := range []struct {
 		family corev1.IPFamily
 		more   string
-		alike  bool
+		equal  bool
 	}{
 		{corev1.IPv4Protocol, "fe80::1", true}, {corev1.IPv4Protocol, "2001:db8::1", true}, {corev1.IPv4Protocol, "198.51.100.1", false}, {corev1.IPv4Protocol, "169.254.0.1", false},
 		{corev1.IPv6Protocol, "fe80::1", true}, {corev1.IPv6Protocol, "2001:db8::1", false}, {corev1.IPv6Protocol, "198.51.100.1", true},
@@ -249,8 +249,8 @@ func TestPodsAreNoOtherView(t *testing.T) {
 		local := map[netip.Addr]bool{netip.MustParseAddr(nodeAddr): true}
 		before := p.view(f, nil, local)
 		local[netip.MustParseAddr(c.more)] = true
-		if after := p.view(f, nil, local); before.alike(after) != c.alike || after.Elsewhere[netip.MustParseAddr(c.more)] == c.alike {
-			t.Errorf("with %s the view of %s is alike: %v\n%v", c.more, c.family, !c.alike, after.Elsewhere)
+		if after := p.view(f, nil, local); before.equal(after) != c.equal || after.Elsewhere[netip.MustParseAddr(c.more)] == c.equal {
+			t.Errorf("with %s the view of %s is alike: %v\n%v", c.more, c.family, !c.equal, after.Elsewhere)
 		}
 	}
 }

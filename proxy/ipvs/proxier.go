@@ -161,9 +161,9 @@ func (p *Proxier) OnServiceUpdate(old, svc *corev1.Service) {
 }
 
 // OnEndpointSlice notes a slice that came, changed or went.
-func (p *Proxier) OnEndpointSlice(s *discoveryv1.EndpointSlice, gone bool) {
+func (p *Proxier) OnEndpointSlice(s *discoveryv1.EndpointSlice, deleted bool) {
 	for _, f := range p.families {
-		f.slices.EndpointSliceUpdate(s, gone)
+		f.slices.EndpointSliceUpdate(s, deleted)
 	}
 }
 
@@ -223,7 +223,7 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 		// What the kernel refuses of one Service must not cost others their health checks and their datagrams.
 		f.after(p.o, err == nil)
 	}
-	p.substitutes.say(p.o.Logger, p.o.Scheduler, p.families)
+	p.substitutes.report(p.o.Logger, p.o.Scheduler, p.families)
 	return errors.Join(errs...)
 }
 

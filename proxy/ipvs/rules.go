@@ -164,18 +164,18 @@ func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool
 			}
 		}
 	}
-	var gone, come []member
+	var removed, come []member
 	for m := range touched {
 		switch wanted := want[m.set][m.text]; {
 		case have[m] && !wanted:
-			gone = append(gone, m)
+			removed = append(removed, m)
 		case wanted && !have[m]:
 			come = append(come, m)
 		}
 	}
-	slices.SortFunc(gone, compareMembers)
+	slices.SortFunc(removed, compareMembers)
 	slices.SortFunc(come, compareMembers)
-	for _, m := range gone {
+	for _, m := range removed {
 		tx.Delete(element(m.set, m.text))
 		delete(have, m)
 	}

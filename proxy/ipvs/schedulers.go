@@ -68,11 +68,11 @@ func (v View) schedulerOf(svc *ServicePort) string {
 // substitutes says once which Services have another scheduler than the one that they, or the node for those that name
 // none, ask for.
 type substitutes struct {
-	said map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
+	logged map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
 }
 
 // say looks at all Services.
-func (s *substitutes) say(log klog.Logger, node string, families []*family) {
+func (s *substitutes) report(log klog.Logger, node string, families []*family) {
 	lacking, now := map[string]bool{}, map[types.NamespacedName]string{}
 	for _, f := range families {
 		maps.Copy(lacking, f.apply.lacking)
@@ -91,7 +91,7 @@ func (s *substitutes) say(log klog.Logger, node string, families []*family) {
 	const missing = "; " + DefaultScheduler + " stands in for it. Load the module: coracle takes it when it starts, and else within the hour"
 	for name, scheduler := range now {
 		switch {
-		case s.said[name] == scheduler:
+		case s.logged[name] == scheduler:
 		case name == types.NamespacedName{}:
 			log.Info("This kernel lacks the scheduler that --ipvs-scheduler names"+missing, "scheduler", scheduler, "module", "ip_vs_"+scheduler)
 		case lacking[scheduler]:
@@ -101,5 +101,5 @@ func (s *substitutes) say(log klog.Logger, node string, families []*family) {
 				"node", node, "schedulers", Schedulers)
 		}
 	}
-	s.said = now
+	s.logged = now
 }

@@ -257,7 +257,7 @@ func TestCacheBesideCompaction(t *testing.T) {
 
 // Of the entries that a snapshot covers, those stay that are asked for, however
 // long the log has become since.
-func TestTrail(t *testing.T) {
+func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 	const entries, size, end = 1000, 1000, 700 // of several files
 	fill := func(t *testing.T) *Dir {
 		d := mustOpen(t, filepath.Join(memoryDir(t), "store"))

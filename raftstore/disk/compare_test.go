@@ -391,10 +391,10 @@ func (i image) find(t *testing.T, index uint64, data []byte) (name string, at in
 	return "", 0
 }
 
-func verdict(open func() (closableLog, error), entries uint64, want func(uint64) []byte) (says string) {
+func verdict(open func() (closableLog, error), entries uint64, want func(uint64) []byte) (result string) {
 	defer func() {
 		if p := recover(); p != nil {
-			says = "panic"
+			result = "panic"
 		}
 	}()
 	log, err := open()

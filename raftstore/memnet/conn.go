@@ -134,19 +134,19 @@ type deadline struct {
 
 func (d *deadline) passed(now time.Time) bool { return !d.at.IsZero() && !now.Before(d.at) }
 
-func (n *Network) connect(from, to *Host) (mine, theirs *conn) {
+func (n *Network) connect(from, to *Host) (mine, peerEnd *conn) {
 	changed := sync.NewCond(&n.mu)
 	mine = &conn{n: n, local: from, remote: to.address, changed: changed}
-	theirs = &conn{n: n, local: to, remote: from.address, changed: changed}
-	mine.out = &stream{n: n, l: n.link(from.address, to.address), reader: theirs}
-	theirs.out = &stream{n: n, l: n.link(to.address, from.address), reader: mine}
-	mine.in, theirs.in = theirs.out, mine.out
-	for _, c := range []*conn{mine, theirs} {
+	peerEnd = &conn{n: n, local: to, remote: from.address, changed: changed}
+	mine.out = &stream{n: n, l: n.link(from.address, to.address), reader: peerEnd}
+	peerEnd.out = &stream{n: n, l: n.link(to.address, from.address), reader: mine}
+	mine.in, peerEnd.in = peerEnd.out, mine.out
+	for _, c := range []*conn{mine, peerEnd} {
 		c.number = c.local.made
 		c.local.made++
 		c.local.conns[c] = struct{}{}
 	}
-	return mine, theirs
+	return mine, peerEnd
 }
 
 // broken returns why the connection cannot be used at all, if it cannot, and

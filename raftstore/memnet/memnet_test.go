@@ -322,7 +322,7 @@ func TestRate(t *testing.T) {
 	})
 }
 
-func TestDialHangsAndIsRefused(t *testing.T) {
+func TestDialBlocksThenIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		a := n.Host("a")

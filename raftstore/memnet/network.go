@@ -309,8 +309,8 @@ func (h *Host) Dial(ctx context.Context, address string) (net.Conn, error) {
 		case to.listener == nil:
 			return nil, h.failed(address, syscall.ECONNREFUSED)
 		case len(to.listener.waiting) < backlog:
-			mine, theirs := n.connect(h, to)
-			to.listener.waiting = append(to.listener.waiting, theirs)
+			mine, peerEnd := n.connect(h, to)
+			to.listener.waiting = append(to.listener.waiting, peerEnd)
 			to.changed.Broadcast()
 			return mine, nil
 		}

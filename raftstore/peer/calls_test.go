@@ -102,15 +102,15 @@ func TestCallsFailOver(t *testing.T) {
 			if _, err := a.Call(t.Context(), at, "echo", nil); err != nil {
 				t.Fatal(err)
 			}
-			hangs := make(chan error)
+			blocked := make(chan error)
 			go func() {
 				_, err := a.Call(t.Context(), at, "hang", nil)
-				hangs <- err
+				blocked <- err
 			}()
 			if err := b.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-hangs; status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
+			if err := <-blocked; status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
 				t.Fatal(err)
 			}
 			if _, err := a.Call(t.Context(), at, "echo", nil); status.Code(err) != codes.Unavailable {
@@ -133,8 +133,8 @@ func TestCallsFailOver(t *testing.T) {
 	})
 }
 
-// TestForget has a server vanish in silence under a call.
-func TestForget(t *testing.T) {
+// TestVanishedServersCallsEnd has a server vanish in silence under a call.
+func TestVanishedServersCallsEnd(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
 		at := string(b.address)

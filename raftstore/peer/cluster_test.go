@@ -269,8 +269,8 @@ func TestCloseUnderWay(t *testing.T) {
 	})
 }
 
-// TestClosePeerGone closes a transport whose peers take nothing any more.
-func TestClosePeerGone(t *testing.T) {
+// TestCloseWithStoppedPeer closes a transport whose peers take nothing any more.
+func TestCloseWithStoppedPeer(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
 		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {

@@ -111,7 +111,7 @@ func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true
 		c.t.drop(c)
-		hangUp(c.Conn)
+		closeConn(c.Conn)
 	})
 	return first
 }
@@ -119,7 +119,7 @@ func (c *conn) abort() (first bool) {
 // hangUp closes without a farewell: TLS would wait up to 5 s to get its
 // closing alert through to a peer that takes nothing any more, and each of our
 // messages says itself where it ends.
-func hangUp(c net.Conn) {
+func closeConn(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		_ = t.NetConn().Close()
 	}

@@ -14,12 +14,12 @@ import (
 
 const (
 	// goneDial bounds a call by which a server is found to be dead.
-	goneDial = 100 * time.Millisecond
+	lostDial = 100 * time.Millisecond
 	// goneDials is how often to call. A process that dies loses its
 	// connections one by one: its listener may outlive those that broke for a
 	// few milliseconds. The pause between the calls doubles, from goneFirst.
-	goneDials = 6
-	goneFirst = 4 * time.Millisecond
+	lostDials = 6
+	lostFirst = 4 * time.Millisecond
 )
 
 // OnGone has f called when a server has certainly ended: a connection on which
@@ -29,7 +29,7 @@ const (
 func (t *Transport) OnGone(f func(raft.ServerID)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.onGone = append(t.onGone, f)
+	t.onLost = append(t.onLost, f)
 }
 
 // broke is told of the end of an incoming connection.
@@ -43,7 +43,7 @@ func (t *Transport) broke(p *peer, err error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || len(t.onGone) == 0 || !t.asking.CompareAndSwap(false, true) {
+	if t.closed || len(t.onLost) == 0 || !t.asking.CompareAndSwap(false, true) {
 		return
 	}
 	t.tasks.Go(func() {
@@ -52,7 +52,7 @@ func (t *Transport) broke(p *peer, err error) {
 			return
 		}
 		t.mu.Lock()
-		callbacks := t.onGone
+		callbacks := t.onLost
 		t.mu.Unlock()
 		for _, f := range callbacks {
 			f(raft.ServerID(p.id))
@@ -62,16 +62,16 @@ func (t *Transport) broke(p *peer, err error) {
 
 // refuses says whether nobody listens at an address any more.
 func (t *Transport) refuses(address string) bool {
-	pause := goneFirst
-	for range goneDials {
-		ctx, cancel := context.WithTimeout(t.ctx, goneDial)
+	pause := lostFirst
+	for range lostDials {
+		ctx, cancel := context.WithTimeout(t.ctx, lostDial)
 		c, err := t.opts.Dial(ctx, address)
 		cancel()
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			return true
 		}
 		if err == nil {
-			hangUp(c)
+			closeConn(c)
 		}
 		if !sleep(t.ctx, pause) {
 			return false

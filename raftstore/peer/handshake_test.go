@@ -138,7 +138,7 @@ func TestGarbage(t *testing.T) {
 			if err != nil || got.reason != reason || got.id != "b.1" {
 				t.Errorf("%q: %+v, %v", say, got, err)
 			}
-			hangUp(c)
+			closeConn(c)
 		}
 		if _, err := a.beat(b, 1); err != nil {
 			t.Fatal(err)
@@ -152,7 +152,7 @@ func TestSlowHandshake(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		var slow []net.Conn
-		gone := func(c net.Conn) bool {
+		closed := func(c net.Conn) bool {
 			if err := c.SetReadDeadline(time.Now().Add(time.Microsecond)); err != nil {
 				t.Fatal(err)
 			}
@@ -177,14 +177,14 @@ func TestSlowHandshake(t *testing.T) {
 		}
 		synctest.Wait()
 		for i, c := range slow { // the call's connection is one more
-			if want := i <= unidentified-maxUnidentified; gone(c) != want {
+			if want := i <= unidentified-maxUnidentified; closed(c) != want {
 				t.Fatalf("of %d connections, the one numbered %d was hung up on: %v, want %v", unidentified, i, !want,
 					want)
 			}
 		}
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
-			if !gone(c) {
+			if !closed(c) {
 				t.Fatal("not hung up on")
 			}
 			_ = c.Close()

@@ -68,13 +68,13 @@ func TestLateVote(t *testing.T) {
 // heartbeats answered all the same; others wait until raft can answer.
 func TestHeartbeatsPastAHangingDisk(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
-		hangs := make(chan struct{})
+		blocked := make(chan struct{})
 		a := start(t, m, 0, "a.1", nil)
 		b := start(t, m, 1, "b.1", func(o *Options) {
 			o.Follows = func(leader raft.ServerID, term uint64) bool { return leader == "a.1" && term == 7 }
 		})
 		b.setRespond(func(rpc raft.RPC) {
-			<-hangs
+			<-blocked
 			b.friendly(rpc)
 		})
 		go func() { _ = a.AppendEntries(b.id, b.address, a.entries(7, 3), &raft.AppendEntriesResponse{}) }()
@@ -94,7 +94,7 @@ func TestHeartbeatsPastAHangingDisk(t *testing.T) {
 		if _, _, term := b.LeaderSeen(); term != 8 {
 			t.Errorf("it was not even seen: the last term is %d", term)
 		}
-		close(hangs)
+		close(blocked)
 		if r, err := a.beat(b, 8); err != nil || !r.Success {
 			t.Errorf("heartbeat: %+v, %v", r, err)
 		}
@@ -176,7 +176,7 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 
 // A follower that replies is only known to store while it lacks nothing, or confirms one more entry. Calls prove
 // nothing of the kind.
-func TestStored(t *testing.T) {
+func TestFollowerStoresOnlyWhenItLacksNothing(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a := start(t, m, 0, "a.1", nil)
 		stalled := false

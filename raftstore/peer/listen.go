@@ -48,7 +48,7 @@ func (t *Transport) accept() {
 			continue
 		}
 		wait = 0
-		identified, _ := unidentified.Add(c.RemoteAddr(), func() { hangUp(c) }) // it is never closed
+		identified, _ := unidentified.Add(c.RemoteAddr(), func() { closeConn(c) }) // it is never closed
 		t.tasks.Go(func() { t.greet(c, identified) })
 	}
 }
@@ -66,7 +66,7 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 			}
 			t.opts.Logger.Log(t.ctx, t.refusals.level(), "a connection from another server was not taken", "remote", remote, "error", err)
 		}
-		hangUp(c)
+		closeConn(c)
 		return
 	}
 	k := &conn{Conn: c, t: t, peer: t.peer(h.sender), made: time.Now()}
@@ -96,7 +96,7 @@ func (o *occasionally) level() slog.Level {
 }
 
 func (t *Transport) welcome(c net.Conn) (hello, error) {
-	defer context.AfterFunc(t.ctx, func() { hangUp(c) })()
+	defer context.AfterFunc(t.ctx, func() { closeConn(c) })()
 	if err := c.SetDeadline(time.Now().Add(t.handshakeTime())); err != nil {
 		return hello{}, err
 	}
@@ -134,7 +134,7 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	h.cluster, h.sender = t.opts.Cluster, t.opts.ID
 	c, err := t.opts.Dial(ctx, address)
 	if err != nil {
-		t.tellTLS(ctx, address, err)
+		t.logTLS(ctx, address, err)
 		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
 	}
 	a, err := t.introduce(ctx, c, h)
@@ -144,27 +144,27 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	if err == nil && a.reason == "" {
 		return c, a.id, nil
 	}
-	hangUp(c)
+	closeConn(c)
 	if err == nil {
 		return nil, "", &dialError{&RefusedError{Address: address, ID: a.id, Reason: a.reason}}
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	t.tellTLS(ctx, address, err)
+	t.logTLS(ctx, address, err)
 	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
 }
 
 // tellTLS logs a failed TLS handshake now and then: raft's own lines on a peer
 // that cannot be reached do not tell it from a machine that is off.
-func (t *Transport) tellTLS(ctx context.Context, address string, err error) {
+func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {
 		t.opts.Logger.Log(ctx, t.untrusted.level(), "no connection to another server", "address", address, "error", reason)
 	}
 }
 
 func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (answer, error) {
-	defer context.AfterFunc(ctx, func() { hangUp(c) })()
+	defer context.AfterFunc(ctx, func() { closeConn(c) })()
 	b, err := h.encode()
 	if err != nil {
 		return answer{}, err

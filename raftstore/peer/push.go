@@ -28,7 +28,7 @@ type follower struct {
 	match, matchTerm uint64
 	sent             uint64    // the newest entry that a message to it had
 	stored           time.Time // when it last had all that this leader sent or committed, or confirmed one more entry
-	toldCommit       uint64    // the commit index that the peer was told last
+	sentCommit       uint64    // the commit index that the peer was told last
 	commit           uint64    // the newest one
 	pushing          bool
 }
@@ -79,7 +79,7 @@ func (p *peer) sending(r *raft.AppendEntriesRequest) {
 	}
 	if r.Term == p.log.term {
 		p.log.header = r.RPCHeader
-		p.log.toldCommit = max(p.log.toldCommit, r.LeaderCommitIndex)
+		p.log.sentCommit = max(p.log.sentCommit, r.LeaderCommitIndex)
 		if n := len(r.Entries); n > 0 {
 			p.log.sent = max(p.log.sent, r.Entries[n-1].Index)
 		}
@@ -135,7 +135,7 @@ func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time
 // be told.
 func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 	l := &p.log
-	if l.inFlight > 0 || l.match == 0 || l.commit > l.match || l.toldCommit >= l.commit {
+	if l.inFlight > 0 || l.match == 0 || l.commit > l.match || l.sentCommit >= l.commit {
 		return raft.AppendEntriesRequest{}, false
 	}
 	return raft.AppendEntriesRequest{
@@ -170,7 +170,7 @@ func (t *Transport) pushAll(p *peer) {
 			p.mu.Unlock()
 			return
 		}
-		p.log.toldCommit = request.LeaderCommitIndex
+		p.log.sentCommit = request.LeaderCommitIndex
 		id, address := raft.ServerID(p.id), raft.ServerAddress(p.address)
 		p.mu.Unlock()
 		if t.withheld() != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// TestCommitted checks who is told what is committed, and when.
-func TestCommitted(t *testing.T) {
+// TestCommitIndexIsSent checks who is told what is committed, and when.
+func TestCommitIndexIsSent(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		var stalls atomic.Bool
 		a := start(t, m, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
@@ -110,12 +110,12 @@ func TestEntriesWait(t *testing.T) {
 	})
 }
 
-// TestGone checks that a leader's end is told, and nothing else.
-func TestGone(t *testing.T) {
+// TestOnlyALeadersEndIsReported checks that a leader's end is told, and nothing else.
+func TestOnlyALeadersEndIsReported(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
-		gone := make(chan raft.ServerID, 10)
-		c.OnGone(func(id raft.ServerID) { gone <- id })
+		lost := make(chan raft.ServerID, 10)
+		c.OnGone(func(id raft.ServerID) { lost <- id })
 		for _, s := range []*server{b, a} { // a leads, b did
 			if _, err := s.beat(c, map[*server]uint64{b: 1, a: 2}[s]); err != nil {
 				t.Fatal(err)
@@ -134,8 +134,8 @@ func TestGone(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
-		if len(gone) > 0 {
-			t.Fatalf("%s was said to have ended", <-gone)
+		if len(lost) > 0 {
+			t.Fatalf("%s was said to have ended", <-lost)
 		}
 		if _, err := a.beat(c, 2); err != nil {
 			t.Fatal(err)
@@ -143,7 +143,7 @@ func TestGone(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if id := <-gone; id != "a.1" {
+		if id := <-lost; id != "a.1" {
 			t.Fatal(id)
 		}
 	})

@@ -141,9 +141,9 @@ func TestUnansweredCalls(t *testing.T) {
 	}
 }
 
-// TestSnapshotSourceGone loses the server that sends a snapshot in silence: raft
+// TestSnapshotSourceIsLost loses the server that sends a snapshot in silence: raft
 // must get its main loop back.
-func TestSnapshotSourceGone(t *testing.T) {
+func TestSnapshotSourceIsLost(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		gaveUp := make(chan error, 1)

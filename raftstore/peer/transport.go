@@ -53,7 +53,7 @@ type Transport struct {
 	peers   map[string]*peer
 	callers map[string]*caller   // by address
 	left    map[*caller]struct{} // that calls are under way on, but none begins
-	onGone  []func(raft.ServerID)
+	onLost  []func(raft.ServerID)
 }
 
 var (

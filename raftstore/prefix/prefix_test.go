@@ -25,11 +25,11 @@ func entries(from, to uint64) []*raft.Log {
 
 // Messages as they come, and as raft gets them where a snapshot covers entries up
 // to 20, which is of term 3.
-func TestAfter(t *testing.T) {
+func TestEntriesCoveredByASnapshotAreCut(t *testing.T) {
 	message := func(prev, prevTerm, commit uint64, e []*raft.Log) raft.AppendEntriesRequest {
 		return raft.AppendEntriesRequest{Term: 7, PrevLogEntry: prev, PrevLogTerm: prevTerm, LeaderCommitIndex: commit, Entries: e}
 	}
-	for name, test := range map[string]struct{ came, want raft.AppendEntriesRequest }{
+	for name, test := range map[string]struct{ received, want raft.AppendEntriesRequest }{
 		"a heartbeat":                   {message(0, 0, 0, nil), message(0, 0, 0, nil)},
 		"from the beginning":            {message(0, 0, 5, entries(1, 8)), message(0, 0, 5, nil)},
 		"all covered":                   {message(10, 2, 30, entries(11, 20)), message(0, 0, 20, nil)},
@@ -44,16 +44,16 @@ func TestAfter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := Filter{Snapshot: func() (uint64, uint64) { return 20, 3 }}
-			came := test.came
-			got := f.after(&came)
+			received := test.received
+			got := f.after(&received)
 			if len(got.Entries) == 0 {
 				got.Entries = nil
 			}
-			if !reflect.DeepEqual(*got, test.want) || !reflect.DeepEqual(came, test.came) {
+			if !reflect.DeepEqual(*got, test.want) || !reflect.DeepEqual(received, test.received) {
 				t.Errorf("got %+v, want %+v", *got, test.want)
 			}
 			f.Snapshot = func() (uint64, uint64) { return 0, 0 }
-			if got := f.after(&came); got != &came {
+			if got := f.after(&received); got != &received {
 				t.Errorf("without a snapshot it became %+v", got)
 			}
 		})
@@ -119,11 +119,11 @@ func TestInstall(t *testing.T) {
 				t.Fatal("there is no raft")
 			}
 			tasks.Wait()
-			said := <-answer
-			if !errors.Is(said.Error, test.busy) {
-				t.Errorf("the answer is %v", said.Error)
-			} else if got, ok := said.Response.(*raft.InstallSnapshotResponse); test.busy == nil && (!ok || !reflect.DeepEqual(*got, test.want)) {
-				t.Errorf("the answer is %+v", said.Response)
+			response := <-answer
+			if !errors.Is(response.Error, test.busy) {
+				t.Errorf("the answer is %v", response.Error)
+			} else if got, ok := response.Response.(*raft.InstallSnapshotResponse); test.busy == nil && (!ok || !reflect.DeepEqual(*got, test.want)) {
+				t.Errorf("the answer is %+v", response.Response)
 			}
 			if reader.Len() > 0 || (r.read > 0) != test.installed || (ended > 0) != test.installed {
 				t.Errorf("%d bytes are left, raft got %d, the end was told %d times", reader.Len(), r.read, ended)

@@ -158,8 +158,8 @@ func checkRest(members []Member, maxVoters int, fail func(string, ...any)) {
 	if best -= (best + 1) % 2; voters == healthy && voters < best {
 		fail("it rests at %d voters of %d", voters, best)
 	}
-	gone := slices.ContainsFunc(members, func(m Member) bool { return m.Voter && m.Gone })
-	if gone && ready > healthy && voters <= maxVoters {
+	lost := slices.ContainsFunc(members, func(m Member) bool { return m.Voter && m.Gone })
+	if lost && ready > healthy && voters <= maxVoters {
 		fail("it keeps a voter that is gone, though another server is ready")
 	}
 }

@@ -32,7 +32,7 @@ func newAdmission(clock *testclock.FakeClock) *Admission {
 		Networks:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 		Serving:    pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}},
 		Servers:    func() []netip.Addr { return nil },
-		Backend:    (*netbackend.Keeper)(nil).ToldTo,
+		Backend:    (*netbackend.Keeper)(nil).ForJoining,
 		GossipKeys: func() *clusterconfig.GossipKeys { return nil },
 	})
 }
@@ -268,9 +268,9 @@ func TestAddressOfASilentNode(t *testing.T) {
 	}
 }
 
-// TestAddressesThatNobodyHas: a node that shows its certificate alone does not get one that is not its own. The cluster
-// would send it what is for that address.
-func TestAddressesThatNobodyHas(t *testing.T) {
+// TestForeignAddressesAreRefused: a node that shows its certificate alone does not get one that is not its own. The
+// cluster would send it what is for that address.
+func TestForeignAddressesAreRefused(t *testing.T) {
 	for what, tt := range map[string]struct {
 		ip, external, from string
 		joined             bool

@@ -113,8 +113,8 @@ func TestCheckArgs(t *testing.T) {
 	}
 }
 
-// TestWatchesAreToldToTheirEnd: where something happens at a watch's end, it stays in its filters until then.
-func TestWatchesAreToldToTheirEnd(t *testing.T) {
+// TestFilteredWatchEndsWithItsFilters: where something happens at a watch's end, it stays in its filters until then.
+func TestFilteredWatchEndsWithItsFilters(t *testing.T) {
 	const gate = "APIServingWithRoutine="
 	for args, want := range map[string]bool{
 		"": true, "event-ttl=2h": true, "audit-policy-file=": true,

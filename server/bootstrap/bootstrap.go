@@ -224,12 +224,12 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	if len(nodes.Items) == 0 {
 		return o.LastBackend, nil
 	}
-	said := nodes.Items[0].Annotations[clusterconfig.BackendAnnotation]
-	differs := func(n corev1.Node) bool { return n.Annotations[clusterconfig.BackendAnnotation] != said }
-	if !slices.Contains(clusterconfig.RunningBackends(), said) || slices.ContainsFunc(nodes.Items, differs) {
+	annotated := nodes.Items[0].Annotations[clusterconfig.BackendAnnotation]
+	differs := func(n corev1.Node) bool { return n.Annotations[clusterconfig.BackendAnnotation] != annotated }
+	if !slices.Contains(clusterconfig.RunningBackends(), annotated) || slices.ContainsFunc(nodes.Items, differs) {
 		return o.LastBackend, nil
 	}
-	return said, nil
+	return annotated, nil
 }
 
 // applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the

@@ -281,7 +281,7 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 	for name, c := range map[string]struct {
 		own, last string
 		nodes     []string // what they say; empty: nothing
-		said      string   // in the ConfigMap; empty: there is none
+		stored    string   // in the ConfigMap; empty: there is none
 		want      string
 	}{
 		"this server was off at the change":          {"vxlan", "vxlan", []string{"wireguard", "wireguard"}, "", "wireguard"},
@@ -302,8 +302,8 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			api := fake.NewClientset()
 			maps := api.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-			if c.said != "" {
-				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap}, Data: map[string]string{clusterconfig.BackendData: c.said}}
+			if c.stored != "" {
+				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap}, Data: map[string]string{clusterconfig.BackendData: c.stored}}
 				if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}

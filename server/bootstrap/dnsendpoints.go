@@ -107,8 +107,8 @@ func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler 
 			}
 		},
 		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
+			if final, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = final.Obj
 			}
 			if key(obj) != "" {
 				d.poke()
@@ -139,8 +139,8 @@ func (d *DNSEndpoints) reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listing nodes: %w", err)
 	}
-	ours := labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: endpointsManager})
-	existing, err := d.nodes.Discovery().V1().EndpointSlices().Lister().EndpointSlices(metav1.NamespaceSystem).List(ours)
+	managed := labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: endpointsManager})
+	existing, err := d.nodes.Discovery().V1().EndpointSlices().Lister().EndpointSlices(metav1.NamespaceSystem).List(managed)
 	if err != nil {
 		return fmt.Errorf("listing endpoint slices: %w", err)
 	}

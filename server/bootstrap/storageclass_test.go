@@ -56,8 +56,8 @@ func TestStorageClass(t *testing.T) {
 	if s := apply(c, true); s.Annotations[defaultClass] != "false" {
 		t.Error("there are two defaults")
 	}
-	theirs := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: storageClassName}, Provisioner: localpath.Provisioner}
-	c = fake.NewClientset(theirs)
+	userClass := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: storageClassName}, Provisioner: localpath.Provisioner}
+	c = fake.NewClientset(userClass)
 	for _, wanted := range []bool{true, false} {
 		if s := apply(c, wanted); s == nil || len(s.Annotations) > 0 {
 			t.Errorf("an administrator's own class is %+v", s)

@@ -17,7 +17,7 @@ import (
 func startingUp(c net.Conn) { _, _ = io.WriteString(c, "starting\n") }
 
 // told is what a program is told that says nothing.
-func (f *fixture) told(c *client, want string) {
+func (f *fixture) expectAnswer(c *client, want string) {
 	f.t.Helper()
 	if got, err := c.r.ReadString('\n'); got != want+"\n" {
 		f.t.Fatalf("%q, %v: want %s", got, err, want)
@@ -30,13 +30,13 @@ func (f *fixture) told(c *client, want string) {
 func TestBegin(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
-	f.told(f.connect(), "starting")
+	f.expectAnswer(f.connect(), "starting")
 	f.l.Away(true)
 	passed := f.connect()
 	f.wants(passed, "other")
 	f.l.Away(false)
 	f.ends(passed)
-	f.told(f.connect(), "starting")
+	f.expectAnswer(f.connect(), "starting")
 	f.serve()
 	testenv.Eventually(t, patience, "the API server takes what comes", func() error {
 		if got, err := f.connect().ask(); got != "own" {

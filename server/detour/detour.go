@@ -48,14 +48,14 @@ type Listener struct {
 	end     context.CancelFunc
 	running sync.WaitGroup
 
-	mu     sync.Mutex
-	away   bool
-	ended  bool
-	served bool // there is an API server, or was one
-	begun  *begun
-	told   bool                            // that no other server could be had
-	here   map[*own]struct{}               // of this machine's, which the API server has
-	passed map[net.Conn]context.CancelFunc // of this machine's, on the way to another server or there
+	mu         sync.Mutex
+	away       bool
+	ended      bool
+	served     bool // there is an API server, or was one
+	begun      *begun
+	loggedNone bool                            // that no other server could be had
+	here       map[*own]struct{}               // of this machine's, which the API server has
+	passed     map[net.Conn]context.CancelFunc // of this machine's, on the way to another server or there
 }
 
 // New makes a Listener that passes nothing on yet. At rest it has no goroutine.
@@ -127,7 +127,7 @@ func (l *Listener) take(c net.Conn) net.Conn {
 func (l *Listener) Away(away bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.told = false
+	l.loggedNone = false
 	l.away = away && !l.ended
 	for _, cancel := range l.passed {
 		cancel()
@@ -194,8 +194,8 @@ func ending(to, from net.Conn, err error) {
 func (l *Listener) complain(ctx context.Context, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ctx.Err() == nil && !l.told {
-		l.told = true
+	if ctx.Err() == nil && !l.loggedNone {
+		l.loggedNone = true
 		l.o.Logger.Warn("no other server takes what the programs of this machine ask of the API, and this one cannot serve them; they try again", "error", err)
 	}
 }

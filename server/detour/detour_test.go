@@ -57,7 +57,7 @@ type fixture struct {
 	t       *testing.T
 	l       *Listener
 	address string
-	said    testenv.Log
+	log     testenv.Log
 	running sync.WaitGroup
 	mu      sync.Mutex
 	servers []string
@@ -84,7 +84,7 @@ func newStarting(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture
 	for _, w := range wrap {
 		port = w(port)
 	}
-	f.l = New(Options{Listener: port, Logger: slog.New(slog.NewTextHandler(&f.said, nil)), Servers: func() []string {
+	f.l = New(Options{Listener: port, Logger: slog.New(slog.NewTextHandler(&f.log, nil)), Servers: func() []string {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.servers
@@ -229,8 +229,8 @@ func TestNoOther(t *testing.T) {
 	for range 3 {
 		f.ends(f.connect())
 	}
-	if n := strings.Count(f.said.String(), "no other server takes"); n != 1 {
-		t.Errorf("said %d times:\n%s", n, f.said.String())
+	if n := strings.Count(f.log.String(), "no other server takes"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, f.log.String())
 	}
 	f.mu.Lock()
 	f.servers = servers

@@ -371,9 +371,9 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-// TestHoldStill: a rotation and the admission of a server keep one another out, and a rotation that was interrupted
-// admits nobody.
-func TestHoldStill(t *testing.T) {
+// TestRotationAndAdmissionExcludeEachOther: a rotation and the admission of a server keep one another out, and a
+// rotation that was interrupted admits nobody.
+func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
 	release, err := HoldStill(dir)

@@ -335,9 +335,9 @@ func TestSharedRotationsAtOnce(t *testing.T) {
 	s.done("key2")
 }
 
-// TestTakeKeepsWhatNobodyKnows: a key that the store does not speak of may be one that something needs; it is kept for
+// TestTakeKeepsUnknownKeys: a key that the store does not speak of may be one that something needs; it is kept for
 // reading.
-func TestTakeKeepsWhatNobodyKnows(t *testing.T) {
+func TestTakeKeepsUnknownKeys(t *testing.T) {
 	s := newSeveral(t, 1)
 	if err := s.rotation(0).Run(t.Context()); err != nil {
 		t.Fatal(err)

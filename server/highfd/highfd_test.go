@@ -57,8 +57,9 @@ func pair(t *testing.T) (l net.Listener, calls, called net.Conn) {
 	return l, calls, called
 }
 
-// TestMoved: listener and connection work as before, under high numbers, and closing them closes them.
-func TestMoved(t *testing.T) {
+// TestMovedConnectionsWorkAndClose: listener and connection work as before, under high numbers, and closing them closes
+// them.
+func TestMovedConnectionsWorkAndClose(t *testing.T) {
 	l, calls, called := pair(t)
 	before := openFiles(t)
 	for what, c := range map[string]any{"listener": l, "connection": calls} {
@@ -100,8 +101,8 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestNotMoved: without high numbers, or without a descriptor, everything stays as it is.
-func TestNotMoved(t *testing.T) {
+// TestNoHighNumbersLeaveTheDescriptor: without high numbers, or without a descriptor, everything stays as it is.
+func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
@@ -122,8 +123,8 @@ func TestNotMoved(t *testing.T) {
 	}
 }
 
-// TestUnix: a listener's socket file is there until it is closed, and then it is not.
-func TestUnix(t *testing.T) {
+// TestSocketFileIsRemovedAtClose: a listener's socket file is there until it is closed, and then it is not.
+func TestSocketFileIsRemovedAtClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -139,8 +140,8 @@ func TestUnix(t *testing.T) {
 	}
 }
 
-// TestAllTaken: where all low numbers are taken, nothing is moved, and nothing is left open.
-func TestAllTaken(t *testing.T) {
+// TestNothingLeaksWhenLowNumbersAreTaken: where all low numbers are taken, nothing is moved, and nothing is left open.
+func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 	var last int
 	for last < first {
 		last = take(t, 0)
@@ -165,9 +166,9 @@ func TestAllTaken(t *testing.T) {
 	}
 }
 
-// TestFewLeft: however many numbers are left, what comes back has its deadlines, and ends when it is closed; and no
-// descriptor is lost.
-func TestFewLeft(t *testing.T) {
+// TestDeadlinesWorkWithFewDescriptorsLeft: however many numbers are left, what comes back has its deadlines, and ends
+// when it is closed; and no descriptor is lost.
+func TestDeadlinesWorkWithFewDescriptorsLeft(t *testing.T) {
 	for left := range 6 {
 		t.Run(fmt.Sprint(left), func(t *testing.T) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -227,8 +228,8 @@ func accepts(l net.Listener) error {
 	}
 }
 
-// TestOthersClose: others open and close files meanwhile, and the numbers are high all the same.
-func TestOthersClose(t *testing.T) {
+// TestConcurrentOpensDoNotLowerTheNumber: others open and close files meanwhile, and the numbers are high all the same.
+func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -243,19 +243,19 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 
 // checkVersion refuses programs that are too old or too new for this one.
 func checkVersion(q *protocol.Request) error {
-	theirs, own := q.Protocol, version.Protocol()
-	if theirs == 0 {
-		theirs = 1 // it does not say it
+	remote, own := q.Protocol, version.Protocol()
+	if remote == 0 {
+		remote = 1 // it does not say it
 	}
-	if version.Understands(theirs) {
+	if version.Understands(remote) {
 		return nil
 	}
 	word, who := "older", "Update this machine"
-	if theirs > own {
+	if remote > own {
 		word, who = "newer", "Update the servers first, or start this machine with their version"
 	}
 	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that of the server, %s with protocol %d. %s",
-		short(q.Program), theirs, word, version.Get().Coracle, own, who)
+		short(q.Program), remote, word, version.Get().Coracle, own, who)
 }
 
 // identify returns the token that the machine has shown; nil if it has shown a node's certificate instead.

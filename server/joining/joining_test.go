@@ -412,11 +412,11 @@ func TestCapturedRequest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if a := tell(t, first, captured); a.Refusal != nil || len(f.admitted) != 1 {
+			if a := exchange(t, first, captured); a.Refusal != nil || len(f.admitted) != 1 {
 				t.Fatalf("the machine itself was not let in: %v", a.Refusal)
 			}
 			<-f.admitted
-			if a := tell(t, second, captured); a.Refusal == nil || a.Refusal.Code != protocol.CodeToken || len(a.MAC) > 0 || len(f.admitted) > 0 {
+			if a := exchange(t, second, captured); a.Refusal == nil || a.Refusal.Code != protocol.CodeToken || len(a.MAC) > 0 || len(f.admitted) > 0 {
 				t.Errorf("whoever sent it again got %+v, and %d were admitted", a, len(f.admitted))
 			}
 		})
@@ -434,7 +434,7 @@ func (f *fixture) dial() *tls.Conn {
 }
 
 // tell sends a request as it is, and returns the answer.
-func tell(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
+func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
 	t.Helper()
 	if _, err := c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)); err != nil {
 		t.Fatal(err)
@@ -532,9 +532,9 @@ func TestRequestsWithoutProofWaitTheirTurn(t *testing.T) {
 	}
 }
 
-// TestGuessing: tokens are tried at a bounded rate, on however many connections, and who does not wait for the answer
-// learns nothing.
-func TestGuessing(t *testing.T) {
+// TestTokenGuessesAreRateLimited: tokens are tried at a bounded rate, on however many connections, and who does not
+// wait for the answer learns nothing.
+func TestTokenGuessesAreRateLimited(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	const tries = 60

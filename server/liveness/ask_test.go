@@ -70,8 +70,8 @@ func TestAsk(t *testing.T) {
 	if got := Ask(short, dial, "slow"); got != Silent {
 		t.Errorf("a server that does not answer in time: %v", got)
 	}
-	nobody := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody") }
-	if got := Ask(ctx, nobody, "heard"); got != Silent {
+	unreachable := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody") }
+	if got := Ask(ctx, unreachable, "heard"); got != Silent {
 		t.Errorf("a server that is not there: %v", got)
 	}
 }
@@ -105,7 +105,7 @@ func TestReach(t *testing.T) {
 }
 
 // Only a node's own certificate shows that it is the node that answers.
-func TestShows(t *testing.T) {
+func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 	dir := t.TempDir()
 	ca, err := testca.New(dir)
 	if err != nil {
@@ -181,9 +181,9 @@ func TestShows(t *testing.T) {
 	}
 }
 
-// TestShowsFar: a node counts as one that a check can tell about if its machine answers in half of a check's time,
-// however long the node itself needs then.
-func TestShowsFar(t *testing.T) {
+// TestSlowNodeBesideAFastMachineCanBeChecked: a node counts as one that a check can tell about if its machine answers
+// in half of a check's time, however long the node itself needs then.
+func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 	dir := t.TempDir()
 	ca, err := testca.New(dir)
 	if err != nil {

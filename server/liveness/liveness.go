@@ -93,10 +93,10 @@ type Judge struct {
 	o     Options
 	began time.Time
 	// awake is when the judge last noticed that this process had been paused; nil: never.
-	awake   atomic.Pointer[time.Time]
-	nodes   map[string]*state
-	gone    map[string]time.Time // when Nodes were seen to be deleted
-	suspect chan string
+	awake        atomic.Pointer[time.Time]
+	nodes        map[string]*state
+	deletedNodes map[string]time.Time // when Nodes were seen to be deleted
+	suspect      chan string
 	// undecided says that most nodes may have vanished together, and that it is not known yet.
 	undecided bool
 }
@@ -138,7 +138,7 @@ func New(o Options) *Judge {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Judge{o: o, nodes: map[string]*state{}, gone: map[string]time.Time{}, suspect: make(chan string, parallel)}
+	return &Judge{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
 // Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks:
@@ -230,12 +230,12 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	}
 	maps.DeleteFunc(j.nodes, func(name string, _ *state) bool {
 		if !seen[name] {
-			j.gone[name] = now
+			j.deletedNodes[name] = now
 		}
 		return !seen[name]
 	})
-	maps.DeleteFunc(j.gone, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
-	due := now.Add(pause)                                                                    // when the first one is missed, however long checks and writes take until then
+	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
+	due := now.Add(pause)                                                                            // when the first one is missed, however long checks and writes take until then
 	pause = rest
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
@@ -283,7 +283,7 @@ func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 func (j *Judge) see(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
 	if s == nil || s.uid != n.UID {
-		earlier := j.gone[n.Name]
+		earlier := j.deletedNodes[n.Name]
 		if s != nil {
 			earlier = now
 		}

@@ -311,7 +311,7 @@ func TestNotDead(t *testing.T) {
 }
 
 // A node without a connection lives as long as its lease is renewed.
-func TestByLease(t *testing.T) {
+func TestUnconnectedNodeLivesByItsLease(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		lasts   time.Duration
@@ -375,7 +375,7 @@ func TestWritesThatFail(t *testing.T) {
 }
 
 // When most nodes vanish together, and upstream would evict their pods, the Nodes are left alone for a while.
-func TestMostVanish(t *testing.T) {
+func TestEvictionWaitsWhenMostVanish(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		nodes      int
@@ -576,7 +576,7 @@ func TestShortOfCPUForLong(t *testing.T) {
 }
 
 // A node that no server can connect to cannot be checked: gossip's word does not shorten the time that it has.
-func TestSuspectFar(t *testing.T) {
+func TestUncheckableNodeKeepsItsFullTime(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() {
 			w.silent["n1"] = true
@@ -777,7 +777,7 @@ func TestFarDeathAmidManySilent(t *testing.T) {
 }
 
 // However many nodes vanish together, they are judged together.
-func TestManyVanish(t *testing.T) {
+func TestSimultaneousFailuresAreJudgedAtOnce(t *testing.T) {
 	const all = 6 * parallel
 	live(t, all, func(w *world) { // and the server's own
 		w.do(func() {

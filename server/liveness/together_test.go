@@ -21,10 +21,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestTogetherWheneverTheySpoke: nodes that vanish in one moment are judged together, though each had spoken at a
-// moment of its own before, a check may end at once or last, and gossip may suspect them one after the other. No Node
+// TestMassFailureWheneverLastHeartbeat: nodes that vanish in one moment are judged together, though each had spoken at
+// a moment of its own before, a check may end at once or last, and gossip may suspect them one after the other. No Node
 // is marked, while pods are not ready soon. One that vanishes alone is marked soon, too.
-func TestTogetherWheneverTheySpoke(t *testing.T) {
+func TestMassFailureWheneverLastHeartbeat(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 30 {

@@ -127,9 +127,9 @@ func seeded(t *testing.T) *rand.Rand {
 // eachItsOwn has every node in a zone of its own: upstream moves the pods of one that is lost.
 func eachItsOwn(i int) string { return fmt.Sprint(i) }
 
-// TestTogetherThoughMachinesAnswer: programs that stop together on most nodes, or that cannot reach this server any
+// TestMassFailureThoughMachinesAnswer: programs that stop together on most nodes, or that cannot reach this server any
 // more while their machines answer it, are judged together when their time is over.
-func TestTogetherThoughMachinesAnswer(t *testing.T) {
+func TestMassFailureThoughMachinesAnswer(t *testing.T) {
 	r := seeded(t)
 	for i := range 4 {
 		nodes, atMost := 2+r.IntN(8), []time.Duration{1, CheckTimeout}[r.IntN(2)]
@@ -149,8 +149,8 @@ func TestTogetherThoughMachinesAnswer(t *testing.T) {
 	}
 }
 
-// TestTogetherWhileShortOfCPU: nor is one judged alone because others' checks were late.
-func TestTogetherWhileShortOfCPU(t *testing.T) {
+// TestMassFailureWhileShortOfCPU: nor is one judged alone because others' checks were late.
+func TestMassFailureWhileShortOfCPU(t *testing.T) {
 	r := seeded(t)
 	for i := range 6 {
 		inBubble(t, fmt.Sprint(i), func(t *testing.T) {

@@ -82,19 +82,19 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 // them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
 // upstreamStops; this is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
-	now, living, together := j.o.Now(), 0, 0
+	now, living, simultaneous := j.o.Now(), 0, 0
 	lost := func(n *corev1.Node) bool { return !j.vanished(n).IsZero() }
 	for _, n := range nodes {
 		switch at := j.vanished(n); {
 		case at.IsZero():
 			living++
 		case now.Sub(at) < atOnce:
-			together++
+			simultaneous++
 		}
 	}
 	silent := j.mayHaveVanished(nodes)
-	j.undecided = silent > 0 && together+silent > 1 && together+silent > living-silent
-	if together < 2 || together <= living {
+	j.undecided = silent > 0 && simultaneous+silent > 1 && simultaneous+silent > living-silent
+	if simultaneous < 2 || simultaneous <= living {
 		return
 	}
 	stops := upstreamStops(nodes, lost)

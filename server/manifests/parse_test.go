@@ -62,7 +62,7 @@ func TestParseJSONAndNothing(t *testing.T) {
 	}
 }
 
-func TestParseSaysWhere(t *testing.T) {
+func TestParseErrorsNameTheLine(t *testing.T) {
 	const good = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n"
 	for _, c := range []struct{ text, want string }{
 		{good + "apiVersion: v1\nkind: [\n", "f.yaml:"},

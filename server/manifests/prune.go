@@ -62,7 +62,7 @@ func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 // pruneRecord deletes the record's objects but those to keep, and then the record itself if nothing is kept because the
 // file is gone (keep is nil).
 func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, wanted map[ref]bool) bool {
-	gone := keep == nil && m.files[r.file] == nil
+	removed := keep == nil && m.files[r.file] == nil
 	var errs []error
 	left := slices.Clone(keep)
 	var deleted []string
@@ -89,12 +89,12 @@ func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, want
 	if len(deleted) > 0 {
 		m.log.Info("deleted what a manifest no longer says", "file", r.file, "objects", deleted)
 	}
-	if gone && len(left) == 0 {
+	if removed && len(left) == 0 {
 		errs = append(errs, m.forget(ctx, r))
 	} else {
 		before := r.stored
 		errs = append(errs, m.save(ctx, r))
-		if r.stored != before && r.status == statusApplied && !gone {
+		if r.stored != before && r.status == statusApplied && !removed {
 			m.event(ctx, r, corev1.EventTypeNormal, "Applied", fmt.Sprintf("Applied %d objects of %s", len(r.objects), r.file))
 		}
 	}

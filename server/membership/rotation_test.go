@@ -78,8 +78,8 @@ func TestGossipRotation(t *testing.T) {
 						mu.Unlock()
 					}
 				}()
-				var told []string
-				r := Rotation{Client: client, Progress: func(s string) { told = append(told, s) }, Members: func(context.Context) ([]status.Member, error) {
+				var reported []string
+				r := Rotation{Client: client, Progress: func(s string) { reported = append(reported, s) }, Members: func(context.Context) ([]status.Member, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					return []status.Member{
@@ -96,7 +96,7 @@ func TestGossipRotation(t *testing.T) {
 				if len(end.Keys) != 1 || contains(start, end.Keys[0]) {
 					t.Errorf("at the end there are %d keys, of the generation %d", len(end.Keys), end.Generation)
 				}
-				if text := strings.Join(told, "\n"); !strings.Contains(text, "waiting for") || strings.Contains(text, "interrupted") != interrupted {
+				if text := strings.Join(reported, "\n"); !strings.Contains(text, "waiting for") || strings.Contains(text, "interrupted") != interrupted {
 					t.Errorf("it was told:\n%s", text)
 				}
 			})

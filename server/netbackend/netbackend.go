@@ -75,25 +75,25 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 
 // take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
 // here, as they do on nodes.
-func (k *Keeper) take(said string) {
-	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), said) {
+func (k *Keeper) take(setting string) {
+	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
 	}
 	k.mu.Lock()
-	k.present = said
+	k.present = setting
 	k.mu.Unlock()
-	if err := clusterconfig.WriteBackend(k.o.Dir, said); err != nil {
+	if err := clusterconfig.WriteBackend(k.o.Dir, setting); err != nil {
 		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or at the next start", "error", err)
 	}
 	trouble := ""
-	if k.o.Flag != "" && k.o.Flag != said {
-		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of this server's configuration: it does not start with it any more", k.o.Flag, said)
+	if k.o.Flag != "" && k.o.Flag != setting {
+		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of this server's configuration: it does not start with it any more", k.o.Flag, setting)
 	}
-	k.say(trouble)
+	k.report(trouble)
 }
 
 // say shows and logs what is wrong with the flag, when that is news.
-func (k *Keeper) say(trouble string) {
+func (k *Keeper) report(trouble string) {
 	if trouble == k.trouble {
 		return
 	}
@@ -119,15 +119,15 @@ func (k *Keeper) Last() string {
 	return cmp.Or(k.present, clusterconfig.ReadBackend(k.o.Dir))
 }
 
-// ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing)
-// and the server was started with own. What makes no sense is told to nobody: the cluster's nodes stay with what it
-// said before.
-func (k *Keeper) ToldTo(own, said string) string {
+// ForJoining is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for
+// nothing) and the server was started with own. What makes no sense is told to nobody: the cluster's nodes stay with
+// what it said before.
+func (k *Keeper) ForJoining(own, setting string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:
 		return own
-	case slices.Contains(clusterconfig.RunningBackends(), said):
-		return said
+	case slices.Contains(clusterconfig.RunningBackends(), setting):
+		return setting
 	case k == nil:
 		return own
 	}

@@ -18,10 +18,10 @@ import (
 func TestKeeper(t *testing.T) {
 	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for name, c := range map[string]struct {
-		own  string
-		said []string
-		kept string // in the file
-		told string // where the ConfigMap has what was said last
+		own     string
+		setting []string
+		kept    string // in the file
+		want    string // where the ConfigMap has what was said last
 	}{
 		"nothing is said":            {vxlan, nil, "", vxlan},
 		"as it was started":          {vxlan, []string{vxlan}, vxlan, vxlan},
@@ -40,7 +40,7 @@ func TestKeeper(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, last = range c.said {
+			for _, last = range c.setting {
 				k.take(last)
 			}
 			if kept := clusterconfig.ReadBackend(dir); kept != c.kept {
@@ -49,16 +49,16 @@ func TestKeeper(t *testing.T) {
 			if last := k.Last(); last != c.kept {
 				t.Errorf("it heard %q last, want %q", last, c.kept)
 			}
-			if told := k.ToldTo(c.own, last); told != c.told {
-				t.Errorf("who joins is told %q, want %q", told, c.told)
+			if want := k.ForJoining(c.own, last); want != c.want {
+				t.Errorf("who joins is told %q, want %q", want, c.want)
 			}
 		})
 	}
 }
 
-// TestForgetting: a server that gives the pod network to another plugin keeps nothing of before, which it would go by
-// when it takes the network back.
-func TestForgetting(t *testing.T) {
+// TestOtherPluginForgetsTheBackend: a server that gives the pod network to another plugin keeps nothing of before,
+// which it would go by when it takes the network back.
+func TestOtherPluginForgetsTheBackend(t *testing.T) {
 	dir := t.TempDir()
 	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
 		t.Fatal(err)
@@ -78,8 +78,8 @@ func TestLastOfEarlierRun(t *testing.T) {
 	if err != nil || k.Last() != clusterconfig.NetworkWireGuard {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
-	var nobody *Keeper
-	if last := nobody.Last(); last != "" {
+	var disabled *Keeper
+	if last := disabled.Last(); last != "" {
 		t.Errorf("nobody knows %q", last)
 	}
 }

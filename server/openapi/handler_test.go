@@ -375,8 +375,9 @@ func TestAggregatedThatFails(t *testing.T) {
 	w.v2(t)
 }
 
-// TestTakenOver has a server of the user's answer for an API that is built in: what both describe is there once.
-func TestTakenOver(t *testing.T) {
+// TestUsersServerReplacesABuiltInAPI has a server of the user's answer for an API that is built in: what both describe
+// is there once.
+func TestUsersServerReplacesABuiltInAPI(t *testing.T) {
 	w := newWorld(t)
 	without := w.v2(t)
 	api := aggregated()

@@ -170,12 +170,12 @@ func TestNoSessionIsResumed(t *testing.T) {
 	p := authorities(t)
 	server := identity(t, p, "one")
 	cert := leaf(t, p, p.Peer("two"))
-	for _, ours := range []string{"neither", "listener", "dialer"} {
-		stranger := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{Protocol}, Certificates: []tls.Certificate{*cert},
+	for _, unchanged := range []string{"neither", "listener", "dialer"} {
+		foreign := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{Protocol}, Certificates: []tls.Certificate{*cert},
 			ServerName: pki.PeerName, InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
 		l := listen(t)
-		in := tls.NewListener(l, stranger)
-		if ours == "listener" {
+		in := tls.NewListener(l, foreign)
+		if unchanged == "listener" {
 			in = server.Listener(l)
 		}
 		go func() {
@@ -188,8 +188,8 @@ func TestNoSessionIsResumed(t *testing.T) {
 				c.Close()
 			}
 		}()
-		dial := func(address string) (*tls.Conn, error) { return tls.Dial("tcp", address, stranger) }
-		if ours == "dialer" {
+		dial := func(address string) (*tls.Conn, error) { return tls.Dial("tcp", address, foreign) }
+		if unchanged == "dialer" {
 			dial = func(address string) (*tls.Conn, error) {
 				c, err := server.Dial(t.Context(), address)
 				if err != nil {
@@ -198,8 +198,8 @@ func TestNoSessionIsResumed(t *testing.T) {
 				return c.(*tls.Conn), nil
 			}
 		}
-		if got := resumesSession(t, l.Addr().String(), dial); got != (ours == "neither") {
-			t.Errorf("%s is this server's: a session was resumed: %v", ours, got)
+		if got := resumesSession(t, l.Addr().String(), dial); got != (unchanged == "neither") {
+			t.Errorf("%s is this server's: a session was resumed: %v", unchanged, got)
 		}
 	}
 }

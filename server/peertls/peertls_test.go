@@ -100,7 +100,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // call lets a stranger, who trusts anybody, call a server. The error is the server's.
-func call(t *testing.T, server *Identity, stranger *tls.Config) error {
+func call(t *testing.T, server *Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
 	result := make(chan error, 1)
@@ -115,11 +115,11 @@ func call(t *testing.T, server *Identity, stranger *tls.Config) error {
 		_, err = io.ReadFull(c, make([]byte, 1))
 		result <- err
 	}()
-	stranger.InsecureSkipVerify = true
-	if len(stranger.Certificates) > 0 { // whatever the server says that it accepts
-		stranger.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger.Certificates[0], nil }
+	client.InsecureSkipVerify = true
+	if len(client.Certificates) > 0 { // whatever the server says that it accepts
+		client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &client.Certificates[0], nil }
 	}
-	if c, err := tls.Dial("tcp", l.Addr().String(), stranger); err == nil {
+	if c, err := tls.Dial("tcp", l.Addr().String(), client); err == nil {
 		defer c.Close()
 		_, _ = c.Write([]byte("x")) // the server says whether it was heard
 	}
@@ -127,12 +127,12 @@ func call(t *testing.T, server *Identity, stranger *tls.Config) error {
 }
 
 // answer lets a server call a stranger, who takes anybody. The error is the server's.
-func answer(t *testing.T, server *Identity, stranger *tls.Config) error {
+func answer(t *testing.T, server *Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
-	stranger.ClientAuth = tls.RequestClientCert
+	client.ClientAuth = tls.RequestClientCert
 	go func() {
-		c, err := tls.NewListener(l, stranger).Accept()
+		c, err := tls.NewListener(l, client).Accept()
 		if err == nil {
 			_, _ = c.Write([]byte("x")) // the server says what it heard
 			_, _ = io.Copy(io.Discard, c)

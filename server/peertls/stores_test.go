@@ -61,19 +61,19 @@ func TestStores(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	three, strangersLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
-	told := func() error {
+	three, otherLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
+	dialOther := func() error {
 		// Who dials checks first, and so is the one who refuses: the other reads an alert.
-		refused := linesWith(strangersLog, "the other side's certificate is not of this cluster's authority for servers")
+		refused := linesWith(otherLog, "the other side's certificate is not of this cluster's authority for servers")
 		alert := linesWith(log, "the other server does not accept this server's certificate")
 		if len(refused) == 0 || len(alert) == 0 {
 			return fmt.Errorf("%d and %d lines", len(refused), len(alert))
 		}
 		return nil
 	}
-	for err := told(); err != nil; err = told() {
+	for err := dialOther(); err != nil; err = dialOther() {
 		if ctx.Err() != nil {
-			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log, strangersLog)
+			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log, otherLog)
 		}
 		time.Sleep(20 * time.Millisecond) // between two looks
 	}
@@ -86,7 +86,7 @@ func TestStores(t *testing.T) {
 		t.Errorf("%d members", n)
 	}
 	// One line in ten seconds, whatever is tried again meanwhile.
-	if n := len(linesWith(strangersLog, "no connection to another server")); n > 1+int(patience/(10*time.Second)) {
+	if n := len(linesWith(otherLog, "no connection to another server")); n > 1+int(patience/(10*time.Second)) {
 		t.Errorf("%d lines", n)
 	}
 }

@@ -64,7 +64,7 @@ func verify(t *testing.T, p *PKI, l Leaf, at time.Time) {
 	}
 }
 
-func TestFromNothing(t *testing.T) {
+func TestPKIIsMadeFromNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tls")
 	p, _ := open(t, dir, today)
 	agent := t.TempDir()
@@ -143,7 +143,7 @@ func TestNewNamesReissue(t *testing.T) {
 	}
 }
 
-func TestDamagedLeafIsMadeAnew(t *testing.T) {
+func TestDamagedLeafIsReplaced(t *testing.T) {
 	p, _ := open(t, t.TempDir(), today)
 	l := p.Admin()
 	for name, content := range map[string]string{"empty": "", "garbage": "not PEM", "truncated": "half"} {

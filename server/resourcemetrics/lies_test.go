@@ -16,8 +16,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestLies: numbers that cannot be are nobody's figures, and neither change nor outlive those that can.
-func TestLies(t *testing.T) {
+// TestImpossibleNumbersAreIgnored: numbers that cannot be are nobody's figures, and neither change nor outlive those
+// that can.
+func TestImpossibleNumbersAreIgnored(t *testing.T) {
 	for name, lie := range map[string]func(k *kubelet, p *podUsage){
 		"no number":             func(k *kubelet, p *podUsage) { k.cpu, p.cpu = math.NaN(), math.NaN() },
 		"negative":              func(k *kubelet, p *podUsage) { k.cpu, p.cpu = -1, -1 },
@@ -119,8 +120,8 @@ func TestClockSteps(t *testing.T) {
 	}
 }
 
-// TestStandsStill: a kubelet that answers, and has ceased to measure, is not believed for ever.
-func TestStandsStill(t *testing.T) {
+// TestKubeletThatCeasedToMeasureExpires: a kubelet that answers, and has ceased to measure, is not believed for ever.
+func TestKubeletThatCeasedToMeasureExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		k := w.node("one", true)
@@ -151,7 +152,7 @@ func TestSentElsewhere(t *testing.T) {
 		var paths []string
 		k.answer = func(r *http.Request) (*http.Response, error) {
 			paths = append(paths, r.URL.Path)
-			resp := says(http.StatusFound, "")
+			resp := response(http.StatusFound, "")
 			resp.Header.Set("Location", "https://192.0.0.1:10250/metrics/resource")
 			return resp, nil
 		}
@@ -192,7 +193,7 @@ func TestLongErrors(t *testing.T) {
 				w := newWorld()
 				k := w.node("one", true)
 				k.answer = func(*http.Request) (*http.Response, error) {
-					r := says(bad.code, bad.text)
+					r := response(bad.code, bad.text)
 					r.Status = bad.text
 					return r, nil
 				}
@@ -218,9 +219,9 @@ func TestLongAnswers(t *testing.T) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if r.URL.Path == "/stats/summary" {
-				return says(http.StatusOK, k.ofRates()), nil
+				return response(http.StatusOK, k.ofRates()), nil
 			}
-			return says(http.StatusOK, strings.Repeat("# comment\n", smallest/10)+k.counters()), nil
+			return response(http.StatusOK, strings.Repeat("# comment\n", smallest/10)+k.counters()), nil
 		}
 		c := w.run(t)
 		if got := w.top(c, "one"); !strings.Contains(got, "longer than 1024 KiB") {

@@ -21,8 +21,9 @@ import (
 
 // The tests that sleep run in fake time (testing/synctest), in which sleeping is how time goes by.
 
-// TestAnswers: the first question is answered by the kubelet's own rate, later ones by what its counters did meanwhile.
-func TestAnswers(t *testing.T) {
+// TestFirstRateIsTheKubelets: the first question is answered by the kubelet's own rate, later ones by what its counters
+// did meanwhile.
+func TestFirstRateIsTheKubelets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		k := w.node("one", true)
@@ -59,8 +60,8 @@ func TestAnswers(t *testing.T) {
 	})
 }
 
-// TestRest: kubelets are asked as long as somebody asks, and not otherwise.
-func TestRest(t *testing.T) {
+// TestKubeletsArePolledOnlyOnDemand: kubelets are asked as long as somebody asks, and not otherwise.
+func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		w.node("one", true)
@@ -95,7 +96,7 @@ func TestRest(t *testing.T) {
 // TestBadKubelets: whatever a kubelet does, the figures of the others are there, and what is wrong is said.
 func TestBadKubelets(t *testing.T) {
 	answer := func(text string) func(*http.Request) (*http.Response, error) {
-		return func(*http.Request) (*http.Response, error) { return says(http.StatusOK, text), nil }
+		return func(*http.Request) (*http.Response, error) { return response(http.StatusOK, text), nil }
 	}
 	for name, bad := range map[string]struct {
 		answer func(*http.Request) (*http.Response, error)
@@ -106,13 +107,13 @@ func TestBadKubelets(t *testing.T) {
 			return nil, r.Context().Err()
 		}, "deadline exceeded"},
 		"is away":            {func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }, "connection refused"},
-		"refuses":            {func(*http.Request) (*http.Response, error) { return says(http.StatusForbidden, "no"), nil }, "Forbidden"},
+		"refuses":            {func(*http.Request) (*http.Response, error) { return response(http.StatusForbidden, "no"), nil }, "Forbidden"},
 		"says nothing":       {answer(""), "without any figures"},
 		"is another server":  {answer("<html><body>welcome</body></html>\n"), "parsing"},
 		"names no container": {answer("container_cpu_usage_seconds_total 1\n"), "makes no sense"},
 		"has broken labels":  {answer("container_cpu_usage_seconds_total{container=\"a\",namespace=\"b"), ""},
 		"never ends": {func(*http.Request) (*http.Response, error) {
-			r := says(http.StatusOK, "")
+			r := response(http.StatusOK, "")
 			r.Body = io.NopCloser(endless{})
 			return r, nil
 		}, "longer than 1032 KiB"},
@@ -164,9 +165,9 @@ func TestStrangeRates(t *testing.T) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if r.URL.Path == "/stats/summary" {
-				return says(http.StatusOK, `{"node":{"cpu":null},"pods":[{"podRef":{},"containers":null}, {"containers":[{"cpu":{"usageNanoCores":7}}]}]}`), nil
+				return response(http.StatusOK, `{"node":{"cpu":null},"pods":[{"podRef":{},"containers":null}, {"containers":[{"cpu":{"usageNanoCores":7}}]}]}`), nil
 			}
-			return says(http.StatusOK, k.counters()), nil
+			return response(http.StatusOK, k.counters()), nil
 		}
 		c := w.run(t)
 		expect(t, "before there is a rate", w.top(c, "one"), "")
@@ -198,20 +199,20 @@ func TestForeignPods(t *testing.T) {
 }
 
 // hang is a kubelet that accepts a question and never answers.
-func hang(r *http.Request) (*http.Response, error) {
+func block(r *http.Request) (*http.Response, error) {
 	<-r.Context().Done()
 	return nil, r.Context().Err()
 }
 
-// TestHangs: while a kubelet hangs, the figures of the others come as they do else; only those who ask for its own
-// figures wait for it.
-func TestHangs(t *testing.T) {
+// TestStuckKubeletDelaysNoOthers: while a kubelet hangs, the figures of the others come as they do else; only those who
+// ask for its own figures wait for it.
+func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		hung, fine := w.node("hung", true), w.node("fine", true)
 		w.pod(hung, "hung", "lost")
 		pod := w.pod(fine, "fine", "web")
-		hung.answer = hang
+		hung.answer = block
 		c := w.run(t)
 		began := time.Now()
 		within := func(what string, most time.Duration) {
@@ -245,7 +246,7 @@ func TestHangs(t *testing.T) {
 		// One that has answered before has its old figures until it is given up.
 		w.change(func() { hung.answer = nil })
 		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
-		w.change(func() { hung.answer = hang })
+		w.change(func() { hung.answer = block })
 		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it hangs in the fourth
 		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
@@ -256,8 +257,9 @@ func TestHangs(t *testing.T) {
 	})
 }
 
-// TestSlow: a kubelet that is slower than the patience, and has no others beside it, is waited for.
-func TestSlow(t *testing.T) {
+// TestSingleSlowKubeletIsAwaited: a kubelet that is slower than the patience, and has no others beside it, is waited
+// for.
+func TestSingleSlowKubeletIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		k := w.node("slow", true)
@@ -266,9 +268,9 @@ func TestSlow(t *testing.T) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if r.URL.Path == "/stats/summary" {
-				return says(http.StatusOK, k.ofRates()), nil
+				return response(http.StatusOK, k.ofRates()), nil
 			}
-			return says(http.StatusOK, k.counters()), nil
+			return response(http.StatusOK, k.counters()), nil
 		}
 		c := w.run(t)
 		expect(t, "the first answer", w.top(c, "slow"), "slow 250m 1000M 10s")
@@ -309,7 +311,7 @@ func TestManyNodes(t *testing.T) {
 		for i := range 400 {
 			name := fmt.Sprintf("node-%d", i)
 			if k := w.node(name, i%4 != 0); i%4 == 0 {
-				k.answer = hang
+				k.answer = block
 			}
 		}
 		c := w.run(t)
@@ -335,8 +337,8 @@ func TestManyNodes(t *testing.T) {
 	})
 }
 
-// TestManyAsk: many that ask at once wait for one round.
-func TestManyAsk(t *testing.T) {
+// TestConcurrentRequestsShareARound: many that ask at once wait for one round.
+func TestConcurrentRequestsShareARound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		w.node("one", true)
@@ -356,8 +358,8 @@ func TestManyAsk(t *testing.T) {
 	})
 }
 
-// TestStop: who waits for an answer hears that the server stops.
-func TestStop(t *testing.T) {
+// TestWaitersEndWithTheServer: who waits for an answer hears that the server stops.
+func TestWaitersEndWithTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		k := w.node("one", true)
@@ -415,5 +417,5 @@ func FuzzCounters(f *testing.F) {
 type fixed string
 
 func (f fixed) RoundTrip(*http.Request) (*http.Response, error) {
-	return says(http.StatusOK, string(f)), nil
+	return response(http.StatusOK, string(f)), nil
 }

@@ -125,9 +125,9 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	defer w.mu.Unlock()
 	if r.URL.Path == "/stats/summary" {
 		k.summary++
-		return says(http.StatusOK, k.ofRates()), nil
+		return response(http.StatusOK, k.ofRates()), nil
 	}
-	return says(http.StatusOK, k.counters()), nil
+	return response(http.StatusOK, k.counters()), nil
 }
 
 func (k *kubelet) counters() string {
@@ -151,7 +151,7 @@ func (k *kubelet) ofRates() string {
 	return fmt.Sprintf(`{"node":{"cpu":{"usageNanoCores":%d}},"pods":[%s]}`, k.rate, strings.Join(pods, ","))
 }
 
-func says(code int, text string) *http.Response {
+func response(code int, text string) *http.Response {
 	return &http.Response{StatusCode: code, Status: http.StatusText(code), Header: http.Header{}, Body: io.NopCloser(strings.NewReader(text))}
 }
 

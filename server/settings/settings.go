@@ -56,7 +56,7 @@ type Settings struct {
 	mu          sync.Mutex
 	now         map[string]*line
 	begun, done uint64        // looks at the store
-	looked      chan struct{} // closed when done becomes more
+	finished    chan struct{} // closed when done becomes more
 	changed     chan struct{} // closed when now becomes another one
 }
 
@@ -70,7 +70,7 @@ type line struct {
 func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
 	return &Settings{
 		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
-		now: map[string]*line{}, looked: make(chan struct{}), changed: make(chan struct{}),
+		now: map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
 	}
 }
 
@@ -91,7 +91,7 @@ func (s *Settings) Run(ctx context.Context) {
 				following.Go(func() { s.watch(ctx, name) })
 			}
 		}
-		for err := s.look(ctx); err != nil && ctx.Err() == nil; err = s.look(ctx) {
+		for err := s.poll(ctx); err != nil && ctx.Err() == nil; err = s.poll(ctx) {
 			s.log.Debug("the settings that nodes follow cannot be read; it is tried again", "error", err)
 			select {
 			case <-ctx.Done():
@@ -143,7 +143,7 @@ func (s *Settings) ask() {
 
 // look reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
 // back to an earlier state, not even for who comes from another server.
-func (s *Settings) look(ctx context.Context) error {
+func (s *Settings) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
 	s.mu.Lock()
@@ -183,8 +183,8 @@ func (s *Settings) look(ctx context.Context) error {
 		return err
 	}
 	s.done = number
-	close(s.looked)
-	s.looked = make(chan struct{})
+	close(s.finished)
+	s.finished = make(chan struct{})
 	return nil
 }
 
@@ -209,7 +209,7 @@ func (s *Settings) fresh(ctx context.Context) error {
 	s.ask()
 	for {
 		s.mu.Lock()
-		done, looked := s.done, s.looked
+		done, finished := s.done, s.finished
 		s.mu.Unlock()
 		if done >= want {
 			return nil
@@ -217,7 +217,7 @@ func (s *Settings) fresh(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-looked:
+		case <-finished:
 		}
 	}
 }
@@ -291,19 +291,19 @@ func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string
 	over := time.NewTimer(s.lasts())
 	defer over.Stop()
 	w.Header().Set("Content-Type", "application/json")
-	told := map[string]*line{}
+	sent := map[string]*line{}
 	for {
 		now, changed := s.current()
 		news := false
 		for _, name := range names {
 			l := now[name]
-			if l == told[name] {
+			if l == sent[name] {
 				continue
 			}
 			if _, err := w.Write(l.text); err != nil { // all streams' text: a copy for each would be held by those that nobody reads
 				return // who asked has gone
 			}
-			told[name], news = l, true
+			sent[name], news = l, true
 		}
 		if news {
 			flusher.Flush()

@@ -218,9 +218,9 @@ func TestWhoMayHear(t *testing.T) {
 	}
 }
 
-// TestNoMajority: a stream begins with what the store says after it was asked for, or not at all. One that has begun
-// stays.
-func TestNoMajority(t *testing.T) {
+// TestStreamNeedsAMajorityToBegin: a stream begins with what the store says after it was asked for, or not at all. One
+// that has begun stays.
+func TestStreamNeedsAMajorityToBegin(t *testing.T) {
 	b := newBed(t)
 	s := b.open(clusterconfig.VIPConfigMap)
 	s.hears("vip.coracle map[] true")
@@ -259,10 +259,10 @@ func TestManyStreams(t *testing.T) {
 	b := newBed(t, configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}))
 	b.gate = make(chan struct{})
 	var coming sync.WaitGroup
-	var came atomic.Int32
+	var received atomic.Int32
 	for range 200 {
 		coming.Go(func() {
-			came.Add(1)
+			received.Add(1)
 			answer, err := http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap)
 			if err != nil {
 				t.Error(err)
@@ -275,7 +275,7 @@ func TestManyStreams(t *testing.T) {
 			}
 		})
 	}
-	testenv.Until(t, 2*time.Minute, "nodes come and the store is asked", func() bool { return came.Load() == 200 && b.reads.Load() > 0 })
+	testenv.Until(t, 2*time.Minute, "nodes come and the store is asked", func() bool { return received.Load() == 200 && b.reads.Load() > 0 })
 	close(b.gate)
 	coming.Wait()
 	t.Log(b.reads.Load(), "reads for 200 nodes")
@@ -296,8 +296,8 @@ func TestStreamsEnd(t *testing.T) {
 	}
 }
 
-// TestUnasked: a server of which nobody asks reads nothing.
-func TestUnasked(t *testing.T) {
+// TestUnusedSettingsReadNothing: a server of which nobody asks reads nothing.
+func TestUnusedSettingsReadNothing(t *testing.T) {
 	b := newBed(t)
 	b.ask()
 	testenv.Until(t, 2*time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
@@ -350,8 +350,8 @@ func (b *blocked) Write(text []byte) (int, error) {
 
 func (b *blocked) Flush() {}
 
-// TestNobodyReads: however many do not read what they asked for, its text is there once.
-func TestNobodyReads(t *testing.T) {
+// TestUnreadStreamsShareOneText: however many do not read what they asked for, its text is there once.
+func TestUnreadStreamsShareOneText(t *testing.T) {
 	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": strings.Repeat("x", 1<<20)}))
 	ctx, cancel := context.WithCancel(t.Context())
 	var streams sync.WaitGroup

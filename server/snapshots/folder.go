@@ -114,7 +114,7 @@ func (d folder) list() ([]Info, error) {
 		if strings.HasPrefix(e.Name(), ".") || !e.Type().IsRegular() {
 			continue
 		}
-		info, err := d.look(e.Name())
+		info, err := d.stat(e.Name())
 		if errors.Is(err, ErrNoSnapshot) || errors.Is(err, fs.ErrNotExist) {
 			continue // somebody else's file, or removed meanwhile
 		}
@@ -127,7 +127,7 @@ func (d folder) list() ([]Info, error) {
 	return out, nil
 }
 
-func (d folder) look(name string) (Info, error) {
+func (d folder) stat(name string) (Info, error) {
 	info := Info{Name: name, Location: filepath.Join(string(d), name)}
 	f, err := os.Open(info.Location)
 	if err != nil {
@@ -148,7 +148,7 @@ func (d folder) delete(name string) error {
 	if st, err := os.Lstat(filepath.Join(string(d), name)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.Mode().IsRegular() {
 		return errNotThere // opening a pipe would wait for who writes to it
 	}
-	if _, err := d.look(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSnapshot) {
+	if _, err := d.stat(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSnapshot) {
 		return errNotThere
 	} else if errors.Is(err, errUnreadable) {
 		return err

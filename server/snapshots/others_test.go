@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
-// TestOthersStay: pruning and deleting leave alone what this server has not saved by that name: other programs'
-// objects, names that only begin alike, and copies that somebody has made of a snapshot to keep it. It is so here and
-// on S3, and for the schedule too.
-func TestOthersStay(t *testing.T) {
+// TestForeignObjectsAreNotPruned: pruning and deleting leave alone what this server has not saved by that name: other
+// programs' objects, names that only begin alike, and copies that somebody has made of a snapshot to keep it. It is so
+// here and on S3, and for the schedule too.
+func TestForeignObjectsAreNotPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := mustS3(t, f.settings())
 	settings.Retention, m.o.Retention = 1, 1

@@ -219,9 +219,9 @@ func TestFetchIsAllOrNothing(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		what, says string
-		object     []byte
-		after      func(r *http.Request)
+		what, message string
+		object        []byte
+		after         func(r *http.Request)
 	}{
 		{"changed", "checksum", changed, nil},
 		{"cut", "", whole[:len(whole)-1], nil},
@@ -232,7 +232,7 @@ func TestFetchIsAllOrNothing(t *testing.T) {
 		f.objects[key], f.after = c.object, c.after
 		f.mu.Unlock()
 		path, err := Fetch(t.Context(), settings, info.Name, dir)
-		if err == nil || !strings.Contains(err.Error(), c.says) {
+		if err == nil || !strings.Contains(err.Error(), c.message) {
 			t.Errorf("%s: %s, %v", c.what, path, err)
 		}
 		if left := names(t, dir); len(left) > 0 {

@@ -21,7 +21,7 @@ const (
 	// retry is how long after a failure it is tried again.
 	retry = 15 * time.Minute
 	// look is how long at most until the clock is read again: it may have been set, and timers do not follow that.
-	look = 10 * time.Minute
+	pollPeriod = 10 * time.Minute
 )
 
 // Place is which of the servers this one is, from 0 on, and how many there are.
@@ -96,7 +96,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-k.o.Clock.After(min(wait, look)):
+			case <-k.o.Clock.After(min(wait, pollPeriod)):
 			}
 			continue
 		}

@@ -27,8 +27,8 @@ func schedule(t *testing.T, text string) cron.Schedule {
 	return s
 }
 
-// TestSlots: servers take turns, and the first one keeps the schedule's times.
-func TestSlots(t *testing.T) {
+// TestServersTakeTurnsOnSchedule: servers take turns, and the first one keeps the schedule's times.
+func TestServersTakeTurnsOnSchedule(t *testing.T) {
 	at := func(hour, minute int) time.Time {
 		return start.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute)
 	}

@@ -537,8 +537,9 @@ func TestPowerCutWhileRestoring(t *testing.T) {
 	}
 }
 
-// TestMark: what was asked for by a flag is noted in the folder that takes the place, and a start forgets it.
-func TestMark(t *testing.T) {
+// TestRestoreMarkIsForgottenAtTheNextStart: what was asked for by a flag is noted in the folder that takes the place,
+// and a start forgets it.
+func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")
 	info := m.mustSave()

@@ -34,14 +34,14 @@ func (s *Server) planRecovery() (Plan, *datadir.Dir, error) {
 	if err != nil {
 		return Plan{}, nil, err
 	}
-	plan, err := s.look(dir)
+	plan, err := s.inspect(dir)
 	if err != nil {
 		return plan, nil, errors.Join(err, dir.Close())
 	}
 	return plan, dir, nil
 }
 
-func (s *Server) look(dir *datadir.Dir) (Plan, error) {
+func (s *Server) inspect(dir *datadir.Dir) (Plan, error) {
 	if !dir.Established {
 		return Plan{}, fmt.Errorf("there is no store in %s. Nothing was changed", s.StoreDir)
 	}

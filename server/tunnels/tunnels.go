@@ -30,8 +30,8 @@ import (
 
 const (
 	// identify is how long a connection may take to show a certificate, strangers how many may be at it at a time.
-	identify  = 10 * time.Second
-	strangers = 256
+	identify   = 10 * time.Second
+	maxUnknown = 256
 	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that
 	// has broken off is closed only after a while: with one more, the oldest goes.
 	mostOfOne = 4
@@ -99,7 +99,7 @@ func New(o Options) (*Table, error) {
 
 // Run takes connections until ctx is done, and returns when none is left.
 func (t *Table) Run(ctx context.Context) error {
-	if err := connlimit.Serve(ctx, t.o.Listener, strangers, t.serve); err != nil {
+	if err := connlimit.Serve(ctx, t.o.Listener, maxUnknown, t.serve); err != nil {
 		return fmt.Errorf("waiting for nodes: %w", err)
 	}
 	return nil
@@ -256,15 +256,15 @@ func (t *Table) Reached(node string) {
 }
 
 // Forget drops what is known of nodes that have no connection and are gone.
-func (t *Table) Forget(gone func(node string) bool) {
+func (t *Table) Forget(deleted func(node string) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && gone(name) })
+	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && deleted(name) })
 }
 
-// session is the newest of a node's connections. HangUp ends all connections, and those that come later, until it is
+// session is the newest of a node's connections. Drain ends all connections, and those that come later, until it is
 // called with false. A node that this server hangs up on turns to another one.
-func (t *Table) HangUp(on bool) {
+func (t *Table) Drain(on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = on

@@ -332,11 +332,11 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 	}
 }
 
-// TestHangUp: nodes are hung up on, those that come later too, until they are welcome again.
-func TestHangUp(t *testing.T) {
+// TestDrainClosesSessions: nodes are hung up on, those that come later too, until they are welcome again.
+func TestDrainClosesSessions(t *testing.T) {
 	f := newFixture(t)
 	f.node("n1", "10.0.0.1")
-	f.table.HangUp(true)
+	f.table.Drain(true)
 	closed := func(name string) {
 		testenv.Eventually(t, 2*time.Minute, name+" is hung up on", func() error {
 			if c, ok := f.table.Contact(name); !ok || c.Open {
@@ -351,7 +351,7 @@ func TestHangUp(t *testing.T) {
 		t.Log(err) // however the connection ends
 	}
 	closed("n2")
-	f.table.HangUp(false)
+	f.table.Drain(false)
 	f.node("n2", "10.0.0.2")
 }
 

@@ -180,7 +180,7 @@ func runHolder(t *testing.T, h *holder) (lead func(bool), stop func()) {
 
 // TestNewAddressIsLookedFor: an address that is new to the cluster is announced when nobody answered for it, and not
 // before.
-func TestNewAddressIsLookedFor(t *testing.T) {
+func TestNewAddressIsProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := &held{began: time.Now()}
 		h := newTestHolder("10.0.0.2/24", rec, &oneTerm{})

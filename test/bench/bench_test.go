@@ -58,15 +58,15 @@ func window(full time.Duration) time.Duration {
 
 func TestBench(t *testing.T) {
 	load := build(t, "load")
-	var ours, theirs figures
-	t.Run("coracle", func(t *testing.T) { benchCoracle(t, load, &ours) })
+	var coracleFigures, k3sFigures figures
+	t.Run("coracle", func(t *testing.T) { benchCoracle(t, load, &coracleFigures) })
 	if peer := os.Getenv("CORACLE_PEER"); peer != "" {
-		t.Run("upstream", func(t *testing.T) { benchUpstream(t, peer, load, &theirs) })
+		t.Run("upstream", func(t *testing.T) { benchUpstream(t, peer, load, &k3sFigures) })
 	}
 	fmt.Printf("\n%-44s %12s %12s %8s\n", "", "coracle", "upstream", "ratio")
-	for _, f := range ours.list {
+	for _, f := range coracleFigures.list {
 		row := fmt.Sprintf("%-44s %12.2f", f.name+" ("+f.unit+")", f.value)
-		if v, ok := theirs.get(f.name); ok {
+		if v, ok := k3sFigures.get(f.name); ok {
 			row += fmt.Sprintf(" %12.2f", v)
 			if v != 0 {
 				row += fmt.Sprintf(" %8.2f", f.value/v)
@@ -74,8 +74,8 @@ func TestBench(t *testing.T) {
 		}
 		fmt.Println(row)
 	}
-	for _, f := range theirs.list { // all of it where upstream was measured alone
-		if _, ok := ours.get(f.name); !ok {
+	for _, f := range k3sFigures.list { // all of it where upstream was measured alone
+		if _, ok := coracleFigures.get(f.name); !ok {
 			fmt.Printf("%-44s %12s %12.2f\n", f.name+" ("+f.unit+")", "", f.value)
 		}
 	}

@@ -117,8 +117,8 @@ func runBeside(t *testing.T, s *harness.Server, programs string) []int {
 	} {
 		ctx, cancel := context.WithCancel(context.Background())
 		c := s.Machine.Command(ctx, filepath.Join(programs, args[0]), args[1:]...)
-		var said bytes.Buffer
-		c.Stdout, c.Stderr = &said, &said
+		var output bytes.Buffer
+		c.Stdout, c.Stderr = &output, &output
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +130,7 @@ func runBeside(t *testing.T, s *harness.Server, programs string) []int {
 		t.Cleanup(func() {
 			select {
 			case <-ended:
-				t.Errorf("%s ended by itself: %s", args[0], said.String()[max(0, said.Len()-2000):])
+				t.Errorf("%s ended by itself: %s", args[0], output.String()[max(0, output.Len()-2000):])
 			default:
 			}
 			cancel()

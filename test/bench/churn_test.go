@@ -88,13 +88,13 @@ func TestChurn(t *testing.T) {
 	s := startMemory(t)
 	rows := []string{"fresh"}
 	var measured []memory
-	look := func() {
+	sample := func() {
 		measured = append(measured, memoryOf(s))
 		saveProfiles(t, s, rows[len(rows)-1])
 		fmt.Printf("%-16s %+v\n", rows[len(rows)-1], measured[len(measured)-1])
 	}
 	time.Sleep(window(2 * time.Minute)) // idle means idle
-	look()
+	sample()
 	args := []string{"-kubeconfig", s.Kubeconfig, "-image", harness.BoxImage}
 	if os.Getenv("CORACLE_BENCH_QUICK") != "" {
 		args = append(args, "-namespaces", "30", "-definitions", "10", "-running", "30")
@@ -112,11 +112,11 @@ func TestChurn(t *testing.T) {
 	}
 	fmt.Printf("churn: %s", did)
 	rows = append(rows, "after churn")
-	look()
+	sample()
 	for _, minutes := range []int{5, 10} {
 		time.Sleep(window(5 * time.Minute)) // the length of a measurement
 		rows = append(rows, fmt.Sprintf("%d min later", minutes))
-		look()
+		sample()
 	}
 	printMemory(rows, measured)
 }

@@ -52,14 +52,14 @@ func TestLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		fmt.Printf("limit %d MB, for %s: %s\n", mb, length, said(tryLimit(t, mb, length)))
+		fmt.Printf("limit %d MB, for %s: %s\n", mb, length, stderrOf(tryLimit(t, mb, length)))
 		return
 	}
 	low, high := leastLimit, mostLimit
 	for high-low > limitStep {
 		mid := (low + high) / 2 / limitStep * limitStep
 		err := tryLimit(t, mid, settle)
-		fmt.Printf("limit %d MB: %s\n", mid, said(err))
+		fmt.Printf("limit %d MB: %s\n", mid, stderrOf(err))
 		if err == nil {
 			high = mid
 		} else {
@@ -68,7 +68,7 @@ func TestLimit(t *testing.T) {
 	}
 	for ; high <= mostLimit; high += limitStep {
 		err := tryLimit(t, high, window(10*time.Minute))
-		fmt.Printf("limit %d MB, longer: %s\n", high, said(err))
+		fmt.Printf("limit %d MB, longer: %s\n", high, stderrOf(err))
 		if err == nil {
 			fmt.Printf("%-44s %12d\n", "smallest memory limit, cold start, 3 pods (MB)", high)
 			return
@@ -77,7 +77,7 @@ func TestLimit(t *testing.T) {
 	t.Errorf("no limit up to %d MB is enough", mostLimit)
 }
 
-func said(err error) string {
+func stderrOf(err error) string {
 	if err == nil {
 		return "healthy"
 	}

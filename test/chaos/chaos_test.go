@@ -64,7 +64,7 @@ func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *
 			size = v
 		}
 		start := time.Now()
-		say := func(format string, args ...any) {
+		logf := func(format string, args ...any) {
 			t.Logf("%6.2f "+format, append([]any{time.Since(start).Seconds()}, args...)...)
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -72,9 +72,9 @@ func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *
 		}
 		c := newCluster(t, bin, dir, size)
 		for number := 0; number < clusterOf && time.Now().Before(end); number++ {
-			say("round %d: seed %d, %d servers", number, seed, size)
+			logf("round %d: seed %d, %d servers", number, seed, size)
 			long := min(roundLong, max(time.Until(end), 10*time.Second))
-			happened, errs := runRound(context.Background(), c, number, seed, long, say)
+			happened, errs := runRound(context.Background(), c, number, seed, long, logf)
 			*all = all.plus(happened)
 			for _, err := range errs {
 				t.Errorf("seed %d: %v", seed, err)

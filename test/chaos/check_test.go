@@ -190,15 +190,15 @@ func TestFenceChecks(t *testing.T) {
 
 func TestLeaseChecks(t *testing.T) {
 	ttl := int64(leaseTTL)
-	gone := func(when int64) *timeline {
+	expiredAt := func(when int64) *timeline {
 		e := Event{KV: KV{Key: "x", Mod: 3}, Delete: true, At: when}
 		return newTimeline([]Event{event("x", "a", 2, 2, 1), e})
 	}
 	held := []*tenancy{{Key: "x", Kept: []int64{0, ttl / 2}, Dropped: ttl}}
-	if errs := checkLeases(held, gone(ttl+1)); len(errs) != 1 {
+	if errs := checkLeases(held, expiredAt(ttl+1)); len(errs) != 1 {
 		t.Errorf("a key that vanished while it was held: %v", errs)
 	}
-	if errs := checkLeases(held, gone(2*ttl)); len(errs) != 0 {
+	if errs := checkLeases(held, expiredAt(2*ttl)); len(errs) != 0 {
 		t.Errorf("a key that vanished in time: %v", errs)
 	}
 	if errs := checkLeases(held, newTimeline([]Event{event("x", "a", 2, 2, 1)})); len(errs) != 1 {

@@ -291,7 +291,7 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	if err := n.c.waitReady(fresh); err != nil {
 		return err
 	}
-	n.say("added %s", fresh.name)
+	n.logf("added %s", fresh.name)
 	n.joined(fresh)
 	if err := n.settle(); err != nil {
 		return err
@@ -299,7 +299,7 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	if err := n.remove(victim, r); err != nil {
 		return err
 	}
-	n.say("removed %s", victim.name)
+	n.logf("removed %s", victim.name)
 	pause(ctx, between(r, 0, 3*time.Second)) // its process lives on for a while, and must do no harm
 	n.left(victim)
 	close(victim.gone)
@@ -316,7 +316,7 @@ func (n *nemesis) remove(victim *server, r *rand.Rand) error {
 		if err == nil || !n.lossy || ask.Err() != nil || !strings.Contains(err.Error(), "would stand still") {
 			return err
 		}
-		n.say("not yet: %v", err)
+		n.logf("not yet: %v", err)
 		pause(ask, 100*time.Millisecond)
 	}
 }
@@ -344,7 +344,7 @@ func (n *nemesis) damage(ctx context.Context, r *rand.Rand) error {
 	if err != nil {
 		return err
 	}
-	n.say("%s: %s", s.name, what)
+	n.logf("%s: %s", s.name, what)
 	if err := s.start(n.c.peersOf(s)); err != nil {
 		return err
 	}

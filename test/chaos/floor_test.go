@@ -14,8 +14,9 @@ var usual = totals{
 	fenced: 6250, fenceRefused: 700, renewals: 119, events: 16_900, atExpiry: 143, tooLate: 47,
 }
 
-// TestFloors: each thing that does not happen is found out, however much else does, and a usual run passes.
-func TestFloors(t *testing.T) {
+// TestRoundsWithoutAFaultFail: each thing that does not happen is found out, however much else does, and a usual run
+// passes.
+func TestRoundsWithoutAFaultFail(t *testing.T) {
 	if errs := usual.checkFloors(); len(errs) > 0 {
 		t.Errorf("a usual run fails: %v", errs)
 	}

@@ -28,9 +28,9 @@ type look struct {
 // invariants are what must hold of every server at any time: neither what it has applied nor its revision falls while
 // its process runs, and it goes by the newest members that its log has.
 type invariants struct {
-	mu    sync.Mutex
-	looks int
-	errs  []error
+	mu           sync.Mutex
+	observations int
+	errs         []error
 }
 
 // watch looks at a server until ctx ends.
@@ -55,7 +55,7 @@ func (v *invariants) watch(ctx context.Context, s *server) {
 func (v *invariants) note(s *server, before, now look) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.looks++
+	v.observations++
 	if now.Applied < before.Applied || now.Revision < before.Revision {
 		v.errs = append(v.errs, fmt.Errorf("%s went back: entry %d after %d, revision %d after %d", s.name, now.Applied, before.Applied, now.Revision, before.Revision))
 	}
@@ -68,7 +68,7 @@ func (v *invariants) note(s *server, before, now look) {
 func (v *invariants) err() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.looks == 0 {
+	if v.observations == 0 {
 		return errors.New("no server was ever looked at")
 	}
 	return errors.Join(v.errs[:min(len(v.errs), 5)]...)

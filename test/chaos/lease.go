@@ -148,7 +148,7 @@ func (l *leasing) keepOnce(ctx context.Context, r *rand.Rand, t *tenancy) bool {
 	switch {
 	case err == nil:
 		t.Kept = append(t.Kept, at)
-	case isGone(err):
+	case isExpired(err):
 		t.Lost, t.LostAt = err.Error(), l.w.h.now()
 	}
 	return t.Lost == ""
@@ -201,25 +201,25 @@ func (l *leasing) atExpiry() (renewed, refused int) {
 func checkLeases(tenancies []*tenancy, seen *timeline) []error {
 	var errs []error
 	for _, t := range tenancies {
-		var gone int64
+		var expired int64
 		for _, e := range seen.byKey[t.Key] {
 			if e.Delete {
-				gone = e.At
+				expired = e.At
 			}
 		}
-		if gone == 0 && t.Lost == "" {
+		if expired == 0 && t.Lost == "" {
 			if len(seen.byKey[t.Key]) > 0 {
 				errs = append(errs, fmt.Errorf("%s was never deleted, long after its lease %x was let go", t.Key, t.Lease))
 			}
 			continue
 		}
-		if t.LostAt != 0 && (gone == 0 || t.LostAt < gone) {
-			gone = t.LostAt
+		if t.LostAt != 0 && (expired == 0 || t.LostAt < expired) {
+			expired = t.LostAt
 		}
 		for _, at := range t.Kept {
-			if at < gone && gone < at+int64(leaseTTL) {
+			if at < expired && expired < at+int64(leaseTTL) {
 				errs = append(errs, fmt.Errorf("%s vanished %v after a keepalive that was acknowledged; its lease %x lasts %v",
-					t.Key, time.Duration(gone-at), t.Lease, leaseTTL))
+					t.Key, time.Duration(expired-at), t.Lease, leaseTTL))
 				break
 			}
 		}
@@ -227,4 +227,4 @@ func checkLeases(tenancies []*tenancy, seen *timeline) []error {
 	return errs
 }
 
-func isGone(err error) bool { return errors.Is(err, rpctypes.ErrLeaseNotFound) }
+func isExpired(err error) bool { return errors.Is(err, rpctypes.ErrLeaseNotFound) }

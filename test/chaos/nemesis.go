@@ -20,9 +20,9 @@ const settleTimeout = 60 * time.Second
 
 // nemesis does harm, as its seed says, and mends it.
 type nemesis struct {
-	c   *cluster
-	r   *rand.Rand
-	say func(format string, args ...any)
+	c    *cluster
+	r    *rand.Rand
+	logf func(format string, args ...any)
 
 	// joined and left tell of changes of membership.
 	joined func(*server)
@@ -111,7 +111,7 @@ func (n *nemesis) alone(ctx context.Context, faults []fault) error {
 	f := pick(n.r, faults)
 	n.note(f.name)
 	if n.lossy = n.r.IntN(4) == 0; n.lossy {
-		n.say("with some packets lost")
+		n.logf("with some packets lost")
 		if err := n.thin(n.r, 3); err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (n *nemesis) note(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.strikes = append(n.strikes, &strike{Fault: name, From: n.now()})
-	n.say("fault: %s", name)
+	n.logf("fault: %s", name)
 }
 
 // ended notes that all faults so far are mended.

@@ -85,7 +85,7 @@ func (r *round) run(ctx context.Context) error {
 	extras.Go(func() { r.lease.runCrowds(working) })
 	extras.Go(func() { ballast(working, r.c, rand.New(rand.NewPCG(r.seed, 2))) })
 	r.nemesis = &nemesis{
-		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, now: r.h.now,
+		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), logf: r.say, now: r.h.now,
 		joined: func(s *server) {
 			r.tasks.Go(func() { r.always.watch(watching, s) })
 			r.join(working, s)
@@ -260,12 +260,12 @@ func (r *round) finish(ctx context.Context) error {
 // compare checks that all servers hold the same.
 func (r *round) compare(ctx context.Context) error {
 	return eventually(ctx, "all servers hold the same", func(ctx context.Context) error {
-		var told []string
+		var messages []string
 		for _, s := range r.c.all() {
 			err := with(s, func(etc *clientv3.Client) error {
 				h, err := etc.HashKV(ctx, s.client(), 0)
 				if err == nil {
-					told = append(told, fmt.Sprintf("revision %d hash %x compacted %d", h.HashRevision, h.Hash, h.CompactRevision))
+					messages = append(messages, fmt.Sprintf("revision %d hash %x compacted %d", h.HashRevision, h.Hash, h.CompactRevision))
 				}
 				return err
 			})
@@ -273,8 +273,8 @@ func (r *round) compare(ctx context.Context) error {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
 		}
-		if len(slices.Compact(slices.Clone(told))) != 1 {
-			return fmt.Errorf("they differ: %q", told)
+		if len(slices.Compact(slices.Clone(messages))) != 1 {
+			return fmt.Errorf("they differ: %q", messages)
 		}
 		return nil
 	})

@@ -41,7 +41,7 @@ func TestAgent(t *testing.T) {
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=180s")
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
 	s.In(t).Prints([]string{"10.43.0.1"}, "exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local")
-	statusSays(t, a, "agent", "kubelet", "node")
+	expectStatus(t, a, "agent", "kubelet", "node")
 	pair := []*harness.Server{s, a}
 	harness.Eventually(t, soon, "both machines know one another", func() error { return harness.KnowOneAnother(pair, "alive alive ") })
 	// An agent's address is as good as a server's for joining: it passes on what is for a server.

@@ -34,7 +34,7 @@ func (c *bareServer) set(to string) (string, error) {
 	return c.s.Run(c.s.Coracle(), "network-backend", "set", to, "--data-dir", c.s.DataDir)
 }
 
-func (c *bareServer) said() string {
+func (c *bareServer) output() string {
 	out, err := c.s.TryKubectl("get", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap, "-o", "jsonpath={.data."+clusterconfig.BackendData+"}")
 	if err != nil {
 		return err.Error()
@@ -97,7 +97,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 			done <- err
 		}()
 		harness.Eventually(t, soon, "the cluster has "+round.to, func() error {
-			if got := c.said(); got != round.to {
+			if got := c.output(); got != round.to {
 				return fmt.Errorf("it has %s", got)
 			}
 			return nil
@@ -135,7 +135,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.s.Start()
 	c.s.WaitAPI()
 	harness.Eventually(t, soon, "the server has written it again", func() error {
-		if got := c.said(); got != now {
+		if got := c.output(); got != now {
 			return fmt.Errorf("it is %s", got)
 		}
 		return nil

@@ -40,15 +40,15 @@ func TestLeaving(t *testing.T) {
 		t.Fatalf("no pod runs on the agent, but on %s", on)
 	}
 
-	gone := func(m *harness.Server) error {
+	nodeDeleted := func(m *harness.Server) error {
 		out, err := second.TryKubectl("get", "nodes", "-o", "name")
 		if err == nil && strings.Contains(out, m.NodeName()) {
 			err = fmt.Errorf("%s is there: %s", m.NodeName(), out)
 		}
 		return err
 	}
-	leaves(agent, agent, func() error { return gone(agent) }, "no node of the cluster any more", "leave")
-	harness.Eventually(t, soon, "the node is gone", func() error { return gone(agent) })
+	leaves(agent, agent, func() error { return nodeDeleted(agent) }, "no node of the cluster any more", "leave")
+	harness.Eventually(t, soon, "the node is gone", func() error { return nodeDeleted(agent) })
 	harness.Eventually(t, soon, "all pods run, and none on the node that left", func() error {
 		if on := nodesOf(second); len(strings.Fields(on)) != 3 || strings.Contains(on, agent.NodeName()) {
 			return fmt.Errorf("they run on %q", on)
@@ -59,8 +59,8 @@ func TestLeaving(t *testing.T) {
 		t.Error(err)
 	}
 
-	leaves(third, first, func() error { return gone(third) }, "no node of the cluster any more", "node", "remove", third.NodeName())
-	harness.Eventually(t, soon, "the server's node is gone", func() error { return gone(third) })
+	leaves(third, first, func() error { return nodeDeleted(third) }, "no node of the cluster any more", "node", "remove", third.NodeName())
+	harness.Eventually(t, soon, "the server's node is gone", func() error { return nodeDeleted(third) })
 	harness.Eventually(t, soon, "two servers are left", func() error { return serversAre(first, 2) })
 	if err := third.Stop(); err != nil {
 		t.Error(err)

@@ -199,13 +199,13 @@ func topAgrees(k *harness.Kube) {
 			if err != nil || !strings.HasSuffix(c.Usage.CPU, "n") {
 				k.T.Fatalf("the pod uses %q of a processor", c.Usage.CPU)
 			}
-			said := time.Duration(rate * window.Seconds())
-			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, said, least, most)
+			cpuTime := time.Duration(rate * window.Seconds())
+			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, cpuTime, least, most)
 			const late = 200 * time.Millisecond // a busy machine reads a counter later than it says
-			if said < least*9/10-late || said > most*11/10+late {
+			if cpuTime < least*9/10-late || cpuTime > most*11/10+late {
 				// Between the time that cAdvisor notes and its reading of the counter it may have been without a
 				// processor for longer: the next figures are asked for.
-				return fmt.Errorf("the API says that %v of a processor were used; the control group, between %v and %v", said, least, most)
+				return fmt.Errorf("the API says that %v of a processor were used; the control group, between %v and %v", cpuTime, least, most)
 			}
 			return memoryAgrees(k, pod, c.Usage.Memory)
 		}

@@ -53,8 +53,8 @@ func memoryAgrees(k *harness.Kube, pod, said string) error {
 		return err
 	}
 	k.T.Logf("top: %s of memory; its control group: %d Ki", said, read>>10)
-	const looks = 4 << 20 // what is run in the container to look
-	if v := q.Value(); v < burnerHolds || v < read*9/10-looks || v > read*11/10+looks {
+	const probeMemory = 4 << 20 // what is run in the container to look
+	if v := q.Value(); v < burnerHolds || v < read*9/10-probeMemory || v > read*11/10+probeMemory {
 		return fmt.Errorf("the API says that %s of memory are used, of which %d are held; the control group, %d", said, burnerHolds, read)
 	}
 	return nil

@@ -32,7 +32,7 @@ func foreignFirewall(t *testing.T, s *harness.Server, change string) {
 
 // statusSays waits until coracle status finds nothing wrong, and says what is wanted: on a busy machine a component may
 // have been in trouble for a moment, and says so until it has found that it is not.
-func statusSays(t *testing.T, s *harness.Server, want ...string) {
+func expectStatus(t *testing.T, s *harness.Server, want ...string) {
 	t.Helper()
 	harness.Eventually(t, soon, fmt.Sprintf("the status says %q", want), func() error {
 		out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
@@ -57,7 +57,7 @@ func operations(t *testing.T, s *harness.Server) {
 		return out
 	}
 	t.Run("status", func(t *testing.T) {
-		statusSays(t, s, "store", "API server", "kubelet", "Nothing is wrong")
+		expectStatus(t, s, "store", "API server", "kubelet", "Nothing is wrong")
 		harness.Eventually(t, soon, "the mode of the Service proxy, and why it is that", func() error {
 			return statusLine(s, "service proxy", "running.*(ipvs: auto takes it where the kernel has what it needs|nftables: ipvs will not do here: the kernel )")
 		})
@@ -112,7 +112,7 @@ func operations(t *testing.T, s *harness.Server) {
 		k.Await(soon, "configmap/dropped-2", "{.data.count}", "1")
 		write(t, filepath.Join(dir, "test.yaml"), fmt.Sprintf(object, "dropped-1", 2))
 		k.Await(soon, "configmap/dropped-1", "{.data.count}", "2")
-		gone := func(name string) {
+		awaitDeleted := func(name string) {
 			harness.Eventually(t, soon, name+" is pruned", func() error {
 				out, err := k.Try("get", "configmap", name, "--ignore-not-found", "-o", "name")
 				if err == nil && out != "" {
@@ -121,11 +121,11 @@ func operations(t *testing.T, s *harness.Server) {
 				return err
 			})
 		}
-		gone("dropped-2")
+		awaitDeleted("dropped-2")
 		if err := os.Remove(filepath.Join(dir, "test.yaml")); err != nil {
 			t.Fatal(err)
 		}
-		gone("dropped-1")
+		awaitDeleted("dropped-1")
 	})
 	t.Run("images", func(t *testing.T) { importImage(t, s, "late.tar", "coracle.test/late:1") })
 	t.Run("imported", func(t *testing.T) { importedWhilePulled(t, s) })

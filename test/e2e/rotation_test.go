@@ -165,7 +165,7 @@ func TestRotateToken(t *testing.T) {
 		return err
 	})
 	before := shown(first)
-	stranger := site.NewMachine().NewPeer(first, "--disable-agent")
+	revoked := site.NewMachine().NewPeer(first, "--disable-agent")
 	off := servers[2]
 	off.Kill()
 	rotate := func(old, next string) error {
@@ -205,9 +205,9 @@ func TestRotateToken(t *testing.T) {
 			return nil
 		})
 	}
-	stranger.Start()
-	if code := stranger.WaitExit(soon); code == 0 || !strings.Contains(stranger.LogTail(1<<14), "the token is not the cluster's") {
-		t.Errorf("a machine with the old token ended with %d:\n%s", code, stranger.LogTail(1<<12))
+	revoked.Start()
+	if code := revoked.WaitExit(soon); code == 0 || !strings.Contains(revoked.LogTail(1<<14), "the token is not the cluster's") {
+		t.Errorf("a machine with the old token ended with %d:\n%s", code, revoked.LogTail(1<<12))
 	}
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
 	late.Start()

@@ -76,8 +76,8 @@ func newObjectStore(t *testing.T, m *harness.Machine) *objectStore {
 	harness.Eventually(t, harness.Soon, "the S3 server answers", func() error {
 		c, err := m.Dial(t.Context(), "tcp", o.endpoint)
 		if err != nil {
-			said, _ := os.ReadFile(log.Name())
-			return fmt.Errorf("%w\n%s", err, said)
+			output, _ := os.ReadFile(log.Name())
+			return fmt.Errorf("%w\n%s", err, output)
 		}
 		return c.Close()
 	})
@@ -161,9 +161,9 @@ func TestSnapshotsInS3(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, wrong := range []struct {
-		name string
-		args []string
-		says string
+		name    string
+		args    []string
+		message string
 	}{
 		{"secret", o.args(o.ca, "guessed"), "look at the access key"},
 		{"authority", o.args(filepath.Join(s.Dir, "other", "ca.crt"), s3Secret), "certificate signed by unknown authority"},
@@ -175,7 +175,7 @@ func TestSnapshotsInS3(t *testing.T) {
 		s.Start()
 		s.WaitAPI()
 		out, err := s.Run(s.Coracle(), "snapshot", "save", "--name", wrong.name, "--data-dir", s.DataDir)
-		if err == nil || !strings.Contains(out+err.Error(), wrong.says) {
+		if err == nil || !strings.Contains(out+err.Error(), wrong.message) {
 			t.Errorf("with a wrong %s it says %v\n%s", wrong.name, err, out)
 		}
 		if found, err := filepath.Glob(filepath.Join(s.DataDir, "snapshots", wrong.name+"-*")); err != nil || len(found) != 1 {

@@ -90,7 +90,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	go sayHello(other) // until that is closed
+	go writeHello(other) // until that is closed
 	for _, tt := range []struct {
 		name, log string // log: of the first refusal, since a source has one line in ten seconds
 		args      []string
@@ -109,7 +109,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 }
 
 // sayHello answers each connection with a line.
-func sayHello(l net.Listener) {
+func writeHello(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {

@@ -19,8 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestLinks: what one machine hears of another one is what the site's links let through, each way by itself.
-func TestLinks(t *testing.T) {
+// TestSiteLinksFilterEachWay: what one machine hears of another one is what the site's links let through, each way by
+// itself.
+func TestSiteLinksFilterEachWay(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
 	const datagrams = 200
@@ -110,7 +111,7 @@ func TestTwoMachines(t *testing.T) {
 		s.WaitAPI()
 		s.Kubectl("create", "configmap", fmt.Sprintf("of-machine-%d", i+1))
 	}
-	look := func(s *harness.Server, from *harness.Machine) error {
+	probe := func(s *harness.Server, from *harness.Machine) error {
 		out, err := s.TryKubectlFrom(from, "get", "configmaps", "-n", "default", "-o", "name")
 		if want := fmt.Sprintf("of-machine-%d", s.Number); err == nil && !strings.Contains(out, want) {
 			err = fmt.Errorf("no %s in %s", want, out)
@@ -118,22 +119,22 @@ func TestTwoMachines(t *testing.T) {
 		return err
 	}
 	all := func() error {
-		return errors.Join(look(servers[0], a), look(servers[0], b), look(servers[1], a), look(servers[1], b))
+		return errors.Join(probe(servers[0], a), probe(servers[0], b), probe(servers[1], a), probe(servers[1], b))
 	}
 	harness.Eventually(t, soon, "each answers to each", all)
 	site.Cut(a, b)
-	if look(servers[0], b) == nil || look(servers[1], a) == nil {
+	if probe(servers[0], b) == nil || probe(servers[1], a) == nil {
 		t.Error("an answer came over a link that is cut")
 	}
-	harness.Eventually(t, soon, "a server answers to its own machine", func() error { return errors.Join(look(servers[0], a), look(servers[1], b)) })
+	harness.Eventually(t, soon, "a server answers to its own machine", func() error { return errors.Join(probe(servers[0], a), probe(servers[1], b)) })
 	site.Heal()
 	harness.Eventually(t, soon, "the healed link carries again", all)
 	partsRun(t, servers[0])
 	partsDisabled(t, servers[1])
 }
 
-// TestPlay: make play's program runs a command on a cluster and leaves nothing behind.
-func TestPlay(t *testing.T) {
+// TestMakePlayLeavesNothing: make play's program runs a command on a cluster and leaves nothing behind.
+func TestMakePlayLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	program, scratch := filepath.Join(dir, "play"), filepath.Join(dir, "scratch")
 	if out, err := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-o", program, "../play").CombinedOutput(); err != nil {
@@ -144,11 +145,11 @@ func TestPlay(t *testing.T) {
 	}
 	c := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-c", "kubectl get nodes; ctr images ls -q; coracle status; exit 7")
 	c.Env = append(os.Environ(), "CORACLE_TEST_DIR="+scratch, "TMPDIR="+scratch)
-	var said strings.Builder
-	c.Stderr = &said
+	var output strings.Builder
+	c.Stderr = &output
 	out, err := c.Output()
 	if err == nil || c.ProcessState.ExitCode() != 7 {
-		t.Errorf("exit code %d, want the command's 7: %v\n%s", c.ProcessState.ExitCode(), err, said.String())
+		t.Errorf("exit code %d, want the command's 7: %v\n%s", c.ProcessState.ExitCode(), err, output.String())
 	}
 	harness.Says(t, string(out), "node-1", "Ready", harness.BoxImage, "API server")
 	left, err := os.ReadDir(scratch)

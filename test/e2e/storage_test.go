@@ -150,7 +150,7 @@ func TestLocalStorage(t *testing.T) {
 	}
 	harness.Says(t, s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}"), filepath.Join(a.DataDir, "storage", "pvc-"), "_default_data-keep-0", "_default_data-keep-1")
 
-	statusSays(t, s, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
+	expectStatus(t, s, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
 	refuseVolumes(t, s, a)
 	goesWhereRoomIs(t, s, s, a)
 

@@ -57,7 +57,7 @@ spec:
 func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 	t.Helper()
 	k := s.In(t)
-	says := func(reason, want string) {
+	expectEvent := func(reason, want string) {
 		t.Helper()
 		harness.Eventually(t, soon, "an event of the claim: "+reason, func() error {
 			out, err := k.Try("get", "events", "--field-selector", "involvedObject.kind=PersistentVolumeClaim,involvedObject.name=room,reason="+reason, "-o", "jsonpath={.items[*].message}")
@@ -76,13 +76,13 @@ func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 	if node := k.Kubectl("get", "pod", "room", "-o", "jsonpath={.spec.nodeName}"); node != large.NodeName() {
 		t.Errorf("the pod is on %s", node)
 	}
-	says("ProvisioningFailed", "node "+small.NodeName()+": 24.0 MiB are asked for and 8.0 MiB are free in "+roomFolder)
+	expectEvent("ProvisioningFailed", "node "+small.NodeName()+": 24.0 MiB are asked for and 8.0 MiB are free in "+roomFolder)
 	k.Kubectl("exec", "room", "--", "sh", "-c", "echo kept > /data/file")
 
 	grow("40Mi")
 	k.Await(soon, "pvc/room", "{.status.capacity.storage}", "40Mi")
 	grow("1Gi")
-	says("VolumeResizeFailed", "left in "+roomFolder+", and the volume is to grow by 984.0 MiB")
+	expectEvent("VolumeResizeFailed", "left in "+roomFolder+", and the volume is to grow by 984.0 MiB")
 	volume := k.Kubectl("get", "pvc", "room", "-o", "jsonpath={.spec.volumeName}")
 	k.Await(soon, "pv/"+volume, "{.spec.capacity.storage} {.status.phase}", "40Mi Bound")
 

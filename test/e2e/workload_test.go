@@ -101,8 +101,8 @@ func interactive(k *harness.Kube) {
 	}
 	defer terminal.Close()
 	fmt.Fprint(terminal, "echo $((40+2)) on $(tty)\nexit 7\n")
-	said, _ := io.ReadAll(terminal) // a terminal whose other side is gone reads as an error
-	contains(k, string(said), "42 on /dev/pts/")
+	output, _ := io.ReadAll(terminal) // a terminal whose other side is gone reads as an error
+	contains(k, string(output), "42 on /dev/pts/")
 	if err := exec.Wait(); err == nil || exec.ProcessState.ExitCode() != 7 {
 		k.T.Errorf("exec ended with %v, want exit code 7", err)
 	}

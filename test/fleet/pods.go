@@ -85,7 +85,7 @@ func (n *node) start(ctx context.Context, p *corev1.Pod) error {
 		return nil
 	}
 	if err := n.reportPod(ctx, p, creating); err != nil {
-		return ignoreGone(err)
+		return ignoreNotFound(err)
 	}
 	for _, v := range p.Spec.Volumes {
 		if v.Projected == nil {
@@ -108,7 +108,7 @@ func (n *node) start(ctx context.Context, p *corev1.Pod) error {
 			return err
 		}
 	}
-	return ignoreGone(n.reportPod(ctx, p, running))
+	return ignoreNotFound(n.reportPod(ctx, p, running))
 }
 
 // end says that a pod's containers have ended, and that nothing is left of it.
@@ -120,11 +120,11 @@ func (n *node) end(ctx context.Context, p *corev1.Pod) error {
 	if err == nil {
 		err = n.core.Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0)), Preconditions: &metav1.Preconditions{UID: &p.UID}})
 	}
-	return ignoreGone(err)
+	return ignoreNotFound(err)
 }
 
 // ignoreGone takes a pod that is not there any more, or is another one of the same name, for done.
-func ignoreGone(err error) error {
+func ignoreNotFound(err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || errors.Is(err, errOther) {
 		return nil
 	}

@@ -161,7 +161,7 @@ func (s *stream) read(ctx context.Context) error {
 	maps.Copy(q, s.selectors)
 	answer, err := get(ctx, s.client, s.url+"?"+q.Encode(), runtime.ContentTypeProtobuf)
 	if err != nil {
-		return s.anew(err)
+		return s.reopen(err)
 	}
 	defer answer.Body.Close()
 	for s.last = s.last[:0]; ; {
@@ -170,7 +170,7 @@ func (s *stream) read(ctx context.Context) error {
 		case err == nil && bytes.HasPrefix(s.last, bookmark):
 			s.complete()
 		case err == nil && bytes.HasPrefix(s.last, failure):
-			return s.anew(fmt.Errorf("%w: %q", errRefused, s.last))
+			return s.reopen(fmt.Errorf("%w: %q", errRefused, s.last))
 		case err != nil && ctx.Err() != nil:
 			return nil
 		case err != nil:
@@ -197,7 +197,7 @@ func (s *stream) next(r io.Reader) error {
 // ended takes the revision of the newest event, from which the next watch goes on.
 func (s *stream) ended(why error) error {
 	if !errors.Is(why, io.EOF) {
-		return s.anew(why)
+		return s.reopen(why)
 	}
 	if len(s.last) == 0 {
 		return nil // nothing has come since the last time
@@ -209,7 +209,7 @@ func (s *stream) ended(why error) error {
 
 // anew has the next watch begin with what there is. That is no error where this one began at a revision: the server may
 // have forgotten it, and then has forgotten that of every watch in which nothing has happened for as long.
-func (s *stream) anew(why error) error {
+func (s *stream) reopen(why error) error {
 	if s.revision != "" {
 		s.revision = ""
 		return nil

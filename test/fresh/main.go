@@ -58,20 +58,20 @@ func main() {
 // fresh runs a script in a clone of this tree in a new Debian.
 func fresh(t testing.TB, name, script string) {
 	start := time.Now()
-	say := func(format string, args ...any) {
+	logf := func(format string, args ...any) {
 		fmt.Printf("%s, %4.1f minutes: "+format+"\n", append([]any{name, time.Since(start).Minutes()}, args...)...)
 	}
 	m := harness.NewMachine(t)
 	connect(t, m)
 	root := filepath.Join(m.Dir, "root")
-	say("bootstrapping a Debian")
+	logf("bootstrapping a Debian")
 	bootstrap(t, m, root)
 	clone(t, filepath.Join(root, "root/coracle"))
-	say("running the command")
+	logf("running the command")
 	if err := inRoot(m, root, "cd /root/coracle\n"+script); err != nil {
 		t.Fatalf("%s in a fresh Debian: %v", name, err)
 	}
-	say("it worked")
+	logf("it worked")
 }
 
 // connect gives the machine a way out, through a process and without any rule or interface on the host: the builds
@@ -80,13 +80,13 @@ func connect(t testing.TB, m *harness.Machine) {
 	if out, err := m.Run("/usr/sbin/ip", "link", "del", "eth0"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	ready, tell, err := os.Pipe()
+	ready, readyWrite, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ready.Close()
 	c := exec.Command("slirp4netns", "--configure", "--mtu=1500", "--disable-host-loopback", "--ready-fd=3", fmt.Sprint(m.InitPid()), "uplink")
-	c.ExtraFiles = []*os.File{tell}
+	c.ExtraFiles = []*os.File{readyWrite}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func connect(t testing.TB, m *harness.Machine) {
 		_ = c.Process.Kill()
 		_ = c.Wait() // it was killed
 	})
-	tell.Close()
+	readyWrite.Close()
 	if _, err := ready.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("slirp4netns did not come up: %v", err)
 	}

@@ -129,11 +129,11 @@ func (n *node) try(script string) (string, error) {
 	if _, err := fmt.Fprintf(c, "exec 2>&1\n(\n%s\n) < /dev/null\necho '%s'$?\nexit\n", script, end); err != nil {
 		return "", err
 	}
-	said, err := io.ReadAll(c)
+	output, err := io.ReadAll(c)
 	if err != nil {
 		return "", err
 	}
-	text, code, ok := strings.Cut(string(said), end)
+	text, code, ok := strings.Cut(string(output), end)
 	text = strings.TrimRight(text, "\n")
 	switch {
 	case !ok:

@@ -61,7 +61,7 @@ func TestACME(t *testing.T) {
 	a.pebble(true)
 	a.resolve(c, "one")
 	k.Apply(fmt.Sprintf(acmeIngress, "one"))
-	eventSays(c, "one", "CertificateFailed", "there is no account with the authority", "name another one by --ingress-acme-server")
+	expectEvent(c, "one", "CertificateFailed", "there is no account with the authority", "name another one by --ingress-acme-server")
 	a.endPebble()           // until all nodes serve: an order that cannot be validated at one of them is repeated after 15 minutes
 	again := c.MustLeader() // as an operator who has changed the settings starts it again
 	again.Kill()
@@ -126,7 +126,7 @@ func wait(t *testing.T, held <-chan struct{}, what string) {
 }
 
 // eventSays waits for an event of an Ingress.
-func eventSays(c *Cluster, name, reason string, want ...string) {
+func expectEvent(c *Cluster, name, reason string, want ...string) {
 	c.T.Helper()
 	harness.Eventually(c.T, soon, "an event "+reason, func() error {
 		out, err := c.Servers[0].In(c.T).Try("get", "events", "--field-selector", "involvedObject.name="+name+",reason="+reason, "-o", "jsonpath={.items[*].message}")

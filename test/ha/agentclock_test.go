@@ -51,7 +51,7 @@ func TestAgentsClock(t *testing.T) {
 	})
 	api := c.Client(g.from, server.IP+":6443", 30*time.Second)
 	agent := g.add(1, "agent", fmt.Sprintf("--server https://%s:6443 --token %s", server.IP, token))
-	said := func() string {
+	lastLine := func() string {
 		data, err := os.ReadFile(agent.reads("log"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
@@ -61,7 +61,7 @@ func TestAgentsClock(t *testing.T) {
 	no, step := time.Unix(100, 0), filepath.Join(g.shared, "step") // what a clock without a battery shows; what NTP says
 	agent.boot(no)
 	g.await("it says that its clock is wrong", agent, func() error {
-		if !strings.Contains(said(), "behind the server's: certificates would not be valid") {
+		if !strings.Contains(lastLine(), "behind the server's: certificates would not be valid") {
 			return errors.New("it does not")
 		}
 		return nil
@@ -72,7 +72,7 @@ func TestAgentsClock(t *testing.T) {
 	}
 	first := agent.ready(api, "", "NTP has set its clock")
 	t.Logf("its node is ready %v after NTP set its clock", time.Since(right).Round(time.Second))
-	ended := strings.Count(said(), ends)
+	ended := strings.Count(lastLine(), ends)
 	agent.PowerOff()
 	if err := os.Remove(step); err != nil {
 		t.Fatal(err)
@@ -82,11 +82,11 @@ func TestAgentsClock(t *testing.T) {
 	agent.ready(api, first, "it came back in 1970")
 	t.Logf("its node is ready %v after it came back", time.Since(began).Round(time.Second))
 	agent.shows(right, right.Add(time.Hour))
-	if n := strings.Count(said(), "this machine's clock was behind, and was set forward"); n != 2 {
+	if n := strings.Count(lastLine(), "this machine's clock was behind, and was set forward"); n != 2 {
 		t.Errorf("it came up in 1970 twice and said %d times that its clock was set", n)
 	}
-	if n := strings.Count(said(), ends); n != ended {
-		t.Errorf("after it had joined the agent ended %d times by itself:\n%s", n-ended, said())
+	if n := strings.Count(lastLine(), ends); n != ended {
+		t.Errorf("after it had joined the agent ended %d times by itself:\n%s", n-ended, lastLine())
 	}
 }
 

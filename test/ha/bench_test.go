@@ -68,7 +68,7 @@ type subject struct {
 }
 
 // ours is a cluster of coracle's.
-func ours(t *testing.T, c *Cluster) *subject {
+func coracleSubject(t *testing.T, c *Cluster) *subject {
 	t.Helper()
 	s := &subject{Cluster: c, pick: func(bool) *harness.Server { return c.MustLeader() }, wait: c.WaitWhole, bound: times()}
 	s.namespace(t)
@@ -86,7 +86,7 @@ func (s *subject) namespace(t *testing.T) {
 
 // TestFailover measures how long a cluster of three servers is without writes through the API when its leader goes.
 func TestFailover(t *testing.T) {
-	c := ours(t, New(t, 3, 1))
+	c := coracleSubject(t, New(t, 3, 1))
 	heading()
 	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
 	var ends []time.Duration // the kernel takes its time to end a process
@@ -97,7 +97,7 @@ func TestFailover(t *testing.T) {
 
 // TestFailoverOfNodes measures the same where the servers run pods too, of which some are on the machine that goes.
 func TestFailoverOfNodes(t *testing.T) {
-	c := ours(t, NewOfNodes(t, 3, 0))
+	c := coracleSubject(t, NewOfNodes(t, 3, 0))
 	heading()
 	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
 	var ends []time.Duration
@@ -108,7 +108,7 @@ func TestFailoverOfNodes(t *testing.T) {
 
 // TestBusyFailover measures the same where there is too little processor time for all.
 func TestBusyFailover(t *testing.T) {
-	c := ours(t, New(t, 3, 1))
+	c := coracleSubject(t, New(t, 3, 1))
 	heading()
 	stop := burn(t, 4)
 	var ends []time.Duration
@@ -123,13 +123,13 @@ func TestBusyFailover(t *testing.T) {
 func kill(ends *[]time.Duration) func(*harness.Server) (undo func()) {
 	return func(s *harness.Server) (undo func()) {
 		began := time.Now()
-		gone := make(chan time.Duration, 1) // one: nobody may wait yet
+		deadAfter := make(chan time.Duration, 1) // one: nobody may wait yet
 		go func() {
 			s.Kill()
-			gone <- time.Since(began)
+			deadAfter <- time.Since(began)
 		}()
 		return func() {
-			*ends = append(*ends, <-gone)
+			*ends = append(*ends, <-deadAfter)
 			s.Start()
 		}
 	}
@@ -143,7 +143,7 @@ func (c *Cluster) vanish(s *harness.Server) (undo func()) {
 
 // TestStalledDiskFailover measures the same when the disk of the server that leads stalls.
 func TestStalledDiskFailover(t *testing.T) {
-	c := ours(t, NewPrepared(t, 3, 1, (*harness.Server).AddDisk))
+	c := coracleSubject(t, NewPrepared(t, 3, 1, (*harness.Server).AddDisk))
 	heading()
 	c.failovers(t, "its disk stalls", (*harness.Server).StallDisk)
 	fmt.Printf("load at the end: %s\n", load())

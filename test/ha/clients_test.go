@@ -148,7 +148,7 @@ func unlessThere(err error) error {
 }
 
 // unlessGone is an error unless it says that what was to be deleted is not there.
-func unlessGone(err error) error {
+func unlessClosed(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

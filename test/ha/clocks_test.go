@@ -93,8 +93,8 @@ func TestClocks(t *testing.T) {
 		x.shows(right, right.Add(8*time.Hour))
 	}
 	all[2].shows(right.Add(24*time.Hour), right.Add(32*time.Hour))
-	said, err := os.ReadFile(all[1].reads("log"))
-	if n := strings.Count(string(said), "this machine's clock was behind, and was set forward"); err != nil || n != 3 {
+	log, err := os.ReadFile(all[1].reads("log"))
+	if n := strings.Count(string(log), "this machine's clock was behind, and was set forward"); err != nil || n != 3 {
 		t.Errorf("a machine that came up in 1970 three times said %d times that its clock was set: %v", n, err)
 	}
 }

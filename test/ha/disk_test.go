@@ -116,7 +116,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 		_ = open.Close()
 		closed := time.Now()
 		harness.Eventually(t, soon, "the cluster has it that the pod is not ready", func() error { return podReady(t, api, corev1.ConditionFalse) })
-		told := time.Since(closed)
+		noticed := time.Since(closed)
 		asked := time.Now()
 		harness.Eventually(t, soon, "a program of the machine has an answer", func() error {
 			_, err := c.Ask(stalled).CoreV1().Services(metav1.NamespaceDefault).Get(t.Context(), fmt.Sprintf("another-%d", i), metav1.GetOptions{})
@@ -139,7 +139,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 		open = answer(t, stalled.Machine)
 		harness.Eventually(t, soon, "the pod is ready again", func() error { return podReady(t, api, corev1.ConditionTrue) })
 		t.Logf("the disk of machine %d stalled, machine %d led: a new Service was reached after %v; then that a pod was not ready was told after %v; a program there had an answer after %v; all was as before %v after the "+
-			"disk's return", stalled.Number, leader.Number, reached.Round(100*time.Millisecond), told.Round(100*time.Millisecond), answered.Round(100*time.Millisecond), time.Since(back).Round(100*time.Millisecond))
+			"disk's return", stalled.Number, leader.Number, reached.Round(100*time.Millisecond), noticed.Round(100*time.Millisecond), answered.Round(100*time.Millisecond), time.Since(back).Round(100*time.Millisecond))
 	}
 }
 

@@ -26,9 +26,9 @@ func (c *Cluster) explain(print func(format string, args ...any), servers []*har
 			c.T.Fatal(err)
 		}
 		for line := range strings.Lines(string(log)) {
-			stamp, said, _ := strings.Cut(line, " ")
-			if at, err := time.Parse(time.RFC3339, stamp); err == nil && at.After(since) && strings.Contains(said, "part=store") {
-				print("machine %d %5.0f ms %.220s", s.Number, ms(at.Sub(since)), strings.TrimSpace(said))
+			stamp, message, _ := strings.Cut(line, " ")
+			if at, err := time.Parse(time.RFC3339, stamp); err == nil && at.After(since) && strings.Contains(message, "part=store") {
+				print("machine %d %5.0f ms %.220s", s.Number, ms(at.Sub(since)), strings.TrimSpace(message))
 			}
 		}
 	}

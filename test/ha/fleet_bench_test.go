@@ -101,9 +101,9 @@ func newFleet(t *testing.T, servers int, o fleet.Options) *fleetCluster {
 	f := &fleetCluster{Cluster: c, t: t, nodes: nodes, api: c.Client(c.Servers[0].Machine, own, 0)}
 	began := time.Now()
 	f.fleet = startFleet(t, c, o)
-	f.says(fleet.Registered)
+	f.report(fleet.Registered)
 	registered := time.Since(began)
-	f.says(fleet.Watching)
+	f.report(fleet.Watching)
 	fmt.Printf("\n%d nodes: registered after %.0f s, all watch after %.0f s\n", nodes, registered.Seconds(), time.Since(began).Seconds())
 	harness.Eventually(t, fleetPatience, "all nodes are Ready", func() error {
 		list, err := f.api.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
@@ -159,7 +159,7 @@ func startFleet(t *testing.T, c *Cluster, o fleet.Options) *harness.Server {
 }
 
 // says waits until the fleet says something.
-func (f *fleetCluster) says(what string) {
+func (f *fleetCluster) report(what string) {
 	f.t.Helper()
 	harness.Eventually(f.t, fleetPatience, what, func() error {
 		if err := f.fleet.Alive(); err != nil {

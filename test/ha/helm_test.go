@@ -167,7 +167,7 @@ func (h *helmScenario) letGo(ctx context.Context, job *batchv1.Job) error {
 // awaitGone waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins after
 // the one of before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again, with a
 // Job whose pods have gates of their own.
-func (h *helmScenario) awaitGone(name string, before types.UID) {
+func (h *helmScenario) awaitDeleted(name string, before types.UID) {
 	h.t.Helper()
 	harness.Eventually(h.t, harness.Longer, "HelmChart "+name+" is removed", func() error {
 		chart, err := h.kube.Try("get", "helmchart", name, "--ignore-not-found", "-o", "jsonpath={.metadata.name} {.status}")
@@ -241,8 +241,8 @@ func TestHelmLeaderKilled(t *testing.T) {
 	leader = c.MustLeader() // only now: it may have been another server when the first hook began
 	leader.Kill()
 	h.ask(c, Without(c.Servers, leader)[0])
-	h.awaitGone("new", install)
-	h.awaitGone("old", upgrade)
+	h.awaitDeleted("new", install)
+	h.awaitDeleted("old", upgrade)
 
 	h.apply("half", "broken: true", "")
 	h.await("half", "InstallFailed", "Invalid value: 70000")

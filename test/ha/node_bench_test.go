@@ -33,9 +33,9 @@ func (d *deaths) rows(name string) {
 	row("it is back: its endpoints are ready", d.endpointsAgain)
 }
 
-// TestNodeGone measures how long a node whose machine vanishes is taken for alive: an agent's, and that of the server
-// that leads.
-func TestNodeGone(t *testing.T) {
+// TestNodeFailureIsNoticed measures how long a node whose machine vanishes is taken for alive: an agent's, and that of
+// the server that leads.
+func TestNodeFailureIsNoticed(t *testing.T) {
 	fmt.Printf("\n| a node's machine vanishes (each time %v after the cluster is whole) | times | p50 ms | most ms |\n| --- | --- | --- | --- |\n", settled())
 	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
 	t.Run("agent", func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestAgentAway(t *testing.T) {
 		name     string
 		do, undo func()
 	}{{"killed", victim.Kill, victim.Start}, {"paused", victim.Pause, victim.Resume}} {
-		var visits, vain, once int
+		var visits, failedVisits, once int
 		var notReady time.Duration
 		for range times() {
 			c.WaitWhole()
@@ -80,9 +80,9 @@ func TestAgentAway(t *testing.T) {
 			cancel()
 			<-done
 			failed, asked, retried := visitor.Failed()
-			visits, vain, once = visits+asked, vain+len(failed), once+retried
+			visits, failedVisits, once = visits+asked, failedVisits+len(failed), once+retried
 		}
-		fmt.Printf("| %s | %d | %d | %d | %d | %.0f |\n", f.name, times(), visits, vain, once, ms(notReady))
+		fmt.Printf("| %s | %d | %d | %d | %d | %.0f |\n", f.name, times(), visits, failedVisits, once, ms(notReady))
 	}
 	fmt.Printf("load at the end: %s\n", load())
 }

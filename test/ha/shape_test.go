@@ -114,9 +114,9 @@ func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	if code := s.WaitExit(soon); code != 1 {
 		t.Errorf("it ended with exit code %d", code)
 	}
-	said := s.LogTail(1)
-	t.Log(said)
-	harness.Says(t, said, "the cluster has 7 servers", "Join as an agent, or remove a server that is gone")
+	lastLog := s.LogTail(1)
+	t.Log(lastLog)
+	harness.Says(t, lastLog, "the cluster has 7 servers", "Join as an agent, or remove a server that is gone")
 	if n := asked.InLog(line) - before; n != 1 {
 		t.Errorf("the server that it asked has %d lines of it:\n%s", n, asked.LogTail(20))
 	}
@@ -132,7 +132,7 @@ func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 	refused(t, at, "has a vote already", "member", "promote", at.NodeName())
 	refused(t, at, `there is no server "nobody"`, "member", "promote", "nobody")
 	victim.PowerOff()
-	gone := time.Now()
+	killedAt := time.Now()
 	tries := 0
 	harness.Eventually(t, soon, "the server without a vote is promoted", func() error {
 		_, err := at.Run(at.Coracle(), "member", "promote", late.NodeName(), "--data-dir", at.DataDir)
@@ -141,7 +141,7 @@ func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 		}
 		return err
 	})
-	t.Logf("promoted %v after the power of a voter was gone", time.Since(gone).Round(100*time.Millisecond))
+	t.Logf("promoted %v after the power of a voter was gone", time.Since(killedAt).Round(100*time.Millisecond))
 	asked := 0
 	for _, s := range c.Servers {
 		asked += s.InLog("a server of the store's cluster gets a vote, as was asked for")

@@ -93,8 +93,8 @@ func TestServerThatWaits(t *testing.T) {
 		}
 		return nil
 	})
-	ours := visit(waits.Machine, c.service())
-	harness.Eventually(t, soon, "the machine's own pod is reached", func() error { return ours(t.Context()) })
+	visits := visit(waits.Machine, c.service())
+	harness.Eventually(t, soon, "the machine's own pod is reached", func() error { return visits(t.Context()) })
 	if err := waits.Alive(); err != nil {
 		t.Fatal(err)
 	}

@@ -62,7 +62,7 @@ fsfreeze -u "$1"`
 	if err != nil {
 		s.T.Fatal(err)
 	}
-	said, err := c.StdoutPipe()
+	stdout, err := c.StdoutPipe()
 	if err != nil {
 		s.T.Fatal(err)
 	}
@@ -76,7 +76,7 @@ fsfreeze -u "$1"`
 		}
 	})
 	s.T.Cleanup(release)
-	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil {
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
 		s.T.Fatal(fmt.Errorf("stall the disk of machine %d: %w %s", s.Number, err, line))
 	}
 	return release

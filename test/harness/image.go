@@ -23,9 +23,9 @@ const busybox = "/bin/busybox"
 
 var box struct {
 	sync.Once
-	path string
-	err  error
-	said []byte
+	path   string
+	err    error
+	output []byte
 }
 
 // Box builds test/testbox once per run and returns the program's path, readable from every machine.
@@ -40,10 +40,10 @@ func Box(t testing.TB) string {
 		box.path = filepath.Join(dir, "testbox")
 		c := exec.Command("go", "build", "-ldflags", "-s -w", "-o", box.path, "github.com/coracle-k8s/coracle/test/testbox")
 		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // TestBesideCluster builds it where no module can be had: better an error than a wait
-		box.said, box.err = c.CombinedOutput()
+		box.output, box.err = c.CombinedOutput()
 	})
 	if box.err != nil {
-		t.Fatalf("build testbox: %v\n%s", box.err, box.said)
+		t.Fatalf("build testbox: %v\n%s", box.err, box.output)
 	}
 	return box.path
 }

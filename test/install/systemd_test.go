@@ -61,8 +61,8 @@ func (h *host) bootSystemd() {
 	}
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
-			said, err := os.ReadFile(log.Name())
-			h.t.Logf("systemd said (%v):\n%s", err, said)
+			output, err := os.ReadFile(log.Name())
+			h.t.Logf("systemd said (%v):\n%s", err, output)
 		}
 	})
 	harness.Eventually(h.t, harness.Soon, "systemd is up", func() error {

@@ -235,13 +235,13 @@ func TestAttachedVolumes(t *testing.T) {
 		t.Errorf("before anybody says that the node is out of service: %v", err)
 	}
 
-	told := time.Now()
+	taintedAt := time.Now()
 	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	for _, name := range []string{"s", "f"} {
-		eventually(t, told, "the pod of "+name+" runs with its volume on the node that is left", func() error { return runningOn(s, name, left.NodeName()) })
+		eventually(t, taintedAt, "the pod of "+name+" runs with its volume on the node that is left", func() error { return runningOn(s, name, left.NodeName()) })
 		if out := s.Kubectl("exec", name+"-0", "--", "cat", "/data/file"); strings.TrimSpace(out) != "of "+name {
 			t.Errorf("the volume of %s has %q", name, out)
 		}
 	}
-	eventually(t, told, "nothing is attached to the node that is off", func() error { return attachments(s, volumes, left.NodeName(), 2) })
+	eventually(t, taintedAt, "nothing is attached to the node that is off", func() error { return attachments(s, volumes, left.NodeName(), 2) })
 }

@@ -102,7 +102,7 @@ func TestNetworkOfOneFamily(t *testing.T) {
 				m.spy()
 				m.everybodyMeets()
 				m.largePackets(1500, room[c.families][backend])
-				m.came(backend)
+				m.expectWay(backend)
 			}
 		})
 	}

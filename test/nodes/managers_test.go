@@ -19,7 +19,7 @@ import (
 type manager struct {
 	name string
 	// on, restart, reload and off are what happens to it; anew has it set the machine's interface up again.
-	on, restart, reload, anew, off string
+	on, restart, reload, reapply, off string
 	// list is what it says of interfaces, and asked waits until it has asked in vain for an address of a pod's device.
 	list, asked string
 	// alone is the file in which it is told to leave coracle's interfaces alone.
@@ -71,7 +71,7 @@ rm -f /etc/systemd/network/*
 printf '[Match]\nName=eth0\n[Network]\nAddress=%s\nAddress=%s\nGateway=%s\nIPv6AcceptRA=no\n' "$4" "$6" "$way" > /etc/systemd/network/10-lan.network
 ` + rest + `ip addr flush dev eth0 scope global # it trips over addresses that others gave: "Failed to configure address: Numerical result out of range"
 ` + startNetworkd,
-		restart: stopAside + startNetworkd, reload: "networkctl reload", anew: "networkctl reconfigure eth0", off: stopAside,
+		restart: stopAside + startNetworkd, reload: "networkctl reload", reapply: "networkctl reconfigure eth0", off: stopAside,
 		list: "networkctl list --no-pager --no-legend", alone: "/etc/systemd/network/05-coracle.network",
 	}
 }
@@ -98,7 +98,7 @@ PROFILE
 chmod 600 /etc/NetworkManager/system-connections/lan.nmconnection
 mkdir -p /var/lib/NetworkManager /run/NetworkManager
 ` + startNetworkManager,
-		restart: stopAside + startNetworkManager, reload: "nmcli general reload; nmcli connection reload", anew: "nmcli device reapply eth0; nmcli connection up lan", off: stopAside,
+		restart: stopAside + startNetworkManager, reload: "nmcli general reload; nmcli connection reload", reapply: "nmcli device reapply eth0; nmcli connection up lan", off: stopAside,
 		list:  "nmcli -t -f DEVICE,TYPE,STATE,CONNECTION device",
 		asked: "until grep -qE 'vethcor.*state change: ip-config -> (failed|ip-check)' /var/log/aside.out; do sleep 1; done",
 		alone: "/etc/NetworkManager/conf.d/coracle.conf",
@@ -145,7 +145,7 @@ func (m *mesh) managedBy(g manager) {
 			{"started", g.on, 0},
 			{"started again", g.restart, 0},
 			{"loaded again", g.reload, 0},
-			{"sets the interface up again", g.anew, 0},
+			{"sets the interface up again", g.reapply, 0},
 			{"has asked for addresses of pods' devices", g.asked, 0},
 			{"sees the interface go and come", "ip link set eth0 down; sleep 3; ip link set eth0 up", last}, // the three seconds are time in which it notices
 		} {

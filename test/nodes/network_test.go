@@ -297,11 +297,11 @@ func (m *mesh) returns() {
 		if err != nil {
 			return err
 		}
-		told, err := m.nodes[0].TryKubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}")
+		reported, err := m.nodes[0].TryKubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}")
 		if err != nil {
 			return err
 		}
-		ips := strings.Fields(told)
+		ips := strings.Fields(reported)
 		if len(ips) != 2 || !strings.Contains(out, ips[0]+"/") || !strings.Contains(out, ips[1]+"/") {
 			return fmt.Errorf("%v, and it has %s", ips, out)
 		}

@@ -112,9 +112,9 @@ func TestReplacement(t *testing.T) {
 	eventually(t, vanished, "the Deployment's pods run on the node that is left", func() error { return runningOn(s, "d", left.NodeName(), left.NodeName()) })
 	// Nobody knows whether the StatefulSet's pod runs still, and it is not to run twice.
 	eventually(t, vanished, "the StatefulSet's pod is not replaced", func() error { return runningOn(s, "s") })
-	told := time.Now()
+	taintedAt := time.Now()
 	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
-	eventually(t, told, "the StatefulSet's pod runs, with its volume, on the node that is left", func() error { return runningOn(s, "s", left.NodeName()) })
+	eventually(t, taintedAt, "the StatefulSet's pod runs, with its volume, on the node that is left", func() error { return runningOn(s, "s", left.NodeName()) })
 
 	back := time.Now()
 	site.Heal()

@@ -27,14 +27,14 @@ type policyPod struct {
 }
 
 var (
-	web      = policyPod{"shop", "web", 1}
-	near     = policyPod{"shop", "near", 1}
-	friend   = policyPod{"shop", "friend", 0}
-	leaver   = policyPod{"shop", "leaver", 0}
-	stranger = policyPod{"shop", "stranger", 0}
-	outsider = policyPod{"other", "outsider", 0}
-	target   = policyPod{"other", "target", 1}
-	late     = policyPod{"other", "late", 0}
+	web        = policyPod{"shop", "web", 1}
+	near       = policyPod{"shop", "near", 1}
+	friend     = policyPod{"shop", "friend", 0}
+	leaver     = policyPod{"shop", "leaver", 0}
+	foreignPod = policyPod{"shop", "stranger", 0}
+	outsider   = policyPod{"other", "outsider", 0}
+	target     = policyPod{"other", "target", 1}
+	late       = policyPod{"other", "late", 0}
 )
 
 // yaml is a pod that serves, after a shell script.
@@ -128,7 +128,7 @@ func TestNetworkPolicy(t *testing.T) {
 	for _, p := range []policyPod{near, friend, leaver, outsider} {
 		manifest.WriteString(p.yaml(m, "client", "", ""))
 	}
-	for _, p := range []policyPod{stranger, target} {
+	for _, p := range []policyPod{foreignPod, target} {
 		manifest.WriteString(p.yaml(m, "none", "", ""))
 	}
 	manifest.WriteString(`
@@ -146,14 +146,14 @@ func TestNetworkPolicy(t *testing.T) {
 
 	toWeb := append(web.urls(m), "http://web.shop/")
 	toTarget := target.urls(m)
-	for _, p := range []policyPod{near, friend, leaver, stranger, outsider} {
+	for _, p := range []policyPod{near, friend, leaver, foreignPod, outsider} {
 		p.meets(m, open, toWeb...)
 	}
 	outsider.meets(m, open, toTarget...)
 	m.hold(leaver, web)
 
 	s.Apply(ingressPolicies)
-	stranger.meets(m, denied, toWeb...)
+	foreignPod.meets(m, denied, toWeb...)
 	outsider.meets(m, denied, toWeb...)
 	for _, p := range []policyPod{near, friend} {
 		p.meets(m, open, toWeb...)
@@ -180,13 +180,13 @@ func TestNetworkPolicy(t *testing.T) {
 	if err := agent.Stop(); err != nil {
 		t.Errorf("the agent's end: %v", err)
 	}
-	stranger.meets(m, denied, toWeb...)
+	foreignPod.meets(m, denied, toWeb...)
 	friend.meets(m, open, web.urls(m)...) // the Service may have learnt that the node is not ready
 	agent.Start()
 	near.meets(m, open, toWeb...) // its node has to be there for that
-	stranger.meets(m, denied, toWeb...)
+	foreignPod.meets(m, denied, toWeb...)
 	s.Kubectl("label", "pod", "-n", "shop", "stranger", "role=client", "--overwrite")
-	stranger.meets(m, open, toWeb...)
+	foreignPod.meets(m, open, toWeb...)
 	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/web", "--timeout=180s")
 	m.limited("10Mbit", "20Mbit")
 
@@ -257,8 +257,8 @@ func (m *mesh) stillHeld(from policyPod) {
 		case err != nil:
 			return err
 		case n < 0:
-			said, _ := from.exec(m, "cat /tmp/ended /tmp/heard; wc -l /tmp/sent")
-			m.Fatalf("the connection has ended, after %d headers at first: %s", begin, said)
+			output, _ := from.exec(m, "cat /tmp/ended /tmp/heard; wc -l /tmp/sent")
+			m.Fatalf("the connection has ended, after %d headers at first: %s", begin, output)
 		case begin < 0:
 			begin = n
 		}

@@ -48,10 +48,10 @@ spec:
 // silentVolumes is what a node is asked for while it does not answer: the claim shrink is deleted, grow grows, and make
 // is new.
 type silentVolumes struct {
-	t       *testing.T
-	s, node *harness.Server
-	gone    string // the PersistentVolume of shrink
-	path    string // its directory
+	t             *testing.T
+	s, node       *harness.Server
+	removedVolume string // the PersistentVolume of shrink
+	path          string // its directory
 }
 
 // volumesBefore makes what the node has already when it falls silent: two volumes that no pod uses any more.
@@ -60,8 +60,8 @@ func volumesBefore(t *testing.T, s, node *harness.Server) *silentVolumes {
 	s.Apply(volumeClaim("shrink") + volumeClaim("grow") + volumeUser("before", node, "shrink", "grow"))
 	s.Kubectl("wait", "--for=condition=Ready", "pod/before", "--timeout=180s")
 	s.Kubectl("delete", "pod", "before")
-	v := &silentVolumes{t: t, s: s, node: node, gone: s.Kubectl("get", "pvc", "shrink", "-o", "jsonpath={.spec.volumeName}")}
-	v.path = s.Kubectl("get", "pv", v.gone, "-o", "jsonpath={.spec.local.path}")
+	v := &silentVolumes{t: t, s: s, node: node, removedVolume: s.Kubectl("get", "pvc", "shrink", "-o", "jsonpath={.spec.volumeName}")}
+	v.path = s.Kubectl("get", "pv", v.removedVolume, "-o", "jsonpath={.spec.local.path}")
 	return v
 }
 
@@ -77,15 +77,15 @@ func (v *silentVolumes) ask() {
 // unanswered waits until events say of each of them that the node was asked in vain, and nothing has happened.
 func (v *silentVolumes) unanswered(since time.Time) {
 	v.t.Helper()
-	for _, e := range []struct{ kind, name, reason, says string }{
+	for _, e := range []struct{ kind, name, reason, message string }{
 		{"PersistentVolumeClaim", "make", "ProvisioningFailed", "node " + v.node.NodeName() + ": the node has no connection to the server that leads"},
 		{"PersistentVolumeClaim", "grow", "VolumeResizeFailed", "node " + v.node.NodeName() + ": the node has no connection to the server that leads"},
-		{"PersistentVolume", v.gone, "VolumeDelete", "node " + v.node.NodeName() + " is away"},
+		{"PersistentVolume", v.removedVolume, "VolumeDelete", "node " + v.node.NodeName() + " is away"},
 	} {
 		eventually(v.t, since, "an event "+e.reason+" says that the node does not answer", func() error {
 			out, err := v.s.TryKubectl("get", "events", "--field-selector", "involvedObject.kind="+e.kind+",involvedObject.name="+e.name+",reason="+e.reason, "-o", "jsonpath={.items[*].message}")
-			if err == nil && !strings.Contains(out, e.says) {
-				err = fmt.Errorf("%s %s: no %q in %q", e.kind, e.name, e.says, out)
+			if err == nil && !strings.Contains(out, e.message) {
+				err = fmt.Errorf("%s %s: no %q in %q", e.kind, e.name, e.message, out)
 			}
 			return err
 		})
@@ -109,7 +109,7 @@ func (v *silentVolumes) done() error {
 		e = fmt.Errorf("the claim that is to grow has %s", size)
 	}
 	err = errors.Join(err, e)
-	if out, e := v.s.TryKubectl("get", "pv", v.gone, "--ignore-not-found", "-o", "name"); e != nil || out != "" {
+	if out, e := v.s.TryKubectl("get", "pv", v.removedVolume, "--ignore-not-found", "-o", "name"); e != nil || out != "" {
 		err = errors.Join(err, e, fmt.Errorf("there is still %s", out))
 	}
 	if _, e := os.Stat(v.path); !errors.Is(e, os.ErrNotExist) {

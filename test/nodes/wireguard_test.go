@@ -43,12 +43,12 @@ func TestNetworkWireGuard(t *testing.T) {
 	m.publicKey(i, before)
 	m.throughTheTunnel("after its key changed", i)
 
-	m.came(clusterconfig.NetworkWireGuard)
+	m.expectWay(clusterconfig.NetworkWireGuard)
 }
 
 // came: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it, and in
 // no other way.
-func (m *mesh) came(backend string) {
+func (m *mesh) expectWay(backend string) {
 	m.Helper()
 	for j := range m.nodes {
 		for counter, wanted := range map[string]bool{"plain": backend == clusterconfig.NetworkHostGateway, "sealed": backend == clusterconfig.NetworkWireGuard} {

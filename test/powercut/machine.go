@@ -135,9 +135,9 @@ func (m *Machine) Start(ctx context.Context, o BootOptions, disk *Disk) (*Boot, 
 
 // run starts the kernel.
 func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string) error {
-	var theirs []*os.File // the guest's ends of what it has beside the disk
+	var guestEnds []*os.File // the guest's ends of what it has beside the disk
 	defer func() {
-		for _, f := range theirs {
+		for _, f := range guestEnds {
 			f.Close()
 		}
 	}()
@@ -150,7 +150,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if err != nil {
 		return err
 	}
-	theirs = append(theirs, line)
+	guestEnds = append(guestEnds, line)
 	// What a guest finds fits in at once: it is not good at waiting for a pipe.
 	if _, err := unix.FcntlInt(line.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
 		return errors.Join(fmt.Errorf("enlarge a pipe: %w", err), lines.Close())
@@ -163,7 +163,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if err != nil {
 		return errors.Join(err, lines.Close())
 	}
-	theirs = append(theirs, order)
+	guestEnds = append(guestEnds, order)
 	b.lines, b.orders = lines, orders
 	// Descriptors of ExtraFiles start at 3.
 	args := []string{
@@ -178,7 +178,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 		if err != nil {
 			return errors.Join(err, lines.Close(), orders.Close())
 		}
-		theirs = append(theirs, cable)
+		guestEnds = append(guestEnds, cable)
 		args = append(args, fmt.Sprintf("vec0:transport=fd,fd=5,mac=02:00:00:00:00:%02x", m.Server))
 	}
 	// Processes of the machine that outlive its first become our children, and
@@ -189,7 +189,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	// Not the first process of its namespace, see below: that one cannot abort.
 	b.cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh", kernel}, args...)...)
 	b.cmd.Env = env
-	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, theirs
+	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, guestEnds
 	// A session of its own, so that its processes can be told from others.
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 { // and that ends with its first one, whatever becomes of us

@@ -60,7 +60,7 @@ func TestPowerCuts(t *testing.T) {
 		if !r.awaitReady(patience, s) {
 			t.Fatal(r.explain(s, errNotReady))
 		}
-		r.tellGo(s)
+		r.sendGo(s)
 		r.settle(s, someLoss(r.random))
 		if len(s.lines.unknown) > 0 {
 			t.Fatalf("nothing was wrong, and writes failed: %v", s.lines.unknown)
@@ -110,7 +110,7 @@ func TestLyingDisk(t *testing.T) {
 	if !r.awaitReady(patience, s) {
 		t.Fatal(r.explain(s, errNotReady))
 	}
-	r.tellGo(s)
+	r.sendGo(s)
 	r.settle(s, Loss{})
 	err := r.check()
 	if err == nil {
@@ -178,7 +178,7 @@ func (r *rig) round(newDisks bool) {
 	for _, s := range r.servers {
 		select {
 		case <-s.ready:
-			r.tellGo(s)
+			r.sendGo(s)
 		default:
 		}
 	}

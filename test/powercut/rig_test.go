@@ -291,7 +291,7 @@ func (r *rig) awaitReady(within time.Duration, servers ...*server) bool {
 }
 
 // tellGo makes the servers write.
-func (r *rig) tellGo(servers ...*server) {
+func (r *rig) sendGo(servers ...*server) {
 	r.t.Helper()
 	for _, s := range servers {
 		if err := s.boot.Go(); err != nil && s.disk.powered() {

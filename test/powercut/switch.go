@@ -33,15 +33,15 @@ func (s *Switch) Plug() (*os.File, error) {
 	if err := unix.SetNonblock(ends[0], true); err != nil {
 		return nil, errors.Join(fmt.Errorf("plug in a machine: %w", err), unix.Close(ends[0]), unix.Close(ends[1]))
 	}
-	ours, theirs := os.NewFile(uintptr(ends[0]), "switch"), os.NewFile(uintptr(ends[1]), "machine")
+	switchEnd, machineEnd := os.NewFile(uintptr(ends[0]), "switch"), os.NewFile(uintptr(ends[1]), "machine")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ports == nil {
 		s.ports = map[*os.File]struct{}{}
 	}
-	s.ports[ours] = struct{}{}
-	s.tasks.Go(func() { s.serve(ours) })
-	return theirs, nil
+	s.ports[switchEnd] = struct{}{}
+	s.tasks.Go(func() { s.serve(switchEnd) })
+	return machineEnd, nil
 }
 
 // Wait returns when no machine is plugged in.

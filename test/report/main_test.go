@@ -76,9 +76,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestPartsThatNobodyHas: a pattern that no part of a test fits has the test itself pass with nothing done, and make
-// the report fail.
-func TestPartsThatNobodyHas(t *testing.T) {
+// TestPatternWithoutMatchFails: a pattern that no part of a test fits has the test itself pass with nothing done, and
+// make the report fail.
+func TestPatternWithoutMatchFails(t *testing.T) {
 	const test, part, skipped = `{"Action":"pass","Package":"m/p","Test":"T"}`, `{"Action":"pass","Package":"m/p","Test":"T/x"}`, `{"Action":"skip","Package":"m/p","Test":"T/x"}`
 	for _, c := range []struct {
 		args   string

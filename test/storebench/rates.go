@@ -153,9 +153,9 @@ func fill(ctx context.Context, s *server, objects int, prefix string) error {
 // measure runs one cell: every variant of ours, etcd once for all of them.
 func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, where string) error {
 	for i, v := range variants {
-		_, ours := s.sys.(*coracle)
+		_, isCoracle := s.sys.(*coracle)
 		names := variants[i : i+1]
-		if !ours {
+		if !isCoracle {
 			if i > 0 {
 				break
 			}

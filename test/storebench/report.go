@@ -126,12 +126,12 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%-62s %-9s %10s %10s %8s  %-8s\n%s\n", "", "", "coracle", "etcd", "ratio", "target", strings.Repeat("-", 122))
 	last := ""
 	for _, x := range r.rows {
-		ours, haveOurs := median(x.Coracle)
-		theirs, haveTheirs := median(x.Etcd)
+		ours, haveCoracle := median(x.Coracle)
+		etcdMedian, haveEtcd := median(x.Etcd)
 		var ratio float64
 		shown := ""
-		if haveOurs && haveTheirs && theirs != 0 {
-			ratio = ours / theirs
+		if haveCoracle && haveEtcd && etcdMedian != 0 {
+			ratio = ours / etcdMedian
 			shown = fmt.Sprintf("%.2f×", ratio)
 		}
 		name := x.Name
@@ -140,10 +140,10 @@ func (r *report) print(w io.Writer) {
 		}
 		last = x.Name
 		verdict := ""
-		if haveOurs {
+		if haveCoracle {
 			verdict = x.Target.verdict(ours, ratio)
 		}
-		fmt.Fprintf(w, "%-62s %-9s %10s %10s %8s  %-8s %s\n", name, x.Unit, number(ours, haveOurs), number(theirs, haveTheirs), shown, x.Target, verdict)
+		fmt.Fprintf(w, "%-62s %-9s %10s %10s %8s  %-8s %s\n", name, x.Unit, number(ours, haveCoracle), number(etcdMedian, haveEtcd), shown, x.Target, verdict)
 	}
 }
 

@@ -50,12 +50,12 @@ func (b *bench) cacheMemory(ctx context.Context, endpoint string, objects int) (
 		_, _ = io.Copy(io.Discard, out)
 		_ = cache.Wait()
 	}()
-	var said struct{ Objects int }
-	if err := json.NewDecoder(out).Decode(&said); err != nil {
+	var reply struct{ Objects int }
+	if err := json.NewDecoder(out).Decode(&reply); err != nil {
 		return 0, err
 	}
-	if said.Objects != objects {
-		return 0, fmt.Errorf("it has %d", said.Objects)
+	if reply.Objects != objects {
+		return 0, fmt.Errorf("it has %d", reply.Objects)
 	}
 	return anonymous(cache.Process.Pid), nil
 }

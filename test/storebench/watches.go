@@ -38,10 +38,10 @@ func (b *bench) watchesOf(ctx context.Context, sys system, voters int) error {
 		Kind: load.WatchFlood, Clients: 16, Watchers: watchers, Ops: pick(b, int64(200), 50),
 		For: time.Minute, ValueBytes: valueBytes, Prefix: "/registry/flood/",
 	}
-	_, ours := sys.(*coracle)
+	_, isCoracle := sys.(*coracle)
 	for i, v := range variants {
 		names := variants[i : i+1]
-		if !ours {
+		if !isCoracle {
 			if i > 0 {
 				break
 			}

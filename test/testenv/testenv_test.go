@@ -14,17 +14,17 @@ import (
 // recorder is a test whose end is observed. The methods that it lacks would panic.
 type recorder struct {
 	testing.TB
-	said            string
+	wrote           string
 	failed, skipped bool
 }
 
 func (r *recorder) Helper() {}
 func (r *recorder) Skip(args ...any) {
-	r.said, r.skipped = fmt.Sprint(args...), true
+	r.wrote, r.skipped = fmt.Sprint(args...), true
 	runtime.Goexit()
 }
 func (r *recorder) Fatalf(format string, args ...any) {
-	r.said, r.failed = fmt.Sprintf(format, args...), true
+	r.wrote, r.failed = fmt.Sprintf(format, args...), true
 	runtime.Goexit()
 }
 
@@ -47,7 +47,7 @@ func TestMissing(t *testing.T) {
 		t.Setenv(RequireVar, tt.require)
 		r := record(func(t testing.TB) { Missing(t, Root, "it mounts %s", "things") })
 		if r.failed != tt.fails || r.skipped == tt.fails {
-			t.Errorf("%s=%q: failed %t, skipped %t, said %q", RequireVar, tt.require, r.failed, r.skipped, r.said)
+			t.Errorf("%s=%q: failed %t, skipped %t, said %q", RequireVar, tt.require, r.failed, r.skipped, r.wrote)
 		}
 	}
 }
@@ -67,8 +67,8 @@ func TestEventually(t *testing.T) {
 		r := record(func(t testing.TB) {
 			Eventually(t, time.Second, "a miracle", func() error { return errors.New("no sign") })
 		})
-		if !r.failed || r.said != "a miracle: not within 1s: no sign" {
-			t.Errorf("failed %t, said %q", r.failed, r.said)
+		if !r.failed || r.wrote != "a miracle: not within 1s: no sign" {
+			t.Errorf("failed %t, said %q", r.failed, r.wrote)
 		}
 	})
 }

@@ -17,9 +17,9 @@ type part struct {
 var ended = regexp.MustCompile(`(?m)^ *--- (PASS|SKIP): (\S+) \(`)
 
 // partsOf are the test and its parts, as `go test -v` has them in what the guest said.
-func partsOf(test, said string) []part {
+func partsOf(test, output string) []part {
 	var out []part
-	for _, m := range ended.FindAllStringSubmatch(said, -1) {
+	for _, m := range ended.FindAllStringSubmatch(output, -1) {
 		if name, ok := strings.CutPrefix(m[2]+"/", test+"/"); ok {
 			out = append(out, part{strings.TrimSuffix(name, "/"), m[1] == "SKIP"})
 		}
@@ -29,9 +29,9 @@ func partsOf(test, said string) []part {
 
 // repeat has this test end as it did in the guest, part by part: so its parts are counted, and who skips something
 // there says so here.
-func repeat(t *testing.T, said string) {
+func repeat(t *testing.T, output string) {
 	t.Helper()
-	all := partsOf(t.Name(), said)
+	all := partsOf(t.Name(), output)
 	if len(all) == 0 {
 		t.Fatalf("the guest did not run %s", t.Name())
 	}

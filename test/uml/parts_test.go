@@ -8,7 +8,7 @@ import (
 )
 
 func TestParts(t *testing.T) {
-	said, over := judge([]byte("=== RUN   TestCases/ipvs/one\r\n    x_test.go:1: --- PASS: TestCases/ipvs/quoted (1.00s)\r\n" +
+	output, over := judge([]byte("=== RUN   TestCases/ipvs/one\r\n    x_test.go:1: --- PASS: TestCases/ipvs/quoted (1.00s)\r\n" +
 		"--- PASS: TestCases (9.00s)\r\n    --- PASS: TestCases/ipvs (9.00s)\r\n" +
 		"        --- PASS: TestCases/ipvs/one_(kubernetes_1) (4.00s)\r\n            --- PASS: TestCases/ipvs/one_(kubernetes_1)/IPv4 (1.00s)\r\n" +
 		"        --- SKIP: TestCases/ipvs/two (0.00s)\r\nPASS\r\n\r\n" + verdict + "0\r\n"))
@@ -16,10 +16,10 @@ func TestParts(t *testing.T) {
 		t.Errorf("it ended with %q", over)
 	}
 	want := []part{{"", false}, {"one_(kubernetes_1)", false}, {"one_(kubernetes_1)/IPv4", false}, {"two", true}}
-	if got := partsOf("TestCases/ipvs", said); !slices.Equal(got, want) {
+	if got := partsOf("TestCases/ipvs", output); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if got := partsOf("TestCases/ip", said); len(got) > 0 {
+	if got := partsOf("TestCases/ip", output); len(got) > 0 {
 		t.Errorf("%v are parts of another test", got)
 	}
 }

@@ -148,21 +148,21 @@ func Run(t *testing.T, o Options) {
 	runtime.LockOSThread() // the death signal follows the thread
 	err = cmd.Run()
 	runtime.UnlockOSThread()
-	said, over := judge(out.Bytes())
-	t.Logf("the guest says:\n%s", said)
+	output, over := judge(out.Bytes())
+	t.Logf("the guest says:\n%s", output)
 	switch {
 	case ctx.Err() != nil:
 		t.Fatalf("the guest was not done within %v", o.Within)
 	case over == "":
 		t.Fatalf("the guest ended without a word (%v)", err)
 	case over != "0":
-		t.Fatalf("it failed in the guest: %s\n%s", over, complaints(said))
+		t.Fatalf("it failed in the guest: %s\n%s", over, complaints(output))
 	}
-	repeat(t, said)
+	repeat(t, output)
 }
 
 // judge splits what came from the console: what the test said, and how it ended.
-func judge(console []byte) (said, over string) {
+func judge(console []byte) (output, over string) {
 	var b strings.Builder
 	for s := bufio.NewScanner(bytes.NewReader(console)); s.Scan(); {
 		line := strings.TrimRight(s.Text(), "\r")
@@ -177,9 +177,9 @@ func judge(console []byte) (said, over string) {
 
 // complaints are the lines of what a test said that say what failed. They are repeated last: of a long output often
 // only the end is kept.
-func complaints(said string) string {
+func complaints(output string) string {
 	var b strings.Builder
-	for line := range strings.Lines(said) {
+	for line := range strings.Lines(output) {
 		if strings.Contains(line, "_test.go:") || strings.Contains(line, "--- FAIL") {
 			b.WriteString(line)
 		}

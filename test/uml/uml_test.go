@@ -5,7 +5,7 @@ package uml
 import "testing"
 
 func TestComplaints(t *testing.T) {
-	const said = `=== RUN   TestX/first
+	const sampleOutput = `=== RUN   TestX/first
     x_test.go:12: not within 2m0s
 === RUN   TestX/second
     network.go:181: the pod network is ready
@@ -18,7 +18,7 @@ FAIL
 --- FAIL: TestX (120.00s)
     --- FAIL: TestX/first (119.00s)
 `
-	if got := complaints(said); got != want {
+	if got := complaints(sampleOutput); got != want {
 		t.Errorf("complaints are\n%swant\n%s", got, want)
 	}
 }

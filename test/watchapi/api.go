@@ -112,7 +112,7 @@ func (a *API) Put(objects ...runtime.Object) {
 		m, _ := meta.Accessor(o)
 		m.SetResourceVersion(strconv.Itoa(a.version))
 		a.objects[path][name] = o
-		a.tell(event{a.version, path, what, o})
+		a.broadcast(event{a.version, path, what, o})
 	}
 }
 
@@ -131,12 +131,12 @@ func (a *API) Remove(objects ...runtime.Object) {
 		old = old.DeepCopyObject()
 		m, _ := meta.Accessor(old)
 		m.SetResourceVersion(strconv.Itoa(a.version))
-		a.tell(event{a.version, path, watch.Deleted, old})
+		a.broadcast(event{a.version, path, watch.Deleted, old})
 	}
 }
 
 // tell is called with mu held.
-func (a *API) tell(e event) {
+func (a *API) broadcast(e event) {
 	a.log = append(a.log, e)
 	close(a.changed)
 	a.changed = make(chan struct{})

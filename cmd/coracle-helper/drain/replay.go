@@ -79,7 +79,7 @@ func (p *Pipe) replay() {
 			p.progress = time.Now()
 		}
 		p.mu.Unlock()
-		p.tellRoom()
+		p.signalRoom()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.EPIPE) {
 			p.sleep(returnPoll) // nothing known gives this; do not spin on it
 		}
@@ -88,7 +88,7 @@ func (p *Pipe) replay() {
 	defer p.mu.Unlock()
 	p.spool.remove()
 	p.spool = nil
-	p.tellRoom()
+	p.signalRoom()
 }
 
 // endSpool returns to handing on directly, unless output was kept meanwhile.
@@ -100,11 +100,11 @@ func (p *Pipe) endSpool() bool {
 	}
 	p.spool.remove()
 	p.spool = nil
-	p.tellRoom()
+	p.signalRoom()
 	return true
 }
 
-func (p *Pipe) tellRoom() {
+func (p *Pipe) signalRoom() {
 	select {
 	case p.room <- struct{}{}:
 	default:

@@ -46,7 +46,7 @@ func fakeProcess(t *testing.T, proc, pid, exe, stat, cgroup string) {
 	}
 }
 
-func TestOurs(t *testing.T) {
+func TestProcessesOfThisBinary(t *testing.T) {
 	proc, bin := t.TempDir(), t.TempDir()
 	helper := bin + "/0123/coracle-helper"
 	fakeProcess(t, proc, "10", helper, "(containerd-shim) S 1", "0::/system.slice/coracle.service\n")
@@ -57,7 +57,7 @@ func TestOurs(t *testing.T) {
 	fakeProcess(t, proc, "15", bin+"/0123/coracle-tools", "(kubectl) S 1", "0::/user.slice\n")
 	fakeProcess(t, proc, "16", "/pause", "(pause) Z 10", "0::/kubepods/podx/abc\n")
 	fakeProcess(t, proc, "17", "/usr/bin/coracle-helper", "(coracle-helper) S 1", "0::/\n")
-	got, err := ours(proc, bin, map[string]bool{"abc": true})
+	got, err := processesOf(proc, bin, map[string]bool{"abc": true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,7 +47,7 @@ func refuseWhileRunning(pidFile string) error {
 // endPods asks containers to end, gives them the grace, and kills them and their shims.
 func endPods(ctx context.Context, o Options) error {
 	ids := containerIDs(o.Paths.ContainerdState)
-	list := func() ([]process, error) { return ours("/proc", o.Paths.BinDir, ids) }
+	list := func() ([]process, error) { return processesOf("/proc", o.Paths.BinDir, ids) }
 	procs, err := list()
 	if err != nil {
 		return err
@@ -64,10 +64,10 @@ func endPods(ctx context.Context, o Options) error {
 			_ = unix.Kill(p.pid, unix.SIGTERM) // gone already is fine
 		}
 	}
-	if left, err := waitGone(ctx, o.Grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
+	if left, err := waitExited(ctx, o.Grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
 		fmt.Fprintf(o.Progress, "%d processes of pods are still there after %v: killing them\n", left, o.Grace)
 	}
-	left, err := waitGone(ctx, hardEnd, func() ([]process, error) {
+	left, err := waitExited(ctx, hardEnd, func() ([]process, error) {
 		procs, err := list()
 		for _, p := range procs {
 			_ = unix.Kill(p.pid, unix.SIGKILL)
@@ -92,7 +92,7 @@ func containersOf(list func() ([]process, error)) ([]process, error) {
 }
 
 // waitGone calls list until it is empty, at most for the given time, and says how many were left.
-func waitGone(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
+func waitExited(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -122,7 +122,7 @@ func containerIDs(state string) map[string]bool {
 
 // ours lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the cgroup
 // of one of the containers.
-func ours(proc, bin string, ids map[string]bool) ([]process, error) {
+func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
 		bin = real // as the kernel names it
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // wish is what a release is to be.
-type wish struct {
+type desired struct {
 	values map[string]any
 	source *source
 	digest string
@@ -26,7 +26,7 @@ type wish struct {
 
 // apply makes the release what the request says.
 func (j *job) apply(ctx context.Context) error {
-	w := &wish{}
+	w := &desired{}
 	var err error
 	if w.values, err = mergeValues(j.req); err != nil {
 		return err
@@ -62,7 +62,7 @@ func (j *job) apply(ctx context.Context) error {
 }
 
 // bring gets the release from whatever state it is in to what is wished.
-func (j *job) bring(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release) error {
+func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release) error {
 	last := lastOf(history)
 	if last == nil || last.Info.Status == common.StatusUninstalled {
 		return j.install(ctx, w, ch, history, helmjob.Installed)
@@ -104,7 +104,7 @@ func everDeployed(history []*release.Release) bool {
 }
 
 // install installs over nothing, or over what earlier tries at an installation have left.
-func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
+func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	revision := 1
 	if last := lastOf(history); last != nil {
 		revision = last.Version + 1
@@ -126,7 +126,7 @@ func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, history []*
 }
 
 // upgrade makes a new revision.
-func (j *job) upgrade(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
+func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	last := lastOf(history)
 	u := action.NewUpgrade(j.cfg)
 	u.Namespace = j.req.Namespace

@@ -129,8 +129,8 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// TestHalfDone finds a release in each state in which a child may die.
-func TestHalfDone(t *testing.T) {
+// TestInterruptedReleasesAreResumed finds a release in each state in which a child may die.
+func TestInterruptedReleasesAreResumed(t *testing.T) {
 	for _, status := range []common.Status{common.StatusPendingInstall, common.StatusPendingUpgrade, common.StatusPendingRollback, common.StatusUninstalling, common.StatusUnknown} {
 		t.Run(status.String(), func(t *testing.T) {
 			tt := newTester(t)

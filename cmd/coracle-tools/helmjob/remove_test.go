@@ -89,8 +89,8 @@ spec:
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 `
 
-// TestKindIsGone removes a release whose own definition of a kind somebody has removed.
-func TestKindIsGone(t *testing.T) {
+// TestRemovalWithoutItsKind removes a release whose own definition of a kind somebody has removed.
+func TestRemovalWithoutItsKind(t *testing.T) {
 	tt := newTester(t)
 	boat := fmt.Sprintf("apiVersion: %s.example.com/v1\nkind: Boat\nmetadata: {name: coracle}\n", tt.ns)
 	chart := web("1.0.0").With("crds/boat.yaml", fmt.Sprintf(crd, tt.ns)).With("templates/boat.yaml", boat)
@@ -132,8 +132,8 @@ func TestKindIsGone(t *testing.T) {
 	}
 }
 
-// TestKept looks that Helm's policy counts in every way of removing.
-func TestKept(t *testing.T) {
+// TestKeepPolicyCountsInEveryRemoval looks that Helm's policy counts in every way of removing.
+func TestKeepPolicyCountsInEveryRemoval(t *testing.T) {
 	tt := newTester(t)
 	kept := "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kept\n  annotations: {helm.sh/resource-policy: keep}\ndata: {greeting: stay}\n"
 	tt.do(tt.request(web("1.0.0").With("templates/kept.yaml", kept)), helmjob.Installed, "")

@@ -29,7 +29,7 @@ func forgedRecord(t *testing.T, driver string) {
 		tt.driver = driver
 		return tt
 	}
-	theirs := func(t *testing.T) (victim *tester, manifest string) {
+	tampered := func(t *testing.T) (victim *tester, manifest string) {
 		victim = newTester(t)
 		return victim, fmt.Sprintf("\n---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: prey\n  namespace: %s\ndata:\n  greeting: forged\n", victim.ns)
 	}
@@ -48,7 +48,7 @@ func forgedRecord(t *testing.T, driver string) {
 	}
 	t.Run("a repair makes nothing that the chart did not have", func(t *testing.T) {
 		tt := in(t)
-		victim, manifest := theirs(t)
+		victim, manifest := tampered(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
 		req := tt.request(web("1.0.0"))
@@ -59,7 +59,7 @@ func forgedRecord(t *testing.T, driver string) {
 	})
 	t.Run("an upgrade removes nothing that the release did not make", func(t *testing.T) {
 		tt := in(t)
-		victim, manifest := theirs(t)
+		victim, manifest := tampered(t)
 		prey(victim)
 		tt.do(tt.request(web("1.0.0").With("templates/old.yaml", configMap("old", "old"))), helmjob.Installed, "")
 		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
@@ -69,7 +69,7 @@ func forgedRecord(t *testing.T, driver string) {
 	})
 	t.Run("a removal runs no hooks that the chart did not have", func(t *testing.T) {
 		tt := in(t)
-		victim, manifest := theirs(t)
+		victim, manifest := tampered(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 		tt.rewrite(hooks(manifest, release.HookPreDelete, release.HookPostDelete))
 		tt.do(tt.removal(), helmjob.Uninstalled, "")
@@ -78,7 +78,7 @@ func forgedRecord(t *testing.T, driver string) {
 	})
 	t.Run("nor does a release that is said to be half removed", func(t *testing.T) {
 		tt := in(t)
-		victim, manifest := theirs(t)
+		victim, manifest := tampered(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 		tt.rewrite(func(r *release.Release) {
 			hooks(manifest, release.HookPreDelete)(r)
@@ -98,8 +98,8 @@ func forgedRecord(t *testing.T, driver string) {
 	})
 }
 
-// TestLongWords has a template fail with more words than anybody reads.
-func TestLongWords(t *testing.T) {
+// TestLongErrorsAreCut has a template fail with more words than anybody reads.
+func TestLongErrorsAreCut(t *testing.T) {
 	tt := newTester(t)
 	r := tt.do(tt.request(web("1.0.0").With("templates/fail.yaml", `{{ fail (repeat 1000000 "é ") }}`)), "", helmjob.RenderFailed)
 	if len(r.Message) > maxMessage+10 || !utf8.ValidString(r.Message) {

@@ -53,7 +53,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 	if o.events == nil {
 		o.events = kernelEvents
 	}
-	told, failed := false, ""
+	reported, failed := false, ""
 	fails := func(err error) {
 		if err == nil {
 			failed = ""
@@ -66,17 +66,17 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 		events, err := o.events(ctx)
 		fails(err)
 		for open := err == nil; open && ctx.Err() == nil; {
-			next, gone, err := o.look(ctx)
+			next, lost, err := o.poll(ctx)
 			fails(err)
 			if next != nil {
 				return next
 			}
-			if err == nil && told != (gone != nil) {
-				told = gone != nil
-				o.Gone(gone)
+			if err == nil && reported != (lost != nil) {
+				reported = lost != nil
+				o.Gone(lost)
 			}
 			var overdue <-chan time.Time
-			if told || err != nil {
+			if reported || err != nil {
 				overdue = time.After(patience)
 			}
 			select {
@@ -98,25 +98,25 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 }
 
 // look returns the addresses that the machine has in place of one that is gone, or else those that are gone.
-func (o *Options) look(ctx context.Context) (next, gone []netip.Addr, err error) {
-	if gone, err = o.missing(); err != nil || gone == nil {
-		return nil, gone, err
+func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error) {
+	if lost, err = o.missing(); err != nil || lost == nil {
+		return nil, lost, err
 	}
 	select {
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	case <-time.After(settle):
 	}
-	if gone, err = o.missing(); err != nil || gone == nil {
-		return nil, gone, err
+	if lost, err = o.missing(); err != nil || lost == nil {
+		return nil, lost, err
 	}
 	found, err := o.Find()
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, ip := range gone { // each needs one of its family: half an address is as good as none
+	for _, ip := range lost { // each needs one of its family: half an address is as good as none
 		if !slices.ContainsFunc(found, func(f netip.Addr) bool { return f.Is4() == ip.Is4() }) {
-			return nil, gone, nil
+			return nil, lost, nil
 		}
 	}
 	return found, nil, nil

@@ -88,8 +88,8 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// TestNewsEnd: when the kernel could not tell everything it is asked again.
-func TestNewsEnd(t *testing.T) {
+// TestLostEventsCauseAPoll: when the kernel could not tell everything it is asked again.
+func TestLostEventsCauseAPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")
 		m := &machine{has: []netip.Addr{a}}
@@ -179,8 +179,8 @@ func TestAddressThatBecomesUsefulLater(t *testing.T) {
 	})
 }
 
-// TestStopWhileGone: a process that is stopped while its address is gone does not say that it is back.
-func TestStopWhileGone(t *testing.T) {
+// TestStopWhileAddressIsLost: a process that is stopped while its address is gone does not say that it is back.
+func TestStopWhileAddressIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &machine{events: make(chan struct{}, 1)}
 		ctx, cancel := context.WithTimeout(t.Context(), settle+patience+time.Second) // it looks a second time then

@@ -48,9 +48,9 @@ type App struct {
 	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress gets
 	// its steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
-	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It
+	// Restart puts the program in place of itself, with the arguments and the environment that it was started with. It
 	// returns when that fails.
-	Anew func() error
+	Restart func() error
 	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named
 	// interface, or on the one that fits, whether a machine has them. It returns them in their usual form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
@@ -76,8 +76,8 @@ func (a *App) Main(ctx context.Context, args []string) int {
 	}
 	root.SetArgs(rest)
 	err := root.ExecuteContext(ctx)
-	if errors.Is(err, ErrAnew) {
-		err = runError{fmt.Errorf("%w, and could not; the service manager starts it again: %w", err, a.Anew())}
+	if errors.Is(err, ErrRestart) {
+		err = runError{fmt.Errorf("%w, and could not; the service manager starts it again: %w", err, a.Restart())}
 	}
 	return a.report(err)
 }

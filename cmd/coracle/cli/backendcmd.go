@@ -26,7 +26,7 @@ import (
 const (
 	// backendWait is how long nodes that run may take to change, and backendLook how often they are asked meanwhile.
 	backendWait = time.Minute
-	backendLook = 300 * time.Millisecond
+	backendPoll = 300 * time.Millisecond
 	// apartShown is how many pairs of nodes are named that would not reach one another.
 	apartShown = 3
 )
@@ -220,7 +220,7 @@ var errLate = errors.New("they go on trying; coracle status says on each of them
 func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, most time.Duration) (off []string, err error) {
 	var late []string
 	var asking, replaced error
-	err = wait.PollUntilContextTimeout(ctx, backendLook, most, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, backendPoll, most, true, func(ctx context.Context) (bool, error) {
 		m, err := presentBackend(ctx, c)
 		if err == nil && m.Data[clusterconfig.BackendData] != name {
 			replaced = fmt.Errorf("somebody else has changed the cluster's network back end to %q meanwhile, which counts", m.Data[clusterconfig.BackendData])

@@ -36,7 +36,7 @@ func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
 	return n
 }
 
-func says(name string) *corev1.ConfigMap {
+func backendSetting(name string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.BackendData: name},
 	}
@@ -72,21 +72,21 @@ func TestSetBackend(t *testing.T) {
 		to, err string // err is empty for none
 		want    string
 	}{
-		"all can":           {fake.NewClientset(says("vxlan"), a, b), "wireguard", "", "wireguard"},
-		"as it is":          {fake.NewClientset(says("vxlan"), a, old), "vxlan", "", "vxlan"},
-		"an older node":     {fake.NewClientset(says("vxlan"), a, old), "host-gw", "can change while they run: c.", "vxlan"},
+		"all can":           {fake.NewClientset(backendSetting("vxlan"), a, b), "wireguard", "", "wireguard"},
+		"as it is":          {fake.NewClientset(backendSetting("vxlan"), a, old), "vxlan", "", "vxlan"},
+		"an older node":     {fake.NewClientset(backendSetting("vxlan"), a, old), "host-gw", "can change while they run: c.", "vxlan"},
 		"older servers":     {fake.NewClientset(a), "host-gw", "there is no ConfigMap kube-system/network-backend.coracle", ""},
-		"another plugin's":  {fake.NewClientset(says("none"), a), "host-gw", "another plugin's (none). If somebody wrote that by hand, start coracle anew on a server", "none"},
-		"a pod's port":      {fake.NewClientset(says("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
-		"a pod's, unneeded": {fake.NewClientset(says("vxlan"), a, pod), "host-gw", "", "host-gw"},
-		"a Service's port":  {fake.NewClientset(says("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
-		"nonsense":          {fake.NewClientset(says("pigeons"), a), "host-gw", "", "host-gw"},
-		"one segment":       {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "192.0.2.2")), "host-gw", "", "host-gw"},
-		"a router":          {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "host-gw", "with host-gw: nodes d (192.0.2.1) and e (198.51.100.2) are not in one network. Delete those", "vxlan"},
-		"routers": {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
+		"another plugin's":  {fake.NewClientset(backendSetting("none"), a), "host-gw", "another plugin's (none). If somebody wrote that by hand, start coracle anew on a server", "none"},
+		"a pod's port":      {fake.NewClientset(backendSetting("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
+		"a pod's, unneeded": {fake.NewClientset(backendSetting("vxlan"), a, pod), "host-gw", "", "host-gw"},
+		"a Service's port":  {fake.NewClientset(backendSetting("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
+		"nonsense":          {fake.NewClientset(backendSetting("pigeons"), a), "host-gw", "", "host-gw"},
+		"one segment":       {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "192.0.2.2")), "host-gw", "", "host-gw"},
+		"a router":          {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "host-gw", "with host-gw: nodes d (192.0.2.1) and e (198.51.100.2) are not in one network. Delete those", "vxlan"},
+		"routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
 			"d (192.0.2.1) and g (10.0.0.4) are not in one network; and 3 more. ", "vxlan"},
-		"a tunnel by routers": {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
-		"somebody else, too":  {conflicting(says("vxlan"), a), "host-gw", "somebody else changed the network back end at the same moment", "vxlan"},
+		"a tunnel by routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
+		"somebody else, too":  {conflicting(backendSetting("vxlan"), a), "host-gw", "somebody else changed the network back end at the same moment", "vxlan"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := setBackend(t.Context(), c.client, c.to)
@@ -107,7 +107,7 @@ func TestSetBackend(t *testing.T) {
 // TestWaitForBackend: nodes that run are waited for and named; those that do not run are named, and not waited for.
 func TestWaitForBackend(t *testing.T) {
 	ready, away := corev1.ConditionTrue, corev1.ConditionUnknown
-	client := fake.NewClientset(says("host-gw"), backendNode("a", "host-gw", ready), backendNode("b", "vxlan", away), backendNode("c", "host-gw", away), backendNode("d", "vxlan", ready))
+	client := fake.NewClientset(backendSetting("host-gw"), backendNode("a", "host-gw", ready), backendNode("b", "vxlan", away), backendNode("c", "host-gw", away), backendNode("d", "vxlan", ready))
 	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Millisecond); err == nil || !strings.Contains(err.Error(), "have not changed to it yet: d.") {
 		t.Errorf("%v, %v", off, err)
 	}
@@ -122,7 +122,7 @@ func TestWaitForBackend(t *testing.T) {
 // TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so;
 // also when nodes are late for another reason.
 func TestBackendReplaced(t *testing.T) {
-	client := fake.NewClientset(says("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
+	client := fake.NewClientset(backendSetting("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
 	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
 	if want := `somebody else has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
 		t.Errorf("%v, %v, want %s", off, err, want)
@@ -148,13 +148,13 @@ func TestBackendOfSilentServer(t *testing.T) {
 
 // TestShowBackend: what no node goes by is not shown as the cluster's.
 func TestShowBackend(t *testing.T) {
-	for said, want := range map[string]string{"vxlan": "vxlan", "none": "none", "pigeons": `says "pigeons", which is no network back end`, "": `says "", which is no network back end`} {
-		got, err := shownBackend(t.Context(), fake.NewClientset(says(said)))
+	for given, want := range map[string]string{"vxlan": "vxlan", "none": "none", "pigeons": `says "pigeons", which is no network back end`, "": `says "", which is no network back end`} {
+		got, err := shownBackend(t.Context(), fake.NewClientset(backendSetting(given)))
 		if err != nil {
 			got = err.Error()
 		}
-		if !strings.Contains(got, want) || (err == nil) != slices.Contains(clusterconfig.NetworkBackends, said) {
-			t.Errorf("%q: %q, want %q", said, got, want)
+		if !strings.Contains(got, want) || (err == nil) != slices.Contains(clusterconfig.NetworkBackends, given) {
+			t.Errorf("%q: %q, want %q", given, got, want)
 		}
 	}
 }

@@ -55,9 +55,9 @@ The exit code is 3 when a server of several did not leave, 1 when a node did not
 		if err := checkGrace(*grace); err != nil {
 			return usageError{cmd, err}
 		}
-		said, err := a.leaveCluster(cmd.Context(), t, *grace)
-		if said != "" {
-			fmt.Fprintln(cmd.OutOrStdout(), said)
+		message, err := a.leaveCluster(cmd.Context(), t, *grace)
+		if message != "" {
+			fmt.Fprintln(cmd.OutOrStdout(), message)
 		}
 		return err
 	})
@@ -65,7 +65,7 @@ The exit code is 3 when a server of several did not leave, 1 when a node did not
 }
 
 // leaveCluster takes this machine out of its cluster and says what it did.
-func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Duration) (said string, err error) {
+func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Duration) (message string, err error) {
 	r, err := askStatus(ctx, t)
 	switch {
 	case errors.Is(err, status.ErrNotRunning) && !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
@@ -82,22 +82,22 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 		return "", err
 	}
 	if r.Role == "server" {
-		said, err := a.serverLeaves(ctx, t, r.Node, grace)
+		message, err := a.serverLeaves(ctx, t, r.Node, grace)
 		if err != nil {
 			err = stillMember{err}
 		}
-		return said, err
+		return message, err
 	}
 	rc, err := clientcmd.BuildConfigFromFlags("", nodecreds.In(filepath.Join(t.Paths.AgentDir, "cred")).KubeletKubeconfig)
 	if err != nil {
 		return "", fmt.Errorf("reading this node's credentials: %w. %s", err, whatIsLeft(r.Node))
 	}
 	rc.ContentType = runtime.ContentTypeJSON
-	gone, err := leaveBy(ctx, rc, r.Node, grace)
+	removed, err := leaveBy(ctx, rc, r.Node, grace)
 	if err != nil {
 		return "", fmt.Errorf("%w. %s", err, whatIsLeft(r.Node))
 	}
-	if !gone {
+	if !removed {
 		return "the cluster has no node " + r.Node + " any more", nil
 	}
 	return "this machine is no node of the cluster any more", nil
@@ -128,7 +128,7 @@ func leaveBy(ctx context.Context, rc *rest.Config, node string, grace time.Durat
 }
 
 // serverLeaves takes a server out. It asks another one, since this one's API ends with its place in the store.
-func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, grace time.Duration) (said string, err error) {
+func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, grace time.Duration) (message string, err error) {
 	s, err := askServers(ctx, t)
 	if err != nil {
 		return "", err
@@ -145,11 +145,11 @@ func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, gra
 		return "", err
 	}
 	rc.Host = "https://" + other.Address
-	gone, err := leaveBy(ctx, rc, node, grace)
+	removed, err := leaveBy(ctx, rc, node, grace)
 	if err != nil {
 		return "", fmt.Errorf("%w. %s", err, whatIsLeftOfServer(node))
 	}
-	if gone {
+	if removed {
 		return "this machine is no server and no node of the cluster any more", nil
 	}
 	// Without a node, the store is all that there is to leave.

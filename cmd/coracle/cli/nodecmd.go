@@ -28,7 +28,7 @@ const (
 	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.
 	leaveRest = 20 * time.Second
 	// leaveLook is how often it is looked at.
-	leaveLook = 500 * time.Millisecond
+	leavePoll = 500 * time.Millisecond
 )
 
 func (a *App) nodeCommand() *cobra.Command {
@@ -114,15 +114,15 @@ func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.
 	if err != nil {
 		return err
 	}
-	return awaitGone(ctx, c, n, grace+leaveRest)
+	return awaitDeletion(ctx, c, n, grace+leaveRest)
 }
 
 // awaitGone waits until a node is gone, or another one of its name is there.
-func awaitGone(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMost time.Duration) error {
+func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMost time.Duration) error {
 	deadline := time.NewTimer(atMost)
 	defer deadline.Stop()
-	look := time.NewTicker(leaveLook)
-	defer look.Stop()
+	poll := time.NewTicker(leavePoll)
+	defer poll.Stop()
 	var last error
 	for {
 		now, err := c.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
@@ -138,7 +138,7 @@ func awaitGone(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMo
 			return fmt.Errorf("interrupted; the leading server goes on with the removal of the node %s", n.Name)
 		case <-deadline.C:
 			return stillThere(n, last)
-		case <-look.C:
+		case <-poll.C:
 		}
 	}
 }

@@ -25,8 +25,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
-// ErrAnew ends a server or an agent that has to start once more, in the same process: App.Anew does that.
-var ErrAnew = errors.New("coracle has to start anew")
+// ErrRestart ends a server or an agent that has to start once more, in the same process: App.Restart does that.
+var ErrRestart = errors.New("coracle has to start anew")
 
 // sameSignal is how close two signals are one: timeout(1) and some shells signal a process and then its group.
 const sameSignal = 500 * time.Millisecond
@@ -109,10 +109,10 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	stopAdmin()
 	adminErr := <-adminDone
 	switch {
-	case errors.Is(bodyErr, ErrAnew) && ctx.Err() == nil:
+	case errors.Is(bodyErr, ErrRestart) && ctx.Err() == nil:
 		p.Log.Info("coracle starts anew; pods keep running", "after", time.Since(p.started).Round(time.Second))
-		return errors.Join(ErrAnew, adminErr)
-	case bodyErr != nil && !(ctx.Err() != nil && (errors.Is(bodyErr, context.Canceled) || errors.Is(bodyErr, ErrAnew))):
+		return errors.Join(ErrRestart, adminErr)
+	case bodyErr != nil && !(ctx.Err() != nil && (errors.Is(bodyErr, context.Canceled) || errors.Is(bodyErr, ErrRestart))):
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
 		return errors.Join(bodyErr, adminErr)
 	case ctx.Err() == nil:
@@ -122,15 +122,15 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	return adminErr
 }
 
-// Anew starts the program anew, whatever still runs; see App.Anew. When a stop was asked for meanwhile, it ends the
-// process.
-func (p *Process) Anew() {
+// Restart starts the program anew, whatever still runs; see App.Restart. When a stop was asked for meanwhile, it ends
+// the process.
+func (p *Process) Restart() {
 	if p.stopping.Load() {
 		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
 		os.Exit(0)
 	}
 	p.Log.Info("not all has stopped in time; coracle starts anew all the same, pods keep running")
-	p.Log.Error("coracle could not start anew; the service manager starts it again", "error", p.app.Anew())
+	p.Log.Error("coracle could not start anew; the service manager starts it again", "error", p.app.Restart())
 	os.Exit(1)
 }
 

@@ -123,7 +123,7 @@ func testApp() *App {
 		CheckKubeletArgs: fakeArgs,
 		Unpack:           fakeUnpack,
 		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
-		Anew:             func() error { return errors.New("it was tried to start anew") },
+		Restart:          func() error { return errors.New("it was tried to start anew") },
 		Encryption:       fakeKeys{},
 		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.Rotation) (token.Token, []string, error) {
 			if r.Old == "wrong" {
@@ -214,9 +214,9 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	<-ctx.Done()
 	switch os.Getenv("FAKE_ANEW") {
 	case "returns": // it was about to start anew when the stop was asked for
-		return ErrAnew
+		return ErrRestart
 	case "hangs":
-		p.Anew()
+		p.Restart()
 	}
 	if os.Getenv("FAKE_HANG") != "" {
 		<-time.After(time.Minute)

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-func TestPlanSaysWhatMayBeLost(t *testing.T) {
+func TestPlanNamesPossibleLoss(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	var out bytes.Buffer
 	printPlan(&out, storefiles.Plan{

@@ -115,8 +115,8 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
-			if gone := apierrors.IsNotFound(err); gone != (c.labels[managedBy] == manager) {
-				t.Errorf("removed: %v", gone)
+			if notFound := apierrors.IsNotFound(err); notFound != (c.labels[managedBy] == manager) {
+				t.Errorf("removed: %v", notFound)
 			}
 		})
 	}

@@ -41,11 +41,11 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing a request for helm: %w", err)
 	}
-	stdin, ours, err := os.Pipe()
+	stdin, writeEnd, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("making a pipe for helm: %w", err)
 	}
-	defer ours.Close() // only after the child's end: the child takes the pipe's end for our death
+	defer writeEnd.Close() // only after the child's end: the child takes the pipe's end for our death
 	out := &answer{}
 	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
@@ -60,11 +60,11 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	}
 	sent := make(chan error, 1) // the only value, so that the writer never waits
 	go func() {
-		_, err := ours.Write(append(text, '\n'))
+		_, err := writeEnd.Write(append(text, '\n'))
 		sent <- err
 	}()
 	err = c.Wait()
-	ours.Close() // a child that died early may have left the writer waiting
+	writeEnd.Close() // a child that died early may have left the writer waiting
 	writeErr := <-sent
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("helm was stopped: %w", context.Cause(ctx))

@@ -17,7 +17,7 @@ import (
 var errAborted = errors.New("memtransport: the server aborted the request")
 
 // errClientGone is the cause handlers find when the response body was closed early.
-var errClientGone = errors.New("memtransport: the client closed the response")
+var errClientClosed = errors.New("memtransport: the client closed the response")
 
 // exchange is one request and its response. It is the handler's http.ResponseWriter.
 type exchange struct {

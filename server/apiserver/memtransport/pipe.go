@@ -35,7 +35,7 @@ func (p *pipe) write(b []byte) (int, error) {
 	n := 0
 	for {
 		if p.readErr != nil {
-			return n, errClientGone
+			return n, errClientClosed
 		}
 		if p.writeErr != nil {
 			return n, io.ErrClosedPipe
@@ -133,7 +133,7 @@ func (b *responseBody) takeTrailers() {
 // Close cancels the handler unless it is through.
 func (b *responseBody) Close() error {
 	b.ex.body.closeRead(http.ErrBodyReadAfterClose)
-	b.ex.abort(errClientGone)
+	b.ex.abort(errClientClosed)
 	return nil
 }
 

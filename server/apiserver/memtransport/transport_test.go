@@ -206,12 +206,12 @@ func TestCancelBeforeTheHeader(t *testing.T) {
 // lateContext is a client that looks whether it was cancelled only when the handler has ended.
 type lateContext struct {
 	context.Context
-	look func()
+	check func()
 }
 
 func (c *lateContext) Done() <-chan struct{} {
-	if c.look != nil {
-		c.look()
+	if c.check != nil {
+		c.check()
 	}
 	return c.Context.Done()
 }
@@ -223,7 +223,7 @@ func TestNoAnswerAfterCancel(t *testing.T) {
 		client := &lateContext{Context: inner}
 		var tr *Transport
 		tr = New(Options{Context: func(ctx context.Context) context.Context {
-			client.look = tr.inFlight.Wait // from here on RoundTrip only waits for the answer
+			client.check = tr.inFlight.Wait // from here on RoundTrip only waits for the answer
 			cancel()
 			return ctx
 		}})

@@ -147,8 +147,9 @@ func versions(from, n, size int) []version {
 	return out
 }
 
-// TestNobodyReads: what is decoded for a watch that nobody reads is one object, or Limit bytes, however many there are.
-func TestNobodyReads(t *testing.T) {
+// TestUnreadStreamIsClosed: what is decoded for a watch that nobody reads is one object, or Limit bytes, however many
+// there are.
+func TestUnreadStreamIsClosed(t *testing.T) {
 	for name, c := range map[string]struct {
 		beginning, versions []version
 		most, mostRaw       int

@@ -54,7 +54,7 @@ func (c *churn) definition(ctx context.Context, i int) error {
 		return err
 	}
 	c.done.Definitions.Add(1)
-	return until(ctx, "deletion of definition "+crd.Name, gone(crds.Get, crd.Name))
+	return until(ctx, "deletion of definition "+crd.Name, deleted(crds.Get, crd.Name))
 }
 
 // customObjects makes, reads, changes and deletes objects. The last ones go with the definition.

@@ -55,7 +55,7 @@ func (c *churn) namespace(ctx context.Context, i, running int) error {
 		return err
 	}
 	c.done.Namespaces.Add(1)
-	return until(ctx, "deletion of namespace "+name, gone(c.client.CoreV1().Namespaces().Get, name))
+	return until(ctx, "deletion of namespace "+name, deleted(c.client.CoreV1().Namespaces().Get, name))
 }
 
 // configuration makes ConfigMaps and Secrets and changes some of them.

@@ -388,7 +388,7 @@ func (s *seen) wait(name string) <-chan struct{} {
 	return ch
 }
 
-func (s *seen) tell(name string) {
+func (s *seen) notify(name string) {
 	s.Lock()
 	defer s.Unlock()
 	if ch := s.waiting[name]; ch != nil {
@@ -428,7 +428,7 @@ func (c *client) watchRunning(ctx context.Context, ns string) (*seen, func(), er
 				}
 			}
 			if json.Unmarshal(line, &e) == nil && e.Object.Status.Phase == "Running" {
-				s.tell(e.Object.Metadata.Name)
+				s.notify(e.Object.Metadata.Name)
 			}
 		}
 	}()

@@ -228,13 +228,13 @@ var errGoingAway = errors.New("the server goes away")
 
 // converse holds conversations of which each has an answer every half second, and begins another one when the server
 // has ended one.
-func (l *load) converse(ctx context.Context, kind string, i int, begin func(context.Context, int) (say func(string) error, end func(), err error)) {
+func (l *load) converse(ctx context.Context, kind string, i int, begin func(context.Context, int) (send func(string) error, end func(), err error)) {
 	for n := 0; ctx.Err() == nil; n++ {
 		began := time.Now()
-		say, end, err := begin(ctx, i)
+		send, end, err := begin(ctx, i)
 		for err == nil {
 			began = time.Now()
-			if err = say(fmt.Sprintf("word %d of %d", n, i)); err == nil {
+			if err = send(fmt.Sprintf("word %d of %d", n, i)); err == nil {
 				l.tally.note(kind, began, nil)
 			}
 			select {

@@ -56,11 +56,11 @@ func (f *files) run() {
 
 // moment names what an event on a file means, or is empty.
 func moment(name string, mask uint32) string {
-	created, gone := mask&unix.IN_CREATE != 0, mask&unix.IN_DELETE != 0
+	created, deleted := mask&unix.IN_CREATE != 0, mask&unix.IN_DELETE != 0
 	switch {
 	case strings.HasSuffix(name, ".segment.tmp") && created:
 		return "segment"
-	case strings.HasSuffix(name, ".segment") && gone:
+	case strings.HasSuffix(name, ".segment") && deleted:
 		return "trimmed"
 	case strings.HasSuffix(name, ".tmp") && strings.HasPrefix(name, "0") && created:
 		return "snapshot"

@@ -112,8 +112,8 @@ func TestNoDescriptorForNewFile(t *testing.T) {
 	}
 }
 
-// TestFileOfSomebodyElse: a file that logrotate moves or shortens is left to it.
-func TestFileOfSomebodyElse(t *testing.T) {
+// TestFileOfAnotherUser: a file that logrotate moves or shortens is left to it.
+func TestFileOfAnotherUser(t *testing.T) {
 	l, _ := smallFile(t)
 	forty := strings.Repeat("a", 39)
 	for range 2 {

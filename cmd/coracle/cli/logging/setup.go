@@ -44,20 +44,20 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 			out.w = io.MultiWriter(f, stderr)
 		}
 	}
-	ours, theirs := slog.LevelInfo, slog.LevelWarn
+	ownLevel, upstreamLevel := slog.LevelInfo, slog.LevelWarn
 	if c.Debug {
-		ours, theirs = slog.LevelDebug, slog.LevelInfo
+		ownLevel, upstreamLevel = slog.LevelDebug, slog.LevelInfo
 	}
 	if c.Verbosity > 0 {
-		theirs = slog.Level(-c.Verbosity)
-		ours = min(ours, theirs) // some of our parts hand their logger to upstream's
+		upstreamLevel = slog.Level(-c.Verbosity)
+		ownLevel = min(ownLevel, upstreamLevel) // some of our parts hand their logger to upstream's
 	}
 	if c.VModule != "" {
-		theirs = slog.Level(-10) // klog itself drops what no pattern asks for
+		upstreamLevel = slog.Level(-10) // klog itself drops what no pattern asks for
 	}
-	l.Logger = slog.New(&Handler{out: out, level: ours})
-	l.libraries = &Handler{out: out, level: theirs, hold: &hold{}}
-	l.quiet = theirs == slog.LevelWarn
+	l.Logger = slog.New(&Handler{out: out, level: ownLevel})
+	l.libraries = &Handler{out: out, level: upstreamLevel, hold: &hold{}}
+	l.quiet = upstreamLevel == slog.LevelWarn
 	slog.SetDefault(l.Logger)
 	log.SetFlags(0)
 	log.SetOutput(lines(l.libraries, slog.LevelInfo))

@@ -29,27 +29,28 @@ func write(t *testing.T, path string, at time.Time) string {
 	return path
 }
 
-// TestForward: a clock that is behind is set to the newest time that can be true, and no other clock is set.
-func TestForward(t *testing.T) {
+// TestOnlyASlowClockIsSet: a clock that is behind is set to the newest time that can be true, and no other clock is
+// set.
+func TestOnlyASlowClockIsSet(t *testing.T) {
 	built := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
 	later := built.AddDate(1, 0, 0)
 	for name, tt := range map[string]struct {
 		now, noted, written time.Time // of the file, and of one that is written anyway; zero: there is none
 		unset               error
 		want                time.Time // zero: it is not set
-		says                string
+		clockAt             string
 	}{
 		"right":                            {now: later, noted: built, written: built},
 		"ahead by years":                   {now: later.AddDate(9, 0, 0), noted: later},
-		"1970, never ran":                  {now: time.Unix(7, 0), want: built, says: "built"},
-		"1970, noted":                      {now: time.Unix(7, 0), noted: later, written: built, want: later, says: "clock was written"},
-		"1970, written":                    {now: time.Unix(7, 0), noted: built, written: later, want: later, says: "log was written"},
+		"1970, never ran":                  {now: time.Unix(7, 0), want: built, clockAt: "built"},
+		"1970, noted":                      {now: time.Unix(7, 0), noted: later, written: built, want: later, clockAt: "clock was written"},
+		"1970, written":                    {now: time.Unix(7, 0), noted: built, written: later, want: later, clockAt: "log was written"},
 		"right, files of a clock ahead":    {now: later, noted: later.AddDate(12, 0, 0)},
-		"right, one file of a clock ahead": {now: later.Add(-time.Hour), noted: later, written: later.AddDate(12, 0, 0), want: later, says: "clock was written"},
-		"weeks behind":                     {now: later.AddDate(0, 0, -21), noted: later, want: later, says: "set forward"},
-		"a minute behind":                  {now: later.Add(-time.Minute), noted: later, want: later, says: "set forward"},
-		"1970, files of a clock in 2099":   {now: time.Unix(7, 0), noted: time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), want: built, says: "built"},
-		"1970, in a container":             {now: time.Unix(7, 0), unset: unix.EPERM, want: built, says: "container"},
+		"right, one file of a clock ahead": {now: later.Add(-time.Hour), noted: later, written: later.AddDate(12, 0, 0), want: later, clockAt: "clock was written"},
+		"weeks behind":                     {now: later.AddDate(0, 0, -21), noted: later, want: later, clockAt: "set forward"},
+		"a minute behind":                  {now: later.Add(-time.Minute), noted: later, want: later, clockAt: "set forward"},
+		"1970, files of a clock in 2099":   {now: time.Unix(7, 0), noted: time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), want: built, clockAt: "built"},
+		"1970, in a container":             {now: time.Unix(7, 0), unset: unix.EPERM, want: built, clockAt: "container"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -71,7 +72,7 @@ func TestForward(t *testing.T) {
 				write(t, filepath.Join(dir, "store", "log"), tt.written)
 			}
 			c.Forward()
-			if !set.Equal(tt.want) || !strings.Contains(log.String(), tt.says) || (tt.says == "") != (log.Len() == 0) {
+			if !set.Equal(tt.want) || !strings.Contains(log.String(), tt.clockAt) || (tt.clockAt == "") != (log.Len() == 0) {
 				t.Errorf("set to %v, want %v; said %s", set, tt.want, log.String())
 			}
 		})
@@ -113,9 +114,9 @@ func TestNotedTimeIsOnTheDisk(t *testing.T) {
 	}
 }
 
-// TestKeep: the time is noted at once and at the end, and files of a clock that ran ahead do not say a wrong time any
-// more.
-func TestKeep(t *testing.T) {
+// TestTimeIsSavedAtStartAndEnd: the time is noted at once and at the end, and files of a clock that ran ahead do not
+// say a wrong time any more.
+func TestTimeIsSavedAtStartAndEnd(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	ahead := write(t, filepath.Join(dir, "leaf.pem"), now.AddDate(3, 0, 0))

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package coracle
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+)
+
+// plainer are everyday words that name nothing in an identifier, each with words of the field to take instead.
+var plainer = map[string]string{
+	"told":      "sent, reported, logged, notified",
+	"vain":      "unavailable, failed",
+	"kin":       "shared, deduplicated",
+	"alike":     "equal, shared",
+	"lone":      "standalone, single",
+	"wish":      "desired, requested",
+	"wishes":    "desired, requested",
+	"nobody":    "no-op (nopX), none, unreachable",
+	"somebody":  "other, foreign, user",
+	"whoever":   "client, caller, peer",
+	"stranger":  "foreign, unknown, untrusted, external",
+	"strangers": "foreign, unknown, untrusted, external",
+	"theirs":    "remote, peer, foreign, upstream",
+	"looks":     "probes, polls, samples",
+	"looked":    "probed, polled, checked",
+	"hang":      "stall, block, stuck; for closing connections: close, drain",
+	"hangs":     "stalled, blocked, stuck",
+	"came":      "received, arrived",
+	"anew":      "restart, reopen, repeat",
+	"together":  "aligned (timers), simultaneous",
+}
+
+// olderNames are folders whose names are older than this test. Names in them follow when the folders are restructured.
+var olderNames = []string{"server", "server/apiserver", "server/apiserver/memtransport", "server/apiserver/watchbuffer", "server/detour",
+	"raftstore", "agent/balancer", "agent/kubelet"}
+
+func TestIdentifiersUseWordsOfTheField(t *testing.T) {
+	files := token.NewFileSet()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "build"):
+			return filepath.SkipDir
+		case d.IsDir(), filepath.Ext(path) != ".go", slices.Contains(olderNames, filepath.ToSlash(filepath.Dir(path))):
+			return nil
+		}
+		f, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for _, id := range declared(f) {
+			for _, word := range wordsOf(id.Name) {
+				if better := plainer[word]; better != "" {
+					t.Errorf("%s: %s: %q is no word of the field; better: %s", files.Position(id.Pos()), id.Name, word, better)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGlossaryAndWordsAgree: no word that identifiers may not have is one that the glossary asks for.
+func TestGlossaryAndWordsAgree(t *testing.T) {
+	page, err := os.ReadFile("docs/CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, glossary, _ := strings.Cut(string(page), "\n## Words\n")
+	glossary, _, _ = strings.Cut(glossary, "\n## ")
+	rows := 0
+	for line := range strings.Lines(glossary) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5 {
+			continue
+		}
+		rows++
+		for _, word := range strings.FieldsFunc(strings.ToLower(cells[2]), func(r rune) bool { return !unicode.IsLetter(r) }) {
+			if plainer[word] != "" {
+				t.Errorf("docs/CONTRIBUTING.md asks for %q, which identifiers may not have: %s", word, line)
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("the glossary of docs/CONTRIBUTING.md has %d rows only", rows)
+	}
+}
+
+func TestWordsOf(t *testing.T) {
+	for name, want := range map[string]string{
+		"x": "x", "hangUp": "hang up", "ErrAnew": "err anew", "change": "change", "TLSTold": "tls told", "told_us": "told us", "v6Look": "v6 look", "onHTTP": "on http",
+	} {
+		if got := strings.Join(wordsOf(name), " "); got != want {
+			t.Errorf("wordsOf(%s) is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// declared returns the identifiers that a file declares: functions, types, variables, constants, fields, methods,
+// parameters and labels.
+func declared(f *ast.File) []*ast.Ident {
+	var out []*ast.Ident
+	ast.Inspect(f, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			out = append(out, n.Name)
+		case *ast.TypeSpec:
+			out = append(out, n.Name)
+		case *ast.ValueSpec:
+			out = append(out, n.Names...)
+		case *ast.Field:
+			out = append(out, n.Names...)
+		case *ast.LabeledStmt:
+			out = append(out, n.Label)
+		case *ast.AssignStmt:
+			if n.Tok == token.DEFINE {
+				out = append(out, identifiers(n.Lhs)...)
+			}
+		case *ast.RangeStmt:
+			if n.Tok == token.DEFINE {
+				out = append(out, identifiers([]ast.Expr{n.Key, n.Value})...)
+			}
+		}
+		return true
+	})
+	return out
+}
+
+func identifiers(all []ast.Expr) []*ast.Ident {
+	var out []*ast.Ident
+	for _, e := range all {
+		if id, ok := e.(*ast.Ident); ok {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// wordsOf returns the words of a name in camel case, in small letters. An abbreviation in capitals is one word.
+func wordsOf(name string) []string {
+	var out []string
+	letters := []rune(name)
+	begin := 0
+	for i := 1; i <= len(letters); i++ {
+		if i < len(letters) && letters[i] != '_' {
+			afterSmall := unicode.IsUpper(letters[i]) && !unicode.IsUpper(letters[i-1])
+			endOfCapitals := unicode.IsUpper(letters[i]) && i+1 < len(letters) && unicode.IsLower(letters[i+1])
+			if !afterSmall && !endOfCapitals {
+				continue
+			}
+		}
+		if word := strings.Trim(string(letters[begin:i]), "_"); word != "" {
+			out = append(out, strings.ToLower(word))
+		}
+		begin = i
+	}
+	return out
+}
