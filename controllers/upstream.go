@@ -117,6 +117,7 @@ func withBootstrap(list []string, aliases map[string]string) []string {
 // apply sets our values over upstream's defaults; extra arguments win over both.
 func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 	s.SecureServing.BindPort = 0 // no listener
+	setAttachPeriod()
 	s.Generic.LeaderElection.LeaderElect = false
 	s.ControllerShutdownTimeout = stopTimeout
 

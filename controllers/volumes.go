@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	csitranslation "k8s.io/csi-translation-lib"
@@ -23,8 +24,9 @@ import (
 // attaches is attached at most so much later.
 const attachPeriod = 500 * time.Millisecond
 
-// init, since upstream's controller copies the configuration when a term begins, and terms may overlap.
-func init() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod }
+// setAttachPeriod has to be called before a term begins, when upstream's controller copies the configuration. It writes
+// once, since terms may overlap.
+var setAttachPeriod = sync.OnceFunc(func() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod })
 
 // volumes is a controller of upstream's whose constructor has no place for plugins of ours.
 type volumes struct {
