@@ -20,7 +20,7 @@ func TestIdleCost(t *testing.T) {
 				for range n {
 					g.add()
 				}
-				time.Sleep(10 * time.Minute) // all know all, and that has been sent
+				time.Sleep(10 * time.Minute) // fake time: every member has been announced to every other
 				for _, m := range g.members {
 					if len(m.Members()) != n {
 						t.Fatalf("%s knows %d members", m.o.Name, len(m.Members()))

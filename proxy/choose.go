@@ -28,9 +28,9 @@ type Place struct {
 // Service's. Each address is there once.
 func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
 	d := detour{down: p.Down}
-	groups := map[discoveryv1.AddressType][]*seen{}
+	groups := map[discoveryv1.AddressType][]*slicePair{}
 	for _, s := range all {
-		groups[s.AddressType] = append(groups[s.AddressType], &seen{is: s})
+		groups[s.AddressType] = append(groups[s.AddressType], &slicePair{is: s})
 	}
 	var out []netip.AddrPort
 	for _, g := range groups {

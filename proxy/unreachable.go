@@ -31,7 +31,7 @@ type detour struct {
 
 	mu     sync.Mutex // held during calls of the back end, so that it receives a slice's states in their order
 	down   map[string]bool
-	groups map[group][]*seen
+	groups map[group][]*slicePair
 }
 
 // group is the slices of one Service with addresses of one family.
@@ -40,19 +40,19 @@ type group struct {
 	family  discoveryv1.AddressType
 }
 
-// seen is a slice: as it is, and as the back end knows it.
-type seen struct{ is, handed *discoveryv1.EndpointSlice }
+// slicePair is an EndpointSlice as it is, and as the back end was handed it.
+type slicePair struct{ is, handed *discoveryv1.EndpointSlice }
 
 func newDetour(to backend) *detour {
-	return &detour{to: to, groups: map[group][]*seen{}}
+	return &detour{to: to, groups: map[group][]*slicePair{}}
 }
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
 	return group{types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}, s.AddressType}
 }
 
-func find(in []*seen, s *discoveryv1.EndpointSlice) int {
-	return slices.IndexFunc(in, func(other *seen) bool { return other.is.Name == s.Name })
+func find(in []*slicePair, s *discoveryv1.EndpointSlice) int {
+	return slices.IndexFunc(in, func(other *slicePair) bool { return other.is.Name == s.Name })
 }
 
 // put takes a slice that is new or has changed.
@@ -63,7 +63,7 @@ func (d *detour) put(s *discoveryv1.EndpointSlice) {
 	if i := find(d.groups[g], s); i >= 0 {
 		d.groups[g][i].is = s
 	} else {
-		d.groups[g] = append(d.groups[g], &seen{is: s})
+		d.groups[g] = append(d.groups[g], &slicePair{is: s})
 	}
 	d.tell(d.groups[g])
 }
@@ -119,7 +119,7 @@ func (d *detour) set(down map[string]bool) (changed bool) {
 }
 
 // tell tells the back end what has changed of a group.
-func (d *detour) tell(g []*seen) (changed bool) {
+func (d *detour) tell(g []*slicePair) (changed bool) {
 	reached := d.reached(g)
 	for _, s := range g {
 		now := d.rewrite(s.is, reached)
@@ -134,8 +134,8 @@ func (d *detour) tell(g []*seen) (changed bool) {
 
 // reached are the ports, by name, for which a group has an endpoint that is reached and can be used. It is nil when all
 // of the group's nodes are reached.
-func (d *detour) reached(g []*seen) map[string]bool {
-	if !slices.ContainsFunc(g, func(s *seen) bool { return slices.ContainsFunc(s.is.Endpoints, d.lost) }) {
+func (d *detour) reached(g []*slicePair) map[string]bool {
+	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.is.Endpoints, d.lost) }) {
 		return nil
 	}
 	out := map[string]bool{}

@@ -94,7 +94,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 				}
 				return nil
 			})
-			time.Sleep(50 * time.Millisecond) // in which the rest would be decoded as well
+			time.Sleep(50 * time.Millisecond) // real time in which a faulty buffer would decode the rest: nothing else shows that it does not
 			heard := map[uint64]bool{}
 			for i := range versions {
 				e := <-w.ResultChan()

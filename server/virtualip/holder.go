@@ -97,7 +97,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 	}()
 	_ = h.redirect(nil) // removes what a killed process has left; a failure has been logged
 	for {
-		h.look(ctx)
+		h.reconcile(ctx)
 		var again <-chan time.Time
 		if len(h.v.Kept()) > 0 {
 			again = time.After(poll)
@@ -124,8 +124,8 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 	}
 }
 
-// look makes everything as it has to be now.
-func (h *holder) look(ctx context.Context) {
+// reconcile makes everything as it has to be now.
+func (h *holder) reconcile(ctx context.Context) {
 	h.places, h.trouble = h.find(h.v.Kept())
 	redirects, err := h.v.redirects(h.places)
 	if err == nil && h.v.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {

@@ -115,20 +115,20 @@ func TestHolder(t *testing.T) {
 			t.Errorf("translations %v, want %v", rec.redirects, want)
 		}
 		now(raftstore.Leadership{Leader: true, Term: 2})
-		time.Sleep(leaderWait - 1)
+		time.Sleep(leaderWait - 1) // fake time
 		check("before the wait is over", 0, status.Running)
 		time.Sleep(time.Nanosecond)
 		check("when it is over", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
 		now(raftstore.Leadership{Leader: true, Term: 4}) // nothing was heard of the end of term 2
 		check("the next term", 0, status.Running)
-		time.Sleep(leaderWait)
+		time.Sleep(leaderWait) // fake time
 		check("the next term, after the wait", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
 		now(raftstore.Leadership{Term: 5})
 		check("another server's term", 0, status.Waiting)
 
 		rec.fail = errors.New("the interface is gone")
 		now(raftstore.Leadership{Leader: true, Term: 6})
-		time.Sleep(leaderWait)
+		time.Sleep(leaderWait) // fake time
 		check("an interface that goes", 0, status.Running, "10.0.0.100 on eth0 after 550ms")
 		rec.fail = nil
 		time.Sleep(time.Second)
@@ -216,7 +216,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 		}
 		used = false
 		mu.Unlock()
-		time.Sleep(probeAgain)
+		time.Sleep(probeAgain) // fake time
 		announced(1)
 		mu.Lock()
 		probes = 0
@@ -224,7 +224,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 		lead(false)
 		announced(0)
 		lead(true)
-		time.Sleep(leaderWait)
+		time.Sleep(leaderWait) // fake time
 		announced(1)
 		if probes != 0 {
 			t.Error("it was looked for again")
@@ -247,16 +247,16 @@ func TestLeaderWithoutALink(t *testing.T) {
 				t.Errorf("it handed over to %v, want %v", store.moved, want)
 			}
 		}
-		time.Sleep(transferAfter / 2)
+		time.Sleep(transferAfter / 2) // fake time
 		moved()
-		time.Sleep(2 * transferAfter)
+		time.Sleep(2 * transferAfter) // fake time
 		moved(3)
 		lead(false)
 		synctest.Wait()
 		lead(true)
-		time.Sleep(transferAgain / 2)
+		time.Sleep(transferAgain / 2) // fake time
 		moved(3)
-		time.Sleep(transferAgain)
+		time.Sleep(transferAgain) // fake time
 		moved(3, 3)
 		stop()
 	})
