@@ -113,9 +113,10 @@ func (k *Kube) Prints(want []string, args ...string) {
 	})
 }
 
-// Dump logs what is in the namespace, for a failed test.
+// Dump logs what is in the namespace, for a failed test. The events come last: a reader who has only the end of the
+// output sees these.
 func (k *Kube) Dump() {
-	for _, args := range [][]string{{"get", "all", "-o", "wide"}, {"get", "events", "--sort-by=.lastTimestamp"}, {"describe", "pods"}} {
+	for _, args := range [][]string{{"describe", "pods"}, {"get", "all", "-o", "wide"}, {"get", "events", "--sort-by=.lastTimestamp"}} {
 		out, err := k.Try(args...)
 		k.T.Logf("$ kubectl %s\n%s\n%v", strings.Join(args, " "), out, err)
 	}
