@@ -47,7 +47,9 @@ func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 	return nil
 }
 
-// Create puts the pipes in place before the container gets its descriptors.
+// Create puts the pipes in place before the container gets its descriptors, and seals them when the container's side is
+// open. Start would be too late: a container that is killed before it has no Start, and a restarted containerd waits for
+// the end of its output before it deletes the task. Only a container that is restored opens its side in Start.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
 	r.Stdout = t.attach(ctx, r.Bundle, "stdout", r.Stdout)
@@ -58,13 +60,16 @@ func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 		return nil, err
 	}
 	t.pid = resp.Pid
+	if r.Checkpoint == "" {
+		t.seal()
+	}
 	s.mu.Lock()
 	s.tasks[r.ID] = t
 	s.mu.Unlock()
 	return resp, nil
 }
 
-// Start seals the pipes: by now the container's side is open, also where it was restored from a checkpoint.
+// Start seals the pipes of a container that was restored from a checkpoint.
 func (s *outputService) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	resp, err := s.TTRPCTaskService.Start(ctx, r)
 	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {

@@ -106,6 +106,33 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 	}
 }
 
+// TestOutputEndsBeforeStart: a container that was created and killed, and never started, has no more output. A containerd
+// that starts again deletes such a task only after it has read the end; with a writer left it would wait for ever, and
+// with it the node.
+func TestOutputEndsBeforeStart(t *testing.T) {
+	s, inner, bundle := newService(t)
+	fifo := filepath.Join(t.TempDir(), "stdout")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo}); err != nil {
+		t.Fatal(err)
+	}
+	inner.stdout.Close() // as when its process ends
+	_ = reader.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if got, err := io.ReadAll(reader); err != nil || len(got) > 0 {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if _, err := s.Delete(t.Context(), &taskapi.DeleteRequest{ID: "c"}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOtherOutputIsLeftAlone(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
