@@ -26,15 +26,29 @@ var errExhausted = errors.New("no free address")
 // address in it. Addresses go round robin, so that a freed one rests before it is used again.
 type ipam struct {
 	dir    string
-	mu     sync.Mutex // the store's own file lock does not exclude goroutines of one process
-	stores map[netip.Prefix]*disk.Store
+	mu     sync.Mutex
+	stores map[netip.Prefix]addressStore
 }
+
+// addressStore is a folder of addresses without the lock file of host-local. One process has the folder, and ipam.mu
+// excludes its goroutines. The file's descriptor would go to each program that is started, and a program that lives on,
+// as a pod's shim does, would keep the lock of a process that was killed: no pod would get an address any more.
+type addressStore struct{ *disk.Store }
+
+// Lock implements backend.Store.
+func (addressStore) Lock() error { return nil }
+
+// Unlock implements backend.Store.
+func (addressStore) Unlock() error { return nil }
+
+// Close implements backend.Store.
+func (addressStore) Close() error { return nil }
 
 func openIPAM(dir string) (*ipam, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the address folder: %w", err)
 	}
-	a := &ipam{dir: dir, stores: map[netip.Prefix]*disk.Store{}}
+	a := &ipam{dir: dir, stores: map[netip.Prefix]addressStore{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("reading the address folder: %w", err)
@@ -50,16 +64,19 @@ func openIPAM(dir string) (*ipam, error) {
 	return a, nil
 }
 
-func (a *ipam) store(p netip.Prefix) (*disk.Store, error) {
-	if s := a.stores[p]; s != nil {
+func (a *ipam) store(p netip.Prefix) (addressStore, error) {
+	if s, ok := a.stores[p]; ok {
 		return s, nil
 	}
 	s, err := disk.New(strings.ReplaceAll(p.String(), "/", "_"), a.dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening the addresses of %s: %w", p, err)
+	if err == nil {
+		err = s.Close() // the lock file
 	}
-	a.stores[p] = s
-	return s, nil
+	if err != nil {
+		return addressStore{}, fmt.Errorf("opening the addresses of %s: %w", p, err)
+	}
+	a.stores[p] = addressStore{s}
+	return a.stores[p], nil
 }
 
 // gateway is the node's own address in a pod CIDR: its first.

@@ -6,10 +6,33 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
+
+// TestNoLockIsInherited: a program that is started while addresses are in use gets no descriptor of their folder. A shim
+// that kept a lock of a killed process would keep the node from ever giving an address again.
+func TestNoLockIsInherited(t *testing.T) {
+	dir := t.TempDir()
+	a, err := openIPAM(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := netip.MustParsePrefix("10.42.7.0/24")
+	if _, err := a.allocate(key{"pod", "eth0"}, []netip.Prefix{network}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("ls", "-l", "/proc/self/fd/").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(out), dir) {
+		t.Errorf("a program that is started has\n%s", out)
+	}
+}
 
 // TestAddressesOfTheNode: neither the node's own address nor that of its ingress proxy is given to a pod.
 func TestAddressesOfTheNode(t *testing.T) {

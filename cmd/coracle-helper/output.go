@@ -21,14 +21,20 @@ import (
 // handOver is how long a deleted task's last output may take to be read, as long as upstream waits for its own copying.
 const handOver = 10 * time.Second
 
+// firstTask is how long a shim waits for its first task, which containerd creates at once. A containerd that is killed
+// between the two forgets the shim when it starts again: it would stay for ever, with 12 MB.
+const firstTask = time.Minute
+
 // outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd
 // reads. Upstream's service below writes into FIFOs of ours; above, they are not seen: State reports the names that
 // containerd gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started
 // them.
 //
-// It also keeps a task that ended while containerd was away from being taken for one that was never created, see Pids.
+// It also keeps a task that ended while containerd was away from being taken for one that was never created, see Pids;
+// and it ends a shim that never gets a task.
 type outputService struct {
 	taskapi.TTRPCTaskService
+	unused *time.Timer // ends the shim, unless a task was created
 
 	mu    sync.Mutex
 	tasks map[string]*containerTask // by container, from Create to Delete
@@ -41,6 +47,11 @@ type containerTask struct {
 	pipes          []*drain.Pipe
 }
 
+// newOutputService wraps a task service. It calls end when no task was created for firstTask.
+func newOutputService(inner taskapi.TTRPCTaskService, end func()) *outputService {
+	return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}, unused: time.AfterFunc(firstTask, end)}
+}
+
 // RegisterTTRPC makes the shim serve this instead of the service inside.
 func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
@@ -51,6 +62,7 @@ func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 // open. Start would be too late: a container that is killed before it has no Start, and a restarted containerd waits for
 // the end of its output before it deletes the task. Only a container that is restored opens its side in Start.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	s.unused.Stop()
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
 	r.Stdout = t.attach(ctx, r.Bundle, "stdout", r.Stdout)
 	r.Stderr = t.attach(ctx, r.Bundle, "stderr", r.Stderr)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -62,7 +63,7 @@ func newService(t *testing.T) (*outputService, *fakeTasks, string) {
 		t.Fatal(err)
 	}
 	inner := &fakeTasks{}
-	return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}}, inner, bundle
+	return newOutputService(inner, func() { t.Error("the shim ends") }), inner, bundle
 }
 
 func TestOutputGoesThroughAPipe(t *testing.T) {
@@ -130,6 +131,26 @@ func TestOutputEndsBeforeStart(t *testing.T) {
 	}
 	if _, err := s.Delete(t.Context(), &taskapi.DeleteRequest{ID: "c"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestShimWithoutTaskEnds: a shim whose containerd was killed before it created a task does not stay.
+func TestShimWithoutTaskEnds(t *testing.T) {
+	for _, tasks := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			ended := 0
+			s := newOutputService(&fakeTasks{}, func() { ended++ })
+			for range tasks {
+				if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(2 * firstTask) // fake time
+			synctest.Wait()
+			if want := 1 - tasks; ended != want {
+				t.Errorf("a shim of %d tasks ended %d times", tasks, ended)
+			}
+		})
 	}
 }
 

@@ -39,7 +39,7 @@ func runShim() {
 			if err != nil {
 				return nil, err
 			}
-			return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}}, nil
+			return newOutputService(inner, down.(shutdown.Service).Shutdown), nil
 		},
 	})
 	shim.RunShim(context.Background(), manager.NewShimManager("io.containerd.runc.v2"))
