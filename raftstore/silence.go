@@ -189,16 +189,10 @@ func (p *clustered) missLeader(ctx context.Context) {
 		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the
 		// rest is over.
 		wait = min(wait, p.silentAfter())
-		if p.s.raft.State() == raft.Leader && p.voters() == 1 {
-			wait = aloneEvery // nothing is compared with other voters
-		}
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
 	}
 }
-
-// aloneEvery is the pause between two looks of a leader that is the only voter.
-const aloneEvery = 2 * time.Second
 
 // The pause between two looks of who misses the leader doubles after some, from a tenth of a second up to mostRest.
 const (

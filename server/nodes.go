@@ -20,7 +20,6 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
-	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -39,32 +38,9 @@ const (
 	// stalledAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here
 	// wait as long; but a disk that is merely slow must not break off what goes on between nodes and this server.
 	stalledAfter = 3 * time.Second
-	// diskPoll is how often that is checked, and diskPollAlone where there is no other server that they could go to.
-	diskPoll, diskPollAlone = 500 * time.Millisecond, 2 * time.Second
-	// aloneSlack is how late the timers of the only server may be on a processor that has nothing else to do. With
-	// other servers it is [timers.Standard]: their timers decide how soon a dead leader is missed (docs/adr/0040).
-	aloneSlack = 5 * time.Millisecond
+	// diskPoll is how often that is checked.
+	diskPoll = 500 * time.Millisecond
 )
-
-// setAlone has this server rest longer while it is the cluster's only one.
-func (s *Server) setAlone(alone bool) {
-	s.alone.Store(alone)
-	slack := timers.Standard
-	if alone {
-		slack = aloneSlack
-	}
-	if err := timers.Set(slack); err != nil {
-		s.log.Info("timers wake this machine one by one; at rest it uses a little more of the processor", "error", err)
-	}
-}
-
-// diskPause is how long it is until the next check of the disk.
-func (s *Server) diskPause() time.Duration {
-	if s.alone.Load() {
-		return timers.Until(diskPollAlone)
-	}
-	return diskPoll
-}
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
 	return tunnels.New(tunnels.Options{
@@ -95,11 +71,13 @@ func (s *Server) serveNodes(ctx context.Context) {
 // drainNodes closes the connections of nodes while this server cannot serve them, until ctx is done, so that they fail
 // over. What the programs of this machine ask is passed on to another server, also for its own node.
 func (s *Server) drainNodes(ctx context.Context) {
+	ticker := time.NewTicker(diskPoll)
+	defer ticker.Stop()
 	for now := (serviceability{}); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(s.diskPause()):
+		case <-ticker.C:
 		}
 		if now.unable && s.elsewhere() != nil {
 			s.starting.once.Do(func() { close(s.starting.away) })

@@ -57,7 +57,6 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Alone:    s.setAlone,
 		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API:     func() (kubernetes.Interface, error) { return s.admission.API() },

@@ -86,8 +86,6 @@ type Server struct {
 	vips       *virtualip.Keeper
 	// backend is what this server knows of the cluster's network back end.
 	backend *netbackend.Keeper
-	// alone says that this is the cluster's only server.
-	alone atomic.Bool
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// judge judges nodes while this server leads.

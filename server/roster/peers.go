@@ -43,18 +43,13 @@ func OtherServers(serverDir string) ([]string, error) {
 	return peers, nil
 }
 
-// KeepPeers keeps that file, and reports whether there are other servers, until ctx is done.
+// KeepPeers keeps that file until ctx is done.
 func (r *Roster) KeepPeers(ctx context.Context) {
-	last, alone := "", false
+	last := ""
 	for {
-		members := r.o.Members()
-		if err := savePeers(r.o.Dir, members); err != nil && err.Error() != last {
+		if err := savePeers(r.o.Dir, r.o.Members()); err != nil && err.Error() != last {
 			last = err.Error()
 			r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
-		}
-		if only := len(members) > 0 && len(others(members)) == 0; only != alone {
-			alone = only
-			r.o.Alone(alone)
 		}
 		select {
 		case <-ctx.Done():

@@ -3,40 +3,14 @@
 package roster
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 )
-
-// TestAloneIsReported: who keeps the peers' file says when other servers come and when they are gone.
-func TestAloneIsReported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		self, other := raftstore.Member{Address: "10.0.0.1:6443", Self: true}, raftstore.Member{Address: "10.0.0.2:6443"}
-		members := make(chan []raftstore.Member)
-		var reported []bool
-		r := New(Options{
-			Dir: t.TempDir(), Members: func() []raftstore.Member { return <-members },
-			Alone: func(alone bool) { reported = append(reported, alone) },
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() { defer close(ended); r.KeepPeers(ctx) }()
-		for _, list := range [][]raftstore.Member{nil, {self}, {self}, {self, other}, {other, self}, {self}} {
-			members <- list
-		}
-		cancel()
-		<-ended
-		if got := fmt.Sprint(reported); got != "[true false true]" {
-			t.Errorf("reported %s", got)
-		}
-	})
-}
 
 // TestPeersAreKept: the others' addresses follow the members, and a damaged file is not taken for none.
 func TestPeersAreKept(t *testing.T) {

@@ -54,8 +54,6 @@ type Options struct {
 
 	// Failover are the servers that serve this machine while its own store waits, nil while none does.
 	Failover func() []string
-	// Alone is called when this server is found to be the cluster's only one, and when that is over.
-	Alone func(bool)
 	// Machines are the members of the gossip.
 	Machines func() []gossip.Info
 	// Virtual are the cluster's virtual addresses. Serving are those that this server's certificate is for.
