@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestNoLockIsInherited: a program that is started while addresses are in use gets no descriptor of their folder. A shim
-// that kept a lock of a killed process would keep the node from ever giving an address again.
+// TestNoLockIsInherited: a program that is started while addresses are in use gets no descriptor of their folder. A
+// shim that kept a lock of a killed process would keep the node from ever giving an address again.
 func TestNoLockIsInherited(t *testing.T) {
 	dir := t.TempDir()
 	a, err := openIPAM(dir)

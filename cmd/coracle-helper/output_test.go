@@ -107,9 +107,9 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 	}
 }
 
-// TestOutputEndsBeforeStart: a container that was created and killed, and never started, has no more output. A containerd
-// that starts again deletes such a task only after it has read the end; with a writer left it would wait for ever, and
-// with it the node.
+// TestOutputEndsBeforeStart: a container that was created and killed, and never started, has no more output. A
+// containerd that starts again deletes such a task only after it has read the end; with a writer left it would wait for
+// ever, and with it the node.
 func TestOutputEndsBeforeStart(t *testing.T) {
 	s, inner, bundle := newService(t)
 	fifo := filepath.Join(t.TempDir(), "stdout")
