@@ -59,8 +59,8 @@ func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 }
 
 // Create puts the pipes in place before the container gets its descriptors, and seals them when the container's side is
-// open. Start would be too late: a container that is killed before it has no Start, and a restarted containerd waits for
-// the end of its output before it deletes the task. Only a container that is restored opens its side in Start.
+// open. Start would be too late: a container that is killed before it has no Start, and a restarted containerd deletes
+// the task only after the end of its output. Only a container that is restored opens its side in Start.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	s.unused.Stop()
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
