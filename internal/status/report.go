@@ -3,6 +3,7 @@
 package status
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"time"
@@ -72,6 +73,10 @@ type Identity struct {
 	Started    time.Time
 }
 
+// longStart is how long a part may take to start before the report says that something is wrong: none takes half as
+// long on a small board.
+const longStart = 2 * time.Minute
+
 // makeReport describes this process.
 func makeReport(id Identity, src Source) Report {
 	r := Report{
@@ -93,8 +98,15 @@ func makeReport(id Identity, src Source) Report {
 		r.Memory = &m
 	}
 	for _, c := range r.Components {
-		if c.State.Trouble() {
+		switch {
+		case c.State.Trouble():
 			r.Problems = append(r.Problems, c.Name+": "+c.Message)
+		case c.State == Starting && time.Since(c.Since) > longStart:
+			problem := fmt.Sprintf("%s: still starting after %v", c.Name, time.Since(c.Since).Round(time.Second))
+			if c.Message != "" {
+				problem += ": " + c.Message
+			}
+			r.Problems = append(r.Problems, problem)
 		}
 	}
 	return r

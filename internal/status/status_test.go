@@ -5,12 +5,14 @@ package status
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -67,6 +69,30 @@ func serve(t *testing.T, socket string, b *Board) (*Server, func()) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLongStartIsAProblem: a part that does not come to an end of its start is wrong, even where it reports nothing.
+func TestLongStartIsAProblem(t *testing.T) {
+	for _, tt := range []struct {
+		state   State
+		ago     time.Duration
+		message string
+		want    string
+	}{
+		{Starting, time.Minute, "", "[]"},
+		{Starting, 3 * time.Minute, "", "[containerd: still starting after 3m0s]"},
+		{Starting, 3 * time.Minute, "no disk", "[containerd: still starting after 3m0s: no disk]"},
+		{Running, 3 * time.Minute, "", "[]"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := NewBoard(time.Now)
+			b.Part("containerd").Set(tt.state, tt.message)
+			time.Sleep(tt.ago) // fake time
+			if got := fmt.Sprint(makeReport(Identity{}, b).Problems); got != tt.want {
+				t.Errorf("%s for %v: %s, want %s", tt.state, tt.ago, got, tt.want)
+			}
+		})
 	}
 }
 

@@ -1,0 +1,61 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestKillsDuringPodStart: a server is killed again and again at some moment of its pods' start. The next one always
+// starts them, and when they are deleted nothing of them is left running.
+func TestKillsDuringPodStart(t *testing.T) {
+	if !whole {
+		t.Skip("it takes minutes: make e2e-ha has it")
+	}
+	const rounds, pods = 30, 3
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	s.AddBoxImage()
+	s.Start()
+	s.WaitReady()
+	k := s.Namespace(t, "kills")
+	for i := range rounds {
+		var all strings.Builder
+		for j := range pods {
+			fmt.Fprintf(&all, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p%d-%d}\nspec:\n  terminationGracePeriodSeconds: 1\n"+
+				"  containers: [%s, command: [testbox, serve]}]\n", i, j, harness.BoxYAML)
+		}
+		k.Apply(all.String())
+		after := time.Duration(rand.IntN(2000)) * time.Millisecond
+		time.Sleep(after) // the moment is what is drawn
+		k.Kill()
+		k.Start()
+		for j := range pods {
+			name := fmt.Sprintf("p%d-%d", i, j)
+			harness.Eventually(t, harness.Soon, fmt.Sprintf("%s runs, killed %v after it was made", name, after), func() error {
+				out, err := k.Try("get", "pod", name, "-o", "jsonpath={.status.phase}")
+				if err == nil && out != "Running" {
+					err = fmt.Errorf("it is %s", out)
+				}
+				return err
+			})
+		}
+		k.Kubectl("delete", "pods", "--all", "--wait=false")
+	}
+	k.Kubectl("delete", "pods", "--all", "--timeout=180s")
+	harness.Eventually(t, harness.Soon, "no shim is left", func() error {
+		out, err := m.Run("/bin/busybox", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2> /dev/null | grep 'coracle-helpe[r] -namespace' || true; done")
+		if err == nil && strings.TrimSpace(out) != "" {
+			err = fmt.Errorf("there are\n%s", out)
+		}
+		return err
+	})
+}
