@@ -66,18 +66,25 @@ func newService(t *testing.T) (*outputService, *fakeTasks, string) {
 	return newOutputService(inner, func() { t.Error("the shim ends") }), inner, bundle
 }
 
-func TestOutputGoesThroughAPipe(t *testing.T) {
-	s, inner, bundle := newService(t)
-	ctx := context.Background()
-	fifo := filepath.Join(t.TempDir(), "stdout")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+// newFIFO makes a FIFO and opens it for reading, as containerd does.
+func newFIFO(t *testing.T) (path string, reader *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "stdout")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Close()
+	t.Cleanup(func() { reader.Close() })
+	return path, reader
+}
+
+func TestOutputGoesThroughAPipe(t *testing.T) {
+	s, inner, bundle := newService(t)
+	ctx := context.Background()
+	fifo, reader := newFIFO(t)
 	if _, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo, Stderr: ""}); err != nil {
 		t.Fatal(err)
 	}
@@ -112,15 +119,7 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 // ever, and with it the node.
 func TestOutputEndsBeforeStart(t *testing.T) {
 	s, inner, bundle := newService(t)
-	fifo := filepath.Join(t.TempDir(), "stdout")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
+	fifo, reader := newFIFO(t)
 	if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 )
 
@@ -73,8 +74,7 @@ type Identity struct {
 	Started    time.Time
 }
 
-// longStart is how long a part may take to start before the report says that something is wrong: none takes half as
-// long on a small board.
+// longStart is how long a part may be starting before the report says that something is wrong.
 const longStart = 2 * time.Minute
 
 // makeReport describes this process.
@@ -102,11 +102,8 @@ func makeReport(id Identity, src Source) Report {
 		case c.State.Trouble():
 			r.Problems = append(r.Problems, c.Name+": "+c.Message)
 		case c.State == Starting && time.Since(c.Since) > longStart:
-			problem := fmt.Sprintf("%s: still starting after %v", c.Name, time.Since(c.Since).Round(time.Second))
-			if c.Message != "" {
-				problem += ": " + c.Message
-			}
-			r.Problems = append(r.Problems, problem)
+			problem := fmt.Sprintf("%s: still starting after %v: %s", c.Name, time.Since(c.Since).Round(time.Second), c.Message)
+			r.Problems = append(r.Problems, strings.TrimSuffix(problem, ": "))
 		}
 	}
 	return r

@@ -245,6 +245,16 @@ func (m *Machine) Run(name string, args ...string) (string, error) {
 	return Output(m.Command(ctx, name, args...))
 }
 
+// NoProcess returns an error that lists the processes of the machine whose command line matches a pattern of grep. The
+// pattern must not match itself: "[a]gent".
+func (m *Machine) NoProcess(pattern string) error {
+	out, err := m.Run("/bin/busybox", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2> /dev/null | grep '"+pattern+"' || true; done")
+	if err == nil && strings.TrimSpace(out) != "" {
+		err = fmt.Errorf("there are\n%s", out)
+	}
+	return err
+}
+
 // Output runs c and returns its standard output, and an error that quotes its standard error.
 func Output(c *exec.Cmd) (string, error) {
 	var out, complaint bytes.Buffer
