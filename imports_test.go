@@ -32,6 +32,8 @@ var allowed = map[string]map[string]string{
 		"vip": "the flags of the virtual address; uninstalling removes it",
 
 		"localvolume": "`coracle agent` keeps the folders of local volumes",
+
+		"console": "`coracle console` serves one",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",
@@ -68,7 +70,7 @@ var allowed = map[string]map[string]string{
 		"joining": "a member knows servers by what the join protocol says of them",
 	},
 	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "netpolicy": {},
-	"joining": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
+	"joining": {}, "console": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
 	"internal": {},
 }
 
