@@ -223,7 +223,7 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 	if err := os.WriteFile(page, []byte(content), 0o600); err != nil {
 		return remove, fmt.Errorf("making a file for it: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, opener, page) //nolint:gosec // the user's own program
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), opener, page) //nolint:gosec // the user's own program
 	cmd.Env = a.Environ
 	if err := cmd.Start(); err != nil {
 		return remove, fmt.Errorf("starting xdg-open: %w", err)
