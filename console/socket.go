@@ -181,7 +181,9 @@ func (s *socket) take(ctx context.Context, r request) {
 			default: // nothing else of the tab waits for a shell that does not read
 				open.cancel()
 				delete(s.streams, r.ID)
-				s.running.Go(func() { open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed") })
+				s.running.Go(func() {
+					open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
+				})
 			}
 		}
 		return
@@ -193,7 +195,9 @@ func (s *socket) take(ctx context.Context, r request) {
 	st := &stream{s: s, id: r.ID, cancel: cancel, input: make(chan request, inputQueue)}
 	if len(s.streams) >= maxStreams {
 		cancel()
-		s.running.Go(func() { st.end(http.StatusTooManyRequests, "TooManyRequests", "this tab has too many streams: close some") })
+		s.running.Go(func() {
+			st.end(http.StatusTooManyRequests, "TooManyRequests", "this tab has too many streams: close some")
+		})
 		return
 	}
 	s.streams[r.ID] = st

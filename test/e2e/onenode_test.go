@@ -54,7 +54,7 @@ func TestOneNode(t *testing.T) {
 			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
 			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
 			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"objects", objects},
-			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped}, {"console", webConsole},
 		} {
 			places <- struct{}{}
 			begun.Go(func() {
