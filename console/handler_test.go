@@ -111,7 +111,7 @@ func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 		"the proxy of a node":                            {"GET", "/k8s/api/v1/nodes/b/proxy/logs", []string{"Authorization", bearer}, 403},
 		"the older way to it":                            {"GET", "/k8s/api/v1/proxy/nodes/b", []string{"Authorization", bearer}, 403},
 		"the proxy, escaped":                             {"GET", "/k8s/api/v1/nodes/b/%70roxy/", []string{"Authorization", bearer}, 403},
-		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", []string{"Authorization", bearer}, 400},
+		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", []string{"Authorization", bearer}, 403},
 		"a path of the API server that is no resource's": {"GET", "/k8s/debug/pprof/", []string{"Authorization", bearer}, 403},
 		"a method that pages do not use":                 {"PROPFIND", "/k8s/api/v1/pods", []string{"Authorization", bearer}, 405},
 	} {
@@ -259,7 +259,7 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 		`{"type":"MODIFIED","object":{"kind":"Table","columnDefinitions":[{"name":"Name","type":"string"}],"rows":[{"cells":["b2"],"object":{"metadata":{"name":"b","uid":"2","resourceVersion":"8"}}}]}}`,
 		`{"type":"DELETED","object":{"kind":"Table","rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"9"}}}]}}`))
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(request{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
 		t.Fatal(err)
 	}
 	next(t, conn, "columns")
@@ -284,7 +284,7 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 func TestListBeginsAnewWhenItsRevisionIsTooOld(t *testing.T) {
 	s := consoleOf(t, tableAPI(t))
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(request{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	next(t, conn, "state")
@@ -299,7 +299,7 @@ func TestForbiddenListEnds(t *testing.T) {
 		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
 	})
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(request{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
 		t.Fatal(err)
 	}
 	if m := next(t, conn, "end"); m["code"] != 403.0 || m["message"] != "you may not" {
@@ -312,7 +312,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 		_, _ = io.WriteString(w, "first\n"+strings.Repeat("x", 10<<20)+"\n\xff\nlast")
 	})
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(request{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
 		t.Fatal(err)
 	}
 	var lines []string

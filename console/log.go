@@ -4,6 +4,7 @@ package console
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,7 @@ func readLines(ctx context.Context, body io.Reader, lines chan<- string) error {
 			missing := 0
 			for errors.Is(err, bufio.ErrBufferFull) {
 				text, err = r.ReadSlice('\n')
-				missing += len(text)
+				missing += len(bytes.TrimSuffix(text, []byte("\n")))
 			}
 			line += fmt.Sprintf(" … (%d more bytes)", missing)
 		}

@@ -35,8 +35,8 @@ const (
 	pongPatience = 75 * time.Second
 )
 
-// request is a message of a page.
-type request struct {
+// pageMessage is a message of a page.
+type pageMessage struct {
 	ID      int64             `json:"id"`
 	Op      string            `json:"op"`
 	Path    string            `json:"path"`
@@ -49,7 +49,7 @@ type request struct {
 	Rows    uint16            `json:"rows"`
 }
 
-func (r *request) values() url.Values {
+func (r *pageMessage) values() url.Values {
 	out := url.Values{}
 	for k, v := range r.Query {
 		out.Set(k, v)
@@ -78,7 +78,7 @@ type stream struct {
 	s      *socket
 	id     int64
 	cancel context.CancelFunc
-	input  chan request // what a page sends to a shell; capacity inputQueue
+	input  chan pageMessage // what a page sends to a shell; capacity inputQueue
 }
 
 // socket serves a tab's WebSocket until the tab or the console ends.
@@ -133,7 +133,7 @@ func (s *socket) serve() {
 		if err != nil {
 			return
 		}
-		var r request
+		var r pageMessage
 		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil {
 			return // not one of our pages
 		}
@@ -163,7 +163,7 @@ func (s *socket) keepAlive(ctx context.Context) {
 }
 
 // take does what a message asks for.
-func (s *socket) take(ctx context.Context, r request) {
+func (s *socket) take(ctx context.Context, r pageMessage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	open := s.streams[r.ID]
@@ -192,7 +192,7 @@ func (s *socket) take(ctx context.Context, r request) {
 		return // the page counts up, so this is not one of ours
 	}
 	streamCtx, cancel := context.WithCancel(ctx)
-	st := &stream{s: s, id: r.ID, cancel: cancel, input: make(chan request, inputQueue)}
+	st := &stream{s: s, id: r.ID, cancel: cancel, input: make(chan pageMessage, inputQueue)}
 	if len(s.streams) >= maxStreams {
 		cancel()
 		s.running.Go(func() {
@@ -211,7 +211,7 @@ func (s *socket) take(ctx context.Context, r request) {
 }
 
 // run is a stream's life.
-func (st *stream) run(ctx context.Context, r request) {
+func (st *stream) run(ctx context.Context, r pageMessage) {
 	var err error
 	switch r.Op {
 	case "list":

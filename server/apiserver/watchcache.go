@@ -51,13 +51,13 @@ func (g cachingStorage) GetRESTOptions(resource schema.GroupResource, example ru
 	}
 	o.Decorator = wholeStorage
 	if slices.Contains(cachedResources, resource) {
-		o.Decorator = cachedStorage
+		o.Decorator = alignedCacheStorage
 	}
 	return o, nil
 }
 
-// cachedStorage is an apigeneric.StorageDecorator: upstream's registry.StorageWithCacher, with a clock of ours.
-func cachedStorage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
+// alignedCacheStorage is an apigeneric.StorageDecorator: upstream's registry.StorageWithCacher, with a clock of ours.
+func alignedCacheStorage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
 	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
 	if err != nil {
