@@ -44,6 +44,7 @@ var allowed = map[string]map[string]string{
 		"joining":     "a server admits machines",
 		"nodetunnel":  "a server's end of the nodes' connections",
 		"vip":         "servers hold the virtual address",
+		"console":     "a server may serve one",
 		"localvolume": "a server asks nodes for folders",
 	},
 	"agent": {

@@ -27,6 +27,8 @@ import (
 const (
 	// ModeLoopback is a console of one user, on 127.0.0.1.
 	ModeLoopback = "loopback"
+	// ModeServer is a console of all users, on a server.
+	ModeServer = "server"
 )
 
 const (
@@ -39,7 +41,7 @@ const (
 // Options of a console.
 type Options struct {
 	Mode string
-	// Login exchanges what a user logs in with for a token of this console.
+	// Login exchanges what a user logs in with for a token of this console; nil when the tokens are the API's own.
 	Login func(code string) (token string, err error)
 	// User returns the credentials that belong to a token, or false.
 	User func(token string) (*rest.Config, bool)
@@ -84,7 +86,9 @@ func New(o Options) (*Handler, error) {
 	h.used.Store(time.Now().Unix())
 	h.mux.HandleFunc("/", h.serveFile)
 	h.mux.HandleFunc("GET /mode", h.mode)
-	h.mux.HandleFunc("POST /login", h.login)
+	if o.Login != nil {
+		h.mux.HandleFunc("POST /login", h.login)
+	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.apply))

@@ -379,3 +379,27 @@ func TestPathsOfTheAPI(t *testing.T) {
 		}
 	}
 }
+
+func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/log") {
+			tableAPI(t)(w, r)
+			return
+		}
+		for r.Context().Err() == nil { // as long as somebody takes it
+			if _, err := io.WriteString(w, strings.Repeat("x", 1000)+"\n"); err != nil {
+				return
+			}
+		}
+	})
+	slow, _ := tab(t, s, "good", nil)
+	if err := slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, slow, "lines") // it reads one message, and no other
+	other, _ := tab(t, s, "good", nil)
+	if err := other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, other, "columns")
+}

@@ -7,14 +7,18 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -28,9 +32,10 @@ var link = regexp.MustCompile(`http://127\.0\.0\.1:(\d+)/#code=(\S+)`)
 // browser stands for one: it speaks to a console as the pages do.
 type browser struct {
 	*harness.Kube
-	http    http.Client
-	address string
-	token   string
+	http  http.Client
+	url   string // of the page, without a slash at its end
+	token string
+	tls   *tls.Config // of a console that is served by HTTPS
 }
 
 // newBrowser starts a console on the machine, and logs in by the link that it prints.
@@ -51,7 +56,7 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 	var code string
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if found := link.FindStringSubmatch(lines.Text()); found != nil {
-			b.address, code = "127.0.0.1:"+found[1], found[2]
+			b.url, code = "http://127.0.0.1:"+found[1], found[2]
 			break
 		}
 	}
@@ -74,7 +79,7 @@ func (b *browser) try(method, path string, body any) (int, string) {
 			b.T.Fatal(err)
 		}
 	}
-	r, err := http.NewRequestWithContext(b.T.Context(), method, "http://"+b.address+path, &text)
+	r, err := http.NewRequestWithContext(b.T.Context(), method, b.url+path, &text)
 	if err != nil {
 		b.T.Fatal(err)
 	}
@@ -107,10 +112,10 @@ func (b *browser) post(path string, body, out any) {
 func (b *browser) stream(open map[string]any) *websocket.Conn {
 	b.T.Helper()
 	d := websocket.Dialer{
-		NetDialContext: b.Machine.Dial,
-		Subprotocols:   []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(b.token))},
+		NetDialContext: b.Machine.Dial, TLSClientConfig: b.tls,
+		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(b.token))},
 	}
-	conn, response, err := d.DialContext(b.T.Context(), "ws://"+b.address+"/ws", nil)
+	conn, response, err := d.DialContext(b.T.Context(), strings.Replace(b.url, "http", "ws", 1)+"/ws", nil)
 	if err != nil {
 		b.T.Fatal(err)
 	}
@@ -225,4 +230,50 @@ func webConsole(k *harness.Kube) {
 		deleted, _ := m["del"].([]any)
 		return len(deleted) > 0
 	})
+}
+
+// consolePort is where the server of TestOneNode has the console for browsers of other machines.
+const consolePort = "8443"
+
+// remoteConsole: a user of the server's console sees what their token lets them see, and nothing without one.
+func remoteConsole(k *harness.Kube) {
+	ca, err := os.ReadFile(filepath.Join(k.DataDir, "server", "tls", "server-ca.crt"))
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	trust := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	b := &browser{Kube: k, url: "https://" + net.JoinHostPort(k.IP, consolePort), http: http.Client{Transport: &http.Transport{DialContext: k.Machine.Dial, TLSClientConfig: trust}}, tls: trust}
+	k.T.Cleanup(b.http.CloseIdleConnections)
+	pods := "/api/v1/namespaces/" + k.NS + "/pods"
+	if code, text := b.try(http.MethodGet, "/k8s"+pods, nil); code != http.StatusUnauthorized {
+		k.T.Errorf("without a token: %d %s", code, text)
+	}
+	b.token = "abc"
+	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusUnauthorized {
+		k.T.Errorf("with a token that is none: %d %s", code, text)
+	}
+	if code, text := b.try(http.MethodPost, "/login", map[string]string{"code": ""}); code == http.StatusOK {
+		k.T.Errorf("a login without a token: %d %s", code, text)
+	}
+	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--role", "view", "--namespace", k.NS, "--ttl", "10m")
+	token, err := harness.Output(cmd)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	b.token = strings.TrimSpace(token)
+	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:kube-system:console-view-in-"+k.NS) {
+		k.T.Errorf("the session is %d %s", code, text)
+	}
+	list := b.stream(map[string]any{"op": "list", "path": pods})
+	b.until(list, "the list is whole", func(m map[string]any, _ string) bool { return m["type"] == "synced" })
+	for path, want := range map[string]int{pods: http.StatusOK, "/api/v1/namespaces/default/pods": http.StatusForbidden, "/api/v1/namespaces/" + k.NS + "/secrets": http.StatusForbidden} {
+		if code, text := b.try(http.MethodGet, "/k8s"+path, nil); code != want {
+			k.T.Errorf("GET %s: %d %s, want %d", path, code, text, want)
+		}
+	}
+	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/none", nil); code != http.StatusForbidden {
+		k.T.Errorf("deleting: %d %s", code, text)
+	}
 }

@@ -39,10 +39,11 @@ It takes the kubeconfig of --kubeconfig or KUBECONFIG, this machine's cluster, o
 does. Others on this machine can reach the port but cannot use it: the browser is let in by a link that is good once,
 for a minute. On a machine without a browser it prints how to reach the console from another one by ssh.`,
 	}
+	shared := cmd.PersistentFlags()
+	shared.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
+	shared.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
-	flags.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
 	flags.IntVar(&f.port, "port", 0, "Port of 127.0.0.1 to serve on (a free one)")
 	flags.BoolVar(&f.noOpen, "no-open", false, "Print the link instead of opening the browser")
 	flags.BoolVar(&f.readOnly, "read-only", false, "Refuse whatever changes something, even when the user may do it")
@@ -59,6 +60,7 @@ for a minute. On a machine without a browser it prints how to reach the console 
 		}
 		return a.runConsole(cmd.Context(), &f)
 	})
+	cmd.AddCommand(a.consoleTokenCommand(&f))
 	return cmd
 }
 
