@@ -21,13 +21,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // resolver takes the paths of the API apart as the API server does.
 var resolver = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
 
 // otherPaths are paths of the API that are not those of resources, and that the pages read.
-var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez"}
+var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath}
 
 // apiPath checks a path of the API. Nothing reaches the `proxy` of a pod, Service or node: what answers there is
 // anybody's program, and its page would be one of this console.

@@ -5,8 +5,10 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 
 	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -26,6 +28,23 @@ func (s *Server) listenConsole(ctx context.Context) (err error) {
 		return fmt.Errorf("opening the console's port, %s (--console-listen): %w", s.o.ConsoleListen, err)
 	}
 	return nil
+}
+
+// statusHandler answers at status.ClusterPath.
+func (s *Server) statusHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		servers, err := s.roster.Report(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		out := status.ServerReport{Servers: *servers, Components: []status.Component{}}
+		if s.o.Board != nil {
+			out.Components = s.o.Board.Components()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	})
 }
 
 // useServing takes the serving certificate over for the console.

@@ -15,6 +15,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -102,6 +104,14 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", fmt.Errorf("binding the role %s to it: %w", f.role, err)
+	}
+	if f.namespace == "" { // who sees the whole cluster sees its servers
+		meta.Name += "-status"
+		role.Name = clusterconfig.StatusRole
+		_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: role}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return "", fmt.Errorf("binding the role %s to it: %w", role.Name, err)
+		}
 	}
 	seconds := int64(f.ttl / time.Second)
 	got, err := client.CoreV1().ServiceAccounts(consoleNamespace).CreateToken(ctx, name,
