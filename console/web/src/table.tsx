@@ -75,6 +75,7 @@ export function Table(p: TableProps) {
     const rows = p.rows.value;
     const at = rows.findIndex((r) => r.uid === p.active.value);
     if (at >= 0) lastIndex.current = at;
+    else if (!p.active.value && !p.short) p.active.value = rows[0]?.uid ?? "";
     else if (rows.length > 0 && p.active.value) p.active.value = rows[Math.min(lastIndex.current, rows.length - 1)].uid;
   });
 
