@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The frame around each view: the line at the top, the view, the line of keys at the foot, messages and dialogs.
+
+import { useEffect } from "preact/hooks";
+import { announcements, dismiss } from "./announce";
+import { reasonOf } from "./client";
+import { CommandBar, commandOpen } from "./commandbar";
+import { connected, disconnect } from "./connection";
+import { DialogHost, show } from "./dialog";
+import { Help } from "./help";
+import { layers, useKeys } from "./keys";
+import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kinds";
+import { ListView } from "./listview";
+import { LoginPage } from "./login";
+import { LogView } from "./logview";
+import { chooseNamespace } from "./namespaces";
+import { ObjectView } from "./objectview";
+import { Overview } from "./overview";
+import { forgetPermissions } from "./permissions";
+import { format, initialNamespace, namespace, route } from "./route";
+import { lazy } from "./lazy";
+import { logout, refused, session, starting } from "./session";
+import { S } from "./strings";
+import { nextTheme, theme } from "./theme";
+import { visible } from "./text";
+
+const Shell = lazy(() => import("./shellview").then((m) => m.ShellView));
+const Edit = lazy(() => import("./editview").then((m) => m.EditView));
+const Create = lazy(() => import("./createview").then((m) => m.CreateView));
+
+export function App() {
+  if (starting.value) return <p class="empty">{S.loading}</p>;
+  if (!session.value) return <LoginPage />;
+  return <Frame key={session.value.user + session.value.server} />;
+}
+
+const MENU = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cronjobs", "services", "ingresses", "configmaps", "secrets",
+  "persistentvolumeclaims", "nodes", "namespaces", "events"];
+
+function Frame() {
+  useEffect(() => {
+    initialNamespace(session.value?.namespace ?? "");
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const load = () =>
+      loadKinds().catch((err: unknown) => {
+        kindsError.value = reasonOf(err);
+        timer = setTimeout(load, 3_000);
+      });
+    void load();
+    return () => {
+      clearTimeout(timer);
+      disconnect();
+      forgetPermissions();
+      kinds.value = [];
+    };
+  }, []);
+  useKeys([
+    { key: ":", label: S.keys.command, run: () => (commandOpen.value = true), hint: true },
+    { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
+    { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
+    { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
+  ]);
+  const title = useTitle();
+  const s = session.value;
+  return (
+    <div class="frame">
+      <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{S.skip}</a>
+      <header>
+        <a href="#/" class="brand">{S.title}</a>
+        <button type="button" class="command-button" title={S.command.label} onClick={() => (commandOpen.value = true)}>
+          <kbd>:</kbd> {title}
+        </button>
+        <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
+          <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
+        </button>
+        <span class="spacer" />
+        <ConnectionState />
+        <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>
+        <button type="button" onClick={nextTheme} aria-label={S.theme.label(theme.value)} title={S.theme.label(theme.value)}>{S.theme.sign[theme.value]}</button>
+        <button type="button" onClick={() => logout()}>{S.logout}</button>
+      </header>
+      <nav aria-label={S.menu}>
+        <a href="#/" aria-current={route.value.view === "overview" ? "page" : undefined}>{S.overview.title}</a>
+        {MENU.map((word) => {
+          const k = kindByWord(word);
+          return k && (
+            <a key={k.id} href={format({ view: "list", kind: k.id })} aria-current={route.value.kind === k.id ? "page" : undefined}>
+              {label(k)}
+            </a>
+          );
+        })}
+        <a href={format({ view: "create" })} aria-current={route.value.view === "create" ? "page" : undefined}>{S.create.title}</a>
+        <button type="button" onClick={() => (commandOpen.value = true)}>{S.allKinds}</button>
+      </nav>
+      <main id="main" tabIndex={-1}>
+        {s?.readOnly && <p class="note">{S.readOnly}</p>}
+        {kindsError.value && <p class="note bad" role="alert">{kindsError.value}</p>}
+        <CurrentView />
+      </main>
+      <Hints />
+      <CommandBar />
+      <Announcements />
+      <DialogHost />
+    </div>
+  );
+}
+
+function CurrentView() {
+  switch (route.value.view) {
+    case "list":
+      return <ListView />;
+    case "object":
+      return <ObjectView />;
+    case "logs":
+      return <LogView />;
+    case "shell":
+      return <Shell />;
+    case "edit":
+      return <Edit />;
+    case "create":
+      return <Create />;
+    default:
+      return <Overview />;
+  }
+}
+
+function useTitle(): string {
+  const r = route.value;
+  const k = kindById(r.kind);
+  const text = r.view === "overview" ? S.overview.title : r.view === "create" ? S.create.title : (k ? label(k) : r.kind.split(".")[0]);
+  useEffect(() => {
+    document.title = [r.name, text, session.value?.cluster, S.title].filter(Boolean).join(" · ");
+  }, [r, text]);
+  return text;
+}
+
+function ConnectionState() {
+  return (
+    <span class={"connection " + connected.value} role="status">
+      {connected.value === "lost" ? S.connection.lost : connected.value === "open" ? S.connection.open : ""}
+    </span>
+  );
+}
+
+function Hints() {
+  const shown = new Map<string, { key: string; label: string; run(): void }>();
+  for (const layer of [...layers.value].reverse()) for (const b of layer.bindings) if (b.hint && !shown.has(b.key)) shown.set(b.key, b);
+  return (
+    <footer aria-label={S.help.title}>
+      {[...shown.values()].map((b) => (
+        <button key={b.key} type="button" tabIndex={-1} onClick={() => b.run()}>
+          <kbd>{b.key.split(" ")[0]}</kbd> {b.label}
+        </button>
+      ))}
+    </footer>
+  );
+}
+
+function Announcements() {
+  return (
+    <div class="announcements">
+      <div aria-live="polite" role="status">
+        {announcements.value.filter((a) => !a.bad).map((a) => <Message key={a.id} id={a.id} text={a.text} bad={false} />)}
+      </div>
+      <div aria-live="assertive" role="alert">
+        {announcements.value.filter((a) => a.bad).map((a) => <Message key={a.id} id={a.id} text={a.text} bad />)}
+      </div>
+    </div>
+  );
+}
+
+function Message({ id, text, bad }: { id: number; text: string; bad: boolean }) {
+  return (
+    <p class={bad ? "message bad" : "message"}>
+      {visible(text)} <button type="button" aria-label={S.dismiss} onClick={() => dismiss(id)}>×</button>
+    </p>
+  );
+}
+
+// A token that is refused later ends the session: the streams end with it.
+session.subscribe((s) => {
+  if (!s && refused.peek()) disconnect();
+});

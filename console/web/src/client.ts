@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Requests to the console's handler, with the user's token, and their errors.
+
+import { expire, token } from "./session";
+import { S } from "./strings";
+
+/** ApiError is a refusal by the handler or by the Kubernetes API. */
+export class ApiError extends Error {
+  constructor(
+    readonly code: number,
+    readonly reason: string,
+    message: string,
+    readonly body: Record<string, unknown> = {},
+  ) {
+    super(message);
+  }
+}
+
+/** send makes one request relative to the page. A body that is text is sent as it is, anything else as JSON. */
+export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
+  const all: Record<string, string> = { Authorization: "Bearer " + token(), Accept: "application/json", ...headers };
+  if (body !== undefined && !all["Content-Type"]) all["Content-Type"] = "application/json";
+  let answer: Response;
+  try {
+    answer = await fetch("." + path, {
+      method,
+      headers: all,
+      body: body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body),
+    });
+  } catch {
+    throw new ApiError(0, "Unreachable", S.unreachable);
+  }
+  const text = await answer.text();
+  let value: Record<string, unknown> = {};
+  try {
+    value = JSON.parse(text) as Record<string, unknown>;
+  } catch {
+    if (answer.ok) throw new ApiError(answer.status, "BadAnswer", S.badAnswer);
+  }
+  if (answer.ok) return value as T;
+  const message = typeof value.message === "string" && value.message ? value.message : S.httpStatus(answer.status);
+  if (answer.status === 401) expire(message);
+  throw new ApiError(answer.status, String(value.reason ?? ""), message, value);
+}
+
+/** api makes one request to the Kubernetes API. */
+export function api<T>(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<T> {
+  return send<T>(method, "/k8s" + path, body, headers);
+}
+
+/** patch sends a merge patch, or another patch by its content type. */
+export function patch<T>(path: string, body: unknown, type = "application/merge-patch+json"): Promise<T> {
+  return api<T>("PATCH", path, body, { "Content-Type": type });
+}
+
+/** reasonOf is an error's text for a person. */
+export function reasonOf(err: unknown): string {
+  return err instanceof Error ? err.message : String(err);
+}

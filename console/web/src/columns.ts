@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The columns of a list: the server's own printer columns, with the namespace before them where it is not the same
+// for all rows.
+
+import type { Column, Row } from "./connection";
+import { now, receivedAt } from "./listing";
+import type { TableColumn } from "./table";
+import { age, duration, seconds } from "./text";
+import { toneOfCell } from "./tones";
+
+/** DURATIONS are columns of durations before the row was sent, that go on. */
+const DURATIONS = new Set(["Last Seen", "First Seen", "Last Schedule"]);
+
+export function tableColumns(columns: Column[], namespaced: boolean, wide: boolean): TableColumn[] {
+  const out: TableColumn[] = [];
+  if (namespaced) out.push({ name: "Namespace", text: (r) => r.ns });
+  columns.forEach((c, i) => {
+    if (c.priority > 0 && !wide) return;
+    out.push({
+      name: c.name,
+      description: c.description,
+      text: textOf(c, i),
+      tone: (r) => toneOfCell(c.name, String(r.cells[i] ?? "")),
+      numeric: c.type === "integer" || c.type === "number",
+    });
+  });
+  return out;
+}
+
+function textOf(c: Column, i: number): (row: Row) => string {
+  if (c.name === "Age") return (r) => (r.created ? age(r.created, now.peek()) : String(r.cells[i] ?? ""));
+  if (DURATIONS.has(c.name)) {
+    return (r) => {
+      const s = seconds(String(r.cells[i] ?? ""));
+      if (Number.isNaN(s)) return String(r.cells[i] ?? "");
+      return duration(s + Math.max(0, Math.floor((now.peek() - receivedAt(r)) / 1000)));
+    };
+  }
+  return (r) => {
+    const v = r.cells[i];
+    return v === null || v === undefined ? "" : typeof v === "object" ? JSON.stringify(v) : String(v);
+  };
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The tab's one WebSocket. Lists, watches, logs and shells are numbered streams in it. When the connection is lost, it
+// is opened again after 0.5 to 3 s and each stream goes on where it was.
+
+import { signal } from "@preact/signals";
+import { send as request } from "./client";
+import { session, token } from "./session";
+
+export interface Request {
+  op: "list" | "object" | "log" | "exec" | "attach";
+  path: string;
+  query?: Record<string, string>;
+  rv?: string;
+  command?: string[];
+  tty?: boolean;
+}
+
+export interface Column {
+  name: string;
+  type: string;
+  priority: number;
+  description: string;
+}
+
+export interface Row {
+  uid: string;
+  ns: string;
+  name: string;
+  cells: unknown[];
+  created: string;
+  deleting?: string;
+  labels?: Record<string, string>;
+  owner?: { kind: string; name: string };
+}
+
+export type Message =
+  | { type: "columns"; columns: Column[] }
+  | { type: "rows"; rows: Row[]; rv: string; remaining?: number }
+  | { type: "synced"; rv: string }
+  | { type: "changes"; set?: Row[]; del?: string[]; rv: string }
+  | { type: "reset" }
+  | { type: "state"; ok: boolean; message?: string }
+  | { type: "object"; object: Record<string, any>; yaml: string }
+  | { type: "deleted" }
+  | { type: "lines"; lines: string[] }
+  | { type: "data"; data: string; stream: number }
+  | { type: "end"; code: number; reason?: string; message?: string; exit?: number };
+
+/** Client is the user of a stream. */
+export interface Client {
+  message(m: Message): void;
+  /** resume gives the request that goes on where the stream was; null when it cannot go on. */
+  resume(): Request | null;
+  /** watch is true for a stream that a hidden tab gives back. */
+  watch: boolean;
+}
+
+const HIDDEN_AFTER = 60_000;
+const BACKOFF_MIN = 500;
+const BACKOFF_MAX = 3_000;
+
+/** connected is "lost" from when a connection ended until the next one is open. */
+export const connected = signal<"starting" | "open" | "lost">("starting");
+
+let socket: WebSocket | null = null;
+let backoff = BACKOFF_MIN;
+let nextId = 1;
+let retry: ReturnType<typeof setTimeout> | undefined;
+let givenBack = false;
+let hiddenTimer: ReturnType<typeof setTimeout> | undefined;
+const streams = new Map<number, Stream>();
+const idle = new Set<Stream>();
+
+/** Stream is one numbered stream. */
+export class Stream {
+  id = 0;
+  private sent = false;
+
+  constructor(
+    private first: Request | null,
+    readonly client: Client,
+  ) {
+    if (givenBack && client.watch) idle.add(this);
+    else this.start();
+  }
+
+  /** start sends the request under a new number, now or when the connection is open. */
+  start(): void {
+    const next = this.sent ? this.client.resume() : this.first;
+    streams.delete(this.id);
+    if (!next) {
+      this.client.message({ type: "end", code: 0, reason: "ConnectionLost" });
+      return;
+    }
+    this.id = nextId++;
+    streams.set(this.id, this);
+    connect();
+    if (socket?.readyState === WebSocket.OPEN) {
+      this.sent = true;
+      write({ id: this.id, ...next });
+    }
+  }
+
+  send(message: Record<string, unknown>): void {
+    write({ id: this.id, ...message });
+  }
+
+  close(): void {
+    idle.delete(this);
+    if (streams.delete(this.id)) write({ id: this.id, op: "close" });
+  }
+
+  /** giveBack ends the stream on the server until the tab is shown again. */
+  giveBack(): void {
+    this.close();
+    idle.add(this);
+  }
+
+  ended(): void {
+    streams.delete(this.id);
+  }
+}
+
+function write(message: object): void {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+}
+
+function base64url(text: string): string {
+  let bytes = "";
+  for (const b of new TextEncoder().encode(text)) bytes += String.fromCharCode(b);
+  return btoa(bytes).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
+}
+
+function connect(): void {
+  if (socket || retry || !session.value) return;
+  const url = new URL("./ws", location.href);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  url.hash = "";
+  const opened = new WebSocket(url, ["coracle.console.v1", "coracle.token." + base64url(token())]);
+  let wasOpen = false;
+  socket = opened;
+  opened.onopen = () => {
+    wasOpen = true;
+    backoff = BACKOFF_MIN;
+    connected.value = "open";
+    for (const s of [...streams.values()]) s.start();
+  };
+  opened.onmessage = (e) => {
+    const m = JSON.parse(e.data as string) as Message & { id: number };
+    const s = streams.get(m.id);
+    if (!s) return;
+    if (m.type === "end") s.ended();
+    s.client.message(m);
+  };
+  opened.onclose = () => {
+    if (socket !== opened) return;
+    socket = null;
+    if (!session.value) return;
+    connected.value = "lost";
+    // A WebSocket does not say why it was refused: an ordinary request finds out whether the token is still valid.
+    if (!wasOpen) request("GET", "/session").catch(() => undefined);
+    retry = setTimeout(() => {
+      retry = undefined;
+      if (streams.size > 0) connect();
+    }, backoff * (0.75 + Math.random() / 2));
+    backoff = Math.min(backoff * 2, BACKOFF_MAX);
+  };
+}
+
+/** disconnect ends everything, at logout. */
+export function disconnect(): void {
+  clearTimeout(retry);
+  retry = undefined;
+  streams.clear();
+  idle.clear();
+  const old = socket;
+  socket = null;
+  old?.close();
+  connected.value = "starting";
+}
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiddenTimer);
+  if (document.hidden) {
+    hiddenTimer = setTimeout(() => {
+      givenBack = true;
+      for (const s of [...streams.values()]) if (s.client.watch) s.giveBack();
+    }, HIDDEN_AFTER);
+    return;
+  }
+  givenBack = false;
+  for (const s of [...idle]) {
+    idle.delete(s);
+    s.start();
+  }
+});

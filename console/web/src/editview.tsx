@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Editing an object: the user's text goes to the server for a dry run, its difference is shown, and only then is it
+// applied. When somebody else has changed the object in the meantime, both texts are shown and none is lost.
+
+import { useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { isKind, kubectl } from "./actions";
+import { announce } from "./announce";
+import { ApiError, reasonOf, send } from "./client";
+import { Command, confirm } from "./dialog";
+import { Diff } from "./diff";
+import { draft, dropDraft, keepDraft } from "./drafts";
+import { createEditor, type Editor } from "./editor";
+import { useKeys } from "./keys";
+import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
+import { refusal } from "./permissions";
+import { back, format, route } from "./route";
+import { S } from "./strings";
+import { Empty } from "./table";
+import { visible } from "./text";
+
+export function EditView() {
+  const r = route.value;
+  const k = kindById(r.kind);
+  if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
+  return <EditOf key={k.id + r.ns + "/" + r.name} kind={k} ns={r.ns} name={r.name} />;
+}
+
+interface Result {
+  yaml: string;
+  diff: string;
+  patch: string;
+}
+
+function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
+  const path = objectPath(kind, ns, name);
+  const box = useRef<HTMLDivElement>(null);
+  const editor = useRef<Editor | null>(null);
+  const base = useRef("");
+  const problem = useSignal("");
+  const conflict = useSignal("");
+  const result = useSignal<Result | null>(null);
+  const busy = useSignal(false);
+  const loaded = useSignal(false);
+  // The values of a secret are on the screen in an editor: it opens when that was asked for.
+  const asked = useSignal(!isKind(kind, "", "secrets"));
+
+  useEffect(() => {
+    if (!asked.value) return;
+    let closed = false;
+    const open = (from: string, text: string) => {
+      if (closed) return;
+      base.current = from;
+      loaded.value = true;
+      editor.current = createEditor({
+        parent: box.current!,
+        text,
+        label: S.edit.label(name),
+        onChange: () => {
+          result.value = null;
+          keepDraft(path, { base: base.current, text: editor.current!.text() });
+        },
+        onSubmit: () => void run(true),
+        onLeave: leave,
+      });
+      editor.current.focus();
+    };
+    const kept = draft(path);
+    if (kept) {
+      announce(S.edit.restored);
+      open(kept.base, kept.text);
+    } else {
+      send<{ yaml: string }>("GET", "/object?path=" + encodeURIComponent(path)).then(
+        (o) => open(o.yaml, o.yaml),
+        (err: unknown) => (problem.value = reasonOf(err)),
+      );
+    }
+    return () => {
+      closed = true;
+      editor.current?.destroy();
+      editor.current = null;
+    };
+  }, [asked.value]);
+
+  async function run(dryRun: boolean): Promise<void> {
+    const e = editor.current;
+    if (!e || busy.value) return;
+    const text = e.text();
+    if (text === base.current) {
+      problem.value = S.edit.unchanged;
+      return;
+    }
+    busy.value = true;
+    problem.value = "";
+    try {
+      const r = await send<Result>("POST", "/edit", { path, base: base.current, text, dryRun });
+      if (dryRun) {
+        result.value = r;
+        conflict.value = "";
+        requestAnimationFrame(() => document.querySelector<HTMLElement>("#edit-apply")?.focus());
+      } else {
+        dropDraft(path);
+        announce(S.edit.done(name));
+        back();
+      }
+    } catch (err) {
+      result.value = null;
+      if (err instanceof ApiError && err.code === 409 && typeof err.body.yaml === "string") {
+        // The object as it is now is what later changes are compared with; the user's text stays as it is.
+        base.current = err.body.yaml;
+        keepDraft(path, { base: base.current, text });
+        conflict.value = err.message;
+        e.compare(err.body.yaml);
+        e.focus();
+      } else {
+        problem.value = reasonOf(err);
+      }
+    }
+    busy.value = false;
+  }
+
+  function leave(): void {
+    const e = editor.current;
+    if (!e || e.text() === base.current) {
+      dropDraft(path);
+      back();
+      return;
+    }
+    confirm({
+      title: S.edit.leaveTitle,
+      text: S.edit.leaveText,
+      button: S.edit.leave,
+      danger: true,
+      command: () => "",
+      run: () => {
+        dropDraft(path);
+        back();
+      },
+    });
+  }
+
+  useKeys([{ key: "Escape", label: S.keys.back, run: () => (result.value ? ((result.value = null), editor.current?.focus()) : leave()), hint: true }]);
+  const refused = refusal("patch", kind, ns, name);
+
+  return (
+    <section class="view" aria-label={S.edit.label(name)}>
+      <div class="bar">
+        <h1>
+          <span class="faint">{S.edit.of}</span>{" "}
+          <a href={format({ view: "object", kind: kind.id, ns, name })}>
+            <span class="faint">{label(kind)} {visible(ns)}{ns && "/"}</span>
+            <span class="name">{visible(name)}</span>
+          </a>
+        </h1>
+        <div class="tools">
+          <button type="button" onClick={leave}>{S.cancel}</button>
+          <button type="button" class="primary" disabled={busy.value || !loaded.value} title={S.edit.reviewKey} onClick={() => void run(true)}>
+            {S.edit.review}
+          </button>
+        </div>
+      </div>
+      {refused && <p class="note passing">{refused}</p>}
+      {problem.value && <div class="problem" role="alert"><p>{visible(problem.value)}</p></div>}
+      {conflict.value && (
+        <div class="problem" role="alert">
+          <p>{visible(conflict.value)}</p>
+          <p>{S.edit.conflict}</p>
+        </div>
+      )}
+      {!asked.value && (
+        <div class="pane">
+          <p>{S.secret.hidden}</p>
+          <button type="button" onClick={() => (asked.value = true)}>{S.secret.showYaml}</button>
+        </div>
+      )}
+      {asked.value && !loaded.value && !problem.value && <p class="empty">{S.loading}</p>}
+      {result.value && (
+        <div class="review">
+          <h2>{result.value.diff ? S.edit.diff : S.edit.noDiff}</h2>
+          {result.value.diff && <Diff text={result.value.diff} />}
+          <Command text={kubectl("patch", [{ kind, ns, name }], "--type=merge", "-p", result.value.patch)} />
+          <div class="buttons start">
+            <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.edit.apply}</button>
+            <button type="button" onClick={() => { result.value = null; editor.current?.focus(); }}>{S.edit.more}</button>
+          </div>
+        </div>
+      )}
+      <div class={"editor" + (result.value ? " behind" : "")} ref={box} />
+    </section>
+  );
+}

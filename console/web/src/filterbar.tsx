@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The field for a view's filter. The filter itself is in the address, so that "back" and a bookmark keep it.
+
+import { useRef } from "preact/hooks";
+import { route, setParams } from "./route";
+import { S } from "./strings";
+
+export function focusFilter(): void {
+  const field = document.querySelector<HTMLInputElement>("#filter");
+  field?.focus();
+  field?.select();
+}
+
+export function FilterBar({ placeholder }: { placeholder?: string }) {
+  const pending = useRef<ReturnType<typeof requestAnimationFrame>>(0);
+  return (
+    <input
+      id="filter"
+      type="search"
+      autocomplete="off"
+      spellcheck={false}
+      aria-label={S.filter.label}
+      title={S.filter.help}
+      placeholder={placeholder ?? S.filter.placeholder}
+      value={route.value.params.filter ?? ""}
+      onInput={(e) => {
+        const text = e.currentTarget.value;
+        cancelAnimationFrame(pending.current);
+        pending.current = requestAnimationFrame(() => setParams({ filter: text }));
+      }}
+      onKeyDown={(e) => {
+        if (e.key === "Enter" || e.key === "ArrowDown") {
+          e.preventDefault();
+          (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+        } else if (e.key === "Escape") {
+          e.preventDefault();
+          setParams({ filter: "" });
+          (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+        }
+      }}
+    />
+  );
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Views whose code is loaded when they are opened.
+
+import { signal } from "@preact/signals";
+import type { FunctionComponent } from "preact";
+import { S } from "./strings";
+
+export function lazy(load: () => Promise<FunctionComponent>): FunctionComponent {
+  const found = signal<FunctionComponent | null>(null);
+  const failed = signal(false);
+  let loading = false;
+  const start = () => {
+    if (loading) return;
+    loading = true;
+    failed.value = false;
+    load().then(
+      (c) => (found.value = c),
+      () => {
+        loading = false;
+        failed.value = true;
+      },
+    );
+  };
+  return function Lazy() {
+    const Found = found.value;
+    if (Found) return <Found />;
+    if (failed.value) {
+      return (
+        <div class="problem" role="alert">
+          <p>{S.notLoaded}</p>
+          <button type="button" onClick={start}>{S.retry}</button>
+        </div>
+      );
+    }
+    start();
+    return <p class="empty">{S.loading}</p>;
+  };
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// A list of objects that stays true: the rows of a kind as the server prints them, and their changes.
+
+import { computed, signal, type ReadonlySignal } from "@preact/signals";
+import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
+import { parseFilter } from "./filter";
+import { seconds } from "./text";
+
+/** now moves on every few seconds; ages are counted by it. */
+export const now = signal(Date.now());
+setInterval(() => {
+  if (!document.hidden) now.value = Date.now();
+}, 5_000);
+
+const received = new WeakMap<Row, number>();
+
+/** receivedAt is when the row was sent, for cells that are durations before then. */
+export function receivedAt(row: Row): number {
+  return received.get(row) ?? Date.now();
+}
+
+export class Listing implements Client {
+  readonly watch = true;
+  readonly rows = new Map<string, Row>();
+  readonly columns = signal<Column[]>([]);
+  /** version counts changes of the rows, at most one each frame. */
+  readonly version = signal(0);
+  readonly synced = signal(false);
+  readonly remaining = signal(0);
+  /** trouble is a passing problem: the rows may be old. */
+  readonly trouble = signal("");
+  readonly error = signal<{ code: number; reason: string; message: string } | null>(null);
+  /** changed has the time at which each row changed last, for a short mark. */
+  readonly changed = new Map<string, number>();
+  private rv = "";
+  private stream: Stream;
+  private pending = false;
+  private stale: Set<string> | null = null;
+
+  constructor(
+    readonly path: string,
+    readonly query: Record<string, string> = {},
+  ) {
+    this.stream = new Stream(this.request(), this);
+  }
+
+  private request(): Request {
+    return { op: "list", path: this.path, query: this.query };
+  }
+
+  resume(): Request {
+    if (this.rv && this.synced.peek()) return { ...this.request(), rv: this.rv };
+    // The list was not whole: it is read again, and what it does not have any more is removed at its end.
+    this.stale = new Set(this.rows.keys());
+    return this.request();
+  }
+
+  close(): void {
+    this.stream.close();
+  }
+
+  retry(): void {
+    this.error.value = null;
+    this.stream.start();
+  }
+
+  message(m: Message): void {
+    switch (m.type) {
+      case "columns":
+        this.columns.value = m.columns;
+        return;
+      case "rows":
+        for (const row of m.rows) this.put(row);
+        if (m.rv) this.rv = m.rv;
+        this.remaining.value = m.remaining ?? 0;
+        return this.bump();
+      case "synced":
+        if (m.rv) this.rv = m.rv;
+        if (this.stale) for (const uid of this.stale) this.rows.delete(uid);
+        this.stale = null;
+        this.remaining.value = 0;
+        this.trouble.value = "";
+        this.synced.value = true;
+        return this.bump();
+      case "changes": {
+        const at = Date.now();
+        for (const row of m.set ?? []) {
+          this.put(row);
+          this.changed.set(row.uid, at);
+        }
+        for (const uid of m.del ?? []) {
+          this.rows.delete(uid);
+          this.changed.delete(uid);
+        }
+        if (m.rv) this.rv = m.rv;
+        return this.bump();
+      }
+      case "reset":
+        this.rv = "";
+        this.synced.value = false;
+        this.stale = new Set(this.rows.keys());
+        return;
+      case "state":
+        this.trouble.value = m.ok ? "" : (m.message ?? "");
+        return;
+      case "end":
+        this.error.value = { code: m.code, reason: m.reason ?? "", message: m.message ?? "" };
+        return this.bump();
+    }
+  }
+
+  private put(row: Row): void {
+    received.set(row, Date.now());
+    this.rows.set(row.uid, row);
+    this.stale?.delete(row.uid);
+  }
+
+  private bump(): void {
+    if (this.pending) return;
+    this.pending = true;
+    const next = () => {
+      this.pending = false;
+      this.version.value++;
+    };
+    if (document.hidden) setTimeout(next, 200);
+    else requestAnimationFrame(next);
+  }
+}
+
+export interface Sort {
+  column: string;
+  descending: boolean;
+}
+
+/** arrange gives a listing's rows that match a filter, sorted. */
+export function arrange(
+  listing: ReadonlySignal<Listing | null>,
+  filter: ReadonlySignal<string>,
+  sort: ReadonlySignal<Sort>,
+  also?: (row: Row) => boolean,
+): ReadonlySignal<Row[]> {
+  const parsed = computed(() => parseFilter(filter.value));
+  return computed(() => {
+    const from = listing.value;
+    if (!from) return [];
+    from.version.value;
+    const { match } = parsed.value;
+    const rows: Row[] = [];
+    for (const row of from.rows.values()) if (match(row) && (!also || also(row))) rows.push(row);
+    return sorted(rows, from.columns.value, sort.value);
+  });
+}
+
+function byName(a: Row, b: Row): number {
+  if (a.ns !== b.ns) return a.ns < b.ns ? -1 : 1;
+  return a.name < b.name ? -1 : a.name > b.name ? 1 : 0;
+}
+
+function sorted(rows: Row[], columns: Column[], sort: Sort): Row[] {
+  const at = columns.findIndex((c) => c.name === sort.column);
+  if (at < 0 || sort.column === "Name") {
+    rows.sort(byName);
+  } else {
+    const age = sort.column === "Age";
+    const keys = new Map<Row, number | string>(rows.map((r) => [r, age ? -Date.parse(r.created) : sortKey(r.cells[at])]));
+    rows.sort((a, b) => {
+      const x = keys.get(a)!;
+      const y = keys.get(b)!;
+      if (x === y) return byName(a, b);
+      if (typeof x === typeof y) return x < y ? -1 : 1;
+      return typeof x === "number" ? -1 : 1;
+    });
+  }
+  if (sort.descending) rows.reverse();
+  return rows;
+}
+
+/** sortKey makes numbers, durations and quantities of text that looks like them. */
+function sortKey(cell: unknown): number | string {
+  if (typeof cell === "number") return cell;
+  const text = String(cell ?? "");
+  const s = seconds(text);
+  if (!Number.isNaN(s)) return s;
+  const n = /^-?\d+(\.\d+)?/.exec(text);
+  return n ? Number(n[0]) : text.toLowerCase();
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The list of a kind's objects.
+
+import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { useEffect, useMemo } from "preact/hooks";
+import { ACTIONS, perform, type Target } from "./actions";
+import { chooseNamespace } from "./namespaces";
+import { tableColumns } from "./columns";
+import type { Row } from "./connection";
+import { FilterBar, focusFilter } from "./filterbar";
+import { useKeys } from "./keys";
+import { type Kind, kindById, kinds, label, listPath } from "./kinds";
+import { arrange, Listing, now, type Sort } from "./listing";
+import { back, format, go, namespace, route, setParams } from "./route";
+import { S } from "./strings";
+import { Empty, moveActive, rowHeight, Table, toggleSort } from "./table";
+
+export function ListView() {
+  const k = kindById(route.value.kind);
+  if (!k) return kinds.value.length ? <Empty text={S.list.noKind(route.value.kind)} /> : <p class="empty">{S.loading}</p>;
+  const ns = k.namespaced ? namespace.value : "";
+  return <KindList key={k.id + " " + ns} kind={k} ns={ns} />;
+}
+
+/** href is where a row's object is shown. */
+export function hrefOf(k: Kind, row: { ns: string; name: string }, tab = ""): string {
+  return format({ view: "object", kind: k.id, ns: row.ns, name: row.name, params: tab ? { tab } : {} });
+}
+
+function KindList({ kind, ns }: { kind: Kind; ns: string }) {
+  const listing = useMemo(() => new Listing(listPath(kind, ns)), []);
+  useEffect(() => () => listing.close(), []);
+  const source = useSignal(listing);
+  const filter = useComputed(() => route.value.params.filter ?? "");
+  const sort = useSignal<Sort>(sortOf(route.value.params.sort));
+  useSignalEffect(() => {
+    const text = (sort.value.descending ? "-" : "") + sort.value.column;
+    if (text !== (route.peek().params.sort ?? "Name")) setParams({ sort: text === "Name" ? "" : text });
+  });
+  const rows = useMemo(() => arrange(source, filter, sort), []);
+  const wide = useSignal(false);
+  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value));
+  const active = useSignal("");
+  const marks = useSignal<ReadonlySet<string>>(new Set());
+
+  const target = (r: Row): Target => ({ kind, ns: r.ns, name: r.name });
+  const current = (): Row | undefined => listing.rows.get(active.value);
+  const targets = (): Target[] => {
+    const marked = rows.value.filter((r) => marks.value.has(r.uid));
+    const at = current();
+    return marked.length ? marked.map(target) : at ? [target(at)] : [];
+  };
+  const open = (r: Row, tab = "") => {
+    location.hash = hrefOf(kind, r, tab);
+  };
+  const openCurrent = (tab = "") => {
+    const r = current();
+    if (r) open(r, tab);
+  };
+  const move = (by: number) => moveActive({ rows, active }, by);
+  const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight()));
+  const actions = ACTIONS.filter((a) => a.applies(kind));
+
+  useKeys([
+    { key: "j ArrowDown", label: S.keys.down, run: () => move(1) },
+    { key: "k ArrowUp", label: S.keys.up, run: () => move(-1) },
+    { key: "PageDown", label: S.keys.pageDown, run: () => move(page()) },
+    { key: "PageUp", label: S.keys.pageUp, run: () => move(-page()) },
+    { key: "g Home", label: S.keys.first, run: () => move(-Infinity) },
+    { key: "G End", label: S.keys.last, run: () => move(Infinity) },
+    { key: "Enter", label: S.keys.open, run: () => openCurrent(), hint: true },
+    { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
+    { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
+    ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
+    { key: "Space", label: S.keys.mark, run: () => mark(), hint: true },
+    { key: "a", label: S.keys.create, run: () => go({ view: "create", params: { ns } }) },
+    { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
+    { key: "n", label: S.keys.namespace, run: chooseNamespace, hint: kind.namespaced },
+    { key: "w", label: S.keys.wide, run: () => (wide.value = !wide.value) },
+    { key: "o", label: S.keys.sort, run: () => nextSort() },
+    { key: "O", label: S.keys.reverse, run: () => toggleSort(sort, sort.value.column) },
+    { key: "Escape", label: S.keys.back, run: () => leave() },
+  ]);
+
+  function mark(): void {
+    const r = current();
+    if (!r) return;
+    const next = new Set(marks.value);
+    if (!next.delete(r.uid)) next.add(r.uid);
+    marks.value = next;
+    move(1);
+  }
+  function nextSort(): void {
+    const names = columns.value.map((c) => c.name);
+    sort.value = { column: names[(names.indexOf(sort.value.column) + 1) % names.length], descending: false };
+  }
+  function leave(): void {
+    if (marks.value.size) marks.value = new Set();
+    else if (filter.value) setParams({ filter: "" });
+    else back();
+  }
+
+  // The keyboard's focus is in the table from the start.
+  useEffect(() => {
+    if (document.activeElement === document.body) document.querySelector<HTMLElement>(".table")?.focus({ preventScroll: true });
+  }, []);
+
+  const error = listing.error.value;
+  const n = rows.value.length;
+  const all = useComputed(() => (listing.version.value, listing.rows.size));
+  return (
+    <section class="view" aria-label={label(kind)}>
+      <div class="bar">
+        <h1>
+          {label(kind)}
+          <span class="count" role="status">
+            {listing.synced.value ? S.list.count(n, all.value) : S.list.loading(all.value, listing.remaining.value)}
+          </span>
+        </h1>
+        <FilterBar />
+        <div class="tools">
+          {actions.map((a) => {
+            const why = current() ? a.refused(target(current()!)) : "";
+            return (
+              <button key={a.id} type="button" class={a.danger ? "danger" : ""} aria-disabled={!!why || !active.value} title={why || `${a.label} (${a.key.split(" ")[0]})`} onClick={() => perform(a, targets())}>
+                {a.label}
+              </button>
+            );
+          })}
+        </div>
+      </div>
+      {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
+      {listing.trouble.value && <p class="note passing">{listing.trouble.value}</p>}
+      {error ? (
+        <div class="problem" role="alert">
+          <p>{error.code === 403 ? S.list.forbidden(label(kind), ns) : S.list.failed}</p>
+          <p class="faint">{error.message}</p>
+          <div class="buttons start">
+            <button type="button" onClick={() => listing.retry()}>{S.retry}</button>
+            {kind.namespaced && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}
+          </div>
+        </div>
+      ) : listing.synced.value && n === 0 ? (
+        <Empty text={filter.value ? S.list.noMatch(filter.value) : S.list.none(label(kind), ns)} />
+      ) : (
+        <Table
+          label={label(kind)}
+          columns={columns}
+          rows={rows}
+          active={active}
+          marks={marks}
+          sort={sort}
+          tick={now}
+          href={(r) => hrefOf(kind, r)}
+          open={(r) => open(r)}
+          rowClass={(r) => (r.deleting ? "deleting" : "")}
+        />
+      )}
+    </section>
+  );
+}
+
+function sortOf(text = "Name"): Sort {
+  return text.startsWith("-") ? { column: text.slice(1), descending: true } : { column: text, descending: false };
+}

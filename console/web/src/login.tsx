@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The login page: a token, or a kubeconfig file that has one. Nothing of the file leaves the browser but the token.
+
+import { useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { login, mode, refused, tokenOfKubeconfig } from "./session";
+import { S } from "./strings";
+
+export function LoginPage() {
+  const text = useSignal("");
+  const busy = useSignal(false);
+  const field = useRef<HTMLTextAreaElement>(null);
+  const loopback = mode.value?.mode === "loopback";
+  useEffect(() => field.current?.focus(), []);
+
+  async function submit(token: string): Promise<void> {
+    busy.value = true;
+    try {
+      await login(token);
+    } catch {
+      refused.value = S.login.unreachable;
+    }
+    busy.value = false;
+  }
+
+  async function read(file: File | undefined): Promise<void> {
+    if (!file) return;
+    const token = tokenOfKubeconfig(await file.text());
+    if (token) await submit(token);
+    else refused.value = S.login.noToken;
+  }
+
+  return (
+    <main class="login">
+      <h1>{S.title}</h1>
+      {refused.value && <p class="problem" role="alert">{refused.value}</p>}
+      <p>{loopback ? S.login.loopback : S.login.server}</p>
+      {loopback && <pre class="data">coracle console</pre>}
+      <form
+        onSubmit={(e) => {
+          e.preventDefault();
+          if (text.value.trim()) void submit(text.value);
+        }}
+      >
+        <label class="field">
+          {S.login.token}
+          <textarea ref={field} rows={4} autocomplete="off" spellcheck={false} value={text.value} onInput={(e) => (text.value = e.currentTarget.value)} />
+        </label>
+        <div class="buttons start">
+          <button type="submit" class="primary" disabled={busy.value}>{S.login.submit}</button>
+          <label class="file">
+            {S.login.file}
+            <input type="file" onChange={(e) => void read(e.currentTarget.files?.[0])} />
+          </label>
+        </div>
+      </form>
+      {!loopback && <p class="faint">{S.login.create} <code>kubectl create token NAME -n NAMESPACE</code></p>}
+    </main>
+  );
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Objects that belong to another: what it owns, selects or runs, each as a short live table.
+
+import { useComputed, useSignal } from "@preact/signals";
+import { useEffect, useMemo } from "preact/hooks";
+import { isKind } from "./actions";
+import { tableColumns } from "./columns";
+import type { Row } from "./connection";
+import { type Kind, kindByWord, label, listPath } from "./kinds";
+import { arrange, Listing, now, type Sort } from "./listing";
+import { hrefOf } from "./listview";
+import { S } from "./strings";
+import { Table } from "./table";
+
+export interface Relation {
+  title: string;
+  kind: Kind;
+  ns: string;
+  query: Record<string, string>;
+  match?: (row: Row) => boolean;
+}
+
+/** selectorText writes a label selector as the API's query has it. */
+export function selectorText(selector: { matchLabels?: Record<string, string>; matchExpressions?: any[] } | Record<string, string> | undefined): string {
+  if (!selector) return "";
+  const isPlain = !("matchLabels" in selector) && !("matchExpressions" in selector);
+  const labels = (isPlain ? selector : (selector as any).matchLabels) ?? {};
+  const parts = Object.entries(labels as Record<string, string>).map(([k, v]) => k + "=" + v);
+  for (const e of (isPlain ? [] : (selector as any).matchExpressions) ?? []) {
+    if (e.operator === "In" || e.operator === "NotIn") parts.push(`${e.key} ${e.operator.toLowerCase()} (${(e.values ?? []).join(",")})`);
+    else parts.push(e.operator === "Exists" ? e.key : "!" + e.key);
+  }
+  return parts.join(",");
+}
+
+const OWNED: [group: string, resource: string, owned: string][] = [
+  ["apps", "deployments", "replicasets.apps"],
+  ["apps", "replicasets", "pods"],
+  ["apps", "statefulsets", "pods"],
+  ["apps", "daemonsets", "pods"],
+  ["", "replicationcontrollers", "pods"],
+  ["batch", "jobs", "pods"],
+  ["batch", "cronjobs", "jobs.batch"],
+];
+
+/** relationsOf lists what belongs to an object. */
+export function relationsOf(k: Kind, o: Record<string, any>): Relation[] {
+  const ns: string = o.metadata.namespace ?? "";
+  const name: string = o.metadata.name;
+  const out: Relation[] = [];
+  const add = (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: (row: Row) => boolean, at = ns) => {
+    const kind = kindByWord(word);
+    if (kind) out.push({ title: title(kind), kind, ns: at, query, match });
+  };
+  for (const [group, resource, owned] of OWNED) {
+    if (!isKind(k, group, resource)) continue;
+    const selector = selectorText(o.spec?.selector);
+    add(owned, selector ? { labelSelector: selector } : {}, (c) => S.related.owned(label(c)), (r) => r.owner?.name === name && r.owner?.kind === k.kind);
+  }
+  if (isKind(k, "apps", "deployments")) add("pods", { labelSelector: selectorText(o.spec?.selector) }, () => S.related.pods);
+  if (isKind(k, "", "services")) {
+    add("endpointslices", { labelSelector: "kubernetes.io/service-name=" + name }, () => S.related.slices);
+    if (o.spec?.selector) add("pods", { labelSelector: selectorText(o.spec.selector) }, () => S.related.selected);
+  }
+  if (isKind(k, "", "nodes")) add("pods", { fieldSelector: "spec.nodeName=" + name }, () => S.related.onNode, undefined, "");
+  if (isKind(k, "", "namespaces")) add("pods", {}, () => S.related.inNamespace, undefined, name);
+  if (isKind(k, "", "persistentvolumeclaims")) {
+    add("persistentvolumes", {}, () => S.related.volume, (r) => r.name === o.spec?.volumeName, "");
+  }
+  return out;
+}
+
+/** eventsOf is the relation of an object with its events. */
+export function eventsOf(o: Record<string, any>): Relation | null {
+  const kind = kindByWord("events");
+  if (!kind) return null;
+  // Events of objects without a namespace are in "default".
+  const ns = o.metadata.namespace ?? "default";
+  const fields = o.kind === "Node" ? `involvedObject.kind=Node,involvedObject.name=${o.metadata.name}` : "involvedObject.uid=" + o.metadata.uid;
+  return { title: S.related.events, kind, ns, query: { fieldSelector: fields } };
+}
+
+export function RelatedTable({ relation: r }: { relation: Relation }) {
+  const listing = useMemo(() => new Listing(listPath(r.kind, r.ns), r.query), []);
+  useEffect(() => () => listing.close(), []);
+  const source = useSignal(listing);
+  const filter = useSignal("");
+  const isEvents = r.kind.resource === "events";
+  const sort = useSignal<Sort>({ column: isEvents ? "Last Seen" : "Name", descending: false });
+  const rows = useMemo(() => arrange(source, filter, sort, r.match), []);
+  const columns = useComputed(() => {
+    const all = tableColumns(listing.columns.value, r.kind.namespaced && !r.ns, false);
+    return isEvents ? all.filter((c) => c.name !== "Object") : all;
+  });
+  const active = useSignal("");
+  const marks = useSignal<ReadonlySet<string>>(new Set());
+  const error = listing.error.value;
+  return (
+    <section class="related" aria-label={r.title}>
+      <h2>
+        {r.title} <span class="count">{listing.synced.value ? rows.value.length : "…"}</span>
+      </h2>
+      {error ? (
+        <p class="faint">{error.message}</p>
+      ) : rows.value.length === 0 ? (
+        listing.synced.value && <p class="faint">{S.related.none}</p>
+      ) : (
+        <Table
+          label={r.title}
+          columns={columns}
+          rows={rows}
+          active={active}
+          marks={marks}
+          sort={sort}
+          tick={now}
+          short
+          href={(row) => hrefOf(r.kind, row)}
+          open={(row) => {
+            location.hash = hrefOf(r.kind, row);
+          }}
+          rowClass={(row) => (row.deleting ? "deleting" : "")}
+        />
+      )}
+    </section>
+  );
+}

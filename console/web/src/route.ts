@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The page's state in the URL's fragment: #/VIEW/KIND/NAMESPACE/NAME?key=value. Everything that a person would want to
+// find again after "reload", "back" or in a bookmark is in it, and never a token.
+
+import { computed, signal } from "@preact/signals";
+
+export type View = "overview" | "list" | "object" | "logs" | "shell" | "edit" | "create" | "events" | "map";
+
+export interface Route {
+  view: View;
+  kind: string;
+  ns: string;
+  name: string;
+  params: Record<string, string>;
+}
+
+const VIEWS = new Set(["list", "object", "logs", "shell", "edit", "create", "events", "map"]);
+
+export function parse(hash: string): Route {
+  const [path, query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
+  const parts = path.split("/").map(decode);
+  const view = VIEWS.has(parts[0]) ? (parts[0] as View) : "overview";
+  const params: Record<string, string> = {};
+  for (const [k, v] of new URLSearchParams(query)) params[k] = v;
+  return { view, kind: parts[1] ?? "", ns: parts[2] === "-" ? "" : (parts[2] ?? ""), name: parts[3] ?? "", params };
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+export function format(r: Partial<Route> & { view: View }): string {
+  const parts: string[] = [];
+  if (r.view !== "overview") parts.push(r.view);
+  if (r.kind) parts.push(r.kind);
+  if (r.name) parts.push(r.ns || "-", r.name);
+  const query = new URLSearchParams();
+  for (const [k, v] of Object.entries(r.params ?? {})) if (v) query.set(k, v);
+  const text = query.toString();
+  return "#/" + parts.map(encodeURIComponent).join("/") + (text ? "?" + text : "");
+}
+
+export const route = signal<Route>(parse(location.hash));
+
+let depth = 0;
+let replacing = false;
+
+window.addEventListener("hashchange", () => {
+  if (!replacing) depth++;
+  replacing = false;
+  route.value = parse(location.hash);
+});
+
+/** go opens another view; the browser's "back" returns to this one. */
+export function go(r: Partial<Route> & { view: View }): void {
+  location.hash = format(r);
+}
+
+/** back returns to the view before, or to the overview when there was none. */
+export function back(): void {
+  if (depth > 0) {
+    depth -= 2;
+    history.back();
+  } else if (route.value.view === "object") {
+    go({ view: "list", kind: route.value.kind });
+  } else if (route.value.view !== "overview") {
+    go({ view: "overview" });
+  }
+}
+
+/** setParams changes parameters of this view without a new entry in the history. */
+export function setParams(change: Record<string, string>): void {
+  const next = { ...route.value, params: { ...route.value.params, ...change } };
+  history.replaceState(null, "", format(next));
+  route.value = parse(location.hash);
+}
+
+const remembered = signal<string | null>(null);
+
+/** initialNamespace sets where lists begin in a new tab. */
+export function initialNamespace(ns: string): void {
+  if (remembered.value === null) remembered.value = ns;
+}
+
+/** namespace is the namespace of lists; empty for all. */
+export const namespace = computed(() => {
+  const ns = route.value.params.ns;
+  return ns === "*" ? "" : (ns ?? remembered.value ?? "");
+});
+
+/** setNamespace changes it for this list and later ones. */
+export function setNamespace(ns: string): void {
+  remembered.value = ns;
+  if (route.value.view === "list" || route.value.view === "events" || route.value.view === "overview" || route.value.view === "map") setParams({ ns: ns || "*" });
+}
+
+/** rememberNamespace is for views that stand in a namespace by their address. */
+export function rememberNamespace(): void {
+  const ns = route.value.params.ns;
+  if (ns !== undefined) remembered.value = ns === "*" ? "" : ns;
+}

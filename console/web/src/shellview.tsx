@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// A shell in a container of a pod.
+
+import { useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { api, reasonOf } from "./client";
+import { type Client, type Message, Stream } from "./connection";
+import { Command } from "./dialog";
+import { useKeys } from "./keys";
+import { type Kind, kindById, kinds, objectPath } from "./kinds";
+import { back, format, route, setParams } from "./route";
+import { S } from "./strings";
+import { openScreen, type Screen } from "./terminal";
+import { theme } from "./theme";
+import { Empty } from "./table";
+import { visible } from "./text";
+
+/** KEEP_ALIVE is how often the size is sent again: JavaScript sends no pings, and proxies end silent connections. */
+const KEEP_ALIVE = 30_000;
+
+/** DEFAULT_COMMAND takes the better shell of those that most images have. */
+const DEFAULT_COMMAND = ["/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash || exec sh"];
+
+export function ShellView() {
+  const r = route.value;
+  const k = kindById(r.kind);
+  if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
+  return <ShellOf key={[k.id, r.ns, r.name, r.params.container].join("|")} kind={k} ns={r.ns} name={r.name} />;
+}
+
+function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
+  const box = useRef<HTMLDivElement>(null);
+  const screen = useRef<Screen | null>(null);
+  const containers = useSignal<string[]>([]);
+  const container = useSignal(route.peek().params.container ?? "");
+  const ended = useSignal("");
+  const session = useSignal(0);
+  const path = objectPath(kind, ns, name);
+
+  useEffect(() => {
+    let closed = false;
+    let stream: Stream | null = null;
+    let timer: ReturnType<typeof setInterval> | undefined;
+    let watcher: ResizeObserver | null = null;
+    ended.value = "";
+    const begin = async () => {
+      const pod = await api<Record<string, any>>("GET", path);
+      if (closed) return;
+      const all: string[] = [...pod.spec.containers, ...(pod.spec.ephemeralContainers ?? [])].map((c: { name: string }) => c.name);
+      containers.value = all;
+      if (!all.includes(container.value)) container.value = pod.metadata.annotations?.["kubectl.kubernetes.io/default-container"] ?? all[0];
+      const s = openScreen(box.current!);
+      screen.current = s;
+      s.fit();
+      const client: Client = {
+        watch: false,
+        // A process cannot be joined again after the connection was lost.
+        resume: () => null,
+        message(m: Message) {
+          if (m.type === "data") s.terminal.write(m.data);
+          else if (m.type === "state") s.terminal.write(`\r\n[${visible(m.message)}]\r\n`);
+          else if (m.type === "end") {
+            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(m.exit ?? 0);
+            clearInterval(timer);
+            s.terminal.options.disableStdin = true;
+            s.terminal.blur();
+          }
+        },
+      };
+      stream = new Stream({ op: "exec", path: path + "/exec", query: { container: container.value }, command: DEFAULT_COMMAND, tty: true }, client);
+      const size = () => stream?.send({ op: "resize", cols: s.terminal.cols, rows: s.terminal.rows });
+      s.terminal.onData((data) => stream?.send({ op: "stdin", data }));
+      s.terminal.onResize(size);
+      size();
+      timer = setInterval(size, KEEP_ALIVE);
+      watcher = new ResizeObserver(() => s.fit());
+      watcher.observe(box.current!);
+      // Escape belongs to the shell: this key, telnet's, leaves it without a mouse.
+      s.terminal.attachCustomKeyEventHandler((e) => {
+        if (e.type === "keydown" && e.ctrlKey && e.key === "]") {
+          document.querySelector<HTMLElement>("#shell-back")?.focus();
+          return false;
+        }
+        return true;
+      });
+      s.terminal.focus();
+    };
+    begin().catch((err: unknown) => (ended.value = reasonOf(err)));
+    return () => {
+      closed = true;
+      clearInterval(timer);
+      watcher?.disconnect();
+      stream?.close();
+      screen.current?.dispose();
+      screen.current = null;
+    };
+  }, [session.value]);
+
+  useEffect(() => theme.subscribe(() => screen.current?.setTheme()), []);
+  useKeys([
+    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++, hint: true },
+    { key: "Escape", label: S.keys.back, run: back, hint: true },
+  ]);
+
+  return (
+    <section class="view" aria-label={S.shell.title(name)}>
+      <div class="bar">
+        <h1>
+          <span class="faint">{S.shell.in}</span>{" "}
+          <a href={format({ view: "object", kind: kind.id, ns, name })}>
+            <span class="faint">{visible(ns)}/</span>
+            <span class="name">{visible(name)}</span>
+          </a>
+        </h1>
+        <div class="tools">
+          <label>
+            <span class="hidden">{S.logs.container}</span>
+            <select value={container.value} onChange={(e) => setParams({ container: e.currentTarget.value })}>
+              {containers.value.map((c) => <option key={c} value={c}>{visible(c)}</option>)}
+            </select>
+          </label>
+          <button type="button" id="shell-back" onClick={back}>{S.shell.leave}</button>
+        </div>
+      </div>
+      {ended.value && (
+        <p class="note" role="alert">
+          {ended.value} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
+        </p>
+      )}
+      <div class="screen" ref={box} />
+      <div class="foot">
+        <Command text={`kubectl exec -it -n ${ns} ${name} -c ${container.value} -- sh`} />
+        <span class="faint">{S.shell.hint}</span>
+      </div>
+    </section>
+  );
+}
