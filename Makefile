@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,7 +80,7 @@ PROMISED := root,carried,loop-device,systemd,xfs
 
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
-	@packaging/deps.sh build test
+	@packaging/deps.sh build test console
 	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
@@ -257,8 +257,8 @@ fuzz: ## each fuzz test for FUZZTIME
 	  done; done
 
 verify: ## what has to be clean before a merge
-	@packaging/deps.sh build lint
-	@packaging/steps.sh fmt shellcheck tidy imports docs-check lint cross
+	@packaging/deps.sh build lint console
+	@packaging/steps.sh fmt shellcheck tidy imports docs-check console-check lint cross
 
 fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
@@ -272,6 +272,9 @@ comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
 	$(GO) test -vet=off -tags '$(TAGS)' -run TestImports .
+
+console-check: ## the types of the console's pages
+	@packaging/console.sh --check $(BUILD)
 
 docs: ## write the generated pages
 	$(GO) run -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md

@@ -5,12 +5,31 @@
 # Where npm is missing the build goes on without the pages: `coracle console` then says how to get them. Run through
 # `make carried`, which sets GO.
 #
-#   console.sh WORK
+#   console.sh WORK          make them
+#   console.sh --check WORK  check the types of their sources
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh
-work=$1
 GO=${GO:-go}
+
+# copy FOLDER OPTION...: the sources in a folder of their own, with the packages that they need.
+copy() {
+  local folder=$1 log=$1.log
+  shift
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  tar -C console/web --exclude=./node_modules -cf - . | tar -C "$folder" -xf -
+  (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error "$@") >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+}
+
+if [ "$1" = --check ]; then
+  command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
+  copy "$2/console-check" || die "npm could not fetch the console's packages; its messages are above"
+  (cd "$2/console-check" && node_modules/.bin/tsc --noEmit)
+  rm -rf "$2/console-check"
+  exit 0
+fi
+work=$1
 
 sources=$(git ls-files -co --exclude-standard console/web console/bundle 2>/dev/null || find console/web console/bundle -type f -not -path '*/node_modules/*')
 sum=$(printf '%s\n' "$sources" | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -d ' ' -f 1)
@@ -21,17 +40,11 @@ if ! command -v npm >/dev/null; then
   exit 0
 fi
 say "making the pages of the web console"
-rm -rf "$work/console-web"
-mkdir -p "$work/console-web"
-cp -r console/web/. "$work/console-web/"
-rm -rf "$work/console-web/node_modules"
-log=$work/console-npm.log
-if ! (cd "$work/console-web" && npm ci --ignore-scripts --omit=dev --no-audit --no-fund --loglevel=error) >"$log" 2>&1; then
-  cat "$log" >&2
+if ! copy "$work/console-web" --omit=dev; then
   if [ -n "${CORACLE_TEST_REQUIRE:-}" ]; then die "npm could not fetch the console's packages; its messages are above"; fi
   say "npm could not fetch the console's packages; its messages are above. Building without the pages of coracle console"
   exit 0
 fi
 CGO_ENABLED=0 "$GO" run -buildvcs=false ./console/bundle -src "$work/console-web" -out console/files
 printf '%s\n' "$sum" >console/files/sum
-rm -rf "$work/console-web/node_modules"
+rm -rf "$work/console-web"

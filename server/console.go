@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/http"
 
+	"k8s.io/client-go/rest"
+
 	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/pki"
 )
 
 // listenConsole opens the console's port, so that one that is taken is known before anything starts.
@@ -57,6 +60,11 @@ func (s *Server) useServing(cert, key []byte) error {
 	return nil
 }
 
+// apiOfUsers is how a program on this machine reaches the API as anybody: without credentials.
+func (s *Server) apiOfUsers() *rest.Config {
+	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName()}}
+}
+
 // serveConsole serves the console from when the API is ready until ctx is done.
 func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	if s.console == nil {
@@ -69,7 +77,7 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.serving.Load, API: api.LoopbackConfig(), Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.serving.Load, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())
