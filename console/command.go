@@ -14,10 +14,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.
@@ -43,7 +43,7 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stdin, typed := io.Pipe()
-	defer stdin.Close()
+	defer func() { _ = stdin.Close() }() // a pipe in memory
 	sizes := make(sizeQueue, 1)
 	go st.feed(ctx, typed, sizes)
 	options := remotecommand.StreamOptions{Stdin: stdin, Stdout: &output{st: st, number: 1}, Tty: r.TTY}
@@ -90,7 +90,7 @@ func newExecutor(config *rest.Config, path string, query url.Values) (remotecomm
 
 // feed hands what the page sends to the command: text, and the size of its terminal.
 func (st *stream) feed(ctx context.Context, typed *io.PipeWriter, sizes sizeQueue) {
-	defer typed.Close()
+	defer func() { _ = typed.Close() }() // a pipe in memory
 	defer close(sizes)
 	for {
 		select {

@@ -150,6 +150,6 @@ func (l *Loopback) Serve(ctx context.Context) error {
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time
 	}
-	<-ended
+	_ = <-ended // http.ErrServerClosed
 	return err
 }

@@ -69,6 +69,6 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time
 	}
-	<-ended
+	_ = <-ended // http.ErrServerClosed
 	return nil
 }

@@ -122,7 +122,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 func (s *socket) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer s.running.Wait()
-	defer s.conn.Close()
+	defer func() { _ = s.conn.Close() }() // the tab may have closed it
 	defer cancel()
 	s.running.Go(func() { s.keepAlive(ctx) })
 	s.conn.SetReadLimit(maxMessage)
@@ -145,7 +145,7 @@ func (s *socket) serve() {
 func (s *socket) keepAlive(ctx context.Context) {
 	tick := time.NewTicker(pingEvery)
 	defer tick.Stop()
-	defer s.conn.Close() // ends the reading
+	defer func() { _ = s.conn.Close() }() // ends the reading
 	for {
 		select {
 		case <-ctx.Done():
