@@ -186,7 +186,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           </div>
         </div>
       )}
-      <div class={"editor" + (result.value ? " behind" : "")} ref={box} />
+      <div key="editor" class={"editor" + (result.value ? " behind" : "")} ref={box} />
     </section>
   );
 }

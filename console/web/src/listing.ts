@@ -141,15 +141,15 @@ export function arrange(
   also?: (row: Row) => boolean,
 ): ReadonlySignal<Row[]> {
   const parsed = computed(() => parseFilter(filter.value));
-  return computed(() => {
+  // Sorting is apart from filtering, so that typing a filter does not sort again.
+  const all = computed(() => {
     const from = listing.value;
     if (!from) return [];
     from.version.value;
-    const { match } = parsed.value;
-    const rows: Row[] = [];
-    for (const row of from.rows.values()) if (match(row) && (!also || also(row))) rows.push(row);
-    return sorted(rows, from.columns.value, sort.value);
+    const rows = [...from.rows.values()];
+    return sorted(also ? rows.filter(also) : rows, from.columns.value, sort.value);
   });
+  return computed(() => all.value.filter(parsed.value.match));
 }
 
 function byName(a: Row, b: Row): number {

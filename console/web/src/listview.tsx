@@ -3,8 +3,9 @@
 // The list of a kind's objects.
 
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
-import { useEffect, useMemo } from "preact/hooks";
-import { ACTIONS, perform, type Target } from "./actions";
+import { useEffect, useMemo, useRef } from "preact/hooks";
+import { mergeEvents } from "./events";
+import { ACTIONS, isKind, perform, type Target } from "./actions";
 import { chooseNamespace } from "./namespaces";
 import { tableColumns } from "./columns";
 import type { Row } from "./connection";
@@ -33,12 +34,17 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   useEffect(() => () => listing.close(), []);
   const source = useSignal(listing);
   const filter = useComputed(() => route.value.params.filter ?? "");
-  const sort = useSignal<Sort>(sortOf(route.value.params.sort));
+  const sort = useSignal<Sort>(sortOf(route.value.params.sort ?? (isKind(kind, "", "events") ? "Last Seen" : "Name")));
+  const first = useRef(route.peek().params.sort ?? sort.peek().column);
   useSignalEffect(() => {
     const text = (sort.value.descending ? "-" : "") + sort.value.column;
-    if (text !== (route.peek().params.sort ?? "Name")) setParams({ sort: text === "Name" ? "" : text });
+    if (text !== first.current) setParams({ sort: text });
+    first.current = text;
   });
-  const rows = useMemo(() => arrange(source, filter, sort), []);
+  const rows = useMemo(() => {
+    const all = arrange(source, filter, sort);
+    return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
+  }, []);
   const wide = useSignal(false);
   const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value));
   const active = useSignal("");

@@ -7,6 +7,7 @@ import { useEffect, useMemo } from "preact/hooks";
 import { api } from "./client";
 import { type Client, type Message, Stream } from "./connection";
 import { containersOf } from "./facts";
+import { useKeys } from "./keys";
 import { kindByWord, kinds, listPath, objectPath } from "./kinds";
 import { Listing, now } from "./listing";
 import { hrefOf } from "./listview";
@@ -62,6 +63,10 @@ function Loaded({ ns }: { ns: string }) {
     return warningsOf(l);
   });
   const summary = useComputed(() => ({ nodes: tally(lists.nodes, (t) => /^Ready(,|$)/.test(t)), pods: tally(lists.pods, (t) => t === "Running" || t === "Completed") }));
+  useKeys([
+    { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
+    { key: "k ArrowUp", label: S.keys.up, run: () => focusLink(-1), hint: true },
+  ]);
   const errors = Object.values(lists).flatMap((l) => (l?.error.value ? [l.error.value.message] : []));
   const whole = Object.values(lists).every((l) => !l || l.synced.value || l.error.value);
   const { nodes, pods } = summary.value;
@@ -115,6 +120,13 @@ function Loaded({ ns }: { ns: string }) {
       </div>
     </section>
   );
+}
+
+/** focusLink moves the focus among the links to what is wrong. */
+function focusLink(by: number): void {
+  const links = [...document.querySelectorAll<HTMLElement>(".card-head a:first-of-type, .related td a")];
+  const at = links.indexOf(document.activeElement as HTMLElement);
+  links[at < 0 ? 0 : Math.min(links.length - 1, Math.max(0, at + by))]?.focus();
 }
 
 function tally(l: Listing | null, good: (status: string) => boolean): { good: number; all: number } | null {

@@ -128,7 +128,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           {ended.value} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
         </p>
       )}
-      <div class="screen" ref={box} />
+      <div key="screen" class="screen" ref={box} />
       <div class="foot">
         <Command text={`kubectl exec -it -n ${ns} ${name} -c ${container.value} -- sh`} />
         <span class="faint">{S.shell.hint}</span>
