@@ -14,7 +14,7 @@ import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kin
 import { ListView } from "./listview";
 import { LoginPage } from "./login";
 import { LogView } from "./logview";
-import { chooseNamespace } from "./namespaces";
+import { beginNamespace, chooseNamespace } from "./namespaces";
 import { ObjectView } from "./objectview";
 import { Overview } from "./overview";
 import { forgetPermissions } from "./permissions";
@@ -40,10 +40,12 @@ const MENU = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cron
 
 function Frame() {
   useEffect(() => {
-    initialNamespace(session.value?.namespace ?? "");
     let timer: ReturnType<typeof setTimeout> | undefined;
     const load = () =>
-      loadKinds().catch((err: unknown) => {
+      beginNamespace()
+        .then(initialNamespace)
+        .then(loadKinds)
+        .catch((err: unknown) => {
         kindsError.value = reasonOf(err);
         timer = setTimeout(load, 3_000);
       });

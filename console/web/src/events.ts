@@ -5,7 +5,17 @@
 import { computed, type ReadonlySignal } from "@preact/signals";
 import type { Row } from "./connection";
 import type { Listing } from "./listing";
+import { kindByWord } from "./kinds";
+import { format } from "./route";
 import { seconds } from "./text";
+
+/** eventObject is the address of the object that an event is about; empty when its kind is not known. */
+export function eventObject(listing: Listing, row: Row): string {
+  const at = listing.columns.peek().findIndex((c) => c.name === "Object");
+  const [word, name] = String(row.cells[at] ?? "").split("/");
+  const k = kindByWord(word);
+  return k && name ? format({ view: "object", kind: k.id, ns: k.namespaced ? row.ns : "", name }) : "";
+}
 
 /** mergeEvents keeps the newest of equal events; the rows stay in their order. */
 export function mergeEvents(listing: Listing, rows: ReadonlySignal<Row[]>): ReadonlySignal<Row[]> {

@@ -4,7 +4,7 @@
 
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
-import { mergeEvents } from "./events";
+import { eventObject, mergeEvents } from "./events";
 import { ACTIONS, isKind, perform, type Target } from "./actions";
 import { chooseNamespace } from "./namespaces";
 import { tableColumns } from "./columns";
@@ -57,6 +57,8 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     const at = current();
     return marked.length ? marked.map(target) : at ? [target(at)] : [];
   };
+  const isEvents = isKind(kind, "", "events");
+  const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
     location.hash = hrefOf(kind, r, tab);
   };
@@ -75,7 +77,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "PageUp", label: S.keys.pageUp, run: () => move(-page()) },
     { key: "g Home", label: S.keys.first, run: () => move(-Infinity) },
     { key: "G End", label: S.keys.last, run: () => move(Infinity) },
-    { key: "Enter", label: S.keys.open, run: () => openCurrent(), hint: true },
+    { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
     { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
     { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
@@ -158,8 +160,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           marks={marks}
           sort={sort}
           tick={now}
-          href={(r) => hrefOf(kind, r)}
-          open={(r) => open(r)}
+          linked={isEvents ? "Object" : undefined}
+          href={href}
+          open={(r) => (location.hash = href(r))}
           rowClass={(r) => (r.deleting ? "deleting" : "")}
         />
       )}

@@ -5,7 +5,7 @@
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { api } from "./client";
-import { type Client, type Message, Stream } from "./connection";
+import { type Client, type Message, type Request, Stream } from "./connection";
 import { containersOf } from "./facts";
 import { useKeys } from "./keys";
 import { kindByWord, kinds, listPath, objectPath } from "./kinds";
@@ -221,23 +221,18 @@ function reasons(o: Record<string, any>): string[] {
   return [...new Set(out)].slice(0, 4);
 }
 
-/** readLog reads the end of a container's log: of its run before, when it is not running now. */
+/** readLog reads the end of a container's log. The server gives the last run of one that waits to run again. */
 function readLog(path: string, container: string, lines: { value: string[] }): Stream {
-  const query = { container, tailLines: "6", previous: "true" };
-  let retried = false;
-  let stream: Stream;
+  const request: Request = { op: "log", path, query: { container, tailLines: "6" } };
   const client: Client = {
     watch: false,
-    resume: () => null,
+    resume: () => {
+      lines.value = [];
+      return request;
+    },
     message(m: Message) {
       if (m.type === "lines") lines.value = [...lines.value, ...m.lines].slice(-6);
-      else if (m.type === "end" && m.code && !retried) {
-        // There is no run before this one.
-        retried = true;
-        stream = new Stream({ op: "log", path, query: { container, tailLines: "6" } }, client);
-      }
     },
   };
-  stream = new Stream({ op: "log", path, query }, client);
-  return stream;
+  return new Stream(request, client);
 }

@@ -43,6 +43,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     let stream: Stream | null = null;
     let timer: ReturnType<typeof setInterval> | undefined;
     let watcher: ResizeObserver | null = null;
+    let exit = 0;
     ended.value = "";
     const begin = async () => {
       const pod = await api<Record<string, any>>("GET", path);
@@ -59,9 +60,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         resume: () => null,
         message(m: Message) {
           if (m.type === "data") s.terminal.write(m.data);
+          else if (m.type === "exit") exit = m.exit;
           else if (m.type === "state") s.terminal.write(`\r\n[${visible(m.message)}]\r\n`);
           else if (m.type === "end") {
-            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(m.exit ?? 0);
+            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(exit);
             clearInterval(timer);
             s.terminal.options.disableStdin = true;
             s.terminal.blur();
