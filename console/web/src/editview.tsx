@@ -154,6 +154,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           </a>
         </h1>
         <div class="tools">
+          <span class="faint keys-note">{S.edit.keysNote}</span>
           <button type="button" onClick={leave}>{S.cancel}</button>
           <button type="button" class="primary" disabled={busy.value || !loaded.value} title={S.edit.reviewKey} onClick={() => void run(true)}>
             {S.edit.review}

@@ -197,7 +197,7 @@ function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning
       {lines.value.length > 0 && (
         <details open>
           <summary class="faint">{S.overview.log}</summary>
-          <pre class="data">{visibleLines(lines.value.join("\n"))}</pre>
+          <pre class="data" tabIndex={0} aria-label={S.overview.log}>{visibleLines(lines.value.join("\n"))}</pre>
         </details>
       )}
     </li>
