@@ -114,6 +114,7 @@ export class Stream {
 
   /** giveBack ends the stream on the server until the tab is shown again. */
   giveBack(): void {
+    if (!streams.has(this.id)) return;
     this.close();
     idle.add(this);
   }

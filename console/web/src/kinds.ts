@@ -160,6 +160,7 @@ export function suggest(text: string, limit = 12): Kind[] {
     k.shortNames.includes(w) ? 0
     : k.resource === w ? 1
     : k.resource.startsWith(w) ? 2 + (k.group ? 0.5 : 0)
+    : (k.resource + "." + k.group).startsWith(w) || k.id.startsWith(w) ? 3
     : k.resource.includes(w) ? 4
     : k.group.includes(w) ? 5
     : 9;

@@ -5,6 +5,7 @@
 import { computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
 import { parseFilter } from "./filter";
+import { S } from "./strings";
 import { seconds } from "./text";
 
 /** now moves on every few seconds; ages are counted by it. */
@@ -31,8 +32,8 @@ export class Listing implements Client {
   /** trouble is a passing problem: the rows may be old. */
   readonly trouble = signal("");
   readonly error = signal<{ code: number; reason: string; message: string } | null>(null);
-  /** changed has the time at which each row changed last, for a short mark. */
-  readonly changed = new Map<string, number>();
+  /** over is true when no more changes come. */
+  readonly over = signal(false);
   private rv = "";
   private stream: Stream;
   private pending = false;
@@ -62,6 +63,9 @@ export class Listing implements Client {
 
   retry(): void {
     this.error.value = null;
+    this.over.value = false;
+    this.trouble.value = "";
+    this.rv = "";
     this.stream.start();
   }
 
@@ -83,19 +87,11 @@ export class Listing implements Client {
         this.trouble.value = "";
         this.synced.value = true;
         return this.bump();
-      case "changes": {
-        const at = Date.now();
-        for (const row of m.set ?? []) {
-          this.put(row);
-          this.changed.set(row.uid, at);
-        }
-        for (const uid of m.del ?? []) {
-          this.rows.delete(uid);
-          this.changed.delete(uid);
-        }
+      case "changes":
+        for (const row of m.set ?? []) this.put(row);
+        for (const uid of m.del ?? []) this.rows.delete(uid);
         if (m.rv) this.rv = m.rv;
         return this.bump();
-      }
       case "reset":
         this.rv = "";
         this.synced.value = false;
@@ -105,6 +101,12 @@ export class Listing implements Client {
         this.trouble.value = m.ok ? "" : (m.message ?? "");
         return;
       case "end":
+        if (this.synced.value && m.code !== 403) {
+          // Kinds that cannot be watched are lists of one moment.
+          this.trouble.value = m.code === 405 ? S.list.unwatched : m.message || S.list.ended;
+          this.over.value = true;
+          return;
+        }
         this.error.value = { code: m.code, reason: m.reason ?? "", message: m.message ?? "" };
         return this.bump();
     }

@@ -139,7 +139,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
         </div>
       </div>
       {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
-      {listing.trouble.value && <p class="note passing">{listing.trouble.value}</p>}
+      {listing.trouble.value && <p class="note passing">{listing.trouble.value} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
       {error ? (
         <div class="problem" role="alert">
           <p>{error.code === 403 ? S.list.forbidden(label(kind), ns) : S.list.failed}</p>

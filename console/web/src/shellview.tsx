@@ -101,7 +101,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
 
   useEffect(() => theme.subscribe(() => screen.current?.setTheme()), []);
   useKeys([
-    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++, hint: true },
+    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++ },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
 
