@@ -2,7 +2,7 @@
 
 // A list of objects that stays true: the rows of a kind as the server prints them, and their changes.
 
-import { computed, signal, type ReadonlySignal } from "@preact/signals";
+import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
 import { parseFilter } from "./filter";
 import { S } from "./strings";
@@ -37,6 +37,8 @@ export class Listing implements Client {
   private rv = "";
   private stream: Stream;
   private pending = false;
+  /** whole is true when all rows have come; synced follows it when they are counted in version. */
+  private whole = false;
   private stale: Set<string> | null = null;
 
   constructor(
@@ -51,7 +53,7 @@ export class Listing implements Client {
   }
 
   resume(): Request {
-    if (this.rv && this.synced.peek()) return { ...this.request(), rv: this.rv };
+    if (this.rv && this.whole) return { ...this.request(), rv: this.rv };
     // The list was not whole: it is read again, and what it does not have any more is removed at its end.
     this.stale = new Set(this.rows.keys());
     return this.request();
@@ -85,7 +87,7 @@ export class Listing implements Client {
         this.stale = null;
         this.remaining.value = 0;
         this.trouble.value = "";
-        this.synced.value = true;
+        this.whole = true;
         return this.bump();
       case "changes":
         for (const row of m.set ?? []) this.put(row);
@@ -94,14 +96,14 @@ export class Listing implements Client {
         return this.bump();
       case "reset":
         this.rv = "";
-        this.synced.value = false;
+        this.whole = this.synced.value = false;
         this.stale = new Set(this.rows.keys());
         return;
       case "state":
         this.trouble.value = m.ok ? "" : (m.message ?? "");
         return;
       case "end":
-        if (this.synced.value && m.code !== 403) {
+        if (this.whole && m.code !== 403) {
           // Kinds that cannot be watched are lists of one moment.
           this.trouble.value = m.code === 405 ? S.list.unwatched : m.message || S.list.ended;
           this.over.value = true;
@@ -123,7 +125,10 @@ export class Listing implements Client {
     this.pending = true;
     const next = () => {
       this.pending = false;
-      this.version.value++;
+      batch(() => {
+        this.version.value++;
+        this.synced.value = this.whole;
+      });
     };
     if (document.hidden) setTimeout(next, 200);
     else requestAnimationFrame(next);

@@ -106,8 +106,8 @@ function Loaded({ ns }: { ns: string }) {
               <tbody>
                 {warnings.value.slice(0, 30).map((w) => (
                   <tr key={w.ns + w.object + w.reason}>
-                    <td class="faint">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))))}</td>
-                    <td>{w.count > 1 && S.overview.times(w.count)}</td>
+                    <td class="faint short-cell">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))))}</td>
+                    <td class="short-cell">{w.count > 1 && S.overview.times(w.count)}</td>
                     <td class="bad">{visible(w.reason)}</td>
                     <td>{objectLink(w)}</td>
                     <td>{visible(w.message)}</td>

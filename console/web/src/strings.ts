@@ -132,6 +132,12 @@ export const S = {
     data: "Data",
   },
 
+  usage: {
+    title: "Use since this page was opened",
+    cpu: (m: number) => `CPU: ${m >= 1000 ? (m / 1000).toFixed(2) + " cores" : Math.round(m) + " millicores"}`,
+    memory: (mib: number) => `Memory: ${mib >= 1024 ? (mib / 1024).toFixed(2) + " GiB" : Math.round(mib) + " MiB"}`,
+  },
+
   secret: {
     hidden: "The YAML of a secret has its values. They are hidden until you ask for them.",
     showYaml: "Show the YAML with the values",
