@@ -142,7 +142,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
       {listing.trouble.value && <p class="note passing">{listing.trouble.value} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
       {error ? (
         <div class="problem" role="alert">
-          <p>{error.code === 403 ? S.list.forbidden(label(kind), ns) : S.list.failed}</p>
+          <p>{error.code === 403 ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere) : S.list.failed}</p>
           <p class="faint">{error.message}</p>
           <div class="buttons start">
             <button type="button" onClick={() => listing.retry()}>{S.retry}</button>

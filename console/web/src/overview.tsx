@@ -67,7 +67,9 @@ function Loaded({ ns }: { ns: string }) {
     { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
     { key: "k ArrowUp", label: S.keys.up, run: () => focusLink(-1), hint: true },
   ]);
-  const errors = Object.values(lists).flatMap((l) => (l?.error.value ? [l.error.value.message] : []));
+  // Most users of a namespace may not see the nodes: that is nothing wrong.
+  const blind = lists.nodes?.error.value?.code === 403;
+  const errors = Object.values(lists).flatMap((l) => (l?.error.value && !(blind && l === lists.nodes) ? [l.error.value.message] : []));
   const whole = Object.values(lists).every((l) => !l || l.synced.value || l.error.value);
   const { nodes, pods } = summary.value;
   const byObject = new Map(warnings.value.map((w) => [w.ns + "/" + w.object, w]).reverse() as [string, Warning][]);
@@ -88,7 +90,7 @@ function Loaded({ ns }: { ns: string }) {
             {errors.map((e) => <p key={e} class="faint">{visible(e)}</p>)}
           </div>
         )}
-        {list.length === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length === 0 ? S.overview.nothing : ""}</p>}
+        {list.length === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}</p>}
         {list.length > 0 && (
           <section aria-label={S.overview.wrong}>
             <ul class="cards">

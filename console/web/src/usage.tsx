@@ -101,7 +101,7 @@ function Chart({ label, points, value, color }: { label: string; points: Point[]
         legend: { show: false },
         cursor: { show: false },
         scales: { y: { range: (_u, _min, max) => [0, Math.max(1, max * 1.2)] } },
-        axes: [axis, { ...axis, size: 48 }],
+        axes: [{ ...axis, space: 90, values: (_u, at) => at.map((t) => new Date(t * 1000).toTimeString().slice(0, 8)) }, { ...axis, size: 48 }],
         series: [{}, { stroke, width: 2, points: { show: false } }],
       },
       data,
