@@ -46,9 +46,9 @@ function Frame() {
         .then(initialNamespace)
         .then(loadKinds)
         .catch((err: unknown) => {
-        kindsError.value = reasonOf(err);
-        timer = setTimeout(load, 3_000);
-      });
+          kindsError.value = reasonOf(err);
+          timer = setTimeout(load, 3_000);
+        });
     void load();
     return () => {
       clearTimeout(timer);
@@ -97,7 +97,7 @@ function Frame() {
       </nav>
       <main id="main" tabIndex={-1}>
         {s?.readOnly && <p class="note">{S.readOnly}</p>}
-        {kindsError.value && <p class="note bad" role="alert">{kindsError.value}</p>}
+        {kindsError.value && <p class="note bad" role="alert">{visible(kindsError.value)}</p>}
         <CurrentView />
       </main>
       <Hints />

@@ -16,6 +16,7 @@ import { arrange, Listing, now, type Sort } from "./listing";
 import { back, format, go, namespace, route, setParams } from "./route";
 import { S } from "./strings";
 import { Empty, moveActive, rowHeight, Table, toggleSort } from "./table";
+import { visible } from "./text";
 
 export function ListView() {
   const k = kindById(route.value.kind);
@@ -139,11 +140,11 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
         </div>
       </div>
       {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
-      {listing.trouble.value && <p class="note passing">{listing.trouble.value} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
+      {listing.trouble.value && <p class="note passing">{visible(listing.trouble.value)} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
       {error ? (
         <div class="problem" role="alert">
           <p>{error.code === 403 ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere) : S.list.failed}</p>
-          <p class="faint">{error.message}</p>
+          <p class="faint">{visible(error.message)}</p>
           <div class="buttons start">
             <button type="button" onClick={() => listing.retry()}>{S.retry}</button>
             {kind.namespaced && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}

@@ -109,8 +109,8 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
         ))}
       </div>
       {deleted && <p class="note passing" role="status">{S.object.deleted}</p>}
-      {trouble && <p class="note passing">{trouble}</p>}
-      {error && <div class="problem" role="alert"><p>{error}</p></div>}
+      {trouble && <p class="note passing">{visible(trouble)}</p>}
+      {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
       {!object && !error && <p class="empty">{S.loading}</p>}
       {object && tab === "details" && <Details kind={kind} object={object} />}
       {object && tab === "yaml" && <Yaml kind={kind} yaml={yaml} />}

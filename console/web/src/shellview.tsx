@@ -127,7 +127,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       </div>
       {ended.value && (
         <p class="note" role="alert">
-          {ended.value} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
+          {visible(ended.value)} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
         </p>
       )}
       <div key="screen" class="screen" ref={box} />

@@ -129,7 +129,7 @@ export function Table(p: TableProps) {
     >
       <div class="head" role="row" aria-rowindex={1}>
         {columns.map((c, i) => (
-          <div key={c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={c.description}>
+          <div key={c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={visible(c.description)}>
             {p.sort ? (
               <button type="button" tabIndex={-1} onClick={() => toggleSort(p.sort!, c.name)}>
                 {visible(c.name)}
