@@ -24,6 +24,8 @@ export function receivedAt(row: Row): number {
 export class Listing implements Client {
   readonly watch = true;
   readonly rows = new Map<string, Row>();
+  /** members counts additions and removals of rows: while it is the same, so is their order by name or age. */
+  members = 0;
   readonly columns = signal<Column[]>([]);
   /** version counts changes of the rows, at most one each frame. */
   readonly version = signal(0);
@@ -84,6 +86,7 @@ export class Listing implements Client {
       case "synced":
         if (m.rv) this.rv = m.rv;
         if (this.stale) for (const uid of this.stale) this.rows.delete(uid);
+        this.members++;
         this.stale = null;
         this.remaining.value = 0;
         this.trouble.value = "";
@@ -91,7 +94,7 @@ export class Listing implements Client {
         return this.bump();
       case "changes":
         for (const row of m.set ?? []) this.put(row);
-        for (const uid of m.del ?? []) this.rows.delete(uid);
+        for (const uid of m.del ?? []) if (this.rows.delete(uid)) this.members++;
         if (m.rv) this.rv = m.rv;
         return this.bump();
       case "reset":
@@ -116,6 +119,7 @@ export class Listing implements Client {
 
   private put(row: Row): void {
     received.set(row, Date.now());
+    if (!this.rows.has(row.uid)) this.members++;
     this.rows.set(row.uid, row);
     this.stale?.delete(row.uid);
   }
@@ -135,6 +139,9 @@ export class Listing implements Client {
   }
 }
 
+/** STABLE are columns that never change in an object's life. */
+const STABLE = new Set(["Name", "Age", "Namespace"]);
+
 export interface Sort {
   column: string;
   descending: boolean;
@@ -149,12 +156,19 @@ export function arrange(
 ): ReadonlySignal<Row[]> {
   const parsed = computed(() => parseFilter(filter.value));
   // Sorting is apart from filtering, so that typing a filter does not sort again.
+  let order: { key: string; from: Listing; members: number; uids: string[] } | null = null;
   const all = computed(() => {
     const from = listing.value;
     if (!from) return [];
     from.version.value;
-    const rows = [...from.rows.values()];
-    return sorted(also ? rows.filter(also) : rows, from.columns.value, sort.value);
+    const columns = from.columns.value;
+    const by = sort.value;
+    const key = (by.descending ? "-" : "") + by.column;
+    // A change of a row does not move it in an order by name or age, so most changes need no sorting.
+    if (order?.from === from && order.members === from.members && order.key === key) return order.uids.map((uid) => from.rows.get(uid)!);
+    const rows = sorted(also ? [...from.rows.values()].filter(also) : [...from.rows.values()], columns, by);
+    order = STABLE.has(by.column) && !also ? { key, from, members: from.members, uids: rows.map((r) => r.uid) } : null;
+    return rows;
   });
   return computed(() => all.value.filter(parsed.value.match));
 }
