@@ -14,7 +14,7 @@ import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kin
 import { ListView } from "./listview";
 import { LoginPage } from "./login";
 import { LogView } from "./logview";
-import { chooseNamespace } from "./namespaces";
+import { beginNamespace, chooseNamespace } from "./namespaces";
 import { ObjectView } from "./objectview";
 import { Overview } from "./overview";
 import { forgetPermissions } from "./permissions";
@@ -40,13 +40,15 @@ const MENU = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cron
 
 function Frame() {
   useEffect(() => {
-    initialNamespace(session.value?.namespace ?? "");
     let timer: ReturnType<typeof setTimeout> | undefined;
     const load = () =>
-      loadKinds().catch((err: unknown) => {
-        kindsError.value = reasonOf(err);
-        timer = setTimeout(load, 3_000);
-      });
+      beginNamespace()
+        .then(initialNamespace)
+        .then(loadKinds)
+        .catch((err: unknown) => {
+          kindsError.value = reasonOf(err);
+          timer = setTimeout(load, 3_000);
+        });
     void load();
     return () => {
       clearTimeout(timer);
@@ -95,7 +97,7 @@ function Frame() {
       </nav>
       <main id="main" tabIndex={-1}>
         {s?.readOnly && <p class="note">{S.readOnly}</p>}
-        {kindsError.value && <p class="note bad" role="alert">{kindsError.value}</p>}
+        {kindsError.value && <p class="note bad" role="alert">{visible(kindsError.value)}</p>}
         <CurrentView />
       </main>
       <Hints />

@@ -21,7 +21,7 @@ export function tableColumns(columns: Column[], namespaced: boolean, wide: boole
       name: c.name,
       description: c.description,
       text: textOf(c, i),
-      tone: (r) => toneOfCell(c.name, String(r.cells[i] ?? "")),
+      tone: (r) => (c.name === "Ready" && r.cells.includes("Completed") ? "" : toneOfCell(c.name, String(r.cells[i] ?? ""))),
       numeric: c.type === "integer" || c.type === "number",
     });
   });

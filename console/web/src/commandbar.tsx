@@ -5,7 +5,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { announce } from "./announce";
-import { kindByWord, label, suggest } from "./kinds";
+import { kindByWord, label, refreshKinds, suggest } from "./kinds";
 import { go, namespace, setNamespace, type View } from "./route";
 import { S } from "./strings";
 
@@ -64,6 +64,7 @@ function Open() {
   useEffect(() => {
     const before = document.activeElement as HTMLElement | null;
     field.current?.focus();
+    refreshKinds();
     return () => before?.focus?.();
   }, []);
   const found = choices(text);

@@ -45,7 +45,8 @@ export type Message =
   | { type: "deleted" }
   | { type: "lines"; lines: string[] }
   | { type: "data"; data: string; stream: number }
-  | { type: "end"; code: number; reason?: string; message?: string; exit?: number };
+  | { type: "exit"; exit: number }
+  | { type: "end"; code: number; reason?: string; message?: string };
 
 /** Client is the user of a stream. */
 export interface Client {
@@ -113,6 +114,7 @@ export class Stream {
 
   /** giveBack ends the stream on the server until the tab is shown again. */
   giveBack(): void {
+    if (!streams.has(this.id)) return;
     this.close();
     idle.add(this);
   }

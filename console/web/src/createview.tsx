@@ -143,7 +143,7 @@ export function CreateView() {
           )}
         </div>
       )}
-      <div class="editor" ref={box} />
+      <div key="editor" class="editor" ref={box} />
     </section>
   );
 }

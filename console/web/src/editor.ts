@@ -6,11 +6,12 @@
 import { defaultKeymap, history, historyKeymap, indentWithTab } from "@codemirror/commands";
 import { yaml } from "@codemirror/lang-yaml";
 import { bracketMatching, foldGutter, foldKeymap, HighlightStyle, indentOnInput, indentUnit, syntaxHighlighting } from "@codemirror/language";
-import { unifiedMergeView } from "@codemirror/merge";
+import { acceptChunk, rejectChunk, unifiedMergeView } from "@codemirror/merge";
 import { highlightSelectionMatches, search, searchKeymap } from "@codemirror/search";
 import { Compartment, EditorState } from "@codemirror/state";
 import { drawSelection, EditorView, highlightActiveLine, highlightSpecialChars, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
+import { S } from "./strings";
 
 export interface Editor {
   text(): string;
@@ -60,6 +61,16 @@ const COLORS = HighlightStyle.define([
 // Bidirectional and invisible characters that CodeMirror does not mark by itself.
 const SPECIAL = /[\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
 
+/** choice makes a button of a difference: the text stays as the user has it, or becomes as it is in the cluster. */
+function choice(type: "accept" | "reject", action: (e: MouseEvent) => void): HTMLElement {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.name = type;
+  button.textContent = type === "accept" ? S.edit.mine : S.edit.theirs;
+  button.onmousedown = action;
+  return button;
+}
+
 export function createEditor(o: EditorOptions): Editor {
   const root = o.parent.shadowRoot ?? o.parent.attachShadow({ mode: "open" });
   const compared = new Compartment();
@@ -71,6 +82,8 @@ export function createEditor(o: EditorOptions): Editor {
       extensions: [
         keymap.of([
           { key: "Mod-Enter", run: () => (o.onSubmit(), true) },
+          { key: "Alt-Enter", run: acceptChunk },
+          { key: "Alt-Shift-Enter", run: rejectChunk },
           ...searchKeymap,
           { key: "Escape", run: () => (o.onLeave(), true) },
           indentWithTab,
@@ -105,7 +118,7 @@ export function createEditor(o: EditorOptions): Editor {
     text: () => view.state.doc.toString(),
     setText: (text) => view.dispatch({ changes: { from: 0, to: view.state.doc.length, insert: text } }),
     compare: (original) =>
-      view.dispatch({ effects: compared.reconfigure(original === null ? [] : unifiedMergeView({ original, gutter: true, mergeControls: true, highlightChanges: true })) }),
+      view.dispatch({ effects: compared.reconfigure(original === null ? [] : unifiedMergeView({ original, gutter: true, mergeControls: choice, highlightChanges: true })) }),
     focus: () => view.focus(),
     destroy: () => view.destroy(),
   };

@@ -154,6 +154,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           </a>
         </h1>
         <div class="tools">
+          <span class="faint keys-note">{S.edit.keysNote}</span>
           <button type="button" onClick={leave}>{S.cancel}</button>
           <button type="button" class="primary" disabled={busy.value || !loaded.value} title={S.edit.reviewKey} onClick={() => void run(true)}>
             {S.edit.review}
@@ -186,7 +187,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           </div>
         </div>
       )}
-      <div class={"editor" + (result.value ? " behind" : "")} ref={box} />
+      <div key="editor" class={"editor" + (result.value ? " behind" : "")} ref={box} />
     </section>
   );
 }

@@ -70,26 +70,55 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     add(S.fact.storageClass, s.storageClassName, word("storageclasses", s.storageClassName));
     add(S.fact.size, st.capacity?.storage ?? s.resources?.requests?.storage);
     add(S.fact.volume, s.volumeName, word("persistentvolumes", s.volumeName));
+  } else if (isKind(k, "discovery.k8s.io", "endpointslices")) {
+    for (const e of o.endpoints ?? []) {
+      const t = e.targetRef;
+      const text = `${(e.addresses ?? []).join(", ")}${t ? ` → ${t.kind} ${t.name}` : ""}${e.conditions?.ready === false ? ` (${S.fact.notReady})` : ""}`;
+      add(S.fact.endpoint, text, t && word(t.kind, t.name, t.namespace ?? ns), e.conditions?.ready === false ? "passing" : "");
+    }
+    for (const p of o.ports ?? []) add(S.fact.port, `${p.name ? p.name + " " : ""}${p.port}/${p.protocol ?? "TCP"}`);
+  } else if (isKind(k, "networking.k8s.io", "ingresses")) {
+    add(S.fact.external, (st.loadBalancer?.ingress ?? []).map((i: Obj) => i.ip ?? i.hostname).join(", "));
+    for (const r of s.rules ?? []) {
+      for (const p of r.http?.paths ?? []) {
+        const service = p.backend?.service;
+        add(S.fact.backend, `${r.host ?? "*"}${p.path ?? "/"} → ${service?.name ?? ""}:${service?.port?.number ?? service?.port?.name ?? ""}`, word("services", service?.name));
+      }
+    }
   } else if (s.template?.spec?.containers && (s.replicas !== undefined || st.desiredNumberScheduled !== undefined)) {
     add(S.fact.replicas, S.fact.replicasText(s.replicas ?? st.desiredNumberScheduled, st.readyReplicas ?? st.numberReady ?? 0, st.updatedReplicas ?? st.updatedNumberScheduled));
     add(S.fact.strategy, s.strategy?.type ?? s.updateStrategy?.type);
     add(S.fact.selector, pairs(s.selector?.matchLabels));
     for (const c of s.template.spec.containers) add(S.fact.image, `${c.name}: ${c.image}`);
   } else {
-    scalars("", s, add);
+    const { apiVersion: _a, kind: _k, metadata: _m, status: _s, data: _d, stringData: _t, spec: _p, ...rest } = o;
+    scalars("", { ...rest, ...s }, ns, add);
     if (typeof st.phase === "string") add(S.fact.phase, st.phase);
   }
   return out;
 }
 
-/** scalars lists the plain fields of a spec that nothing is known about. */
-function scalars(prefix: string, value: Obj, add: (name: string, value: unknown) => void): void {
+/** scalars lists the plain fields of an object that nothing is known about, and links what it refers to. */
+function scalars(prefix: string, value: Obj, ns: string, add: (name: string, value: unknown, href?: string) => void): void {
   for (const [key, v] of Object.entries(value).slice(0, 40)) {
     if (v === null) continue;
-    if (typeof v !== "object") add(prefix + key, v);
-    else if (Array.isArray(v) && v.length && v.every((x) => typeof x !== "object")) add(prefix + key, v.join(", "));
-    else if (!Array.isArray(v) && prefix.split(".").length < 3) scalars(prefix + key + ".", v, add);
+    const name = prefix + key;
+    if (typeof v !== "object") add(name, v);
+    else if (Array.isArray(v)) v.slice(0, 20).forEach((x) => (typeof x !== "object" ? add(name, x) : isRef(x) ? addRef(name, x, ns, add) : add(name, JSON.stringify(x))));
+    else if (isRef(v)) addRef(name, v, ns, add);
+    else if (prefix.split(".").length < 3) scalars(name + ".", v, ns, add);
   }
+}
+
+/** isRef says whether a value names another object. */
+function isRef(v: unknown): v is Obj {
+  return !!v && typeof (v as Obj).kind === "string" && typeof (v as Obj).name === "string";
+}
+
+function addRef(name: string, v: Obj, ns: string, add: (name: string, value: unknown, href?: string) => void): void {
+  const k = kindOfObject(v.apiVersion ?? (v.apiGroup ? v.apiGroup + "/" : ""), v.kind) ?? kindByWord(v.kind);
+  const at = v.namespace ?? ns;
+  add(name, `${v.kind} ${v.namespace ? v.namespace + "/" : ""}${v.name}`, k && (!k.namespaced || at) ? format({ view: "object", kind: k.id, ns: k.namespaced ? at : "", name: v.name }) : undefined);
 }
 
 export function pairs(map: Record<string, string> | undefined): string {

@@ -4,9 +4,11 @@
 
 import type { Row } from "./connection";
 
-export type Filter = { match(row: Row): boolean; error: string };
+export interface Filter {
+  match(row: Row): boolean;
+}
 
-const ALL: Filter = { match: () => true, error: "" };
+const ALL: Filter = { match: () => true };
 
 const cache = new WeakMap<Row, string>();
 
@@ -34,16 +36,16 @@ export function parseFilter(text: string): Filter {
   if (!text || text === "!") return ALL;
   if (/^-l(\s|$)/.test(text)) {
     const selector = parseSelector(text.slice(2));
-    return { match: (row) => selector.every((r) => r(row.labels ?? {})), error: "" };
+    return { match: (row) => selector.every((r) => r(row.labels ?? {})) };
   }
   const invert = text.startsWith("!");
   const plain = (invert ? text.slice(1) : text).toLowerCase();
   // Most filters are a word: a search for it is several times faster than an expression.
   if (!/[.*+?^${}()|[\]\\]/.test(plain)) {
-    return { match: (row) => searchText(row).includes(plain) !== invert, error: "" };
+    return { match: (row) => searchText(row).includes(plain) !== invert };
   }
   const re = expression(invert ? text.slice(1) : text);
-  return { match: (row) => re.test(searchText(row)) !== invert, error: "" };
+  return { match: (row) => re.test(searchText(row)) !== invert };
 }
 
 type Requirement = (labels: Record<string, string>) => boolean;

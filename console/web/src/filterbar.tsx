@@ -2,7 +2,6 @@
 
 // The field for a view's filter. The filter itself is in the address, so that "back" and a bookmark keep it.
 
-import { useRef } from "preact/hooks";
 import { route, setParams } from "./route";
 import { S } from "./strings";
 
@@ -13,21 +12,19 @@ export function focusFilter(): void {
 }
 
 export function FilterBar({ placeholder }: { placeholder?: string }) {
-  const pending = useRef<ReturnType<typeof requestAnimationFrame>>(0);
   return (
     <input
       id="filter"
       type="search"
       autocomplete="off"
       spellcheck={false}
+      enterkeyhint="search"
       aria-label={S.filter.label}
       title={S.filter.help}
       placeholder={placeholder ?? S.filter.placeholder}
       value={route.value.params.filter ?? ""}
       onInput={(e) => {
-        const text = e.currentTarget.value;
-        cancelAnimationFrame(pending.current);
-        pending.current = requestAnimationFrame(() => setParams({ filter: text }));
+        setParams({ filter: e.currentTarget.value });
       }}
       onKeyDown={(e) => {
         if (e.key === "Enter" || e.key === "ArrowDown") {

@@ -43,8 +43,16 @@ interface ResourceList {
 
 const AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 
+let loadedAt = 0;
+
+/** refreshKinds finds kinds that are new since the last look, not more often than each 15 s. */
+export function refreshKinds(): void {
+  if (Date.now() - loadedAt > 15_000) loadKinds().catch(() => undefined);
+}
+
 /** loadKinds asks the server for its kinds. Kinds of a group that does not answer are missing, and the rest are there. */
 export async function loadKinds(): Promise<void> {
+  loadedAt = Date.now();
   const found = (await Promise.all([root("/api"), root("/apis")])).flat();
   const seen = new Set<string>();
   kinds.value = found
@@ -152,6 +160,7 @@ export function suggest(text: string, limit = 12): Kind[] {
     k.shortNames.includes(w) ? 0
     : k.resource === w ? 1
     : k.resource.startsWith(w) ? 2 + (k.group ? 0.5 : 0)
+    : (k.resource + "." + k.group).startsWith(w) || k.id.startsWith(w) ? 3
     : k.resource.includes(w) ? 4
     : k.group.includes(w) ? 5
     : 9;

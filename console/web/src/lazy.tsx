@@ -6,7 +6,8 @@ import { signal } from "@preact/signals";
 import type { FunctionComponent } from "preact";
 import { S } from "./strings";
 
-export function lazy(load: () => Promise<FunctionComponent>): FunctionComponent {
+/** lazy loads a view when it is first shown. A quiet one shows nothing until then, nor when it cannot be loaded. */
+export function lazy(load: () => Promise<FunctionComponent>, quiet = false): FunctionComponent {
   const found = signal<FunctionComponent | null>(null);
   const failed = signal(false);
   let loading = false;
@@ -25,6 +26,7 @@ export function lazy(load: () => Promise<FunctionComponent>): FunctionComponent 
   return function Lazy() {
     const Found = found.value;
     if (Found) return <Found />;
+    if (failed.value && quiet) return null;
     if (failed.value) {
       return (
         <div class="problem" role="alert">
@@ -34,6 +36,6 @@ export function lazy(load: () => Promise<FunctionComponent>): FunctionComponent 
       );
     }
     start();
-    return <p class="empty">{S.loading}</p>;
+    return quiet ? null : <p class="empty">{S.loading}</p>;
   };
 }

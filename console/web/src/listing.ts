@@ -2,9 +2,10 @@
 
 // A list of objects that stays true: the rows of a kind as the server prints them, and their changes.
 
-import { computed, signal, type ReadonlySignal } from "@preact/signals";
+import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
 import { parseFilter } from "./filter";
+import { S } from "./strings";
 import { seconds } from "./text";
 
 /** now moves on every few seconds; ages are counted by it. */
@@ -23,6 +24,8 @@ export function receivedAt(row: Row): number {
 export class Listing implements Client {
   readonly watch = true;
   readonly rows = new Map<string, Row>();
+  /** members counts additions and removals of rows: while it is the same, so is their order by name or age. */
+  members = 0;
   readonly columns = signal<Column[]>([]);
   /** version counts changes of the rows, at most one each frame. */
   readonly version = signal(0);
@@ -31,11 +34,13 @@ export class Listing implements Client {
   /** trouble is a passing problem: the rows may be old. */
   readonly trouble = signal("");
   readonly error = signal<{ code: number; reason: string; message: string } | null>(null);
-  /** changed has the time at which each row changed last, for a short mark. */
-  readonly changed = new Map<string, number>();
+  /** over is true when no more changes come. */
+  readonly over = signal(false);
   private rv = "";
   private stream: Stream;
   private pending = false;
+  /** whole is true when all rows have come; synced follows it when they are counted in version. */
+  private whole = false;
   private stale: Set<string> | null = null;
 
   constructor(
@@ -50,7 +55,7 @@ export class Listing implements Client {
   }
 
   resume(): Request {
-    if (this.rv && this.synced.peek()) return { ...this.request(), rv: this.rv };
+    if (this.rv && this.whole) return { ...this.request(), rv: this.rv };
     // The list was not whole: it is read again, and what it does not have any more is removed at its end.
     this.stale = new Set(this.rows.keys());
     return this.request();
@@ -62,6 +67,9 @@ export class Listing implements Client {
 
   retry(): void {
     this.error.value = null;
+    this.over.value = false;
+    this.trouble.value = "";
+    this.rv = "";
     this.stream.start();
   }
 
@@ -78,33 +86,32 @@ export class Listing implements Client {
       case "synced":
         if (m.rv) this.rv = m.rv;
         if (this.stale) for (const uid of this.stale) this.rows.delete(uid);
+        this.members++;
         this.stale = null;
         this.remaining.value = 0;
         this.trouble.value = "";
-        this.synced.value = true;
+        this.whole = true;
         return this.bump();
-      case "changes": {
-        const at = Date.now();
-        for (const row of m.set ?? []) {
-          this.put(row);
-          this.changed.set(row.uid, at);
-        }
-        for (const uid of m.del ?? []) {
-          this.rows.delete(uid);
-          this.changed.delete(uid);
-        }
+      case "changes":
+        for (const row of m.set ?? []) this.put(row);
+        for (const uid of m.del ?? []) if (this.rows.delete(uid)) this.members++;
         if (m.rv) this.rv = m.rv;
         return this.bump();
-      }
       case "reset":
         this.rv = "";
-        this.synced.value = false;
+        this.whole = this.synced.value = false;
         this.stale = new Set(this.rows.keys());
         return;
       case "state":
         this.trouble.value = m.ok ? "" : (m.message ?? "");
         return;
       case "end":
+        if (this.whole && m.code !== 403) {
+          // Kinds that cannot be watched are lists of one moment.
+          this.trouble.value = m.code === 405 ? S.list.unwatched : m.message || S.list.ended;
+          this.over.value = true;
+          return;
+        }
         this.error.value = { code: m.code, reason: m.reason ?? "", message: m.message ?? "" };
         return this.bump();
     }
@@ -112,6 +119,7 @@ export class Listing implements Client {
 
   private put(row: Row): void {
     received.set(row, Date.now());
+    if (!this.rows.has(row.uid)) this.members++;
     this.rows.set(row.uid, row);
     this.stale?.delete(row.uid);
   }
@@ -121,12 +129,18 @@ export class Listing implements Client {
     this.pending = true;
     const next = () => {
       this.pending = false;
-      this.version.value++;
+      batch(() => {
+        this.version.value++;
+        this.synced.value = this.whole;
+      });
     };
     if (document.hidden) setTimeout(next, 200);
     else requestAnimationFrame(next);
   }
 }
+
+/** STABLE are columns that never change in an object's life. */
+const STABLE = new Set(["Name", "Age", "Namespace"]);
 
 export interface Sort {
   column: string;
@@ -141,15 +155,22 @@ export function arrange(
   also?: (row: Row) => boolean,
 ): ReadonlySignal<Row[]> {
   const parsed = computed(() => parseFilter(filter.value));
-  return computed(() => {
+  // Sorting is apart from filtering, so that typing a filter does not sort again.
+  let order: { key: string; from: Listing; members: number; uids: string[] } | null = null;
+  const all = computed(() => {
     const from = listing.value;
     if (!from) return [];
     from.version.value;
-    const { match } = parsed.value;
-    const rows: Row[] = [];
-    for (const row of from.rows.values()) if (match(row) && (!also || also(row))) rows.push(row);
-    return sorted(rows, from.columns.value, sort.value);
+    const columns = from.columns.value;
+    const by = sort.value;
+    const key = (by.descending ? "-" : "") + by.column;
+    // A change of a row does not move it in an order by name or age, so most changes need no sorting.
+    if (order?.from === from && order.members === from.members && order.key === key) return order.uids.map((uid) => from.rows.get(uid)!);
+    const rows = sorted(also ? [...from.rows.values()].filter(also) : [...from.rows.values()], columns, by);
+    order = STABLE.has(by.column) && !also ? { key, from, members: from.members, uids: rows.map((r) => r.uid) } : null;
+    return rows;
   });
+  return computed(() => all.value.filter(parsed.value.match));
 }
 
 function byName(a: Row, b: Row): number {

@@ -3,8 +3,9 @@
 // The list of a kind's objects.
 
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
-import { useEffect, useMemo } from "preact/hooks";
-import { ACTIONS, perform, type Target } from "./actions";
+import { useEffect, useMemo, useRef } from "preact/hooks";
+import { eventObject, mergeEvents } from "./events";
+import { ACTIONS, isKind, perform, type Target } from "./actions";
 import { chooseNamespace } from "./namespaces";
 import { tableColumns } from "./columns";
 import type { Row } from "./connection";
@@ -15,6 +16,7 @@ import { arrange, Listing, now, type Sort } from "./listing";
 import { back, format, go, namespace, route, setParams } from "./route";
 import { S } from "./strings";
 import { Empty, moveActive, rowHeight, Table, toggleSort } from "./table";
+import { visible } from "./text";
 
 export function ListView() {
   const k = kindById(route.value.kind);
@@ -33,12 +35,17 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   useEffect(() => () => listing.close(), []);
   const source = useSignal(listing);
   const filter = useComputed(() => route.value.params.filter ?? "");
-  const sort = useSignal<Sort>(sortOf(route.value.params.sort));
+  const sort = useSignal<Sort>(sortOf(route.value.params.sort ?? (isKind(kind, "", "events") ? "Last Seen" : "Name")));
+  const first = useRef(route.peek().params.sort ?? sort.peek().column);
   useSignalEffect(() => {
     const text = (sort.value.descending ? "-" : "") + sort.value.column;
-    if (text !== (route.peek().params.sort ?? "Name")) setParams({ sort: text === "Name" ? "" : text });
+    if (text !== first.current) setParams({ sort: text });
+    first.current = text;
   });
-  const rows = useMemo(() => arrange(source, filter, sort), []);
+  const rows = useMemo(() => {
+    const all = arrange(source, filter, sort);
+    return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
+  }, []);
   const wide = useSignal(false);
   const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value));
   const active = useSignal("");
@@ -51,6 +58,8 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     const at = current();
     return marked.length ? marked.map(target) : at ? [target(at)] : [];
   };
+  const isEvents = isKind(kind, "", "events");
+  const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
     location.hash = hrefOf(kind, r, tab);
   };
@@ -69,7 +78,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "PageUp", label: S.keys.pageUp, run: () => move(-page()) },
     { key: "g Home", label: S.keys.first, run: () => move(-Infinity) },
     { key: "G End", label: S.keys.last, run: () => move(Infinity) },
-    { key: "Enter", label: S.keys.open, run: () => openCurrent(), hint: true },
+    { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
     { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
     { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
@@ -131,11 +140,11 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
         </div>
       </div>
       {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
-      {listing.trouble.value && <p class="note passing">{listing.trouble.value}</p>}
+      {listing.trouble.value && <p class="note passing">{visible(listing.trouble.value)} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
       {error ? (
         <div class="problem" role="alert">
-          <p>{error.code === 403 ? S.list.forbidden(label(kind), ns) : S.list.failed}</p>
-          <p class="faint">{error.message}</p>
+          <p>{error.code === 403 ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere) : S.list.failed}</p>
+          <p class="faint">{visible(error.message)}</p>
           <div class="buttons start">
             <button type="button" onClick={() => listing.retry()}>{S.retry}</button>
             {kind.namespaced && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}
@@ -152,8 +161,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           marks={marks}
           sort={sort}
           tick={now}
-          href={(r) => hrefOf(kind, r)}
-          open={(r) => open(r)}
+          linked={isEvents ? "Object" : undefined}
+          href={href}
+          open={(r) => (location.hash = href(r))}
           rowClass={(r) => (r.deleting ? "deleting" : "")}
         />
       )}

@@ -6,6 +6,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { login, mode, refused, tokenOfKubeconfig } from "./session";
 import { S } from "./strings";
+import { visible } from "./text";
 
 export function LoginPage() {
   const text = useSignal("");
@@ -34,7 +35,7 @@ export function LoginPage() {
   return (
     <main class="login">
       <h1>{S.title}</h1>
-      {refused.value && <p class="problem" role="alert">{refused.value}</p>}
+      {refused.value && <p class="problem" role="alert">{visible(refused.value)}</p>}
       <p>{loopback ? S.login.loopback : S.login.server}</p>
       {loopback && <pre class="data">coracle console</pre>}
       <form

@@ -194,7 +194,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           <button type="button" onClick={download}>{S.logs.download}</button>
         </div>
       </div>
-      {problem.value && <p class="note passing" role="status">{problem.value}</p>}
+      {problem.value && <p class="note passing" role="status">{visible(problem.value)}</p>}
       {others.slice(0, 3).map((text) => <p key={text} class="note" role="status">{visible(text)}</p>)}
       <LogLines log={log} filter={filter} following={following} wrap={wrap} times={times} named={sources.length > 1} scroll={scroll} />
     </section>

@@ -46,3 +46,18 @@ export async function chooseNamespace(): Promise<void> {
     },
   });
 }
+
+/** beginNamespace is where a new tab begins: everywhere, for those who may list pods everywhere. */
+export async function beginNamespace(): Promise<string> {
+  try {
+    const review = await api<{ status: { allowed: boolean } }>("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {
+      apiVersion: "authorization.k8s.io/v1",
+      kind: "SelfSubjectAccessReview",
+      spec: { resourceAttributes: { verb: "list", resource: "pods" } },
+    });
+    if (review.status.allowed) return "";
+  } catch {
+    // The user's own namespace is a good place to begin, too.
+  }
+  return session.value?.namespace || "default";
+}

@@ -10,6 +10,7 @@ import { type Client, type Message, Stream } from "./connection";
 import { containersOf, factsOf } from "./facts";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
+import { lazy } from "./lazy";
 import { now } from "./listing";
 import { eventsOf, RelatedTable, relationsOf } from "./related";
 import { back, format, route, setParams } from "./route";
@@ -55,6 +56,8 @@ export function ObjectView() {
   if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
   return <ObjectOf key={k.id + r.ns + "/" + r.name} kind={k} ns={r.ns} name={r.name} />;
 }
+
+const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
 
 const TABS = ["details", "yaml", "events"] as const;
 
@@ -106,8 +109,8 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
         ))}
       </div>
       {deleted && <p class="note passing" role="status">{S.object.deleted}</p>}
-      {trouble && <p class="note passing">{trouble}</p>}
-      {error && <div class="problem" role="alert"><p>{error}</p></div>}
+      {trouble && <p class="note passing">{visible(trouble)}</p>}
+      {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
       {!object && !error && <p class="empty">{S.loading}</p>}
       {object && tab === "details" && <Details kind={kind} object={object} />}
       {object && tab === "yaml" && <Yaml kind={kind} yaml={yaml} />}
@@ -169,6 +172,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
       </dl>
       {isKind(kind, "", "pods") && <Containers pod={object} />}
       <Conditions object={object} />
+      {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} />}
       {secret ? <SecretData data={object.data ?? {}} /> : isKind(kind, "", "configmaps") && <ConfigData data={object.data ?? {}} />}
       {relations.map((r) => (
         <RelatedTable key={r.kind.id + r.title + object.metadata.uid} relation={r} />

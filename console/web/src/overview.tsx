@@ -5,8 +5,9 @@
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { api } from "./client";
-import { type Client, type Message, Stream } from "./connection";
+import { type Client, type Message, type Request, Stream } from "./connection";
 import { containersOf } from "./facts";
+import { useKeys } from "./keys";
 import { kindByWord, kinds, listPath, objectPath } from "./kinds";
 import { Listing, now } from "./listing";
 import { hrefOf } from "./listview";
@@ -62,7 +63,13 @@ function Loaded({ ns }: { ns: string }) {
     return warningsOf(l);
   });
   const summary = useComputed(() => ({ nodes: tally(lists.nodes, (t) => /^Ready(,|$)/.test(t)), pods: tally(lists.pods, (t) => t === "Running" || t === "Completed") }));
-  const errors = Object.values(lists).flatMap((l) => (l?.error.value ? [l.error.value.message] : []));
+  useKeys([
+    { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
+    { key: "k ArrowUp", label: S.keys.up, run: () => focusLink(-1), hint: true },
+  ]);
+  // Most users of a namespace may not see the nodes: that is nothing wrong.
+  const blind = lists.nodes?.error.value?.code === 403;
+  const errors = Object.values(lists).flatMap((l) => (l?.error.value && !(blind && l === lists.nodes) ? [l.error.value.message] : []));
   const whole = Object.values(lists).every((l) => !l || l.synced.value || l.error.value);
   const { nodes, pods } = summary.value;
   const byObject = new Map(warnings.value.map((w) => [w.ns + "/" + w.object, w]).reverse() as [string, Warning][]);
@@ -83,7 +90,7 @@ function Loaded({ ns }: { ns: string }) {
             {errors.map((e) => <p key={e} class="faint">{visible(e)}</p>)}
           </div>
         )}
-        {list.length === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length === 0 ? S.overview.nothing : ""}</p>}
+        {list.length === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}</p>}
         {list.length > 0 && (
           <section aria-label={S.overview.wrong}>
             <ul class="cards">
@@ -101,8 +108,8 @@ function Loaded({ ns }: { ns: string }) {
               <tbody>
                 {warnings.value.slice(0, 30).map((w) => (
                   <tr key={w.ns + w.object + w.reason}>
-                    <td class="faint">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))))}</td>
-                    <td>{w.count > 1 && S.overview.times(w.count)}</td>
+                    <td class="faint short-cell">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))))}</td>
+                    <td class="short-cell">{w.count > 1 && S.overview.times(w.count)}</td>
                     <td class="bad">{visible(w.reason)}</td>
                     <td>{objectLink(w)}</td>
                     <td>{visible(w.message)}</td>
@@ -115,6 +122,13 @@ function Loaded({ ns }: { ns: string }) {
       </div>
     </section>
   );
+}
+
+/** focusLink moves the focus among the links to what is wrong. */
+function focusLink(by: number): void {
+  const links = [...document.querySelectorAll<HTMLElement>(".card-head a:first-of-type, .related td a")];
+  const at = links.indexOf(document.activeElement as HTMLElement);
+  links[at < 0 ? 0 : Math.min(links.length - 1, Math.max(0, at + by))]?.focus();
 }
 
 function tally(l: Listing | null, good: (status: string) => boolean): { good: number; all: number } | null {
@@ -185,7 +199,7 @@ function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning
       {lines.value.length > 0 && (
         <details open>
           <summary class="faint">{S.overview.log}</summary>
-          <pre class="data">{visibleLines(lines.value.join("\n"))}</pre>
+          <pre class="data" tabIndex={0} aria-label={S.overview.log}>{visibleLines(lines.value.join("\n"))}</pre>
         </details>
       )}
     </li>
@@ -209,23 +223,18 @@ function reasons(o: Record<string, any>): string[] {
   return [...new Set(out)].slice(0, 4);
 }
 
-/** readLog reads the end of a container's log: of its run before, when it is not running now. */
+/** readLog reads the end of a container's log. The server gives the last run of one that waits to run again. */
 function readLog(path: string, container: string, lines: { value: string[] }): Stream {
-  const query = { container, tailLines: "6", previous: "true" };
-  let retried = false;
-  let stream: Stream;
+  const request: Request = { op: "log", path, query: { container, tailLines: "6" } };
   const client: Client = {
     watch: false,
-    resume: () => null,
+    resume: () => {
+      lines.value = [];
+      return request;
+    },
     message(m: Message) {
       if (m.type === "lines") lines.value = [...lines.value, ...m.lines].slice(-6);
-      else if (m.type === "end" && m.code && !retried) {
-        // There is no run before this one.
-        retried = true;
-        stream = new Stream({ op: "log", path, query: { container, tailLines: "6" } }, client);
-      }
     },
   };
-  stream = new Stream({ op: "log", path, query }, client);
-  return stream;
+  return new Stream(request, client);
 }

@@ -12,6 +12,7 @@ import { arrange, Listing, now, type Sort } from "./listing";
 import { hrefOf } from "./listview";
 import { S } from "./strings";
 import { Table } from "./table";
+import { visible } from "./text";
 
 export interface Relation {
   title: string;
@@ -102,7 +103,7 @@ export function RelatedTable({ relation: r }: { relation: Relation }) {
         {r.title} <span class="count">{listing.synced.value ? rows.value.length : "…"}</span>
       </h2>
       {error ? (
-        <p class="faint">{error.message}</p>
+        <p class="faint">{visible(error.message)}</p>
       ) : rows.value.length === 0 ? (
         listing.synced.value && <p class="faint">{S.related.none}</p>
       ) : (

@@ -48,21 +48,23 @@ export function format(r: Partial<Route> & { view: View }): string {
 export const route = signal<Route>(parse(location.hash));
 
 let depth = 0;
-let replacing = false;
 
 window.addEventListener("hashchange", () => {
-  if (!replacing) depth++;
-  replacing = false;
+  depth++;
+  clearTimeout(writing);
+  writing = undefined;
   route.value = parse(location.hash);
 });
 
 /** go opens another view; the browser's "back" returns to this one. */
 export function go(r: Partial<Route> & { view: View }): void {
+  if (writing) writeAddress();
   location.hash = format(r);
 }
 
 /** back returns to the view before, or to the overview when there was none. */
 export function back(): void {
+  if (writing) writeAddress();
   if (depth > 0) {
     depth -= 2;
     history.back();
@@ -73,11 +75,21 @@ export function back(): void {
   }
 }
 
+let writing: ReturnType<typeof setTimeout> | undefined;
+
+function writeAddress(): void {
+  clearTimeout(writing);
+  writing = undefined;
+  history.replaceState(null, "", format(route.value));
+}
+
 /** setParams changes parameters of this view without a new entry in the history. */
 export function setParams(change: Record<string, string>): void {
   const next = { ...route.value, params: { ...route.value.params, ...change } };
-  history.replaceState(null, "", format(next));
-  route.value = parse(location.hash);
+  route.value = next;
+  // Browsers limit how often the address may change: typing changes it after a pause only.
+  clearTimeout(writing);
+  writing = setTimeout(writeAddress, 150);
 }
 
 const remembered = signal<string | null>(null);

@@ -43,6 +43,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     let stream: Stream | null = null;
     let timer: ReturnType<typeof setInterval> | undefined;
     let watcher: ResizeObserver | null = null;
+    let exit = 0;
     ended.value = "";
     const begin = async () => {
       const pod = await api<Record<string, any>>("GET", path);
@@ -59,9 +60,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         resume: () => null,
         message(m: Message) {
           if (m.type === "data") s.terminal.write(m.data);
+          else if (m.type === "exit") exit = m.exit;
           else if (m.type === "state") s.terminal.write(`\r\n[${visible(m.message)}]\r\n`);
           else if (m.type === "end") {
-            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(m.exit ?? 0);
+            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(exit);
             clearInterval(timer);
             s.terminal.options.disableStdin = true;
             s.terminal.blur();
@@ -99,7 +101,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
 
   useEffect(() => theme.subscribe(() => screen.current?.setTheme()), []);
   useKeys([
-    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++, hint: true },
+    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++ },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
 
@@ -125,10 +127,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       </div>
       {ended.value && (
         <p class="note" role="alert">
-          {ended.value} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
+          {visible(ended.value)} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
         </p>
       )}
-      <div class="screen" ref={box} />
+      <div key="screen" class="screen" ref={box} />
       <div class="foot">
         <Command text={`kubectl exec -it -n ${ns} ${name} -c ${container.value} -- sh`} />
         <span class="faint">{S.shell.hint}</span>

@@ -33,6 +33,8 @@ export interface TableProps {
   href(row: Row): string;
   open(row: Row): void;
   rowClass?(row: Row): string;
+  /** linked is the column whose cells are links; "Name" if not given. */
+  linked?: string;
   /** short tables are as high as their rows, up to a limit. */
   short?: boolean;
 }
@@ -115,7 +117,7 @@ export function Table(p: TableProps) {
       aria-colcount={columns.length}
       aria-multiselectable="true"
       aria-activedescendant={inSight.some((r) => r.uid === activeAt) ? "row-" + activeAt : undefined}
-      style={{ "--columns": template.value, "--line": h + "px" }}
+      style={{ "--columns": template.value.columns, "--width": template.value.width, "--line": h + "px" }}
       onScroll={(e) => {
         const y = e.currentTarget.scrollTop;
         // Rows are drawn anew only when others come into sight.
@@ -127,7 +129,7 @@ export function Table(p: TableProps) {
     >
       <div class="head" role="row" aria-rowindex={1}>
         {columns.map((c, i) => (
-          <div key={c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={c.description}>
+          <div key={c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={visible(c.description)}>
             {p.sort ? (
               <button type="button" tabIndex={-1} onClick={() => toggleSort(p.sort!, c.name)}>
                 {visible(c.name)}
@@ -188,7 +190,7 @@ const Line = memo(function Line({ row, columns, index, active, marked, kind, tab
         const text = visible(c.text(row));
         return (
           <div key={c.name} class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")} role="gridcell" aria-colindex={i + 1} title={text.length > 24 ? text : undefined}>
-            {c.name === "Name" ? (
+            {c.name === (table.linked ?? "Name") ? (
               <a href={table.href(row)} tabIndex={-1}>
                 {text}
               </a>
@@ -213,20 +215,22 @@ export function toggleSort(sort: Signal<Sort>, column: string): void {
 }
 
 /** useTemplate gives each column a width by its text. Widths only grow, so that a change does not move the columns. */
-function useTemplate(p: TableProps): ReadonlySignal<string> {
+function useTemplate(p: TableProps): ReadonlySignal<{ columns: string; width: string }> {
   const widths = useRef(new Map<string, number>());
   return useComputed(() => {
     const rows = p.rows.value;
     const step = Math.max(1, Math.floor(rows.length / 120));
-    return p.columns.value
-      .map((c) => {
-        let w = Math.max(widths.current.get(c.name) ?? 0, c.name.length + 2);
-        for (let i = 0; i < rows.length; i += step) w = Math.max(w, Math.min(60, c.text(rows[i]).length + 1));
-        widths.current.set(c.name, w);
-        const flexible = c.name === "Name" || w > 30;
-        return flexible ? `minmax(${Math.min(w, 24)}ch, ${w}fr)` : `minmax(${w}ch, ${w}fr)`;
-      })
-      .join(" ");
+    let total = 0;
+    const columns = p.columns.value.map((c) => {
+      let w = Math.max(widths.current.get(c.name) ?? 0, c.name.length + 2);
+      for (let i = 0; i < rows.length; i += step) w = Math.max(w, Math.min(60, c.text(rows[i]).length + 1));
+      widths.current.set(c.name, w);
+      const least = c.name === (p.linked ?? "Name") || w > 30 ? Math.min(w, 24) : w;
+      total += least;
+      return `minmax(${least}ch, ${w}fr)`;
+    });
+    // The head and each row are grids of their own: a width that does not depend on their text keeps them in line.
+    return { columns: columns.join(" "), width: `calc(${total}ch + ${columns.length * 12 + 12}px)` };
   });
 }
 

@@ -62,6 +62,8 @@ export function openScreen(parent: HTMLElement): Screen {
     scrollback: 10_000,
     cursorBlink: true,
     screenReaderMode: true,
+    // Text of a pod opens no pages: links in it are only text.
+    linkHandler: { activate: () => undefined },
     theme: isDark() ? DARK : LIGHT,
   });
   const fitter = new FitAddon();
