@@ -57,6 +57,9 @@ func apiPath(method, path string) error {
 	return nil
 }
 
+// maxAnswer bounds an answer of the API that is taken apart, in bytes: 500 objects are seldom larger.
+const maxAnswer = 64 << 20
+
 // readOnlyPosts are requests that create nothing: they ask what the user may do.
 var readOnlyPosts = []string{
 	"/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
@@ -72,6 +75,7 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	if err != nil {
 		return nil, fmt.Errorf("using the credentials: %w", err)
 	}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // the API sends nobody elsewhere
 	base, _, err := rest.DefaultServerUrlFor(u.config)
 	if err != nil {
 		return nil, fmt.Errorf("the address of the API: %w", err)
@@ -118,7 +122,11 @@ func read(response *http.Response, v any) error {
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		return statusError(response)
 	}
-	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+	limited := &io.LimitedReader{R: response.Body, N: maxAnswer}
+	if err := json.NewDecoder(limited).Decode(v); err != nil {
+		if limited.N <= 0 {
+			return fmt.Errorf("the API's answer is longer than %d MB", maxAnswer>>20)
+		}
 		return fmt.Errorf("reading the API's answer: %w", err)
 	}
 	return nil
@@ -187,7 +195,11 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 			w.Header().Add(name, v)
 		}
 	}
-	w.WriteHeader(response.StatusCode)
+	code := response.StatusCode
+	if code < http.StatusOK || code > 599 || code >= 300 && code < 400 {
+		code = http.StatusBadGateway
+	}
+	w.WriteHeader(code)
 	_, _ = io.Copy(w, response.Body) // the browser sees an answer that ended early
 }
 
@@ -205,6 +217,9 @@ func explain(err error) (code int, reason, message string) {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		s := status.Status()
+		if s.Code < http.StatusBadRequest || s.Code > 599 { // an API that is none
+			return http.StatusBadGateway, string(s.Reason), s.Message
+		}
 		return int(s.Code), string(s.Reason), s.Message
 	}
 	return 0, "", err.Error()
@@ -222,11 +237,16 @@ type sessionAnswer struct {
 	ReadOnly  bool     `json:"readOnly"`
 }
 
+// whoAmI asks the API who the user is.
+func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview, error) {
+	review := &authenticationv1.SelfSubjectReview{}
+	return review, u.send(ctx, http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
+		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`), review)
+}
+
 // session says who the user is, as the API sees it.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
-	var review authenticationv1.SelfSubjectReview
-	err := u.send(r.Context(), http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
-		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`), &review)
+	review, err := u.whoAmI(r.Context())
 	if err != nil {
 		refuseError(w, err)
 		return

@@ -83,6 +83,9 @@ func objectsOf(text string) ([]anyObject, error) {
 		if isEmpty(document) {
 			continue
 		}
+		if len(out) >= maxDocuments {
+			return nil, fmt.Errorf("there are more than %d objects in it", maxDocuments)
+		}
 		o, err := objectOf(string(document))
 		if err != nil {
 			return nil, fmt.Errorf("document %d: %w", len(out)+1, err)

@@ -12,11 +12,8 @@ import (
 
 	"github.com/pmezard/go-difflib/difflib"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/mergepatch"
-	"k8s.io/apimachinery/pkg/util/strategicpatch"
-	"k8s.io/client-go/kubernetes/scheme"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
 // fieldManager is the name under which the API keeps what the console wrote.
@@ -24,6 +21,12 @@ const fieldManager = "coracle-console"
 
 // editTries bounds how often an edit begins again because somebody else wrote the object in the same moment.
 const editTries = 5
+
+// maxDiffLines bounds the lines between the first and the last that differ.
+const maxDiffLines = 2000
+
+// errOther says that a path leads to another object than the one that was edited.
+var errOther = errors.New("this is another object")
 
 // errConflict says that the user and somebody else changed the same field.
 var errConflict = errors.New("somebody else has changed the same fields since: nothing was written")
@@ -39,6 +42,7 @@ type editAnswer struct {
 	YAML  string `json:"yaml"`
 	Diff  string `json:"diff"` // from the object as it is to the result
 	Patch string `json:"patch"`
+	Type  string `json:"type"` // of the patch, as kubectl patch names it: strategic or merge
 }
 
 // edit writes what the user changed between two texts, and only that: what others changed meanwhile stays. When both
@@ -52,12 +56,16 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusForbidden, "this console only shows: it was started with --read-only")
 		return
 	}
-	base, err := objectOf(in.Base)
+	if err := objectPath(in.Path); err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	base, err := singleObject(in.Base)
 	if err != nil {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
-	text, err := objectOf(in.Text)
+	text, err := singleObject(in.Text)
 	if err != nil {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
@@ -69,21 +77,19 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	var live, result anyObject
 	for range editTries {
-		live, result, err = u.applyPatch(r.Context(), in.Path, base, patch, in.DryRun)
+		live, result, err = u.applyPatch(r.Context(), in.Path, patch, in.DryRun)
 		if !apierrors.IsConflict(err) {
 			break
 		}
 	}
-	if errors.Is(err, errConflict) || apierrors.IsConflict(err) {
-		now, yamlErr := ofUser(live).yaml()
-		if yamlErr != nil {
-			refuseError(w, yamlErr)
-			return
-		}
-		answerWith(w, http.StatusConflict, map[string]string{"message": err.Error(), "yaml": now})
+	switch {
+	case errors.Is(err, errConflict) || apierrors.IsConflict(err):
+		answerConflict(w, live, patch, err)
 		return
-	}
-	if err != nil {
+	case errors.Is(err, errOther):
+		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		return
+	case err != nil:
 		refuseError(w, err)
 		return
 	}
@@ -95,6 +101,28 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	answer(w, out)
 }
 
+// answerConflict says that nothing was written, and why: with the object as it is, and as it would be with the user's
+// changes, from which the user goes on.
+func answerConflict(w http.ResponseWriter, live anyObject, p *patch, conflict error) {
+	now := ofUser(live)
+	merged, err := p.onTopOf(now)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	nowText, err := now.yaml()
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	mergedText, err := merged.yaml()
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	answerWith(w, http.StatusConflict, map[string]string{"message": conflict.Error(), "yaml": nowText, "merged": mergedText})
+}
+
 func newEditAnswer(live, result anyObject, p *patch) (*editAnswer, error) {
 	before, err := ofUser(live).yaml()
 	if err != nil {
@@ -104,157 +132,68 @@ func newEditAnswer(live, result anyObject, p *patch) (*editAnswer, error) {
 	if err != nil {
 		return nil, err
 	}
-	diff, err := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{
-		A: difflib.SplitLines(before), B: difflib.SplitLines(after), FromFile: "now", ToFile: "after", Context: 3,
-	})
+	diff, err := difference(before, after)
 	if err != nil {
-		return nil, fmt.Errorf("comparing: %w", err)
+		return nil, err
 	}
 	text, err := json.Marshal(p.changes)
 	if err != nil {
 		return nil, fmt.Errorf("writing the patch: %w", err)
 	}
-	return &editAnswer{YAML: after, Diff: diff, Patch: string(text)}, nil
-}
-
-// patch is what a user changed of an object. Kinds of Kubernetes' own are patched strategically (lists are merged by
-// their keys), others by RFC 7386.
-type patch struct {
-	changes map[string]any
-	schema  strategicpatch.LookupPatchMeta // nil for RFC 7386
-}
-
-// identity are the fields that say which object it is.
-var identity = []mergepatch.PreconditionFunc{
-	mergepatch.RequireKeyUnchanged("apiVersion"), mergepatch.RequireKeyUnchanged("kind"),
-	mergepatch.RequireMetadataKeyUnchanged("name"), mergepatch.RequireMetadataKeyUnchanged("namespace"),
-}
-
-// newPatch compares two versions of an object.
-func newPatch(from, to anyObject) (*patch, error) {
-	p := &patch{}
-	apiVersion, _ := from["apiVersion"].(string)
-	kind, _ := from["kind"].(string)
-	if typed, err := scheme.Scheme.New(schema.FromAPIVersionAndKind(apiVersion, kind)); err == nil {
-		meta, err := strategicpatch.NewPatchMetaFromStruct(typed)
-		if err != nil {
-			return nil, fmt.Errorf("how a %s is patched: %w", kind, err)
-		}
-		p.schema = meta
-	}
-	changes, err := p.between(from, to)
-	if mergepatch.IsPreconditionFailed(err) {
-		return nil, errors.New("apiVersion, kind, name and namespace of an object cannot be changed: create another one")
-	}
-	p.changes = changes
-	return p, err
-}
-
-func (p *patch) between(from, to anyObject) (map[string]any, error) {
+	kind := "merge"
 	if p.schema != nil {
-		changes, err := strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
-		if err != nil {
-			return nil, fmt.Errorf("finding what was changed: %w", err)
-		}
-		return changes, nil
+		kind = "strategic"
 	}
-	changes := mergePatch(from, to)
-	for _, unchanged := range identity {
-		if !unchanged(changes) {
-			return nil, mergepatch.NewErrPreconditionFailed(changes)
-		}
-	}
-	return changes, nil
+	return &editAnswer{YAML: after, Diff: diff, Patch: string(text), Type: kind}, nil
 }
 
-// mergePatch is the patch of RFC 7386 that leads from one object to the other.
-func mergePatch(from, to map[string]any) map[string]any {
-	out := map[string]any{}
-	for k, v := range to {
-		old, had := from[k]
-		a, aMap := old.(map[string]any)
-		b, bMap := v.(map[string]any)
-		switch {
-		case had && aMap && bMap:
-			if inner := mergePatch(a, b); len(inner) > 0 {
-				out[k] = inner
-			}
-		case !had || !equal(old, v):
-			out[k] = v
-		}
+// difference is a unified diff. Two texts that differ in many lines are not compared: that takes the square of them.
+func difference(before, after string) (string, error) {
+	a, b := difflib.SplitLines(before), difflib.SplitLines(after)
+	same := 0
+	for same < min(len(a), len(b)) && a[same] == b[same] {
+		same++
 	}
-	for k := range from {
-		if _, has := to[k]; !has {
-			out[k] = nil
-		}
+	end := 0
+	for end < min(len(a), len(b))-same && a[len(a)-1-end] == b[len(b)-1-end] {
+		end++
 	}
-	return out
-}
-
-func equal(a, b any) bool {
-	x, errX := json.Marshal(a)
-	y, errY := json.Marshal(b)
-	return errX == nil && errY == nil && string(x) == string(y)
-}
-
-// conflicts says whether two patches change the same field to different values.
-func (p *patch) conflicts(theirs map[string]any) (bool, error) {
-	if p.schema == nil {
-		return overlap(p.changes, theirs), nil
+	if max(len(a), len(b))-same-end > maxDiffLines {
+		return fmt.Sprintf("Lines %d to %d differ: too many to compare.\n", same+1, len(b)-end), nil
 	}
-	both, err := strategicpatch.MergingMapsHaveConflicts(p.changes, theirs, p.schema)
+	text, err := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{A: a, B: b, FromFile: "now", ToFile: "after", Context: 3})
 	if err != nil {
-		return true, fmt.Errorf("comparing the changes: %w", err)
+		return "", fmt.Errorf("comparing: %w", err)
 	}
-	return both, nil
-}
-
-// overlap says whether two patches of RFC 7386 give a field different values. Lists are one value there.
-func overlap(a, b map[string]any) bool {
-	for k, x := range a {
-		y, both := b[k]
-		if !both {
-			continue
-		}
-		xMap, xOK := x.(map[string]any)
-		yMap, yOK := y.(map[string]any)
-		switch {
-		case xOK && yOK:
-			if overlap(xMap, yMap) {
-				return true
-			}
-		case !equal(x, y):
-			return true
-		}
-	}
-	return false
+	return text, nil
 }
 
 // applyPatch writes the changes to the object as it is now. It returns that object, and what became of it.
-func (u *user) applyPatch(ctx context.Context, path string, base anyObject, p *patch, dryRun bool) (live, result anyObject, err error) {
+func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun bool) (live, result anyObject, err error) {
 	if err := u.get(ctx, path, nil, &live); err != nil {
 		return nil, nil, err
 	}
-	theirs, err := p.between(ofUser(base), ofUser(live))
+	if err := p.checkIdentity(live); err != nil {
+		return live, nil, err
+	}
+	now := ofUser(live)
+	if _, has := p.from["status"]; has {
+		now["status"] = live["status"]
+	}
+	if field := p.mine.conflict(p.between(ofUserWith(p.from), now)); field != "" {
+		return live, nil, fmt.Errorf("%w (%s)", errConflict, field)
+	}
+	changes, err := clone(p.changes)
 	if err != nil {
 		return live, nil, err
 	}
-	if both, err := p.conflicts(theirs); err != nil || both {
-		return live, nil, errors.Join(err, errConflict)
-	}
-	changes := map[string]any{}
-	for k, v := range p.changes {
-		changes[k] = v
-	}
 	// Whoever writes between the reading and the patch is seen: the API refuses the patch.
-	metadata := map[string]any{}
-	if given, ok := changes["metadata"].(map[string]any); ok {
-		for k, v := range given {
-			metadata[k] = v
-		}
+	metadata, _ := changes["metadata"].(map[string]any)
+	if metadata == nil {
+		metadata = map[string]any{}
+		changes["metadata"] = metadata
 	}
 	metadata["resourceVersion"] = live.resourceVersion()
-	changes["metadata"] = metadata
 	body, err := json.Marshal(changes)
 	if err != nil {
 		return live, nil, fmt.Errorf("writing the patch: %w", err)
@@ -269,6 +208,47 @@ func (u *user) applyPatch(ctx context.Context, path string, base anyObject, p *p
 	}
 	err = u.send(ctx, http.MethodPatch, path, query, string(kind), body, &result)
 	return live, result, err
+}
+
+// checkIdentity says whether an object is the one that the user began with.
+func (p *patch) checkIdentity(live anyObject) error {
+	for _, field := range []string{"apiVersion", "kind"} {
+		if live[field] != p.from[field] {
+			return fmt.Errorf("%w: the path is that of another object than the text", errOther)
+		}
+	}
+	before, now := p.from.metadata(), live.metadata()
+	switch {
+	case before["name"] != now["name"] || before["namespace"] != now["namespace"]:
+		return fmt.Errorf("%w: the path is that of another object than the text", errOther)
+	case before["uid"] != nil && before["uid"] != now["uid"]:
+		return fmt.Errorf("%w: it was deleted, and another one of that name was made", errConflict)
+	}
+	return nil
+}
+
+// clone is a copy of a map of JSON that shares nothing with it.
+func clone(m map[string]any) (out map[string]any, err error) {
+	text, err := json.Marshal(m)
+	if err == nil {
+		err = utiljson.Unmarshal(text, &out)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("copying an object: %w", err)
+	}
+	return out, nil
+}
+
+// singleObject reads the YAML of one object and nothing else.
+func singleObject(text string) (anyObject, error) {
+	objects, err := objectsOf(text)
+	if err == nil && len(objects) > 1 {
+		err = errors.New("an edit is of one object, and there are several in it: create them from YAML instead")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return objects[0], nil
 }
 
 // ofUser is an object without what the API itself writes: it is not edited, and never conflicts with a user's change.
@@ -286,5 +266,14 @@ func ofUser(o anyObject) anyObject {
 		}
 	}
 	out["metadata"] = metadata
+	return out
+}
+
+// ofUserWith is ofUser with the status, where the user has it.
+func ofUserWith(o anyObject) anyObject {
+	out := ofUser(o)
+	if status, has := o["status"]; has {
+		out["status"] = status
+	}
 	return out
 }

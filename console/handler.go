@@ -32,10 +32,12 @@ const (
 )
 
 const (
-	// maxBody bounds a request, in bytes: etcd's objects have 1.5 MB at most, and a file of YAML may hold several.
-	maxBody = 8 << 20
-	// maxSockets bounds the tabs that are connected at once.
-	maxSockets = 64
+	// maxBody bounds a request, in bytes: etcd's objects have 1.5 MB at most, and an edit has two texts.
+	maxBody = 3 << 20
+	// maxSockets bounds the tabs that are connected at once, userSockets those of one token.
+	maxSockets, userSockets = 256, 32
+	// maxTexts bounds how many texts are read and compared at once: a large one takes seconds of a processor.
+	maxTexts = 2
 )
 
 // Options of a console.
@@ -61,8 +63,9 @@ type Options struct {
 type Handler struct {
 	o       Options
 	mux     *http.ServeMux
-	sockets atomic.Int32
-	used    atomic.Int64 // when the console was last used, in Unix seconds
+	sockets *connlimit
+	texts   chan struct{} // has a place for each text that is worked on
+	used    atomic.Int64  // when the console was last used, in Unix seconds
 
 	closing chan struct{} // closed by Close
 	close   func()
@@ -81,7 +84,7 @@ func New(o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{})}
+	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts)}
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
 	h.mux.HandleFunc("/", h.serveFile)
@@ -91,8 +94,8 @@ func New(o Options) (*Handler, error) {
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
-	h.mux.HandleFunc("POST /apply", h.withUser(h.apply))
-	h.mux.HandleFunc("POST /edit", h.withUser(h.edit))
+	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
+	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
 	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))
 	h.mux.HandleFunc("GET /ws", h.socket)
 	return h, nil
@@ -106,7 +109,7 @@ func (h *Handler) Close() {
 
 // Unused returns for how long nobody has used the console: no request, and no open tab.
 func (h *Handler) Unused() time.Duration {
-	if h.sockets.Load() > 0 {
+	if h.sockets.any() {
 		return 0
 	}
 	return time.Since(time.Unix(h.used.Load(), 0))
@@ -130,7 +133,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, message)
 		return
 	}
-	h.used.Store(time.Now().Unix())
 	h.mux.ServeHTTP(w, r)
 }
 
@@ -152,7 +154,7 @@ func (h *Handler) foreign(r *http.Request) string {
 		if r.Method != http.MethodGet {
 			return "requests of other sites are refused"
 		}
-	default: // a link on another site may open the page itself, which then knows nothing
+	default: // a link on another site may open the page itself; the page does nothing by itself that changes anything
 		if r.Method != http.MethodGet || r.Header.Get("Sec-Fetch-Dest") != "document" {
 			return "requests of other sites are refused"
 		}
@@ -193,10 +195,37 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 
 func (h *Handler) userOf(token string) (*user, error) {
 	config, known := h.o.User(token)
-	if !known {
+	if !known || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		return nil, errors.New("this session has ended: open the console again")
 	}
+	h.used.Store(time.Now().Unix())
 	return &user{config: config}, nil
+}
+
+// authenticate says whether the API knows the user. What costs something is not done for others.
+func (h *Handler) authenticate(ctx context.Context, u *user) error {
+	if h.o.Mode != ModeServer {
+		return nil // whoever has the session's token has the kubeconfig's credentials
+	}
+	_, err := u.whoAmI(ctx)
+	return err
+}
+
+// withText is for requests with a text: users that the API knows, and few at once.
+func (h *Handler) withText(f func(w http.ResponseWriter, r *http.Request, u *user)) func(w http.ResponseWriter, r *http.Request, u *user) {
+	return func(w http.ResponseWriter, r *http.Request, u *user) {
+		if err := h.authenticate(r.Context(), u); err != nil {
+			refuseError(w, err)
+			return
+		}
+		select {
+		case h.texts <- struct{}{}:
+			defer func() { <-h.texts }()
+		case <-r.Context().Done():
+			return
+		}
+		f(w, r, u)
+	}
 }
 
 func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {

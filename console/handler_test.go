@@ -403,3 +403,115 @@ func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 	}
 	next(t, other, "columns")
 }
+
+// What somebody whom the API does not know makes a server's console do is one question to the API.
+func TestUnknownUsersCostOneQuestion(t *testing.T) {
+	api := func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "selfsubjectreviews") {
+			t.Errorf("the API got %s %s", r.Method, r.URL)
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, `{"kind":"Status","code":401,"reason":"Unauthorized","message":"Unauthorized"}`)
+	}
+	s := consoleOf(t, api, func(o *Options) {
+		known := o.User
+		o.Mode, o.Login, o.User = ModeServer, nil, func(string) (*rest.Config, bool) { config, _ := known("good"); return config, true }
+	})
+	for _, path := range []string{"/edit", "/apply"} {
+		if code, text, _ := ask(t, s, "POST", path, "no JSON", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+	if _, code := tab(t, s, "junk", nil); code != http.StatusUnauthorized {
+		t.Errorf("a WebSocket: %d", code)
+	}
+	for _, token := range []string{" ", "a b", "a\tb", "\u00e4"} {
+		if code, _, _ := ask(t, s, "GET", "/session", "", "Authorization", "Bearer "+token); code != http.StatusUnauthorized && code != http.StatusBadRequest {
+			t.Errorf("the token %q: %d", token, code)
+		}
+	}
+	if code, _, _ := ask(t, s, "POST", "/login", "{}", "Content-Type", "application/json"); code == http.StatusOK {
+		t.Error("a server's console has a login without the API")
+	}
+}
+
+func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
+	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	conn, _ := tab(t, s, "good", nil)
+	for i := range int64(maxStreams + 1) {
+		if err := conn.WriteJSON(pageMessage{ID: i, Op: "list", Path: "/api/v1/pods"}); err != nil {
+			return // it was closed already
+		}
+	}
+	for {
+		if _, _, err := conn.ReadMessage(); err != nil {
+			return
+		}
+	}
+}
+
+func TestUserHasABoundedNumberOfTabs(t *testing.T) {
+	l := newConnlimit()
+	for range userSockets {
+		if _, ok := l.take("one"); !ok {
+			t.Fatal("a tab was refused")
+		}
+	}
+	if _, ok := l.take("one"); ok {
+		t.Error("one user has more tabs than are allowed")
+	}
+	release, ok := l.take("another")
+	if !ok {
+		t.Fatal("another user was refused")
+	}
+	if release(); len(l.each) != 1 {
+		t.Errorf("%d users are kept", len(l.each))
+	}
+}
+
+// An API that is none does no more than give a bad answer.
+func TestAnswersOfAFalseAPI(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+	defer elsewhere.Close()
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/moved"):
+			http.Redirect(w, r, elsewhere.URL, http.StatusFound)
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(w, `{"kind":"Status","code":7,"message":"odd"}`)
+		}
+	})
+	for path, want := range map[string]int{
+		"/k8s/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/a": 502, "/session": 502,
+		"/object?path=/api/v1/namespaces": 400, "/object?path=/api/v1/namespaces/a/pods/b/log": 400,
+	} {
+		if code, text, _ := ask(t, s, "GET", path, "", "Authorization", bearer); code != want {
+			t.Errorf("%s: %d %s, want %d", path, code, text, want)
+		}
+	}
+}
+
+func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
+	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, gathered{set: map[string]row{}}
+	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
+		if err := l.take(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil {
+		t.Errorf("%+v", g)
+	}
+}
+
+func TestOnlyUsersKeepAConsoleUp(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	h, _ := s.Config.Handler.(*Handler)
+	h.used.Store(0)
+	ask(t, s, "GET", "/", "")
+	ask(t, s, "GET", "/mode", "")
+	ask(t, s, "GET", "/session", "", "Authorization", "Bearer bad")
+	if h.used.Load() != 0 {
+		t.Error("requests of strangers count as use")
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
@@ -29,6 +30,10 @@ const (
 	// retryFirst and retryMost are how long a stream waits before it asks the API again, the first time and at most.
 	retryFirst = 500 * time.Millisecond
 	retryMost  = 3 * time.Second
+	// shortRound is how short a list with its watch may be before the next one waits.
+	shortRound = time.Second
+	// maxEvent bounds an event of a watch, in bytes.
+	maxEvent = 16 << 20
 	// asTable asks for what kubectl prints; an API that cannot gives whole objects.
 	asTable = "application/json;as=Table;v=v1;g=meta.k8s.io, application/json"
 )
@@ -119,6 +124,9 @@ func newRow(m *metadata, cells []any) row {
 		UID: m.UID, Namespace: m.Namespace, Name: m.Name, Cells: cells, Created: m.CreationTimestamp, Deleting: m.DeletionTimestamp,
 		Labels: m.Labels,
 	}
+	if cells == nil {
+		r.Cells = []any{}
+	}
 	if r.UID == "" { // some kinds have none, such as metrics
 		r.UID = m.Namespace + "/" + m.Name
 	}
@@ -146,6 +154,7 @@ type list struct {
 	path    string
 	query   url.Values
 	columns []column // those that the page has
+	sent    bool     // the page has rows of an earlier list
 }
 
 // run lists and watches until ctx ends. It goes on from revision rv when one is given. It ends with an error only when
@@ -164,13 +173,16 @@ func (l *list) run(ctx context.Context, rv string) error {
 		switch {
 		case ctx.Err() != nil || errors.Is(err, errClosed):
 			return errClosed
-		case err == nil: // the API ends each watch after some minutes
-			wait = retryFirst
-			continue
-		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err):
-			rv = ""
-			if err := l.send(message{"type": "reset"}); err != nil {
-				return err
+		case err == nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || errors.Is(err, errColumns):
+			if err != nil {
+				rv, l.sent = "", true
+			}
+			if time.Since(started) > shortRound { // the API ends each watch after some minutes
+				wait = retryFirst
+				continue
+			}
+			if !pause(ctx, &wait) {
+				return errClosed
 			}
 			continue
 		case apierrors.IsMethodNotSupported(err) && rv != "": // a kind that cannot be watched
@@ -185,12 +197,22 @@ func (l *list) run(ctx context.Context, rv string) error {
 		if time.Since(started) > time.Minute {
 			wait = retryFirst
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, &wait) {
 			return errClosed
-		case <-time.After(wait):
 		}
-		wait = min(2*wait, retryMost)
+	}
+}
+
+// pause waits, and doubles the wait for the next time; false when ctx has ended.
+func pause(ctx context.Context, wait *time.Duration) bool {
+	timer := time.NewTimer(*wait)
+	defer timer.Stop()
+	*wait = min(2**wait, retryMost)
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
@@ -202,6 +224,12 @@ func temporary(err error) bool {
 
 // readAll sends the whole list, a page at a time, and returns its revision.
 func (l *list) readAll(ctx context.Context) (string, error) {
+	if l.sent {
+		if err := l.send(message{"type": "reset"}); err != nil {
+			return "", err
+		}
+	}
+	l.columns, l.sent = nil, true
 	query := maps.Clone(l.query)
 	query.Set("limit", strconv.Itoa(pageSize))
 	for {
@@ -236,14 +264,20 @@ func (l *list) read(ctx context.Context, query url.Values) (*table, error) {
 	return t, read(response, t)
 }
 
+// errColumns says that a kind's columns have changed: the rows that the page has are of the former ones.
+var errColumns = errors.New("the columns have changed")
+
 // sendColumns sends the columns when the page has others.
 func (l *list) sendColumns(t *table) error {
 	columns := t.ColumnDefinitions
 	if t.Kind != "Table" {
 		columns = plainColumns
 	}
-	if len(columns) == 0 || len(l.columns) > 0 && equal(columns, l.columns) {
+	switch {
+	case len(columns) == 0 || len(l.columns) > 0 && equal(columns, l.columns):
 		return nil
+	case len(l.columns) > 0:
+		return errColumns
 	}
 	l.columns = columns
 	return l.send(message{"type": "columns", "columns": columns})
@@ -313,10 +347,15 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 
 // readEvents reads a watch until it ends.
 func readEvents(ctx context.Context, body io.Reader, events chan<- event) error {
-	d := json.NewDecoder(bufio.NewReader(body))
+	limited := &io.LimitedReader{R: body, N: maxEvent}
+	d := json.NewDecoder(bufio.NewReader(limited))
 	for {
 		var e event
+		limited.N = maxEvent
 		if err := d.Decode(&e); err != nil {
+			if limited.N <= 0 {
+				return fmt.Errorf("watching: an event is longer than %d MB", maxEvent>>20)
+			}
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
@@ -353,6 +392,7 @@ func (l *list) take(e event, g *gathered) error {
 			g.del = append(g.del, r.UID)
 			continue
 		}
+		g.del = slices.DeleteFunc(g.del, func(uid string) bool { return uid == r.UID }) // it was out of the selection for a moment
 		g.set[r.UID] = r
 	}
 	return nil
@@ -386,47 +426,65 @@ func (g *gathered) message() message {
 }
 
 // watchObject sends an object and each later version of it.
-func (st *stream) watchObject(ctx context.Context, objectPath string) error {
+func (st *stream) watchObject(ctx context.Context, at string) error {
+	if err := objectPath(at); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	wait, ok := retryFirst, true
 	for {
 		var o anyObject
-		if err := st.s.u.get(ctx, objectPath, nil, &o); err != nil {
-			return err
-		}
-		rv := o.resourceVersion()
-		if err := st.sendObject(o); err != nil {
-			return err
-		}
-		collection, name := path.Split(objectPath)
-		query := url.Values{"watch": {"true"}, "fieldSelector": {"metadata.name=" + name}, "resourceVersion": {rv}}
-		deleted, err := st.followObject(ctx, path.Clean(collection), query)
+		started := time.Now()
+		err := st.s.u.get(ctx, at, nil, &o)
 		switch {
 		case ctx.Err() != nil:
 			return errClosed
-		case deleted:
-			return st.send(message{"type": "deleted"})
-		case err != nil && !temporary(err) && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err):
-			return nil // it may be read and not watched: the page has it
+		case err != nil && !temporary(err):
+			return err
+		case err != nil:
+			ok = false
+			_, _, text := explain(err)
+			if err := st.send(message{"type": "state", "ok": false, "message": text}); err != nil {
+				return err
+			}
+		default:
+			if !ok {
+				ok = true
+				if err := st.send(message{"type": "state", "ok": true}); err != nil {
+					return err
+				}
+			}
+			if err := st.sendObject(o); err != nil {
+				return err
+			}
+			if ended, err := st.followObject(ctx, at, o.resourceVersion()); ended {
+				return err
+			}
 		}
-		select {
-		case <-ctx.Done():
+		if time.Since(started) > shortRound {
+			wait = retryFirst
+		}
+		if !pause(ctx, &wait) {
 			return errClosed
-		case <-time.After(retryFirst):
 		}
 	}
 }
 
-// followObject sends each version that a watch brings, until it ends.
-func (st *stream) followObject(ctx context.Context, collection string, query url.Values) (deleted bool, err error) {
-	response, err := st.s.u.do(ctx, http.MethodGet, collection, query, http.Header{"Accept": {"application/json"}}, nil)
+// followObject sends each version that a watch brings, until the watch ends. It says that the stream has ended when the
+// object was deleted, or when it may be read and not watched: the page has it.
+func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, err error) {
+	collection, name := path.Split(at)
+	query := url.Values{"watch": {"true"}, "fieldSelector": {"metadata.name=" + name}, "resourceVersion": {rv}}
+	response, err := st.s.u.do(ctx, http.MethodGet, path.Clean(collection), query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
 		return false, err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return false, statusError(response)
+		refused := statusError(response)
+		return !temporary(refused) && !apierrors.IsResourceExpired(refused) && !apierrors.IsGone(refused), nil
 	}
-	d := json.NewDecoder(response.Body)
-	for {
+	limited := &io.LimitedReader{R: response.Body, N: maxEvent}
+	for d := json.NewDecoder(limited); ; limited.N = maxEvent {
 		var e event
 		if err := d.Decode(&e); err != nil {
 			return false, fmt.Errorf("watching: %w", err)
@@ -435,14 +493,14 @@ func (st *stream) followObject(ctx context.Context, collection string, query url
 		case "ERROR":
 			return false, eventError(e.Object)
 		case "DELETED":
-			return true, nil
+			return true, st.send(message{"type": "deleted"})
 		}
 		var o anyObject
 		if err := json.Unmarshal(e.Object, &o); err != nil {
 			return false, fmt.Errorf("watching: %w", err)
 		}
 		if err := st.sendObject(o); err != nil {
-			return false, err
+			return true, err
 		}
 	}
 }

@@ -3,15 +3,22 @@
 package console
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 )
 
-// anyObject is an object of the API of whatever kind.
+// anyObject is an object of the API of whatever kind. Whole numbers in it are int64: as float64 those above 2^53 would be
+// others.
 type anyObject map[string]any
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (o *anyObject) UnmarshalJSON(text []byte) error {
+	return utiljson.Unmarshal(text, (*map[string]any)(o)) //nolint:wrapcheck // it says what is wrong
+}
 
 func (o anyObject) metadata() map[string]any {
 	m, _ := o["metadata"].(map[string]any)
@@ -51,8 +58,13 @@ func newObjectAnswer(o anyObject) (*objectAnswer, error) {
 
 // object answers with one object; with the parameter edit without what is not edited.
 func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
+	path := r.URL.Query().Get("path")
+	if err := objectPath(path); err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
 	var o anyObject
-	if err := u.get(r.Context(), r.URL.Query().Get("path"), nil, &o); err != nil {
+	if err := u.get(r.Context(), path, nil, &o); err != nil {
 		refuseError(w, err)
 		return
 	}
@@ -67,6 +79,18 @@ func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	answer(w, out)
 }
 
+// objectPath checks the path of one object: a collection may be of any size.
+func objectPath(path string) error {
+	if err := apiPath(http.MethodGet, path); err != nil {
+		return err
+	}
+	info, err := resolver.NewRequestInfo(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: path}})
+	if err != nil || !info.IsResourceRequest || info.Name == "" || info.Subresource != "" {
+		return fmt.Errorf("%q is not the path of an object", path)
+	}
+	return nil
+}
+
 // objectOf reads the YAML of one object.
 func objectOf(text string) (anyObject, error) {
 	raw, err := yaml.YAMLToJSONStrict([]byte(text))
@@ -74,7 +98,7 @@ func objectOf(text string) (anyObject, error) {
 		return nil, fmt.Errorf("this is not YAML: %w", err)
 	}
 	var o anyObject
-	if err := json.Unmarshal(raw, &o); err != nil || o == nil {
+	if err := utiljson.Unmarshal(raw, (*map[string]any)(&o)); err != nil || o == nil {
 		return nil, fmt.Errorf("this is not an object: it begins with apiVersion, kind and metadata")
 	}
 	return o, nil

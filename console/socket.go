@@ -26,8 +26,10 @@ const (
 	maxStreams = 128
 	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell.
 	maxMessage = 1 << 20
-	// inputQueue is how many messages a shell may be behind: a burst of keys, or a pasted text of some parts.
-	inputQueue = 256
+	// inputQueue is how many messages a shell may be behind: a burst of keys, or a pasted text of some parts. Each is
+	// of maxInput bytes at most.
+	inputQueue = 64
+	maxInput   = 64 << 10
 	// writePatience is how long a tab may take to read a message. Its streams wait for it, and nothing else does.
 	writePatience = 30 * time.Second
 	// pingEvery keeps proxies from closing a connection on which nothing happens, and finds tabs that have ended.
@@ -78,7 +80,7 @@ type stream struct {
 	s      *socket
 	id     int64
 	cancel context.CancelFunc
-	input  chan pageMessage // what a page sends to a shell; capacity inputQueue
+	input  chan pageMessage // what a page sends to a shell, capacity inputQueue; nil for other streams
 }
 
 // socket serves a tab's WebSocket until the tab or the console ends.
@@ -100,12 +102,16 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnauthorized, err.Error())
 		return
 	}
-	if h.sockets.Add(1) > maxSockets {
-		h.sockets.Add(-1)
+	if err := h.authenticate(r.Context(), u); err != nil {
+		refuseError(w, err)
+		return
+	}
+	release, free := h.sockets.take(token)
+	if !free {
 		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
 		return
 	}
-	defer h.sockets.Add(-1)
+	defer release()
 	h.open.Add(1)
 	defer h.open.Done()
 	// The Origin was checked, as for each request (foreign).
@@ -137,7 +143,9 @@ func (s *socket) serve() {
 		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil {
 			return // not one of our pages
 		}
-		s.take(ctx, r)
+		if !s.take(ctx, r) {
+			return // one of our pages has fewer streams, and shorter messages
+		}
 	}
 }
 
@@ -162,8 +170,8 @@ func (s *socket) keepAlive(ctx context.Context) {
 	}
 }
 
-// take does what a message asks for.
-func (s *socket) take(ctx context.Context, r pageMessage) {
+// take does what a message asks for; false when no page of ours would ask for it.
+func (s *socket) take(ctx context.Context, r pageMessage) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	open := s.streams[r.ID]
@@ -173,32 +181,32 @@ func (s *socket) take(ctx context.Context, r pageMessage) {
 			open.cancel()
 			delete(s.streams, r.ID)
 		}
-		return
+		return true
 	case "stdin", "resize":
-		if open != nil {
-			select {
-			case open.input <- r:
-			default: // nothing else of the tab waits for a shell that does not read
-				open.cancel()
-				delete(s.streams, r.ID)
-				s.running.Go(func() {
-					open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
-				})
-			}
+		if len(r.Data) > maxInput {
+			return false
 		}
-		return
+		if open == nil || open.input == nil {
+			return true
+		}
+		select {
+		case open.input <- r:
+		default: // nothing else of the tab waits for a shell that does not read
+			open.cancel()
+			delete(s.streams, r.ID)
+			s.running.Go(func() {
+				open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
+			})
+		}
+		return true
 	}
-	if open != nil {
-		return // the page counts up, so this is not one of ours
+	if open != nil || len(s.streams) >= maxStreams { // pages count up
+		return false
 	}
 	streamCtx, cancel := context.WithCancel(ctx)
-	st := &stream{s: s, id: r.ID, cancel: cancel, input: make(chan pageMessage, inputQueue)}
-	if len(s.streams) >= maxStreams {
-		cancel()
-		s.running.Go(func() {
-			st.end(http.StatusTooManyRequests, "TooManyRequests", "this tab has too many streams: close some")
-		})
-		return
+	st := &stream{s: s, id: r.ID, cancel: cancel}
+	if r.Op == "exec" || r.Op == "attach" {
+		st.input = make(chan pageMessage, inputQueue)
 	}
 	s.streams[r.ID] = st
 	s.running.Go(func() {
@@ -206,8 +214,11 @@ func (s *socket) take(ctx context.Context, r pageMessage) {
 		st.run(streamCtx, r)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.streams, r.ID)
+		if s.streams[r.ID] == st {
+			delete(s.streams, r.ID)
+		}
 	})
+	return true
 }
 
 // run is a stream's life.

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"crypto/sha256"
+	"sync"
+)
+
+// connlimit bounds the WebSockets of all users and of each.
+type connlimit struct {
+	mu   sync.Mutex
+	all  int
+	each map[[sha256.Size]byte]int // by the token's hash
+}
+
+func newConnlimit() *connlimit { return &connlimit{each: map[[sha256.Size]byte]int{}} }
+
+// take counts a WebSocket of a token; false when there are too many.
+func (l *connlimit) take(token string) (release func(), ok bool) {
+	key := sha256.Sum256([]byte(token))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all >= maxSockets || l.each[key] >= userSockets {
+		return nil, false
+	}
+	l.all++
+	l.each[key]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.all--
+		if l.each[key]--; l.each[key] == 0 {
+			delete(l.each, key)
+		}
+	}, true
+}
+
+// any says whether there is a WebSocket.
+func (l *connlimit) any() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all > 0
+}

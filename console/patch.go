@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/mergepatch"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+// longList is the length of a list above which an object is patched by RFC 7386: upstream's strategic patches take the
+// square of it.
+const longList = 500
+
+// patch is what a user changed of an object. Kinds of Kubernetes' own are patched strategically (lists are merged by
+// their keys), others by RFC 7386.
+type patch struct {
+	from    anyObject // the object that the user began with
+	mine    changes
+	changes map[string]any
+	schema  strategicpatch.LookupPatchMeta // nil for RFC 7386
+}
+
+// identity are the fields that say which object it is.
+var identity = []mergepatch.PreconditionFunc{
+	mergepatch.RequireKeyUnchanged("apiVersion"), mergepatch.RequireKeyUnchanged("kind"),
+	mergepatch.RequireMetadataKeyUnchanged("name"), mergepatch.RequireMetadataKeyUnchanged("namespace"),
+}
+
+// newPatch compares two versions of an object.
+func newPatch(from, to anyObject) (*patch, error) {
+	p := &patch{from: from}
+	apiVersion, _ := from["apiVersion"].(string)
+	kind, _ := from["kind"].(string)
+	typed, err := scheme.Scheme.New(schema.FromAPIVersionAndKind(apiVersion, kind))
+	if err == nil && !hasLongList(from) && !hasLongList(to) {
+		meta, err := strategicpatch.NewPatchMetaFromStruct(typed)
+		if err != nil {
+			return nil, fmt.Errorf("how a %s is patched: %w", kind, err)
+		}
+		p.schema = meta
+	}
+	p.mine = p.between(from, to)
+	if p.schema != nil {
+		p.changes, err = strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
+	} else {
+		p.changes, err = mergePatch(from, to), nil
+		for _, unchanged := range identity {
+			if !unchanged(p.changes) {
+				err = mergepatch.NewErrPreconditionFailed(p.changes)
+			}
+		}
+	}
+	if mergepatch.IsPreconditionFailed(err) {
+		return nil, errors.New("apiVersion, kind, name and namespace of an object cannot be changed: create another one")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding what was changed: %w", err)
+	}
+	return p, nil
+}
+
+func hasLongList(v any) bool {
+	switch v := v.(type) {
+	case anyObject:
+		return hasLongList(map[string]any(v))
+	case map[string]any:
+		for _, x := range v {
+			if hasLongList(x) {
+				return true
+			}
+		}
+	case []any:
+		return len(v) > longList || slices.ContainsFunc(v, hasLongList)
+	}
+	return false
+}
+
+// mergePatch is the patch of RFC 7386 that leads from one object to the other.
+func mergePatch(from, to map[string]any) map[string]any {
+	out := map[string]any{}
+	for k, v := range to {
+		old, had := from[k]
+		a, aMap := old.(map[string]any)
+		b, bMap := v.(map[string]any)
+		switch {
+		case had && aMap && bMap:
+			if inner := mergePatch(a, b); len(inner) > 0 {
+				out[k] = inner
+			}
+		case !had || !equal(old, v):
+			out[k] = v
+		}
+	}
+	for k := range from {
+		if _, has := to[k]; !has {
+			out[k] = nil
+		}
+	}
+	return out
+}
+
+// applyMerge is what an object becomes by a patch of RFC 7386.
+func applyMerge(object, patch map[string]any) map[string]any {
+	out := map[string]any{}
+	for k, v := range object {
+		out[k] = v
+	}
+	for k, v := range patch {
+		inner, isMap := v.(map[string]any)
+		switch {
+		case v == nil:
+			delete(out, k)
+		case isMap:
+			before, _ := out[k].(map[string]any)
+			out[k] = applyMerge(before, inner)
+		default:
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func equal(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && string(x) == string(y)
+}
+
+// onTopOf is an object with the user's changes: in fields that both changed the user's values.
+func (p *patch) onTopOf(live anyObject) (anyObject, error) {
+	if p.schema == nil {
+		return applyMerge(live, p.changes), nil
+	}
+	// The library changes its arguments.
+	object, err := clone(live)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := clone(p.changes)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(strategicpatch.JSONMap(object), strategicpatch.JSONMap(changes), p.schema)
+	if err != nil {
+		return nil, fmt.Errorf("merging the changes: %w", err)
+	}
+	return anyObject(merged), nil
+}
+
+// changes are the values that differ between two versions of an object, by path. The parts of a path are fields, and
+// the keys of elements in lists that are merged by one; a list of any other kind is one value.
+type changes map[string]any
+
+// separator divides the parts of a path; no field has it in its name.
+const separator = "\x00"
+
+// removed stands for a value that the newer version has not.
+type removed struct{}
+
+func (p *patch) between(from, to anyObject) changes {
+	out := changes{}
+	out.maps("", from, to, p.schema)
+	return out
+}
+
+// maps adds what differs between two maps.
+func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
+	for k, a := range from {
+		b, has := to[k]
+		if !has {
+			c[at+separator+k] = removed{}
+			continue
+		}
+		c.values(at+separator+k, a, b, k, meta)
+	}
+	for k, b := range to {
+		if _, had := from[k]; !had {
+			c[at+separator+k] = b
+		}
+	}
+}
+
+// values adds what differs between two values of the field of that name.
+func (c changes) values(at string, a, b any, field string, meta strategicpatch.LookupPatchMeta) {
+	aMap, aIsMap := a.(map[string]any)
+	bMap, bIsMap := b.(map[string]any)
+	aList, aIsList := a.([]any)
+	bList, bIsList := b.([]any)
+	switch {
+	case aIsMap && bIsMap:
+		var inner strategicpatch.LookupPatchMeta
+		if meta != nil {
+			found, how, err := meta.LookupPatchMetadataForStruct(field)
+			if err == nil && slices.Contains(how.GetPatchStrategies(), "replace") {
+				break // one value
+			}
+			if err == nil {
+				inner = found
+			}
+		}
+		c.maps(at, aMap, bMap, inner)
+		return
+	case aIsList && bIsList && meta != nil:
+		inner, how, err := meta.LookupPatchMetadataForSlice(field)
+		if err != nil || !slices.Contains(how.GetPatchStrategies(), "merge") {
+			break // one value
+		}
+		if key := how.GetPatchMergeKey(); key != "" {
+			x, xOK := byKey(aList, key)
+			y, yOK := byKey(bList, key)
+			if xOK && yOK {
+				c.elements(at, x, y, inner)
+				return
+			}
+		} else if x, y := asSet(aList), asSet(bList); x != nil && y != nil {
+			c.maps(at, x, y, nil)
+			return
+		}
+	}
+	if !equal(a, b) {
+		c[at] = b
+	}
+}
+
+// elements adds what differs between the elements of two lists that are merged by a key.
+func (c changes) elements(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
+	for k, a := range from {
+		aMap, _ := a.(map[string]any)
+		bMap, has := to[k].(map[string]any)
+		if !has {
+			c[at+separator+k] = removed{}
+			continue
+		}
+		c.maps(at+separator+k, aMap, bMap, meta)
+	}
+	for k, b := range to {
+		if _, had := from[k]; !had {
+			c[at+separator+k] = b
+		}
+	}
+}
+
+// byKey are the elements of a list by the value of a key; false when an element has none, or two have the same.
+func byKey(list []any, key string) (map[string]any, bool) {
+	out := map[string]any{}
+	for _, e := range list {
+		m, _ := e.(map[string]any)
+		v, has := m[key]
+		name := fmt.Sprint(v)
+		if _, twice := out[name]; !has || twice {
+			return nil, false
+		}
+		out[name] = e
+	}
+	return out, true
+}
+
+// asSet are the values of a list; nil when they are not plain ones.
+func asSet(list []any) map[string]any {
+	out := map[string]any{}
+	for _, e := range list {
+		switch e.(type) {
+		case map[string]any, []any:
+			return nil
+		}
+		out[fmt.Sprint(e)] = e
+	}
+	return out
+}
+
+// conflict returns a field that both versions changed to different values, as a person reads it; "" when there is none.
+// Who changes something within what the other removed or made anew is in conflict, too.
+func (c changes) conflict(theirs changes) string {
+	for path, mine := range c {
+		for other, their := range theirs {
+			same := path == other
+			if same && !equal(mine, their) || !same && (strings.HasPrefix(path, other+separator) || strings.HasPrefix(other, path+separator)) {
+				return strings.ReplaceAll(strings.TrimPrefix(path, separator), separator, ".")
+			}
+		}
+	}
+	return ""
+}
