@@ -266,7 +266,7 @@ func remoteConsole(k *harness.Kube) {
 		k.T.Fatal(err)
 	}
 	b.token = strings.TrimSpace(token)
-	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:kube-system:console-view-in-"+k.NS) {
+	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:coracle-console:console-") {
 		k.T.Errorf("the session is %d %s", code, text)
 	}
 	list := b.stream(map[string]any{"op": "list", "path": pods})

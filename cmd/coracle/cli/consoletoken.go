@@ -4,8 +4,10 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +22,18 @@ import (
 )
 
 const (
-	// consoleNamespace has the service accounts of console tokens.
-	consoleNamespace = metav1.NamespaceSystem
+	// consoleNamespace has the service accounts of console tokens, and nothing else: whoever may make tokens of the
+	// accounts of a namespace has the rights of each of them.
+	consoleNamespace = "coracle-console"
 	// shortestToken is the API's own limit.
 	shortestToken = 10 * time.Minute
+	// consoleLabel marks what belongs to a token. The annotations say when the token ends, and which role it has where.
+	consoleLabel         = "coracle.dev/console-token"
+	consoleEnds          = "coracle.dev/ends"
+	consoleRole          = "coracle.dev/role"
+	consoleRoleNamespace = "coracle.dev/role-namespace"
+	// statusSuffix ends the name of an account's second binding, to clusterconfig.StatusRole.
+	statusSuffix = "-status"
 )
 
 // consoleTokenFlags are those of `coracle console token`.
@@ -38,8 +48,8 @@ func (a *App) consoleTokenCommand(k *consoleFlags) *cobra.Command {
 		Use: "token", Short: "Make a token to log in to the console of a server", Args: noArgs,
 		Long: `Prints a token for the console that servers have with --console-listen. It is good for kubectl --token, too.
 
-It makes what is missing: a service account in kube-system for that role, and its binding. The token ends by itself;
-deleting the service account ends all of its tokens.
+Each token has a service account of its own in the namespace coracle-console, and a binding of the role. It ends by
+itself. Deleting the account ends it earlier. The next token removes the accounts of those that have ended.
 
   coracle console token                                 may see everything but Secrets, for an hour
   coracle console token --role edit --namespace shop    may change what is in the namespace shop`,
@@ -69,7 +79,7 @@ deleting the service account ends all of its tokens.
 		if err != nil {
 			return fmt.Errorf("making a client: %w", err)
 		}
-		token, err := f.make(cmd.Context(), client)
+		token, err := f.make(cmd.Context(), client, time.Now())
 		if err != nil {
 			return err
 		}
@@ -79,48 +89,103 @@ deleting the service account ends all of its tokens.
 	return cmd
 }
 
-// make makes what is missing, and returns a token.
-func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interface) (string, error) {
-	if _, err := client.RbacV1().ClusterRoles().Get(ctx, f.role, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-		return "", fmt.Errorf("the cluster has no ClusterRole %s; view, edit, admin and cluster-admin are there from the start", f.role)
+// make makes an account of its own for a token, and returns the token. Accounts whose tokens have ended are removed
+// first. An account that is there already is never used: somebody else may have a token of it.
+func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interface, now time.Time) (_ string, err error) {
+	if _, err := client.RbacV1().ClusterRoles().Get(ctx, f.role, metav1.GetOptions{}); err != nil {
+		return "", fmt.Errorf("reading the ClusterRole %s (view, edit, admin and cluster-admin are there from the start): %w", f.role, err)
 	}
-	name := "console-" + f.role
 	if f.namespace != "" {
-		name += "-in-" + f.namespace
-	}
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	account.AutomountServiceAccountToken = new(bool) // no pod has it
-	_, err := client.CoreV1().ServiceAccounts(consoleNamespace).Create(ctx, account, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return "", fmt.Errorf("making the service account %s: %w", name, err)
-	}
-	meta := metav1.ObjectMeta{Name: "coracle-" + name}
-	subjects := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: consoleNamespace}}
-	role := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: f.role}
-	if f.namespace != "" {
-		_, err = client.RbacV1().RoleBindings(f.namespace).Create(ctx, &rbacv1.RoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: role}, metav1.CreateOptions{})
-	} else {
-		_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: role}, metav1.CreateOptions{})
-	}
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return "", fmt.Errorf("binding the role %s to it: %w", f.role, err)
-	}
-	if f.namespace == "" { // who sees the whole cluster sees its servers
-		meta.Name += "-status"
-		role.Name = clusterconfig.StatusRole
-		_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: role}, metav1.CreateOptions{})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			return "", fmt.Errorf("binding the role %s to it: %w", role.Name, err)
+		if _, err := client.CoreV1().Namespaces().Get(ctx, f.namespace, metav1.GetOptions{}); err != nil {
+			return "", fmt.Errorf("reading the namespace %s: %w", f.namespace, err)
 		}
 	}
+	accounts := client.CoreV1().ServiceAccounts(consoleNamespace)
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: consoleNamespace, Labels: map[string]string{consoleLabel: "true"}}}
+	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return "", fmt.Errorf("making the namespace %s: %w", consoleNamespace, err)
+	}
+	if err := removeEnded(ctx, client, now); err != nil {
+		return "", err
+	}
+	o := metav1.ObjectMeta{
+		Name: "console-" + strings.ToLower(rand.Text()[:12]), Labels: map[string]string{consoleLabel: "true"},
+		Annotations: map[string]string{consoleEnds: now.Add(f.ttl).UTC().Format(time.RFC3339), consoleRole: f.role, consoleRoleNamespace: f.namespace},
+	}
+	if _, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: o, AutomountServiceAccountToken: new(bool)}, metav1.CreateOptions{}); err != nil {
+		return "", fmt.Errorf("making the service account %s: %w", o.Name, err)
+	}
+	defer func() {
+		if err != nil { // nothing of a token that there is not stays
+			err = errors.Join(err, removeAccount(context.WithoutCancel(ctx), client, o))
+		}
+	}()
+	if err := f.bind(ctx, client, o); err != nil {
+		return "", err
+	}
 	seconds := int64(f.ttl / time.Second)
-	got, err := client.CoreV1().ServiceAccounts(consoleNamespace).CreateToken(ctx, name,
-		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	got, err := accounts.CreateToken(ctx, o.Name, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("making the token: %w", err)
 	}
-	if got.Status.Token == "" {
-		return "", errors.New("the API gave an empty token")
-	}
 	return got.Status.Token, nil
+}
+
+// bind gives an account the role, and who sees the whole cluster sees its servers.
+func (f *consoleTokenFlags) bind(ctx context.Context, client kubernetes.Interface, account metav1.ObjectMeta) error {
+	subjects := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: account.Name, Namespace: consoleNamespace}}
+	role := func(name string) rbacv1.RoleRef {
+		return rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}
+	}
+	if f.namespace != "" {
+		b := &rbacv1.RoleBinding{ObjectMeta: account, Subjects: subjects, RoleRef: role(f.role)}
+		if _, err := client.RbacV1().RoleBindings(f.namespace).Create(ctx, b, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("binding the role %s in %s: %w", f.role, f.namespace, err)
+		}
+		return nil
+	}
+	for suffix, name := range map[string]string{"": f.role, statusSuffix: clusterconfig.StatusRole} {
+		b := &rbacv1.ClusterRoleBinding{ObjectMeta: account, Subjects: subjects, RoleRef: role(name)}
+		b.Name += suffix
+		if _, err := client.RbacV1().ClusterRoleBindings().Create(ctx, b, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("binding the role %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// removeEnded removes the accounts whose tokens have ended, with their bindings.
+func removeEnded(ctx context.Context, client kubernetes.Interface, now time.Time) error {
+	all, err := client.CoreV1().ServiceAccounts(consoleNamespace).List(ctx, metav1.ListOptions{LabelSelector: consoleLabel})
+	if err != nil {
+		return fmt.Errorf("listing the accounts of tokens: %w", err)
+	}
+	for i := range all.Items {
+		ends, err := time.Parse(time.RFC3339, all.Items[i].Annotations[consoleEnds])
+		if err != nil || now.Before(ends) {
+			continue
+		}
+		if err := removeAccount(ctx, client, all.Items[i].ObjectMeta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAccount removes an account, which ends its token, and its bindings.
+func removeAccount(ctx context.Context, client kubernetes.Interface, account metav1.ObjectMeta) error {
+	var errs []error
+	if namespace := account.Annotations[consoleRoleNamespace]; namespace != "" {
+		errs = append(errs, client.RbacV1().RoleBindings(namespace).Delete(ctx, account.Name, metav1.DeleteOptions{}))
+	} else {
+		errs = append(errs, client.RbacV1().ClusterRoleBindings().Delete(ctx, account.Name, metav1.DeleteOptions{}),
+			client.RbacV1().ClusterRoleBindings().Delete(ctx, account.Name+statusSuffix, metav1.DeleteOptions{}))
+	}
+	errs = append(errs, client.CoreV1().ServiceAccounts(consoleNamespace).Delete(ctx, account.Name, metav1.DeleteOptions{}))
+	for _, err := range errs {
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("removing the account %s of a token: %w", account.Name, err)
+		}
+	}
+	return nil
 }
