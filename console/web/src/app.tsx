@@ -70,8 +70,8 @@ function Frame() {
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{S.skip}</a>
       <header>
         <a href="#/" class="brand">{S.title}</a>
-        <button type="button" class="command-button" title={S.command.label} onClick={() => (commandOpen.value = true)}>
-          <kbd>:</kbd> {title}
+        <button type="button" class="command-button" aria-label={`${title}. ${S.command.label}`} title={S.command.label} onClick={() => (commandOpen.value = true)}>
+          <kbd>:</kbd> <span class="title-text">{title}</span>
         </button>
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
