@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,7 +80,7 @@ PROMISED := root,carried,loop-device,systemd,xfs
 
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
-	@packaging/deps.sh build test
+	@packaging/deps.sh build test console
 	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
@@ -121,6 +121,11 @@ S3_SERVER := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 s3-test: build ## snapshots in an S3 server that others have written, which is built from its module (root, minutes)
 	@GOBIN=$(CURDIR)/$(BUILD)/s3 $(GO) install $(S3_SERVER)
 	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
+
+# SHOTS: a folder for pictures of the pages.
+console-test: build ## the console in Debian's chromium, by keys alone, against a real cluster (root, 64 MB of packages, minutes); SHOTS=folder
+	@packaging/deps.sh build test browser
+	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_REQUIRE=root,carried,chromium $(E2E) -timeout 20m ./test/console/
 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress
@@ -189,7 +194,7 @@ soak: ## the random tests of the store with SEEDS seeds, those of other packages
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
-RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./agent/announcer ./controllers/localpath ./server/resourcemetrics ./server/settings ./server/detour ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
+RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/announcer ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/detour ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/... ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
@@ -257,8 +262,8 @@ fuzz: ## each fuzz test for FUZZTIME
 	  done; done
 
 verify: ## what has to be clean before a merge
-	@packaging/deps.sh build lint
-	@packaging/steps.sh fmt shellcheck tidy imports docs-check lint cross
+	@packaging/deps.sh build lint console
+	@packaging/steps.sh fmt shellcheck tidy imports docs-check console-check lint cross
 
 fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
@@ -272,6 +277,9 @@ comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
 	$(GO) test -vet=off -tags '$(TAGS)' -run TestImports .
+
+console-check: ## the types of the console's pages
+	@packaging/console.sh --check $(BUILD)
 
 docs: ## write the generated pages
 	$(GO) run -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md

@@ -32,6 +32,8 @@ var allowed = map[string]map[string]string{
 		"vip": "the flags of the virtual address; uninstalling removes it",
 
 		"localvolume": "`coracle agent` keeps the folders of local volumes",
+
+		"console": "`coracle console` serves one",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",
@@ -42,6 +44,7 @@ var allowed = map[string]map[string]string{
 		"joining":     "a server admits machines",
 		"nodetunnel":  "a server's end of the nodes' connections",
 		"vip":         "servers hold the virtual address",
+		"console":     "a server may serve one",
 		"localvolume": "a server asks nodes for folders",
 	},
 	"agent": {
@@ -68,7 +71,7 @@ var allowed = map[string]map[string]string{
 		"joining": "a member knows servers by what the join protocol says of them",
 	},
 	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "netpolicy": {},
-	"joining": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
+	"joining": {}, "console": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
 	"internal": {},
 }
 

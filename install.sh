@@ -136,7 +136,7 @@ Get that file too, or set INSTALL_CORACLE_SHA256 to the hash that the binary sho
 # build runs as the user who called sudo, so that the clone stays theirs.
 build() {
   say "building coracle from $here; on two cores and for the first time that takes about fifteen minutes"
-  "$here/packaging/deps.sh" build
+  "$here/packaging/deps.sh" build console
   owner=$(stat -c %u "$here")
   if [ "$owner" != 0 ] && [ "$owner" = "${SUDO_UID:-}" ] && command -v runuser >/dev/null; then
     home=$(getent passwd "$owner" | cut -d : -f 6)

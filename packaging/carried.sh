@@ -54,6 +54,8 @@ if [ "$arch" = "$("$GO" env GOHOSTARCH)" ] && ! pkg-config --exists libseccomp 2
   die "libseccomp's headers or pkg-config are missing, which runc is built with: packaging/deps.sh build installs them (root)"
 fi
 
+packaging/console.sh "$work/.."
+
 say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-ingress cmd/coracle-ingress ""

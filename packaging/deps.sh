@@ -6,6 +6,8 @@
 #                        cross   what `make release` needs for the other processor
 #                        test    what `make test` needs beyond that
 #                        lint    what `make verify` needs beyond that
+#                        console what the pages of the web console are made with
+#                        browser what `make console-test` shows the console in
 #                        fresh   what `make fresh-test` needs beyond that
 #                        conformance  what `make conformance` puts into images, beyond that
 #                        ingress what `make ingress-clients` asks with
@@ -38,6 +40,8 @@ packages() {
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross ;;
         esac ;;
       test) echo iproute2 busybox-static util-linux mount procps e2fsprogs xfsprogs curl systemd; user_mode_linux ;;
+      console) command -v npm >/dev/null || echo npm ;;
+      browser) echo chromium-headless-shell ;;
       lint) echo shellcheck ;;
       fresh) echo debootstrap slirp4netns ;;
       conformance) echo bash-static curl bind9-dnsutils netcat-openbsd libc-bin iproute2 util-linux ;;

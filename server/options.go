@@ -121,6 +121,9 @@ type Options struct {
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool
 
+	// ConsoleListen is where browsers get the console, as ADDRESS:PORT; empty for nowhere.
+	ConsoleListen string
+
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool
 

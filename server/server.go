@@ -9,6 +9,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -96,7 +97,9 @@ type Server struct {
 	helmWanted chan struct{}
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
-	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
+	console  net.Listener                    // of browsers; nil without a console
+	serving  atomic.Pointer[tls.Certificate] // what clients of the API and browsers are shown
+	ready    chan struct{}                   // closed when clients are served and the cluster's own objects are there
 	board    board
 }
 
@@ -107,7 +110,7 @@ type files struct {
 }
 
 // board has a line for each part in a status report; its fields may be nil.
-type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
+type board struct{ certificates, store, api, leader, manifests, snapshots, console *status.Part }
 
 // New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
 // Nothing is changed by a New that fails on its options, the directory or the port.
@@ -144,6 +147,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.detour, newStarting(s)
 	s.roster = s.newRoster()
+	if err := s.listenConsole(ctx); err != nil {
+		return nil, errors.Join(err, s.closePort(), s.data.Close())
+	}
 	if s.membership, err = s.newMembership(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -172,6 +178,9 @@ func (s *Server) Close() error {
 }
 
 func (s *Server) closePort() error {
+	if s.console != nil {
+		_ = s.console.Close() // nothing that was said on it is lost; it may be closed
+	}
 	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("closing the API server's port: %w", err)
 	}
@@ -333,6 +342,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.DisableMetrics
+	options.Status = s.statusHandler()
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -402,6 +412,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	})
 	following.Go(func() { s.followBackend(serving, api) })
 	following.Go(func() { s.gatewayUse.Load().run(serving) })
+	following.Go(func() { s.serveConsole(serving, api) })
 	leadErr := s.lead(loops, api, store)
 	if store.HandOver() {
 		s.vips.AwaitMove()

@@ -203,6 +203,7 @@ func serverOptions(c *config.Server) server.Options {
 		LBPool:              c.LBPool,
 		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
+		ConsoleListen:       c.ConsoleListen,
 		DisableMetrics:      c.Disabled(config.PartMetrics),
 		DisableHelm:         c.Disabled(config.PartHelm),
 		IngressRules:        ingressRules(c.Ingress),

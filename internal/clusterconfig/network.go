@@ -55,5 +55,6 @@ const (
 	ExternalIPsGroup    = "coracle.dev"
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
+	StatusRole          = "coracle:status" // lets users ask at status.ClusterPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )

@@ -438,3 +438,16 @@ func TestLastingFirst(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+func TestConsoleListen(t *testing.T) {
+	for _, good := range []string{"", ":8443", "192.0.2.1:8443", "[2001:db8::1]:8443"} {
+		if s, err := load(t, map[string]string{}, nil, board, "--console-listen="+good); err != nil || s.ConsoleListen != good {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--console-listen="+bad); err == nil || !strings.Contains(err.Error(), "--console-listen") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}

@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -253,4 +254,20 @@ func (r *reader) secret(name, fileName string) string {
 		r.bad(r.src(fileName), "%s does not hold exactly one token", file)
 	}
 	return token
+}
+
+// listen reads where to listen, ADDRESS:PORT or :PORT for all addresses; empty for nowhere.
+func (r *reader) listen(name string) string {
+	it := r.one(name)
+	if it.text == "" {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(it.text)
+	number, portErr := strconv.ParseUint(port, 10, 16)
+	_, addrErr := netip.ParseAddr(host)
+	if err != nil || portErr != nil || number == 0 || host != "" && addrErr != nil {
+		r.bad(it.src, "%q is not an address and a port; write it like 192.168.1.10:8443, or :8443 for all addresses of this machine", it.text)
+		return ""
+	}
+	return it.text
 }

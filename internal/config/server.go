@@ -35,6 +35,7 @@ type Server struct {
 	AdvertiseAddress netip.Addr
 	LBPool           []loadbalancer.Range
 	LBReserved       []string     // as loadbalancer.ParsePorts reads them
+	ConsoleListen    string       // ADDRESS:PORT, or empty
 	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
 	VIPInterface     string       // "" means the one whose network holds the address
 	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
@@ -121,6 +122,7 @@ func (r *reader) server(h Host) Server {
 		LBPool:        r.ranges("load-balancer-pool"),
 		LBReserved:    r.portList("load-balancer-reserved-ports"),
 		VIPInterface:  r.str("vip-interface"),
+		ConsoleListen: r.listen("console-listen"),
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
 		NodePorts:     r.portRange("service-node-port-range"),

@@ -223,6 +223,8 @@ var table = []Setting{
 
 	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway},
 		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing HelmCharts (helm-controller), serving Ingresses (ingress), or serving Gateways (gateway), of which traefik is both; all servers have the same"},
+	{Name: "console-listen", Commands: ServerCommand, Group: groupParts, Holder: "ADDRESS:PORT",
+		Help: "Serve the web console to browsers of other machines there, by HTTPS; without an address, at all of this machine's. Users log in with their own tokens. coracle console needs no such port"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

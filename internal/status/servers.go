@@ -12,6 +12,17 @@ import (
 // ServersPath is where a server's admin socket tells of the cluster's servers.
 const ServersPath = "/v1/servers"
 
+// ClusterPath is where the API of a server tells of the cluster's servers and of its own components, to whoever has the
+// ClusterRole clusterconfig.StatusRole. It is a ServerReport in JSON.
+const ClusterPath = "/coracle/status"
+
+// ServerReport is what a server says of the cluster and of itself to users of the API.
+type ServerReport struct {
+	Servers
+	// Components are those of the server that was asked.
+	Components []Component `json:"components"`
+}
+
 // Servers is what one server knows of all servers of the cluster.
 type Servers struct {
 	Servers []ClusterServer `json:"servers"`

@@ -16,6 +16,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 	"github.com/coracle-k8s/coracle/server/settings"
@@ -80,6 +81,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	}
 	if err := ch.installSettings(g, o); err != nil {
 		return nil, err
+	}
+	if o.Status != nil {
+		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ClusterPath, o.Status)
 	}
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -90,6 +91,9 @@ type Options struct {
 
 	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
 	NodeClaims *NodeClaims
+
+	// Status, when set, answers at status.ClusterPath.
+	Status http.Handler
 
 	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the
 	// proxies of nodes, pods and Services.

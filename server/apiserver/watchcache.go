@@ -3,25 +3,35 @@
 package apiserver
 
 import (
+	"fmt"
 	"slices"
+	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	apigeneric "k8s.io/apiserver/pkg/registry/generic"
-	"k8s.io/apiserver/pkg/registry/generic/registry"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/apis/certificates"
 	"k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/discovery"
 	"k8s.io/kubernetes/pkg/apis/networking"
 	"k8s.io/kubernetes/pkg/apis/node"
-	"k8s.io/kubernetes/pkg/apis/storage"
+	storageapi "k8s.io/kubernetes/pkg/apis/storage"
+	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // cachedResources are the resources of which every node watches all objects, or all those of its own pods.
 var cachedResources = []schema.GroupResource{
 	core.Resource("pods"), core.Resource("nodes"), core.Resource("services"), core.Resource("namespaces"),
 	discovery.Resource("endpointslices"), networking.Resource("networkpolicies"), networking.Resource("servicecidrs"),
-	storage.Resource("csidrivers"), node.Resource("runtimeclasses"), certificates.Resource("podcertificaterequests"),
+	storageapi.Resource("csidrivers"), node.Resource("runtimeclasses"), certificates.Resource("podcertificaterequests"),
 }
 
 // cachingStorage puts upstream's watch cache in front of the store for cachedResources. The watches of all other
@@ -41,7 +51,49 @@ func (g cachingStorage) GetRESTOptions(resource schema.GroupResource, example ru
 	}
 	o.Decorator = wholeStorage
 	if slices.Contains(cachedResources, resource) {
-		o.Decorator = registry.StorageWithCacher()
+		o.Decorator = alignedCacheStorage
 	}
 	return o, nil
+}
+
+// alignedCacheStorage is an apigeneric.StorageDecorator: upstream's registry.StorageWithCacher, with a clock of ours.
+func alignedCacheStorage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
+	newObject, newList func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
+	if err != nil {
+		return raw, destroy, err
+	}
+	c, err := cacher.NewCacherFromConfig(cacher.Config{
+		Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+		ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attributes, IndexerFuncs: triggers,
+		Indexers: indexers, Codec: config.Codec, Clock: alignedClock{},
+	})
+	if err != nil {
+		destroy()
+		return nil, func() {}, fmt.Errorf("making the watch cache of %s: %w", config.GroupResource, err)
+	}
+	delegator := cacher.NewCacheDelegator(c, raw)
+	return delegator, sync.OnceFunc(func() { delegator.Stop(); c.Stop(); destroy() }), nil
+}
+
+// alignedClock aligns the timer by which each cache sends bookmarks, 1 to 1.25 s: ten caches wake a resting processor
+// once a second, not ten times.
+type alignedClock struct{ clock.RealClock }
+
+// NewTimer implements clock.Clock.
+func (c alignedClock) NewTimer(d time.Duration) clock.Timer {
+	return alignedTimer{c.RealClock.NewTimer(alignedDelay(d))}
+}
+
+type alignedTimer struct{ clock.Timer }
+
+// Reset implements clock.Timer.
+func (t alignedTimer) Reset(d time.Duration) bool { return t.Timer.Reset(alignedDelay(d)) }
+
+// alignedDelay is how long it is until the next full second of this process, for a delay between one and two seconds.
+func alignedDelay(d time.Duration) time.Duration {
+	if d < time.Second || d >= 2*time.Second {
+		return d
+	}
+	return timers.Until(time.Second)
 }

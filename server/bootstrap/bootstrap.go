@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -104,7 +105,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -157,6 +158,14 @@ func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
 		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
 	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
+}
+
+// applyStatusRole makes the role that shows the cluster's servers. It aggregates to no other role, since it has the
+// servers' addresses.
+func applyStatusRole(ctx context.Context, c kubernetes.Interface) error {
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.StatusRole).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(status.ClusterPath).WithVerbs("get")), force())
+	return wrap("ClusterRole", clusterconfig.StatusRole, err)
 }
 
 // metricsRole has metrics-server's own name.

@@ -71,6 +71,10 @@ func TestApply(t *testing.T) {
 		slices.ContainsFunc(slices.Collect(maps.Keys(allows.Labels)), func(l string) bool { return strings.Contains(l, "aggregate") }) {
 		t.Errorf("%+v, %v", allows, err)
 	}
+	shows, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.StatusRole, metav1.GetOptions{})
+	if err != nil || len(shows.Rules) != 1 || !slices.Equal(shows.Rules[0].NonResourceURLs, []string{"/coracle/status"}) || !slices.Equal(shows.Rules[0].Verbs, []string{"get"}) {
+		t.Errorf("%+v, %v", shows, err)
+	}
 	for _, b := range bindings {
 		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})
 		if err != nil || got.RoleRef.Name != b.role || got.Subjects[0].Name != b.user+b.group {

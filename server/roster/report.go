@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -27,22 +28,31 @@ const (
 // Handler answers on the admin socket who the cluster's servers are and how they do. It works without a majority.
 func (r *Roster) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		kv := r.o.KV()
-		if kv == nil {
-			http.Error(w, "the store is not open yet", http.StatusServiceUnavailable)
+		out, err := r.Report(request.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		ctx, cancel := context.WithTimeout(request.Context(), surveyPatience)
-		defer cancel()
-		states := r.o.Survey(ctx)
-		servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, kv))
-		noteReached(servers, r.o.ReachedBy(ctx, states))
-		out := status.Servers{Servers: servers, Problems: []string{}}
-		words, problems := status.Failures(servers)
-		out.Failures, out.Problems = words, append(out.Problems, problems...)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
 	})
+}
+
+// Report says who the cluster's servers are and how they do, within surveyPatience.
+func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
+	kv := r.o.KV()
+	if kv == nil {
+		return nil, errors.New("the store is not open yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, surveyPatience)
+	defer cancel()
+	states := r.o.Survey(ctx)
+	servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, kv))
+	noteReached(servers, r.o.ReachedBy(ctx, states))
+	out := &status.Servers{Servers: servers, Problems: []string{}}
+	words, problems := status.Failures(servers)
+	out.Failures, out.Problems = words, append(out.Problems, problems...)
+	return out, nil
 }
 
 // noteReached notes who reaches the servers that do not answer this one; reached has their names in the store.

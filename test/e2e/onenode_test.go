@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,7 +28,7 @@ const atOnce = 6
 // TestOneNode starts one server on an empty data directory and takes it through what a user does with a cluster.
 func TestOneNode(t *testing.T) {
 	m := harness.NewMachine(t)
-	s := m.NewServer()
+	s := m.NewServer("--console-listen", net.JoinHostPort(m.IP, consolePort))
 	images := filepath.Join(s.DataDir, "images")
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		t.Fatal(err)
@@ -54,7 +55,7 @@ func TestOneNode(t *testing.T) {
 			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
 			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
 			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"objects", objects},
-			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped}, {"console", webConsole}, {"remote-console", remoteConsole},
 		} {
 			places <- struct{}{}
 			begun.Go(func() {

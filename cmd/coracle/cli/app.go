@@ -107,7 +107,7 @@ join it with "coracle agent".`,
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse}) // --help is enough; with no group there were an empty one
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
-		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
+		a.checkCommand(), a.statusCommand(), a.consoleCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
 		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.vipCommand(), a.backendCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/console"
+)
+
+// consoleFlags are those of `coracle console`.
+type consoleFlags struct {
+	kubeconfig, context string
+	port                int
+	noOpen, readOnly    bool
+	idle                time.Duration
+}
+
+func (a *App) consoleCommand() *cobra.Command {
+	var f consoleFlags
+	cmd := &cobra.Command{
+		Use: "console", GroupID: groupUse, Short: "See and change the cluster in a browser", Args: noArgs,
+		Long: `Serves the web console on a port of 127.0.0.1, with the credentials of a kubeconfig, and opens it in the browser.
+
+It takes the kubeconfig of --kubeconfig or KUBECONFIG, this machine's cluster, or ~/.kube/config, as coracle kubectl
+does. Others on this machine can reach the port but cannot use it: the browser is let in by a link that is good once,
+for a minute. On a machine without a browser it prints how to reach the console from another one by ssh.`,
+	}
+	shared := cmd.PersistentFlags()
+	shared.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
+	shared.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.IntVar(&f.port, "port", 0, "Port of 127.0.0.1 to serve on (a free one)")
+	flags.BoolVar(&f.noOpen, "no-open", false, "Print the link instead of opening the browser")
+	flags.BoolVar(&f.readOnly, "read-only", false, "Refuse whatever changes something, even when the user may do it")
+	flags.DurationVar(&f.idle, "idle", 12*time.Hour, "End when no page was open for so long; 0: never")
+	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return a.contexts(&f), cobra.ShellCompDirectiveNoFileComp
+	}) // fails for a flag that does not exist
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case f.port < 0 || f.port > 65535:
+			return usageError{cmd, fmt.Errorf("--port: %d is not a port; one is between 1 and 65535", f.port)}
+		case f.idle < 0:
+			return usageError{cmd, fmt.Errorf("--idle: %s is less than nothing", f.idle)}
+		}
+		return a.runConsole(cmd.Context(), &f)
+	})
+	cmd.AddCommand(a.consoleTokenCommand(&f))
+	return cmd
+}
+
+// kubeconfigOf finds the kubeconfig that is meant.
+func (a *App) kubeconfigOf(f *consoleFlags) (clientcmd.ClientConfig, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = f.kubeconfig
+	if f.kubeconfig == "" {
+		env, err := a.clientEnv(a.tool(), client{name: "console"}, []string{"console"})
+		if err != nil {
+			return nil, err
+		}
+		if path := getenv(env, "KUBECONFIG"); path != "" {
+			rules.Precedence = filepath.SplitList(path)
+		}
+	}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}), nil
+}
+
+// contexts are a kubeconfig's, for completion.
+func (a *App) contexts(f *consoleFlags) []string {
+	k, err := a.kubeconfigOf(f)
+	if err != nil {
+		return nil
+	}
+	raw, err := k.RawConfig()
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for name := range raw.Contexts {
+		out = append(out, name)
+	}
+	return out
+}
+
+func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
+	kubeconfig, err := a.kubeconfigOf(f)
+	if err != nil {
+		return err
+	}
+	raw, err := kubeconfig.RawConfig()
+	if err != nil {
+		return fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	current := f.context
+	if current == "" {
+		current = raw.CurrentContext
+	}
+	if raw.Contexts[current] == nil {
+		return fmt.Errorf("the kubeconfig has no context %q: name one of its contexts by --context", current)
+	}
+	config, err := kubeconfig.ClientConfig()
+	if err != nil {
+		return fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	config.QPS = -1 // the API keeps order among its users itself
+	namespace, _, err := kubeconfig.Namespace()
+	if err != nil {
+		return fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	l, err := console.ListenLoopback(ctx, console.LoopbackOptions{
+		Config: config, Context: current, Namespace: namespace, Port: f.port, ReadOnly: f.readOnly, Idle: f.idle,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.Stdout, "The console of context %s (%s)\n", current, serverOf(&raw, current))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.letBrowserIn(ctx, l, f)
+	}()
+	err = l.Serve(ctx)
+	stop()
+	<-ended
+	if errors.Is(err, console.ErrIdle) {
+		fmt.Fprintf(a.Stdout, "No page was open for %s: the console has ended.\n", f.idle)
+		return nil
+	}
+	return err
+}
+
+func serverOf(c *api.Config, context string) string {
+	if cluster := c.Clusters[c.Contexts[context].Cluster]; cluster != nil {
+		return cluster.Server
+	}
+	return "no address"
+}
+
+// letBrowserIn opens the browser, or prints how to reach the console. Each Enter makes a new link.
+func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleFlags) {
+	opened := false
+	if !f.noOpen {
+		remove, err := a.openBrowser(ctx, l.Link())
+		opened = err == nil
+		if err != nil {
+			fmt.Fprintf(a.Stdout, "No browser was opened: %v\n", err)
+		}
+		defer remove()
+	}
+	if !opened {
+		a.printLink(l)
+	}
+	fmt.Fprintln(a.Stdout, "Enter makes a new link, Ctrl-C ends the console.")
+	lines := make(chan struct{})
+	go func() { // ends with the process: a read of a terminal cannot be called off
+		for in := bufio.NewScanner(a.Stdin); in.Scan(); {
+			select {
+			case lines <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-lines:
+			a.printLink(l)
+		}
+	}
+}
+
+// printLink prints a new link, and how to reach it from another machine. It is the user's terminal that gets it.
+func (a *App) printLink(l *console.Loopback) {
+	fmt.Fprintf(a.Stdout, "\n  %s\n\nIt is good once, for a minute.", l.Link())
+	if getenv(a.Environ, "SSH_CONNECTION") != "" || getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			name = "this-machine"
+		}
+		fmt.Fprintf(a.Stdout, " In a browser on another machine, first: ssh -L %d:127.0.0.1:%d %s", l.Port(), l.Port(), name)
+	}
+	fmt.Fprintln(a.Stdout)
+}
+
+// openBrowser opens a link in the browser of the user's desktop. The browser gets it by a file that only the user can
+// read: everybody can read its command line. The caller removes the file.
+func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err error) {
+	remove = func() {}
+	if getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
+		return remove, errors.New("there is no desktop")
+	}
+	if os.Geteuid() == 0 {
+		return remove, errors.New("root has no browser; give this user a kubeconfig, or open the link")
+	}
+	opener, err := exec.LookPath("xdg-open")
+	if err != nil {
+		return remove, errors.New("xdg-open is not installed")
+	}
+	dir, err := os.MkdirTemp(getenv(a.Environ, "XDG_RUNTIME_DIR"), "coracle-console-") // the system's folder for such files when empty; mode 0700
+	if err != nil {
+		return remove, fmt.Errorf("making a file for it: %w", err)
+	}
+	remove = func() { _ = os.RemoveAll(dir) } // its code is good for a minute only
+	page := filepath.Join(dir, "console.html")
+	content := `<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=` + link + `"><title>coracle</title>`
+	if err := os.WriteFile(page, []byte(content), 0o600); err != nil {
+		return remove, fmt.Errorf("making a file for it: %w", err)
+	}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), opener, page) //nolint:gosec // the user's own program
+	cmd.Env = a.Environ
+	if err := cmd.Start(); err != nil {
+		return remove, fmt.Errorf("starting xdg-open: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // it ends when it likes: it may be the browser itself
+	return remove, nil
+}

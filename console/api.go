@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// resolver takes the paths of the API apart as the API server does.
+var resolver = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
+
+// otherPaths are paths of the API that are not those of resources, and that the pages read.
+var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath}
+
+// apiPath checks a path of the API. Nothing reaches the `proxy` of a pod, Service or node: what answers there is
+// anybody's program, and its page would be one of this console.
+func apiPath(method, path string) error {
+	if !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.ContainsAny(path, "\\%?#") ||
+		slices.ContainsFunc(strings.Split(path, "/"), func(s string) bool { return s == "." || s == ".." }) {
+		return fmt.Errorf("%q is not a path of the API", path)
+	}
+	if slices.Contains(otherPaths, path) || strings.HasPrefix(path, "/openapi/v3/") {
+		if method != http.MethodGet {
+			return fmt.Errorf("%s can only be read", path)
+		}
+		return nil
+	}
+	if !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/apis/") {
+		return fmt.Errorf("%q is not a path that the console uses", path)
+	}
+	info, err := resolver.NewRequestInfo(&http.Request{Method: method, URL: &url.URL{Path: path}})
+	if err != nil {
+		return fmt.Errorf("%q is not a path of the API: %w", path, err)
+	}
+	if info.Verb == "proxy" || slices.Contains(info.Parts, "proxy") && len(info.Parts) > 2 || info.Subresource == "proxy" || info.Resource == "proxy" {
+		return errors.New("the console does not go through the API's proxy: use kubectl port-forward")
+	}
+	return nil
+}
+
+// readOnlyPosts are requests that create nothing: they ask what the user may do.
+var readOnlyPosts = []string{
+	"/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+	"/apis/authentication.k8s.io/v1/selfsubjectreviews",
+}
+
+// do makes a request to the API as the user. The caller closes the response's body.
+func (u *user) do(ctx context.Context, method, path string, query url.Values, header http.Header, body io.Reader) (*http.Response, error) {
+	if err := apiPath(method, path); err != nil {
+		return nil, apierrors.NewForbidden(schema.GroupResource{}, path, err)
+	}
+	client, err := rest.HTTPClientFor(u.config)
+	if err != nil {
+		return nil, fmt.Errorf("using the credentials: %w", err)
+	}
+	base, _, err := rest.DefaultServerUrlFor(u.config)
+	if err != nil {
+		return nil, fmt.Errorf("the address of the API: %w", err)
+	}
+	target := base.JoinPath(path)
+	target.RawQuery = query.Encode()
+	r, err := http.NewRequestWithContext(ctx, method, target.String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("making a request: %w", err)
+	}
+	r.Header = header
+	if u.config.UserAgent != "" {
+		r.Header.Set("User-Agent", u.config.UserAgent)
+	}
+	response, err := client.Do(r) //nolint:gosec // the address is the kubeconfig's, the path was checked
+	if err != nil {
+		return nil, fmt.Errorf("asking the API: %w", err)
+	}
+	return response, nil
+}
+
+// get reads JSON of the API into v.
+func (u *user) get(ctx context.Context, path string, query url.Values, v any) error {
+	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+	if err != nil {
+		return err
+	}
+	return read(response, v)
+}
+
+// send writes JSON, or a patch of the given type, and reads the answer into v.
+func (u *user) send(ctx context.Context, method, path string, query url.Values, contentType string, body []byte, v any) error {
+	header := http.Header{"Accept": {"application/json"}, "Content-Type": {contentType}}
+	response, err := u.do(ctx, method, path, query, header, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	return read(response, v)
+}
+
+// read takes an answer of the API apart: JSON into v, or the error that it says.
+func read(response *http.Response, v any) error {
+	defer response.Body.Close()
+	if response.StatusCode < 200 || response.StatusCode > 299 {
+		return statusError(response)
+	}
+	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+		return fmt.Errorf("reading the API's answer: %w", err)
+	}
+	return nil
+}
+
+// statusError is the error that an answer of the API says.
+func statusError(response *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10)) // what there is of it is shown
+	var status metav1.Status
+	if json.Unmarshal(text, &status) == nil && status.Kind == "Status" {
+		if status.Code == 0 {
+			status.Code = int32(response.StatusCode) //nolint:gosec // three digits
+		}
+		return &apierrors.StatusError{ErrStatus: status}
+	}
+	message := strings.TrimSpace(string(text))
+	if message == "" {
+		message = response.Status
+	}
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Message: message, Code: int32(response.StatusCode), Reason: metav1.StatusReason(http.StatusText(response.StatusCode)), //nolint:gosec // three digits
+	}}
+}
+
+// requestHeaders and responseHeaders are those that are handed on; all others end here.
+var (
+	requestHeaders  = []string{"Accept", "Content-Type"}
+	responseHeaders = []string{"Content-Type", "Warning", "Retry-After"}
+)
+
+// passThrough hands a request on to the API as the user.
+func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
+	path := strings.TrimPrefix(r.URL.Path, "/k8s") // without escapes: what is checked is what the API gets
+	if h.o.ReadOnly && r.Method != http.MethodGet && !(r.Method == http.MethodPost && slices.Contains(readOnlyPosts, path)) {
+		refuse(w, http.StatusForbidden, "this console only shows: it was started with --read-only")
+		return
+	}
+	header := http.Header{}
+	for _, name := range requestHeaders {
+		if v := r.Header.Get(name); v != "" {
+			header.Set(name, v)
+		}
+	}
+	var body io.Reader
+	switch r.Method {
+	case http.MethodGet:
+	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+		// Without a type the API reads a body as JSON, whoever wrote it.
+		if header.Get("Content-Type") == "" && r.ContentLength != 0 {
+			refuse(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
+			return
+		}
+		body = r.Body
+	default:
+		refuse(w, http.StatusMethodNotAllowed, "the console does not use "+r.Method)
+		return
+	}
+	response, err := u.do(r.Context(), r.Method, path, r.URL.Query(), header, body)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	defer response.Body.Close()
+	for _, name := range responseHeaders {
+		for _, v := range response.Header.Values(name) {
+			w.Header().Add(name, v)
+		}
+	}
+	w.WriteHeader(response.StatusCode)
+	_, _ = io.Copy(w, response.Body) // the browser sees an answer that ended early
+}
+
+// refuseError answers with an error of the API, or with 502 when it did not answer.
+func refuseError(w http.ResponseWriter, err error) {
+	code, reason, message := explain(err)
+	if code == 0 {
+		code = http.StatusBadGateway
+	}
+	answerWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
+}
+
+// explain is an error's HTTP status (0 when the API gave none), reason and message.
+func explain(err error) (code int, reason, message string) {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		s := status.Status()
+		return int(s.Code), string(s.Reason), s.Message
+	}
+	return 0, "", err.Error()
+}
+
+// sessionAnswer is what the pages know about who uses them.
+type sessionAnswer struct {
+	Mode      string   `json:"mode"`
+	User      string   `json:"user"`
+	Groups    []string `json:"groups"`
+	Context   string   `json:"context"`
+	Namespace string   `json:"namespace"`
+	Server    string   `json:"server"`
+	Version   string   `json:"version"`
+	ReadOnly  bool     `json:"readOnly"`
+}
+
+// session says who the user is, as the API sees it.
+func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
+	var review authenticationv1.SelfSubjectReview
+	err := u.send(r.Context(), http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
+		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`), &review)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	var v struct{ GitVersion string }
+	if err := u.get(r.Context(), "/version", nil, &v); err != nil {
+		refuseError(w, err)
+		return
+	}
+	answer(w, sessionAnswer{
+		Mode: h.o.Mode, User: review.Status.UserInfo.Username, Groups: review.Status.UserInfo.Groups, Context: h.o.Context,
+		Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
+	})
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// editAPI is an API with one object, which answers a patch with 'patched', and hands it to took.
+func editAPI(live string, took func(contentType, body string)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			_, _ = io.WriteString(w, live)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		took(r.Header.Get("Content-Type"), string(body))
+		_, _ = io.WriteString(w, live)
+	}
+}
+
+func TestEditWritesOnlyWhatTheUserChanged(t *testing.T) {
+	const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","namespace":"n","resourceVersion":"%s"},"spec":{"replicas":%s,"template":{"spec":{"containers":[{"name":"c","image":"%s"}]}}}}`
+	object := func(kind, rv, replicas, image string) string {
+		s := strings.Replace(strings.Replace(strings.Replace(deployment, "%s", rv, 1), "%s", replicas, 1), "%s", image, 1)
+		if kind != "" {
+			s = strings.Replace(s, `"apiVersion":"apps/v1","kind":"Deployment"`, `"apiVersion":"example.com/v1","kind":"`+kind+`"`, 1)
+		}
+		return s
+	}
+	for name, c := range map[string]struct {
+		kind             string // one that is defined by a CRD, or a Deployment
+		base, text, live [2]string
+		contentType      string
+		patch            string // "" for a conflict
+	}{
+		"others changed another field": {
+			base: [2]string{"1", "i:1"}, text: [2]string{"1", "i:2"}, live: [2]string{"3", "i:1"},
+			contentType: "application/strategic-merge-patch+json",
+			patch:       `{"metadata":{"resourceVersion":"9"},"spec":{"template":{"spec":{"$setElementOrder/containers":[{"name":"c"}],"containers":[{"image":"i:2","name":"c"}]}}}}`,
+		},
+		"others changed the same field": {base: [2]string{"1", "i:1"}, text: [2]string{"2", "i:1"}, live: [2]string{"3", "i:1"}},
+		"others changed it to the same": {
+			base: [2]string{"1", "i:1"}, text: [2]string{"2", "i:1"}, live: [2]string{"2", "i:1"},
+			contentType: "application/strategic-merge-patch+json", patch: `{"metadata":{"resourceVersion":"9"},"spec":{"replicas":2}}`,
+		},
+		"a kind of a CRD": {
+			kind: "Thing", base: [2]string{"1", "i:1"}, text: [2]string{"2", "i:1"}, live: [2]string{"1", "i:3"},
+			contentType: "application/merge-patch+json", patch: `{"metadata":{"resourceVersion":"9"},"spec":{"replicas":2}}`,
+		},
+		"a kind of a CRD, the same list": {kind: "Thing", base: [2]string{"1", "i:1"}, text: [2]string{"1", "i:2"}, live: [2]string{"1", "i:3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var contentType, patch string
+			s := consoleOf(t, editAPI(object(c.kind, "9", c.live[0], c.live[1]), func(kind, body string) { contentType, patch = kind, body }))
+			body, err := json.Marshal(editRequest{
+				Path: "/apis/apps/v1/namespaces/n/deployments/a", Base: object(c.kind, "1", c.base[0], c.base[1]), Text: object(c.kind, "1", c.text[0], c.text[1]),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			code, text, _ := ask(t, s, "POST", "/edit", string(body), "Authorization", bearer)
+			if patch != c.patch || contentType != c.contentType {
+				t.Errorf("the API got %q %s\nwant %q %s", contentType, patch, c.contentType, c.patch)
+			}
+			if want := map[bool]int{true: 409, false: 200}[c.patch == ""]; code != want {
+				t.Errorf("the answer is %d %s, want %d", code, text, want)
+			}
+			if c.patch == "" && !strings.Contains(text, "image: "+c.live[1]) {
+				t.Errorf("the answer to a conflict has not the object as it is: %s", text)
+			}
+		})
+	}
+}
+
+func TestEditRefusesWhatIsNoEdit(t *testing.T) {
+	const base = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
+	s := consoleOf(t, noAPI(t))
+	for name, text := range map[string]string{
+		"another name":      strings.Replace(base, "name: a", "name: b", 1),
+		"another kind":      strings.Replace(base, "ConfigMap", "Secret", 1),
+		"no YAML":           "a: [",
+		"no object":         "- a",
+		"nothing":           "",
+		"a key twice":       base + "data: {a: x}\ndata: {a: y}\n",
+		"a bomb of aliases": "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n",
+	} {
+		body, err := json.Marshal(editRequest{Path: "/api/v1/namespaces/n/configmaps/a", Base: base, Text: text})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, answer, _ := ask(t, s, "POST", "/edit", string(body), "Authorization", bearer); code != http.StatusUnprocessableEntity {
+			t.Errorf("%s: %d %s", name, code, answer)
+		}
+	}
+}
+
+func TestObjectsOfAText(t *testing.T) {
+	got, err := objectsOf("# a comment\n---\napiVersion: v1\nkind: A\n---\n\n---\nkind: List\nitems: [{kind: B}, {kind: C}]\n")
+	if err != nil || len(got) != 3 || got[0]["kind"] != "A" || got[2]["kind"] != "C" {
+		t.Errorf("the objects are %v, %v", got, err)
+	}
+	for _, text := range []string{"", "# nothing\n", "a: b: c", "- x"} {
+		if got, err := objectsOf(text); err == nil {
+			t.Errorf("%q gave %v", text, got)
+		}
+	}
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bytes"
+	"compress/gzip"
+	"embed"
+	"io"
+	"io/fs"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+)
+
+// built holds the pages, which `make carried` writes. A program that was built without them holds none.
+//
+//go:embed all:files
+var built embed.FS
+
+// Built says whether this program has the console's pages.
+func Built() bool {
+	_, err := fs.Stat(built, "files/index.html.gz")
+	return err == nil
+}
+
+// serveFile answers with one of the pages' files, as it is stored: compressed.
+func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		refuse(w, http.StatusMethodNotAllowed, "a page can only be read")
+		return
+	}
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	if name == "" {
+		name = "index.html"
+	}
+	content, err := fs.ReadFile(h.o.Files, name+".gz")
+	if err != nil {
+		refuse(w, http.StatusNotFound, "the console has no such page")
+		return
+	}
+	w.Header().Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
+	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		z, err := gzip.NewReader(bytes.NewReader(content))
+		if err != nil {
+			refuse(w, http.StatusInternalServerError, "this file of the console is damaged: install coracle again")
+			return
+		}
+		_, _ = io.Copy(w, z) // a failed write: the browser is no longer connected
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	_, _ = w.Write(content)
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/version"
+)
+
+// Modes of a console.
+const (
+	// ModeLoopback is a console of one user, on 127.0.0.1.
+	ModeLoopback = "loopback"
+	// ModeServer is a console of all users, on a server.
+	ModeServer = "server"
+)
+
+const (
+	// maxBody bounds a request, in bytes: etcd's objects have 1.5 MB at most, and a file of YAML may hold several.
+	maxBody = 8 << 20
+	// maxSockets bounds the tabs that are connected at once.
+	maxSockets = 64
+)
+
+// Options of a console.
+type Options struct {
+	Mode string
+	// Login exchanges what a user logs in with for a token of this console; nil when the tokens are the API's own.
+	Login func(code string) (token string, err error)
+	// User returns the credentials that belong to a token, or false.
+	User func(token string) (*rest.Config, bool)
+	// Hosts says whether a name in the Host header is this console's: a page of another name whose address was changed
+	// to ours (DNS rebinding) is refused.
+	Hosts func(name string) bool
+	// Context and Namespace are what the kubeconfig calls them; they may be empty.
+	Context, Namespace string
+	// ReadOnly refuses whatever changes something, even when the user may do it.
+	ReadOnly bool
+	Logger   *slog.Logger
+	// Files are the pages; those of this program when nil.
+	Files fs.FS
+}
+
+// Handler serves a console.
+type Handler struct {
+	o       Options
+	mux     *http.ServeMux
+	sockets atomic.Int32
+	used    atomic.Int64 // when the console was last used, in Unix seconds
+
+	closing chan struct{} // closed by Close
+	close   func()
+	open    sync.WaitGroup // the WebSockets
+}
+
+// New makes a console.
+func New(o Options) (*Handler, error) {
+	if o.Files == nil {
+		files, err := fs.Sub(built, "files")
+		if err != nil {
+			return nil, fmt.Errorf("finding the console's pages: %w", err)
+		}
+		o.Files = files
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{})}
+	h.close = sync.OnceFunc(func() { close(h.closing) })
+	h.used.Store(time.Now().Unix())
+	h.mux.HandleFunc("/", h.serveFile)
+	h.mux.HandleFunc("GET /mode", h.mode)
+	if o.Login != nil {
+		h.mux.HandleFunc("POST /login", h.login)
+	}
+	h.mux.HandleFunc("GET /session", h.withUser(h.session))
+	h.mux.HandleFunc("GET /object", h.withUser(h.object))
+	h.mux.HandleFunc("POST /apply", h.withUser(h.apply))
+	h.mux.HandleFunc("POST /edit", h.withUser(h.edit))
+	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))
+	h.mux.HandleFunc("GET /ws", h.socket)
+	return h, nil
+}
+
+// Close ends all WebSockets, and returns when they have ended.
+func (h *Handler) Close() {
+	h.close()
+	h.open.Wait()
+}
+
+// Unused returns for how long nobody has used the console: no request, and no open tab.
+func (h *Handler) Unused() time.Duration {
+	if h.sockets.Load() > 0 {
+		return 0
+	}
+	return time.Since(time.Unix(h.used.Load(), 0))
+}
+
+// policy is the content security policy: only files of the console itself, nothing inline.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; font-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header.Set("Content-Security-Policy", policy)
+	header.Set("Cross-Origin-Opener-Policy", "same-origin")
+	header.Set("Cross-Origin-Resource-Policy", "same-origin")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("Cache-Control", "no-store")
+	if message := h.foreign(r); message != "" {
+		refuse(w, http.StatusForbidden, message)
+		return
+	}
+	h.used.Store(time.Now().Unix())
+	h.mux.ServeHTTP(w, r)
+}
+
+// foreign says why a request does not come from a page of this console, or from a user who opens one; "" for those.
+func (h *Handler) foreign(r *http.Request) string {
+	// The name, not the port: `ssh -L` may give another one.
+	if !h.o.Hosts(hostname(r.Host)) {
+		return fmt.Sprintf("this console is not called %q", hostname(r.Host))
+	}
+	if origin := r.Header.Get("Origin"); origin != "" {
+		u, err := url.Parse(origin)
+		if err != nil || u.Host != r.Host {
+			return "requests of other sites are refused"
+		}
+	}
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "", "same-origin":
+	case "none": // typed, or opened from another program
+		if r.Method != http.MethodGet {
+			return "requests of other sites are refused"
+		}
+	default: // a link on another site may open the page itself, which then knows nothing
+		if r.Method != http.MethodGet || r.Header.Get("Sec-Fetch-Dest") != "document" {
+			return "requests of other sites are refused"
+		}
+	}
+	return ""
+}
+
+// hostname is a Host header's name or address.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		return name
+	}
+	return strings.Trim(host, "[]")
+}
+
+// user is who makes a request.
+type user struct {
+	config *rest.Config
+}
+
+// withUser gives a request's user to f. A request without credentials is answered here: the API does not get it.
+func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !found || token == "" {
+			refuse(w, http.StatusUnauthorized, "log in first")
+			return
+		}
+		u, err := h.userOf(token)
+		if err != nil {
+			refuse(w, http.StatusUnauthorized, err.Error())
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		f(w, r, u)
+	}
+}
+
+func (h *Handler) userOf(token string) (*user, error) {
+	config, known := h.o.User(token)
+	if !known {
+		return nil, errors.New("this session has ended: open the console again")
+	}
+	return &user{config: config}, nil
+}
+
+func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
+	answer(w, map[string]string{"mode": h.o.Mode, "version": version.Get().Coracle})
+}
+
+// login exchanges a code. The type of the content is checked, since a form of another site cannot send this one.
+func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Content-Type") != "application/json" {
+		refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
+		return
+	}
+	var in struct{ Code string }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&in); err != nil {
+		refuse(w, http.StatusBadRequest, "a login is JSON with a code")
+		return
+	}
+	token, err := h.o.Login(in.Code)
+	if err != nil {
+		refuse(w, http.StatusForbidden, err.Error())
+		return
+	}
+	answer(w, map[string]string{"token": token})
+}
+
+// answer writes v as JSON.
+func answer(w http.ResponseWriter, v any) {
+	answerWith(w, http.StatusOK, v)
+}
+
+func answerWith(w http.ResponseWriter, code int, v any) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "the answer cannot be written: "+err.Error())
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(text) // a failed write: the browser is no longer connected
+}
+
+// refuse answers with an error that a person can read.
+func refuse(w http.ResponseWriter, code int, message string) {
+	text, _ := json.Marshal(map[string]string{"message": message}) //nolint:errchkjson // a map of strings
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Del("Content-Encoding")
+	w.WriteHeader(code)
+	_, _ = w.Write(text)
+}
+
+// decode reads a request's JSON into v, and answers when it is none.
+func decode(w http.ResponseWriter, r *http.Request, v any) bool {
+	err := json.NewDecoder(r.Body).Decode(v)
+	var large *http.MaxBytesError
+	switch {
+	case err == nil:
+		return true
+	case errors.As(err, &large):
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("this is longer than %d MB", maxBody>>20))
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled):
+		refuse(w, http.StatusBadRequest, "the request ended early")
+	default:
+		refuse(w, http.StatusBadRequest, "the request is not as the console's pages send it: "+err.Error())
+	}
+	return false
+}

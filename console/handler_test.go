@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"k8s.io/client-go/rest"
+)
+
+// consoleOf makes a console whose API is answered by api, and whose one token is "good".
+func consoleOf(t *testing.T, api http.HandlerFunc, change ...func(*Options)) *httptest.Server {
+	t.Helper()
+	apiServer := httptest.NewServer(api)
+	t.Cleanup(apiServer.Close)
+	var page bytes.Buffer
+	z := gzip.NewWriter(&page)
+	_, _ = z.Write([]byte("<!doctype html>"))
+	_ = z.Close()
+	o := Options{
+		Mode: ModeLoopback, Hosts: loopbackName, Files: fstest.MapFS{"index.html.gz": {Data: page.Bytes()}},
+		Login: func(code string) (string, error) {
+			if code != "code" {
+				return "", errors.New("no such code")
+			}
+			return "good", nil
+		},
+		User: func(token string) (*rest.Config, bool) { return &rest.Config{Host: apiServer.URL}, token == "good" },
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	h, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(h)
+	t.Cleanup(func() { h.Close(); s.Close() })
+	return s
+}
+
+// noAPI is an API that must not be asked.
+func noAPI(t *testing.T) http.HandlerFunc {
+	t.Helper()
+	return func(_ http.ResponseWriter, r *http.Request) { t.Errorf("the API got %s %s", r.Method, r.URL) }
+}
+
+// ask makes a request; headers are pairs.
+func ask(t *testing.T, s *httptest.Server, method, path, body string, headers ...string) (int, string, http.Header) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		if headers[i] == "Host" {
+			r.Host = headers[i+1]
+			continue
+		}
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(text), response.Header
+}
+
+const bearer = "Bearer good"
+
+func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	for name, c := range map[string]struct {
+		method, path string
+		headers      []string
+		want         int
+	}{
+		"another name for our address (DNS rebinding)":   {"GET", "/", []string{"Host", "evil.example"}, 403},
+		"another port (ssh -L)":                          {"GET", "/", []string{"Host", "127.0.0.1:9"}, 200},
+		"another site's script":                          {"POST", "/login", []string{"Origin", "http://evil.example", "Content-Type", "application/json"}, 403},
+		"another port's page":                            {"POST", "/login", []string{"Origin", "http://127.0.0.1:1", "Content-Type", "application/json"}, 403},
+		"another site's image":                           {"GET", "/", []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "image"}, 403},
+		"a link on another site":                         {"GET", "/", []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "document"}, 200},
+		"a form, plain text":                             {"POST", "/login", []string{"Content-Type", "text/plain"}, 415},
+		"a form, as forms are":                           {"POST", "/login", []string{"Content-Type", "application/x-www-form-urlencoded"}, 415},
+		"a form with files":                              {"POST", "/login", []string{"Content-Type", "multipart/form-data"}, 415},
+		"a login without a type":                         {"POST", "/login", nil, 415},
+		"no credentials":                                 {"GET", "/k8s/api/v1/pods", nil, 401},
+		"a foreign token":                                {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer bad"}, 401},
+		"an empty token":                                 {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer "}, 401},
+		"a write without a type":                         {"POST", "/k8s/api/v1/pods", []string{"Authorization", bearer}, 415},
+		"the proxy of a pod":                             {"GET", "/k8s/api/v1/namespaces/a/pods/b/proxy/", []string{"Authorization", bearer}, 403},
+		"the proxy of a Service, with a path":            {"GET", "/k8s/api/v1/namespaces/a/services/b/proxy/c/d", []string{"Authorization", bearer}, 403},
+		"the proxy of a node":                            {"GET", "/k8s/api/v1/nodes/b/proxy/logs", []string{"Authorization", bearer}, 403},
+		"the older way to it":                            {"GET", "/k8s/api/v1/proxy/nodes/b", []string{"Authorization", bearer}, 403},
+		"the proxy, escaped":                             {"GET", "/k8s/api/v1/nodes/b/%70roxy/", []string{"Authorization", bearer}, 403},
+		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", []string{"Authorization", bearer}, 403},
+		"a path of the API server that is no resource's": {"GET", "/k8s/debug/pprof/", []string{"Authorization", bearer}, 403},
+		"a method that pages do not use":                 {"PROPFIND", "/k8s/api/v1/pods", []string{"Authorization", bearer}, 405},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := ""
+			if c.method == "POST" {
+				body = `{"code":"x"}`
+			}
+			if code, text, _ := ask(t, s, c.method, c.path, body, c.headers...); code != c.want {
+				t.Errorf("%s %s: %d %s, want %d", c.method, c.path, code, text, c.want)
+			}
+		})
+	}
+}
+
+func TestEveryAnswerHasThePolicy(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.Header().Set("Set-Cookie", "a=b")
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+	})
+	for _, path := range []string{"/", "/none", "/mode", "/session", "/k8s/api/v1/pods"} {
+		_, _, header := ask(t, s, "GET", path, "", "Authorization", bearer)
+		for name, want := range map[string]string{
+			"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+			"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
+			"Set-Cookie": "", "Access-Control-Allow-Origin": "",
+		} {
+			if got := header.Get(name); got != want {
+				t.Errorf("%s: %s is %q, want %q", path, name, got, want)
+			}
+		}
+	}
+}
+
+func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
+	got := make(chan http.Header, 1)
+	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { got <- r.Header })
+	code, _, _ := ask(t, s, "GET", "/k8s/api/v1/pods", "", "Authorization", bearer, "Accept", "application/json",
+		"Impersonate-User", "admin", "X-Remote-User", "admin", "X-Forwarded-For", "10.0.0.1", "Cookie", "a=b")
+	if code != http.StatusOK {
+		t.Fatalf("the answer is %d", code)
+	}
+	header := <-got
+	for name := range header {
+		switch name {
+		case "Accept", "Accept-Encoding", "User-Agent":
+		default:
+			t.Errorf("the API got %s: %s", name, header.Get(name))
+		}
+	}
+}
+
+func TestReadOnlyRefusesChanges(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && !strings.HasSuffix(r.URL.Path, "selfsubjectrulesreviews") {
+			t.Errorf("the API got %s %s", r.Method, r.URL)
+		}
+		_, _ = io.WriteString(w, "{}")
+	}, func(o *Options) { o.ReadOnly = true })
+	json := []string{"Authorization", bearer, "Content-Type", "application/json"}
+	for path, want := range map[string]int{
+		"/k8s/api/v1/namespaces/a/pods":                             403,
+		"/k8s/apis/authorization.k8s.io/v1/selfsubjectrulesreviews": 200,
+		"/apply": 403, "/edit": 403,
+	} {
+		if code, text, _ := ask(t, s, "POST", path, "{}", json...); code != want {
+			t.Errorf("POST %s: %d %s, want %d", path, code, text, want)
+		}
+	}
+}
+
+// tab opens a WebSocket as a page does.
+func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*websocket.Conn, int) {
+	t.Helper()
+	d := websocket.Dialer{Subprotocols: []string{protocol, tokenProtocol + base64.RawURLEncoding.EncodeToString([]byte(token))}}
+	conn, response, err := d.DialContext(t.Context(), "ws"+strings.TrimPrefix(s.URL, "http")+"/ws", header)
+	if response != nil {
+		defer response.Body.Close()
+	}
+	if err != nil {
+		if response == nil {
+			t.Fatal(err)
+		}
+		return nil, response.StatusCode
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	return conn, response.StatusCode
+}
+
+// next reads a tab's next message, which is of the given type.
+func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := conn.ReadJSON(&m); err != nil {
+		t.Fatalf("waiting for %s: %v", kind, err)
+	}
+	if m["type"] != kind {
+		t.Fatalf("the message is %v, want one of type %s", m, kind)
+	}
+	return m
+}
+
+func TestSocketsOfOthersAreRefused(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	if _, code := tab(t, s, "bad", nil); code != http.StatusUnauthorized {
+		t.Errorf("a foreign token: %d", code)
+	}
+	if _, code := tab(t, s, "", nil); code != http.StatusUnauthorized {
+		t.Errorf("no token: %d", code)
+	}
+	if _, code := tab(t, s, "good", http.Header{"Origin": {"http://evil.example"}}); code != http.StatusForbidden {
+		t.Errorf("another site: %d", code)
+	}
+}
+
+// tableAPI answers a list of two pages, and a watch with the given events; after them it is open until the client goes.
+func tableAPI(t *testing.T, events ...string) http.HandlerFunc {
+	t.Helper()
+	const columns = `"columnDefinitions":[{"name":"Name","type":"string"}]`
+	return func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		switch {
+		case q.Get("watch") == "true":
+			if q.Get("resourceVersion") == "1" {
+				_, _ = io.WriteString(w, `{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}`)
+				return
+			}
+			for _, e := range events {
+				_, _ = io.WriteString(w, e+"\n")
+			}
+			w.(http.Flusher).Flush() //nolint:forcetypeassert // the server's own
+			<-r.Context().Done()
+		case q.Get("continue") == "":
+			_, _ = io.WriteString(w, `{"kind":"Table","metadata":{"resourceVersion":"7","continue":"c","remainingItemCount":1},`+columns+`,"rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","managedFields":[{"manager":"x"}]}}}]}`)
+		default:
+			_, _ = io.WriteString(w, `{"kind":"Table","metadata":{"resourceVersion":"7"},`+columns+`,"rows":[{"cells":["b"],"object":{"metadata":{"name":"b","uid":"2"}}}]}`)
+		}
+	}
+}
+
+func TestListComesInPagesAndThenItsChanges(t *testing.T) {
+	s := consoleOf(t, tableAPI(t,
+		`{"type":"MODIFIED","object":{"kind":"Table","columnDefinitions":[{"name":"Name","type":"string"}],"rows":[{"cells":["b2"],"object":{"metadata":{"name":"b","uid":"2","resourceVersion":"8"}}}]}}`,
+		`{"type":"DELETED","object":{"kind":"Table","rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"9"}}}]}}`))
+	conn, _ := tab(t, s, "good", nil)
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, conn, "columns")
+	if m := next(t, conn, "rows"); m["remaining"] != 1.0 {
+		t.Errorf("the first page is %v", m)
+	}
+	next(t, conn, "rows")
+	if m := next(t, conn, "synced"); m["rv"] != "7" {
+		t.Errorf("the list ends with %v", m)
+	}
+	next(t, conn, "state")
+	changes := next(t, conn, "changes")
+	text, err := json.Marshal(changes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"del":["1"],"id":1,"rv":"9","set":[{"cells":["b2"],"name":"b","uid":"2"}],"type":"changes"}`; string(text) != want {
+		t.Errorf("the changes are\n%s, want\n%s", text, want)
+	}
+}
+
+func TestListBeginsAnewWhenItsRevisionIsTooOld(t *testing.T) {
+	s := consoleOf(t, tableAPI(t))
+	conn, _ := tab(t, s, "good", nil)
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, conn, "state")
+	next(t, conn, "reset")
+	next(t, conn, "columns")
+	next(t, conn, "rows")
+}
+
+func TestForbiddenListEnds(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
+	})
+	conn, _ := tab(t, s, "good", nil)
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	if m := next(t, conn, "end"); m["code"] != 403.0 || m["message"] != "you may not" {
+		t.Errorf("the stream ends with %v", m)
+	}
+}
+
+func TestLongLineOfALogIsCut(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "first\n"+strings.Repeat("x", 10<<20)+"\n\xff\nlast")
+	})
+	conn, _ := tab(t, s, "good", nil)
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for len(lines) < 4 {
+		m := next(t, conn, "lines")
+		some, _ := m["lines"].([]any)
+		for _, line := range some {
+			text, _ := line.(string)
+			lines = append(lines, text)
+		}
+	}
+	if lines[0] != "first" || !strings.HasSuffix(lines[1], " … (10420224 more bytes)") || len(lines[1]) > maxLine+100 || lines[2] != "\uFFFD" || lines[3] != "last" {
+		t.Errorf("the lines are %.40q %q… %q %q", lines[0], lines[1][len(lines[1])-40:], lines[2], lines[3])
+	}
+	if m := next(t, conn, "end"); m["code"] != 0.0 {
+		t.Errorf("the log ends with %v", m)
+	}
+}
+
+func TestCloseEndsTabs(t *testing.T) {
+	h, err := New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(h)
+	defer s.Close()
+	conn, _ := tab(t, s, "good", nil)
+	h.Close()
+	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the tab ends with %v", err)
+	}
+}
+
+func TestCodeIsGoodOnce(t *testing.T) {
+	l := &Loopback{token: "t", taken: make(chan struct{}, 1)}
+	l.code, l.expires = "c", time.Now().Add(time.Minute)
+	if _, err := l.login("wrong"); err == nil {
+		t.Error("another code was taken")
+	}
+	if token, err := l.login("c"); token != "t" || err != nil {
+		t.Errorf("the login: %q, %v", token, err)
+	}
+	if _, err := l.login("c"); err == nil {
+		t.Error("the code was taken twice")
+	}
+	if _, err := l.login(""); err == nil {
+		t.Error("no code was taken")
+	}
+	l.code, l.expires = "c", time.Now().Add(-time.Second)
+	if _, err := l.login("c"); err == nil {
+		t.Error("a code that is too old was taken")
+	}
+}
+
+func TestPathsOfTheAPI(t *testing.T) {
+	for path, good := range map[string]bool{
+		"/api/v1/namespaces/a/configmaps/proxy": true, "/api/v1/namespaces/proxy/pods": true, "/apis/apps/v1/deployments": true, "/version": true,
+		"/api/v1/namespaces/a/pods/b/log": true, "/openapi/v3/apis/apps/v1": true,
+		"": false, "api/v1": false, "/metrics": false, "/api/v1/../../metrics": false, "/api/v1//pods": false, "/api/v1/nodes/a/proxy": false,
+		"/api/v1/nodes/a?x": false, "/coracle/ca": false, "/apis/a/v1/namespaces/b/things/c/proxy/d": false,
+	} {
+		if err := apiPath(http.MethodGet, path); (err == nil) != good {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
+func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/log") {
+			tableAPI(t)(w, r)
+			return
+		}
+		for r.Context().Err() == nil { // as long as somebody takes it
+			if _, err := io.WriteString(w, strings.Repeat("x", 1000)+"\n"); err != nil {
+				return
+			}
+		}
+	})
+	slow, _ := tab(t, s, "good", nil)
+	if err := slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, slow, "lines") // it reads one message, and no other
+	other, _ := tab(t, s, "good", nil)
+	if err := other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, other, "columns")
+}

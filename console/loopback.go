@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+const (
+	// codeLife is how long a one-time code may wait for the browser.
+	codeLife = time.Minute
+	// idlePoll is how often an unused console is looked for.
+	idlePoll = 10 * time.Second
+	// stopPatience bounds the end of requests when the console ends.
+	stopPatience = 3 * time.Second
+)
+
+// LoopbackOptions are those of a console on 127.0.0.1.
+type LoopbackOptions struct {
+	// Config has the credentials, which are the user's own.
+	Config             *rest.Config
+	Context, Namespace string // as the kubeconfig calls them
+	Port               int    // 0: one that is free
+	ReadOnly           bool
+	// Idle ends the console when it was not used for so long; 0: never.
+	Idle   time.Duration
+	Logger *slog.Logger
+}
+
+// Loopback is the console of one user on a port of 127.0.0.1. Others on the machine reach the port, too: what lets a
+// browser in is a code that only this user sees, once, within a minute.
+type Loopback struct {
+	o        LoopbackOptions
+	listener net.Listener
+	handler  *Handler
+	token    string // of 256 bits: what a browser has once its code was taken
+
+	mu      sync.Mutex
+	code    string    // "" when it was taken
+	expires time.Time // when the code stops being good
+	taken   chan struct{}
+}
+
+// ListenLoopback opens the port.
+func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
+	if !Built() {
+		return nil, errors.New("this program was built without the console's pages, since npm was missing: install npm, then make build; releases have them")
+	}
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), taken: make(chan struct{}, 1)}
+	var err error
+	l.handler, err = New(Options{
+		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
+		ReadOnly: o.ReadOnly, Logger: o.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	if l.listener, err = lc.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port))); err != nil {
+		return nil, fmt.Errorf("opening a port for the browser (--port names another): %w", err)
+	}
+	return l, nil
+}
+
+// loopbackName says whether a browser calls this machine so.
+func loopbackName(name string) bool { return name == "127.0.0.1" || name == "localhost" }
+
+// Port is the port that the console has.
+func (l *Loopback) Port() int {
+	address, _ := l.listener.Addr().(*net.TCPAddr)
+	return address.Port
+}
+
+// Link makes a new code, and returns an address that logs a browser in by it. An earlier code is not good any more.
+func (l *Loopback) Link() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.code, l.expires = rand.Text(), time.Now().Add(codeLife)
+	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
+}
+
+// Taken tells of each login. It holds one: whoever waits learns that there was one.
+func (l *Loopback) Taken() <-chan struct{} { return l.taken }
+
+func (l *Loopback) login(code string) (string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.code == "" || subtle.ConstantTimeCompare([]byte(code), []byte(l.code)) != 1 {
+		return "", errors.New("this link was used already, or is not of this console: press Enter where coracle console runs for a new one")
+	}
+	l.code = ""
+	if time.Now().After(l.expires) {
+		return "", errors.New("this link was good for a minute: press Enter where coracle console runs for a new one")
+	}
+	select {
+	case l.taken <- struct{}{}:
+	default:
+	}
+	return l.token, nil
+}
+
+func (l *Loopback) user(token string) (*rest.Config, bool) {
+	if subtle.ConstantTimeCompare([]byte(token), []byte(l.token)) != 1 {
+		return nil, false
+	}
+	return l.o.Config, true
+}
+
+// ErrIdle says that a console ended because it was not used.
+var ErrIdle = errors.New("the console was not used")
+
+// Serve serves the console until ctx is done, or until it was not used for Options.Idle (ErrIdle).
+func (l *Loopback) Serve(ctx context.Context) error {
+	server := &http.Server{Handler: l.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l.listener) }()
+	tick := time.NewTicker(idlePoll)
+	defer tick.Stop()
+	var err error
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case err = <-ended:
+			return fmt.Errorf("serving the browser: %w", err)
+		case <-tick.C:
+			if l.o.Idle > 0 && l.handler.Unused() > l.o.Idle {
+				err, running = ErrIdle, false
+			}
+		}
+	}
+	l.handler.Close()
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	defer cancel()
+	if server.Shutdown(stopping) != nil {
+		_ = server.Close() // a request that did not end in time
+	}
+	_ = <-ended // http.ErrServerClosed
+	return err
+}

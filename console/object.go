@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"sigs.k8s.io/yaml"
+)
+
+// anyObject is an object of the API of whatever kind.
+type anyObject map[string]any
+
+func (o anyObject) metadata() map[string]any {
+	m, _ := o["metadata"].(map[string]any)
+	return m
+}
+
+func (o anyObject) resourceVersion() string {
+	s, _ := o.metadata()["resourceVersion"].(string)
+	return s
+}
+
+// withoutManagedFields takes away what no person reads: half of an object's text.
+func (o anyObject) withoutManagedFields() anyObject {
+	delete(o.metadata(), "managedFields")
+	return o
+}
+
+// yaml is an object as a person reads and edits it.
+func (o anyObject) yaml() (string, error) {
+	text, err := yaml.Marshal(map[string]any(o))
+	if err != nil {
+		return "", fmt.Errorf("writing YAML: %w", err)
+	}
+	return string(text), nil
+}
+
+// objectAnswer is an object, and its text.
+type objectAnswer struct {
+	Object anyObject `json:"object"`
+	YAML   string    `json:"yaml"`
+}
+
+func newObjectAnswer(o anyObject) (*objectAnswer, error) {
+	text, err := o.withoutManagedFields().yaml()
+	return &objectAnswer{Object: o, YAML: text}, err
+}
+
+// object answers with one object.
+func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
+	var o anyObject
+	if err := u.get(r.Context(), r.URL.Query().Get("path"), nil, &o); err != nil {
+		refuseError(w, err)
+		return
+	}
+	out, err := newObjectAnswer(o)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	answer(w, out)
+}
+
+// objectOf reads the YAML of one object.
+func objectOf(text string) (anyObject, error) {
+	raw, err := yaml.YAMLToJSONStrict([]byte(text))
+	if err != nil {
+		return nil, fmt.Errorf("this is not YAML: %w", err)
+	}
+	var o anyObject
+	if err := json.Unmarshal(raw, &o); err != nil || o == nil {
+		return nil, fmt.Errorf("this is not an object: it begins with apiVersion, kind and metadata")
+	}
+	return o, nil
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+const (
+	// protocol is the WebSocket's; the other subprotocol that a page offers holds its token, since a browser sets no
+	// headers there.
+	protocol      = "coracle.console.v1"
+	tokenProtocol = "coracle.token."
+	// maxStreams bounds the streams of one tab.
+	maxStreams = 128
+	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell.
+	maxMessage = 1 << 20
+	// inputQueue is how many messages a shell may be behind: a burst of keys, or a pasted text of some parts.
+	inputQueue = 256
+	// writePatience is how long a tab may take to read a message. Its streams wait for it, and nothing else does.
+	writePatience = 30 * time.Second
+	// pingEvery keeps proxies from closing a connection on which nothing happens, and finds tabs that have ended.
+	pingEvery    = 30 * time.Second
+	pongPatience = 75 * time.Second
+)
+
+// pageMessage is a message of a page.
+type pageMessage struct {
+	ID      int64             `json:"id"`
+	Op      string            `json:"op"`
+	Path    string            `json:"path"`
+	Query   map[string]string `json:"query"`
+	RV      string            `json:"rv"`
+	Command []string          `json:"command"`
+	TTY     bool              `json:"tty"`
+	Data    string            `json:"data"`
+	Cols    uint16            `json:"cols"`
+	Rows    uint16            `json:"rows"`
+}
+
+func (r *pageMessage) values() url.Values {
+	out := url.Values{}
+	for k, v := range r.Query {
+		out.Set(k, v)
+	}
+	return out
+}
+
+// message is one to a page: the number of its stream, what it is, and what belongs to that.
+type message map[string]any
+
+// socket is the WebSocket of one tab.
+type socket struct {
+	h    *Handler
+	u    *user
+	conn *websocket.Conn
+
+	writing sync.Mutex
+
+	mu      sync.Mutex
+	streams map[int64]*stream
+	running sync.WaitGroup
+}
+
+// stream is one of a tab's lists, objects, logs or shells.
+type stream struct {
+	s      *socket
+	id     int64
+	cancel context.CancelFunc
+	input  chan pageMessage // what a page sends to a shell; capacity inputQueue
+}
+
+// socket serves a tab's WebSocket until the tab or the console ends.
+func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
+	token := ""
+	for _, p := range websocket.Subprotocols(r) {
+		if coded, found := strings.CutPrefix(p, tokenProtocol); found {
+			if text, err := base64.RawURLEncoding.DecodeString(coded); err == nil {
+				token = string(text)
+			}
+		}
+	}
+	if token == "" {
+		refuse(w, http.StatusUnauthorized, "log in first")
+		return
+	}
+	u, err := h.userOf(token)
+	if err != nil {
+		refuse(w, http.StatusUnauthorized, err.Error())
+		return
+	}
+	if h.sockets.Add(1) > maxSockets {
+		h.sockets.Add(-1)
+		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
+		return
+	}
+	defer h.sockets.Add(-1)
+	h.open.Add(1)
+	defer h.open.Done()
+	// The Origin was checked, as for each request (foreign).
+	up := websocket.Upgrader{Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096, WriteBufferSize: 4096}
+	conn, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return // it has answered
+	}
+	s := &socket{h: h, u: u, conn: conn, streams: map[int64]*stream{}}
+	s.serve()
+}
+
+// serve reads the page's messages. It returns when the connection has ended and all streams with it.
+func (s *socket) serve() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer s.running.Wait()
+	defer func() { _ = s.conn.Close() }() // the tab may have closed it
+	defer cancel()
+	s.running.Go(func() { s.keepAlive(ctx) })
+	s.conn.SetReadLimit(maxMessage)
+	_ = s.conn.SetReadDeadline(time.Now().Add(pongPatience)) // fails with the reading below
+	s.conn.SetPongHandler(func(string) error { return s.conn.SetReadDeadline(time.Now().Add(pongPatience)) })
+	for {
+		kind, text, err := s.conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		var r pageMessage
+		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil {
+			return // not one of our pages
+		}
+		s.take(ctx, r)
+	}
+}
+
+// keepAlive sends pings, and closes the connection when the console ends or nothing can be written any more.
+func (s *socket) keepAlive(ctx context.Context) {
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	defer func() { _ = s.conn.Close() }() // ends the reading
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.h.closing:
+			message := websocket.FormatCloseMessage(websocket.CloseGoingAway, "the console has ended")
+			_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // it ends either way
+			return
+		case <-tick.C:
+			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writePatience)) != nil {
+				return
+			}
+		}
+	}
+}
+
+// take does what a message asks for.
+func (s *socket) take(ctx context.Context, r pageMessage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	open := s.streams[r.ID]
+	switch r.Op {
+	case "close":
+		if open != nil {
+			open.cancel()
+			delete(s.streams, r.ID)
+		}
+		return
+	case "stdin", "resize":
+		if open != nil {
+			select {
+			case open.input <- r:
+			default: // nothing else of the tab waits for a shell that does not read
+				open.cancel()
+				delete(s.streams, r.ID)
+				s.running.Go(func() {
+					open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
+				})
+			}
+		}
+		return
+	}
+	if open != nil {
+		return // the page counts up, so this is not one of ours
+	}
+	streamCtx, cancel := context.WithCancel(ctx)
+	st := &stream{s: s, id: r.ID, cancel: cancel, input: make(chan pageMessage, inputQueue)}
+	if len(s.streams) >= maxStreams {
+		cancel()
+		s.running.Go(func() {
+			st.end(http.StatusTooManyRequests, "TooManyRequests", "this tab has too many streams: close some")
+		})
+		return
+	}
+	s.streams[r.ID] = st
+	s.running.Go(func() {
+		defer cancel()
+		st.run(streamCtx, r)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.streams, r.ID)
+	})
+}
+
+// run is a stream's life.
+func (st *stream) run(ctx context.Context, r pageMessage) {
+	var err error
+	switch r.Op {
+	case "list":
+		err = (&list{stream: st, path: r.Path, query: r.values()}).run(ctx, r.RV)
+	case "object":
+		err = st.watchObject(ctx, r.Path)
+	case "log":
+		err = st.readLog(ctx, r.Path, r.values())
+	case "exec", "attach":
+		err = st.runCommand(ctx, &r)
+	default:
+		err = fmt.Errorf("the console does not know %q: load the page again", r.Op)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		st.end(0, "", "")
+		return
+	}
+	code, reason, text := explain(err)
+	if code == 0 {
+		code = http.StatusBadGateway
+	}
+	st.end(code, reason, text)
+}
+
+// end says that the stream has ended, and why; code 0: by itself.
+func (st *stream) end(code int, reason, text string) {
+	_ = st.send(message{"type": "end", "code": code, "reason": reason, "message": text}) // the tab may have ended
+}
+
+// errClosed says that a tab does not read any more.
+var errClosed = errors.New("the tab has ended")
+
+// send writes a message of this stream. It waits for a slow tab, up to writePatience.
+func (st *stream) send(m message) error {
+	m["id"] = st.id
+	text, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("writing a message: %w", err)
+	}
+	st.s.writing.Lock()
+	defer st.s.writing.Unlock()
+	_ = st.s.conn.SetWriteDeadline(time.Now().Add(writePatience)) // fails with the writing below
+	if err := st.s.conn.WriteMessage(websocket.TextMessage, text); err != nil {
+		_ = st.s.conn.Close() // ends the reading, and with it all streams
+		return errClosed
+	}
+	return nil
+}

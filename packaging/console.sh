@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Makes the pages of the web console from console/web into console/files, unless they are there already. The packages
+# that they are made of come from npm, at the versions and checksums of package-lock.json; no script of theirs runs.
+# Where npm is missing the build goes on without the pages: `coracle console` then says how to get them. Run through
+# `make carried`, which sets GO.
+#
+#   console.sh WORK          make them
+#   console.sh --check WORK  check the types of their sources
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. packaging/lib.sh
+GO=${GO:-go}
+
+# copy FOLDER OPTION...: the sources in a folder of their own, with the packages that they need.
+copy() {
+  local folder=$1 log=$1.log
+  shift
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  tar -C console/web --exclude=./node_modules -cf - . | tar -C "$folder" -xf -
+  (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error "$@") >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+}
+
+if [ "$1" = --check ]; then
+  command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
+  copy "$2/console-check" || die "npm could not fetch the console's packages; its messages are above"
+  (cd "$2/console-check" && node_modules/.bin/tsc --noEmit)
+  rm -rf "$2/console-check"
+  exit 0
+fi
+work=$1
+
+sources=$(git ls-files -co --exclude-standard console/web console/bundle 2>/dev/null || find console/web console/bundle -type f -not -path '*/node_modules/*')
+sum=$(printf '%s\n' "$sources" | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -d ' ' -f 1)
+if [ "$(cat console/files/sum 2>/dev/null)" = "$sum" ] && [ -f console/files/index.html.gz ]; then exit 0; fi
+
+if ! command -v npm >/dev/null; then
+  say "npm is missing: building without the pages of coracle console (packaging/deps.sh console installs it, as root)"
+  exit 0
+fi
+say "making the pages of the web console"
+if ! copy "$work/console-web" --omit=dev; then
+  if [ -n "${CORACLE_TEST_REQUIRE:-}" ]; then die "npm could not fetch the console's packages; its messages are above"; fi
+  say "npm could not fetch the console's packages; its messages are above. Building without the pages of coracle console"
+  exit 0
+fi
+CGO_ENABLED=0 "$GO" run -buildvcs=false ./console/bundle -src "$work/console-web" -out console/files
+printf '%s\n' "$sum" >console/files/sum
+rm -rf "$work/console-web"

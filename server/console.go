@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/console"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// listenConsole opens the console's port, so that one that is taken is known before anything starts.
+func (s *Server) listenConsole(ctx context.Context) (err error) {
+	if s.o.ConsoleListen == "" {
+		return nil
+	}
+	if s.o.Board != nil {
+		s.board.console = s.o.Board.Part("console")
+	}
+	var lc net.ListenConfig
+	if s.console, err = lc.Listen(ctx, "tcp", s.o.ConsoleListen); err != nil {
+		return fmt.Errorf("opening the console's port, %s (--console-listen): %w", s.o.ConsoleListen, err)
+	}
+	return nil
+}
+
+// statusHandler answers at status.ClusterPath.
+func (s *Server) statusHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		servers, err := s.roster.Report(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		out := status.ServerReport{Servers: *servers, Components: []status.Component{}}
+		if s.o.Board != nil {
+			out.Components = s.o.Board.Components()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	})
+}
+
+// useServing takes the serving certificate over for the console.
+func (s *Server) useServing(cert, key []byte) error {
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("reading the serving certificate: %w", err)
+	}
+	s.serving.Store(&pair)
+	return nil
+}
+
+// apiOfUsers is how a program on this machine reaches the API as anybody: without credentials.
+func (s *Server) apiOfUsers() *rest.Config {
+	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName()}}
+}
+
+// serveConsole serves the console from when the API is ready until ctx is done.
+func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
+	if s.console == nil {
+		return
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-api.Ready():
+	}
+	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
+	err := console.ServeRemote(ctx, console.RemoteOptions{
+		Listener: s.console, Certificate: s.serving.Load, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
+	})
+	if err != nil {
+		s.board.console.Set(status.Failed, err.Error())
+		s.log.Error("the console is not served; everything else is", "error", err)
+		return
+	}
+	s.board.console.Set(status.Stopped, "")
+}

@@ -1,0 +1,282 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// link is what coracle console prints for a browser.
+var link = regexp.MustCompile(`http://127\.0\.0\.1:(\d+)/#code=(\S+)`)
+
+// browser stands for one: it speaks to a console as the pages do.
+type browser struct {
+	*harness.Kube
+	http  http.Client
+	url   string // of the page, without a slash at its end
+	token string
+	tls   *tls.Config // of a console that is served by HTTPS
+}
+
+// newBrowser starts a console on the machine, and logs in by the link that it prints.
+func newBrowser(k *harness.Kube, args ...string) *browser {
+	k.T.Helper()
+	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), append([]string{"console", "--no-open"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+k.Kubeconfig)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	k.T.Cleanup(func() { _ = cmd.Wait() }) // the context has ended it
+	b := &browser{Kube: k, http: http.Client{Transport: &http.Transport{DialContext: k.Machine.Dial}}}
+	k.T.Cleanup(b.http.CloseIdleConnections)
+	var code string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if found := link.FindStringSubmatch(lines.Text()); found != nil {
+			b.url, code = "http://127.0.0.1:"+found[1], found[2]
+			break
+		}
+	}
+	if code == "" {
+		k.T.Fatal("coracle console printed no link")
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	var login struct{ Token string }
+	b.post("/login", map[string]string{"code": code}, &login)
+	b.token = login.Token
+	return b
+}
+
+// try makes a request and returns the answer's code and text.
+func (b *browser) try(method, path string, body any) (int, string) {
+	b.T.Helper()
+	var text bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&text).Encode(body); err != nil {
+			b.T.Fatal(err)
+		}
+	}
+	r, err := http.NewRequestWithContext(b.T.Context(), method, b.url+path, &text)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	response, err := b.http.Do(r)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	defer response.Body.Close()
+	out, err := io.ReadAll(response.Body)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	return response.StatusCode, string(out)
+}
+
+func (b *browser) post(path string, body, out any) {
+	b.T.Helper()
+	code, text := b.try(http.MethodPost, path, body)
+	if code != http.StatusOK {
+		b.T.Fatalf("POST %s: %d %s", path, code, text)
+	}
+	if err := json.Unmarshal([]byte(text), out); err != nil {
+		b.T.Fatalf("POST %s: %v: %s", path, err, text)
+	}
+}
+
+// stream opens a WebSocket with one stream in it.
+func (b *browser) stream(open map[string]any) *websocket.Conn {
+	b.T.Helper()
+	d := websocket.Dialer{
+		NetDialContext: b.Machine.Dial, TLSClientConfig: b.tls,
+		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(b.token))},
+	}
+	conn, response, err := d.DialContext(b.T.Context(), strings.Replace(b.url, "http", "ws", 1)+"/ws", nil)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	_ = response.Body.Close()
+	b.T.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(longer))
+	open["id"] = 1
+	if err := conn.WriteJSON(open); err != nil {
+		b.T.Fatal(err)
+	}
+	return conn
+}
+
+// until reads a stream's messages until one of them satisfies f.
+func (b *browser) until(conn *websocket.Conn, what string, f func(m map[string]any, text string) bool) {
+	b.T.Helper()
+	var all strings.Builder
+	harness.Eventually(b.T, longer, what, func() error {
+		_, text, err := conn.ReadMessage()
+		if err != nil {
+			b.T.Fatalf("%s: %v; until then:\n%s", what, err, all.String())
+		}
+		fmt.Fprintf(&all, "%s\n", text)
+		var m map[string]any
+		if err := json.Unmarshal(text, &m); err != nil {
+			b.T.Fatal(err)
+		}
+		if m["type"] == "end" && m["code"] != 0.0 {
+			b.T.Fatalf("%s: the stream ended: %s", what, text)
+		}
+		if !f(m, string(text)) {
+			return fmt.Errorf("not yet: %s", text)
+		}
+		return nil
+	})
+}
+
+// webConsole: a browser of coracle console creates a pod, sees it run, reads its log, runs a command in it, changes
+// and deletes it.
+func webConsole(k *harness.Kube) {
+	b := newBrowser(k)
+	if code, page := b.try(http.MethodGet, "/", nil); code != http.StatusOK || !strings.Contains(page, "main.js") {
+		k.T.Errorf("the page is %d %s", code, page)
+	}
+	if code, text := b.try(http.MethodGet, "/session", nil); !strings.Contains(text, `"user":"`) {
+		k.T.Errorf("the session is %d %s", code, text)
+	}
+	if code, text := b.try(http.MethodGet, "/k8s/coracle/status", nil); code != http.StatusOK || !strings.Contains(text, `"role":"leader"`) || !strings.Contains(text, `"API server"`) {
+		k.T.Errorf("the servers are %d %s", code, text)
+	}
+	namespace := k.NS
+	pods := "/api/v1/namespaces/" + namespace + "/pods"
+	list := b.stream(map[string]any{"op": "list", "path": pods})
+	b.until(list, "the list is whole", func(m map[string]any, _ string) bool { return m["type"] == "synced" })
+
+	var applied struct {
+		Results []struct{ Kind, Name, Action, Message string }
+	}
+	const pod = `{apiVersion: v1, kind: Pod, metadata: {name: talker}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: box, image: ` + harness.BoxImage +
+		`, imagePullPolicy: Never, command: [sh, -c, "echo said; exec testbox hold"]}]}}`
+	b.post("/apply", map[string]any{"yaml": "# two\n---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: words}, data: {a: b}}\n---\n" + pod, "namespace": namespace}, &applied)
+	if r := applied.Results; len(r) != 2 || r[0].Action != "created" || r[1].Action != "created" {
+		k.T.Errorf("what was created: %+v", r)
+	}
+	b.until(list, "the pod runs", func(m map[string]any, text string) bool {
+		return m["type"] == "changes" && strings.Contains(text, "talker") && strings.Contains(text, "Running")
+	})
+	log := b.stream(map[string]any{"op": "log", "path": pods + "/talker/log", "query": map[string]string{"follow": "true", "timestamps": "true"}})
+	b.until(log, "the log", func(_ map[string]any, text string) bool { return strings.Contains(text, "Z said") })
+
+	shell := b.stream(map[string]any{"op": "exec", "path": pods + "/talker/exec", "query": map[string]string{"container": "box"}, "command": []string{"sh"}, "tty": true})
+	for _, m := range []map[string]any{{"op": "resize", "cols": 91, "rows": 27}, {"op": "stdin", "data": "stty size; exit 3\n"}} {
+		m["id"] = 1
+		if err := shell.WriteJSON(m); err != nil {
+			k.T.Fatal(err)
+		}
+	}
+	var output strings.Builder
+	b.until(shell, "the shell's exit", func(m map[string]any, _ string) bool {
+		if text, isText := m["data"].(string); isText {
+			output.WriteString(text)
+		}
+		return m["type"] == "exit" && m["exit"] == 3.0
+	})
+	if !strings.Contains(output.String(), "27 91") {
+		k.T.Errorf("the shell wrote %q", output.String())
+	}
+
+	var object struct{ YAML string }
+	words := "/api/v1/namespaces/" + namespace + "/configmaps/words"
+	_, text := b.try(http.MethodGet, "/object?path="+words, nil)
+	if err := json.Unmarshal([]byte(text), &object); err != nil || strings.Contains(text, "managedFields") {
+		k.T.Errorf("the object is %s: %v", text, err)
+	}
+	edit := map[string]any{"path": words, "base": object.YAML, "text": strings.Replace(object.YAML, "a: b", "a: c", 1), "dryRun": true}
+	var edited struct{ YAML, Diff string }
+	b.post("/edit", edit, &edited)
+	if !strings.Contains(edited.Diff, "-  a: b\n+  a: c\n") {
+		k.T.Errorf("the difference is %s", edited.Diff)
+	}
+	k.Await(soon, "configmap/words", "{.data.a}", "b") // that was a dry run
+	k.Kubectl("patch", "configmap", "words", "-p", `{"data":{"d":"e"}}`)
+	edit["dryRun"] = false
+	b.post("/edit", edit, &edited)
+	k.Await(soon, "configmap/words", "{.data}", `{"a":"c","d":"e"}`)
+	edit["text"] = strings.Replace(object.YAML, "a: b", "a: x", 1)
+	if code, text := b.try(http.MethodPost, "/edit", edit); code != http.StatusConflict || !strings.Contains(text, "a: c") {
+		k.T.Errorf("two who changed the same: %d %s", code, text)
+	}
+
+	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/talker", nil); code != http.StatusOK {
+		k.T.Errorf("deleting: %d %s", code, text)
+	}
+	b.until(list, "the pod is deleted", func(m map[string]any, _ string) bool {
+		deleted, _ := m["del"].([]any)
+		return len(deleted) > 0
+	})
+}
+
+// consolePort is where the server of TestOneNode has the console for browsers of other machines.
+const consolePort = "8443"
+
+// remoteConsole: a user of the server's console sees what their token lets them see, and nothing without one.
+func remoteConsole(k *harness.Kube) {
+	ca, err := os.ReadFile(filepath.Join(k.DataDir, "server", "tls", "server-ca.crt"))
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	trust := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	b := &browser{Kube: k, url: "https://" + net.JoinHostPort(k.IP, consolePort), http: http.Client{Transport: &http.Transport{DialContext: k.Machine.Dial, TLSClientConfig: trust}}, tls: trust}
+	k.T.Cleanup(b.http.CloseIdleConnections)
+	pods := "/api/v1/namespaces/" + k.NS + "/pods"
+	if code, text := b.try(http.MethodGet, "/k8s"+pods, nil); code != http.StatusUnauthorized {
+		k.T.Errorf("without a token: %d %s", code, text)
+	}
+	b.token = "abc"
+	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusUnauthorized {
+		k.T.Errorf("with a token that is none: %d %s", code, text)
+	}
+	if code, text := b.try(http.MethodPost, "/login", map[string]string{"code": ""}); code == http.StatusOK {
+		k.T.Errorf("a login without a token: %d %s", code, text)
+	}
+	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--role", "view", "--namespace", k.NS, "--ttl", "10m")
+	token, err := harness.Output(cmd)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	b.token = strings.TrimSpace(token)
+	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:kube-system:console-view-in-"+k.NS) {
+		k.T.Errorf("the session is %d %s", code, text)
+	}
+	list := b.stream(map[string]any{"op": "list", "path": pods})
+	b.until(list, "the list is whole", func(m map[string]any, _ string) bool { return m["type"] == "synced" })
+	for path, want := range map[string]int{"/coracle/status": http.StatusForbidden, pods: http.StatusOK, "/api/v1/namespaces/default/pods": http.StatusForbidden, "/api/v1/namespaces/" + k.NS + "/secrets": http.StatusForbidden} {
+		if code, text := b.try(http.MethodGet, "/k8s"+path, nil); code != want {
+			k.T.Errorf("GET %s: %d %s, want %d", path, code, text, want)
+		}
+	}
+	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/none", nil); code != http.StatusForbidden {
+		k.T.Errorf("deleting: %d %s", code, text)
+	}
+}
