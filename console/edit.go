@@ -75,7 +75,7 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		}
 	}
 	if errors.Is(err, errConflict) || apierrors.IsConflict(err) {
-		now, yamlErr := live.withoutManagedFields().yaml()
+		now, yamlErr := ofUser(live).yaml()
 		if yamlErr != nil {
 			refuseError(w, yamlErr)
 			return
@@ -96,11 +96,11 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 }
 
 func newEditAnswer(live, result anyObject, p *patch) (*editAnswer, error) {
-	before, err := live.withoutManagedFields().yaml()
+	before, err := ofUser(live).yaml()
 	if err != nil {
 		return nil, err
 	}
-	after, err := result.withoutManagedFields().yaml()
+	after, err := ofUser(result).yaml()
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +271,7 @@ func (u *user) applyPatch(ctx context.Context, path string, base anyObject, p *p
 	return live, result, err
 }
 
-// ofUser is an object without what the API itself writes, which never conflicts with a user's change.
+// ofUser is an object without what the API itself writes: it is not edited, and never conflicts with a user's change.
 func ofUser(o anyObject) anyObject {
 	out := anyObject{}
 	for k, v := range o {

@@ -49,12 +49,15 @@ func newObjectAnswer(o anyObject) (*objectAnswer, error) {
 	return &objectAnswer{Object: o, YAML: text}, err
 }
 
-// object answers with one object.
+// object answers with one object; with the parameter edit without what is not edited.
 func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	var o anyObject
 	if err := u.get(r.Context(), r.URL.Query().Get("path"), nil, &o); err != nil {
 		refuseError(w, err)
 		return
+	}
+	if r.URL.Query().Get("edit") == "true" {
+		o = ofUser(o)
 	}
 	out, err := newObjectAnswer(o)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 type RemoteOptions struct {
 	Listener net.Listener
 	// Certificate is what the console shows to browsers; it may change.
-	Certificate func() *tls.Certificate
+	Certificate func() (*tls.Certificate, error)
 	// API has the address and the authority of the API. Its credentials are not used: each user has their own token.
 	API    *rest.Config
 	Logger *slog.Logger
@@ -51,7 +51,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // handshakes of whoever scans ports
 		TLSConfig: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate(), nil },
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() },
 			NextProtos:     []string{"http/1.1"}, // WebSockets need it
 		},
 	}

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -50,16 +49,6 @@ func (s *Server) statusHandler() http.Handler {
 	})
 }
 
-// useServing takes the serving certificate over for the console.
-func (s *Server) useServing(cert, key []byte) error {
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return fmt.Errorf("reading the serving certificate: %w", err)
-	}
-	s.serving.Store(&pair)
-	return nil
-}
-
 // apiOfUsers is how a program on this machine reaches the API as anybody: without credentials.
 func (s *Server) apiOfUsers() *rest.Config {
 	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName()}}
@@ -77,7 +66,7 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.serving.Load, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())

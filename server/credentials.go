@@ -112,9 +112,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 
 // servingLeaf is the API server's certificate for these addresses.
 func (s *Server) servingLeaf(ips []net.IP) pki.Leaf {
-	l := s.pki.APIServer(pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs})
-	l.Use = s.useServing
-	return l
+	return s.pki.APIServer(pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs})
 }
 
 // useVIPs brings certificate and kubeconfigs up to date with the cluster's virtual addresses.

@@ -9,7 +9,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -97,9 +96,8 @@ type Server struct {
 	helmWanted chan struct{}
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
-	console  net.Listener                    // of browsers; nil without a console
-	serving  atomic.Pointer[tls.Certificate] // what clients of the API and browsers are shown
-	ready    chan struct{}                   // closed when clients are served and the cluster's own objects are there
+	console  net.Listener  // of browsers; nil without a console
+	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
 	board    board
 }
 

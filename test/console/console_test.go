@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -70,7 +72,7 @@ type page struct {
 // do runs steps one after the other.
 func (p *page) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	p.T.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, harness.Soon)
+	ctx, cancel := context.WithTimeout(p.ctx, time.Minute)
 	defer cancel()
 	if err := chromedp.Do(ctx, steps...); err != nil {
 		p.shot("failed")
@@ -92,16 +94,45 @@ func (p *page) text() string {
 // keys presses keys: text, or the names of kb.
 func (p *page) keys(keys ...string) {
 	p.T.Helper()
-	for _, k := range keys {
-		p.do("pressing "+k, chromedp.KeyEvent(k))
+	for _, text := range keys {
+		p.do("pressing "+text, chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+			for _, r := range text {
+				if err := press(ctx, t, r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
 	}
+}
+
+// press presses a key as a person does: a page that takes the key keeps it from becoming text. (chromedp's own way sends
+// the text apart.)
+func press(ctx context.Context, t *chromedp.Target, r rune) error {
+	var text string
+	events := kb.Encode(r)
+	for _, e := range events {
+		text += e.Text
+	}
+	for _, e := range events {
+		switch e.Type {
+		case input.DispatchKeyEventTypeChar:
+			continue
+		case input.DispatchKeyEventTypeRawKeyDown, input.DispatchKeyEventTypeKeyDown:
+			e.Type, e.Text = input.DispatchKeyEventTypeKeyDown, text
+		}
+		if _, err := cdp.Call(ctx, t, input.DispatchKeyEvent, *e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shows waits until the page shows each of some texts.
 func (p *page) shows(texts ...string) {
 	p.T.Helper()
 	for _, text := range texts {
-		harness.Eventually(p.T, harness.Soon, "the page shows "+text, func() error {
+		harness.Eventually(p.T, time.Minute, "the page shows "+text, func() error {
 			if now := p.text(); !strings.Contains(now, text) {
 				return fmt.Errorf("it has:\n%s", now)
 			}
@@ -113,7 +144,7 @@ func (p *page) shows(texts ...string) {
 // without waits until the page does not show a text.
 func (p *page) without(text string) {
 	p.T.Helper()
-	harness.Eventually(p.T, harness.Soon, "the page does not show "+text, func() error {
+	harness.Eventually(p.T, time.Minute, "the page does not show "+text, func() error {
 		if now := p.text(); strings.Contains(now, text) {
 			return fmt.Errorf("it has:\n%s", now)
 		}
@@ -236,8 +267,10 @@ func TestKeysAlone(t *testing.T) {
 	p.keys("echo an$((40+2))swer", kb.Enter)
 	p.shows("an42swer")
 	p.shot("shell")
-	p.keys("exit", kb.Enter)
+	p.keys("exit 3", kb.Enter)
+	p.shows("exit code 3")
 	p.keys(kb.Escape)
+	p.shows("pods", "Ready")
 
 	p.keys(":", "cm default", kb.Enter)
 	p.shows("words")

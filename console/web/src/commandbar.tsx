@@ -3,7 +3,7 @@
 // The line after ":" — a kind by any of its names, with a namespace after it, or a view.
 
 import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { announce } from "./announce";
 import { kindByWord, label, refreshKinds, suggest } from "./kinds";
 import { go, namespace, setNamespace, type View } from "./route";
@@ -61,11 +61,16 @@ function Open() {
   const [text, setText] = useState("");
   const [at, setAt] = useState(0);
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => {
+  const shown = useRef(true);
+  // Before the next key: a layout effect, which runs in the task of the key that opened the line.
+  useLayoutEffect(() => {
     const before = document.activeElement as HTMLElement | null;
     field.current?.focus();
     refreshKinds();
-    return () => before?.focus?.();
+    return () => {
+      shown.current = false;
+      before?.focus?.();
+    };
   }, []);
   const found = choices(text);
   const close = () => (commandOpen.value = false);
@@ -97,7 +102,7 @@ function Open() {
             setText(e.currentTarget.value);
             setAt(0);
           }}
-          onBlur={() => setTimeout(close, 150)}
+          onBlur={() => setTimeout(() => shown.current && close(), 150)}
           onKeyDown={(e) => {
             if (e.key === "ArrowDown") setAt(Math.min(at + 1, found.length - 1));
             else if (e.key === "ArrowUp") setAt(Math.max(at - 1, 0));

@@ -4,7 +4,7 @@
 
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { S } from "./strings";
 import { visible } from "./text";
 import { useKeys } from "./keys";
@@ -36,7 +36,7 @@ export function DialogHost() {
 function Dialog({ shown: d }: { shown: Shown }) {
   const ref = useRef<HTMLDialogElement>(null);
   useKeys([], true);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     ref.current?.showModal();
     ref.current?.querySelector<HTMLElement>("[data-first]")?.focus();
@@ -153,7 +153,7 @@ function Choose(c: { title: string; items: string[]; free?: boolean; current?: s
     c.close();
     c.pick(answer);
   };
-  useEffect(() => list.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" }), [at, text]);
+  useLayoutEffect(() => list.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" }), [at, text]);
   return (
     <div>
       {c.hint && <p class="faint">{c.hint}</p>}

@@ -71,7 +71,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       announce(S.edit.restored);
       open(kept.base, kept.text);
     } else {
-      send<{ yaml: string }>("GET", "/object?path=" + encodeURIComponent(path)).then(
+      send<{ yaml: string }>("GET", "/object?edit=true&path=" + encodeURIComponent(path)).then(
         (o) => open(o.yaml, o.yaml),
         (err: unknown) => (problem.value = reasonOf(err)),
       );

@@ -4,7 +4,7 @@
 // belong to the browser, and keys in a text field to the field.
 
 import { signal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 export interface Binding {
   /** key is as KeyboardEvent.key has it; several with a space between them. Space itself is "Space". */
@@ -50,7 +50,7 @@ document.addEventListener("keydown", (e) => {
 /** useKeys binds keys while the component is shown. */
 export function useKeys(bindings: Binding[], modal = false): void {
   const layer = useRef<Layer | null>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const mine: Layer = { bindings, modal };
     layer.current = mine;
     layers.value = [...layers.value, mine];

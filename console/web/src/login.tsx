@@ -3,7 +3,7 @@
 // The login page: a token, or a kubeconfig file that has one. Nothing of the file leaves the browser but the token.
 
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { login, mode, refused, tokenOfKubeconfig } from "./session";
 import { S } from "./strings";
 import { visible } from "./text";
@@ -13,7 +13,7 @@ export function LoginPage() {
   const busy = useSignal(false);
   const field = useRef<HTMLTextAreaElement>(null);
   const loopback = mode.value?.mode === "loopback";
-  useEffect(() => field.current?.focus(), []);
+  useLayoutEffect(() => field.current?.focus(), []);
 
   async function submit(token: string): Promise<void> {
     busy.value = true;
