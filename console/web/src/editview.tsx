@@ -5,7 +5,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { isKind, kubectl } from "./actions";
+import { isKind } from "./actions";
 import { announce } from "./announce";
 import { ApiError, reasonOf, send } from "./client";
 import { Command, confirm } from "./dialog";
@@ -14,6 +14,7 @@ import { draft, dropDraft, keepDraft } from "./drafts";
 import { createEditor, type Editor } from "./editor";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
+import { commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { back, format, route } from "./route";
 import { S } from "./strings";
@@ -31,6 +32,8 @@ interface Result {
   yaml: string;
   diff: string;
   patch: string;
+  /** type is how the server takes the patch; "merge" when it is not given. */
+  type?: "strategic" | "merge";
 }
 
 function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
@@ -180,7 +183,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         <div class="review">
           <h2>{result.value.diff ? S.edit.diff : S.edit.noDiff}</h2>
           {result.value.diff && <Diff text={result.value.diff} />}
-          <Command text={kubectl("patch", [{ kind, ns, name }], "--type=merge", "-p", result.value.patch)} />
+          <Command text={commandFor("patch", [{ kind, ns, name }], "--type=" + (result.value.type ?? "merge"), "-p", result.value.patch)} />
           <div class="buttons start">
             <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.edit.apply}</button>
             <button type="button" onClick={() => { result.value = null; editor.current?.focus(); }}>{S.edit.more}</button>

@@ -6,9 +6,11 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { api, reasonOf } from "./client";
 import { type Client, type Message, Stream } from "./connection";
+import { chosenContainer, shellContainers } from "./containers";
 import { Command } from "./dialog";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, objectPath } from "./kinds";
+import { command } from "./kubectl";
 import { back, format, route, setParams } from "./route";
 import { S } from "./strings";
 import { openScreen, type Screen } from "./terminal";
@@ -33,7 +35,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const box = useRef<HTMLDivElement>(null);
   const screen = useRef<Screen | null>(null);
   const containers = useSignal<string[]>([]);
-  const container = useSignal(route.peek().params.container ?? "");
+  const container = useSignal("");
   const ended = useSignal("");
   const session = useSignal(0);
   const path = objectPath(kind, ns, name);
@@ -48,9 +50,9 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const begin = async () => {
       const pod = await api<Record<string, any>>("GET", path);
       if (closed) return;
-      const all: string[] = [...pod.spec.containers, ...(pod.spec.ephemeralContainers ?? [])].map((c: { name: string }) => c.name);
+      const all = shellContainers(pod);
       containers.value = all;
-      if (!all.includes(container.value)) container.value = pod.metadata.annotations?.["kubectl.kubernetes.io/default-container"] ?? all[0];
+      container.value = chosenContainer(pod, all, route.peek().params.container ?? "");
       const s = openScreen(box.current!);
       screen.current = s;
       s.fit();
@@ -132,9 +134,15 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       )}
       <div key="screen" class="screen" ref={box} />
       <div class="foot">
-        <Command text={`kubectl exec -it -n ${ns} ${name} -c ${container.value} -- sh`} />
+        {container.value && <Command text={shellCommand(ns, name, container.value)} />}
         <span class="faint">{S.shell.hint}</span>
       </div>
     </section>
   );
+}
+
+function shellCommand(ns: string, name: string, container: string): string {
+  // What follows "--" is the program: a name that looks like something else is written with its kind.
+  const pod = /^-|\//.test(name) ? "pod/" + name : name;
+  return command({ verb: "exec -it", names: [pod], options: ["--container=" + container], ns, program: ["sh"] });
 }
