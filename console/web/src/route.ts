@@ -99,6 +99,11 @@ export function initialNamespace(ns: string): void {
   if (remembered.value === null) remembered.value = ns;
 }
 
+/** forgetNamespace is for a user who logs out: the next one begins where they may. */
+export function forgetNamespace(): void {
+  remembered.value = null;
+}
+
 /** namespace is the namespace of lists; empty for all. */
 export const namespace = computed(() => {
   const ns = route.value.params.ns;
