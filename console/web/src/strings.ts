@@ -317,6 +317,12 @@ export const S = {
     done: (name: string) => `${name} is changed.`,
     conflict:
       "The object was changed by someone else in the meantime. Red lines are the object as it is now, green lines are yours. Choose for each difference (Alt+Enter keeps yours, Alt+Shift+Enter takes theirs), then review again.",
+    combined:
+      "The object was changed by someone else in the meantime. The text is now the object as it is, with your changes on top: red lines are the object as it is now, green lines are yours. Where both changed the same, yours is there: choose for each difference (Alt+Enter keeps yours, Alt+Shift+Enter takes theirs), then review again.",
+    before: (n: number, all: number) => (all === 1 ? "Your text as it was" : `Your text as it was, ${n} of ${all}`),
+    beforeLabel: "Your text as it was",
+    putBack: "Put this text back",
+    isBack: "The text is as it was. Ctrl+Z takes that back.",
     mine: "Keep mine",
     theirs: "Take theirs",
     keysNote: "Ctrl+Enter reviews, Esc leaves",
