@@ -19,7 +19,7 @@ import { beginNamespace, chooseNamespace } from "./namespaces";
 import { ObjectView } from "./objectview";
 import { Overview } from "./overview";
 import { forgetPermissions } from "./permissions";
-import { forgetNamespace, format, initialNamespace, namespace, route } from "./route";
+import { disown, forgetNamespace, format, initialNamespace, namespace, route } from "./route";
 import { lazy } from "./lazy";
 import { logout, refused, session, starting } from "./session";
 import { S } from "./strings";
@@ -194,6 +194,7 @@ session.subscribe((s) => {
   if (s) return;
   if (refused.peek()) disconnect();
   closeDialog();
+  disown();
   commandOpen.value = false;
   announcements.value = [];
 });

@@ -17,6 +17,7 @@ import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
 import { commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { back, format, route } from "./route";
+import { session } from "./session";
 import { S } from "./strings";
 import { copy } from "./objectview";
 import { Empty } from "./table";
@@ -104,6 +105,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const e = editor.current;
     if (!e || busy.value) return;
     const text = e.text();
+    const who = session.peek();
     if (text === base.current) {
       problem.value = S.edit.unchanged;
       return;
@@ -112,13 +114,13 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     problem.value = "";
     try {
       const r = await send<Result>("POST", "/edit", { path, base: base.current, text, dryRun });
+      if (!dryRun && session.peek() === who) dropDraft(path);
       if (editor.current !== e) return;
       if (dryRun) {
         result.value = r;
         conflict.value = "";
         requestAnimationFrame(() => document.querySelector<HTMLElement>("#edit-apply")?.focus());
       } else {
-        dropDraft(path);
         announce(S.edit.done(name));
         back();
       }

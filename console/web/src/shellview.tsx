@@ -3,7 +3,7 @@
 // A shell in a container of a pod.
 
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { api, reasonOf } from "./client";
 import { type Client, type Message, Stream } from "./connection";
 import { chosenContainer, shellContainers } from "./containers";
@@ -11,7 +11,7 @@ import { Command } from "./dialog";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, objectPath } from "./kinds";
 import { command } from "./kubectl";
-import { back, format, route, setParams } from "./route";
+import { back, claim, format, isOwn, route, setParams } from "./route";
 import { S } from "./strings";
 import { openScreen, type Screen } from "./terminal";
 import { theme } from "./theme";
@@ -38,6 +38,8 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const container = useSignal("");
   const ended = useSignal("");
   const session = useSignal(0);
+  // A shell is a process in the cluster: an address alone, which may be a link of another site, does not start one.
+  const wanted = useSignal(isOwn());
   const path = objectPath(kind, ns, name);
 
   useEffect(() => {
@@ -53,6 +55,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       const all = shellContainers(pod);
       containers.value = all;
       container.value = chosenContainer(pod, all, route.peek().params.container ?? "");
+      if (!wanted.value) return;
       const s = openScreen(box.current!);
       screen.current = s;
       s.fit();
@@ -99,11 +102,19 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       screen.current?.dispose();
       screen.current = null;
     };
-  }, [session.value]);
+  }, [session.value, wanted.value]);
+
+  useLayoutEffect(() => {
+    if (!wanted.value) document.querySelector<HTMLElement>("#shell-connect")?.focus();
+  }, []);
+  const connect = () => {
+    claim();
+    wanted.value = true;
+  };
 
   useEffect(() => theme.subscribe(() => screen.current?.setTheme()), []);
   useKeys([
-    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++ },
+    { key: "Enter", label: S.shell.again, run: () => (wanted.value ? ended.value && session.value++ : connect()) },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
 
@@ -127,9 +138,17 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           <button type="button" id="shell-back" onClick={back}>{S.shell.leave}</button>
         </div>
       </div>
+      {!wanted.value && (
+        <div class="pane">
+          <p>{S.shell.ask(visible(container.value), visible(name))}</p>
+          <div class="buttons start">
+            <button type="button" id="shell-connect" class="primary" onClick={connect}>{S.shell.connect}</button>
+          </div>
+        </div>
+      )}
       {ended.value && (
         <p class="note" role="alert">
-          {visible(ended.value)} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
+          {visible(ended.value)} {wanted.value && <button type="button" onClick={() => session.value++}>{S.shell.again}</button>}
         </p>
       )}
       <div key="screen" class="screen" ref={box} />

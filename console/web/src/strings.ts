@@ -297,6 +297,8 @@ export const S = {
     in: "Shell in",
     leave: "Leave",
     again: "Open again",
+    connect: "Connect",
+    ask: (container: string, pod: string) => `This address opens a shell in ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing runs yet.`,
     hint: "Ctrl+] moves the keyboard out of the terminal.",
     lost: "The connection was lost, and the shell with it.",
     failed: "The shell could not be opened.",
