@@ -5,6 +5,7 @@
 import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
 import { parseFilter } from "./filter";
+import { columnsOf, rowsOf } from "./rows";
 import { S } from "./strings";
 import { seconds } from "./text";
 
@@ -76,10 +77,10 @@ export class Listing implements Client {
   message(m: Message): void {
     switch (m.type) {
       case "columns":
-        this.columns.value = m.columns;
+        this.columns.value = columnsOf(m.columns);
         return;
       case "rows":
-        for (const row of m.rows) this.put(row);
+        for (const row of rowsOf(m.rows)) this.put(row);
         if (m.rv) this.rv = m.rv;
         this.remaining.value = m.remaining ?? 0;
         return this.bump();
@@ -93,7 +94,7 @@ export class Listing implements Client {
         this.whole = true;
         return this.bump();
       case "changes":
-        for (const row of m.set ?? []) this.put(row);
+        for (const row of rowsOf(m.set)) this.put(row);
         for (const uid of m.del ?? []) if (this.rows.delete(uid)) this.members++;
         if (m.rv) this.rv = m.rv;
         return this.bump();
