@@ -8,7 +8,7 @@ import { isKind } from "./actions";
 import { announce } from "./announce";
 import { api, reasonOf } from "./client";
 import { chosenContainer, logContainers } from "./containers";
-import { expression } from "./filter";
+import { Expression } from "./expression";
 import { FilterBar, focusFilter } from "./filterbar";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kindByWord, kinds, label, listPath, objectPath } from "./kinds";
@@ -115,7 +115,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const text = (route.value.params.filter ?? "").trim();
     const invert = text.startsWith("!");
     const word = invert ? text.slice(1) : text;
-    return word ? { re: expression(word), mark: invert ? null : expression(word, "gi"), invert } : null;
+    return word ? { re: new Expression(word), invert } : null;
   });
   const sources = log.sources.value;
   const waiting = sources.filter((s) => s.state.value !== "open" || s.message_.value);

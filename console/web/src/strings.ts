@@ -65,6 +65,7 @@ export const S = {
   filter: {
     label: "Filter",
     placeholder: "Filter: text, !not, -l app=web",
+    plain: "This expression could take for ever: it is looked for as it stands.",
     help: "A text or regular expression. “!” before it shows what does not match. “-l app=web,tier!=db” selects by labels.",
   },
 
