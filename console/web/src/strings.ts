@@ -41,7 +41,7 @@ export const S = {
     create: "A token for a service account:",
   },
 
-  connection: { open: "live", lost: "connection lost, trying again" },
+  connection: { open: "live", lost: "connection lost, trying again", trouble: "The cluster does not answer at the moment. What is shown may be old." },
 
   theme: {
     sign: { auto: "◐", light: "○", dark: "●" },
