@@ -351,6 +351,20 @@ export const S = {
     action: { created: "created", configured: "configured", unchanged: "unchanged" },
   },
 
+  servers: {
+    title: "Servers",
+    columns: ["Name", "Role", "State", "Heard", "Lag", "Version", "Address"],
+    problem: "Servers",
+    component: (name: string, state: string, server: string) => `${name}${server ? " on " + server : ""}: ${state}`,
+    failures: (text: string) => `Failures that the cluster can bear: ${text}${/[.!?]$/.test(text) ? "" : "."}`,
+    answers: "answers",
+    silent: "no answer",
+    stalled: "answers, its disk does not finish a write",
+    full: "answers, its disk is full",
+    reachedBy: (names: string) => `no answer here, reached by ${names}`,
+    lag: (n: number) => (n === 1 ? "1 entry" : `${n} entries`),
+  },
+
   overview: {
     title: "Overview",
     wrong: "What is wrong",
