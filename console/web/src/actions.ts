@@ -6,6 +6,7 @@ import { announce } from "./announce";
 import { api, patch, reasonOf } from "./client";
 import { confirm } from "./dialog";
 import { type Kind, kindByWord, listPath, objectPath } from "./kinds";
+import { command, commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { go } from "./route";
 import { S } from "./strings";
@@ -29,24 +30,6 @@ export interface Action {
   danger?: boolean;
   run(targets: Target[]): void;
 }
-
-/** quote makes a word safe to paste into a shell. */
-function quote(word: string): string {
-  return /^[A-Za-z0-9._/:=,@%+-]+$/.test(word) ? word : "'" + word.replace(/'/g, "'\\''") + "'";
-}
-
-/** kubectl writes a command for targets, which are of one kind and namespace. */
-export function kubectl(verb: string, targets: Target[], ...rest: string[]): string {
-  const t = targets[0];
-  const resource = t.kind.group && !BUILT_IN.test(t.kind.group) ? t.kind.resource + "." + t.kind.group : t.kind.singular || t.kind.resource;
-  const groups = new Map<string, string[]>();
-  for (const x of targets) groups.set(x.ns, [...(groups.get(x.ns) ?? []), x.name]);
-  return [...groups]
-    .map(([ns, names]) => ["kubectl", verb, resource, ...names, ...rest, ...(ns ? ["-n", ns] : [])].map((w, i) => (i === 1 ? w : quote(w))).join(" "))
-    .join("\n");
-}
-
-const BUILT_IN = /^(apps|batch|autoscaling|policy)$|\.k8s\.io$/;
 
 export function isKind(k: Kind, group: string, ...resources: string[]): boolean {
   return k.group === group && resources.includes(k.resource);
@@ -127,7 +110,7 @@ export const ACTIONS: Action[] = [
         text: S.restart.text,
         targets: names(targets),
         button: S.action.restart,
-        command: () => kubectl("rollout restart", targets),
+        command: () => commandFor("rollout restart", targets),
         run: () =>
           each(targets, S.restart.done, (t) =>
             patch(objectPath(t.kind, t.ns, t.name), {
@@ -172,7 +155,7 @@ export const ACTIONS: Action[] = [
         targets: names(targets),
         button: S.action.delete,
         danger: true,
-        command: () => kubectl("delete", targets),
+        command: () => commandFor("delete", targets),
         run: () =>
           each(targets, S.delete.done, (t) =>
             api("DELETE", objectPath(t.kind, t.ns, t.name), { apiVersion: "v1", kind: "DeleteOptions", propagationPolicy: "Background" }),
@@ -201,7 +184,7 @@ async function scale(targets: Target[]): Promise<void> {
     targets: names(targets),
     button: S.action.scale,
     field: { label: S.scale.field, value: current, type: "number" },
-    command: (n) => kubectl("scale", targets, "--replicas=" + n),
+    command: (n) => commandFor("scale", targets, "--replicas=" + n),
     run: (n) =>
       each(targets, S.scale.done(n), (t) => patch(objectPath(t.kind, t.ns, t.name) + "/scale", { spec: { replicas: Number(n) } })),
   });
@@ -222,7 +205,7 @@ async function cordon(targets: Target[]): Promise<void> {
     text: off ? S.cordon.text : S.cordon.undoText,
     targets: names(targets),
     button: off ? S.cordon.button : S.cordon.undoButton,
-    command: () => targets.map((x) => "kubectl " + (off ? "cordon " : "uncordon ") + quote(x.name)).join("\n"),
+    command: () => command({ verb: off ? "cordon" : "uncordon", names: targets.map((x) => x.name) }),
     run: () =>
       each(targets, off ? S.cordon.done : S.cordon.undone, (x) => patch(objectPath(x.kind, "", x.name), { spec: { unschedulable: off ? true : null } })),
   });
@@ -234,7 +217,7 @@ function runNow(t: Target): void {
     title: S.runNow.title,
     text: S.runNow.text(t.name),
     button: S.action.runNow,
-    command: () => `kubectl create job ${quote(name)} --from=cronjob/${quote(t.name)} -n ${quote(t.ns)}`,
+    command: () => command({ verb: "create job", names: [name], options: ["--from=cronjob/" + t.name], ns: t.ns }),
     run: () =>
       each([t], () => S.runNow.done(name), async () => {
         const cron = await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name));

@@ -7,7 +7,8 @@ import { announcements, dismiss } from "./announce";
 import { reasonOf } from "./client";
 import { CommandBar, commandOpen } from "./commandbar";
 import { connected, disconnect } from "./connection";
-import { DialogHost, show } from "./dialog";
+import { closeDialog, DialogHost, show } from "./dialog";
+import { dropAllDrafts } from "./drafts";
 import { Help } from "./help";
 import { layers, useKeys } from "./keys";
 import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kinds";
@@ -18,7 +19,7 @@ import { beginNamespace, chooseNamespace } from "./namespaces";
 import { ObjectView } from "./objectview";
 import { Overview } from "./overview";
 import { forgetPermissions } from "./permissions";
-import { format, initialNamespace, namespace, route } from "./route";
+import { disown, forgetNamespace, format, initialNamespace, namespace, route } from "./route";
 import { lazy } from "./lazy";
 import { logout, refused, session, starting } from "./session";
 import { S } from "./strings";
@@ -70,8 +71,8 @@ function Frame() {
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{S.skip}</a>
       <header>
         <a href="#/" class="brand">{S.title}</a>
-        <button type="button" class="command-button" title={S.command.label} onClick={() => (commandOpen.value = true)}>
-          <kbd>:</kbd> {title}
+        <button type="button" class="command-button" aria-label={`${title}. ${S.command.label}`} title={S.command.label} onClick={() => (commandOpen.value = true)}>
+          <kbd>:</kbd> <span class="title-text">{title}</span>
         </button>
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
@@ -80,7 +81,7 @@ function Frame() {
         <ConnectionState />
         <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>
         <button type="button" onClick={nextTheme} aria-label={S.theme.label(theme.value)} title={S.theme.label(theme.value)}>{S.theme.sign[theme.value]}</button>
-        <button type="button" onClick={() => logout()}>{S.logout}</button>
+        <button type="button" onClick={leave}>{S.logout}</button>
       </header>
       <nav aria-label={S.menu}>
         <a href="#/" aria-current={route.value.view === "overview" ? "page" : undefined}>{S.overview.title}</a>
@@ -106,6 +107,13 @@ function Frame() {
       <DialogHost />
     </div>
   );
+}
+
+/** leave logs out: nothing of the user's is left in the tab. */
+function leave(): void {
+  dropAllDrafts();
+  forgetNamespace();
+  logout();
 }
 
 function CurrentView() {
@@ -180,7 +188,13 @@ function Message({ id, text, bad }: { id: number; text: string; bad: boolean }) 
   );
 }
 
-// A token that is refused later ends the session: the streams end with it.
+// A token that is refused later ends the session: the streams end with it. Another user may log in next, who must not
+// find the questions and messages of this one.
 session.subscribe((s) => {
-  if (!s && refused.peek()) disconnect();
+  if (s) return;
+  if (refused.peek()) disconnect();
+  closeDialog();
+  disown();
+  commandOpen.value = false;
+  announcements.value = [];
 });

@@ -19,7 +19,8 @@ export class ApiError extends Error {
 
 /** send makes one request relative to the page. A body that is text is sent as it is, anything else as JSON. */
 export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
-  const all: Record<string, string> = { Authorization: "Bearer " + token(), Accept: "application/json", ...headers };
+  const used = token();
+  const all: Record<string, string> = { Authorization: "Bearer " + used, Accept: "application/json", ...headers };
   if (body !== undefined && !all["Content-Type"]) all["Content-Type"] = "application/json";
   let answer: Response;
   try {
@@ -40,7 +41,8 @@ export async function send<T>(method: string, path: string, body?: unknown, head
   }
   if (answer.ok) return value as T;
   const message = typeof value.message === "string" && value.message ? value.message : S.httpStatus(answer.status);
-  if (answer.status === 401) expire(message);
+  // A late refusal of a token before is nothing to the session that there is now.
+  if (answer.status === 401 && used === token()) expire(message);
   throw new ApiError(answer.status, String(value.reason ?? ""), message, value);
 }
 

@@ -11,6 +11,7 @@ import { draft, dropDraft, keepDraft } from "./drafts";
 import { createEditor, type Editor } from "./editor";
 import { link } from "./facts";
 import { useKeys } from "./keys";
+import { command } from "./kubectl";
 import { back, namespace } from "./route";
 import { session } from "./session";
 import { S } from "./strings";
@@ -135,7 +136,7 @@ export function CreateView() {
           </ul>
           {!applied.value && good && (
             <>
-              <Command text={`kubectl apply -n ${ns.value} -f file.yaml`} />
+              <Command text={command({ verb: "apply", options: ["-f", "file.yaml"], ns: ns.value })} />
               <div class="buttons start">
                 <button type="button" id="create-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.create.apply}</button>
               </div>

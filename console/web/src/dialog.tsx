@@ -63,13 +63,13 @@ function Dialog({ shown: d }: { shown: Shown }) {
   );
 }
 
-/** Command shows the kubectl command that does the same as a button. */
+/** Command shows the kubectl command that does the same as a button; one on each line of text. */
 export function Command({ text }: { text: string }) {
   if (!text) return null;
   return (
     <div class="command">
       <span class="faint">{S.dialog.sameAs}</span>
-      <code>{visible(text)}</code>
+      {text.split("\n").map((line) => <code key={line}>{visible(line)}</code>)}
     </div>
   );
 }

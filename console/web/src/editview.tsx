@@ -5,7 +5,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { isKind, kubectl } from "./actions";
+import { isKind } from "./actions";
 import { announce } from "./announce";
 import { ApiError, reasonOf, send } from "./client";
 import { Command, confirm } from "./dialog";
@@ -14,11 +14,17 @@ import { draft, dropDraft, keepDraft } from "./drafts";
 import { createEditor, type Editor } from "./editor";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
+import { commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { back, format, route } from "./route";
+import { session } from "./session";
 import { S } from "./strings";
+import { copy } from "./objectview";
 import { Empty } from "./table";
-import { visible } from "./text";
+import { visible, visibleLines } from "./text";
+
+/** BEFORE is how many texts from before a conflict are kept. */
+const BEFORE = 10;
 
 export function EditView() {
   const r = route.value;
@@ -31,6 +37,8 @@ interface Result {
   yaml: string;
   diff: string;
   patch: string;
+  /** type is how the server takes the patch; "merge" when it is not given. */
+  type?: "strategic" | "merge";
 }
 
 function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
@@ -40,7 +48,11 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const base = useRef("");
   const problem = useSignal("");
   const conflict = useSignal("");
+  /** before is what the user had written before changes of others came into the text, the newest first. */
+  const before = useSignal<string[]>([]);
   const result = useSignal<Result | null>(null);
+  /** combined is true when the text after a conflict has the changes of others, too. */
+  const combined = useSignal(false);
   const busy = useSignal(false);
   const loaded = useSignal(false);
   // The values of a secret are on the screen in an editor: it opens when that was asked for.
@@ -59,7 +71,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         label: S.edit.label(name),
         onChange: () => {
           result.value = null;
-          keepDraft(path, { base: base.current, text: editor.current!.text() });
+          keep(editor.current!.text());
         },
         onSubmit: () => void run(true),
         onLeave: leave,
@@ -69,7 +81,9 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const kept = draft(path);
     if (kept) {
       announce(S.edit.restored);
+      before.value = kept.before ?? [];
       open(kept.base, kept.text);
+      if (kept.before?.length) editor.current?.compare(kept.base);
     } else {
       send<{ yaml: string }>("GET", "/object?edit=true&path=" + encodeURIComponent(path)).then(
         (o) => open(o.yaml, o.yaml),
@@ -83,10 +97,15 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     };
   }, [asked.value]);
 
+  function keep(text: string): void {
+    keepDraft(path, { base: base.current, text, before: before.value });
+  }
+
   async function run(dryRun: boolean): Promise<void> {
     const e = editor.current;
     if (!e || busy.value) return;
     const text = e.text();
+    const who = session.peek();
     if (text === base.current) {
       problem.value = S.edit.unchanged;
       return;
@@ -95,23 +114,33 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     problem.value = "";
     try {
       const r = await send<Result>("POST", "/edit", { path, base: base.current, text, dryRun });
+      if (!dryRun && session.peek() === who) dropDraft(path);
+      if (editor.current !== e) return;
       if (dryRun) {
         result.value = r;
         conflict.value = "";
         requestAnimationFrame(() => document.querySelector<HTMLElement>("#edit-apply")?.focus());
       } else {
-        dropDraft(path);
         announce(S.edit.done(name));
         back();
       }
     } catch (err) {
+      // The answer is for nobody when the view was left, and another user may be logged in now.
+      if (editor.current !== e) return;
       result.value = null;
       if (err instanceof ApiError && err.code === 409 && typeof err.body.yaml === "string") {
-        // The object as it is now is what later changes are compared with; the user's text stays as it is.
+        // The object as it is now is what later changes are compared with. With the user's text as it is, a comparison
+        // would take back what others did: the text becomes the object as it is now with the user's own changes.
         base.current = err.body.yaml;
-        keepDraft(path, { base: base.current, text });
+        const typed = e.text();
+        const merged = typeof err.body.merged === "string" ? err.body.merged : typed;
+        if (merged !== typed) before.value = [typed, ...before.value.filter((b) => b !== typed)].slice(0, BEFORE);
+        combined.value = typeof err.body.merged === "string";
         conflict.value = err.message;
-        e.compare(err.body.yaml);
+        e.compare(null);
+        if (merged !== typed) e.setText(merged);
+        keep(merged);
+        e.compare(base.current);
         e.focus();
       } else {
         problem.value = reasonOf(err);
@@ -122,7 +151,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
 
   function leave(): void {
     const e = editor.current;
-    if (!e || e.text() === base.current) {
+    if (!e || (e.text() === base.current && before.value.length === 0)) {
       dropDraft(path);
       back();
       return;
@@ -138,6 +167,13 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         back();
       },
     });
+  }
+
+  /** putBack makes the text what it was. It can be undone in the editor. */
+  function putBack(text: string): void {
+    editor.current?.setText(text);
+    editor.current?.focus();
+    announce(S.edit.isBack);
   }
 
   useKeys([{ key: "Escape", label: S.keys.back, run: () => (result.value ? ((result.value = null), editor.current?.focus()) : leave()), hint: true }]);
@@ -166,7 +202,21 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       {conflict.value && (
         <div class="problem" role="alert">
           <p>{visible(conflict.value)}</p>
-          <p>{S.edit.conflict}</p>
+          <p>{combined.value ? S.edit.combined : S.edit.conflict}</p>
+        </div>
+      )}
+      {asked.value && before.value.length > 0 && !result.value && (
+        <div class="note">
+          {before.value.map((text, i) => (
+            <details key={text}>
+              <summary>{S.edit.before(before.value.length - i, before.value.length)}</summary>
+              <div class="buttons start">
+                <button type="button" onClick={() => putBack(text)}>{S.edit.putBack}</button>
+                <button type="button" onClick={() => void copy(text)}>{S.copy}</button>
+              </div>
+              <pre class="data" tabIndex={0} aria-label={S.edit.beforeLabel}>{visibleLines(text)}</pre>
+            </details>
+          ))}
         </div>
       )}
       {!asked.value && (
@@ -180,7 +230,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         <div class="review">
           <h2>{result.value.diff ? S.edit.diff : S.edit.noDiff}</h2>
           {result.value.diff && <Diff text={result.value.diff} />}
-          <Command text={kubectl("patch", [{ kind, ns, name }], "--type=merge", "-p", result.value.patch)} />
+          <Command text={commandFor("patch", [{ kind, ns, name }], "--type=" + (result.value.type ?? "merge"), "-p", result.value.patch)} />
           <div class="buttons start">
             <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.edit.apply}</button>
             <button type="button" onClick={() => { result.value = null; editor.current?.focus(); }}>{S.edit.more}</button>

@@ -3,6 +3,7 @@
 // The filter of lists and logs: a regular expression, "!" before it inverts, "-l" is a label selector.
 
 import type { Row } from "./connection";
+import { Expression, isTooMuch } from "./expression";
 
 export interface Filter {
   match(row: Row): boolean;
@@ -22,15 +23,6 @@ function searchText(row: Row): string {
   return text;
 }
 
-/** expression compiles text as a regular expression; text that is none is looked for as it stands. */
-export function expression(text: string, flags = "i"): RegExp {
-  try {
-    return new RegExp(text, flags);
-  } catch {
-    return new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), flags);
-  }
-}
-
 export function parseFilter(text: string): Filter {
   text = text.trim();
   if (!text || text === "!") return ALL;
@@ -44,8 +36,14 @@ export function parseFilter(text: string): Filter {
   if (!/[.*+?^${}()|[\]\\]/.test(plain)) {
     return { match: (row) => searchText(row).includes(plain) !== invert };
   }
-  const re = expression(invert ? text.slice(1) : text);
+  const re = new Expression(invert ? text.slice(1) : text);
   return { match: (row) => re.test(searchText(row)) !== invert };
+}
+
+/** isPlainOnly says whether a filter looks like an expression and is not used as one, for it would take too long. */
+export function isPlainOnly(text: string): boolean {
+  text = text.trim();
+  return !/^-l(\s|$)/.test(text) && isTooMuch(text.replace(/^!/, ""));
 }
 
 type Requirement = (labels: Record<string, string>) => boolean;

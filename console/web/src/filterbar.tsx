@@ -2,6 +2,7 @@
 
 // The field for a view's filter. The filter itself is in the address, so that "back" and a bookmark keep it.
 
+import { isPlainOnly } from "./filter";
 import { route, setParams } from "./route";
 import { S } from "./strings";
 
@@ -13,29 +14,32 @@ export function focusFilter(): void {
 
 export function FilterBar({ placeholder }: { placeholder?: string }) {
   return (
-    <input
-      id="filter"
-      type="search"
-      autocomplete="off"
-      spellcheck={false}
-      enterkeyhint="search"
-      aria-label={S.filter.label}
-      title={S.filter.help}
-      placeholder={placeholder ?? S.filter.placeholder}
-      value={route.value.params.filter ?? ""}
-      onInput={(e) => {
-        setParams({ filter: e.currentTarget.value });
-      }}
-      onKeyDown={(e) => {
-        if (e.key === "Enter" || e.key === "ArrowDown") {
-          e.preventDefault();
-          (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
-        } else if (e.key === "Escape") {
-          e.preventDefault();
-          setParams({ filter: "" });
-          (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
-        }
-      }}
-    />
+    <>
+      <input
+        id="filter"
+        type="search"
+        autocomplete="off"
+        spellcheck={false}
+        enterkeyhint="search"
+        aria-label={S.filter.label}
+        title={S.filter.help}
+        placeholder={placeholder ?? S.filter.placeholder}
+        value={route.value.params.filter ?? ""}
+        onInput={(e) => {
+          setParams({ filter: e.currentTarget.value });
+        }}
+        onKeyDown={(e) => {
+          if (e.key === "Enter" || e.key === "ArrowDown") {
+            e.preventDefault();
+            (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+          } else if (e.key === "Escape") {
+            e.preventDefault();
+            setParams({ filter: "" });
+            (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+          }
+        }}
+      />
+      {isPlainOnly(route.value.params.filter ?? "") && <span class="faint" role="status">{S.filter.plain}</span>}
+    </>
   );
 }

@@ -5,6 +5,7 @@
 import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream } from "./connection";
 import { parseFilter } from "./filter";
+import { columnsOf, rowsOf } from "./rows";
 import { S } from "./strings";
 import { seconds } from "./text";
 
@@ -57,8 +58,15 @@ export class Listing implements Client {
   resume(): Request {
     if (this.rv && this.whole) return { ...this.request(), rv: this.rv };
     // The list was not whole: it is read again, and what it does not have any more is removed at its end.
-    this.stale = new Set(this.rows.keys());
+    this.readAgain();
     return this.request();
+  }
+
+  /** readAgain keeps the rows in sight until all have come: what has not come until then is gone. */
+  private readAgain(): void {
+    this.rv = "";
+    this.whole = false;
+    this.stale = new Set(this.rows.keys());
   }
 
   close(): void {
@@ -76,10 +84,10 @@ export class Listing implements Client {
   message(m: Message): void {
     switch (m.type) {
       case "columns":
-        this.columns.value = m.columns;
+        this.columns.value = columnsOf(m.columns);
         return;
       case "rows":
-        for (const row of m.rows) this.put(row);
+        for (const row of rowsOf(m.rows)) this.put(row);
         if (m.rv) this.rv = m.rv;
         this.remaining.value = m.remaining ?? 0;
         return this.bump();
@@ -93,17 +101,17 @@ export class Listing implements Client {
         this.whole = true;
         return this.bump();
       case "changes":
-        for (const row of m.set ?? []) this.put(row);
+        // An object may be named in both, when it was out of the selection for a moment: then it is there.
         for (const uid of m.del ?? []) if (this.rows.delete(uid)) this.members++;
+        for (const row of rowsOf(m.set)) this.put(row);
         if (m.rv) this.rv = m.rv;
         return this.bump();
       case "reset":
-        this.rv = "";
-        this.whole = this.synced.value = false;
-        this.stale = new Set(this.rows.keys());
+        this.readAgain();
+        this.synced.value = false;
         return;
       case "state":
-        this.trouble.value = m.ok ? "" : (m.message ?? "");
+        this.trouble.value = m.ok ? "" : m.message || S.connection.trouble;
         return;
       case "end":
         if (this.whole && m.code !== 403) {

@@ -51,6 +51,13 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const active = useSignal("");
   const marks = useSignal<ReadonlySet<string>>(new Set());
 
+  // A mark goes with its row: the object that has the name later is another.
+  useSignalEffect(() => {
+    listing.version.value;
+    const gone = [...marks.peek()].filter((uid) => !listing.rows.has(uid));
+    if (gone.length) marks.value = new Set([...marks.peek()].filter((uid) => !gone.includes(uid)));
+  });
+
   const target = (r: Row): Target => ({ kind, ns: r.ns, name: r.name });
   const current = (): Row | undefined => listing.rows.get(active.value);
   const targets = (): Target[] => {

@@ -4,7 +4,8 @@
 
 import { useSignal } from "@preact/signals";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { login, mode, refused, tokenOfKubeconfig } from "./session";
+import { tokenOfKubeconfig } from "./kubeconfig";
+import { login, mode, refused } from "./session";
 import { S } from "./strings";
 import { visible } from "./text";
 
@@ -27,9 +28,9 @@ export function LoginPage() {
 
   async function read(file: File | undefined): Promise<void> {
     if (!file) return;
-    const token = tokenOfKubeconfig(await file.text());
-    if (token) await submit(token);
-    else refused.value = S.login.noToken;
+    const found = tokenOfKubeconfig(await file.text());
+    if ("token" in found) await submit(found.token);
+    else refused.value = found.problem === "none" ? S.login.noToken : S.login.unsure;
   }
 
   return (

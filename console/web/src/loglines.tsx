@@ -7,6 +7,7 @@ import { type ReadonlySignal, type Signal, useComputed, useSignal, useSignalEffe
 import type { RefObject } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { type Span, spansOf, plainText } from "./ansi";
+import type { Expression } from "./expression";
 import type { Log, LogLine } from "./logs";
 import { S } from "./strings";
 import { visible } from "./text";
@@ -16,8 +17,7 @@ export interface LogScroll {
 }
 
 export interface LogFilter {
-  re: RegExp;
-  mark: RegExp | null;
+  re: Expression;
   invert: boolean;
 }
 
@@ -124,7 +124,7 @@ export function LogLines(p: Props) {
 
   const first = Math.max(0, Math.floor(top.value / HEIGHT) - OVERSCAN);
   const last = Math.min(all.length, first + Math.ceil(size.value.height / HEIGHT) + 2 * OVERSCAN);
-  const mark = p.filter.value?.mark ?? null;
+  const mark = p.filter.value && !p.filter.value.invert ? p.filter.value.re : null;
   return (
     <div
       ref={box}
@@ -166,7 +166,7 @@ function prefixOf(line: LogLine, p: Props): string {
   return time + s.pod + (containers ? "/" + s.container : "") + " ";
 }
 
-function PieceLine({ piece, mark, prefix }: { piece: Piece; mark: RegExp | null; prefix: string }) {
+function PieceLine({ piece, mark, prefix }: { piece: Piece; mark: Expression | null; prefix: string }) {
   const { line, from, to } = piece;
   const spans = line.text.includes("\u001b") ? spansOf(line.text) : null;
   return (
@@ -191,14 +191,13 @@ function cut(spans: Span[], from: number, to: number): Span[] {
   return out;
 }
 
-function marked(text: string, mark: RegExp | null) {
+function marked(text: string, mark: Expression | null) {
   if (!mark) return text;
   const out: (string | preact.JSX.Element)[] = [];
   let at = 0;
-  for (const m of text.matchAll(mark)) {
-    if (!m[0]) continue;
-    out.push(text.slice(at, m.index), <mark key={m.index}>{m[0]}</mark>);
-    at = m.index + m[0].length;
+  for (const [from, to] of mark.marks(text)) {
+    out.push(text.slice(at, from), <mark key={from}>{text.slice(from, to)}</mark>);
+    at = to;
   }
   out.push(text.slice(at));
   return out;

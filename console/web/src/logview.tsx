@@ -7,7 +7,8 @@ import { useEffect, useMemo, useRef } from "preact/hooks";
 import { isKind } from "./actions";
 import { announce } from "./announce";
 import { api, reasonOf } from "./client";
-import { expression } from "./filter";
+import { chosenContainer, logContainers } from "./containers";
+import { Expression } from "./expression";
 import { FilterBar, focusFilter } from "./filterbar";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kindByWord, kinds, label, listPath, objectPath } from "./kinds";
@@ -31,21 +32,12 @@ export function LogView() {
   return <LogOf key={[k.id, r.ns, r.name, r.params.container, r.params.previous, r.params.since].join("|")} kind={k} ns={r.ns} name={r.name} />;
 }
 
-function podContainers(spec: Record<string, any>): string[] {
-  return [...(spec.initContainers ?? []), ...(spec.containers ?? [])].map((c: { name: string }) => c.name);
-}
-
-/** DEFAULT_CONTAINER is kubectl's annotation for the container that is meant when none is named. */
-const DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container";
-
 async function openPod(log: Log, pods: Kind, ns: string, name: string, wanted: string, color: number, containers: (all: string[]) => void): Promise<void> {
   const path = objectPath(pods, ns, name);
   const pod = await api<Record<string, any>>("GET", path);
-  const all = podContainers(pod.spec);
+  const all = logContainers(pod);
   containers(all);
-  const chosen = wanted === "*" ? all
-    : all.includes(wanted) ? [wanted]
-    : [pod.metadata.annotations?.[DEFAULT_CONTAINER] ?? pod.spec.containers[0].name];
+  const chosen = wanted === "*" ? all : [chosenContainer(pod, all, wanted)];
   const over = async () => {
     try {
       const p = await api<Record<string, any>>("GET", path);
@@ -123,7 +115,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const text = (route.value.params.filter ?? "").trim();
     const invert = text.startsWith("!");
     const word = invert ? text.slice(1) : text;
-    return word ? { re: expression(word), mark: invert ? null : expression(word, "gi"), invert } : null;
+    return word ? { re: new Expression(word), invert } : null;
   });
   const sources = log.sources.value;
   const waiting = sources.filter((s) => s.state.value !== "open" || s.message_.value);

@@ -13,6 +13,7 @@ import { Listing, now } from "./listing";
 import { hrefOf } from "./listview";
 import { claimProblems, columnOf, nodeProblems, podProblems, type Problem, type Warning, warningsOf, workloadProblems } from "./problems";
 import { format, namespace } from "./route";
+import { problemsOf, ServerCard, Servers, useServers } from "./servers";
 import { S } from "./strings";
 import { duration, visible, visibleLines } from "./text";
 
@@ -62,6 +63,7 @@ function Loaded({ ns }: { ns: string }) {
     l.version.value;
     return warningsOf(l);
   });
+  const servers = useServers();
   const summary = useComputed(() => ({ nodes: tally(lists.nodes, (t) => /^Ready(,|$)/.test(t)), pods: tally(lists.pods, (t) => t === "Running" || t === "Completed") }));
   useKeys([
     { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
@@ -74,12 +76,15 @@ function Loaded({ ns }: { ns: string }) {
   const { nodes, pods } = summary.value;
   const byObject = new Map(warnings.value.map((w) => [w.ns + "/" + w.object, w]).reverse() as [string, Warning][]);
   const list = problems.value;
+  // What is wrong with the servers comes first: much of the rest may follow from it.
+  const ofServers = problemsOf(servers.value);
+  const count = list.length + ofServers.length;
 
   return (
     <section class="view" aria-label={S.overview.title}>
       <div class="pane scroll">
         <div class="summary" role="status">
-          <h1>{list.length ? S.overview.problems(list.length) : S.overview.title}</h1>
+          <h1>{count ? S.overview.problems(count) : S.overview.title}</h1>
           {nodes && <a href={listHref("nodes")} class={nodes.good < nodes.all ? "bad" : "good"}>{S.overview.nodes(nodes.good, nodes.all)}</a>}
           {pods && <a href={listHref("pods")} class={pods.good < pods.all ? "passing" : "good"}>{S.overview.pods(pods.good, pods.all)}</a>}
           <span class="faint">{S.overview.scope(ns)}</span>
@@ -90,10 +95,11 @@ function Loaded({ ns }: { ns: string }) {
             {errors.map((e) => <p key={e} class="faint">{visible(e)}</p>)}
           </div>
         )}
-        {list.length === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}</p>}
-        {list.length > 0 && (
+        {count === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}</p>}
+        {count > 0 && (
           <section aria-label={S.overview.wrong}>
             <ul class="cards">
+              {ofServers.map((p) => <ServerCard key={p.title + p.text} problem={p} />)}
               {list.slice(0, SHOWN).map((p, i) => (
                 <Card key={p.id} problem={p} warning={byObject.get((p.row.ns || "default") + "/" + wordOfObject(p))} log={i < LOGS} />
               ))}
@@ -101,6 +107,7 @@ function Loaded({ ns }: { ns: string }) {
             {list.length > SHOWN && <p class="faint">{S.overview.more(list.length - SHOWN)}</p>}
           </section>
         )}
+        {servers.value && <Servers report={servers.value} />}
         {warnings.value.length > 0 && (
           <section class="related">
             <h2>{S.overview.warnings}</h2>

@@ -49,17 +49,43 @@ export const route = signal<Route>(parse(location.hash));
 
 let depth = 0;
 
+// The address can be set from outside, by a link in another site and also later by the page that opened this one. What
+// acts as soon as it is shown must know whether the user came to it in these pages.
+let expected = "";
+let own: Route | null = null;
+
+/** isOwn says whether the user came to this view in these pages, and not by an address. */
+export function isOwn(): boolean {
+  return own === route.peek();
+}
+
+/** claim makes the view the user's own, after they have asked for what it does. */
+export function claim(): void {
+  own = route.peek();
+}
+
+/** disown is for the end of a session: the next user has not come to this view. */
+export function disown(): void {
+  own = null;
+}
+
 window.addEventListener("hashchange", () => {
   depth++;
   clearTimeout(writing);
   writing = undefined;
-  route.value = parse(location.hash);
+  const next = parse(location.hash);
+  own = location.hash === expected ? next : null;
+  expected = "";
+  route.value = next;
 });
 
 /** go opens another view; the browser's "back" returns to this one. */
 export function go(r: Partial<Route> & { view: View }): void {
   if (writing) writeAddress();
-  location.hash = format(r);
+  const hash = format(r);
+  // The same address gives no event.
+  if (hash !== location.hash) expected = hash;
+  location.hash = hash;
 }
 
 /** back returns to the view before, or to the overview when there was none. */
@@ -86,6 +112,7 @@ function writeAddress(): void {
 /** setParams changes parameters of this view without a new entry in the history. */
 export function setParams(change: Record<string, string>): void {
   const next = { ...route.value, params: { ...route.value.params, ...change } };
+  if (isOwn()) own = next;
   route.value = next;
   // Browsers limit how often the address may change: typing changes it after a pause only.
   clearTimeout(writing);
@@ -97,6 +124,11 @@ const remembered = signal<string | null>(null);
 /** initialNamespace sets where lists begin in a new tab. */
 export function initialNamespace(ns: string): void {
   if (remembered.value === null) remembered.value = ns;
+}
+
+/** forgetNamespace is for a user who logs out: the next one begins where they may. */
+export function forgetNamespace(): void {
+  remembered.value = null;
 }
 
 /** namespace is the namespace of lists; empty for all. */

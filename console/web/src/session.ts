@@ -97,9 +97,3 @@ export function logout(): void {
   refused.value = "";
   session.value = null;
 }
-
-/** tokenOfKubeconfig finds the token in a kubeconfig's text; empty if there is none. */
-export function tokenOfKubeconfig(text: string): string {
-  const found = /^\s*(?:-\s+)?["']?token["']?\s*:\s*["']?([A-Za-z0-9._~+/=-]+)["']?\s*,?\s*$/m.exec(text);
-  return found ? found[1] : "";
-}

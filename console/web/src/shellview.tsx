@@ -3,13 +3,15 @@
 // A shell in a container of a pod.
 
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { api, reasonOf } from "./client";
 import { type Client, type Message, Stream } from "./connection";
+import { chosenContainer, shellContainers } from "./containers";
 import { Command } from "./dialog";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, objectPath } from "./kinds";
-import { back, format, route, setParams } from "./route";
+import { command } from "./kubectl";
+import { back, claim, format, isOwn, route, setParams } from "./route";
 import { S } from "./strings";
 import { openScreen, type Screen } from "./terminal";
 import { theme } from "./theme";
@@ -33,9 +35,11 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const box = useRef<HTMLDivElement>(null);
   const screen = useRef<Screen | null>(null);
   const containers = useSignal<string[]>([]);
-  const container = useSignal(route.peek().params.container ?? "");
+  const container = useSignal("");
   const ended = useSignal("");
   const session = useSignal(0);
+  // A shell is a process in the cluster: an address alone, which may be a link of another site, does not start one.
+  const wanted = useSignal(isOwn());
   const path = objectPath(kind, ns, name);
 
   useEffect(() => {
@@ -48,9 +52,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const begin = async () => {
       const pod = await api<Record<string, any>>("GET", path);
       if (closed) return;
-      const all: string[] = [...pod.spec.containers, ...(pod.spec.ephemeralContainers ?? [])].map((c: { name: string }) => c.name);
+      const all = shellContainers(pod);
       containers.value = all;
-      if (!all.includes(container.value)) container.value = pod.metadata.annotations?.["kubectl.kubernetes.io/default-container"] ?? all[0];
+      container.value = chosenContainer(pod, all, route.peek().params.container ?? "");
+      if (!wanted.value) return;
       const s = openScreen(box.current!);
       screen.current = s;
       s.fit();
@@ -97,11 +102,19 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       screen.current?.dispose();
       screen.current = null;
     };
-  }, [session.value]);
+  }, [session.value, wanted.value]);
+
+  useLayoutEffect(() => {
+    if (!wanted.value) document.querySelector<HTMLElement>("#shell-connect")?.focus();
+  }, []);
+  const connect = () => {
+    claim();
+    wanted.value = true;
+  };
 
   useEffect(() => theme.subscribe(() => screen.current?.setTheme()), []);
   useKeys([
-    { key: "Enter", label: S.shell.again, run: () => ended.value && session.value++ },
+    { key: "Enter", label: S.shell.again, run: () => (wanted.value ? ended.value && session.value++ : connect()) },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
 
@@ -125,16 +138,30 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           <button type="button" id="shell-back" onClick={back}>{S.shell.leave}</button>
         </div>
       </div>
+      {!wanted.value && (
+        <div class="pane">
+          <p>{S.shell.ask(visible(container.value), visible(name))}</p>
+          <div class="buttons start">
+            <button type="button" id="shell-connect" class="primary" onClick={connect}>{S.shell.connect}</button>
+          </div>
+        </div>
+      )}
       {ended.value && (
         <p class="note" role="alert">
-          {visible(ended.value)} <button type="button" onClick={() => session.value++}>{S.shell.again}</button>
+          {visible(ended.value)} {wanted.value && <button type="button" onClick={() => session.value++}>{S.shell.again}</button>}
         </p>
       )}
       <div key="screen" class="screen" ref={box} />
       <div class="foot">
-        <Command text={`kubectl exec -it -n ${ns} ${name} -c ${container.value} -- sh`} />
+        {container.value && <Command text={shellCommand(ns, name, container.value)} />}
         <span class="faint">{S.shell.hint}</span>
       </div>
     </section>
   );
+}
+
+function shellCommand(ns: string, name: string, container: string): string {
+  // What follows "--" is the program: a name that looks like something else is written with its kind.
+  const pod = /^-|\//.test(name) ? "pod/" + name : name;
+  return command({ verb: "exec -it", names: [pod], options: ["--container=" + container], ns, program: ["sh"] });
 }

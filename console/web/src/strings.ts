@@ -31,7 +31,8 @@ export const S = {
     badCode: "The login code is not valid any more. Run the command again for a new link.",
     failed: (code: number) => `The login failed with status ${code}.`,
     expired: "You are logged out: the token is not valid any more.",
-    noToken: "That file has no token. A kubeconfig with a client certificate cannot be used in a browser.",
+    noToken: "The user of that file's current context has no token. A kubeconfig with a client certificate or a login program cannot be used in a browser.",
+    unsure: "It is not clear which token of that file is meant. Paste the right one here.",
     loopback: "This console is opened by a link with a code that works once. Run this command again for a new link:",
     server: "Log in with a token of a Kubernetes user or service account. It stays in this tab and is gone when the tab is closed.",
     token: "Token",
@@ -40,7 +41,7 @@ export const S = {
     create: "A token for a service account:",
   },
 
-  connection: { open: "live", lost: "connection lost, trying again" },
+  connection: { open: "live", lost: "connection lost, trying again", trouble: "The cluster does not answer at the moment. What is shown may be old." },
 
   theme: {
     sign: { auto: "◐", light: "○", dark: "●" },
@@ -64,6 +65,7 @@ export const S = {
   filter: {
     label: "Filter",
     placeholder: "Filter: text, !not, -l app=web",
+    plain: "This expression could take for ever: it is looked for as it stands.",
     help: "A text or regular expression. “!” before it shows what does not match. “-l app=web,tier!=db” selects by labels.",
   },
 
@@ -297,6 +299,8 @@ export const S = {
     in: "Shell in",
     leave: "Leave",
     again: "Open again",
+    connect: "Connect",
+    ask: (container: string, pod: string) => `This address opens a shell in ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing runs yet.`,
     hint: "Ctrl+] moves the keyboard out of the terminal.",
     lost: "The connection was lost, and the shell with it.",
     failed: "The shell could not be opened.",
@@ -317,6 +321,12 @@ export const S = {
     done: (name: string) => `${name} is changed.`,
     conflict:
       "The object was changed by someone else in the meantime. Red lines are the object as it is now, green lines are yours. Choose for each difference (Alt+Enter keeps yours, Alt+Shift+Enter takes theirs), then review again.",
+    combined:
+      "The object was changed by someone else in the meantime. The text is now the object as it is, with your changes on top: red lines are the object as it is now, green lines are yours. Where both changed the same, yours is there: choose for each difference (Alt+Enter keeps yours, Alt+Shift+Enter takes theirs), then review again.",
+    before: (n: number, all: number) => (all === 1 ? "Your text as it was" : `Your text as it was, ${n} of ${all}`),
+    beforeLabel: "Your text as it was",
+    putBack: "Put this text back",
+    isBack: "The text is as it was. Ctrl+Z takes that back.",
     mine: "Keep mine",
     theirs: "Take theirs",
     keysNote: "Ctrl+Enter reviews, Esc leaves",
@@ -339,6 +349,20 @@ export const S = {
     added: (n: number) => (n === 1 ? "1 file is added." : `${n} files are added.`),
     done: (n: number) => (n === 1 ? "1 object is applied." : `${n} objects are applied.`),
     action: { created: "created", configured: "configured", unchanged: "unchanged" },
+  },
+
+  servers: {
+    title: "Servers",
+    columns: ["Name", "Role", "State", "Heard", "Lag", "Version", "Address"],
+    problem: "Servers",
+    component: (name: string, state: string, server: string) => `${name}${server ? " on " + server : ""}: ${state}`,
+    failures: (text: string) => `Failures that the cluster can bear: ${text}${/[.!?]$/.test(text) ? "" : "."}`,
+    answers: "answers",
+    silent: "no answer",
+    stalled: "answers, its disk does not finish a write",
+    full: "answers, its disk is full",
+    reachedBy: (names: string) => `no answer here, reached by ${names}`,
+    lag: (n: number) => (n === 1 ? "1 entry" : `${n} entries`),
   },
 
   overview: {

@@ -129,7 +129,7 @@ export function Table(p: TableProps) {
     >
       <div class="head" role="row" aria-rowindex={1}>
         {columns.map((c, i) => (
-          <div key={c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={visible(c.description)}>
+          <div key={i + c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={visible(c.description)}>
             {p.sort ? (
               <button type="button" tabIndex={-1} onClick={() => toggleSort(p.sort!, c.name)}>
                 {visible(c.name)}
@@ -189,7 +189,7 @@ const Line = memo(function Line({ row, columns, index, active, marked, kind, tab
       {columns.map((c, i) => {
         const text = visible(c.text(row));
         return (
-          <div key={c.name} class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")} role="gridcell" aria-colindex={i + 1} title={text.length > 24 ? text : undefined}>
+          <div key={i + c.name} class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")} role="gridcell" aria-colindex={i + 1} title={text.length > 24 ? text : undefined}>
             {c.name === (table.linked ?? "Name") ? (
               <a href={table.href(row)} tabIndex={-1}>
                 {text}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The cluster's servers, as the one that was asked knows them. Clusters that are not Coracle's have no such report, and
+// not every user may read it: then nothing is shown.
+
+import { useSignal, type Signal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { api, ApiError, reasonOf } from "./client";
+import { now } from "./listing";
+import { S } from "./strings";
+import { age, visible } from "./text";
+import type { Tone } from "./tones";
+
+const PERIOD = 10_000;
+
+interface Server {
+  name: string;
+  address?: string;
+  role: string;
+  self?: boolean;
+  answers: boolean;
+  heard?: string;
+  lag: number;
+  version?: string;
+  full?: boolean;
+  stalled?: boolean;
+  reachedBy?: string[] | null;
+}
+
+interface Component {
+  name: string;
+  state: string;
+  since?: string;
+  message?: string;
+}
+
+export interface Report {
+  servers: Server[];
+  failures: string;
+  problems: string[];
+  components: Component[];
+  /** trouble is why the report is old; empty while it is not. */
+  trouble: string;
+}
+
+/** useServers reads the report again and again while the view is shown and the tab is not hidden; null without one. */
+export function useServers(): Signal<Report | null> {
+  const report = useSignal<Report | null>(null);
+  useEffect(() => {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let closed = false;
+    let reading = false;
+    const read = async () => {
+      clearTimeout(timer);
+      if (closed || reading || document.hidden) return;
+      reading = true;
+      let again = true;
+      try {
+        const r = await api<Partial<Record<keyof Report, any>>>("GET", "/coracle/status");
+        if (!closed) report.value = { servers: r.servers ?? [], failures: r.failures ?? "", problems: r.problems ?? [], components: r.components ?? [], trouble: "" };
+      } catch (err) {
+        if (closed) return;
+        if (err instanceof ApiError && (err.code === 403 || err.code === 404)) {
+          report.value = null;
+          again = false;
+        } else if (report.value) {
+          report.value = { ...report.value, trouble: reasonOf(err) };
+        }
+      } finally {
+        reading = false;
+      }
+      if (again && !closed) timer = setTimeout(read, PERIOD);
+    };
+    // A hidden tab asks for nothing; one that is shown again asks at once.
+    const shown = () => void read();
+    document.addEventListener("visibilitychange", shown);
+    void read();
+    return () => {
+      closed = true;
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", shown);
+    };
+  }, []);
+  return report;
+}
+
+interface ServerProblem {
+  text: string;
+  title: string;
+  passing: boolean;
+}
+
+/** problemsOf are what the report says is wrong: first the servers, then the components of the one that was asked. */
+export function problemsOf(r: Report | null): ServerProblem[] {
+  if (!r) return [];
+  const self = r.servers.find((s) => s.self)?.name ?? "";
+  return [
+    ...r.problems.map((text) => ({ title: S.servers.problem, text, passing: false })),
+    ...r.components
+      .filter((c) => c.state === "failed" || c.state === "degraded")
+      .map((c) => ({ title: S.servers.component(c.name, c.state, self), text: c.message ?? "", passing: c.state === "degraded" })),
+  ];
+}
+
+export function ServerCard({ problem: p }: { problem: ServerProblem }) {
+  return (
+    <li class={"card" + (p.passing ? " passing-card" : "")}>
+      <div class="card-head">
+        <strong class={p.passing ? "passing" : "bad"}>{visible(p.title)}</strong>
+      </div>
+      {p.text && <div>{visible(p.text)}</div>}
+    </li>
+  );
+}
+
+/** stateOf is how a server is, in words. */
+function stateOf(s: Server): { text: string; tone: Tone } {
+  const others = s.reachedBy ?? [];
+  if (!s.answers) return others.length ? { text: S.servers.reachedBy(others.join(", ")), tone: "passing" } : { text: S.servers.silent, tone: "bad" };
+  if (s.stalled) return { text: S.servers.stalled, tone: "bad" };
+  if (s.full) return { text: S.servers.full, tone: "bad" };
+  return { text: S.servers.answers, tone: "good" };
+}
+
+export function Servers({ report: r }: { report: Report }) {
+  if (r.servers.length === 0 && !r.failures) return null;
+  return (
+    <section class="related" aria-label={S.servers.title}>
+      <h2>{S.servers.title}</h2>
+      {r.trouble && <p class="passing">{visible(r.trouble)}</p>}
+      {r.failures && <p>{S.servers.failures(visible(r.failures))}</p>}
+      <table class="plain">
+        <thead>
+          <tr>
+            {S.servers.columns.map((c) => (
+              <th key={c} scope="col">{c}</th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {r.servers.map((s, i) => {
+            const state = stateOf(s);
+            return (
+              <tr key={i}>
+                <td>{visible(s.name)}</td>
+                <td>{visible(s.role)}</td>
+                <td class={state.tone}>{visible(state.text)}</td>
+                <td>{s.self || !s.heard ? "" : S.overview.ago(age(s.heard, now.value))}</td>
+                <td>{s.lag > 0 ? S.servers.lag(s.lag) : ""}</td>
+                <td>{visible(s.version)}</td>
+                <td>{visible(s.address)}</td>
+              </tr>
+            );
+          })}
+        </tbody>
+      </table>
+    </section>
+  );
+}
