@@ -127,7 +127,7 @@ type applier struct {
 	namespace string
 	dryRun    bool
 
-	mapper meta.RESTMapper // the API's kinds; made when first needed, and anew after a kind was not found
+	mapper meta.RESTMapper // the API's kinds; made when first needed, and once more after a kind was not found
 }
 
 func (a *applier) apply(ctx context.Context, o anyObject) applied {

@@ -281,7 +281,7 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 	}
 }
 
-func TestListBeginsAnewWhenItsRevisionIsTooOld(t *testing.T) {
+func TestListRestartsWhenItsRevisionIsTooOld(t *testing.T) {
 	s := consoleOf(t, tableAPI(t))
 	conn, _ := tab(t, s, "good", nil)
 	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {

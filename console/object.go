@@ -11,8 +11,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// anyObject is an object of the API of whatever kind. Whole numbers in it are int64: as float64 those above 2^53 would be
-// others.
+// anyObject is an object of the API of whatever kind. Whole numbers in it are int64: as float64 those above 2^53 would
+// be others.
 type anyObject map[string]any
 
 // UnmarshalJSON implements json.Unmarshaler.

@@ -20,7 +20,7 @@ import (
 const longList = 500
 
 // patch is what a user changed of an object. Kinds of Kubernetes' own are patched strategically (lists are merged by
-// their keys), others by RFC 7386.
+// other2 keys), others by RFC 7386.
 type patch struct {
 	from    anyObject // the object that the user began with
 	mine    changes
@@ -277,12 +277,12 @@ func asSet(list []any) map[string]any {
 }
 
 // conflict returns a field that both versions changed to different values, as a person reads it; "" when there is none.
-// Who changes something within what the other removed or made anew is in conflict, too.
-func (c changes) conflict(theirs changes) string {
-	for path, mine := range c {
-		for other, their := range theirs {
-			same := path == other
-			if same && !equal(mine, their) || !same && (strings.HasPrefix(path, other+separator) || strings.HasPrefix(other, path+separator)) {
+// Whoever changes something within what the other removed or made new is in conflict, too.
+func (c changes) conflict(others changes) string {
+	for path, value := range c {
+		for at, other := range others {
+			same := path == at
+			if same && !equal(value, other) || !same && (strings.HasPrefix(path, at+separator) || strings.HasPrefix(at, path+separator)) {
 				return strings.ReplaceAll(strings.TrimPrefix(path, separator), separator, ".")
 			}
 		}

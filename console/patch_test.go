@@ -27,63 +27,63 @@ func TestConflictsOfTwoWhoEdit(t *testing.T) {
 	}
 	pod := func(containers string) string { return head("v1", "Pod", "spec: {containers: ["+containers+"]}") }
 	for name, c := range map[string]struct {
-		base, mine, theirs string
+		base, mine, others string
 		field              string // that is in conflict; "" for none
 		merged             string // spec, rules or data of the object with both changes
 	}{
 		"different containers": {
-			base: pod("{name: a, image: i1}, {name: b, image: i1}"), mine: pod("{name: a, image: i2}, {name: b, image: i1}"), theirs: pod("{name: a, image: i1}, {name: b, image: i3}"),
+			base: pod("{name: a, image: i1}, {name: b, image: i1}"), mine: pod("{name: a, image: i2}, {name: b, image: i1}"), others: pod("{name: a, image: i1}, {name: b, image: i3}"),
 			merged: `{"containers":[{"image":"i2","name":"a"},{"image":"i3","name":"b"}]}`,
 		},
 		"one more container each": {
-			base: pod("{name: a}"), mine: pod("{name: a}, {name: m}"), theirs: pod("{name: a}, {name: t}"),
+			base: pod("{name: a}"), mine: pod("{name: a}, {name: m}"), others: pod("{name: a}, {name: t}"),
 			merged: `{"containers":[{"name":"a"},{"name":"m"},{"name":"t"}]}`,
 		},
 		"the same container's image": {
-			base: pod("{name: a, image: i1}"), mine: pod("{name: a, image: i2}"), theirs: pod("{name: a, image: i3}"), field: "spec.containers.a.image",
+			base: pod("{name: a, image: i1}"), mine: pod("{name: a, image: i2}"), others: pod("{name: a, image: i3}"), field: "spec.containers.a.image",
 		},
 		"a container that others removed": {
-			base: pod("{name: a, image: i1}, {name: b, image: i1}"), mine: pod("{name: a, image: i1}, {name: b, image: i2}"), theirs: pod("{name: a, image: i1}"), field: "spec.containers.b.image",
+			base: pod("{name: a, image: i1}, {name: b, image: i1}"), mine: pod("{name: a, image: i1}, {name: b, image: i2}"), others: pod("{name: a, image: i1}"), field: "spec.containers.b.image",
 		},
 		"arguments, which are one value": {
-			base: pod("{name: a, args: [x]}"), mine: pod("{name: a, args: [x, y]}"), theirs: pod("{name: a, args: [z, x]}"), field: "spec.containers.a.args",
+			base: pod("{name: a, args: [x]}"), mine: pod("{name: a, args: [x, y]}"), others: pod("{name: a, args: [z, x]}"), field: "spec.containers.a.args",
 		},
 		"a rule of a NetworkPolicy": {
 			base:   head("networking.k8s.io/v1", "NetworkPolicy", "spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"),
 			mine:   head("networking.k8s.io/v1", "NetworkPolicy", "spec: {podSelector: {}, ingress: [{from: [{podSelector: {}, namespaceSelector: {}}]}]}"),
-			theirs: head("networking.k8s.io/v1", "NetworkPolicy", "spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 443}]}]}"),
+			others: head("networking.k8s.io/v1", "NetworkPolicy", "spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 443}]}]}"),
 			field:  "spec.ingress",
 		},
 		"a rule of a Role": {
 			base:   head("rbac.authorization.k8s.io/v1", "Role", "rules: [{apiGroups: [''], resources: [secrets], verbs: [get, list]}]"),
 			mine:   head("rbac.authorization.k8s.io/v1", "Role", "rules: [{apiGroups: [''], resources: [secrets], verbs: [list, get]}]"),
-			theirs: head("rbac.authorization.k8s.io/v1", "Role", "rules: [{apiGroups: [''], resources: [secrets], resourceNames: [one], verbs: [get, list]}]"),
+			others: head("rbac.authorization.k8s.io/v1", "Role", "rules: [{apiGroups: [''], resources: [secrets], resourceNames: [one], verbs: [get, list]}]"),
 			field:  "rules",
 		},
 		"a selector that is replaced whole": {
 			base:   head("policy/v1", "PodDisruptionBudget", "spec: {selector: {matchLabels: {a: b}}}"),
 			mine:   head("policy/v1", "PodDisruptionBudget", "spec: {selector: {matchLabels: {a: c}}}"),
-			theirs: head("policy/v1", "PodDisruptionBudget", "spec: {selector: {matchLabels: {a: b, d: e}}}"),
+			others: head("policy/v1", "PodDisruptionBudget", "spec: {selector: {matchLabels: {a: b, d: e}}}"),
 			field:  "spec.selector",
 		},
 		"a kind of a CRD, other fields": {
-			base: head("example.com/v1", "Thing", "spec: {p: 1, l: [1]}"), mine: head("example.com/v1", "Thing", "spec: {p: 2, l: [1]}"), theirs: head("example.com/v1", "Thing", "spec: {p: 1, q: 3, l: [1, 2]}"),
+			base: head("example.com/v1", "Thing", "spec: {p: 1, l: [1]}"), mine: head("example.com/v1", "Thing", "spec: {p: 2, l: [1]}"), others: head("example.com/v1", "Thing", "spec: {p: 1, q: 3, l: [1, 2]}"),
 			merged: `{"l":[1,2],"p":2,"q":3}`,
 		},
 		"a kind of a CRD, a list": {
-			base: head("example.com/v1", "Thing", "spec: {l: [1]}"), mine: head("example.com/v1", "Thing", "spec: {l: [1, 2]}"), theirs: head("example.com/v1", "Thing", "spec: {l: [0, 1]}"), field: "spec.l",
+			base: head("example.com/v1", "Thing", "spec: {l: [1]}"), mine: head("example.com/v1", "Thing", "spec: {l: [1, 2]}"), others: head("example.com/v1", "Thing", "spec: {l: [0, 1]}"), field: "spec.l",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			base, mine, theirs := mustObject(t, c.base), mustObject(t, c.mine), mustObject(t, c.theirs)
+			base, mine, others := mustObject(t, c.base), mustObject(t, c.mine), mustObject(t, c.others)
 			p, err := newPatch(base, mine)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if field := p.mine.conflict(p.between(base, theirs)); field != c.field {
+			if field := p.mine.conflict(p.between(base, others)); field != c.field {
 				t.Errorf("the conflict is %q, want %q", field, c.field)
 			}
-			merged, err := p.onTopOf(theirs)
+			merged, err := p.onTopOf(others)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -105,7 +105,7 @@ func TestAnotherObjectOfTheNameIsAConflict(t *testing.T) {
 	}
 	again := mustObject(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, uid: two}\n")
 	if err := p.checkIdentity(again); err == nil {
-		t.Error("an object that was made anew was taken for the one of before")
+		t.Error("a new object of the name was taken for the one of before")
 	}
 	if err := p.checkIdentity(base); err != nil {
 		t.Error(err)

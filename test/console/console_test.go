@@ -106,8 +106,8 @@ func (p *page) keys(keys ...string) {
 	}
 }
 
-// press presses a key as a person does: a page that takes the key keeps it from becoming text. (chromedp's own way sends
-// the text apart.)
+// press presses a key as a person does: a page that takes the key keeps it from becoming text. (chromedp's own way
+// sends the text apart.)
 func press(ctx context.Context, t *chromedp.Target, r rune) error {
 	var text string
 	events := kb.Encode(r)
