@@ -20,7 +20,7 @@ import (
 const longList = 500
 
 // patch is what a user changed of an object. Kinds of Kubernetes' own are patched strategically (lists are merged by
-// other2 keys), others by RFC 7386.
+// their keys), others by RFC 7386.
 type patch struct {
 	from    anyObject // the object that the user began with
 	mine    changes
