@@ -176,16 +176,17 @@ const (
 )
 
 // reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster
-// DNS, and that of the tunnels as it was known last.
+// DNS, of a server's console, and that of the tunnels as it was known last.
 func (o Options) reserved() proxy.Reserved {
 	backend := o.NetworkBackend
 	if backend != clusterconfig.NetworkNone {
 		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
 	}
-	return proxy.Reserved{
-		Addresses: o.ReservedAddresses, Tunnel: uint16(clusterconfig.TunnelPort(backend)),
-		Ports: slices.Concat([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, table.GatewayPorts(), o.kubeletPorts),
+	ports := slices.Concat([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, table.GatewayPorts(), o.kubeletPorts)
+	if o.ConsolePort != 0 {
+		ports = append(ports, o.ConsolePort)
 	}
+	return proxy.Reserved{Addresses: o.ReservedAddresses, Tunnel: uint16(clusterconfig.TunnelPort(backend)), Ports: ports}
 }
 
 // reservedHostPorts are what no pod may take as a host port: what no Service may, and those at which this process

@@ -13,8 +13,8 @@ import (
 // TestReservedPorts: neither pods nor Services get a port at which the kubelet listens, and pods none of the
 // balancer's.
 func TestReservedPorts(t *testing.T) {
-	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, kubeletPorts: []uint16{10350, 10248}}
-	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248})
+	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, ConsolePort: 8443, kubeletPorts: []uint16{10350, 10248}}
+	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248, 8443})
 	if got := o.reserved().Ports; !slices.Equal(got, services) {
 		t.Errorf("of Services: %v, want %v", got, services)
 	}

@@ -79,6 +79,8 @@ type Options struct {
 	Port              int
 	// LocalPort is that of 127.0.0.1 at which the node reaches the API through any server; 0 beside a server.
 	LocalPort int
+	// ConsolePort is that of the web console of a server on this machine; 0 for none.
+	ConsolePort uint16
 
 	// NetworkBackend is one of clusterconfig.NetworkBackends; empty means the default.
 	NetworkBackend string

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -31,6 +32,8 @@ type node struct {
 	port int
 	// localPort is that of the balancer; 0 without one.
 	localPort int
+	// consolePort is that of the server's console; 0 without one.
+	consolePort uint16
 	// waitAPI returns when the API server answers.
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
@@ -52,7 +55,7 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
 		servers: s.Roster().Others,
-		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort,
+		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
 		waitAPI: func(ctx context.Context) error {
 			select {
 			case <-s.Ready():
@@ -64,6 +67,13 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 			}
 		},
 	}, err
+}
+
+// portOf is the port of ADDRESS:PORT; 0 for an empty text.
+func portOf(listen string) uint16 {
+	_, port, _ := net.SplitHostPort(listen)      // the configuration has checked it
+	number, _ := strconv.ParseUint(port, 10, 16) // 0 for none
+	return uint16(number)
 }
 
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
@@ -98,7 +108,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
-		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort,
+		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {
