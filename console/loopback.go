@@ -150,6 +150,8 @@ func (l *Loopback) Serve(ctx context.Context) error {
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time
 	}
-	_ = <-ended // http.ErrServerClosed
+	if stopped := <-ended; !errors.Is(stopped, http.ErrServerClosed) {
+		err = errors.Join(err, fmt.Errorf("serving the browser: %w", stopped))
+	}
 	return err
 }

@@ -69,6 +69,8 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time
 	}
-	_ = <-ended // http.ErrServerClosed
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving browsers: %w", err)
+	}
 	return nil
 }
