@@ -71,11 +71,13 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	if err := apiPath(method, path); err != nil {
 		return nil, apierrors.NewForbidden(schema.GroupResource{}, path, err)
 	}
-	client, err := rest.HTTPClientFor(u.config)
+	transport, err := rest.TransportFor(u.config)
 	if err != nil {
 		return nil, fmt.Errorf("using the credentials: %w", err)
 	}
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // the API sends nobody elsewhere
+	client := http.Client{ // the API sends nobody elsewhere
+		Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	base, _, err := rest.DefaultServerUrlFor(u.config)
 	if err != nil {
 		return nil, fmt.Errorf("the address of the API: %w", err)
