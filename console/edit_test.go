@@ -63,7 +63,7 @@ func TestEditWritesOnlyWhatTheUserChanged(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			code, text, _ := ask(t, s, "POST", "/edit", string(body), "Authorization", bearer)
+			code, text, _ := roundTrip(t, s, "POST", "/edit", string(body), "Authorization", bearer)
 			if patch != c.patch || contentType != c.contentType {
 				t.Errorf("the API got %q %s\nwant %q %s", contentType, patch, c.contentType, c.patch)
 			}
@@ -93,7 +93,7 @@ func TestEditRefusesWhatIsNoEdit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if code, answer, _ := ask(t, s, "POST", "/edit", string(body), "Authorization", bearer); code != http.StatusUnprocessableEntity {
+		if code, answer, _ := roundTrip(t, s, "POST", "/edit", string(body), "Authorization", bearer); code != http.StatusUnprocessableEntity {
 			t.Errorf("%s: %d %s", name, code, answer)
 		}
 	}

@@ -5,8 +5,6 @@ package console
 import (
 	"bytes"
 	"compress/gzip"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -16,7 +14,6 @@ import (
 	"testing/fstest"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"k8s.io/client-go/rest"
 )
 
@@ -57,8 +54,8 @@ func noAPI(t *testing.T) http.HandlerFunc {
 	return func(_ http.ResponseWriter, r *http.Request) { t.Errorf("the API got %s %s", r.Method, r.URL) }
 }
 
-// ask makes a request; headers are pairs.
-func ask(t *testing.T, s *httptest.Server, method, path, body string, headers ...string) (int, string, http.Header) {
+// roundTrip makes a request and reads the answer; headers are pairs.
+func roundTrip(t *testing.T, s *httptest.Server, method, path, body string, headers ...string) (int, string, http.Header) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
 	if err != nil {
@@ -120,7 +117,7 @@ func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 			if c.method == "POST" {
 				body = `{"code":"x"}`
 			}
-			if code, text, _ := ask(t, s, c.method, c.path, body, c.headers...); code != c.want {
+			if code, text, _ := roundTrip(t, s, c.method, c.path, body, c.headers...); code != c.want {
 				t.Errorf("%s %s: %d %s, want %d", c.method, c.path, code, text, c.want)
 			}
 		})
@@ -134,7 +131,7 @@ func TestEveryAnswerHasThePolicy(t *testing.T) {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 	})
 	for _, path := range []string{"/", "/none", "/mode", "/session", "/k8s/api/v1/pods"} {
-		_, _, header := ask(t, s, "GET", path, "", "Authorization", bearer)
+		_, _, header := roundTrip(t, s, "GET", path, "", "Authorization", bearer)
 		for name, want := range map[string]string{
 			"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
 			"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
@@ -150,7 +147,7 @@ func TestEveryAnswerHasThePolicy(t *testing.T) {
 func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
 	got := make(chan http.Header, 1)
 	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { got <- r.Header })
-	code, _, _ := ask(t, s, "GET", "/k8s/api/v1/pods", "", "Authorization", bearer, "Accept", "application/json",
+	code, _, _ := roundTrip(t, s, "GET", "/k8s/api/v1/pods", "", "Authorization", bearer, "Accept", "application/json",
 		"Impersonate-User", "admin", "X-Remote-User", "admin", "X-Forwarded-For", "10.0.0.1", "Cookie", "a=b")
 	if code != http.StatusOK {
 		t.Fatalf("the answer is %d", code)
@@ -178,171 +175,9 @@ func TestReadOnlyRefusesChanges(t *testing.T) {
 		"/k8s/apis/authorization.k8s.io/v1/selfsubjectrulesreviews": 200,
 		"/apply": 403, "/edit": 403,
 	} {
-		if code, text, _ := ask(t, s, "POST", path, "{}", json...); code != want {
+		if code, text, _ := roundTrip(t, s, "POST", path, "{}", json...); code != want {
 			t.Errorf("POST %s: %d %s, want %d", path, code, text, want)
 		}
-	}
-}
-
-// tab opens a WebSocket as a page does.
-func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*websocket.Conn, int) {
-	t.Helper()
-	d := websocket.Dialer{Subprotocols: []string{protocol, tokenProtocol + base64.RawURLEncoding.EncodeToString([]byte(token))}}
-	conn, response, err := d.DialContext(t.Context(), "ws"+strings.TrimPrefix(s.URL, "http")+"/ws", header)
-	if response != nil {
-		defer response.Body.Close()
-	}
-	if err != nil {
-		if response == nil {
-			t.Fatal(err)
-		}
-		return nil, response.StatusCode
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
-	return conn, response.StatusCode
-}
-
-// next reads a tab's next message, which is of the given type.
-func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
-	t.Helper()
-	var m map[string]any
-	if err := conn.ReadJSON(&m); err != nil {
-		t.Fatalf("waiting for %s: %v", kind, err)
-	}
-	if m["type"] != kind {
-		t.Fatalf("the message is %v, want one of type %s", m, kind)
-	}
-	return m
-}
-
-func TestSocketsOfOthersAreRefused(t *testing.T) {
-	s := consoleOf(t, noAPI(t))
-	if _, code := tab(t, s, "bad", nil); code != http.StatusUnauthorized {
-		t.Errorf("a foreign token: %d", code)
-	}
-	if _, code := tab(t, s, "", nil); code != http.StatusUnauthorized {
-		t.Errorf("no token: %d", code)
-	}
-	if _, code := tab(t, s, "good", http.Header{"Origin": {"http://evil.example"}}); code != http.StatusForbidden {
-		t.Errorf("another site: %d", code)
-	}
-}
-
-// tableAPI answers a list of two pages, and a watch with the given events; after them it is open until the client goes.
-func tableAPI(t *testing.T, events ...string) http.HandlerFunc {
-	t.Helper()
-	const columns = `"columnDefinitions":[{"name":"Name","type":"string"}]`
-	return func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		switch {
-		case q.Get("watch") == "true":
-			if q.Get("resourceVersion") == "1" {
-				_, _ = io.WriteString(w, `{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}`)
-				return
-			}
-			for _, e := range events {
-				_, _ = io.WriteString(w, e+"\n")
-			}
-			w.(http.Flusher).Flush() //nolint:forcetypeassert // the server's own
-			<-r.Context().Done()
-		case q.Get("continue") == "":
-			_, _ = io.WriteString(w, `{"kind":"Table","metadata":{"resourceVersion":"7","continue":"c","remainingItemCount":1},`+columns+`,"rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","managedFields":[{"manager":"x"}]}}}]}`)
-		default:
-			_, _ = io.WriteString(w, `{"kind":"Table","metadata":{"resourceVersion":"7"},`+columns+`,"rows":[{"cells":["b"],"object":{"metadata":{"name":"b","uid":"2"}}}]}`)
-		}
-	}
-}
-
-func TestListComesInPagesAndThenItsChanges(t *testing.T) {
-	s := consoleOf(t, tableAPI(t,
-		`{"type":"MODIFIED","object":{"kind":"Table","columnDefinitions":[{"name":"Name","type":"string"}],"rows":[{"cells":["b2"],"object":{"metadata":{"name":"b","uid":"2","resourceVersion":"8"}}}]}}`,
-		`{"type":"DELETED","object":{"kind":"Table","rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"9"}}}]}}`))
-	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
-	next(t, conn, "columns")
-	if m := next(t, conn, "rows"); m["remaining"] != 1.0 {
-		t.Errorf("the first page is %v", m)
-	}
-	next(t, conn, "rows")
-	if m := next(t, conn, "synced"); m["rv"] != "7" {
-		t.Errorf("the list ends with %v", m)
-	}
-	next(t, conn, "state")
-	changes := next(t, conn, "changes")
-	text, err := json.Marshal(changes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := `{"del":["1"],"id":1,"rv":"9","set":[{"cells":["b2"],"name":"b","uid":"2"}],"type":"changes"}`; string(text) != want {
-		t.Errorf("the changes are\n%s, want\n%s", text, want)
-	}
-}
-
-func TestListRestartsWhenItsRevisionIsTooOld(t *testing.T) {
-	s := consoleOf(t, tableAPI(t))
-	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {
-		t.Fatal(err)
-	}
-	next(t, conn, "state")
-	next(t, conn, "reset")
-	next(t, conn, "columns")
-	next(t, conn, "rows")
-}
-
-func TestForbiddenListEnds(t *testing.T) {
-	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusForbidden)
-		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
-	})
-	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
-	if m := next(t, conn, "end"); m["code"] != 403.0 || m["message"] != "you may not" {
-		t.Errorf("the stream ends with %v", m)
-	}
-}
-
-func TestLongLineOfALogIsCut(t *testing.T) {
-	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "first\n"+strings.Repeat("x", 10<<20)+"\n\xff\nlast")
-	})
-	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
-		t.Fatal(err)
-	}
-	var lines []string
-	for len(lines) < 4 {
-		m := next(t, conn, "lines")
-		some, _ := m["lines"].([]any)
-		for _, line := range some {
-			text, _ := line.(string)
-			lines = append(lines, text)
-		}
-	}
-	if lines[0] != "first" || !strings.HasSuffix(lines[1], " … (10420224 more bytes)") || len(lines[1]) > maxLine+100 || lines[2] != "\uFFFD" || lines[3] != "last" {
-		t.Errorf("the lines are %.40q %q… %q %q", lines[0], lines[1][len(lines[1])-40:], lines[2], lines[3])
-	}
-	if m := next(t, conn, "end"); m["code"] != 0.0 {
-		t.Errorf("the log ends with %v", m)
-	}
-}
-
-func TestCloseEndsTabs(t *testing.T) {
-	h, err := New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := httptest.NewServer(h)
-	defer s.Close()
-	conn, _ := tab(t, s, "good", nil)
-	h.Close()
-	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
-		t.Errorf("the tab ends with %v", err)
 	}
 }
 
@@ -380,30 +215,6 @@ func TestPathsOfTheAPI(t *testing.T) {
 	}
 }
 
-func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
-	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, "/log") {
-			tableAPI(t)(w, r)
-			return
-		}
-		for r.Context().Err() == nil { // as long as somebody takes it
-			if _, err := io.WriteString(w, strings.Repeat("x", 1000)+"\n"); err != nil {
-				return
-			}
-		}
-	})
-	slow, _ := tab(t, s, "good", nil)
-	if err := slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
-		t.Fatal(err)
-	}
-	next(t, slow, "lines") // it reads one message, and no other
-	other, _ := tab(t, s, "good", nil)
-	if err := other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
-	next(t, other, "columns")
-}
-
 // What somebody whom the API does not know makes a server's console do is one question to the API.
 func TestUnknownUsersCostOneQuestion(t *testing.T) {
 	api := func(w http.ResponseWriter, r *http.Request) {
@@ -418,7 +229,7 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 		o.Mode, o.Login, o.User = ModeServer, nil, func(string) (*rest.Config, bool) { config, _ := known("good"); return config, true }
 	})
 	for _, path := range []string{"/edit", "/apply"} {
-		if code, text, _ := ask(t, s, "POST", path, "no JSON", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
+		if code, text, _ := roundTrip(t, s, "POST", path, "no JSON", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
 			t.Errorf("%s: %d %s", path, code, text)
 		}
 	}
@@ -426,46 +237,12 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 		t.Errorf("a WebSocket: %d", code)
 	}
 	for _, token := range []string{" ", "a b", "a\tb", "\u00e4"} {
-		if code, _, _ := ask(t, s, "GET", "/session", "", "Authorization", "Bearer "+token); code != http.StatusUnauthorized && code != http.StatusBadRequest {
+		if code, _, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer "+token); code != http.StatusUnauthorized && code != http.StatusBadRequest {
 			t.Errorf("the token %q: %d", token, code)
 		}
 	}
-	if code, _, _ := ask(t, s, "POST", "/login", "{}", "Content-Type", "application/json"); code == http.StatusOK {
+	if code, _, _ := roundTrip(t, s, "POST", "/login", "{}", "Content-Type", "application/json"); code == http.StatusOK {
 		t.Error("a server's console has a login without the API")
-	}
-}
-
-func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
-	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	conn, _ := tab(t, s, "good", nil)
-	for i := range int64(maxStreams + 1) {
-		if err := conn.WriteJSON(pageMessage{ID: i, Op: "list", Path: "/api/v1/pods"}); err != nil {
-			return // it was closed already
-		}
-	}
-	for {
-		if _, _, err := conn.ReadMessage(); err != nil {
-			return
-		}
-	}
-}
-
-func TestUserHasABoundedNumberOfTabs(t *testing.T) {
-	l := newConnlimit()
-	for range userSockets {
-		if _, ok := l.take("one"); !ok {
-			t.Fatal("a tab was refused")
-		}
-	}
-	if _, ok := l.take("one"); ok {
-		t.Error("one user has more tabs than are allowed")
-	}
-	release, ok := l.take("another")
-	if !ok {
-		t.Fatal("another user was refused")
-	}
-	if release(); len(l.each) != 1 {
-		t.Errorf("%d users are kept", len(l.each))
 	}
 }
 
@@ -486,21 +263,9 @@ func TestAnswersOfAFalseAPI(t *testing.T) {
 		"/k8s/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/a": 502, "/session": 502,
 		"/object?path=/api/v1/namespaces": 400, "/object?path=/api/v1/namespaces/a/pods/b/log": 400,
 	} {
-		if code, text, _ := ask(t, s, "GET", path, "", "Authorization", bearer); code != want {
+		if code, text, _ := roundTrip(t, s, "GET", path, "", "Authorization", bearer); code != want {
 			t.Errorf("%s: %d %s, want %d", path, code, text, want)
 		}
-	}
-}
-
-func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
-	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, gathered{set: map[string]row{}}
-	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
-		if err := l.take(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil {
-		t.Errorf("%+v", g)
 	}
 }
 
@@ -508,9 +273,9 @@ func TestOnlyUsersKeepAConsoleUp(t *testing.T) {
 	s := consoleOf(t, noAPI(t))
 	h, _ := s.Config.Handler.(*Handler)
 	h.used.Store(0)
-	ask(t, s, "GET", "/", "")
-	ask(t, s, "GET", "/mode", "")
-	ask(t, s, "GET", "/session", "", "Authorization", "Bearer bad")
+	roundTrip(t, s, "GET", "/", "")
+	roundTrip(t, s, "GET", "/mode", "")
+	roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer bad")
 	if h.used.Load() != 0 {
 		t.Error("requests of strangers count as use")
 	}

@@ -3,23 +3,18 @@
 package console
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
-	"path"
 	"slices"
 	"strconv"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const (
@@ -37,116 +32,6 @@ const (
 	// asTable asks for what kubectl prints; an API that cannot gives whole objects.
 	asTable = "application/json;as=Table;v=v1;g=meta.k8s.io, application/json"
 )
-
-// column is one of a table's.
-type column struct {
-	Name        string `json:"name"`
-	Type        string `json:"type"`
-	Priority    int32  `json:"priority"`
-	Description string `json:"description"`
-}
-
-// row is one object of a table, as a page gets it.
-type row struct {
-	UID       string            `json:"uid"`
-	Namespace string            `json:"ns,omitempty"`
-	Name      string            `json:"name"`
-	Cells     []any             `json:"cells"`
-	Created   string            `json:"created,omitempty"`
-	Deleting  string            `json:"deleting,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
-	Owner     *owner            `json:"owner,omitempty"`
-}
-
-type owner struct {
-	Kind string `json:"kind"`
-	Name string `json:"name"`
-}
-
-// metadata is what the console reads of an object's. managedFields, half of the text, are left out.
-type metadata struct {
-	Name              string                  `json:"name"`
-	Namespace         string                  `json:"namespace"`
-	UID               string                  `json:"uid"`
-	ResourceVersion   string                  `json:"resourceVersion"`
-	CreationTimestamp string                  `json:"creationTimestamp"`
-	DeletionTimestamp string                  `json:"deletionTimestamp"`
-	Labels            map[string]string       `json:"labels"`
-	OwnerReferences   []metav1.OwnerReference `json:"ownerReferences"`
-}
-
-// table is an answer of the API: a table, or a list, or one object.
-type table struct {
-	Kind     string `json:"kind"`
-	Metadata struct {
-		metadata
-		Continue           string `json:"continue"`
-		RemainingItemCount *int64 `json:"remainingItemCount"`
-	} `json:"metadata"`
-	ColumnDefinitions []column `json:"columnDefinitions"`
-	Rows              []struct {
-		Cells  []any `json:"cells"`
-		Object struct {
-			Metadata metadata `json:"metadata"`
-		} `json:"object"`
-	} `json:"rows"`
-	Items []struct {
-		Metadata metadata `json:"metadata"`
-	} `json:"items"`
-}
-
-// plainColumns are those of an API that makes no tables.
-var plainColumns = []column{{Name: "Name", Type: "string"}, {Name: "Created At", Type: "date"}}
-
-// rows are the objects of an answer.
-func (t *table) rows() []row {
-	if t.Kind != "Table" {
-		out := make([]row, 0, len(t.Items))
-		for i := range t.Items {
-			m := &t.Items[i].Metadata
-			out = append(out, newRow(m, []any{m.Name, m.CreationTimestamp}))
-		}
-		if len(t.Items) == 0 && t.Metadata.UID != "" {
-			m := &t.Metadata.metadata
-			out = append(out, newRow(m, []any{m.Name, m.CreationTimestamp}))
-		}
-		return out
-	}
-	out := make([]row, 0, len(t.Rows))
-	for i := range t.Rows {
-		out = append(out, newRow(&t.Rows[i].Object.Metadata, t.Rows[i].Cells))
-	}
-	return out
-}
-
-func newRow(m *metadata, cells []any) row {
-	r := row{
-		UID: m.UID, Namespace: m.Namespace, Name: m.Name, Cells: cells, Created: m.CreationTimestamp, Deleting: m.DeletionTimestamp,
-		Labels: m.Labels,
-	}
-	if cells == nil {
-		r.Cells = []any{}
-	}
-	if r.UID == "" { // some kinds have none, such as metrics
-		r.UID = m.Namespace + "/" + m.Name
-	}
-	for i := range m.OwnerReferences {
-		if o := &m.OwnerReferences[i]; o.Controller != nil && *o.Controller {
-			r.Owner = &owner{Kind: o.Kind, Name: o.Name}
-		}
-	}
-	return r
-}
-
-// resourceVersion is how new an answer is. A bookmark says it in the row of an object without a name.
-func (t *table) resourceVersion() string {
-	for i := range t.Rows {
-		if rv := t.Rows[i].Object.Metadata.ResourceVersion; rv != "" {
-			return rv
-		}
-	}
-	return t.Metadata.ResourceVersion
-}
 
 // list is a stream of a kind's objects: all of them, in pages, and then what changes.
 type list struct {
@@ -283,12 +168,6 @@ func (l *list) sendColumns(t *table) error {
 	return l.send(message{"type": "columns", "columns": columns})
 }
 
-// event is one of a watch.
-type event struct {
-	Type   string          `json:"type"`
-	Object json.RawMessage `json:"object"`
-}
-
 // watch sends what changes after revision rv, and returns the last one that it has sent.
 func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	query := maps.Clone(l.query)
@@ -345,30 +224,6 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	}
 }
 
-// readEvents reads a watch until it ends.
-func readEvents(ctx context.Context, body io.Reader, events chan<- event) error {
-	limited := &io.LimitedReader{R: body, N: maxEvent}
-	d := json.NewDecoder(bufio.NewReader(limited))
-	for {
-		var e event
-		limited.N = maxEvent
-		if err := d.Decode(&e); err != nil {
-			if limited.N <= 0 {
-				return fmt.Errorf("watching: an event is longer than %d MB", maxEvent>>20)
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return fmt.Errorf("watching: %w", err)
-		}
-		select {
-		case events <- e:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // take adds an event to what is gathered.
 func (l *list) take(e event, g *gathered) error {
 	if e.Type == "ERROR" {
@@ -396,119 +251,4 @@ func (l *list) take(e event, g *gathered) error {
 		g.set[r.UID] = r
 	}
 	return nil
-}
-
-// eventError is the error in a watch.
-func eventError(object json.RawMessage) error {
-	var s metav1.Status
-	if err := json.NewDecoder(bytes.NewReader(object)).Decode(&s); err != nil {
-		return fmt.Errorf("watching: %w", err)
-	}
-	return &apierrors.StatusError{ErrStatus: s}
-}
-
-// gathered are the changes that go to a page in one message.
-type gathered struct {
-	set    map[string]row
-	del    []string
-	rv     string
-	events int
-}
-
-func (g *gathered) empty() bool { return len(g.set) == 0 && len(g.del) == 0 }
-
-func (g *gathered) message() message {
-	set := make([]row, 0, len(g.set))
-	for _, r := range g.set {
-		set = append(set, r)
-	}
-	return message{"type": "changes", "set": set, "del": g.del, "rv": g.rv}
-}
-
-// watchObject sends an object and each later version of it.
-func (st *stream) watchObject(ctx context.Context, at string) error {
-	if err := objectPath(at); err != nil {
-		return apierrors.NewBadRequest(err.Error())
-	}
-	wait, ok := retryFirst, true
-	for {
-		var o anyObject
-		started := time.Now()
-		err := st.s.u.get(ctx, at, nil, &o)
-		switch {
-		case ctx.Err() != nil:
-			return errClosed
-		case err != nil && !temporary(err):
-			return err
-		case err != nil:
-			ok = false
-			_, _, text := explain(err)
-			if err := st.send(message{"type": "state", "ok": false, "message": text}); err != nil {
-				return err
-			}
-		default:
-			if !ok {
-				ok = true
-				if err := st.send(message{"type": "state", "ok": true}); err != nil {
-					return err
-				}
-			}
-			if err := st.sendObject(o); err != nil {
-				return err
-			}
-			if ended, err := st.followObject(ctx, at, o.resourceVersion()); ended {
-				return err
-			}
-		}
-		if time.Since(started) > shortRound {
-			wait = retryFirst
-		}
-		if !pause(ctx, &wait) {
-			return errClosed
-		}
-	}
-}
-
-// followObject sends each version that a watch brings, until the watch ends. It says that the stream has ended when the
-// object was deleted, or when it may be read and not watched: the page has it.
-func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, err error) {
-	collection, name := path.Split(at)
-	query := url.Values{"watch": {"true"}, "fieldSelector": {"metadata.name=" + name}, "resourceVersion": {rv}}
-	response, err := st.s.u.do(ctx, http.MethodGet, path.Clean(collection), query, http.Header{"Accept": {"application/json"}}, nil)
-	if err != nil {
-		return false, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		refused := statusError(response)
-		return !temporary(refused) && !apierrors.IsResourceExpired(refused) && !apierrors.IsGone(refused), nil
-	}
-	limited := &io.LimitedReader{R: response.Body, N: maxEvent}
-	for d := json.NewDecoder(limited); ; limited.N = maxEvent {
-		var e event
-		if err := d.Decode(&e); err != nil {
-			return false, fmt.Errorf("watching: %w", err)
-		}
-		switch e.Type {
-		case "ERROR":
-			return false, eventError(e.Object)
-		case "DELETED":
-			return true, st.send(message{"type": "deleted"})
-		}
-		var o anyObject
-		if err := json.Unmarshal(e.Object, &o); err != nil {
-			return false, fmt.Errorf("watching: %w", err)
-		}
-		if err := st.sendObject(o); err != nil {
-			return true, err
-		}
-	}
-}
-
-func (st *stream) sendObject(o anyObject) error {
-	a, err := newObjectAnswer(o)
-	if err != nil {
-		return err
-	}
-	return st.send(message{"type": "object", "object": a.Object, "yaml": a.YAML})
 }

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/base64"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"k8s.io/client-go/rest"
+)
+
+// tab opens a WebSocket as a page does.
+func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*websocket.Conn, int) {
+	t.Helper()
+	d := websocket.Dialer{Subprotocols: []string{protocol, tokenProtocol + base64.RawURLEncoding.EncodeToString([]byte(token))}}
+	conn, response, err := d.DialContext(t.Context(), "ws"+strings.TrimPrefix(s.URL, "http")+"/ws", header)
+	if response != nil {
+		defer response.Body.Close()
+	}
+	if err != nil {
+		if response == nil {
+			t.Fatal(err)
+		}
+		return nil, response.StatusCode
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	return conn, response.StatusCode
+}
+
+// next reads a tab's next message, which is of the given type.
+func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := conn.ReadJSON(&m); err != nil {
+		t.Fatalf("waiting for %s: %v", kind, err)
+	}
+	if m["type"] != kind {
+		t.Fatalf("the message is %v, want one of type %s", m, kind)
+	}
+	return m
+}
+
+func TestSocketsOfOthersAreRefused(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	if _, code := tab(t, s, "bad", nil); code != http.StatusUnauthorized {
+		t.Errorf("a foreign token: %d", code)
+	}
+	if _, code := tab(t, s, "", nil); code != http.StatusUnauthorized {
+		t.Errorf("no token: %d", code)
+	}
+	if _, code := tab(t, s, "good", http.Header{"Origin": {"http://evil.example"}}); code != http.StatusForbidden {
+		t.Errorf("another site: %d", code)
+	}
+}
+
+func TestCloseEndsTabs(t *testing.T) {
+	h, err := New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(h)
+	defer s.Close()
+	conn, _ := tab(t, s, "good", nil)
+	h.Close()
+	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the tab ends with %v", err)
+	}
+}
+
+func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/log") {
+			tableAPI(t)(w, r)
+			return
+		}
+		for r.Context().Err() == nil { // as long as somebody takes it
+			if _, err := io.WriteString(w, strings.Repeat("x", 1000)+"\n"); err != nil {
+				return
+			}
+		}
+	})
+	slow, _ := tab(t, s, "good", nil)
+	if err := slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, slow, "lines") // it reads one message, and no other
+	other, _ := tab(t, s, "good", nil)
+	if err := other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, other, "columns")
+}
+
+func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
+	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	conn, _ := tab(t, s, "good", nil)
+	for i := range int64(maxStreams + 1) {
+		if err := conn.WriteJSON(pageMessage{ID: i, Op: "list", Path: "/api/v1/pods"}); err != nil {
+			return // it was closed already
+		}
+	}
+	for {
+		if _, _, err := conn.ReadMessage(); err != nil {
+			return
+		}
+	}
+}
+
+func TestUserHasABoundedNumberOfTabs(t *testing.T) {
+	l := newConnlimit()
+	for range userSockets {
+		if _, ok := l.take("one"); !ok {
+			t.Fatal("a tab was refused")
+		}
+	}
+	if _, ok := l.take("one"); ok {
+		t.Error("one user has more tabs than are allowed")
+	}
+	release, ok := l.take("another")
+	if !ok {
+		t.Fatal("another user was refused")
+	}
+	if release(); len(l.each) != 1 {
+		t.Errorf("%d users are kept", len(l.each))
+	}
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// column is one of a table's.
+type column struct {
+	Name        string `json:"name"`
+	Type        string `json:"type"`
+	Priority    int32  `json:"priority"`
+	Description string `json:"description"`
+}
+
+// row is one object of a table, as a page gets it.
+type row struct {
+	UID       string            `json:"uid"`
+	Namespace string            `json:"ns,omitempty"`
+	Name      string            `json:"name"`
+	Cells     []any             `json:"cells"`
+	Created   string            `json:"created,omitempty"`
+	Deleting  string            `json:"deleting,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Owner     *owner            `json:"owner,omitempty"`
+}
+
+type owner struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// metadata is what the console reads of an object's. managedFields, half of the text, are left out.
+type metadata struct {
+	Name              string                  `json:"name"`
+	Namespace         string                  `json:"namespace"`
+	UID               string                  `json:"uid"`
+	ResourceVersion   string                  `json:"resourceVersion"`
+	CreationTimestamp string                  `json:"creationTimestamp"`
+	DeletionTimestamp string                  `json:"deletionTimestamp"`
+	Labels            map[string]string       `json:"labels"`
+	OwnerReferences   []metav1.OwnerReference `json:"ownerReferences"`
+}
+
+// table is an answer of the API: a table, or a list, or one object.
+type table struct {
+	Kind     string `json:"kind"`
+	Metadata struct {
+		metadata
+		Continue           string `json:"continue"`
+		RemainingItemCount *int64 `json:"remainingItemCount"`
+	} `json:"metadata"`
+	ColumnDefinitions []column `json:"columnDefinitions"`
+	Rows              []struct {
+		Cells  []any `json:"cells"`
+		Object struct {
+			Metadata metadata `json:"metadata"`
+		} `json:"object"`
+	} `json:"rows"`
+	Items []struct {
+		Metadata metadata `json:"metadata"`
+	} `json:"items"`
+}
+
+// plainColumns are those of an API that makes no tables.
+var plainColumns = []column{{Name: "Name", Type: "string"}, {Name: "Created At", Type: "date"}}
+
+// rows are the objects of an answer.
+func (t *table) rows() []row {
+	if t.Kind != "Table" {
+		out := make([]row, 0, len(t.Items))
+		for i := range t.Items {
+			m := &t.Items[i].Metadata
+			out = append(out, newRow(m, []any{m.Name, m.CreationTimestamp}))
+		}
+		if len(t.Items) == 0 && t.Metadata.UID != "" {
+			m := &t.Metadata.metadata
+			out = append(out, newRow(m, []any{m.Name, m.CreationTimestamp}))
+		}
+		return out
+	}
+	out := make([]row, 0, len(t.Rows))
+	for i := range t.Rows {
+		out = append(out, newRow(&t.Rows[i].Object.Metadata, t.Rows[i].Cells))
+	}
+	return out
+}
+
+func newRow(m *metadata, cells []any) row {
+	r := row{
+		UID: m.UID, Namespace: m.Namespace, Name: m.Name, Cells: cells, Created: m.CreationTimestamp, Deleting: m.DeletionTimestamp,
+		Labels: m.Labels,
+	}
+	if cells == nil {
+		r.Cells = []any{}
+	}
+	if r.UID == "" { // some kinds have none, such as metrics
+		r.UID = m.Namespace + "/" + m.Name
+	}
+	for i := range m.OwnerReferences {
+		if o := &m.OwnerReferences[i]; o.Controller != nil && *o.Controller {
+			r.Owner = &owner{Kind: o.Kind, Name: o.Name}
+		}
+	}
+	return r
+}
+
+// resourceVersion is how new an answer is. A bookmark says it in the row of an object without a name.
+func (t *table) resourceVersion() string {
+	for i := range t.Rows {
+		if rv := t.Rows[i].Object.Metadata.ResourceVersion; rv != "" {
+			return rv
+		}
+	}
+	return t.Metadata.ResourceVersion
+}

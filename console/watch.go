@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// event is one of a watch.
+type event struct {
+	Type   string          `json:"type"`
+	Object json.RawMessage `json:"object"`
+}
+
+// readEvents reads a watch until it ends.
+func readEvents(ctx context.Context, body io.Reader, events chan<- event) error {
+	limited := &io.LimitedReader{R: body, N: maxEvent}
+	d := json.NewDecoder(bufio.NewReader(limited))
+	for {
+		var e event
+		limited.N = maxEvent
+		if err := d.Decode(&e); err != nil {
+			if limited.N <= 0 {
+				return fmt.Errorf("watching: an event is longer than %d MB", maxEvent>>20)
+			}
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("watching: %w", err)
+		}
+		select {
+		case events <- e:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// eventError is the error in a watch.
+func eventError(object json.RawMessage) error {
+	var s metav1.Status
+	if err := json.NewDecoder(bytes.NewReader(object)).Decode(&s); err != nil {
+		return fmt.Errorf("watching: %w", err)
+	}
+	return &apierrors.StatusError{ErrStatus: s}
+}
+
+// gathered are the changes that go to a page in one message.
+type gathered struct {
+	set    map[string]row
+	del    []string
+	rv     string
+	events int
+}
+
+func (g *gathered) empty() bool { return len(g.set) == 0 && len(g.del) == 0 }
+
+func (g *gathered) message() message {
+	set := make([]row, 0, len(g.set))
+	for _, r := range g.set {
+		set = append(set, r)
+	}
+	return message{"type": "changes", "set": set, "del": g.del, "rv": g.rv}
+}
