@@ -182,7 +182,8 @@ func (o Options) reserved() proxy.Reserved {
 	if backend != clusterconfig.NetworkNone {
 		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
 	}
-	ports := slices.Concat([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, table.GatewayPorts(), o.kubeletPorts)
+	own := []uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}
+	ports := slices.Concat(own, table.GatewayPorts(), o.kubeletPorts)
 	if o.ConsolePort != 0 {
 		ports = append(ports, o.ConsolePort)
 	}

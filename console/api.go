@@ -51,7 +51,7 @@ func apiPath(method, path string) error {
 	if err != nil {
 		return fmt.Errorf("%q is not a path of the API: %w", path, err)
 	}
-	if info.Verb == "proxy" || slices.Contains(info.Parts, "proxy") && len(info.Parts) > 2 || info.Subresource == "proxy" || info.Resource == "proxy" {
+	if info.Verb == "proxy" || info.Subresource == "proxy" || info.Resource == "proxy" {
 		return errors.New("the console does not go through the API's proxy: use kubectl port-forward")
 	}
 	return nil
@@ -149,7 +149,8 @@ func statusError(response *http.Response) error {
 		message = response.Status
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Message: message, Code: int32(response.StatusCode), Reason: metav1.StatusReason(http.StatusText(response.StatusCode)), //nolint:gosec // three digits
+		Status: metav1.StatusFailure, Message: message, Reason: metav1.StatusReason(http.StatusText(response.StatusCode)),
+		Code: int32(response.StatusCode), //nolint:gosec // three digits
 	}}
 }
 
@@ -163,7 +164,7 @@ var (
 func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	path := strings.TrimPrefix(r.URL.Path, "/k8s") // without escapes: what is checked is what the API gets
 	if h.o.ReadOnly && r.Method != http.MethodGet && !(r.Method == http.MethodPost && slices.Contains(readOnlyPosts, path)) {
-		refuse(w, http.StatusForbidden, "this console only shows: it was started with --read-only")
+		refuse(w, http.StatusForbidden, readOnly)
 		return
 	}
 	header := http.Header{}

@@ -49,7 +49,7 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		refuse(w, http.StatusForbidden, "this console only shows: it was started with --read-only")
+		refuse(w, http.StatusForbidden, readOnly)
 		return
 	}
 	objects, err := objectsOf(in.YAML)

@@ -23,7 +23,7 @@ import (
 // runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.
 func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	if st.s.h.o.ReadOnly {
-		return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New("this console only shows: it was started with --read-only"))
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New(readOnly))
 	}
 	if err := apiPath(http.MethodGet, r.Path); err != nil {
 		return err

@@ -53,7 +53,7 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		refuse(w, http.StatusForbidden, "this console only shows: it was started with --read-only")
+		refuse(w, http.StatusForbidden, readOnly)
 		return
 	}
 	if err := objectPath(in.Path); err != nil {

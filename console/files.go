@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"embed"
+	"errors"
 	"io"
 	"io/fs"
 	"mime"
@@ -18,6 +19,9 @@ import (
 //
 //go:embed all:files
 var built embed.FS
+
+var errNoPages = errors.New("this program was built without the console's pages, since npm was missing: " +
+	"install npm, then make build; releases have them")
 
 // Built says whether this program has the console's pages.
 func Built() bool {

@@ -136,6 +136,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, r)
 }
 
+// readOnly is what a console answers that changes nothing.
+const readOnly = "this console only shows: it was started with --read-only"
+
 // foreign says why a request does not come from a page of this console, or from a user who opens one; "" for those.
 func (h *Handler) foreign(r *http.Request) string {
 	// The name, not the port: `ssh -L` may give another one.

@@ -82,6 +82,8 @@ func roundTrip(t *testing.T, s *httptest.Server, method, path, body string, head
 
 const bearer = "Bearer good"
 
+var asUser = []string{"Authorization", bearer}
+
 func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 	s := consoleOf(t, noAPI(t))
 	for name, c := range map[string]struct {
@@ -102,15 +104,15 @@ func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 		"no credentials":                                 {"GET", "/k8s/api/v1/pods", nil, 401},
 		"a foreign token":                                {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer bad"}, 401},
 		"an empty token":                                 {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer "}, 401},
-		"a write without a type":                         {"POST", "/k8s/api/v1/pods", []string{"Authorization", bearer}, 415},
-		"the proxy of a pod":                             {"GET", "/k8s/api/v1/namespaces/a/pods/b/proxy/", []string{"Authorization", bearer}, 403},
-		"the proxy of a Service, with a path":            {"GET", "/k8s/api/v1/namespaces/a/services/b/proxy/c/d", []string{"Authorization", bearer}, 403},
-		"the proxy of a node":                            {"GET", "/k8s/api/v1/nodes/b/proxy/logs", []string{"Authorization", bearer}, 403},
-		"the older way to it":                            {"GET", "/k8s/api/v1/proxy/nodes/b", []string{"Authorization", bearer}, 403},
-		"the proxy, escaped":                             {"GET", "/k8s/api/v1/nodes/b/%70roxy/", []string{"Authorization", bearer}, 403},
-		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", []string{"Authorization", bearer}, 403},
-		"a path of the API server that is no resource's": {"GET", "/k8s/debug/pprof/", []string{"Authorization", bearer}, 403},
-		"a method that pages do not use":                 {"PROPFIND", "/k8s/api/v1/pods", []string{"Authorization", bearer}, 405},
+		"a write without a type":                         {"POST", "/k8s/api/v1/pods", asUser, 415},
+		"the proxy of a pod":                             {"GET", "/k8s/api/v1/namespaces/a/pods/b/proxy/", asUser, 403},
+		"the proxy of a Service, with a path":            {"GET", "/k8s/api/v1/namespaces/a/services/b/proxy/c/d", asUser, 403},
+		"the proxy of a node":                            {"GET", "/k8s/api/v1/nodes/b/proxy/logs", asUser, 403},
+		"the older way to it":                            {"GET", "/k8s/api/v1/proxy/nodes/b", asUser, 403},
+		"the proxy, escaped":                             {"GET", "/k8s/api/v1/nodes/b/%70roxy/", asUser, 403},
+		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", asUser, 403},
+		"a path of the API server that is no resource's": {"GET", "/k8s/debug/pprof/", asUser, 403},
+		"a method that pages do not use":                 {"PROPFIND", "/k8s/api/v1/pods", asUser, 405},
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := ""
@@ -205,7 +207,7 @@ func TestCodeIsGoodOnce(t *testing.T) {
 func TestPathsOfTheAPI(t *testing.T) {
 	for path, good := range map[string]bool{
 		"/api/v1/namespaces/a/configmaps/proxy": true, "/api/v1/namespaces/proxy/pods": true, "/apis/apps/v1/deployments": true, "/version": true,
-		"/api/v1/namespaces/a/pods/b/log": true, "/openapi/v3/apis/apps/v1": true,
+		"/api/v1/namespaces/a/pods/b/log": true, "/api/v1/namespaces/a/pods/proxy/log": true, "/openapi/v3/apis/apps/v1": true,
 		"": false, "api/v1": false, "/metrics": false, "/api/v1/../../metrics": false, "/api/v1//pods": false, "/api/v1/nodes/a/proxy": false,
 		"/api/v1/nodes/a?x": false, "/coracle/ca": false, "/apis/a/v1/namespaces/b/things/c/proxy/d": false,
 	} {
@@ -237,7 +239,8 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 		t.Errorf("a WebSocket: %d", code)
 	}
 	for _, token := range []string{" ", "a b", "a\tb", "\u00e4"} {
-		if code, _, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer "+token); code != http.StatusUnauthorized && code != http.StatusBadRequest {
+		code, _, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer "+token)
+		if code != http.StatusUnauthorized && code != http.StatusBadRequest {
 			t.Errorf("the token %q: %d", token, code)
 		}
 	}
@@ -260,7 +263,8 @@ func TestAnswersOfAFalseAPI(t *testing.T) {
 		}
 	})
 	for path, want := range map[string]int{
-		"/k8s/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/a": 502, "/session": 502,
+		"/k8s/api/v1/namespaces/moved": 502, "/object?path=/api/v1/namespaces/moved": 502,
+		"/object?path=/api/v1/namespaces/a": 502, "/session": 502,
 		"/object?path=/api/v1/namespaces": 400, "/object?path=/api/v1/namespaces/a/pods/b/log": 400,
 	} {
 		if code, text, _ := roundTrip(t, s, "GET", path, "", "Authorization", bearer); code != want {

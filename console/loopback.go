@@ -57,7 +57,7 @@ type Loopback struct {
 // ListenLoopback opens the port.
 func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	if !Built() {
-		return nil, errors.New("this program was built without the console's pages, since npm was missing: install npm, then make build; releases have them")
+		return nil, errNoPages
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails

@@ -49,7 +49,8 @@ func newPatch(from, to anyObject) (*patch, error) {
 	}
 	p.mine = p.between(from, to)
 	if p.schema != nil {
-		p.changes, err = strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
+		p.changes, err = strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(
+			strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
 	} else {
 		p.changes, err = mergePatch(from, to), nil
 		for _, unchanged := range identity {
@@ -148,7 +149,8 @@ func (p *patch) onTopOf(live anyObject) (anyObject, error) {
 	if err != nil {
 		return nil, err
 	}
-	merged, err := strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(strategicpatch.JSONMap(object), strategicpatch.JSONMap(changes), p.schema)
+	merged, err := strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(
+		strategicpatch.JSONMap(object), strategicpatch.JSONMap(changes), p.schema)
 	if err != nil {
 		return nil, fmt.Errorf("merging the changes: %w", err)
 	}

@@ -30,7 +30,7 @@ type RemoteOptions struct {
 func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	defer o.Listener.Close()
 	if !Built() {
-		return errors.New("this program was built without the console's pages, since npm was missing; releases have them")
+		return errNoPages
 	}
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{

@@ -115,7 +115,9 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	h.open.Add(1)
 	defer h.open.Done()
 	// The Origin was checked, as for each request (foreign).
-	up := websocket.Upgrader{Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096, WriteBufferSize: 4096}
+	up := websocket.Upgrader{
+		Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096, WriteBufferSize: 4096,
+	}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {
 		return // it has answered

@@ -21,7 +21,7 @@ func TestBookmarkTimersFireAtOnce(t *testing.T) {
 				timer.Reset(wait.Jitter(time.Second, 0.25))
 			}
 			timer.Stop()
-			time.Sleep(time.Duration(i) * 77 * time.Millisecond) // fake time
+			time.Sleep(time.Duration(i) * 77 * time.Millisecond) // the fake time of synctest: the next timer begins at another moment
 		}
 		first := time.Time{}
 		for m := range moments {

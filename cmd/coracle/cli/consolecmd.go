@@ -215,7 +215,8 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 	if err != nil {
 		return remove, errors.New("xdg-open is not installed")
 	}
-	dir, err := os.MkdirTemp(getenv(a.Environ, "XDG_RUNTIME_DIR"), "coracle-console-") // the system's folder for such files when empty; mode 0700
+	// Of mode 0700, in the system's folder for such files when the user has none.
+	dir, err := os.MkdirTemp(getenv(a.Environ, "XDG_RUNTIME_DIR"), "coracle-console-")
 	if err != nil {
 		return remove, fmt.Errorf("making a file for it: %w", err)
 	}

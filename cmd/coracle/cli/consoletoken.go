@@ -110,9 +110,12 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 	}
 	o := metav1.ObjectMeta{
 		Name: "console-" + strings.ToLower(rand.Text()[:12]), Labels: map[string]string{consoleLabel: "true"},
-		Annotations: map[string]string{consoleEnds: now.Add(f.ttl).UTC().Format(time.RFC3339), consoleRole: f.role, consoleRoleNamespace: f.namespace},
+		Annotations: map[string]string{
+			consoleEnds: now.Add(f.ttl).UTC().Format(time.RFC3339), consoleRole: f.role, consoleRoleNamespace: f.namespace,
+		},
 	}
-	if _, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: o, AutomountServiceAccountToken: new(bool)}, metav1.CreateOptions{}); err != nil {
+	account := &corev1.ServiceAccount{ObjectMeta: o, AutomountServiceAccountToken: new(bool)}
+	if _, err := accounts.Create(ctx, account, metav1.CreateOptions{}); err != nil {
 		return "", fmt.Errorf("making the service account %s: %w", o.Name, err)
 	}
 	defer func() {
@@ -124,7 +127,8 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 		return "", err
 	}
 	seconds := int64(f.ttl / time.Second)
-	got, err := accounts.CreateToken(ctx, o.Name, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	wanted := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}
+	got, err := accounts.CreateToken(ctx, o.Name, wanted, metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("making the token: %w", err)
 	}
