@@ -123,9 +123,11 @@ s3-test: build ## snapshots in an S3 server that others have written, which is b
 	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
 
 # SHOTS: a folder for pictures of the pages.
-console-test: build ## the console in Debian's chromium, by keys alone, against a real cluster (root, 64 MB of packages, minutes); SHOTS=folder
-	@packaging/deps.sh build test browser
-	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_REQUIRE=root,carried,chromium $(E2E) -timeout 20m ./test/console/
+console-test: build ## the console in Debian's chromium, by keys alone, against a real cluster (root, 64 MB of packages, minutes); SHOTS=folder, RUN=… of some
+	@packaging/deps.sh build test console browser
+	@packaging/console.sh --axe $(BUILD)
+	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_AXE=$(CURDIR)/$(BUILD)/axe.min.js CORACLE_TEST_REQUIRE=root,carried,chromium,axe \
+	  $(E2E) -timeout 40m $(if $(RUN),-run '$(RUN)') ./test/console/
 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress

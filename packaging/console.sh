@@ -7,6 +7,7 @@
 #
 #   console.sh WORK          make them
 #   console.sh --check WORK  check the types of their sources
+#   console.sh --axe WORK    WORK/axe.min.js, which looks for what keeps people from using a page: for tests alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh
@@ -27,6 +28,13 @@ if [ "$1" = --check ]; then
   copy "$2/console-check" || die "npm could not fetch the console's packages; its messages are above"
   (cd "$2/console-check" && node_modules/.bin/tsc --noEmit)
   rm -rf "$2/console-check"
+  exit 0
+fi
+if [ "$1" = --axe ]; then
+  command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
+  copy "$2/console-axe" || die "npm could not fetch the console's packages; its messages are above"
+  mv "$2/console-axe/node_modules/axe-core/axe.min.js" "$2/axe.min.js"
+  rm -rf "$2/console-axe"
   exit 0
 fi
 work=$1

@@ -1,0 +1,161 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+// axeScript is axe-core. The test gives it to the page by the browser's own door, which the content security policy
+// does not close.
+func axeScript(t testing.TB) string {
+	t.Helper()
+	script, err := os.ReadFile(os.Getenv("CORACLE_TEST_AXE"))
+	if err != nil {
+		testenv.Missing(t, testenv.Axe, "%v", err)
+	}
+	return string(script)
+}
+
+// violation is what axe-core finds.
+type violation struct {
+	ID, Impact, Help string
+	Nodes            []struct {
+		HTML           string
+		FailureSummary string
+	}
+}
+
+// accessible fails for what keeps people from using the page: each rule of WCAG A and AA, dark and light.
+func (p *page) accessible(view, axe string) {
+	p.T.Helper()
+	if !eval[bool](p, `!!window.axe`) {
+		eval[any](p, axe+"\n;undefined")
+	}
+	for _, dark := range []bool{false, true} {
+		p.dark(dark)
+		found := eval[[]violation](p, `axe.run(document, {resultTypes: ["violations"], runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}).then((r) =>
+  r.violations.map((v) => ({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.map((n) => ({html: n.html, failureSummary: n.failureSummary}))})))`)
+		for _, v := range found {
+			var nodes strings.Builder
+			for _, n := range v.Nodes[:min(len(v.Nodes), 4)] {
+				fmt.Fprintf(&nodes, "\n  %.300s\n    %s", n.HTML, strings.ReplaceAll(n.FailureSummary, "\n", "\n    "))
+			}
+			p.T.Errorf("%s (dark: %v): %s, %s: %s; %d elements%s", view, dark, v.ID, v.Impact, v.Help, len(v.Nodes), nodes.String())
+		}
+	}
+	p.dark(false)
+}
+
+// TestAccessible has axe-core look at each view.
+func TestAccessible(t *testing.T) {
+	axe := axeScript(t)
+	k := newServer(t)
+	addWorkload(k)
+	b := newBrowser(t, k.Machine)
+
+	login := b.open("https://" + k.IP + ":" + consolePort + "/")
+	login.shows("Log in with a token")
+	login.accessible("login", axe)
+	login.keys("abc", kb.Tab, kb.Enter)
+	login.shows("Unauthorized")
+	login.accessible("login that was refused", axe)
+	login.saysNothing("status of 401")
+
+	p := b.admin(k)
+	p.shows("broken", "ErrImageNeverPull")
+	p.accessible("overview", axe)
+	p.keys(":", "po")
+	p.shows("pods")
+	p.accessible("line of commands", axe)
+	p.keys(kb.Escape)
+	p.list("po default")
+	p.shows("Running")
+	p.accessible("list", axe)
+	p.keys("g", " ")
+	p.shows("1 marked")
+	p.accessible("list with a mark", axe)
+	p.keys(kb.Escape, "?")
+	p.shows("A text or regular expression")
+	p.accessible("help", axe)
+	p.keys(kb.Escape, "n")
+	p.focused("dialog input")
+	p.accessible("choice of a namespace", axe)
+	p.keys(kb.Escape, "x")
+	p.shows("Delete this object?")
+	p.accessible("question", axe)
+	p.keys(kb.Escape)
+	p.keys("/", "no such pod", kb.Enter)
+	p.shows("Nothing matches")
+	p.accessible("empty list", axe)
+	p.keys(kb.Escape)
+	p.list("events default")
+	p.shows("ErrImageNeverPull")
+	p.accessible("events", axe)
+
+	p.list("po default")
+	p.only("talker-")
+	p.keys("l")
+	p.shows("a line of talker-")
+	p.accessible("log", axe)
+	p.keys("/", "line", kb.Enter)
+	p.accessible("log with a filter", axe)
+	p.keys(kb.Escape, kb.Escape)
+	p.only("talker-")
+	p.keys("s")
+	p.shows("#")
+	p.accessible("shell", axe)
+	p.keys("exit", kb.Enter)
+	p.shows("exit code 0")
+	p.accessible("shell that has ended", axe)
+	p.keys(kb.Escape)
+	for _, o := range [][2]string{{"po", "talker-"}, {"deploy", "talker"}, {"cm", "words"}, {"secrets", "hidden"}, {"svc", "talker"}, {"no", "node-1"}, {"cj", "nightly"}} {
+		p.list(o[0] + " default")
+		p.only(o[1])
+		p.keys("d")
+		p.shows("Created")
+		p.accessible("details of "+o[0], axe)
+		p.keys("y")
+		p.until("the YAML", func(now string) bool { return strings.Contains(now, "kind: ") || strings.Contains(now, "hidden until you ask") })
+		p.accessible("YAML of "+o[0], axe)
+		p.keys("v")
+		p.accessible("events of "+o[0], axe)
+	}
+
+	p.list("cm default")
+	p.only("words")
+	p.keys("e")
+	p.editor("greeting: hello")
+	p.accessible("editor", axe)
+	p.replace("greeting: hello", "greeting: good day")
+	k.Kubectl("patch", "configmap", "words", "-p", `{"data":{"greeting":"good night","other":"x"}}`)
+	p.ctrl(ctrlEnter)
+	p.shows("somebody else has changed the same fields", "Your text as it was")
+	p.accessible("conflict", axe)
+	p.ctrl(ctrlEnter)
+	p.shows("What will change")
+	p.accessible("difference", axe)
+	p.focused("#edit-apply")
+	p.keys(kb.Enter)
+	p.shows("words is changed")
+	p.accessible("message", axe)
+	p.keys("a")
+	p.editor("")
+	p.keys(`{apiVersion: v1, kind: ConfigMap, metadata: {name: two}}`)
+	p.ctrl(ctrlEnter)
+	p.shows("The server would accept this")
+	p.accessible("create", axe)
+	p.keys(kb.Enter)
+	p.shows("is applied")
+	p.accessible("created", axe)
+	p.saysNothing("status of 409")
+}
