@@ -125,7 +125,9 @@ func TestAccessible(t *testing.T) {
 		p.shows("Created")
 		p.accessible("details of "+o[0], axe)
 		p.keys("y")
-		p.until("the YAML", func(now string) bool { return strings.Contains(now, "kind: ") || strings.Contains(now, "hidden until you ask") })
+		p.until("the YAML", func(now string) bool {
+			return strings.Contains(now, "kind: ") || strings.Contains(now, "hidden until you ask")
+		})
 		p.accessible("YAML of "+o[0], axe)
 		p.keys("v")
 		p.accessible("events of "+o[0], axe)
