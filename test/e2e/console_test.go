@@ -280,6 +280,9 @@ func remoteConsole(k *harness.Kube) {
 			k.T.Errorf("GET %s: %d %s, want %d", path, code, text, want)
 		}
 	}
+	if code, text := b.try(http.MethodGet, "/k8s/coracle/namespaces", nil); code != http.StatusOK || strings.TrimSpace(text) != `{"namespaces":["`+k.NS+`"]}` {
+		k.T.Errorf("the namespaces are %d %s", code, text)
+	}
 	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/none", nil); code != http.StatusForbidden {
 		k.T.Errorf("deleting: %d %s", code, text)
 	}

@@ -53,6 +53,7 @@ export const S = {
     short: "ns",
     all: "all namespaces",
     typed: "You may not list namespaces. Type the name of one.",
+    rights: "You may not list namespaces. These are those in which you have rights.",
   },
 
   command: {
