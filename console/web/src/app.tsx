@@ -28,6 +28,7 @@ import { visible } from "./text";
 
 const Shell = lazy(() => import("./shellview").then((m) => m.ShellView));
 const Edit = lazy(() => import("./editview").then((m) => m.EditView));
+const MapOf = lazy(() => import("./mapview").then((m) => m.MapView));
 const Create = lazy(() => import("./createview").then((m) => m.CreateView));
 
 export function App() {
@@ -130,6 +131,8 @@ function CurrentView() {
       return <Edit />;
     case "create":
       return <Create />;
+    case "map":
+      return <MapOf />;
     default:
       return <Overview />;
   }

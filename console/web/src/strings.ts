@@ -366,6 +366,25 @@ export const S = {
     lag: (n: number) => (n === 1 ? "1 entry" : `${n} entries`),
   },
 
+  map: {
+    title: "Map of",
+    of: (name: string) => `Map of ${name}`,
+    action: "Map",
+    list: "What the map shows",
+    columns: ["Kind", "Name", "State", "Leads to"],
+    noMap: (kind: string) => `There is no map of “${kind}”.`,
+    hidden: (n: number) => `${n} more pods are not shown.`,
+    spot: (word: string, name: string, state: string) => `${word} ${name}${state ? ": " + state : ""}`,
+    pod: (status: string, ready: string) => (status === "Running" ? `${status}, ${ready} ready` : status),
+    ready: (n: number, all: number) => `${n} of ${all} ready`,
+    endpoints: (n: number) => (n === 1 ? "1 endpoint is ready" : `${n} endpoints are ready`),
+    noEndpoints: "no endpoint is ready",
+    leads: (name: string) => `leads to ${name}`,
+    address: "Address",
+    right: "Right",
+    left: "Left",
+  },
+
   overview: {
     title: "Overview",
     wrong: "What is wrong",
