@@ -84,7 +84,7 @@ function Drawn({ kind, ns, object }: { kind: Kind; ns: string; object: ReturnTyp
   const routes = useWholeList(kindByWord("httproutes.gateway.networking.k8s.io"), ns);
   const graph = useComputed(() => {
     for (const l of Object.values(lists)) l?.version.value;
-    const sources = { ...lists, slices: slices.value, ingresses: ingresses.value, routes: routes.value };
+    const sources = { ...lists, slices: slices.value.value ?? [], ingresses: ingresses.value.value ?? [], routes: routes.value.value ?? [] };
     const o = object.value.object!;
     return service ? ofService(o, sources) : ofWorkload(kind, o, sources);
   });

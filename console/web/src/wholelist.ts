@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Whole objects of a kind that stay true: they are read again when the listing of their rows says that one has changed.
-// For kinds with few objects, of which the server's tables do not print what is needed.
+// Answers that stay true: they are read again when the listing of a kind's rows says that one of them has changed. For
+// kinds with few objects, of which the server's tables do not print what is needed.
 
 import { signal, type Signal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
-import { api } from "./client";
+import { api, reasonOf } from "./client";
 import { type Kind, listPath } from "./kinds";
 import { Listing } from "./listing";
 
@@ -15,34 +15,39 @@ const MOST = 500;
 
 type Obj = Record<string, any>;
 
-/** useWholeList follows the objects of a kind; none while they are not known, for no kind, and for users who may not. */
-export function useWholeList(kind: Kind | undefined, ns: string, query: Record<string, string> = {}): Signal<Obj[]> {
-  const objects = useMemo(() => signal<Obj[]>([]), []);
+interface Answer<T> {
+  value: T | null;
+  error: string;
+}
+
+/** useReread reads at once, and again whenever an object of the kind changes. */
+export function useReread<T>(kind: Kind | undefined, ns: string, query: Record<string, string>, read: () => Promise<T>): Signal<Answer<T>> {
+  const answer = useMemo(() => signal<Answer<T>>({ value: null, error: "" }), []);
   useEffect(() => {
-    if (!kind) return;
-    const path = listPath(kind, ns);
-    const listing = new Listing(path, query);
     let closed = false;
     let reading = false;
     let stale = false;
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const read = async () => {
+    const again = async () => {
       timer = undefined;
       reading = true;
       stale = false;
       try {
-        const list = await api<{ items?: Obj[] }>("GET", `${path}?${new URLSearchParams({ ...query, limit: String(MOST) })}`);
-        if (!closed) objects.value = list.items ?? [];
-      } catch {
-        // The next change reads again.
+        const value = await read();
+        if (!closed) answer.value = { value, error: "" };
+      } catch (err) {
+        if (!closed) answer.value = { ...answer.value, error: reasonOf(err) };
       }
       reading = false;
-      if (stale && !closed) timer ??= setTimeout(read, PAUSE);
+      if (stale && !closed) timer ??= setTimeout(again, PAUSE);
     };
+    void again();
+    if (!kind) return () => { closed = true; };
+    const listing = new Listing(listPath(kind, ns), query);
     const end = listing.version.subscribe(() => {
       if (!listing.synced.peek()) return;
-      stale = true;
-      if (!reading) timer ??= setTimeout(read, objects.peek().length ? PAUSE : 0);
+      stale = true; // also with the first list: something may have changed between the answer and that
+      if (!reading) timer ??= setTimeout(again, PAUSE);
     });
     return () => {
       closed = true;
@@ -51,5 +56,14 @@ export function useWholeList(kind: Kind | undefined, ns: string, query: Record<s
       listing.close();
     };
   }, []);
-  return objects;
+  return answer;
+}
+
+/** useWholeList follows the objects of a kind; none while they are not known, for no kind, and for users who may not. */
+export function useWholeList(kind: Kind | undefined, ns: string, query: Record<string, string> = {}): Signal<Answer<Obj[]>> {
+  return useReread(kind, ns, query, async () => {
+    if (!kind) return [];
+    const list = await api<{ items?: Obj[] }>("GET", `${listPath(kind, ns)}?${new URLSearchParams({ ...query, limit: String(MOST) })}`);
+    return list.items ?? [];
+  });
 }
