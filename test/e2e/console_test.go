@@ -164,8 +164,12 @@ func webConsole(k *harness.Kube) {
 		k.T.Errorf("the session is %d %s", code, text)
 	}
 	code, servers := b.try(http.MethodGet, "/k8s/coracle/status", nil)
-	if code != http.StatusOK || !strings.Contains(servers, `"role":"leader"`) || !strings.Contains(servers, `"API server"`) {
+	if code != http.StatusOK || !strings.Contains(servers, `"role":"leader"`) || !strings.Contains(servers, `"API server"`) || !strings.Contains(servers, `"store":{"live":`) ||
+		!strings.Contains(servers, `"networkBackend":"`) || !strings.Contains(servers, `"snapshots":{`) {
 		k.T.Errorf("the servers are %d %s", code, servers)
+	}
+	if code, text := b.try(http.MethodGet, "/helm?namespace="+k.NS, nil); code != http.StatusOK || !strings.Contains(text, `"releases":[]`) {
+		k.T.Errorf("the releases are %d %s", code, text)
 	}
 	namespace := k.NS
 	pods := "/api/v1/namespaces/" + namespace + "/pods"

@@ -364,6 +364,16 @@ export const S = {
     full: "answers, its disk is full",
     reachedBy: (names: string) => `no answer here, reached by ${names}`,
     lag: (n: number) => (n === 1 ? "1 entry" : `${n} entries`),
+    virtualIP: "Virtual address",
+    heldBy: (name: string) => `: ${name} answers for it`,
+    backend: "Network back end",
+    store: "Store",
+    storeText: (live: string, total: string, quota: string) => `${live} of objects, ${total} with their history${quota ? `; writes are refused from ${quota} on` : ""}`,
+    snapshots: "Snapshots",
+    lastSnapshot: (ago: string, size: string) => `, the newest from ${ago}, ${size}`,
+    snapshotText: (n: number, last: string, failures: number, scheduled: boolean) =>
+      `${n} on this server${last}${failures ? `; ${failures} failed since it was started` : ""}${scheduled ? "" : "; none are scheduled"}`,
+    parts: (name: string) => `Parts of ${name}`,
   },
 
   map: {
