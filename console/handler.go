@@ -97,6 +97,8 @@ func New(o Options) (*Handler, error) {
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
+	h.mux.HandleFunc("GET /schedule", h.withUser(h.schedule))
+	h.mux.HandleFunc("GET /usedby", h.withUser(h.usedBy))
 	h.mux.HandleFunc("GET /helm", h.withUser(h.releases))
 	h.mux.HandleFunc("GET /helm/release", h.withUser(h.release))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))

@@ -47,7 +47,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
   }, []);
   const wide = useSignal(false);
-  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value));
+  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []));
   const active = useSignal("");
   const marks = useSignal<ReadonlySet<string>>(new Set());
 

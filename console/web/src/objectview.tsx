@@ -60,6 +60,8 @@ export function ObjectView() {
 
 const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
 
+const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./sections").then((m) => m.Sections), true);
+
 const TABS = ["details", "yaml", "events"] as const;
 
 function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
@@ -173,6 +175,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
         <Map name={S.fact.labels} entries={Object.entries(object.metadata.labels ?? {})} />
         <Map name={S.fact.annotations} entries={annotations} />
       </dl>
+      <Sections key={"sections" + object.metadata.uid} kind={kind} object={object} />
       {isKind(kind, "", "pods") && <Containers pod={object} />}
       <Conditions object={object} />
       {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} />}

@@ -21,6 +21,9 @@ import { duration, visible, visibleLines } from "./text";
 const SHOWN = 40;
 const LOGS = 10;
 
+/** REREAD is how old the reasons and the log of a problem become, in milliseconds. */
+const REREAD = 300_000;
+
 export function Overview() {
   if (kinds.value.length === 0) return <p class="empty">{S.loading}</p>;
   return <Loaded key={namespace.value} ns={namespace.value} />;
@@ -190,7 +193,8 @@ function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning
       closed = true;
       stream?.close();
     };
-  }, [p.reason]);
+    // A page that stands open for days shows the log of now.
+  }, [p.reason, Math.floor(now.value / REREAD)]);
   return (
     <li class={"card" + (p.passing ? " passing-card" : "")}>
       <div class="card-head">
