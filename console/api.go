@@ -22,6 +22,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -29,7 +30,7 @@ import (
 var resolver = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
 
 // otherPaths are paths of the API that are not those of resources, and that the pages read.
-var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath}
+var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath, clusterconfig.NamespacesPath}
 
 // apiPath checks a path of the API. Nothing reaches the `proxy` of a pod, Service or node: what answers there is
 // anybody's program, and its page would be one of this console.

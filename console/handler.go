@@ -67,6 +67,8 @@ type Handler struct {
 	texts   chan struct{} // has a place for each text that is worked on
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 
+	searches chan struct{} // has a place for each search that is at work
+
 	closing chan struct{} // closed by Close
 	close   func()
 	open    sync.WaitGroup // the WebSockets
@@ -85,6 +87,7 @@ func New(o Options) (*Handler, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts)}
+	h.searches = make(chan struct{}, maxSearches)
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
 	h.mux.HandleFunc("/", h.serveFile)
@@ -94,6 +97,10 @@ func New(o Options) (*Handler, error) {
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
+	h.mux.HandleFunc("GET /schedule", h.withUser(h.schedule))
+	h.mux.HandleFunc("GET /usedby", h.withUser(h.usedBy))
+	h.mux.HandleFunc("GET /helm", h.withUser(h.releases))
+	h.mux.HandleFunc("GET /helm/release", h.withUser(h.release))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
 	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
 	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))

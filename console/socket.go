@@ -45,6 +45,7 @@ type pageMessage struct {
 	Query   map[string]string `json:"query"`
 	RV      string            `json:"rv"`
 	Command []string          `json:"command"`
+	Paths   []string          `json:"paths"`
 	TTY     bool              `json:"tty"`
 	Data    string            `json:"data"`
 	Cols    uint16            `json:"cols"`
@@ -231,6 +232,8 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 		err = (&list{stream: st, path: r.Path, query: r.values()}).run(ctx, r.RV)
 	case "object":
 		err = st.watchObject(ctx, r.Path)
+	case "search":
+		err = st.search(ctx, r.Query["text"], r.Paths)
 	case "log":
 		err = st.readLog(ctx, r.Path, r.values())
 	case "exec", "attach":

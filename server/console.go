@@ -40,10 +40,7 @@ func (s *Server) statusHandler() http.Handler {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		out := status.ServerReport{Servers: *servers, Components: []status.Component{}}
-		if s.o.Board != nil {
-			out.Components = s.o.Board.Components()
-		}
+		out := s.serverReport(*servers)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
 	})

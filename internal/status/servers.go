@@ -21,6 +21,32 @@ type ServerReport struct {
 	Servers
 	// Components are those of the server that was asked.
 	Components []Component `json:"components"`
+	// Store and Snapshots are what that server has of them; Snapshots is nil where it has none and takes none.
+	Store     *StoreSize `json:"store,omitempty"`
+	Snapshots *Snapshots `json:"snapshots,omitempty"`
+	// VirtualIPs are the cluster's virtual addresses, for which the leader answers. NetworkBackend is how its nodes reach
+	// each other's pods; empty where another plugin sees to that.
+	VirtualIPs     []string `json:"virtualIPs,omitempty"`
+	NetworkBackend string   `json:"networkBackend,omitempty"`
+}
+
+// StoreSize is how much the store holds, in bytes.
+type StoreSize struct {
+	Live  int64 `json:"live"`            // the keys and values that there are
+	Total int64 `json:"total"`           // with those of history
+	Quota int64 `json:"quota,omitempty"` // from which on writes are refused; 0 for none
+}
+
+// Snapshots are those of one server.
+type Snapshots struct {
+	Count int `json:"count"` // on its machine
+	// Last is when the newest was taken, LastSize its size in bytes.
+	Last     time.Time `json:"last,omitzero"`
+	LastSize int64     `json:"lastSize,omitempty"`
+	// Failures counts the scheduled ones that failed since the server was started.
+	Failures int64 `json:"failures"`
+	// Scheduled says that it takes them by a schedule.
+	Scheduled bool `json:"scheduled"`
 }
 
 // Servers is what one server knows of all servers of the cluster.

@@ -38,6 +38,7 @@ type generic struct {
 	informers informers.SharedInformerFactory
 	storage   *serverstorage.DefaultStorageFactory
 	transport *memtransport.Transport // of the loopback client
+	rbac      bool                    // RBAC is one of the authorizers
 }
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
@@ -156,12 +157,11 @@ func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubern
 		return fmt.Errorf("applying authentication: %w", err)
 	}
 	c.OpenAPIConfig = nil // only that call wants one
-	var rbac bool
 	var err error
-	c.Authorization.Authorizer, c.RuleResolver, rbac, err = controlplaneapiserver.BuildAuthorizer(
+	c.Authorization.Authorizer, c.RuleResolver, g.rbac, err = controlplaneapiserver.BuildAuthorizer(
 		ctx, opts.CompletedOptions, c.EgressSelector, c.APIServerID, g.informers)
 	if err != nil {
 		return fmt.Errorf("applying authorization: %w", err)
 	}
-	return ownBootstrapHooks(c, rbac, logger)
+	return ownBootstrapHooks(c, g.rbac, logger)
 }

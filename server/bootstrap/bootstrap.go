@@ -98,6 +98,8 @@ var bindings = []binding{
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
 	// Nodes ask for the table of the ingress, each by its own name.
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
+	// Every user may learn in which namespaces they have rights.
+	{name: clusterconfig.NamespacesRole, role: clusterconfig.NamespacesRole, group: user.AllAuthenticated},
 }
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
@@ -105,7 +107,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), applyNamespacesRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -166,6 +168,13 @@ func applyStatusRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.StatusRole).WithLabels(map[string]string{managedBy: manager}).
 		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(status.ClusterPath).WithVerbs("get")), force())
 	return wrap("ClusterRole", clusterconfig.StatusRole, err)
+}
+
+// applyNamespacesRole makes the role that lets users ask for the namespaces in which they have rights.
+func applyNamespacesRole(ctx context.Context, c kubernetes.Interface) error {
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.NamespacesRole).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(clusterconfig.NamespacesPath).WithVerbs("get")), force())
+	return wrap("ClusterRole", clusterconfig.NamespacesRole, err)
 }
 
 // metricsRole has metrics-server's own name.

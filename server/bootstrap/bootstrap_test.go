@@ -75,6 +75,10 @@ func TestApply(t *testing.T) {
 	if err != nil || len(shows.Rules) != 1 || !slices.Equal(shows.Rules[0].NonResourceURLs, []string{"/coracle/status"}) || !slices.Equal(shows.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", shows, err)
 	}
+	names, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.NamespacesRole, metav1.GetOptions{})
+	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/namespaces"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
+		t.Errorf("%+v, %v", names, err)
+	}
 	for _, b := range bindings {
 		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})
 		if err != nil || got.RoleRef.Name != b.role || got.Subjects[0].Name != b.user+b.group {

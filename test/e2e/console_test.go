@@ -164,8 +164,12 @@ func webConsole(k *harness.Kube) {
 		k.T.Errorf("the session is %d %s", code, text)
 	}
 	code, servers := b.try(http.MethodGet, "/k8s/coracle/status", nil)
-	if code != http.StatusOK || !strings.Contains(servers, `"role":"leader"`) || !strings.Contains(servers, `"API server"`) {
+	if code != http.StatusOK || !strings.Contains(servers, `"role":"leader"`) || !strings.Contains(servers, `"API server"`) || !strings.Contains(servers, `"store":{"live":`) ||
+		!strings.Contains(servers, `"networkBackend":"`) || !strings.Contains(servers, `"snapshots":{`) {
 		k.T.Errorf("the servers are %d %s", code, servers)
+	}
+	if code, text := b.try(http.MethodGet, "/helm?namespace="+k.NS, nil); code != http.StatusOK || !strings.Contains(text, `"releases":[]`) {
+		k.T.Errorf("the releases are %d %s", code, text)
 	}
 	namespace := k.NS
 	pods := "/api/v1/namespaces/" + namespace + "/pods"
@@ -279,6 +283,9 @@ func remoteConsole(k *harness.Kube) {
 		if code, text := b.try(http.MethodGet, "/k8s"+path, nil); code != want {
 			k.T.Errorf("GET %s: %d %s, want %d", path, code, text, want)
 		}
+	}
+	if code, text := b.try(http.MethodGet, "/k8s/coracle/namespaces", nil); code != http.StatusOK || strings.TrimSpace(text) != `{"namespaces":["`+k.NS+`"]}` {
+		k.T.Errorf("the namespaces are %d %s", code, text)
 	}
 	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/none", nil); code != http.StatusForbidden {
 		k.T.Errorf("deleting: %d %s", code, text)

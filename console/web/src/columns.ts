@@ -12,11 +12,12 @@ import { toneOfCell } from "./tones";
 /** DURATIONS are columns of durations before the row was sent, that go on. */
 const DURATIONS = new Set(["Last Seen", "First Seen", "Last Schedule"]);
 
-export function tableColumns(columns: Column[], namespaced: boolean, wide: boolean): TableColumn[] {
+/** tableColumns leaves out those that kubectl shows with -o wide only, unless wide is set or they are among also. */
+export function tableColumns(columns: Column[], namespaced: boolean, wide: boolean, also: string[] = []): TableColumn[] {
   const out: TableColumn[] = [];
   if (namespaced) out.push({ name: "Namespace", text: (r) => r.ns });
   columns.forEach((c, i) => {
-    if (c.priority > 0 && !wide) return;
+    if (c.priority > 0 && !wide && !also.includes(c.name)) return;
     out.push({
       name: c.name,
       description: c.description,

@@ -8,12 +8,24 @@ import { send as request } from "./client";
 import { session, token } from "./session";
 
 export interface Request {
-  op: "list" | "object" | "log" | "exec" | "attach";
+  op: "list" | "object" | "log" | "exec" | "attach" | "search";
   path: string;
   query?: Record<string, string>;
   rv?: string;
   command?: string[];
   tty?: boolean;
+  /** paths are those of the lists that are searched. */
+  paths?: string[];
+}
+
+/** Found is an object that a search has found. */
+export interface Found {
+  /** path is the one of the list that has it. */
+  path: string;
+  ns?: string;
+  name: string;
+  created?: string;
+  label?: string;
 }
 
 export interface Column {
@@ -46,6 +58,7 @@ export type Message =
   | { type: "lines"; lines: string[] }
   | { type: "data"; data: string; stream: number }
   | { type: "exit"; exit: number }
+  | { type: "found"; found: Found[] | null; done: number; of: number; full: boolean; trouble?: string }
   | { type: "end"; code: number; reason?: string; message?: string };
 
 /** Client is the user of a stream. */

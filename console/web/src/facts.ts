@@ -90,12 +90,29 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     add(S.fact.strategy, s.strategy?.type ?? s.updateStrategy?.type);
     add(S.fact.selector, pairs(s.selector?.matchLabels));
     for (const c of s.template.spec.containers) add(S.fact.image, `${c.name}: ${c.image}`);
-  } else {
+  } else if (!hasOwnPage(k)) {
     const { apiVersion: _a, kind: _k, metadata: _m, status: _s, data: _d, stringData: _t, spec: _p, ...rest } = o;
     scalars("", { ...rest, ...s }, ns, add);
     if (typeof st.phase === "string") add(S.fact.phase, st.phase);
   }
   return out;
+}
+
+/** OWN are the kinds whose facts are in extrafacts.ts. */
+const OWN: Record<string, string[]> = {
+  "": ["persistentvolumes", "resourcequotas", "serviceaccounts", "configmaps", "secrets"],
+  autoscaling: ["horizontalpodautoscalers"],
+  batch: ["cronjobs", "jobs"],
+  "gateway.networking.k8s.io": ["gateways", "httproutes", "grpcroutes"],
+  "helm.cattle.io": ["helmcharts"],
+  "networking.k8s.io": ["networkpolicies"],
+  policy: ["poddisruptionbudgets"],
+  "rbac.authorization.k8s.io": ["roles", "clusterroles", "rolebindings", "clusterrolebindings"],
+  "storage.k8s.io": ["storageclasses"],
+};
+
+function hasOwnPage(k: Kind): boolean {
+  return OWN[k.group]?.includes(k.resource) ?? false;
 }
 
 /** scalars lists the plain fields of an object that nothing is known about, and links what it refers to. */

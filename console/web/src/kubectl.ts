@@ -68,3 +68,10 @@ export function commandFor(verb: string, targets: { kind: Kind; ns: string; name
   const lines = [...groups].map(([ns, names]) => command({ verb, names: [resourceOf(targets[0].kind), ...names], options, ns }));
   return lines.includes("") ? "" : lines.join("\n");
 }
+
+/** helmCommand writes a command of Helm's for a release; it is empty when a word of it cannot be written safely. */
+export function helmCommand(verb: string, names: string[], ns: string, driver: string): string {
+  if (names.some((n) => n.startsWith("-"))) return "";
+  const words = [...names, "--namespace=" + ns].map(quote);
+  return words.includes(null) ? "" : [...(driver === "configmaps" ? ["HELM_DRIVER=configmap"] : []), "helm", verb, ...words].join(" ");
+}

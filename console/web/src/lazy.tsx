@@ -7,8 +7,8 @@ import type { FunctionComponent } from "preact";
 import { S } from "./strings";
 
 /** lazy loads a view when it is first shown. A quiet one shows nothing until then, nor when it cannot be loaded. */
-export function lazy(load: () => Promise<FunctionComponent>, quiet = false): FunctionComponent {
-  const found = signal<FunctionComponent | null>(null);
+export function lazy<P extends object = object>(load: () => Promise<FunctionComponent<P>>, quiet = false): FunctionComponent<P> {
+  const found = signal<FunctionComponent<P> | null>(null);
   const failed = signal(false);
   let loading = false;
   const start = () => {
@@ -23,9 +23,9 @@ export function lazy(load: () => Promise<FunctionComponent>, quiet = false): Fun
       },
     );
   };
-  return function Lazy() {
+  return function Lazy(properties: P) {
     const Found = found.value;
-    if (Found) return <Found />;
+    if (Found) return <Found {...properties} />;
     if (failed.value && quiet) return null;
     if (failed.value) {
       return (

@@ -47,7 +47,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
   }, []);
   const wide = useSignal(false);
-  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value));
+  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []));
   const active = useSignal("");
   const marks = useSignal<ReadonlySet<string>>(new Set());
 
@@ -154,7 +154,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           <p class="faint">{visible(error.message)}</p>
           <div class="buttons start">
             <button type="button" onClick={() => listing.retry()}>{S.retry}</button>
-            {kind.namespaced && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}
+            {(kind.namespaced || isKind(kind, "", "namespaces")) && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}
           </div>
         </div>
       ) : listing.synced.value && n === 0 ? (

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The choice of a namespace. Users who may not list namespaces type the name of theirs.
+// The choice of a namespace. Users who may not list namespaces choose one in which they have rights, or type its name.
 
 import { api } from "./client";
 import { choose } from "./dialog";
@@ -19,6 +19,16 @@ function used(): string[] {
   }
 }
 
+/** ownNamespaces are those in which RBAC gives the user something; null where the server does not say it. */
+async function ownNamespaces(): Promise<string[] | null> {
+  try {
+    const answer = await api<{ namespaces?: unknown }>("GET", "/coracle/namespaces");
+    return Array.isArray(answer.namespaces) ? answer.namespaces.filter((x): x is string => typeof x === "string") : null;
+  } catch {
+    return null; // a cluster that is not Coracle's
+  }
+}
+
 /** namespaceNames lists the cluster's namespaces; null when the user may not. */
 export async function namespaceNames(): Promise<string[] | null> {
   try {
@@ -31,12 +41,13 @@ export async function namespaceNames(): Promise<string[] | null> {
 
 export async function chooseNamespace(): Promise<void> {
   const names = await namespaceNames();
+  const rights = names ? null : await ownNamespaces();
   const own = session.value?.namespace;
-  const items = names ?? [...new Set([...(own ? [own] : []), ...used()])];
+  const items = names ?? rights ?? [...new Set([...(own ? [own] : []), ...used()])];
   choose({
     title: S.namespace.title,
-    hint: names ? "" : S.namespace.typed,
-    items: [S.namespace.all, ...items],
+    hint: names ? "" : rights ? S.namespace.rights : S.namespace.typed,
+    items: rights ? [...items, S.namespace.all] : [S.namespace.all, ...items],
     current: namespace.value || S.namespace.all,
     free: !names,
     pick: (item) => {
@@ -47,7 +58,7 @@ export async function chooseNamespace(): Promise<void> {
   });
 }
 
-/** beginNamespace is where a new tab begins: everywhere, for those who may list pods everywhere. */
+/** beginNamespace is where a new tab begins: everywhere for those who may list pods everywhere, else where they have rights. */
 export async function beginNamespace(): Promise<string> {
   try {
     const review = await api<{ status: { allowed: boolean } }>("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {
@@ -59,5 +70,7 @@ export async function beginNamespace(): Promise<string> {
   } catch {
     // The user's own namespace is a good place to begin, too.
   }
-  return session.value?.namespace || "default";
+  const own = session.value?.namespace || "default";
+  const rights = await ownNamespaces();
+  return !rights?.length || rights.includes(own) ? own : rights[0];
 }

@@ -13,7 +13,8 @@ import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
 import { lazy } from "./lazy";
 import { now } from "./listing";
 import { eventsOf, RelatedTable, relationsOf } from "./related";
-import { back, format, route, setParams } from "./route";
+import { hasMap } from "./mapped";
+import { back, format, go, route, setParams } from "./route";
 import { SecretData } from "./secret";
 import { S } from "./strings";
 import { Empty } from "./table";
@@ -59,6 +60,8 @@ export function ObjectView() {
 
 const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
 
+const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./sections").then((m) => m.Sections), true);
+
 const TABS = ["details", "yaml", "events"] as const;
 
 function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
@@ -75,6 +78,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
     { key: "y", label: S.keys.yaml, run: () => setTab("yaml"), hint: true },
     { key: "v", label: S.keys.events, run: () => setTab("events"), hint: true },
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, [target]) })),
+    ...(hasMap(kind) ? [{ key: "m", label: S.map.action, run: () => go({ view: "map", kind: kind.id, ns, name }), hint: true }] : []),
     { key: "c", label: S.keys.copy, run: () => void copy(yaml), hint: tab === "yaml" },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
@@ -91,6 +95,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
           <span class="name">{visible(name)}</span>
         </h1>
         <div class="tools">
+          {hasMap(kind) && <button type="button" title={`${S.map.action} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>{S.map.action}</button>}
           {actions.map((a) => {
             const why = a.refused(target);
             return (
@@ -170,6 +175,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
         <Map name={S.fact.labels} entries={Object.entries(object.metadata.labels ?? {})} />
         <Map name={S.fact.annotations} entries={annotations} />
       </dl>
+      <Sections key={"sections" + object.metadata.uid} kind={kind} object={object} />
       {isKind(kind, "", "pods") && <Containers pod={object} />}
       <Conditions object={object} />
       {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} />}

@@ -11,7 +11,7 @@ import { useKeys } from "./keys";
 import { kindByWord, kinds, listPath, objectPath } from "./kinds";
 import { Listing, now } from "./listing";
 import { hrefOf } from "./listview";
-import { claimProblems, columnOf, nodeProblems, podProblems, type Problem, type Warning, warningsOf, workloadProblems } from "./problems";
+import { chartProblems, claimProblems, columnOf, nodeProblems, podProblems, type Problem, type Warning, warningsOf, workloadProblems } from "./problems";
 import { format, namespace } from "./route";
 import { problemsOf, ServerCard, Servers, useServers } from "./servers";
 import { S } from "./strings";
@@ -20,6 +20,9 @@ import { duration, visible, visibleLines } from "./text";
 /** SHOWN is how many problems are shown with their reasons. */
 const SHOWN = 40;
 const LOGS = 10;
+
+/** REREAD is how old the reasons and the log of a problem become, in milliseconds. */
+const REREAD = 300_000;
 
 export function Overview() {
   if (kinds.value.length === 0) return <p class="empty">{S.loading}</p>;
@@ -39,6 +42,7 @@ function Loaded({ ns }: { ns: string }) {
       persistentvolumeclaims: open("persistentvolumeclaims", ns),
       deployments: open("deployments", ns),
       statefulsets: open("statefulsets", ns),
+      helmcharts: open("helmcharts", ns),
       events: open("events", ns, { fieldSelector: "type=Warning" }),
     }),
     [],
@@ -50,6 +54,7 @@ function Loaded({ ns }: { ns: string }) {
     const pods = lists.pods ? podProblems(lists.pods, at) : [];
     const all: Problem[] = [
       ...(lists.nodes ? nodeProblems(lists.nodes) : []),
+      ...(lists.helmcharts ? chartProblems(lists.helmcharts, at) : []),
       ...(lists.persistentvolumeclaims ? claimProblems(lists.persistentvolumeclaims, at) : []),
       ...pods,
       ...(lists.deployments ? workloadProblems("deployments", lists.deployments, pods, at) : []),
@@ -71,7 +76,9 @@ function Loaded({ ns }: { ns: string }) {
   ]);
   // Most users of a namespace may not see the nodes: that is nothing wrong.
   const blind = lists.nodes?.error.value?.code === 403;
-  const errors = Object.values(lists).flatMap((l) => (l?.error.value && !(blind && l === lists.nodes) ? [l.error.value.message] : []));
+  // Nor the charts: those are the administrators'.
+  const unseen = (l: Listing) => l.error.value?.code === 403 && (l === lists.nodes || l === lists.helmcharts);
+  const errors = Object.values(lists).flatMap((l) => (l?.error.value && !unseen(l) ? [l.error.value.message] : []));
   const whole = Object.values(lists).every((l) => !l || l.synced.value || l.error.value);
   const { nodes, pods } = summary.value;
   const byObject = new Map(warnings.value.map((w) => [w.ns + "/" + w.object, w]).reverse() as [string, Warning][]);
@@ -186,7 +193,8 @@ function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning
       closed = true;
       stream?.close();
     };
-  }, [p.reason]);
+    // A page that stands open for days shows the log of now.
+  }, [p.reason, Math.floor(now.value / REREAD)]);
   return (
     <li class={"card" + (p.passing ? " passing-card" : "")}>
       <div class="card-head">

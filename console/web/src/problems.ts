@@ -5,6 +5,7 @@
 import type { Row } from "./connection";
 import type { Listing } from "./listing";
 import { receivedAt } from "./listing";
+import { S } from "./strings";
 import { seconds } from "./text";
 import { toneOfStatus } from "./tones";
 
@@ -82,6 +83,18 @@ export function claimProblems(claims: Listing, now: number): Problem[] {
     const text = cell(row, status);
     if (!text || text === "Bound" || (now - Date.parse(row.created) < PATIENCE && text === "Pending")) continue;
     out.push({ id: row.uid, word: "persistentvolumeclaims", row, reason: text, passing: text === "Pending" });
+  }
+  return out;
+}
+
+/** chartProblems are HelmCharts that are not installed as they say: those of Coracle and of k3s have the same words. */
+export function chartProblems(charts: Listing, now: number): Problem[] {
+  const [ready, failed, reason] = ["Ready", "Failed", "Reason"].map((n) => columnOf(charts, n));
+  const out: Problem[] = [];
+  for (const row of charts.rows.values()) {
+    const final = cell(row, failed) === "True";
+    if (!final && (cell(row, ready) !== "False" || now - Date.parse(row.created) < PATIENCE)) continue;
+    out.push({ id: row.uid, word: "helmcharts", row, reason: cell(row, reason) || S.overview.chartFailed, passing: !final });
   }
   return out;
 }

@@ -7,6 +7,7 @@ import { useEffect, useMemo } from "preact/hooks";
 import { isKind } from "./actions";
 import { tableColumns } from "./columns";
 import type { Row } from "./connection";
+import { mergeEvents } from "./events";
 import { type Kind, kindByWord, label, listPath } from "./kinds";
 import { arrange, Listing, now, type Sort } from "./listing";
 import { hrefOf } from "./listview";
@@ -19,7 +20,8 @@ export interface Relation {
   kind: Kind;
   ns: string;
   query: Record<string, string>;
-  match?: (row: Row) => boolean;
+  /** match chooses rows; cell gives a row's text in a column. */
+  match?: (row: Row, cell: (column: string) => string) => boolean;
 }
 
 /** selectorText writes a label selector as the API's query has it. */
@@ -50,7 +52,7 @@ export function relationsOf(k: Kind, o: Record<string, any>): Relation[] {
   const ns: string = o.metadata.namespace ?? "";
   const name: string = o.metadata.name;
   const out: Relation[] = [];
-  const add = (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: (row: Row) => boolean, at = ns) => {
+  const add = (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: Relation["match"], at = ns) => {
     const kind = kindByWord(word);
     if (kind) out.push({ title: title(kind), kind, ns: at, query, match });
   };
@@ -69,7 +71,34 @@ export function relationsOf(k: Kind, o: Record<string, any>): Relation[] {
   if (isKind(k, "", "persistentvolumeclaims")) {
     add("persistentvolumes", {}, () => S.related.volume, (r) => r.name === o.spec?.volumeName, "");
   }
+  addRelated(k, o, ns, name, add);
   return out;
+}
+
+/** addRelated adds those that are found by what the server prints of them. */
+function addRelated(k: Kind, o: Record<string, any>, ns: string, name: string, add: (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: Relation["match"], at?: string) => void): void {
+  const rbac = "rbac.authorization.k8s.io";
+  const has = (text: string, word: string) => text.split(/[\s,]+/).includes(word);
+  if (isKind(k, "", "serviceaccounts")) {
+    const account = ns + "/" + name;
+    add("rolebindings." + rbac, {}, () => S.related.bindings, (_, cell) => has(cell("ServiceAccounts"), account));
+    add("clusterrolebindings." + rbac, {}, () => S.related.clusterBindings, (_, cell) => has(cell("ServiceAccounts"), account), "");
+    add("rolebindings." + rbac, {}, () => S.related.otherBindings, (r, cell) => r.ns !== ns && has(cell("ServiceAccounts"), account), "");
+  }
+  if (isKind(k, rbac, "roles")) add("rolebindings." + rbac, {}, () => S.related.boundBy, (_, cell) => cell("Role") === "Role/" + name);
+  if (isKind(k, rbac, "clusterroles")) {
+    add("clusterrolebindings." + rbac, {}, () => S.related.boundBy, (_, cell) => cell("Role") === "ClusterRole/" + name, "");
+    add("rolebindings." + rbac, {}, () => S.related.boundInside, (_, cell) => cell("Role") === "ClusterRole/" + name, "");
+  }
+  if (isKind(k, "storage.k8s.io", "storageclasses")) {
+    add("persistentvolumeclaims", {}, () => S.related.claims, (_, cell) => cell("StorageClass") === name, "");
+    add("persistentvolumes", {}, () => S.related.volumes, (_, cell) => cell("StorageClass") === name, "");
+  }
+  if (isKind(k, "policy", "poddisruptionbudgets") || isKind(k, "networking.k8s.io", "networkpolicies")) {
+    const selector = o.spec?.selector ?? o.spec?.podSelector;
+    if (selector) add("pods", selectorText(selector) ? { labelSelector: selectorText(selector) } : {}, () => S.related.selected);
+  }
+  if (isKind(k, "helm.cattle.io", "helmcharts") && o.status?.jobName) add("jobs.batch", {}, () => S.helm.job, (r) => r.name === o.status.jobName);
 }
 
 /** eventsOf is the relation of an object with its events. */
@@ -89,9 +118,13 @@ export function RelatedTable({ relation: r }: { relation: Relation }) {
   const filter = useSignal("");
   const isEvents = r.kind.resource === "events";
   const sort = useSignal<Sort>({ column: isEvents ? "Last Seen" : "Name", descending: false });
-  const rows = useMemo(() => arrange(source, filter, sort, r.match), []);
+  const rows = useMemo(() => {
+    const cell = (row: Row) => (column: string) => String(row.cells[listing.columns.peek().findIndex((c) => c.name === column)] ?? "");
+    const all = arrange(source, filter, sort, r.match && ((row) => r.match!(row, cell(row))));
+    return isEvents ? mergeEvents(listing, all) : all;
+  }, []);
   const columns = useComputed(() => {
-    const all = tableColumns(listing.columns.value, r.kind.namespaced && !r.ns, false);
+    const all = tableColumns(listing.columns.value, r.kind.namespaced && !r.ns, false, isEvents ? ["Count"] : []);
     return isEvents ? all.filter((c) => c.name !== "Object") : all;
   });
   const active = useSignal("");

@@ -5,7 +5,7 @@
 
 import { computed, signal } from "@preact/signals";
 
-export type View = "overview" | "list" | "object" | "logs" | "shell" | "edit" | "create" | "events" | "map";
+export type View = "overview" | "list" | "object" | "logs" | "shell" | "edit" | "create" | "map" | "helm" | "search";
 
 export interface Route {
   view: View;
@@ -15,11 +15,12 @@ export interface Route {
   params: Record<string, string>;
 }
 
-const VIEWS = new Set(["list", "object", "logs", "shell", "edit", "create", "events", "map"]);
+const VIEWS = new Set(["list", "object", "logs", "shell", "edit", "create", "map", "helm", "search"]);
 
 export function parse(hash: string): Route {
   const [path, query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
   const parts = path.split("/").map(decode);
+  if (parts[0] === "events" && parts.length === 1) parts.splice(0, 1, "list", "events.v1");
   const view = VIEWS.has(parts[0]) ? (parts[0] as View) : "overview";
   const params: Record<string, string> = {};
   for (const [k, v] of new URLSearchParams(query)) params[k] = v;
@@ -137,10 +138,13 @@ export const namespace = computed(() => {
   return ns === "*" ? "" : (ns ?? remembered.value ?? "");
 });
 
+/** SCOPED are the views of a namespace, or of all. */
+const SCOPED = new Set<View>(["list", "overview", "map", "helm", "search"]);
+
 /** setNamespace changes it for this list and later ones. */
 export function setNamespace(ns: string): void {
   remembered.value = ns;
-  if (route.value.view === "list" || route.value.view === "events" || route.value.view === "overview" || route.value.view === "map") setParams({ ns: ns || "*" });
+  if (SCOPED.has(route.value.view)) setParams({ ns: ns || "*" });
 }
 
 /** rememberNamespace is for views that stand in a namespace by their address. */

@@ -8,7 +8,7 @@ import { useEffect } from "preact/hooks";
 import { api, ApiError, reasonOf } from "./client";
 import { now } from "./listing";
 import { S } from "./strings";
-import { age, visible } from "./text";
+import { age, bytes, visible } from "./text";
 import type { Tone } from "./tones";
 
 const PERIOD = 10_000;
@@ -36,6 +36,10 @@ interface Component {
 
 export interface Report {
   servers: Server[];
+  store?: { live: number; total: number; quota?: number };
+  snapshots?: { count: number; last?: string; lastSize?: number; failures: number; scheduled: boolean };
+  virtualIPs?: string[];
+  networkBackend?: string;
   failures: string;
   problems: string[];
   components: Component[];
@@ -57,7 +61,7 @@ export function useServers(): Signal<Report | null> {
       let again = true;
       try {
         const r = await api<Partial<Record<keyof Report, any>>>("GET", "/coracle/status");
-        if (!closed) report.value = { servers: r.servers ?? [], failures: r.failures ?? "", problems: r.problems ?? [], components: r.components ?? [], trouble: "" };
+        if (!closed) report.value = { servers: r.servers ?? [], failures: r.failures ?? "", problems: r.problems ?? [], components: r.components ?? [], store: r.store, snapshots: r.snapshots, virtualIPs: r.virtualIPs, networkBackend: r.networkBackend, trouble: "" };
       } catch (err) {
         if (closed) return;
         if (err instanceof ApiError && (err.code === 403 || err.code === 404)) {
@@ -154,6 +158,51 @@ export function Servers({ report: r }: { report: Report }) {
           })}
         </tbody>
       </table>
+      <More report={r} />
     </section>
+  );
+}
+
+/** More is what the server that was asked has of the cluster's other parts. What is not configured is not shown. */
+function More({ report: r }: { report: Report }) {
+  const leader = r.servers.find((s) => s.role === "leader")?.name;
+  const snapshots = r.snapshots;
+  const facts: [string, string, Tone][] = [];
+  if (r.virtualIPs?.length) facts.push([S.servers.virtualIP, r.virtualIPs.join(", ") + (leader ? S.servers.heldBy(leader) : ""), leader ? "" : "passing"]);
+  if (r.networkBackend) facts.push([S.servers.backend, r.networkBackend, ""]);
+  if (r.store) facts.push([S.servers.store, S.servers.storeText(bytes(r.store.live), bytes(r.store.total), r.store.quota ? bytes(r.store.quota) : ""), r.store.quota && r.store.total > r.store.quota * 0.8 ? "passing" : ""]);
+  if (snapshots) {
+    const last = snapshots.last ? S.servers.lastSnapshot(S.overview.ago(age(snapshots.last, now.value)), bytes(snapshots.lastSize ?? 0)) : "";
+    facts.push([S.servers.snapshots, S.servers.snapshotText(snapshots.count, last, snapshots.failures, snapshots.scheduled), snapshots.failures ? "passing" : ""]);
+  }
+  const self = r.servers.find((s) => s.self)?.name ?? "";
+  return (
+    <>
+      <dl class="facts">
+        {facts.map(([k, v, tone]) => (
+          <div key={k}>
+            <dt>{k}</dt>
+            <dd class={tone}>{visible(v)}</dd>
+          </div>
+        ))}
+      </dl>
+      {r.components.length > 0 && (
+        <details>
+          <summary class="faint">{S.servers.parts(visible(self))}</summary>
+          <table class="plain">
+            <tbody>
+              {r.components.map((c) => (
+                <tr key={c.name}>
+                  <td>{visible(c.name)}</td>
+                  <td class={c.state === "failed" ? "bad" : c.state === "degraded" ? "passing" : c.state === "running" ? "good" : ""}>{visible(c.state)}</td>
+                  <td class="faint">{c.since ? age(c.since, now.value) : ""}</td>
+                  <td>{visible(c.message)}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </details>
+      )}
+    </>
   );
 }

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+const (
+	// maxRevisions bounds the revisions that are looked through for a list, maxReleases those that are read for it.
+	maxRevisions, maxReleases = 10000, 200
+	// maxHistory bounds the revisions of one release that are read.
+	maxHistory = 20
+	// helmRequests is how many requests one list or history makes at once.
+	helmRequests = 4
+)
+
+// helmDrivers are the kinds in which Helm keeps releases, with what selects these. The first is Helm's default.
+var helmDrivers = []struct{ resource, fields string }{{"secrets", "type=helm.sh/release.v1"}, {"configmaps", ""}}
+
+// releaseRow is one revision of a release.
+type releaseRow struct {
+	Name        string `json:"name"`
+	Namespace   string `json:"namespace"`
+	Revision    int    `json:"revision"`
+	Status      string `json:"status"`
+	Chart       string `json:"chart,omitempty"`
+	Version     string `json:"version,omitempty"`
+	AppVersion  string `json:"appVersion,omitempty"`
+	Updated     string `json:"updated,omitempty"`
+	Description string `json:"description,omitempty"`
+	// Driver is the kind of the object that has it.
+	Driver string `json:"driver"`
+	// Trouble is why the rest is not known.
+	Trouble string `json:"trouble,omitempty"`
+
+	object string // the name of that object
+}
+
+// releasesAnswer are the releases of a namespace, or of all.
+type releasesAnswer struct {
+	Releases []releaseRow `json:"releases"`
+	// Partial says what is missing.
+	Partial []string `json:"partial"`
+}
+
+// releaseAnswer is one revision of a release. The texts are there when they were asked for: they may have passwords.
+type releaseAnswer struct {
+	releaseRow
+	History  []releaseRow `json:"history"`
+	Notes    string       `json:"notes,omitempty"`
+	Values   string       `json:"values,omitempty"`
+	Manifest string       `json:"manifest,omitempty"`
+}
+
+// releases answers with the newest revision of each release.
+func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
+	namespace := r.URL.Query().Get("namespace")
+	if namespace != "" && len(validation.IsDNS1123Label(namespace)) > 0 {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace", namespace))
+		return
+	}
+	out := releasesAnswer{Releases: []releaseRow{}, Partial: []string{}}
+	var failed error
+	for _, driver := range helmDrivers {
+		rows, err := u.revisions(r.Context(), driver.resource, driver.fields, namespace, "owner=helm")
+		if err != nil {
+			if failed == nil {
+				failed = err
+			}
+			_, _, text := explain(err)
+			out.Partial = append(out.Partial, text)
+			continue
+		}
+		if len(rows) >= maxRevisions {
+			out.Partial = append(out.Partial, fmt.Sprintf("the cluster has more than %d revisions in %s: choose a namespace", maxRevisions, driver.resource))
+		}
+		out.Releases = append(out.Releases, newest(rows)...)
+	}
+	if len(out.Partial) == len(helmDrivers) && failed != nil {
+		refuseError(w, failed)
+		return
+	}
+	slices.SortFunc(out.Releases, func(a, b releaseRow) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Driver, b.Driver))
+	})
+	if n := len(out.Releases); n > maxReleases {
+		out.Partial = append(out.Partial, fmt.Sprintf("the charts of %d releases only are read: choose a namespace for the others", maxReleases))
+	}
+	h.fill(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
+	answer(w, out)
+}
+
+// release answers with one revision of a release, the newest if none is named, and with its history.
+func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
+	q := r.URL.Query()
+	namespace, name, driver := q.Get("namespace"), q.Get("name"), cmp.Or(q.Get("driver"), helmDrivers[0].resource)
+	at := slices.IndexFunc(helmDrivers, func(d struct{ resource, fields string }) bool { return d.resource == driver })
+	if len(validation.IsDNS1123Label(namespace)) > 0 || name == "" || len(validation.IsValidLabelValue(name)) > 0 || at < 0 {
+		refuse(w, http.StatusBadRequest, "this is not the name of a release")
+		return
+	}
+	rows, err := u.revisions(r.Context(), driver, helmDrivers[at].fields, namespace, "owner=helm,name="+name)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	slices.SortFunc(rows, func(a, b releaseRow) int { return cmp.Compare(b.Revision, a.Revision) })
+	wanted := 0
+	if text := q.Get("revision"); text != "" {
+		wanted = slices.IndexFunc(rows, func(row releaseRow) bool { return strconv.Itoa(row.Revision) == text })
+	}
+	if wanted < 0 || len(rows) == 0 {
+		refuse(w, http.StatusNotFound, "there is no such release")
+		return
+	}
+	out := releaseAnswer{}
+	if q.Get("content") == "true" {
+		record, err := h.record(r.Context(), u, rows[wanted])
+		if err == nil {
+			out.Notes, out.Manifest = shortened(record.Info.Notes), shortened(record.Manifest)
+			out.Values, err = record.values()
+		}
+		if err != nil {
+			refuseError(w, err)
+			return
+		}
+	}
+	first := max(0, min(wanted, len(rows)-maxHistory))
+	out.History = rows[first:min(len(rows), first+maxHistory)]
+	h.fill(r.Context(), u, out.History)
+	out.releaseRow = rows[wanted]
+	answer(w, out)
+}
+
+// revisions are what the metadata of Helm's objects says. What is not as Helm writes it is left out.
+func (u *user) revisions(ctx context.Context, resource, fields, namespace, selector string) ([]releaseRow, error) {
+	path := "/api/v1/" + resource
+	if namespace != "" {
+		path = "/api/v1/namespaces/" + namespace + "/" + resource
+	}
+	query := url.Values{"labelSelector": {selector}}
+	if fields != "" {
+		query.Set("fieldSelector", fields)
+	}
+	var out []releaseRow
+	err := u.readMetadata(ctx, path, query, func(page []metadata) bool {
+		for i := range page {
+			m := &page[i]
+			revision, err := strconv.Atoi(m.Labels["version"])
+			if err != nil || m.Labels["name"] == "" || m.Labels["owner"] != "helm" {
+				continue
+			}
+			out = append(out, releaseRow{
+				Name: m.Labels["name"], Namespace: m.Namespace, Revision: revision, Status: m.Labels["status"], Driver: resource, object: m.Name,
+			})
+		}
+		return len(out) < maxRevisions
+	})
+	return out, err
+}
+
+// newest keeps the newest revision of each release.
+func newest(rows []releaseRow) []releaseRow {
+	type key struct{ namespace, name string }
+	at := map[key]int{}
+	var out []releaseRow
+	for i := range rows {
+		k := key{rows[i].Namespace, rows[i].Name}
+		j, found := at[k]
+		if !found {
+			at[k] = len(out)
+			out = append(out, rows[i])
+		} else if rows[i].Revision > out[j].Revision {
+			out[j] = rows[i]
+		}
+	}
+	return out
+}
+
+// fill reads what the metadata does not say.
+func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
+	atOnce(len(rows), helmRequests, func(i int) {
+		record, err := h.record(ctx, u, rows[i])
+		if err != nil {
+			_, _, rows[i].Trouble = explain(err)
+			return
+		}
+		c := record.Chart.Metadata
+		rows[i].Chart, rows[i].Version, rows[i].AppVersion = c.Name, c.Version, c.AppVersion
+		rows[i].Updated, rows[i].Description = record.Info.LastDeployed, record.Info.Description
+	})
+}
+
+// record reads and unpacks one revision; few at once, since one may be large.
+func (h *Handler) record(ctx context.Context, u *user, row releaseRow) (*releaseRecord, error) {
+	var object struct{ Data struct{ Release string } }
+	path := "/api/v1/namespaces/" + row.Namespace + "/" + row.Driver + "/" + row.object
+	if err := u.get(ctx, path, nil, &object); err != nil {
+		return nil, err
+	}
+	text := object.Data.Release
+	if row.Driver == "secrets" { // whose values the API gives in base64
+		inner, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			return nil, apierrors.NewBadRequest("the Secret of the release cannot be read: " + err.Error())
+		}
+		text = string(inner)
+	}
+	select {
+	case h.texts <- struct{}{}:
+		defer func() { <-h.texts }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for other texts: %w", ctx.Err())
+	}
+	record, err := newReleaseRecord(text)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	return record, nil
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	// maxRelease bounds a revision of a release when it is unpacked, in bytes: packed it has 1 MB at most.
+	maxRelease = 16 << 20
+	// maxReleaseText bounds each of the texts of a release that are shown, in bytes.
+	maxReleaseText = 2 << 20
+)
+
+// releaseRecord is what Helm keeps of a revision, as far as it is shown (helm.sh/helm/v4/pkg/release/v1).
+type releaseRecord struct {
+	Info struct {
+		LastDeployed string `json:"last_deployed"` //nolint:tagliatelle // Helm's name
+		Description  string `json:"description"`
+		Notes        string `json:"notes"`
+	} `json:"info"`
+	Chart struct {
+		Metadata struct {
+			Name       string `json:"name"`
+			Version    string `json:"version"`
+			AppVersion string `json:"appVersion"`
+		} `json:"metadata"`
+	} `json:"chart"`
+	Config   json.RawMessage `json:"config"`
+	Manifest string          `json:"manifest"`
+}
+
+// newReleaseRecord unpacks what Helm writes: JSON, packed by gzip but for the oldest, in base64.
+func newReleaseRecord(text string) (*releaseRecord, error) {
+	packed, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, fmt.Errorf("the release is not base64: %w", err)
+	}
+	var unpacked io.Reader = bytes.NewReader(packed)
+	if bytes.HasPrefix(packed, []byte{0x1f, 0x8b}) {
+		if unpacked, err = gzip.NewReader(unpacked); err != nil {
+			return nil, fmt.Errorf("unpacking the release: %w", err)
+		}
+	}
+	limited := &io.LimitedReader{R: unpacked, N: maxRelease}
+	r := &releaseRecord{}
+	if err := json.NewDecoder(limited).Decode(r); err != nil {
+		if limited.N <= 0 {
+			return nil, fmt.Errorf("the release is longer than %d MB", maxRelease>>20)
+		}
+		return nil, fmt.Errorf("reading the release: %w", err)
+	}
+	return r, nil
+}
+
+// values are those that the user gave, as YAML.
+func (r *releaseRecord) values() (string, error) {
+	if len(r.Config) == 0 || string(r.Config) == "null" || string(r.Config) == "{}" {
+		return "", nil
+	}
+	if len(r.Config) > maxReleaseText {
+		return fmt.Sprintf("# The values are longer than %d MB.\n", maxReleaseText>>20), nil
+	}
+	text, err := yaml.JSONToYAML(r.Config)
+	if err != nil {
+		return "", fmt.Errorf("writing the values as YAML: %w", err)
+	}
+	return string(text), nil
+}
+
+// shortened is a text of a release, or its beginning.
+func shortened(text string) string {
+	if len(text) <= maxReleaseText {
+		return text
+	}
+	return text[:maxReleaseText] + fmt.Sprintf("\n… (%d more bytes)", len(text)-maxReleaseText)
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+)
+
+// schedule answers with the next run of a schedule of a CronJob. One without a time zone is in UTC, as servers mostly
+// are: which one the cluster's controller has, the API does not say.
+func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, u *user) {
+	if err := h.authenticate(r.Context(), u); err != nil {
+		refuseError(w, err)
+		return
+	}
+	next, err := nextRun(r.URL.Query().Get("schedule"), r.URL.Query().Get("zone"), time.Now())
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	answer(w, map[string]string{"next": next})
+}
+
+// nextRun is the first time after now at which a schedule runs (RFC 3339).
+func nextRun(text, zone string, now time.Time) (string, error) {
+	if len(text) > 200 || strings.Contains(text, "TZ") { // a zone inside it is refused by Kubernetes, too
+		return "", fmt.Errorf("%.200q is not the schedule of a CronJob", text)
+	}
+	schedule, err := cron.ParseStandard(text)
+	if err != nil {
+		return "", fmt.Errorf("this is not the schedule of a CronJob: %w", err)
+	}
+	in, err := time.LoadLocation(zone)
+	if err != nil {
+		return "", fmt.Errorf("the time zone of the schedule: %w", err)
+	}
+	next := schedule.Next(now.In(in))
+	if next.IsZero() {
+		return "", fmt.Errorf("the schedule %q never runs", text)
+	}
+	return next.Format(time.RFC3339), nil
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+const (
+	// maxSearchPaths bounds the kinds of one search, maxFound what it finds, maxSearched the objects of one kind that it
+	// looks through.
+	maxSearchPaths, maxFound, maxSearched = 1000, 500, 20000
+	// searchRequests is how many requests one search makes at once, maxSearches how many searches there are at once.
+	searchRequests, maxSearches = 4, 2
+)
+
+// foundObject is one that a search has found.
+type foundObject struct {
+	Path      string `json:"path"` // of the list that has it
+	Namespace string `json:"ns,omitempty"`
+	Name      string `json:"name"`
+	Created   string `json:"created,omitempty"`
+	// Label is the one that matched, if the name did not.
+	Label string `json:"label,omitempty"`
+}
+
+// search sends the objects of the lists at some paths whose name or labels have a text, as they are found. Lists that
+// the user may not read, and kinds that cannot be listed, have none.
+func (st *stream) search(ctx context.Context, text string, paths []string) error {
+	text = strings.ToLower(strings.TrimSpace(text))
+	if text == "" || len(paths) > maxSearchPaths {
+		return apierrors.NewBadRequest(fmt.Sprintf("a search has a text, and %d kinds at most", maxSearchPaths))
+	}
+	select {
+	case st.s.h.searches <- struct{}{}:
+		defer func() { <-st.s.h.searches }()
+	case <-ctx.Done():
+		return errClosed
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		mu    sync.Mutex // guards what follows, and keeps the messages in order
+		count int
+		done  int
+		lost  error // why the tab gets no more
+	)
+	report := func(m message, rows []foundObject, end bool) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		rows = rows[:min(len(rows), maxFound-count)]
+		count += len(rows)
+		if end {
+			done++
+		}
+		m["type"], m["found"], m["done"], m["of"], m["full"] = "found", rows, done, len(paths), count >= maxFound
+		if lost == nil && (end || len(rows) > 0) {
+			lost = st.send(m)
+		}
+		if lost != nil || count >= maxFound {
+			cancel()
+			return false
+		}
+		return true
+	}
+	atOnce(len(paths), searchRequests, func(i int) {
+		if ctx.Err() != nil {
+			return
+		}
+		seen, more := 0, true
+		err := st.s.u.readMetadata(ctx, paths[i], url.Values{}, func(page []metadata) bool {
+			seen += len(page)
+			more = report(message{}, matching(page, paths[i], text), false)
+			return more && seen < maxSearched
+		})
+		if !more || ctx.Err() != nil {
+			return
+		}
+		m := message{}
+		switch {
+		case err != nil:
+			code, _, why := explain(err)
+			if code != http.StatusForbidden && code != http.StatusNotFound && code != http.StatusMethodNotAllowed {
+				m["trouble"] = why
+			}
+		case seen >= maxSearched:
+			m["trouble"] = fmt.Sprintf("%s: the first %d objects only were searched", paths[i], seen)
+		}
+		report(m, nil, true)
+	})
+	return lost
+}
+
+// matching are the objects of a page whose name or labels have a text.
+func matching(page []metadata, path, text string) []foundObject {
+	var out []foundObject
+	for i := range page {
+		m := &page[i]
+		f := foundObject{Path: path, Namespace: m.Namespace, Name: m.Name, Created: m.CreationTimestamp}
+		if strings.Contains(strings.ToLower(m.Name), text) {
+			out = append(out, f)
+			continue
+		}
+		for key, value := range m.Labels {
+			if label := key + "=" + value; strings.Contains(strings.ToLower(label), text) && (f.Label == "" || label < f.Label) {
+				f.Label = label
+			}
+		}
+		if f.Label != "" {
+			out = append(out, f)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b foundObject) int { return cmp.Compare(a.Label, b.Label) }) // names first
+	return out
+}

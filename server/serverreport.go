@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// serverReport is what this server says of the cluster and of itself to users of the API: what it knows anyway, and the
+// names and headers of its snapshots.
+func (s *Server) serverReport(servers status.Servers) status.ServerReport {
+	out := status.ServerReport{Servers: servers, Components: []status.Component{}, NetworkBackend: s.backend.Last()}
+	if s.o.Board != nil {
+		out.Components = s.o.Board.Components()
+	}
+	for _, a := range s.vips.Kept() {
+		out.VirtualIPs = append(out.VirtualIPs, a.String())
+	}
+	if store := s.store.Load(); store != nil {
+		stats := store.View().Stats()
+		out.Store = &status.StoreSize{Live: stats.LiveBytes, Total: stats.TotalBytes, Quota: store.EtcdStatus().Quota}
+	}
+	if kept, err := s.snapshots.Summary(); err != nil {
+		s.log.Debug("the snapshots are not in the report of this server", "error", err)
+	} else if kept.Scheduled || kept.Count > 0 {
+		out.Snapshots = &kept
+	}
+	return out
+}
