@@ -29,7 +29,8 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 		return err
 	}
 	query := r.values()
-	query.Set("stdin", "true")
+	silent := r.Op == "attach" && query.Get("stdin") == "false" // to a program that reads nothing
+	query.Set("stdin", strconv.FormatBool(!silent))
 	query.Set("stdout", "true")
 	query.Set("stderr", strconv.FormatBool(!r.TTY)) // a terminal has one output
 	query.Set("tty", strconv.FormatBool(r.TTY))
@@ -46,7 +47,10 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	defer func() { _ = stdin.Close() }() // a pipe in memory
 	sizes := make(sizeQueue, 1)
 	go st.feed(ctx, typed, sizes)
-	options := remotecommand.StreamOptions{Stdin: stdin, Stdout: &output{st: st, number: 1}, Tty: r.TTY}
+	options := remotecommand.StreamOptions{Stdout: &output{st: st, number: 1}, Tty: r.TTY}
+	if !silent {
+		options.Stdin = stdin
+	}
 	if r.TTY {
 		options.TerminalSizeQueue = sizes
 	} else {

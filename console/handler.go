@@ -67,9 +67,11 @@ type Handler struct {
 	texts   chan struct{} // has a place for each text that is worked on
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 
+	forwards forwards
+
 	closing chan struct{} // closed by Close
 	close   func()
-	open    sync.WaitGroup // the WebSockets
+	open    sync.WaitGroup // the WebSockets and the forwards
 }
 
 // New makes a console.
@@ -96,14 +98,20 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
 	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
+	h.mux.HandleFunc("GET /rollout", h.withUser(h.withText(h.rollout)))
+	h.mux.HandleFunc("POST /rollout/undo", h.withUser(h.withText(h.undo)))
+	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
+	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
+	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
 	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))
 	h.mux.HandleFunc("GET /ws", h.socket)
 	return h, nil
 }
 
-// Close ends all WebSockets, and returns when they have ended.
+// Close ends all WebSockets and forwards, and returns when they have ended.
 func (h *Handler) Close() {
 	h.close()
+	h.forwards.close()
 	h.open.Wait()
 }
 

@@ -9,6 +9,7 @@ import { CommandBar, commandOpen } from "./commandbar";
 import { connected, disconnect } from "./connection";
 import { closeDialog, DialogHost, show } from "./dialog";
 import { dropAllDrafts } from "./drafts";
+import { forgetForwards, forwards, openForwards, readForwards } from "./forwards";
 import { Help } from "./help";
 import { layers, useKeys } from "./keys";
 import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kinds";
@@ -51,10 +52,12 @@ function Frame() {
           timer = setTimeout(load, 3_000);
         });
     void load();
+    void readForwards();
     return () => {
       clearTimeout(timer);
       disconnect();
       forgetPermissions();
+      forgetForwards();
       kinds.value = [];
     };
   }, []);
@@ -63,6 +66,7 @@ function Frame() {
     { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
     { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
+    { key: "F", label: S.keys.forwards, run: openForwards },
   ]);
   const title = useTitle();
   const s = session.value;
@@ -77,6 +81,7 @@ function Frame() {
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
         </button>
+        {forwards.value.length > 0 && <button type="button" title={S.forwards.title} onClick={openForwards}>{S.forwards.count(forwards.value.length)}</button>}
         <span class="spacer" />
         <ConnectionState />
         <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>

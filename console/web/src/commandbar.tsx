@@ -6,6 +6,7 @@ import { signal } from "@preact/signals";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { announce } from "./announce";
 import { kindByWord, label, refreshKinds, suggest } from "./kinds";
+import { openForwards } from "./forwards";
 import { go, namespace, setNamespace, type View } from "./route";
 import { S } from "./strings";
 
@@ -18,6 +19,9 @@ interface Choice {
   run(ns: string | null): void;
 }
 
+/** DIALOGS are opened by a word. */
+const DIALOGS: [words: string, open: () => void][] = [["forwards", openForwards]];
+
 const VIEWS: [words: string[], view: View][] = [
   [["overview", "home"], "overview"],
   [["problems"], "overview"],
@@ -29,6 +33,9 @@ function choices(text: string): Choice[] {
   const word = text.trim().split(/\s+/)[0].toLowerCase();
   for (const [words, view] of VIEWS) {
     if (word && words[0].startsWith(word)) out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
+  }
+  for (const [words, open] of DIALOGS) {
+    if (word && words.startsWith(word)) out.push({ id: words, text: words, note: S.command.view, run: open });
   }
   for (const k of suggest(word)) {
     out.push({

@@ -8,7 +8,7 @@ import { send as request } from "./client";
 import { session, token } from "./session";
 
 export interface Request {
-  op: "list" | "object" | "log" | "exec" | "attach";
+  op: "list" | "object" | "log" | "exec" | "attach" | "drain";
   path: string;
   query?: Record<string, string>;
   rv?: string;
@@ -46,6 +46,7 @@ export type Message =
   | { type: "lines"; lines: string[] }
   | { type: "data"; data: string; stream: number }
   | { type: "exit"; exit: number }
+  | { type: "drain"; pod: string; state: string; message: string }
   | { type: "end"; code: number; reason?: string; message?: string };
 
 /** Client is the user of a stream. */
