@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
@@ -36,26 +37,50 @@ func (f *forward) dial(ctx context.Context) (httpstream.Connection, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardDial)
 	defer cancel()
-	type result struct {
-		conn httpstream.Connection
-		err  error
-	}
-	dialed := make(chan result, 1) // the dialing takes no context: it may end after nobody waits any more
-	go func() {
+	conn, err := await(ctx, func() (httpstream.Connection, error) {
 		conn, _, err := dialer.Dial(portforward.PortForwardProtocolV1Name)
-		dialed <- result{conn, err}
+		return conn, err //nolint:wrapcheck // below
+	}, func(late httpstream.Connection) { _ = late.Close() })
+	if refused := refusedUpgrade(err); refused != nil {
+		return nil, refused
+	}
+	return conn, err
+}
+
+// await runs f, which takes no context and may be slow. It waits for f no longer than ctx; late then gets what f returns.
+func await[T any](ctx context.Context, f func() (T, error), late func(T)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
 	}()
 	select {
-	case r := <-dialed:
-		return r.conn, r.err
+	case r := <-done:
+		return r.value, r.err
 	case <-ctx.Done():
 		go func() {
-			if r := <-dialed; r.err == nil {
-				_ = r.conn.Close() // nothing was sent
+			if r := <-done; r.err == nil {
+				late(r.value)
 			}
 		}()
-		return nil, fmt.Errorf("the pod's node: %w", ctx.Err())
+		var none T
+		return none, fmt.Errorf("waiting for the pod's node: %w", ctx.Err())
 	}
+}
+
+// refusedUpgrade is what an API that understands WebSockets answered instead of opening one: the user has not the right,
+// or the pod is gone.
+func refusedUpgrade(err error) error {
+	var upgrade *httpstream.UpgradeFailureError
+	var status *apierrors.StatusError
+	if errors.As(err, &upgrade) && errors.As(upgrade.Cause, &status) {
+		return status
+	}
+	return nil
 }
 
 func (f *forward) dialer() (httpstream.Dialer, error) {
@@ -74,7 +99,7 @@ func (f *forward) dialer() (httpstream.Dialer, error) {
 	}
 	older := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
 	return portforward.NewFallbackDialerForStreaming(ws, older, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+		return refusedUpgrade(err) == nil && (httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err))
 	}), nil
 }
 
@@ -91,17 +116,12 @@ func (f *forward) serve(ctx context.Context, local net.Conn) error {
 		_ = remote.Close()
 	})
 	defer stop()
-	header := http.Header{}
-	header.Set(corev1.StreamType, corev1.StreamTypeError)
-	header.Set(corev1.PortHeader, strconv.Itoa(f.state.Port)) // which does not change
-	header.Set(corev1.PortForwardRequestIDHeader, "0")
-	failures, err := remote.CreateStream(header)
+	failures, err := f.newStream(ctx, remote, corev1.StreamTypeError)
 	if err != nil {
 		return fmt.Errorf("connecting to the pod: %w", err)
 	}
 	_ = failures.Close() // says that we write nothing to it
-	header.Set(corev1.StreamType, corev1.StreamTypeData)
-	data, err := remote.CreateStream(header)
+	data, err := f.newStream(ctx, remote, corev1.StreamTypeData)
 	if err != nil {
 		return fmt.Errorf("connecting to the pod: %w", err)
 	}
@@ -124,4 +144,16 @@ func (f *forward) serve(ctx context.Context, local net.Conn) error {
 		return fmt.Errorf("the connection to the pod: %w", err)
 	}
 	return nil
+}
+
+// newStream opens one of the two streams that a connection to a port has.
+func (f *forward) newStream(ctx context.Context, remote httpstream.Connection, kind string) (httpstream.Stream, error) {
+	header := http.Header{}
+	header.Set(corev1.StreamType, kind)
+	header.Set(corev1.PortHeader, strconv.Itoa(f.state.Port)) // which does not change
+	header.Set(corev1.PortForwardRequestIDHeader, "0")
+	// It waits for the node for half a minute, even when the connection has ended.
+	return await(ctx, func() (httpstream.Stream, error) { return remote.CreateStream(header) }, func(late httpstream.Stream) {
+		_ = late.Reset() // else the connection would wait for it
+	})
 }
