@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +20,9 @@ import (
 	utilexec "k8s.io/client-go/util/exec"
 	"k8s.io/streaming/pkg/httpstream"
 )
+
+// brokenStream is in client-go's error when a connection ends before the program does (tools/remotecommand/errorstream.go).
+const brokenStream = "error reading from error stream"
 
 // runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.
 func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
@@ -60,6 +64,9 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	var exit utilexec.CodeExitError
 	if errors.As(err, &exit) {
 		return st.send(message{"type": "exit", "exit": exit.Code})
+	}
+	if err != nil && strings.Contains(err.Error(), brokenStream) {
+		return fmt.Errorf("the connection to the container was lost: its node, the API or a proxy between has ended it (%w)", err)
 	}
 	if err != nil {
 		return fmt.Errorf("running the command: %w", err)
