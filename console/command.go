@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +21,9 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
+// brokenStream is in client-go's error when a connection ends before the program does (tools/remotecommand/errorstream.go).
+const brokenStream = "error reading from error stream"
+
 // runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.
 func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	if st.s.h.o.ReadOnly {
@@ -29,7 +33,8 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 		return err
 	}
 	query := r.values()
-	query.Set("stdin", "true")
+	silent := r.Op == "attach" && query.Get("stdin") == "false" // to a program that reads nothing
+	query.Set("stdin", strconv.FormatBool(!silent))
 	query.Set("stdout", "true")
 	query.Set("stderr", strconv.FormatBool(!r.TTY)) // a terminal has one output
 	query.Set("tty", strconv.FormatBool(r.TTY))
@@ -46,7 +51,10 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	defer func() { _ = stdin.Close() }() // a pipe in memory
 	sizes := make(sizeQueue, 1)
 	go st.feed(ctx, typed, sizes)
-	options := remotecommand.StreamOptions{Stdin: stdin, Stdout: &output{st: st, number: 1}, Tty: r.TTY}
+	options := remotecommand.StreamOptions{Stdout: &output{st: st, number: 1}, Tty: r.TTY}
+	if !silent {
+		options.Stdin = stdin
+	}
 	if r.TTY {
 		options.TerminalSizeQueue = sizes
 	} else {
@@ -56,6 +64,9 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	var exit utilexec.CodeExitError
 	if errors.As(err, &exit) {
 		return st.send(message{"type": "exit", "exit": exit.Code})
+	}
+	if err != nil && strings.Contains(err.Error(), brokenStream) {
+		return fmt.Errorf("the connection to the container was lost: its node, the API or a proxy between has ended it (%w)", err)
 	}
 	if err != nil {
 		return fmt.Errorf("running the command: %w", err)

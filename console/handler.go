@@ -68,10 +68,11 @@ type Handler struct {
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 
 	searches chan struct{} // has a place for each search that is at work
+	forwards forwards
 
 	closing chan struct{} // closed by Close
 	close   func()
-	open    sync.WaitGroup // the WebSockets
+	open    sync.WaitGroup // the WebSockets and the forwards
 }
 
 // New makes a console.
@@ -103,14 +104,20 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /helm/release", h.withUser(h.release))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
 	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
+	h.mux.HandleFunc("GET /rollout", h.withUser(h.withText(h.rollout)))
+	h.mux.HandleFunc("POST /rollout/undo", h.withUser(h.withText(h.undo)))
+	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
+	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
+	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
 	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))
 	h.mux.HandleFunc("GET /ws", h.socket)
 	return h, nil
 }
 
-// Close ends all WebSockets, and returns when they have ended.
+// Close ends all WebSockets and forwards, and returns when they have ended.
 func (h *Handler) Close() {
 	h.close()
+	h.forwards.close()
 	h.open.Wait()
 }
 

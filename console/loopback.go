@@ -70,11 +70,28 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	if err != nil {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	if l.listener, err = lc.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port))); err != nil {
+	l.listener, err = listenBesideForwards(o.Port, func() (net.Listener, error) {
+		var lc net.ListenConfig
+		return lc.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port)))
+	})
+	if err != nil {
 		return nil, fmt.Errorf("opening a port for the browser (--port names another): %w", err)
 	}
 	return l, nil
+}
+
+// listenBesideForwards opens a port that no forward can have (firstForwardPort), unless the user chose one.
+func listenBesideForwards(chosen int, open func() (net.Listener, error)) (net.Listener, error) {
+	for {
+		l, err := open()
+		if err != nil {
+			return nil, err
+		}
+		if address, _ := l.Addr().(*net.TCPAddr); chosen != 0 || !isForwardPort(address.Port) {
+			return l, nil
+		}
+		defer l.Close() // not before another one is found
+	}
 }
 
 // loopbackName says whether a browser calls this machine so.

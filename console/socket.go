@@ -238,6 +238,8 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 		err = st.readLog(ctx, r.Path, r.values())
 	case "exec", "attach":
 		err = st.runCommand(ctx, &r)
+	case "drain":
+		err = st.drainNode(ctx, &r)
 	default:
 		err = fmt.Errorf("the console does not know %q: load the page again", r.Op)
 	}

@@ -9,6 +9,7 @@ import { type Kind, kindByWord, listPath, objectPath } from "./kinds";
 import { command, commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { go } from "./route";
+import { session } from "./session";
 import { S } from "./strings";
 
 export interface Target {
@@ -80,6 +81,37 @@ export const ACTIONS: Action[] = [
     run: ([t]) => go({ view: "shell", kind: t.kind.id, ns: t.ns, name: t.name }),
   },
   {
+    id: "attach",
+    key: "A",
+    label: S.action.attach,
+    applies: (k) => isKind(k, "", "pods"),
+    refused: (t) => refusal("create", t.kind, t.ns, t.name, "attach"),
+    many: false,
+    run: ([t]) => go({ view: "shell", kind: t.kind.id, ns: t.ns, name: t.name, params: { mode: "attach" } }),
+  },
+  {
+    id: "debug",
+    key: "b",
+    label: S.action.debug,
+    applies: (k) => isKind(k, "", "pods") && k.subresources.includes("ephemeralcontainers"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name, "ephemeralcontainers") || refusal("create", t.kind, t.ns, t.name, "attach"),
+    many: false,
+    run: ([t]) => later(import("./debug").then((m) => m.debug(t))),
+  },
+  {
+    id: "forward",
+    key: "f",
+    label: S.action.forward,
+    applies: (k) => isKind(k, "", "pods", "services"),
+    refused: (t) => {
+      const pods = kindByWord("pods");
+      // A server's console only shows the command.
+      return pods && session.value?.mode === "loopback" ? refusal("create", pods, t.ns, isKind(t.kind, "", "pods") ? t.name : "", "portforward") : "";
+    },
+    many: false,
+    run: ([t]) => later(import("./forwardview").then((m) => m.forward(t))),
+  },
+  {
     id: "edit",
     key: "e",
     label: S.action.edit,
@@ -120,6 +152,24 @@ export const ACTIONS: Action[] = [
       }),
   },
   {
+    id: "undo",
+    key: "u",
+    label: S.action.undo,
+    applies: (k) => isKind(k, "apps", "deployments", "statefulsets", "daemonsets"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: false,
+    run: ([t]) => later(import("./rollout").then((m) => m.undo(t))),
+  },
+  {
+    id: "pause",
+    key: "P",
+    label: S.action.pause,
+    applies: (k) => isKind(k, "apps", "deployments") || isKind(k, "batch", "cronjobs"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: true,
+    run: (targets) => void pause(targets),
+  },
+  {
     id: "cordon",
     key: "C",
     label: S.action.cordon,
@@ -127,6 +177,19 @@ export const ACTIONS: Action[] = [
     refused: (t) => refusal("patch", t.kind, t.ns, t.name),
     many: true,
     run: (targets) => void cordon(targets),
+  },
+  {
+    id: "drain",
+    key: "D",
+    label: S.action.drain,
+    applies: (k) => isKind(k, "", "nodes"),
+    refused: (t) => {
+      const pods = kindByWord("pods");
+      // Pods are in any namespace: a rule of one namespace would not do, and this reads those of "default".
+      return refusal("patch", t.kind, "", t.name) || (pods ? refusal("create", pods, "", "", "eviction") : "");
+    },
+    many: false,
+    run: ([t]) => later(import("./drain").then((m) => m.drain(t))),
   },
   {
     id: "run",
@@ -166,6 +229,36 @@ export const ACTIONS: Action[] = [
 
 function hasLogs(k: Kind): boolean {
   return isKind(k, "", "pods", "replicationcontrollers", "services") || isKind(k, "apps", "deployments", "statefulsets", "daemonsets", "replicasets") || isKind(k, "batch", "jobs");
+}
+
+/** later is for dialogs whose code is loaded when they are opened. */
+function later(opened: Promise<void>): void {
+  opened.catch((err: unknown) => announce(err instanceof TypeError ? S.notLoaded : reasonOf(err), true));
+}
+
+/** pause pauses or resumes Deployments, and suspends or resumes CronJobs: as the first of them is. */
+async function pause(targets: Target[]): Promise<void> {
+  const t = targets[0];
+  const cron = isKind(t.kind, "batch", "cronjobs");
+  const field = cron ? "suspend" : "paused";
+  let off: boolean;
+  try {
+    const object = t.object ?? (await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name)));
+    off = !object.spec?.[field];
+  } catch (err) {
+    announce(S.actionFailed(t.name, reasonOf(err)), true);
+    return;
+  }
+  const R = S.rollout;
+  const body = { spec: { [field]: off } };
+  confirm({
+    title: cron ? (off ? R.suspendTitle : R.unsuspendTitle) : off ? R.pauseTitle : R.resumeTitle,
+    text: cron ? (off ? R.suspendText : R.unsuspendText) : off ? R.pauseText : R.resumeText,
+    targets: names(targets),
+    button: off ? R.pauseButton : R.resumeButton,
+    command: () => (cron ? commandFor("patch", targets, "-p", JSON.stringify(body)) : commandFor(off ? "rollout pause" : "rollout resume", targets)),
+    run: () => each(targets, off ? R.paused : R.resumed, (x) => patch(objectPath(x.kind, x.ns, x.name), body)),
+  });
 }
 
 async function scale(targets: Target[]): Promise<void> {

@@ -9,6 +9,7 @@ import { CommandBar, commandOpen } from "./commandbar";
 import { connected, disconnect } from "./connection";
 import { closeDialog, DialogHost, show } from "./dialog";
 import { dropAllDrafts } from "./drafts";
+import { forgetForwards, forwards, openForwards, readForwards } from "./forwards";
 import { Help } from "./help";
 import { layers, useKeys } from "./keys";
 import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kinds";
@@ -54,10 +55,12 @@ function Frame() {
           timer = setTimeout(load, 3_000);
         });
     void load();
+    void readForwards();
     return () => {
       clearTimeout(timer);
       disconnect();
       forgetPermissions();
+      forgetForwards();
       kinds.value = [];
     };
   }, []);
@@ -67,6 +70,7 @@ function Frame() {
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
     { key: "F", label: S.search.title, run: () => go({ view: "search" }), hint: true },
     { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
+    { key: "F", label: S.keys.forwards, run: openForwards },
   ]);
   const title = useTitle();
   const s = session.value;
@@ -81,6 +85,7 @@ function Frame() {
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
         </button>
+        {forwards.value.length > 0 && <button type="button" title={S.forwards.title} onClick={openForwards}>{S.forwards.count(forwards.value.length)}</button>}
         <span class="spacer" />
         <ConnectionState />
         <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>

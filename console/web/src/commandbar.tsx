@@ -6,6 +6,7 @@ import { signal } from "@preact/signals";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { announce } from "./announce";
 import { kindByWord, label, refreshKinds, suggest } from "./kinds";
+import { openForwards } from "./forwards";
 import { go, namespace, setNamespace, type View } from "./route";
 import { S } from "./strings";
 
@@ -17,6 +18,9 @@ interface Choice {
   note: string;
   run(ns: string | null): void;
 }
+
+/** DIALOGS are opened by a word. */
+const DIALOGS: [words: string, open: () => void][] = [["forwards", openForwards]];
 
 const VIEWS: [words: string[], view: View][] = [
   [["overview", "home"], "overview"],
@@ -32,6 +36,9 @@ function choices(text: string): Choice[] {
   if (word && "find".startsWith(word)) out.push({ id: "find", text: "find", note: S.search.title, run: () => go({ view: "search", params: { text: word === "find" ? rest : "" } }) });
   for (const [words, view] of VIEWS) {
     if (word && words.some((w) => w.startsWith(word))) out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
+  }
+  for (const [words, open] of DIALOGS) {
+    if (word && words.startsWith(word)) out.push({ id: words, text: words, note: S.command.view, run: open });
   }
   for (const k of suggest(word)) {
     out.push({

@@ -8,7 +8,7 @@ import { send as request } from "./client";
 import { session, token } from "./session";
 
 export interface Request {
-  op: "list" | "object" | "log" | "exec" | "attach" | "search";
+  op: "list" | "object" | "log" | "exec" | "attach" | "search" | "drain";
   path: string;
   query?: Record<string, string>;
   rv?: string;
@@ -59,6 +59,7 @@ export type Message =
   | { type: "data"; data: string; stream: number }
   | { type: "exit"; exit: number }
   | { type: "found"; found: Found[] | null; done: number; of: number; full: boolean; trouble?: string }
+  | { type: "drain"; pod: string; state: string; message: string }
   | { type: "end"; code: number; reason?: string; message?: string };
 
 /** Client is the user of a stream. */

@@ -28,3 +28,29 @@ export function chosenContainer(pod: Pod, all: string[], wanted: string): string
   const annotated = pod.metadata?.annotations?.[ANNOTATION];
   return all.includes(annotated) ? annotated : (namesIn(pod.spec?.containers)[0] ?? all[0] ?? "");
 }
+
+interface Place {
+  stdin: boolean;
+  tty: boolean;
+  running: boolean;
+  ended: boolean;
+  /** why is what the node says of a container that does not run. */
+  why: string;
+}
+
+/** attachPlace is what a container lets one attach to. */
+export function attachPlace(pod: Pod, name: string): Place {
+  const all = [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? []), ...(pod.spec?.ephemeralContainers ?? [])];
+  const spec = all.find((c: { name: string }) => c.name === name);
+  const { containerStatuses = [], initContainerStatuses = [], ephemeralContainerStatuses = [] } = pod.status ?? {};
+  const statuses = [...containerStatuses, ...initContainerStatuses, ...ephemeralContainerStatuses];
+  const state = statuses.find((s: { name: string }) => s.name === name)?.state ?? {};
+  const said = state.waiting ?? state.terminated;
+  return {
+    stdin: !!spec?.stdin,
+    tty: !!spec?.tty,
+    running: !!state.running,
+    ended: !!state.terminated || !spec,
+    why: [said?.reason, said?.message].filter(Boolean).join(": "),
+  };
+}

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A shell in a container of a pod.
+// A shell in a container of a pod, or the program that runs there (mode=attach in the address).
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { api, reasonOf } from "./client";
 import { type Client, type Message, Stream } from "./connection";
-import { chosenContainer, shellContainers } from "./containers";
+import { attachPlace, chosenContainer, shellContainers } from "./containers";
 import { Command } from "./dialog";
 import { useKeys } from "./keys";
 import { type Kind, kindById, kinds, objectPath } from "./kinds";
@@ -21,6 +21,9 @@ import { visible } from "./text";
 /** KEEP_ALIVE is how often the size is sent again: JavaScript sends no pings, and proxies end silent connections. */
 const KEEP_ALIVE = 30_000;
 
+/** START_TRIES is for how many seconds a container is waited for: an image may be large. */
+const START_TRIES = 300;
+
 /** DEFAULT_COMMAND takes the better shell of those that most images have. */
 const DEFAULT_COMMAND = ["/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash || exec sh"];
 
@@ -28,7 +31,7 @@ export function ShellView() {
   const r = route.value;
   const k = kindById(r.kind);
   if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
-  return <ShellOf key={[k.id, r.ns, r.name, r.params.container].join("|")} kind={k} ns={r.ns} name={r.name} />;
+  return <ShellOf key={[k.id, r.ns, r.name, r.params.container, r.params.mode].join("|")} kind={k} ns={r.ns} name={r.name} />;
 }
 
 function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
@@ -37,10 +40,15 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const containers = useSignal<string[]>([]);
   const container = useSignal("");
   const ended = useSignal("");
+  const waiting = useSignal("");
   const session = useSignal(0);
   // A shell is a process in the cluster: an address alone, which may be a link of another site, does not start one.
   const wanted = useSignal(isOwn());
   const path = objectPath(kind, ns, name);
+  const attach = route.value.params.mode === "attach";
+  const T = attach ? S.attach : S.shell;
+  const hint = useSignal(T.hint);
+  const same = useSignal("");
 
   useEffect(() => {
     let closed = false;
@@ -50,12 +58,27 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     let exit = 0;
     ended.value = "";
     const begin = async () => {
-      const pod = await api<Record<string, any>>("GET", path);
+      let pod = await api<Record<string, any>>("GET", path);
       if (closed) return;
       const all = shellContainers(pod);
       containers.value = all;
       container.value = chosenContainer(pod, all, route.peek().params.container ?? "");
+      let place = attachPlace(pod, container.value);
+      same.value = attach ? attachCommand(ns, name, container.value, place.stdin, place.tty) : shellCommand(ns, name, container.value);
       if (!wanted.value) return;
+      // A debug container may have to load its image first.
+      for (let tries = 0; attach && !place.running; tries++) {
+        if (place.ended || tries >= START_TRIES) throw new Error(S.attach.notRunning(container.value, place.why));
+        waiting.value = S.attach.waiting(container.value, place.why);
+        await new Promise((done) => setTimeout(done, 1_000));
+        if (closed) return;
+        pod = await api<Record<string, any>>("GET", path);
+        if (closed) return;
+        place = attachPlace(pod, container.value);
+      }
+      waiting.value = "";
+      const tty = !attach || place.tty;
+      if (attach && !place.stdin) hint.value = S.attach.silent;
       const s = openScreen(box.current!);
       screen.current = s;
       s.fit();
@@ -68,16 +91,26 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           else if (m.type === "exit") exit = m.exit;
           else if (m.type === "state") s.terminal.write(`\r\n[${visible(m.message)}]\r\n`);
           else if (m.type === "end") {
-            ended.value = m.reason === "ConnectionLost" ? S.shell.lost : m.code ? m.message || S.shell.failed : S.shell.exited(exit);
+            const done = attach ? S.attach.ended : S.shell.exited(exit);
+            ended.value = m.reason === "ConnectionLost" ? T.lost : m.code ? m.message || S.shell.failed : done;
             clearInterval(timer);
             s.terminal.options.disableStdin = true;
             s.terminal.blur();
           }
         },
       };
-      stream = new Stream({ op: "exec", path: path + "/exec", query: { container: container.value }, command: DEFAULT_COMMAND, tty: true }, client);
+      const query = { container: container.value };
+      stream = attach
+        ? new Stream({ op: "attach", path: path + "/attach", query: { ...query, stdin: String(place.stdin) }, tty }, client)
+        : new Stream({ op: "exec", path: path + "/exec", query, command: DEFAULT_COMMAND, tty }, client);
+      s.terminal.options.convertEol = !tty;
+      if (attach && !place.stdin) s.terminal.options.disableStdin = true;
       const size = () => stream?.send({ op: "resize", cols: s.terminal.cols, rows: s.terminal.rows });
-      s.terminal.onData((data) => stream?.send({ op: "stdin", data }));
+      s.terminal.onData((data) => {
+        // Without a terminal nothing on the other side shows what is typed.
+        if (!tty) s.terminal.write((data = data.replace(/\r/g, "\n")));
+        stream?.send({ op: "stdin", data });
+      });
       s.terminal.onResize(size);
       size();
       timer = setInterval(size, KEEP_ALIVE);
@@ -93,7 +126,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       });
       s.terminal.focus();
     };
-    begin().catch((err: unknown) => (ended.value = reasonOf(err)));
+    begin().catch((err: unknown) => {
+      waiting.value = "";
+      if (!closed) ended.value = reasonOf(err);
+    });
     return () => {
       closed = true;
       clearInterval(timer);
@@ -119,10 +155,10 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   ]);
 
   return (
-    <section class="view" aria-label={S.shell.title(name)}>
+    <section class="view" aria-label={T.title(name)}>
       <div class="bar">
         <h1>
-          <span class="faint">{S.shell.in}</span>{" "}
+          <span class="faint">{T.in}</span>{" "}
           <a href={format({ view: "object", kind: kind.id, ns, name })}>
             <span class="faint">{visible(ns)}/</span>
             <span class="name">{visible(name)}</span>
@@ -140,12 +176,13 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       </div>
       {!wanted.value && (
         <div class="pane">
-          <p>{S.shell.ask(visible(container.value), visible(name))}</p>
+          <p>{T.ask(visible(container.value), visible(name))}</p>
           <div class="buttons start">
             <button type="button" id="shell-connect" class="primary" onClick={connect}>{S.shell.connect}</button>
           </div>
         </div>
       )}
+      {waiting.value && <p class="note passing" role="status">{visible(waiting.value)}</p>}
       {ended.value && (
         <p class="note" role="alert">
           {visible(ended.value)} {wanted.value && <button type="button" onClick={() => session.value++}>{S.shell.again}</button>}
@@ -153,15 +190,24 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       )}
       <div key="screen" class="screen" ref={box} />
       <div class="foot">
-        {container.value && <Command text={shellCommand(ns, name, container.value)} />}
-        <span class="faint">{S.shell.hint}</span>
+        {container.value && <Command text={same.value} />}
+        <span class="faint">{hint.value}</span>
       </div>
     </section>
   );
 }
 
+/** podWord names a pod. What follows "--" is the program: a name that looks like something else is written with its kind. */
+function podWord(name: string): string {
+  return /^-|\//.test(name) ? "pod/" + name : name;
+}
+
+function attachCommand(ns: string, name: string, container: string, stdin: boolean, tty: boolean): string {
+  const verb = !stdin ? "attach" : tty ? "attach -it" : "attach -i";
+  return command({ verb, names: [podWord(name)], options: ["--container=" + container], ns });
+}
+
 function shellCommand(ns: string, name: string, container: string): string {
-  // What follows "--" is the program: a name that looks like something else is written with its kind.
-  const pod = /^-|\//.test(name) ? "pod/" + name : name;
+  const pod = podWord(name);
   return command({ verb: "exec -it", names: [pod], options: ["--container=" + container], ns, program: ["sh"] });
 }

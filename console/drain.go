@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// drainRound is how often it is looked which pods have gone.
+	drainRound = time.Second
+	// drainRetry is after what time a pod is evicted again whose eviction was refused; kubectl has the same.
+	drainRetry = 5 * time.Second
+)
+
+// drainOptions are those of kubectl drain.
+type drainOptions struct {
+	ignoreDaemonSets, deleteEmptyDirData, force bool
+	gracePeriod                                 *int64        // seconds; nil: the pods' own
+	timeout                                     time.Duration // 0: none
+}
+
+func newDrainOptions(query url.Values) (o drainOptions, err error) {
+	o.ignoreDaemonSets, o.deleteEmptyDirData = query.Get("ignoreDaemonSets") == "true", query.Get("deleteEmptyDirData") == "true"
+	o.force = query.Get("force") == "true"
+	if text := query.Get("gracePeriod"); text != "" {
+		seconds, err := strconv.ParseUint(text, 10, 31)
+		if err != nil {
+			return o, errors.New("the grace period is a number of seconds")
+		}
+		o.gracePeriod = new(int64)
+		*o.gracePeriod = int64(seconds) //nolint:gosec // 31 bits
+	}
+	if text := query.Get("timeout"); text != "" {
+		if o.timeout, err = time.ParseDuration(text); err != nil || o.timeout < 0 {
+			return o, errors.New("the timeout is a duration, as 5m")
+		}
+	}
+	return o, nil
+}
+
+// drain takes all pods from a node: it cordons the node, evicts the pods and waits until they have gone. It does the same
+// as kubectl drain; only a drain that is refused for a pod leaves the node as it was.
+type drain struct {
+	u       *user
+	path    string // of the node
+	node    string
+	o       drainOptions
+	report  func(pod, state, text string) error // what becomes of a pod; pod "" for the node
+	waiting map[types.UID]*draining
+}
+
+// draining is a pod that is to go.
+type draining struct {
+	pod     corev1.Pod
+	evicted bool
+	next    time.Time // when its eviction is tried again
+	refusal string    // why it was refused, as it was said
+}
+
+// drainNode is a stream that drains a node, and says what becomes of each pod. It ends with the stream.
+func (st *stream) drainNode(ctx context.Context, r *pageMessage) error {
+	if st.s.h.o.ReadOnly {
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errors.New(readOnly))
+	}
+	name, found := strings.CutPrefix(r.Path, "/api/v1/nodes/")
+	if err := objectPath(r.Path); err != nil || !found {
+		return apierrors.NewBadRequest("only nodes are drained")
+	}
+	o, err := newDrainOptions(r.values())
+	if err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	d := &drain{u: st.s.u, path: r.Path, node: name, o: o, report: func(pod, state, text string) error {
+		return st.send(message{"type": "drain", "pod": pod, "state": state, "message": text})
+	}}
+	return d.run(ctx)
+}
+
+// run drains the node. It leaves a node that it may not drain as it was.
+func (d *drain) run(ctx context.Context) error {
+	if d.o.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d.o.timeout, fmt.Errorf("not all pods have gone after %s: the node stays cordoned", d.o.timeout))
+		defer cancel()
+	}
+	err := d.drain(ctx)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return apierrors.NewTimeoutError(context.Cause(ctx).Error(), 0)
+	}
+	return err
+}
+
+func (d *drain) drain(ctx context.Context) error {
+	if _, _, err := d.choose(ctx); err != nil {
+		return err
+	}
+	var node corev1.Node
+	if err := d.u.get(ctx, d.path, nil, &node); err != nil {
+		return err
+	}
+	if !node.Spec.Unschedulable {
+		err := d.u.send(ctx, http.MethodPatch, d.path, url.Values{"fieldManager": {fieldManager}}, string(types.StrategicMergePatchType),
+			[]byte(`{"spec":{"unschedulable":true}}`), &node)
+		if err != nil {
+			return fmt.Errorf("cordoning the node: %w", err)
+		}
+	}
+	if err := d.report("", "cordoned", ""); err != nil {
+		return err
+	}
+	// Pods may have come to the node until now.
+	pods, ignored, err := d.choose(ctx)
+	if err != nil {
+		return err
+	}
+	for _, pod := range ignored {
+		if err := d.report(pod, "ignored", "a DaemonSet has it"); err != nil {
+			return err
+		}
+	}
+	d.waiting = map[types.UID]*draining{}
+	for _, pod := range pods {
+		d.waiting[pod.UID] = &draining{pod: pod}
+	}
+	return d.wait(ctx)
+}
+
+// choose finds the pods that are to go, and those of DaemonSets, which stay. It fails when a pod may not go.
+func (d *drain) choose(ctx context.Context) (pods []corev1.Pod, ignored []string, err error) {
+	all, err := d.pods(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	refused := map[string][]string{}
+	for _, pod := range all {
+		reason, stays, err := d.obstacle(ctx, &pod)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case stays:
+			if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; !mirror {
+				ignored = append(ignored, podName(&pod))
+			}
+		case reason != "":
+			refused[reason] = append(refused[reason], podName(&pod))
+		default:
+			pods = append(pods, pod)
+		}
+	}
+	if len(refused) == 0 {
+		return pods, ignored, nil
+	}
+	var texts []string
+	for reason, names := range refused {
+		slices.Sort(names)
+		texts = append(texts, reason+": "+strings.Join(names, ", "))
+	}
+	slices.Sort(texts)
+	return nil, nil, apierrors.NewBadRequest("Nothing was changed. " + strings.Join(texts, ". "))
+}
+
+// obstacle says why a pod may not be evicted with these options, or that it stays. The rules are those of kubectl
+// (k8s.io/kubectl/pkg/drain/filters.go).
+func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, stays bool, err error) {
+	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	controller := metav1.GetControllerOf(pod)
+	if controller != nil && controller.Kind == "DaemonSet" && controller.APIVersion == "apps/v1" && !ended {
+		var set metav1.PartialObjectMetadata
+		err := d.u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(pod.Namespace)+"/daemonsets/"+url.PathEscape(controller.Name), nil, &set)
+		switch {
+		case apierrors.IsNotFound(err) && d.o.force: // nobody makes it again
+		case apierrors.IsNotFound(err):
+			return "Pods of a DaemonSet that is gone (--force evicts them)", false, nil
+		case err != nil:
+			return "", false, err
+		case d.o.ignoreDaemonSets:
+			return "", true, nil
+		default:
+			return "Pods of DaemonSets (--ignore-daemonsets leaves them)", false, nil
+		}
+	}
+	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
+		return "", true, nil
+	}
+	if ended {
+		return "", false, nil
+	}
+	local := slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.EmptyDir != nil })
+	if local && !d.o.deleteEmptyDirData {
+		return "Pods with data in an emptyDir volume, which is lost (--delete-emptydir-data accepts that)", false, nil
+	}
+	if controller == nil && !d.o.force {
+		return "Pods that nobody makes again (--force evicts them)", false, nil
+	}
+	return "", false, nil
+}
+
+// pods are the node's.
+func (d *drain) pods(ctx context.Context) ([]corev1.Pod, error) {
+	var out []corev1.Pod
+	query := url.Values{"fieldSelector": {"spec.nodeName=" + d.node}, "limit": {"500"}}
+	for {
+		var list corev1.PodList
+		if err := d.u.get(ctx, "/api/v1/pods", query, &list); err != nil {
+			return nil, err
+		}
+		out = append(out, list.Items...)
+		if list.Continue == "" {
+			return out, nil
+		}
+		query.Set("continue", list.Continue)
+	}
+}
+
+func podName(pod *corev1.Pod) string { return pod.Namespace + "/" + pod.Name }
+
+// wait evicts the pods, again where it was refused, until all have gone.
+func (d *drain) wait(ctx context.Context) error {
+	for {
+		for _, w := range d.inOrder() {
+			if err := d.evict(ctx, w); err != nil {
+				return err
+			}
+		}
+		if len(d.waiting) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err() //nolint:wrapcheck // the caller knows
+		case <-time.After(drainRound):
+		}
+		now, err := d.pods(ctx)
+		if err != nil && !temporary(err) {
+			return err
+		}
+		if err != nil {
+			continue // the API does not answer at the moment
+		}
+		for _, w := range d.inOrder() {
+			if at := slices.IndexFunc(now, func(pod corev1.Pod) bool { return pod.UID == w.pod.UID }); at >= 0 {
+				w.pod = now[at]
+				continue
+			}
+			delete(d.waiting, w.pod.UID)
+			if err := d.report(podName(&w.pod), "gone", ""); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (d *drain) inOrder() []*draining {
+	out := make([]*draining, 0, len(d.waiting))
+	for _, w := range d.waiting {
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b *draining) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
+	return out
+}
+
+// evict asks for a pod's eviction when it is time. What a PodDisruptionBudget refuses is tried again.
+func (d *drain) evict(ctx context.Context, w *draining) error {
+	if w.evicted || time.Now().Before(w.next) {
+		return nil
+	}
+	body, err := json.Marshal(&policyv1.Eviction{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "policy/v1", Kind: "Eviction"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.pod.Namespace, Name: w.pod.Name},
+		// The pod that the user saw, and no other of its name.
+		DeleteOptions: &metav1.DeleteOptions{GracePeriodSeconds: d.o.gracePeriod, Preconditions: &metav1.Preconditions{UID: &w.pod.UID}},
+	})
+	if err != nil {
+		return fmt.Errorf("writing an eviction: %w", err)
+	}
+	var answer metav1.Status
+	err = d.u.send(ctx, http.MethodPost, podPath(&w.pod)+"/eviction", nil, "application/json", body, &answer)
+	terminating := apierrors.IsForbidden(err) && apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
+	switch {
+	case err == nil, apierrors.IsNotFound(err), terminating && w.pod.DeletionTimestamp != nil:
+		w.evicted = true // the next list says whether it has gone
+		return d.report(podName(&w.pod), "evicted", "")
+	case apierrors.IsTooManyRequests(err), apierrors.IsConflict(err), terminating, temporary(err):
+		w.next = time.Now().Add(drainRetry)
+		text := refusalOf(err)
+		if text == w.refusal {
+			return nil
+		}
+		w.refusal = text
+		return d.report(podName(&w.pod), "refused", text)
+	}
+	return fmt.Errorf("evicting pod %s: %w", podName(&w.pod), err)
+}
+
+// refusalOf is why an eviction was refused: the API says the budget's name and numbers as causes.
+func refusalOf(err error) string {
+	_, _, text := explain(err)
+	var status apierrors.APIStatus
+	if errors.As(err, &status) && status.Status().Details != nil {
+		for _, cause := range status.Status().Details.Causes {
+			text += " " + cause.Message
+		}
+	}
+	return text
+}

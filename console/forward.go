@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// maxForwards bounds the forwards of a console, those that have ended too.
+	maxForwards = 32
+	// maxForwardConns bounds the connections of one forward; more wait.
+	maxForwardConns = 64
+	// forwardPoll is how often it is looked whether a forward's pod is still there: no connection says so by itself.
+	forwardPoll = 5 * time.Second
+	// firstForwardPort and lastForwardPort are where forwards have their ports. A console has none of these unless
+	// --port names one: what a page of a pod leaves in the browser for its address (a service worker answers each later
+	// request for it) must not be there for a console.
+	firstForwardPort, lastForwardPort = 20000, 29999
+	// forwardPortTries bounds the search for a port that is free.
+	forwardPortTries = 100
+)
+
+// noForwards is what a server's console answers: a port of the server's 127.0.0.1 is of no use to a browser elsewhere.
+const noForwards = "the console of a server opens no ports: use kubectl port-forward"
+
+// isForwardPort says whether a port is one of those that forwards have.
+func isForwardPort(port int) bool { return port >= firstForwardPort && port <= lastForwardPort }
+
+// forwards are the ports of 127.0.0.1 that lead to pods. They end with the console.
+type forwards struct {
+	mu     sync.Mutex
+	closed bool
+	poll   time.Duration // forwardPoll, but in tests
+	last   int64
+	all    []*forward
+}
+
+// forward is one port of 127.0.0.1 that leads to a port of a pod.
+type forward struct {
+	u        *user
+	path     string // of the pod
+	uid      types.UID
+	listener net.Listener
+	cancel   context.CancelFunc
+	used     func() // says that the console is used
+	poll     time.Duration
+
+	mu    sync.Mutex
+	state forwardState
+}
+
+// forwardState is what the pages know about a forward.
+type forwardState struct {
+	ID        int64  `json:"id"`
+	Resource  string `json:"resource"` // pods or services: what the user chose
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Pod       string `json:"pod"`
+	Port      int    `json:"port"`  // of the pod
+	Local     int    `json:"local"` // of 127.0.0.1
+	Open      int    `json:"open"`  // connections that there are now
+	Opened    int64  `json:"opened"`
+	Failed    int64  `json:"failed"`          // connections that ended with an error
+	Error     string `json:"error,omitempty"` // the newest one
+	Ended     string `json:"ended,omitempty"` // why it has ended; "" while it is open
+}
+
+// openForward opens a port that leads to a pod, or to a pod of a Service.
+func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
+	if h.o.ReadOnly {
+		refuse(w, http.StatusForbidden, readOnly)
+		return
+	}
+	if h.o.Mode != ModeLoopback {
+		refuse(w, http.StatusForbidden, noForwards)
+		return
+	}
+	var in struct {
+		Path string `json:"path"` // of a pod or a Service
+		Port string `json:"port"` // a number or a name
+	}
+	if !decode(w, r, &in) {
+		return
+	}
+	target, err := u.forwardTarget(r.Context(), in.Path, in.Port)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	f := &forward{u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll), used: func() { h.used.Store(time.Now().Unix()) }}
+	f.state = forwardState{
+		Resource: target.resource, Namespace: target.pod.Namespace, Name: target.name, Pod: target.pod.Name, Port: target.port,
+	}
+	// The first connection says at once what the user may not do.
+	first, err := f.dial(r.Context())
+	if err != nil {
+		refuseError(w, fmt.Errorf("connecting to the pod: %w", err))
+		return
+	}
+	_ = first.Close() // nothing was sent
+	if f.listener, err = listenForward(r.Context()); err != nil {
+		refuseError(w, err)
+		return
+	}
+	if err := h.start(f); err != nil {
+		_ = f.listener.Close() // nobody knows it
+		refuse(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	answer(w, f.now())
+}
+
+// start serves a forward until it ends.
+func (h *Handler) start(f *forward) error {
+	h.forwards.mu.Lock()
+	defer h.forwards.mu.Unlock()
+	if h.forwards.closed {
+		return errors.New("the console ends")
+	}
+	if len(h.forwards.all) >= maxForwards { // those that have ended make room
+		h.forwards.all = slices.DeleteFunc(h.forwards.all, func(f *forward) bool { return f.now().Ended != "" })
+	}
+	if len(h.forwards.all) >= maxForwards {
+		return fmt.Errorf("%d ports are open: stop some", maxForwards)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	address, _ := f.listener.Addr().(*net.TCPAddr)
+	h.forwards.last++
+	f.cancel, f.state.ID, f.state.Local = cancel, h.forwards.last, address.Port
+	h.forwards.all = append(h.forwards.all, f)
+	h.open.Go(func() { f.run(ctx) })
+	return nil
+}
+
+// listForwards answers with all forwards of this console: it has one user.
+func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) {
+	out := []forwardState{}
+	h.forwards.mu.Lock()
+	for _, f := range h.forwards.all {
+		out = append(out, f.now())
+	}
+	h.forwards.mu.Unlock()
+	answer(w, map[string]any{"forwards": out})
+}
+
+// closeForward ends a forward, and forgets it.
+func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) {
+	h.forwards.mu.Lock()
+	defer h.forwards.mu.Unlock()
+	for i, f := range h.forwards.all {
+		if strconv.FormatInt(f.now().ID, 10) == r.PathValue("id") {
+			f.cancel()
+			h.forwards.all = slices.Delete(h.forwards.all, i, i+1)
+			answer(w, map[string]any{})
+			return
+		}
+	}
+	refuse(w, http.StatusNotFound, "there is no such forward")
+}
+
+// close ends all forwards, and lets no other begin.
+func (fs *forwards) close() {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.closed = true
+	for _, f := range fs.all {
+		f.cancel()
+	}
+}
+
+// listenForward opens a port for a forward.
+func listenForward(ctx context.Context) (net.Listener, error) {
+	var lc net.ListenConfig
+	var err error
+	for range forwardPortTries {
+		port := firstForwardPort + rand.IntN(lastForwardPort-firstForwardPort+1) //nolint:gosec // no secret
+		var l net.Listener
+		if l, err = lc.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, fmt.Errorf("opening a port between %d and %d: %w", firstForwardPort, lastForwardPort, err)
+}
+
+// now is the forward's state.
+func (f *forward) now() forwardState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.state
+}
+
+func (f *forward) change(how func(s *forwardState)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	how(&f.state)
+}
+
+// run accepts connections until ctx is done or the pod is gone.
+func (f *forward) run(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer f.cancel()
+	running.Go(func() {
+		<-ctx.Done()
+		_ = f.listener.Close() // ends the accepting
+	})
+	running.Go(func() { f.watchPod(ctx) })
+	places := make(chan struct{}, maxForwardConns)
+	for {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		conn, err := f.listener.Accept()
+		if err != nil {
+			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it nobody reads this
+			return
+		}
+		f.used()
+		f.change(func(s *forwardState) { s.Open++; s.Opened++ })
+		running.Go(func() {
+			err := f.serve(ctx, conn)
+			f.change(func(s *forwardState) {
+				if s.Open--; err != nil && ctx.Err() == nil {
+					s.Failed, s.Error = s.Failed+1, err.Error()
+				}
+			})
+			<-places
+		})
+	}
+}
+
+// end says why the forward ends, and ends it.
+func (f *forward) end(why string) {
+	f.change(func(s *forwardState) {
+		if s.Ended == "" {
+			s.Ended = why
+		}
+	})
+	f.cancel()
+}
+
+// watchPod ends the forward when the pod is gone.
+func (f *forward) watchPod(ctx context.Context) {
+	tick := time.NewTicker(f.poll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if why := f.gone(ctx); why != "" {
+				f.end(why)
+				return
+			}
+		}
+	}
+}
+
+// gone says why a pod takes no more connections; "" when it does, or when the API does not say.
+func (f *forward) gone(ctx context.Context) string {
+	var pod corev1.Pod
+	err := f.u.get(ctx, f.path, nil, &pod)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "the pod was deleted"
+	case err != nil:
+		return ""
+	case pod.UID != f.uid:
+		return "the pod was deleted, and there is another one of its name"
+	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
+		return "the pod has ended"
+	}
+	return ""
+}
+
+// podPath is the path of a pod in the API.
+func podPath(pod *corev1.Pod) string {
+	return "/api/v1/namespaces/" + url.PathEscape(pod.Namespace) + "/pods/" + url.PathEscape(pod.Name)
+}

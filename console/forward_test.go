@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	streamspdy "k8s.io/streaming/pkg/httpstream/spdy"
+)
+
+// podAPI is an API with one pod, whose port 80 sends back what it gets. Port 81 fails.
+type podAPI struct {
+	t    *testing.T
+	gone atomic.Bool // the pod was deleted
+	got  atomic.Int64
+}
+
+const podJSON = `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web","namespace":"a","uid":"u1"},"spec":{"containers":[{"name":"c","ports":[` +
+	`{"name":"http","containerPort":80},{"name":"dns","containerPort":53,"protocol":"UDP"}]}]},` +
+	`"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}`
+
+func (p *podAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/api/v1/namespaces/a/pods/web":
+		if p.gone.Load() {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"kind":"Status","code":404,"reason":"NotFound","message":"pods \"web\" not found"}`)
+			return
+		}
+		_, _ = io.WriteString(w, podJSON)
+	case "/api/v1/namespaces/a/pods":
+		_, _ = io.WriteString(w, `{"kind":"PodList","items":[`+strings.ReplaceAll(strings.Replace(podJSON, `"web"`, `"old"`, 1), "True", "False")+","+podJSON+`]}`)
+	case "/api/v1/namespaces/a/services/web":
+		_, _ = io.WriteString(w, `{"metadata":{"name":"web","namespace":"a"},"spec":{"selector":{"app":"web"},"ports":[{"name":"main","port":8080,"targetPort":"http"},{"port":9,"targetPort":81}]}}`)
+	case "/api/v1/namespaces/a/pods/web/portforward":
+		p.got.Add(1)
+		p.tunnel(w, r)
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+// tunnel is a node's end of a forward.
+func (p *podAPI) tunnel(w http.ResponseWriter, r *http.Request) {
+	up := websocket.Upgrader{Subprotocols: []string{"SPDY/3.1+portforward.k8s.io"}}
+	ws, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	streams := make(chan httpstream.Stream, 8)
+	conn, err := streamspdy.NewServerConnection(portforward.NewTunnelingConnection("test", ws), func(s httpstream.Stream, _ <-chan struct{}) error {
+		streams <- s
+		return nil
+	})
+	if err != nil {
+		p.t.Error(err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	var failures httpstream.Stream
+	for {
+		select {
+		case <-conn.CloseChan():
+			return
+		case s := <-streams:
+			switch {
+			case s.Headers().Get(corev1.StreamType) == corev1.StreamTypeError:
+				failures = s
+			case s.Headers().Get(corev1.PortHeader) == "80":
+				go func() {
+					_, _ = io.Copy(s, s)
+					_ = failures.Close()
+					_ = s.Close()
+				}()
+			default:
+				_, _ = io.WriteString(failures, "connection refused\n")
+				_ = failures.Close()
+				_ = s.Close()
+			}
+		}
+	}
+}
+
+// forwardOf opens a forward.
+func forwardOf(t *testing.T, s *httptest.Server, path, port string) forwardState {
+	t.Helper()
+	code, text, _ := roundTrip(t, s, "POST", "/forward", fmt.Sprintf(`{"path":%q,"port":%q}`, path, port), "Authorization", bearer)
+	var f forwardState
+	if err := json.Unmarshal([]byte(text), &f); err != nil || code != http.StatusOK {
+		t.Fatalf("opening a forward: %d %s", code, text)
+	}
+	return f
+}
+
+// forwardsOf are the forwards that a page is shown.
+func forwardsOf(t *testing.T, s *httptest.Server) []forwardState {
+	t.Helper()
+	_, text, _ := roundTrip(t, s, "GET", "/forwards", "", "Authorization", bearer)
+	var out struct{ Forwards []forwardState }
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		t.Fatal(err)
+	}
+	return out.Forwards
+}
+
+// eventually waits until a page is shown forwards as they are wanted.
+func eventually(t *testing.T, s *httptest.Server, wanted func(all []forwardState) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		all := forwardsOf(t, s)
+		if wanted(all) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the forwards are %+v", all)
+		}
+	}
+}
+
+func dialForward(t *testing.T, f forwardState) net.Conn {
+	t.Helper()
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	return conn
+}
+
+func TestForwardLeadsToAPod(t *testing.T) {
+	api := &podAPI{t: t}
+	s := consoleOf(t, api.ServeHTTP)
+	for _, c := range []struct{ path, port string }{
+		{"/api/v1/namespaces/a/pods/web", "80"}, {"/api/v1/namespaces/a/pods/web", "http"},
+		{"/api/v1/namespaces/a/services/web", "8080"}, {"/api/v1/namespaces/a/services/web", "main"},
+	} {
+		f := forwardOf(t, s, c.path, c.port)
+		if f.Port != 80 || f.Pod != "web" || !isForwardPort(f.Local) {
+			t.Errorf("%+v: the forward is %+v", c, f)
+		}
+		conn := dialForward(t, f)
+		text := bytes.Repeat([]byte("0123456789"), 50_000)
+		go func() {
+			_, _ = conn.Write(text)
+			_ = conn.(*net.TCPConn).CloseWrite() //nolint:errcheck,forcetypeassert // a TCP connection
+		}()
+		if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, text) {
+			t.Errorf("%+v: %d bytes came back, %v", c, len(got), err)
+		}
+	}
+	eventually(t, s, func(all []forwardState) bool {
+		return len(all) == 4 && all[3].Open == 0 && all[3].Opened == 1 && all[3].Failed == 0
+	})
+}
+
+func TestForwardSaysWhatFails(t *testing.T) {
+	api := &podAPI{t: t}
+	s := consoleOf(t, api.ServeHTTP)
+	f := forwardOf(t, s, "/api/v1/namespaces/a/services/web", "9")
+	conn := dialForward(t, f)
+	if got, err := io.ReadAll(conn); len(got) > 0 || err != nil {
+		t.Errorf("a connection that is refused gives %q, %v", got, err)
+	}
+	eventually(t, s, func(all []forwardState) bool {
+		return all[0].Failed == 1 && all[0].Error == "connection refused" && all[0].Ended == ""
+	})
+	for port, want := range map[string]string{"53": "TCP", "dns": "TCP", "none": "no container", "0": "no port", "": "no container"} {
+		code, text, _ := roundTrip(t, s, "POST", "/forward", fmt.Sprintf(`{"path":"/api/v1/namespaces/a/pods/web","port":%q}`, port), "Authorization", bearer)
+		if code != http.StatusBadRequest || !strings.Contains(text, want) {
+			t.Errorf("port %q: %d %s", port, code, text)
+		}
+	}
+	for _, path := range []string{"/api/v1/nodes/n", "/api/v1/namespaces/a/pods/web/proxy", "/api/v1/namespaces/a/pods", "/metrics", "/apis/x.io/v1/namespaces/a/pods/web"} {
+		if code, text, _ := roundTrip(t, s, "POST", "/forward", fmt.Sprintf(`{"path":%q,"port":"80"}`, path), "Authorization", bearer); code != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+}
+
+func TestForwardsEnd(t *testing.T) {
+	api := &podAPI{t: t}
+	s := consoleOf(t, api.ServeHTTP)
+	h, _ := s.Config.Handler.(*Handler)
+	f := forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
+	conn := dialForward(t, f)
+	eventually(t, s, func(all []forwardState) bool { return all[0].Open == 1 })
+	if code, text, _ := roundTrip(t, s, "DELETE", "/forward/"+strconv.FormatInt(f.ID, 10), "", "Authorization", bearer); code != http.StatusOK {
+		t.Errorf("stopping: %d %s", code, text)
+	}
+	if _, err := io.ReadAll(conn); err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the connection of a forward that was stopped: %v", err)
+	}
+	if code, _, _ := roundTrip(t, s, "DELETE", "/forward/"+strconv.FormatInt(f.ID, 10), "", "Authorization", bearer); code != http.StatusNotFound {
+		t.Errorf("stopping twice: %d", code)
+	}
+
+	h.forwards.poll = time.Millisecond
+	f = forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
+	api.gone.Store(true)
+	eventually(t, s, func(all []forwardState) bool { return len(all) == 1 && all[0].Ended == "the pod was deleted" })
+	awaitRefusal(t, f)
+
+	api.gone.Store(false)
+	h.forwards.poll = time.Hour
+	f = forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
+	dialForward(t, f)
+	h.Close() // returns when all have ended
+	awaitRefusal(t, f)
+	if code, _, _ := roundTrip(t, s, "POST", "/forward", `{"path":"/api/v1/namespaces/a/pods/web","port":"80"}`, "Authorization", bearer); code != http.StatusServiceUnavailable {
+		t.Errorf("a forward of a console that has ended: %d", code)
+	}
+}
+
+// awaitRefusal waits until nothing listens at a forward's port.
+func awaitRefusal(t *testing.T, f forwardState) {
+	t.Helper()
+	var d net.Dialer
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		conn, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local)))
+		if err != nil {
+			return
+		}
+		_ = conn.Close()
+		if time.Now().After(deadline) {
+			t.Fatal("the port of a forward that has ended is open")
+		}
+	}
+}
+
+func TestForwardsAreBounded(t *testing.T) {
+	api := &podAPI{t: t}
+	s := consoleOf(t, api.ServeHTTP)
+	for range maxForwards {
+		forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
+	}
+	const one = `{"path":"/api/v1/namespaces/a/pods/web","port":"80"}`
+	if code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer); code != http.StatusServiceUnavailable {
+		t.Errorf("one too many: %d %s", code, text)
+	}
+	h, _ := s.Config.Handler.(*Handler)
+	h.forwards.all[3].end("for a test")
+	forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
+	if n := len(forwardsOf(t, s)); n != maxForwards {
+		t.Errorf("%d forwards are kept", n)
+	}
+}
+
+func TestForwardsAreRefused(t *testing.T) {
+	api := func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
+	}
+	const one = `{"path":"/api/v1/namespaces/a/pods/web","port":"80"}`
+	for name, c := range map[string]struct {
+		change  func(o *Options)
+		api     http.HandlerFunc
+		message string
+	}{
+		"read-only":            {func(o *Options) { o.ReadOnly = true }, noAPI(t), readOnly},
+		"a server":             {func(o *Options) { o.Mode = ModeServer }, noAPI(t), noForwards},
+		"a user without right": {func(*Options) {}, api, "you may not"},
+	} {
+		s := consoleOf(t, c.api, c.change)
+		code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer)
+		if code != http.StatusForbidden || !strings.Contains(text, c.message) {
+			t.Errorf("%s: %d %s", name, code, text)
+		}
+	}
+	// Who may see the pod, and not forward to it.
+	pod := &podAPI{t: t}
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "portforward") {
+			api(w, r)
+			return
+		}
+		pod.ServeHTTP(w, r)
+	})
+	if code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer); code != http.StatusForbidden || !strings.Contains(text, "you may not") {
+		t.Errorf("without the right to forward: %d %s", code, text)
+	}
+}
+
+// A page behind a forward has another port of 127.0.0.1, so another origin of the same site. Even if it knew the token,
+// no request of its scripts is answered.
+func TestPagesBehindForwardsAreRefused(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	const origin = "http://127.0.0.1:23456"
+	for _, route := range []struct{ method, path string }{
+		{"GET", "/"}, {"GET", "/mode"}, {"POST", "/login"}, {"GET", "/session"}, {"GET", "/object?path=/api/v1/namespaces/a"}, {"POST", "/apply"},
+		{"POST", "/edit"}, {"POST", "/forward"}, {"GET", "/forwards"}, {"DELETE", "/forward/1"}, {"GET", "/k8s/api/v1/pods"}, {"DELETE", "/k8s/api/v1/namespaces/a"},
+		{"GET", "/ws"},
+	} {
+		for name, headers := range map[string][]string{
+			"a script's request":         {"Origin", origin, "Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
+			"a request of no CORS":       {"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "script"},
+			"a frame":                    {"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"},
+			"a browser without Metadata": {"Origin", origin},
+		} {
+			code, text, _ := roundTrip(t, s, route.method, route.path, "", append(headers, "Authorization", bearer, "Content-Type", "application/json")...)
+			if code != http.StatusForbidden {
+				t.Errorf("%s %s by %s: %d %s", route.method, route.path, name, code, text)
+			}
+		}
+	}
+	if _, code := tab(t, s, "good", http.Header{"Origin": {origin}}); code != http.StatusForbidden {
+		t.Errorf("a WebSocket: %d", code)
+	}
+	if _, code := tab(t, s, "good", http.Header{"Sec-Fetch-Site": {"same-site"}, "Sec-Fetch-Dest": {"websocket"}}); code != http.StatusForbidden {
+		t.Errorf("a WebSocket without Origin: %d", code)
+	}
+}
+
+// What a pod's page leaves in a browser for its address must not be there for a console.
+func TestConsoleHasNoPortOfForwards(t *testing.T) {
+	inRange, err := listenForward(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	other, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := []net.Listener{inRange, other}
+	l, err := listenBesideForwards(0, func() (net.Listener, error) {
+		next := given[0]
+		given = given[1:]
+		return next, nil
+	})
+	if err != nil || l != other {
+		t.Errorf("the console has %v, %v", l.Addr(), err)
+	}
+	_ = other.Close()
+	if _, err := inRange.Accept(); err == nil {
+		t.Error("the port that was not taken is open")
+	}
+}

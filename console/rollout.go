@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
+)
+
+const (
+	revisionAnnotation = "deployment.kubernetes.io/revision"
+	causeAnnotation    = "kubernetes.io/change-cause"
+	hashLabel          = "pod-template-hash"
+)
+
+// keptAnnotations stay as they are when a Deployment goes back, as with kubectl rollout undo: all others become those of
+// the revision.
+var keptAnnotations = []string{
+	"kubectl.kubernetes.io/last-applied-configuration", revisionAnnotation, "deployment.kubernetes.io/revision-history",
+	"deployment.kubernetes.io/desired-replicas", "deployment.kubernetes.io/max-replicas", "deprecated.deployment.rollback.to",
+}
+
+// revision is an earlier state of a workload, or the present one.
+type revision struct {
+	Number  int64       `json:"number"`
+	Created metav1.Time `json:"created"`
+	Images  []string    `json:"images"`
+	Cause   string      `json:"cause,omitempty"`
+
+	kind  types.PatchType
+	patch []byte // leads from the workload as it is to this revision
+}
+
+// rollout answers with the revisions of a workload, the newest first, which is the present one.
+func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
+	_, revisions, err := u.revisionsOf(r.Context(), r.URL.Query().Get("path"))
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	answer(w, map[string]any{"revisions": revisions})
+}
+
+// undo takes a workload back to a revision, or says what that would change.
+func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
+	var in struct {
+		Path     string `json:"path"`
+		Revision int64  `json:"revision"`
+		DryRun   bool   `json:"dryRun"`
+	}
+	if !decode(w, r, &in) {
+		return
+	}
+	if h.o.ReadOnly && !in.DryRun {
+		refuse(w, http.StatusForbidden, readOnly)
+		return
+	}
+	var before, after anyObject
+	var err error
+	for range editTries {
+		before, after, err = u.undoOnce(r.Context(), in.Path, in.Revision, in.DryRun)
+		if !apierrors.IsConflict(err) {
+			break
+		}
+	}
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	diff, err := objectDifference(before, after)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	answer(w, map[string]string{"diff": diff})
+}
+
+// undoOnce goes back to a revision. It fails with a conflict when somebody else writes the workload in the same moment.
+func (u *user) undoOnce(ctx context.Context, path string, number int64, dryRun bool) (before, after anyObject, err error) {
+	live, revisions, err := u.revisionsOf(ctx, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := slices.IndexFunc(revisions, func(r revision) bool { return r.Number == number })
+	if at < 0 {
+		return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("there is no revision %d any more", number))
+	}
+	if spec, _ := live["spec"].(map[string]any); spec["paused"] == true {
+		return nil, nil, apierrors.NewBadRequest("a Deployment that is paused does not go back: resume it first")
+	}
+	query := url.Values{"fieldManager": {fieldManager}}
+	if dryRun {
+		query.Set("dryRun", "All")
+	}
+	err = u.send(ctx, http.MethodPatch, path, query, string(revisions[at].kind), revisions[at].patch, &after)
+	return live, after, err
+}
+
+// workload is what is read of a Deployment, StatefulSet or DaemonSet.
+type workload struct {
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Selector *metav1.LabelSelector `json:"selector"`
+	} `json:"spec"`
+}
+
+// revisionsOf reads a workload, and the revisions that the API keeps of it, the newest first.
+func (u *user) revisionsOf(ctx context.Context, path string) (anyObject, []revision, error) {
+	if err := objectPath(path); err != nil {
+		return nil, nil, apierrors.NewBadRequest(err.Error())
+	}
+	info, err := resolver.NewRequestInfo(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: path}})
+	if err != nil || info.APIGroup != "apps" || !slices.Contains([]string{"deployments", "statefulsets", "daemonsets"}, info.Resource) {
+		return nil, nil, apierrors.NewBadRequest("only Deployments, StatefulSets and DaemonSets have revisions")
+	}
+	var live anyObject
+	if err := u.get(ctx, path, nil, &live); err != nil {
+		return nil, nil, err
+	}
+	var of workload
+	if err := convert(live, &of); err != nil {
+		return nil, nil, err
+	}
+	collection := "controllerrevisions"
+	if info.Resource == "deployments" {
+		collection = "replicasets"
+	}
+	var list struct {
+		Items []anyObject `json:"items"`
+	}
+	query := url.Values{"labelSelector": {metav1.FormatLabelSelector(of.Spec.Selector)}}
+	if err := u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(of.Namespace)+"/"+collection, query, &list); err != nil {
+		return nil, nil, err
+	}
+	out := []revision{}
+	for _, item := range list.Items {
+		r, err := of.revision(item)
+		if err != nil {
+			return nil, nil, err
+		}
+		if r != nil {
+			out = append(out, *r)
+		}
+	}
+	slices.SortFunc(out, func(a, b revision) int { return cmp.Compare(b.Number, a.Number) })
+	return live, out, nil
+}
+
+// revision reads a ReplicaSet or a ControllerRevision; nil when it is not one of the workload's.
+func (of *workload) revision(item anyObject) (*revision, error) {
+	var meta struct {
+		metav1.ObjectMeta `json:"metadata"`
+		Revision          int64 `json:"revision"`
+	}
+	if err := convert(item, &meta); err != nil {
+		return nil, err
+	}
+	if !metav1.IsControlledBy(&meta, of) {
+		return nil, nil //nolint:nilnil // none
+	}
+	r := &revision{Number: meta.Revision, Created: meta.CreationTimestamp, Cause: meta.Annotations[causeAnnotation]}
+	var from struct {
+		Spec struct {
+			Template map[string]any `json:"template"`
+		} `json:"spec"`
+	}
+	var patch any
+	if data, isRevision := item["data"].(map[string]any); isRevision {
+		r.kind = types.StrategicMergePatchType
+		if err := convert(data, &from); err != nil {
+			return nil, err
+		}
+		data["metadata"] = map[string]any{"resourceVersion": of.ResourceVersion} // whoever writes meanwhile is seen
+		patch = data
+	} else {
+		number, err := strconv.ParseInt(meta.Annotations[revisionAnnotation], 10, 64)
+		if err != nil {
+			return nil, nil //nolint:nilerr,nilnil // the controller has not numbered it yet
+		}
+		r.Number, r.kind = number, types.JSONPatchType
+		if err := convert(item, &from); err != nil {
+			return nil, err
+		}
+		patch = of.restore(from.Spec.Template, meta.Annotations)
+	}
+	var template corev1.PodTemplateSpec
+	if err := convert(from.Spec.Template, &template); err != nil {
+		return nil, err
+	}
+	for _, c := range template.Spec.Containers {
+		r.Images = append(r.Images, c.Image)
+	}
+	var err error
+	if r.patch, err = json.Marshal(patch); err != nil {
+		return nil, fmt.Errorf("writing the patch: %w", err)
+	}
+	return r, nil
+}
+
+// restore is the patch that gives a Deployment the template and the annotations of a ReplicaSet, as kubectl has it. It
+// changes the template: the label that the controller has added goes.
+func (of *workload) restore(template map[string]any, annotations map[string]string) []map[string]any {
+	metadata, _ := template["metadata"].(map[string]any)
+	labels, _ := metadata["labels"].(map[string]any)
+	delete(labels, hashLabel)
+	wanted := map[string]string{}
+	for k, v := range annotations {
+		if !slices.Contains(keptAnnotations, k) {
+			wanted[k] = v
+		}
+	}
+	for _, k := range keptAnnotations {
+		if v, has := of.Annotations[k]; has {
+			wanted[k] = v
+		}
+	}
+	return []map[string]any{
+		{"op": "replace", "path": "/spec/template", "value": template},
+		{"op": "add", "path": "/metadata/annotations", "value": wanted},
+		{"op": "replace", "path": "/metadata/resourceVersion", "value": of.ResourceVersion},
+	}
+}
+
+// objectDifference is a unified diff of two versions of an object, without what the API itself writes.
+func objectDifference(before, after anyObject) (string, error) {
+	a, err := ofUser(before).yaml()
+	if err != nil {
+		return "", err
+	}
+	b, err := ofUser(after).yaml()
+	if err != nil {
+		return "", err
+	}
+	return difference(a, b)
+}
+
+// convert reads an object of whatever kind into a type.
+func convert(from, to any) error {
+	text, err := json.Marshal(from)
+	if err == nil {
+		err = utiljson.Unmarshal(text, to)
+	}
+	if err != nil {
+		return errors.Join(errors.New("the API's answer is not as it should be"), err)
+	}
+	return nil
+}
