@@ -19,11 +19,16 @@ import (
 
 // listenConsole opens the console's port, so that one that is taken is known before anything starts.
 func (s *Server) listenConsole(ctx context.Context) (err error) {
-	if s.o.ConsoleListen == "" {
-		return nil
-	}
 	if s.o.Board != nil {
 		s.board.console = s.o.Board.Part("console")
+	}
+	switch {
+	case s.o.Cluster.ConsoleDisabled():
+		s.board.console.Set(status.Disabled, "")
+		return nil
+	case s.o.ConsoleListen == "":
+		s.board.console.Set(status.Disabled, "not for browsers of other machines (--console-listen); coracle console works")
+		return nil
 	}
 	var lc net.ListenConfig
 	if s.console, err = lc.Listen(ctx, "tcp", s.o.ConsoleListen); err != nil {
@@ -46,6 +51,14 @@ func (s *Server) statusHandler() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	})
+}
+
+// consoleHandler answers at status.ConsolePath.
+func (s *Server) consoleHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status.Console{Disabled: s.o.Cluster.ConsoleDisabled()}) // an error means that the client has ended
 	})
 }
 

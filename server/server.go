@@ -340,7 +340,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status = s.statusHandler()
+	options.Status, options.Console = s.statusHandler(), s.consoleHandler()
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}

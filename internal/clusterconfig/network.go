@@ -55,6 +55,7 @@ const (
 	ExternalIPsGroup    = "coracle.dev"
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
-	StatusRole          = "coracle:status" // lets users ask at status.ClusterPath
+	StatusRole          = "coracle:status"  // lets users ask at status.ClusterPath
+	ConsoleRole         = "coracle:console" // lets all users ask at status.ConsolePath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )

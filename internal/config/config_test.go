@@ -445,6 +445,10 @@ func TestConsoleListen(t *testing.T) {
 			t.Errorf("%q: %v", good, err)
 		}
 	}
+	_, err := load(t, map[string]string{}, nil, board, "--console-listen=:8443", "--disable=console")
+	if err == nil || !strings.Contains(err.Error(), "contradicts --disable console") {
+		t.Errorf("with --disable console: %v", err)
+	}
 	for _, bad := range []string{"8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--console-listen="+bad); err == nil || !strings.Contains(err.Error(), "--console-listen") {
 			t.Errorf("%s: %v", bad, err)

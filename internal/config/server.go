@@ -178,6 +178,9 @@ func (r *reader) server(h Host) Server {
 	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
 	}
+	if s.ConsoleListen != "" && s.Disabled(PartConsole) {
+		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
+	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
 		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts, s.HTTPSPort)
 	}

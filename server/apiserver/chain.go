@@ -85,6 +85,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if o.Status != nil {
 		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ClusterPath, o.Status)
 	}
+	if o.Console != nil {
+		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ConsolePath, o.Console)
+	}
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
 		return nil, err
 	}

@@ -98,6 +98,8 @@ var bindings = []binding{
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
 	// Nodes ask for the table of the ingress, each by its own name.
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
+	// coracle console learns whether the cluster's operator wants it.
+	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
@@ -105,7 +107,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), applyConsoleRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -166,6 +168,13 @@ func applyStatusRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.StatusRole).WithLabels(map[string]string{managedBy: manager}).
 		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(status.ClusterPath).WithVerbs("get")), force())
 	return wrap("ClusterRole", clusterconfig.StatusRole, err)
+}
+
+// applyConsoleRole makes the role that says whether the cluster has a console. All users have it.
+func applyConsoleRole(ctx context.Context, c kubernetes.Interface) error {
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.ConsoleRole).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(status.ConsolePath).WithVerbs("get")), force())
+	return wrap("ClusterRole", clusterconfig.ConsoleRole, err)
 }
 
 // metricsRole has metrics-server's own name.
