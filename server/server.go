@@ -411,6 +411,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	following.Go(func() { s.followBackend(serving, api) })
 	following.Go(func() { s.gatewayUse.Load().run(serving) })
 	following.Go(func() { s.serveConsole(serving, api) })
+	following.Go(func() { s.keepConsoleService(serving, api) })
 	leadErr := s.lead(loops, api, store)
 	if store.HandOver() {
 		s.vips.AwaitMove()
