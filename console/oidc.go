@@ -214,7 +214,7 @@ func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest)
 		return nil, err
 	}
 	if c.Subject != in.Subject {
-		return nil, refusal(http.StatusForbidden, "%s answered for another user: log in again", p.o.Issuer)
+		return nil, refusal(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
 	}
 	if out.Refresh == "" { // the one before stays good
 		out.Refresh = in.Refresh

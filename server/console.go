@@ -30,6 +30,9 @@ func (s *Server) listenConsole(ctx context.Context) (err error) {
 		s.board.console.Set(status.Disabled, "not for browsers of other machines (--console-listen); coracle console works")
 		return nil
 	}
+	if s.oidc, err = s.o.consoleOIDC(); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	if s.console, err = lc.Listen(ctx, "tcp", s.o.ConsoleListen); err != nil {
 		return fmt.Errorf("opening the console's port, %s (--console-listen): %w", s.o.ConsoleListen, err)
@@ -79,7 +82,7 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), OIDC: s.oidc, Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -97,6 +98,7 @@ type Server struct {
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
 	console  net.Listener  // of browsers; nil without a console
+	oidc     *console.OIDC // by which provider its users log in; nil for none
 	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
 	board    board
 }

@@ -455,3 +455,24 @@ func TestConsoleListen(t *testing.T) {
 		}
 	}
 }
+
+func TestConsoleOIDC(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hidden\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := load(t, map[string]string{}, []string{"CORACLE_CONSOLE_OIDC_CLIENT_ID=console"}, board,
+		"--console-listen=:8443", "--console-oidc-client-secret-file="+secret, "--console-oidc-scopes=openid,groups")
+	if err != nil || s.ConsoleOIDC.ClientID != "console" || s.ConsoleOIDC.ClientSecret != "hidden" || strings.Join(s.ConsoleOIDC.Scopes, " ") != "openid groups" {
+		t.Errorf("%+v, %v", s.ConsoleOIDC, err)
+	}
+	for want, args := range map[string][]string{
+		"needs --console-listen": {"--console-oidc-client-id=console"},
+		"lacks openid":           {"--console-listen=:8443", "--console-oidc-scopes=groups"},
+		"cannot be read":         {"--console-listen=:8443", "--console-oidc-client-secret-file=" + secret + "x"},
+	} {
+		if _, err := load(t, map[string]string{}, nil, board, args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
