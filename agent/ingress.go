@@ -22,6 +22,13 @@ import (
 // partIngress is the ingress' line on the board.
 const partIngress = "ingress"
 
+// keptFromIngress are ports of nodes to which the ingress proxy does not connect: those that no Service may take, but for
+// the console's, which an Ingress may name by its Service.
+func (o Options) keptFromIngress() []uint16 {
+	o.ConsolePort = 0
+	return o.reserved().Ports
+}
+
 // newIngress prepares the node's ingress; nil when it is disabled, or when the node watches no Services.
 func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
 	dir := filepath.Join(o.RunDir, "ingress")
@@ -33,7 +40,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	}
 	i := ingress.Options{
 		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs, NodeName: o.NodeName, Unreachable: o.unreachable(),
-		PodCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.reserved().Ports, Nodes: informers.Nodes(),
+		PodCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
 		Part: o.part(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {

@@ -21,4 +21,7 @@ func TestReservedPorts(t *testing.T) {
 	if got, want := o.reservedHostPorts(), append(services, 6444); !slices.Equal(got, want) {
 		t.Errorf("host ports: %v, want %v", got, want)
 	}
+	if slices.Contains(o.keptFromIngress(), 8443) || !slices.Contains(o.keptFromIngress(), 6443) {
+		t.Errorf("the ingress does not connect to %v", o.keptFromIngress())
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -251,6 +252,10 @@ func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview,
 // session says who the user is, as the API sees it.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 	review, err := u.whoAmI(r.Context())
+	if code, _, _ := explain(err); err != nil && code == http.StatusUnauthorized && h.o.Mode == ModeServer {
+		refuse(w, code, whyRefused(u.config.BearerToken, time.Now()))
+		return
+	}
 	if err != nil {
 		refuseError(w, err)
 		return

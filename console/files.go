@@ -5,8 +5,11 @@ package console
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"mime"
@@ -27,6 +30,23 @@ var errNoPages = errors.New("this program was built without the console's pages,
 func Built() bool {
 	_, err := fs.Stat(built, "files/index.html.gz")
 	return err == nil
+}
+
+// digest names the content of all files: pages of another version have another one. It reads them once.
+func digest(files fs.FS) string {
+	sum := sha256.New()
+	err := fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := fs.ReadFile(files, name)
+		_, _ = fmt.Fprintf(sum, "%s %d\n%s", name, len(content), content) // never fails
+		return err
+	})
+	if err != nil {
+		return "" // no page compares with it
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 // serveFile answers with one of the pages' files, as it is stored: compressed.

@@ -54,7 +54,9 @@ type Options struct {
 	Context, Namespace string
 	// ReadOnly refuses whatever changes something, even when the user may do it.
 	ReadOnly bool
-	Logger   *slog.Logger
+	// OIDC, when set, is by which provider users of a server's console may log in.
+	OIDC   *OIDC
+	Logger *slog.Logger
 	// Files are the pages; those of this program when nil.
 	Files fs.FS
 }
@@ -66,6 +68,7 @@ type Handler struct {
 	sockets *connlimit
 	texts   chan struct{} // has a place for each text that is worked on
 	used    atomic.Int64  // when the console was last used, in Unix seconds
+	pages   func() string // names the pages' content
 
 	searches chan struct{} // has a place for each search that is at work
 	forwards forwards
@@ -89,12 +92,16 @@ func New(o Options) (*Handler, error) {
 	}
 	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts)}
 	h.searches = make(chan struct{}, maxSearches)
+	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
 	h.mux.HandleFunc("/", h.serveFile)
 	h.mux.HandleFunc("GET /mode", h.mode)
 	if o.Login != nil {
 		h.mux.HandleFunc("POST /login", h.login)
+	}
+	if o.OIDC != nil {
+		newProvider(*o.OIDC).register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
@@ -219,19 +226,22 @@ func (h *Handler) userOf(token string) (*user, error) {
 	return &user{config: config}, nil
 }
 
-// authenticate says whether the API knows the user. What costs something is not done for others.
-func (h *Handler) authenticate(ctx context.Context, u *user) error {
+// authenticate returns the name by which the API knows the user. What costs something is not done for others.
+func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err error) {
 	if h.o.Mode != ModeServer {
-		return nil // whoever has the session's token has the kubeconfig's credentials
+		return "", nil // whoever has the session's token has the kubeconfig's credentials
 	}
-	_, err := u.whoAmI(ctx)
-	return err
+	review, err := u.whoAmI(ctx)
+	if err != nil {
+		return "", err
+	}
+	return review.Status.UserInfo.Username, nil
 }
 
 // withText is for requests with a text: users that the API knows, and few at once.
 func (h *Handler) withText(f func(w http.ResponseWriter, r *http.Request, u *user)) func(w http.ResponseWriter, r *http.Request, u *user) {
 	return func(w http.ResponseWriter, r *http.Request, u *user) {
-		if err := h.authenticate(r.Context(), u); err != nil {
+		if _, err := h.authenticate(r.Context(), u); err != nil {
 			refuseError(w, err)
 			return
 		}
@@ -246,7 +256,11 @@ func (h *Handler) withText(f func(w http.ResponseWriter, r *http.Request, u *use
 }
 
 func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
-	answer(w, map[string]string{"mode": h.o.Mode, "version": version.Get().Coracle})
+	out := map[string]string{"mode": h.o.Mode, "version": version.Get().Coracle, "pages": h.pages()}
+	if h.o.OIDC != nil {
+		out["issuer"] = h.o.OIDC.Issuer
+	}
+	answer(w, out)
 }
 
 // login exchanges a code. The type of the content is checked, since a form of another site cannot send this one.

@@ -21,12 +21,14 @@ type RemoteOptions struct {
 	// Certificate is what the console shows to browsers; it may change.
 	Certificate func() (*tls.Certificate, error)
 	// API has the address and the authority of the API. Its credentials are not used: each user has their own token.
-	API    *rest.Config
+	API *rest.Config
+	// OIDC, when set, is by which provider users may log in.
+	OIDC   *OIDC
 	Logger *slog.Logger
 }
 
 // ServeRemote serves a console by HTTPS until ctx is done. Users log in with a token of the API, which each of their
-// requests has: the console keeps none. It closes the listener.
+// requests has: the console keeps none. With OIDC the console fetches that token for the page. It closes the listener.
 func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	defer o.Listener.Close()
 	if !Built() {
@@ -34,7 +36,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	}
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{
-		Mode: ModeServer, Logger: o.Logger,
+		Mode: ModeServer, OIDC: o.OIDC, Logger: o.Logger,
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1

@@ -68,6 +68,8 @@ type socket struct {
 	h    *Handler
 	u    *user
 	conn *websocket.Conn
+	// login is who the tab's user is, and until when.
+	login *socketLogin
 
 	writing sync.Mutex
 
@@ -103,7 +105,8 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnauthorized, err.Error())
 		return
 	}
-	if err := h.authenticate(r.Context(), u); err != nil {
+	name, err := h.authenticate(r.Context(), u)
+	if err != nil {
 		refuseError(w, err)
 		return
 	}
@@ -123,7 +126,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // it has answered
 	}
-	s := &socket{h: h, u: u, conn: conn, streams: map[int64]*stream{}}
+	s := &socket{h: h, u: u, conn: conn, streams: map[int64]*stream{}, login: newSocketLogin(h, u, name)}
 	s.serve()
 }
 
@@ -166,6 +169,11 @@ func (s *socket) keepAlive(ctx context.Context) {
 			_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // it ends either way
 			return
 		case <-tick.C:
+			if s.login.ended(time.Now()) {
+				message := websocket.FormatCloseMessage(websocket.ClosePolicyViolation, "the token has ended")
+				_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // it ends either way
+				return
+			}
 			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writePatience)) != nil {
 				return
 			}
@@ -185,6 +193,8 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 			delete(s.streams, r.ID)
 		}
 		return true
+	case "token":
+		return s.login.renew(ctx, s, r.Data)
 	case "stdin", "resize":
 		if len(r.Data) > maxInput {
 			return false

@@ -19,11 +19,19 @@ import (
 
 // listenConsole opens the console's port, so that one that is taken is known before anything starts.
 func (s *Server) listenConsole(ctx context.Context) (err error) {
-	if s.o.ConsoleListen == "" {
-		return nil
-	}
 	if s.o.Board != nil {
 		s.board.console = s.o.Board.Part("console")
+	}
+	switch {
+	case s.o.Cluster.ConsoleDisabled():
+		s.board.console.Set(status.Disabled, "")
+		return nil
+	case s.o.ConsoleListen == "":
+		s.board.console.Set(status.Disabled, "not for browsers of other machines (--console-listen); coracle console works")
+		return nil
+	}
+	if s.oidc, err = s.o.consoleOIDC(); err != nil {
+		return err
 	}
 	var lc net.ListenConfig
 	if s.console, err = lc.Listen(ctx, "tcp", s.o.ConsoleListen); err != nil {
@@ -46,6 +54,14 @@ func (s *Server) statusHandler() http.Handler {
 	})
 }
 
+// consoleHandler answers at status.ConsolePath.
+func (s *Server) consoleHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status.Console{Disabled: s.o.Cluster.ConsoleDisabled()}) // an error means that the client has ended
+	})
+}
+
 // apiOfUsers is how a program on this machine reaches the API as anybody: without credentials.
 func (s *Server) apiOfUsers() *rest.Config {
 	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName()}}
@@ -63,7 +79,7 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), OIDC: s.oidc, Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())

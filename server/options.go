@@ -123,6 +123,8 @@ type Options struct {
 
 	// ConsoleListen is where browsers get the console, as ADDRESS:PORT; empty for nowhere.
 	ConsoleListen string
+	// ConsoleOIDC is how its users log in by OIDC, beside what APIServerArgs say.
+	ConsoleOIDC ConsoleOIDCOptions
 
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -97,6 +98,7 @@ type Server struct {
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
 	console  net.Listener  // of browsers; nil without a console
+	oidc     *console.OIDC // by which provider its users log in; nil for none
 	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
 	board    board
 }
@@ -340,7 +342,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status = s.statusHandler()
+	options.Status, options.Console = s.statusHandler(), s.consoleHandler()
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -411,6 +413,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	following.Go(func() { s.followBackend(serving, api) })
 	following.Go(func() { s.gatewayUse.Load().run(serving) })
 	following.Go(func() { s.serveConsole(serving, api) })
+	following.Go(func() { s.keepConsoleService(serving, api) })
 	leadErr := s.lead(loops, api, store)
 	if store.HandOver() {
 		s.vips.AwaitMove()

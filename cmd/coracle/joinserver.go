@@ -74,6 +74,12 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if joined.Settings.NoGateway == nil {
 		o.Cluster.NoGateway = clusterSettings(c).NoGateway
 	}
+	if joined.Settings.NoConsole == nil {
+		o.Cluster.NoConsole = clusterSettings(c).NoConsole
+	}
+	if o.Cluster.ConsoleDisabled() && o.ConsoleListen != "" {
+		return o, errors.New("--console-listen: the cluster that this server belongs to was given --disable console; leave it out")
+	}
 	if no := joined.Settings.NoManifests; no != nil {
 		o.ManifestsDir = ""
 		if !*no {
@@ -103,6 +109,9 @@ func contradictions(c *config.Server, j *joinrequest.Joined) error {
 	}
 	if j.Settings.NoGateway == nil {
 		own.NoGateway = nil
+	}
+	if j.Settings.NoConsole == nil {
+		own.NoConsole = nil
 	}
 	if j.Settings.NoManifests == nil {
 		own.NoManifests = nil
@@ -181,6 +190,9 @@ func disabledParts(s clusterconfig.Settings) string {
 	}
 	if s.GatewayDisabled() {
 		out = append(out, config.PartGateway)
+	}
+	if s.ConsoleDisabled() {
+		out = append(out, config.PartConsole)
 	}
 	return strings.Join(out, ",")
 }

@@ -92,6 +92,14 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
+	own.Disable = []string{config.PartConsole}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "console", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	joined.Settings.NoConsole = nil
+	if err := contradictions(own, joined); err != nil {
+		t.Error(err)
+	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
 	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // it may change
 		t.Error(contradictions(own, joined))
@@ -204,5 +212,28 @@ func TestJoinedOptions(t *testing.T) {
 	joined.Settings.Balancer, joined.Settings.NoMetrics, joined.Settings.NoHelm, joined.Settings.NoManifests = nil, nil, nil, nil // of a cluster that began before it was asked
 	if o := options(); o.DisableMetrics || o.DisableHelm || o.ManifestsDir != ownFolder || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.99" {
 		t.Errorf("its own pool became %v", o.LBPool)
+	}
+}
+
+// TestJoinedConsole: a server does not serve a console that its cluster does not have.
+func TestJoinedConsole(t *testing.T) {
+	c := &config.Server{
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
+	}
+	joined := &joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	*joined.Settings.NoConsole = true
+	dir := t.TempDir()
+	data, err := json.Marshal(joined)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.ConsoleDisabled() {
+		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.ConsoleDisabled(), err)
+	}
+	if _, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"}); err == nil || !strings.Contains(err.Error(), "--disable console") {
+		t.Errorf("with --console-listen: %v", err)
 	}
 }

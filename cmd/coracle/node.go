@@ -145,7 +145,8 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 	noManifests := c.Disabled(config.PartManifests)
 	noIngress := c.Disabled(config.PartIngress)
 	noGateway := c.Disabled(config.PartGateway)
-	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress, s.NoGateway = &noMetrics, &noHelm, &noManifests, &noIngress, &noGateway
+	noConsole := c.Disabled(config.PartConsole)
+	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress, s.NoGateway, s.NoConsole = &noMetrics, &noHelm, &noManifests, &noIngress, &noGateway, &noConsole
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -204,6 +204,7 @@ func serverOptions(c *config.Server) server.Options {
 		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		ConsoleListen:       c.ConsoleListen,
+		ConsoleOIDC:         server.ConsoleOIDCOptions(c.ConsoleOIDC),
 		DisableMetrics:      c.Disabled(config.PartMetrics),
 		DisableHelm:         c.Disabled(config.PartHelm),
 		IngressRules:        ingressRules(c.Ingress),

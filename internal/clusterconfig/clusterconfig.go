@@ -45,6 +45,8 @@ type Settings struct {
 	NoIngress *bool `json:"noIngress,omitempty"`
 	// NoGateway leaves the Gateway API to another controller, or to none. It is nil likewise.
 	NoGateway *bool `json:"noGateway,omitempty"`
+	// NoConsole says that the cluster has no web console. It is nil likewise.
+	NoConsole *bool `json:"noConsole,omitempty"`
 	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
 	NoManifests *bool `json:"noManifests,omitempty"`
 	// Liveness says how the death of a node is noticed.
@@ -62,6 +64,9 @@ func (s Settings) IngressDisabled() bool { return s.NoIngress != nil && *s.NoIng
 
 // GatewayDisabled says whether the Gateway API is left to another controller.
 func (s Settings) GatewayDisabled() bool { return s.NoGateway != nil && *s.NoGateway }
+
+// ConsoleDisabled says whether the cluster has no web console.
+func (s Settings) ConsoleDisabled() bool { return s.NoConsole != nil && *s.NoConsole }
 
 // Balancer is what a cluster says of Services of type LoadBalancer.
 type Balancer struct {

@@ -55,16 +55,14 @@ const (
 	ExternalIPsGroup    = "coracle.dev"
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
-	StatusRole          = "coracle:status" // lets users ask at status.ClusterPath
+	StatusRole          = "coracle:status"  // lets users ask at status.ClusterPath
+	ConsoleRole         = "coracle:console" // lets all users ask at status.ConsolePath and NamespacesPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )
 
 // NamespacesPath is where the API of a server names the namespaces in which RBAC gives the user something, to every user
-// that it knows: the ClusterRole NamespacesRole is bound to all of them. The answer is a Namespaces in JSON.
-const (
-	NamespacesPath = "/coracle/namespaces"
-	NamespacesRole = "coracle:namespaces"
-)
+// that it knows: the ClusterRole ConsoleRole is bound to all of them. The answer is a Namespaces in JSON.
+const NamespacesPath = "/coracle/namespaces"
 
 // Namespaces are names of namespaces, sorted.
 type Namespaces struct {

@@ -445,9 +445,34 @@ func TestConsoleListen(t *testing.T) {
 			t.Errorf("%q: %v", good, err)
 		}
 	}
+	_, err := load(t, map[string]string{}, nil, board, "--console-listen=:8443", "--disable=console")
+	if err == nil || !strings.Contains(err.Error(), "contradicts --disable console") {
+		t.Errorf("with --disable console: %v", err)
+	}
 	for _, bad := range []string{"8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--console-listen="+bad); err == nil || !strings.Contains(err.Error(), "--console-listen") {
 			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestConsoleOIDC(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hidden\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := load(t, map[string]string{}, []string{"CORACLE_CONSOLE_OIDC_CLIENT_ID=console"}, board,
+		"--console-listen=:8443", "--console-oidc-client-secret-file="+secret, "--console-oidc-scopes=openid,groups")
+	if err != nil || s.ConsoleOIDC.ClientID != "console" || s.ConsoleOIDC.ClientSecret != "hidden" || strings.Join(s.ConsoleOIDC.Scopes, " ") != "openid groups" {
+		t.Errorf("%+v, %v", s.ConsoleOIDC, err)
+	}
+	for want, args := range map[string][]string{
+		"needs --console-listen": {"--console-oidc-client-id=console"},
+		"lacks openid":           {"--console-listen=:8443", "--console-oidc-scopes=groups"},
+		"cannot be read":         {"--console-listen=:8443", "--console-oidc-client-secret-file=" + secret + "x"},
+	} {
+		if _, err := load(t, map[string]string{}, nil, board, args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", args, err)
 		}
 	}
 }

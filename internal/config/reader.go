@@ -245,13 +245,22 @@ func (r *reader) secret(name, fileName string) string {
 		r.bad(it.src, "and %s are both given; give one of them", r.src(fileName))
 		return it.text
 	}
+	return r.secretFile(fileName)
+}
+
+// secretFile returns the content of a file that holds one word; empty when none is named.
+func (r *reader) secretFile(name string) string {
+	file := r.existing(name)
+	if file == "" {
+		return ""
+	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "" // existing has complained
 	}
 	token := strings.TrimSpace(string(text))
 	if token == "" || strings.ContainsAny(token, " \t\n") {
-		r.bad(r.src(fileName), "%s does not hold exactly one token", file)
+		r.bad(r.src(name), "%s does not hold exactly one token", file)
 	}
 	return token
 }

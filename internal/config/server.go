@@ -34,8 +34,9 @@ type Server struct {
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
 	LBPool           []loadbalancer.Range
-	LBReserved       []string     // as loadbalancer.ParsePorts reads them
-	ConsoleListen    string       // ADDRESS:PORT, or empty
+	LBReserved       []string // as loadbalancer.ParsePorts reads them
+	ConsoleListen    string   // ADDRESS:PORT, or empty
+	ConsoleOIDC      ConsoleOIDC
 	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
 	VIPInterface     string       // "" means the one whose network holds the address
 	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
@@ -123,6 +124,7 @@ func (r *reader) server(h Host) Server {
 		LBReserved:    r.portList("load-balancer-reserved-ports"),
 		VIPInterface:  r.str("vip-interface"),
 		ConsoleListen: r.listen("console-listen"),
+		ConsoleOIDC:   r.consoleOIDC(),
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
 		NodePorts:     r.portRange("service-node-port-range"),
@@ -177,6 +179,9 @@ func (r *reader) server(h Host) Server {
 	}
 	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
+	}
+	if s.ConsoleListen != "" && s.Disabled(PartConsole) {
+		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
 		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts, s.HTTPSPort)

@@ -49,13 +49,15 @@ const (
 	PartGateway = "gateway"
 
 	PartNetworkPolicy = "network-policy"
+
+	PartConsole = "console"
 )
 
 // DisableNames are the names that --disable takes, with the parts that each stands for.
 var DisableNames = map[string][]string{
 	PartDNS: {PartDNS}, "dns": {PartDNS}, PartManifests: {PartManifests}, PartServiceLB: {PartServiceLB}, PartNetworkPolicy: {PartNetworkPolicy},
-	PartLocalStorage: {PartLocalStorage},
-	PartMetrics:      {PartMetrics}, "metrics": {PartMetrics},
+	PartLocalStorage: {PartLocalStorage}, PartConsole: {PartConsole},
+	PartMetrics: {PartMetrics}, "metrics": {PartMetrics},
 	PartHelm: {PartHelm}, "helm": {PartHelm},
 	PartIngress: {PartIngress}, PartGateway: {PartGateway}, "traefik": {PartIngress, PartGateway},
 }
@@ -221,10 +223,16 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway},
-		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing HelmCharts (helm-controller), serving Ingresses (ingress), or serving Gateways (gateway), of which traefik is both; all servers have the same"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway, PartConsole},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing HelmCharts (helm-controller), serving Ingresses (ingress), serving Gateways (gateway), of which traefik is both, or the web console (console); all servers have the same"},
 	{Name: "console-listen", Commands: ServerCommand, Group: groupParts, Holder: "ADDRESS:PORT",
 		Help: "Serve the web console to browsers of other machines there, by HTTPS; without an address, at all of this machine's. Users log in with their own tokens. coracle console needs no such port"},
+	{Name: "console-oidc-client-id", Commands: ServerCommand, Group: groupParts, Holder: "ID", Computed: "the API server's oidc-client-id",
+		Help: "Client by which users of --console-listen log in at the issuer of the API server's oidc-issuer-url; see docs/console.md"},
+	{Name: "console-oidc-client-secret-file", Commands: ServerCommand, Group: groupParts, Holder: "FILE", Files: true,
+		Help: "File with the secret of that client, if it has one"},
+	{Name: "console-oidc-scopes", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "SCOPE", Computed: "openid, and those of profile, email, groups and offline_access that the issuer has",
+		Help: "Scopes that the login asks for"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

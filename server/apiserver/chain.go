@@ -88,6 +88,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err := ch.installNamespaces(g); err != nil {
 		return nil, err
 	}
+	if o.Console != nil {
+		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ConsolePath, o.Console)
+	}
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
 		return nil, err
 	}

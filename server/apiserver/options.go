@@ -94,6 +94,8 @@ type Options struct {
 
 	// Status, when set, answers at status.ClusterPath.
 	Status http.Handler
+	// Console, when set, answers at status.ConsolePath.
+	Console http.Handler
 
 	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the
 	// proxies of nodes, pods and Services.

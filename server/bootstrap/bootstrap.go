@@ -98,8 +98,8 @@ var bindings = []binding{
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
 	// Nodes ask for the table of the ingress, each by its own name.
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
-	// Every user may learn in which namespaces they have rights.
-	{name: clusterconfig.NamespacesRole, role: clusterconfig.NamespacesRole, group: user.AllAuthenticated},
+	// Every user may learn whether the cluster has a console, and in which namespaces they have rights.
+	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
@@ -107,7 +107,11 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), applyStatusRole(ctx, c), applyNamespacesRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{
+		applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c),
+		applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath), // shows the cluster's servers with their addresses
+		applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsolePath, clusterconfig.NamespacesPath),
+	}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -162,19 +166,11 @@ func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 
-// applyStatusRole makes the role that shows the cluster's servers. It aggregates to no other role, since it has the
-// servers' addresses.
-func applyStatusRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.StatusRole).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(status.ClusterPath).WithVerbs("get")), force())
-	return wrap("ClusterRole", clusterconfig.StatusRole, err)
-}
-
-// applyNamespacesRole makes the role that lets users ask for the namespaces in which they have rights.
-func applyNamespacesRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.NamespacesRole).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(clusterconfig.NamespacesPath).WithVerbs("get")), force())
-	return wrap("ClusterRole", clusterconfig.NamespacesRole, err)
+// applyURLRole makes a role that lets users read some paths that are no resources. It aggregates to no other role.
+func applyURLRole(ctx context.Context, c kubernetes.Interface, name string, paths ...string) error {
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(paths...).WithVerbs("get")), force())
+	return wrap("ClusterRole", name, err)
 }
 
 // metricsRole has metrics-server's own name.

@@ -75,8 +75,8 @@ func TestApply(t *testing.T) {
 	if err != nil || len(shows.Rules) != 1 || !slices.Equal(shows.Rules[0].NonResourceURLs, []string{"/coracle/status"}) || !slices.Equal(shows.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", shows, err)
 	}
-	names, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.NamespacesRole, metav1.GetOptions{})
-	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/namespaces"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
+	names, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.ConsoleRole, metav1.GetOptions{})
+	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/console", "/coracle/namespaces"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", names, err)
 	}
 	for _, b := range bindings {

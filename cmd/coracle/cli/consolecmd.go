@@ -118,12 +118,21 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	config.QPS = -1 // the API keeps order among its users itself
+	if config.ExecProvider != nil {
+		config.ExecProvider.StdinUnavailable, config.ExecProvider.StdinUnavailableMessage = true, noStdin
+	}
 	namespace, _, err := kubeconfig.Namespace()
 	if err != nil {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	if err := a.probeConsole(ctx, config, current, loginPatience); err != nil {
+		if ctx.Err() != nil {
+			return nil // the user ended it
+		}
+		return err
+	}
 	l, err := console.ListenLoopback(ctx, console.LoopbackOptions{
 		Config: config, Context: current, Namespace: namespace, Port: f.port, ReadOnly: f.readOnly, Idle: f.idle,
 	})

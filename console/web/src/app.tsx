@@ -22,7 +22,7 @@ import { Overview } from "./overview";
 import { forgetPermissions } from "./permissions";
 import { disown, forgetNamespace, format, go, initialNamespace, namespace, route, type View } from "./route";
 import { lazy } from "./lazy";
-import { logout, refused, session, starting } from "./session";
+import { logout, refused, session, stale, starting } from "./session";
 import { S } from "./strings";
 import { nextTheme, theme } from "./theme";
 import { visible } from "./text";
@@ -108,6 +108,9 @@ function Frame() {
         <button type="button" onClick={() => (commandOpen.value = true)}>{S.allKinds}</button>
       </nav>
       <main id="main" tabIndex={-1}>
+        {stale.value && (
+          <p class="note" role="status">{S.stale} <button type="button" onClick={() => location.reload()}>{S.reload}</button></p>
+        )}
         {s?.readOnly && <p class="note">{S.readOnly}</p>}
         {kindsError.value && <p class="note bad" role="alert">{visible(kindsError.value)}</p>}
         <CurrentView />

@@ -2,7 +2,7 @@
 
 // Requests to the console's handler, with the user's token, and their errors.
 
-import { expire, token } from "./session";
+import { expire, refusedToken, token } from "./session";
 import { S } from "./strings";
 
 /** ApiError is a refusal by the handler or by the Kubernetes API. */
@@ -17,8 +17,11 @@ export class ApiError extends Error {
   }
 }
 
-/** send makes one request relative to the page. A body that is text is sent as it is, anything else as JSON. */
-export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
+/**
+ * send makes one request relative to the page. A body that is text is sent as it is, anything else as JSON. A request
+ * whose token was not taken is made once more with a renewed one, if there is one: it has changed nothing.
+ */
+export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}, again = true): Promise<T> {
   const used = token();
   const all: Record<string, string> = { Authorization: "Bearer " + used, Accept: "application/json", ...headers };
   if (body !== undefined && !all["Content-Type"]) all["Content-Type"] = "application/json";
@@ -42,6 +45,7 @@ export async function send<T>(method: string, path: string, body?: unknown, head
   if (answer.ok) return value as T;
   const message = typeof value.message === "string" && value.message ? value.message : S.httpStatus(answer.status);
   // A late refusal of a token before is nothing to the session that there is now.
+  if (answer.status === 401 && again && (await refusedToken(used, message))) return send(method, path, body, headers, false);
   if (answer.status === 401 && used === token()) expire(message);
   throw new ApiError(answer.status, String(value.reason ?? ""), message, value);
 }

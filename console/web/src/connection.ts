@@ -5,7 +5,7 @@
 
 import { signal } from "@preact/signals";
 import { send as request } from "./client";
-import { session, token } from "./session";
+import { checkPages, renewed, session, token } from "./session";
 
 export interface Request {
   op: "list" | "object" | "log" | "exec" | "attach" | "search" | "drain";
@@ -153,13 +153,16 @@ function connect(): void {
   const url = new URL("./ws", location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   url.hash = "";
-  const opened = new WebSocket(url, ["coracle.console.v1", "coracle.token." + base64url(token())]);
+  const used = token();
+  const opened = new WebSocket(url, ["coracle.console.v1", "coracle.token." + base64url(used)]);
   let wasOpen = false;
   socket = opened;
   opened.onopen = () => {
     wasOpen = true;
     backoff = BACKOFF_MIN;
+    if (connected.value === "lost") void checkPages();
     connected.value = "open";
+    if (used !== token()) write({ op: "token", data: token() });
     for (const s of [...streams.values()]) s.start();
   };
   opened.onmessage = (e) => {
@@ -210,4 +213,9 @@ document.addEventListener("visibilitychange", () => {
     idle.delete(s);
     s.start();
   }
+});
+
+// Streams go on with a renewed token of the same user.
+renewed.subscribe((fresh) => {
+  if (fresh) write({ op: "token", data: fresh });
 });

@@ -4,6 +4,7 @@
 
 import { signal } from "@preact/signals";
 import type { FunctionComponent } from "preact";
+import { checkPages } from "./session";
 import { S } from "./strings";
 
 /** lazy loads a view when it is first shown. A quiet one shows nothing until then, nor when it cannot be loaded. */
@@ -20,6 +21,7 @@ export function lazy<P extends object = object>(load: () => Promise<FunctionComp
       () => {
         loading = false;
         failed.value = true;
+        void checkPages();
       },
     );
   };

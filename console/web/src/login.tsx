@@ -5,6 +5,7 @@
 import { useSignal } from "@preact/signals";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { tokenOfKubeconfig } from "./kubeconfig";
+import { begin } from "./oidc";
 import { login, mode, refused } from "./session";
 import { S } from "./strings";
 import { visible } from "./text";
@@ -14,7 +15,15 @@ export function LoginPage() {
   const busy = useSignal(false);
   const field = useRef<HTMLTextAreaElement>(null);
   const loopback = mode.value?.mode === "loopback";
-  useLayoutEffect(() => field.current?.focus(), []);
+  const issuer = mode.value?.issuer;
+  const first = useRef<HTMLButtonElement>(null);
+  useLayoutEffect(() => (first.current ?? field.current)?.focus(), []);
+
+  async function toProvider(): Promise<void> {
+    busy.value = true;
+    refused.value = await begin();
+    busy.value = false;
+  }
 
   async function submit(token: string): Promise<void> {
     busy.value = true;
@@ -37,7 +46,12 @@ export function LoginPage() {
     <main class="login">
       <h1>{S.title}</h1>
       {refused.value && <p class="problem" role="alert">{visible(refused.value)}</p>}
-      <p>{loopback ? S.login.loopback : S.login.server}</p>
+      {issuer && (
+        <div class="buttons start">
+          <button type="button" class="primary" ref={first} disabled={busy.value} onClick={() => void toProvider()}>{S.oidc.button(visible(issuer))}</button>
+        </div>
+      )}
+      <p>{loopback ? S.login.loopback : issuer ? S.oidc.orToken : S.login.server}</p>
       {loopback && <pre class="data">coracle console</pre>}
       <form
         onSubmit={(e) => {

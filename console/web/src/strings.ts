@@ -41,6 +41,18 @@ export const S = {
     create: "A token for a service account:",
   },
 
+  oidc: {
+    button: (issuer: string) => `Log in with ${issuer.replace(/^https:\/\//, "")}`,
+    orToken: "Or log in with a token of a Kubernetes user or service account. It stays in this tab and is gone when the tab is closed.",
+    foreign: "This login was not begun in this tab, so it is not taken. Log in again.",
+    denied: (why: string) => `The login provider answered: ${why}`,
+    insecure: "Browsers allow this login only on a page of https. Open the console by https.",
+    refusedByAPI: (issuer: string) => `${issuer} let you in, but the cluster did not accept its token. The server's log says why.`,
+  },
+
+  stale: "The console was upgraded since this page was loaded.",
+  reload: "Load the page again",
+
   connection: { open: "live", lost: "connection lost, trying again", trouble: "The cluster does not answer at the moment. What is shown may be old." },
 
   theme: {

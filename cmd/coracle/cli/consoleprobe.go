@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// probeTimeout bounds the answer of the cluster, without the time that a login program takes.
+	probeTimeout = 10 * time.Second
+	// loginPatience is after how long a line says that the login program has not ended.
+	loginPatience = 5 * time.Second
+)
+
+// noStdin is what a login program of the kubeconfig gets to hear that wants to read from the terminal.
+const noStdin = "coracle console reads the terminal itself. Log in by coracle kubectl get namespaces first, if the program keeps the login"
+
+// probeConsole asks the cluster once before a browser is opened. It fails when the credentials are not good, when the
+// address is another cluster's, and when the operator has disabled the console. A cluster that does not answer is
+// no failure: the pages say so, and go on when it answers. After patience a line says what is waited for.
+func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
+	answered := make(chan error, 1)                                 // one: its goroutine ends whether or not this function still listens
+	go func() { answered <- askForConsole(ctx, config, current) }() // a login program cannot be called off
+	slow := time.NewTimer(patience)
+	defer slow.Stop()
+	for {
+		select {
+		case err := <-answered:
+			var silent silentCluster
+			if errors.As(err, &silent) {
+				fmt.Fprintf(a.Stdout, "The cluster does not answer at the moment: %v. The console waits for it.\n", silent.error)
+				return nil
+			}
+			return err
+		case <-slow.C:
+			if config.ExecProvider != nil {
+				fmt.Fprintf(a.Stdout, "Waiting for %s, the login program of context %s. Ctrl-C ends this.\n", config.ExecProvider.Command, current)
+			} else {
+				fmt.Fprintf(a.Stdout, "Waiting for the cluster of context %s. Ctrl-C ends this.\n", current)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the cluster: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// silentCluster says that a cluster gave no answer.
+type silentCluster struct{ error }
+
+func askForConsole(ctx context.Context, config *rest.Config, current string) error {
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return fmt.Errorf("using the credentials of context %s: %w", current, err)
+	}
+	client.Timeout = probeTimeout
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return fmt.Errorf("the address of the API: %w", err)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath(status.ConsolePath).String(), nil)
+	if err != nil {
+		return fmt.Errorf("making a request: %w", err)
+	}
+	answer, err := client.Do(r)
+	var foreign *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &foreign):
+		return fmt.Errorf("the server of context %s is not the one of the kubeconfig, or a clock is wrong: %w", current, foreign)
+	case err != nil && strings.Contains(err.Error(), "getting credentials"): // client-go has no other mark
+		return fmt.Errorf("the login program of context %s: %w", current, err)
+	case err != nil:
+		return silentCluster{err}
+	}
+	defer answer.Body.Close()
+	switch answer.StatusCode {
+	case http.StatusUnauthorized:
+		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have ended, or are those of another cluster", current)
+	case http.StatusOK:
+	default: // another cluster than coracle's, or one whose operator took the role away
+		return nil
+	}
+	var c status.Console
+	if err := json.NewDecoder(io.LimitReader(answer.Body, 4096)).Decode(&c); err == nil && c.Disabled {
+		return errors.New("the console is disabled in this cluster: its servers were started with --disable console. kubectl works as before")
+	}
+	return nil
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+func probe(ctx context.Context, config *rest.Config) (said string, err error) {
+	var out bytes.Buffer
+	a := &App{Stdout: &out}
+	err = a.probeConsole(ctx, config, "here", time.Minute)
+	return out.String(), err
+}
+
+func TestProbeOfTheCluster(t *testing.T) {
+	for name, c := range map[string]struct {
+		code       int
+		body, want string
+	}{
+		"a console is allowed":     {200, `{"disabled":false}`, ""},
+		"the console is disabled":  {200, `{"disabled":true}`, "--disable console"},
+		"another kind of cluster":  {404, `{"kind":"Status"}`, ""},
+		"a cluster without a role": {403, `{"kind":"Status"}`, ""},
+		"an answer that is none":   {200, `<html>`, ""},
+		"foreign credentials":      {401, `{"kind":"Status"}`, "does not accept the credentials of context here"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != status.ConsolePath || r.Header.Get("Authorization") != "Bearer mine" {
+					t.Errorf("the cluster got %s of %q", r.URL, r.Header.Get("Authorization"))
+				}
+				w.WriteHeader(c.code)
+				_, _ = w.Write([]byte(c.body))
+			}))
+			defer s.Close()
+			_, err := probe(t.Context(), &rest.Config{Host: s.URL, BearerToken: "mine"})
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestProbeOfAForeignServer(t *testing.T) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	if _, err := probe(t.Context(), &rest.Config{Host: s.URL}); err == nil || !strings.Contains(err.Error(), "is not the one of the kubeconfig") {
+		t.Error(err)
+	}
+}
+
+func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close() // a port at which nothing listens
+	said, err := probe(t.Context(), &rest.Config{Host: "http://" + l.Addr().String()})
+	if err != nil || !strings.Contains(said, "does not answer") {
+		t.Errorf("%q, %v", said, err)
+	}
+}
+
+// loginProgram is a kubeconfig's, which does what a shell script says.
+func loginProgram(t *testing.T, script string, mode api.ExecInteractiveMode) *rest.Config {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "login")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	return &rest.Config{Host: "https://127.0.0.1:1", ExecProvider: &api.ExecConfig{
+		Command: path, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: mode, StdinUnavailable: true, StdinUnavailableMessage: noStdin,
+	}}
+}
+
+func TestLoginProgramThatFails(t *testing.T) {
+	_, err := probe(t.Context(), loginProgram(t, "exit 3\n", api.IfAvailableExecInteractiveMode))
+	if err == nil || !strings.Contains(err.Error(), "the login program of context here") || !strings.Contains(err.Error(), "exit code 3") {
+		t.Error(err)
+	}
+}
+
+func TestLoginProgramThatAsks(t *testing.T) {
+	_, err := probe(t.Context(), loginProgram(t, "read password\n", api.AlwaysExecInteractiveMode))
+	if err == nil || !strings.Contains(err.Error(), "cannot support interactive mode") { // in a terminal it goes on with noStdin
+		t.Error(err)
+	}
+}
+
+func TestLoginProgramThatHangsIsNamed(t *testing.T) {
+	config := loginProgram(t, "touch $0.begun; while kill -0 $PPID 2>/dev/null; do sleep 0.1; done\n", api.NeverExecInteractiveMode)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &firstLine{found: make(chan string, 1)}
+	ended := make(chan error, 1)
+	go func() { ended <- (&App{Stdout: out}).probeConsole(ctx, config, "here", time.Millisecond) }()
+	select {
+	case line := <-out.found:
+		if !strings.Contains(line, config.ExecProvider.Command) || !strings.Contains(line, "Ctrl-C") {
+			t.Errorf("it says %q", line)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it says nothing")
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // it ends with the test's process, and is to find its script before
+		if _, err := os.Stat(config.ExecProvider.Command + ".begun"); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// firstLine hands on what is written first.
+type firstLine struct{ found chan string }
+
+func (f *firstLine) Write(text []byte) (int, error) {
+	select {
+	case f.found <- string(text):
+	default:
+	}
+	return len(text), nil
+}

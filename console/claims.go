@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// claims are those of a token that is a JWT (RFC 7519). Nothing here proves them: the API does, or the connection on
+// which the token came.
+type claims struct {
+	Issuer    string      `json:"iss"`
+	Subject   string      `json:"sub"`
+	Nonce     string      `json:"nonce"`
+	Expires   json.Number `json:"exp"`
+	NotBefore json.Number `json:"nbf"`
+	IssuedAt  json.Number `json:"iat"`
+}
+
+// claimsOf reads a token; false when it is no JWT.
+func claimsOf(token string) (claims, bool) {
+	var c claims
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return c, false
+	}
+	text, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	return c, err == nil
+}
+
+// moment is a claim's time; the zero time where there is none.
+func moment(n json.Number) time.Time {
+	seconds, err := n.Float64()
+	if err != nil || seconds <= 0 || seconds > 1<<40 {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0)
+}
+
+// whyRefused says in a sentence why the API may have refused a token. The API itself says no more than 401.
+func whyRefused(token string, now time.Time) string {
+	const again = "Log in with a new one"
+	c, isJWT := claimsOf(token)
+	ends, begins := moment(c.Expires), moment(c.NotBefore)
+	if begins.IsZero() {
+		begins = moment(c.IssuedAt)
+	}
+	at := func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
+	switch {
+	case isJWT && !ends.IsZero() && !now.Before(ends):
+		return fmt.Sprintf("This token ended at %s. The server's clock has %s. %s.", at(ends), at(now), again)
+	case isJWT && now.Before(begins):
+		return fmt.Sprintf("This token is good from %s on, and the server's clock has %s: one of the clocks is wrong.", at(begins), at(now))
+	}
+	return "The cluster does not accept this token: it is of another cluster, its account was deleted, or it was changed on the way. " + again + "."
+}

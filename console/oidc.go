@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// maxLogin bounds a request of the login, in bytes: a code or a refresh token, of which large ones have some KB.
+	maxLogin = 16 << 10
+	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and nobody
+	// has logged in before.
+	maxExchanges = 8
+	// exchangeTimeout bounds what one of them takes, from the first byte of the request's body.
+	exchangeTimeout = 15 * time.Second
+	// maxProvider bounds an answer of the provider, in bytes.
+	maxProvider = 256 << 10
+	// discoveryLife is for how long the provider's own description is used, discoveryRetry for how long it is not asked
+	// again after it gave none.
+	discoveryLife, discoveryRetry = 10 * time.Minute, 3 * time.Second
+	// clockLeeway is how far the provider's clock may be ahead.
+	clockLeeway = 5 * time.Minute
+)
+
+// OIDC is the provider by which users log in (OpenID Connect Core 1.0). Its ID tokens are the API's bearer tokens.
+type OIDC struct {
+	Issuer, ClientID string
+	// DiscoveryURL is where the provider describes itself; below the issuer when it is empty.
+	DiscoveryURL string
+	// ClientSecret is a confidential client's; it never reaches a browser.
+	ClientSecret string
+	// Scopes are what is asked for; without any openid, and those of usualScopes that the provider has.
+	Scopes []string
+	// Roots are the authorities of the provider's certificate; nil means the machine's.
+	Roots *x509.CertPool
+}
+
+// usualScopes are those that make the claims by which Kubernetes names users, and a token for renewals.
+var usualScopes = []string{"profile", "email", "groups", "offline_access"}
+
+// description is a provider's description of itself (OpenID Connect Discovery 1.0).
+type description struct {
+	Issuer        string   `json:"issuer"`
+	Authorization string   `json:"authorization_endpoint"`
+	Token         string   `json:"token_endpoint"`
+	EndSession    string   `json:"end_session_endpoint"`
+	Scopes        []string `json:"scopes_supported"`
+	AuthMethods   []string `json:"token_endpoint_auth_methods_supported"`
+}
+
+// provider speaks with the OIDC provider. It keeps its description for a while, and nothing of any user.
+type provider struct {
+	o       OIDC
+	client  http.Client
+	working chan struct{} // has a place for each login and renewal that is worked on
+
+	mu    sync.Mutex
+	found *description
+	err   error     // why there is none
+	until time.Time // when found or err stops to hold
+}
+
+func newProvider(o OIDC) *provider {
+	return &provider{
+		o: o, working: make(chan struct{}, maxExchanges),
+		client: http.Client{
+			Transport: &http.Transport{
+				Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
+				MaxIdleConns: maxExchanges, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
+			},
+			// A code or a secret goes to the address that the issuer names, and nowhere else.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// loginError is a refusal that has a status.
+type loginError struct {
+	code    int
+	message string
+}
+
+func (e *loginError) Error() string { return e.message }
+
+func refusal(code int, format string, args ...any) error {
+	return &loginError{code, fmt.Sprintf(format, args...)}
+}
+
+// register adds the paths of the login.
+func (p *provider) register(mux *http.ServeMux) {
+	mux.HandleFunc("GET /oidc/provider", p.bounded(p.describe))
+	mux.HandleFunc("POST /oidc/token", p.bounded(p.login))
+	mux.HandleFunc("POST /oidc/refresh", p.bounded(p.renew))
+}
+
+// bounded answers a request of somebody who has not logged in: with few bytes, in bounded time, few at once.
+func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *loginRequest) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), exchangeTimeout)
+		defer cancel()
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(exchangeTimeout)) // connections in tests have none
+		var in loginRequest
+		if r.Method == http.MethodPost {
+			if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+				refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
+				return
+			}
+			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLogin)).Decode(&in); err != nil {
+				refuse(w, http.StatusBadRequest, "this login is too long, or no JSON")
+				return
+			}
+		}
+		select {
+		case p.working <- struct{}{}:
+			defer func() { <-p.working }()
+		default:
+			refuse(w, http.StatusServiceUnavailable, "too many users log in at this moment: try again")
+			return
+		}
+		out, err := f(ctx, r, &in)
+		var refused *loginError
+		switch {
+		case errors.As(err, &refused):
+			refuse(w, refused.code, refused.message)
+		case err != nil:
+			refuse(w, http.StatusBadGateway, err.Error())
+		default:
+			answer(w, out)
+		}
+	}
+}
+
+// loginRequest is what a page sends: a code with what belongs to it, or a refresh token.
+type loginRequest struct {
+	Code, Verifier, Nonce, Redirect string
+	Refresh, Subject                string
+}
+
+// loginAnswer is what a page gets. Lifetime is in seconds from now on, so that the browser's clock does not matter.
+type loginAnswer struct {
+	Token    string `json:"token"`
+	Refresh  string `json:"refresh,omitempty"`
+	Subject  string `json:"subject"`
+	Lifetime int64  `json:"lifetime"`
+}
+
+// providerAnswer is what a page needs to send its user to the provider.
+type providerAnswer struct {
+	ClientID      string `json:"clientID"`
+	Authorization string `json:"authorization"`
+	EndSession    string `json:"endSession,omitempty"`
+	Scope         string `json:"scope"`
+}
+
+func (p *provider) describe(ctx context.Context, _ *http.Request, _ *loginRequest) (any, error) {
+	d, err := p.discover(ctx)
+	if err != nil {
+		return nil, err
+	}
+	scopes := p.o.Scopes
+	if len(scopes) == 0 {
+		scopes = []string{"openid"}
+		for _, s := range usualScopes {
+			if slices.Contains(d.Scopes, s) {
+				scopes = append(scopes, s)
+			}
+		}
+	}
+	return providerAnswer{ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " ")}, nil
+}
+
+// login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was made
+// for this tab's login.
+func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest) (any, error) {
+	if in.Code == "" || in.Verifier == "" || in.Nonce == "" {
+		return nil, refusal(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
+	}
+	if u, err := url.Parse(in.Redirect); err != nil || u.Host != r.Host || u.RawQuery != "" || u.Fragment != "" {
+		return nil, refusal(http.StatusBadRequest, "a login comes back to this console's own page")
+	}
+	out, c, err := p.exchange(ctx, url.Values{
+		"grant_type": {"authorization_code"}, "code": {in.Code}, "code_verifier": {in.Verifier}, "redirect_uri": {in.Redirect},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.Nonce != in.Nonce {
+		return nil, refusal(http.StatusForbidden, "this login was begun elsewhere, and is not taken: log in again")
+	}
+	return out, nil
+}
+
+// renew gets a new token of the same user (RFC 6749, 6).
+func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest) (any, error) {
+	if in.Refresh == "" || in.Subject == "" {
+		return nil, refusal(http.StatusBadRequest, "a renewal has a refresh token and its user")
+	}
+	out, c, err := p.exchange(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {in.Refresh}})
+	if err != nil {
+		return nil, err
+	}
+	if c.Subject != in.Subject {
+		return nil, refusal(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
+	}
+	if out.Refresh == "" { // the one before stays good
+		out.Refresh = in.Refresh
+	}
+	return out, nil
+}
+
+// exchange asks the provider for tokens.
+func (p *provider) exchange(ctx context.Context, form url.Values) (*loginAnswer, *claims, error) {
+	d, err := p.discover(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	inBody := slices.Contains(d.AuthMethods, "client_secret_post") && !slices.Contains(d.AuthMethods, "client_secret_basic")
+	if p.o.ClientSecret == "" || inBody {
+		form.Set("client_id", p.o.ClientID)
+	}
+	if p.o.ClientSecret != "" && inBody {
+		form.Set("client_secret", p.o.ClientSecret)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, d.Token, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a request: %w", err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if p.o.ClientSecret != "" && !inBody {
+		r.SetBasicAuth(url.QueryEscape(p.o.ClientID), url.QueryEscape(p.o.ClientSecret))
+	}
+	var got struct {
+		IDToken      string `json:"id_token"`
+		RefreshToken string `json:"refresh_token"`
+		Error        string `json:"error"`
+		Description  string `json:"error_description"`
+	}
+	code, err := p.read(r, &got)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case code >= http.StatusInternalServerError || code == http.StatusTooManyRequests:
+		return nil, nil, fmt.Errorf("%s answers with status %d", p.o.Issuer, code)
+	case code != http.StatusOK || got.Error != "":
+		return nil, nil, refusal(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, short(strings.TrimSpace(got.Error+" "+got.Description), code))
+	case got.IDToken == "":
+		return nil, nil, refusal(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
+	}
+	c, lifetime, err := p.check(got.IDToken)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &loginAnswer{Token: got.IDToken, Refresh: got.RefreshToken, Subject: c.Subject, Lifetime: lifetime}, c, nil
+}
+
+// check reads an ID token. That it is the provider's, the connection proves (OpenID Connect Core 1.0, 3.1.3.7), and the
+// API looks at its signature.
+func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
+	got, isJWT := claimsOf(token)
+	now, ends, begins := time.Now(), moment(got.Expires), moment(got.IssuedAt)
+	switch {
+	case !isJWT || got.Subject == "" || ends.IsZero():
+		return nil, 0, refusal(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
+	case got.Issuer != p.o.Issuer:
+		return nil, 0, refusal(http.StatusForbidden, "the ID token is of %s, and not of %s", short(got.Issuer, 0), p.o.Issuer)
+	case !now.Before(ends), begins.After(now.Add(clockLeeway)):
+		return nil, 0, refusal(http.StatusForbidden, "the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
+			begins.UTC().Format(time.RFC3339), ends.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return &got, int64(ends.Sub(now) / time.Second), nil
+}
+
+// short is a text of the provider's for a person, or a status where there is none.
+func short(text string, code int) string {
+	const most = 300
+	if text == "" {
+		return fmt.Sprintf("status %d", code)
+	}
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}
+
+// discover returns the provider's description. One request at a time fetches it; others wait.
+func (p *provider) discover(ctx context.Context) (*description, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Now().Before(p.until) {
+		return p.found, p.err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout) // others get the answer, too
+	defer cancel()
+	p.found, p.err = p.fetch(ctx)
+	p.until = time.Now().Add(discoveryLife)
+	if p.err != nil {
+		p.until = time.Now().Add(discoveryRetry)
+	}
+	return p.found, p.err
+}
+
+func (p *provider) fetch(ctx context.Context) (*description, error) {
+	at := p.o.DiscoveryURL
+	if at == "" {
+		at = strings.TrimSuffix(p.o.Issuer, "/") + "/.well-known/openid-configuration"
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making a request: %w", err)
+	}
+	var d description
+	code, err := p.read(r, &d)
+	if err != nil {
+		return nil, err
+	}
+	if code != http.StatusOK {
+		return nil, fmt.Errorf("%s answers with status %d", at, code)
+	}
+	if d.Issuer != p.o.Issuer {
+		return nil, fmt.Errorf("%s describes the issuer %s, and not %s", at, short(d.Issuer, code), p.o.Issuer)
+	}
+	for name, text := range map[string]string{"authorization_endpoint": d.Authorization, "token_endpoint": d.Token} {
+		if u, err := url.Parse(text); err != nil || u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("%s has no %s that is an address of https", at, name)
+		}
+	}
+	if u, err := url.Parse(d.EndSession); err != nil || u.Scheme != "https" {
+		d.EndSession = "" // there may be none
+	}
+	return &d, nil
+}
+
+// read makes a request to the provider and reads its JSON into v. Nothing of the request is in an error: it may have a
+// code or a secret.
+func (p *provider) read(r *http.Request, v any) (code int, err error) {
+	response, err := p.client.Do(r)
+	var sending *url.Error
+	if errors.As(err, &sending) {
+		err = sending.Err
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s does not answer this server: %w", p.o.Issuer, err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxProvider))
+	if err != nil {
+		return 0, fmt.Errorf("reading the answer of %s: %w", p.o.Issuer, err)
+	}
+	if err := json.Unmarshal(text, v); err != nil && response.StatusCode == http.StatusOK {
+		return 0, fmt.Errorf("%s gave an answer that is no JSON", p.o.Issuer)
+	}
+	return response.StatusCode, nil
+}

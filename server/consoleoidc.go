@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	apiserverv1 "k8s.io/apiserver/pkg/apis/apiserver/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/console"
+)
+
+// ConsoleOIDCOptions say how users of the console log in by OIDC.
+type ConsoleOIDCOptions struct {
+	ClientID     string // empty for the API server's
+	ClientSecret string // empty for a public client
+	Scopes       []string
+}
+
+// consoleOIDC is the provider whose ID tokens the API server takes, by its own arguments; nil without one.
+func (o *Options) consoleOIDC() (*console.OIDC, error) {
+	args := map[string]string{}
+	for _, arg := range o.APIServerArgs { // the last one counts
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		args[strings.ReplaceAll(name, "_", "-")] = value
+	}
+	out := &console.OIDC{Issuer: args["oidc-issuer-url"], ClientID: args["oidc-client-id"], ClientSecret: o.ConsoleOIDC.ClientSecret, Scopes: o.ConsoleOIDC.Scopes}
+	var roots []byte
+	var err error
+	switch file := args["authentication-config"]; {
+	case file != "":
+		roots, err = fromAuthenticationConfig(out, file, o.ConsoleOIDC.ClientID)
+	case args["oidc-ca-file"] != "":
+		roots, err = os.ReadFile(args["oidc-ca-file"])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading how the API server knows users by OIDC: %w", err)
+	}
+	if o.ConsoleOIDC.ClientID != "" {
+		out.ClientID = o.ConsoleOIDC.ClientID
+	}
+	switch {
+	case out.Issuer == "" && (o.ConsoleOIDC.ClientID != "" || o.ConsoleOIDC.ClientSecret != "" || len(o.ConsoleOIDC.Scopes) > 0):
+		return nil, errors.New("--console-oidc-…: the API server takes no users of OIDC: give it --kube-apiserver-arg=oidc-issuer-url=… and oidc-client-id=…, " +
+			"or name a client of its authentication-config by --console-oidc-client-id")
+	case out.Issuer == "" || out.ClientID == "":
+		return nil, nil
+	}
+	if len(roots) > 0 {
+		if out.Roots = x509.NewCertPool(); !out.Roots.AppendCertsFromPEM(roots) {
+			return nil, errors.New("the authorities of the OIDC issuer hold no certificate in PEM")
+		}
+	}
+	return out, nil
+}
+
+// fromAuthenticationConfig finds the issuer of a client in the API server's configuration file, and returns the
+// authorities of its certificate in PEM. Without a client's name it is the one audience of the one issuer.
+func fromAuthenticationConfig(out *console.OIDC, file, client string) (roots []byte, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the authentication-config: %w", err)
+	}
+	var c apiserverv1.AuthenticationConfiguration
+	if err := yaml.Unmarshal(text, &c); err != nil {
+		return nil, fmt.Errorf("reading the authentication-config: %w", err)
+	}
+	for _, jwt := range c.JWT {
+		issuer := jwt.Issuer
+		only := client == "" && len(c.JWT) == 1 && len(issuer.Audiences) == 1
+		if !only && !slices.Contains(issuer.Audiences, client) {
+			continue
+		}
+		out.Issuer, out.ClientID = issuer.URL, issuer.Audiences[0]
+		if issuer.DiscoveryURL != nil {
+			out.DiscoveryURL = *issuer.DiscoveryURL
+		}
+		return []byte(issuer.CertificateAuthority), nil
+	}
+	return nil, nil
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestConsoleTakesTheIssuerOfTheAPIServer(t *testing.T) {
+	const config = `apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://one.example", audiences: [kubectl, console], discoveryURL: "https://inside.example/d"}
+- issuer: {url: "https://two.example", audiences: [other]}
+`
+	dir := t.TempDir()
+	file, broken := filepath.Join(dir, "authentication.yaml"), filepath.Join(dir, "broken.pem")
+	for name, text := range map[string]string{file: config, broken: "no PEM"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flags := []string{"--oidc-issuer-url=https://a.example", "oidc-client-id=kubectl"}
+	for name, c := range map[string]struct {
+		args           []string
+		own            ConsoleOIDCOptions
+		issuer, client string
+		err            string
+	}{
+		"no OIDC":                     {},
+		"the API server's own client": {args: flags, issuer: "https://a.example", client: "kubectl"},
+		"another client":              {args: flags, own: ConsoleOIDCOptions{ClientID: "console"}, issuer: "https://a.example", client: "console"},
+		"the last argument counts":    {args: append(flags, "oidc_issuer_url=https://b.example"), issuer: "https://b.example", client: "kubectl"},
+		"a secret without OIDC":       {own: ConsoleOIDCOptions{ClientSecret: "x"}, err: "takes no users of OIDC"},
+		"a file, and a client of it":  {args: []string{"authentication-config=" + file}, own: ConsoleOIDCOptions{ClientID: "console"}, issuer: "https://one.example", client: "console"},
+		"a file, and another client":  {args: []string{"authentication-config=" + file}, own: ConsoleOIDCOptions{ClientID: "none"}, err: "takes no users of OIDC"},
+		"a file of two issuers":       {args: []string{"authentication-config=" + file}},
+		"a file that is not there":    {args: []string{"authentication-config=" + file + "x"}, err: "no such file"},
+		"authorities that are none":   {args: append(flags, "oidc-ca-file="+broken), err: "no certificate in PEM"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &Options{APIServerArgs: c.args, ConsoleOIDC: c.own}
+			got, err := o.consoleOIDC()
+			switch {
+			case c.err != "":
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Errorf("%v, want %q", err, c.err)
+				}
+			case err != nil:
+				t.Error(err)
+			case got == nil:
+				if c.issuer != "" {
+					t.Error("there is no issuer")
+				}
+			case got.Issuer != c.issuer || got.ClientID != c.client:
+				t.Errorf("%s of %s, want %s of %s", got.ClientID, got.Issuer, c.client, c.issuer)
+			}
+		})
+	}
+}

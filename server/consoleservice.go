@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	discoveryv1ac "k8s.io/client-go/applyconfigurations/discovery/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/server/apiserver"
+)
+
+const (
+	// consoleServiceName is that of the Service in kube-system by which an Ingress names the console.
+	consoleServiceName = "console"
+	consoleServicePort = 443
+	// consoleSlices marks the endpoint slices of servers' consoles, and consoleManager the Service.
+	consoleSlices  = "console.coracle"
+	consoleManager = "coracle"
+	managedByLabel = "app.kubernetes.io/managed-by"
+	// consoleServiceRetry is how long a failed attempt waits for the next.
+	consoleServiceRetry = 5 * time.Second
+)
+
+// errForeignService says that the Service's name is taken. It is not tried again: the next start looks again.
+var errForeignService = errors.New("there is another Service kube-system/console, which is left alone: delete it and start the server again")
+
+// consoleService is the Service kube-system/console. It has no selector: each server that serves browsers keeps an
+// endpoint slice of its own there, and the last one that does not any more takes the Service away. All that is written
+// at a server's start, if it differs, and nothing later: who reaches which server, the Service proxy and the ingress
+// know by the server's node.
+type consoleService struct {
+	client kubernetes.Interface
+	server string         // the name of the server's node, which names its slice
+	node   bool           // the server has a node
+	at     netip.AddrPort // where this server serves browsers; the zero value for nowhere
+}
+
+// keepConsoleService puts this server's part of the Service right once the API is ready.
+func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-api.Ready():
+	}
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(api.LoopbackConfig()), "console-service"))
+	if err != nil {
+		s.log.Error("the Service kube-system/console is not kept", "error", err)
+		return
+	}
+	c := &consoleService{client: client, server: s.o.NodeName, node: s.o.OwnNode}
+	if s.console != nil {
+		c.at = s.o.consoleEndpoint(s.console.Addr())
+	}
+	for last := ""; ; {
+		err := c.apply(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return
+		case errors.Is(err, errForeignService):
+			s.log.Warn("no Ingress can name the console", "error", err)
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			s.log.Warn("the Service kube-system/console is not right yet; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(consoleServiceRetry):
+		}
+	}
+}
+
+// consoleEndpoint is where others reach a console that listens at an address: at that one or, when it is all of the
+// machine's, at the node's, of the family that Services have first. It is the zero value at loopback.
+func (o *Options) consoleEndpoint(listening net.Addr) netip.AddrPort {
+	tcp, isTCP := listening.(*net.TCPAddr)
+	if !isTCP {
+		return netip.AddrPort{}
+	}
+	at := tcp.AddrPort()
+	switch ip := at.Addr().Unmap(); {
+	case ip.IsLoopback():
+		return netip.AddrPort{}
+	case !ip.IsUnspecified():
+		return netip.AddrPortFrom(ip, at.Port())
+	}
+	own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
+	for _, ip := range o.NodeIPs {
+		a, _ := netip.AddrFromSlice(ip)
+		if len(o.Cluster.ServiceCIDRs) > 0 && a.Unmap().Is4() == o.Cluster.ServiceCIDRs[0].Addr().Is4() {
+			own = a
+			break
+		}
+	}
+	return netip.AddrPortFrom(own.Unmap(), at.Port())
+}
+
+// apply puts right what is this server's part.
+func (c *consoleService) apply(ctx context.Context) error {
+	if !c.at.IsValid() {
+		return c.remove(ctx)
+	}
+	if err := c.applySlice(ctx); err != nil {
+		return err
+	}
+	return c.applyService(ctx)
+}
+
+func (c *consoleService) sliceName() string {
+	return consoleServiceName + "-" + strings.ToLower(c.server)
+}
+
+func (c *consoleService) applySlice(ctx context.Context) error {
+	slices := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem)
+	family := discoveryv1.AddressTypeIPv4
+	if c.at.Addr().Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	endpoint := discoveryv1ac.Endpoint().WithAddresses(c.at.Addr().String()).WithConditions(discoveryv1ac.EndpointConditions().WithReady(true))
+	slice := discoveryv1ac.EndpointSlice(c.sliceName(), metav1.NamespaceSystem).
+		WithLabels(map[string]string{discoveryv1.LabelServiceName: consoleServiceName, discoveryv1.LabelManagedBy: consoleSlices}).
+		WithAddressType(family).
+		WithPorts(discoveryv1ac.EndpointPort().WithName("https").WithProtocol(corev1.ProtocolTCP).WithPort(int32(c.at.Port())).WithAppProtocol("https"))
+	if c.node {
+		node, err := c.client.CoreV1().Nodes().Get(ctx, c.server, metav1.GetOptions{})
+		if err != nil { // at the first start it registers in a moment
+			return fmt.Errorf("reading this server's Node: %w", err)
+		}
+		endpoint.WithNodeName(c.server)
+		// With the Node, a server that leaves the cluster loses its slice.
+		slice.WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(node.Name).WithUID(node.UID))
+	}
+	have, err := slices.Get(ctx, c.sliceName(), metav1.GetOptions{})
+	switch {
+	case err != nil && !apierrors.IsNotFound(err):
+		return fmt.Errorf("reading the EndpointSlice %s: %w", c.sliceName(), err)
+	case err == nil && have.AddressType != family: // cannot be changed
+		if err := c.deleteSlice(ctx, have); err != nil {
+			return err
+		}
+	}
+	_, err = slices.Apply(ctx, slice.WithEndpoints(endpoint), metav1.ApplyOptions{FieldManager: consoleManager, Force: true})
+	if err != nil {
+		return fmt.Errorf("writing the EndpointSlice %s: %w", c.sliceName(), err)
+	}
+	return nil
+}
+
+func (c *consoleService) applyService(ctx context.Context) error {
+	services := c.client.CoreV1().Services(metav1.NamespaceSystem)
+	have, err := services.Get(ctx, consoleServiceName, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("reading the Service console: %w", err)
+	}
+	if err == nil && have.Labels[managedByLabel] != consoleManager {
+		return errForeignService
+	}
+	family := corev1.IPv4Protocol
+	if c.at.Addr().Is6() {
+		family = corev1.IPv6Protocol
+	}
+	_, err = services.Apply(ctx, corev1ac.Service(consoleServiceName, metav1.NamespaceSystem).
+		WithLabels(map[string]string{managedByLabel: consoleManager}).
+		WithSpec(corev1ac.ServiceSpec().WithType(corev1.ServiceTypeClusterIP).WithIPFamilyPolicy(corev1.IPFamilyPolicySingleStack).WithIPFamilies(family).
+			WithPorts(corev1ac.ServicePort().WithName("https").WithProtocol(corev1.ProtocolTCP).WithPort(consoleServicePort).
+				WithTargetPort(intstr.FromInt32(int32(c.at.Port()))).WithAppProtocol("https"))),
+		metav1.ApplyOptions{FieldManager: consoleManager, Force: true})
+	if err != nil {
+		return fmt.Errorf("writing the Service console: %w", err)
+	}
+	return nil
+}
+
+// remove takes away this server's slice and, when no other server has one, the Service.
+func (c *consoleService) remove(ctx context.Context) error {
+	have, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Get(ctx, c.sliceName(), metav1.GetOptions{})
+	if err == nil && have.Labels[discoveryv1.LabelManagedBy] == consoleSlices {
+		err = c.deleteSlice(ctx, have)
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("reading the EndpointSlice %s: %w", c.sliceName(), err)
+	}
+	service, err := c.client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, consoleServiceName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading the Service console: %w", err)
+	case service.Labels[managedByLabel] != consoleManager:
+		return nil
+	}
+	if served, err := c.served(ctx); err != nil || served {
+		return err
+	}
+	err = c.client.CoreV1().Services(metav1.NamespaceSystem).Delete(ctx, consoleServiceName, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(service.UID))})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("deleting the Service console: %w", err)
+	}
+	return nil
+}
+
+// served says whether a server keeps a slice.
+func (c *consoleService) served(ctx context.Context) (bool, error) {
+	list, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelManagedBy + "=" + consoleSlices})
+	if err != nil {
+		return false, fmt.Errorf("listing the endpoint slices of consoles: %w", err)
+	}
+	return len(list.Items) > 0, nil
+}
+
+func (c *consoleService) deleteSlice(ctx context.Context, s *discoveryv1.EndpointSlice) error {
+	err := c.client.DiscoveryV1().EndpointSlices(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("deleting the EndpointSlice %s: %w", s.Name, err)
+	}
+	return nil
+}

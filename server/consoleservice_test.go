@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+)
+
+func consoleNode(name, uid string) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid)}}
+}
+
+func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
+	client := fake.NewClientset(consoleNode("one", "1"), consoleNode("two", "2"))
+	ctx := t.Context()
+	one := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
+	two := &consoleService{client: client, server: "two", node: true, at: netip.MustParseAddrPort("192.0.2.2:9443")}
+	for _, c := range []*consoleService{one, two, one} {
+		if err := c.apply(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := service.Spec.Ports; len(service.Spec.Selector) != 0 || len(p) != 1 || p[0].Port != 443 || *p[0].AppProtocol != "https" {
+		t.Errorf("the Service is %+v", service.Spec)
+	}
+	for name, want := range map[string]string{"one": "192.0.2.1:8443", "two": "192.0.2.2:9443"} {
+		s, err := client.DiscoveryV1().EndpointSlices("kube-system").Get(ctx, "console-"+name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := netip.AddrPortFrom(netip.MustParseAddr(s.Endpoints[0].Addresses[0]), uint16(*s.Ports[0].Port)) //nolint:gosec // a port
+		if got.String() != want || *s.Endpoints[0].NodeName != name || s.OwnerReferences[0].Name != name || s.Labels[discoveryv1.LabelServiceName] != "console" {
+			t.Errorf("the slice of %s is %+v", name, s)
+		}
+	}
+
+	// One server does not serve it any more, then the other.
+	one.at, two.at = netip.AddrPort{}, netip.AddrPort{}
+	if err := one.apply(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); err != nil {
+		t.Errorf("the Service of the other: %v", err)
+	}
+	if err := two.apply(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the Service that nobody serves: %v", err)
+	}
+	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(ctx, metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
+		t.Errorf("%d slices are left, %v", len(list.Items), err)
+	}
+}
+
+func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
+	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "console", Namespace: "kube-system"}})
+	c := &consoleService{client: client, server: "one", at: netip.MustParseAddrPort("192.0.2.1:8443")}
+	if err := c.apply(t.Context()); !errors.Is(err, errForeignService) {
+		t.Errorf("it is taken: %v", err)
+	}
+	c.at = netip.AddrPort{}
+	if err := c.apply(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.CoreV1().Services("kube-system").Get(t.Context(), "console", metav1.GetOptions{}); err != nil {
+		t.Errorf("it is gone: %v", err)
+	}
+}
+
+func TestConsoleServiceWaitsForTheNode(t *testing.T) {
+	client := fake.NewClientset()
+	c := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
+	if err := c.apply(t.Context()); !apierrors.IsNotFound(err) {
+		t.Errorf("without a Node: %v", err)
+	}
+}
+
+func TestConsoleEndpoint(t *testing.T) {
+	o := &Options{
+		AdvertiseAddress: net.ParseIP("203.0.113.1"), NodeIPs: []net.IP{net.ParseIP("2001:db8::7"), net.ParseIP("192.0.2.7")},
+		Cluster: clusterconfig.Settings{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}},
+	}
+	for listening, want := range map[string]string{
+		"0.0.0.0:8443": "192.0.2.7:8443", "[::]:8443": "192.0.2.7:8443", "192.0.2.9:8443": "192.0.2.9:8443", "[2001:db8::9]:1": "[2001:db8::9]:1",
+		"127.0.0.1:8443": "invalid AddrPort", "[::1]:8443": "invalid AddrPort",
+	} {
+		if got := o.consoleEndpoint(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(listening))); got.String() != want {
+			t.Errorf("%s: %s, want %s", listening, got, want)
+		}
+	}
+}
