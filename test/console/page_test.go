@@ -170,12 +170,12 @@ func (p *page) list(command string) {
 	})
 }
 
-// only filters a list until the row of a name is the only one, and puts the cursor on it.
+// only filters a list until each row has a name, and puts the cursor on the first one.
 func (p *page) only(name string) {
 	p.T.Helper()
 	p.keys("/", name, kb.Enter)
 	p.until("only "+name+" is in the list", func(string) bool {
-		return eval[bool](p, `document.querySelectorAll(".table .line").length === 1 && document.querySelector(".table .line").innerText.includes(`+fmt.Sprintf("%q", name)+`)`)
+		return eval[bool](p, fmt.Sprintf(`{ const rows = [...document.querySelectorAll(".table .line")]; rows.length > 0 && rows.every((r) => r.innerText.includes(%q)) }`, name))
 	})
 	p.keys("g")
 }

@@ -83,7 +83,7 @@ func TestViews(t *testing.T) {
 	p.keys(kb.Enter)
 	p.shows("none.example/none")
 	p.keys("0")
-	p.shows("What is wrong")
+	p.shows("1 problem")
 
 	// A list: its filter, order, columns, marks.
 	p.list("po default")

@@ -12,6 +12,11 @@ export function focusFilter(): void {
   field?.select();
 }
 
+/** leaveField moves the keyboard to what is filtered. A list without rows has no table: then keys still work. */
+function leaveField(): void {
+  (document.querySelector<HTMLElement>(".table, .log") ?? document.querySelector<HTMLElement>("#main"))?.focus();
+}
+
 export function FilterBar({ placeholder }: { placeholder?: string }) {
   return (
     <>
@@ -31,11 +36,11 @@ export function FilterBar({ placeholder }: { placeholder?: string }) {
         onKeyDown={(e) => {
           if (e.key === "Enter" || e.key === "ArrowDown") {
             e.preventDefault();
-            (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+            leaveField();
           } else if (e.key === "Escape") {
             e.preventDefault();
             setParams({ filter: "" });
-            (document.querySelector<HTMLElement>(".table, .log") ?? e.currentTarget).focus();
+            leaveField();
           }
         }}
       />
