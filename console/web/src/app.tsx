@@ -29,9 +29,9 @@ import { visible } from "./text";
 
 const Shell = lazy(() => import("./shellview").then((m) => m.ShellView));
 const Edit = lazy(() => import("./editview").then((m) => m.EditView));
-const MapOf = lazy(() => import("./mapview").then((m) => m.MapView));
-const Helm = lazy(() => import("./helmview").then((m) => m.HelmView));
-const Search = lazy(() => import("./searchview").then((m) => m.SearchView));
+const MapOf = lazy(() => import("./moreviews").then((m) => m.MapView));
+const Helm = lazy(() => import("./moreviews").then((m) => m.HelmView));
+const Search = lazy(() => import("./moreviews").then((m) => m.SearchView));
 const Create = lazy(() => import("./createview").then((m) => m.CreateView));
 
 export function App() {
@@ -68,7 +68,7 @@ function Frame() {
     { key: ":", label: S.keys.command, run: () => (commandOpen.value = true), hint: true },
     { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
-    { key: "F", label: S.search.title, run: () => go({ view: "search" }), hint: true },
+    { key: "F", label: S.views.search, run: () => go({ view: "search" }), hint: true },
     { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
     { key: "F", label: S.keys.forwards, run: openForwards },
   ]);
@@ -102,8 +102,8 @@ function Frame() {
             </a>
           );
         })}
-        <a href={format({ view: "helm" })} aria-current={route.value.view === "helm" ? "page" : undefined}>{S.helm.title}</a>
-        <a href={format({ view: "search" })} aria-current={route.value.view === "search" ? "page" : undefined}>{S.search.title}</a>
+        <a href={format({ view: "helm" })} aria-current={route.value.view === "helm" ? "page" : undefined}>{S.views.helm}</a>
+        <a href={format({ view: "search" })} aria-current={route.value.view === "search" ? "page" : undefined}>{S.views.search}</a>
         <a href={format({ view: "create" })} aria-current={route.value.view === "create" ? "page" : undefined}>{S.create.title}</a>
         <button type="button" onClick={() => (commandOpen.value = true)}>{S.allKinds}</button>
       </nav>
@@ -158,7 +158,7 @@ function CurrentView() {
 function useTitle(): string {
   const r = route.value;
   const k = kindById(r.kind);
-  const titles: Partial<Record<View, string>> = { overview: S.overview.title, create: S.create.title, helm: S.helm.title, search: S.search.title };
+  const titles: Partial<Record<View, string>> = { overview: S.overview.title, create: S.create.title, helm: S.views.helm, search: S.views.search };
   const text = titles[r.view] ?? (k ? label(k) : r.kind.split(".")[0]);
   useEffect(() => {
     document.title = [r.name, text, session.value?.cluster, S.title].filter(Boolean).join(" · ");

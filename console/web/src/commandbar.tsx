@@ -33,7 +33,7 @@ function choices(text: string): Choice[] {
   const out: Choice[] = [];
   const word = text.trim().split(/\s+/)[0].toLowerCase();
   const rest = text.trim().slice(word.length).trim();
-  if (word && "find".startsWith(word)) out.push({ id: "find", text: "find", note: S.search.title, run: () => go({ view: "search", params: { text: word === "find" ? rest : "" } }) });
+  if (word && "find".startsWith(word)) out.push({ id: "find", text: "find", note: S.views.search, run: () => go({ view: "search", params: { text: word === "find" ? rest : "" } }) });
   for (const [words, view] of VIEWS) {
     if (word && words.some((w) => w.startsWith(word))) out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
   }

@@ -6,13 +6,14 @@ import { type Fact, link, pairs } from "./facts";
 import { type Kind, kindByWord } from "./kinds";
 import { selectorText } from "./related";
 import { format } from "./route";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { age } from "./text";
 
 type Obj = Record<string, any>;
 type Add = (name: string, value: unknown, href?: string, tone?: string) => void;
 
-const F = S.extra;
+const F = M.extra;
 
 /** extraFacts are the facts of an object beside those of factsOf. */
 export function extraFacts(k: Kind, o: Obj, now: number): Fact[] {
@@ -161,12 +162,12 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
   "helmcharts.helm.cattle.io": (o, add) => {
     const s = o.spec ?? {};
     const ns = s.targetNamespace || o.metadata.namespace;
-    add(S.helm.chart, s.chart || (s.chartContent ? F.inObject : ""));
-    add(S.helm.repo, s.repo);
-    add(S.helm.chartVersion, s.version);
-    add(S.helm.target, ns, to("namespaces", "", ns));
-    add(S.helm.releaseOf, o.metadata.name, format({ view: "helm", kind: "releases", ns, name: o.metadata.name, params: s.driver === "configmap" ? { driver: "configmaps" } : {} }));
-    add(S.helm.revision, o.status?.revision);
+    add(M.helm.chart, s.chart || (s.chartContent ? F.inObject : ""));
+    add(M.helm.repo, s.repo);
+    add(M.helm.chartVersion, s.version);
+    add(M.helm.target, ns, to("namespaces", "", ns));
+    add(M.helm.releaseOf, o.metadata.name, format({ view: "helm", kind: "releases", ns, name: o.metadata.name, params: s.driver === "configmap" ? { driver: "configmaps" } : {} }));
+    add(M.helm.revision, o.status?.revision);
     add(F.failurePolicy, s.failurePolicy);
     for (const x of s.valuesSecrets ?? []) add(F.valuesSecret, x.name, to("secrets", o.metadata.namespace, x.name));
   },

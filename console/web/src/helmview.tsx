@@ -13,6 +13,7 @@ import { now } from "./listing";
 import { chooseNamespace } from "./namespaces";
 import { RelatedTable } from "./related";
 import { back, format, namespace, route } from "./route";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { age, visible, visibleLines } from "./text";
 import type { Tone } from "./tones";
@@ -70,16 +71,16 @@ function Releases({ ns }: { ns: string }) {
   const charts = kindByWord("helmcharts");
   const { value, error } = answer.value;
   return (
-    <section class="view" aria-label={S.helm.title}>
+    <section class="view" aria-label={M.helm.title}>
       <div class="bar">
-        <h1>{S.helm.title} <span class="count" role="status">{value ? value.releases.length : "…"}</span></h1>
+        <h1>{M.helm.title} <span class="count" role="status">{value ? value.releases.length : "…"}</span></h1>
         <span class="faint">{S.overview.scope(ns)}</span>
-        {charts && <div class="tools"><a href={format({ view: "list", kind: charts.id })}>{S.helm.charts}</a></div>}
+        {charts && <div class="tools"><a href={format({ view: "list", kind: charts.id })}>{M.helm.charts}</a></div>}
       </div>
       <div class="pane scroll">
         {error && <div class="problem" role="alert"><p>{visible(error)}</p><button type="button" onClick={() => void chooseNamespace()}>{S.list.otherNamespace}</button></div>}
         {value?.partial.map((p) => <p key={p} class="passing">{visible(p)}</p>)}
-        {value && value.releases.length === 0 && !error && <p class="empty">{S.helm.none}</p>}
+        {value && value.releases.length === 0 && !error && <p class="empty">{M.helm.none}</p>}
         {value && value.releases.length > 0 && <Rows rows={value.releases} full />}
       </div>
     </section>
@@ -94,7 +95,7 @@ function focusRow(by: number): void {
 
 /** Rows are releases, or the revisions of one. */
 function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown?: number }) {
-  const columns = full ? S.helm.columns : S.helm.historyColumns;
+  const columns = full ? M.helm.columns : M.helm.historyColumns;
   return (
     <table class="plain releases">
       <thead>
@@ -149,10 +150,10 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
   const charts = kindByWord("helmcharts");
   const before = r?.history.find((h) => h.revision < r.revision);
   return (
-    <section class="view release" tabIndex={-1} aria-label={S.helm.release(name)}>
+    <section class="view release" tabIndex={-1} aria-label={M.helm.release(name)}>
       <div class="bar">
         <h1>
-          <a href={format({ view: "helm" })} class="faint">{S.helm.title}</a> <span class="faint">{visible(ns)}/</span><span class="name">{visible(name)}</span>
+          <a href={format({ view: "helm" })} class="faint">{M.helm.title}</a> <span class="faint">{visible(ns)}/</span><span class="name">{visible(name)}</span>
         </h1>
       </div>
       {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
@@ -161,38 +162,38 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
         <div class="pane scroll">
           <dl class="facts">
             {([
-              [S.helm.columns[2], String(r.revision), ""],
-              [S.helm.columns[3], r.status, toneOf(r.status)],
-              [S.helm.columns[4], [r.chart, r.version].filter(Boolean).join(" "), ""],
-              [S.helm.columns[5], r.appVersion ?? "", ""],
-              [S.helm.columns[6], r.updated ?? "", ""],
-              [S.helm.description, r.description ?? r.trouble ?? "", r.trouble ? "bad" : ""],
+              [M.helm.columns[2], String(r.revision), ""],
+              [M.helm.columns[3], r.status, toneOf(r.status)],
+              [M.helm.columns[4], [r.chart, r.version].filter(Boolean).join(" "), ""],
+              [M.helm.columns[5], r.appVersion ?? "", ""],
+              [M.helm.columns[6], r.updated ?? "", ""],
+              [M.helm.description, r.description ?? r.trouble ?? "", r.trouble ? "bad" : ""],
             ] as const).map(([k, v, tone]) => v && <div key={k}><dt>{k}</dt><dd class={tone}>{visible(v)}</dd></div>)}
           </dl>
           <section class="related">
-            <h2>{S.helm.history}</h2>
+            <h2>{M.helm.history}</h2>
             <Rows rows={r.history} shown={r.revision} />
           </section>
           <section class="related">
-            <h2>{S.helm.change}</h2>
+            <h2>{M.helm.change}</h2>
             {before && <Command text={helmCommand("rollback", [r.name, String(before.revision)], ns, driver)} />}
             <Command text={helmCommand("uninstall", [r.name], ns, driver)} />
           </section>
-          {charts && <RelatedTable relation={{ title: S.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />}
+          {charts && <RelatedTable relation={{ title: M.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />}
           <section class="related">
-            <h2>{S.helm.content}</h2>
+            <h2>{M.helm.content}</h2>
             {failed.value && <p class="bad" role="alert">{visible(failed.value)}</p>}
             {text ? (
-              ([[S.helm.values, text.values], [S.helm.notes, text.notes], [S.helm.manifest, text.manifest]] as const).map(([title, t]) => (
-                <details key={title} open={title !== S.helm.manifest}>
+              ([[M.helm.values, text.values], [M.helm.notes, text.notes], [M.helm.manifest, text.manifest]] as const).map(([title, t]) => (
+                <details key={title} open={title !== M.helm.manifest}>
                   <summary>{title}</summary>
                   {t ? <pre class="data" tabIndex={0} aria-label={title}>{visibleLines(t)}</pre> : <p class="faint">{S.related.none}</p>}
                 </details>
               ))
             ) : (
               <>
-                <p>{S.helm.hidden}</p>
-                <button type="button" onClick={show}>{S.helm.show}</button>
+                <p>{M.helm.hidden}</p>
+                <button type="button" onClick={show}>{M.helm.show}</button>
               </>
             )}
           </section>

@@ -7,6 +7,7 @@ import type { Row } from "./connection";
 import { type Kind, kindByWord } from "./kinds";
 import type { Listing } from "./listing";
 import { columnOf } from "./problems";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { type Tone, toneOfStatus } from "./tones";
 
@@ -111,7 +112,7 @@ function podsOf(b: Builder, s: Sources, ns: string, column: number, match: (r: R
     const ready = cellOf(s.pods, row, "Ready");
     const [have, want] = ready.split("/");
     const tone = status === "Running" && have !== want ? "passing" : toneOfStatus(status);
-    const pod = b.add(column, "pods", ns, row.name, S.map.pod(row.deleting ? "Terminating" : status, ready), row.deleting ? "passing" : tone);
+    const pod = b.add(column, "pods", ns, row.name, M.map.pod(row.deleting ? "Terminating" : status, ready), row.deleting ? "passing" : tone);
     const name = cellOf(s.pods, row, "Node");
     if (!name || name === "<none>") continue;
     const node = nodes.get(name);
@@ -154,20 +155,20 @@ export function ofService(o: Obj, s: Sources): Graph {
     const endpoints: Obj[] = slice.endpoints ?? [];
     const good = endpoints.filter((e) => e.conditions?.ready !== false);
     ready += good.length;
-    const id = b.add(2, "endpointslices", ns, slice.metadata.name, S.map.ready(good.length, endpoints.length), good.length === endpoints.length ? "good" : "passing");
+    const id = b.add(2, "endpointslices", ns, slice.metadata.name, M.map.ready(good.length, endpoints.length), good.length === endpoints.length ? "good" : "passing");
     b.join(service, id, good.length ? "good" : "bad");
     for (const e of endpoints) {
       const tone: Tone = e.conditions?.ready === false ? "passing" : "good";
       if (e.targetRef?.kind === "Pod") {
         if (drawn.has(e.targetRef.name)) b.join(id, "pods/" + e.targetRef.name, tone);
       } else {
-        for (const address of e.addresses ?? []) b.join(id, b.add(3, S.map.address, ns, address, tone === "good" ? "" : S.fact.notReady, tone), tone);
+        for (const address of e.addresses ?? []) b.join(id, b.add(3, M.map.address, ns, address, tone === "good" ? "" : S.fact.notReady, tone), tone);
       }
     }
   }
   const at = b.spots.get(service)!;
-  if (o.spec?.type === "ExternalName") at.state = S.map.leads(o.spec.externalName);
-  else [at.state, at.tone] = ready ? [S.map.endpoints(ready), "good"] : [S.map.noEndpoints, "bad"];
+  if (o.spec?.type === "ExternalName") at.state = M.map.leads(o.spec.externalName);
+  else [at.state, at.tone] = ready ? [M.map.endpoints(ready), "good"] : [M.map.noEndpoints, "bad"];
   return b.graph();
 }
 
@@ -178,14 +179,14 @@ export function ofWorkload(k: Kind, o: Obj, s: Sources): Graph {
   const name: string = o.metadata.name;
   const want = o.spec?.replicas ?? o.status?.desiredNumberScheduled ?? 0;
   const have = o.status?.readyReplicas ?? o.status?.numberReady ?? 0;
-  const workload = b.add(0, k.resource, ns, name, S.map.ready(have, want), have >= want ? "good" : "bad");
+  const workload = b.add(0, k.resource, ns, name, M.map.ready(have, want), have >= want ? "good" : "bad");
   const sets = new Set<string>();
   for (const row of s.sets?.rows.values() ?? []) {
     const wanted = Number(cellOf(s.sets!, row, "Desired"));
     if (row.owner?.name !== name || row.owner.kind !== k.kind || !(wanted > 0 || Number(cellOf(s.sets!, row, "Current")) > 0)) continue;
     const good = Number(cellOf(s.sets!, row, "Ready"));
     sets.add(row.name);
-    b.join(workload, b.add(1, "replicasets", ns, row.name, S.map.ready(good, wanted), good >= wanted ? "good" : "passing"));
+    b.join(workload, b.add(1, "replicasets", ns, row.name, M.map.ready(good, wanted), good >= wanted ? "good" : "passing"));
   }
   const owned = (r: Row) => (s.sets ? r.owner?.kind === "ReplicaSet" && sets.has(r.owner.name) : r.owner?.kind === k.kind && r.owner.name === name);
   const pods = podsOf(b, s, ns, 2, owned);

@@ -14,6 +14,7 @@ import { hasMap } from "./mapped";
 import { useObject } from "./objectview";
 import { selectorText } from "./related";
 import { back, format, route } from "./route";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { Empty } from "./table";
 import { visible } from "./text";
@@ -27,7 +28,7 @@ const STEP = 64;
 export function MapView() {
   const r = route.value;
   const k = kindById(r.kind);
-  if (!k || !hasMap(k)) return kinds.value.length ? <Empty text={S.map.noMap(r.kind)} /> : <p class="empty">{S.loading}</p>;
+  if (!k || !hasMap(k)) return kinds.value.length ? <Empty text={M.map.noMap(r.kind)} /> : <p class="empty">{S.loading}</p>;
   return <MapOf key={k.id + r.ns + "/" + r.name} kind={k} ns={r.ns} name={r.name} />;
 }
 
@@ -37,16 +38,16 @@ function MapOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   useKeys([
     { key: "j ArrowDown", label: S.keys.down, run: () => move(0, 1), hint: true },
     { key: "k ArrowUp", label: S.keys.up, run: () => move(0, -1), hint: true },
-    { key: "ArrowRight", label: S.map.right, run: () => move(1, 0) },
-    { key: "ArrowLeft", label: S.map.left, run: () => move(-1, 0) },
+    { key: "ArrowRight", label: M.map.right, run: () => move(1, 0) },
+    { key: "ArrowLeft", label: M.map.left, run: () => move(-1, 0) },
     { key: "d", label: S.keys.details, run: () => (location.hash = hrefOf(kind, { ns, name })), hint: true },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
   return (
-    <section class="view" aria-label={S.map.of(name)}>
+    <section class="view" aria-label={M.map.of(name)}>
       <div class="bar">
         <h1>
-          {S.map.title} <a href={hrefOf(kind, { ns, name })}>{label(kind)} {visible(ns)}/<span class="name">{visible(name)}</span></a>
+          {M.map.title} <a href={hrefOf(kind, { ns, name })}>{label(kind)} {visible(ns)}/<span class="name">{visible(name)}</span></a>
         </h1>
       </div>
       {deleted && <p class="note passing" role="status">{S.object.deleted}</p>}
@@ -94,7 +95,7 @@ function Drawn({ kind, ns, object }: { kind: Kind; ns: string; object: ReturnTyp
     <div class="pane scroll">
       {wrong && <p class="bad" role="alert">{visible(wrong.message)}</p>}
       <Picture graph={g} />
-      {g.hidden > 0 && <p class="faint">{S.map.hidden(g.hidden)}</p>}
+      {g.hidden > 0 && <p class="faint">{M.map.hidden(g.hidden)}</p>}
       <AsList graph={g} />
     </div>
   );
@@ -120,7 +121,7 @@ function Picture({ graph: g }: { graph: Graph }) {
   const width = columns.length * (WIDTH + GAP) - GAP;
   return (
     <div class="map" tabIndex={-1}>
-      <svg width={width} height={height} role="group" aria-label={S.map.title}>
+      <svg width={width} height={height} role="group" aria-label={M.map.title}>
         <g aria-hidden="true">
           {g.edges.map((e) => {
             const a = at.get(e.from)!;
@@ -143,7 +144,7 @@ function Picture({ graph: g }: { graph: Graph }) {
             </g>
           );
           return href ? (
-            <a key={s.id} href={href} data-column={s.column} aria-label={visible(S.map.spot(s.word, s.name, s.state))}>{box}</a>
+            <a key={s.id} href={href} data-column={s.column} aria-label={visible(M.map.spot(s.word, s.name, s.state))}>{box}</a>
           ) : (
             <g key={s.id}>{box}</g>
           );
@@ -169,11 +170,11 @@ function move(columns: number, rows: number): void {
 function AsList({ graph: g }: { graph: Graph }) {
   const names = new Map(g.spots.map((s) => [s.id, s]));
   return (
-    <section class="related" aria-label={S.map.list}>
-      <h2>{S.map.list}</h2>
+    <section class="related" aria-label={M.map.list}>
+      <h2>{M.map.list}</h2>
       <table class="plain">
         <thead>
-          <tr>{S.map.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>{M.map.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
         </thead>
         <tbody>
           {g.spots.map((s) => {

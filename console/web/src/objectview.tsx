@@ -60,7 +60,7 @@ export function ObjectView() {
 
 const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
 
-const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./sections").then((m) => m.Sections), true);
+const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./moreviews").then((m) => m.Sections), true);
 
 const TABS = ["details", "yaml", "events"] as const;
 
@@ -78,7 +78,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
     { key: "y", label: S.keys.yaml, run: () => setTab("yaml"), hint: true },
     { key: "v", label: S.keys.events, run: () => setTab("events"), hint: true },
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, [target]) })),
-    ...(hasMap(kind) ? [{ key: "m", label: S.map.action, run: () => go({ view: "map", kind: kind.id, ns, name }), hint: true }] : []),
+    ...(hasMap(kind) ? [{ key: "m", label: S.views.map, run: () => go({ view: "map", kind: kind.id, ns, name }), hint: true }] : []),
     { key: "c", label: S.keys.copy, run: () => void copy(yaml), hint: tab === "yaml" },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
@@ -95,7 +95,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
           <span class="name">{visible(name)}</span>
         </h1>
         <div class="tools">
-          {hasMap(kind) && <button type="button" title={`${S.map.action} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>{S.map.action}</button>}
+          {hasMap(kind) && <button type="button" title={`${S.views.map} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>{S.views.map}</button>}
           {actions.map((a) => {
             const why = a.refused(target);
             return (

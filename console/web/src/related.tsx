@@ -98,7 +98,7 @@ function addRelated(k: Kind, o: Record<string, any>, ns: string, name: string, a
     const selector = o.spec?.selector ?? o.spec?.podSelector;
     if (selector) add("pods", selectorText(selector) ? { labelSelector: selectorText(selector) } : {}, () => S.related.selected);
   }
-  if (isKind(k, "helm.cattle.io", "helmcharts") && o.status?.jobName) add("jobs.batch", {}, () => S.helm.job, (r) => r.name === o.status.jobName);
+  if (isKind(k, "helm.cattle.io", "helmcharts") && o.status?.jobName) add("jobs.batch", {}, () => S.related.job, (r) => r.name === o.status.jobName);
 }
 
 /** eventsOf is the relation of an object with its events. */

@@ -11,6 +11,7 @@ import { now } from "./listing";
 import { hrefOf } from "./listview";
 import { chooseNamespace } from "./namespaces";
 import { back, namespace, route, setParams } from "./route";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { age, visible } from "./text";
 
@@ -75,22 +76,22 @@ function Search({ ns }: { ns: string }) {
   useKeys([
     { key: "j ArrowDown", label: S.keys.down, run: () => focusFound(1), hint: true },
     { key: "k ArrowUp", label: S.keys.up, run: () => focusFound(-1), hint: true },
-    { key: "/", label: S.search.text, run: () => field.current?.focus(), hint: true },
+    { key: "/", label: M.search.text, run: () => field.current?.focus(), hint: true },
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace(), hint: true },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
   const r = result.value;
   const byPath = searched(ns);
   return (
-    <section class="view" aria-label={S.search.title}>
+    <section class="view" aria-label={M.search.title}>
       <div class="bar">
-        <h1>{S.search.title}</h1>
+        <h1>{M.search.title}</h1>
         <input
           ref={field}
           id="filter"
           type="search"
-          aria-label={S.search.text}
-          placeholder={S.search.text}
+          aria-label={M.search.text}
+          placeholder={M.search.text}
           autocomplete="off"
           autocapitalize="off"
           spellcheck={false}
@@ -104,16 +105,16 @@ function Search({ ns }: { ns: string }) {
           }}
         />
         <span class="faint">{S.overview.scope(ns)}</span>
-        <span class="count" role="status">{text.length < SHORTEST ? "" : r.full ? S.search.full(r.found.length) : r.over ? S.search.found(r.found.length) : S.search.running(r.found.length, r.done, r.of)}</span>
+        <span class="count" role="status">{text.length < SHORTEST ? "" : r.full ? M.search.full(r.found.length) : r.over ? M.search.found(r.found.length) : M.search.running(r.found.length, r.done, r.of)}</span>
       </div>
       <div class="pane scroll">
         {r.trouble.map((t) => <p key={t} class="passing">{visible(t)}</p>)}
-        {text.length < SHORTEST && <p class="faint">{S.search.hint}</p>}
-        {r.over && r.found.length === 0 && text.length >= SHORTEST && <p class="empty">{S.search.none(text)}</p>}
+        {text.length < SHORTEST && <p class="faint">{M.search.hint}</p>}
+        {r.over && r.found.length === 0 && text.length >= SHORTEST && <p class="empty">{M.search.none(text)}</p>}
         {r.found.length > 0 && (
           <table class="plain found">
             <thead>
-              <tr>{S.search.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+              <tr>{M.search.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
             </thead>
             <tbody>
               {r.found.map((f) => {

@@ -13,6 +13,7 @@ import { now } from "./listing";
 import { hrefOf } from "./listview";
 import { useObject } from "./objectview";
 import { quantity } from "./quantity";
+import { M } from "./morestrings";
 import { S } from "./strings";
 import { visible, visibleLines } from "./text";
 
@@ -46,7 +47,7 @@ export function Sections({ kind, object }: { kind: Kind; object: Obj }) {
       )}
       {values && (
         <section class="related">
-          <h2>{S.helm.valuesTitle}</h2>
+          <h2>{M.helm.valuesTitle}</h2>
           <pre class="data">{visibleLines(String(values))}</pre>
         </section>
       )}
@@ -79,16 +80,16 @@ function Next({ schedule, zone }: { schedule: string; zone: string }) {
       clearTimeout(timer);
     };
   }, [schedule, zone]);
-  return next.value ? <div><dt>{S.extra.next}</dt><dd>{visible(next.value)}</dd></div> : null;
+  return next.value ? <div><dt>{M.extra.next}</dt><dd>{visible(next.value)}</dd></div> : null;
 }
 
 function Quota({ hard, used }: { hard: Record<string, string>; used: Record<string, string> }) {
   return (
     <section class="related">
-      <h2>{S.extra.quota}</h2>
+      <h2>{M.extra.quota}</h2>
       <table class="plain">
         <thead>
-          <tr>{S.extra.quotaColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>{M.extra.quotaColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
         </thead>
         <tbody>
           {Object.entries(hard).map(([k, most]) => {
@@ -112,17 +113,17 @@ function Rules({ rules }: { rules: Obj[] }) {
   const list = (x: string[] | undefined) => visible((x ?? []).join(", "));
   return (
     <section class="related">
-      <h2>{S.extra.rules} <span class="count">{rules.length}</span></h2>
+      <h2>{M.extra.rules} <span class="count">{rules.length}</span></h2>
       <table class="plain">
         <thead>
-          <tr>{S.extra.ruleColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>{M.extra.ruleColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
         </thead>
         <tbody>
           {rules.map((r, i) => (
             <tr key={i}>
               <td class={r.verbs?.includes("*") ? "passing" : ""}>{list(r.verbs)}</td>
               <td>{list(r.resources ?? r.nonResourceURLs)}</td>
-              <td>{r.resources ? list(r.apiGroups?.map((g: string) => g || S.extra.core)) : ""}</td>
+              <td>{r.resources ? list(r.apiGroups?.map((g: string) => g || M.extra.core)) : ""}</td>
               <td>{list(r.resourceNames)}</td>
             </tr>
           ))}
@@ -147,7 +148,7 @@ function Subjects({ subjects, ns }: { subjects: Obj[]; ns: string }) {
   const accounts = kindByWord("serviceaccounts");
   return (
     <section class="related">
-      <h2>{S.extra.subjects} <span class="count">{subjects.length}</span></h2>
+      <h2>{M.extra.subjects} <span class="count">{subjects.length}</span></h2>
       <table class="plain">
         <tbody>
           {subjects.map((s, i) => {
@@ -180,11 +181,11 @@ function UsedBy({ resource, ns, name }: { resource: string; ns: string; name: st
   const found = pods.value;
   return (
     <section class="related">
-      <h2>{S.extra.usedBy} {found && <span class="count">{found.pods.length}</span>}</h2>
+      <h2>{M.extra.usedBy} {found && <span class="count">{found.pods.length}</span>}</h2>
       {error.value && <p class="bad" role="alert">{visible(error.value)}</p>}
-      <button type="button" onClick={find}>{found ? S.list.again : S.extra.find}</button>
+      <button type="button" onClick={find}>{found ? S.list.again : M.extra.find}</button>
       {found?.pods.length === 0 && <p class="faint">{S.related.none}</p>}
-      {found?.partial && <p class="passing">{S.extra.partial}</p>}
+      {found?.partial && <p class="passing">{M.extra.partial}</p>}
       {found && (
         <table class="plain">
           <tbody>

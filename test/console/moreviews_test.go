@@ -1,0 +1,161 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/coracle-k8s/coracle/test/charts"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// moreObjects are looked at by TestMoreViews: a Service with pods behind it, what leads to it, and rights.
+const moreObjects = `
+apiVersion: v1
+kind: Service
+metadata: {name: talker, namespace: default, labels: {team: blue}}
+spec: {selector: {app: talker}, ports: [{port: 80}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: front, namespace: default}
+spec: {rules: [{host: talker.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: talker, port: {number: 80}}}}]}}]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: readers, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+subjects: [{kind: ServiceAccount, name: default, namespace: default}]
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: limits, namespace: default}
+spec: {hard: {pods: "4"}}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly, namespace: default}
+spec: {schedule: "30 4 * * *", timeZone: Asia/Tokyo, jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: none}]}}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: inside, namespace: default}
+spec: {podSelector: {matchLabels: {app: other}}, ingress: [{from: [{namespaceSelector: {}}], ports: [{port: 80}]}]}
+`
+
+// open opens a view by its address.
+func (p *page) open(view string) {
+	p.T.Helper()
+	p.do("opening "+view, chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := chromedp.Run(ctx, chromedp.Evaluate[string](`location.hash = "#/`+view+`"`))
+		return err
+	}))
+}
+
+// TestMoreViews goes through maps, releases, the search and the pages of kinds that are seldom looked at, by keys.
+func TestMoreViews(t *testing.T) {
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
+	s.Start()
+	s.WaitReady()
+	k := s.In(t)
+	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
+	k.Apply(workload)
+	k.Apply(moreObjects)
+	chart := charts.New("hello", "1.2.3", "").With("values.yaml", "word: none\n").
+		With("templates/config.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\ndata: {word: {{ .Values.word }}}\n")
+	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: hello, namespace: default}\nspec: {chartContent: " +
+		base64.StdEncoding.EncodeToString(chart.Archive()) + ", valuesContent: 'word: swordfish'}\n")
+	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
+	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
+	k.Await(harness.Soon, "helmchart/hello -n default", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
+
+	p := browse(k, openConsole(k), 1280, 800)
+	p.shows("Overview", "ChartNotFound")
+	p.shows("Store", "Snapshots", "Network back end")
+	p.shot("more-overview")
+
+	p.keys(":", "svc default", kb.Enter)
+	p.shows("talker")
+	p.keys("/", "talker", kb.Enter, "g", "d")
+	p.shows("Endpoint slices")
+	p.keys("m")
+	p.shows("What the map shows", "2 endpoints are ready", "front", "2 of 2 ready")
+	p.keys("j", kb.ArrowRight, kb.ArrowRight)
+	p.shot("map-service")
+	k.Kubectl("-n", "default", "scale", "deployment/talker", "--replicas=3")
+	p.shows("3 endpoints are ready")
+	p.keys(kb.Escape, kb.Escape)
+
+	p.keys(":", "deploy default", kb.Enter)
+	p.shows("3/3")
+	p.keys("g", "d")
+	p.shows("Conditions")
+	p.keys("m")
+	p.shows("3 of 3 ready", "ReplicaSet", "front")
+	p.shot("map-deployment")
+
+	p.keys(":", "helm", kb.Enter)
+	p.shows("hello", "deployed", "1.2.3")
+	p.shot("helm")
+	p.keys("j", kb.Enter)
+	p.shows("helm uninstall hello", "History")
+	p.without("swordfish")
+	p.do("asking for the values", chromedp.Click(`.release .related:last-child button`))
+	p.shows("word: swordfish", "kind: ConfigMap")
+	p.shot("release")
+
+	p.keys("F")
+	p.shows("Two letters or more")
+	p.keys("team=bl")
+	p.shows("services", "talker", "team=blue", "1 object")
+	p.keys(kb.Escape, ":", "find nightl", kb.Enter)
+	p.shows("cronjobs", "nightly")
+	p.shot("search")
+
+	for _, c := range []struct {
+		at    string
+		shows []string
+	}{
+		{"rolebindings.v1.rbac.authorization.k8s.io/default/readers", []string{"ClusterRole view", "default/default", "get, list, watch"}},
+		{"serviceaccounts.v1/default/default", []string{"readers", "Cluster role bindings"}},
+		{"resourcequotas.v1/default/limits", []string{"pods", "75 %"}},
+		{"cronjobs.v1.batch/default/nightly", []string{"Next run", "04:30:00+09:00"}},
+		{"networkpolicies.v1.networking.k8s.io/default/inside", []string{"from all pods of all namespaces, to TCP 80", "pods with app=other"}},
+		{"helmcharts.v1.helm.cattle.io/default/hello", []string{"in the object itself", "word: swordfish", "Revision"}},
+		{"storageclasses.v1.storage.k8s.io/-/local-path", []string{"Provisioner", "Volume claims of this class"}},
+		{"configmaps.v1/default/words", []string{"Pods that use it", "greeting"}},
+	} {
+		p.open("object/" + c.at)
+		p.shows(c.shows...)
+		kind, _, _ := strings.Cut(c.at, ".")
+		p.shot("page-" + kind)
+	}
+	p.do("finding the pods", chromedp.Click(`.related button`))
+	p.shows("None.")
+
+	p.open("events")
+	p.shows("Last Seen", "Count", "Scheduled")
+	p.shot("events")
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, v := range p.violations {
+		t.Errorf("the browser says: %s", v)
+	}
+}
