@@ -73,6 +73,12 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 // try makes a request and returns the answer's code and text.
 func (b *browser) try(method, path string, body any) (int, string) {
 	b.T.Helper()
+	return b.tryAs("application/json", method, path, body)
+}
+
+// tryAs is try with a body of another type.
+func (b *browser) tryAs(contentType, method, path string, body any) (int, string) {
+	b.T.Helper()
 	var text bytes.Buffer
 	if body != nil {
 		if err := json.NewEncoder(&text).Encode(body); err != nil {
@@ -83,7 +89,7 @@ func (b *browser) try(method, path string, body any) (int, string) {
 	if err != nil {
 		b.T.Fatal(err)
 	}
-	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Content-Type", contentType)
 	r.Header.Set("Authorization", "Bearer "+b.token)
 	response, err := b.http.Do(r)
 	if err != nil {
