@@ -193,7 +193,7 @@ func openConsole(k *harness.Kube) string {
 }
 
 // browse opens a browser on the machine.
-func browse(k *harness.Kube, url string, width, height int) *page {
+func browse(k *harness.Kube, url string, width, height int, more ...chromedp.ExecAllocatorOption) *page {
 	k.T.Helper()
 	program, err := exec.LookPath("chromium-headless-shell")
 	if err != nil {
@@ -206,7 +206,7 @@ func browse(k *harness.Kube, url string, width, height int) *page {
 			cmd.Path, cmd.Args, cmd.Env = c.Path, c.Args, c.Env
 		}),
 	)
-	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(options, more...)...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	p := &page{Kube: k, ctx: ctx}
 	k.T.Cleanup(func() {
