@@ -59,6 +59,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Files are the pages; those of this program when nil.
 	Files fs.FS
+
+	pingEvery time.Duration // pingEvery, but in tests
 }
 
 // Handler serves a console.
@@ -69,6 +71,8 @@ type Handler struct {
 	texts   chan struct{} // has a place for each text that is worked on
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 	pages   func() string // names the pages' content
+	// provider logs users in by OIDC; nil where none does.
+	provider *provider
 
 	searches chan struct{} // has a place for each search that is at work
 	forwards forwards
@@ -87,6 +91,9 @@ func New(o Options) (*Handler, error) {
 		}
 		o.Files = files
 	}
+	if o.pingEvery == 0 {
+		o.pingEvery = pingEvery
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -101,7 +108,8 @@ func New(o Options) (*Handler, error) {
 		h.mux.HandleFunc("POST /login", h.login)
 	}
 	if o.OIDC != nil {
-		newProvider(*o.OIDC).register(h.mux)
+		h.provider = newProvider(*o.OIDC)
+		h.provider.register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))

@@ -157,7 +157,7 @@ func (s *socket) serve() {
 
 // keepAlive sends pings, and closes the connection when the console ends or nothing can be written any more.
 func (s *socket) keepAlive(ctx context.Context) {
-	tick := time.NewTicker(pingEvery)
+	tick := time.NewTicker(s.h.o.pingEvery)
 	defer tick.Stop()
 	defer func() { _ = s.conn.Close() }() // ends the reading
 	for {

@@ -69,7 +69,7 @@ func (l *socketLogin) renew(ctx context.Context, s *socket, token string) bool {
 		return false // pages renew once in minutes
 	}
 	u, err := l.h.userOf(token)
-	if err != nil {
+	if err != nil || token == "" {
 		return false
 	}
 	s.running.Go(func() {

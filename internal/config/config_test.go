@@ -231,7 +231,7 @@ func TestACME(t *testing.T) {
 // TestEverySettingIsRead guards against a row of the table that nothing looks at: a flag that does nothing.
 func TestEverySettingIsRead(t *testing.T) {
 	read := map[string]bool{"config": true}
-	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go", "ingress.go", "acme.go"} {
+	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go", "ingress.go", "acme.go", "console.go"} {
 		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)

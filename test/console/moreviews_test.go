@@ -7,8 +7,6 @@ package console
 import (
 	"context"
 	"encoding/base64"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -64,28 +62,17 @@ func (p *page) open(view string) {
 
 // TestMoreViews goes through maps, releases, the search and the pages of kinds that are seldom looked at, by keys.
 func TestMoreViews(t *testing.T) {
-	m := harness.NewMachine(t)
-	s := m.NewServer()
-	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
-	s.Start()
-	s.WaitReady()
-	k := s.In(t)
-	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
-	k.Apply(workload)
+	k := newServer(t)
 	k.Apply(moreObjects)
 	chart := charts.New("hello", "1.2.3", "").With("values.yaml", "word: none\n").
 		With("templates/config.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\ndata: {word: {{ .Values.word }}}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: hello, namespace: default}\nspec: {chartContent: " +
 		base64.StdEncoding.EncodeToString(chart.Archive()) + ", valuesContent: 'word: swordfish'}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
-	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
+	addWorkload(k)
 	k.Await(harness.Soon, "helmchart/hello -n default", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
 
-	p := browse(k, openConsole(k), 1280, 800)
+	p := newBrowser(t, k.Machine).admin(k)
 	p.shows("Overview", "ChartNotFound")
 	p.shows("Store", "Snapshots", "Network back end")
 	p.shot("more-overview")
@@ -153,9 +140,5 @@ func TestMoreViews(t *testing.T) {
 	p.shows("Last Seen", "Count", "Scheduled")
 	p.shot("events")
 
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, v := range p.violations {
-		t.Errorf("the browser says: %s", v)
-	}
+	p.saysNothing()
 }

@@ -8,8 +8,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -54,23 +52,13 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
 // TestActionsByKeys forwards a port, undoes and pauses a rollout, starts a debug container and drains a node, without a
 // mouse.
 func TestActionsByKeys(t *testing.T) {
-	m := harness.NewMachine(t)
-	s := m.NewServer()
-	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
-	s.Start()
-	s.WaitReady()
-	k := s.In(t)
-	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
+	k := newServer(t)
+	m := k.Machine
 	k.Apply(served)
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Kubectl("set", "env", "deployment/web", "COLOR=blue")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-	p := browse(k, openConsole(k), 1280, 800)
-	p.shows("Coracle")
+	p := newBrowser(t, m).admin(k)
 
 	p.keys(":", "svc default", kb.Enter)
 	p.shows("web")
@@ -164,11 +152,5 @@ func TestActionsByKeys(t *testing.T) {
 	p.shows("the pod was deleted")
 	p.shot("forward-ended")
 
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, v := range p.violations {
-		if !strings.Contains(v, "400") { // the drain and the undo that were refused
-			t.Errorf("the browser says: %s", v)
-		}
-	}
+	p.saysNothing("400") // the drain and the undo that were refused
 }

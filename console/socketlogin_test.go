@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"k8s.io/client-go/rest"
+)
+
+// asServer makes a console that of a server: tokens are the API's.
+func asServer(o *Options) {
+	config, _ := o.User("good")
+	o.Mode, o.Login = ModeServer, nil
+	o.User = func(token string) (*rest.Config, bool) {
+		return &rest.Config{Host: config.Host, BearerToken: token}, true
+	}
+}
+
+// usersAPI knows tokens by the name of their user, and tells of each other request's token.
+func usersAPI(users map[string]string, got chan<- string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		name := users[token]
+		if name == "" {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"kind":"Status","code":401}`)
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, "selfsubjectreviews") {
+			_ = json.NewEncoder(w).Encode(map[string]any{"status": map[string]any{"userInfo": map[string]any{"username": name}}})
+			return
+		}
+		got <- token
+		_, _ = io.WriteString(w, "line\n")
+	}
+}
+
+func TestStreamsGoOnWithARenewedToken(t *testing.T) {
+	got := make(chan string, 10)
+	s := consoleOf(t, usersAPI(map[string]string{"one": "ada", "two": "ada"}, got), asServer)
+	conn, _ := tab(t, s, "one", nil)
+	log := func(id int64) string {
+		if err := conn.WriteJSON(pageMessage{ID: id, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
+			t.Fatal(err)
+		}
+		next(t, conn, "lines")
+		next(t, conn, "end")
+		return <-got
+	}
+	if used := log(1); used != "one" {
+		t.Errorf("the first stream used %q", used)
+	}
+	if err := conn.WriteJSON(pageMessage{Op: "token", Data: "two"}); err != nil {
+		t.Fatal(err)
+	}
+	for id, deadline := int64(2), time.Now().Add(20*time.Second); ; id++ {
+		if used := log(id); used == "two" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("new streams use the earlier token")
+		}
+	}
+}
+
+func TestTokenOfAnotherUserEndsTheTab(t *testing.T) {
+	for name, token := range map[string]string{"another user": "eves", "nobody": "none", "no token": "", "a token that is none": "a b"} {
+		t.Run(name, func(t *testing.T) {
+			s := consoleOf(t, usersAPI(map[string]string{"one": "ada", "eves": "eve"}, nil), asServer)
+			conn, _ := tab(t, s, "one", nil)
+			if err := conn.WriteJSON(pageMessage{Op: "token", Data: token}); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := conn.ReadMessage(); err == nil {
+				t.Error("the tab goes on")
+			}
+		})
+	}
+}
+
+func TestTokenThatEndsEndsTheTab(t *testing.T) {
+	ended, good := jwt(`{"exp":1000}`), jwt(`{"exp":3000}`)
+	l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: ended}}, "ada")
+	for at, want := range map[int64]bool{999: false, 1001: true} {
+		if l.ended(time.Unix(at, 0)) != want {
+			t.Errorf("at %d it has ended: %v", at, !want)
+		}
+	}
+	for _, token := range []string{good, "opaque"} {
+		l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: token}}, "ada")
+		if l.ended(time.Unix(2000, 0)) {
+			t.Errorf("%s has ended", token)
+		}
+	}
+	l = newSocketLogin(&Handler{o: Options{Mode: ModeLoopback}}, &user{config: &rest.Config{BearerToken: ended}}, "")
+	if l.ended(time.Unix(2000, 0)) {
+		t.Error("on 127.0.0.1 it is the kubeconfig's")
+	}
+
+	// A tab whose token has ended is told why.
+	s := consoleOf(t, usersAPI(map[string]string{ended: "ada"}, nil), asServer, func(o *Options) { o.pingEvery = time.Millisecond })
+	conn, _ := tab(t, s, ended, nil)
+	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {
+		t.Errorf("it ends with %v", err)
+	}
+}
