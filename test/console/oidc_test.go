@@ -125,7 +125,9 @@ func TestOIDC(t *testing.T) {
 	}
 
 	// The API refuses what the provider gives: that is said once, and nothing goes in circles.
-	provider.Change(func(o *oidcprovider.Provider) { o.User, o.Lifetime, o.Claims = "ada", time.Hour, map[string]any{"aud": "other"} })
+	provider.Change(func(o *oidcprovider.Provider) {
+		o.User, o.Lifetime, o.Claims = "ada", time.Hour, map[string]any{"aud": "other"}
+	})
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
 	p.keys(kb.Enter)
