@@ -107,7 +107,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("word: swordfish", "kind: ConfigMap")
 	p.shot("release")
 
-	p.keys("F")
+	p.keys("Q")
 	p.shows("Two letters or more")
 	p.keys("team=bl")
 	p.shows("services", "talker", "team=blue", "1 object")

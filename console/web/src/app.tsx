@@ -68,7 +68,7 @@ function Frame() {
     { key: ":", label: S.keys.command, run: () => (commandOpen.value = true), hint: true },
     { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
-    { key: "F", label: S.views.search, run: () => go({ view: "search" }), hint: true },
+    { key: "Q", label: S.views.search, run: () => go({ view: "search" }), hint: true },
     { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
     { key: "F", label: S.keys.forwards, run: openForwards },
   ]);
