@@ -58,11 +58,19 @@ func TestActionsByKeys(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Kubectl("set", "env", "deployment/web", "COLOR=blue")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+<<<<<<< ours
 	p := newBrowser(t, m).admin(k)
+||||||| base
+	p := browse(k, openConsole(k), 1280, 800)
+	p.shows("Coracle")
+=======
+	p := browse(k, openConsole(k), 1280, 800)
+	p.shows("deployments", "1 of 1 nodes ready")
+>>>>>>> theirs
 
 	p.keys(":", "svc default", kb.Enter)
 	p.shows("web")
-	p.keys("/", "^web", kb.Enter)
+	p.keys("/", "web", kb.Enter)
 	p.without("kubernetes")
 	p.keys("g", "f")
 	p.shows("It says it has: 80 (main).", "kubectl port-forward service/web :80 -n default")
@@ -113,7 +121,7 @@ func TestActionsByKeys(t *testing.T) {
 
 	p.keys(":", "po default", kb.Enter)
 	p.shows("web-", "Running")
-	p.keys("/", "^web", kb.Enter, "g", "b")
+	p.keys("/", "web", kb.Enter, "g", "b")
 	p.shows("Debug container", "images: they need no download")
 	p.keys(harness.BoxImage)
 	p.shows("kubectl debug -it web-", "--image="+harness.BoxImage)
