@@ -58,15 +58,7 @@ func TestActionsByKeys(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Kubectl("set", "env", "deployment/web", "COLOR=blue")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-<<<<<<< ours
 	p := newBrowser(t, m).admin(k)
-||||||| base
-	p := browse(k, openConsole(k), 1280, 800)
-	p.shows("Coracle")
-=======
-	p := browse(k, openConsole(k), 1280, 800)
-	p.shows("deployments", "1 of 1 nodes ready")
->>>>>>> theirs
 
 	p.keys(":", "svc default", kb.Enter)
 	p.shows("web")
