@@ -118,8 +118,8 @@ func TestAccessible(t *testing.T) {
 	p.shows("exit code 0")
 	p.accessible("shell that has ended", axe)
 	p.keys(kb.Escape)
-	for _, o := range [][2]string{{"po", "talker-"}, {"deploy", "talker"}, {"cm", "words"}, {"secrets", "hidden"}, {"svc", "talker"}, {"no", "node-1"}, {"cj", "nightly"}} {
-		p.list(o[0] + " default")
+	for _, o := range [][2]string{{"po default", "talker-"}, {"deploy default", "talker"}, {"cm default", "words"}, {"secrets default", "hidden"}, {"svc default", "talker"}, {"no", "node-1"}, {"cj default", "nightly"}} {
+		p.list(o[0])
 		p.only(o[1])
 		p.keys("d")
 		p.shows("Created")
@@ -159,5 +159,5 @@ func TestAccessible(t *testing.T) {
 	p.keys(kb.Enter)
 	p.shows("is applied")
 	p.accessible("created", axe)
-	p.saysNothing("status of 409")
+	p.saysNothing("status of 409", "metrics.k8s.io")
 }

@@ -36,7 +36,7 @@ func TestBudgetAtRest(t *testing.T) {
 		}
 		time.Sleep(time.Minute) // a measurement
 		for i, s := range pair {
-			after[i] = sampleOf(s, 5).withLive(t, s)
+			after[i] = sampleOf(s, 5).withHeap(s)
 		}
 		for i, name := range []string{"without", "with   "} {
 			t.Logf("%s: %v; in a minute %v of a processor, %d KB written; load %s", name, after[i], after[i].cpu-before[i].cpu,
@@ -106,7 +106,7 @@ func TestBudgetViewers(t *testing.T) {
 		time.Sleep(settle) // a measurement
 		measure := func(what string) {
 			x := sampleOf(s, 10)
-			t.Logf("round %d, %-28s %v; load %s", round, what+":", x.withLive(t, s), load())
+			t.Logf("round %d, %-28s %v; load %s", round, what+":", x.withHeap(s), load())
 		}
 		measure("at rest")
 		time.Sleep(20 * time.Second) // what measuring took

@@ -45,7 +45,7 @@ func byHand(t *testing.T, name string) {
 	}
 }
 
-// number is a setting of a measurement.
+// setting is one of a measurement.
 func setting(name string, otherwise int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
 		return n
@@ -189,13 +189,13 @@ func churn(ctx context.Context, c *kubernetes.Clientset, failed *atomic.Int64) (
 
 // sample is what a server takes at one moment.
 type sample struct {
-	rss, anonymous, live float64 // MB; live is the heap after a collection
+	rss, anonymous, heap float64 // MB; heap with what was not collected yet
 	cpu                  time.Duration
 	written              int64
 }
 
 func (s sample) String() string {
-	return fmt.Sprintf("RSS %6.1f MB, anonymous %6.1f MB, live heap %6.1f MB", s.rss, s.anonymous, s.live)
+	return fmt.Sprintf("RSS %6.1f MB, anonymous %6.1f MB, heap %6.1f MB", s.rss, s.anonymous, s.heap)
 }
 
 // cpuOf is the processor time that a process has taken.
@@ -226,16 +226,12 @@ func sampleOf(s *harness.Server, times int) sample {
 	return sample{rss: rss[times/2], anonymous: anonymous[times/2], cpu: cpuOf(s.Pid()), written: proc.Written(s.Pid())}
 }
 
-// live has the server collect its garbage, and adds what stays.
-func (x sample) withLive(t *testing.T, s *harness.Server) sample {
-	t.Helper()
-	if _, err := s.TryKubectl("get", "--raw", "/debug/pprof/heap?gc=1"); err != nil {
-		t.Logf("no collection: %v", err)
-	}
+// withHeap adds what the server says of its heap.
+func (x sample) withHeap(s *harness.Server) sample {
 	for line := range strings.Lines(s.Kubectl("get", "--raw", "/metrics")) {
 		if v, is := strings.CutPrefix(line, "go_memstats_heap_alloc_bytes "); is {
 			n, _ := strconv.ParseFloat(strings.TrimSpace(v), 64)
-			x.live = n / (1 << 20)
+			x.heap = n / (1 << 20)
 		}
 	}
 	return x

@@ -5,6 +5,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -161,12 +162,27 @@ func (p *page) until(what string, ok func(now string) bool) {
 	}
 }
 
-// list opens a kind by the line after ":" and waits until the list is there.
+// kindOf is what a list is called, by the short names that these tests use.
+var kindOf = map[string]string{
+	"po": "pods", "deploy": "deployments", "cm": "configmaps", "svc": "services", "no": "nodes", "ns": "namespaces", "cj": "cronjobs",
+	"crk": "crooks.example.com", "plains": "plains.example.com",
+}
+
+// list opens a kind by the line after ":", with a namespace, and waits until the list is there.
 func (p *page) list(command string) {
 	p.T.Helper()
-	p.keys(":", command, kb.Enter)
+	p.until("no question is open", func(string) bool { return eval[bool](p, `!document.querySelector("dialog")`) })
+	p.keys(":")
+	p.focused(".command-bar input")
+	p.keys(command, kb.Enter)
+	kind, namespace, _ := strings.Cut(command, " ")
+	kind = cmp.Or(kindOf[kind], kind)
+	if namespace == "*" {
+		namespace = "all namespaces"
+	}
 	p.until("the list of "+command, func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/list/") && !document.querySelector(".command-bar") && !!document.querySelector(".bar .count, .problem")`)
+		return eval[bool](p, fmt.Sprintf(`!document.querySelector(".command-bar") && document.querySelector(".bar h1")?.firstChild.textContent === %q &&
+  document.querySelector("#filter").value === "" && document.querySelector("header").innerText.includes(%q) && !!document.querySelector(".problem, .empty, .table .line")`, kind, namespace))
 	})
 }
 

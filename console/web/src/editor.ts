@@ -47,6 +47,9 @@ const STYLE = EditorView.theme({
   ".cm-textfield": { backgroundColor: "var(--back)", color: "var(--text)" },
   ".cm-deletedChunk": { backgroundColor: "color-mix(in srgb, var(--bad) 16%, transparent)" },
   ".cm-changedLine": { backgroundColor: "color-mix(in srgb, var(--good) 16%, transparent)" },
+  // The colours of CodeMirror's own buttons have too little contrast.
+  ".cm-deletedChunk button[name=accept]": { backgroundColor: "var(--good)", color: "var(--back)" },
+  ".cm-deletedChunk button[name=reject]": { backgroundColor: "var(--bad)", color: "var(--back)" },
   ".cm-specialChar": { color: "var(--bad)" },
 });
 

@@ -33,6 +33,7 @@ export function LoginPage() {
       refused.value = S.login.unreachable;
     }
     busy.value = false;
+    field.current?.focus(); // the button was off meanwhile, and lost it
   }
 
   async function read(file: File | undefined): Promise<void> {
