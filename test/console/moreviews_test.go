@@ -83,7 +83,7 @@ func TestMoreViews(t *testing.T) {
 		base64.StdEncoding.EncodeToString(chart.Archive()) + ", valuesContent: 'word: swordfish'}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
 	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
-	k.Await(harness.Soon, "helmchart/hello -n default", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
+	k.Await(harness.Soon, "helmchart/hello", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
 
 	p := browse(k, openConsole(k), 1280, 800)
 	p.shows("Overview", "ChartNotFound")
@@ -98,7 +98,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("What the map shows", "2 endpoints are ready", "front", "2 of 2 ready")
 	p.keys("j", kb.ArrowRight, kb.ArrowRight)
 	p.shot("map-service")
-	k.Kubectl("-n", "default", "scale", "deployment/talker", "--replicas=3")
+	k.Kubectl("scale", "deployment/talker", "--replicas=3")
 	p.shows("3 endpoints are ready")
 	p.keys(kb.Escape, kb.Escape)
 
@@ -117,7 +117,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("helm uninstall hello", "History")
 	p.without("swordfish")
 	p.do("asking for the values", chromedp.Click(`.release .related:last-child button`))
-	p.shows("word: swordfish", "kind: ConfigMap")
+	p.shows("word: swordfish", "Manifest")
 	p.shot("release")
 
 	p.keys("F")
