@@ -123,7 +123,7 @@ func TestMoreViews(t *testing.T) {
 	p.keys("F")
 	p.shows("Two letters or more")
 	p.keys("team=bl")
-	p.shows("services", "talker", "team=blue", "1 object")
+	p.shows("services", "talker", "team=blue", "3 objects")
 	p.keys(kb.Escape, ":", "find nightl", kb.Enter)
 	p.shows("cronjobs", "nightly")
 	p.shot("search")
@@ -152,6 +152,18 @@ func TestMoreViews(t *testing.T) {
 	p.open("events")
 	p.shows("Last Seen", "Count", "Scheduled")
 	p.shot("events")
+
+	// On a telephone the list stands for the map.
+	p.do("making the window narrow", chromedp.EmulateViewport(360, 740))
+	p.open("map/services.v1/default/talker")
+	p.shows("What the map shows", "3 endpoints are ready")
+	p.shot("map-phone")
+	p.open("helm/releases/default/hello")
+	p.shows("helm uninstall hello")
+	p.shot("release-phone")
+	p.open("search?text=nightl")
+	p.shows("nightly")
+	p.shot("search-phone")
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
