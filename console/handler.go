@@ -113,10 +113,10 @@ func New(o Options) (*Handler, error) {
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
 	h.mux.HandleFunc("GET /object", h.withUser(h.object))
-	h.mux.HandleFunc("GET /schedule", h.withUser(h.schedule))
-	h.mux.HandleFunc("GET /usedby", h.withUser(h.usedBy))
-	h.mux.HandleFunc("GET /helm", h.withUser(h.releases))
-	h.mux.HandleFunc("GET /helm/release", h.withUser(h.release))
+	h.mux.HandleFunc("GET /schedule", h.withUser(h.withKnown(h.schedule)))
+	h.mux.HandleFunc("GET /usedby", h.withUser(h.withKnown(h.usedBy)))
+	h.mux.HandleFunc("GET /helm", h.withUser(h.withKnown(h.releases)))
+	h.mux.HandleFunc("GET /helm/release", h.withUser(h.withKnown(h.release)))
 	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
 	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
 	h.mux.HandleFunc("GET /rollout", h.withUser(h.withText(h.rollout)))
@@ -244,6 +244,17 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 		return "", err
 	}
 	return review.Status.UserInfo.Username, nil
+}
+
+// withKnown is for requests that cost more than one question to the API: users that it knows.
+func (h *Handler) withKnown(f func(w http.ResponseWriter, r *http.Request, u *user)) func(w http.ResponseWriter, r *http.Request, u *user) {
+	return func(w http.ResponseWriter, r *http.Request, u *user) {
+		if err := h.authenticate(r.Context(), u); err != nil {
+			refuseError(w, err)
+			return
+		}
+		f(w, r, u)
+	}
 }
 
 // withText is for requests with a text: users that the API knows, and few at once.

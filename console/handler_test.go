@@ -235,6 +235,11 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 			t.Errorf("%s: %d %s", path, code, text)
 		}
 	}
+	for _, path := range []string{"/helm", "/helm/release?namespace=a&name=b", "/usedby?namespace=a&resource=secrets&name=b", "/schedule?schedule=@daily"} {
+		if code, text, _ := roundTrip(t, s, "GET", path, "", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
 	if _, code := tab(t, s, "junk", nil); code != http.StatusUnauthorized {
 		t.Errorf("a WebSocket: %d", code)
 	}

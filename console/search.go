@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// maxSearchPaths bounds the kinds of one search, maxFound what it finds, maxSearched the objects of one kind that it
-	// looks through.
+	// maxSearchPaths bounds the kinds of one search, maxFound what it finds, maxSearched the objects of one kind that
+	// it looks through.
 	maxSearchPaths, maxFound, maxSearched = 1000, 500, 20000
 	// searchRequests is how many requests one search makes at once, maxSearches how many searches there are at once.
 	searchRequests, maxSearches = 4, 2

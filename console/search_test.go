@@ -108,3 +108,45 @@ func TestSearch(t *testing.T) {
 		t.Errorf("paths that are refused: %v", all)
 	}
 }
+
+// TestFewSearchesAtOnce: other searches wait for those that are at work.
+func TestFewSearchesAtOnce(t *testing.T) {
+	const tabs = 3 * maxSearches
+	arrived, release := make(chan struct{}, tabs), make(chan struct{})
+	var now, most atomic.Int64
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if n := now.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		defer now.Add(-1)
+		arrived <- struct{}{}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, `{"items":[]}`)
+	})
+	conn, _ := tab(t, s, "good", nil)
+	for id := range tabs {
+		m := pageMessage{ID: int64(id + 1), Op: "search", Query: map[string]string{"text": "web"}, Paths: []string{"/api/v1/pods"}}
+		if err := conn.WriteJSON(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range tabs {
+		<-arrived
+		release <- struct{}{}
+	}
+	for ended := 0; ended < tabs; {
+		var m map[string]any
+		if err := conn.ReadJSON(&m); err != nil {
+			t.Fatal(err)
+		}
+		if m["type"] == "end" {
+			ended++
+		}
+	}
+	if most.Load() > maxSearches {
+		t.Errorf("%d searches at once", most.Load())
+	}
+}

@@ -60,8 +60,8 @@ const (
 	ExternalIPsRole     = "coracle:service-external-ips"
 )
 
-// NamespacesPath is where the API of a server names the namespaces in which RBAC gives the user something, to every user
-// that it knows: the ClusterRole ConsoleRole is bound to all of them. The answer is a Namespaces in JSON.
+// NamespacesPath is where the API of a server names the namespaces in which RBAC gives the user something, to every
+// user that it knows: the ClusterRole ConsoleRole is bound to all of them. The answer is a Namespaces in JSON.
 const NamespacesPath = "/coracle/namespaces"
 
 // Namespaces are names of namespaces, sorted.

@@ -24,8 +24,8 @@ type ServerReport struct {
 	// Store and Snapshots are what that server has of them; Snapshots is nil where it has none and takes none.
 	Store     *StoreSize `json:"store,omitempty"`
 	Snapshots *Snapshots `json:"snapshots,omitempty"`
-	// VirtualIPs are the cluster's virtual addresses, for which the leader answers. NetworkBackend is how its nodes reach
-	// each other's pods; empty where another plugin sees to that.
+	// VirtualIPs are the cluster's virtual addresses, for which the leader answers. NetworkBackend is how its nodes
+	// reach each other's pods; empty where another plugin sees to that.
 	VirtualIPs     []string `json:"virtualIPs,omitempty"`
 	NetworkBackend string   `json:"networkBackend,omitempty"`
 }

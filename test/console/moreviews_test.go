@@ -38,7 +38,7 @@ subjects: [{kind: ServiceAccount, name: default, namespace: default}]
 apiVersion: v1
 kind: ResourceQuota
 metadata: {name: limits, namespace: default}
-spec: {hard: {pods: "4"}}
+spec: {hard: {pods: "5"}}
 ---
 apiVersion: batch/v1
 kind: CronJob
@@ -60,6 +60,28 @@ func (p *page) open(view string) {
 	}))
 }
 
+// newTenant makes a namespace, and returns the kubeconfig of a user who may view that one.
+func newTenant(k *harness.Kube, namespace string) string {
+	k.T.Helper()
+	k.Kubectl("create", "namespace", namespace)
+	token, err := harness.Output(k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--namespace", namespace))
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	config, err := os.ReadFile(k.Kubeconfig)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	own := *k
+	own.Kubeconfig = filepath.Join(k.T.TempDir(), "kubeconfig")
+	if err := os.WriteFile(own.Kubeconfig, config, 0o600); err != nil {
+		k.T.Fatal(err)
+	}
+	own.Kubectl("config", "set-credentials", "tenant", "--token", strings.TrimSpace(token))
+	own.Kubectl("config", "set-context", "--current", "--user", "tenant")
+	return own.Kubeconfig
+}
+
 // TestMoreViews goes through maps, releases, the search and the pages of kinds that are seldom looked at, by keys.
 func TestMoreViews(t *testing.T) {
 	k := newServer(t)
@@ -70,7 +92,7 @@ func TestMoreViews(t *testing.T) {
 		base64.StdEncoding.EncodeToString(chart.Archive()) + ", valuesContent: 'word: swordfish'}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
 	addWorkload(k)
-	k.Await(harness.Soon, "helmchart/hello -n default", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
+	k.Await(harness.Soon, "helmchart/hello", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
 
 	p := newBrowser(t, k.Machine).admin(k)
 	p.shows("Overview", "ChartNotFound")
@@ -85,7 +107,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("What the map shows", "2 endpoints are ready", "front", "2 of 2 ready")
 	p.keys("j", kb.ArrowRight, kb.ArrowRight)
 	p.shot("map-service")
-	k.Kubectl("-n", "default", "scale", "deployment/talker", "--replicas=3")
+	k.Kubectl("scale", "deployment/talker", "--replicas=3")
 	p.shows("3 endpoints are ready")
 	p.keys(kb.Escape, kb.Escape)
 
@@ -104,13 +126,13 @@ func TestMoreViews(t *testing.T) {
 	p.shows("helm uninstall hello", "History")
 	p.without("swordfish")
 	p.do("asking for the values", chromedp.Click(`.release .related:last-child button`))
-	p.shows("word: swordfish", "kind: ConfigMap")
+	p.shows("word: swordfish", "Manifest")
 	p.shot("release")
 
 	p.keys("Q")
 	p.shows("Two letters or more")
 	p.keys("team=bl")
-	p.shows("services", "talker", "team=blue", "1 object")
+	p.shows("services", "talker", "team=blue", "3 objects")
 	p.keys(kb.Escape, ":", "find nightl", kb.Enter)
 	p.shows("cronjobs", "nightly")
 	p.shot("search")
@@ -121,7 +143,7 @@ func TestMoreViews(t *testing.T) {
 	}{
 		{"rolebindings.v1.rbac.authorization.k8s.io/default/readers", []string{"ClusterRole view", "default/default", "get, list, watch"}},
 		{"serviceaccounts.v1/default/default", []string{"readers", "Cluster role bindings"}},
-		{"resourcequotas.v1/default/limits", []string{"pods", "75 %"}},
+		{"resourcequotas.v1/default/limits", []string{"pods", "80 %"}},
 		{"cronjobs.v1.batch/default/nightly", []string{"Next run", "04:30:00+09:00"}},
 		{"networkpolicies.v1.networking.k8s.io/default/inside", []string{"from all pods of all namespaces, to TCP 80", "pods with app=other"}},
 		{"helmcharts.v1.helm.cattle.io/default/hello", []string{"in the object itself", "word: swordfish", "Revision"}},
@@ -140,5 +162,24 @@ func TestMoreViews(t *testing.T) {
 	p.shows("Last Seen", "Count", "Scheduled")
 	p.shot("events")
 
-	p.saysNothing()
+	// On a telephone the list stands for the map.
+	p.do("making the window narrow", chromedp.EmulateViewport(360, 740))
+	p.open("map/services.v1/default/talker")
+	p.shows("What the map shows", "3 endpoints are ready")
+	p.shot("map-phone")
+	p.open("helm/releases/default/hello")
+	p.shows("helm uninstall hello")
+	p.shot("release-phone")
+	p.open("search?text=nightl")
+	p.shows("nightly")
+	p.shot("search-phone")
+
+	// A tenant begins where they have rights, and is offered that.
+	p.do("opening the console as a tenant", chromedp.Navigate(openConsole(k.Machine, "--kubeconfig", newTenant(k, "team-a"))))
+	p.shows("in namespace team-a", "You may not see the nodes")
+	p.keys("n")
+	p.shows("These are those in which you have rights.")
+	p.shot("namespaces-of-a-tenant")
+
+	p.saysNothing("403") // what the tenant may not see
 }

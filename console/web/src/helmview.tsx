@@ -5,7 +5,6 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { reasonOf, send } from "./client";
-import { Command } from "./dialog";
 import { useKeys } from "./keys";
 import { helmCommand } from "./kubectl";
 import { kindByWord, kinds } from "./kinds";
@@ -123,6 +122,11 @@ function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown
   );
 }
 
+/** Shell is a command for a shell; nothing when it cannot be written. */
+function Shell({ text }: { text: string }) {
+  return text ? <div class="command"><code>{visible(text)}</code></div> : null;
+}
+
 function ReleaseOf({ ns, name, driver }: { ns: string; name: string; driver: string }) {
   const wanted = route.value.params.revision ?? "";
   return <Revision key={wanted} ns={ns} name={name} driver={driver} wanted={wanted} />;
@@ -176,8 +180,8 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
           </section>
           <section class="related">
             <h2>{M.helm.change}</h2>
-            {before && <Command text={helmCommand("rollback", [r.name, String(before.revision)], ns, driver)} />}
-            <Command text={helmCommand("uninstall", [r.name], ns, driver)} />
+            <Shell text={before ? helmCommand("rollback", [r.name, String(before.revision)], ns, driver) : ""} />
+            <Shell text={helmCommand("uninstall", [r.name], ns, driver)} />
           </section>
           {charts && <RelatedTable relation={{ title: M.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />}
           <section class="related">

@@ -20,8 +20,8 @@ import { Empty } from "./table";
 import { visible } from "./text";
 import { useWholeList } from "./wholelist";
 
-const WIDTH = 210;
-const GAP = 64;
+const WIDTH = 186;
+const GAP = 36;
 const HEIGHT = 52;
 const STEP = 64;
 
@@ -105,10 +105,13 @@ function hrefOfSpot(s: Spot): string | undefined {
   return s.kind && format({ view: "object", kind: s.kind.id, ns: s.ns, name: s.name });
 }
 
-/** cut is as much of a text as a box has room for. */
-function cut(text: string, length: number): string {
+/** ROOM is how many letters a line of a box has room for. */
+const ROOM = 27;
+
+/** cut leaves out the middle of a text that is too long: names of pods differ at their ends. */
+function cut(text: string): string {
   const shown = visible(text);
-  return shown.length > length ? shown.slice(0, length - 1) + "…" : shown;
+  return shown.length > ROOM ? shown.slice(0, ROOM - 10) + "…" + shown.slice(-9) : shown;
 }
 
 function Picture({ graph: g }: { graph: Graph }) {
@@ -137,9 +140,9 @@ function Picture({ graph: g }: { graph: Graph }) {
           const box = (
             <g transform={`translate(${p.x} ${p.y - HEIGHT / 2})`}>
               <rect class={"box " + s.tone} width={WIDTH} height={HEIGHT} rx={5} />
-              <text x={9} y={15} class="word">{cut(s.word, 30)}</text>
-              <text x={9} y={30}>{cut(s.name, 29)}</text>
-              <text x={9} y={45} class={"state " + s.tone}>{cut(s.state, 30)}</text>
+              <text x={9} y={15} class="word">{cut(s.word)}</text>
+              <text x={9} y={30}>{cut(s.name)}</text>
+              <text x={9} y={45} class={"state " + s.tone}>{cut(s.state)}</text>
               <title>{visible(`${s.word} ${s.name}: ${s.state}`)}</title>
             </g>
           );
