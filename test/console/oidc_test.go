@@ -106,7 +106,7 @@ func TestOIDC(t *testing.T) {
 	provider.Change(func(o *oidcprovider.Provider) { o.Lifetime = 20 * time.Second })
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
 	if now := p.value("location.href"); strings.Contains(now, "code=") {
@@ -114,6 +114,7 @@ func TestOIDC(t *testing.T) {
 	}
 
 	// Tokens of 20 s are renewed in time, and the list goes on.
+	p.shows("broken", "ErrImageNeverPull") // the kinds are loaded
 	p.keys(":", "po default", kb.Enter)
 	p.shows("talker-", "broken")
 	first := p.value(`sessionStorage.getItem("coracle.token")`)
@@ -145,7 +146,7 @@ func TestOIDC(t *testing.T) {
 	})
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("let you in, but the cluster did not accept its token", "Log in with")
 
@@ -153,7 +154,7 @@ func TestOIDC(t *testing.T) {
 	provider.Change(func(o *oidcprovider.Provider) { o.Claims = nil })
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
 	p.value(`[...document.querySelectorAll("header button")].pop().click() ?? ""`) // Log out
