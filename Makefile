@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -165,6 +165,9 @@ install-test: build ## install, install again, uninstall; the host is as before 
 
 play: build ## a cluster from this tree in namespaces of its own, with a shell in it; CMD='kubectl get nodes' runs that instead (root)
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/play $(if $(CMD),-c '$(subst ','\'',$(CMD))')
+
+console: build ## coracle console on a cluster from this tree, in namespaces of its own; prints the link (root)
+	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/play -console
 
 # ONLY=install or ONLY=test: one of the two.
 fresh-test: ## both commands of the README in a fresh Debian, with empty caches (root, over an hour)

@@ -252,8 +252,8 @@ func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview,
 // session says who the user is, as the API sees it.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 	review, err := u.whoAmI(r.Context())
-	if code, _, _ := explain(err); err != nil && code == http.StatusUnauthorized && h.o.Mode == ModeServer {
-		refuse(w, code, whyRefused(u.config.BearerToken, time.Now()))
+	if apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer {
+		refuse(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
 		return
 	}
 	if err != nil {

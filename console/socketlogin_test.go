@@ -37,6 +37,10 @@ func usersAPI(users map[string]string, got chan<- string) http.HandlerFunc {
 			_ = json.NewEncoder(w).Encode(map[string]any{"status": map[string]any{"userInfo": map[string]any{"username": name}}})
 			return
 		}
+		if r.URL.Path == "/version" {
+			_, _ = io.WriteString(w, `{"gitVersion":"v1"}`)
+			return
+		}
 		got <- token
 		_, _ = io.WriteString(w, "line\n")
 	}
@@ -109,5 +113,15 @@ func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	conn, _ := tab(t, s, ended, nil)
 	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {
 		t.Errorf("it ends with %v", err)
+	}
+}
+
+func TestSessionOfAServer(t *testing.T) {
+	s := consoleOf(t, usersAPI(map[string]string{"one": "ada"}, nil), asServer)
+	if code, text, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer one"); code != http.StatusOK || !strings.Contains(text, `"user":"ada"`) {
+		t.Errorf("%d %s", code, text)
+	}
+	if code, text, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer two"); code != http.StatusUnauthorized || !strings.Contains(text, "does not accept this token") {
+		t.Errorf("a foreign token: %d %s", code, text)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -67,7 +68,7 @@ func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) 
 	if s.console != nil {
 		c.at = s.o.consoleEndpoint(s.console.Addr())
 	}
-	for last := ""; ; {
+	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at a first start the Node registers in a moment
 		err := c.apply(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -76,9 +77,9 @@ func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) 
 			s.log.Warn("no Ingress can name the console", "error", err)
 			return
 		}
-		if err.Error() != last {
-			last = err.Error()
-			s.log.Warn("the Service kube-system/console is not right yet; it is tried again", "error", err)
+		if text := level.String() + err.Error(); text != last {
+			last = text
+			s.log.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -91,7 +91,7 @@ func TestOIDC(t *testing.T) {
 	provider.Change(func(o *oidcprovider.Provider) { o.Lifetime = 20 * time.Second })
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
 	if now := eval[string](p, "location.href"); strings.Contains(now, "code=") {
@@ -99,6 +99,7 @@ func TestOIDC(t *testing.T) {
 	}
 
 	// Tokens of 20 s are renewed in time, and the list goes on.
+	p.shows("broken", "ErrImageNeverPull") // the kinds are loaded
 	p.keys(":", "po default", kb.Enter)
 	p.shows("talker-", "broken")
 	first := eval[string](p, `sessionStorage.getItem("coracle.token")`)
@@ -130,7 +131,7 @@ func TestOIDC(t *testing.T) {
 	})
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("let you in, but the cluster did not accept its token", "Log in with")
 
@@ -138,7 +139,7 @@ func TestOIDC(t *testing.T) {
 	provider.Change(func(o *oidcprovider.Provider) { o.Claims = nil })
 	p.keys(kb.Enter)
 	p.at(provider.Issuer)
-	p.keys(kb.Enter)
+	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
 	p.do("logging out", chromedp.Click(`header button:last-child`))

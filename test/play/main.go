@@ -4,6 +4,7 @@
 //
 //	make play                            a shell
 //	make play CMD='kubectl get nodes'    one command, without a terminal; its exit code is play's
+//	make console                         coracle console, at a port of 127.0.0.1 of this machine
 //
 // The shell runs on the cluster's machine: kubectl and ctr are the cluster's, and the machine's network, processes and
 // mounts are what one sees. When the shell ends, everything goes: nothing of it was ever on the host. It needs root.
@@ -14,6 +15,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -27,18 +30,19 @@ import (
 func main() {
 	harness.FirstProcess()
 	command := flag.String("c", "", "a command for the shell; without one it is interactive")
+	console := flag.Bool("console", false, "run coracle console instead of a shell")
 	flag.Parse()
 	// An interrupt is for what runs in the shell; play goes on to tidy up.
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	code := 1
-	if !harness.Alone(func(t testing.TB) { code = play(t, *command, flag.Args()) }) && code == 0 {
+	if !harness.Alone(func(t testing.TB) { code = play(t, *command, *console, flag.Args()) }) && code == 0 {
 		code = 1
 	}
 	os.Exit(code)
 }
 
 // play returns the shell's exit code.
-func play(t testing.TB, command string, serverArgs []string) int {
+func play(t testing.TB, command string, console bool, serverArgs []string) int {
 	m := harness.NewMachine(t)
 	s := m.NewServer(serverArgs...)
 	images := filepath.Join(s.DataDir, "images")
@@ -61,7 +65,9 @@ func play(t testing.TB, command string, serverArgs []string) int {
 	m.Env = append(m.Env, "CORACLE_DATA_DIR="+s.DataDir, "KUBECONFIG="+s.Kubeconfig, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"PS1=coracle play# ", "TERM="+os.Getenv("TERM"))
 	shell := m.Command(context.Background(), "sh", "-c", command)
-	if command == "" {
+	if console {
+		shell = m.Command(context.Background(), m.Coracle(), "console", "--no-open", "--port", relay(t, m))
+	} else if command == "" {
 		fmt.Fprintf(os.Stderr, `The node is Ready. kubectl, ctr and coracle work; the server's log: %s
 There is one image: kubectl run box --image=%s --image-pull-policy=Never -- sleep 3600
 "exit" ends the cluster and removes all of it.
@@ -78,4 +84,41 @@ There is one image: kubectl run box --image=%s --image-pull-policy=Never -- slee
 		t.Fatal(err)
 	}
 	return 0
+}
+
+// relay opens a free port of this machine's 127.0.0.1 that leads to the same port of the cluster's machine, and returns
+// its number.
+func relay(t testing.TB, m *harness.Machine) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // ends the loop below
+	at := l.Addr().String()
+	go func() {
+		for {
+			outside, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer outside.Close()
+				inside, err := m.Dial(context.Background(), "tcp", at)
+				if err != nil {
+					return // the browser sees a closed connection
+				}
+				defer inside.Close()
+				go func() {
+					_, _ = io.Copy(inside, outside) // either end may close
+					_ = inside.Close()
+				}()
+				_, _ = io.Copy(outside, inside)
+			}()
+		}
+	}()
+	_, port, err := net.SplitHostPort(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }

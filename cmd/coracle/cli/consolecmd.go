@@ -110,6 +110,9 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	if current == "" {
 		current = raw.CurrentContext
 	}
+	if current == "" {
+		return errors.New("the kubeconfig names no current context: name one of its contexts by --context, or another file by --kubeconfig")
+	}
 	if raw.Contexts[current] == nil {
 		return fmt.Errorf("the kubeconfig has no context %q: name one of its contexts by --context", current)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 		case err := <-answered:
 			var silent silentCluster
 			if errors.As(err, &silent) {
-				fmt.Fprintf(a.Stdout, "The cluster does not answer at the moment: %v. The console waits for it.\n", silent.error)
+				fmt.Fprintf(a.Stdout, "The cluster of context %s does not answer at the moment: %v. The console waits for it.\n", current, silent.error)
 				return nil
 			}
 			return err
@@ -76,6 +77,10 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 	}
 	answer, err := client.Do(r)
 	var foreign *tls.CertificateVerificationError
+	var sending *url.Error
+	if errors.As(err, &sending) {
+		err = sending.Err // without the path, which says nothing to a user
+	}
 	switch {
 	case errors.As(err, &foreign):
 		return fmt.Errorf("the server of context %s is not the one of the kubeconfig, or a clock is wrong: %w", current, foreign)
