@@ -176,7 +176,7 @@ func TestPictures(t *testing.T) {
 	p.size(1040, 640)
 
 	p.keys(":", "po shop", kb.Enter)
-	p.shows("web-", "database-1", "CrashLoopBackOff")
+	p.shows("web-", "database-1", "payments-")
 	p.keys("0")
 	p.shows("payments-", "Last lines of the log", "key.pem")
 	p.picture("overview-light")
@@ -185,7 +185,7 @@ func TestPictures(t *testing.T) {
 	p.picture("overview-phone")
 	p.size(1040, 640)
 	p.list("po shop")
-	p.shows("web-", "CrashLoopBackOff")
+	p.shows("web-", "payments-")
 	p.keys("g", "j", "j")
 	p.picture("list-dark")
 	p.dark(false)

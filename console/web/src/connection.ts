@@ -5,6 +5,7 @@
 
 import { signal } from "@preact/signals";
 import { send as request } from "./client";
+import { plainPath } from "./kinds";
 import { session, token } from "./session";
 
 export interface Request {
@@ -99,7 +100,7 @@ export class Stream {
     connect();
     if (socket?.readyState === WebSocket.OPEN) {
       this.sent = true;
-      write({ id: this.id, ...next });
+      write({ id: this.id, ...next, path: plainPath(next.path) });
     }
   }
 
