@@ -105,10 +105,18 @@ spec:
       printf 'title \033]0;owned\007 link \033]8;;javascript:window.__xss=1\033\\here\033]8;;\033\\ \033[31mred\033[0m\n'
       printf 'bidi \342\200\256txet\342\200\254 end\n'
       printf 'bytes \377\376 end\n'
-      echo before the long line
-      head -c 10485760 /dev/zero | tr '\000' x; echo
-      echo after the long line
       exec testbox hold
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: endless, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: box
+    image: ` + harness.BoxImage + `
+    imagePullPolicy: Never
+    command: [sh, -c, "head -c 10485760 /dev/zero | tr '\\000' x; echo; echo after the long line; exec testbox hold"]
 ---
 apiVersion: v1
 kind: Namespace
@@ -127,7 +135,7 @@ func TestBadContent(t *testing.T) {
 		}
 		return err
 	})
-	k.Kubectl("wait", "--for=condition=Ready", "pod/noisy", "--timeout=120s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/noisy", "pod/endless", "--timeout=120s")
 	p := newBrowser(t, k.Machine).admin(k)
 
 	p.list("crk default")
@@ -172,14 +180,16 @@ func TestBadContent(t *testing.T) {
 	p.list("po default")
 	p.only("noisy")
 	p.keys("l")
-	p.shows("after the long line")
-	p.keys("g")
-	p.shows(evil, `title \u{1b}]0;owned\u{7} link`, "javascript:", "red", `bidi \u{202e}txet\u{202c} end`, "bytes \uFFFD", "before the long line")
+	p.shows(evil, `title \u{1b}]0;owned\u{7} link`, "javascript:", "red", `bidi \u{202e}txet\u{202c} end`, "bytes \uFFFD")
 	p.shot("bad-log")
-	p.keys("G")
+	p.back()
+	p.only("endless") // a line of 10 MB
+	p.keys("l")
 	p.shows("after the long line")
 	p.keys("/", "more bytes", kb.Enter)
 	p.shows("more bytes)")
+	p.keys("g")
+	p.shows("xxxxxxxxxxxx")
 	p.keys(kb.Escape)
 	p.back()
 	title := eval[string](p, `document.title`)

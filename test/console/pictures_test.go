@@ -115,7 +115,7 @@ func (p *page) picture(name string) {
 		p.T.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 64)); err != nil {
+	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 160)); err != nil {
 		p.T.Fatal(err)
 	}
 	if out.Len() > 60<<10 {
@@ -200,7 +200,7 @@ func TestPictures(t *testing.T) {
 	p.until("the lines of three pods", func(string) bool { return eval[int](p, `document.querySelectorAll(".log-line").length`) >= 33 })
 	p.picture("log-dark")
 	p.dark(false)
-	p.keys(kb.Escape)
+	p.back()
 	p.keys("e")
 	p.editor("replicas: 3")
 	p.replace("replicas: 3", "replicas: 5")
