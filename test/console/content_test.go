@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -202,6 +203,12 @@ func TestBadContent(t *testing.T) {
 		t.Errorf("the title was %q and is %q", title, now)
 	}
 	p.shot("bad-shell")
+	// A link of a program's own opens nothing.
+	at := eval[[]float64](p, `{ const e = [...document.querySelectorAll(".xterm-rows span")].findLast((s) => s.textContent.startsWith("here")); const r = e.getBoundingClientRect(); [r.left + 6, r.top + r.height / 2] }`)
+	p.do("clicking the link", chromedp.MouseClickXY(at[0], at[1]))
+	if hash := eval[string](p, `location.hash`); !strings.HasPrefix(hash, "#/shell/") {
+		t.Errorf("a click on a program's link has led to %s", hash)
+	}
 	p.keys("exit", kb.Enter)
 	p.shows("exit code")
 	p.keys(kb.Escape)
