@@ -127,7 +127,7 @@ console-test: build ## the console in Debian's chromium, by keys alone, against 
 	@packaging/deps.sh build test console browser
 	@packaging/console.sh --axe $(BUILD)
 	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_AXE=$(CURDIR)/$(BUILD)/axe.min.js CORACLE_TEST_REQUIRE=root,carried,chromium,axe \
-	  $(E2E) -timeout 40m $(if $(RUN),-run '$(RUN)') ./test/console/
+	  $(subst /report,/report -v,$(E2E)) -timeout 3h $(if $(RUN),-run '$(RUN)') ./test/console/
 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress

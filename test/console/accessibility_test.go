@@ -109,7 +109,8 @@ func TestAccessible(t *testing.T) {
 	p.accessible("log", axe)
 	p.keys("/", "line", kb.Enter)
 	p.accessible("log with a filter", axe)
-	p.keys(kb.Escape, kb.Escape)
+	p.keys(kb.Escape)
+	p.back()
 	p.only("talker-")
 	p.keys("s")
 	p.shows("#")
@@ -121,7 +122,7 @@ func TestAccessible(t *testing.T) {
 	for _, o := range [][2]string{{"po default", "talker-"}, {"deploy default", "talker"}, {"cm default", "words"}, {"secrets default", "hidden"}, {"svc default", "talker"}, {"no", "node-1"}, {"cj default", "nightly"}} {
 		p.list(o[0])
 		p.only(o[1])
-		p.keys("d")
+		p.details()
 		p.shows("Created")
 		p.accessible("details of "+o[0], axe)
 		p.keys("y")

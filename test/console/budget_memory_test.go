@@ -5,17 +5,25 @@
 package console
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/proc"
 )
 
 // TestBudgetAtRest measures servers in pairs, one with the console's port and one without, side by side: what they
@@ -50,14 +58,22 @@ func TestBudgetAtRest(t *testing.T) {
 	}
 }
 
-// watchPods is a tab without a browser: it lists all pods, reads what changes, and says when the list is whole.
-func watchPods(t *testing.T, s *harness.Server, token string, whole chan<- int) (leave func()) {
+// viewers are tabs without a browser.
+type viewers struct {
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	address string // ws://HOST:PORT or wss://HOST:PORT
+	token   string
+}
+
+// watch lists all pods, and reads what changes. It returns when the list is whole.
+func (v *viewers) watch(t *testing.T) (leave func()) {
 	t.Helper()
+	began := time.Now()
 	d := websocket.Dialer{
-		NetDialContext: s.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // a measurement
-		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(token))},
+		NetDialContext: v.dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // a measurement
+		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(v.token))},
 	}
-	conn, response, err := d.DialContext(t.Context(), "wss://"+net.JoinHostPort(s.IP, consolePort)+"/ws", nil)
+	conn, response, err := d.DialContext(t.Context(), v.address+"/ws", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +81,7 @@ func watchPods(t *testing.T, s *harness.Server, token string, whole chan<- int) 
 	if err := conn.WriteJSON(map[string]any{"id": 1, "op": "list", "path": "/api/v1/pods"}); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
+	whole, done := make(chan int, 1), make(chan struct{})
 	go func() {
 		defer close(done)
 		rows := 0
@@ -85,6 +101,15 @@ func watchPods(t *testing.T, s *harness.Server, token string, whole chan<- int) 
 			}
 		}
 	}()
+	select {
+	case rows := <-whole:
+		if rows < manyPods {
+			t.Errorf("a viewer has %d rows", rows)
+		}
+	case <-done:
+		t.Fatal("a viewer's connection has ended")
+	}
+	t.Logf("a viewer has all after %v", time.Since(began).Round(time.Millisecond))
 	return func() {
 		_ = conn.Close()
 		<-done
@@ -100,7 +125,7 @@ func TestBudgetViewers(t *testing.T) {
 	s.WaitAPI()
 	c := client(t, s)
 	addPods(t, s, c)
-	token := newToken(s.In(t), "--role", "view")
+	v := viewers{dial: s.Dial, address: "wss://" + net.JoinHostPort(s.IP, consolePort), token: newToken(s.In(t), "--role", "view")}
 	settle := time.Duration(setting("SETTLE", 150)) * time.Second
 	for round := range setting("ROUNDS", 3) {
 		time.Sleep(settle) // a measurement
@@ -110,16 +135,86 @@ func TestBudgetViewers(t *testing.T) {
 		}
 		measure("at rest")
 		time.Sleep(20 * time.Second) // what measuring took
-		whole := make(chan int, 10)
 		var leave []func()
 		for _, n := range []int{1, 10} {
 			for len(leave) < n {
-				began := time.Now()
-				leave = append(leave, watchPods(t, s, token, whole))
-				if rows := <-whole; rows < manyPods {
-					t.Errorf("a viewer has %d rows", rows)
-				}
-				t.Logf("viewer %d has all after %v", len(leave), time.Since(began).Round(time.Millisecond))
+				leave = append(leave, v.watch(t))
+			}
+			measure(fmt.Sprintf("%d viewers, at once", n))
+			time.Sleep(time.Minute) // a measurement
+			measure(fmt.Sprintf("%d viewers, a minute later", n))
+		}
+		for _, l := range leave {
+			l()
+		}
+		time.Sleep(time.Minute) // a measurement
+		measure("a minute after they left")
+	}
+}
+
+// consolePid is the process of coracle console on a machine.
+func consolePid(t *testing.T, m *harness.Machine) int {
+	t.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || !m.Owns(file) || !strings.HasPrefix(string(text), m.Coracle()+"\x00console\x00") {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+			return pid
+		}
+	}
+	t.Fatal("coracle console does not run")
+	return 0
+}
+
+// TestBudgetHandler measures coracle console, a process that has the handler alone: at rest, with one viewer of 5,000
+// pods that change, with ten, and a minute after they left. In a server the API's own part comes on top, as for kubectl.
+func TestBudgetHandler(t *testing.T) {
+	byHand(t, "handler")
+	m := harness.NewMachine(t)
+	s := m.NewServer("--disable-agent")
+	s.Start()
+	s.WaitAPI()
+	c := client(t, s)
+	addPods(t, s, c)
+	ctx, stop := context.WithCancel(t.Context())
+	var failed atomic.Int64
+	wait := churn(ctx, c, &failed)
+	defer wait()
+	defer stop()
+
+	address, code, _ := strings.Cut(openConsole(m, "--kubeconfig", s.Kubeconfig), "/#code=")
+	web := http.Client{Transport: &http.Transport{DialContext: m.Dial}}
+	defer web.CloseIdleConnections()
+	response, err := web.Post(address+"/login", "application/json", strings.NewReader(`{"code":"`+code+`"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var login struct{ Token string }
+	if err := json.NewDecoder(response.Body).Decode(&login); err != nil {
+		t.Fatal(err)
+	}
+	v := viewers{dial: m.Dial, address: strings.Replace(address, "http", "ws", 1), token: login.Token}
+	pid := consolePid(t, m)
+	measure := func(what string) {
+		var rss, anonymous []float64
+		for range 20 {
+			rollup := fmt.Sprintf("/proc/%d/smaps_rollup", pid)
+			rss = append(rss, float64(proc.Field(rollup, "Rss:"))/1024)
+			anonymous = append(anonymous, float64(proc.Field(rollup, "Anonymous:"))/1024)
+			time.Sleep(time.Second) // a measurement
+		}
+		t.Logf("%-30s RSS %.1f MB (%.1f to %.1f), anonymous %.1f MB; processor %v; load %s", what+":", part(rss, 0.5), part(rss, 0), part(rss, 1), part(anonymous, 0.5), cpuOf(pid), load())
+	}
+	for range setting("ROUNDS", 2) {
+		measure("at rest")
+		var leave []func()
+		for _, n := range []int{1, 10} {
+			for len(leave) < n {
+				leave = append(leave, v.watch(t))
 			}
 			measure(fmt.Sprintf("%d viewers, at once", n))
 			time.Sleep(time.Minute) // a measurement

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -105,10 +106,18 @@ spec:
       printf 'title \033]0;owned\007 link \033]8;;javascript:window.__xss=1\033\\here\033]8;;\033\\ \033[31mred\033[0m\n'
       printf 'bidi \342\200\256txet\342\200\254 end\n'
       printf 'bytes \377\376 end\n'
-      echo before the long line
-      head -c 10485760 /dev/zero | tr '\000' x; echo
-      echo after the long line
       exec testbox hold
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: endless, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: box
+    image: ` + harness.BoxImage + `
+    imagePullPolicy: Never
+    command: [sh, -c, "head -c 10485760 /dev/zero | tr '\\000' x; echo; echo after the long line; exec testbox hold"]
 ---
 apiVersion: v1
 kind: Namespace
@@ -127,7 +136,7 @@ func TestBadContent(t *testing.T) {
 		}
 		return err
 	})
-	k.Kubectl("wait", "--for=condition=Ready", "pod/noisy", "--timeout=120s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/noisy", "pod/endless", "--timeout=120s")
 	p := newBrowser(t, k.Machine).admin(k)
 
 	p.list("crk default")
@@ -136,26 +145,32 @@ func TestBadContent(t *testing.T) {
 	p.keys("o", "o", "O") // sorted by what is not a number
 	p.shows("first")
 	p.only("first")
-	p.keys("d")
+	p.details()
 	p.shows("note=" + evil)
 	p.keys("y")
 	p.shows("kind: Crook")
 	p.list("plains")
 	p.shows("simple", "Age")
 	p.list("clusterroles")
+	p.only("system:node-proxier")
+	p.details()
+	p.back()
 	p.only("img src=x")
-	p.keys("d")
+	p.details()
 	p.shows(evil)
-	p.keys("x")
-	p.shows("Delete this object?", "kubectl delete")
+	p.keys("e")
+	p.editor(evil)
+	p.keys(kb.Escape, "x")
+	p.shows("Delete this object?", "kubectl delete clusterrole '"+evil+"'")
 	p.shot("evil-name")
-	p.keys(kb.Escape)
+	p.keys(kb.Enter)
+	p.shows("is being deleted")
 	p.list("events default")
 	p.keys("/", "bad-text", kb.Enter)
 	p.shows(evil, `\u{202e}esrever`)
 	p.list("cm default")
 	p.only("bad-text")
-	p.keys("d")
+	p.details()
 	p.shows(evil, `user\u{202e}nimda\u{202c} end`, `a\u{2028}b\u{7}`)
 	p.keys("y")
 	p.shows("kind: ConfigMap")
@@ -166,15 +181,18 @@ func TestBadContent(t *testing.T) {
 	p.list("po default")
 	p.only("noisy")
 	p.keys("l")
-	p.shows("after the long line")
-	p.keys("g")
-	p.shows(evil, `title \u{1b}]0;owned\u{7} link`, "javascript:", "red", `bidi \u{202e}txet\u{202c} end`, "bytes \uFFFD", "before the long line")
+	p.shows(evil, `title \u{1b}]0;owned\u{7} link`, "javascript:", "red", `bidi \u{202e}txet\u{202c} end`, "bytes \uFFFD")
 	p.shot("bad-log")
-	p.keys("G")
+	p.back()
+	p.only("endless") // a line of 10 MB
+	p.keys("l")
 	p.shows("after the long line")
 	p.keys("/", "more bytes", kb.Enter)
 	p.shows("more bytes)")
-	p.keys(kb.Escape, kb.Escape)
+	p.keys("g")
+	p.shows("xxxxxxxxxxxx")
+	p.keys(kb.Escape)
+	p.back()
 	title := eval[string](p, `document.title`)
 	p.only("noisy")
 	p.keys("s")
@@ -185,6 +203,12 @@ func TestBadContent(t *testing.T) {
 		t.Errorf("the title was %q and is %q", title, now)
 	}
 	p.shot("bad-shell")
+	// A link of a program's own opens nothing.
+	at := eval[[]float64](p, `{ const e = [...document.querySelectorAll(".xterm-rows span")].findLast((s) => s.textContent.startsWith("here")); const r = e.getBoundingClientRect(); [r.left + 6, r.top + r.height / 2] }`)
+	p.do("clicking the link", chromedp.MouseClickXY(at[0], at[1]))
+	if hash := eval[string](p, `location.hash`); !strings.HasPrefix(hash, "#/shell/") {
+		t.Errorf("a click on a program's link has led to %s", hash)
+	}
 	p.keys("exit", kb.Enter)
 	p.shows("exit code")
 	p.keys(kb.Escape)

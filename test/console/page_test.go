@@ -196,6 +196,24 @@ func (p *page) only(name string) {
 	p.keys("g")
 }
 
+// details opens the object at the cursor.
+func (p *page) details() {
+	p.T.Helper()
+	p.keys("d")
+	p.until("the object is there", func(string) bool {
+		return eval[bool](p, `location.hash.startsWith("#/object/") && !!document.querySelector(".object .facts")`)
+	})
+}
+
+// back goes back to a list.
+func (p *page) back() {
+	p.T.Helper()
+	p.keys(kb.Escape)
+	p.until("the list is there", func(string) bool {
+		return eval[bool](p, `location.hash.startsWith("#/list/") && !!document.querySelector(".table")`)
+	})
+}
+
 // focused waits until an element has the keyboard's focus.
 func (p *page) focused(selector string) {
 	p.T.Helper()

@@ -115,7 +115,7 @@ func (p *page) picture(name string) {
 		p.T.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 64)); err != nil {
+	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 160)); err != nil {
 		p.T.Fatal(err)
 	}
 	if out.Len() > 60<<10 {
@@ -176,7 +176,7 @@ func TestPictures(t *testing.T) {
 	p.size(1040, 640)
 
 	p.keys(":", "po shop", kb.Enter)
-	p.shows("web-", "database-1", "CrashLoopBackOff")
+	p.shows("web-", "database-1", "payments-")
 	p.keys("0")
 	p.shows("payments-", "Last lines of the log", "key.pem")
 	p.picture("overview-light")
@@ -185,7 +185,7 @@ func TestPictures(t *testing.T) {
 	p.picture("overview-phone")
 	p.size(1040, 640)
 	p.list("po shop")
-	p.shows("web-", "CrashLoopBackOff")
+	p.shows("web-", "payments-")
 	p.keys("g", "j", "j")
 	p.picture("list-dark")
 	p.dark(false)
@@ -200,7 +200,7 @@ func TestPictures(t *testing.T) {
 	p.until("the lines of three pods", func(string) bool { return eval[int](p, `document.querySelectorAll(".log-line").length`) >= 33 })
 	p.picture("log-dark")
 	p.dark(false)
-	p.keys(kb.Escape)
+	p.back()
 	p.keys("e")
 	p.editor("replicas: 3")
 	p.replace("replicas: 3", "replicas: 5")

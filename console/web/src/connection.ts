@@ -5,6 +5,7 @@
 
 import { signal } from "@preact/signals";
 import { send as request } from "./client";
+import { plainPath } from "./kinds";
 import { checkPages, renewed, session, token } from "./session";
 
 export interface Request {
@@ -113,7 +114,7 @@ export class Stream {
     connect();
     if (socket?.readyState === WebSocket.OPEN) {
       this.sent = true;
-      write({ id: this.id, ...next });
+      write({ id: this.id, ...next, path: plainPath(next.path) });
     }
   }
 

@@ -13,7 +13,7 @@ import { Diff } from "./diff";
 import { draft, dropDraft, keepDraft } from "./drafts";
 import { createEditor, type Editor } from "./editor";
 import { useKeys } from "./keys";
-import { type Kind, kindById, kinds, label, objectPath } from "./kinds";
+import { type Kind, kindById, kinds, label, objectPath, plainPath } from "./kinds";
 import { commandFor } from "./kubectl";
 import { refusal } from "./permissions";
 import { back, format, route } from "./route";
@@ -85,7 +85,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       open(kept.base, kept.text);
       if (kept.before?.length) editor.current?.compare(kept.base);
     } else {
-      send<{ yaml: string }>("GET", "/object?edit=true&path=" + encodeURIComponent(path)).then(
+      send<{ yaml: string }>("GET", "/object?edit=true&path=" + encodeURIComponent(plainPath(path))).then(
         (o) => open(o.yaml, o.yaml),
         (err: unknown) => (problem.value = reasonOf(err)),
       );
@@ -113,7 +113,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     busy.value = true;
     problem.value = "";
     try {
-      const r = await send<Result>("POST", "/edit", { path, base: base.current, text, dryRun });
+      const r = await send<Result>("POST", "/edit", { path: plainPath(path), base: base.current, text, dryRun });
       if (!dryRun && session.peek() === who) dropDraft(path);
       if (editor.current !== e) return;
       if (dryRun) {

@@ -35,15 +35,15 @@ document.addEventListener("keydown", (e) => {
   const key = e.key === " " ? "Space" : e.key;
   // A focused button or link keeps the keys that press it.
   if ((key === "Enter" || key === "Space") && target instanceof HTMLElement && target.closest("button, a, summary, [role=tab]")) return;
-  for (let i = layers.value.length - 1; i >= 0; i--) {
-    const layer = layers.value[i];
+  // A question that is open has the keys, also when the view behind it was changed since.
+  const modal = layers.value.findLast((l) => l.modal);
+  for (const layer of modal ? [modal] : [...layers.value].reverse()) {
     const found = layer.bindings.find((b) => b.key.split(" ").includes(key));
     if (found) {
       e.preventDefault();
       found.run();
       return;
     }
-    if (layer.modal) return;
   }
 });
 

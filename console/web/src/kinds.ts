@@ -188,6 +188,11 @@ export function objectPath(k: Kind, ns: string, name: string): string {
   return listPath(k, ns) + "/" + encodeURIComponent(name);
 }
 
+/** plainPath is a path as streams and edits have it, where it is no part of an address: "system:node" and not "system%3Anode". */
+export function plainPath(path: string): string {
+  return decodeURIComponent(path);
+}
+
 /** label is a kind's name for people, with its group where that is needed. */
 export function label(k: Kind): string {
   return k.group && k.group.includes(".") && !k.group.endsWith(".k8s.io") ? k.resource + "." + k.group : k.resource;
