@@ -108,6 +108,7 @@ func (st *stream) feed(ctx context.Context, typed *io.PipeWriter, sizes sizeQueu
 		case <-ctx.Done():
 			return
 		case r := <-st.input:
+			st.s.pending.Add(-int64(len(r.Data)))
 			if r.Op == "stdin" {
 				if _, err := io.WriteString(typed, r.Data); err != nil {
 					return // the command does not read any more

@@ -11,14 +11,14 @@ import (
 type connlimit struct {
 	mu   sync.Mutex
 	all  int
-	each map[[sha256.Size]byte]int // by the token's hash
+	each map[[sha256.Size]byte]int // by a hash of the user
 }
 
 func newConnlimit() *connlimit { return &connlimit{each: map[[sha256.Size]byte]int{}} }
 
-// take counts a WebSocket of a token; false when there are too many.
-func (l *connlimit) take(token string) (release func(), ok bool) {
-	key := sha256.Sum256([]byte(token))
+// take counts a WebSocket of a user; false when there are too many.
+func (l *connlimit) take(user string) (release func(), ok bool) {
+	key := sha256.Sum256([]byte(user))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all >= maxSockets || l.each[key] >= userSockets {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -108,5 +109,20 @@ func TestObjectsOfAText(t *testing.T) {
 		if got, err := objectsOf(text); err == nil {
 			t.Errorf("%q gave %v", text, got)
 		}
+	}
+}
+
+// TestDeepObjectsAreNotWrittenAsYAML: each line of YAML has the whole indentation.
+func TestDeepObjectsAreNotWrittenAsYAML(t *testing.T) {
+	deep := any(slices.Repeat([]any{int64(0)}, 10000))
+	for range 5000 {
+		deep = map[string]any{"a": deep}
+	}
+	if text, err := toYAML(deep); err == nil || !strings.Contains(err.Error(), "kubectl get -o json") {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	wide := map[string]any{"data": map[string]any{"text": strings.Repeat("a line\n", 200000)}}
+	if text, err := toYAML(wide); err != nil || len(text) < 1<<20 {
+		t.Errorf("%d bytes, %v", len(text), err)
 	}
 }

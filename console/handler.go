@@ -38,6 +38,8 @@ const (
 	maxSockets, userSockets = 256, 32
 	// maxTexts bounds how many texts are read and compared at once: a large one takes seconds of a processor.
 	maxTexts = 2
+	// maxReads bounds how many requests at once read what may be large.
+	maxReads = 8
 )
 
 // Options of a console.
@@ -69,12 +71,13 @@ type Handler struct {
 	mux     *http.ServeMux
 	sockets *connlimit
 	texts   chan struct{} // has a place for each text that is worked on
+	reads   chan struct{} // has a place for each request that reads what may be large
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 	pages   func() string // names the pages' content
 	// provider logs users in by OIDC; nil where none does.
 	provider *provider
 
-	searches chan struct{} // has a place for each search that is at work
+	searches *turns
 	forwards forwards
 
 	closing chan struct{} // closed by Close
@@ -97,8 +100,8 @@ func New(o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts)}
-	h.searches = make(chan struct{}, maxSearches)
+	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts), reads: make(chan struct{}, maxReads)}
+	h.searches = newTurns(maxSearches)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
@@ -112,15 +115,15 @@ func New(o Options) (*Handler, error) {
 		h.provider.register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
-	h.mux.HandleFunc("GET /object", h.withUser(h.object))
-	h.mux.HandleFunc("GET /schedule", h.withUser(h.withKnown(h.schedule)))
-	h.mux.HandleFunc("GET /usedby", h.withUser(h.withKnown(h.usedBy)))
-	h.mux.HandleFunc("GET /helm", h.withUser(h.withKnown(h.releases)))
-	h.mux.HandleFunc("GET /helm/release", h.withUser(h.withKnown(h.release)))
-	h.mux.HandleFunc("POST /apply", h.withUser(h.withText(h.apply)))
-	h.mux.HandleFunc("POST /edit", h.withUser(h.withText(h.edit)))
-	h.mux.HandleFunc("GET /rollout", h.withUser(h.withText(h.rollout)))
-	h.mux.HandleFunc("POST /rollout/undo", h.withUser(h.withText(h.undo)))
+	h.mux.HandleFunc("GET /object", h.withPlace(h.reads, h.object))
+	h.mux.HandleFunc("GET /schedule", h.withPlace(h.reads, h.schedule))
+	h.mux.HandleFunc("GET /usedby", h.withPlace(h.reads, h.usedBy))
+	h.mux.HandleFunc("GET /helm", h.withPlace(h.reads, h.releases))
+	h.mux.HandleFunc("GET /helm/release", h.withPlace(h.reads, h.release))
+	h.mux.HandleFunc("POST /apply", h.withPlace(h.texts, h.apply))
+	h.mux.HandleFunc("POST /edit", h.withPlace(h.texts, h.edit))
+	h.mux.HandleFunc("GET /rollout", h.withPlace(h.texts, h.rollout))
+	h.mux.HandleFunc("POST /rollout/undo", h.withPlace(h.texts, h.undo))
 	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
 	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
 	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
@@ -246,32 +249,24 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 	return review.Status.UserInfo.Username, nil
 }
 
-// withKnown is for requests that cost more than one question to the API: users that it knows.
-func (h *Handler) withKnown(f func(w http.ResponseWriter, r *http.Request, u *user)) func(w http.ResponseWriter, r *http.Request, u *user) {
-	return func(w http.ResponseWriter, r *http.Request, u *user) {
-		if err := h.authenticate(r.Context(), u); err != nil {
-			refuseError(w, err)
-			return
-		}
-		f(w, r, u)
-	}
-}
-
-// withText is for requests with a text: users that the API knows, and few at once.
-func (h *Handler) withText(f func(w http.ResponseWriter, r *http.Request, u *user)) func(w http.ResponseWriter, r *http.Request, u *user) {
-	return func(w http.ResponseWriter, r *http.Request, u *user) {
+// withPlace is for requests that cost more than one question to the API: users that it knows, and few at once.
+func (h *Handler) withPlace(places chan struct{}, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
+	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) {
 		if _, err := h.authenticate(r.Context(), u); err != nil {
 			refuseError(w, err)
 			return
 		}
 		select {
-		case h.texts <- struct{}{}:
-			defer func() { <-h.texts }()
+		case places <- struct{}{}:
+			defer func() { <-places }()
 		case <-r.Context().Done():
 			return
 		}
+		// A request that does not come keeps the place from nobody for longer. A request in a test has no deadline.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience))
+		defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Time{}) }()
 		f(w, r, u)
-	}
+	})
 }
 
 func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
@@ -313,8 +308,12 @@ func answerWith(w http.ResponseWriter, code int, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	// A browser that does not read keeps a place from nobody for longer. A writer in a test has no deadline.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience))
 	w.WriteHeader(code)
-	_, _ = w.Write(text) // a failed write: the browser is no longer connected
+	if _, err := w.Write(text); err == nil { // else the browser is no longer connected
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+	}
 }
 
 // refuse answers with an error that a person can read.

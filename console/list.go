@@ -118,26 +118,38 @@ func (l *list) readAll(ctx context.Context) (string, error) {
 	query := maps.Clone(l.query)
 	query.Set("limit", strconv.Itoa(pageSize))
 	for {
-		t, err := l.read(ctx, query)
+		rv, more, err := l.readPage(ctx, query)
 		if err != nil {
 			return "", err
 		}
-		if err := l.sendColumns(t); err != nil {
-			return "", err
-		}
-		remaining := int64(0)
-		if t.Metadata.RemainingItemCount != nil {
-			remaining = *t.Metadata.RemainingItemCount
-		}
-		rv := t.Metadata.ResourceVersion
-		if err := l.send(message{"type": "rows", "rows": t.rows(), "rv": rv, "remaining": remaining}); err != nil {
-			return "", err
-		}
-		if t.Metadata.Continue == "" {
+		if more == "" {
 			return rv, l.send(message{"type": "synced", "rv": rv})
 		}
-		query.Set("continue", t.Metadata.Continue)
+		query.Set("continue", more)
 	}
+}
+
+// readPage sends one page, and returns its revision and where the next one begins.
+func (l *list) readPage(ctx context.Context, query url.Values) (rv, more string, err error) {
+	select {
+	case l.s.pages <- struct{}{}:
+		defer func() { <-l.s.pages }()
+	case <-ctx.Done():
+		return "", "", errClosed
+	}
+	t, err := l.read(ctx, query)
+	if err != nil {
+		return "", "", err
+	}
+	if err := l.sendColumns(t); err != nil {
+		return "", "", err
+	}
+	remaining := int64(0)
+	if t.Metadata.RemainingItemCount != nil {
+		remaining = *t.Metadata.RemainingItemCount
+	}
+	rv = t.Metadata.ResourceVersion
+	return rv, t.Metadata.Continue, l.send(message{"type": "rows", "rows": t.rows(), "rv": rv, "remaining": remaining})
 }
 
 func (l *list) read(ctx context.Context, query url.Values) (*table, error) {

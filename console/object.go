@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 )
@@ -38,11 +40,45 @@ func (o anyObject) withoutManagedFields() anyObject {
 
 // yaml is an object as a person reads and edits it.
 func (o anyObject) yaml() (string, error) {
-	text, err := yaml.Marshal(map[string]any(o))
+	return toYAML(map[string]any(o))
+}
+
+// maxYAML bounds a text that is written as YAML, in bytes.
+const maxYAML = 16 << 20
+
+// toYAML writes what JSON was read into. YAML repeats the indentation on each line: 500 bytes of JSON that is deep can be
+// gigabytes of YAML, which are not begun.
+func toYAML(v any) (string, error) {
+	if yamlSize(v, 0, maxYAML) > maxYAML {
+		return "", apierrors.NewBadRequest(fmt.Sprintf("as YAML this is longer than %d MB: kubectl get -o json shows it", maxYAML>>20))
+	}
+	text, err := yaml.Marshal(v)
 	if err != nil {
 		return "", fmt.Errorf("writing YAML: %w", err)
 	}
 	return string(text), nil
+}
+
+// yamlSize is about how long v is as YAML at a depth, in bytes. It stops soon after most.
+func yamlSize(v any, depth, most int) int {
+	size := 2*depth + 8
+	switch v := v.(type) {
+	case map[string]any:
+		for key, value := range v {
+			if size += len(key) + 2 + yamlSize(value, depth+1, most-size); size > most {
+				return size
+			}
+		}
+	case []any:
+		for _, value := range v {
+			if size += 2 + yamlSize(value, depth+1, most-size); size > most {
+				return size
+			}
+		}
+	case string:
+		size += len(v) + 2*depth*strings.Count(v, "\n")
+	}
+	return size
 }
 
 // objectAnswer is an object, and its text.

@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"io"
 
-	"sigs.k8s.io/yaml"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
 const (
@@ -69,11 +69,11 @@ func (r *releaseRecord) values() (string, error) {
 	if len(r.Config) > maxReleaseText {
 		return fmt.Sprintf("# The values are longer than %d MB.\n", maxReleaseText>>20), nil
 	}
-	text, err := yaml.JSONToYAML(r.Config)
-	if err != nil {
-		return "", fmt.Errorf("writing the values as YAML: %w", err)
+	var values any
+	if err := utiljson.Unmarshal(r.Config, &values); err != nil {
+		return "", fmt.Errorf("reading the values: %w", err)
 	}
-	return string(text), nil
+	return toYAML(values)
 }
 
 // shortened is a text of a release, or its beginning.

@@ -5,12 +5,14 @@ package console
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -21,7 +23,66 @@ const (
 	maxSearchPaths, maxFound, maxSearched = 1000, 500, 20000
 	// searchRequests is how many requests one search makes at once, maxSearches how many searches there are at once.
 	searchRequests, maxSearches = 4, 2
+	// searchPatience bounds a search, so that those of others have their turn.
+	searchPatience = 30 * time.Second
 )
+
+var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchPatience)
+
+// turns lets few work at once, and one of each user: whoever begins many waits for their own, and others do not.
+type turns struct {
+	all chan struct{}
+
+	mu   sync.Mutex
+	each map[string]*turn
+}
+
+type turn struct {
+	free chan struct{} // capacity 1: has the user's place
+	used int           // by how many it is held or waited for
+}
+
+func newTurns(most int) *turns {
+	return &turns{all: make(chan struct{}, most), each: map[string]*turn{}}
+}
+
+// wait returns when it is the user's turn, with what ends that.
+func (t *turns) wait(ctx context.Context, user string) (release func(), err error) {
+	t.mu.Lock()
+	own := t.each[user]
+	if own == nil {
+		own = &turn{free: make(chan struct{}, 1)}
+		own.free <- struct{}{}
+		t.each[user] = own
+	}
+	own.used++
+	t.mu.Unlock()
+	forget := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if own.used--; own.used == 0 {
+			delete(t.each, user)
+		}
+	}
+	select {
+	case <-own.free:
+	case <-ctx.Done():
+		forget()
+		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+	}
+	select {
+	case t.all <- struct{}{}:
+	case <-ctx.Done():
+		own.free <- struct{}{}
+		forget()
+		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+	}
+	return func() {
+		<-t.all
+		own.free <- struct{}{}
+		forget()
+	}, nil
+}
 
 // foundObject is one that a search has found.
 type foundObject struct {
@@ -40,13 +101,12 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 	if text == "" || len(paths) > maxSearchPaths {
 		return apierrors.NewBadRequest(fmt.Sprintf("a search has a text, and %d kinds at most", maxSearchPaths))
 	}
-	select {
-	case st.s.h.searches <- struct{}{}:
-		defer func() { <-st.s.h.searches }()
-	case <-ctx.Done():
+	release, err := st.s.h.searches.wait(ctx, st.s.name)
+	if err != nil {
 		return errClosed
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	defer release()
+	ctx, cancel := context.WithTimeoutCause(ctx, searchPatience, errSearchTooLong)
 	defer cancel()
 	var (
 		mu    sync.Mutex // guards what follows, and keeps the messages in order
@@ -97,6 +157,9 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 		}
 		report(m, nil, true)
 	})
+	if lost == nil && errors.Is(context.Cause(ctx), errSearchTooLong) {
+		return apierrors.NewTimeoutError(errSearchTooLong.Error(), 0)
+	}
 	return lost
 }
 

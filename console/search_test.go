@@ -3,12 +3,15 @@
 package console
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -109,44 +112,72 @@ func TestSearch(t *testing.T) {
 	}
 }
 
-// TestFewSearchesAtOnce: other searches wait for those that are at work.
-func TestFewSearchesAtOnce(t *testing.T) {
-	const tabs = 3 * maxSearches
-	arrived, release := make(chan struct{}, tabs), make(chan struct{})
-	var now, most atomic.Int64
+// TestNewSearchEndsTheOlder: a tab has one search; the older one asks the API for nothing more.
+func TestNewSearchEndsTheOlder(t *testing.T) {
+	arrived, ended := make(chan string, 2), make(chan struct{})
 	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		if n := now.Add(1); n > most.Load() {
-			most.Store(n)
-		}
-		defer now.Add(-1)
-		arrived <- struct{}{}
-		select {
-		case <-release:
-		case <-r.Context().Done():
+		arrived <- r.URL.Path
+		if strings.HasSuffix(r.URL.Path, "/pods") {
+			<-r.Context().Done()
+			close(ended)
+			return
 		}
 		_, _ = io.WriteString(w, `{"items":[]}`)
 	})
 	conn, _ := tab(t, s, "good", nil)
-	for id := range tabs {
-		m := pageMessage{ID: int64(id + 1), Op: "search", Query: map[string]string{"text": "web"}, Paths: []string{"/api/v1/pods"}}
+	for i, path := range []string{"/api/v1/pods", "/api/v1/nodes"} {
+		m := pageMessage{ID: int64(i + 1), Op: "search", Query: map[string]string{"text": "web"}, Paths: []string{path}}
 		if err := conn.WriteJSON(m); err != nil {
 			t.Fatal(err)
 		}
+		if got := <-arrived; got != path {
+			t.Errorf("the API is asked for %s, want %s", got, path)
+		}
 	}
-	for range tabs {
-		<-arrived
-		release <- struct{}{}
-	}
-	for ended := 0; ended < tabs; {
+	<-ended
+	for {
 		var m map[string]any
 		if err := conn.ReadJSON(&m); err != nil {
 			t.Fatal(err)
 		}
+		if m["id"] != 2.0 {
+			t.Errorf("the older search sends %v", m)
+		}
 		if m["type"] == "end" {
-			ended++
+			break
 		}
 	}
-	if most.Load() > maxSearches {
-		t.Errorf("%d searches at once", most.Load())
-	}
+}
+
+// TestTurns: few are at work, one of each user, and who gives up keeps nothing.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := newTurns(2)
+		take := func(user string) func() {
+			release, err := turns.wait(t.Context(), user)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return release
+		}
+		first := take("ada")
+		second := make(chan func())
+		go func() { second <- take("ada") }()
+		synctest.Wait()
+		other := take("eve")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for _, user := range []string{"ada", "bob"} { // whose turn it is not, and for whom there is no place
+			if _, err := turns.wait(ctx, user); err == nil {
+				t.Errorf("%s has a third turn", user)
+			}
+		}
+		first()
+		release := <-second
+		release()
+		other()
+		if len(turns.each) != 0 || len(turns.all) != 0 {
+			t.Errorf("%v and %d places are left", turns.each, len(turns.all))
+		}
+	})
 }

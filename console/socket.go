@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -24,8 +25,11 @@ const (
 	tokenProtocol = "coracle.token."
 	// maxStreams bounds the streams of one tab.
 	maxStreams = 128
-	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell.
-	maxMessage = 1 << 20
+	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell, and the paths of a search. Others are
+	// of maxRequest at most, since a stream keeps its request for as long as it lives.
+	maxMessage, maxRequest = 512 << 10, 16 << 10
+	// maxPending bounds what a tab's shells have not read yet, in bytes.
+	maxPending = 4 << 20
 	// inputQueue is how many messages a shell may be behind: a burst of keys, or a pasted text of some parts. Each is
 	// of maxInput bytes at most.
 	inputQueue = 64
@@ -70,12 +74,17 @@ type socket struct {
 	conn *websocket.Conn
 	// login is who the tab's user is, and until when.
 	login *socketLogin
+	name  string // of the user, or the session's token
 
 	writing sync.Mutex
 
 	mu      sync.Mutex
 	streams map[int64]*stream
+	search  *stream // the newest one
 	running sync.WaitGroup
+
+	pages   chan struct{} // has a place for the list that reads a page: a tab that does not read holds one page, not one of each list
+	pending atomic.Int64  // what shells have not read yet, in bytes
 }
 
 // stream is one of a tab's lists, objects, logs or shells.
@@ -110,7 +119,10 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuseError(w, err)
 		return
 	}
-	release, free := h.sockets.take(token)
+	if name == "" { // on 127.0.0.1, where one session is one user
+		name = token
+	}
+	release, free := h.sockets.take(name)
 	if !free {
 		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
 		return
@@ -126,7 +138,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // it has answered
 	}
-	s := &socket{h: h, u: u, conn: conn, streams: map[int64]*stream{}, login: newSocketLogin(h, u, name)}
+	s := &socket{h: h, u: u, name: name, conn: conn, streams: map[int64]*stream{}, pages: make(chan struct{}, 1), login: newSocketLogin(h, u, name)}
 	s.serve()
 }
 
@@ -146,7 +158,7 @@ func (s *socket) serve() {
 			return
 		}
 		var r pageMessage
-		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil {
+		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil || len(text) > maxRequest && r.Op != "search" && r.Op != "stdin" {
 			return // not one of our pages
 		}
 		if !s.take(ctx, r) {
@@ -202,9 +214,7 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 		if open == nil || open.input == nil {
 			return true
 		}
-		select {
-		case open.input <- r:
-		default: // nothing else of the tab waits for a shell that does not read
+		if !open.queue(r) { // nothing else of the tab waits for a shell that does not read
 			open.cancel()
 			delete(s.streams, r.ID)
 			s.running.Go(func() {
@@ -222,6 +232,14 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 		st.input = make(chan pageMessage, inputQueue)
 	}
 	s.streams[r.ID] = st
+	if r.Op == "search" { // a page shows one
+		if s.search != nil {
+			s.search.cancel()
+		}
+		s.search = st
+	} else {
+		r.Paths = nil
+	}
 	s.running.Go(func() {
 		defer cancel()
 		st.run(streamCtx, r)
@@ -230,8 +248,25 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 		if s.streams[r.ID] == st {
 			delete(s.streams, r.ID)
 		}
+		for len(st.input) > 0 { // nothing comes after it: only streams of the map get input
+			s.pending.Add(-int64(len((<-st.input).Data)))
+		}
 	})
 	return true
+}
+
+// queue keeps what a page sends to a shell until the shell reads it; false when there is too much.
+func (st *stream) queue(r pageMessage) bool {
+	if st.s.pending.Load()+int64(len(r.Data)) > maxPending {
+		return false
+	}
+	select {
+	case st.input <- r:
+		st.s.pending.Add(int64(len(r.Data)))
+		return true
+	default:
+		return false
+	}
 }
 
 // run is a stream's life.

@@ -131,3 +131,37 @@ func TestUserHasABoundedNumberOfTabs(t *testing.T) {
 		t.Errorf("%d users are kept", len(l.each))
 	}
 }
+
+// TestLongRequestsEndTheTab: a stream keeps its request for as long as it lives, so that only a shell's input and a
+// search may be long.
+func TestLongRequestsEndTheTab(t *testing.T) {
+	s := consoleOf(t, noAPI(t))
+	for _, m := range []pageMessage{
+		{ID: 1, Op: "list", Path: "/api/v1/pods", Data: strings.Repeat("x", maxRequest)},
+		{ID: 1, Op: "search", Data: strings.Repeat("x", maxMessage)},
+	} {
+		conn, _ := tab(t, s, "good", nil)
+		if err := conn.WriteJSON(m); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := conn.ReadMessage(); err == nil {
+			t.Errorf("a request %q of %d bytes is taken", m.Op, len(m.Data))
+		}
+	}
+}
+
+// TestInputOfATabIsBounded: what the shells of a tab have not read counts together.
+func TestInputOfATabIsBounded(t *testing.T) {
+	s := &socket{}
+	typed := pageMessage{Op: "stdin", Data: strings.Repeat("x", maxInput)}
+	taken := 0
+	for range 2 * maxPending / maxInput { // each in a shell of its own
+		st := &stream{s: s, input: make(chan pageMessage, 1)}
+		if st.queue(typed) {
+			taken++
+		}
+	}
+	if taken != maxPending/maxInput || s.pending.Load() != maxPending {
+		t.Errorf("%d inputs are taken, %d bytes", taken, s.pending.Load())
+	}
+}
