@@ -293,6 +293,13 @@ func remoteConsole(k *harness.Kube) {
 	if code, text := b.try(http.MethodGet, "/k8s/coracle/namespaces", nil); code != http.StatusOK || strings.TrimSpace(text) != `{"namespaces":["`+k.NS+`"]}` {
 		k.T.Errorf("the namespaces are %d %s", code, text)
 	}
+	// Releases are in Secrets, which this token may not read; it may read ConfigMaps, which have them seldom.
+	if code, text := b.try(http.MethodGet, "/helm?namespace="+k.NS, nil); code != http.StatusOK || !strings.Contains(text, `"releases":[]`) || !strings.Contains(text, "secrets is forbidden") {
+		k.T.Errorf("the releases are %d %s", code, text)
+	}
+	if code, text := b.try(http.MethodGet, "/helm/release?namespace="+k.NS+"&name=web", nil); code != http.StatusForbidden {
+		k.T.Errorf("a release is %d %s", code, text)
+	}
 	if code, text := b.try(http.MethodDelete, "/k8s"+pods+"/none", nil); code != http.StatusForbidden {
 		k.T.Errorf("deleting: %d %s", code, text)
 	}

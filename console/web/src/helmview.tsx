@@ -96,7 +96,7 @@ function focusRow(by: number): void {
 function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown?: number }) {
   const columns = full ? M.helm.columns : M.helm.historyColumns;
   return (
-    <table class="plain releases">
+    <table class="plain stack releases">
       <thead>
         <tr>{columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
       </thead>

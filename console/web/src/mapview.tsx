@@ -175,7 +175,7 @@ function AsList({ graph: g }: { graph: Graph }) {
   return (
     <section class="related" aria-label={M.map.list}>
       <h2>{M.map.list}</h2>
-      <table class="plain">
+      <table class="plain stack">
         <thead>
           <tr>{M.map.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
         </thead>
@@ -188,7 +188,7 @@ function AsList({ graph: g }: { graph: Graph }) {
                 <td>{visible(s.word)}</td>
                 <td>{href ? <a href={href}>{visible(s.name)}</a> : visible(s.name)}</td>
                 <td class={s.tone}>{visible(s.state)}</td>
-                <td>{to.map((t) => visible(t.name)).join(", ")}</td>
+                <td>{to.length > 0 && "→ " + to.map((t) => visible(t.name)).join(", ")}</td>
               </tr>
             );
           })}

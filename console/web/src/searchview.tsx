@@ -112,7 +112,7 @@ function Search({ ns }: { ns: string }) {
         {text.length < SHORTEST && <p class="faint">{M.search.hint}</p>}
         {r.over && r.found.length === 0 && text.length >= SHORTEST && <p class="empty">{M.search.none(text)}</p>}
         {r.found.length > 0 && (
-          <table class="plain found">
+          <table class="plain stack found">
             <thead>
               <tr>{M.search.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
             </thead>

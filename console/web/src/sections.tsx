@@ -114,7 +114,7 @@ function Rules({ rules }: { rules: Obj[] }) {
   return (
     <section class="related">
       <h2>{M.extra.rules} <span class="count">{rules.length}</span></h2>
-      <table class="plain">
+      <table class="plain stack">
         <thead>
           <tr>{M.extra.ruleColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
         </thead>
