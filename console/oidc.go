@@ -183,8 +183,8 @@ func (p *provider) describe(ctx context.Context, _ *http.Request, _ *loginReques
 	return providerAnswer{ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " ")}, nil
 }
 
-// login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was made
-// for this tab's login.
+// login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was
+// made for this tab's login.
 func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest) (any, error) {
 	if in.Code == "" || in.Verifier == "" || in.Nonce == "" {
 		return nil, refusal(http.StatusBadRequest, "a login has a code, a verifier and a nonce")

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
@@ -89,6 +91,13 @@ func TestOIDC(t *testing.T) {
 	home := "https://" + net.JoinHostPort(m.IP, consolePort) + "/"
 	p := browse(k, home+"#/list/pods", 1280, 800, chromedp.Flag("ignore-certificate-errors", true))
 
+	// This browser's clock is wrong: it has the second day of 1970.
+	p.do("setting the browser's clock", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		wrong := fmt.Sprintf("{ const now = Date.now; Date.now = () => now() - %d; }", time.Now().Add(-24*time.Hour).UnixMilli())
+		_, err := cdp.Call(ctx, target, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: wrong})
+		return err
+	}))
+
 	// A code that somebody else began a login for is not taken, and leaves the address.
 	p.shows("Log in with 127.0.0.1:9443")
 	p.shot("oidc-login")
@@ -109,6 +118,9 @@ func TestOIDC(t *testing.T) {
 	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
+	if year := p.value("String(new Date(Date.now()).getUTCFullYear())"); year != "1970" {
+		t.Errorf("the browser's clock has %s", year)
+	}
 	if now := p.value("location.href"); strings.Contains(now, "code=") {
 		t.Errorf("the code is still in the address: %s", now)
 	}
