@@ -22,8 +22,8 @@ import (
 // partIngress is the ingress' line on the board.
 const partIngress = "ingress"
 
-// keptFromIngress are ports of nodes to which the ingress proxy does not connect: those that no Service may take, but for
-// the console's, which an Ingress may name by its Service.
+// keptFromIngress are ports of nodes to which the ingress proxy does not connect: those that no Service may take, but
+// for the console's, which an Ingress may name by its Service.
 func (o Options) keptFromIngress() []uint16 {
 	o.ConsolePort = 0
 	return o.reserved().Ports

@@ -217,6 +217,13 @@ func refuseError(w http.ResponseWriter, err error) {
 	answerWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
 }
 
+// noLeader is what the API server says when the store has no majority, and noLeaderText what a user has to know.
+const (
+	noLeader     = "etcdserver: no leader"
+	noLeaderText = "The cluster has no leader at this moment, so nothing can be read or changed. " +
+		"It goes on by itself when a majority of its servers answers. The overview says which do not."
+)
+
 // explain is an error's HTTP status (0 when the API gave none), reason and message.
 func explain(err error) (code int, reason, message string) {
 	var status apierrors.APIStatus
@@ -224,6 +231,9 @@ func explain(err error) (code int, reason, message string) {
 		s := status.Status()
 		if s.Code < http.StatusBadRequest || s.Code > 599 { // an API that is none
 			return http.StatusBadGateway, string(s.Reason), s.Message
+		}
+		if strings.Contains(s.Message, noLeader) {
+			return int(s.Code), string(s.Reason), noLeaderText
 		}
 		return int(s.Code), string(s.Reason), s.Message
 	}

@@ -59,5 +59,6 @@ func whyRefused(token string, now time.Time) string {
 	case isJWT && now.Before(begins):
 		return fmt.Sprintf("This token is good from %s on, and the server's clock has %s: one of the clocks is wrong.", at(begins), at(now))
 	}
-	return "The cluster does not accept this token: it is of another cluster, its account was deleted, or it was changed on the way. " + again + "."
+	return "The cluster does not accept this token: it is of another cluster, its account was deleted, or it was changed on the way. " +
+		again + "."
 }

@@ -180,11 +180,13 @@ func (p *provider) describe(ctx context.Context, _ *http.Request, _ *loginReques
 			}
 		}
 	}
-	return providerAnswer{ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " ")}, nil
+	return providerAnswer{
+		ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " "),
+	}, nil
 }
 
-// login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was made
-// for this tab's login.
+// login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was
+// made for this tab's login.
 func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest) (any, error) {
 	if in.Code == "" || in.Verifier == "" || in.Nonce == "" {
 		return nil, refusal(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
@@ -256,7 +258,8 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginAnswer,
 	case code >= http.StatusInternalServerError || code == http.StatusTooManyRequests:
 		return nil, nil, fmt.Errorf("%s answers with status %d", p.o.Issuer, code)
 	case code != http.StatusOK || got.Error != "":
-		return nil, nil, refusal(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, short(strings.TrimSpace(got.Error+" "+got.Description), code))
+		why := short(strings.TrimSpace(got.Error+" "+got.Description), code)
+		return nil, nil, refusal(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
 	case got.IDToken == "":
 		return nil, nil, refusal(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
 	}
@@ -278,7 +281,8 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	case got.Issuer != p.o.Issuer:
 		return nil, 0, refusal(http.StatusForbidden, "the ID token is of %s, and not of %s", short(got.Issuer, 0), p.o.Issuer)
 	case !now.Before(ends), begins.After(now.Add(clockLeeway)):
-		return nil, 0, refusal(http.StatusForbidden, "the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
+		return nil, 0, refusal(http.StatusForbidden,
+			"the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
 			begins.UTC().Format(time.RFC3339), ends.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &got, int64(ends.Sub(now) / time.Second), nil

@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// socketLogin is who a tab's user is, for as long as its WebSocket lives. A token that is renewed takes the earlier one's
-// place, so that streams go on. A token that ends ends the WebSocket: the API itself would go on with a watch or a shell.
+// socketLogin is who a tab's user is while its WebSocket lives. A renewed token takes the earlier one's place, so that
+// streams go on. A token that ends ends the WebSocket: the API itself would go on with a watch or a shell.
 type socketLogin struct {
 	h     *Handler
 	name  string // of the user, as the API has it

@@ -125,3 +125,21 @@ func TestSessionOfAServer(t *testing.T) {
 		t.Errorf("a foreign token: %d %s", code, text)
 	}
 }
+
+func TestNoLeaderIsExplained(t *testing.T) {
+	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, `{"kind":"Status","code":500,"message":"etcdserver: no leader"}`)
+	})
+	code, text, _ := roundTrip(t, s, "GET", "/object?path=/api/v1/namespaces/a", "", "Authorization", bearer)
+	if code != http.StatusInternalServerError || !strings.Contains(text, "a majority of its servers") {
+		t.Errorf("%d %s", code, text)
+	}
+	conn, _ := tab(t, s, "good", nil)
+	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
+		t.Fatal(err)
+	}
+	if m := next(t, conn, "state"); m["ok"] != false || !strings.Contains(m["message"].(string), "a majority of its servers") {
+		t.Errorf("a list says %v", m)
+	}
+}

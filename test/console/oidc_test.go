@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
@@ -74,6 +76,13 @@ func TestOIDC(t *testing.T) {
 	home := "https://" + net.JoinHostPort(m.IP, consolePort) + "/"
 	p := newBrowser(t, m).open(home + "#/list/pods")
 
+	// This browser's clock is wrong: it has the second day of 1970.
+	p.do("setting the browser's clock", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		wrong := fmt.Sprintf("{ const now = Date.now; Date.now = () => now() - %d; }", time.Now().Add(-24*time.Hour).UnixMilli())
+		_, err := cdp.Call(ctx, target, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: wrong})
+		return err
+	}))
+
 	// A code that somebody else began a login for is not taken, and leaves the address.
 	p.shows("Log in with 127.0.0.1:9443")
 	p.shot("oidc-login")
@@ -94,6 +103,9 @@ func TestOIDC(t *testing.T) {
 	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
+	if year := eval[string](p, "String(new Date(Date.now()).getUTCFullYear())"); year != "1970" {
+		t.Errorf("the browser's clock has %s", year)
+	}
 	if now := eval[string](p, "location.href"); strings.Contains(now, "code=") {
 		t.Errorf("the code is still in the address: %s", now)
 	}

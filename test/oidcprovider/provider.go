@@ -51,13 +51,21 @@ type Provider struct {
 // login is what a code stands for.
 type login struct{ challenge, nonce, redirect, user string }
 
-// New makes a provider of tests.
-func New(issuer string) *Provider {
+// signingKey is that of all providers of a process: making one takes a second of a busy processor.
+var signingKey = sync.OnceValue(func() *rsa.PrivateKey {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		panic(err) // there is randomness
 	}
-	return &Provider{Issuer: issuer, ClientID: "console", User: "ada", Lifetime: time.Hour, key: key, codes: map[string]login{}, refreshes: map[string]string{}}
+	return key
+})
+
+// New makes a provider of tests.
+func New(issuer string) *Provider {
+	return &Provider{
+		Issuer: issuer, ClientID: "console", User: "ada", Lifetime: time.Hour,
+		key: signingKey(), codes: map[string]login{}, refreshes: map[string]string{},
+	}
 }
 
 // Change changes the provider.

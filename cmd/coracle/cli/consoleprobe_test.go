@@ -103,7 +103,7 @@ func TestLoginProgramThatAsks(t *testing.T) {
 	}
 }
 
-func TestLoginProgramThatHangsIsNamed(t *testing.T) {
+func TestLoginProgramThatIsStuckIsNamed(t *testing.T) {
 	config := loginProgram(t, "touch $0.begun; while kill -0 $PPID 2>/dev/null; do sleep 0.1; done\n", api.NeverExecInteractiveMode)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -21,7 +21,13 @@ export class ApiError extends Error {
  * send makes one request relative to the page. A body that is text is sent as it is, anything else as JSON. A request
  * whose token was not taken is made once more with a renewed one, if there is one: it has changed nothing.
  */
-export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}, again = true): Promise<T> {
+export async function send<T>(
+  method: string,
+  path: string,
+  body?: unknown,
+  headers: Record<string, string> = {},
+  again = true,
+): Promise<T> {
   const used = token();
   const all: Record<string, string> = { Authorization: "Bearer " + used, Accept: "application/json", ...headers };
   if (body !== undefined && !all["Content-Type"]) all["Content-Type"] = "application/json";

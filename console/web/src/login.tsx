@@ -49,7 +49,9 @@ export function LoginPage() {
       {refused.value && <p class="problem" role="alert">{visible(refused.value)}</p>}
       {issuer && (
         <div class="buttons start">
-          <button type="button" class="primary" ref={first} disabled={busy.value} onClick={() => void toProvider()}>{S.oidc.button(visible(issuer))}</button>
+          <button type="button" class="primary" ref={first} disabled={busy.value} onClick={() => void toProvider()}>
+            {S.oidc.button(visible(issuer))}
+          </button>
         </div>
       )}
       <p>{loopback ? S.login.loopback : issuer ? S.oidc.orToken : S.login.server}</p>

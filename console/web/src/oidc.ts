@@ -9,8 +9,11 @@ import { S } from "./strings";
 const BEGUN = "coracle.oidc";
 const RENEWAL = "coracle.renewal";
 
-/** RENEW_BEFORE is how long before its end a token is renewed; CHECK_EVERY finds out after sleep that this is due. */
-const RENEW_BEFORE = 60_000;
+/**
+ * RENEW_BEFORE is how long before its end a token is renewed: browsers let a hidden tab look once a minute. CHECK_EVERY
+ * finds out after sleep that this is due.
+ */
+const RENEW_BEFORE = 90_000;
 const CHECK_EVERY = 15_000;
 
 interface Begun {
@@ -20,7 +23,10 @@ interface Begun {
   hash: string;
 }
 
-/** Renewal is what renews a token; refresh is empty where the provider gave nothing for that. Times are by this browser's clock, which may be wrong. */
+/**
+ * Renewal is what renews a token; refresh is empty where the provider gave nothing for that. Times are by this browser's
+ * clock, which may be wrong.
+ */
 interface Renewal {
   refresh: string;
   subject: string;
@@ -107,7 +113,8 @@ async function ask(path: string, body: object): Promise<Outcome> {
   }
   const got = (await answer.json().catch(() => ({}))) as Answer;
   if (!answer.ok || !got.token) {
-    return { refused: got.message || S.login.failed(answer.status), final: answer.status >= 400 && answer.status < 500, other: answer.status === 409 };
+    const { status } = answer;
+    return { refused: got.message || S.login.failed(status), final: status >= 400 && status < 500, other: status === 409 };
   }
   const life = (got.lifetime ?? 0) * 1000;
   const r: Renewal = { refresh: got.refresh ?? "", subject: got.subject ?? "", ends: Date.now() + life, life };
