@@ -208,7 +208,8 @@ func consolePid(t *testing.T, m *harness.Machine) int {
 }
 
 // TestBudgetHandler measures coracle console, a process that has the handler alone: at rest, with one viewer of 5,000
-// pods that change, with ten, and a minute after they left. In a server the API's own part comes on top, as for kubectl.
+// pods that change, with ten, and a minute after they left. In a server the API's own part comes on top, as for
+// kubectl.
 func TestBudgetHandler(t *testing.T) {
 	byHand(t, "handler")
 	m := harness.NewMachine(t)

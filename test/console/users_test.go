@@ -21,13 +21,13 @@ func TestUsers(t *testing.T) {
 	k.Kubectl("create", "namespace", "shop")
 	k.Apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: goods, namespace: shop}\ndata: {a: b}\n")
 	b := newBrowser(t, k.Machine)
-	t.Run("nobody", func(t *testing.T) { stranger(t, b, k) })
+	t.Run("nobody", func(t *testing.T) { unknownUser(t, b, k) })
 	t.Run("viewer", func(t *testing.T) { viewer(t, b, k) })
 	t.Run("tenant", func(t *testing.T) { tenant(t, b, k) })
 }
 
-// stranger: a token that the API does not know gives nothing.
-func stranger(t *testing.T, b *browser, k *harness.Kube) {
+// unknownUser: a token that the API does not know gives nothing.
+func unknownUser(t *testing.T, b *browser, k *harness.Kube) {
 	p := b.open("https://" + k.IP + ":" + consolePort + "/")
 	p.T = t
 	for _, token := range []string{"abc", "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"} {
