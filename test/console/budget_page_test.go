@@ -33,14 +33,18 @@ const look = () => {
 };
 requestAnimationFrame(look);`
 
-// lateness collects how old a change is when its row has been drawn: the rows' status is the time of the change.
+// lateness collects how old a change is when its row has been drawn: the rows' status is the time of the change. Rows
+// that have just come into sight do not count.
 const lateness = `window.__late = [];
-{ const seen = new Map();
+{ let seen = new Map();
   const look = () => {
+    const now = new Map();
     for (const line of document.querySelectorAll(".table .line")) {
       const at = /T(\d{13})/.exec(line.textContent)?.[1];
-      if (at && seen.get(line.id) !== at) { if (seen.has(line.id)) __late.push(Date.now() - Number(at)); seen.set(line.id, at); }
+      now.set(line.id, at);
+      if (at && seen.has(line.id) && seen.get(line.id) !== at) __late.push(Date.now() - Number(at));
     }
+    seen = now;
     requestAnimationFrame(() => setTimeout(look, 0));
   };
   look();

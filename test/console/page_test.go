@@ -100,14 +100,6 @@ func (p *page) ctrl(key rune) {
 	}))
 }
 
-// alt presses a key while Alt is held.
-func (p *page) alt(key rune) {
-	p.T.Helper()
-	p.do("pressing Alt", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
-		return press(ctx, t, key, int64(kb.ModifierAlt))
-	}))
-}
-
 // press presses a key as a person does: a page that takes the key keeps it from becoming text. (chromedp's own way
 // sends the text apart.)
 func press(ctx context.Context, t *chromedp.Target, r rune, modifiers int64) error {
