@@ -145,8 +145,10 @@ func TestBudgetPage(t *testing.T) {
 	for range setting("LOADS", 5) {
 		p.do("loading the page", chromedp.Navigate("about:blank"), chromedp.Navigate(address))
 		p.until("all rows", func(string) bool { return eval[bool](p, `!!window.__marks?.all`) })
-		got := eval[map[string]float64](p, `({paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1, ...__marks})`)
-		t.Logf("first paint %.0f ms, first rows %.0f ms, all rows %.0f ms; load %s", got["paint"], got["rows"], got["all"], load())
+		got := eval[map[string]float64](p, `({paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1, ...__marks,
+  files: performance.getEntriesByType("resource").filter((e) => /\.(js|css)$/.test(e.name)).reduce((n, e) => n + e.encodedBodySize, 0)})`)
+		t.Logf("first paint %.0f ms, first rows %.0f ms, all rows %.0f ms; scripts and styles %.1f KB; load %s",
+			got["paint"], got["rows"], got["all"], got["files"]/1024, load())
 	}
 	t.Logf("heap at rest: %.1f MB", p.heap())
 
