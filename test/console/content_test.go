@@ -255,7 +255,7 @@ func TestBadContent(t *testing.T) {
 	p.until("the browser reports it", func(string) bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return slices.ContainsFunc(p.said, func(s string) bool {
+		return slices.ContainsFunc(p.violations, func(s string) bool {
 			return strings.Contains(s, "203.0.113.1") && strings.Contains(s, "Content Security Policy")
 		})
 	})

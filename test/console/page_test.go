@@ -31,9 +31,9 @@ type page struct {
 	ctx    context.Context
 	origin string // of the console: each request of the page goes there
 
-	mu   sync.Mutex
-	said []string // reports of the content security policy, and errors of the page
-	away []string // requests to anywhere else than origin
+	mu         sync.Mutex
+	violations []string // reports of the content security policy, and errors of the page
+	away       []string // requests to anywhere else than origin
 }
 
 // do runs steps one after the other.
@@ -283,7 +283,7 @@ func (p *page) saysNothing(but ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 said:
-	for _, s := range p.said {
+	for _, s := range p.violations {
 		for _, b := range but {
 			if strings.Contains(s, b) {
 				continue said
