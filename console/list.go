@@ -157,8 +157,7 @@ func (l *list) read(ctx context.Context, query url.Values) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &table{}
-	return t, read(response, t)
+	return readTable(response)
 }
 
 // errColumns says that a kind's columns have changed: the rows that the page has are of the former ones.

@@ -3,6 +3,12 @@
 package console
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -61,6 +67,81 @@ type table struct {
 	Items []struct {
 		Metadata metadata `json:"metadata"`
 	} `json:"items"`
+}
+
+// readTable takes a list of the API apart as it comes, a row at a time: the text of a page, a megabyte, is never held.
+func readTable(response *http.Response) (*table, error) {
+	defer response.Body.Close()
+	if response.StatusCode < 200 || response.StatusCode > 299 {
+		return nil, statusError(response)
+	}
+	limited := &io.LimitedReader{R: response.Body, N: maxAnswer}
+	t := &table{}
+	if err := t.decode(json.NewDecoder(limited)); err != nil {
+		if limited.N <= 0 {
+			return nil, fmt.Errorf("the API's answer is longer than %d MB", maxAnswer>>20)
+		}
+		return nil, fmt.Errorf("reading the API's answer: %w", err)
+	}
+	return t, nil
+}
+
+func (t *table) decode(d *json.Decoder) error {
+	if err := expect(d, '{'); err != nil {
+		return err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err //nolint:wrapcheck // readTable does
+		}
+		switch key {
+		case "kind":
+			err = d.Decode(&t.Kind)
+		case "metadata":
+			err = d.Decode(&t.Metadata)
+		case "columnDefinitions":
+			err = d.Decode(&t.ColumnDefinitions)
+		case "rows":
+			err = decodeEach(d, &t.Rows)
+		case "items":
+			err = decodeEach(d, &t.Items)
+		default:
+			err = d.Decode(&json.RawMessage{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return expect(d, '}')
+}
+
+// decodeEach reads an array, or null, an element at a time.
+func decodeEach[E any](d *json.Decoder, out *[]E) error {
+	if open, err := d.Token(); err != nil || open == nil {
+		return err //nolint:wrapcheck // readTable does
+	} else if open != json.Delim('[') {
+		return errNoTable
+	}
+	for d.More() {
+		var e E
+		if err := d.Decode(&e); err != nil {
+			return err //nolint:wrapcheck // readTable does
+		}
+		*out = append(*out, e)
+	}
+	return expect(d, ']')
+}
+
+// errNoTable says that an answer has another shape than a list.
+var errNoTable = errors.New("it is no list")
+
+func expect(d *json.Decoder, want json.Delim) error {
+	got, err := d.Token()
+	if err == nil && got != want {
+		err = errNoTable
+	}
+	return err
 }
 
 // plainColumns are those of an API that makes no tables.

@@ -53,8 +53,9 @@ func newServer(t testing.TB, args ...string) *harness.Kube {
 var link = regexp.MustCompile(`http://127\.0\.0\.1:\d+/#code=\S+`)
 
 // openConsole starts coracle console on the machine and returns its link.
-func openConsole(m *harness.Machine, args ...string) string {
-	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open"}, args...)...)
+func openConsole(k *harness.Kube, args ...string) string {
+	m := k.Machine
+	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open", "--kubeconfig", k.Kubeconfig}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		m.T.Fatal(err)
@@ -82,7 +83,7 @@ type browser struct {
 }
 
 // newBrowser starts a browser on a machine.
-func newBrowser(t testing.TB, m *harness.Machine) *browser {
+func newBrowser(t testing.TB, m *harness.Machine, more ...chromedp.ExecAllocatorOption) *browser {
 	t.Helper()
 	program, err := exec.LookPath("chromium-headless-shell")
 	if err != nil {
@@ -96,7 +97,7 @@ func newBrowser(t testing.TB, m *harness.Machine) *browser {
 			cmd.Path, cmd.Args, cmd.Env = c.Path, c.Args, c.Env
 		}),
 	)
-	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(options, more...)...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	t.Cleanup(func() {
 		if err := chromedp.Cancel(ctx); err != nil {
@@ -147,6 +148,14 @@ func (b *browser) open(address string) *page {
 	return p
 }
 
+// browse opens an address in a browser of its own on the machine.
+func browse(k *harness.Kube, address string, width, height int64, more ...chromedp.ExecAllocatorOption) *page {
+	k.T.Helper()
+	p := newBrowser(k.T, k.Machine, more...).open(address)
+	p.size(width, height)
+	return p
+}
+
 // heard keeps what the browser says of a page.
 func (p *page) heard(event any) {
 	p.mu.Lock()
@@ -154,10 +163,10 @@ func (p *page) heard(event any) {
 	switch e := event.(type) {
 	case *log.EventEntryAdded:
 		if strings.Contains(e.Entry.Text, "Content Security Policy") || e.Entry.Level == "error" {
-			p.said = append(p.said, e.Entry.Text+" "+e.Entry.URL)
+			p.violations = append(p.violations, e.Entry.Text+" "+e.Entry.URL)
 		}
 	case *runtime.EventExceptionThrown:
-		p.said = append(p.said, fmt.Sprintf("%s %+v", e.ExceptionDetails.Text, e.ExceptionDetails.Exception))
+		p.violations = append(p.violations, fmt.Sprintf("%s %+v", e.ExceptionDetails.Text, e.ExceptionDetails.Exception))
 	case *network.EventRequestWillBeSent:
 		p.asked(e.Request.URL)
 	case *network.EventWebSocketCreated:
@@ -175,7 +184,7 @@ func (p *page) asked(url string) {
 // admin opens the console of a machine with its admin's kubeconfig.
 func (b *browser) admin(k *harness.Kube, args ...string) *page {
 	b.t.Helper()
-	p := b.open(openConsole(k.Machine, append([]string{"--kubeconfig", k.Kubeconfig}, args...)...))
+	p := b.open(openConsole(k, args...))
 	p.shows("nodes ready")
 	return p
 }

@@ -5,6 +5,7 @@
 package console
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -42,13 +43,13 @@ func TestBudgetAtRest(t *testing.T) {
 		for i, s := range pair {
 			before[i] = sampleOf(s, 1)
 		}
-		time.Sleep(time.Minute) // a measurement
-		for i, s := range pair {
-			after[i] = sampleOf(s, 5).withHeap(s)
+		time.Sleep(time.Minute)  // a measurement
+		for i, s := range pair { // both at once: what follows takes seconds
+			after[i] = sampleOf(s, 1)
 		}
 		for i, name := range []string{"without", "with   "} {
-			t.Logf("%s: %v; in a minute %v of a processor, %d KB written; load %s", name, after[i], after[i].cpu-before[i].cpu,
-				(after[i].written-before[i].written)>>10, load())
+			t.Logf("%s: %v; in a minute %v of a processor, %d KB written; load %s", name, sampleOf(pair[i], 5).withHeap(pair[i]),
+				after[i].cpu-before[i].cpu, (after[i].written-before[i].written)>>10, load())
 		}
 		for _, s := range pair {
 			if err := s.Stop(); err != nil {
@@ -116,8 +117,41 @@ func (v *viewers) watch(t *testing.T) (leave func()) {
 	}
 }
 
+// lines counts what is written to it, and is closed once there are so many.
+type lines struct {
+	missing int
+	whole   chan struct{}
+}
+
+// Write implements io.Writer.
+func (l *lines) Write(p []byte) (int, error) {
+	if n := bytes.Count(p, []byte("\n")); l.missing > 0 {
+		if l.missing -= n; l.missing <= 0 {
+			close(l.whole)
+		}
+	}
+	return len(p), nil
+}
+
+// kubectlWatch is kubectl in place of a viewer: it lists the same tables, and reads what changes.
+func kubectlWatch(t *testing.T, s *harness.Server) (leave func()) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := s.KubectlCommand(ctx, "get", "pods", "--all-namespaces", "--watch")
+	l := &lines{missing: manyPods, whole: make(chan struct{})}
+	cmd.Stdout = l
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-l.whole
+	return func() {
+		stop()
+		_ = cmd.Wait() // it was ended
+	}
+}
+
 // TestBudgetViewers measures a server of 5,000 pods: with the console at rest, with one viewer of all pods, with ten,
-// and a minute after they left.
+// and a minute after they left; and the same with kubectl in the viewers' place, which is the API's own part.
 func TestBudgetViewers(t *testing.T) {
 	byHand(t, "viewers")
 	s := harness.NewMachine(t).NewServer("--disable-agent", "--console-listen", ":"+consolePort)
@@ -127,22 +161,26 @@ func TestBudgetViewers(t *testing.T) {
 	addPods(t, s, c)
 	v := viewers{dial: s.Dial, address: "wss://" + net.JoinHostPort(s.IP, consolePort), token: newToken(s.In(t), "--role", "view")}
 	settle := time.Duration(setting("SETTLE", 150)) * time.Second
-	for round := range setting("ROUNDS", 3) {
+	watch := map[string]func() func(){
+		"viewers": func() func() { return v.watch(t) },
+		"kubectl": func() func() { return kubectlWatch(t, s) },
+	}
+	for round := range 2 * setting("ROUNDS", 2) {
+		who := []string{"viewers", "kubectl"}[round%2]
 		time.Sleep(settle) // a measurement
 		measure := func(what string) {
 			x := sampleOf(s, 10)
 			t.Logf("round %d, %-28s %v; load %s", round, what+":", x.withHeap(s), load())
 		}
 		measure("at rest")
-		time.Sleep(20 * time.Second) // what measuring took
 		var leave []func()
 		for _, n := range []int{1, 10} {
 			for len(leave) < n {
-				leave = append(leave, v.watch(t))
+				leave = append(leave, watch[who]())
 			}
-			measure(fmt.Sprintf("%d viewers, at once", n))
+			measure(fmt.Sprintf("%d %s, at once", n, who))
 			time.Sleep(time.Minute) // a measurement
-			measure(fmt.Sprintf("%d viewers, a minute later", n))
+			measure(fmt.Sprintf("%d %s, a minute later", n, who))
 		}
 		for _, l := range leave {
 			l()
@@ -170,7 +208,8 @@ func consolePid(t *testing.T, m *harness.Machine) int {
 }
 
 // TestBudgetHandler measures coracle console, a process that has the handler alone: at rest, with one viewer of 5,000
-// pods that change, with ten, and a minute after they left. In a server the API's own part comes on top, as for kubectl.
+// pods that change, with ten, and a minute after they left. In a server the API's own part comes on top, as for
+// kubectl.
 func TestBudgetHandler(t *testing.T) {
 	byHand(t, "handler")
 	m := harness.NewMachine(t)
@@ -185,7 +224,7 @@ func TestBudgetHandler(t *testing.T) {
 	defer wait()
 	defer stop()
 
-	address, code, _ := strings.Cut(openConsole(m, "--kubeconfig", s.Kubeconfig), "/#code=")
+	address, code, _ := strings.Cut(openConsole(s.In(t)), "/#code=")
 	web := http.Client{Transport: &http.Transport{DialContext: m.Dial}}
 	defer web.CloseIdleConnections()
 	response, err := web.Post(address+"/login", "application/json", strings.NewReader(`{"code":"`+code+`"}`))

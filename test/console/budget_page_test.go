@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/heapprofiler"
 	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/performance"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
@@ -32,14 +33,18 @@ const look = () => {
 };
 requestAnimationFrame(look);`
 
-// lateness collects how old a change is when its row has been drawn: the rows' status is the time of the change.
+// lateness collects how old a change is when its row has been drawn: the rows' status is the time of the change. Rows
+// that have just come into sight do not count.
 const lateness = `window.__late = [];
-{ const seen = new Map();
+{ let seen = new Map();
   const look = () => {
+    const now = new Map();
     for (const line of document.querySelectorAll(".table .line")) {
-      const at = /\bT(\d{13})\b/.exec(line.textContent)?.[1];
-      if (at && seen.get(line.id) !== at) { if (seen.has(line.id)) __late.push(Date.now() - Number(at)); seen.set(line.id, at); }
+      const at = /T(\d{13})/.exec(line.textContent)?.[1];
+      now.set(line.id, at);
+      if (at && seen.has(line.id) && seen.get(line.id) !== at) __late.push(Date.now() - Number(at));
     }
+    seen = now;
     requestAnimationFrame(() => setTimeout(look, 0));
   };
   look();
@@ -99,6 +104,25 @@ func (p *page) heap() float64 {
 	return used / (1 << 20)
 }
 
+// tasks is the processor time of the tab's main thread since it began, in milliseconds: what a frame costs, however
+// busy the machine is.
+func (p *page) tasks() float64 {
+	var out float64
+	p.do("reading the tab's figures", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		if _, err := cdp.Call(ctx, t, performance.Enable, performance.EnableParams{TimeDomain: performance.EnableTimeDomainThreadTicks}); err != nil {
+			return err
+		}
+		m, err := cdp.Call(ctx, t, performance.GetMetrics, cdp.Empty{})
+		for _, x := range m.Metrics {
+			if x.Name == "TaskDuration" {
+				out = x.Value * 1000
+			}
+		}
+		return err
+	}))
+	return out
+}
+
 // TestBudgetPage measures a page of 5,000 pods: how soon it is there, how soon changes are, how it scrolls and filters,
 // and what its heap is after each of MINUTES minutes of changes.
 func TestBudgetPage(t *testing.T) {
@@ -121,8 +145,10 @@ func TestBudgetPage(t *testing.T) {
 	for range setting("LOADS", 5) {
 		p.do("loading the page", chromedp.Navigate("about:blank"), chromedp.Navigate(address))
 		p.until("all rows", func(string) bool { return eval[bool](p, `!!window.__marks?.all`) })
-		got := eval[map[string]float64](p, `({paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1, ...__marks})`)
-		t.Logf("first paint %.0f ms, first rows %.0f ms, all rows %.0f ms; load %s", got["paint"], got["rows"], got["all"], load())
+		got := eval[map[string]float64](p, `({paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1, ...__marks,
+  files: performance.getEntriesByType("resource").filter((e) => /\.(js|css)$/.test(e.name)).reduce((n, e) => n + e.encodedBodySize, 0)})`)
+		t.Logf("first paint %.0f ms, first rows %.0f ms, all rows %.0f ms; scripts and styles %.1f KB; load %s",
+			got["paint"], got["rows"], got["all"], got["files"]/1024, load())
 	}
 	t.Logf("heap at rest: %.1f MB", p.heap())
 
@@ -137,8 +163,11 @@ func TestBudgetPage(t *testing.T) {
 	late := eval[[]float64](p, `__late.splice(0)`)
 	t.Logf("event to screen, of %d: p50 %.0f ms, p95 %.0f ms, p99 %.0f ms; %d changes not made; load %s", len(late), part(late, 0.5), part(late, 0.95), part(late, 0.99), failed.Load(), load())
 	for range 3 {
+		before := p.tasks()
 		frames := eval[[]float64](p, scrolling)
-		t.Logf("frames while scrolling, of %d: p50 %.1f ms, p99 %.1f ms, longest %.1f ms; load %s", len(frames), part(frames, 0.5), part(frames, 0.99), part(frames, 1), load())
+		spent := (p.tasks() - before) / float64(len(frames))
+		t.Logf("frames while scrolling, of %d: p50 %.1f ms, p99 %.1f ms, longest %.1f ms; %.1f ms of a processor each; load %s",
+			len(frames), part(frames, 0.5), part(frames, 0.99), part(frames, 1), spent, load())
 	}
 	late = eval[[]float64](p, `__late.splice(0)`)
 	t.Logf("event to screen while scrolling, of %d: p50 %.0f ms, p95 %.0f ms", len(late), part(late, 0.5), part(late, 0.95))

@@ -6,6 +6,7 @@ package console
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,7 +161,9 @@ func TestBadContent(t *testing.T) {
 	p.shows(evil)
 	p.keys("e")
 	p.editor(evil)
-	p.keys(kb.Escape, "x")
+	p.keys(kb.Escape)
+	p.until("the object is there", func(string) bool { return eval[bool](p, `!!document.querySelector(".object .facts")`) })
+	p.keys("x")
 	p.shows("Delete this object?", "kubectl delete clusterrole '"+evil+"'")
 	p.shot("evil-name")
 	p.keys(kb.Enter)
@@ -244,4 +247,16 @@ func TestBadContent(t *testing.T) {
 		t.Error("text has become a part of the page")
 	}
 	p.saysNothing("metrics.k8s.io") // of a pod that has just begun
+
+	// A script that got into the page could ask no other host, and the browser says so.
+	if !eval[bool](p, `fetch("https://203.0.113.1/").then(() => false, () => true)`) {
+		t.Error("the page may ask another host")
+	}
+	p.until("the browser reports it", func(string) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return slices.ContainsFunc(p.violations, func(s string) bool {
+			return strings.Contains(s, "203.0.113.1") && strings.Contains(s, "Content Security Policy")
+		})
+	})
 }

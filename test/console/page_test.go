@@ -31,9 +31,9 @@ type page struct {
 	ctx    context.Context
 	origin string // of the console: each request of the page goes there
 
-	mu   sync.Mutex
-	said []string // reports of the content security policy, and errors of the page
-	away []string // requests to anywhere else than origin
+	mu         sync.Mutex
+	violations []string // reports of the content security policy, and errors of the page
+	away       []string // requests to anywhere else than origin
 }
 
 // do runs steps one after the other.
@@ -97,14 +97,6 @@ func (p *page) ctrl(key rune) {
 	p.T.Helper()
 	p.do("pressing Ctrl", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		return press(ctx, t, key, int64(kb.ModifierCtrl))
-	}))
-}
-
-// alt presses a key while Alt is held.
-func (p *page) alt(key rune) {
-	p.T.Helper()
-	p.do("pressing Alt", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
-		return press(ctx, t, key, int64(kb.ModifierAlt))
 	}))
 }
 
@@ -291,7 +283,7 @@ func (p *page) saysNothing(but ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 said:
-	for _, s := range p.said {
+	for _, s := range p.violations {
 		for _, b := range but {
 			if strings.Contains(s, b) {
 				continue said

@@ -21,13 +21,13 @@ func TestUsers(t *testing.T) {
 	k.Kubectl("create", "namespace", "shop")
 	k.Apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: goods, namespace: shop}\ndata: {a: b}\n")
 	b := newBrowser(t, k.Machine)
-	t.Run("nobody", func(t *testing.T) { stranger(t, b, k) })
-	t.Run("viewer", func(t *testing.T) { viewer(t, b, k) })
-	t.Run("tenant", func(t *testing.T) { tenant(t, b, k) })
+	t.Run("nobody", func(t *testing.T) { asUnknown(t, b, k) })
+	t.Run("viewer", func(t *testing.T) { asViewer(t, b, k) })
+	t.Run("tenant", func(t *testing.T) { asTenant(t, b, k) })
 }
 
-// stranger: a token that the API does not know gives nothing.
-func stranger(t *testing.T, b *browser, k *harness.Kube) {
+// asUnknown: a token that the API does not know gives nothing.
+func asUnknown(t *testing.T, b *browser, k *harness.Kube) {
 	p := b.open("https://" + k.IP + ":" + consolePort + "/")
 	p.T = t
 	for _, token := range []string{"abc", "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"} {
@@ -53,8 +53,8 @@ func (p *page) refuses(key, why string) {
 	}
 }
 
-// viewer may see all but secrets, and change nothing.
-func viewer(t *testing.T, b *browser, k *harness.Kube) {
+// asViewer: the role view may see all but secrets, and change nothing.
+func asViewer(t *testing.T, b *browser, k *harness.Kube) {
 	p := b.login(k.Server, newToken(k, "--role", "view"))
 	p.T = t
 	p.shows("broken", "ErrImageNeverPull", "console-")
@@ -81,8 +81,8 @@ func viewer(t *testing.T, b *browser, k *harness.Kube) {
 	p.saysNothing("status of 403")
 }
 
-// tenant may change what is in one namespace, and see no other.
-func tenant(t *testing.T, b *browser, k *harness.Kube) {
+// asTenant: the role edit in a namespace may change what is in one namespace, and see no other.
+func asTenant(t *testing.T, b *browser, k *harness.Kube) {
 	p := b.login(k.Server, newToken(k, "--role", "edit", "--namespace", "shop"))
 	p.T = t
 	p.list("cm default")

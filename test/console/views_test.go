@@ -197,6 +197,20 @@ func TestViews(t *testing.T) {
 	p.shows("A text or regular expression")
 	p.keys(kb.Escape)
 
+	// A question has the keys, also when "back" has changed the view behind it.
+	p.list("cm default")
+	p.only("words")
+	p.details()
+	p.keys("x")
+	p.shows("Delete this object?")
+	eval[any](p, `history.back()`)
+	p.until("the list is behind the question", func(string) bool { return eval[bool](p, `!!document.querySelector(".table .line")`) })
+	p.keys(kb.Escape)
+	p.without("Delete this object?")
+	if hash := eval[string](p, `location.hash`); !strings.HasPrefix(hash, "#/list/") {
+		t.Errorf("Esc has led to %s", hash)
+	}
+
 	// The server is killed and comes back: the list goes on by itself, where it was.
 	p.list("po default")
 	p.shows("broken")

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// enter is Enter in the editor, where a page with a key of its own waits for it.
+// ctrlEnter is Enter, for ctrl: the editor reviews what was written.
 const ctrlEnter = '\r'
 
 // TestActions does what the console can do, without a mouse, and looks at each result by kubectl.
@@ -185,21 +185,21 @@ func readOnly(t *testing.T, k *harness.Kube) {
 func twoEditors(t *testing.T, k *harness.Kube) {
 	k.Apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared, namespace: default}\ndata: {first: one, second: two, third: three}\n")
 	b := newBrowser(t, k.Machine)
-	mine, theirs := b.admin(k), b.admin(k)
-	for _, p := range []*page{mine, theirs} {
+	mine, other := b.admin(k), b.admin(k)
+	for _, p := range []*page{mine, other} {
 		p.T = t
 		p.list("cm default")
 		p.only("shared")
 		p.keys("e")
 		p.editor("third: three")
 	}
-	theirs.replace("first: one", "first: theirs")
-	theirs.replace("second: two", "second: theirs")
-	theirs.ctrl(ctrlEnter)
-	theirs.shows("What will change")
-	theirs.focused("#edit-apply")
-	theirs.keys(kb.Enter)
-	theirs.shows("shared is changed")
+	other.replace("first: one", "first: theirs")
+	other.replace("second: two", "second: theirs")
+	other.ctrl(ctrlEnter)
+	other.shows("What will change")
+	other.focused("#edit-apply")
+	other.keys(kb.Enter)
+	other.shows("shared is changed")
 
 	mine.replace("first: one", "first: mine")
 	mine.replace("third: three", "third: mine")
@@ -224,6 +224,6 @@ func twoEditors(t *testing.T, k *harness.Kube) {
 	if got := k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data}"); got != `{"first":"mine","second":"theirs","third":"mine"}` {
 		t.Errorf("both edits have made %s", got)
 	}
-	theirs.saysNothing()
+	other.saysNothing()
 	mine.saysNothing("status of 409")
 }
