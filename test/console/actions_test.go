@@ -126,7 +126,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.keys(":", "po default", kb.Enter)
 	p.shows("web-", "Running")
 	p.keys("/", "web", kb.Enter, "g", "b")
-	p.shows("Debug container", "images: they need no download")
+	p.shows("Debug container", "1 image, which the field offers")
 	p.keys(harness.BoxImage)
 	p.shows("kubectl debug -it web-", "--image="+harness.BoxImage)
 	p.shot("debug")
