@@ -53,7 +53,7 @@ spec:
   - {name: reads, image: "` + harness.BoxImage + `", imagePullPolicy: Never, stdin: true, command: [sh, -c, "read word; echo got $word; exec testbox hold"]}
 `)
 	k.Kubectl("wait", "--for=condition=Ready", "pod/clock", "--timeout=60s")
-	attached(b)
+	attachedPrograms(b)
 	forwardedPort(b)
 	undoneRollout(b)
 	debugContainer(b)
@@ -160,8 +160,8 @@ func undoneRollout(b *browser) {
 	b.Await(soon, "deployment/web", `{.metadata.annotations.deployment\.kubernetes\.io/revision}`, "3")
 }
 
-// attached: the browser sees what a program writes that reads nothing, and types to one that does.
-func attached(b *browser) {
+// attachedPrograms: the browser sees what a program writes that reads nothing, and types to one that does.
+func attachedPrograms(b *browser) {
 	at := "/api/v1/namespaces/" + b.NS + "/pods/clock/attach"
 	ticks := b.stream(map[string]any{"op": "attach", "path": at, "query": map[string]string{"container": "ticks", "stdin": "false"}})
 	b.until(ticks, "what the program writes", func(m map[string]any, _ string) bool { return m["data"] == "tick\n" && m["stream"] == 1.0 })
@@ -174,7 +174,14 @@ func attached(b *browser) {
 
 // debugContainer: a container with another program joins a pod, and the browser attaches to it.
 func debugContainer(b *browser) {
-	pod := b.Kubectl("get", "pods", "-l", "app=web", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.name}")
+	var pod string
+	harness.Eventually(b.T, longer, "the pods of earlier revisions are gone", func() (err error) {
+		pod, err = b.Try("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}")
+		if err == nil && (pod == "" || strings.Contains(pod, " ")) {
+			err = fmt.Errorf("there are %q", pod)
+		}
+		return err
+	})
 	at := "/api/v1/namespaces/" + b.NS + "/pods/" + pod
 	body := map[string]any{"spec": map[string]any{"ephemeralContainers": []any{map[string]any{
 		"name": "debugger-1", "image": harness.BoxImage, "imagePullPolicy": "IfNotPresent", "stdin": true, "tty": true, "targetContainerName": "box",
