@@ -140,6 +140,11 @@ func TestActionsByKeys(t *testing.T) {
 	p.keys("exit", kb.Enter)
 	p.shows("The container's program has ended.")
 	p.keys(kb.Escape)
+	p.shows("web-", "Running")
+	p.keys("g", "A")
+	p.shows("The container's program reads no input.")
+	p.keys(kb.Escape)
+	p.shows("Running")
 
 	p.keys(":", "no", kb.Enter)
 	p.shows("Ready")
