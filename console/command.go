@@ -21,7 +21,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// brokenStream is in client-go's error when a connection ends before the program does (tools/remotecommand/errorstream.go).
+// brokenStream is in client-go's error when a connection ends before the program does
+// (tools/remotecommand/errorstream.go).
 const brokenStream = "error reading from error stream"
 
 // runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.

@@ -56,8 +56,10 @@ func newDrainOptions(query url.Values) (o drainOptions, err error) {
 	return o, nil
 }
 
-// drain takes all pods from a node: it cordons the node, evicts the pods and waits until they have gone. It does the same
-// as kubectl drain; only a drain that is refused for a pod leaves the node as it was.
+// drain takes all pods from a node: it cordons the node, evicts the pods and waits until they have gone. It does the
+// same as kubectl drain; only a drain that is refused for a pod leaves the node as it was.
+//
+// k8s.io/kubectl/pkg/drain is not used: it brings 111 packages with it, and sleeps without a context.
 type drain struct {
 	u       *user
 	path    string // of the node

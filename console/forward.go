@@ -236,7 +236,8 @@ func (f *forward) run(ctx context.Context) {
 		f.used()
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })
 		running.Go(func() {
-			err := f.serve(ctx, conn)
+			// A pod that reads nothing holds up even the end of a connection to it.
+			_, err := await(ctx, func() (struct{}, error) { return struct{}{}, f.serve(ctx, conn) }, func(struct{}) {})
 			f.change(func(s *forwardState) {
 				if s.Open--; err != nil && ctx.Err() == nil {
 					s.Failed, s.Error = s.Failed+1, err.Error()

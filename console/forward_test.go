@@ -87,6 +87,7 @@ func (p *podAPI) tunnel(w http.ResponseWriter, r *http.Request) {
 					_ = failures.Close()
 					_ = s.Close()
 				}()
+			case s.Headers().Get(corev1.PortHeader) == "82": // reads nothing
 			default:
 				_, _ = io.WriteString(failures, "connection refused\n")
 				_ = failures.Close()
@@ -226,6 +227,28 @@ func TestForwardsEnd(t *testing.T) {
 	if code, _, _ := roundTrip(t, s, "POST", "/forward", `{"path":"/api/v1/namespaces/a/pods/web","port":"80"}`, "Authorization", bearer); code != http.StatusServiceUnavailable {
 		t.Errorf("a forward of a console that has ended: %d", code)
 	}
+}
+
+// A pod that reads nothing keeps neither a forward nor the console from ending.
+func TestForwardToAPodThatReadsNothingEnds(t *testing.T) {
+	api := &podAPI{t: t}
+	s := consoleOf(t, api.ServeHTTP)
+	h, _ := s.Config.Handler.(*Handler)
+	f := forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "82")
+	conn := dialForward(t, f)
+	stuck := make(chan struct{})
+	go func() {
+		defer close(stuck)
+		for {
+			_ = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			if _, err := conn.Write(make([]byte, 1<<20)); err != nil {
+				return // nobody reads any more
+			}
+		}
+	}()
+	<-stuck
+	h.Close() // returns
+	awaitRefusal(t, f)
 }
 
 // awaitRefusal waits until nothing listens at a forward's port.

@@ -47,7 +47,8 @@ func (f *forward) dial(ctx context.Context) (httpstream.Connection, error) {
 	return conn, err
 }
 
-// await runs f, which takes no context and may be slow. It waits for f no longer than ctx; late then gets what f returns.
+// await runs f, which takes no context and may be slow. It waits for f no longer than ctx; late then gets what f
+// returns.
 func await[T any](ctx context.Context, f func() (T, error), late func(T)) (T, error) {
 	type result struct {
 		value T
@@ -72,8 +73,8 @@ func await[T any](ctx context.Context, f func() (T, error), late func(T)) (T, er
 	}
 }
 
-// refusedUpgrade is what an API that understands WebSockets answered instead of opening one: the user has not the right,
-// or the pod is gone.
+// refusedUpgrade is what an API that understands WebSockets answered instead of opening one: the user has not the
+// right, or the pod is gone.
 func refusedUpgrade(err error) error {
 	var upgrade *httpstream.UpgradeFailureError
 	var status *apierrors.StatusError

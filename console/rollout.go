@@ -26,12 +26,15 @@ const (
 	hashLabel          = "pod-template-hash"
 )
 
-// keptAnnotations stay as they are when a Deployment goes back, as with kubectl rollout undo: all others become those of
-// the revision.
+// keptAnnotations stay as they are when a Deployment goes back, as with kubectl rollout undo: all others become those
+// of the revision.
 var keptAnnotations = []string{
 	"kubectl.kubernetes.io/last-applied-configuration", revisionAnnotation, "deployment.kubernetes.io/revision-history",
 	"deployment.kubernetes.io/desired-replicas", "deployment.kubernetes.io/max-replicas", "deprecated.deployment.rollback.to",
 }
+
+// Revisions are read and written here, and not by k8s.io/kubectl/pkg/polymorphichelpers: that brings 123 packages with
+// it, takes no context, and does not return what a dry run gives.
 
 // revision is an earlier state of a workload, or the present one.
 type revision struct {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// rolloutAPI has a Deployment with two ReplicaSets of its own and one of somebody else, and a DaemonSet with two revisions.
-// Patches go to the channel; the first is in conflict.
+// rolloutAPI has a Deployment with two ReplicaSets of its own and one of somebody else, and a DaemonSet with two
+// revisions. Patches go to the channel; the first is in conflict.
 func rolloutAPI(patches chan string) http.HandlerFunc {
 	const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"a","uid":"d","resourceVersion":"7",` +
 		`"annotations":{"deployment.kubernetes.io/revision":"2","note":"new","kubectl.kubernetes.io/last-applied-configuration":"x"}},` +

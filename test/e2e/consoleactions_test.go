@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// consoleActions: a browser of coracle console forwards a port to a pod, takes a Deployment back to an earlier revision,
-// and attaches to a debug container.
+// consoleActions: a browser of coracle console forwards a port to a pod, takes a Deployment back to an earlier
+// revision, and attaches to a debug container.
 func consoleActions(k *harness.Kube) {
 	b := newBrowser(k)
 	k.Apply(`
@@ -42,6 +42,18 @@ spec: {selector: {app: web}, ports: [{name: main, port: 80, targetPort: http}, {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Kubectl("set", "env", "deployment/web", "COLOR=blue")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: clock}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: ticks, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: [sh, -c, "while sleep 1; do echo tick; done"]}
+  - {name: reads, image: "` + harness.BoxImage + `", imagePullPolicy: Never, stdin: true, command: [sh, -c, "read word; echo got $word; exec testbox hold"]}
+`)
+	k.Kubectl("wait", "--for=condition=Ready", "pod/clock", "--timeout=60s")
+	attachedPrograms(b)
 	forwardedPort(b)
 	undoneRollout(b)
 	debugContainer(b)
@@ -148,9 +160,28 @@ func undoneRollout(b *browser) {
 	b.Await(soon, "deployment/web", `{.metadata.annotations.deployment\.kubernetes\.io/revision}`, "3")
 }
 
+// attachedPrograms: the browser sees what a program writes that reads nothing, and types to one that does.
+func attachedPrograms(b *browser) {
+	at := "/api/v1/namespaces/" + b.NS + "/pods/clock/attach"
+	ticks := b.stream(map[string]any{"op": "attach", "path": at, "query": map[string]string{"container": "ticks", "stdin": "false"}})
+	b.until(ticks, "what the program writes", func(m map[string]any, _ string) bool { return m["data"] == "tick\n" && m["stream"] == 1.0 })
+	reads := b.stream(map[string]any{"op": "attach", "path": at, "query": map[string]string{"container": "reads"}})
+	if err := reads.WriteJSON(map[string]any{"id": 1, "op": "stdin", "data": "hello\n"}); err != nil {
+		b.T.Fatal(err)
+	}
+	b.until(reads, "the program's answer", func(m map[string]any, _ string) bool { return m["data"] == "got hello\n" })
+}
+
 // debugContainer: a container with another program joins a pod, and the browser attaches to it.
 func debugContainer(b *browser) {
-	pod := b.Kubectl("get", "pods", "-l", "app=web", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.name}")
+	var pod string
+	harness.Eventually(b.T, longer, "the pods of earlier revisions are gone", func() (err error) {
+		pod, err = b.Try("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}")
+		if err == nil && (pod == "" || strings.Contains(pod, " ")) {
+			err = fmt.Errorf("there are %q", pod)
+		}
+		return err
+	})
 	at := "/api/v1/namespaces/" + b.NS + "/pods/" + pod
 	body := map[string]any{"spec": map[string]any{"ephemeralContainers": []any{map[string]any{
 		"name": "debugger-1", "image": harness.BoxImage, "imagePullPolicy": "IfNotPresent", "stdin": true, "tty": true, "targetContainerName": "box",

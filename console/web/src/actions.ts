@@ -96,7 +96,7 @@ export const ACTIONS: Action[] = [
     applies: (k) => isKind(k, "", "pods") && k.subresources.includes("ephemeralcontainers"),
     refused: (t) => refusal("patch", t.kind, t.ns, t.name, "ephemeralcontainers") || refusal("create", t.kind, t.ns, t.name, "attach"),
     many: false,
-    run: ([t]) => later(import("./debug").then((m) => m.debug(t))),
+    run: ([t]) => later(import("./actiondialogs").then((m) => m.debug(t))),
   },
   {
     id: "forward",
@@ -109,7 +109,7 @@ export const ACTIONS: Action[] = [
       return pods && session.value?.mode === "loopback" ? refusal("create", pods, t.ns, isKind(t.kind, "", "pods") ? t.name : "", "portforward") : "";
     },
     many: false,
-    run: ([t]) => later(import("./forwardview").then((m) => m.forward(t))),
+    run: ([t]) => later(import("./actiondialogs").then((m) => m.forward(t))),
   },
   {
     id: "edit",
@@ -158,7 +158,7 @@ export const ACTIONS: Action[] = [
     applies: (k) => isKind(k, "apps", "deployments", "statefulsets", "daemonsets"),
     refused: (t) => refusal("patch", t.kind, t.ns, t.name),
     many: false,
-    run: ([t]) => later(import("./rollout").then((m) => m.undo(t))),
+    run: ([t]) => later(import("./actiondialogs").then((m) => m.undo(t))),
   },
   {
     id: "pause",
@@ -189,7 +189,7 @@ export const ACTIONS: Action[] = [
       return refusal("patch", t.kind, "", t.name) || (pods ? refusal("create", pods, "", "", "eviction") : "");
     },
     many: false,
-    run: ([t]) => later(import("./drain").then((m) => m.drain(t))),
+    run: ([t]) => later(import("./actiondialogs").then((m) => m.drain(t))),
   },
   {
     id: "run",

@@ -85,7 +85,7 @@ function Frame() {
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
         </button>
-        {forwards.value.length > 0 && <button type="button" title={S.forwards.title} onClick={openForwards}>{S.forwards.count(forwards.value.length)}</button>}
+        {forwards.value.length > 0 && <button type="button" title={S.forwards.title} onClick={openForwards}>{S.forwards.count(forwards.value.filter((f) => !f.ended).length)}</button>}
         <span class="spacer" />
         <ConnectionState />
         <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>

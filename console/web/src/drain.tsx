@@ -124,7 +124,7 @@ function Drain({ target: t, close }: { target: Target; close: () => void }) {
             <tbody>
               {[...pods].map(([pod, p]) => (
                 <tr key={pod}>
-                  <td>{visible(pod)}</td>
+                  <td>{visible(pod || t.name)}</td>
                   <td class={TONE[p.state] ?? ""}>{S.drain.state[p.state] ?? visible(p.state)}</td>
                   <td>{visible(p.message)}</td>
                 </tr>

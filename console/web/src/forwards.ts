@@ -63,7 +63,7 @@ export function forgetForwards(): void {
 
 /** openForwards shows them. */
 export function openForwards(): void {
-  import("./forwardview").then(
+  import("./actiondialogs").then(
     (m) => m.showForwards(),
     () => announce(S.notLoaded, true),
   );

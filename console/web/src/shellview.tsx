@@ -124,7 +124,7 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         }
         return true;
       });
-      s.terminal.focus();
+      if (!attach || place.stdin) s.terminal.focus();
     };
     begin().catch((err: unknown) => {
       waiting.value = "";
