@@ -7,6 +7,8 @@ package console
 import (
 	"context"
 	"encoding/base64"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -175,7 +177,7 @@ func TestMoreViews(t *testing.T) {
 	p.shot("search-phone")
 
 	// A tenant begins where they have rights, and is offered that.
-	p.do("opening the console as a tenant", chromedp.Navigate(openConsole(k.Machine, "--kubeconfig", newTenant(k, "team-a"))))
+	p.do("opening the console as a tenant", chromedp.Navigate(openConsole(k, "--kubeconfig", newTenant(k, "team-a"))))
 	p.shows("in namespace team-a", "You may not see the nodes")
 	p.keys("n")
 	p.shows("These are those in which you have rights.")

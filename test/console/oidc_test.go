@@ -5,6 +5,7 @@
 package console
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -162,7 +163,7 @@ func TestOIDC(t *testing.T) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, said := range p.said {
+	for _, said := range p.violations {
 		if strings.Contains(said, "Content Security Policy") {
 			t.Errorf("the browser says: %s", said)
 		}
