@@ -60,7 +60,7 @@ func apiPath(method, path string) error {
 }
 
 // maxAnswer bounds an answer of the API that is taken apart, in bytes: 500 objects are seldom larger.
-const maxAnswer = 64 << 20
+const maxAnswer = 32 << 20
 
 // readOnlyPosts are requests that create nothing: they ask what the user may do.
 var readOnlyPosts = []string{
@@ -103,11 +103,16 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 
 // get reads JSON of the API into v.
 func (u *user) get(ctx context.Context, path string, query url.Values, v any) error {
+	return u.getAtMost(ctx, path, query, v, maxAnswer)
+}
+
+// getAtMost is get for an answer of at most so many bytes.
+func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v any, most int64) error {
 	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
 		return err
 	}
-	return read(response, v)
+	return read(response, v, most)
 }
 
 // send writes JSON, or a patch of the given type, and reads the answer into v.
@@ -117,19 +122,24 @@ func (u *user) send(ctx context.Context, method, path string, query url.Values, 
 	if err != nil {
 		return err
 	}
-	return read(response, v)
+	return read(response, v, maxAnswer)
 }
 
-// read takes an answer of the API apart: JSON into v, or the error that it says.
-func read(response *http.Response, v any) error {
+// tooLong says that an answer of the API is longer than the console reads. Asking again would not help.
+func tooLong(most int64) error {
+	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("the API's answer is longer than %d MB", most>>20))
+}
+
+// read takes an answer of the API apart: JSON of at most so many bytes into v, or the error that it says.
+func read(response *http.Response, v any, most int64) error {
 	defer response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		return statusError(response)
 	}
-	limited := &io.LimitedReader{R: response.Body, N: maxAnswer}
+	limited := &io.LimitedReader{R: response.Body, N: most}
 	if err := json.NewDecoder(limited).Decode(v); err != nil {
 		if limited.N <= 0 {
-			return fmt.Errorf("the API's answer is longer than %d MB", maxAnswer>>20)
+			return tooLong(most)
 		}
 		return fmt.Errorf("reading the API's answer: %w", err)
 	}

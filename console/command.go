@@ -61,7 +61,9 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	} else {
 		options.Stderr = &output{st: st, number: 2}
 	}
-	err = executor.StreamWithContext(ctx, options)
+	_, err = await(ctx, func() (struct{}, error) { // it dials without the context
+		return struct{}{}, executor.StreamWithContext(ctx, options)
+	}, func(struct{}) {})
 	var exit utilexec.CodeExitError
 	if errors.As(err, &exit) {
 		return st.send(message{"type": "exit", "exit": exit.Code})

@@ -3,6 +3,7 @@
 package console
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,15 +71,16 @@ type Handler struct {
 	o       Options
 	mux     *http.ServeMux
 	sockets *connlimit
-	texts   chan struct{} // has a place for each text that is worked on
-	reads   chan struct{} // has a place for each request that reads what may be large
+	texts   *turns        // of what is read as YAML, compared or written as YAML
+	reads   *turns        // of requests that read what may be large
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 	pages   func() string // names the pages' content
 	// provider logs users in by OIDC; nil where none does.
 	provider *provider
 
-	searches *turns
-	forwards forwards
+	searches  *turns
+	unpacking chan struct{} // has a place for each release that is unpacked
+	forwards  forwards
 
 	closing chan struct{} // closed by Close
 	close   func()
@@ -100,8 +102,8 @@ func New(o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: make(chan struct{}, maxTexts), reads: make(chan struct{}, maxReads)}
-	h.searches = newTurns(maxSearches)
+	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2)}
+	h.searches, h.unpacking = newTurns(maxSearches, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
@@ -115,15 +117,15 @@ func New(o Options) (*Handler, error) {
 		h.provider.register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
-	h.mux.HandleFunc("GET /object", h.withPlace(h.reads, h.object))
-	h.mux.HandleFunc("GET /schedule", h.withPlace(h.reads, h.schedule))
-	h.mux.HandleFunc("GET /usedby", h.withPlace(h.reads, h.usedBy))
-	h.mux.HandleFunc("GET /helm", h.withPlace(h.reads, h.releases))
-	h.mux.HandleFunc("GET /helm/release", h.withPlace(h.reads, h.release))
-	h.mux.HandleFunc("POST /apply", h.withPlace(h.texts, h.apply))
-	h.mux.HandleFunc("POST /edit", h.withPlace(h.texts, h.edit))
-	h.mux.HandleFunc("GET /rollout", h.withPlace(h.texts, h.rollout))
-	h.mux.HandleFunc("POST /rollout/undo", h.withPlace(h.texts, h.undo))
+	h.mux.HandleFunc("GET /object", h.withTurn(h.reads, h.object))
+	h.mux.HandleFunc("GET /schedule", h.withTurn(h.reads, h.schedule))
+	h.mux.HandleFunc("GET /usedby", h.withTurn(h.reads, h.usedBy))
+	h.mux.HandleFunc("GET /helm", h.withTurn(h.reads, h.releases))
+	h.mux.HandleFunc("GET /helm/release", h.withTurn(h.reads, h.release))
+	h.mux.HandleFunc("POST /apply", h.withTurn(h.texts, h.apply))
+	h.mux.HandleFunc("POST /edit", h.withTurn(h.texts, h.edit))
+	h.mux.HandleFunc("GET /rollout", h.withTurn(h.texts, h.rollout))
+	h.mux.HandleFunc("POST /rollout/undo", h.withTurn(h.texts, h.undo))
 	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
 	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
 	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
@@ -249,22 +251,28 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 	return review.Status.UserInfo.Username, nil
 }
 
-// withPlace is for requests that cost more than one question to the API: users that it knows, and few at once.
-func (h *Handler) withPlace(places chan struct{}, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
+// withTurn is for requests that cost more than one question to the API: users that it knows, and few at once.
+func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
 	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) {
-		if _, err := h.authenticate(r.Context(), u); err != nil {
+		name, err := h.authenticate(r.Context(), u)
+		if err != nil {
 			refuseError(w, err)
 			return
 		}
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		case <-r.Context().Done():
+		// Whoever sends a request slowly has others wait for nothing but their own.
+		var body []byte
+		release, err := t.wait(r.Context(), name, func() (err error) {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience)) // a request in a test has none
+			body, err = io.ReadAll(r.Body)
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+			return err //nolint:wrapcheck // refuseBody knows
+		})
+		if err != nil {
+			refuseBody(w, err)
 			return
 		}
-		// A request that does not come keeps the place from nobody for longer. A request in a test has no deadline.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience))
-		defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Time{}) }()
+		defer release()
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		f(w, r, u)
 	})
 }
@@ -328,10 +336,16 @@ func refuse(w http.ResponseWriter, code int, message string) {
 // decode reads a request's JSON into v, and answers when it is none.
 func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 	err := json.NewDecoder(r.Body).Decode(v)
+	if err != nil {
+		refuseBody(w, err)
+	}
+	return err == nil
+}
+
+// refuseBody answers that a request could not be read.
+func refuseBody(w http.ResponseWriter, err error) {
 	var large *http.MaxBytesError
 	switch {
-	case err == nil:
-		return true
 	case errors.As(err, &large):
 		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("this is longer than %d MB", maxBody>>20))
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled):
@@ -339,5 +353,4 @@ func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 	default:
 		refuse(w, http.StatusBadRequest, "the request is not as the console's pages send it: "+err.Error())
 	}
-	return false
 }

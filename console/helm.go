@@ -218,10 +218,10 @@ func (h *Handler) record(ctx context.Context, u *user, row releaseRow) (*release
 		text = string(inner)
 	}
 	select {
-	case h.texts <- struct{}{}:
-		defer func() { <-h.texts }()
+	case h.unpacking <- struct{}{}:
+		defer func() { <-h.unpacking }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for other texts: %w", ctx.Err())
+		return nil, fmt.Errorf("waiting for other releases: %w", ctx.Err())
 	}
 	record, err := newReleaseRecord(text)
 	if err != nil {

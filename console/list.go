@@ -131,13 +131,15 @@ func (l *list) readAll(ctx context.Context) (string, error) {
 
 // readPage sends one page, and returns its revision and where the next one begins.
 func (l *list) readPage(ctx context.Context, query url.Values) (rv, more string, err error) {
-	select {
-	case l.s.pages <- struct{}{}:
-		defer func() { <-l.s.pages }()
-	case <-ctx.Done():
-		return "", "", errClosed
+	if err := l.takePage(ctx); err != nil {
+		return "", "", err
 	}
+	defer l.leavePage()
 	t, err := l.read(ctx, query)
+	for size := pageSize / 10; apierrors.IsRequestEntityTooLargeError(err) && size > 0; size /= 10 {
+		query.Set("limit", strconv.Itoa(size)) // objects with a megabyte of labels do not hide the others
+		t, err = l.read(ctx, query)
+	}
 	if err != nil {
 		return "", "", err
 	}

@@ -43,8 +43,12 @@ func (o anyObject) yaml() (string, error) {
 	return toYAML(map[string]any(o))
 }
 
-// maxYAML bounds a text that is written as YAML, in bytes.
-const maxYAML = 16 << 20
+const (
+	// maxYAML bounds a text that is written as YAML, in bytes.
+	maxYAML = 16 << 20
+	// yamlNode is what each value of such a text counts for at least, since writing it takes ten times as much.
+	yamlNode = 160
+)
 
 // toYAML writes what JSON was read into. YAML repeats the indentation on each line: 500 bytes of JSON that is deep can be
 // gigabytes of YAML, which are not begun.
@@ -59,9 +63,9 @@ func toYAML(v any) (string, error) {
 	return string(text), nil
 }
 
-// yamlSize is about how long v is as YAML at a depth, in bytes. It stops soon after most.
+// yamlSize is about how long v is as YAML at a depth, in bytes, with yamlNode for each value. It stops soon after most.
 func yamlSize(v any, depth, most int) int {
-	size := 2*depth + 8
+	size := 2*depth + yamlNode
 	switch v := v.(type) {
 	case map[string]any:
 		for key, value := range v {
@@ -89,6 +93,9 @@ type objectAnswer struct {
 
 func newObjectAnswer(o anyObject) (*objectAnswer, error) {
 	text, err := o.withoutManagedFields().yaml()
+	if apierrors.IsBadRequest(err) {
+		text, err = "# "+err.Error()+"\n", nil
+	}
 	return &objectAnswer{Object: o, YAML: text}, err
 }
 

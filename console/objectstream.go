@@ -43,7 +43,7 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 					return err
 				}
 			}
-			if err := st.sendObject(o); err != nil {
+			if err := st.sendObject(ctx, o); err != nil {
 				return err
 			}
 			if ended, err := st.followObject(ctx, at, o.resourceVersion()); ended {
@@ -89,14 +89,23 @@ func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, 
 		if err := json.Unmarshal(e.Object, &o); err != nil {
 			return false, fmt.Errorf("watching: %w", err)
 		}
-		if err := st.sendObject(o); err != nil {
+		if err := st.sendObject(ctx, o); err != nil {
 			return true, err
 		}
 	}
 }
 
-func (st *stream) sendObject(o anyObject) error {
+func (st *stream) sendObject(ctx context.Context, o anyObject) error {
+	if err := st.takePage(ctx); err != nil {
+		return err
+	}
+	defer st.leavePage()
+	release, err := st.s.h.texts.wait(ctx, st.s.name)
+	if err != nil {
+		return errClosed
+	}
 	a, err := newObjectAnswer(o)
+	release()
 	if err != nil {
 		return err
 	}

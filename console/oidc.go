@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -24,7 +25,7 @@ const (
 	maxLogin = 16 << 10
 	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and nobody
 	// has logged in before.
-	maxExchanges = 8
+	maxExchanges, addressExchanges = 8, 4
 	// exchangeTimeout bounds what one of them takes, from the first byte of the request's body.
 	exchangeTimeout = 15 * time.Second
 	// maxProvider bounds an answer of the provider, in bytes.
@@ -66,7 +67,7 @@ type description struct {
 type provider struct {
 	o       OIDC
 	client  http.Client
-	working chan struct{} // has a place for each login and renewal that is worked on
+	working *turns // of logins and renewals, by the address that they come from: an ingress has one for all
 
 	mu    sync.Mutex
 	found *description
@@ -76,7 +77,7 @@ type provider struct {
 
 func newProvider(o OIDC) *provider {
 	return &provider{
-		o: o, working: make(chan struct{}, maxExchanges),
+		o: o, working: newTurns(maxExchanges, addressExchanges),
 		client: http.Client{
 			Transport: &http.Transport{
 				Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
@@ -102,7 +103,7 @@ func refusal(code int, format string, args ...any) error {
 
 // register adds the paths of the login.
 func (p *provider) register(mux *http.ServeMux) {
-	mux.HandleFunc("GET /oidc/provider", p.bounded(p.describe))
+	mux.HandleFunc("GET /oidc/provider", p.describe)
 	mux.HandleFunc("POST /oidc/token", p.bounded(p.login))
 	mux.HandleFunc("POST /oidc/refresh", p.bounded(p.renew))
 }
@@ -114,23 +115,21 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		defer cancel()
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(exchangeTimeout)) // connections in tests have none
 		var in loginRequest
-		if r.Method == http.MethodPost {
-			if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-				refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
-				return
-			}
-			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLogin)).Decode(&in); err != nil {
-				refuse(w, http.StatusBadRequest, "this login is too long, or no JSON")
-				return
-			}
+		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+			refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
+			return
 		}
-		select {
-		case p.working <- struct{}{}:
-			defer func() { <-p.working }()
-		default:
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLogin)).Decode(&in); err != nil {
+			refuse(w, http.StatusBadRequest, "this login is too long, or no JSON")
+			return
+		}
+		from, _, _ := net.SplitHostPort(r.RemoteAddr) // net/http wrote it
+		release, err := p.working.wait(ctx, from)
+		if err != nil {
 			refuse(w, http.StatusServiceUnavailable, "too many users log in at this moment: try again")
 			return
 		}
+		defer release()
 		out, err := f(ctx, r, &in)
 		var refused *loginError
 		switch {
@@ -166,10 +165,11 @@ type providerAnswer struct {
 	Scope         string `json:"scope"`
 }
 
-func (p *provider) describe(ctx context.Context, _ *http.Request, _ *loginRequest) (any, error) {
-	d, err := p.discover(ctx)
+func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
+	d, err := p.discover(r.Context())
 	if err != nil {
-		return nil, err
+		refuse(w, http.StatusBadGateway, err.Error())
+		return
 	}
 	scopes := p.o.Scopes
 	if len(scopes) == 0 {
@@ -180,9 +180,9 @@ func (p *provider) describe(ctx context.Context, _ *http.Request, _ *loginReques
 			}
 		}
 	}
-	return providerAnswer{
+	answer(w, providerAnswer{
 		ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " "),
-	}, nil
+	})
 }
 
 // login exchanges a code (RFC 6749, 4.1.3) with the page's verifier (RFC 7636). The nonce proves that the token was

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -213,18 +215,34 @@ func TestLoginsAreBounded(t *testing.T) {
 		t.Errorf("another site: %d", status)
 	}
 
-	// Others that wait for the provider have all places.
+	// Those of other addresses that wait for the provider have all places: the next one waits for its turn.
 	h, _ := s.Config.Handler.(*Handler)
-	for range maxExchanges {
-		h.provider.working <- struct{}{}
+	working := h.provider.working
+	var release func()
+	for n := range maxExchanges {
+		var err error
+		if release, err = working.wait(t.Context(), strconv.Itoa(n)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	in := loginRequest{Code: code(s, p, "v", "n"), Verifier: "v", Nonce: "n", Redirect: s.URL + "/"}
-	if status, _, text := postLogin(t, s, "/oidc/token", in); status != http.StatusServiceUnavailable {
-		t.Errorf("one too many: %d %s", status, text)
+	answered := make(chan int)
+	go func() {
+		status, _, _ := postLogin(t, s, "/oidc/token", loginRequest{Code: code(s, p, "v", "n"), Verifier: "v", Nonce: "n", Redirect: s.URL + "/"})
+		answered <- status
+	}()
+	for waits := false; !waits; runtime.Gosched() {
+		working.mu.Lock()
+		waits = working.each["127.0.0.1"] != nil
+		working.mu.Unlock()
 	}
-	<-h.provider.working
-	if status, _, text := postLogin(t, s, "/oidc/token", in); status != http.StatusOK {
-		t.Errorf("with a place: %d %s", status, text)
+	select {
+	case status := <-answered:
+		t.Errorf("one too many: %d", status)
+	default:
+	}
+	release()
+	if status := <-answered; status != http.StatusOK {
+		t.Errorf("with a place: %d", status)
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 )
 
 const (
+	// maxRevisionBytes bounds the revisions of a workload, of which the API keeps ten unless the workload says otherwise.
+	maxRevisionBytes   = 8 << 20
 	revisionAnnotation = "deployment.kubernetes.io/revision"
 	causeAnnotation    = "kubernetes.io/change-cause"
 	hashLabel          = "pod-template-hash"
@@ -145,7 +147,7 @@ func (u *user) revisionsOf(ctx context.Context, path string) (anyObject, []revis
 		Items []anyObject `json:"items"`
 	}
 	query := url.Values{"labelSelector": {metav1.FormatLabelSelector(of.Spec.Selector)}}
-	if err := u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(of.Namespace)+"/"+collection, query, &list); err != nil {
+	if err := u.getAtMost(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(of.Namespace)+"/"+collection, query, &list, maxRevisionBytes); err != nil {
 		return nil, nil, err
 	}
 	out := []revision{}

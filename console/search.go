@@ -29,61 +29,6 @@ const (
 
 var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchPatience)
 
-// turns lets few work at once, and one of each user: whoever begins many waits for their own, and others do not.
-type turns struct {
-	all chan struct{}
-
-	mu   sync.Mutex
-	each map[string]*turn
-}
-
-type turn struct {
-	free chan struct{} // capacity 1: has the user's place
-	used int           // by how many it is held or waited for
-}
-
-func newTurns(most int) *turns {
-	return &turns{all: make(chan struct{}, most), each: map[string]*turn{}}
-}
-
-// wait returns when it is the user's turn, with what ends that.
-func (t *turns) wait(ctx context.Context, user string) (release func(), err error) {
-	t.mu.Lock()
-	own := t.each[user]
-	if own == nil {
-		own = &turn{free: make(chan struct{}, 1)}
-		own.free <- struct{}{}
-		t.each[user] = own
-	}
-	own.used++
-	t.mu.Unlock()
-	forget := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if own.used--; own.used == 0 {
-			delete(t.each, user)
-		}
-	}
-	select {
-	case <-own.free:
-	case <-ctx.Done():
-		forget()
-		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
-	}
-	select {
-	case t.all <- struct{}{}:
-	case <-ctx.Done():
-		own.free <- struct{}{}
-		forget()
-		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
-	}
-	return func() {
-		<-t.all
-		own.free <- struct{}{}
-		forget()
-	}, nil
-}
-
 // foundObject is one that a search has found.
 type foundObject struct {
 	Path      string `json:"path"` // of the list that has it

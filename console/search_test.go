@@ -3,15 +3,12 @@
 package console
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -147,37 +144,4 @@ func TestNewSearchEndsTheOlder(t *testing.T) {
 			break
 		}
 	}
-}
-
-// TestTurns: few are at work, one of each user, and who gives up keeps nothing.
-func TestTurns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		turns := newTurns(2)
-		take := func(user string) func() {
-			release, err := turns.wait(t.Context(), user)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return release
-		}
-		first := take("ada")
-		second := make(chan func())
-		go func() { second <- take("ada") }()
-		synctest.Wait()
-		other := take("eve")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		for _, user := range []string{"ada", "bob"} { // whose turn it is not, and for whom there is no place
-			if _, err := turns.wait(ctx, user); err == nil {
-				t.Errorf("%s has a third turn", user)
-			}
-		}
-		first()
-		release := <-second
-		release()
-		other()
-		if len(turns.each) != 0 || len(turns.all) != 0 {
-			t.Errorf("%v and %d places are left", turns.each, len(turns.all))
-		}
-	})
 }

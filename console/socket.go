@@ -83,7 +83,7 @@ type socket struct {
 	search  *stream // the newest one
 	running sync.WaitGroup
 
-	pages   chan struct{} // has a place for the list that reads a page: a tab that does not read holds one page, not one of each list
+	pages   chan struct{} // capacity 1: held by the stream that sends a page of a list, or an object
 	pending atomic.Int64  // what shells have not read yet, in bytes
 }
 
@@ -254,6 +254,19 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 	})
 	return true
 }
+
+// takePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read holds one
+// of these, and not one for each stream.
+func (st *stream) takePage(ctx context.Context) error {
+	select {
+	case st.s.pages <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errClosed
+	}
+}
+
+func (st *stream) leavePage() { <-st.s.pages }
 
 // queue keeps what a page sends to a shell until the shell reads it; false when there is too much.
 func (st *stream) queue(r pageMessage) bool {

@@ -79,7 +79,7 @@ func readTable(response *http.Response) (*table, error) {
 	t := &table{}
 	if err := t.decode(json.NewDecoder(limited)); err != nil {
 		if limited.N <= 0 {
-			return nil, fmt.Errorf("the API's answer is longer than %d MB", maxAnswer>>20)
+			return nil, tooLong(maxAnswer)
 		}
 		return nil, fmt.Errorf("reading the API's answer: %w", err)
 	}

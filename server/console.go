@@ -64,7 +64,9 @@ func (s *Server) consoleHandler() http.Handler {
 
 // apiOfUsers is how a program on this machine reaches the API as anybody: without credentials.
 func (s *Server) apiOfUsers() *rest.Config {
-	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName()}}
+	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName(),
+		NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
+	}}
 }
 
 // serveConsole serves the console from when the API is ready until ctx is done.

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"context"
+	"sync"
+)
+
+// turns lets few work at once, and fewer of each user: whoever begins many waits for their own, and others do not.
+type turns struct {
+	all chan struct{}
+	own int // places of a user
+
+	mu   sync.Mutex
+	each map[string]*turn
+}
+
+type turn struct {
+	places chan struct{} // has the user's
+	used   int           // by how many one is held or waited for
+}
+
+func newTurns(most, own int) *turns {
+	return &turns{all: make(chan struct{}, most), own: own, each: map[string]*turn{}}
+}
+
+// wait returns when it is the user's turn, with what ends that. It calls prepare, if there is one, when the user has a
+// place of their own, and only then waits for others.
+func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) (release func(), err error) {
+	t.mu.Lock()
+	own := t.each[user]
+	if own == nil {
+		own = &turn{places: make(chan struct{}, t.own)}
+		t.each[user] = own
+	}
+	own.used++
+	t.mu.Unlock()
+	forget := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if own.used--; own.used == 0 {
+			delete(t.each, user)
+		}
+	}
+	select {
+	case own.places <- struct{}{}:
+	case <-ctx.Done():
+		forget()
+		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+	}
+	leave := func() {
+		<-own.places
+		forget()
+	}
+	for _, f := range prepare {
+		if err := f(); err != nil {
+			leave()
+			return nil, err
+		}
+	}
+	select {
+	case t.all <- struct{}{}:
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+	}
+	return func() {
+		<-t.all
+		leave()
+	}, nil
+}
