@@ -87,6 +87,9 @@ func TestOIDC(t *testing.T) {
 	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
 	k.Apply(ada)
 	k.Apply(workload)
+	// A browser gives a page up when the network changes below it, which pods that begin do.
+	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
+	k.Await(harness.Soon, "pod/broken", "{.status.containerStatuses[0].state.waiting.reason}", "ErrImageNeverPull")
 
 	home := "https://" + net.JoinHostPort(m.IP, consolePort) + "/"
 	p := browse(k, home+"#/list/pods", 1280, 800, chromedp.Flag("ignore-certificate-errors", true))
