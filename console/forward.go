@@ -58,7 +58,6 @@ type forward struct {
 	uid      types.UID
 	listener net.Listener
 	cancel   context.CancelFunc
-	used     func() // says that the console is used
 	poll     time.Duration
 
 	mu    sync.Mutex
@@ -103,7 +102,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	f := &forward{u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll), used: func() { h.used.Store(time.Now().Unix()) }}
+	f := &forward{u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll)}
 	f.state = forwardState{
 		Resource: target.resource, Namespace: target.pod.Namespace, Name: target.name, Pod: target.pod.Name, Port: target.port,
 	}
@@ -233,7 +232,6 @@ func (f *forward) run(ctx context.Context) {
 			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it nobody reads this
 			return
 		}
-		f.used()
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })
 		running.Go(func() {
 			// A pod that reads nothing holds up even the end of a connection to it.

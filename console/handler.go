@@ -113,7 +113,7 @@ func New(o Options) (*Handler, error) {
 		h.mux.HandleFunc("POST /login", h.login)
 	}
 	if o.OIDC != nil {
-		h.provider = newProvider(*o.OIDC)
+		h.provider = newProvider(*o.OIDC, o.Logger)
 		h.provider.register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))

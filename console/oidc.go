@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"mime"
 	"net"
 	"net/http"
@@ -67,6 +68,7 @@ type description struct {
 type provider struct {
 	o       OIDC
 	client  http.Client
+	logger  *slog.Logger
 	working *turns // of logins and renewals, by the address that they come from: an ingress has one for all
 
 	mu    sync.Mutex
@@ -75,9 +77,9 @@ type provider struct {
 	until time.Time // when found or err stops to hold
 }
 
-func newProvider(o OIDC) *provider {
+func newProvider(o OIDC, logger *slog.Logger) *provider {
 	return &provider{
-		o: o, working: newTurns(maxExchanges, addressExchanges),
+		o: o, logger: logger, working: newTurns(maxExchanges, addressExchanges),
 		client: http.Client{
 			Transport: &http.Transport{
 				Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
@@ -136,11 +138,18 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		case errors.As(err, &refused):
 			refuse(w, refused.code, refused.message)
 		case err != nil:
-			refuse(w, http.StatusBadGateway, err.Error())
+			p.silent(w, err)
 		default:
 			answer(w, out)
 		}
 	}
+}
+
+// silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than a
+// stranger should know.
+func (p *provider) silent(w http.ResponseWriter, err error) {
+	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
+	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
 }
 
 // loginRequest is what a page sends: a code with what belongs to it, or a refresh token.
@@ -168,7 +177,7 @@ type providerAnswer struct {
 func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 	d, err := p.discover(r.Context())
 	if err != nil {
-		refuse(w, http.StatusBadGateway, err.Error())
+		p.silent(w, err)
 		return
 	}
 	scopes := p.o.Scopes

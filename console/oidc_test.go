@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +41,38 @@ func consoleWith(t *testing.T, change ...func(*OIDC)) (*httptest.Server, *oidcpr
 	for _, f := range change {
 		f(o)
 	}
-	return consoleOf(t, noAPI(t), func(c *Options) { c.Mode, c.Login, c.OIDC = ModeServer, nil, o }), p
+	return consoleOf(t, noAPI(t), func(c *Options) {
+		c.Mode, c.Login, c.OIDC = ModeServer, nil, o
+		c.Logger = slog.New(slog.NewTextHandler(logFor(t), nil))
+	}), p
+}
+
+// logs has what consoles log, by the name of the test.
+var logs sync.Map
+
+type testLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func logFor(t *testing.T) *testLog {
+	t.Helper()
+	l, _ := logs.LoadOrStore(t.Name(), &testLog{})
+	out, _ := l.(*testLog)
+	return out
+}
+
+// Write implements io.Writer.
+func (l *testLog) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(text)
+}
+
+func (l *testLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // code is one of the provider's for a page with a verifier and a nonce.
@@ -182,8 +215,12 @@ func TestOddAnswersOfAProvider(t *testing.T) {
 				}
 			})
 			status, _, text := postLogin(t, s, "/oidc/token", in)
-			if status != c.want || !strings.Contains(text, c.text) || len(text) > 1000 {
-				t.Errorf("%d %s, want %d %s", status, text, c.want, c.text)
+			said := text
+			if c.want == http.StatusBadGateway { // why is in the log alone
+				said = logFor(t).String()
+			}
+			if status != c.want || !strings.Contains(said, c.text) || len(text) > 1000 {
+				t.Errorf("%d %s, the log %s; want %d %s", status, text, logFor(t), c.want, c.text)
 			}
 		})
 	}

@@ -133,7 +133,8 @@ func (u *userNamespaces) of(ctx context.Context, asking user.Info) ([]string, er
 	return names, nil
 }
 
-// everywhere says whether a user has rights to something in all namespaces. Every user has some in the whole cluster
+// everywhere says whether a user has rights to something in all namespaces. Rights to objects of some name are no sign of
+// it: the namespace of that object is not known. Every user has some in the whole cluster
 // that are no sign of it: to discovery, and to ask what they may do (system:basic-user).
 func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool, error) {
 	if slices.Contains(asking.GetGroups(), user.SystemPrivilegedGroup) {
@@ -141,7 +142,7 @@ func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool
 	}
 	var rules []*rbacv1.PolicyRule
 	u.cluster.VisitRulesFor(ctx, asking, "", func(_ fmt.Stringer, rule *rbacv1.PolicyRule, _ error) bool {
-		if rule != nil && len(rule.Resources) > 0 && !onlyAsks(rule) {
+		if rule != nil && len(rule.Resources) > 0 && len(rule.ResourceNames) == 0 && !onlyAsks(rule) {
 			rules = append(rules, rule)
 		}
 		return true

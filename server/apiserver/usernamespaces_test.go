@@ -62,11 +62,12 @@ func newUserNamespaces(t *testing.T) *userNamespaces {
 			clusterRole("asks", rule("authorization.k8s.io", "selfsubjectaccessreviews", "selfsubjectrulesreviews"), rule("authentication.k8s.io", "*")),
 			clusterRole("paths", rbacv1.PolicyRule{NonResourceURLs: []string{"/version"}, Verbs: []string{"get"}}),
 			clusterRole("logs", rule("", "pods/log")), clusterRole("custom", rule("example.com", "*")), clusterRole("classes", rule("storage.k8s.io", "*")),
+			clusterRole("named", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods"}, ResourceNames: []string{"one"}, Verbs: []string{"get"}}),
 		},
 		[]*rbacv1.ClusterRoleBinding{
 			everywhere("asks", group(user.AllAuthenticated)), everywhere("paths", group(user.AllAuthenticated)),
 			everywhere("nodes", person("nora")), everywhere("logs", person("lena")), everywhere("custom", person("carl")),
-			everywhere("classes", person("stan")), everywhere("view", group("viewers")), everywhere("admin", person("root")),
+			everywhere("classes", person("stan")), everywhere("named", person("nina")), everywhere("view", group("viewers")), everywhere("admin", person("root")),
 		})
 	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	for _, name := range []string{"c", "a", "b"} {
@@ -105,6 +106,7 @@ func TestNamespacesOfUsers(t *testing.T) {
 		{name: "system:serviceaccount:b:robot", want: []string{}},
 		{name: "nora", want: []string{}}, // nodes lie in no namespace
 		{name: "stan", want: []string{}}, // nor does any kind of that group
+		{name: "nina", want: []string{}}, // an object of some name, in whichever namespace
 		{name: "lena", want: every},      // a subresource of pods
 		{name: "carl", want: every},      // a custom kind
 		{name: "vera", groups: []string{"viewers"}, want: every},

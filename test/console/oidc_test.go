@@ -72,6 +72,7 @@ func TestOIDC(t *testing.T) {
 	k := s.In(t)
 	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
 	k.Apply(ada)
+	// A browser gives a page up when the network changes below it, which pods that begin do.
 	addWorkload(k)
 
 	home := "https://" + net.JoinHostPort(m.IP, consolePort) + "/"

@@ -43,8 +43,8 @@ type Provider struct {
 
 	mu        sync.Mutex
 	key       *rsa.PrivateKey
-	codes     map[string]login  // by code
-	refreshes map[string]string // the user, by refresh token
+	codes     map[string]login // by code
+	refreshes map[string]bool  // refresh tokens that are good
 	renewals  int
 }
 
@@ -64,7 +64,7 @@ var signingKey = sync.OnceValue(func() *rsa.PrivateKey {
 func New(issuer string) *Provider {
 	return &Provider{
 		Issuer: issuer, ClientID: "console", User: "ada", Lifetime: time.Hour,
-		key: signingKey(), codes: map[string]login{}, refreshes: map[string]string{},
+		key: signingKey(), codes: map[string]login{}, refreshes: map[string]bool{},
 	}
 }
 
@@ -206,8 +206,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 		}
 		user, nonce = l.user, l.nonce
 	case "refresh_token":
-		var known bool
-		if user, known = p.refreshes[r.FormValue("refresh_token")]; !known {
+		if !p.refreshes[r.FormValue("refresh_token")] {
 			deny("the refresh token is not good")
 			return
 		}
@@ -219,7 +218,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	refresh := rand.Text()
-	p.refreshes[refresh] = user
+	p.refreshes[refresh] = true
 	answer(w, http.StatusOK, map[string]any{"token_type": "Bearer", "access_token": rand.Text(), "refresh_token": refresh, "id_token": p.sign(user, nonce)})
 }
 
