@@ -160,7 +160,7 @@ func TestForwardLeadsToAPod(t *testing.T) {
 		text := bytes.Repeat([]byte("0123456789"), 50_000)
 		go func() {
 			_, _ = conn.Write(text)
-			_ = conn.(*net.TCPConn).CloseWrite() //nolint:errcheck,forcetypeassert // a TCP connection
+			_ = conn.(*net.TCPConn).CloseWrite() //nolint:forcetypeassert // a TCP connection
 		}()
 		if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, text) {
 			t.Errorf("%+v: %d bytes came back, %v", c, len(got), err)
