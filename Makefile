@@ -283,7 +283,7 @@ comma := ,
 imports: ## the folders depend on one another as imports_test.go allows
 	$(GO) test -vet=off -tags '$(TAGS)' -run TestImports .
 
-console-check: ## the types of the console's pages
+console-check: ## the types and the format of the console's pages
 	@packaging/console.sh --check $(BUILD)
 
 docs: ## write the generated pages

@@ -6,7 +6,8 @@
 # `make carried`, which sets GO.
 #
 #   console.sh WORK          make them
-#   console.sh --check WORK  check the types of their sources
+#   console.sh --check WORK  check the types of their sources, and how they are formatted
+#   console.sh --format WORK format their sources
 #   console.sh --axe WORK    WORK/axe.min.js, which looks for what keeps people from using a page: for tests alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +28,16 @@ if [ "$1" = --check ]; then
   command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
   copy "$2/console-check" || die "npm could not fetch the console's packages; its messages are above"
   (cd "$2/console-check" && node_modules/.bin/tsc --noEmit)
+  (cd "$2/console-check" && node_modules/.bin/prettier --log-level warn --check src) ||
+    die "packaging/console.sh --format build formats the pages"
   rm -rf "$2/console-check"
+  exit 0
+fi
+if [ "$1" = --format ]; then
+  command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
+  copy "$2/console-format" || die "npm could not fetch the console's packages; its messages are above"
+  "$2/console-format/node_modules/.bin/prettier" --log-level warn --config console/web/package.json --write console/web/src
+  rm -rf "$2/console-format"
   exit 0
 fi
 if [ "$1" = --axe ]; then

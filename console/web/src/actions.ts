@@ -106,7 +106,9 @@ export const ACTIONS: Action[] = [
     refused: (t) => {
       const pods = kindByWord("pods");
       // A server's console only shows the command.
-      return pods && session.value?.mode === "loopback" ? refusal("create", pods, t.ns, isKind(t.kind, "", "pods") ? t.name : "", "portforward") : "";
+      return pods && session.value?.mode === "loopback"
+        ? refusal("create", pods, t.ns, isKind(t.kind, "", "pods") ? t.name : "", "portforward")
+        : "";
     },
     many: false,
     run: ([t]) => later(import("./actiondialogs").then((m) => m.forward(t))),
@@ -228,7 +230,11 @@ export const ACTIONS: Action[] = [
 ];
 
 function hasLogs(k: Kind): boolean {
-  return isKind(k, "", "pods", "replicationcontrollers", "services") || isKind(k, "apps", "deployments", "statefulsets", "daemonsets", "replicasets") || isKind(k, "batch", "jobs");
+  return (
+    isKind(k, "", "pods", "replicationcontrollers", "services") ||
+    isKind(k, "apps", "deployments", "statefulsets", "daemonsets", "replicasets") ||
+    isKind(k, "batch", "jobs")
+  );
 }
 
 /** later is for dialogs whose code is loaded when they are opened. */
@@ -256,7 +262,8 @@ async function pause(targets: Target[]): Promise<void> {
     text: cron ? (off ? R.suspendText : R.unsuspendText) : off ? R.pauseText : R.resumeText,
     targets: names(targets),
     button: off ? R.pauseButton : R.resumeButton,
-    command: () => (cron ? commandFor("patch", targets, "-p", JSON.stringify(body)) : commandFor(off ? "rollout pause" : "rollout resume", targets)),
+    command: () =>
+      cron ? commandFor("patch", targets, "-p", JSON.stringify(body)) : commandFor(off ? "rollout pause" : "rollout resume", targets),
     run: () => each(targets, off ? R.paused : R.resumed, (x) => patch(objectPath(x.kind, x.ns, x.name), body)),
   });
 }
@@ -300,7 +307,9 @@ async function cordon(targets: Target[]): Promise<void> {
     button: off ? S.cordon.button : S.cordon.undoButton,
     command: () => command({ verb: off ? "cordon" : "uncordon", names: targets.map((x) => x.name) }),
     run: () =>
-      each(targets, off ? S.cordon.done : S.cordon.undone, (x) => patch(objectPath(x.kind, "", x.name), { spec: { unschedulable: off ? true : null } })),
+      each(targets, off ? S.cordon.done : S.cordon.undone, (x) =>
+        patch(objectPath(x.kind, "", x.name), { spec: { unschedulable: off ? true : null } }),
+      ),
   });
 }
 
@@ -312,25 +321,29 @@ function runNow(t: Target): void {
     button: S.action.runNow,
     command: () => command({ verb: "create job", names: [name], options: ["--from=cronjob/" + t.name], ns: t.ns }),
     run: () =>
-      each([t], () => S.runNow.done(name), async () => {
-        const cron = await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name));
-        const jobs = kindByWord("jobs.batch");
-        if (!jobs) throw new Error(S.runNow.noJobs);
-        const template = cron.spec.jobTemplate;
-        await api("POST", listPath(jobs, t.ns), {
-          apiVersion: "batch/v1",
-          kind: "Job",
-          metadata: {
-            name,
-            namespace: t.ns,
-            labels: template.metadata?.labels,
-            annotations: { ...template.metadata?.annotations, "cronjob.kubernetes.io/instantiate": "manual" },
-            // The same owner as kubectl sets: without blockOwnerDeletion, which would need more rights.
-            ownerReferences: [{ apiVersion: "batch/v1", kind: "CronJob", name: t.name, uid: cron.metadata.uid, controller: true }],
-          },
-          spec: template.spec,
-        });
-      }),
+      each(
+        [t],
+        () => S.runNow.done(name),
+        async () => {
+          const cron = await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name));
+          const jobs = kindByWord("jobs.batch");
+          if (!jobs) throw new Error(S.runNow.noJobs);
+          const template = cron.spec.jobTemplate;
+          await api("POST", listPath(jobs, t.ns), {
+            apiVersion: "batch/v1",
+            kind: "Job",
+            metadata: {
+              name,
+              namespace: t.ns,
+              labels: template.metadata?.labels,
+              annotations: { ...template.metadata?.annotations, "cronjob.kubernetes.io/instantiate": "manual" },
+              // The same owner as kubectl sets: without blockOwnerDeletion, which would need more rights.
+              ownerReferences: [{ apiVersion: "batch/v1", kind: "CronJob", name: t.name, uid: cron.metadata.uid, controller: true }],
+            },
+            spec: template.spec,
+          });
+        },
+      ),
   });
 }
 

@@ -15,7 +15,6 @@ import { layers, useKeys } from "./keys";
 import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "./kinds";
 import { ListView } from "./listview";
 import { LoginPage } from "./login";
-import { LogView } from "./logview";
 import { beginNamespace, chooseNamespace } from "./namespaces";
 import { ObjectView } from "./objectview";
 import { Overview } from "./overview";
@@ -27,6 +26,7 @@ import { S } from "./strings";
 import { nextTheme, theme } from "./theme";
 import { visible } from "./text";
 
+const Logs = lazy(() => import("./logview").then((m) => m.LogView));
 const Shell = lazy(() => import("./shellview").then((m) => m.ShellView));
 const Edit = lazy(() => import("./editview").then((m) => m.EditView));
 const MapOf = lazy(() => import("./moreviews").then((m) => m.MapView));
@@ -40,8 +40,22 @@ export function App() {
   return <Frame key={session.value.user + session.value.server} />;
 }
 
-const MENU = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cronjobs", "services", "ingresses", "configmaps", "secrets",
-  "persistentvolumeclaims", "nodes", "namespaces", "events"];
+const MENU = [
+  "pods",
+  "deployments",
+  "statefulsets",
+  "daemonsets",
+  "jobs",
+  "cronjobs",
+  "services",
+  "ingresses",
+  "configmaps",
+  "secrets",
+  "persistentvolumeclaims",
+  "nodes",
+  "namespaces",
+  "events",
+];
 
 function Frame() {
   useEffect(() => {
@@ -76,43 +90,92 @@ function Frame() {
   const s = session.value;
   return (
     <div class="frame">
-      <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{S.skip}</a>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(e) => {
+          e.preventDefault();
+          document.getElementById("main")?.focus();
+        }}
+      >
+        {S.skip}
+      </a>
       <header>
-        <a href="#/" class="brand">{S.title}</a>
-        <button type="button" class="command-button" aria-label={`${title}. ${S.command.label}`} title={S.command.label} onClick={() => (commandOpen.value = true)}>
+        <a href="#/" class="brand">
+          {S.title}
+        </a>
+        <button
+          type="button"
+          class="command-button"
+          aria-label={`${title}. ${S.command.label}`}
+          title={S.command.label}
+          onClick={() => (commandOpen.value = true)}
+        >
           <kbd>:</kbd> <span class="title-text">{title}</span>
         </button>
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
         </button>
-        {forwards.value.length > 0 && <button type="button" title={S.forwards.title} onClick={openForwards}>{S.forwards.count(forwards.value.filter((f) => !f.ended).length)}</button>}
+        {forwards.value.length > 0 && (
+          <button type="button" title={S.forwards.title} onClick={openForwards}>
+            {S.forwards.count(forwards.value.filter((f) => !f.ended).length)}
+          </button>
+        )}
         <span class="spacer" />
         <ConnectionState />
-        <span class="faint who" title={s?.server}>{visible(s?.user)}{s?.cluster ? " @ " + visible(s.cluster) : ""}</span>
-        <button type="button" onClick={nextTheme} aria-label={S.theme.label(theme.value)} title={S.theme.label(theme.value)}>{S.theme.sign[theme.value]}</button>
-        <button type="button" onClick={leave}>{S.logout}</button>
+        <span class="faint who" title={s?.server}>
+          {visible(s?.user)}
+          {s?.cluster ? " @ " + visible(s.cluster) : ""}
+        </span>
+        <button type="button" onClick={nextTheme} aria-label={S.theme.label(theme.value)} title={S.theme.label(theme.value)}>
+          {S.theme.sign[theme.value]}
+        </button>
+        <button type="button" onClick={leave}>
+          {S.logout}
+        </button>
       </header>
       <nav aria-label={S.menu}>
-        <a href="#/" aria-current={route.value.view === "overview" ? "page" : undefined}>{S.overview.title}</a>
+        <a href="#/" aria-current={route.value.view === "overview" ? "page" : undefined}>
+          {S.overview.title}
+        </a>
         {MENU.map((word) => {
           const k = kindByWord(word);
-          return k && (
-            <a key={k.id} href={format({ view: "list", kind: k.id })} aria-current={route.value.kind === k.id ? "page" : undefined}>
-              {label(k)}
-            </a>
+          return (
+            k && (
+              <a key={k.id} href={format({ view: "list", kind: k.id })} aria-current={route.value.kind === k.id ? "page" : undefined}>
+                {label(k)}
+              </a>
+            )
           );
         })}
-        <a href={format({ view: "helm" })} aria-current={route.value.view === "helm" ? "page" : undefined}>{S.views.helm}</a>
-        <a href={format({ view: "search" })} aria-current={route.value.view === "search" ? "page" : undefined}>{S.views.search}</a>
-        <a href={format({ view: "create" })} aria-current={route.value.view === "create" ? "page" : undefined}>{S.create.title}</a>
-        <button type="button" onClick={() => (commandOpen.value = true)}>{S.allKinds}</button>
+        <a href={format({ view: "helm" })} aria-current={route.value.view === "helm" ? "page" : undefined}>
+          {S.views.helm}
+        </a>
+        <a href={format({ view: "search" })} aria-current={route.value.view === "search" ? "page" : undefined}>
+          {S.views.search}
+        </a>
+        <a href={format({ view: "create" })} aria-current={route.value.view === "create" ? "page" : undefined}>
+          {S.create.title}
+        </a>
+        <button type="button" onClick={() => (commandOpen.value = true)}>
+          {S.allKinds}
+        </button>
       </nav>
       <main id="main" tabIndex={-1}>
         {stale.value && (
-          <p class="note" role="status">{S.stale} <button type="button" onClick={() => location.reload()}>{S.reload}</button></p>
+          <p class="note" role="status">
+            {S.stale}{" "}
+            <button type="button" onClick={() => location.reload()}>
+              {S.reload}
+            </button>
+          </p>
         )}
         {s?.readOnly && <p class="note">{S.readOnly}</p>}
-        {kindsError.value && <p class="note bad" role="alert">{visible(kindsError.value)}</p>}
+        {kindsError.value && (
+          <p class="note bad" role="alert">
+            {visible(kindsError.value)}
+          </p>
+        )}
         <CurrentView />
       </main>
       <Hints />
@@ -137,7 +200,7 @@ function CurrentView() {
     case "object":
       return <ObjectView />;
     case "logs":
-      return <LogView />;
+      return <Logs />;
     case "shell":
       return <Shell />;
     case "edit":
@@ -158,7 +221,12 @@ function CurrentView() {
 function useTitle(): string {
   const r = route.value;
   const k = kindById(r.kind);
-  const titles: Partial<Record<View, string>> = { overview: S.overview.title, create: S.create.title, helm: S.views.helm, search: S.views.search };
+  const titles: Partial<Record<View, string>> = {
+    overview: S.overview.title,
+    create: S.create.title,
+    helm: S.views.helm,
+    search: S.views.search,
+  };
   const text = titles[r.view] ?? (k ? label(k) : r.kind.split(".")[0]);
   useEffect(() => {
     document.title = [r.name, text, session.value?.cluster, S.title].filter(Boolean).join(" · ");
@@ -192,10 +260,18 @@ function Announcements() {
   return (
     <div class="announcements">
       <div aria-live="polite" role="status">
-        {announcements.value.filter((a) => !a.bad).map((a) => <Message key={a.id} id={a.id} text={a.text} bad={false} />)}
+        {announcements.value
+          .filter((a) => !a.bad)
+          .map((a) => (
+            <Message key={a.id} id={a.id} text={a.text} bad={false} />
+          ))}
       </div>
       <div aria-live="assertive" role="alert">
-        {announcements.value.filter((a) => a.bad).map((a) => <Message key={a.id} id={a.id} text={a.text} bad />)}
+        {announcements.value
+          .filter((a) => a.bad)
+          .map((a) => (
+            <Message key={a.id} id={a.id} text={a.text} bad />
+          ))}
       </div>
     </div>
   );
@@ -204,7 +280,10 @@ function Announcements() {
 function Message({ id, text, bad }: { id: number; text: string; bad: boolean }) {
   return (
     <p class={bad ? "message bad" : "message"}>
-      {visible(text)} <button type="button" aria-label={S.dismiss} onClick={() => dismiss(id)}>×</button>
+      {visible(text)}{" "}
+      <button type="button" aria-label={S.dismiss} onClick={() => dismiss(id)}>
+        ×
+      </button>
     </p>
   );
 }

@@ -33,9 +33,16 @@ function choices(text: string): Choice[] {
   const out: Choice[] = [];
   const word = text.trim().split(/\s+/)[0].toLowerCase();
   const rest = text.trim().slice(word.length).trim();
-  if (word && "find".startsWith(word)) out.push({ id: "find", text: "find", note: S.views.search, run: () => go({ view: "search", params: { text: word === "find" ? rest : "" } }) });
+  if (word && "find".startsWith(word))
+    out.push({
+      id: "find",
+      text: "find",
+      note: S.views.search,
+      run: () => go({ view: "search", params: { text: word === "find" ? rest : "" } }),
+    });
   for (const [words, view] of VIEWS) {
-    if (word && words.some((w) => w.startsWith(word))) out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
+    if (word && words.some((w) => w.startsWith(word)))
+      out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
   }
   for (const [words, open] of DIALOGS) {
     if (word && words.startsWith(word)) out.push({ id: words, text: words, note: S.command.view, run: open });
@@ -126,7 +133,14 @@ function Open() {
       </label>
       <ul id="command-choices" role="listbox" class="choices" aria-label={S.command.label}>
         {found.map((c, i) => (
-          <li key={c.id} id={"command-" + i} role="option" aria-selected={i === at} onMouseDown={(e) => e.preventDefault()} onClick={() => run(c)}>
+          <li
+            key={c.id}
+            id={"command-" + i}
+            role="option"
+            aria-selected={i === at}
+            onMouseDown={(e) => e.preventDefault()}
+            onClick={() => run(c)}
+          >
             {c.text} <span class="faint">{c.note}</span>
           </li>
         ))}

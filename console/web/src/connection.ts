@@ -180,10 +180,13 @@ function connect(): void {
     connected.value = "lost";
     // A WebSocket does not say why it was refused: an ordinary request finds out whether the token is still valid.
     if (!wasOpen) request("GET", "/session").catch(() => undefined);
-    retry = setTimeout(() => {
-      retry = undefined;
-      if (streams.size > 0) connect();
-    }, backoff * (0.75 + Math.random() / 2));
+    retry = setTimeout(
+      () => {
+        retry = undefined;
+        if (streams.size > 0) connect();
+      },
+      backoff * (0.75 + Math.random() / 2),
+    );
     backoff = Math.min(backoff * 2, BACKOFF_MAX);
   };
 }

@@ -69,7 +69,10 @@ class Reader {
       ways: check(branches.length > 1 && !apart ? ways.reduce((x, y) => x + y) : Math.max(...ways), MAX_WAYS),
       degree: Math.max(...branches.map((b) => b.cost.degree)),
       scans: branches.some((b) => b.cost.scans),
-      size: check(branches.reduce((n, b) => n + b.cost.size, 0), MAX_SIZE),
+      size: check(
+        branches.reduce((n, b) => n + b.cost.size, 0),
+        MAX_SIZE,
+      ),
     };
   }
 

@@ -115,10 +115,16 @@ export function CreateView() {
             {S.create.files}
             <input type="file" multiple accept=".yaml,.yml,.json" onChange={(e) => void take(e.currentTarget.files)} />
           </label>
-          <button type="button" class="primary" disabled={busy.value} title={S.edit.reviewKey} onClick={() => void run(true)}>{S.create.check}</button>
+          <button type="button" class="primary" disabled={busy.value} title={S.edit.reviewKey} onClick={() => void run(true)}>
+            {S.create.check}
+          </button>
         </div>
       </div>
-      {problem.value && <div class="problem" role="alert"><p>{visible(problem.value)}</p></div>}
+      {problem.value && (
+        <div class="problem" role="alert">
+          <p>{visible(problem.value)}</p>
+        </div>
+      )}
       {results.value && (
         <div class="review" role="status">
           <h2>{applied.value ? S.create.applied : good ? S.create.checked : S.create.failed}</h2>
@@ -129,7 +135,9 @@ export function CreateView() {
               return (
                 <li key={i}>
                   {href ? <a href={href}>{visible(text)}</a> : visible(text)}{" "}
-                  <span class={r.message ? "bad" : "good"}>{r.message ? visible(r.message) : S.create.action[r.action || "unchanged"]}</span>
+                  <span class={r.message ? "bad" : "good"}>
+                    {r.message ? visible(r.message) : S.create.action[r.action || "unchanged"]}
+                  </span>
                 </li>
               );
             })}
@@ -138,7 +146,9 @@ export function CreateView() {
             <>
               <Command text={command({ verb: "apply", options: ["-f", "file.yaml"], ns: ns.value })} />
               <div class="buttons start">
-                <button type="button" id="create-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.create.apply}</button>
+                <button type="button" id="create-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>
+                  {S.create.apply}
+                </button>
               </div>
             </>
           )}

@@ -58,7 +58,12 @@ function Debug({ target: t, images, containers, close }: Asked) {
   const [error, setError] = useState("");
   const [busy, setBusy] = useState(false);
   const pod = /^-|\//.test(t.name) ? "pod/" + t.name : t.name;
-  const options = ["--image=" + image, "--image-pull-policy=IfNotPresent", ...(container ? ["--target=" + container] : []), "--profile=" + profile];
+  const options = [
+    "--image=" + image,
+    "--image-pull-policy=IfNotPresent",
+    ...(container ? ["--target=" + container] : []),
+    "--profile=" + profile,
+  ];
   const start = async () => {
     setBusy(true);
     setError("");
@@ -112,26 +117,48 @@ function Debug({ target: t, images, containers, close }: Asked) {
           onInput={(e) => setImage(e.currentTarget.value.trim())}
         />
       </label>
-      <datalist id="debug-images">{images.map((i) => <option key={i} value={i}>{visible(i)}</option>)}</datalist>
+      <datalist id="debug-images">
+        {images.map((i) => (
+          <option key={i} value={i}>
+            {visible(i)}
+          </option>
+        ))}
+      </datalist>
       <p class="faint">{S.debug.imagesHint(images.length)}</p>
       <label class="field">
         {S.debug.target}
         <select value={container} onChange={(e) => setContainer(e.currentTarget.value)}>
-          {containers.map((c) => <option key={c} value={c}>{visible(c)}</option>)}
+          {containers.map((c) => (
+            <option key={c} value={c}>
+              {visible(c)}
+            </option>
+          ))}
           <option value="">{S.debug.noTarget}</option>
         </select>
       </label>
       <label class="field">
         {S.debug.profile}
         <select value={profile} onChange={(e) => setProfile(e.currentTarget.value)}>
-          {Object.keys(PROFILES).map((p) => <option key={p} value={p}>{S.debug.profiles[p]}</option>)}
+          {Object.keys(PROFILES).map((p) => (
+            <option key={p} value={p}>
+              {S.debug.profiles[p]}
+            </option>
+          ))}
         </select>
       </label>
-      {error && <p class="bad" role="alert">{visible(error)}</p>}
+      {error && (
+        <p class="bad" role="alert">
+          {visible(error)}
+        </p>
+      )}
       <Command text={image && command({ verb: "debug -it", names: [pod], options, ns: t.ns })} />
       <div class="buttons">
-        <button type="button" onClick={close}>{S.cancel}</button>
-        <button type="submit" class="primary" disabled={busy}>{S.debug.button}</button>
+        <button type="button" onClick={close}>
+          {S.cancel}
+        </button>
+        <button type="submit" class="primary" disabled={busy}>
+          {S.debug.button}
+        </button>
       </div>
     </form>
   );

@@ -69,7 +69,9 @@ export function Command({ text }: { text: string }) {
   return (
     <div class="command">
       <span class="faint">{S.dialog.sameAs}</span>
-      {text.split("\n").map((line) => <code key={line}>{visible(line)}</code>)}
+      {text.split("\n").map((line) => (
+        <code key={line}>{visible(line)}</code>
+      ))}
     </div>
   );
 }
@@ -138,11 +140,26 @@ function Confirm({ c, close }: { c: Confirmation; close: () => void }) {
 }
 
 /** choose shows a list to pick from; text that is typed narrows it, and is an answer itself when free is set. */
-export function choose(c: { title: string; items: string[]; free?: boolean; current?: string; hint?: string; pick: (item: string) => void }): void {
+export function choose(c: {
+  title: string;
+  items: string[];
+  free?: boolean;
+  current?: string;
+  hint?: string;
+  pick: (item: string) => void;
+}): void {
   show({ title: c.title, content: (close) => <Choose {...c} close={close} /> });
 }
 
-function Choose(c: { title: string; items: string[]; free?: boolean; current?: string; hint?: string; pick: (item: string) => void; close: () => void }) {
+function Choose(c: {
+  title: string;
+  items: string[];
+  free?: boolean;
+  current?: string;
+  hint?: string;
+  pick: (item: string) => void;
+  close: () => void;
+}) {
   const [text, setText] = useState("");
   const [at, setAt] = useState(Math.max(0, c.items.indexOf(c.current ?? "")));
   const list = useRef<HTMLUListElement>(null);

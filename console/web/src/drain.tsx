@@ -113,13 +113,23 @@ function Drain({ target: t, close }: { target: Target; close: () => void }) {
       {!begun && tick("force", S.drain.force)}
       {!begun && text("gracePeriod", S.drain.grace, "[0-9]*")}
       {!begun && text("timeout", S.drain.timeout, "([0-9]+[hms])*")}
-      {ended && <p class={ended.ok ? "good" : "bad"} role="alert">{visible(ended.text)}</p>}
+      {ended && (
+        <p class={ended.ok ? "good" : "bad"} role="alert">
+          {visible(ended.text)}
+        </p>
+      )}
       {all.length > 0 && <p role="status">{S.drain.count(all.filter(([, p]) => p.state === "gone").length, all.length)}</p>}
       {pods.size > 0 && (
         <div class="data" tabIndex={0} role="region" aria-label={S.drain.title(t.name)}>
           <table class="plain">
             <thead>
-              <tr>{S.drain.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+              <tr>
+                {S.drain.columns.map((c) => (
+                  <th key={c} scope="col">
+                    {c}
+                  </th>
+                ))}
+              </tr>
             </thead>
             <tbody>
               {[...pods].map(([pod, p]) => (
@@ -135,9 +145,19 @@ function Drain({ target: t, close }: { target: Target; close: () => void }) {
       )}
       <Command text={commandOf(t.name, options)} />
       <div class="buttons">
-        <button type="button" onClick={close}>{begun ? S.close : S.cancel}</button>
-        {begun && !running && <button type="button" onClick={() => setPods(new Map())}>{S.drain.again}</button>}
-        {!begun && <button type="submit" class="danger">{S.drain.button}</button>}
+        <button type="button" onClick={close}>
+          {begun ? S.close : S.cancel}
+        </button>
+        {begun && !running && (
+          <button type="button" onClick={() => setPods(new Map())}>
+            {S.drain.again}
+          </button>
+        )}
+        {!begun && (
+          <button type="submit" class="danger">
+            {S.drain.button}
+          </button>
+        )}
       </div>
     </form>
   );

@@ -5,7 +5,15 @@
 
 import { defaultKeymap, history, historyKeymap, indentWithTab } from "@codemirror/commands";
 import { yaml } from "@codemirror/lang-yaml";
-import { bracketMatching, foldGutter, foldKeymap, HighlightStyle, indentOnInput, indentUnit, syntaxHighlighting } from "@codemirror/language";
+import {
+  bracketMatching,
+  foldGutter,
+  foldKeymap,
+  HighlightStyle,
+  indentOnInput,
+  indentUnit,
+  syntaxHighlighting,
+} from "@codemirror/language";
 import { acceptChunk, rejectChunk, unifiedMergeView } from "@codemirror/merge";
 import { highlightSelectionMatches, search, searchKeymap } from "@codemirror/search";
 import { Compartment, EditorState } from "@codemirror/state";
@@ -40,7 +48,9 @@ const STYLE = EditorView.theme({
   ".cm-cursor": { borderLeftColor: "var(--text)" },
   ".cm-gutters": { backgroundColor: "var(--raised)", color: "var(--faint)", border: "none" },
   ".cm-activeLine": { backgroundColor: "color-mix(in srgb, var(--accent-back) 45%, transparent)" },
-  "&.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground, .cm-selectionBackground": { backgroundColor: "var(--accent-back)" },
+  "&.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground, .cm-selectionBackground": {
+    backgroundColor: "var(--accent-back)",
+  },
   ".cm-panels": { backgroundColor: "var(--raised)", color: "var(--text)" },
   ".cm-searchMatch": { backgroundColor: "var(--mark-back)" },
   ".cm-button": { backgroundImage: "none", backgroundColor: "var(--raised)", color: "var(--text)" },
@@ -121,7 +131,11 @@ export function createEditor(o: EditorOptions): Editor {
     text: () => view.state.doc.toString(),
     setText: (text) => view.dispatch({ changes: { from: 0, to: view.state.doc.length, insert: text } }),
     compare: (original) =>
-      view.dispatch({ effects: compared.reconfigure(original === null ? [] : unifiedMergeView({ original, gutter: true, mergeControls: choice, highlightChanges: true })) }),
+      view.dispatch({
+        effects: compared.reconfigure(
+          original === null ? [] : unifiedMergeView({ original, gutter: true, mergeControls: choice, highlightChanges: true }),
+        ),
+      }),
     focus: () => view.focus(),
     destroy: () => view.destroy(),
   };

@@ -176,7 +176,14 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     announce(S.edit.isBack);
   }
 
-  useKeys([{ key: "Escape", label: S.keys.back, run: () => (result.value ? ((result.value = null), editor.current?.focus()) : leave()), hint: true }]);
+  useKeys([
+    {
+      key: "Escape",
+      label: S.keys.back,
+      run: () => (result.value ? ((result.value = null), editor.current?.focus()) : leave()),
+      hint: true,
+    },
+  ]);
   const refused = refusal("patch", kind, ns, name);
 
   return (
@@ -185,20 +192,35 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         <h1>
           <span class="faint">{S.edit.of}</span>{" "}
           <a href={format({ view: "object", kind: kind.id, ns, name })}>
-            <span class="faint">{label(kind)} {visible(ns)}{ns && "/"}</span>
+            <span class="faint">
+              {label(kind)} {visible(ns)}
+              {ns && "/"}
+            </span>
             <span class="name">{visible(name)}</span>
           </a>
         </h1>
         <div class="tools">
           <span class="faint keys-note">{S.edit.keysNote}</span>
-          <button type="button" onClick={leave}>{S.cancel}</button>
-          <button type="button" class="primary" disabled={busy.value || !loaded.value} title={S.edit.reviewKey} onClick={() => void run(true)}>
+          <button type="button" onClick={leave}>
+            {S.cancel}
+          </button>
+          <button
+            type="button"
+            class="primary"
+            disabled={busy.value || !loaded.value}
+            title={S.edit.reviewKey}
+            onClick={() => void run(true)}
+          >
             {S.edit.review}
           </button>
         </div>
       </div>
       {refused && <p class="note passing">{refused}</p>}
-      {problem.value && <div class="problem" role="alert"><p>{visible(problem.value)}</p></div>}
+      {problem.value && (
+        <div class="problem" role="alert">
+          <p>{visible(problem.value)}</p>
+        </div>
+      )}
       {conflict.value && (
         <div class="problem" role="alert">
           <p>{visible(conflict.value)}</p>
@@ -211,10 +233,16 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
             <details key={text}>
               <summary>{S.edit.before(before.value.length - i, before.value.length)}</summary>
               <div class="buttons start">
-                <button type="button" onClick={() => putBack(text)}>{S.edit.putBack}</button>
-                <button type="button" onClick={() => void copy(text)}>{S.copy}</button>
+                <button type="button" onClick={() => putBack(text)}>
+                  {S.edit.putBack}
+                </button>
+                <button type="button" onClick={() => void copy(text)}>
+                  {S.copy}
+                </button>
               </div>
-              <pre class="data" tabIndex={0} aria-label={S.edit.beforeLabel}>{visibleLines(text)}</pre>
+              <pre class="data" tabIndex={0} aria-label={S.edit.beforeLabel}>
+                {visibleLines(text)}
+              </pre>
             </details>
           ))}
         </div>
@@ -222,7 +250,9 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       {!asked.value && (
         <div class="pane">
           <p>{S.secret.hidden}</p>
-          <button type="button" onClick={() => (asked.value = true)}>{S.secret.showYaml}</button>
+          <button type="button" onClick={() => (asked.value = true)}>
+            {S.secret.showYaml}
+          </button>
         </div>
       )}
       {asked.value && !loaded.value && !problem.value && <p class="empty">{S.loading}</p>}
@@ -232,8 +262,18 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           {result.value.diff && <Diff text={result.value.diff} />}
           <Command text={commandFor("patch", [{ kind, ns, name }], "--type=" + (result.value.type ?? "merge"), "-p", result.value.patch)} />
           <div class="buttons start">
-            <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>{S.edit.apply}</button>
-            <button type="button" onClick={() => { result.value = null; editor.current?.focus(); }}>{S.edit.more}</button>
+            <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>
+              {S.edit.apply}
+            </button>
+            <button
+              type="button"
+              onClick={() => {
+                result.value = null;
+                editor.current?.focus();
+              }}
+            >
+              {S.edit.more}
+            </button>
           </div>
         </div>
       )}

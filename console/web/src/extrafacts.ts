@@ -50,14 +50,18 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(F.class, s.ingressClassName, to("ingressclasses", "", s.ingressClassName));
     const d = s.defaultBackend?.service;
     if (d) add(F.otherwise, `${d.name}:${d.port?.number ?? d.port?.name ?? ""}`, to("services", ns, d.name));
-    for (const t of s.tls ?? []) add(F.tls, `${(t.hosts ?? ["*"]).join(", ")}${t.secretName ? " ← " + t.secretName : ""}`, to("secrets", ns, t.secretName));
+    for (const t of s.tls ?? [])
+      add(F.tls, `${(t.hosts ?? ["*"]).join(", ")}${t.secretName ? " ← " + t.secretName : ""}`, to("secrets", ns, t.secretName));
   },
   "gateways.gateway.networking.k8s.io": (o, add) => {
     add(F.class, o.spec?.gatewayClassName, to("gatewayclasses", "", o.spec?.gatewayClassName));
     for (const a of o.status?.addresses ?? []) add(S.fact.external, a.value);
     for (const l of o.spec?.listeners ?? []) {
       const routes = (o.status?.listeners ?? []).find((x: Obj) => x.name === l.name)?.attachedRoutes;
-      add(F.listener, `${l.name}: ${l.protocol} ${l.port}${l.hostname ? " " + l.hostname : ""}${routes === undefined ? "" : F.routes(routes)}`);
+      add(
+        F.listener,
+        `${l.name}: ${l.protocol} ${l.port}${l.hostname ? " " + l.hostname : ""}${routes === undefined ? "" : F.routes(routes)}`,
+      );
     }
   },
   "httproutes.gateway.networking.k8s.io": route,
@@ -71,8 +75,20 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(S.fact.storageClass, s.storageClassName, to("storageclasses", "", s.storageClassName));
     add(F.access, (s.accessModes ?? []).join(", "));
     add(F.reclaim, s.persistentVolumeReclaimPolicy);
-    add(F.source, s.csi ? `csi ${s.csi.driver} ${s.csi.volumeHandle}` : s.local ? `local ${s.local.path}` : s.hostPath ? `hostPath ${s.hostPath.path}` : s.nfs ? `nfs ${s.nfs.server}:${s.nfs.path}` : "");
-    for (const t of s.nodeAffinity?.required?.nodeSelectorTerms ?? []) add(F.nodes, selectorText({ matchExpressions: t.matchExpressions ?? [] }));
+    add(
+      F.source,
+      s.csi
+        ? `csi ${s.csi.driver} ${s.csi.volumeHandle}`
+        : s.local
+          ? `local ${s.local.path}`
+          : s.hostPath
+            ? `hostPath ${s.hostPath.path}`
+            : s.nfs
+              ? `nfs ${s.nfs.server}:${s.nfs.path}`
+              : "",
+    );
+    for (const t of s.nodeAffinity?.required?.nodeSelectorTerms ?? [])
+      add(F.nodes, selectorText({ matchExpressions: t.matchExpressions ?? [] }));
   },
   "persistentvolumeclaims.": (o, add) => {
     const want = o.spec?.resources?.requests?.storage;
@@ -93,7 +109,12 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     const st = o.status ?? {};
     const t = s.scaleTargetRef ?? {};
     add(F.target, `${t.kind} ${t.name}`, link(t.apiVersion ?? "", t.kind, o.metadata.namespace, t.name));
-    add(S.fact.replicas, F.replicas(st.currentReplicas ?? 0, st.desiredReplicas ?? 0), undefined, st.currentReplicas === st.desiredReplicas ? "" : "passing");
+    add(
+      S.fact.replicas,
+      F.replicas(st.currentReplicas ?? 0, st.desiredReplicas ?? 0),
+      undefined,
+      st.currentReplicas === st.desiredReplicas ? "" : "passing",
+    );
     add(F.bounds, `${s.minReplicas ?? 1} – ${s.maxReplicas}`, undefined, st.desiredReplicas === s.maxReplicas ? "passing" : "");
     (s.metrics ?? []).forEach((m: Obj) => {
       const is = (st.currentMetrics ?? []).find((c: Obj) => c.type === m.type && nameOfMetric(c) === nameOfMetric(m));
@@ -107,7 +128,12 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(F.minAvailable, s.minAvailable);
     add(F.maxUnavailable, s.maxUnavailable);
     add(S.fact.selector, selectorText(s.selector));
-    add(F.healthy, F.healthyText(st.currentHealthy ?? 0, st.desiredHealthy ?? 0, st.expectedPods ?? 0), undefined, st.currentHealthy < st.desiredHealthy ? "bad" : "");
+    add(
+      F.healthy,
+      F.healthyText(st.currentHealthy ?? 0, st.desiredHealthy ?? 0, st.expectedPods ?? 0),
+      undefined,
+      st.currentHealthy < st.desiredHealthy ? "bad" : "",
+    );
     add(F.disruptions, st.disruptionsAllowed, undefined, st.disruptionsAllowed === 0 ? "passing" : "good");
   },
   "cronjobs.batch": (o, add, now) => {
@@ -152,7 +178,10 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     const s = o.spec ?? {};
     add(F.applies, podsText(s.podSelector));
     const types: string[] = s.policyTypes ?? ["Ingress"];
-    for (const [type, rules, from, none] of [["Ingress", s.ingress, "from", F.nothingIn], ["Egress", s.egress, "to", F.nothingOut]] as const) {
+    for (const [type, rules, from, none] of [
+      ["Ingress", s.ingress, "from", F.nothingIn],
+      ["Egress", s.egress, "to", F.nothingOut],
+    ] as const) {
       if (!types.includes(type)) continue;
       const name = type === "Ingress" ? F.in : F.out;
       if (!rules?.length) add(name, none, undefined, "passing");
@@ -166,7 +195,17 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(M.helm.repo, s.repo);
     add(M.helm.chartVersion, s.version);
     add(M.helm.target, ns, to("namespaces", "", ns));
-    add(M.helm.releaseOf, o.metadata.name, format({ view: "helm", kind: "releases", ns, name: o.metadata.name, params: s.driver === "configmap" ? { driver: "configmaps" } : {} }));
+    add(
+      M.helm.releaseOf,
+      o.metadata.name,
+      format({
+        view: "helm",
+        kind: "releases",
+        ns,
+        name: o.metadata.name,
+        params: s.driver === "configmap" ? { driver: "configmaps" } : {},
+      }),
+    );
     add(M.helm.revision, o.status?.revision);
     add(F.failurePolicy, s.failurePolicy);
     for (const x of s.valuesSecrets ?? []) add(F.valuesSecret, x.name, to("secrets", o.metadata.namespace, x.name));
@@ -175,18 +214,33 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
 
 function boundRole(o: Obj, add: Add): void {
   const r = o.roleRef ?? {};
-  add(F.role, `${r.kind} ${r.name}`, to((r.kind === "Role" ? "roles" : "clusterroles") + ".rbac.authorization.k8s.io", o.metadata.namespace ?? "", r.name));
+  add(
+    F.role,
+    `${r.kind} ${r.name}`,
+    to((r.kind === "Role" ? "roles" : "clusterroles") + ".rbac.authorization.k8s.io", o.metadata.namespace ?? "", r.name),
+  );
 }
 
 function route(o: Obj, add: Add): void {
   const ns = o.metadata.namespace;
   for (const p of o.spec?.parentRefs ?? []) {
     const kind = p.kind ?? "Gateway";
-    add(F.parent, `${kind} ${p.namespace ? p.namespace + "/" : ""}${p.name}${p.sectionName ? " " + p.sectionName : ""}`, kind === "Gateway" ? to("gateways.gateway.networking.k8s.io", p.namespace ?? ns, p.name) : undefined);
+    add(
+      F.parent,
+      `${kind} ${p.namespace ? p.namespace + "/" : ""}${p.name}${p.sectionName ? " " + p.sectionName : ""}`,
+      kind === "Gateway" ? to("gateways.gateway.networking.k8s.io", p.namespace ?? ns, p.name) : undefined,
+    );
   }
   add(F.hosts, (o.spec?.hostnames ?? []).join(", "));
   for (const r of o.spec?.rules ?? []) {
-    const matches = (r.matches ?? [{}]).map((m: Obj) => [m.method && typeof m.method === "string" ? m.method : "", m.path ? m.path.value : typeof m.method === "object" ? `${m.method.service ?? "*"}/${m.method.method ?? "*"}` : "/"].filter(Boolean).join(" "));
+    const matches = (r.matches ?? [{}]).map((m: Obj) =>
+      [
+        m.method && typeof m.method === "string" ? m.method : "",
+        m.path ? m.path.value : typeof m.method === "object" ? `${m.method.service ?? "*"}/${m.method.method ?? "*"}` : "/",
+      ]
+        .filter(Boolean)
+        .join(" "),
+    );
     const backends: Obj[] = r.backendRefs ?? [];
     if (!backends.length) add(S.fact.backend, `${matches.join(", ")} → ${(r.filters ?? []).map((f: Obj) => f.type).join(", ")}`);
     for (const b of backends) {
@@ -195,7 +249,8 @@ function route(o: Obj, add: Add): void {
     }
   }
   for (const p of o.status?.parents ?? []) {
-    for (const c of p.conditions ?? []) if (c.status !== "True") add(c.type, `${p.parentRef?.name}: ${c.reason}: ${c.message}`, undefined, "bad");
+    for (const c of p.conditions ?? [])
+      if (c.status !== "True") add(c.type, `${p.parentRef?.name}: ${c.reason}: ${c.message}`, undefined, "bad");
   }
 }
 
@@ -211,7 +266,9 @@ function nameOfMetric(m: Obj): string {
 
 function amount(v: Obj | undefined): string {
   if (!v) return F.unknown;
-  return v.averageUtilization !== undefined ? `${v.averageUtilization} %${v.averageValue ? ` (${v.averageValue})` : ""}` : (v.averageValue ?? v.value ?? F.unknown);
+  return v.averageUtilization !== undefined
+    ? `${v.averageUtilization} %${v.averageValue ? ` (${v.averageValue})` : ""}`
+    : (v.averageValue ?? v.value ?? F.unknown);
 }
 
 function podsText(selector: Obj | undefined): string {

@@ -46,7 +46,8 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     add(S.fact.qos, st.qosClass);
     add(S.fact.priorityClass, s.priorityClassName);
     for (const v of s.volumes ?? []) {
-      if (v.persistentVolumeClaim) add(S.fact.claim, v.persistentVolumeClaim.claimName, word("persistentvolumeclaims", v.persistentVolumeClaim.claimName));
+      if (v.persistentVolumeClaim)
+        add(S.fact.claim, v.persistentVolumeClaim.claimName, word("persistentvolumeclaims", v.persistentVolumeClaim.claimName));
       if (v.configMap) add(S.fact.configMap, v.configMap.name, word("configmaps", v.configMap.name));
       if (v.secret) add(S.fact.secret, v.secret.secretName, word("secrets", v.secret.secretName));
     }
@@ -63,7 +64,11 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     add(S.fact.type, s.type);
     add(S.fact.clusterIP, (s.clusterIPs ?? []).join(", "));
     add(S.fact.external, (st.loadBalancer?.ingress ?? []).map((i: Obj) => i.ip ?? i.hostname).join(", "));
-    for (const p of s.ports ?? []) add(S.fact.port, `${p.name ? p.name + " " : ""}${p.port}/${p.protocol ?? "TCP"} → ${p.targetPort ?? p.port}${p.nodePort ? " (node port " + p.nodePort + ")" : ""}`);
+    for (const p of s.ports ?? [])
+      add(
+        S.fact.port,
+        `${p.name ? p.name + " " : ""}${p.port}/${p.protocol ?? "TCP"} → ${p.targetPort ?? p.port}${p.nodePort ? " (node port " + p.nodePort + ")" : ""}`,
+      );
     add(S.fact.selector, pairs(s.selector));
   } else if (isKind(k, "", "persistentvolumeclaims")) {
     add(S.fact.phase, st.phase, undefined, st.phase === "Bound" ? "" : "passing");
@@ -82,11 +87,22 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     for (const r of s.rules ?? []) {
       for (const p of r.http?.paths ?? []) {
         const service = p.backend?.service;
-        add(S.fact.backend, `${r.host ?? "*"}${p.path ?? "/"} → ${service?.name ?? ""}:${service?.port?.number ?? service?.port?.name ?? ""}`, word("services", service?.name));
+        add(
+          S.fact.backend,
+          `${r.host ?? "*"}${p.path ?? "/"} → ${service?.name ?? ""}:${service?.port?.number ?? service?.port?.name ?? ""}`,
+          word("services", service?.name),
+        );
       }
     }
   } else if (s.template?.spec?.containers && (s.replicas !== undefined || st.desiredNumberScheduled !== undefined)) {
-    add(S.fact.replicas, S.fact.replicasText(s.replicas ?? st.desiredNumberScheduled, st.readyReplicas ?? st.numberReady ?? 0, st.updatedReplicas ?? st.updatedNumberScheduled));
+    add(
+      S.fact.replicas,
+      S.fact.replicasText(
+        s.replicas ?? st.desiredNumberScheduled,
+        st.readyReplicas ?? st.numberReady ?? 0,
+        st.updatedReplicas ?? st.updatedNumberScheduled,
+      ),
+    );
     add(S.fact.strategy, s.strategy?.type ?? s.updateStrategy?.type);
     add(S.fact.selector, pairs(s.selector?.matchLabels));
     for (const c of s.template.spec.containers) add(S.fact.image, `${c.name}: ${c.image}`);
@@ -121,7 +137,10 @@ function scalars(prefix: string, value: Obj, ns: string, add: (name: string, val
     if (v === null) continue;
     const name = prefix + key;
     if (typeof v !== "object") add(name, v);
-    else if (Array.isArray(v)) v.slice(0, 20).forEach((x) => (typeof x !== "object" ? add(name, x) : isRef(x) ? addRef(name, x, ns, add) : add(name, JSON.stringify(x))));
+    else if (Array.isArray(v))
+      v.slice(0, 20).forEach((x) =>
+        typeof x !== "object" ? add(name, x) : isRef(x) ? addRef(name, x, ns, add) : add(name, JSON.stringify(x)),
+      );
     else if (isRef(v)) addRef(name, v, ns, add);
     else if (prefix.split(".").length < 3) scalars(name + ".", v, ns, add);
   }
@@ -135,15 +154,23 @@ function isRef(v: unknown): v is Obj {
 function addRef(name: string, v: Obj, ns: string, add: (name: string, value: unknown, href?: string) => void): void {
   const k = kindOfObject(v.apiVersion ?? (v.apiGroup ? v.apiGroup + "/" : ""), v.kind) ?? kindByWord(v.kind);
   const at = v.namespace ?? ns;
-  add(name, `${v.kind} ${v.namespace ? v.namespace + "/" : ""}${v.name}`, k && (!k.namespaced || at) ? format({ view: "object", kind: k.id, ns: k.namespaced ? at : "", name: v.name }) : undefined);
+  add(
+    name,
+    `${v.kind} ${v.namespace ? v.namespace + "/" : ""}${v.name}`,
+    k && (!k.namespaced || at) ? format({ view: "object", kind: k.id, ns: k.namespaced ? at : "", name: v.name }) : undefined,
+  );
 }
 
 export function pairs(map: Record<string, string> | undefined): string {
-  return Object.entries(map ?? {}).map(([k, v]) => `${k}=${v}`).join(", ");
+  return Object.entries(map ?? {})
+    .map(([k, v]) => `${k}=${v}`)
+    .join(", ");
 }
 
 function quantities(map: Record<string, string> | undefined): string {
-  return Object.entries(map ?? {}).map(([k, v]) => `${k} ${v}`).join(", ");
+  return Object.entries(map ?? {})
+    .map(([k, v]) => `${k} ${v}`)
+    .join(", ");
 }
 
 export interface ContainerFact {
@@ -162,7 +189,12 @@ export interface ContainerFact {
 /** containersOf gives a pod's containers with their states. */
 export function containersOf(pod: Obj): ContainerFact[] {
   const status = new Map<string, Obj>();
-  for (const s of [...(pod.status?.initContainerStatuses ?? []), ...(pod.status?.containerStatuses ?? []), ...(pod.status?.ephemeralContainerStatuses ?? [])]) status.set(s.name, s);
+  for (const s of [
+    ...(pod.status?.initContainerStatuses ?? []),
+    ...(pod.status?.containerStatuses ?? []),
+    ...(pod.status?.ephemeralContainerStatuses ?? []),
+  ])
+    status.set(s.name, s);
   const one = (c: Obj, init: boolean): ContainerFact => {
     const s = status.get(c.name);
     const [state, tone] = stateText(s?.state);
@@ -176,7 +208,12 @@ export function containersOf(pod: Obj): ContainerFact[] {
       state,
       tone: init && tone === "bad" && s?.state?.terminated?.exitCode === 0 ? "good" : tone,
       last,
-      resources: [pairs(c.resources?.requests) && S.fact.requests(pairs(c.resources.requests)), pairs(c.resources?.limits) && S.fact.limits(pairs(c.resources.limits))].filter(Boolean).join("; "),
+      resources: [
+        pairs(c.resources?.requests) && S.fact.requests(pairs(c.resources.requests)),
+        pairs(c.resources?.limits) && S.fact.limits(pairs(c.resources.limits)),
+      ]
+        .filter(Boolean)
+        .join("; "),
       ports: (c.ports ?? []).map((p: Obj) => `${p.containerPort}/${p.protocol ?? "TCP"}`).join(", "),
     };
   };

@@ -51,7 +51,10 @@ type Requirement = (labels: Record<string, string>) => boolean;
 /** parseSelector reads a label selector: equality, sets and existence, with commas between. */
 export function parseSelector(text: string): Requirement[] {
   const parts = text.match(/(?:[^,(]|\([^)]*\)?)+/g) ?? [];
-  return parts.map((p) => p.trim()).filter(Boolean).map(requirement);
+  return parts
+    .map((p) => p.trim())
+    .filter(Boolean)
+    .map(requirement);
 }
 
 function requirement(text: string): Requirement {

@@ -44,7 +44,11 @@ export function FilterBar({ placeholder }: { placeholder?: string }) {
           }
         }}
       />
-      {isPlainOnly(route.value.params.filter ?? "") && <span class="faint" role="status">{S.filter.plain}</span>}
+      {isPlainOnly(route.value.params.filter ?? "") && (
+        <span class="faint" role="status">
+          {S.filter.plain}
+        </span>
+      )}
     </>
   );
 }

@@ -79,13 +79,27 @@ function Ask({ target: t, ports, close }: { target: Target; ports: Port[]; close
           onInput={(e) => setPort(e.currentTarget.value.trim())}
         />
       </label>
-      <datalist id="forward-ports">{ports.map((p) => <option key={p.text} value={p.value}>{visible(p.text)}</option>)}</datalist>
+      <datalist id="forward-ports">
+        {ports.map((p) => (
+          <option key={p.text} value={p.value}>
+            {visible(p.text)}
+          </option>
+        ))}
+      </datalist>
       <p class="faint">{S.forwards.portHint(ports.map((p) => visible(p.text)).join(", "))}</p>
-      {error && <p class="bad" role="alert">{visible(error)}</p>}
+      {error && (
+        <p class="bad" role="alert">
+          {visible(error)}
+        </p>
+      )}
       <Command text={same} />
       <div class="buttons">
-        <button type="button" onClick={close}>{S.cancel}</button>
-        <button type="submit" class="primary" disabled={busy}>{server ? S.copy : S.forwards.button}</button>
+        <button type="button" onClick={close}>
+          {S.cancel}
+        </button>
+        <button type="submit" class="primary" disabled={busy}>
+          {server ? S.copy : S.forwards.button}
+        </button>
       </div>
     </form>
   );
@@ -93,7 +107,11 @@ function Ask({ target: t, ports, close }: { target: Target; ports: Port[]; close
 
 /** Link opens a page of a pod: it gets no hold of this one. */
 function Link({ address }: { address: string }) {
-  return <a href={address} target="_blank" rel="noopener noreferrer">{address}</a>;
+  return (
+    <a href={address} target="_blank" rel="noopener noreferrer">
+      {address}
+    </a>
+  );
 }
 
 /** showForwards shows what is open. */
@@ -120,7 +138,13 @@ function List({ close }: { close: () => void }) {
       ) : (
         <table class="plain">
           <thead>
-            <tr>{S.forwards.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+            <tr>
+              {S.forwards.columns.map((c) => (
+                <th key={c} scope="col">
+                  {c}
+                </th>
+              ))}
+            </tr>
           </thead>
           <tbody>
             {forwards.value.map((f) => (
@@ -128,13 +152,13 @@ function List({ close }: { close: () => void }) {
                 <td>
                   {visible(forwardName(f))} <span class="faint">{S.forwards.leads(visible(f.pod), f.port)}</span>
                 </td>
-                <td>
-                  {f.ended ? <span class="bad">{visible(f.ended)}</span> : <Link address={addressOf(f)} />}
-                </td>
+                <td>{f.ended ? <span class="bad">{visible(f.ended)}</span> : <Link address={addressOf(f)} />}</td>
                 <td>{S.forwards.connections(f.open, f.opened)}</td>
                 <td class={f.failed ? "bad" : ""}>{f.failed > 0 && S.forwards.newest(f.failed, visible(f.error))}</td>
                 <td>
-                  <button type="button" onClick={() => void stop(f)}>{f.ended ? S.forwards.remove : S.forwards.stop}</button>
+                  <button type="button" onClick={() => void stop(f)}>
+                    {f.ended ? S.forwards.remove : S.forwards.stop}
+                  </button>
                 </td>
               </tr>
             ))}
@@ -143,7 +167,9 @@ function List({ close }: { close: () => void }) {
       )}
       <p class="faint">{S.forwards.note}</p>
       <div class="buttons">
-        <button type="button" id="forwards-close" data-first onClick={close}>{S.close}</button>
+        <button type="button" id="forwards-close" data-first onClick={close}>
+          {S.close}
+        </button>
       </div>
     </div>
   );

@@ -40,11 +40,23 @@ interface Release extends ReleaseRow {
 }
 
 function toneOf(status: string): Tone {
-  return status === "deployed" ? "good" : status === "failed" ? "bad" : status.startsWith("pending") || status === "uninstalling" ? "passing" : "";
+  return status === "deployed"
+    ? "good"
+    : status === "failed"
+      ? "bad"
+      : status.startsWith("pending") || status === "uninstalling"
+        ? "passing"
+        : "";
 }
 
 function hrefOfRelease(r: ReleaseRow): string {
-  return format({ view: "helm", kind: "releases", ns: r.namespace, name: r.name, params: r.driver === "secrets" ? {} : { driver: r.driver } });
+  return format({
+    view: "helm",
+    kind: "releases",
+    ns: r.namespace,
+    name: r.name,
+    params: r.driver === "secrets" ? {} : { driver: r.driver },
+  });
 }
 
 /** changes are those of the objects that have the releases: rows without what is in them. */
@@ -72,13 +84,33 @@ function Releases({ ns }: { ns: string }) {
   return (
     <section class="view" aria-label={M.helm.title}>
       <div class="bar">
-        <h1>{M.helm.title} <span class="count" role="status">{value ? value.releases.length : "…"}</span></h1>
+        <h1>
+          {M.helm.title}{" "}
+          <span class="count" role="status">
+            {value ? value.releases.length : "…"}
+          </span>
+        </h1>
         <span class="faint">{S.overview.scope(ns)}</span>
-        {charts && <div class="tools"><a href={format({ view: "list", kind: charts.id })}>{M.helm.charts}</a></div>}
+        {charts && (
+          <div class="tools">
+            <a href={format({ view: "list", kind: charts.id })}>{M.helm.charts}</a>
+          </div>
+        )}
       </div>
       <div class="pane scroll">
-        {error && <div class="problem" role="alert"><p>{visible(error)}</p><button type="button" onClick={() => void chooseNamespace()}>{S.list.otherNamespace}</button></div>}
-        {value?.partial.map((p) => <p key={p} class="passing">{visible(p)}</p>)}
+        {error && (
+          <div class="problem" role="alert">
+            <p>{visible(error)}</p>
+            <button type="button" onClick={() => void chooseNamespace()}>
+              {S.list.otherNamespace}
+            </button>
+          </div>
+        )}
+        {value?.partial.map((p) => (
+          <p key={p} class="passing">
+            {visible(p)}
+          </p>
+        ))}
         {value && value.releases.length === 0 && !error && <p class="empty">{M.helm.none}</p>}
         {value && value.releases.length > 0 && <Rows rows={value.releases} full />}
       </div>
@@ -98,16 +130,38 @@ function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown
   return (
     <table class="plain stack releases">
       <thead>
-        <tr>{columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+        <tr>
+          {columns.map((c) => (
+            <th key={c} scope="col">
+              {c}
+            </th>
+          ))}
+        </tr>
       </thead>
       <tbody>
         {rows.map((r) => (
           <tr key={r.driver + r.namespace + "/" + r.name + r.revision} aria-current={r.revision === shown ? "true" : undefined}>
             {full && <td>{visible(r.namespace)}</td>}
-            {full && <td><a href={hrefOfRelease(r)}>{visible(r.name)}</a></td>}
+            {full && (
+              <td>
+                <a href={hrefOfRelease(r)}>{visible(r.name)}</a>
+              </td>
+            )}
             <td>
-              {full || r.revision === shown ? r.revision : (
-                <a href={format({ view: "helm", kind: "releases", ns: r.namespace, name: r.name, params: { ...(r.driver === "secrets" ? {} : { driver: r.driver }), revision: String(r.revision) } })}>{r.revision}</a>
+              {full || r.revision === shown ? (
+                r.revision
+              ) : (
+                <a
+                  href={format({
+                    view: "helm",
+                    kind: "releases",
+                    ns: r.namespace,
+                    name: r.name,
+                    params: { ...(r.driver === "secrets" ? {} : { driver: r.driver }), revision: String(r.revision) },
+                  })}
+                >
+                  {r.revision}
+                </a>
               )}
             </td>
             <td class={toneOf(r.status)}>{visible(r.status)}</td>
@@ -124,7 +178,11 @@ function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown
 
 /** Shell is a command for a shell; nothing when it cannot be written. */
 function Shell({ text }: { text: string }) {
-  return text ? <div class="command"><code>{visible(text)}</code></div> : null;
+  return text ? (
+    <div class="command">
+      <code>{visible(text)}</code>
+    </div>
+  ) : null;
 }
 
 function ReleaseOf({ ns, name, driver }: { ns: string; name: string; driver: string }) {
@@ -157,22 +215,40 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
     <section class="view release" tabIndex={-1} aria-label={M.helm.release(name)}>
       <div class="bar">
         <h1>
-          <a href={format({ view: "helm" })} class="faint">{M.helm.title}</a> <span class="faint">{visible(ns)}/</span><span class="name">{visible(name)}</span>
+          <a href={format({ view: "helm" })} class="faint">
+            {M.helm.title}
+          </a>{" "}
+          <span class="faint">{visible(ns)}/</span>
+          <span class="name">{visible(name)}</span>
         </h1>
       </div>
-      {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
+      {error && (
+        <div class="problem" role="alert">
+          <p>{visible(error)}</p>
+        </div>
+      )}
       {!r && !error && <p class="empty">{S.loading}</p>}
       {r && (
         <div class="pane scroll">
           <dl class="facts">
-            {([
-              [M.helm.columns[2], String(r.revision), ""],
-              [M.helm.columns[3], r.status, toneOf(r.status)],
-              [M.helm.columns[4], [r.chart, r.version].filter(Boolean).join(" "), ""],
-              [M.helm.columns[5], r.appVersion ?? "", ""],
-              [M.helm.columns[6], r.updated ?? "", ""],
-              [M.helm.description, r.description ?? r.trouble ?? "", r.trouble ? "bad" : ""],
-            ] as const).map(([k, v, tone]) => v && <div key={k}><dt>{k}</dt><dd class={tone}>{visible(v)}</dd></div>)}
+            {(
+              [
+                [M.helm.columns[2], String(r.revision), ""],
+                [M.helm.columns[3], r.status, toneOf(r.status)],
+                [M.helm.columns[4], [r.chart, r.version].filter(Boolean).join(" "), ""],
+                [M.helm.columns[5], r.appVersion ?? "", ""],
+                [M.helm.columns[6], r.updated ?? "", ""],
+                [M.helm.description, r.description ?? r.trouble ?? "", r.trouble ? "bad" : ""],
+              ] as const
+            ).map(
+              ([k, v, tone]) =>
+                v && (
+                  <div key={k}>
+                    <dt>{k}</dt>
+                    <dd class={tone}>{visible(v)}</dd>
+                  </div>
+                ),
+            )}
           </dl>
           <section class="related">
             <h2>{M.helm.history}</h2>
@@ -183,21 +259,41 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
             <Shell text={before ? helmCommand("rollback", [r.name, String(before.revision)], ns, driver) : ""} />
             <Shell text={helmCommand("uninstall", [r.name], ns, driver)} />
           </section>
-          {charts && <RelatedTable relation={{ title: M.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />}
+          {charts && (
+            <RelatedTable relation={{ title: M.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />
+          )}
           <section class="related">
             <h2>{M.helm.content}</h2>
-            {failed.value && <p class="bad" role="alert">{visible(failed.value)}</p>}
+            {failed.value && (
+              <p class="bad" role="alert">
+                {visible(failed.value)}
+              </p>
+            )}
             {text ? (
-              ([[M.helm.values, text.values], [M.helm.notes, text.notes], [M.helm.manifest, text.manifest]] as const).map(([title, t]) => (
+              (
+                [
+                  [M.helm.values, text.values],
+                  [M.helm.notes, text.notes],
+                  [M.helm.manifest, text.manifest],
+                ] as const
+              ).map(([title, t]) => (
                 <details key={title} open={title !== M.helm.manifest}>
                   <summary>{title}</summary>
-                  {t ? <pre class="data" tabIndex={0} aria-label={title}>{visibleLines(t)}</pre> : <p class="faint">{S.related.none}</p>}
+                  {t ? (
+                    <pre class="data" tabIndex={0} aria-label={title}>
+                      {visibleLines(t)}
+                    </pre>
+                  ) : (
+                    <p class="faint">{S.related.none}</p>
+                  )}
                 </details>
               ))
             ) : (
               <>
                 <p>{M.helm.hidden}</p>
-                <button type="button" onClick={show}>{M.helm.show}</button>
+                <button type="button" onClick={show}>
+                  {M.helm.show}
+                </button>
               </>
             )}
           </section>

@@ -7,13 +7,20 @@ import { S } from "./strings";
 
 export function Help() {
   const seen = new Set<string>();
-  const bindings = [...layers.value].reverse().flatMap((l) => l.bindings).filter((b) => !seen.has(b.key) && seen.add(b.key));
+  const bindings = [...layers.value]
+    .reverse()
+    .flatMap((l) => l.bindings)
+    .filter((b) => !seen.has(b.key) && seen.add(b.key));
   return (
     <div>
       <dl class="keys">
         {bindings.map((b) => (
           <div key={b.key}>
-            <dt>{b.key.split(" ").map((k) => <kbd key={k}>{k}</kbd>)}</dt>
+            <dt>
+              {b.key.split(" ").map((k) => (
+                <kbd key={k}>{k}</kbd>
+              ))}
+            </dt>
             <dd>{b.label}</dd>
           </div>
         ))}

@@ -155,15 +155,24 @@ export function kindByWord(word: string): Kind | undefined {
 export function suggest(text: string, limit = 12): Kind[] {
   const w = text.toLowerCase();
   const listable = kinds.value.filter((k) => k.verbs.includes("list"));
-  if (!w) return listable.filter((k) => COMMON.includes(k.resource) && (k.group === "" || k.group === "apps" || k.group === "batch")).slice(0, limit);
+  if (!w)
+    return listable
+      .filter((k) => COMMON.includes(k.resource) && (k.group === "" || k.group === "apps" || k.group === "batch"))
+      .slice(0, limit);
   const score = (k: Kind): number =>
-    k.shortNames.includes(w) ? 0
-    : k.resource === w ? 1
-    : k.resource.startsWith(w) ? 2 + (k.group ? 0.5 : 0)
-    : (k.resource + "." + k.group).startsWith(w) || k.id.startsWith(w) ? 3
-    : k.resource.includes(w) ? 4
-    : k.group.includes(w) ? 5
-    : 9;
+    k.shortNames.includes(w)
+      ? 0
+      : k.resource === w
+        ? 1
+        : k.resource.startsWith(w)
+          ? 2 + (k.group ? 0.5 : 0)
+          : (k.resource + "." + k.group).startsWith(w) || k.id.startsWith(w)
+            ? 3
+            : k.resource.includes(w)
+              ? 4
+              : k.group.includes(w)
+                ? 5
+                : 9;
   return listable
     .map((k) => [score(k), k] as const)
     .filter(([s]) => s < 9)
@@ -172,8 +181,21 @@ export function suggest(text: string, limit = 12): Kind[] {
     .map(([, k]) => k);
 }
 
-const COMMON = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cronjobs", "services", "configmaps", "secrets",
-  "persistentvolumeclaims", "nodes", "namespaces", "events"];
+const COMMON = [
+  "pods",
+  "deployments",
+  "statefulsets",
+  "daemonsets",
+  "jobs",
+  "cronjobs",
+  "services",
+  "configmaps",
+  "secrets",
+  "persistentvolumeclaims",
+  "nodes",
+  "namespaces",
+  "events",
+];
 
 function base(k: Kind): string {
   return k.group ? "/apis/" + k.group + "/" + k.version : "/api/" + k.version;

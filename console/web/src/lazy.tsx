@@ -33,7 +33,9 @@ export function lazy<P extends object = object>(load: () => Promise<FunctionComp
       return (
         <div class="problem" role="alert">
           <p>{S.notLoaded}</p>
-          <button type="button" onClick={start}>{S.retry}</button>
+          <button type="button" onClick={start}>
+            {S.retry}
+          </button>
         </div>
       );
     }

@@ -47,7 +47,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
   }, []);
   const wide = useSignal(false);
-  const columns = useComputed(() => tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []));
+  const columns = useComputed(() =>
+    tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []),
+  );
   const active = useSignal("");
   const marks = useSignal<ReadonlySet<string>>(new Set());
 
@@ -139,7 +141,14 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           {actions.map((a) => {
             const why = current() ? a.refused(target(current()!)) : "";
             return (
-              <button key={a.id} type="button" class={a.danger ? "danger" : ""} aria-disabled={!!why || !active.value} title={why || `${a.label} (${a.key.split(" ")[0]})`} onClick={() => perform(a, targets())}>
+              <button
+                key={a.id}
+                type="button"
+                class={a.danger ? "danger" : ""}
+                aria-disabled={!!why || !active.value}
+                title={why || `${a.label} (${a.key.split(" ")[0]})`}
+                onClick={() => perform(a, targets())}
+              >
                 {a.label}
               </button>
             );
@@ -147,14 +156,33 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
         </div>
       </div>
       {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
-      {listing.trouble.value && <p class="note passing">{visible(listing.trouble.value)} {listing.over.value && <button type="button" onClick={() => listing.retry()}>{S.list.again}</button>}</p>}
+      {listing.trouble.value && (
+        <p class="note passing">
+          {visible(listing.trouble.value)}{" "}
+          {listing.over.value && (
+            <button type="button" onClick={() => listing.retry()}>
+              {S.list.again}
+            </button>
+          )}
+        </p>
+      )}
       {error ? (
         <div class="problem" role="alert">
-          <p>{error.code === 403 ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere) : S.list.failed}</p>
+          <p>
+            {error.code === 403
+              ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere)
+              : S.list.failed}
+          </p>
           <p class="faint">{visible(error.message)}</p>
           <div class="buttons start">
-            <button type="button" onClick={() => listing.retry()}>{S.retry}</button>
-            {(kind.namespaced || isKind(kind, "", "namespaces")) && <button type="button" onClick={chooseNamespace}>{S.list.otherNamespace}</button>}
+            <button type="button" onClick={() => listing.retry()}>
+              {S.retry}
+            </button>
+            {(kind.namespaced || isKind(kind, "", "namespaces")) && (
+              <button type="button" onClick={chooseNamespace}>
+                {S.list.otherNamespace}
+              </button>
+            )}
           </div>
         </div>
       ) : listing.synced.value && n === 0 ? (

@@ -46,7 +46,11 @@ export function LoginPage() {
   return (
     <main class="login">
       <h1>{S.title}</h1>
-      {refused.value && <p class="problem" role="alert">{visible(refused.value)}</p>}
+      {refused.value && (
+        <p class="problem" role="alert">
+          {visible(refused.value)}
+        </p>
+      )}
       {issuer && (
         <div class="buttons start">
           <button type="button" class="primary" ref={first} disabled={busy.value} onClick={() => void toProvider()}>
@@ -64,17 +68,30 @@ export function LoginPage() {
       >
         <label class="field">
           {S.login.token}
-          <textarea ref={field} rows={4} autocomplete="off" spellcheck={false} value={text.value} onInput={(e) => (text.value = e.currentTarget.value)} />
+          <textarea
+            ref={field}
+            rows={4}
+            autocomplete="off"
+            spellcheck={false}
+            value={text.value}
+            onInput={(e) => (text.value = e.currentTarget.value)}
+          />
         </label>
         <div class="buttons start">
-          <button type="submit" class="primary" disabled={busy.value}>{S.login.submit}</button>
+          <button type="submit" class="primary" disabled={busy.value}>
+            {S.login.submit}
+          </button>
           <label class="file">
             {S.login.file}
             <input type="file" onChange={(e) => void read(e.currentTarget.files?.[0])} />
           </label>
         </div>
       </form>
-      {!loopback && <p class="faint">{S.login.create} <code>kubectl create token NAME -n NAMESPACE</code></p>}
+      {!loopback && (
+        <p class="faint">
+          {S.login.create} <code>kubectl create token NAME -n NAMESPACE</code>
+        </p>
+      )}
     </main>
   );
 }

@@ -172,7 +172,13 @@ function PieceLine({ piece, mark, prefix }: { piece: Piece; mark: Expression | n
   return (
     <div class="log-line">
       <span class={"source c" + line.source.color}>{prefix}</span>
-      {spans ? cut(spans, from, to).map((s, i) => <span key={i} class={s.style}>{marked(s.text, mark)}</span>) : marked(shownText(line).slice(from, to), mark)}
+      {spans
+        ? cut(spans, from, to).map((s, i) => (
+            <span key={i} class={s.style}>
+              {marked(s.text, mark)}
+            </span>
+          ))
+        : marked(shownText(line).slice(from, to), mark)}
     </div>
   );
 }

@@ -29,10 +29,20 @@ export function LogView() {
   const r = route.value;
   const k = kindById(r.kind);
   if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
-  return <LogOf key={[k.id, r.ns, r.name, r.params.container, r.params.previous, r.params.since].join("|")} kind={k} ns={r.ns} name={r.name} />;
+  return (
+    <LogOf key={[k.id, r.ns, r.name, r.params.container, r.params.previous, r.params.since].join("|")} kind={k} ns={r.ns} name={r.name} />
+  );
 }
 
-async function openPod(log: Log, pods: Kind, ns: string, name: string, wanted: string, color: number, containers: (all: string[]) => void): Promise<void> {
+async function openPod(
+  log: Log,
+  pods: Kind,
+  ns: string,
+  name: string,
+  wanted: string,
+  color: number,
+  containers: (all: string[]) => void,
+): Promise<void> {
   const path = objectPath(pods, ns, name);
   const pod = await api<Record<string, any>>("GET", path);
   const all = logContainers(pod);
@@ -119,7 +129,15 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   });
   const sources = log.sources.value;
   const waiting = sources.filter((s) => s.state.value !== "open" || s.message_.value);
-  const others = [...new Set(waiting.map((s) => (s.state.value === "ended" ? (s.message_.value || (sources.length === 1 ? S.logs.ended : "")) : s.message_.value || S.logs.waiting(s.pod))))].filter(Boolean);
+  const others = [
+    ...new Set(
+      waiting.map((s) =>
+        s.state.value === "ended"
+          ? s.message_.value || (sources.length === 1 ? S.logs.ended : "")
+          : s.message_.value || S.logs.waiting(s.pod),
+      ),
+    ),
+  ].filter(Boolean);
 
   useKeys([
     { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
@@ -158,36 +176,68 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         <h1>
           <span class="faint">{S.logs.of}</span>{" "}
           <a href={format({ view: "object", kind: kind.id, ns, name })}>
-            <span class="faint">{label(kind)} {visible(ns)}/</span>
+            <span class="faint">
+              {label(kind)} {visible(ns)}/
+            </span>
             <span class="name">{visible(name)}</span>
           </a>
           {pods.value > 1 && <span class="count">{S.logs.pods(pods.value)}</span>}
         </h1>
         <FilterBar placeholder={S.logs.filter} />
         <div class="tools">
-          <button type="button" aria-pressed={following.value} onClick={() => (following.value = !following.value)}>{S.logs.follow}</button>
-          <button type="button" aria-pressed={wrap.value} onClick={() => (wrap.value = !wrap.value)}>{S.logs.wrap}</button>
-          <button type="button" aria-pressed={times.value} onClick={() => (times.value = !times.value)}>{S.logs.times}</button>
-          <button type="button" aria-pressed={params.previous === "1"} onClick={() => setParams({ previous: params.previous === "1" ? "" : "1" })}>{S.logs.previous}</button>
+          <button type="button" aria-pressed={following.value} onClick={() => (following.value = !following.value)}>
+            {S.logs.follow}
+          </button>
+          <button type="button" aria-pressed={wrap.value} onClick={() => (wrap.value = !wrap.value)}>
+            {S.logs.wrap}
+          </button>
+          <button type="button" aria-pressed={times.value} onClick={() => (times.value = !times.value)}>
+            {S.logs.times}
+          </button>
+          <button
+            type="button"
+            aria-pressed={params.previous === "1"}
+            onClick={() => setParams({ previous: params.previous === "1" ? "" : "1" })}
+          >
+            {S.logs.previous}
+          </button>
           <label>
             <span class="hidden">{S.logs.container}</span>
             <select value={params.container ?? ""} onChange={(e) => setParams({ container: e.currentTarget.value })}>
               <option value="">{S.logs.defaultContainer}</option>
-              {containers.value.map((c) => <option key={c} value={c}>{visible(c)}</option>)}
+              {containers.value.map((c) => (
+                <option key={c} value={c}>
+                  {visible(c)}
+                </option>
+              ))}
               <option value="*">{S.logs.allContainers}</option>
             </select>
           </label>
           <label>
             <span class="hidden">{S.logs.since}</span>
             <select value={params.since ?? ""} onChange={(e) => setParams({ since: e.currentTarget.value })}>
-              {SINCE.map(([v, text]) => <option key={v} value={v}>{text}</option>)}
+              {SINCE.map(([v, text]) => (
+                <option key={v} value={v}>
+                  {text}
+                </option>
+              ))}
             </select>
           </label>
-          <button type="button" onClick={download}>{S.logs.download}</button>
+          <button type="button" onClick={download}>
+            {S.logs.download}
+          </button>
         </div>
       </div>
-      {problem.value && <p class="note passing" role="status">{visible(problem.value)}</p>}
-      {others.slice(0, 3).map((text) => <p key={text} class="note" role="status">{visible(text)}</p>)}
+      {problem.value && (
+        <p class="note passing" role="status">
+          {visible(problem.value)}
+        </p>
+      )}
+      {others.slice(0, 3).map((text) => (
+        <p key={text} class="note" role="status">
+          {visible(text)}
+        </p>
+      ))}
       <LogLines log={log} filter={filter} following={following} wrap={wrap} times={times} named={sources.length > 1} scroll={scroll} />
     </section>
   );

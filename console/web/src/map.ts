@@ -112,12 +112,22 @@ function podsOf(b: Builder, s: Sources, ns: string, column: number, match: (r: R
     const ready = cellOf(s.pods, row, "Ready");
     const [have, want] = ready.split("/");
     const tone = status === "Running" && have !== want ? "passing" : toneOfStatus(status);
-    const pod = b.add(column, "pods", ns, row.name, M.map.pod(row.deleting ? "Terminating" : status, ready), row.deleting ? "passing" : tone);
+    const pod = b.add(
+      column,
+      "pods",
+      ns,
+      row.name,
+      M.map.pod(row.deleting ? "Terminating" : status, ready),
+      row.deleting ? "passing" : tone,
+    );
     const name = cellOf(s.pods, row, "Node");
     if (!name || name === "<none>") continue;
     const node = nodes.get(name);
     const text = node && s.nodes ? cellOf(s.nodes, node, "Status") : "";
-    b.join(pod, b.add(column + 1, "nodes", "", name, text, !text ? "" : /^Ready$/.test(text) ? "good" : text.startsWith("Ready") ? "passing" : "bad"));
+    b.join(
+      pod,
+      b.add(column + 1, "nodes", "", name, text, !text ? "" : /^Ready$/.test(text) ? "good" : text.startsWith("Ready") ? "passing" : "bad"),
+    );
   }
   return all.slice(0, PODS);
 }
@@ -126,8 +136,13 @@ function podsOf(b: Builder, s: Sources, ns: string, column: number, match: (r: R
 function frontsOf(b: Builder, s: Sources, ns: string, column: number, services: Set<string>): void {
   const lead = (from: string, name: unknown) => typeof name === "string" && services.has(name) && b.join(from, "services/" + name);
   for (const o of s.ingresses) {
-    const backends = [o.spec?.defaultBackend, ...(o.spec?.rules ?? []).flatMap((r: Obj) => (r.http?.paths ?? []).map((p: Obj) => p.backend))];
-    const names: string[] = backends.map((x: Obj | undefined) => x?.service?.name).filter((n: unknown) => typeof n === "string" && services.has(n));
+    const backends = [
+      o.spec?.defaultBackend,
+      ...(o.spec?.rules ?? []).flatMap((r: Obj) => (r.http?.paths ?? []).map((p: Obj) => p.backend)),
+    ];
+    const names: string[] = backends
+      .map((x: Obj | undefined) => x?.service?.name)
+      .filter((n: unknown) => typeof n === "string" && services.has(n));
     if (!names.length) continue;
     const hosts = (o.spec?.rules ?? []).map((r: Obj) => r.host ?? "*").join(", ");
     const id = b.add(column, "ingresses", ns, o.metadata.name, hosts, "");
@@ -135,7 +150,9 @@ function frontsOf(b: Builder, s: Sources, ns: string, column: number, services: 
   }
   for (const o of s.routes) {
     const refs: Obj[] = (o.spec?.rules ?? []).flatMap((r: Obj) => r.backendRefs ?? []);
-    const names = refs.filter((r) => (r.kind ?? "Service") === "Service" && (r.namespace ?? ns) === ns && services.has(r.name)).map((r) => r.name);
+    const names = refs
+      .filter((r) => (r.kind ?? "Service") === "Service" && (r.namespace ?? ns) === ns && services.has(r.name))
+      .map((r) => r.name);
     if (!names.length) continue;
     const id = b.add(column, "httproutes", ns, o.metadata.name, (o.spec?.hostnames ?? []).join(", "), "");
     names.forEach((n) => lead(id, n));
@@ -155,14 +172,22 @@ export function ofService(o: Obj, s: Sources): Graph {
     const endpoints: Obj[] = slice.endpoints ?? [];
     const good = endpoints.filter((e) => e.conditions?.ready !== false);
     ready += good.length;
-    const id = b.add(2, "endpointslices", ns, slice.metadata.name, M.map.ready(good.length, endpoints.length), good.length === endpoints.length ? "good" : "passing");
+    const id = b.add(
+      2,
+      "endpointslices",
+      ns,
+      slice.metadata.name,
+      M.map.ready(good.length, endpoints.length),
+      good.length === endpoints.length ? "good" : "passing",
+    );
     b.join(service, id, good.length ? "good" : "bad");
     for (const e of endpoints) {
       const tone: Tone = e.conditions?.ready === false ? "passing" : "good";
       if (e.targetRef?.kind === "Pod") {
         if (drawn.has(e.targetRef.name)) b.join(id, "pods/" + e.targetRef.name, tone);
       } else {
-        for (const address of e.addresses ?? []) b.join(id, b.add(3, M.map.address, ns, address, tone === "good" ? "" : S.fact.notReady, tone), tone);
+        for (const address of e.addresses ?? [])
+          b.join(id, b.add(3, M.map.address, ns, address, tone === "good" ? "" : S.fact.notReady, tone), tone);
       }
     }
   }
@@ -188,7 +213,8 @@ export function ofWorkload(k: Kind, o: Obj, s: Sources): Graph {
     sets.add(row.name);
     b.join(workload, b.add(1, "replicasets", ns, row.name, M.map.ready(good, wanted), good >= wanted ? "good" : "passing"));
   }
-  const owned = (r: Row) => (s.sets ? r.owner?.kind === "ReplicaSet" && sets.has(r.owner.name) : r.owner?.kind === k.kind && r.owner.name === name);
+  const owned = (r: Row) =>
+    s.sets ? r.owner?.kind === "ReplicaSet" && sets.has(r.owner.name) : r.owner?.kind === k.kind && r.owner.name === name;
   const pods = podsOf(b, s, ns, 2, owned);
   for (const r of pods) b.join(s.sets ? "replicasets/" + r.owner!.name : workload, "pods/" + r.name);
   const services = new Set<string>();
@@ -207,5 +233,8 @@ export function ofWorkload(k: Kind, o: Obj, s: Sources): Graph {
 /** pairsOf reads a selector as the server prints it. */
 function pairsOf(text: string): [string, string][] {
   if (!text || text === "<none>") return [];
-  return text.split(",").map((p) => p.split("=", 2) as [string, string]).filter((p) => p.length === 2);
+  return text
+    .split(",")
+    .map((p) => p.split("=", 2) as [string, string])
+    .filter((p) => p.length === 2);
 }

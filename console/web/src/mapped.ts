@@ -5,7 +5,10 @@
 import type { Kind } from "./kinds";
 
 /** MAPPED are the kinds of which there is a map. */
-const MAPPED: [group: string, resources: string[]][] = [["", ["services"]], ["apps", ["deployments", "statefulsets", "daemonsets", "replicasets"]]];
+const MAPPED: [group: string, resources: string[]][] = [
+  ["", ["services"]],
+  ["apps", ["deployments", "statefulsets", "daemonsets", "replicasets"]],
+];
 
 export function hasMap(k: Kind): boolean {
   return MAPPED.some(([group, resources]) => k.group === group && resources.includes(k.resource));

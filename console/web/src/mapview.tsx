@@ -47,12 +47,23 @@ function MapOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     <section class="view" aria-label={M.map.of(name)}>
       <div class="bar">
         <h1>
-          {M.map.title} <a href={hrefOf(kind, { ns, name })}>{label(kind)} {visible(ns)}/<span class="name">{visible(name)}</span></a>
+          {M.map.title}{" "}
+          <a href={hrefOf(kind, { ns, name })}>
+            {label(kind)} {visible(ns)}/<span class="name">{visible(name)}</span>
+          </a>
         </h1>
       </div>
-      {deleted && <p class="note passing" role="status">{S.object.deleted}</p>}
+      {deleted && (
+        <p class="note passing" role="status">
+          {S.object.deleted}
+        </p>
+      )}
       {trouble && <p class="note passing">{visible(trouble)}</p>}
-      {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
+      {error && (
+        <div class="problem" role="alert">
+          <p>{visible(error)}</p>
+        </div>
+      )}
       {!object && !error && <p class="empty">{S.loading}</p>}
       {object && <Drawn key={object.metadata.uid + selectorOf(object)} kind={kind} ns={ns} object={state} />}
     </section>
@@ -80,12 +91,19 @@ function Drawn({ kind, ns, object }: { kind: Kind; ns: string; object: ReturnTyp
     };
   }, []);
   useEffect(() => () => Object.values(lists).forEach((l) => l?.close()), []);
-  const slices = useWholeList(service ? kindByWord("endpointslices") : undefined, ns, { labelSelector: "kubernetes.io/service-name=" + object.value.object!.metadata.name });
+  const slices = useWholeList(service ? kindByWord("endpointslices") : undefined, ns, {
+    labelSelector: "kubernetes.io/service-name=" + object.value.object!.metadata.name,
+  });
   const ingresses = useWholeList(kindByWord("ingresses.networking.k8s.io"), ns);
   const routes = useWholeList(kindByWord("httproutes.gateway.networking.k8s.io"), ns);
   const graph = useComputed(() => {
     for (const l of Object.values(lists)) l?.version.value;
-    const sources = { ...lists, slices: slices.value.value ?? [], ingresses: ingresses.value.value ?? [], routes: routes.value.value ?? [] };
+    const sources = {
+      ...lists,
+      slices: slices.value.value ?? [],
+      ingresses: ingresses.value.value ?? [],
+      routes: routes.value.value ?? [],
+    };
     const o = object.value.object!;
     return service ? ofService(o, sources) : ofWorkload(kind, o, sources);
   });
@@ -93,7 +111,11 @@ function Drawn({ kind, ns, object }: { kind: Kind; ns: string; object: ReturnTyp
   const wrong = lists.pods.error.value;
   return (
     <div class="pane scroll">
-      {wrong && <p class="bad" role="alert">{visible(wrong.message)}</p>}
+      {wrong && (
+        <p class="bad" role="alert">
+          {visible(wrong.message)}
+        </p>
+      )}
       <Picture graph={g} />
       {g.hidden > 0 && <p class="faint">{M.map.hidden(g.hidden)}</p>}
       <AsList graph={g} />
@@ -131,7 +153,9 @@ function Picture({ graph: g }: { graph: Graph }) {
             const b = at.get(e.to)!;
             const x = a.x + WIDTH;
             const middle = (x + b.x) / 2;
-            return <path key={e.from + " " + e.to} class={"edge " + e.tone} d={`M${x} ${a.y}C${middle} ${a.y} ${middle} ${b.y} ${b.x} ${b.y}`} />;
+            return (
+              <path key={e.from + " " + e.to} class={"edge " + e.tone} d={`M${x} ${a.y}C${middle} ${a.y} ${middle} ${b.y} ${b.x} ${b.y}`} />
+            );
           })}
         </g>
         {g.spots.map((s) => {
@@ -140,14 +164,22 @@ function Picture({ graph: g }: { graph: Graph }) {
           const box = (
             <g transform={`translate(${p.x} ${p.y - HEIGHT / 2})`}>
               <rect class={"box " + s.tone} width={WIDTH} height={HEIGHT} rx={5} />
-              <text x={9} y={15} class="word">{cut(s.word)}</text>
-              <text x={9} y={30}>{cut(s.name)}</text>
-              <text x={9} y={45} class={"state " + s.tone}>{cut(s.state)}</text>
+              <text x={9} y={15} class="word">
+                {cut(s.word)}
+              </text>
+              <text x={9} y={30}>
+                {cut(s.name)}
+              </text>
+              <text x={9} y={45} class={"state " + s.tone}>
+                {cut(s.state)}
+              </text>
               <title>{visible(`${s.word} ${s.name}: ${s.state}`)}</title>
             </g>
           );
           return href ? (
-            <a key={s.id} href={href} data-column={s.column} aria-label={visible(M.map.spot(s.word, s.name, s.state))}>{box}</a>
+            <a key={s.id} href={href} data-column={s.column} aria-label={visible(M.map.spot(s.word, s.name, s.state))}>
+              {box}
+            </a>
           ) : (
             <g key={s.id}>{box}</g>
           );
@@ -177,7 +209,13 @@ function AsList({ graph: g }: { graph: Graph }) {
       <h2>{M.map.list}</h2>
       <table class="plain stack">
         <thead>
-          <tr>{M.map.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>
+            {M.map.columns.map((c) => (
+              <th key={c} scope="col">
+                {c}
+              </th>
+            ))}
+          </tr>
         </thead>
         <tbody>
           {g.spots.map((s) => {

@@ -90,16 +90,29 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
     <section class="view object" tabIndex={-1} aria-label={`${kind.kind} ${name}`}>
       <div class="bar">
         <h1>
-          <a href={format({ view: "list", kind: kind.id })} class="faint">{label(kind)}</a>{" "}
+          <a href={format({ view: "list", kind: kind.id })} class="faint">
+            {label(kind)}
+          </a>{" "}
           {ns && <span class="faint">{visible(ns)}/</span>}
           <span class="name">{visible(name)}</span>
         </h1>
         <div class="tools">
-          {hasMap(kind) && <button type="button" title={`${S.views.map} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>{S.views.map}</button>}
+          {hasMap(kind) && (
+            <button type="button" title={`${S.views.map} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>
+              {S.views.map}
+            </button>
+          )}
           {actions.map((a) => {
             const why = a.refused(target);
             return (
-              <button key={a.id} type="button" class={a.danger ? "danger" : ""} aria-disabled={!!why} title={why || `${a.label} (${a.key.split(" ")[0]})`} onClick={() => perform(a, [target])}>
+              <button
+                key={a.id}
+                type="button"
+                class={a.danger ? "danger" : ""}
+                aria-disabled={!!why}
+                title={why || `${a.label} (${a.key.split(" ")[0]})`}
+                onClick={() => perform(a, [target])}
+              >
                 {a.label}
               </button>
             );
@@ -113,9 +126,17 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
           </button>
         ))}
       </div>
-      {deleted && <p class="note passing" role="status">{S.object.deleted}</p>}
+      {deleted && (
+        <p class="note passing" role="status">
+          {S.object.deleted}
+        </p>
+      )}
       {trouble && <p class="note passing">{visible(trouble)}</p>}
-      {error && <div class="problem" role="alert"><p>{visible(error)}</p></div>}
+      {error && (
+        <div class="problem" role="alert">
+          <p>{visible(error)}</p>
+        </div>
+      )}
       {!object && !error && <p class="empty">{S.loading}</p>}
       {object && tab === "details" && <Details kind={kind} object={object} />}
       {object && tab === "yaml" && <Yaml kind={kind} yaml={yaml} />}
@@ -139,13 +160,17 @@ function Yaml({ kind, yaml }: { kind: Kind; yaml: string }) {
     return (
       <div class="pane">
         <p>{S.secret.hidden}</p>
-        <button type="button" onClick={() => (shown.value = true)}>{S.secret.showYaml}</button>
+        <button type="button" onClick={() => (shown.value = true)}>
+          {S.secret.showYaml}
+        </button>
       </div>
     );
   }
   return (
     <div class="pane scroll" tabIndex={0} role="region" aria-label={S.object.tab.yaml}>
-      <button type="button" class="float" onClick={() => void copy(yaml)}>{S.copy}</button>
+      <button type="button" class="float" onClick={() => void copy(yaml)}>
+        {S.copy}
+      </button>
       <pre>{visibleLines(yaml)}</pre>
     </div>
   );
@@ -211,7 +236,8 @@ function Containers({ pod }: { pod: Record<string, any> }) {
       <ul class="containers">
         {containersOf(pod).map((c) => (
           <li key={c.name}>
-            <strong>{visible(c.name)}</strong> {c.init && <span class="faint">{S.object.init}</span>} <span class={c.tone}>{visible(c.state)}</span>
+            <strong>{visible(c.name)}</strong> {c.init && <span class="faint">{S.object.init}</span>}{" "}
+            <span class={c.tone}>{visible(c.state)}</span>
             {c.restarts > 0 && <span class="passing"> {S.object.restarts(c.restarts)}</span>}
             <div class="faint">{visible(c.image)}</div>
             {c.last && <div class="bad">{S.object.before(visible(c.last))}</div>}
@@ -236,7 +262,9 @@ function Conditions({ object }: { object: Record<string, any> }) {
         <thead>
           <tr>
             {S.object.conditionColumns.map((c) => (
-              <th key={c} scope="col">{c}</th>
+              <th key={c} scope="col">
+                {c}
+              </th>
             ))}
           </tr>
         </thead>

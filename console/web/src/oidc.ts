@@ -78,8 +78,14 @@ export async function begin(): Promise<string> {
     sessionStorage.setItem(BEGUN, JSON.stringify(begun));
     const url = new URL(p.authorization);
     const query = {
-      response_type: "code", client_id: p.clientID, scope: p.scope, redirect_uri: home(), state: begun.state, nonce: begun.nonce,
-      code_challenge: challenge, code_challenge_method: "S256",
+      response_type: "code",
+      client_id: p.clientID,
+      scope: p.scope,
+      redirect_uri: home(),
+      state: begun.state,
+      nonce: begun.nonce,
+      code_challenge: challenge,
+      code_challenge_method: "S256",
     };
     for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
     location.assign(url);

@@ -11,7 +11,17 @@ import { useKeys } from "./keys";
 import { kindByWord, kinds, listPath, objectPath } from "./kinds";
 import { Listing, now } from "./listing";
 import { hrefOf } from "./listview";
-import { chartProblems, claimProblems, columnOf, nodeProblems, podProblems, type Problem, type Warning, warningsOf, workloadProblems } from "./problems";
+import {
+  chartProblems,
+  claimProblems,
+  columnOf,
+  nodeProblems,
+  podProblems,
+  type Problem,
+  type Warning,
+  warningsOf,
+  workloadProblems,
+} from "./problems";
 import { format, namespace } from "./route";
 import { problemsOf, ServerCard, Servers, useServers } from "./servers";
 import { S } from "./strings";
@@ -69,7 +79,10 @@ function Loaded({ ns }: { ns: string }) {
     return warningsOf(l);
   });
   const servers = useServers();
-  const summary = useComputed(() => ({ nodes: tally(lists.nodes, (t) => /^Ready(,|$)/.test(t)), pods: tally(lists.pods, (t) => t === "Running" || t === "Completed") }));
+  const summary = useComputed(() => ({
+    nodes: tally(lists.nodes, (t) => /^Ready(,|$)/.test(t)),
+    pods: tally(lists.pods, (t) => t === "Running" || t === "Completed"),
+  }));
   useKeys([
     { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
     { key: "k ArrowUp", label: S.keys.up, run: () => focusLink(-1), hint: true },
@@ -92,21 +105,39 @@ function Loaded({ ns }: { ns: string }) {
       <div class="pane scroll">
         <div class="summary" role="status">
           <h1>{count ? S.overview.problems(count) : S.overview.title}</h1>
-          {nodes && <a href={listHref("nodes")} class={nodes.good < nodes.all ? "bad" : "good"}>{S.overview.nodes(nodes.good, nodes.all)}</a>}
-          {pods && <a href={listHref("pods")} class={pods.good < pods.all ? "passing" : "good"}>{S.overview.pods(pods.good, pods.all)}</a>}
+          {nodes && (
+            <a href={listHref("nodes")} class={nodes.good < nodes.all ? "bad" : "good"}>
+              {S.overview.nodes(nodes.good, nodes.all)}
+            </a>
+          )}
+          {pods && (
+            <a href={listHref("pods")} class={pods.good < pods.all ? "passing" : "good"}>
+              {S.overview.pods(pods.good, pods.all)}
+            </a>
+          )}
           <span class="faint">{S.overview.scope(ns)}</span>
         </div>
         {errors.length > 0 && (
           <div class="problem">
             <p>{S.overview.partial}</p>
-            {errors.map((e) => <p key={e} class="faint">{visible(e)}</p>)}
+            {errors.map((e) => (
+              <p key={e} class="faint">
+                {visible(e)}
+              </p>
+            ))}
           </div>
         )}
-        {count === 0 && <p class={whole && errors.length === 0 ? "good" : "faint"}>{!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}</p>}
+        {count === 0 && (
+          <p class={whole && errors.length === 0 ? "good" : "faint"}>
+            {!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}
+          </p>
+        )}
         {count > 0 && (
           <section aria-label={S.overview.wrong}>
             <ul class="cards">
-              {ofServers.map((p) => <ServerCard key={p.title + p.text} problem={p} />)}
+              {ofServers.map((p) => (
+                <ServerCard key={p.title + p.text} problem={p} />
+              ))}
               {list.slice(0, SHOWN).map((p, i) => (
                 <Card key={p.id} problem={p} warning={byObject.get((p.row.ns || "default") + "/" + wordOfObject(p))} log={i < LOGS} />
               ))}
@@ -205,16 +236,21 @@ function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning
         </a>
         {p.word === "pods" && <a href={format({ view: "logs", kind: k.id, ns: p.row.ns, name: p.row.name })}>{S.action.logs}</a>}
       </div>
-      {why.value.map((t) => <div key={t}>{visible(t)}</div>)}
+      {why.value.map((t) => (
+        <div key={t}>{visible(t)}</div>
+      ))}
       {warning && (
         <div>
-          <span class="faint">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - warning.at) / 1000))))}</span> {visible(warning.reason)}: {visible(warning.message)}
+          <span class="faint">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - warning.at) / 1000))))}</span>{" "}
+          {visible(warning.reason)}: {visible(warning.message)}
         </div>
       )}
       {lines.value.length > 0 && (
         <details open>
           <summary class="faint">{S.overview.log}</summary>
-          <pre class="data" tabIndex={0} aria-label={S.overview.log}>{visibleLines(lines.value.join("\n"))}</pre>
+          <pre class="data" tabIndex={0} aria-label={S.overview.log}>
+            {visibleLines(lines.value.join("\n"))}
+          </pre>
         </details>
       )}
     </li>
@@ -232,7 +268,11 @@ function reasons(o: Record<string, any>): string[] {
     if (o.status?.message) out.push(o.status.message);
   }
   for (const c of o.status?.conditions ?? []) {
-    const good = /^(Ready|PodScheduled|Available|Progressing)$/.test(c.type) ? "True" : /Pressure$|Unavailable$|Failure$/.test(c.type) ? "False" : c.status;
+    const good = /^(Ready|PodScheduled|Available|Progressing)$/.test(c.type)
+      ? "True"
+      : /Pressure$|Unavailable$|Failure$/.test(c.type)
+        ? "False"
+        : c.status;
     if (c.status !== good && c.message && !/^containers with/.test(c.message)) out.push(`${c.type}: ${c.message}`);
   }
   return [...new Set(out)].slice(0, 4);

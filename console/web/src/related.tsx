@@ -25,7 +25,9 @@ export interface Relation {
 }
 
 /** selectorText writes a label selector as the API's query has it. */
-export function selectorText(selector: { matchLabels?: Record<string, string>; matchExpressions?: any[] } | Record<string, string> | undefined): string {
+export function selectorText(
+  selector: { matchLabels?: Record<string, string>; matchExpressions?: any[] } | Record<string, string> | undefined,
+): string {
   if (!selector) return "";
   const isPlain = !("matchLabels" in selector) && !("matchExpressions" in selector);
   const labels = (isPlain ? selector : (selector as any).matchLabels) ?? {};
@@ -59,7 +61,12 @@ export function relationsOf(k: Kind, o: Record<string, any>): Relation[] {
   for (const [group, resource, owned] of OWNED) {
     if (!isKind(k, group, resource)) continue;
     const selector = selectorText(o.spec?.selector);
-    add(owned, selector ? { labelSelector: selector } : {}, (c) => S.related.owned(label(c)), (r) => r.owner?.name === name && r.owner?.kind === k.kind);
+    add(
+      owned,
+      selector ? { labelSelector: selector } : {},
+      (c) => S.related.owned(label(c)),
+      (r) => r.owner?.name === name && r.owner?.kind === k.kind,
+    );
   }
   if (isKind(k, "apps", "deployments")) add("pods", { labelSelector: selectorText(o.spec?.selector) }, () => S.related.pods);
   if (isKind(k, "", "services")) {
@@ -69,36 +76,101 @@ export function relationsOf(k: Kind, o: Record<string, any>): Relation[] {
   if (isKind(k, "", "nodes")) add("pods", { fieldSelector: "spec.nodeName=" + name }, () => S.related.onNode, undefined, "");
   if (isKind(k, "", "namespaces")) add("pods", {}, () => S.related.inNamespace, undefined, name);
   if (isKind(k, "", "persistentvolumeclaims")) {
-    add("persistentvolumes", {}, () => S.related.volume, (r) => r.name === o.spec?.volumeName, "");
+    add(
+      "persistentvolumes",
+      {},
+      () => S.related.volume,
+      (r) => r.name === o.spec?.volumeName,
+      "",
+    );
   }
   addRelated(k, o, ns, name, add);
   return out;
 }
 
 /** addRelated adds those that are found by what the server prints of them. */
-function addRelated(k: Kind, o: Record<string, any>, ns: string, name: string, add: (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: Relation["match"], at?: string) => void): void {
+function addRelated(
+  k: Kind,
+  o: Record<string, any>,
+  ns: string,
+  name: string,
+  add: (word: string, query: Record<string, string>, title: (kind: Kind) => string, match?: Relation["match"], at?: string) => void,
+): void {
   const rbac = "rbac.authorization.k8s.io";
   const has = (text: string, word: string) => text.split(/[\s,]+/).includes(word);
   if (isKind(k, "", "serviceaccounts")) {
     const account = ns + "/" + name;
-    add("rolebindings." + rbac, {}, () => S.related.bindings, (_, cell) => has(cell("ServiceAccounts"), account));
-    add("clusterrolebindings." + rbac, {}, () => S.related.clusterBindings, (_, cell) => has(cell("ServiceAccounts"), account), "");
-    add("rolebindings." + rbac, {}, () => S.related.otherBindings, (r, cell) => r.ns !== ns && has(cell("ServiceAccounts"), account), "");
+    add(
+      "rolebindings." + rbac,
+      {},
+      () => S.related.bindings,
+      (_, cell) => has(cell("ServiceAccounts"), account),
+    );
+    add(
+      "clusterrolebindings." + rbac,
+      {},
+      () => S.related.clusterBindings,
+      (_, cell) => has(cell("ServiceAccounts"), account),
+      "",
+    );
+    add(
+      "rolebindings." + rbac,
+      {},
+      () => S.related.otherBindings,
+      (r, cell) => r.ns !== ns && has(cell("ServiceAccounts"), account),
+      "",
+    );
   }
-  if (isKind(k, rbac, "roles")) add("rolebindings." + rbac, {}, () => S.related.boundBy, (_, cell) => cell("Role") === "Role/" + name);
+  if (isKind(k, rbac, "roles"))
+    add(
+      "rolebindings." + rbac,
+      {},
+      () => S.related.boundBy,
+      (_, cell) => cell("Role") === "Role/" + name,
+    );
   if (isKind(k, rbac, "clusterroles")) {
-    add("clusterrolebindings." + rbac, {}, () => S.related.boundBy, (_, cell) => cell("Role") === "ClusterRole/" + name, "");
-    add("rolebindings." + rbac, {}, () => S.related.boundInside, (_, cell) => cell("Role") === "ClusterRole/" + name, "");
+    add(
+      "clusterrolebindings." + rbac,
+      {},
+      () => S.related.boundBy,
+      (_, cell) => cell("Role") === "ClusterRole/" + name,
+      "",
+    );
+    add(
+      "rolebindings." + rbac,
+      {},
+      () => S.related.boundInside,
+      (_, cell) => cell("Role") === "ClusterRole/" + name,
+      "",
+    );
   }
   if (isKind(k, "storage.k8s.io", "storageclasses")) {
-    add("persistentvolumeclaims", {}, () => S.related.claims, (_, cell) => cell("StorageClass") === name, "");
-    add("persistentvolumes", {}, () => S.related.volumes, (_, cell) => cell("StorageClass") === name, "");
+    add(
+      "persistentvolumeclaims",
+      {},
+      () => S.related.claims,
+      (_, cell) => cell("StorageClass") === name,
+      "",
+    );
+    add(
+      "persistentvolumes",
+      {},
+      () => S.related.volumes,
+      (_, cell) => cell("StorageClass") === name,
+      "",
+    );
   }
   if (isKind(k, "policy", "poddisruptionbudgets") || isKind(k, "networking.k8s.io", "networkpolicies")) {
     const selector = o.spec?.selector ?? o.spec?.podSelector;
     if (selector) add("pods", selectorText(selector) ? { labelSelector: selectorText(selector) } : {}, () => S.related.selected);
   }
-  if (isKind(k, "helm.cattle.io", "helmcharts") && o.status?.jobName) add("jobs.batch", {}, () => S.related.job, (r) => r.name === o.status.jobName);
+  if (isKind(k, "helm.cattle.io", "helmcharts") && o.status?.jobName)
+    add(
+      "jobs.batch",
+      {},
+      () => S.related.job,
+      (r) => r.name === o.status.jobName,
+    );
 }
 
 /** eventsOf is the relation of an object with its events. */
@@ -107,7 +179,8 @@ export function eventsOf(o: Record<string, any>): Relation | null {
   if (!kind) return null;
   // Events of objects without a namespace are in "default".
   const ns = o.metadata.namespace ?? "default";
-  const fields = o.kind === "Node" ? `involvedObject.kind=Node,involvedObject.name=${o.metadata.name}` : "involvedObject.uid=" + o.metadata.uid;
+  const fields =
+    o.kind === "Node" ? `involvedObject.kind=Node,involvedObject.name=${o.metadata.name}` : "involvedObject.uid=" + o.metadata.uid;
   return { title: S.related.events, kind, ns, query: { fieldSelector: fields } };
 }
 

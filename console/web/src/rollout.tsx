@@ -57,7 +57,11 @@ function Undo({ target: t, revisions, close }: { target: Target; revisions: Revi
     return (
       <div>
         <p>{S.rollout.none}</p>
-        <div class="buttons"><button type="button" data-first onClick={close}>{S.close}</button></div>
+        <div class="buttons">
+          <button type="button" data-first onClick={close}>
+            {S.close}
+          </button>
+        </div>
       </div>
     );
   }
@@ -70,7 +74,13 @@ function Undo({ target: t, revisions, close }: { target: Target; revisions: Revi
     >
       <table class="plain">
         <thead>
-          <tr>{S.rollout.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>
+            {S.rollout.columns.map((c) => (
+              <th key={c} scope="col">
+                {c}
+              </th>
+            ))}
+          </tr>
         </thead>
         <tbody>
           {revisions.map((r, i) => (
@@ -89,22 +99,41 @@ function Undo({ target: t, revisions, close }: { target: Target; revisions: Revi
                   />
                 )}
               </td>
-              <td><label for={"revision-" + r.number}>{r.number}</label></td>
+              <td>
+                <label for={"revision-" + r.number}>{r.number}</label>
+              </td>
               <td>{age(r.created, now.value)}</td>
-              <td>{(r.images ?? []).map((image) => <div key={image}>{visible(image)}</div>)}</td>
+              <td>
+                {(r.images ?? []).map((image) => (
+                  <div key={image}>{visible(image)}</div>
+                ))}
+              </td>
               <td>{visible(r.cause)}</td>
             </tr>
           ))}
         </tbody>
       </table>
-      {error ? <p class="bad" role="alert">{visible(error)}</p>
-        : diff === null ? <p class="faint" role="status">{S.rollout.looking}</p>
-        : diff === "" ? <p role="status">{S.rollout.same}</p>
-        : <Diff text={diff} />}
+      {error ? (
+        <p class="bad" role="alert">
+          {visible(error)}
+        </p>
+      ) : diff === null ? (
+        <p class="faint" role="status">
+          {S.rollout.looking}
+        </p>
+      ) : diff === "" ? (
+        <p role="status">{S.rollout.same}</p>
+      ) : (
+        <Diff text={diff} />
+      )}
       <Command text={commandFor("rollout undo", [t], "--to-revision=" + chosen)} />
       <div class="buttons">
-        <button type="button" onClick={close}>{S.cancel}</button>
-        <button type="submit" class="primary" disabled={!diff}>{S.rollout.button(chosen)}</button>
+        <button type="button" onClick={close}>
+          {S.cancel}
+        </button>
+        <button type="submit" class="primary" disabled={!diff}>
+          {S.rollout.button(chosen)}
+        </button>
       </div>
     </form>
   );

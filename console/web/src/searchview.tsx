@@ -32,7 +32,11 @@ const NOTHING: Result = { found: [], done: 0, of: 0, full: false, over: false, t
 
 /** searched are the kinds of objects, without events: these say what was, and are often as many as all others. */
 function searched(ns: string): Map<string, Kind> {
-  return new Map(kinds.value.filter((k) => k.verbs.includes("list") && k.resource !== "events" && (k.namespaced || !ns) && !k.group.endsWith("metrics.k8s.io")).map((k) => [listPath(k, ns), k]));
+  return new Map(
+    kinds.value
+      .filter((k) => k.verbs.includes("list") && k.resource !== "events" && (k.namespaced || !ns) && !k.group.endsWith("metrics.k8s.io"))
+      .map((k) => [listPath(k, ns), k]),
+  );
 }
 
 export function SearchView() {
@@ -60,7 +64,14 @@ function Search({ ns }: { ns: string }) {
         message(m: Message) {
           const r = result.value;
           if (m.type === "found") {
-            result.value = { found: [...r.found, ...(m.found ?? [])], done: m.done, of: m.of, full: m.full, over: false, trouble: m.trouble ? [...r.trouble, m.trouble].slice(0, 10) : r.trouble };
+            result.value = {
+              found: [...r.found, ...(m.found ?? [])],
+              done: m.done,
+              of: m.of,
+              full: m.full,
+              over: false,
+              trouble: m.trouble ? [...r.trouble, m.trouble].slice(0, 10) : r.trouble,
+            };
           } else if (m.type === "end") {
             result.value = { ...r, over: true, trouble: m.message ? [...r.trouble, m.message] : r.trouble };
           }
@@ -105,16 +116,34 @@ function Search({ ns }: { ns: string }) {
           }}
         />
         <span class="faint">{S.overview.scope(ns)}</span>
-        <span class="count" role="status">{text.length < SHORTEST ? "" : r.full ? M.search.full(r.found.length) : r.over ? M.search.found(r.found.length) : M.search.running(r.found.length, r.done, r.of)}</span>
+        <span class="count" role="status">
+          {text.length < SHORTEST
+            ? ""
+            : r.full
+              ? M.search.full(r.found.length)
+              : r.over
+                ? M.search.found(r.found.length)
+                : M.search.running(r.found.length, r.done, r.of)}
+        </span>
       </div>
       <div class="pane scroll">
-        {r.trouble.map((t) => <p key={t} class="passing">{visible(t)}</p>)}
+        {r.trouble.map((t) => (
+          <p key={t} class="passing">
+            {visible(t)}
+          </p>
+        ))}
         {text.length < SHORTEST && <p class="faint">{M.search.hint}</p>}
         {r.over && r.found.length === 0 && text.length >= SHORTEST && <p class="empty">{M.search.none(text)}</p>}
         {r.found.length > 0 && (
           <table class="plain stack found">
             <thead>
-              <tr>{M.search.columns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+              <tr>
+                {M.search.columns.map((c) => (
+                  <th key={c} scope="col">
+                    {c}
+                  </th>
+                ))}
+              </tr>
             </thead>
             <tbody>
               {r.found.map((f) => {
@@ -124,7 +153,9 @@ function Search({ ns }: { ns: string }) {
                     <tr key={f.path + f.ns + "/" + f.name}>
                       <td>{label(k)}</td>
                       <td>{visible(f.ns)}</td>
-                      <td><a href={hrefOf(k, { ns: f.ns ?? "", name: f.name })}>{visible(f.name)}</a></td>
+                      <td>
+                        <a href={hrefOf(k, { ns: f.ns ?? "", name: f.name })}>{visible(f.name)}</a>
+                      </td>
                       <td>{f.label && <span class="label">{visible(f.label)}</span>}</td>
                       <td>{f.created ? age(f.created, now.value) : ""}</td>
                     </tr>

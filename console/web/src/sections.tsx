@@ -34,10 +34,14 @@ export function Sections({ kind, object }: { kind: Kind; object: Obj }) {
               <dd class={f.tone}>{f.href ? <a href={f.href}>{visible(f.value)}</a> : visible(f.value)}</dd>
             </div>
           ))}
-          {isKind(kind, "batch", "cronjobs") && !object.spec?.suspend && <Next schedule={object.spec?.schedule ?? ""} zone={object.spec?.timeZone ?? ""} />}
+          {isKind(kind, "batch", "cronjobs") && !object.spec?.suspend && (
+            <Next schedule={object.spec?.schedule ?? ""} zone={object.spec?.timeZone ?? ""} />
+          )}
         </dl>
       )}
-      {isKind(kind, "", "resourcequotas") && <Quota hard={object.status?.hard ?? object.spec?.hard ?? {}} used={object.status?.used ?? {}} />}
+      {isKind(kind, "", "resourcequotas") && (
+        <Quota hard={object.status?.hard ?? object.spec?.hard ?? {}} used={object.status?.used ?? {}} />
+      )}
       {isKind(kind, RBAC, "roles", "clusterroles") && <Rules rules={object.rules ?? []} />}
       {isKind(kind, RBAC, "rolebindings", "clusterrolebindings") && (
         <>
@@ -80,7 +84,12 @@ function Next({ schedule, zone }: { schedule: string; zone: string }) {
       clearTimeout(timer);
     };
   }, [schedule, zone]);
-  return next.value ? <div><dt>{M.extra.next}</dt><dd>{visible(next.value)}</dd></div> : null;
+  return next.value ? (
+    <div>
+      <dt>{M.extra.next}</dt>
+      <dd>{visible(next.value)}</dd>
+    </div>
+  ) : null;
 }
 
 function Quota({ hard, used }: { hard: Record<string, string>; used: Record<string, string> }) {
@@ -89,7 +98,13 @@ function Quota({ hard, used }: { hard: Record<string, string>; used: Record<stri
       <h2>{M.extra.quota}</h2>
       <table class="plain">
         <thead>
-          <tr>{M.extra.quotaColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>
+            {M.extra.quotaColumns.map((c) => (
+              <th key={c} scope="col">
+                {c}
+              </th>
+            ))}
+          </tr>
         </thead>
         <tbody>
           {Object.entries(hard).map(([k, most]) => {
@@ -99,7 +114,10 @@ function Quota({ hard, used }: { hard: Record<string, string>; used: Record<stri
                 <td>{visible(k)}</td>
                 <td class={share >= 1 ? "bad" : share >= 0.8 ? "passing" : ""}>{visible(used[k] ?? "0")}</td>
                 <td>{visible(most)}</td>
-                <td><meter aria-label={visible(k)} min={0} max={1} low={0.8} high={0.99} optimum={0} value={Math.min(1, share)} /> {Math.round(share * 100)} %</td>
+                <td>
+                  <meter aria-label={visible(k)} min={0} max={1} low={0.8} high={0.99} optimum={0} value={Math.min(1, share)} />{" "}
+                  {Math.round(share * 100)} %
+                </td>
               </tr>
             );
           })}
@@ -113,10 +131,18 @@ function Rules({ rules }: { rules: Obj[] }) {
   const list = (x: string[] | undefined) => visible((x ?? []).join(", "));
   return (
     <section class="related">
-      <h2>{M.extra.rules} <span class="count">{rules.length}</span></h2>
+      <h2>
+        {M.extra.rules} <span class="count">{rules.length}</span>
+      </h2>
       <table class="plain stack">
         <thead>
-          <tr>{M.extra.ruleColumns.map((c) => <th key={c} scope="col">{c}</th>)}</tr>
+          <tr>
+            {M.extra.ruleColumns.map((c) => (
+              <th key={c} scope="col">
+                {c}
+              </th>
+            ))}
+          </tr>
         </thead>
         <tbody>
           {rules.map((r, i) => (
@@ -148,7 +174,9 @@ function Subjects({ subjects, ns }: { subjects: Obj[]; ns: string }) {
   const accounts = kindByWord("serviceaccounts");
   return (
     <section class="related">
-      <h2>{M.extra.subjects} <span class="count">{subjects.length}</span></h2>
+      <h2>
+        {M.extra.subjects} <span class="count">{subjects.length}</span>
+      </h2>
       <table class="plain">
         <tbody>
           {subjects.map((s, i) => {
@@ -156,7 +184,15 @@ function Subjects({ subjects, ns }: { subjects: Obj[]; ns: string }) {
             return (
               <tr key={i}>
                 <td>{visible(s.kind)}</td>
-                <td>{s.kind === "ServiceAccount" && accounts ? <a href={hrefOf(accounts, { ns: at, name: s.name })}>{visible(at)}/{visible(s.name)}</a> : visible(s.name)}</td>
+                <td>
+                  {s.kind === "ServiceAccount" && accounts ? (
+                    <a href={hrefOf(accounts, { ns: at, name: s.name })}>
+                      {visible(at)}/{visible(s.name)}
+                    </a>
+                  ) : (
+                    visible(s.name)
+                  )}
+                </td>
               </tr>
             );
           })}
@@ -173,7 +209,10 @@ function UsedBy({ resource, ns, name }: { resource: string; ns: string; name: st
   const kind = kindByWord("pods");
   const find = () => {
     error.value = "";
-    send<{ pods: { name: string; how: string }[]; partial: boolean }>("GET", "/usedby?" + new URLSearchParams({ resource, namespace: ns, name })).then(
+    send<{ pods: { name: string; how: string }[]; partial: boolean }>(
+      "GET",
+      "/usedby?" + new URLSearchParams({ resource, namespace: ns, name }),
+    ).then(
       (r) => (pods.value = r),
       (err: unknown) => (error.value = reasonOf(err)),
     );
@@ -181,9 +220,17 @@ function UsedBy({ resource, ns, name }: { resource: string; ns: string; name: st
   const found = pods.value;
   return (
     <section class="related">
-      <h2>{M.extra.usedBy} {found && <span class="count">{found.pods.length}</span>}</h2>
-      {error.value && <p class="bad" role="alert">{visible(error.value)}</p>}
-      <button type="button" onClick={find}>{found ? S.list.again : M.extra.find}</button>
+      <h2>
+        {M.extra.usedBy} {found && <span class="count">{found.pods.length}</span>}
+      </h2>
+      {error.value && (
+        <p class="bad" role="alert">
+          {visible(error.value)}
+        </p>
+      )}
+      <button type="button" onClick={find}>
+        {found ? S.list.again : M.extra.find}
+      </button>
       {found?.pods.length === 0 && <p class="faint">{S.related.none}</p>}
       {found?.partial && <p class="passing">{M.extra.partial}</p>}
       {found && (

@@ -61,7 +61,18 @@ export function useServers(): Signal<Report | null> {
       let again = true;
       try {
         const r = await api<Partial<Record<keyof Report, any>>>("GET", "/coracle/status");
-        if (!closed) report.value = { servers: r.servers ?? [], failures: r.failures ?? "", problems: r.problems ?? [], components: r.components ?? [], store: r.store, snapshots: r.snapshots, virtualIPs: r.virtualIPs, networkBackend: r.networkBackend, trouble: "" };
+        if (!closed)
+          report.value = {
+            servers: r.servers ?? [],
+            failures: r.failures ?? "",
+            problems: r.problems ?? [],
+            components: r.components ?? [],
+            store: r.store,
+            snapshots: r.snapshots,
+            virtualIPs: r.virtualIPs,
+            networkBackend: r.networkBackend,
+            trouble: "",
+          };
       } catch (err) {
         if (closed) return;
         if (err instanceof ApiError && (err.code === 403 || err.code === 404)) {
@@ -120,7 +131,8 @@ export function ServerCard({ problem: p }: { problem: ServerProblem }) {
 /** stateOf is how a server is, in words. */
 function stateOf(s: Server): { text: string; tone: Tone } {
   const others = s.reachedBy ?? [];
-  if (!s.answers) return others.length ? { text: S.servers.reachedBy(others.join(", ")), tone: "passing" } : { text: S.servers.silent, tone: "bad" };
+  if (!s.answers)
+    return others.length ? { text: S.servers.reachedBy(others.join(", ")), tone: "passing" } : { text: S.servers.silent, tone: "bad" };
   if (s.stalled) return { text: S.servers.stalled, tone: "bad" };
   if (s.full) return { text: S.servers.full, tone: "bad" };
   return { text: S.servers.answers, tone: "good" };
@@ -137,7 +149,9 @@ export function Servers({ report: r }: { report: Report }) {
         <thead>
           <tr>
             {S.servers.columns.map((c) => (
-              <th key={c} scope="col">{c}</th>
+              <th key={c} scope="col">
+                {c}
+              </th>
             ))}
           </tr>
         </thead>
@@ -168,12 +182,24 @@ function More({ report: r }: { report: Report }) {
   const leader = r.servers.find((s) => s.role === "leader")?.name;
   const snapshots = r.snapshots;
   const facts: [string, string, Tone][] = [];
-  if (r.virtualIPs?.length) facts.push([S.servers.virtualIP, r.virtualIPs.join(", ") + (leader ? S.servers.heldBy(leader) : ""), leader ? "" : "passing"]);
+  if (r.virtualIPs?.length)
+    facts.push([S.servers.virtualIP, r.virtualIPs.join(", ") + (leader ? S.servers.heldBy(leader) : ""), leader ? "" : "passing"]);
   if (r.networkBackend) facts.push([S.servers.backend, r.networkBackend, ""]);
-  if (r.store) facts.push([S.servers.store, S.servers.storeText(bytes(r.store.live), bytes(r.store.total), r.store.quota ? bytes(r.store.quota) : ""), r.store.quota && r.store.total > r.store.quota * 0.8 ? "passing" : ""]);
+  if (r.store)
+    facts.push([
+      S.servers.store,
+      S.servers.storeText(bytes(r.store.live), bytes(r.store.total), r.store.quota ? bytes(r.store.quota) : ""),
+      r.store.quota && r.store.total > r.store.quota * 0.8 ? "passing" : "",
+    ]);
   if (snapshots) {
-    const last = snapshots.last ? S.servers.lastSnapshot(S.overview.ago(age(snapshots.last, now.value)), bytes(snapshots.lastSize ?? 0)) : "";
-    facts.push([S.servers.snapshots, S.servers.snapshotText(snapshots.count, last, snapshots.failures, snapshots.scheduled), snapshots.failures ? "passing" : ""]);
+    const last = snapshots.last
+      ? S.servers.lastSnapshot(S.overview.ago(age(snapshots.last, now.value)), bytes(snapshots.lastSize ?? 0))
+      : "";
+    facts.push([
+      S.servers.snapshots,
+      S.servers.snapshotText(snapshots.count, last, snapshots.failures, snapshots.scheduled),
+      snapshots.failures ? "passing" : "",
+    ]);
   }
   const self = r.servers.find((s) => s.self)?.name ?? "";
   return (
@@ -194,7 +220,9 @@ function More({ report: r }: { report: Report }) {
               {r.components.map((c) => (
                 <tr key={c.name}>
                   <td>{visible(c.name)}</td>
-                  <td class={c.state === "failed" ? "bad" : c.state === "degraded" ? "passing" : c.state === "running" ? "good" : ""}>{visible(c.state)}</td>
+                  <td class={c.state === "failed" ? "bad" : c.state === "degraded" ? "passing" : c.state === "running" ? "good" : ""}>
+                    {visible(c.state)}
+                  </td>
                   <td class="faint">{c.since ? age(c.since, now.value) : ""}</td>
                   <td>{visible(c.message)}</td>
                 </tr>

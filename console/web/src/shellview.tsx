@@ -168,24 +168,41 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           <label>
             <span class="hidden">{S.logs.container}</span>
             <select value={container.value} onChange={(e) => setParams({ container: e.currentTarget.value })}>
-              {containers.value.map((c) => <option key={c} value={c}>{visible(c)}</option>)}
+              {containers.value.map((c) => (
+                <option key={c} value={c}>
+                  {visible(c)}
+                </option>
+              ))}
             </select>
           </label>
-          <button type="button" id="shell-back" onClick={back}>{S.shell.leave}</button>
+          <button type="button" id="shell-back" onClick={back}>
+            {S.shell.leave}
+          </button>
         </div>
       </div>
       {!wanted.value && (
         <div class="pane">
           <p>{T.ask(visible(container.value), visible(name))}</p>
           <div class="buttons start">
-            <button type="button" id="shell-connect" class="primary" onClick={connect}>{S.shell.connect}</button>
+            <button type="button" id="shell-connect" class="primary" onClick={connect}>
+              {S.shell.connect}
+            </button>
           </div>
         </div>
       )}
-      {waiting.value && <p class="note passing" role="status">{visible(waiting.value)}</p>}
+      {waiting.value && (
+        <p class="note passing" role="status">
+          {visible(waiting.value)}
+        </p>
+      )}
       {ended.value && (
         <p class="note" role="alert">
-          {visible(ended.value)} {wanted.value && <button type="button" onClick={() => session.value++}>{S.shell.again}</button>}
+          {visible(ended.value)}{" "}
+          {wanted.value && (
+            <button type="button" onClick={() => session.value++}>
+              {S.shell.again}
+            </button>
+          )}
         </p>
       )}
       <div key="screen" class="screen" ref={box} />

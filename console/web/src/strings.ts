@@ -31,7 +31,8 @@ export const S = {
     badCode: "The login code is not valid any more. Run the command again for a new link.",
     failed: (code: number) => `The login failed with status ${code}.`,
     expired: "You are logged out: the token is not valid any more.",
-    noToken: "The user of that file's current context has no token. A kubeconfig with a client certificate or a login program cannot be used in a browser.",
+    noToken:
+      "The user of that file's current context has no token. A kubeconfig with a client certificate or a login program cannot be used in a browser.",
     unsure: "It is not clear which token of that file is meant. Paste the right one here.",
     loopback: "This console is opened by a link with a code that works once. Run this command again for a new link:",
     server: "Log in with a token of a Kubernetes user or service account. It stays in this tab and is gone when the tab is closed.",
@@ -53,7 +54,11 @@ export const S = {
   stale: "The console was upgraded since this page was loaded.",
   reload: "Load the page again",
 
-  connection: { open: "live", lost: "connection lost, trying again", trouble: "The cluster does not answer at the moment. What is shown may be old." },
+  connection: {
+    open: "live",
+    lost: "connection lost, trying again",
+    trouble: "The cluster does not answer at the moment. What is shown may be old.",
+  },
 
   theme: {
     sign: { auto: "◐", light: "○", dark: "●" },
@@ -295,7 +300,8 @@ export const S = {
   attach: {
     in: "Attached to",
     title: (name: string) => `Attached to ${name}`,
-    ask: (container: string, pod: string) => `This address attaches you to the program of ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing is connected yet.`,
+    ask: (container: string, pod: string) =>
+      `This address attaches you to the program of ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing is connected yet.`,
     hint: "What you type goes to the container's own program: Ctrl+C may end it. Enter brings a prompt where one is missing. Ctrl+] moves the keyboard out of the terminal.",
     silent: "The container's program reads no input. This is what it writes from now on.",
     waiting: (container: string, why: string) => `Waiting for container ${container}${why ? ": " + why : ""}`,
@@ -306,13 +312,21 @@ export const S = {
 
   debug: {
     title: "Debug container",
-    text: (name: string) => `A container with tools of its own starts in pod ${name}. It cannot be removed: it stays in the pod until that is deleted.`,
+    text: (name: string) =>
+      `A container with tools of its own starts in pod ${name}. It cannot be removed: it stays in the pod until that is deleted.`,
     image: "Image",
-    imagesHint: (n: number) => (n ? `The pod's node has ${n === 1 ? "1 image" : n + " images"}, which the field offers: no download is needed.` : "What images the pod's node has is not known."),
+    imagesHint: (n: number) =>
+      n
+        ? `The pod's node has ${n === 1 ? "1 image" : n + " images"}, which the field offers: no download is needed.`
+        : "What images the pod's node has is not known.",
     target: "Sees the processes of",
     noTarget: "no container",
     profile: "Rights",
-    profiles: { general: "general: may trace processes", baseline: "baseline: no more than the default", restricted: "restricted: no root, for namespaces that demand it" } as Record<string, string>,
+    profiles: {
+      general: "general: may trace processes",
+      baseline: "baseline: no more than the default",
+      restricted: "restricted: no root, for namespaces that demand it",
+    } as Record<string, string>,
     button: "Start",
   },
 
@@ -375,7 +389,13 @@ export const S = {
     lost: "The connection was lost, and the drain has stopped. The node stays cordoned.",
     failed: "The drain has stopped.",
     columns: ["Pod", "State", "Why"],
-    state: { evicted: "is ending", refused: "may not go yet", gone: "has gone", ignored: "stays", cordoned: "the node is cordoned" } as Record<string, string>,
+    state: {
+      evicted: "is ending",
+      refused: "may not go yet",
+      gone: "has gone",
+      ignored: "stays",
+      cordoned: "the node is cordoned",
+    } as Record<string, string>,
     again: "Change the options",
     count: (gone: number, all: number) => `${gone} of ${all} pods have gone.`,
   },
@@ -416,7 +436,8 @@ export const S = {
     leave: "Leave",
     again: "Open again",
     connect: "Connect",
-    ask: (container: string, pod: string) => `This address opens a shell in ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing runs yet.`,
+    ask: (container: string, pod: string) =>
+      `This address opens a shell in ${container ? `container ${container} of ` : ""}pod ${pod}. Nothing runs yet.`,
     hint: "Ctrl+] moves the keyboard out of the terminal.",
     lost: "The connection was lost, and the shell with it.",
     failed: "The shell could not be opened.",
@@ -483,7 +504,8 @@ export const S = {
     heldBy: (name: string) => `: ${name} answers for it`,
     backend: "Network back end",
     store: "Store",
-    storeText: (live: string, total: string, quota: string) => `${live} of objects, ${total} with their history${quota ? `; writes are refused from ${quota} on` : ""}`,
+    storeText: (live: string, total: string, quota: string) =>
+      `${live} of objects, ${total} with their history${quota ? `; writes are refused from ${quota} on` : ""}`,
     snapshots: "Snapshots",
     lastSnapshot: (ago: string, size: string) => `, the newest from ${ago}, ${size}`,
     snapshotText: (n: number, last: string, failures: number, scheduled: boolean) =>

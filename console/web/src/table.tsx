@@ -129,7 +129,14 @@ export function Table(p: TableProps) {
     >
       <div class="head" role="row" aria-rowindex={1}>
         {columns.map((c, i) => (
-          <div key={i + c.name} class={c.numeric ? "cell numeric" : "cell"} role="columnheader" aria-colindex={i + 1} aria-sort={ariaSort(p.sort, c.name)} title={visible(c.description)}>
+          <div
+            key={i + c.name}
+            class={c.numeric ? "cell numeric" : "cell"}
+            role="columnheader"
+            aria-colindex={i + 1}
+            aria-sort={ariaSort(p.sort, c.name)}
+            title={visible(c.description)}
+          >
             {p.sort ? (
               <button type="button" tabIndex={-1} onClick={() => toggleSort(p.sort!, c.name)}>
                 {visible(c.name)}
@@ -173,36 +180,45 @@ interface LineProps {
   table: TableProps;
 }
 
-const Line = memo(function Line({ row, columns, index, active, marked, kind, table }: LineProps) {
-  return (
-    <div
-      id={"row-" + row.uid}
-      class={"line " + kind + (active ? " active" : "") + (marked ? " marked" : "")}
-      role="row"
-      aria-rowindex={index}
-      aria-selected={marked}
-      onClick={(e) => {
-        table.active.value = row.uid;
-        if (e.detail === 2) table.open(row);
-      }}
-    >
-      {columns.map((c, i) => {
-        const text = visible(c.text(row));
-        return (
-          <div key={i + c.name} class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")} role="gridcell" aria-colindex={i + 1} title={text.length > 24 ? text : undefined}>
-            {c.name === (table.linked ?? "Name") ? (
-              <a href={table.href(row)} tabIndex={-1}>
-                {text}
-              </a>
-            ) : (
-              text
-            )}
-          </div>
-        );
-      })}
-    </div>
-  );
-}, ["table"]);
+const Line = memo(
+  function Line({ row, columns, index, active, marked, kind, table }: LineProps) {
+    return (
+      <div
+        id={"row-" + row.uid}
+        class={"line " + kind + (active ? " active" : "") + (marked ? " marked" : "")}
+        role="row"
+        aria-rowindex={index}
+        aria-selected={marked}
+        onClick={(e) => {
+          table.active.value = row.uid;
+          if (e.detail === 2) table.open(row);
+        }}
+      >
+        {columns.map((c, i) => {
+          const text = visible(c.text(row));
+          return (
+            <div
+              key={i + c.name}
+              class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")}
+              role="gridcell"
+              aria-colindex={i + 1}
+              title={text.length > 24 ? text : undefined}
+            >
+              {c.name === (table.linked ?? "Name") ? (
+                <a href={table.href(row)} tabIndex={-1}>
+                  {text}
+                </a>
+              ) : (
+                text
+              )}
+            </div>
+          );
+        })}
+      </div>
+    );
+  },
+  ["table"],
+);
 
 function ariaSort(sort: Signal<Sort> | undefined, name: string): "ascending" | "descending" | undefined {
   if (!sort || sort.value.column !== name) return undefined;

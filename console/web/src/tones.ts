@@ -3,7 +3,8 @@
 // Which cells of the server's tables are good, passing or bad news. The words are Kubernetes' own.
 
 const GOOD = /^(Running|Ready|Active|Bound|Available|Complete|Completed|Succeeded|True|Healthy|Normal)$/;
-const PASSING = /^(Pending|ContainerCreating|PodInitializing|Init:\d+\/\d+|Terminating|Waiting|Released|Suspended|Unknown|.*SchedulingDisabled.*|SchedulingGated)$/;
+const PASSING =
+  /^(Pending|ContainerCreating|PodInitializing|Init:\d+\/\d+|Terminating|Waiting|Released|Suspended|Unknown|.*SchedulingDisabled.*|SchedulingGated)$/;
 const STATUS = new Set(["Status", "Phase", "Type", "Conditions", "State", "Ready", "Available"]);
 
 export type Tone = "" | "good" | "passing" | "bad";

@@ -91,7 +91,11 @@ function Chart({ label, points, value, color }: { label: string; points: Point[]
       probe.style.color = `var(${name})`;
       return getComputedStyle(probe).color;
     };
-    const axis = { stroke: colorOf("--faint"), grid: { stroke: colorOf("--line-color"), width: 1 }, ticks: { stroke: colorOf("--line-color"), width: 1 } };
+    const axis = {
+      stroke: colorOf("--faint"),
+      grid: { stroke: colorOf("--line-color"), width: 1 },
+      ticks: { stroke: colorOf("--line-color"), width: 1 },
+    };
     const stroke = colorOf(color);
     probe.remove();
     plot.current = new uPlot(
@@ -101,7 +105,10 @@ function Chart({ label, points, value, color }: { label: string; points: Point[]
         legend: { show: false },
         cursor: { show: false },
         scales: { y: { range: (_u, _min, max) => [0, Math.max(1, max * 1.2)] } },
-        axes: [{ ...axis, space: 90, values: (_u, at) => at.map((t) => new Date(t * 1000).toTimeString().slice(0, 8)) }, { ...axis, size: 48 }],
+        axes: [
+          { ...axis, space: 90, values: (_u, at) => at.map((t) => new Date(t * 1000).toTimeString().slice(0, 8)) },
+          { ...axis, size: 48 },
+        ],
         series: [{}, { stroke, width: 2, points: { show: false } }],
       },
       data,

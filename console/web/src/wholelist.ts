@@ -42,7 +42,10 @@ export function useReread<T>(kind: Kind | undefined, ns: string, query: Record<s
       if (stale && !closed) timer ??= setTimeout(again, PAUSE);
     };
     void again();
-    if (!kind) return () => { closed = true; };
+    if (!kind)
+      return () => {
+        closed = true;
+      };
     const listing = new Listing(listPath(kind, ns), query);
     const end = listing.version.subscribe(() => {
       if (!listing.synced.peek()) return;
