@@ -50,8 +50,8 @@ const (
 	yamlNode = 160
 )
 
-// toYAML writes what JSON was read into. YAML repeats the indentation on each line: 500 bytes of JSON that is deep can be
-// gigabytes of YAML, which are not begun.
+// toYAML writes what JSON was read into. YAML repeats the indentation on each line: 500 bytes of JSON that is deep
+// can be gigabytes of YAML, which are not begun.
 func toYAML(v any) (string, error) {
 	if yamlSize(v, 0, maxYAML) > maxYAML {
 		return "", apierrors.NewBadRequest(fmt.Sprintf("as YAML this is longer than %d MB: kubectl get -o json shows it", maxYAML>>20))

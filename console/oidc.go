@@ -145,8 +145,8 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 	}
 }
 
-// silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than a
-// stranger should know.
+// silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than
+// somebody who has not logged in should know.
 func (p *provider) silent(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
 	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")

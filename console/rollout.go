@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// maxRevisionBytes bounds the revisions of a workload, of which the API keeps ten unless the workload says otherwise.
+	// maxRevisionBytes bounds the revisions of a workload. The API keeps ten unless the workload says otherwise.
 	maxRevisionBytes   = 8 << 20
 	revisionAnnotation = "deployment.kubernetes.io/revision"
 	causeAnnotation    = "kubernetes.io/change-cause"

@@ -25,8 +25,8 @@ const (
 	tokenProtocol = "coracle.token."
 	// maxStreams bounds the streams of one tab.
 	maxStreams = 128
-	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell, and the paths of a search. Others are
-	// of maxRequest at most, since a stream keeps its request for as long as it lives.
+	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell, and the paths of a search.
+	// Others are of maxRequest at most, since a stream keeps its request for as long as it lives.
 	maxMessage, maxRequest = 512 << 10, 16 << 10
 	// maxPending bounds what a tab's shells have not read yet, in bytes.
 	maxPending = 4 << 20
@@ -255,8 +255,8 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 	return true
 }
 
-// takePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read holds one
-// of these, and not one for each stream.
+// takePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read
+// holds one of these, and not one for each stream.
 func (st *stream) takePage(ctx context.Context) error {
 	select {
 	case st.s.pages <- struct{}{}:

@@ -133,9 +133,9 @@ func (u *userNamespaces) of(ctx context.Context, asking user.Info) ([]string, er
 	return names, nil
 }
 
-// everywhere says whether a user has rights to something in all namespaces. Rights to objects of some name are no sign of
-// it: the namespace of that object is not known. Every user has some in the whole cluster
-// that are no sign of it: to discovery, and to ask what they may do (system:basic-user).
+// everywhere says whether a user has rights to something in all namespaces. Two kinds are no sign of it: rights to
+// objects of some name, whose namespace is not known, and those that every user has, to discovery and to ask what they
+// may do (system:basic-user).
 func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool, error) {
 	if slices.Contains(asking.GetGroups(), user.SystemPrivilegedGroup) {
 		return true, nil
