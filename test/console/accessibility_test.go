@@ -67,7 +67,7 @@ func TestAccessible(t *testing.T) {
 	login.shows("Log in with a token")
 	login.accessible("login", axe)
 	login.keys("abc", kb.Tab, kb.Enter)
-	login.shows("Unauthorized")
+	login.shows("does not accept this token")
 	login.accessible("login that was refused", axe)
 	login.saysNothing("status of 401")
 

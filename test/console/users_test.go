@@ -34,7 +34,7 @@ func asUnknown(t *testing.T, b *browser, k *harness.Kube) {
 		p.focused("textarea")
 		p.ctrl('a')
 		p.keys(token, kb.Tab, kb.Enter)
-		p.shows("Log in with a token", "Unauthorized")
+		p.shows("Log in with a token", "does not accept this token")
 	}
 	p.saysNothing("status of 401")
 }
