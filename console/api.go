@@ -98,6 +98,9 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	if err != nil {
 		return nil, fmt.Errorf("asking the API: %w", err)
 	}
+	if u.identified != nil && response.StatusCode != http.StatusUnauthorized {
+		u.identified()
+	}
 	return response, nil
 }
 

@@ -57,6 +57,8 @@ type Options struct {
 	Context, Namespace string
 	// ReadOnly refuses whatever changes something, even when the user may do it.
 	ReadOnly bool
+	// Identified, when set, is called with the remote address of a connection when the API has taken its client's token.
+	Identified func(remote string)
 	// OIDC, when set, is by which provider users of a server's console may log in.
 	OIDC   *OIDC
 	Logger *slog.Logger
@@ -70,7 +72,7 @@ type Options struct {
 type Handler struct {
 	o       Options
 	mux     *http.ServeMux
-	sockets *connlimit
+	sockets *socketLimit
 	texts   *turns        // of what is read as YAML, compared or written as YAML
 	reads   *turns        // of requests that read what may be large
 	used    atomic.Int64  // when the console was last used, in Unix seconds
@@ -102,7 +104,7 @@ func New(o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newConnlimit(), texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2)}
+	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(), texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2)}
 	h.searches, h.unpacking = newTurns(maxSearches, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
@@ -210,6 +212,8 @@ func hostname(host string) string {
 // user is who makes a request.
 type user struct {
 	config *rest.Config
+	// identified, when set, is called when the API has taken the user's token.
+	identified func()
 }
 
 // withUser gives a request's user to f. A request without credentials is answered here: the API does not get it.
@@ -220,7 +224,7 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 			refuse(w, http.StatusUnauthorized, "log in first")
 			return
 		}
-		u, err := h.userOf(token)
+		u, err := h.userOf(r, token)
 		if err != nil {
 			refuse(w, http.StatusUnauthorized, err.Error())
 			return
@@ -230,13 +234,18 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 	}
 }
 
-func (h *Handler) userOf(token string) (*user, error) {
+// userOf is the user of a token; r is the request that has it, if there is one.
+func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 	config, known := h.o.User(token)
 	if !known || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		return nil, errors.New("this session has ended: open the console again")
 	}
 	h.used.Store(time.Now().Unix())
-	return &user{config: config}, nil
+	u := &user{config: config}
+	if r != nil && h.o.Identified != nil {
+		u.identified = sync.OnceFunc(func() { h.o.Identified(r.RemoteAddr) })
+	}
+	return u, nil
 }
 
 // authenticate returns the name by which the API knows the user. What costs something is not done for others.

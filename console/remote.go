@@ -13,7 +13,12 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
+
+// maxUnknown bounds the connections whose clients the API does not know yet; the oldest makes room.
+const maxUnknown = 128
 
 // RemoteOptions are those of a console for browsers on other machines.
 type RemoteOptions struct {
@@ -34,9 +39,10 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	if !Built() {
 		return errNoPages
 	}
+	listener := connlimit.NewListener(o.Listener, maxUnknown)
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{
-		Mode: ModeServer, OIDC: o.OIDC, Logger: o.Logger,
+		Mode: ModeServer, Identified: listener.Identified, OIDC: o.OIDC, Logger: o.Logger,
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1
@@ -58,7 +64,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 		},
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- server.ServeTLS(o.Listener, "", "") }()
+	go func() { ended <- server.ServeTLS(listener, "", "") }()
 	select {
 	case err := <-ended:
 		h.Close()

@@ -109,7 +109,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnauthorized, "log in first")
 		return
 	}
-	u, err := h.userOf(token)
+	u, err := h.userOf(r, token)
 	if err != nil {
 		refuse(w, http.StatusUnauthorized, err.Error())
 		return

@@ -114,7 +114,7 @@ func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
 }
 
 func TestUserHasABoundedNumberOfTabs(t *testing.T) {
-	l := newConnlimit()
+	l := newSocketLimit()
 	for range userSockets {
 		if _, ok := l.take("one"); !ok {
 			t.Fatal("a tab was refused")

@@ -68,7 +68,7 @@ func (l *socketLogin) renew(ctx context.Context, s *socket, token string) bool {
 	if l.h.o.Mode != ModeServer || !l.busy.CompareAndSwap(false, true) {
 		return false // pages renew once in minutes
 	}
-	u, err := l.h.userOf(token)
+	u, err := l.h.userOf(nil, token)
 	if err != nil || token == "" {
 		return false
 	}

@@ -130,3 +130,30 @@ func TestPageThatIsTooLongIsReadInParts(t *testing.T) {
 		t.Errorf("the rows are %v", rows)
 	}
 }
+
+// TestConnectionsOfUsersAreIdentified: one whose token the API has taken makes no room for others any more.
+func TestConnectionsOfUsersAreIdentified(t *testing.T) {
+	var identified []string
+	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "Bearer bad" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+		_, _ = io.WriteString(w, `{"gitVersion":"v1"}`)
+	}, func(o *Options) {
+		o.Mode = ModeServer
+		user := o.User
+		o.User = func(token string) (*rest.Config, bool) {
+			c, _ := user("good")
+			c.BearerToken = token
+			return c, true
+		}
+		o.Identified = func(remote string) { identified = append(identified, remote) }
+	})
+	for token, want := range map[string]int{"bad": 0, "good": 1} {
+		identified = nil
+		_, _, _ = roundTrip(t, s, http.MethodGet, "/k8s/version", "", "Authorization", "Bearer "+token)
+		if len(identified) != want {
+			t.Errorf("%s: %v", token, identified)
+		}
+	}
+}

@@ -119,10 +119,14 @@ func (c *consoleService) apply(ctx context.Context) error {
 	if !c.at.IsValid() {
 		return c.remove(ctx)
 	}
-	if err := c.applySlice(ctx); err != nil {
+	err := c.applyService(ctx)
+	if errors.Is(err, errForeignService) {
+		return errors.Join(err, c.removeSlice(ctx)) // whoever made it gets no endpoint of ours
+	}
+	if err != nil {
 		return err
 	}
-	return c.applyService(ctx)
+	return c.applySlice(ctx)
 }
 
 func (c *consoleService) sliceName() string {
@@ -192,12 +196,8 @@ func (c *consoleService) applyService(ctx context.Context) error {
 
 // remove takes away this server's slice and, when no other server has one, the Service.
 func (c *consoleService) remove(ctx context.Context) error {
-	have, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Get(ctx, c.sliceName(), metav1.GetOptions{})
-	if err == nil && have.Labels[discoveryv1.LabelManagedBy] == consoleSlices {
-		err = c.deleteSlice(ctx, have)
-	}
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("reading the EndpointSlice %s: %w", c.sliceName(), err)
+	if err := c.removeSlice(ctx); err != nil {
+		return err
 	}
 	service, err := c.client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, consoleServiceName, metav1.GetOptions{})
 	switch {
@@ -216,6 +216,20 @@ func (c *consoleService) remove(ctx context.Context) error {
 		return fmt.Errorf("deleting the Service console: %w", err)
 	}
 	return nil
+}
+
+// removeSlice takes away this server's slice.
+func (c *consoleService) removeSlice(ctx context.Context) error {
+	have, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Get(ctx, c.sliceName(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading the EndpointSlice %s: %w", c.sliceName(), err)
+	case have.Labels[discoveryv1.LabelManagedBy] != consoleSlices:
+		return nil
+	}
+	return c.deleteSlice(ctx, have)
 }
 
 // served says whether a server keeps a slice.

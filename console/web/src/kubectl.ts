@@ -19,12 +19,14 @@ const IMPOSSIBLE = /[\0\p{Cs}]/u;
 function quote(word: string): string | null {
   if (IMPOSSIBLE.test(word)) return null;
   if (PLAIN.test(word)) return word;
-  if (UNSEEN.test(word)) return "$'" + word.replace(ESCAPED, escape) + "'";
+  // A backslash, too: in a word of fish's between quotes it is no plain character.
+  if (UNSEEN.test(word) || word.includes("\\")) return "$'" + word.replace(ESCAPED, escape) + "'";
   return "'" + word.replace(/'/g, "'\\''") + "'";
 }
 
 function escape(c: string): string {
-  if (c === "\\" || c === "'") return "\\" + c;
+  // By their numbers: shells differ in what "\\'" is in such a word.
+  if (c === "\\" || c === "'") return "\\x" + c.charCodeAt(0).toString(16);
   const point = c.codePointAt(0)!;
   const hex = point.toString(16);
   // Each form has all its digits: none of the characters after it can be taken for one. "\x" is a byte, not a character.

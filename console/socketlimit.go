@@ -7,17 +7,17 @@ import (
 	"sync"
 )
 
-// connlimit bounds the WebSockets of all users and of each.
-type connlimit struct {
+// socketLimit bounds the WebSockets of all users and of each.
+type socketLimit struct {
 	mu   sync.Mutex
 	all  int
 	each map[[sha256.Size]byte]int // by a hash of the user
 }
 
-func newConnlimit() *connlimit { return &connlimit{each: map[[sha256.Size]byte]int{}} }
+func newSocketLimit() *socketLimit { return &socketLimit{each: map[[sha256.Size]byte]int{}} }
 
 // take counts a WebSocket of a user; false when there are too many.
-func (l *connlimit) take(user string) (release func(), ok bool) {
+func (l *socketLimit) take(user string) (release func(), ok bool) {
 	key := sha256.Sum256([]byte(user))
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -37,7 +37,7 @@ func (l *connlimit) take(user string) (release func(), ok bool) {
 }
 
 // any says whether there is a WebSocket.
-func (l *connlimit) any() bool {
+func (l *socketLimit) any() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.all > 0
