@@ -75,6 +75,9 @@ func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 	if err := c.apply(t.Context()); !errors.Is(err, errForeignService) {
 		t.Errorf("it is taken: %v", err)
 	}
+	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
+		t.Errorf("it gets %d slices, %v", len(list.Items), err)
+	}
 	c.at = netip.AddrPort{}
 	if err := c.apply(t.Context()); err != nil {
 		t.Error(err)
