@@ -57,7 +57,7 @@ type Options struct {
 	Context, Namespace string
 	// ReadOnly refuses whatever changes something, even when the user may do it.
 	ReadOnly bool
-	// Identified, when set, is called with the remote address of a connection when the API has taken its client's token.
+	// Identified, when set, is called with the remote address of a connection when the API has taken its token.
 	Identified func(remote string)
 	// OIDC, when set, is by which provider users of a server's console may log in.
 	OIDC   *OIDC
