@@ -103,7 +103,8 @@ func TestMoreViews(t *testing.T) {
 
 	p.keys(":", "svc default", kb.Enter)
 	p.shows("talker")
-	p.keys("/", "talker", kb.Enter, "g", "d")
+	p.only("talker")
+	p.details()
 	p.shows("Endpoint slices")
 	p.keys("m")
 	p.shows("What the map shows", "2 endpoints are ready", "front", "2 of 2 ready")

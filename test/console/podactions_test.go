@@ -62,9 +62,8 @@ func TestActionsByKeys(t *testing.T) {
 
 	p.keys(":", "svc default", kb.Enter)
 	p.shows("web")
-	p.keys("/", "web", kb.Enter)
-	p.without("kubernetes")
-	p.keys("g", "f")
+	p.only("web")
+	p.keys("f")
 	p.shows("It says it has: 80 (main).", "kubectl port-forward service/web :80 -n default")
 	p.shot("forward")
 	p.keys(kb.Enter)
@@ -92,7 +91,8 @@ func TestActionsByKeys(t *testing.T) {
 
 	p.keys(":", "deploy default", kb.Enter)
 	p.shows("1/1")
-	p.keys("g", "u")
+	p.only("web")
+	p.keys("u")
 	p.shows("Back to revision 1", "value: green", "kubectl rollout undo deployment web --to-revision=1 -n default")
 	p.shot("undo")
 	p.keys(kb.Enter)
@@ -113,7 +113,8 @@ func TestActionsByKeys(t *testing.T) {
 
 	p.keys(":", "po default", kb.Enter)
 	p.shows("web-", "Running")
-	p.keys("/", "web", kb.Enter, "g", "b")
+	p.only("web-")
+	p.keys("b")
 	p.shows("Debug container", "1 image, which the field offers")
 	p.keys(harness.BoxImage)
 	p.shows("kubectl debug -it web-", "--image="+harness.BoxImage)
