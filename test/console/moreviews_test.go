@@ -87,16 +87,17 @@ func newTenant(k *harness.Kube, namespace string) string {
 // TestMoreViews goes through maps, releases, the search and the pages of kinds that are seldom looked at, by keys.
 func TestMoreViews(t *testing.T) {
 	k := newServer(t)
+	addWorkload(k)
 	k.Apply(moreObjects)
 	chart := charts.New("hello", "1.2.3", "").With("values.yaml", "word: none\n").
 		With("templates/config.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\ndata: {word: {{ .Values.word }}}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: hello, namespace: default}\nspec: {chartContent: " +
 		base64.StdEncoding.EncodeToString(chart.Archive()) + ", valuesContent: 'word: swordfish'}\n")
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
-	addWorkload(k)
 	k.Await(harness.Soon, "helmchart/hello", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
 
-	p := newBrowser(t, k.Machine).admin(k)
+	b := newBrowser(t, k.Machine)
+	p := b.admin(k)
 	p.shows("Overview", "ChartNotFound")
 	p.shows("Store", "Snapshots", "Network back end")
 	p.shot("more-overview")
@@ -179,7 +180,8 @@ func TestMoreViews(t *testing.T) {
 	p.shot("search-phone")
 
 	// A tenant begins where they have rights, and is offered that.
-	p.do("opening the console as a tenant", chromedp.Navigate(openConsole(k, "--kubeconfig", newTenant(k, "team-a"))))
+	p.saysNothing()
+	p = b.open(openConsole(k, "--kubeconfig", newTenant(k, "team-a")))
 	p.shows("in namespace team-a", "You may not see the nodes")
 	p.keys("n")
 	p.shows("These are those in which you have rights.")

@@ -115,7 +115,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.shows("web-", "Running")
 	p.only("web-")
 	p.keys("b")
-	p.shows("Debug container", "1 image, which the field offers")
+	p.shows("Debug container", "which the field offers")
 	p.keys(harness.BoxImage)
 	p.shows("kubectl debug -it web-", "--image="+harness.BoxImage)
 	p.shot("debug")
