@@ -102,7 +102,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("Store", "Snapshots", "Network back end")
 	p.shot("more-overview")
 
-	p.keys(":", "svc default", kb.Enter)
+	p.list("svc default")
 	p.shows("talker")
 	p.only("talker")
 	p.details()
@@ -115,7 +115,7 @@ func TestMoreViews(t *testing.T) {
 	p.shows("3 endpoints are ready")
 	p.keys(kb.Escape, kb.Escape)
 
-	p.keys(":", "deploy default", kb.Enter)
+	p.list("deploy default")
 	p.shows("3/3")
 	p.keys("g", "d")
 	p.shows("Conditions")
@@ -135,6 +135,7 @@ func TestMoreViews(t *testing.T) {
 	p.shot("release")
 
 	p.keys("Q")
+	p.focused(".bar input")
 	p.shows("Two letters or more")
 	p.keys("team=bl")
 	p.shows("services", "talker", "team=blue", "3 objects")

@@ -60,7 +60,7 @@ func TestActionsByKeys(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	p := newBrowser(t, m).admin(k)
 
-	p.keys(":", "svc default", kb.Enter)
+	p.list("svc default")
 	p.shows("web")
 	p.only("web")
 	p.keys("f")
@@ -89,7 +89,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.shows("0 open, 1 in all")
 	p.keys(kb.Escape)
 
-	p.keys(":", "deploy default", kb.Enter)
+	p.list("deploy default")
 	p.shows("1/1")
 	p.only("web")
 	p.keys("u")
@@ -111,7 +111,7 @@ func TestActionsByKeys(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Await(harness.Soon, "pods", "{.items[*].status.phase}", "Running") // one
 
-	p.keys(":", "po default", kb.Enter)
+	p.list("po default")
 	p.shows("web-", "Running")
 	p.only("web-")
 	p.keys("b")
@@ -135,7 +135,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.keys(kb.Escape)
 	p.shows("Running")
 
-	p.keys(":", "no", kb.Enter)
+	p.list("no")
 	p.shows("Ready")
 	p.keys("g", "D")
 	p.shows("Drain node", "kubectl drain ")

@@ -3,7 +3,7 @@
 // Search over all kinds: objects whose name or labels have a text, as the server finds them.
 
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { type Client, type Found, type Message, type Request, Stream } from "./connection";
 import { useKeys } from "./keys";
 import { type Kind, kinds, label, listPath } from "./kinds";
@@ -48,7 +48,7 @@ function Search({ ns }: { ns: string }) {
   const text = (route.value.params.text ?? "").trim();
   const result = useSignal<Result>(NOTHING);
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => field.current?.focus(), []);
+  useLayoutEffect(() => field.current?.focus(), []);
   useEffect(() => {
     result.value = NOTHING;
     if (text.length < SHORTEST) return;
