@@ -243,7 +243,8 @@ func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 	h.used.Store(time.Now().Unix())
 	u := &user{config: config}
 	if r != nil && h.o.Identified != nil {
-		u.identified = sync.OnceFunc(func() { h.o.Identified(r.RemoteAddr) })
+		remote := r.RemoteAddr // a tab keeps it, and not the request
+		u.identified = sync.OnceFunc(func() { h.o.Identified(remote) })
 	}
 	return u, nil
 }

@@ -141,9 +141,7 @@ func TestLongRequestsEndTheTab(t *testing.T) {
 		{ID: 1, Op: "search", Data: strings.Repeat("x", maxMessage)},
 	} {
 		conn, _ := tab(t, s, "good", nil)
-		if err := conn.WriteJSON(m); err != nil {
-			t.Fatal(err)
-		}
+		_ = conn.WriteJSON(m) // the tab may be closed before all of it is written
 		if _, _, err := conn.ReadMessage(); err == nil {
 			t.Errorf("a request %q of %d bytes is taken", m.Op, len(m.Data))
 		}
