@@ -31,7 +31,7 @@ spec:
       - name: box
         image: ` + harness.BoxImage + `
         imagePullPolicy: Never
-        command: [sh, -c, 'echo a line of $HOSTNAME; exec testbox hold']
+        command: [sh, -c, 'echo a line of $HOSTNAME; echo "{\"level\":\"warn\",\"msg\":\"it is hot\",\"degrees\":41}"; exec testbox hold']
 ---
 apiVersion: v1
 kind: Pod
@@ -141,12 +141,14 @@ func TestViews(t *testing.T) {
 	p.until("times are shown", func(string) bool {
 		return eval[bool](p, `/^20\d\d-/.test(document.querySelector(".log-line").innerText)`)
 	})
-	p.keys("t", "/", "no such line", kb.Enter)
+	p.keys("J")
+	p.until("JSON is in words", func(now string) bool { return strings.Count(now, "WARN it is hot degrees=41") == 2 })
+	p.keys("J", "t", "/", "no such line", kb.Enter)
 	p.shows("No line matches.")
 	p.keys(kb.Escape)
 	folder := p.downloads(k.Machine)
 	p.keys("D")
-	p.shows("2 lines are saved.")
+	p.shows("4 lines are saved.")
 	harness.Eventually(t, harness.Soon, "the log is saved", func() error {
 		text, err := os.ReadFile(filepath.Join(folder, "talker.log"))
 		if err == nil && strings.Count(string(text), "a line of talker-") != 2 {

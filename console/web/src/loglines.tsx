@@ -8,6 +8,7 @@ import type { RefObject } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { type Span, spansOf, plainText } from "./ansi";
 import type { Expression } from "./expression";
+import { readable } from "./logjson";
 import type { Log, LogLine } from "./logs";
 import { S } from "./strings";
 import { visible } from "./text";
@@ -38,17 +39,20 @@ interface Props {
   following: Signal<boolean>;
   wrap: Signal<boolean>;
   times: Signal<boolean>;
+  json: Signal<boolean>;
   named: boolean;
   scroll: RefObject<LogScroll | null>;
 }
 
-/** shownText is a line's text as it is shown: without colour codes, other control characters visible. */
-const texts = new WeakMap<LogLine, string>();
-function shownText(line: LogLine): string {
-  let t = texts.get(line);
+/** shownText is a line's text as it is shown: without colour codes, other control characters visible, JSON in words if wanted. */
+const texts = [new WeakMap<LogLine, string>(), new WeakMap<LogLine, string>()];
+function shownText(line: LogLine, json: boolean): string {
+  const known = texts[Number(json)];
+  let t = known.get(line);
   if (t === undefined) {
-    t = visible(plainText(line.text));
-    texts.set(line, t);
+    const plain = plainText(line.text);
+    t = visible(json ? readable(plain) : plain);
+    known.set(line, t);
   }
   return t;
 }
@@ -77,7 +81,7 @@ export function LogLines(p: Props) {
     const width = p.wrap.value ? size.value.columns : Infinity;
     const out: Piece[] = [];
     for (const line of p.log.lines) {
-      const text = shownText(line);
+      const text = shownText(line, p.json.value);
       if (f && f.re.test(text) === f.invert) continue;
       const room = width - prefixOf(line, p).length;
       if (text.length <= room) {
@@ -149,7 +153,13 @@ export function LogLines(p: Props) {
       <div style={{ height: all.length * HEIGHT + "px" }}>
         <div style={{ transform: `translateY(${first * HEIGHT}px)` }}>
           {all.slice(first, last).map((piece, i) => (
-            <PieceLine key={first + i} piece={piece} mark={mark} prefix={piece.from === 0 ? prefixOf(piece.line, p) : "  "} />
+            <PieceLine
+              key={first + i}
+              piece={piece}
+              json={p.json.value}
+              mark={mark}
+              prefix={piece.from === 0 ? prefixOf(piece.line, p) : "  "}
+            />
           ))}
         </div>
       </div>
@@ -166,9 +176,9 @@ function prefixOf(line: LogLine, p: Props): string {
   return time + s.pod + (containers ? "/" + s.container : "") + " ";
 }
 
-function PieceLine({ piece, mark, prefix }: { piece: Piece; mark: Expression | null; prefix: string }) {
+function PieceLine({ piece, json, mark, prefix }: { piece: Piece; json: boolean; mark: Expression | null; prefix: string }) {
   const { line, from, to } = piece;
-  const spans = line.text.includes("\u001b") ? spansOf(line.text) : null;
+  const spans = line.text.includes("\u001b") && shownText(line, json) === shownText(line, false) ? spansOf(line.text) : null;
   return (
     <div class="log-line">
       <span class={"source c" + line.source.color}>{prefix}</span>
@@ -178,7 +188,7 @@ function PieceLine({ piece, mark, prefix }: { piece: Piece; mark: Expression | n
               {marked(s.text, mark)}
             </span>
           ))
-        : marked(shownText(line).slice(from, to), mark)}
+        : marked(shownText(line, json).slice(from, to), mark)}
     </div>
   );
 }

@@ -116,10 +116,12 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const { log, containers, problem, pods } = useLog(kind, ns, name);
   const following = useSignal(true);
   const wrap = useSignal(localStorage.getItem("coracle.wrap") !== "0");
+  const json = useSignal(localStorage.getItem("coracle.json") === "1");
   const times = useSignal(localStorage.getItem("coracle.times") === "1");
   const scroll = useRef<LogScroll>(null);
   const params = route.value.params;
   useSignalEffect(() => localStorage.setItem("coracle.wrap", wrap.value ? "1" : "0"));
+  useSignalEffect(() => localStorage.setItem("coracle.json", json.value ? "1" : "0"));
   useSignalEffect(() => localStorage.setItem("coracle.times", times.value ? "1" : "0"));
   const filter = useComputed(() => {
     const text = (route.value.params.filter ?? "").trim();
@@ -143,6 +145,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
     { key: "f", label: S.keys.follow, run: () => (following.value = !following.value), hint: true },
     { key: "w", label: S.keys.wrap, run: () => (wrap.value = !wrap.value), hint: true },
+    { key: "J", label: S.logs.json, run: () => (json.value = !json.value), hint: true },
     { key: "t", label: S.keys.times, run: () => (times.value = !times.value), hint: true },
     { key: "p", label: S.keys.previous, run: () => setParams({ previous: params.previous === "1" ? "" : "1" }), hint: true },
     { key: "c", label: S.keys.container, run: () => nextContainer(), hint: true },
@@ -187,6 +190,9 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         <div class="tools">
           <button type="button" aria-pressed={following.value} onClick={() => (following.value = !following.value)}>
             {S.logs.follow}
+          </button>
+          <button type="button" aria-pressed={json.value} onClick={() => (json.value = !json.value)}>
+            {S.logs.json}
           </button>
           <button type="button" aria-pressed={wrap.value} onClick={() => (wrap.value = !wrap.value)}>
             {S.logs.wrap}
@@ -238,7 +244,16 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           {visible(text)}
         </p>
       ))}
-      <LogLines log={log} filter={filter} following={following} wrap={wrap} times={times} named={sources.length > 1} scroll={scroll} />
+      <LogLines
+        log={log}
+        filter={filter}
+        following={following}
+        wrap={wrap}
+        times={times}
+        json={json}
+        named={sources.length > 1}
+        scroll={scroll}
+      />
     </section>
   );
 }

@@ -408,6 +408,7 @@ export const S = {
     filter: "Filter lines: text, regex, !not",
     follow: "Follow",
     wrap: "Wrap",
+    json: "JSON in words",
     times: "Times",
     previous: "Previous",
     container: "Container",
