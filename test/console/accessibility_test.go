@@ -134,6 +134,35 @@ func TestAccessible(t *testing.T) {
 		p.accessible("events of "+o[0], axe)
 	}
 
+	p.list("svc default")
+	p.only("talker")
+	p.details()
+	p.keys("m")
+	p.shows("What the map shows", "2 endpoints are ready")
+	p.accessible("map", axe)
+	p.keys(":", "helm", kb.Enter)
+	p.shows("No releases.")
+	p.accessible("Helm", axe)
+	p.keys("Q")
+	p.focused(".bar input")
+	p.keys("talker")
+	p.shows("services", "deployments")
+	p.accessible("search", axe)
+	p.keys(kb.Escape)
+
+	for _, o := range []struct{ list, name, key, shows string }{
+		{"po default", "talker-", "f", "It names no ports of TCP."}, {"po default", "talker-", "b", "Debug container"}, {"po default", "talker-", "A", "Attach"},
+		{"deploy default", "talker", "u", "revision"}, {"deploy default", "talker", "P", "Pause this rollout?"}, {"no", "node-1", "D", "Drain node"},
+	} {
+		p.list(o.list)
+		p.only(o.name)
+		p.keys(o.key)
+		p.shows(o.shows)
+		p.until("the question", func(string) bool { return eval[bool](p, `!!document.querySelector("dialog")`) })
+		p.accessible("question of "+o.key, axe)
+		p.keys(kb.Escape)
+	}
+
 	p.list("cm default")
 	p.only("words")
 	p.keys("e")

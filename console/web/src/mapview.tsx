@@ -177,7 +177,7 @@ function Picture({ graph: g }: { graph: Graph }) {
             </g>
           );
           return href ? (
-            <a key={s.id} href={href} data-column={s.column} aria-label={visible(M.map.spot(s.word, s.name, s.state))}>
+            <a key={s.id} href={href} data-column={s.column}>
               {box}
             </a>
           ) : (

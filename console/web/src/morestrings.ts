@@ -11,7 +11,6 @@ export const M = {
     columns: ["Kind", "Name", "State", "Leads to"],
     noMap: (kind: string) => `There is no map of “${kind}”.`,
     hidden: (n: number) => `${n} more pods are not shown.`,
-    spot: (word: string, name: string, state: string) => [word, name, state].filter(Boolean).join(" "),
     pod: (status: string, ready: string) => (status === "Running" ? `${status}, ${ready} ready` : status),
     ready: (n: number, all: number) => `${n} of ${all} ready`,
     endpoints: (n: number) => (n === 1 ? "1 endpoint is ready" : `${n} endpoints are ready`),
