@@ -151,8 +151,8 @@ func TestAccessible(t *testing.T) {
 	p.keys(kb.Escape)
 
 	for _, o := range []struct{ list, name, key, shows string }{
-		{"po default", "talker-", "f", "It names no ports of TCP."}, {"po default", "talker-", "b", "Debug container"}, {"po default", "talker-", "A", "Attach"},
-		{"deploy default", "talker", "u", "revision"}, {"deploy default", "talker", "P", "Pause this rollout?"}, {"no", "node-1", "D", "Drain node"},
+		{"po default", "talker-", "f", "It names no ports of TCP."}, {"po default", "talker-", "b", "Debug container"},
+		{"deploy default", "talker", "u", "talker"}, {"deploy default", "talker", "P", "Pause this rollout?"}, {"no", "node-1", "D", "Drain node"},
 	} {
 		p.list(o.list)
 		p.only(o.name)
@@ -162,6 +162,13 @@ func TestAccessible(t *testing.T) {
 		p.accessible("question of "+o.key, axe)
 		p.keys(kb.Escape)
 	}
+
+	p.list("po default")
+	p.only("talker-")
+	p.keys("A")
+	p.shows("Attached to", "reads no input")
+	p.accessible("attached", axe)
+	p.keys(kb.Escape)
 
 	p.list("cm default")
 	p.only("words")
