@@ -77,6 +77,7 @@ func TestActions(t *testing.T) {
 	p.keys(kb.Escape)
 	p.shows("Leave without applying?")
 	p.keys(kb.Enter)
+	p.until("the editor is left", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/list/")`) })
 	p.shows("talker", "2/2")
 
 	// Scale, restart.

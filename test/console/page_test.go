@@ -163,7 +163,9 @@ var kindOf = map[string]string{
 // list opens a kind by the line after ":", with a namespace, and waits until the list is there.
 func (p *page) list(command string) {
 	p.T.Helper()
-	p.until("no question is open", func(string) bool { return eval[bool](p, `!document.querySelector("dialog")`) })
+	p.until("no question and no editor is open", func(string) bool {
+		return eval[bool](p, `!document.querySelector("dialog") && !location.hash.startsWith("#/edit")`)
+	})
 	p.keys(":")
 	p.focused(".command-bar input")
 	p.keys(command, kb.Enter)
