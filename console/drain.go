@@ -100,7 +100,8 @@ func (st *stream) drainNode(ctx context.Context, r *pageMessage) error {
 func (d *drain) run(ctx context.Context) error {
 	if d.o.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d.o.timeout, fmt.Errorf("not all pods have gone after %s: the node stays cordoned", d.o.timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, d.o.timeout,
+			fmt.Errorf("not all pods have gone after %s: the node stays cordoned", d.o.timeout))
 		defer cancel()
 	}
 	err := d.drain(ctx)

@@ -122,7 +122,7 @@ func forwardsOf(t *testing.T, s *httptest.Server) []forwardState {
 // eventually waits until a page is shown forwards as they are wanted.
 func eventually(t *testing.T, s *httptest.Server, wanted func(all []forwardState) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // between two questions: no forward says that it has changed
 		all := forwardsOf(t, s)
 		if wanted(all) {
 			return
@@ -255,7 +255,7 @@ func TestForwardToAPodThatReadsNothingEnds(t *testing.T) {
 func awaitRefusal(t *testing.T, f forwardState) {
 	t.Helper()
 	var d net.Dialer
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // between two dials: a port does not say that it is closed
 		conn, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local)))
 		if err != nil {
 			return

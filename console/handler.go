@@ -104,7 +104,10 @@ func New(o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(), texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2)}
+	h := &Handler{
+		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
+		texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2),
+	}
 	h.searches, h.unpacking = newTurns(maxSearches, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })

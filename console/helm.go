@@ -83,7 +83,8 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			continue
 		}
 		if len(rows) >= maxRevisions {
-			out.Partial = append(out.Partial, fmt.Sprintf("the cluster has more than %d revisions in %s: choose a namespace", maxRevisions, driver.resource))
+			text := fmt.Sprintf("the cluster has more than %d revisions in %s: choose a namespace", maxRevisions, driver.resource)
+			out.Partial = append(out.Partial, text)
 		}
 		out.Releases = append(out.Releases, newest(rows)...)
 	}

@@ -158,7 +158,7 @@ func idleShell(t *testing.T, beforeConsole, beforeAPI time.Duration) (map[string
 			}
 		}
 	}()
-	time.Sleep(2 * time.Hour)
+	time.Sleep(2 * time.Hour) // of the test's own time (synctest): the shell is idle
 	select {
 	case m := <-messages: // the shell has ended
 		return m.message, m.err

@@ -147,7 +147,8 @@ func (u *user) revisionsOf(ctx context.Context, path string) (anyObject, []revis
 		Items []anyObject `json:"items"`
 	}
 	query := url.Values{"labelSelector": {metav1.FormatLabelSelector(of.Spec.Selector)}}
-	if err := u.getAtMost(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(of.Namespace)+"/"+collection, query, &list, maxRevisionBytes); err != nil {
+	at := "/apis/apps/v1/namespaces/" + url.PathEscape(of.Namespace) + "/" + collection
+	if err := u.getAtMost(ctx, at, query, &list, maxRevisionBytes); err != nil {
 		return nil, nil, err
 	}
 	out := []revision{}

@@ -138,7 +138,10 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // it has answered
 	}
-	s := &socket{h: h, u: u, name: name, conn: conn, streams: map[int64]*stream{}, pages: make(chan struct{}, 1), login: newSocketLogin(h, u, name)}
+	s := &socket{
+		h: h, u: u, name: name, conn: conn, streams: map[int64]*stream{}, pages: make(chan struct{}, 1),
+		login: newSocketLogin(h, u, name),
+	}
 	s.serve()
 }
 

@@ -30,7 +30,10 @@ func (o *Options) consoleOIDC() (*console.OIDC, error) {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		args[strings.ReplaceAll(name, "_", "-")] = value
 	}
-	out := &console.OIDC{Issuer: args["oidc-issuer-url"], ClientID: args["oidc-client-id"], ClientSecret: o.ConsoleOIDC.ClientSecret, Scopes: o.ConsoleOIDC.Scopes}
+	out := &console.OIDC{
+		Issuer: args["oidc-issuer-url"], ClientID: args["oidc-client-id"],
+		ClientSecret: o.ConsoleOIDC.ClientSecret, Scopes: o.ConsoleOIDC.Scopes,
+	}
 	var roots []byte
 	var err error
 	switch file := args["authentication-config"]; {
@@ -47,7 +50,8 @@ func (o *Options) consoleOIDC() (*console.OIDC, error) {
 	}
 	switch {
 	case out.Issuer == "" && (o.ConsoleOIDC.ClientID != "" || o.ConsoleOIDC.ClientSecret != "" || len(o.ConsoleOIDC.Scopes) > 0):
-		return nil, errors.New("--console-oidc-…: the API server takes no users of OIDC: give it --kube-apiserver-arg=oidc-issuer-url=… and oidc-client-id=…, " +
+		return nil, errors.New("--console-oidc-…: the API server takes no users of OIDC: " +
+			"give it --kube-apiserver-arg=oidc-issuer-url=… and oidc-client-id=…, " +
 			"or name a client of its authentication-config by --console-oidc-client-id")
 	case out.Issuer == "" || out.ClientID == "":
 		return nil, nil

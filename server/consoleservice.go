@@ -39,7 +39,8 @@ const (
 )
 
 // errForeignService says that the Service's name is taken. It is not tried again: the next start looks again.
-var errForeignService = errors.New("there is another Service kube-system/console, which is left alone: delete it and start the server again")
+var errForeignService = errors.New("there is another Service kube-system/console, which is left alone: " +
+	"delete it and start the server again")
 
 // consoleService is the Service kube-system/console. It has no selector: each server that serves browsers keeps an
 // endpoint slice of its own there, and the last one that does not any more takes the Service away. All that is written
@@ -143,7 +144,8 @@ func (c *consoleService) applySlice(ctx context.Context) error {
 	slice := discoveryv1ac.EndpointSlice(c.sliceName(), metav1.NamespaceSystem).
 		WithLabels(map[string]string{discoveryv1.LabelServiceName: consoleServiceName, discoveryv1.LabelManagedBy: consoleSlices}).
 		WithAddressType(family).
-		WithPorts(discoveryv1ac.EndpointPort().WithName("https").WithProtocol(corev1.ProtocolTCP).WithPort(int32(c.at.Port())).WithAppProtocol("https"))
+		WithPorts(discoveryv1ac.EndpointPort().WithName("https").WithProtocol(corev1.ProtocolTCP).
+			WithPort(int32(c.at.Port())).WithAppProtocol("https"))
 	if c.node {
 		node, err := c.client.CoreV1().Nodes().Get(ctx, c.server, metav1.GetOptions{})
 		if err != nil { // at the first start it registers in a moment
@@ -184,7 +186,8 @@ func (c *consoleService) applyService(ctx context.Context) error {
 	}
 	_, err = services.Apply(ctx, corev1ac.Service(consoleServiceName, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedByLabel: consoleManager}).
-		WithSpec(corev1ac.ServiceSpec().WithType(corev1.ServiceTypeClusterIP).WithIPFamilyPolicy(corev1.IPFamilyPolicySingleStack).WithIPFamilies(family).
+		WithSpec(corev1ac.ServiceSpec().WithType(corev1.ServiceTypeClusterIP).
+			WithIPFamilyPolicy(corev1.IPFamilyPolicySingleStack).WithIPFamilies(family).
 			WithPorts(corev1ac.ServicePort().WithName("https").WithProtocol(corev1.ProtocolTCP).WithPort(consoleServicePort).
 				WithTargetPort(intstr.FromInt32(int32(c.at.Port()))).WithAppProtocol("https"))),
 		metav1.ApplyOptions{FieldManager: consoleManager, Force: true})
@@ -211,7 +214,8 @@ func (c *consoleService) remove(ctx context.Context) error {
 	if served, err := c.served(ctx); err != nil || served {
 		return err
 	}
-	err = c.client.CoreV1().Services(metav1.NamespaceSystem).Delete(ctx, consoleServiceName, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(service.UID))})
+	same := metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(service.UID))}
+	err = c.client.CoreV1().Services(metav1.NamespaceSystem).Delete(ctx, consoleServiceName, same)
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return fmt.Errorf("deleting the Service console: %w", err)
 	}
@@ -234,7 +238,8 @@ func (c *consoleService) removeSlice(ctx context.Context) error {
 
 // served says whether a server keeps a slice.
 func (c *consoleService) served(ctx context.Context) (bool, error) {
-	list, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelManagedBy + "=" + consoleSlices})
+	ofConsoles := metav1.ListOptions{LabelSelector: discoveryv1.LabelManagedBy + "=" + consoleSlices}
+	list, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(ctx, ofConsoles)
 	if err != nil {
 		return false, fmt.Errorf("listing the endpoint slices of consoles: %w", err)
 	}
@@ -242,7 +247,8 @@ func (c *consoleService) served(ctx context.Context) (bool, error) {
 }
 
 func (c *consoleService) deleteSlice(ctx context.Context, s *discoveryv1.EndpointSlice) error {
-	err := c.client.DiscoveryV1().EndpointSlices(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
+	same := metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))}
+	err := c.client.DiscoveryV1().EndpointSlices(s.Namespace).Delete(ctx, s.Name, same)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("deleting the EndpointSlice %s: %w", s.Name, err)
 	}

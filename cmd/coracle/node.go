@@ -146,7 +146,8 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 	noIngress := c.Disabled(config.PartIngress)
 	noGateway := c.Disabled(config.PartGateway)
 	noConsole := c.Disabled(config.PartConsole)
-	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress, s.NoGateway, s.NoConsole = &noMetrics, &noHelm, &noManifests, &noIngress, &noGateway, &noConsole
+	s.NoMetrics, s.NoHelm, s.NoManifests = &noMetrics, &noHelm, &noManifests
+	s.NoIngress, s.NoGateway, s.NoConsole = &noIngress, &noGateway, &noConsole
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -131,7 +131,7 @@ func (b *browser) open(address string) *page {
 		p.ctx = ctx
 	}
 	b.used = true
-	if err := chromedp.Listen(p.ctx, p.heard); err != nil {
+	if err := chromedp.Listen(p.ctx, p.recordEvent); err != nil {
 		b.t.Fatal(err)
 	}
 	p.do("preparing a tab", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
@@ -156,8 +156,8 @@ func browse(k *harness.Kube, address string, width, height int64, more ...chrome
 	return p
 }
 
-// heard keeps what the browser says of a page.
-func (p *page) heard(event any) {
+// recordEvent keeps what the browser says of a page.
+func (p *page) recordEvent(event any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch e := event.(type) {

@@ -123,7 +123,7 @@ func (x *tabs) apply(t *testing.T) {
 	x.edit.replace("a: b", "a: "+x.name)
 	harness.Eventually(t, harness.Soon, x.name+": the dry run is answered", func() error {
 		x.edit.ctrl(ctrlEnter)
-		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // between two tries: no event says that a leader is there
 			if now := x.edit.text(); strings.Contains(now, "What will change") {
 				return nil
 			} else if strings.Contains(now, "problem") {

@@ -162,7 +162,7 @@ func fewColors(full image.Image, most int) *image.Paletted {
 // TestPictures makes the pictures of docs/console.md, when CORACLE_TEST_SHOTS names a folder for them.
 func TestPictures(t *testing.T) {
 	if os.Getenv("CORACLE_TEST_SHOTS") == "" {
-		t.Skip("CORACLE_TEST_SHOTS names no folder for the pictures")
+		t.Skip("CORACLE_TEST_SHOTS names no folder for the pictures") // they are made by hand, for the docs
 	}
 	k := newServer(t)
 	k.Apply(shop)

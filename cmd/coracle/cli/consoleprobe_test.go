@@ -118,7 +118,7 @@ func TestLoginProgramThatIsStuckIsNamed(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("it says nothing")
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // it ends with the test's process, and is to find its script before
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // between two looks: the script says it by a file
 		if _, err := os.Stat(config.ExecProvider.Command + ".begun"); err == nil || time.Now().After(deadline) {
 			break
 		}
