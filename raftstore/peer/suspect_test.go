@@ -89,7 +89,8 @@ func TestLossAmidCalls(t *testing.T) {
 }
 
 // TestHealthyButSlow: calls that take a healthy server long are answered, although others give up meanwhile, again and
-// again.
+// again. Connections are ended after one, two and four seconds without an answer, each up to 900 ms late: that depends
+// on which of the impatient calls is given up first. A fourth one, after eight, would be a mistake: a call takes five.
 func TestHealthyButSlow(t *testing.T) {
 	for name, cause := range map[string]error{"given up": nil, "another one leads": ErrLeaderMoved} {
 		t.Run(name, func(t *testing.T) {
@@ -113,7 +114,7 @@ func TestHealthyButSlow(t *testing.T) {
 				for ; err != nil && time.Since(began) < time.Minute; tries++ {
 					_, err = a.Call(t.Context(), string(b.address), "wait", []byte("5s"))
 				}
-				if took := time.Since(began); err != nil || took > 15*time.Second || tries > 8 {
+				if took := time.Since(began); err != nil || took > (1+2+4+8+5)*time.Second || tries > 8 {
 					t.Errorf("took %v in %d tries: %v", took, tries, err)
 				}
 				over.Store(true)
