@@ -59,6 +59,9 @@ type Options struct {
 	ReadOnly bool
 	// Identified, when set, is called with the remote address of a connection when the API has taken its token.
 	Identified func(remote string)
+	// Ended, when set, is called when work has ended that leaves much garbage behind: a list of several pages is whole,
+	// or the last tab has left.
+	Ended func()
 	// OIDC, when set, is by which provider users of a server's console may log in.
 	OIDC   *OIDC
 	Logger *slog.Logger
@@ -97,6 +100,9 @@ func New(o Options) (*Handler, error) {
 			return nil, fmt.Errorf("finding the console's pages: %w", err)
 		}
 		o.Files = files
+	}
+	if o.Ended == nil {
+		o.Ended = func() {}
 	}
 	if o.pingEvery == 0 {
 		o.pingEvery = pingEvery

@@ -117,12 +117,15 @@ func (l *list) readAll(ctx context.Context) (string, error) {
 	l.columns, l.sent = nil, true
 	query := maps.Clone(l.query)
 	query.Set("limit", strconv.Itoa(pageSize))
-	for {
+	for long := false; ; long = true {
 		rv, more, err := l.readPage(ctx, query)
 		if err != nil {
 			return "", err
 		}
 		if more == "" {
+			if long {
+				l.s.h.o.Ended()
+			}
 			return rv, l.send(message{"type": "synced", "rv": rv})
 		}
 		query.Set("continue", more)

@@ -28,7 +28,9 @@ type RemoteOptions struct {
 	// API has the address and the authority of the API. Its credentials are not used: each user has their own token.
 	API *rest.Config
 	// OIDC, when set, is by which provider users may log in.
-	OIDC   *OIDC
+	OIDC *OIDC
+	// Ended is Options.Ended.
+	Ended  func()
 	Logger *slog.Logger
 }
 
@@ -42,7 +44,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	listener := connlimit.NewListener(o.Listener, maxUnknown)
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{
-		Mode: ModeServer, Identified: listener.Identified, OIDC: o.OIDC, Logger: o.Logger,
+		Mode: ModeServer, Identified: listener.Identified, OIDC: o.OIDC, Ended: o.Ended, Logger: o.Logger,
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1

@@ -127,7 +127,12 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
 		return
 	}
-	defer release()
+	defer func() {
+		release()
+		if !h.sockets.any() {
+			h.o.Ended()
+		}
+	}()
 	h.open.Add(1)
 	defer h.open.Done()
 	// The Origin was checked, as for each request (foreign).

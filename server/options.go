@@ -126,6 +126,9 @@ type Options struct {
 	// ConsoleOIDC is how its users log in by OIDC, beside what APIServerArgs say.
 	ConsoleOIDC ConsoleOIDCOptions
 
+	// WorkEnded, when set, is called when work has ended that leaves much garbage behind.
+	WorkEnded func()
+
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool
 

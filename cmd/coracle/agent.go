@@ -134,10 +134,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	catchFatal(stopAll)
-	rest, over := pace(idle, busy)
+	pacer := pace(idle, busy)
 	var beside sync.WaitGroup
 	beside.Go(func() { member.run(ctx) })
-	beside.Go(func() { announce(ctx, p, ready, rest, over) })
+	beside.Go(func() { announce(ctx, p, ready, pacer) })
 	beside.Go(func() { _ = joined.Run(ctx) }) // it says itself what it cannot renew
 	for name, run := range map[string]func(context.Context) error{
 		"connections for the servers": func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) },

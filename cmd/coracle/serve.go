@@ -58,7 +58,9 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 			return err
 		}
 	}
+	pacer := pace(idle, busy)
 	o := serverOptions(c)
+	o.WorkEnded = pacer.Ended
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	if !c.DisableAgent {
 		o.Reach = reachability.New(reachability.Options{Logger: p.Log.Logger})
@@ -105,11 +107,10 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		defer close(serverDone)
 		stopAll(s.Run(serving))
 	}()
-	rest, over := pace(idle, busy)
 	announced := make(chan struct{})
 	go func() {
 		defer close(announced)
-		announce(ctx, p, s.Ready(), rest, over)
+		announce(ctx, p, s.Ready(), pacer)
 	}()
 	nodeErr := runNode(ctx)
 	if nodeErr == nil {
@@ -140,19 +141,17 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 	return gcPercent, gcPercentBusy
 }
 
-// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest,
-// and what says that a burst of work is over.
-func pace(idle, busy int) (rest func(), over <-chan struct{}) {
+// pace collects garbage by how busy the process is. It returns nil when the environment says how.
+func pace(idle, busy int) *memory.Pacer {
 	if os.Getenv("GOGC") != "" {
-		return func() {}, nil
+		return nil
 	}
-	p := memory.NewPacer(idle, busy, time.Now)
-	return p.Rest, p.Over()
+	return memory.NewPacer(idle, busy, time.Now)
 }
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
 // work, needed.
-func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest func(), over <-chan struct{}) {
+func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer *memory.Pacer) {
 	select {
 	case <-ready:
 		p.Ready()
@@ -162,11 +161,11 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest f
 	for pause := settled; ; pause = trimEvery {
 		select {
 		case <-time.After(pause):
-		case <-over:
+		case <-pacer.Over():
 		case <-ctx.Done():
 			return
 		}
-		rest()
+		pacer.Rest()
 		if err := memory.Trim(); err != nil {
 			p.Log.Warn("memory that is not in use was not given back", "error", err)
 			return

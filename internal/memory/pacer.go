@@ -42,7 +42,7 @@ const (
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
 // nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of
 // that or less when it is not. It looks only when a collection has ended, and once after a burst of work that left much
-// behind, so it never wakes an idle process.
+// behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
@@ -58,6 +58,7 @@ type Pacer struct {
 
 	after   func(time.Duration, func()) stopper
 	waiting stopper   // for the end of a burst; nil while there is none
+	known   bool      // Ended was called since the last one's end
 	ended   time.Time // when one was, the last time
 	over    chan struct{}
 }
@@ -79,10 +80,30 @@ func NewPacer(idle, busy int, now func() time.Time) *Pacer {
 
 // Over has a value when a burst of work has ended that may have left much garbage behind, which Go would collect two
 // minutes later: the process is to Rest, and to Trim.
-func (p *Pacer) Over() <-chan struct{} { return p.over }
+func (p *Pacer) Over() <-chan struct{} {
+	if p == nil {
+		return nil
+	}
+	return p.over
+}
+
+// Ended says that work has ended which left much garbage behind, however much Go sees: Over has a value as after a
+// burst. It returns at once.
+func (p *Pacer) Ended() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known = true
+	p.await(true)
+}
 
 // Rest goes back to the value for rest at once.
 func (p *Pacer) Rest() {
+	if p == nil {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, live := p.heap()
@@ -118,7 +139,7 @@ func (p *Pacer) collected() {
 	case since > idleAbove:
 		p.change(atRest(p.idle, live))
 	}
-	p.await(live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
+	p.await(p.known || live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
 }
 
 // await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at
@@ -131,7 +152,7 @@ func (p *Pacer) await(burst bool) {
 	if burst {
 		p.waiting = p.after(max(idleAbove, overEvery-p.now().Sub(p.ended)), func() {
 			p.mu.Lock()
-			p.ended = p.now()
+			p.ended, p.known = p.now(), false
 			p.mu.Unlock()
 			select {
 			case p.over <- struct{}{}:

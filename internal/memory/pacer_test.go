@@ -100,6 +100,47 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 	})
 }
 
+// TestPacerKnowsAnEnd: of work that Go does not see as a burst.
+func TestPacerKnowsAnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var collections uint64
+		p := &Pacer{
+			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, 40 << 20 }, last: time.Now(),
+			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+		}
+		over := func(after time.Duration) bool {
+			time.Sleep(after) // the bubble's time
+			synctest.Wait()
+			return len(p.Over()) > 0
+		}
+		p.Ended()
+		if over(9 * time.Second) {
+			t.Error("it is over after nine seconds")
+		}
+		collections++
+		p.collected() // a small heap: no burst by itself, and it still works
+		if over(9 * time.Second) {
+			t.Error("it is over nine seconds after a collection")
+		}
+		if !over(2 * time.Second) {
+			t.Error("it is not over eleven seconds after a collection")
+		}
+		<-p.Over()
+		p.Ended()
+		if over(30 * time.Second) {
+			t.Error("it is over twice in half a minute")
+		}
+		if !over(31 * time.Second) {
+			t.Error("it is not over after a minute")
+		}
+		<-p.Over()
+		collections++
+		if p.collected(); over(5 * time.Minute) {
+			t.Error("it is over once more")
+		}
+	})
+}
+
 // TestBurstsThatComeAgainAndAgain are not ended one by one.
 func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"testing"
+
+	"github.com/gorilla/websocket"
+)
+
+// TestEndsOfWork: whoever runs the console learns when a list of several pages is whole, and when the last tab has left.
+func TestEndsOfWork(t *testing.T) {
+	ended := make(chan struct{}, 9)
+	s := consoleOf(t, tableAPI(t), func(o *Options) { o.Ended = func() { ended <- struct{}{} } })
+	first, _ := tab(t, s, "good", nil)
+	second, _ := tab(t, s, "good", nil)
+	list := func(conn *websocket.Conn, query map[string]string, messages ...string) {
+		if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", Query: query}); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			next(t, conn, m)
+		}
+	}
+	list(first, nil, "columns", "rows", "rows", "synced")
+	if len(ended) != 1 {
+		t.Errorf("a list of two pages has ended %d times", len(ended))
+	}
+	<-ended
+	list(second, map[string]string{"continue": "c"}, "columns", "rows", "synced")
+	_ = first.Close()
+	_ = second.Close()
+	<-ended
+	if len(ended) != 0 {
+		t.Errorf("work has ended %d more times", len(ended))
+	}
+}
