@@ -76,7 +76,7 @@ GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
-PROMISED := root,carried,loop-device,systemd,xfs
+PROMISED := root,carried,loop-device,systemd,xfs,node
 
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }

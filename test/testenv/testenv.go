@@ -31,6 +31,7 @@ const (
 	Arm64Guest    Need = "arm64-guest"      // coracle for arm64, and what an emulated machine boots from: make arm64-test builds both
 	HTTPClients   Need = "http-clients"     // curl, nghttp, ngtcp2's client and python-websockets of Debian's: make ingress-clients installs them
 	Chromium      Need = "chromium"         // Debian's chromium-headless-shell: make console-test installs it
+	Node          Need = "node"             // JavaScript's, which Debian's npm brings: packaging/deps.sh console installs it
 	Axe           Need = "axe"              // axe-core, which CORACLE_TEST_AXE names: make console-test fetches it
 	Foreign       Need = "foreign-programs" // firewalls, Docker and FRR of Debian's: make foreign-test unpacks them
 )
