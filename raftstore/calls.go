@@ -144,7 +144,9 @@ type leaderRoute struct {
 
 // atLeader has something done by the leader, whoever that is. It may be done
 // more than once.
-func atLeader[A, Q any](ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error)) (answer A, err error) {
+func atLeader[A, Q any](
+	ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error),
+) (answer A, err error) {
 	ctx, cancel := etcdapi.WithTimeout(ctx, to.opts.RequestTimeout)
 	defer cancel()
 	for {

@@ -99,4 +99,3 @@ func (s *Store) close() error {
 	}
 	return errors.Join(err, s.replica.dir.Close())
 }
-

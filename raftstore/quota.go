@@ -45,7 +45,7 @@ func defaultQuota(log *slog.Logger) int64 {
 	return quota
 }
 
-// quota is what of the memory, and of the disks, may be taken.
+// quota refuses writes for which the memory, or the disks of a majority, have no room.
 type quota struct {
 	*replica
 	refusing    atomic.Bool // writes, for the quota: what was said of it last
