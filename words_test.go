@@ -41,7 +41,7 @@ var plainer = map[string]string{
 
 // olderNames are folders whose names are older than this test. Names in them follow when the folders are restructured.
 var olderNames = []string{"server", "server/apiserver", "server/apiserver/memtransport", "server/apiserver/watchbuffer", "server/detour",
-	"raftstore", "agent/balancer", "agent/kubelet"}
+	"agent/balancer", "agent/kubelet"}
 
 func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 	files := token.NewFileSet()

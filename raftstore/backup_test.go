@@ -49,10 +49,10 @@ func TestBackupWithoutReader(t *testing.T) {
 		most := int64(0)
 		for range 300 {
 			put()
-			most = max(most, s.fsm.view().Stats().HistoryBytes())
+			most = max(most, s.replica.fsm.view().Stats().HistoryBytes())
 		}
 		c.pass(time.Second)
-		if now := s.fsm.view().Stats().HistoryBytes(); most < limit*3/2 || most > 3*limit || now > limit {
+		if now := s.replica.fsm.view().Stats().HistoryBytes(); most < limit*3/2 || most > 3*limit || now > limit {
 			c.Errorf("%d bytes of history at most, %d now; allowed were %d, and twice that for the backup", most, now, limit)
 		}
 		close(r.let)

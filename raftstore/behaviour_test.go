@@ -87,12 +87,12 @@ func TestIdleStoreWritesNothing(t *testing.T) {
 	}
 	// The history goes once it is an hour over its age.
 	until(ctx, t, "compacted", func() bool { clock.Step(time.Minute); return s.Status().Compacted > 0 })
-	before := s.raft.LastIndex()
+	before := s.replica.raft.LastIndex()
 	for range 24 * 60 {
 		until(ctx, t, "all waiting", clock.HasWaiters)
 		clock.Step(time.Minute)
 	}
-	if after := s.raft.LastIndex(); after != before {
+	if after := s.replica.raft.LastIndex(); after != before {
 		t.Errorf("%d log entries in a day without a request", after-before)
 	}
 }
@@ -109,10 +109,10 @@ func TestRestartFromSnapshot(t *testing.T) {
 	for i := range 2000 {
 		mustPut(ctx, t, c.Client, "/b", fmt.Sprint(i))
 	}
-	if err := s.raft.Snapshot().Error(); err != nil {
+	if err := s.replica.raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := s.dir.Log.FirstIndex(); err != nil || at < 1000 {
+	if at, err := s.replica.dir.Log.FirstIndex(); err != nil || at < 1000 {
 		t.Fatalf("the log still starts with entry %d, %v", at, err)
 	}
 	last := mustPut(ctx, t, c.Client, "/a", "2")
@@ -143,7 +143,7 @@ func TestSnapshotsBoundTheLog(t *testing.T) {
 		}
 	}
 	until(ctx, t, "snapshot", func() bool {
-		list, err := s.dir.Snapshots.List()
+		list, err := s.replica.dir.Snapshots.List()
 		return err == nil && len(list) == 1
 	})
 }
@@ -155,7 +155,7 @@ func TestManyWriters(t *testing.T) { everywhere(t, testManyWriters) }
 
 func testManyWriters(ctx context.Context, t *testing.T, s *Store) {
 	const writers, each = 64, 50
-	before := s.raft.LastIndex()
+	before := s.replica.raft.LastIndex()
 	revisions := make([][]int64, writers)
 	var all sync.WaitGroup
 	for w := range writers {
@@ -185,7 +185,7 @@ func testManyWriters(ctx context.Context, t *testing.T, s *Store) {
 			t.Fatalf("%v, %v", got, err)
 		}
 	}
-	if entries := s.raft.LastIndex() - before; entries > writers*each/2 {
+	if entries := s.replica.raft.LastIndex() - before; entries > writers*each/2 {
 		t.Errorf("%d writes took %d log entries", writers*each, entries)
 	}
 }

@@ -14,22 +14,22 @@ import (
 
 // bootstrap makes a cluster of this server if its directory is new and it
 // knows of none to join.
-func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.Transport) error {
-	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
-	joining, joiningErr := s.dir.Joining()
+func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.Transport, others replication) error {
+	exists, err := raft.HasExistingState(logs, r.dir.Vars, r.dir.Snapshots)
+	joining, joiningErr := r.dir.Joining()
 	err = errors.Join(err, joiningErr)
-	knowsOthers := joining || len(s.opts.Join) > 0 || s.replication.hadPeers()
+	knowsOthers := joining || len(r.opts.Join) > 0 || others.hadPeers()
 	if err == nil && exists && !knowsOthers {
-		exists, err = s.finishedBootstrap(logs)
+		exists, err = r.finishedBootstrap(logs)
 	}
 	if err == nil && knowsOthers && (!exists || joining) {
-		err = s.replication.join(joining)
+		err = others.join(joining)
 	}
 	if err != nil || exists || knowsOthers {
 		return err
 	}
-	return raft.BootstrapCluster(conf, logs, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
-		Servers: []raft.Server{{ID: conf.LocalID, Address: s.address}},
+	return raft.BootstrapCluster(conf, logs, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
+		Servers: []raft.Server{{ID: conf.LocalID, Address: r.address}},
 	})
 }
 
@@ -42,13 +42,13 @@ func (p *clustered) join(noted bool) error {
 		return nil
 	}
 	peers := slices.Clone(p.former)
-	for _, address := range p.s.opts.Join {
+	for _, address := range p.opts.Join {
 		address = dialAddress(raft.ServerAddress(address))
 		if !slices.ContainsFunc(peers, func(p disk.Peer) bool { return p.Address == address }) {
 			peers = append(peers, disk.Peer{Address: address})
 		}
 	}
-	return p.s.dir.StartJoining(peers)
+	return p.dir.StartJoining(peers)
 }
 
 // finishedBootstrap says whether the directory holds more than raft's first
@@ -56,8 +56,8 @@ func (p *clustered) join(noted bool) error {
 // goes between the two, raft takes the directory for one that was in use and
 // waits for a leader, of which there is none. So the term is taken back: no
 // other server ever has this one, and this server has not voted.
-func (s *Store) finishedBootstrap(logs raft.LogStore) (bool, error) {
-	term, err := s.dir.Vars.GetUint64([]byte("CurrentTerm"))
+func (r *replica) finishedBootstrap(logs raft.LogStore) (bool, error) {
+	term, err := r.dir.Vars.GetUint64([]byte("CurrentTerm"))
 	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
 		return false, err
 	}
@@ -65,14 +65,14 @@ func (s *Store) finishedBootstrap(logs raft.LogStore) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	snapshots, err := s.dir.Snapshots.List()
+	snapshots, err := r.dir.Snapshots.List()
 	if err != nil {
 		return false, err
 	}
-	_, voted := s.dir.Vars.Get([]byte("LastVoteTerm"))
+	_, voted := r.dir.Vars.Get([]byte("LastVoteTerm"))
 	if term != 1 || last > 0 || len(snapshots) > 0 || !errors.Is(voted, raftboltdb.ErrKeyNotFound) {
 		return true, nil
 	}
-	s.log.Warn("the first start of this store was interrupted; starting it anew", "dir", s.opts.Dir)
-	return false, s.dir.Vars.SetUint64([]byte("CurrentTerm"), 0)
+	r.log.Warn("the first start of this store was interrupted; starting it anew", "dir", r.opts.Dir)
+	return false, r.dir.Vars.SetUint64([]byte("CurrentTerm"), 0)
 }

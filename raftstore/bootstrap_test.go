@@ -63,7 +63,7 @@ func TestJoiningIsRemembered(t *testing.T) {
 			t.Fatal(err)
 		}
 		peersOf(s).savePeers()
-		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
+		if servers := s.replica.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
 		if known := peersOf(s).known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
@@ -101,7 +101,7 @@ func TestAdmission(t *testing.T) {
 		}
 	}
 	first := openClusterOf(t, 1, tune)[0]
-	o := Options{Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t), Join: []string{string(first.address)}}
+	o := Options{Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}}
 	tune(&o)
 	late, err := Open(t.Context(), o)
 	if err != nil {
@@ -117,7 +117,7 @@ func TestAdmission(t *testing.T) {
 		defer mu.Unlock()
 		return asked > 2
 	})
-	if got := first.Members(); len(got) != 1 {
+	if got := first.cluster.Members(); len(got) != 1 {
 		t.Errorf("it was taken in: %v", got)
 	}
 	mu.Lock()
@@ -126,7 +126,7 @@ func TestAdmission(t *testing.T) {
 	if err := late.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := first.Members(); len(got) != 2 {
+	if got := first.cluster.Members(); len(got) != 2 {
 		t.Errorf("members: %v", got)
 	}
 	until(testContext(t), t, "what was held is released", func() bool {
@@ -145,7 +145,7 @@ func TestMaxMembers(t *testing.T) {
 	names := []string{"late", "later"}
 	for i, name := range names {
 		o := Options{
-			Dir: t.TempDir(), NodeID: name, ClusterID: "test", Logger: testLog(name), Network: tcpNetwork(t), Join: []string{string(first.address)}, MaxMembers: 3,
+			Dir: t.TempDir(), NodeID: name, ClusterID: "test", Logger: testLog(name), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}, MaxMembers: 3,
 			Share: func() string { asked[i].Add(1); return "" },
 		}
 		s, err := Open(t.Context(), o)
@@ -159,7 +159,7 @@ func TestMaxMembers(t *testing.T) {
 		})
 	}
 	isMember := func(name string) bool {
-		return slices.ContainsFunc(first.Members(), func(m Member) bool { return m.Name == name })
+		return slices.ContainsFunc(first.cluster.Members(), func(m Member) bool { return m.Name == name })
 	}
 	until(ctx, t, "one is taken in", func() bool { return isMember(names[0]) || isMember(names[1]) })
 	out := 0
@@ -168,10 +168,10 @@ func TestMaxMembers(t *testing.T) {
 	}
 	before := asked[out].Load()
 	until(ctx, t, "the other one asks again and again", func() bool { return asked[out].Load() > before+5 })
-	if got := first.Members(); len(got) != 3 || isMember(names[out]) {
+	if got := first.cluster.Members(); len(got) != 3 || isMember(names[out]) {
 		t.Errorf("the members are %v", got)
 	}
-	if err := first.RemoveMember(ctx, "s1"); err != nil {
+	if err := first.cluster.RemoveMember(ctx, "s1"); err != nil {
 		t.Fatal(err)
 	}
 	until(ctx, t, "the other one is taken in", func() bool { return isMember(names[out]) })

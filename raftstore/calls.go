@@ -40,7 +40,7 @@ var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk han
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
 // when it runs out.
 func (p *clustered) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.opts.RequestTimeout)
 	defer cancel()
 	switch method {
 	case callWrite:
@@ -55,16 +55,10 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
-		if p.s.hung() {
+		if p.hung() {
 			return nil, errHung
 		}
-		return append(binary.LittleEndian.AppendUint64(nil, p.s.raft.CurrentTerm()), p.s.id...), nil
-	case callRenew:
-		return serveJSON(ctx, body, p.s.renewHere)
-	case callLease:
-		return serveJSON(ctx, body, p.s.leaseHere)
-	case callLeases:
-		return serveJSON(ctx, body, p.s.leasesHere)
+		return append(binary.LittleEndian.AppendUint64(nil, p.raft.CurrentTerm()), p.id...), nil
 	case callStanding:
 		return serveJSON(ctx, body, p.serveStanding)
 	case callReach:
@@ -73,12 +67,29 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		return serveJSON(ctx, body, p.serveInfo)
 	case callJoin:
 		return serveJSON(ctx, body, p.serveJoin)
-	case callRemove:
-		return serveJSON(ctx, body, p.s.serveRemove)
-	case callPromote:
-		return serveJSON(ctx, body, p.s.servePromote)
+	}
+	if serve := p.calls[method]; serve != nil {
+		return serve(ctx, body)
 	}
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
+}
+
+// A served call is one that a part beside clustered answers.
+type served func(ctx context.Context, body []byte) ([]byte, error)
+
+// callsOf are the calls that these parts answer.
+func callsOf(c *Cluster, l *leases) map[string]served {
+	return map[string]served{
+		callRenew:   servedBy(l.renewHere),
+		callLease:   servedBy(l.leaseHere),
+		callLeases:  servedBy(l.leasesHere),
+		callRemove:  servedBy(c.serveRemove),
+		callPromote: servedBy(c.servePromote),
+	}
+}
+
+func servedBy[Q, A any](fn func(context.Context, Q) (A, error)) served {
+	return func(ctx context.Context, body []byte) ([]byte, error) { return serveJSON(ctx, body, fn) }
 }
 
 func serveJSON[Q, A any](ctx context.Context, body []byte, fn func(context.Context, Q) (A, error)) ([]byte, error) {
@@ -124,13 +135,22 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 	return answer, nil
 }
 
+// leaderRoute is the way to the leader, whoever that is: this server, or another one that is called.
+type leaderRoute struct {
+	*replica
+	leader      *leaderBoard
+	replication replication
+}
+
 // atLeader has something done by the leader, whoever that is. It may be done
 // more than once.
-func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q, here func(context.Context, Q) (A, error)) (answer A, err error) {
-	ctx, cancel := etcdapi.WithTimeout(ctx, s.opts.RequestTimeout)
+func atLeader[A, Q any](
+	ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error),
+) (answer A, err error) {
+	ctx, cancel := etcdapi.WithTimeout(ctx, to.opts.RequestTimeout)
 	defer cancel()
 	for {
-		lead, moved, err := s.awaitLeader(ctx)
+		lead, moved, err := to.leader.await(ctx)
 		if err != nil {
 			return answer, err
 		}
@@ -139,13 +159,13 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 		} else {
 			call, cancel := context.WithCancelCause(ctx)
 			stop := cancelWhen(moved, cancel)
-			answer, err = callAt[A](call, s.replication.Call, string(lead.Address), method, request)
+			answer, err = callAt[A](call, to.replication.Call, string(lead.Address), method, request)
 			stop()
 			cancel(nil)
 		}
-		if err == nil || !s.worthRetry(ctx, err) {
+		if err == nil || !to.worthRetry(ctx, err) {
 			return answer, proposeErrorOrNil(ctx, err)
 		}
-		s.pause(ctx, moved)
+		pause(ctx, moved)
 	}
 }

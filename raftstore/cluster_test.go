@@ -63,7 +63,7 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 			Logger: testLog(strconv.Itoa(i)), Network: tcpNetwork(t),
 		}
 		if i > 0 {
-			o.Join = []string{string(stores[0].address)}
+			o.Join = []string{string(stores[0].replica.address)}
 		}
 		tune(&o)
 		s, err := Open(t.Context(), o)
@@ -83,7 +83,7 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 	want := n - (n+1)%2
 	until(testContext(t), t, "the right number of votes", func() bool {
 		voters := 0
-		for _, m := range stores[0].Members() {
+		for _, m := range stores[0].cluster.Members() {
 			if m.Voter {
 				voters++
 			}
@@ -91,6 +91,11 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 		return voters == want
 	})
 	return stores
+}
+
+// transferBetween makes another store lead, as connectivity.go does.
+func transferBetween(ctx context.Context, from, to *Store) error {
+	return transferTo(ctx, from.replica, from.replication, to.replica.memberID)
 }
 
 // peersOf is what a store with a network has of the others.
@@ -133,7 +138,7 @@ func TestMaintenanceOfThree(t *testing.T) {
 	for i, c := range clients {
 		endpoint := c.Endpoints()[0]
 		info, err := c.Status(ctx, endpoint)
-		if err != nil || info.Header.MemberId != stores[i].memberID || info.IsLearner || len(info.Errors) > 0 {
+		if err != nil || info.Header.MemberId != stores[i].replica.memberID || info.IsLearner || len(info.Errors) > 0 {
 			t.Errorf("%+v, %v", info, err)
 			continue
 		}
@@ -159,14 +164,14 @@ func TestMaintenanceOfThree(t *testing.T) {
 			t.Errorf("a backup of server %d: %v", i, err)
 		}
 	}
-	if len(leads) != 1 || !leads[stores[0].memberID] {
+	if len(leads) != 1 || !leads[stores[0].replica.memberID] {
 		t.Errorf("leaders: %v", leads)
 	}
-	if _, err := clients[0].MoveLeader(ctx, stores[2].memberID); err != nil {
+	if _, err := clients[0].MoveLeader(ctx, stores[2].replica.memberID); err != nil {
 		t.Errorf("move the leader: %v", err)
 	}
 	until(ctx, t, "another leads", func() bool { return stores[2].Status().Leadership.Leader })
-	if _, err := clients[0].MoveLeader(ctx, stores[1].memberID); err == nil {
+	if _, err := clients[0].MoveLeader(ctx, stores[1].replica.memberID); err == nil {
 		t.Error("a follower moved the leader")
 	}
 }

@@ -20,7 +20,12 @@ import (
 // it leads, answers them and looks after the votes.
 type clustered struct {
 	*peer.Transport
-	s *Store
+	*replica
+	leadership *leadership
+	leader     *leaderBoard
+	quota      *quota
+	writer     *writer
+	calls      map[string]served // those that other parts answer
 
 	former []disk.Peer // noted before this start
 	asking sync.Mutex  // one asks at a time whether this server was taken out
@@ -51,26 +56,28 @@ type clustered struct {
 
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() (*clustered, error) {
+	r := s.replica
 	p := &clustered{
-		s: s, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
+		replica: r, leadership: s.leadership, leader: s.leader, quota: s.quota, writer: s.writer,
+		opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
 		started: make(chan struct{}),
 	}
 	p.reads = &reads{p: p}
 	p.pace.Store(&pace{})
 	var err error
-	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
-		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+	if p.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
+		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
 	}
 	p.Transport, err = peer.New(peer.Options{
-		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
-		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
+		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
+		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
 		Withhold: p.withholds,
 		Follows:  p.follows,
 		Stands:   p.handedOver,
 		Next:     p.entriesBehind,
-		Snapshot: s.dir.Log.Snapshot, Install: s.snapshotter.install,
+		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
-		Timeout: 5 * s.opts.ElectionTimeout,
+		Timeout: 5 * r.opts.ElectionTimeout,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
@@ -96,9 +103,9 @@ func (p *clustered) hadPeers() bool { return len(p.former) > 0 }
 
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {
-	p.s.spawn(func() { p.announce(p.s.ctx) })
-	p.s.spawn(func() { p.notePeers(p.s.ctx) })
-	p.s.spawn(func() { p.missLeader(p.s.ctx) })
+	p.spawn(func() { p.announce(p.ctx) })
+	p.spawn(func() { p.notePeers(p.ctx) })
+	p.spawn(func() { p.missLeader(p.ctx) })
 	close(p.started)
 }
 
@@ -110,7 +117,7 @@ func (p *clustered) close() {
 
 // published tells the others of what is committed.
 func (p *clustered) published() {
-	if term, index, ok := p.s.committed(); ok {
+	if term, index, ok := committed(p.leadership, p.replica); ok {
 		p.Committed(term, index)
 	}
 }
@@ -122,7 +129,7 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 		return p.serveCall(ctx, from, method, body)
 	case <-ctx.Done():
 		return nil, contextError(ctx)
-	case <-p.s.ctx.Done():
+	case <-p.ctx.Done():
 		return nil, ErrClosed
 	}
 }
@@ -132,7 +139,7 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 func (p *clustered) handedOver() {
 	select {
 	case <-p.started:
-		p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
+		p.stood.Store(&stand{at: time.Now(), term: p.raft.CurrentTerm()})
 	default:
 	}
 }
@@ -145,11 +152,11 @@ func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	default:
 		return false
 	}
-	if p.s.hung() {
+	if p.hung() {
 		return false
 	}
-	_, now := p.s.raft.LeaderWithID()
-	return now == leader && p.s.raft.State() == raft.Follower && p.s.raft.CurrentTerm() == term
+	_, now := p.raft.LeaderWithID()
+	return now == leader && p.raft.State() == raft.Follower && p.raft.CurrentTerm() == term
 }
 
 // entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
@@ -160,12 +167,12 @@ func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 		return nil
 	}
 	var out []*raft.Log
-	for newest := p.s.raft.LastIndex(); after < newest && bytes > 0; after++ {
+	for newest := p.raft.LastIndex(); after < newest && bytes > 0; after++ {
 		e := new(raft.Log)
 		if p.logs.GetLog(after+1, e) != nil {
 			break // raft finds out for itself
 		}
-		if snapshot, _ := p.s.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
+		if snapshot, _ := p.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
 			break // of a snapshot's last entry the log may know the term alone, and then calls it one without content
 		}
 		if bytes -= peer.EntryBytes(e); bytes >= 0 {
@@ -173,7 +180,7 @@ func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 		}
 	}
 	// A leader changes none of its entries. The next one may, which has a later term and is followed before it does.
-	if p.s.raft.CurrentTerm() != term {
+	if p.raft.CurrentTerm() != term {
 		return nil
 	}
 	return out

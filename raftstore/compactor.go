@@ -63,10 +63,10 @@ type compactor struct {
 // end watches that are a little late.
 const leastByQuota = 1.0 / 64
 
-func newCompactor(s *Store) *compactor {
+func newCompactor(w *writer) *compactor {
 	c := &compactor{
-		clock: s.opts.Clock, age: s.opts.HistoryAge, bytes: s.opts.HistoryBytes, quota: s.opts.QuotaBytes,
-		view: s.fsm.view, compact: s.compactTo, setMark: s.markHistory, wake: make(chan struct{}, 1),
+		clock: w.opts.Clock, age: w.opts.HistoryAge, bytes: w.opts.HistoryBytes, quota: w.opts.QuotaBytes,
+		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: make(chan struct{}, 1),
 	}
 	return c
 }
@@ -204,23 +204,23 @@ func leaving(view *mvcc.View, bytes int64) int64 {
 }
 
 // compactTo is how the compactor compacts.
-func (s *Store) compactTo(ctx context.Context, rev int64) error {
-	_, err := s.writeOwn(ctx, &pb.CompactionRequest{Revision: rev})
+func (w *writer) compactTo(ctx context.Context, rev int64) error {
+	_, err := w.own(ctx, &pb.CompactionRequest{Revision: rev})
 	switch {
 	case err == nil:
-		s.log.Debug("compacted the store's history", "revision", rev)
+		w.log.Debug("compacted the store's history", "revision", rev)
 	case errors.Is(err, rpctypes.ErrGRPCCompacted):
 		return nil
 	case ctx.Err() == nil:
-		s.log.Warn("could not compact the store's history; will try again", "revision", rev, "err", err)
+		w.log.Warn("could not compact the store's history; will try again", "revision", rev, "err", err)
 	}
 	return err
 }
 
 // markHistory is how the compactor sets a mark. The quota does not count for it: a
 // store beyond its quota would never be within it again if its history stayed.
-func (s *Store) markHistory(ctx context.Context, value string) (int64, error) {
-	out, err := s.writeOwn(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
+func (w *writer) markHistory(ctx context.Context, value string) (int64, error) {
+	out, err := w.own(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
 	if err != nil {
 		return 0, err
 	}

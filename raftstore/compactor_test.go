@@ -206,7 +206,7 @@ func TestOverwritesDoNotFillTheQuota(t *testing.T) {
 			if _, err := s.Client().Put(c.ctx, "next", ""); err != nil {
 				c.Fatal(err)
 			}
-			return s.fsm.view().Stats().HistoryBytes() <= 16<<20
+			return s.replica.fsm.view().Stats().HistoryBytes() <= 16<<20
 		})
 	})
 }
@@ -239,7 +239,7 @@ func TestListsExpireOnAllServers(t *testing.T) {
 				}
 				within := 10 * time.Minute
 				if moves { // the interval begins again with the new leader's term
-					if err := c.leader().running().TransferLeadership(c.ctx); err != nil {
+					if err := c.leader().running().cluster.TransferLeadership(c.ctx); err != nil {
 						c.Fatal(err)
 					}
 					within += 5 * time.Minute
@@ -269,7 +269,7 @@ func TestCostOfCompactionByAge(t *testing.T) {
 			if err := s.WaitReady(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			first, from := s.raft.LastIndex(), bytesWritten(t)
+			first, from := s.replica.raft.LastIndex(), bytesWritten(t)
 			time.Sleep(time.Second) // writes of the same moment as the compactor's would share log entries with them
 			for range 24 * 60 * 2 / 5 {
 				time.Sleep(150 * time.Second)
@@ -277,7 +277,7 @@ func TestCostOfCompactionByAge(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			appends, written = s.raft.LastIndex()-first, bytesWritten(t)-from
+			appends, written = s.replica.raft.LastIndex()-first, bytesWritten(t)-from
 		})
 		return appends, written
 	}

@@ -35,13 +35,13 @@ type reachAnswer struct {
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
 // disk hangs does not answer.
 func (p *clustered) reached(ctx context.Context) []raft.ServerID {
-	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	out := []raft.ServerID{p.s.id}
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
-		if server.ID == p.s.id {
+	out := []raft.ServerID{p.id}
+	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
+		if server.ID == p.id {
 			continue
 		}
 		asking.Go(func() {
@@ -59,11 +59,11 @@ func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
 // leader. One whose disk stalls would serve neither.
 func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
-	if p.s.Stalled() > stalledAfter {
+	if p.dir.Stalled() > stalledAfter {
 		return reachAnswer{}, errHung
 	}
 	made := p.aside.Load()
-	unfit := errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
+	unfit := errors.Is(p.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
 	return reachAnswer{Reached: p.reached(ctx), Unfit: unfit}, nil
 }
 
@@ -71,8 +71,8 @@ func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, err
 // leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
 // API. A transfer always goes to a server that reaches more, so it cannot go round.
 func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
-	servers := p.s.raft.GetConfiguration().Configuration().Servers
-	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.s.id && !p.s.answers(m.ID, healthyWithin) }) {
+	servers := p.raft.GetConfiguration().Configuration().Servers
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.id && !p.answers(m.ID, healthyWithin) }) {
 		*c = connectivity{}
 		return
 	}
@@ -87,9 +87,9 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
 	c.next = time.Now().Add(c.pause)
-	p.s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
-	if err := p.s.transferTo(ctx, memberID(string(best))); err != nil && ctx.Err() == nil {
-		p.s.log.Warn("could not transfer the leadership", "to", best, "err", err)
+	p.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
+	if err := transferTo(ctx, p.replica, p, memberID(string(best))); err != nil && ctx.Err() == nil {
+		p.log.Warn("could not transfer the leadership", "to", best, "err", err)
 	}
 }
 
@@ -98,13 +98,13 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 func (p *clustered) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
-	ctx, cancel := context.WithTimeout(ctx, 4*p.s.opts.ElectionTimeout) // twice what each of them takes
+	ctx, cancel := context.WithTimeout(ctx, 4*p.opts.ElectionTimeout) // twice what each of them takes
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	voters := votersOf(servers)
 	for _, server := range voters {
-		if server.ID == p.s.id || !slices.Contains(reached, server.ID) {
+		if server.ID == p.id || !slices.Contains(reached, server.ID) {
 			continue
 		}
 		asking.Go(func() {
@@ -136,31 +136,31 @@ type leaderElsewhere struct {
 func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
-	before := p.s.without.Load()
+	before := p.leader.without.Load()
 	if before == nil || before.removed || leader < 0 {
-		p.s.without.Store(&leaderElsewhere{})
+		p.leader.without.Store(&leaderElsewhere{})
 		return
 	}
 	address := string(informed.Members[i].Address)
 	answer, err := callAt[reachAnswer](ctx, p.Call, address, callReach, nothing{})
-	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || p.s.hasLeader() {
-		p.s.without.Store(nil)
+	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || p.leader.hasLeader() {
+		p.leader.without.Store(nil)
 		return
 	}
-	p.s.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
-	if p.s.hasLeader() { // since just now
-		p.s.without.Store(nil)
+	p.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
+	if p.leader.hasLeader() { // since just now
+		p.leader.without.Store(nil)
 		return
 	}
 	if before.address == "" {
-		p.s.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; look at the network between the two",
+		p.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; look at the network between the two",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }
 
 // ReachedBy asks the members that answer this server which others they reach, and returns by name who reaches those
 // that do not.
-func (s *Store) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
+func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
 	silent, names := map[raft.ServerID]string{}, map[string][]string{}
 	for _, m := range states {
 		if !m.Answers {
@@ -178,7 +178,7 @@ func (s *Store) ReachedBy(ctx context.Context, states []MemberState) map[string]
 		}
 		asking.Go(func() {
 			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
-			answer, err := callAt[reachAnswer](ctx, s.replication.Call, address, callReach, nothing{})
+			answer, err := callAt[reachAnswer](ctx, c.replication.Call, address, callReach, nothing{})
 			if err != nil {
 				return // it is left out
 			}

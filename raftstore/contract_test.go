@@ -177,12 +177,12 @@ func TestWithoutLeader(t *testing.T) {
 func TestMoveLeader(t *testing.T) {
 	ctx := testContext(t)
 	standalone := openStore(t, Options{Dir: t.TempDir()})
-	if _, err := dial(t, standalone).MoveLeader(ctx, standalone.memberID); err != nil {
+	if _, err := dial(t, standalone).MoveLeader(ctx, standalone.replica.memberID); err != nil {
 		t.Errorf("the only server to itself: %v", err)
 	}
 	stores := openCluster(t, 3)
 	leader := dial(t, stores[0])
-	if _, err := leader.MoveLeader(ctx, stores[0].memberID); err != nil {
+	if _, err := leader.MoveLeader(ctx, stores[0].replica.memberID); err != nil {
 		t.Errorf("the leader to itself: %v", err)
 	}
 	if !stores[0].Status().Leadership.Leader {
@@ -191,7 +191,7 @@ func TestMoveLeader(t *testing.T) {
 	if _, err := leader.MoveLeader(ctx, 99); !errors.Is(err, rpctypes.ErrBadLeaderTransferee) {
 		t.Errorf("to nobody: %v", err)
 	}
-	if _, err := dial(t, stores[1]).MoveLeader(ctx, stores[0].memberID); !errors.Is(err, rpctypes.ErrNotLeader) {
+	if _, err := dial(t, stores[1]).MoveLeader(ctx, stores[0].replica.memberID); !errors.Is(err, rpctypes.ErrNotLeader) {
 		t.Errorf("a follower: %v", err)
 	}
 }
@@ -281,7 +281,7 @@ func TestAlarm(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20})
 	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
-		if resp, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}); err != nil || len(resp.Alarms) != 0 {
+		if resp, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE}); err != nil || len(resp.Alarms) != 0 {
 			t.Errorf("%s: disarm what does not stand: %v, %v", face, resp, err)
 		}
 	}
@@ -303,7 +303,7 @@ func TestAlarm(t *testing.T) {
 		if err != nil || len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
 			t.Errorf("%s: %v, %v", face, list, err)
 		}
-		if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}); !errors.Is(err, rpctypes.ErrNoSpace) {
+		if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE}); !errors.Is(err, rpctypes.ErrNoSpace) {
 			t.Errorf("%s: disarm what stands: %v", face, err)
 		}
 	}

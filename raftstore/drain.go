@@ -56,12 +56,12 @@ func (u *underWay) before() []*writes {
 // given up and its outcome is open. One that was given up comes before whatever this server writes afterwards, or
 // never. One without a leader may take as long as its context allows.
 func (s *Store) Drain(ctx context.Context) error {
-	for _, set := range s.writes.before() {
+	for _, set := range s.writer.writes.before() {
 		select {
 		case <-set.none:
 		case <-ctx.Done():
 			return contextError(ctx)
-		case <-s.ctx.Done():
+		case <-s.replica.ctx.Done():
 			return ErrClosed
 		}
 	}

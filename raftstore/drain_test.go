@@ -15,22 +15,21 @@ func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		s := &Store{}
-		s.ctx = context.Background()
+		s := &Store{replica: &replica{lifecycle: lifecycle{ctx: context.Background()}}, writer: &writer{}}
 		if err := s.Drain(ctx); err != nil {
 			t.Fatal(err)
 		}
-		first, second := s.writes.begin(), s.writes.begin()
+		first, second := s.writer.writes.begin(), s.writer.writes.begin()
 		short, stop := context.WithTimeout(ctx, time.Second)
 		defer stop()
 		if err := s.Drain(short); err == nil || errors.Is(err, ErrClosed) {
 			t.Fatalf("two writes are under way: %v", err)
 		}
-		third := s.writes.begin()
+		third := s.writer.writes.begin()
 		drained := make(chan error, 1)
 		go func() { drained <- s.Drain(ctx) }()
 		synctest.Wait()
-		fourth := s.writes.begin()
+		fourth := s.writer.writes.begin()
 		for _, end := range []func(){first, third, second} {
 			select {
 			case err := <-drained:
@@ -44,8 +43,8 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		fourth()
-		if err := s.Drain(ctx); err != nil || len(s.writes.open) != 0 {
-			t.Fatalf("nothing is under way: %v, %d sets", err, len(s.writes.open))
+		if err := s.Drain(ctx); err != nil || len(s.writer.writes.open) != 0 {
+			t.Fatalf("nothing is under way: %v, %d sets", err, len(s.writer.writes.open))
 		}
 	})
 }

@@ -10,16 +10,12 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/v3/kubernetes"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/etcdclient"
 	"github.com/coracle-k8s/coracle/raftstore/etcdgrpc"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
-
-var _ etcdapi.Store = (*Store)(nil)
 
 // API answers etcd's requests, without a connection.
 func (s *Store) API() *etcdapi.API { return s.api }
@@ -38,34 +34,51 @@ func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 }
 
 func (s *Store) newAPI() *etcdapi.API {
+	r := s.replica
 	return etcdapi.New(etcdapi.Options{
-		Store: s, Watches: s.watches, Closing: s.ctx, Ready: s.ready, ClusterID: s.clusterID, MemberID: s.memberID,
-		MaxRequestBytes: s.opts.MaxRequestBytes, MaxTxnOps: s.opts.MaxTxnOps, Counters: s.opts.Counters, RequestTimeout: s.opts.RequestTimeout,
+		Store: etcdStore{s, s.leases, etcdCluster{s.cluster, s.quota}}, Watches: s.watches,
+		Closing: r.ctx, Ready: r.ready, ClusterID: r.clusterID, MemberID: r.memberID,
+		MaxRequestBytes: r.opts.MaxRequestBytes, MaxTxnOps: r.opts.MaxTxnOps, Counters: r.opts.Counters, RequestTimeout: r.opts.RequestTimeout,
 	})
 }
 
 // View is the newest state that this server has applied.
-func (s *Store) View() *mvcc.View { return s.fsm.view() }
+func (s *Store) View() *mvcc.View { return s.replica.fsm.view() }
 
 // Term is this server's term.
-func (s *Store) Term() uint64 { return s.raft.CurrentTerm() }
+func (s *Store) Term() uint64 { return s.replica.raft.CurrentTerm() }
+
+// etcdStore is a store as etcd's API needs it.
+type etcdStore struct {
+	*Store
+	*leases
+	etcdCluster
+}
+
+var _ etcdapi.Store = etcdStore{}
+
+// etcdCluster is a cluster as etcd's API has it.
+type etcdCluster struct {
+	*Cluster
+	quota *quota
+}
 
 // EtcdStatus describes this server as etcd's API does.
-func (s *Store) EtcdStatus() etcdapi.Status {
+func (c etcdCluster) EtcdStatus() etcdapi.Status {
 	out := etcdapi.Status{
-		Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(), Quota: s.opts.QuotaBytes,
+		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.opts.QuotaBytes,
 	}
-	if lead, _ := s.leader.get(); lead.known() {
+	if lead, _ := c.leader.get(); lead.known() {
 		out.Leader = memberID(string(lead.ID))
 	}
-	for _, m := range s.Members() {
+	for _, m := range c.Members() {
 		out.Learner = out.Learner || m.Self && !m.Voter
 	}
-	if err := s.admit(); err != nil {
+	if err := c.admit(); err != nil {
 		out.Refusing = append(out.Refusing, err.Error())
 		out.NoSpace = errors.Is(err, rpctypes.ErrGRPCNoSpace)
 	}
-	if s.overQuota() {
+	if c.quota.over() {
 		out.Refusing = append(out.Refusing, "raftstore: the quota is used up: writes that add anything are refused")
 		out.NoSpace = true
 	}
@@ -73,50 +86,36 @@ func (s *Store) EtcdStatus() etcdapi.Status {
 }
 
 // EtcdMembers lists the servers as etcd's API does.
-func (s *Store) EtcdMembers() []*pb.Member {
+func (c etcdCluster) EtcdMembers() []*pb.Member {
 	var out []*pb.Member
-	for _, m := range s.Members() {
+	for _, m := range c.Members() {
 		out = append(out, &pb.Member{ID: m.ID, Name: m.Name, PeerURLs: []string{"raft://" + m.Address}, IsLearner: !m.Voter})
 	}
 	return out
 }
 
 // RemoveMemberID takes the server with this member id out of the cluster.
-func (s *Store) RemoveMemberID(ctx context.Context, id uint64) error {
-	for _, m := range s.Members() {
+func (c etcdCluster) RemoveMemberID(ctx context.Context, id uint64) error {
+	for _, m := range c.Members() {
 		if m.ID == id {
-			return s.RemoveMember(ctx, m.RaftID)
+			return c.RemoveMember(ctx, m.RaftID)
 		}
 	}
 	return rpctypes.ErrGRPCMemberNotFound
 }
 
 // PromoteMemberID gives the server with this member id a vote, see PromoteMember.
-func (s *Store) PromoteMemberID(ctx context.Context, id uint64) error {
-	for _, m := range s.Members() {
+func (c etcdCluster) PromoteMemberID(ctx context.Context, id uint64) error {
+	for _, m := range c.Members() {
 		if m.ID == id {
-			return s.PromoteMember(ctx, m.RaftID)
+			return c.PromoteMember(ctx, m.RaftID)
 		}
 	}
 	return rpctypes.ErrGRPCMemberNotFound
 }
 
-// MoveLeader makes the voter with this member id lead; like etcd's, it is for
-// the leader.
-func (s *Store) MoveLeader(ctx context.Context, id uint64) error {
-	if lead, _ := s.leadership.get(); !lead.Leader {
-		return rpctypes.ErrGRPCNotLeader
-	}
-	if id == s.memberID {
-		return nil
-	}
-	err := s.transferTo(ctx, id)
-	if status.Code(err) == codes.NotFound {
-		return rpctypes.ErrGRPCBadLeaderTransferee
-	}
-	return proposeErrorOrNil(ctx, err)
-}
-
 // LeaderPresence says whether a leader is known now. The context ends when there
 // has been none for long.
-func (s *Store) LeaderPresence() (known bool, present context.Context) { return s.leader.presence() }
+func (c etcdCluster) LeaderPresence() (known bool, present context.Context) {
+	return c.leader.presence()
+}

@@ -34,7 +34,7 @@ func (s *Store) CheckTerm(ctx context.Context) error {
 	if term == 0 {
 		return nil
 	}
-	return tellRefused(ctx, s.leadsIn(term))
+	return tellRefused(ctx, s.leadership.leadsIn(term))
 }
 
 // ConfirmTerm is CheckTerm for what the state machine does not see and so cannot
@@ -51,19 +51,19 @@ func (s *Store) ConfirmTerm(ctx context.Context) error {
 
 // confirmLeading asks a majority of the voters.
 func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
-	if err := p.s.leadsIn(term); err != nil {
+	if err := p.leadership.leadsIn(term); err != nil {
 		return err
 	}
-	_, err := p.reads.serve(ctx, p.s.id, term)
-	if over := p.s.leadsIn(term); over != nil {
+	_, err := p.reads.serve(ctx, p.id, term)
+	if over := p.leadership.leadsIn(term); over != nil {
 		return over
 	}
 	return err // the majority that answered was in the term that this server leads in
 }
 
 // leadsIn returns ErrFenced unless this server leads in a term.
-func (s *Store) leadsIn(term uint64) error {
-	if lead, _ := s.leadership.get(); !lead.Leader || lead.Term != term {
+func (l *leadership) leadsIn(term uint64) error {
+	if lead, _ := l.get(); !lead.Leader || lead.Term != term {
 		return mvcc.ErrFenced
 	}
 	return nil

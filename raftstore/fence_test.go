@@ -31,7 +31,7 @@ func TestWritesOfATerm(t *testing.T) {
 	if err := errors.Join(put(leader, term), leader.CheckTerm(in(term)), leader.ConfirmTerm(in(term)), leader.CheckTerm(ctx), follower.ConfirmTerm(ctx)); err != nil || refused > 0 {
 		t.Fatalf("in the right term: %v, %d refused", err, refused)
 	}
-	rev := leader.fsm.view().Revision()
+	rev := leader.replica.fsm.view().Revision()
 	for _, s := range stores {
 		for _, number := range []uint64{term - 1, term, term + 1} {
 			if s == leader && number == term {
@@ -39,7 +39,7 @@ func TestWritesOfATerm(t *testing.T) {
 			}
 			for what, err := range map[string]error{"write": put(s, number), "check": s.CheckTerm(in(number)), "confirm": s.ConfirmTerm(in(number))} {
 				if !errors.Is(err, mvcc.ErrFenced) {
-					t.Errorf("%s in term %d on %s: %v", what, number, s.name, err)
+					t.Errorf("%s in term %d on %s: %v", what, number, s.replica.name, err)
 				}
 			}
 		}
@@ -47,7 +47,7 @@ func TestWritesOfATerm(t *testing.T) {
 	if refused != 3*8 {
 		t.Errorf("%d refusals were told", refused)
 	}
-	if now := leader.fsm.view().Revision(); now != rev {
+	if now := leader.replica.fsm.view().Revision(); now != rev {
 		t.Errorf("revision %d after %d", now, rev)
 	}
 

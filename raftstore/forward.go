@@ -20,20 +20,20 @@ import (
 // write runs a command exactly once, however often it has to be sent. If
 // it gives up, the outcome is open.
 func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
-	ctx, cancel := etcdapi.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, p.opts.RequestTimeout)
 	defer cancel()
 	for {
 		done, ok := p.session.number(&c)
 		if !ok {
 			if err := p.openSession(ctx); err != nil {
-				return p.s.outcome(ctx, mvcc.Result{}, err)
+				return p.writer.outcome(ctx, mvcc.Result{}, err)
 			}
 			continue
 		}
 		res, attempts, err := p.deliver(ctx, c)
 		done()
 		if err != nil || !errors.Is(res.Err, mvcc.ErrSession) && !errors.Is(res.Err, mvcc.ErrStale) {
-			return p.s.outcome(ctx, res, err)
+			return p.writer.outcome(ctx, res, err)
 		}
 		if errors.Is(res.Err, mvcc.ErrSession) {
 			p.session.lost(c.Session)
@@ -56,7 +56,7 @@ func (p *clustered) openSession(ctx context.Context) error {
 	if p.session.isOpen() {
 		return nil
 	}
-	res, _, err := p.deliver(ctx, mvcc.Command{Request: wrapperspb.String(p.s.name)})
+	res, _, err := p.deliver(ctx, mvcc.Command{Request: wrapperspb.String(p.name)})
 	if err = errors.Join(err, res.Err); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (p *clustered) openSession(ctx context.Context) error {
 // until one answers. It says how many may have got it.
 func (p *clustered) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
-		lead, moved, err := p.s.awaitLeader(ctx)
+		lead, moved, err := p.leader.await(ctx)
 		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
 			err = errMoved // the one before may have done it
 		}
@@ -81,8 +81,8 @@ func (p *clustered) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Resul
 		if err == nil && errors.Is(res.Err, rpctypes.ErrGRPCNoSpace) {
 			err = res.Err // the leader refused it: the state machine knows no quota
 		}
-		if err != nil && p.s.worthRetry(ctx, err) {
-			p.s.pause(ctx, moved)
+		if err != nil && p.worthRetry(ctx, err) {
+			pause(ctx, moved)
 			continue
 		}
 		if err != nil && attempts > 1 {
@@ -100,22 +100,22 @@ func (p *clustered) attempt(
 	if !lead.Self {
 		return p.forwarder.propose(ctx, bounds{moved: moved}, c)
 	}
-	if err := p.s.admit(); err != nil {
+	if err := p.admit(); err != nil {
 		return mvcc.Result{}, err
 	}
-	return p.s.proposer.propose(ctx, bounds{moved: moved}, c)
+	return p.writer.proposer.propose(ctx, bounds{moved: moved}, c)
 }
 
 // forward hands a batch to the leader, and waits until this server has applied
 // what came of it: who wrote through a server finds it there.
 func (p *clustered) forward(entry []byte) func() ([]mvcc.Result, error) {
-	lead, moved := p.s.leader.get()
+	lead, moved := p.leader.get()
 	return func() ([]mvcc.Result, error) {
 		if lead.Self || !lead.known() {
 			return nil, errNotLeader
 		}
 		p.forwarded.Add(1)
-		ctx, cancel := context.WithTimeout(p.s.ctx, p.s.opts.RequestTimeout)
+		ctx, cancel := context.WithTimeout(p.ctx, p.opts.RequestTimeout)
 		defer cancel()
 		call, giveUp := context.WithCancelCause(ctx)
 		defer giveUp(nil)
@@ -135,7 +135,7 @@ func (p *clustered) forward(entry []byte) func() ([]mvcc.Result, error) {
 		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
 			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
 		}
-		_, _ = p.s.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
+		_, _ = p.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
 		return results, nil
 	}
 }
@@ -147,21 +147,21 @@ func (p *clustered) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
 	}
-	lead, moved := p.s.leader.get()
+	lead, moved := p.leader.get()
 	if !lead.Self {
 		return nil, errNotLeader
 	}
-	if err := p.s.admit(); err != nil {
+	if err := p.admit(); err != nil {
 		return nil, err
 	}
 	results, err := p.proposeGathered(ctx, moved, entry, commands)
 	if err != nil {
-		if p.s.ctx.Err() == nil && p.s.worthRetry(ctx, err) {
+		if p.ctx.Err() == nil && p.worthRetry(ctx, err) {
 			err = errNotLeader
 		}
 		return nil, proposeError(ctx, err)
 	}
-	answer := binary.LittleEndian.AppendUint64(nil, p.s.fsm.view().Applied())
+	answer := binary.LittleEndian.AppendUint64(nil, p.fsm.view().Applied())
 	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -177,13 +177,13 @@ func (p *clustered) proposeGathered(
 	results := make([]mvcc.Result, len(commands))
 	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
 	for i, c := range commands {
-		if results[i].Err = p.s.withinQuota(c.Request); results[i].Err == nil {
+		if results[i].Err = p.quota.within(c.Request); results[i].Err == nil {
 			taken = append(taken, i)
 		}
 	}
 	switch len(taken) {
 	case len(commands):
-		return p.s.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
+		return p.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
 	case 0:
 		return results, nil
 	}
@@ -193,7 +193,7 @@ func (p *clustered) proposeGathered(
 			return nil, err
 		}
 	}
-	done, err := p.s.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
+	done, err := p.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
 	for n := range done {
 		results[taken[n]] = done[n]
 	}

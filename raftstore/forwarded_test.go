@@ -84,7 +84,7 @@ func TestAnswersWithin(t *testing.T) {
 func TestLeadershipIsForVoters(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 2)
-	err := stores[0].transferTo(ctx, stores[1].memberID)
+	err := transferBetween(ctx, stores[0], stores[1])
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("%v", err)
 	}

@@ -74,7 +74,7 @@ func onThree(t *testing.T, o Options, run func(ctx context.Context, t *testing.T
 					n = c.others(n)[0]
 				}
 				run(testContext(c.T), c.T, n.store)
-				c.alike(c.nodes)
+				c.equal(c.nodes)
 			})
 		})
 	}

@@ -41,15 +41,15 @@ func (p *clustered) sameServer(m raft.Server, id raft.ServerID, address raft.Ser
 
 // serveJoin takes a server in, or notes its new address.
 func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
-	if lead, _ := p.s.leadership.get(); !lead.Leader {
+	if lead, _ := p.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
 	}
 	if r.ID == "" || r.Address == "" {
 		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
 	}
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
-	add := p.s.raft.AddNonvoter
-	members, at := p.s.dir.Log.Members()
+	add := p.raft.AddNonvoter
+	members, at := p.dir.Log.Members()
 	if err := readable(members.Servers, address); err != nil {
 		return nothing{}, err
 	}
@@ -57,7 +57,7 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !p.sameServer(server, id, address) &&
-			(server.ID == p.s.id && id != p.s.id || p.s.answers(server.ID, 3*p.s.opts.ElectionTimeout)) {
+			(server.ID == p.id && id != p.id || p.answers(server.ID, 3*p.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
@@ -65,19 +65,19 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			continue
 		}
 		if server.Address == address {
-			if err := p.s.await(p.s.raft.Barrier(0)); err != nil { // until that is committed
+			if err := p.await(p.raft.Barrier(0)); err != nil { // until that is committed
 				return nothing{}, callError(err)
 			}
 			return nothing{}, nil
 		}
 		if server.Suffrage == raft.Voter {
-			add = p.s.raft.AddVoter
+			add = p.raft.AddVoter
 		}
 	}
 	if err := p.full(members.Servers, id); err != nil {
 		return nothing{}, err
 	}
-	if admit := p.s.opts.Admit; admit != nil && id != p.s.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
+	if admit := p.opts.Admit; admit != nil && id != p.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
 			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // nothing else here answers that
@@ -87,17 +87,17 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 		}
 		defer release()
 	}
-	if err := p.s.await(add(id, address, at, 0)); err != nil {
+	if err := p.await(add(id, address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	p.s.log.Info("a server is in the store's cluster", "member", id, "address", address)
+	p.log.Info("a server is in the store's cluster", "member", id, "address", address)
 	return nothing{}, nil
 }
 
 // full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the
 // one that it was goes.
 func (p *clustered) full(members []raft.Server, id raft.ServerID) error {
-	if most := p.s.opts.MaxMembers; most == 0 || len(members) < most {
+	if most := p.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
 	}
 	if slices.ContainsFunc(members, func(m raft.Server) bool { return disk.NodeOf(string(m.ID)) == disk.NodeOf(string(id)) }) {
@@ -115,23 +115,23 @@ func (p *clustered) announce(ctx context.Context) {
 		err := p.announceOnce(ctx, failures)
 		if err == nil && p.joins {
 			p.joined.Store(true)
-			if err := p.s.dir.Joined(); err != nil { // the next start asks again
-				p.s.log.Warn("this server has joined the store's cluster", "err", err)
+			if err := p.dir.Joined(); err != nil { // the next start asks again
+				p.log.Warn("this server has joined the store's cluster", "err", err)
 			}
 		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		if status.Code(err) == codes.Unauthenticated && p.s.opts.Renew != nil && time.Since(renewed) >= renewEvery {
-			p.s.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched anew", "reason", err)
-			if err := p.s.opts.Renew(ctx); err != nil && ctx.Err() == nil {
-				p.s.log.Warn("the cluster's keys could not be fetched anew; it is tried again", "err", err)
+		if status.Code(err) == codes.Unauthenticated && p.opts.Renew != nil && time.Since(renewed) >= renewEvery {
+			p.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched anew", "reason", err)
+			if err := p.opts.Renew(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn("the cluster's keys could not be fetched anew; it is tried again", "err", err)
 			}
 			renewed = time.Now()
 			continue
 		}
 		if failures == 50 || failures%600 == 599 {
-			p.s.log.Warn("still not in the store's cluster; trying on", "err", err)
+			p.log.Warn("still not in the store's cluster; trying on", "err", err)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -146,23 +146,23 @@ func (p *clustered) announce(ctx context.Context) {
 var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
 
 func (p *clustered) announceOnce(ctx context.Context, round int) error {
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
 		// A new one's being there may not be committed, and be undone by the
 		// next leader: then nobody would speak to it any more.
-		if server.ID == p.s.id && server.Address == p.s.address && !p.joins {
+		if server.ID == p.id && server.Address == p.address && !p.joins {
 			return nil
 		}
 	}
-	me := joinCall{ID: string(p.s.id), Address: string(p.s.address)}
-	if p.s.opts.Share != nil {
-		me.Share = p.s.opts.Share()
+	me := joinCall{ID: string(p.id), Address: string(p.address)}
+	if p.opts.Share != nil {
+		me.Share = p.opts.Share()
 	}
-	lead, _ := p.s.leader.get()
+	lead, _ := p.leader.get()
 	if lead.Self {
 		_, err := p.serveJoin(ctx, me)
 		return err
 	}
-	if isOnlyVoter(p.s.raft.GetConfiguration().Configuration().Servers, p.s.id) {
+	if isOnlyVoter(p.raft.GetConfiguration().Configuration().Servers, p.id) {
 		return errNotLeader // yet: who leads others leads another cluster
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -186,7 +186,7 @@ func (p *clustered) announceOnce(ctx context.Context, round int) error {
 		if info.Leader != leader {
 			return errNotLeader
 		}
-		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.s.id }) {
+		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.id }) {
 			return nil // it was taken out: it must not come back by itself
 		}
 	}
@@ -235,22 +235,22 @@ func (p *clustered) known() []string {
 	var out []string
 	add := func(address string) {
 		address = dialAddress(raft.ServerAddress(address))
-		if address != "" && address != p.s.opts.Network.Address && !slices.Contains(out, address) {
+		if address != "" && address != p.opts.Network.Address && !slices.Contains(out, address) {
 			out = append(out, address)
 		}
 	}
-	if p.s.opts.Others != nil {
-		for _, a := range p.s.opts.Others() {
+	if p.opts.Others != nil {
+		for _, a := range p.opts.Others() {
 			add(a)
 		}
 	}
-	for _, a := range p.s.opts.Join {
+	for _, a := range p.opts.Join {
 		add(a)
 	}
 	for _, p := range p.former {
 		add(p.Address)
 	}
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
 		add(string(server.Address))
 	}
 	return out
@@ -259,43 +259,43 @@ func (p *clustered) known() []string {
 // reportRemoval notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
 func (p *clustered) reportRemoval(ctx context.Context) {
-	if p.joins && !p.joined.Load() || isOnlyVoter(p.s.raft.GetConfiguration().Configuration().Servers, p.s.id) {
+	if p.joins && !p.joined.Load() || isOnlyVoter(p.raft.GetConfiguration().Configuration().Servers, p.id) {
 		return // it was never in, or nobody else can remove it
 	}
 	if !p.asking.TryLock() {
 		return
 	}
 	defer p.asking.Unlock()
-	own, since := p.s.dir.Log.Members()
+	own, since := p.dir.Log.Members()
 	best, ok := p.bestInformed(p.askInfo(ctx, p.known()))
-	switch before := p.s.without.Load(); {
-	case p.s.hasLeader():
+	switch before := p.leader.without.Load(); {
+	case p.leader.hasLeader():
 		return
 	case !ok && before != nil && !before.removed:
-		p.s.without.Store(nil)
+		p.leader.without.Store(nil)
 		return
 	case !ok:
 		return
-	case hasMember(best.Members, p.s.id):
-		p.s.counted.Store(true)
+	case hasMember(best.Members, p.id):
+		p.leader.counted.Store(true)
 		p.noteCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
 		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
-	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.s.id && hasMember(best.Members, m.ID) }):
+	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.id && hasMember(best.Members, m.ID) }):
 		return // it is of the time before this server was taken in: its disk hangs
 	}
-	p.s.counted.Store(false)
-	before := p.s.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
-	if p.s.hasLeader() { // since just now
-		p.s.without.Store(nil)
-		p.s.counted.Store(true)
+	p.leader.counted.Store(false)
+	before := p.leader.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
+	if p.leader.hasLeader() { // since just now
+		p.leader.without.Store(nil)
+		p.leader.counted.Store(true)
 		return
 	}
 	if before == nil || !before.removed {
-		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
+		p.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
-			"directory", p.s.opts.Dir, "asked", best.ID)
+			"directory", p.opts.Dir, "asked", best.ID)
 	}
 }
 
@@ -331,7 +331,7 @@ func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswe
 // shows it.
 func (p *clustered) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
-		if a.Leader != "" && a.Leader != string(p.s.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
+		if a.Leader != "" && a.Leader != string(p.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
 			best, ok = a, true
 		}
 	}

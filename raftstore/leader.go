@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -42,6 +43,13 @@ type leaderBoard struct {
 
 	refreshing sync.Mutex    // one look at who leads at a time
 	heard      chan struct{} // capacity 1: the transport heard another leader
+
+	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
+	// knows one.
+	without atomic.Pointer[leaderElsewhere]
+	counted atomic.Bool // see Health.Counted
+
+	closing context.Context // ends when the store closes
 }
 
 // leaderlessAfter is how long there may be no leader before streams that require
@@ -52,8 +60,8 @@ const leaderlessAfter = 3 * time.Second
 // have one without this server.
 const askedAgainAfter = 10 * time.Second
 
-func newLeaderBoard() *leaderBoard {
-	b := &leaderBoard{changed: make(chan struct{}), heard: make(chan struct{}, 1)}
+func newLeaderBoard(closing context.Context) *leaderBoard {
+	b := &leaderBoard{closing: closing, changed: make(chan struct{}), heard: make(chan struct{}, 1)}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
 }
@@ -92,6 +100,12 @@ func (b *leaderBoard) set(now leader) {
 	b.changed = make(chan struct{})
 }
 
+// hasLeader says whether there is a leader, as far as this server knows.
+func (b *leaderBoard) hasLeader() bool {
+	known, _ := b.presence()
+	return known
+}
+
 // get returns the present leader, and a channel that is closed when that is no
 // longer true.
 func (b *leaderBoard) get() (leader, <-chan struct{}) {
@@ -107,10 +121,10 @@ func (b *leaderBoard) leaderChanges() uint64 {
 	return b.changes
 }
 
-// awaitLeader returns the leader as soon as there is one.
-func (s *Store) awaitLeader(ctx context.Context) (leader, <-chan struct{}, error) {
+// await returns the leader as soon as there is one.
+func (b *leaderBoard) await(ctx context.Context) (leader, <-chan struct{}, error) {
 	for {
-		now, changed := s.leader.get()
+		now, changed := b.get()
 		if now.known() {
 			return now, changed, nil
 		}
@@ -120,48 +134,45 @@ func (s *Store) awaitLeader(ctx context.Context) (leader, <-chan struct{}, error
 				return now, nil, contextError(ctx)
 			}
 			return now, nil, rpctypes.ErrGRPCNoLeader
-		case <-s.ctx.Done():
+		case <-b.closing.Done():
 			return now, nil, ErrClosed
 		case <-changed:
 		}
 	}
 }
 
-// refreshLeader works out who leads. A server whose disk stalls cannot take
+// leaderWatch keeps the board of the leader right.
+type leaderWatch struct {
+	leaderRoute
+	leadership *leadership
+}
+
+// refresh works out who leads. A server whose disk stalls cannot take
 // part in raft, but still hears the new leader: so a message of a later term
 // than raft's own counts for more than what raft says.
-func (s *Store) refreshLeader() {
-	s.leader.refreshing.Lock()
-	defer s.leader.refreshing.Unlock()
-	lead, _ := s.leadership.get()
-	now := leader{Term: s.raft.CurrentTerm()}
-	address, id := s.raft.LeaderWithID()
+func (w *leaderWatch) refresh() {
+	w.leader.refreshing.Lock()
+	defer w.leader.refreshing.Unlock()
+	lead, _ := w.leadership.get()
+	now := leader{Term: w.raft.CurrentTerm()}
+	address, id := w.raft.LeaderWithID()
 	switch {
 	case lead.Leader:
-		now = leader{ID: s.id, Address: s.address, Term: lead.Term, Self: true}
-	case id != s.id:
+		now = leader{ID: w.id, Address: w.address, Term: lead.Term, Self: true}
+	case id != w.id:
 		now.ID, now.Address = id, address
 	}
-	if id, address, term := s.replication.LeaderSeen(); term > now.Term {
+	if id, address, term := w.replication.LeaderSeen(); term > now.Term {
 		now = leader{ID: id, Address: address, Term: term}
 		if lead.Leader {
-			s.deposed(lead.Term)
+			w.leadership.deposed(lead.Term)
 		}
 	}
-	s.leader.set(now)
+	w.leader.set(now)
 }
 
-// deposed ends this server's leadership of a term although raft has not
-// noticed yet.
-func (s *Store) deposed(term uint64) {
-	select {
-	case s.leadership.overtaken <- term:
-	default: // one is waiting already
-	}
-}
-
-// watchLeader keeps the board right until ctx is done.
-func (s *Store) watchLeader(ctx context.Context) {
+// run keeps the board right until ctx is done.
+func (w *leaderWatch) run(ctx context.Context) {
 	news := make(chan raft.Observation, 16) // raft drops what does not fit; the next look sees it all
 	observer := raft.NewObserver(news, false, func(o *raft.Observation) bool {
 		switch o.Data.(type) {
@@ -170,35 +181,35 @@ func (s *Store) watchLeader(ctx context.Context) {
 		}
 		return false
 	})
-	s.raft.RegisterObserver(observer)
-	defer s.raft.DeregisterObserver(observer)
-	_, changed := s.leadership.get()
+	w.raft.RegisterObserver(observer)
+	defer w.raft.DeregisterObserver(observer)
+	_, changed := w.leadership.get()
 	patience := time.NewTimer(leaderlessAfter)
 	defer patience.Stop()
 	for had := false; ; {
-		s.refreshLeader()
-		s.replication.setTimers()
-		now, _ := s.leader.get()
+		w.refresh()
+		w.replication.setTimers()
+		now, _ := w.leader.get()
 		if had && !now.known() {
 			patience.Reset(leaderlessAfter)
 		}
 		if had = now.known(); had {
-			s.without.Store(nil)
-			s.counted.Store(true)
+			w.leader.without.Store(nil)
+			w.leader.counted.Store(true)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-patience.C:
-			s.leader.endStreams()
+			w.leader.endStreams()
 			if !now.known() {
-				s.spawn(func() { s.replication.reportRemoval(ctx) })
+				w.spawn(func() { w.replication.reportRemoval(ctx) })
 				patience.Reset(askedAgainAfter)
 			}
 		case <-news:
 		case <-changed:
-			_, changed = s.leadership.get()
-		case <-s.leader.heard:
+			_, changed = w.leadership.get()
+		case <-w.leader.heard:
 		}
 	}
 }

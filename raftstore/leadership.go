@@ -6,8 +6,6 @@ import (
 	"context"
 	"sync"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -95,17 +93,35 @@ func (l *leadership) close() {
 	}
 }
 
+// deposed ends this server's leadership of a term although raft has not
+// noticed yet.
+func (l *leadership) deposed(term uint64) {
+	select {
+	case l.overtaken <- term:
+	default: // one is waiting already
+	}
+}
+
 // Leadership returns a channel of this server's leadership, beginning with the
 // present one. A receiver that is late sees only the newest value. The channel
 // is closed when the store is.
 func (s *Store) Leadership() <-chan Leadership { return s.leadership.subscribe() }
 
-// runLeadership turns raft's notices into Leadership, and runs what a leader must
+// duties are what this server does while it leads.
+type duties struct {
+	*replica
+	leadership  *leadership
+	lessor      *lessor
+	compactor   *compactor
+	replication replication
+}
+
+// run turns raft's notices into Leadership, and runs what a leader must
 // do for as long as it leads. It ends when ctx does.
 //
 // It may come late to a notice, since it waits for the end of the duties. Only the
 // newest one counts then: raft's term is of now, and an older notice is of another.
-func (s *Store) runLeadership(ctx context.Context) {
+func (d *duties) run(ctx context.Context) {
 	stop := func() {}
 	defer func() { stop() }()
 	for {
@@ -113,26 +129,26 @@ func (s *Store) runLeadership(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case leads = <-s.leadership.notices:
-			leads, _ = newest(s.leadership.notices, leads)
-			if lead, _ := s.leadership.get(); leads && lead.Leader && lead.Term == s.raft.CurrentTerm() {
+		case leads = <-d.leadership.notices:
+			leads, _ = newest(d.leadership.notices, leads)
+			if lead, _ := d.leadership.get(); leads && lead.Leader && lead.Term == d.raft.CurrentTerm() {
 				continue // taken up already
 			}
-		case term := <-s.leadership.overtaken:
-			if lead, _ := s.leadership.get(); !lead.Leader || lead.Term != term {
+		case term := <-d.leadership.overtaken:
+			if lead, _ := d.leadership.get(); !lead.Leader || lead.Term != term {
 				continue
 			}
-			s.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
+			d.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
 		}
-		s.leadership.set(Leadership{Term: s.raft.CurrentTerm()})
+		d.leadership.set(Leadership{Term: d.raft.CurrentTerm()})
 		stop()
 		stop = func() {}
 		if !leads {
 			continue
 		}
-		if term, ok := s.takeUp(); ok {
-			stop = s.startDuties(ctx, term)
-			s.leadership.set(Leadership{Leader: true, Term: term})
+		if term, ok := d.takeUp(); ok {
+			stop = d.start(ctx, term)
+			d.leadership.set(Leadership{Leader: true, Term: term})
 		}
 	}
 }
@@ -140,17 +156,17 @@ func (s *Store) runLeadership(ctx context.Context) {
 // takeUp waits until this server has applied what earlier terms committed, and
 // returns the term that it leads in. If it returns false, the leadership is lost,
 // and perhaps won again: raft has more to tell.
-func (s *Store) takeUp() (term uint64, ok bool) {
+func (d *duties) takeUp() (term uint64, ok bool) {
 	for {
-		term = s.raft.CurrentTerm()
-		err := s.await(s.raft.Barrier(0))
+		term = d.raft.CurrentTerm()
+		err := d.await(d.raft.Barrier(0))
 		if err != nil {
-			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
+			d.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
 		}
 		// What raft said of earlier terms it said before it took the barrier.
-		leads, more := newest(s.leadership.notices, true)
+		leads, more := newest(d.leadership.notices, true)
 		switch {
-		case leads && err == nil && s.raft.CurrentTerm() == term:
+		case leads && err == nil && d.raft.CurrentTerm() == term:
 			return term, true
 		case !leads || !more:
 			return 0, false
@@ -170,43 +186,32 @@ func newest(notices <-chan bool, before bool) (leads, more bool) {
 	}
 }
 
-// startDuties starts what only the leader does. The returned function ends it
+// start starts what only the leader does. The returned function ends it
 // and waits.
-func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
+func (d *duties) start(ctx context.Context, term uint64) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	var duties sync.WaitGroup
-	s.log.Info("this server leads the store", "term", term)
-	s.lessor.promote(func() []mvcc.Lease { return s.fsm.view().Leases() })
-	duties.Go(func() { s.lessor.run(ctx) })
-	duties.Go(func() { s.compactor.run(ctx) })
-	duties.Go(func() { s.replication.runSteward(ctx) })
+	var all sync.WaitGroup
+	d.log.Info("this server leads the store", "term", term)
+	d.lessor.promote(func() []mvcc.Lease { return d.fsm.view().Leases() })
+	all.Go(func() { d.lessor.run(ctx) })
+	all.Go(func() { d.compactor.run(ctx) })
+	all.Go(func() { d.replication.runSteward(ctx) })
 	return func() {
 		cancel()
-		duties.Wait()
-		s.lessor.demote()
+		all.Wait()
+		d.lessor.demote()
 	}
 }
 
-// waitLeader waits until this server leads and may serve.
-func (s *Store) waitLeader(ctx context.Context) error {
-	lead, changed := s.leadership.get()
-	if lead.Leader {
-		return nil
+// committed returns how far this server, as leader of a term, knows the log to
+// be committed. The view comes before the look at raft's term, which is saved
+// before an entry of its leader is taken: what another leader committed since is
+// no entry of this one's log, and followers of this term must not hear of it.
+func committed(l *leadership, r *replica) (term, index uint64, ok bool) {
+	lead, _ := l.get()
+	if !lead.Leader {
+		return 0, 0, false
 	}
-	timeout := s.opts.Clock.NewTimer(s.opts.RequestTimeout)
-	defer timeout.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return contextError(ctx)
-		case <-s.ctx.Done():
-			return ErrClosed
-		case <-timeout.C():
-			return rpctypes.ErrGRPCTimeout
-		case <-changed:
-		}
-		if lead, changed = s.leadership.get(); lead.Leader {
-			return nil
-		}
-	}
+	index = r.fsm.view().Applied()
+	return lead.Term, index, r.raft.CurrentTerm() == lead.Term
 }

@@ -53,7 +53,7 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 // although a read can succeed a moment before the board shows the leader.
 func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
-	s.leader.refreshing.Lock() // as if watchLeader's goroutine had not run yet
+	s.leader.refreshing.Lock() // as if leaderWatch's goroutine had not run yet
 	lead, _ := s.leader.get()
 	s.leader.set(leader{})
 	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

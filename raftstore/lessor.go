@@ -264,13 +264,13 @@ func (h *expiries) Pop() any {
 
 // expire is how the lessor revokes. That the lease is gone it hears from observe. A second revocation, sent while the
 // first is under way, could take a lease that was granted under the same id meanwhile.
-func (s *Store) expire(ctx context.Context, id int64) error {
-	_, err := s.writeOwn(ctx, &pb.LeaseRevokeRequest{ID: id})
+func (w *writer) expire(ctx context.Context, id int64) error {
+	_, err := w.own(ctx, &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		return nil
 	}
 	if ctx.Err() == nil {
-		s.log.Warn("could not revoke an expired lease; will try again", "lease", id, "err", err)
+		w.log.Warn("could not revoke an expired lease; will try again", "lease", id, "err", err)
 	}
 	return err
 }

@@ -14,7 +14,7 @@ import (
 // newestLevel is how new the log entries are that this version can read. Whoever
 // adds a kind of command, a flag, or anything else to log entries that a version
 // before cannot read raises it by one, and has the leader write that only where
-// Store.level is as high. The levels so far:
+// replica.level is as high. The levels so far:
 //
 //	1  everything up to format 2 of the directory
 const newestLevel = 1
@@ -56,8 +56,8 @@ func lowestLevel(members []raft.Server) int {
 // log has at its end can read it. It never falls, since readable refuses who would
 // lower it, and so whoever is a member can read all that was written before: an
 // entry comes after the members that could read it, in every log that has it.
-func (s *Store) level() int {
-	members, _ := s.dir.Log.Members()
+func (r *replica) level() int {
+	members, _ := r.dir.Log.Members()
 	return lowestLevel(members.Servers)
 }
 

@@ -7,13 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 )
-
-// handOverWithin bounds the handing over of the leadership at the end.
-const handOverWithin = time.Second
 
 // lifecycle is what a store knows of its own beginning and end.
 type lifecycle struct {
@@ -57,13 +53,13 @@ func (l *lifecycle) endTasks() {
 
 // await waits for what raft was asked to do. Raft may end without an answer:
 // its FSM goroutine leaves what waits for it.
-func (s *Store) await(future raft.Future) error {
+func (r *replica) await(future raft.Future) error {
 	answer := make(chan error, 1)
 	go func() { answer <- future.Error() }()
 	select {
 	case err := <-answer:
 		return err
-	case <-s.stopped:
+	case <-r.stopped:
 		return raft.ErrRaftShutdown
 	}
 }
@@ -72,49 +68,34 @@ func (s *Store) await(future raft.Future) error {
 // disk may hang. Writes that were not acknowledged by then fail, with their
 // outcome open.
 func (s *Store) Close(ctx context.Context) error {
-	s.once.Do(func() {
+	s.replica.once.Do(func() {
 		go func() {
-			defer close(s.closed)
-			s.err = s.close()
+			defer close(s.replica.closed)
+			s.replica.err = s.close()
 		}()
 	})
 	select {
-	case <-s.closed:
-		return s.err
+	case <-s.replica.closed:
+		return s.replica.err
 	case <-ctx.Done():
 		return fmt.Errorf("raftstore: still stopping, the disk may hang: %w", ctx.Err())
 	}
 }
 
 func (s *Store) close() error {
-	s.HandOver()
-	s.proposer.end()
-	s.cancel()
+	s.cluster.HandOver()
+	s.writer.proposer.end()
+	s.replica.cancel()
 	s.leadership.close()
-	s.dir.Abort() // or raft would wait for a full disk
-	stopped := s.raft.Shutdown()
+	s.replica.dir.Abort() // or raft would wait for a full disk
+	stopped := s.replica.raft.Shutdown()
 	s.replication.close() // raft may be waiting for it
 	err := stopped.Error()
-	close(s.stopped)
-	s.proposer.stop()
-	s.endTasks()
+	close(s.replica.stopped)
+	s.writer.proposer.stop()
+	s.replica.endTasks()
 	if err != nil {
 		err = fmt.Errorf("raftstore: stop: %w", err)
 	}
-	return errors.Join(err, s.dir.Close())
-}
-
-// HandOver gives the leadership to another voter, so that a server that stops
-// in good order leaves no gap.
-func (s *Store) HandOver() bool {
-	if lead, _ := s.leadership.get(); !lead.Leader || !s.othersVote() {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, handOverWithin)
-	defer cancel()
-	if err := s.TransferLeadership(ctx); err != nil {
-		s.log.Warn("could not hand the store's leadership over before stopping", "err", err)
-		return false
-	}
-	return true
+	return errors.Join(err, s.replica.dir.Close())
 }

@@ -49,7 +49,7 @@ func (s *Store) BeginBackup(ctx context.Context) (*Backup, error) {
 		s.backups.Add(-1)
 		return nil, errTooManyBackups
 	}
-	b := &Backup{view: view, snapshot: view.SnapshotWithin(2 * s.opts.HistoryBytes)}
+	b := &Backup{view: view, snapshot: view.SnapshotWithin(2 * s.replica.opts.HistoryBytes)}
 	b.close = sync.OnceFunc(func() {
 		b.snapshot.Release()
 		s.backups.Add(-1)

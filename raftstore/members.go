@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -36,18 +35,27 @@ type Member struct {
 	Contact time.Time
 }
 
+// Cluster is the store's servers: it lists them, removes them and gives them votes, and has another one lead.
+type Cluster struct {
+	leaderRoute
+	leadership *leadership
+}
+
+// Cluster gives the store's servers.
+func (s *Store) Cluster() *Cluster { return s.cluster }
+
 // Members lists the cluster's servers, as far as this server knows.
-func (s *Store) Members() []Member {
-	lead, _ := s.leader.get()
+func (c *Cluster) Members() []Member {
+	lead, _ := c.leader.get()
 	var members []Member
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range c.raft.GetConfiguration().Configuration().Servers {
 		m := Member{
 			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
 			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter,
-			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == s.id,
+			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == c.id,
 		}
 		if !m.Self {
-			m.Contact = s.replication.Contact(server.ID)
+			m.Contact = c.replication.Contact(server.ID)
 		}
 		members = append(members, m)
 	}
@@ -58,71 +66,14 @@ func (s *Store) Members() []Member {
 // its log has, "" if they do not; at is the index of the entry that has those. They
 // may differ for a moment, while raft takes in an entry. A difference that lasts
 // would be a fault of the store: it would count wrong majorities.
-func (s *Store) CheckMembers() (problem string, at uint64) {
-	want, at := s.dir.Log.Members()
-	have := s.raft.GetConfiguration().Configuration()
+func (c *Cluster) CheckMembers() (problem string, at uint64) {
+	want, at := c.dir.Log.Members()
+	have := c.raft.GetConfiguration().Configuration()
 	if slices.Equal(want.Servers, have.Servers) {
 		return "", at
 	}
 	return fmt.Sprintf("entry %d has %v, raft has %v (its log ends with entry %d, it has applied %d)",
-		at, want.Servers, have.Servers, s.raft.LastIndex(), s.raft.AppliedIndex()), at
-}
-
-// TransferLeadership makes another voter lead that stores. It fails if there is none, or if this server does not lead.
-func (s *Store) TransferLeadership(ctx context.Context) error {
-	if s.raft.State() != raft.Leader {
-		return fmt.Errorf("raftstore: transfer the leadership: %w", raft.ErrNotLeader)
-	}
-	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	target := -1
-	s.replication.storageProbe(ctx, func(stores storing) bool {
-		target = slices.IndexFunc(voters, func(v raft.Server) bool { return v.ID != s.id && stores(v.ID) })
-		return target >= 0
-	})
-	switch {
-	case target >= 0:
-		return s.transferAt(ctx, voters[target])
-	case ctx.Err() != nil:
-		return contextError(ctx)
-	}
-	return status.Error(codes.Unavailable, "raftstore: no other voter stores anything at the moment, so none can lead")
-}
-
-// transferTo makes the voter with this number lead, if it stores.
-func (s *Store) transferTo(ctx context.Context, id uint64) error {
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		if memberID(string(server.ID)) == id {
-			if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
-				return rpctypes.ErrGRPCBadLeaderTransferee
-			}
-			// Raft refuses writes for as long as it tries to reach it.
-			stored := func(stores storing) bool { return stores(server.ID) }
-			if server.ID != s.id && !stored(s.replication.storageProbe(ctx, stored)) {
-				return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
-			}
-			return s.transferAt(ctx, server)
-		}
-	}
-	return status.Error(codes.NotFound, "raftstore: no such member")
-}
-
-// transferAt makes a voter lead that is known to store.
-func (s *Store) transferAt(ctx context.Context, to raft.Server) error {
-	return s.transfer(ctx, func() raft.Future { return s.raft.LeadershipTransferToServer(to.ID, to.Address) })
-}
-
-func (s *Store) transfer(ctx context.Context, start func() raft.Future) error {
-	done := make(chan error, 1) // the transfer may outlast ctx
-	go func() { done <- start().Error() }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("raftstore: hand over the leadership: %w", err)
-		}
-		return nil
-	case <-ctx.Done():
-		return contextError(ctx)
-	}
+		at, want.Servers, have.Servers, c.raft.LastIndex(), c.raft.AppliedIndex()), at
 }
 
 // raftAddress is a member's address as raft has it. Raft refuses two members at
@@ -145,22 +96,22 @@ type nothing struct{}
 
 // RemoveMember takes a server out of the cluster, by its name or raft id. It
 // cannot come back with its present directory.
-func (s *Store) RemoveMember(ctx context.Context, name string) error {
-	_, err := atLeader(ctx, s, callRemove, removeCall{name}, s.serveRemove)
+func (c *Cluster) RemoveMember(ctx context.Context, name string) error {
+	_, err := atLeader(ctx, c.leaderRoute, callRemove, removeCall{name}, c.serveRemove)
 	return err
 }
 
-func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
+func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
 	for removed := false; ctx.Err() == nil; {
-		if lead, _ := s.leadership.get(); !lead.Leader {
+		if lead, _ := c.leadership.get(); !lead.Leader {
 			return nothing{}, errNotLeader
 		}
-		members, at := s.dir.Log.Members()
+		members, at := c.dir.Log.Members()
 		i := slices.IndexFunc(members.Servers, func(server raft.Server) bool {
 			return r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID))
 		})
 		if i < 0 { // by an entry that the next leader may not have, until it is committed
-			if err := s.barrier(ctx); err != nil {
+			if err := c.barrier(ctx); err != nil {
 				return nothing{}, callError(err)
 			}
 		}
@@ -171,7 +122,7 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 			return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
 		}
 		// A name may be that of several members.
-		done, err := s.removeOne(ctx, members.Servers, members.Servers[i], at)
+		done, err := c.removeOne(ctx, members.Servers, members.Servers[i], at)
 		if err != nil {
 			return nothing{}, callError(err)
 		}
@@ -182,34 +133,34 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 
 // removeOne takes a server out, if these are still the members; at is the index of
 // the entry that made them so. It reports whether it did.
-func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
-	if v.ID == s.id && isOnlyVoter(members, v.ID) {
-		if err := s.replication.bequeath(ctx, members, at); err != nil {
+func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
+	if v.ID == c.id && isOnlyVoter(members, v.ID) {
+		if err := c.replication.bequeath(ctx, members, at); err != nil {
 			return false, err
 		}
 		return false, errNotLeader // who leads now removes it
 	}
 	if v.Suffrage == raft.Voter {
-		if err := s.canDoWithout(ctx, members, v.ID); err != nil {
+		if err := c.canDoWithout(ctx, members, v.ID); err != nil {
 			return false, err
 		}
 	}
-	if v.ID == s.id {
+	if v.ID == c.id {
 		// Whoever leads next removes it: a leader that removes itself leaves
 		// its clients waiting for an election.
-		if err := s.TransferLeadership(ctx); err != nil {
+		if err := c.TransferLeadership(ctx); err != nil {
 			return false, err
 		}
 		return false, errNotLeader
 	}
-	if err := s.await(s.raft.RemoveServer(v.ID, at, 0)); err != nil {
-		if _, now := s.dir.Log.Members(); now != at {
+	if err := c.await(c.raft.RemoveServer(v.ID, at, 0)); err != nil {
+		if _, now := c.dir.Log.Members(); now != at {
 			return false, nil // look again
 		}
 		return false, err
 	}
-	s.log.Info("removed a server from the store's cluster", "member", v.ID)
-	s.replication.Forget(string(v.Address))
+	c.log.Info("removed a server from the store's cluster", "member", v.ID)
+	c.replication.Forget(string(v.Address))
 	return true, nil
 }
 
@@ -226,13 +177,13 @@ func votersOf(members []raft.Server) []raft.Server {
 // canDoWithout returns an error unless a majority of the other voters stores now.
 // etcd's rule is the same (server.go, mayRemoveMember: strict reconfiguration check),
 // by the connections that it has; but a server whose disk stalls keeps those.
-func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
+func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
 	left := slices.DeleteFunc(votersOf(members), func(m raft.Server) bool { return m.ID == id })
-	stores := s.replication.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
+	stores := c.replication.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
 	switch {
 	case stores.majorityOf(left):
 		return nil
-	case s.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of nobody then
 		return errNotLeader
 	}
 	return status.Errorf(codes.FailedPrecondition, "raftstore: without %q only %d of the %d voters that are left store anything at the moment, and the store would stand still. "+
@@ -240,8 +191,8 @@ func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft
 }
 
 // answers says whether another member has answered within so long.
-func (s *Store) answers(id raft.ServerID, within time.Duration) bool {
-	return time.Since(s.replication.Contact(id)) < within
+func (p *clustered) answers(id raft.ServerID, within time.Duration) bool {
+	return time.Since(p.Contact(id)) < within
 }
 
 type infoAnswer struct {
@@ -256,5 +207,6 @@ type infoAnswer struct {
 }
 
 func (p *clustered) serveInfo(context.Context, nothing) (infoAnswer, error) {
-	return p.s.info(), nil
+	lead, _ := p.leader.get()
+	return p.info(lead), nil
 }

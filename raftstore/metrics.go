@@ -18,7 +18,7 @@ import (
 // Collector gives the store's numbers to Prometheus. It may be used until the
 // store is closed, and waits for nothing.
 func (s *Store) Collector() prometheus.Collector {
-	return metrics.NewCollector(s.opts.Counters, sampler{s})
+	return metrics.NewCollector(s.replica.opts.Counters, sampler{s})
 }
 
 // sampler is the store as its metrics see it.
@@ -27,27 +27,27 @@ type sampler struct{ s *Store }
 // Sample implements metrics.Source.
 func (p sampler) Sample() metrics.Sample {
 	s := p.s
-	view := s.fsm.view()
+	view := s.replica.fsm.view()
 	stats := view.Stats()
 	lead, _ := s.leadership.get()
 	out := metrics.Sample{
-		Version: etcdapi.Version, Member: s.memberID,
-		Leads: lead.Leader, Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
+		Version: etcdapi.Version, Member: s.replica.memberID,
+		Leads: lead.Leader, Term: s.replica.raft.CurrentTerm(), Committed: s.replica.raft.CommitIndex(), Applied: s.replica.raft.AppliedIndex(),
 		Keys: stats.Keys, Revision: view.Revision(), Compacted: view.Compacted(),
-		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.opts.QuotaBytes,
-		Leases: len(view.Leases()), LogSize: s.dir.Log.Size(), Refusing: p.refusing(),
+		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.replica.opts.QuotaBytes,
+		Leases: len(view.Leases()), LogSize: s.replica.dir.Log.Size(), Refusing: p.refusing(),
 	}
 	leader, _ := s.leader.get()
 	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
 	watches := s.watches.Stats()
 	out.Watches, out.BehindWatches, out.PendingEvents, out.Events = watches.Watches, watches.Behind, watches.Queued, watches.Delivered
-	out.Stalled = s.dir.Stalled()
-	out.SnapshotSize, out.SnapshotTime = s.dir.Snapshots.Newest()
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+	out.Stalled = s.replica.dir.Stalled()
+	out.SnapshotSize, out.SnapshotTime = s.replica.dir.Snapshots.Newest()
+	for _, server := range s.replica.raft.GetConfiguration().Configuration().Servers {
 		out.Members++
 		if server.Suffrage == raft.Voter {
 			out.Voters++
-		} else if server.ID == s.id {
+		} else if server.ID == s.replica.id {
 			out.Learner = true
 		}
 	}
@@ -70,14 +70,14 @@ func (p *clustered) sample(out *metrics.Sample) {
 }
 
 func (p sampler) refusing() metrics.Refusal {
-	switch err := p.s.dir.Refusing(); {
+	switch err := p.s.replica.dir.Refusing(); {
 	case errors.Is(err, disk.ErrNoSpace):
 		return metrics.RefusingSpace
 	case err != nil:
 		return metrics.RefusingFailing
-	case p.s.withoutRoom.Load():
+	case p.s.quota.withoutRoom.Load():
 		return metrics.RefusingSpace
-	case p.s.overQuota():
+	case p.s.quota.over():
 		return metrics.RefusingQuota
 	}
 	return metrics.RefusingNone
@@ -85,9 +85,9 @@ func (p sampler) refusing() metrics.Refusal {
 
 // applied is told of every command that was run, here or elsewhere.
 func (s *Store) applied(c mvcc.Command, res mvcc.Result) {
-	s.opts.Counters.Applied(res.Response)
+	s.replica.opts.Counters.Applied(res.Response)
 	if errors.Is(res.Err, mvcc.ErrFenced) {
-		s.opts.Counters.FencedWrites.Add(1)
+		s.replica.opts.Counters.FencedWrites.Add(1)
 	}
 	s.lessor.observe(c, res)
 }

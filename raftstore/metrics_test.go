@@ -25,7 +25,7 @@ func TestCollector(t *testing.T) {
 	if _, err := s.api.Range(ctx, &pb.RangeRequest{Key: []byte("b")}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.raft.Snapshot().Error(); err != nil {
+	if err := s.replica.raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
 	got := gathered(t, s)

@@ -41,11 +41,11 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 // storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or
 // until storesWithin has passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
 func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
-	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
+	term, newest := p.raft.CurrentTerm(), p.raft.LastIndex()
 	seeming := p.seeming()
 	stores := storing(func(id raft.ServerID) bool {
-		if id == p.s.id {
-			return p.s.raft.LastIndex() > newest && p.s.raft.CurrentTerm() == term
+		if id == p.id {
+			return p.raft.LastIndex() > newest && p.raft.CurrentTerm() == term
 		}
 		index, _ := p.Stored(id, term)
 		return index > newest
@@ -53,7 +53,7 @@ func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool)
 	ctx, cancel := context.WithTimeout(ctx, storesWithin)
 	defer cancel()
 	written := make(chan error, 1) // nobody may wait for it any more
-	if !p.s.spawn(func() { written <- p.s.await(p.s.raft.Barrier(storesWithin)) }) {
+	if !p.spawn(func() { written <- p.await(p.raft.Barrier(storesWithin)) }) {
 		return stores
 	}
 	tick := time.NewTicker(probeTick)
@@ -75,17 +75,17 @@ func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool)
 
 // seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
 func (p *clustered) seeming() []raft.Server {
-	term := p.s.raft.CurrentTerm()
-	return slices.DeleteFunc(slices.Clone(p.s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
+	term := p.raft.CurrentTerm()
+	return slices.DeleteFunc(slices.Clone(p.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		_, at := p.Stored(m.ID, term)
-		return m.ID != p.s.id && time.Since(at) >= healthyWithin
+		return m.ID != p.id && time.Since(at) >= healthyWithin
 	})
 }
 
 // barrier returns when all that this leader has appended is committed.
-func (s *Store) barrier(ctx context.Context) error {
+func (r *replica) barrier(ctx context.Context) error {
 	done := make(chan error, 1) // nobody may wait for it any more
-	if !s.spawn(func() { done <- s.await(s.raft.Barrier(0)) }) {
+	if !r.spawn(func() { done <- r.await(r.raft.Barrier(0)) }) {
 		return ErrClosed
 	}
 	select {

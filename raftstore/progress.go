@@ -34,7 +34,7 @@ type progress struct {
 // checkProgress makes way if this server leads, the other voters have confirmed nothing for long that it could commit,
 // and others could do it.
 func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
-	term, commit, last, now := p.s.raft.CurrentTerm(), p.s.raft.CommitIndex(), p.s.raft.LastIndex(), time.Now()
+	term, commit, last, now := p.raft.CurrentTerm(), p.raft.CommitIndex(), p.raft.LastIndex(), time.Now()
 	confirmed, transfer := p.replicated(term, commit)
 	if term == seen.term && commit > seen.commit {
 		seen.patience = 0
@@ -48,10 +48,10 @@ func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
 		return
 	}
 	// Those who write to a slow disk just now, or do not answer, would do no better.
-	if p.standings(ctx, "", p.s.opts.ElectionTimeout); waited < fasterBy*p.pace.Load().withoutThis {
+	if p.standings(ctx, "", p.opts.ElectionTimeout); waited < fasterBy*p.pace.Load().withoutThis {
 		return
 	}
-	p.s.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store", "for", waited.Round(time.Millisecond))
+	p.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store", "for", waited.Round(time.Millisecond))
 	seen.patience = min(2*patience, mostStuck)
 	until := now.Add(asideFor)
 	p.aside.Store(&until)
@@ -62,7 +62,7 @@ func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
 // also returns how much longer than usual the messages may take that are under way to voters, since they have a large
 // entry.
 func (p *clustered) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
-	for _, v := range votersOf(p.s.raft.GetConfiguration().Configuration().Servers) {
+	for _, v := range votersOf(p.raft.GetConfiguration().Configuration().Servers) {
 		newest, _ := p.Stored(v.ID, term)
 		confirmed, transfer = confirmed+min(newest, commit+1), max(transfer, p.Transfer(v.ID))
 	}

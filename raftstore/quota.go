@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"log/slog"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
@@ -44,21 +45,29 @@ func defaultQuota(log *slog.Logger) int64 {
 	return quota
 }
 
-// withinQuota refuses what would add to a store that is over its quota, or for which no majority has room.
-func (s *Store) withinQuota(req mvcc.Request) error {
-	over := s.overQuota()
-	if over != s.refusing.Load() && s.refusing.CompareAndSwap(!over, over) {
+// quota refuses writes for which the memory, or the disks of a majority, have no room.
+type quota struct {
+	*replica
+	refusing    atomic.Bool // writes, for the quota: what was said of it last
+	withoutRoom atomic.Bool // this server leads, a voter's disk is full, and those that store and have room are no majority
+}
+
+// within refuses what would add to a store that is over its quota, or for which no majority has room.
+func (q *quota) within(req mvcc.Request) error {
+	over := q.over()
+	if over != q.refusing.Load() && q.refusing.CompareAndSwap(!over, over) {
 		if over {
-			s.log.Error("the store's quota is used up: writes that add anything are refused, reads and deletions are not. Delete what is not needed, "+
-				"or give the machine or its control group more memory", "quota", s.opts.QuotaBytes, "live", s.fsm.view().Stats().LiveBytes)
+			q.log.Error("the store's quota is used up: writes that add anything are refused, reads and deletions are not. Delete what is not needed, "+
+				"or give the machine or its control group more memory", "quota", q.opts.QuotaBytes, "live", q.fsm.view().Stats().LiveBytes)
 		} else {
-			s.log.Info("the store is within its quota again: accepting writes")
+			q.log.Info("the store is within its quota again: accepting writes")
 		}
 	}
-	if (over || s.withoutRoom.Load()) && mvcc.Grows(req) {
+	if (over || q.withoutRoom.Load()) && mvcc.Grows(req) {
 		return rpctypes.ErrGRPCNoSpace
 	}
 	return nil
 }
 
-func (s *Store) overQuota() bool { return s.fsm.view().Stats().TotalBytes > s.opts.QuotaBytes }
+// over says whether the quota is used up.
+func (q *quota) over() bool { return q.fsm.view().Stats().TotalBytes > q.opts.QuotaBytes }

@@ -30,12 +30,12 @@ func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err != nil {
 		return nil, err
 	}
-	if view := p.s.fsm.view(); view.Applied() >= index {
+	if view := p.fsm.view(); view.Applied() >= index {
 		return view, nil
 	}
-	ctx, cancel := etcdapi.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, p.opts.RequestTimeout)
 	defer cancel()
-	return p.s.fsm.wait(ctx, index)
+	return p.fsm.wait(ctx, index)
 }
 
 // reads finds read indexes. One round is under way
@@ -63,7 +63,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 	round := r.next
 	if !r.going {
-		r.going = r.p.s.spawn(r.run)
+		r.going = r.p.spawn(r.run)
 	}
 	going := r.going
 	r.mu.Unlock()
@@ -97,36 +97,36 @@ func (r *reads) run() {
 
 // find gets a read index from whoever leads.
 func (r *reads) find() (index uint64, err error) {
-	ctx, cancel := etcdapi.WithTimeout(r.p.s.ctx, r.p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(r.p.ctx, r.p.opts.RequestTimeout)
 	defer cancel()
 	r.rounds.Add(1)
 	began := time.Now()
-	defer func() { r.p.s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
+	defer func() { r.p.opts.Counters.ReadIndexDone(time.Since(began), err) }()
 	for {
-		lead, moved, err := r.p.s.awaitLeader(ctx)
+		lead, moved, err := r.p.leader.await(ctx)
 		if err != nil {
 			return 0, err
 		}
 		index, err := r.ask(ctx, lead, moved)
-		if err == nil || !r.p.s.worthRetry(ctx, err) {
+		if err == nil || !r.p.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(ctx, err)
 		}
-		r.p.s.pause(ctx, moved)
+		pause(ctx, moved)
 	}
 }
 
 func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// Not for longer than a leader needs: it may have died without a word.
-	ctx, done := context.WithTimeout(ctx, 5*r.p.s.opts.ElectionTimeout)
+	ctx, done := context.WithTimeout(ctx, 5*r.p.opts.ElectionTimeout)
 	defer done()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer cancelWhen(moved, cancel)()
-	term := r.p.s.raft.CurrentTerm()
+	term := r.p.raft.CurrentTerm()
 	var index uint64
 	var err error
 	if lead.Self {
-		index, err = r.serve(ctx, r.p.s.id, term)
+		index, err = r.serve(ctx, r.p.id, term)
 	} else {
 		var answer []byte
 		answer, err = r.p.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
@@ -153,7 +153,7 @@ func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (ui
 // this leader, which knew it first, and in earlier ones before its barrier. Not
 // what is applied here: a follower may be ahead in that, and have shown it.
 func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
-	lead, _ := r.p.s.leadership.get()
+	lead, _ := r.p.leadership.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
@@ -161,8 +161,8 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 	if err != nil {
 		return 0, err
 	}
-	servers := r.p.s.raft.GetConfiguration().Configuration().Servers
-	if r.p.s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
+	servers := r.p.raft.GetConfiguration().Configuration().Servers
+	if r.p.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
 		return 0, errNotLeader
 	}
 	voters, missing := 0, 1
@@ -171,7 +171,7 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 		switch {
 		case server.Suffrage != raft.Voter:
 			continue
-		case server.ID == r.p.s.id, server.ID == asker && askersTerm == lead.Term:
+		case server.ID == r.p.id, server.ID == asker && askersTerm == lead.Term:
 			missing--
 		default:
 			ask = append(ask, server)
@@ -187,14 +187,14 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 // committedCommand is the index of the newest command that is committed. Behind it
 // there may be entries of raft's own, which the state machine never sees.
 func (r *reads) committedCommand() (uint64, error) {
-	applied := r.p.s.fsm.view().Applied()
-	for index := r.p.s.raft.CommitIndex(); index > applied; index-- {
+	applied := r.p.fsm.view().Applied()
+	for index := r.p.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
 		err := r.p.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
 			// A snapshot took its place and that of all before it. So the state
 			// machine had applied, or read from there, what commands there were.
-			return r.p.s.fsm.view().Applied(), nil
+			return r.p.fsm.view().Applied(), nil
 		}
 		if err != nil {
 			return 0, errNotLeader
@@ -209,7 +209,7 @@ func (r *reads) committedCommand() (uint64, error) {
 // confirmTerm returns when so many of the servers have said that they are in a
 // term.
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*r.p.s.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*r.p.opts.ElectionTimeout)
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // nobody waits for the rest
 	for _, server := range servers {

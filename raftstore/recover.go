@@ -89,15 +89,15 @@ func openRecovery(o Options) (*recovery, error) {
 		return nil, errors.Join(fmt.Errorf("raftstore: recover: there is no store in %s", o.Dir), err)
 	}
 	s := newStore(o)
-	s.cancel()
+	s.replica.cancel()
 	dir, err := disk.Open(disk.Options{
 		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: recover: %w", err)
 	}
-	s.dir, s.id = dir, raft.ServerID(dir.Identity.Member)
-	r := &recovery{options: o, dir: dir, fsm: s.fsm, conf: s.raftConfig()}
+	s.replica.dir, s.replica.id = dir, raft.ServerID(dir.Identity.Member)
+	r := &recovery{options: o, dir: dir, fsm: s.replica.fsm, conf: s.replica.raftConfig(s.leadership.notices)}
 	if err := r.fillPlan(); err != nil {
 		return nil, errors.Join(fmt.Errorf("raftstore: recover: %w", err), dir.Close())
 	}

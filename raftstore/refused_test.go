@@ -47,7 +47,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	id, next := peersOf(s).session.id, peersOf(s).session.last+3
 	peersOf(s).session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
-	res, err := s.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
+	res, err := s.writer.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
 	if err != nil || res.Err != nil {
 		t.Fatal(err, res.Err)
 	}
@@ -76,14 +76,14 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	if err := dead.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).Contact(dead.id)) > healthyWithin })
+	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).Contact(dead.replica.id)) > healthyWithin })
 	for _, s := range []*Store{other, leader} {
-		err := leader.RemoveMember(ctx, s.name)
+		err := leader.cluster.RemoveMember(ctx, s.replica.name)
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "Nothing was changed") {
-			t.Fatalf("remove %s: %v", s.name, err)
+			t.Fatalf("remove %s: %v", s.replica.name, err)
 		}
 	}
-	if err := leader.RemoveMember(ctx, dead.name); err != nil {
+	if err := leader.cluster.RemoveMember(ctx, dead.replica.name); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := other.api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
@@ -134,7 +134,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 	stores := openCluster(t, 2)
 	twin, err := Open(ctx, Options{
 		Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Logger: testLog("twin"), Network: tcpNetwork(t),
-		Join: []string{string(stores[0].address)},
+		Join: []string{string(stores[0].replica.address)},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 	if err := peersOf(twin).announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
-	if n := len(stores[0].Members()); n != 2 {
+	if n := len(stores[0].cluster.Members()); n != 2 {
 		t.Fatalf("%d members", n)
 	}
 	if err := stores[1].Close(ctx); err != nil {
@@ -170,7 +170,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 		until(ctx, t, "the leadership moves", func() bool {
 			for _, s := range stores {
 				if lead, _ := s.leadership.get(); lead.Leader {
-					return s.TransferLeadership(ctx) == nil
+					return s.cluster.TransferLeadership(ctx) == nil
 				}
 			}
 			return false
@@ -181,7 +181,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	o := stores[0].opts
+	o := stores[0].replica.opts
 	o.Network, o.Join = nil, nil
 	if err := Recover(o); err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestRefusedServerRenews(t *testing.T) {
 	var share atomic.Value
 	share.Store("old")
 	var renewed atomic.Int64
-	second := openStore(t, Options{Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Network: tcpNetwork(t), Join: []string{string(first.address)},
+	second := openStore(t, Options{Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Network: tcpNetwork(t), Join: []string{string(first.replica.address)},
 		Share: func() string { return share.Load().(string) },
 		Renew: func(context.Context) error {
 			if renewed.Add(1) == 1 {
@@ -225,7 +225,7 @@ func TestRefusedServerRenews(t *testing.T) {
 	if n := renewed.Load(); n != 2 {
 		t.Errorf("the keys were fetched %d times", n)
 	}
-	if n := len(first.Members()); n != 2 {
+	if n := len(first.cluster.Members()); n != 2 {
 		t.Errorf("%d members", n)
 	}
 }

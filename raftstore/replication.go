@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -49,31 +50,59 @@ type replication interface {
 // standalone is the only server of its cluster: it has no other server to ask, and none has
 // to confirm that it leads.
 type standalone struct {
-	s         *Store
-	transport *raft.InmemTransport // raft's; nil until that begins
+	*replica
+	leadership *leadership
+	writer     *writer
+	transport  *raft.InmemTransport // raft's; nil until that begins
 }
 
 func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
-	if err := l.s.waitLeader(ctx); err != nil {
+	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.s.admit(); err != nil {
+	if err := l.admit(); err != nil {
 		return nil, err
 	}
-	res, err := l.s.proposer.propose(ctx, bounds{late: l.s.patience.over()}, c)
-	return l.s.outcome(ctx, res, err)
+	res, err := l.writer.proposer.propose(ctx, bounds{late: l.writer.patience.over()}, c)
+	return l.writer.outcome(ctx, res, err)
+}
+
+// waitLeader waits until this server leads and may serve.
+func (l standalone) waitLeader(ctx context.Context) error {
+	lead, changed := l.leadership.get()
+	if lead.Leader {
+		return nil
+	}
+	timeout := l.opts.Clock.NewTimer(l.opts.RequestTimeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return contextError(ctx)
+		case <-l.ctx.Done():
+			return ErrClosed
+		case <-timeout.C():
+			return rpctypes.ErrGRPCTimeout
+		case <-changed:
+		}
+		if lead, changed = l.leadership.get(); lead.Leader {
+			return nil
+		}
+	}
 }
 
 // linearizable returns the newest view of a server that leads and has applied its
 // predecessors' entries: nobody else can acknowledge a write.
 func (l standalone) linearizable(ctx context.Context) (*mvcc.View, error) {
-	if err := l.s.waitLeader(ctx); err != nil {
+	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
 	}
-	return l.s.fsm.view(), nil
+	return l.fsm.view(), nil
 }
 
-func (l standalone) confirmLeading(_ context.Context, term uint64) error { return l.s.leadsIn(term) }
+func (l standalone) confirmLeading(_ context.Context, term uint64) error {
+	return l.leadership.leadsIn(term)
+}
 
 func (standalone) join(bool) error {
 	return errors.New("this server is to join others, and has no network to reach them")
@@ -82,10 +111,10 @@ func (standalone) join(bool) error {
 // Stand sends raft the message by which leadership is handed over.
 func (l standalone) Stand(context.Context) bool {
 	_, from := raft.NewInmemTransport("")
-	from.Connect(l.s.address, l.transport)
+	from.Connect(l.address, l.transport)
 	defer from.DisconnectAll()
 	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
-	return from.TimeoutNow(l.s.id, l.s.address, now, &raft.TimeoutNowResponse{}) == nil
+	return from.TimeoutNow(l.id, l.address, now, &raft.TimeoutNowResponse{}) == nil
 }
 
 func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) {
@@ -93,11 +122,11 @@ func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) 
 }
 
 func (l standalone) bequeath(context.Context, []raft.Server, uint64) error {
-	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.s.id)
+	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.id)
 }
 
 func (l standalone) storageProbe(context.Context, func(storing) bool) storing {
-	return func(id raft.ServerID) bool { return id == l.s.id }
+	return func(id raft.ServerID) bool { return id == l.id }
 }
 
 func (standalone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }

@@ -26,7 +26,7 @@ func TestInterruptedRestore(t *testing.T) {
 	}
 	o := Options{Dir: filepath.Join(t.TempDir(), "store"), NodeID: "one"}
 	// As far as it got: a directory with an identity, and no snapshot yet.
-	half, err := disk.Open(disk.Options{Path: o.Dir + ".restoring", Logger: testLog("half"), Clock: s.opts.Clock})
+	half, err := disk.Open(disk.Options{Path: o.Dir + ".restoring", Logger: testLog("half"), Clock: s.replica.opts.Clock})
 	if err != nil {
 		t.Fatal(err)
 	}

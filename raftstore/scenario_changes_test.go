@@ -26,15 +26,15 @@ func TestScenarioOutdatedChange(t *testing.T) {
 		leader := c.leader().running()
 		var spare *node
 		for _, n := range c.nodes {
-			for _, m := range leader.Members() {
+			for _, m := range leader.cluster.Members() {
 				if m.Name == n.name && !m.Voter {
 					spare = n
 				}
 			}
 		}
-		_, at := leader.dir.Log.Members()
-		member := voters.Member{ID: string(spare.running().id), Node: spare.name, Healthy: true, CaughtUp: true}
-		if err := leader.RemoveMember(c.within(20*time.Second), spare.name); err != nil {
+		_, at := leader.replica.dir.Log.Members()
+		member := voters.Member{ID: string(spare.running().replica.id), Node: spare.name, Healthy: true, CaughtUp: true}
+		if err := leader.cluster.RemoveMember(c.within(20*time.Second), spare.name); err != nil {
 			t.Fatal(err)
 		}
 		spare.stop()
@@ -44,7 +44,7 @@ func TestScenarioOutdatedChange(t *testing.T) {
 				t.Errorf("change %d was made, of a server that had been taken out:\n%s", what, c.state())
 			}
 		}
-		if members, _ := leader.dir.Log.Members(); len(members.Servers) != 3 {
+		if members, _ := leader.replica.dir.Log.Members(); len(members.Servers) != 3 {
 			t.Errorf("the members are %v", members.Servers)
 		}
 	})
@@ -61,13 +61,13 @@ func TestScenarioRemovalKeepsMajority(t *testing.T) {
 			for _, n := range dead {
 				n.crash()
 			}
-			err := leader.running().RemoveMember(c.within(20*time.Second), well[0].name)
+			err := leader.running().cluster.RemoveMember(c.within(20*time.Second), well[0].name)
 			if status.Code(err) != codes.FailedPrecondition {
 				t.Errorf("seed %d: one of three that are left was taken out, or so: %v\n%s", seed, err, c.state())
 			}
 			c.serves(leader, well[0], well[1])
 			for _, n := range dead {
-				if err := leader.running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+				if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
 					t.Errorf("seed %d: a dead server stays: %v", seed, err)
 				}
 				n.gone = true
@@ -105,7 +105,7 @@ func TestScenarioMovedAtOnce(t *testing.T) {
 					c.live(c.nodes)
 					c.eventually("everybody knows where the others are", 10*time.Second, func() bool {
 						for _, n := range c.nodes {
-							for _, m := range n.running().Members() {
+							for _, m := range n.running().cluster.Members() {
 								if i := slices.Index(names(c.nodes), m.Name); m.Address != c.nodes[i].host {
 									return false
 								}

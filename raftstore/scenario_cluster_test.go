@@ -167,7 +167,7 @@ func (c *cluster) form(n int) {
 		return
 	}
 	c.eventually("the servers have votes", time.Minute, func() bool {
-		return c.voters(c.nodes[0]) == n-(n+1)%2 && len(c.nodes[0].store.Members()) == n
+		return c.voters(c.nodes[0]) == n-(n+1)%2 && len(c.nodes[0].store.cluster.Members()) == n
 	})
 }
 
@@ -207,15 +207,15 @@ func (c *cluster) state() string {
 		}
 		lead, _ := n.store.leader.get()
 		out += fmt.Sprintf("%s: %v, leads: %+v, knows leader: %+v, applied %d of %d, votes: %v\n", n.name,
-			n.store.raft.State(), n.store.Status().Leadership, lead, n.store.raft.AppliedIndex(), n.store.raft.LastIndex(),
-			n.store.raft.GetConfiguration().Configuration().Servers)
+			n.store.replica.raft.State(), n.store.Status().Leadership, lead, n.store.replica.raft.AppliedIndex(), n.store.replica.raft.LastIndex(),
+			n.store.replica.raft.GetConfiguration().Configuration().Servers)
 	}
 	return out
 }
 
 func (c *cluster) voters(n *node) int {
 	voters := 0
-	for _, m := range n.store.Members() {
+	for _, m := range n.store.cluster.Members() {
 		if m.Voter {
 			voters++
 		}
@@ -325,7 +325,7 @@ func (n *node) term() uint64 {
 	if s == nil {
 		return 0
 	}
-	return s.raft.CurrentTerm()
+	return s.replica.raft.CurrentTerm()
 }
 
 func (n *node) options(join ...string) Options {
@@ -365,9 +365,9 @@ func (n *node) open(o Options, alone bool) error {
 		}
 		return false
 	})
-	s.raft.RegisterObserver(observer)
+	s.replica.raft.RegisterObserver(observer)
 	if n.c.trail != nil {
-		s.dir.Log.Trail(*n.c.trail, 0)
+		s.replica.dir.Log.Trail(*n.c.trail, 0)
 	}
 	n.mu.Lock()
 	n.store = s

@@ -199,7 +199,7 @@ func TestScenarioDamage(t *testing.T) {
 			c.serves(victim)
 			c.eventually("the old member is replaced by the new", 30*time.Second, func() bool {
 				leader := c.leader().running()
-				return len(leader.Members()) == 3 && c.voters(c.leader()) == 3
+				return len(leader.cluster.Members()) == 3 && c.voters(c.leader()) == 3
 			})
 			if moved, err := filepath.Glob(victim.dir + ".damaged-*"); err != nil || len(moved) != 1 {
 				t.Errorf("seed %d: moved away: %v, %v", seed, moved, err)
@@ -247,10 +247,10 @@ func TestScenarioCloseOnFullDisk(t *testing.T) {
 				victim := c.others(leader)[0]
 				strike(victim)
 				other := c.others(leader, victim)[0]
-				if err := leader.running().transferTo(c.within(5*time.Second), memberID(string(other.running().id))); err != nil {
+				if err := transferBetween(c.within(5*time.Second), leader.running(), other.running()); err != nil {
 					t.Fatal(err)
 				}
-				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().dir.Stalled() > 0 })
+				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().replica.dir.Stalled() > 0 })
 				victim.stop()
 			})
 		})

@@ -114,7 +114,7 @@ func TestScenarioTransfers(t *testing.T) {
 			for range 15 {
 				c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
 				leader := c.leader()
-				if err := leader.running().TransferLeadership(c.within(5 * time.Second)); err != nil {
+				if err := leader.running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
 					t.Errorf("seed %d: %v", seed, err)
 				}
 			}

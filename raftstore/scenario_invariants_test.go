@@ -42,13 +42,13 @@ func (n *node) guard(ctx context.Context, s *Store) {
 			return
 		case <-ticker.C:
 		}
-		nowApplied, nowView := s.raft.AppliedIndex(), s.fsm.view()
+		nowApplied, nowView := s.replica.raft.AppliedIndex(), s.replica.fsm.view()
 		if nowApplied < applied || nowView.Applied() < view || nowView.Revision() < revision {
 			n.c.Errorf("seed %d: %s went back: raft has applied %d after %d; the state is of entry %d after %d, revision %d after %d",
 				n.c.seed, n.name, nowApplied, applied, nowView.Applied(), view, nowView.Revision(), revision)
 		}
 		applied, view, revision = nowApplied, nowView.Applied(), nowView.Revision()
-		problem, index := s.CheckMembers()
+		problem, index := s.cluster.CheckMembers()
 		if ctx.Err() != nil {
 			return
 		}
@@ -98,11 +98,11 @@ func (c *cluster) lively(alive []*node) {
 func (c *cluster) majority(nodes, of []*node) bool {
 	ids := make(map[raft.ServerID]bool)
 	for _, n := range nodes {
-		ids[n.running().id] = true
+		ids[n.running().replica.id] = true
 	}
 	for _, o := range of {
 		voters, among := 0, 0
-		for _, server := range o.running().raft.GetConfiguration().Configuration().Servers {
+		for _, server := range o.running().replica.raft.GetConfiguration().Configuration().Servers {
 			if server.Suffrage == raft.Voter {
 				voters++
 				if ids[server.ID] {
@@ -131,7 +131,7 @@ func (c *cluster) live(nodes []*node) {
 			return false
 		}
 		for _, n := range nodes {
-			if n.term() != leader.term() || n.running().raft.AppliedIndex() != leader.running().raft.LastIndex() {
+			if n.term() != leader.term() || n.running().replica.raft.AppliedIndex() != leader.running().replica.raft.LastIndex() {
 				return false
 			}
 		}
@@ -142,9 +142,9 @@ func (c *cluster) live(nodes []*node) {
 // sameMembers compares what servers think the members are. All is quiet.
 func (c *cluster) sameMembers(nodes []*node) {
 	c.Helper()
-	_, want := nodes[0].running().dir.Log.Members()
+	_, want := nodes[0].running().replica.dir.Log.Members()
 	for _, n := range nodes {
-		problem, index := n.running().CheckMembers()
+		problem, index := n.running().cluster.CheckMembers()
 		if problem != "" || index != want {
 			c.Errorf("seed %d: %s and %s think differently of the members (entries %d and %d) %s\n%s", c.seed, n.name, nodes[0].name,
 				index, want, problem, c.state())

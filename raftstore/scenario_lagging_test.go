@@ -30,7 +30,7 @@ func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if has := slow.running().raft.LastIndex(); leader.running().raft.LastIndex()-has < lag/2 {
+			if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
 				t.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", seed, has, c.state())
 			}
 			slow.faults.DelayFlushes(flush)
@@ -54,13 +54,13 @@ func TestEntriesBehind(t *testing.T) {
 	stage(t, 1, 2, nil, func(c *cluster) {
 		leader := c.leader()
 		s := leader.running()
-		first := s.raft.LastIndex()
+		first := s.replica.raft.LastIndex()
 		for range 20 {
 			if _, err := s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		term, last := s.raft.CurrentTerm(), s.raft.LastIndex()
+		term, last := s.replica.raft.CurrentTerm(), s.replica.raft.LastIndex()
 		for _, bytes := range []int{-1, 0, 1 << 10, 25 << 10, 100 << 10, 1 << 30} {
 			got := peersOf(s).entriesBehind(term, first, bytes)
 			took := 0
@@ -87,21 +87,21 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 		leader := c.leader()
 		s := leader.running()
 		for _, keep := range []uint64{128, 1, 0} {
-			s.dir.Log.Trail(keep, 0)
+			s.replica.dir.Log.Trail(keep, 0)
 			c.fill(leader, 10)
 			c.pass(time.Second)
 			var last raft.Log
-			if err := peersOf(s).logs.GetLog(s.raft.AppliedIndex(), &last); err != nil {
+			if err := peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.snapshotter.once(); err != nil {
 				t.Fatal(err)
 			}
-			end, _ := s.dir.Log.Snapshot()
+			end, _ := s.replica.dir.Log.Snapshot()
 			if end != last.Index {
 				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)
 			}
-			got := peersOf(s).entriesBehind(s.raft.CurrentTerm(), end-1, 1<<20)
+			got := peersOf(s).entriesBehind(s.replica.raft.CurrentTerm(), end-1, 1<<20)
 			switch {
 			case keep == 0 && len(got) > 0:
 				t.Errorf("entry %d has type %v and %d bytes, where the log has none", got[0].Index, got[0].Type, len(got[0].Data))

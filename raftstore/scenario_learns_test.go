@@ -25,16 +25,16 @@ func TestScenarioRemovedWhileStalled(t *testing.T) {
 				}
 			}
 			for range c.rand.IntN(3) {
-				_ = c.leader(well...).running().TransferLeadership(c.within(20 * time.Second))
+				_ = c.leader(well...).running().cluster.TransferLeadership(c.within(20 * time.Second))
 			}
-			if err := well[c.rand.IntN(4)].running().RemoveMember(c.within(30*time.Second), victim.name); err != nil {
+			if err := well[c.rand.IntN(4)].running().cluster.RemoveMember(c.within(30*time.Second), victim.name); err != nil {
 				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 			}
 			c.pass(time.Duration(c.rand.Int64N(int64(40 * time.Second))))
 			victim.faults.DelayFlushes(0)
 			// A request of the leader's that the stall held up may still time out, which takes 30 s, with heartbeats
 			// until then. A follower then misses the leader within three of its time-outs, which follow the slow disk.
-			c.eventually("it knows that it was removed", 2*time.Minute, victim.running().TakenOut)
+			c.eventually("it knows that it was removed", 2*time.Minute, victim.running().Health().TakenOut)
 		})
 	})
 }
@@ -54,7 +54,7 @@ func TestScenarioTransferWithSlowDisks(t *testing.T) {
 			began := time.Now()
 			var err error
 			for leader.leads() && time.Since(began) < 20*time.Second {
-				err = leader.running().TransferLeadership(c.within(20 * time.Second))
+				err = leader.running().cluster.TransferLeadership(c.within(20 * time.Second))
 			}
 			if leader.leads() {
 				t.Errorf("seed %d: after 20 s it leads still: %v\n%s", seed, err, c.state())

@@ -62,7 +62,7 @@ func (c *cluster) keepAliveAtExpiry() {
 				kept[id] = sent
 			default:
 				refused++
-				if _, _, exists := leader.fsm.view().Lease(id); exists {
+				if _, _, exists := leader.replica.fsm.view().Lease(id); exists {
 					c.Errorf("seed %d: a keep-alive called a lease gone that exists", c.seed)
 				}
 			}
@@ -76,7 +76,7 @@ func (c *cluster) keepAliveAtExpiry() {
 		c.checkKept(leader, kept, ttl*time.Second)
 		c.pass(500 * time.Millisecond)
 	}
-	c.eventually("all leases have expired", ttl*time.Second, func() bool { return len(leader.fsm.view().Leases()) == 0 })
+	c.eventually("all leases have expired", ttl*time.Second, func() bool { return len(leader.replica.fsm.view().Leases()) == 0 })
 }
 
 // checkKept checks that no lease is gone before its time.
@@ -133,7 +133,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 				t.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", seed, answer, err)
 			}
 			c.pass(2 * ttl * time.Second)
-			if s.fsm.view().HasLease(id) {
+			if s.replica.fsm.view().HasLease(id) {
 				t.Errorf("seed %d: a lease of %d s exists after twice that", seed, ttl)
 			}
 		})

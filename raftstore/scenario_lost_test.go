@@ -15,7 +15,7 @@ func (c *cluster) keep(entries uint64) {
 	c.trail = &entries
 	for _, n := range c.nodes {
 		if s := n.running(); s != nil {
-			s.dir.Log.Trail(entries, 0)
+			s.replica.dir.Log.Trail(entries, 0)
 		}
 	}
 }
@@ -25,7 +25,7 @@ func (c *cluster) keep(entries uint64) {
 // lost, and it stores what is on the way to it.
 func (c *cluster) lag(leader, follower *node, meanwhile func()) {
 	c.Helper()
-	last := follower.running().raft.LastIndex
+	last := follower.running().replica.raft.LastIndex
 	before := last()
 	follower.faults.DelayFlushes(5 * time.Second)
 	c.fill(leader, 50)
@@ -60,8 +60,8 @@ func TestScenarioStrandedFollower(t *testing.T) {
 			c.forget(leader)
 			c.lag(leader, follower, func() {})
 			c.forget(follower)
-			lacks := leader.running().raft.LastIndex() - follower.running().raft.LastIndex()
-			if first, _ := follower.running().dir.Log.FirstIndex(); first != 0 || lacks == 0 {
+			lacks := leader.running().replica.raft.LastIndex() - follower.running().replica.raft.LastIndex()
+			if first, _ := follower.running().replica.dir.Log.FirstIndex(); first != 0 || lacks == 0 {
 				t.Fatalf("seed %d: the follower's log begins at %d, and it lacks %d entries", seed, first, lacks)
 			}
 			third.crash()
@@ -121,7 +121,7 @@ func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
 		c.lag(leader, follower, func() {
 			c.fillWith(leader, 4, noise(20<<10)) // the first three end the second message, the fourth begins the third one
 			leader.faults.DelaySnapshots(20 * time.Second)
-			end = leader.running().raft.AppliedIndex()
+			end = leader.running().replica.raft.AppliedIndex()
 			c.tasks.Go(func() { taken <- leader.running().snapshotter.once() })
 			c.pass(10 * time.Millisecond)
 			d, e = c.join("d", leader.name), c.join("e", leader.name)
@@ -131,8 +131,8 @@ func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
 			t.Fatal(err)
 		}
 		leader.faults.DelaySnapshots(0)
-		known, _ := peersOf(leader.running()).Stored(follower.running().id, leader.term())
-		if last := follower.running().raft.LastIndex(); known >= end || last <= end || c.voters(follower) != 5 {
+		known, _ := peersOf(leader.running()).Stored(follower.running().replica.id, leader.term())
+		if last := follower.running().replica.raft.LastIndex(); known >= end || last <= end || c.voters(follower) != 5 {
 			t.Fatalf("seed %d: the follower has entries up to %d, the leader knows of those up to %d, the snapshot ends at %d\n%s", seed, last, known, end, c.state())
 		}
 		if stalled > 0 {

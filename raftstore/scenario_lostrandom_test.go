@@ -110,7 +110,7 @@ func (r *losses) change(leader *node, but ...*node) {
 		return
 	}
 	// Without an answer it may be done later.
-	r.leaving[n] = leader.running().RemoveMember(r.within(2*time.Second), n.name) != nil
+	r.leaving[n] = leader.running().cluster.RemoveMember(r.within(2*time.Second), n.name) != nil
 	if !r.leaving[n] {
 		n.replace()
 	}
@@ -169,7 +169,7 @@ func (r *losses) mend() {
 		}
 		r.eventually("a server is taken out", 30*time.Second, func() bool {
 			// It may lead by now: then it takes itself out.
-			err := r.leader().running().RemoveMember(r.within(10*time.Second), n.name)
+			err := r.leader().running().cluster.RemoveMember(r.within(10*time.Second), n.name)
 			return err == nil || status.Code(err) == codes.NotFound
 		})
 		r.leaving[n] = false

@@ -232,12 +232,12 @@ func (r *round) change() {
 	of := r.shuffled()[0]
 	switch r.rand.IntN(6) {
 	case 0:
-		r.tell("promote %s: %v", of.name, through.PromoteMember(r.within(8*time.Second), of.name))
+		r.tell("promote %s: %v", of.name, through.cluster.PromoteMember(r.within(8*time.Second), of.name))
 	case 1:
 		if len(r.removed) > 0 || r.full { // a leader beside a full disk takes no writes that need it: the others have to stay a majority
 			return
 		}
-		err := through.RemoveMember(r.within(8*time.Second), of.name)
+		err := through.cluster.RemoveMember(r.within(8*time.Second), of.name)
 		r.tell("remove %s: %v", of.name, err)
 		if err == nil || !strings.Contains(err.Error(), "Nothing was changed") {
 			r.removed = append(r.removed, of) // or will be
@@ -246,7 +246,7 @@ func (r *round) change() {
 	case 2:
 		for _, n := range r.well {
 			if n.leads() {
-				r.tell("%s transfers: %v", n.name, n.running().TransferLeadership(r.within(8*time.Second)))
+				r.tell("%s transfers: %v", n.name, n.running().cluster.TransferLeadership(r.within(8*time.Second)))
 				return
 			}
 		}
@@ -288,7 +288,7 @@ func (r *round) mend() {
 	for _, n := range r.removed {
 		through := r.others(n)[0]
 		r.eventually(n.name+" is removed", 3*time.Minute, func() bool {
-			err := through.running().RemoveMember(r.within(8*time.Second), n.name)
+			err := through.running().cluster.RemoveMember(r.within(8*time.Second), n.name)
 			return err == nil || strings.Contains(err.Error(), "there is no member")
 		})
 		n.stop()

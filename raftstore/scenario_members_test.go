@@ -47,7 +47,7 @@ func (c *cluster) rest(within time.Duration, voters int, members ...string) {
 				continue
 			}
 			var have []string
-			for _, m := range n.running().Members() {
+			for _, m := range n.running().cluster.Members() {
 				have = append(have, m.Name)
 			}
 			slices.Sort(have)
@@ -107,7 +107,7 @@ func TestScenarioStandby(t *testing.T) {
 					c.serves(leader)
 					w = c.work(1, leader)
 					votes := func() (voters int, lostVotes bool) {
-						for _, m := range leader.running().Members() {
+						for _, m := range leader.running().cluster.Members() {
 							if m.Voter {
 								voters++
 								lostVotes = lostVotes || m.Name == lost.name
@@ -148,7 +148,7 @@ func TestScenarioPromote(t *testing.T) {
 			c.rest(30*time.Second, 3, names(c.nodes)...)
 			leader := c.leader()
 			var standby *node
-			for _, m := range leader.running().Members() {
+			for _, m := range leader.running().cluster.Members() {
 				if !m.Voter {
 					standby = c.nodes[slices.Index(names(c.nodes), m.Name)]
 				}
@@ -157,7 +157,7 @@ func TestScenarioPromote(t *testing.T) {
 			promote := func(name string) error {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 				defer cancel()
-				return standby.running().PromoteMember(ctx, name) // it is forwarded to the leader
+				return standby.running().cluster.PromoteMember(ctx, name) // it is forwarded to the leader
 			}
 			for name, want := range map[string]codes.Code{standby.name: codes.FailedPrecondition, lost.name: codes.FailedPrecondition, "nobody": codes.NotFound} {
 				if err := promote(name); status.Code(err) != want {
@@ -166,7 +166,7 @@ func TestScenarioPromote(t *testing.T) {
 			}
 			lost.crash()
 			c.pass(2 * healthyWithin)
-			for _, m := range leader.running().Survey(context.Background()) {
+			for _, m := range leader.running().cluster.Survey(context.Background()) {
 				if m.Answers != (m.Name != lost.name) || m.Answers && m.Version != "scenario" || m.Lag > caughtUpWithin {
 					t.Errorf("survey says %+v", m)
 				}
@@ -176,7 +176,7 @@ func TestScenarioPromote(t *testing.T) {
 			}
 			c.eventually("it has the vote of the lost one", 10*time.Second, func() bool {
 				var voters []string
-				for _, m := range leader.running().Members() {
+				for _, m := range leader.running().cluster.Members() {
 					if m.Voter {
 						voters = append(voters, m.Name)
 					}
@@ -191,7 +191,7 @@ func TestScenarioPromote(t *testing.T) {
 
 // voter is a server that votes and does not lead.
 func (c *cluster) voter() *node {
-	for _, m := range c.leader().running().Members() {
+	for _, m := range c.leader().running().cluster.Members() {
 		if m.Voter && !m.Leader {
 			return c.nodes[slices.Index(names(c.nodes), m.Name)]
 		}
@@ -211,17 +211,17 @@ func TestScenarioReplacedDisk(t *testing.T) {
 			if seed%2 == 0 {
 				victim = c.others(victim)[0]
 			}
-			was := victim.running().id
+			was := victim.running().replica.id
 			victim.crash()
 			victim.wipe()
 			c.pass(2 * time.Second)
 			victim.start(c.others(victim)[0].name)
 			c.ready(victim)
-			if victim.running().id == was {
+			if victim.running().replica.id == was {
 				t.Errorf("seed %d: it is the same member", seed)
 			}
 			c.rest(30*time.Second, 3, "a", "b", "c")
-			for _, m := range c.leader().running().Members() {
+			for _, m := range c.leader().running().cluster.Members() {
 				if m.RaftID == string(was) {
 					t.Errorf("seed %d: the lost one is still a member", seed)
 				}
@@ -252,17 +252,17 @@ func TestScenarioRemoval(t *testing.T) {
 					}
 					rest := c.others(victim)
 					asked := rest[c.rand.IntN(4)]
-					if err := asked.running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+					if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
 						t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 					}
 					c.rest(30*time.Second, 3, names(rest)...)
 					c.net.HealAll()
 					c.pass(15 * time.Second)
-					if !victim.running().TakenOut() {
+					if !victim.running().Health().TakenOut() {
 						t.Errorf("seed %d: the removed server does not know it", seed)
 					}
 					for _, n := range rest {
-						if n.running().TakenOut() {
+						if n.running().Health().TakenOut() {
 							t.Errorf("seed %d: %s takes itself for a removed one", seed, n.name)
 						}
 					}
@@ -275,8 +275,8 @@ func TestScenarioRemoval(t *testing.T) {
 						c.serves(n)
 					}
 					c.refuses(victim)
-					if victim.running().Counted() || !rest[0].running().Counted() {
-						t.Errorf("seed %d: counted: the removed server: %v, another one: %v", seed, victim.running().Counted(), rest[0].running().Counted())
+					if victim.running().Health().Counted() || !rest[0].running().Health().Counted() {
+						t.Errorf("seed %d: counted: the removed server: %v, another one: %v", seed, victim.running().Health().Counted(), rest[0].running().Health().Counted())
 					}
 					if now := c.leader(rest...).term(); now != term {
 						t.Errorf("seed %d: the removed server raised the term from %d to %d", seed, term, now)
@@ -297,7 +297,7 @@ func TestScenarioRemoval(t *testing.T) {
 func TestScenarioRemovalRefused(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {
 		for _, name := range []string{"a", "nobody"} {
-			if err := c.nodes[0].running().RemoveMember(c.within(time.Second), name); err == nil {
+			if err := c.nodes[0].running().cluster.RemoveMember(c.within(time.Second), name); err == nil {
 				t.Errorf("%s was removed", name)
 			}
 		}
@@ -316,7 +316,7 @@ func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
 			c.rest(20*time.Second, 1, "a", "b")
 			c.isolate(b)
 			c.pass(4 * time.Second)
-			err := a.running().RemoveMember(c.within(5*time.Second), "a")
+			err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
 			if err == nil || c.voters(a) != 1 {
 				t.Fatalf("seed %d: the only voter was removed while nobody could take its place: %v\n%s", seed, err, c.state())
 			}
@@ -324,7 +324,7 @@ func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
 			c.net.HealAll()
 			c.pass(4 * time.Second)
 			asked := c.nodes[c.rand.IntN(2)]
-			if err := asked.running().RemoveMember(c.within(20*time.Second), "a"); err != nil {
+			if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), "a"); err != nil {
 				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 			}
 			c.rest(20*time.Second, 1, "b")
@@ -355,7 +355,7 @@ func TestScenarioWrongCluster(t *testing.T) {
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if n := len(c.nodes[0].running().Members()); n != 3 {
+		if n := len(c.nodes[0].running().cluster.Members()); n != 3 {
 			t.Errorf("there are %d members", n)
 		}
 		o = foreign.options("a")
@@ -385,7 +385,7 @@ func TestScenarioRandomMembers(t *testing.T) {
 					c.pass(time.Duration(c.rand.Int64N(int64(4 * time.Second))))
 					n.start(names(others)...)
 				case 1: // taken out, and in again
-					if err := others[0].running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+					if err := others[0].running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
 						t.Errorf("seed %d: remove %s: %v\n%s", seed, n.name, err, c.state())
 						return
 					}
@@ -401,7 +401,7 @@ func TestScenarioRandomMembers(t *testing.T) {
 					c.pass(time.Duration(c.rand.Int64N(int64(5 * time.Second))))
 					c.net.HealAll()
 				case 4:
-					_ = c.leader().running().TransferLeadership(c.within(5 * time.Second))
+					_ = c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second))
 				}
 				c.ready(n)
 				c.rest(time.Minute, 5, names(c.nodes)...)
@@ -420,20 +420,20 @@ func TestScenarioMovedServers(t *testing.T) {
 			w := c.work(3)
 			c.pass(7 * time.Second) // every server has noted who the others are
 			for _, n := range c.nodes {
-				was := n.running().id
+				was := n.running().replica.id
 				n.stop()
 				n.host = "new " + n.name
 				c.pass(time.Second)
 				n.start()
 				c.ready(n)
 				c.serves(n)
-				if n.running().id != was {
+				if n.running().replica.id != was {
 					t.Errorf("seed %d: it is another member", seed)
 				}
 			}
 			c.rest(10*time.Second, 3, "a", "b", "c")
 			for _, n := range c.nodes {
-				for _, m := range n.running().Members() {
+				for _, m := range n.running().cluster.Members() {
 					if m.Address != "new "+m.Name {
 						t.Errorf("seed %d: %s thinks that %s is at %q", seed, n.name, m.Name, m.Address)
 					}
@@ -468,7 +468,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 			c.serves(n)
 		}
 		for _, n := range []*node{b, d} {
-			if err := a.running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+			if err := a.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
 				t.Fatal(err)
 			}
 			n.stop()
@@ -498,7 +498,7 @@ func TestScenarioJoinIsUndone(t *testing.T) {
 				c.net.Cut(o.name, d.name)
 			}
 			for range 100 { // it may be too late for that
-				if len(d.running().Members()) > 0 {
+				if len(d.running().cluster.Members()) > 0 {
 					break
 				}
 				c.pass(5 * time.Millisecond)

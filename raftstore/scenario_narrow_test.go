@@ -20,7 +20,7 @@ func TestScenarioNarrowLink(t *testing.T) {
 			stage(t, 1, 3, nil, func(c *cluster) {
 				leader := c.leader()
 				far := c.others(leader)[0]
-				last := far.running().raft.LastIndex
+				last := far.running().replica.raft.LastIndex
 				for _, o := range c.others(far) {
 					c.net.Rate(o.name, far.name, of.rate)
 					c.net.Rate(far.name, o.name, of.rate)
@@ -32,7 +32,7 @@ func TestScenarioNarrowLink(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				newest, had := leader.running().raft.LastIndex(), last()
+				newest, had := leader.running().replica.raft.LastIndex(), last()
 				began, takes := time.Now(), time.Duration(of.values*(of.size+200))*time.Second/time.Duration(of.rate)
 				c.net.HealAll()
 				for limit := 40*time.Second + takes*3/2; last() < newest && time.Since(began) < limit; {

@@ -73,19 +73,19 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 			c.cutLink(leader, cut)
 			c.cutLink(f, cut)
 			c.cutLink(d, e)
-			c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().CutOff() })
-			if !cut.running().Counted() {
+			c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
+			if !cut.running().Health().Counted() {
 				t.Errorf("seed %d: it does not know that the others count it", seed)
 			}
-			if to := cut.running().OtherLeader(); to != d.name && to != e.name {
+			if to := cut.running().Health().OtherLeader(); to != d.name && to != e.name {
 				t.Errorf("seed %d: it sends its clients to %q, which does not reach the leader", seed, to)
 			}
-			reached := cut.running().ReachedBy(c.ctx, cut.running().Survey(c.ctx))
-			if len(reached[leader.name]) != 2 || cut.running().TakenOut() || !leader.leads() {
-				t.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", seed, reached, cut.running().TakenOut(), c.state())
+			reached := cut.running().cluster.ReachedBy(c.ctx, cut.running().cluster.Survey(c.ctx))
+			if len(reached[leader.name]) != 2 || cut.running().Health().TakenOut() || !leader.leads() {
+				t.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", seed, reached, cut.running().Health().TakenOut(), c.state())
 			}
 			c.net.HealAll()
-			c.eventually("it hears the leader", 10*time.Second, func() bool { return !cut.running().CutOff() && cut.running().hasLeader() })
+			c.eventually("it hears the leader", 10*time.Second, func() bool { return !cut.running().Health().CutOff() && cut.running().leader.hasLeader() })
 			c.serves(c.nodes...)
 		})
 	})

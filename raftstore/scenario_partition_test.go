@@ -49,7 +49,7 @@ func (c *cluster) refuses(n *node) {
 	}
 	ready := false
 	select {
-	case <-n.running().ready:
+	case <-n.running().replica.ready:
 		ready = true
 	default:
 	}

@@ -106,7 +106,7 @@ func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
 
 // The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it
 // makes way as soon as ever.
-func TestScenarioLargePacketsLostAfterAHang(t *testing.T) {
+func TestScenarioLargePacketsLostAfterAStall(t *testing.T) {
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
 			leader := c.leader()

@@ -73,7 +73,7 @@ func (c *cluster) strike() {
 			// Raft never answers if it is shut down while it waits for its disk.
 			n.faults.DelayFlushes(0)
 			n.faults.FailWrites(nil)
-			_ = s.TransferLeadership(c.within(5 * time.Second)) // it need not lead
+			_ = s.cluster.TransferLeadership(c.within(5 * time.Second)) // it need not lead
 		}
 	case 13:
 		if s := n.running(); s != nil {
@@ -81,7 +81,7 @@ func (c *cluster) strike() {
 			// the log's, stops the bubble's time.
 			n.faults.DelayFlushes(0)
 			n.faults.FailWrites(nil)
-			s.dir.Log.Trail(5, 0)
+			s.replica.dir.Log.Trail(5, 0)
 			_ = s.snapshotter.once() // raft may not be able to yet
 		}
 	}

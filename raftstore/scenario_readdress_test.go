@@ -53,7 +53,7 @@ func TestScenarioAllMoved(t *testing.T) {
 			c.rest(20*time.Second, 3, "a", "b", "c")
 			c.pass(5 * time.Second) // each tells the leader its address when there is one
 			for _, n := range c.nodes {
-				for _, m := range n.running().Members() {
+				for _, m := range n.running().cluster.Members() {
 					if m.Address != "new "+m.Name {
 						t.Errorf("seed %d: %s thinks that %s is at %q", seed, n.name, m.Name, m.Address)
 					}

@@ -262,17 +262,17 @@ func (c *cluster) settle() {
 	for _, n := range alive {
 		c.ready(n)
 	}
-	c.alike(alive)
+	c.equal(alive)
 	c.sameMembers(alive)
 	c.check()
 }
 
-// alike waits until servers have applied the same, and compares it.
-func (c *cluster) alike(nodes []*node) {
+// equal waits until servers have applied the same, and compares it.
+func (c *cluster) equal(nodes []*node) {
 	c.Helper()
-	c.eventually("the servers are alike", time.Minute, func() bool {
+	c.eventually("the servers are equal", time.Minute, func() bool {
 		for _, n := range nodes {
-			a, b := n.store.fsm.view(), nodes[0].store.fsm.view()
+			a, b := n.store.replica.fsm.view(), nodes[0].store.replica.fsm.view()
 			if a.Applied() != b.Applied() || a.Revision() != b.Revision() || n.watched.at() != a.Revision()+1 && a.Revision() > 1 {
 				return false
 			}

@@ -91,7 +91,7 @@ func (c *cluster) puts(n *node, prefix string, count int) (revision int64) {
 func (c *cluster) same(a, b *node) {
 	c.Helper()
 	c.eventually("both servers hold the same", 10*time.Second, func() bool {
-		x, y := a.running().fsm.view(), b.running().fsm.view()
+		x, y := a.running().replica.fsm.view(), b.running().replica.fsm.view()
 		return x.Revision() == y.Revision() && x.Compacted() == y.Compacted() && x.Hash(x.Revision()) == y.Hash(y.Revision())
 	})
 }
@@ -109,7 +109,7 @@ func TestScenarioRecoveredServerHasItsAddress(t *testing.T) {
 			c.recover(survivor)
 			survivor.faults.DelayFlushes(0)
 			c.eventually("it is a member at its address", time.Minute, func() bool {
-				m := survivor.running().Members()
+				m := survivor.running().cluster.Members()
 				return len(m) == 1 && m[0].Address == survivor.host
 			})
 		})

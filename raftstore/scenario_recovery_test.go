@@ -25,7 +25,7 @@ func TestScenarioRecovery(t *testing.T) {
 					survivor.running().Status().Revision == lost[1].running().Status().Revision
 			})
 			revision := survivor.running().Status().Revision
-			was := survivor.running().id
+			was := survivor.running().replica.id
 			for _, n := range lost {
 				n.crash()
 			}
@@ -43,8 +43,8 @@ func TestScenarioRecovery(t *testing.T) {
 			}
 			c.leapt.Store(revision)
 			c.recover(survivor)
-			if now := survivor.running(); now.id == was || now.Status().Revision < plan.Revision+revisionLeap || len(now.Members()) != 1 {
-				t.Errorf("seed %d: %v at revision %d, members %v", seed, now.id, now.Status().Revision, now.Members())
+			if now := survivor.running(); now.replica.id == was || now.Status().Revision < plan.Revision+revisionLeap || len(now.cluster.Members()) != 1 {
+				t.Errorf("seed %d: %v at revision %d, members %v", seed, now.replica.id, now.Status().Revision, now.cluster.Members())
 			}
 			c.serves(survivor)
 			// One that was thought lost starts with its old directory: it has no say.
@@ -105,7 +105,7 @@ func TestScenarioRecoveredBesideAMajority(t *testing.T) {
 					}
 				}
 			}
-			if m := survivor.running().Members(); len(m) != 1 {
+			if m := survivor.running().cluster.Members(); len(m) != 1 {
 				t.Errorf("seed %d: the one that was recovered has the members %v", seed, m)
 			}
 		})

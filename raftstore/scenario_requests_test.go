@@ -113,7 +113,7 @@ func TestScenarioImpatientClients(t *testing.T) {
 			}
 			for range 5 {
 				c.pass(300 * time.Millisecond)
-				if err := c.leader().running().TransferLeadership(c.within(5 * time.Second)); err != nil {
+				if err := c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
 					t.Errorf("seed %d: %v", seed, err)
 				}
 			}

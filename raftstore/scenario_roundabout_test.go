@@ -26,7 +26,7 @@ func TestScenarioTransferToSlowDisk(t *testing.T) {
 				slow.faults.DelayFlushes(flush)
 				c.pass(20 * time.Second)
 				before := c.newest()
-				if err := leader.running().transferTo(c.within(10*time.Second), memberID(string(slow.running().id))); err != nil {
+				if err := transferBetween(c.within(10*time.Second), leader.running(), slow.running()); err != nil {
 					t.Fatal(err)
 				}
 				c.pass(5 * time.Second)
@@ -78,8 +78,8 @@ func TestScenarioCutOffBesideFull(t *testing.T) {
 		cut, full := c.others(leader)[0], c.others(leader)[1]
 		full.faults.SeemFull(true)
 		c.cutLink(leader, cut)
-		c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().CutOff() })
-		if to := cut.running().OtherLeader(); to != full.name || !leader.leads() {
+		c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
+		if to := cut.running().Health().OtherLeader(); to != full.name || !leader.leads() {
 			t.Errorf("it sends its clients to %q\n%s", to, c.state())
 		}
 		if _, err := full.running().Client().KV.Get(c.within(5*time.Second), "k"); err != nil {

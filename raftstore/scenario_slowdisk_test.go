@@ -41,7 +41,7 @@ func TestScenarioSlowDisks(t *testing.T) {
 					took := time.Since(began)
 					t.Logf("a leader after %v", took)
 					if took > limit {
-						t.Errorf("seed %d: no leader for %v of at most %v; the term was %d and is %d", seed, took, limit, term, c.others(leader)[0].running().raft.CurrentTerm())
+						t.Errorf("seed %d: no leader for %v of at most %v; the term was %d and is %d", seed, took, limit, term, c.others(leader)[0].running().replica.raft.CurrentTerm())
 					}
 					for _, n := range c.nodes {
 						n.faults.DelayFlushes(0)

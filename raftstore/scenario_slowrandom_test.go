@@ -66,7 +66,7 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 			first, second, slow, stalled := nodes[0], nodes[1], nodes[2:4], nodes[4]
 			for _, n := range []*node{first, second} {
 				if !n.leads() {
-					if err := c.leader().running().transferTo(c.within(5*time.Second), memberID(string(n.running().id))); err != nil {
+					if err := transferBetween(c.within(5*time.Second), c.leader().running(), n.running()); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -78,7 +78,7 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 			for _, n := range slow {
 				n.faults.DelayFlushes(takes)
 			}
-			_ = second.running().transferAt(c.within(8*time.Second), raft.Server{ID: slow[0].running().id, Address: slow[0].running().address})
+			_ = second.running().replica.transferAt(c.within(8*time.Second), raft.Server{ID: slow[0].running().replica.id, Address: slow[0].running().replica.address})
 			began, limit := time.Now(), slowElection(takes)
 			err := c.writes(first, limit)
 			t.Logf("seed %d: each flush takes %v: a write after %v", seed, takes, time.Since(began))

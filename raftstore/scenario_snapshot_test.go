@@ -37,7 +37,7 @@ func (c *cluster) forget(n *node) {
 	c.Helper()
 	s := n.running()
 	if c.trail == nil {
-		s.dir.Log.Trail(5, 0)
+		s.replica.dir.Log.Trail(5, 0)
 	}
 	if err := s.snapshotter.once(); err != nil {
 		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)
@@ -65,7 +65,7 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 					for _, n := range c.others(away) {
 						c.forget(n)
 					}
-					first, err := c.leader(c.others(away)...).running().dir.Log.FirstIndex()
+					first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
 					if err != nil || first < 150 {
 						t.Fatalf("seed %d: the log still begins at %d: %v", seed, first, err)
 					}
@@ -90,7 +90,7 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 					c.net.HealAll()
 					c.ready(away)
 					c.serves(away)
-					if away.running().raft.Stats()["last_snapshot_index"] == "0" {
+					if away.running().replica.raft.Stats()["last_snapshot_index"] == "0" {
 						t.Errorf("seed %d: it got no snapshot", seed)
 					}
 					c.pass(time.Second)
@@ -124,7 +124,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 						}
 					} else {
 						broken.Store(true)
-						f := away.running().fsm
+						f := away.running().replica.fsm
 						installed := f.onRestore
 						f.onRestore = func() error {
 							if broken.Load() {
@@ -137,10 +137,10 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 					c.pass(20 * time.Second)
 					if what == "removal" {
 						c.serves(away)
-					} else if n, _ := away.running().dir.Snapshots.Newest(); n == 0 {
+					} else if n, _ := away.running().replica.dir.Snapshots.Newest(); n == 0 {
 						t.Errorf("seed %d: no snapshot arrived", seed)
 					}
-					_ = leader.running().TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
+					_ = leader.running().cluster.TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
 					c.pass(5 * time.Second)
 					broken.Store(false)
 					if err := os.RemoveAll(older); err != nil {
@@ -308,10 +308,10 @@ func TestScenarioIdle(t *testing.T) {
 		c.serves(c.nodes[0])
 		c.pass(11 * time.Minute) // by then the history is compacted
 		leader := c.leader()
-		term, index := leader.term(), leader.running().raft.LastIndex()
+		term, index := leader.term(), leader.running().replica.raft.LastIndex()
 		c.pass(20 * time.Minute)
-		if now := leader.running(); leader.term() != term || !leader.leads() || now.raft.LastIndex() != index {
-			t.Errorf("term %d became %d, index %d became %d", term, leader.term(), index, now.raft.LastIndex())
+		if now := leader.running(); leader.term() != term || !leader.leads() || now.replica.raft.LastIndex() != index {
+			t.Errorf("term %d became %d, index %d became %d", term, leader.term(), index, now.replica.raft.LastIndex())
 		}
 	})
 }

@@ -39,7 +39,9 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 					leader = c.leader()
 					left := c.others(leader)
 					with, cutOff := left[:3], left[3]
-					first := slices.MinFunc(with, func(a, b *node) int { return strings.Compare(string(a.running().id), string(b.running().id)) })
+					first := slices.MinFunc(with, func(a, b *node) int {
+						return strings.Compare(string(a.running().replica.id), string(b.running().replica.id))
+					})
 					c.net.Cut(leader.name, first.name)
 					c.pass(gap)
 					c.net.HealAll()

@@ -17,7 +17,7 @@ import (
 // standby is a server without a vote.
 func (c *cluster) standby() *node {
 	c.Helper()
-	for _, m := range c.leader().running().Members() {
+	for _, m := range c.leader().running().cluster.Members() {
 		if !m.Voter {
 			return c.nodes[slices.Index(names(c.nodes), m.Name)]
 		}
@@ -28,7 +28,7 @@ func (c *cluster) standby() *node {
 
 // votes says whether a server has a vote, as another one knows.
 func (c *cluster) votes(at, n *node) bool {
-	return slices.ContainsFunc(at.running().Members(), func(m Member) bool { return m.Name == n.name && m.Voter })
+	return slices.ContainsFunc(at.running().cluster.Members(), func(m Member) bool { return m.Name == n.name && m.Voter })
 }
 
 // writes tries to write until it is acknowledged, or some time has passed.
@@ -61,7 +61,7 @@ func TestScenarioStalledStandby(t *testing.T) {
 			lost.crash()
 			well := c.others(standby, lost)
 			c.pass(time.Duration(40+c.rand.IntN(40)) * time.Second) // nothing is written
-			if err := leader.running().PromoteMember(c.within(10*time.Second), standby.name); status.Code(err) != codes.FailedPrecondition {
+			if err := leader.running().cluster.PromoteMember(c.within(10*time.Second), standby.name); status.Code(err) != codes.FailedPrecondition {
 				t.Errorf("seed %d: a vote for a server whose disk is stalled: %v", seed, err)
 			}
 			for i := range 20 {
@@ -94,13 +94,13 @@ func TestScenarioRemovalBesideStalledVoter(t *testing.T) {
 				}
 			}
 			for _, n := range []*node{well, leader} {
-				if err := leader.running().RemoveMember(c.within(20*time.Second), n.name); status.Code(err) != codes.FailedPrecondition {
+				if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); status.Code(err) != codes.FailedPrecondition {
 					t.Errorf("seed %d: removing %s: %v", seed, n.name, err)
 				}
 			}
 			c.pass(20 * time.Second)
 			c.serves(leader, well)
-			if err := leader.running().RemoveMember(c.within(20*time.Second), stalled.name); err != nil {
+			if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), stalled.name); err != nil {
 				t.Errorf("seed %d: removing the one whose disk is stalled: %v", seed, err)
 			}
 			c.serves(leader, well)
@@ -147,7 +147,7 @@ func TestScenarioFullLeaderAndOneOther(t *testing.T) {
 			leader := c.leader()
 			out, left := c.others(leader)[0], c.others(leader)[1]
 			leader.faults.SeemFull(true)
-			if err := leader.running().RemoveMember(c.within(10*time.Second), out.name); err != nil {
+			if err := leader.running().cluster.RemoveMember(c.within(10*time.Second), out.name); err != nil {
 				t.Fatal(err)
 			}
 			c.pass(time.Minute)
@@ -169,7 +169,7 @@ func TestScenarioSurveyedStalledVoter(t *testing.T) {
 			said := false
 			c.eventually("its vote goes to another one", 3*time.Minute, func() bool {
 				c.serves(leader)
-				said = slices.ContainsFunc(leader.running().Survey(c.within(time.Second)), func(m MemberState) bool {
+				said = slices.ContainsFunc(leader.running().cluster.Survey(c.within(time.Second)), func(m MemberState) bool {
 					if m.Stalled && m.Name != stalled.name {
 						t.Errorf("seed %d: the disk of %s is said to be stalled", seed, m.Name)
 					}
@@ -193,12 +193,12 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 		stalled, victim := c.others(leader)[0], c.others(leader)[1]
 		stalled.stalls()
 		s := leader.running()
-		future := s.raft.RemoveServer(victim.running().id, 0, 0) // as if the disk stalled a moment after it was seen to work
+		future := s.replica.raft.RemoveServer(victim.running().replica.id, 0, 0) // as if the disk stalled a moment after it was seen to work
 		c.eventually("it is in the log", time.Second, func() bool {
-			members, _ := s.dir.Log.Members()
+			members, _ := s.replica.dir.Log.Members()
 			return len(members.Servers) == 2
 		})
-		if err := s.RemoveMember(c.within(3*time.Second), victim.name); err == nil || status.Code(err) == codes.NotFound {
+		if err := s.cluster.RemoveMember(c.within(3*time.Second), victim.name); err == nil || status.Code(err) == codes.NotFound {
 			t.Errorf("a server is said to be removed, or to be none, whose removal may never be: %v", err)
 		}
 		stalled.faults.DelayFlushes(0)
@@ -206,7 +206,7 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.leader(leader, stalled)
-		if err := leader.running().RemoveMember(c.within(3*time.Second), victim.name); status.Code(err) != codes.NotFound {
+		if err := leader.running().cluster.RemoveMember(c.within(3*time.Second), victim.name); status.Code(err) != codes.NotFound {
 			t.Errorf("it is removed: %v", err)
 		}
 	})
@@ -220,11 +220,11 @@ func TestScenarioTransferBesideStalledVoter(t *testing.T) {
 			stalled := c.others(leader)[c.rand.IntN(2)]
 			c.pass(5 * time.Second)
 			stalled.stalls()
-			if err := leader.running().transferTo(c.within(10*time.Second), memberID(string(stalled.running().id))); status.Code(err) != codes.Unavailable {
+			if err := transferBetween(c.within(10*time.Second), leader.running(), stalled.running()); status.Code(err) != codes.Unavailable {
 				t.Errorf("seed %d: leadership for a server whose disk is stalled: %v", seed, err)
 			}
 			began := time.Now()
-			if !leader.running().HandOver() {
+			if !leader.running().cluster.HandOver() {
 				t.Errorf("seed %d: it could not hand over\n%s", seed, c.state())
 			}
 			if took := time.Since(began); took > handOverWithin {
@@ -245,9 +245,9 @@ func TestScenarioProbesPause(t *testing.T) {
 		standby.faults.DelayFlushes(storesWithin + time.Second)
 		lost.crash()
 		c.pass(2 * time.Minute)
-		before := leader.running().raft.LastIndex()
+		before := leader.running().replica.raft.LastIndex()
 		c.pass(10 * time.Minute)
-		if written := leader.running().raft.LastIndex() - before; written > 12 || written < 5 {
+		if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
 			t.Errorf("%d entries in ten minutes", written)
 		}
 		if c.votes(leader, standby) {
@@ -282,9 +282,9 @@ func TestScenarioVotersProbesPause(t *testing.T) {
 				begin(c, leader, standby)
 				c.pass(2 * time.Minute)
 				votes := c.state()
-				before := leader.running().raft.LastIndex()
+				before := leader.running().replica.raft.LastIndex()
 				c.pass(10 * time.Minute)
-				if written := leader.running().raft.LastIndex() - before; written > 12 || written < 5 {
+				if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
 					t.Errorf("%d entries in ten minutes\n%s", written, votes)
 				}
 				for _, n := range c.nodes {
@@ -300,9 +300,9 @@ func TestScenarioNothingIsProbedAtRest(t *testing.T) {
 	stage(t, 1, 4, nil, func(c *cluster) {
 		leader := c.leader()
 		c.pass(11 * time.Minute) // the compactor has nothing to do any more
-		before := leader.running().raft.LastIndex()
+		before := leader.running().replica.raft.LastIndex()
 		c.pass(5 * time.Minute)
-		if now := leader.running().raft.LastIndex(); now != before {
+		if now := leader.running().replica.raft.LastIndex(); now != before {
 			t.Errorf("%d entries in five minutes", now-before)
 		}
 	})
@@ -316,9 +316,9 @@ func TestScenarioAllFullWriteNothing(t *testing.T) {
 			n.faults.SeemFull(true)
 		}
 		c.pass(time.Minute)
-		before := c.leader().running().raft.LastIndex()
+		before := c.leader().running().replica.raft.LastIndex()
 		c.pass(10 * time.Minute)
-		if written := c.leader().running().raft.LastIndex() - before; written > 0 {
+		if written := c.leader().running().replica.raft.LastIndex() - before; written > 0 {
 			t.Errorf("%d entries in ten minutes", written)
 		}
 		for _, n := range c.nodes {

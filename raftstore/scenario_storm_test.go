@@ -47,7 +47,7 @@ func TestScenarioStorm(t *testing.T) {
 			trail := uint64(c.rand.IntN(4))
 			c.trail = &trail
 			for _, n := range c.nodes {
-				n.running().dir.Log.Trail(trail, 0)
+				n.running().replica.dir.Log.Trail(trail, 0)
 			}
 			w := c.work(3)
 			for round := range 25 {
@@ -79,7 +79,7 @@ func (c *cluster) storm(n *node, round int) {
 		moment(4 * time.Second)
 		n.start(hosts(others)...)
 	case 1: // is taken out, and joins anew
-		if err := others[0].running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+		if err := others[0].running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
 			c.Logf("seed %d: remove %s: %v", c.seed, n.name, err)
 			return
 		}
@@ -100,7 +100,7 @@ func (c *cluster) storm(n *node, round int) {
 		c.snapshots(c.shuffled()[:3])
 		c.net.HealAll()
 	case 5:
-		_ = c.leader().running().TransferLeadership(c.within(5 * time.Second)) // it may lose it meanwhile
+		_ = c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second)) // it may lose it meanwhile
 	case 6: // the leader's messages arrive, and answers do not
 		leader := c.leader()
 		for _, o := range c.others(leader) {

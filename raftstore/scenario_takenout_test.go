@@ -8,54 +8,54 @@ import (
 )
 
 // A server is taken out while the disk of another one hangs, which counts it still. It believes those who know more.
-func TestScenarioRemovedBesideOneThatHangs(t *testing.T) {
+func TestScenarioRemovedBesideAStalledServer(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 5, nil, func(c *cluster) {
-			hangs := c.nodes[0] // it is the first that is asked
+			stalled := c.nodes[0] // it is the first that is asked
 			victim := c.nodes[1+c.rand.IntN(4)]
-			if c.leader() == hangs {
-				if err := hangs.running().TransferLeadership(c.within(20 * time.Second)); err != nil {
+			if c.leader() == stalled {
+				if err := stalled.running().cluster.TransferLeadership(c.within(20 * time.Second)); err != nil {
 					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 				}
 			}
 			c.leader(c.nodes[1:]...)
-			hangs.faults.DelayFlushes(time.Hour)
+			stalled.faults.DelayFlushes(time.Hour)
 			c.serves(c.nodes[1:]...)
-			if err := c.leader(c.nodes[1:]...).running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+			if err := c.leader(c.nodes[1:]...).running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
 				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 			}
-			c.eventually("the removed server knows it", time.Minute, victim.running().TakenOut)
-			leader := c.leader(c.others(hangs, victim)...)
-			if got := victim.running().OtherLeader(); got != leader.name {
+			c.eventually("the removed server knows it", time.Minute, victim.running().Health().TakenOut)
+			leader := c.leader(c.others(stalled, victim)...)
+			if got := victim.running().Health().OtherLeader(); got != leader.name {
 				t.Errorf("seed %d: it takes %q for the leader, which is %s", seed, got, leader.name)
 			}
-			hangs.faults.DelayFlushes(0)
+			stalled.faults.DelayFlushes(0)
 		})
 	})
 }
 
 // There is no leader any more, and the only other server that answers is one whose disk hangs: it does not know yet of
 // the newest member, nor that nobody leads. That one does not take itself for one that was taken out.
-func TestScenarioLeaderlessBesideOneThatHangs(t *testing.T) {
+func TestScenarioLeaderlessBesideAStalledServer(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {
 		stage(t, seed, 3, nil, func(c *cluster) {
 			leader := c.leader()
-			hangs := c.others(leader)[c.rand.IntN(2)]
-			hangs.faults.DelayFlushes(time.Hour)
+			stalled := c.others(leader)[c.rand.IntN(2)]
+			stalled.faults.DelayFlushes(time.Hour)
 			c.pass(5 * time.Second)
 			newest := c.join("d", leader.name)
 			c.ready(newest)
 			c.serves(newest)
-			for _, n := range c.others(hangs, newest) {
+			for _, n := range c.others(stalled, newest) {
 				n.crash()
 			}
 			for range 60 {
 				c.pass(time.Second)
-				if newest.running().TakenOut() {
+				if newest.running().Health().TakenOut() {
 					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
 				}
 			}
-			hangs.faults.DelayFlushes(0)
+			stalled.faults.DelayFlushes(0)
 		})
 	})
 }
@@ -71,11 +71,11 @@ func TestScenarioBesideOneThatJoins(t *testing.T) {
 			d.faults.DelayFlushes(time.Hour)
 			for range 30 {
 				c.pass(time.Second)
-				if away.running().TakenOut() {
+				if away.running().Health().TakenOut() {
 					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
 				}
 			}
-			if d.running().OtherLeader() == "" {
+			if d.running().Health().OtherLeader() == "" {
 				t.Errorf("seed %d: it does not hear the leader\n%s", seed, c.state())
 			}
 			d.faults.DelayFlushes(0)
@@ -89,7 +89,7 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 		late := c.join("late", c.leader().name)
 		for range 20 {
 			c.pass(time.Second)
-			if late.running().TakenOut() {
+			if late.running().Health().TakenOut() {
 				t.Fatalf("it takes itself for one that was taken out\n%s", c.state())
 			}
 		}
@@ -98,24 +98,24 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 
 // A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of
 // it. It does not take itself for one that was removed.
-func TestScenarioEmptyLogBesideOneThatHangs(t *testing.T) {
+func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()
-		hangs := c.others(leader)[0]
-		hangs.faults.DelayFlushes(time.Hour)
+		stalled := c.others(leader)[0]
+		stalled.faults.DelayFlushes(time.Hour)
 		c.pass(5 * time.Second)
 		late := c.add("late")
-		for _, n := range c.others(hangs, late) {
+		for _, n := range c.others(stalled, late) {
 			c.cutLink(n, late)
 		}
-		late.start(hangs.name)
+		late.start(stalled.name)
 		peersOf(late.running()).joined.Store(true) // the leader's answer came, and its first entry did not
 		for range 20 {
 			c.pass(time.Second)
-			if late.running().TakenOut() {
+			if late.running().Health().TakenOut() {
 				t.Fatalf("it takes itself for one that was removed\n%s", c.state())
 			}
 		}
-		hangs.faults.DelayFlushes(0)
+		stalled.faults.DelayFlushes(0)
 	})
 }

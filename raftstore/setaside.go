@@ -17,51 +17,51 @@ import (
 // setAside moves a damaged directory away, so that this server can begin again
 // with what the others have. It refuses, with the damage, unless there are
 // others and they have a leader without this server.
-func (s *Store) setAside(ctx context.Context, damage error) error {
-	if s.opts.Network == nil || s.opts.ClusterID == "" {
+func (r *replica) setAside(ctx context.Context, damage error) error {
+	if r.opts.Network == nil || r.opts.ClusterID == "" {
 		return damage
 	}
-	known, err := disk.ReadPeers(s.opts.Dir)
+	known, err := disk.ReadPeers(r.opts.Dir)
 	if err != nil {
-		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
 	}
-	for _, address := range s.opts.Join {
+	for _, address := range r.opts.Join {
 		known = append(known, disk.Peer{Address: address})
 	}
 	if len(known) == 0 {
 		return damage
 	}
-	if err := s.othersLead(ctx, known); err != nil {
+	if err := r.othersLead(ctx, known); err != nil {
 		return errors.Join(damage, fmt.Errorf("raftstore: the other servers could not be asked for a copy: %w", err))
 	}
-	to, err := disk.StartOver(s.opts.Dir, known)
+	to, err := disk.StartOver(r.opts.Dir, known)
 	if err != nil {
 		return errors.Join(damage, err)
 	}
-	s.log.Error("the store's directory is damaged and was moved away; this server starts again with a copy of what the others have",
+	r.log.Error("the store's directory is damaged and was moved away; this server starts again with a copy of what the others have",
 		"damage", damage, "moved", to)
 	return nil
 }
 
 // othersLead returns nil once one of the servers says that they have a leader.
-func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
+func (r *replica) othersLead(ctx context.Context, known []disk.Peer) error {
 	caller, err := peer.New(peer.Options{
-		Cluster: s.opts.ClusterID, Dial: s.dial, Logger: s.log,
-		Timeout: 5 * s.opts.ElectionTimeout,
+		Cluster: r.opts.ClusterID, Dial: r.dial, Logger: r.log,
+		Timeout: 5 * r.opts.ElectionTimeout,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = caller.Close() }() // never fails
-	for deadline := time.Now().Add(3 * s.opts.RequestTimeout); ; {
+	for deadline := time.Now().Add(3 * r.opts.RequestTimeout); ; {
 		for _, p := range known {
-			if p.Address == s.opts.Network.Address {
+			if p.Address == r.opts.Network.Address {
 				continue
 			}
 			call, cancel := context.WithTimeout(ctx, time.Second)
 			info, err := callAt[infoAnswer](call, caller.Call, p.Address, callInfo, nothing{})
 			cancel()
-			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != s.opts.Network.Address {
+			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != r.opts.Network.Address {
 				return nil
 			}
 		}

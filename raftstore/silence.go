@@ -29,10 +29,10 @@ import (
 // come after the most of that. Who leads in a minority may do so for a moment longer than that: nothing relies on its
 // lease.
 func (p *clustered) silentAfter() time.Duration {
-	timeout := p.s.opts.ElectionTimeout
+	timeout := p.opts.ElectionTimeout
 	return min(max(timeout*3/2, 2*p.LeaderGap()), timeout*8/3)
 }
-func (p *clustered) agreeAfter() time.Duration { return p.silentAfter() - p.s.opts.ElectionTimeout/3 }
+func (p *clustered) agreeAfter() time.Duration { return p.silentAfter() - p.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor
 // time, and messages of the leader may be there that nobody has read. It then waits for lateRest, once.
@@ -76,18 +76,18 @@ func (a standing) settles(own standing) bool {
 }
 
 func (p *clustered) standing() standing {
-	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
-	state, term := p.s.raft.State(), p.s.raft.CurrentTerm()
+	logTerm, _ := strconv.ParseUint(p.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
+	state, term := p.raft.State(), p.raft.CurrentTerm()
 	return standing{
-		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
+		ID: string(p.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
 		Standing: p.stands(state, term), Polling: p.polling.Load(), Ended: p.leaderEnded(),
-		LogTerm: logTerm, LogIndex: p.s.raft.LastIndex(), FlushTakes: max(p.s.dir.FlushTakes(), p.s.dir.Stalled()),
+		LogTerm: logTerm, LogIndex: p.raft.LastIndex(), FlushTakes: max(p.dir.FlushTakes(), p.dir.Stalled()),
 	}
 }
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
 func (p *clustered) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
-	if p.s.hung() {
+	if p.hung() {
 		return standing{}, errHung
 	}
 	p.checkLeaderNow()
@@ -125,8 +125,8 @@ func (p *clustered) standings(
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	var out []standing
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == p.s.id || server.ID == but ||
+	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == p.id || server.ID == but ||
 			len(only) > 0 && !slices.ContainsFunc(only, func(a standing) bool { return a.ID == string(server.ID) }) {
 			continue
 		}
@@ -170,7 +170,7 @@ func (p *clustered) missLeader(ctx context.Context) {
 			wait, excused = 0, true
 		}
 		switch late := time.Since(due) > lateBy; {
-		case p.s.raft.State() == raft.Leader:
+		case p.raft.State() == raft.Leader:
 			p.compareDisks(ctx)
 			p.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, p.silentAfter()
@@ -182,7 +182,7 @@ func (p *clustered) missLeader(ctx context.Context) {
 			wait, excused = lateRest, true
 		default:
 			// Where there is no majority, that may be so for days.
-			wait = min(p.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.s.opts.ElectionTimeout))
+			wait = min(p.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.opts.ElectionTimeout))
 			rest = time.Now().Add(wait)
 			tries++
 		}
@@ -211,11 +211,11 @@ const mostYields = 3
 func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := p.rank()
 	leader, _, seen := p.LeaderSeen()
-	if p.s.raft.CurrentTerm() > seen {
+	if p.raft.CurrentTerm() > seen {
 		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
 	}
-	state := p.s.raft.State()
-	if !voter || state == raft.Leader || state == raft.Shutdown || p.withholds() || p.s.hung() {
+	state := p.raft.State()
+	if !voter || state == raft.Leader || state == raft.Shutdown || p.withholds() || p.hung() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
@@ -248,7 +248,7 @@ func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duratio
 		return standAfter
 	}
 	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
-		return p.s.raft.CurrentTerm() != own.Term || !p.missesLeader()
+		return p.raft.CurrentTerm() != own.Term || !p.missesLeader()
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
@@ -257,15 +257,15 @@ func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duratio
 	}) {
 		return standAfter // its new term is not on its disk yet
 	}
-	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || !p.missesLeader() {
+	if p.raft.State() != raft.Follower || p.raft.CurrentTerm() != own.Term || !p.missesLeader() {
 		return standAfter
 	}
-	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
+	p.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
 	if !p.standNow(ctx) {
 		return standAfter
 	}
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
-	return p.candidacy() + time.Duration(rank)*p.s.opts.ElectionTimeout
+	return p.candidacy() + time.Duration(rank)*p.opts.ElectionTimeout
 }
 
 // askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.
@@ -285,7 +285,7 @@ type stand struct {
 func (p *clustered) standNow(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, standWithin)
 	defer cancel()
-	p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
+	p.stood.Store(&stand{at: time.Now(), term: p.raft.CurrentTerm()})
 	if p.Stand(ctx) {
 		return true
 	}
@@ -306,7 +306,7 @@ func (p *clustered) stands(state raft.RaftState, term uint64) bool {
 
 // voters is how many servers vote.
 func (p *clustered) voters() int {
-	return len(votersOf(p.s.raft.GetConfiguration().Configuration().Servers))
+	return len(votersOf(p.raft.GetConfiguration().Configuration().Servers))
 }
 
 // sleepUnless waits, and returns false as soon as something is so, or when ctx ends.

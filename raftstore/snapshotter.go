@@ -35,7 +35,7 @@ const (
 // an entry holds anything from one small write to hundreds. It sleeps unless
 // the log grows.
 type snapshotter struct {
-	s    *Store
+	*replica
 	wake chan struct{} // capacity 1: look again
 	// writing is held by who writes a snapshot, hence its capacity of 1.
 	writing chan struct{}
@@ -43,8 +43,8 @@ type snapshotter struct {
 	appended, due atomic.Int64
 }
 
-func newSnapshotter(s *Store) *snapshotter {
-	sn := &snapshotter{s: s, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+func newSnapshotter(r *replica) *snapshotter {
+	sn := &snapshotter{replica: r, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	sn.due.Store(minLogBytes)
 	return sn
 }
@@ -71,14 +71,14 @@ func (sn *snapshotter) run(ctx context.Context) {
 			return
 		case <-sn.wake:
 		}
-		now, stats := sn.appended.Load(), sn.s.fsm.view().Stats()
+		now, stats := sn.appended.Load(), sn.fsm.view().Stats()
 		wait := worthSnapshot(stats, packed)
 		if now >= last+wait {
 			if err := sn.take(ctx); err != nil {
 				return
 			}
 			last = now
-			if size, _ := sn.s.dir.Snapshots.Newest(); size > 0 {
+			if size, _ := sn.dir.Snapshots.Newest(); size > 0 {
 				packed = min(1, float64(size)/float64(stats.TotalBytes+1))
 			}
 		}
@@ -103,8 +103,8 @@ func (sn *snapshotter) take(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		sn.s.log.Warn("could not take a snapshot of the store; the log grows meanwhile", "retry", retry, "err", err)
-		timer := sn.s.opts.Clock.NewTimer(retry)
+		sn.log.Warn("could not take a snapshot of the store; the log grows meanwhile", "retry", retry, "err", err)
+		timer := sn.opts.Clock.NewTimer(retry)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -118,7 +118,7 @@ func (sn *snapshotter) take(ctx context.Context) error {
 func (sn *snapshotter) once() error {
 	sn.writing <- struct{}{}
 	defer func() { <-sn.writing }()
-	err := sn.s.raft.Snapshot().Error()
+	err := sn.raft.Snapshot().Error()
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}

@@ -62,7 +62,7 @@ func (p *clustered) runSteward(ctx context.Context) {
 	var full time.Time
 	var tried raft.ServerID
 	var space room
-	defer p.s.withoutRoom.Store(false) // the next leader knows
+	defer p.quota.withoutRoom.Store(false) // the next leader knows
 	for {
 		select {
 		case <-ctx.Done():
@@ -72,9 +72,9 @@ func (p *clustered) runSteward(ctx context.Context) {
 		p.transferToConnected(ctx, &p.links)
 		p.checkRoom(ctx, &space)
 		switch {
-		case !errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace):
+		case !errors.Is(p.admit(), rpctypes.ErrGRPCNoSpace):
 			full = time.Time{}
-		case !p.s.othersVote():
+		case !p.othersVote():
 		case full.IsZero():
 			full = time.Now()
 			continue
@@ -98,8 +98,8 @@ func (p *clustered) settleVotes(ctx context.Context, known *acquaintances) {
 		return
 	}
 	for range 4 {
-		servers, at := p.s.dir.Log.Members()
-		change := voters.Next(p.observe(servers.Servers, known), p.s.opts.MaxVoters)
+		servers, at := p.dir.Log.Members()
+		change := voters.Next(p.observe(servers.Servers, known), p.opts.MaxVoters)
 		if time.Since(known.failed) <= probeAgainAfter {
 			return
 		}
@@ -108,7 +108,7 @@ func (p *clustered) settleVotes(ctx context.Context, known *acquaintances) {
 			err = p.carryOut(change, at)
 		}
 		if err != nil && ctx.Err() == nil {
-			p.s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
+			p.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
 		}
 		if change.Action == voters.Keep || err != nil || ctx.Err() != nil {
 			return
@@ -155,31 +155,31 @@ func (p *clustered) bequeath(ctx context.Context, members []raft.Server, at uint
 	}
 	heir := -1
 	p.storageProbe(ctx, func(stores storing) bool {
-		heir = slices.IndexFunc(members, func(m raft.Server) bool { return m.ID != p.s.id && stores(m.ID) })
+		heir = slices.IndexFunc(members, func(m raft.Server) bool { return m.ID != p.id && stores(m.ID) })
 		return heir >= 0
 	})
 	if heir < 0 {
 		return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed: "+
-			"no other server answers that has everything and stores. Nothing was changed", p.s.id)
+			"no other server answers that has everything and stores. Nothing was changed", p.id)
 	}
 	server := members[heir]
-	p.s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
-	if err := p.s.await(p.s.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
+	p.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
+	if err := p.await(p.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
 		return fmt.Errorf("raftstore: a vote for %s: %w", server.ID, err)
 	}
-	return p.s.transferAt(ctx, server)
+	return p.transferAt(ctx, server)
 }
 
 // handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that
 // was tried last, and returns who was tried now.
 func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
-	servers := votersOf(p.s.raft.GetConfiguration().Configuration().Servers)
+	servers := votersOf(p.raft.GetConfiguration().Configuration().Servers)
 	behind := 1 + slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == last })
 	room := slices.DeleteFunc(slices.Concat(servers[behind:], servers[:behind]), func(m raft.Server) bool {
-		if m.ID == p.s.id {
+		if m.ID == p.id {
 			return true
 		}
-		info, err := p.s.ask(ctx, m)
+		info, err := p.ask(ctx, p.Call, m)
 		return err != nil || info.Full || info.Stalled
 	})
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
@@ -191,18 +191,21 @@ func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried r
 			continue
 		}
 		last = server.ID
-		p.s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
-		err := p.s.transferAt(ctx, server)
+		p.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
+		err := p.transferAt(ctx, server)
 		if err == nil || ctx.Err() != nil {
 			break
 		}
-		p.s.log.Warn("could not hand the store's leadership over", "err", err)
+		p.log.Warn("could not hand the store's leadership over", "err", err)
 	}
 	return last
 }
 
-func (s *Store) othersVote() bool {
-	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.Voter && !m.Self })
+// othersVote says whether another server has a vote.
+func (r *replica) othersVote() bool {
+	return slices.ContainsFunc(r.raft.GetConfiguration().Configuration().Servers, func(m raft.Server) bool {
+		return m.Suffrage == raft.Voter && m.ID != r.id
+	})
 }
 
 // carryOut changes the members as they were with the entry of that index, and
@@ -214,16 +217,16 @@ func (p *clustered) carryOut(change voters.Change, at uint64) error {
 	case voters.Keep:
 		return nil
 	case voters.Promote:
-		p.s.log.Info("a server of the store's cluster gets a vote", "member", id)
-		future = p.s.raft.AddVoter(id, p.addressOf(id), at, 0)
+		p.log.Info("a server of the store's cluster gets a vote", "member", id)
+		future = p.raft.AddVoter(id, p.addressOf(id), at, 0)
 	case voters.Demote:
-		p.s.log.Info("a server of the store's cluster loses its vote", "member", id)
-		future = p.s.raft.DemoteVoter(id, at, 0)
+		p.log.Info("a server of the store's cluster loses its vote", "member", id)
+		future = p.raft.DemoteVoter(id, at, 0)
 	case voters.Remove:
-		p.s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
-		future = p.s.raft.RemoveServer(id, at, 0)
+		p.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
+		future = p.raft.RemoveServer(id, at, 0)
 	}
-	if err := p.s.await(future); err != nil {
+	if err := p.await(future); err != nil {
 		return fmt.Errorf("raftstore: change of members: %w", err)
 	}
 	return nil
@@ -232,7 +235,7 @@ func (p *clustered) carryOut(change voters.Change, at uint64) error {
 // addressOf is where raft has a member. Were that another place by now, the change
 // that it is for would fail.
 func (p *clustered) addressOf(id raft.ServerID) raft.ServerAddress {
-	members, _ := p.s.dir.Log.Members()
+	members, _ := p.dir.Log.Members()
 	for _, server := range members.Servers {
 		if server.ID == id {
 			return server.Address
@@ -245,10 +248,10 @@ func (p *clustered) addressOf(id raft.ServerID) raft.ServerAddress {
 func (p *clustered) observe(servers []raft.Server, known *acquaintances) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	quiet := make([]bool, len(servers))
-	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
+	term, newest := p.raft.CurrentTerm(), p.raft.LastIndex()
 	for i, server := range servers {
 		m := voters.Member{
-			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == p.s.id,
+			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == p.id,
 		}
 		of := known.of[server.ID]
 		if of == nil {
@@ -280,10 +283,10 @@ func (p *clustered) observe(servers []raft.Server, known *acquaintances) []voter
 }
 
 // ask asks a member how it is.
-func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
+func (r *replica) ask(ctx context.Context, call caller, server raft.Server) (infoAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, s.replication.Call, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoAnswer](ctx, call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
 		err = errNoAnswer // of this member
 	}
@@ -308,20 +311,20 @@ func (p *clustered) notePeers(ctx context.Context) {
 // savePeers notes the other members' addresses, should this directory turn out
 // to be damaged at some start.
 func (p *clustered) savePeers() {
-	servers := p.s.raft.GetConfiguration().Configuration().Servers
+	servers := p.raft.GetConfiguration().Configuration().Servers
 	if len(servers) == 0 {
 		return // not yet: what it knows is all that leads it to the others
 	}
 	var peers []disk.Peer
 	var ids []raft.ServerID
 	for _, server := range servers {
-		if server.ID != p.s.id {
+		if server.ID != p.id {
 			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
 			ids = append(ids, server.ID)
 		}
 	}
 	p.Retain(ids)
-	if err := p.s.dir.SavePeers(peers); err != nil {
-		p.s.log.Debug("could not note the other servers' addresses", "err", err)
+	if err := p.dir.SavePeers(peers); err != nil {
+		p.log.Debug("could not note the other servers' addresses", "err", err)
 	}
 }

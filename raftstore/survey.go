@@ -32,25 +32,26 @@ type MemberState struct {
 
 // Survey asks every member how it is. It takes as long as the slowest answer, which is
 // bounded, and needs no leader.
-func (s *Store) Survey(ctx context.Context) []MemberState {
-	members := s.Members()
+func (c *Cluster) Survey(ctx context.Context) []MemberState {
+	members := c.Members()
 	states := make([]MemberState, len(members))
 	var wg sync.WaitGroup
 	for i, m := range members {
 		states[i].Member = m
 		if m.Self {
-			states[i].fill(s.info())
+			lead, _ := c.leader.get()
+			states[i].fill(c.info(lead))
 			continue
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
 		wg.Go(func() {
-			if info, err := s.ask(ctx, server); err == nil {
+			if info, err := c.ask(ctx, c.replication.Call, server); err == nil {
 				states[i].fill(info)
 			}
 		})
 	}
 	wg.Wait()
-	newest := s.raft.CommitIndex()
+	newest := c.raft.CommitIndex()
 	for _, m := range states {
 		newest = max(newest, m.Applied)
 	}
@@ -66,12 +67,11 @@ func (m *MemberState) fill(a infoAnswer) {
 	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
 }
 
-// info is what this server says of itself.
-func (s *Store) info() infoAnswer {
-	lead, _ := s.leader.get()
+// info is what this server says of itself, and of a leader.
+func (r *replica) info(lead leader) infoAnswer {
 	return infoAnswer{
-		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address), Version: s.opts.Version, Hostname: s.opts.Hostname,
-		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Stalled: s.dir.Stalled() > stalledAfter, Members: s.raft.GetConfiguration().Configuration().Servers,
+		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Leader: string(lead.Address), Version: r.opts.Version, Hostname: r.opts.Hostname,
+		Applied: r.raft.AppliedIndex(), Full: errors.Is(r.admit(), rpctypes.ErrGRPCNoSpace), Stalled: r.dir.Stalled() > stalledAfter, Members: r.raft.GetConfiguration().Configuration().Servers,
 	}
 }
 
@@ -83,16 +83,16 @@ type promoteCall struct{ Name string }
 //
 // It is refused unless the member stores, and when all voters do: their number would become even, and an even
 // number survives no more failures than the odd one before it.
-func (s *Store) PromoteMember(ctx context.Context, name string) error {
-	_, err := atLeader(ctx, s, callPromote, promoteCall{name}, s.servePromote)
+func (c *Cluster) PromoteMember(ctx context.Context, name string) error {
+	_, err := atLeader(ctx, c.leaderRoute, callPromote, promoteCall{name}, c.servePromote)
 	return err
 }
 
-func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error) {
-	if lead, _ := s.leadership.get(); !lead.Leader {
+func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, error) {
+	if lead, _ := c.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
 	}
-	members, at := s.dir.Log.Members()
+	members, at := c.dir.Log.Members()
 	var chosen raft.Server // the newest of its name: the others' directories are lost
 	for _, server := range members.Servers {
 		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
@@ -107,9 +107,9 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 	}
 	voters := votersOf(members.Servers)
 	after := append(slices.Clone(voters), chosen)
-	stores := s.replication.storageProbe(ctx, nil)
+	stores := c.replication.storageProbe(ctx, nil)
 	switch {
-	case s.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of nobody then
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer and store. One more would make their number even, "+
@@ -121,9 +121,9 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 			"Nothing was changed", r.Name, len(after), stores.count(after))
 	}
 	// The steward takes the vote of one that is gone: an even number does not stay.
-	if err := s.await(s.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
+	if err := c.await(c.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	s.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID)
+	c.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID)
 	return nothing{}, nil
 }

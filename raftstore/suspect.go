@@ -46,11 +46,11 @@ func (p *clustered) leaderEnded() bool {
 // rank is this server's place among the voters. It reports false if it has no vote.
 func (p *clustered) rank() (int, bool) {
 	var voters []raft.ServerID
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
 		if server.Suffrage == raft.Voter {
 			voters = append(voters, server.ID)
 		}
 	}
 	slices.Sort(voters)
-	return slices.BinarySearch(voters, p.s.id)
+	return slices.BinarySearch(voters, p.id)
 }

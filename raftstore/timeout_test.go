@@ -153,7 +153,7 @@ func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 		if _, err := client.Grant(c.within(time.Second), 2); err != nil {
 			t.Fatal(err)
 		}
-		before := n.running().raft.LastIndex()
+		before := n.running().replica.raft.LastIndex()
 		n.faults.DelayFlushes(time.Hour)
 		c.pass(5 * defaultRequestTimeout)
 		n.faults.DelayFlushes(0)
@@ -162,7 +162,7 @@ func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 			return err == nil && len(leases.Leases) == 0
 		})
 		c.pass(time.Minute)
-		if entries := n.running().raft.LastIndex() - before; entries != 1 {
+		if entries := n.running().replica.raft.LastIndex() - before; entries != 1 {
 			t.Errorf("%d entries in the log, want the revocation", entries)
 		}
 	})

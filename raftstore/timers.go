@@ -35,7 +35,7 @@ const flushesOfVote = 4
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
 func (p *clustered) candidacy() time.Duration {
-	return max(candidateFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
+	return max(candidateFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
 }
 
 // slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
@@ -45,7 +45,7 @@ const slowestFlush = 3 * time.Second
 // flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an
 // election needs.
 func (p *clustered) flushTakes() time.Duration {
-	return min(max(p.s.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
+	return min(max(p.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
 }
 
 // pace is how long the other voters' disks take for a write, as they said themselves.
@@ -78,7 +78,7 @@ func paceOf(answers []standing, voters int) *pace {
 // withholds says whether a write has waited for this server's disk for so long that the others are to elect another
 // leader: those of them that are the fastest majority would need much less.
 func (p *clustered) withholds() bool {
-	stalled := p.s.dir.Stalled()
+	stalled := p.dir.Stalled()
 	return stalled > stalledAfter && stalled > fasterBy*min(p.pace.Load().withoutThis, slowestFlush) || p.stepsAside()
 }
 
@@ -94,8 +94,8 @@ const flushWait = 50 * time.Millisecond
 // flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
 // nothing while they wait for the leader's entries.
 func (p *clustered) question() (q standingQuestion) {
-	if p.s.raft.State() == raft.Leader {
-		if q.Within = p.s.dir.Stalled(); q.Within < stalledAfter/4 {
+	if p.raft.State() == raft.Leader {
+		if q.Within = p.dir.Stalled(); q.Within < stalledAfter/4 {
 			q.Within = stuckAfter
 		}
 	}
@@ -105,30 +105,30 @@ func (p *clustered) question() (q standingQuestion) {
 // flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a
 // few bytes. One that has not ended may be as slow as any.
 func (p *clustered) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
-	took, ok := p.s.dir.FlushedWithin(within)
+	took, ok := p.dir.FlushedWithin(within)
 	if !ok && p.flushing.CompareAndSwap(false, true) {
-		p.s.spawn(func() {
+		p.spawn(func() {
 			defer p.flushing.Store(false)
-			_ = p.s.dir.Flush() // one that fails does not count as having ended
+			_ = p.dir.Flush() // one that fails does not count as having ended
 		})
 	}
 	if !ok {
 		sleepUnless(ctx, flushWait, func() bool {
-			took, ok = p.s.dir.FlushedWithin(within)
+			took, ok = p.dir.FlushedWithin(within)
 			return ok
 		})
 	}
 	if !ok {
 		return slowestFlush
 	}
-	return max(took, p.s.dir.Stalled())
+	return max(took, p.dir.Stalled())
 }
 
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
 // for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
 func (p *clustered) compareDisks(ctx context.Context) {
-	if p.s.dir.Stalled() > stalledAfter/4 && !p.s.hung() {
-		p.standings(ctx, "", p.s.opts.ElectionTimeout)
+	if p.dir.Stalled() > stalledAfter/4 && !p.hung() {
+		p.standings(ctx, "", p.opts.ElectionTimeout)
 	}
 }
 
@@ -141,21 +141,21 @@ func (p *clustered) setTimers() {
 	}
 	p.timing.Lock()
 	defer p.timing.Unlock()
-	conf := p.s.raft.ReloadableConfig()
+	conf := p.raft.ReloadableConfig()
 	candidacy := p.candidacy()
 	patience := candidacy // long enough for another one's first election: it writes three times before it asks for votes
 	_, _, seen := p.LeaderSeen()
 	switch {
-	case p.s.raft.State() == raft.Leader:
-		patience = leaseFor * p.s.opts.ElectionTimeout
+	case p.raft.State() == raft.Leader:
+		patience = leaseFor * p.opts.ElectionTimeout
 	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
-		patience = min(candidacy, max(leaseFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes()))
+		patience = min(candidacy, max(leaseFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushTakes()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return
 	}
 	conf.HeartbeatTimeout, conf.ElectionTimeout = patience, candidacy
-	if err := p.s.raft.ReloadConfig(conf); err != nil {
-		p.s.log.Error("raft does not take its times", "patience", patience, "candidacy", candidacy, "err", err)
+	if err := p.raft.ReloadConfig(conf); err != nil {
+		p.log.Error("raft does not take its times", "patience", patience, "candidacy", candidacy, "err", err)
 	}
 }

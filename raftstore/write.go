@@ -26,62 +26,71 @@ var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does 
 // Write runs a checked command through the log, wherever the leader is, and
 // returns the state machine's answer. Errors are etcd's.
 func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
-	s.opts.Counters.Pending.Add(1)
-	defer s.opts.Counters.Pending.Add(-1)
-	defer s.writes.begin()()
-	if s.ctx.Err() != nil {
+	s.replica.opts.Counters.Pending.Add(1)
+	defer s.replica.opts.Counters.Pending.Add(-1)
+	defer s.writer.writes.begin()()
+	if s.replica.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
-	if err := s.withinQuota(req); err != nil {
+	if err := s.quota.within(req); err != nil {
 		return nil, err
 	}
 	c := mvcc.Command{Request: req}
 	if term := fence.TermOf(ctx); term != 0 {
-		res, err := s.writeInTerm(ctx, c, term, s.patience.over())
+		res, err := s.writer.inTerm(ctx, c, term, s.writer.patience.over())
 		return res, tellRefused(ctx, err)
 	}
 	return s.replication.write(ctx, c)
 }
 
-// writeOwn runs a command of the store's own in the term that this server leads. It waits until that is done or the
-// term is over, however long the disk takes: the store tries again what has failed, and a command that was given up for
-// its time may still come, after others.
-func (s *Store) writeOwn(ctx context.Context, req mvcc.Request) (any, error) {
-	lead, _ := s.leadership.get()
-	return s.writeInTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)
+// writer runs commands in a term that this server leads.
+type writer struct {
+	*replica
+	leadership *leadership
+	proposer   *proposer
+	writes     underWay // clients'
+	patience   patience // with clients' writes
 }
 
-// writeInTerm runs a command only in this server's own leadership of a term. It gives up when late is closed.
-func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64, late <-chan struct{}) (any, error) {
-	lead, changed := s.leadership.get()
+// own runs a command of the store's own in the term that this server leads. It waits until that is done or the
+// term is over, however long the disk takes: the store tries again what has failed, and a command that was given up for
+// its time may still come, after others.
+func (w *writer) own(ctx context.Context, req mvcc.Request) (any, error) {
+	lead, _ := w.leadership.get()
+	return w.inTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)
+}
+
+// inTerm runs a command only in this server's own leadership of a term. It gives up when late is closed.
+func (w *writer) inTerm(ctx context.Context, c mvcc.Command, term uint64, late <-chan struct{}) (any, error) {
+	lead, changed := w.leadership.get()
 	if !lead.Leader || lead.Term != term {
 		return nil, mvcc.ErrFenced
 	}
-	if err := s.admit(); err != nil {
+	if err := w.admit(); err != nil {
 		return nil, err
 	}
 	c.Fence = term
-	res, err := s.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
+	res, err := w.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
 	if errors.Is(err, errUntried) && ctx.Err() == nil {
 		return nil, mvcc.ErrFenced
 	}
-	return s.outcome(ctx, res, err)
+	return w.outcome(ctx, res, err)
 }
 
-func (s *Store) outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
+func (w *writer) outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
 	if errors.Is(err, errUntried) && ctx.Err() != nil {
 		err = contextError(ctx)
 	}
 	if err != nil {
-		s.opts.Counters.ProposalsFailed.Add(1)
+		w.opts.Counters.ProposalsFailed.Add(1)
 		return nil, proposeError(ctx, err)
 	}
 	return res.Response, res.Err
 }
 
 // worthRetry says whether an error is the leader's change, or its end.
-func (s *Store) worthRetry(ctx context.Context, err error) bool {
-	if ctx.Err() != nil || s.ctx.Err() != nil {
+func (r *replica) worthRetry(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || r.ctx.Err() != nil {
 		return false
 	}
 	switch {
@@ -95,7 +104,7 @@ func (s *Store) worthRetry(ctx context.Context, err error) bool {
 }
 
 // pause waits a moment, or for another leader.
-func (s *Store) pause(ctx context.Context, moved <-chan struct{}) {
+func pause(ctx context.Context, moved <-chan struct{}) {
 	timer := time.NewTimer(retryPause)
 	defer timer.Stop()
 	select {
@@ -106,8 +115,8 @@ func (s *Store) pause(ctx context.Context, moved <-chan struct{}) {
 }
 
 // enter hands an entry to raft.
-func (s *Store) enter(entry []byte) func() ([]mvcc.Result, error) {
-	future := s.raft.Apply(mvcc.Pack(entry), 0)
+func (r *replica) enter(entry []byte) func() ([]mvcc.Result, error) {
+	future := r.raft.Apply(mvcc.Pack(entry), 0)
 	return func() ([]mvcc.Result, error) {
 		if err := future.Error(); err != nil {
 			return nil, err

@@ -51,7 +51,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	var role *nodeRole
 	if s.o.OwnNode {
 		var err error
-		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store, s.log); err != nil {
+		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,7 @@ func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return fmt.Errorf("making the client for servers' nodes: %w", err)
 	}
-	m := &nodeMembers{client: client, nodes: nodes.Lister(), store: s.store.Load(), log: s.log.With("part", "servers' nodes")}
+	m := &nodeMembers{client: client, nodes: nodes.Lister(), store: s.store.Load().Cluster(), log: s.log.With("part", "servers' nodes")}
 	if !t.StartInformers(ctx) {
 		return nil
 	}

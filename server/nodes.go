@@ -110,7 +110,7 @@ func (s *Server) cannotServe(before serviceability) (now serviceability, why str
 			"its store waits, and the server at " + list[0] + " is ready"
 	}
 	if store := s.opened.Load(); store != nil {
-		return before.next(store)
+		return before.next(store.Health())
 	}
 	return serviceability{}, ""
 }

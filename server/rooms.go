@@ -31,7 +31,7 @@ import (
 func membersOf(store *atomic.Pointer[raftstore.Store]) func() []raftstore.Member {
 	return func() []raftstore.Member {
 		if now := store.Load(); now != nil {
-			return now.Members()
+			return now.Cluster().Members()
 		}
 		return nil
 	}
@@ -43,13 +43,13 @@ func (s *Server) newRoster() *roster.Roster {
 		Members: membersOf(&s.opened), Answered: membersOf(&s.store),
 		Leader: func() string {
 			if store := s.opened.Load(); store != nil {
-				return store.OtherLeader()
+				return store.Health().OtherLeader()
 			}
 			return ""
 		},
-		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Survey(ctx) },
+		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Cluster().Survey(ctx) },
 		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
-			return s.opened.Load().ReachedBy(ctx, states)
+			return s.opened.Load().Cluster().ReachedBy(ctx, states)
 		},
 		KV: func() clientv3.KV {
 			if store := s.opened.Load(); store != nil {
@@ -62,6 +62,12 @@ func (s *Server) newRoster() *roster.Roster {
 		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
 		Clock:   s.o.Clock, Logger: s.log,
 	})
+}
+
+// vipStore is the store as the virtual addresses need it.
+type vipStore struct {
+	*raftstore.Store
+	*raftstore.Cluster
 }
 
 // nodeClaims is what the API server keeps nodes from saying of themselves.

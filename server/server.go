@@ -315,9 +315,9 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	waiting, ready := context.WithCancel(ctx)
 	elsewhere := func() []string { return slices.Concat(s.membership.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.TakenOut) })
+	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().TakenOut) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere, s.readyOf) })
+		meanwhile.Go(func() { s.findElsewhere(waiting, store.Health(), elsewhere, s.readyOf) })
 	}
 	err := store.WaitReady(ctx)
 	ready()
@@ -349,7 +349,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
-		now.Ready, now.Unready = live.Of(term, store.Members(), time.Now())
+		now.Ready, now.Unready = live.Of(term, store.Cluster().Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}
@@ -390,7 +390,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	vipsDone, leadership := make(chan struct{}), store.Leadership()
 	go func() {
 		defer close(vipsDone)
-		s.vips.Run(serving, api, store, leadership)
+		s.vips.Run(serving, api, vipStore{store, store.Cluster()}, leadership)
 	}()
 	defer func() { <-vipsDone }()
 	defer stopServing()
@@ -415,7 +415,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	following.Go(func() { s.serveConsole(serving, api) })
 	following.Go(func() { s.keepConsoleService(serving, api) })
 	leadErr := s.lead(loops, api, store)
-	if store.HandOver() {
+	if store.Cluster().HandOver() {
 		s.vips.AwaitMove()
 	}
 	stopServing()

@@ -70,7 +70,7 @@ func (s *Server) snapshotPlace() snapshots.Place {
 	if store == nil {
 		return snapshots.Place{Of: 1}
 	}
-	return placeAmong(store.Members(), s.data.ServerID())
+	return placeAmong(store.Cluster().Members(), s.data.ServerID())
 }
 
 // placeAmong is a server's place among the members of the store. All servers have these alike, so that no two have one

@@ -38,12 +38,12 @@ func openServers(t testing.TB, f *fixture) servers {
 			ElectionTimeout: 10 * time.Second,
 		}
 		if i > 0 {
-			o.Join = []string{all[0].Members()[0].Address}
+			o.Join = []string{all[0].Cluster().Members()[0].Address}
 		}
 		all = append(all, openStore(t, o))
 	}
 	eventually(t, "three voters", func() error {
-		for _, m := range all[0].Members() {
+		for _, m := range all[0].Cluster().Members() {
 			if !m.Voter {
 				return fmt.Errorf("%s is none", m.Name)
 			}
@@ -78,7 +78,7 @@ func (s servers) moveLeadership(ctx context.Context, to int) (term uint64, err e
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var target uint64
-	for _, m := range s[to].Members() {
+	for _, m := range s[to].Cluster().Members() {
 		if m.Self {
 			target = m.ID
 		}

@@ -82,7 +82,7 @@ func TestStores(t *testing.T) {
 	if err := three.WaitReady(waiting); err == nil {
 		t.Error("a store of another cluster joined")
 	}
-	if n := len(one.Members()); n != 2 {
+	if n := len(one.Cluster().Members()); n != 2 {
 		t.Errorf("%d members", n)
 	}
 	// One line in ten seconds, whatever is tried again meanwhile.

@@ -74,7 +74,7 @@ func (s *Server) open(t *testing.T, cluster string, join ...string) (*raftstore.
 }
 
 func voters(s *raftstore.Store) (n int) {
-	for _, m := range s.Members() {
+	for _, m := range s.Cluster().Members() {
 		if m.Voter {
 			n++
 		}

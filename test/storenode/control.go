@@ -103,12 +103,14 @@ func (n *node) prepare() { n.opts.store.Faults = &disk.Faults{} }
 
 func (n *node) status(context.Context, json.RawMessage) (any, error) { return n.store.Status(), nil }
 
-func (n *node) members(context.Context, json.RawMessage) (any, error) { return n.store.Members(), nil }
+func (n *node) members(context.Context, json.RawMessage) (any, error) {
+	return n.store.Cluster().Members(), nil
+}
 
 // check tells what must never go back, and what raft's members have against those of the log.
 func (n *node) check(context.Context, json.RawMessage) (any, error) {
 	status := n.store.Status()
-	problem, at := n.store.CheckMembers()
+	problem, at := n.store.Cluster().CheckMembers()
 	return map[string]any{"applied": status.AppliedIndex, "revision": status.Revision, "membersAt": at, "membersProblem": problem}, nil
 }
 
@@ -117,11 +119,11 @@ func (n *node) remove(ctx context.Context, args json.RawMessage) (any, error) {
 	if err := json.Unmarshal(args, &name); err != nil {
 		return nil, fmt.Errorf("remove wants a name: %w", err)
 	}
-	return "removed", n.store.RemoveMember(ctx, name)
+	return "removed", n.store.Cluster().RemoveMember(ctx, name)
 }
 
 func (n *node) transfer(ctx context.Context, _ json.RawMessage) (any, error) {
-	return "transferred", n.store.TransferLeadership(ctx)
+	return "transferred", n.store.Cluster().TransferLeadership(ctx)
 }
 
 // diskFaults are how the disk is to misbehave from now on; the zero value ends it.

@@ -148,7 +148,7 @@ func openStore(ctx context.Context, out *reporter, server, servers int) (*raftst
 			return nil, err
 		}
 		voters = 0
-		for _, m := range s.Members() {
+		for _, m := range s.Cluster().Members() {
 			if m.Voter {
 				voters++
 			}

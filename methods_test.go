@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package coracle
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mostMethods are types that once did everything, each with how many methods it may have. What one of them would do
+// beyond that belongs to one of its parts.
+var mostMethods = map[string]struct {
+	folder, name string
+	most         int
+}{
+	"the store": {"raftstore", "Store", 25}, // raftstore/DESIGN.md names its parts
+}
+
+func TestTypesHaveFewMethods(t *testing.T) {
+	for what, of := range mostMethods {
+		paths, err := filepath.Glob(filepath.Join(of.folder, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var methods []string
+		found := false
+		for _, path := range paths {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					if receiver(n) == of.name {
+						methods = append(methods, n.Name.Name)
+					}
+					return false
+				case *ast.TypeSpec:
+					if n.Name.Name != of.name {
+						return true
+					}
+					found = true
+					if embeds(n.Type) {
+						t.Errorf("%s: %s.%s embeds a type, whose methods it has too", path, of.folder, of.name)
+					}
+				}
+				return true
+			})
+		}
+		if !found {
+			t.Errorf("%s: there is no type %s in %s", what, of.name, of.folder)
+		}
+		if len(methods) > of.most {
+			t.Errorf("%s: %s.%s has %d methods, at most %d: %s", what, of.folder, of.name, len(methods), of.most, strings.Join(methods, ", "))
+		}
+	}
+}
+
+// receiver returns the name of the type whose method a function is, or "".
+func receiver(f *ast.FuncDecl) string {
+	if f.Recv == nil {
+		return ""
+	}
+	of := f.Recv.List[0].Type
+	if pointer, ok := of.(*ast.StarExpr); ok {
+		of = pointer.X
+	}
+	if id, ok := of.(*ast.Ident); ok {
+		return id.Name
+	}
+	return ""
+}
+
+// embeds says whether a type is a struct with an embedded field.
+func embeds(of ast.Expr) bool {
+	s, ok := of.(*ast.StructType)
+	if !ok {
+		return false
+	}
+	for _, field := range s.Fields.List {
+		if len(field.Names) == 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// replica is this server's copy of the cluster's log and state: the directory, raft, and the state machine that raft
+// drives. Every other part of a store is made of it.
+type replica struct {
+	opts Options
+	log  *slog.Logger
+	identity
+	lifecycle
+
+	dir  *disk.Dir
+	raft *raft.Raft
+	fsm  *fsm
+}
+
+// open opens the directory, and moves a damaged one away if the others have what it held. grown is told of each append.
+func (r *replica) open(ctx context.Context, grown func(int64)) error {
+	o := disk.Options{
+		Path: r.opts.Dir, Identity: disk.Identity{Cluster: r.opts.ClusterID, Node: r.opts.NodeID},
+		Logger: r.log, Clock: r.opts.Clock, Grown: grown, Flushed: r.opts.Counters.Flushed, Faults: r.opts.Faults,
+	}
+	dir, err := disk.Open(o)
+	if damage := (*DamageError)(nil); errors.As(err, &damage) {
+		if err = r.setAside(ctx, err); err == nil {
+			dir, err = disk.Open(o)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("raftstore: %w", err)
+	}
+	r.dir = dir
+	r.identity = identityOf(dir.Identity, r.opts)
+	return nil
+}
+
+// admit refuses writes that must not be tried now.
+func (r *replica) admit() error {
+	switch err := r.dir.Admit(); {
+	case errors.Is(err, disk.ErrNoSpace):
+		return rpctypes.ErrGRPCNoSpace
+	case err != nil:
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return nil
+}
+
+func (r *replica) hung() bool { return r.dir.Stalled() > hungAfter }
+
+func (r *replica) dial(ctx context.Context, address string) (net.Conn, error) {
+	return r.opts.Network.Dial(ctx, dialAddress(raft.ServerAddress(address)))
+}
+
+func (r *replica) closeListener() error {
+	if r.opts.Network == nil {
+		return nil
+	}
+	return r.opts.Network.Listener.Close()
+}
+
+func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = r.id
+	conf.Logger = newHCLog(r.log)
+	conf.NotifyCh = notices
+	conf.NoLegacyTelemetry = true
+	// When to take a snapshot is the snapshotter's to say.
+	conf.SnapshotThreshold = math.MaxUint64
+	conf.SnapshotInterval = 24 * time.Hour
+	conf.TrailingLogs = 0 // disk.Log.Trail says what stays
+	if r.opts.Network != nil {
+		conf.HeartbeatTimeout = leaseFor * r.opts.ElectionTimeout
+		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // both until setTimers says otherwise
+		// No read relies on the lease, so it may be as long as raft allows.
+		conf.LeaderLeaseTimeout = leaseFor * r.opts.ElectionTimeout
+		// The transport adds more, or takes some away: it goes by bytes (Transport.fill).
+		conf.MaxAppendEntries = readAtOnce
+		// Followers are told of commits by the transport, at once.
+		conf.CommitTimeout = r.opts.ElectionTimeout
+	}
+	return conf
+}
