@@ -120,10 +120,10 @@ func TestFarServers(t *testing.T) {
 // TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it
 // stands in the list.
 func TestForeignServersAreNotUsed(t *testing.T) {
-	stranger := newServerOf(t, others, "stranger", "127.0.0.1:0", "127.0.0.1")
+	foreign := newServerOf(t, others, "foreign", "127.0.0.1:0", "127.0.0.1")
 	real := newServer(t, "real", "127.0.0.1:0")
-	b := startUsual(t, Options{Server: stranger.address})
-	if err := b.Set([]string{mute(t, "127.0.0.1:0"), stranger.address, real.address}); err != nil {
+	b := startUsual(t, Options{Server: foreign.address})
+	if err := b.Set([]string{mute(t, "127.0.0.1:0"), foreign.address, real.address}); err != nil {
 		t.Fatal(err)
 	}
 	findsAtLast(t, b, "real")
@@ -162,12 +162,12 @@ func TestManyMuteAddresses(t *testing.T) {
 	})
 }
 
-// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server hangs. Its connections
-// are closed, and what comes then goes to another one.
+// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server does not answer. Its
+// connections are closed, and what comes then goes to another one.
 func TestForeignServerAtKnownAddress(t *testing.T) {
 	for what, move := range map[string]func(t *testing.T, address string){
-		"another cluster's server": func(t *testing.T, address string) { newServerOf(t, others, "stranger", address, "127.0.0.1") },
-		"a server that hangs":      func(t *testing.T, address string) { mute(t, address) },
+		"another cluster's server":   func(t *testing.T, address string) { newServerOf(t, others, "foreign", address, "127.0.0.1") },
+		"a server without an answer": func(t *testing.T, address string) { mute(t, address) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			one, _, b := twoServersOf(t, startUsual)
@@ -217,9 +217,9 @@ func TestSilentServer(t *testing.T) {
 	})
 }
 
-// TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if
-// not.
-func TestServerHangsUp(t *testing.T) {
+// TestClosedConnectionMovesToResponsiveServer: a server that closes the node's own connection is left if another one
+// answers the node, and kept if none does.
+func TestClosedConnectionMovesToResponsiveServer(t *testing.T) {
 	one, two, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
 	b.Ended(one.address)
@@ -334,8 +334,9 @@ func TestServerStops(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// hangUp connects to an address, sends what is no TLS, and waits until the server hangs up, or does so itself.
-func hangUp(t *testing.T, address string, first bool) {
+// sendPlaintext connects to an address, sends what is no TLS, and waits until the server closes the connection. With
+// first, it closes the connection itself.
+func sendPlaintext(t *testing.T, address string, first bool) {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -376,7 +377,7 @@ func TestNoTLSAtLocalAddress(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			_, _, b := heardServers(t)
 			idle := wantAnswer(t, b, "one")
-			wantKept(t, idle, func() { hangUp(t, b.listener.Addr().String(), first) })
+			wantKept(t, idle, func() { sendPlaintext(t, b.listener.Addr().String(), first) })
 			wantAnswer(t, b, "one")
 		})
 	}
