@@ -39,9 +39,8 @@ var plainer = map[string]string{
 	"together":  "aligned (timers), simultaneous",
 }
 
-// olderNames are folders whose names are older than this test. Names in them follow when the folders are restructured.
-var olderNames = []string{"server", "server/apiserver", "server/apiserver/memtransport", "server/apiserver/watchbuffer", "server/detour",
-	"raftstore", "agent/balancer", "agent/kubelet"}
+// olderNames are folders whose names are older than this test. Names in them follow when the folder is restructured.
+var olderNames = []string{"raftstore"}
 
 func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 	files := token.NewFileSet()
