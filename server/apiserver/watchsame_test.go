@@ -201,8 +201,8 @@ func (h *heard) listen(initial bool) {
 	}
 }
 
-// untilEnd returns the events that the watch delivered, and whether it has ended: the cache ends a watch whose client is
-// behind, as it may be on a machine with much else to do.
+// untilEnd returns the events that the watch delivered, and whether it has ended: the cache ends a watch whose client
+// is behind, as it may be on a machine with much else to do.
 func (h *heard) untilEnd() (events []string, ended bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
