@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// TestForward: another machine's connection goes to a server that the cluster has named, and never to one that only the
-// operator has.
-func TestForward(t *testing.T) {
+// TestForwardedConnectionsGoToNamedServersOnly: another machine's connection goes to a server that the cluster has
+// named, and never to one that only the operator has.
+func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
 	named, given := newServer(t, "named", "127.0.0.1:0"), newServerOf(t, ours, "given", "127.0.0.1:0", "192.0.2.1") // an agent that passes on
 	file := filepath.Join(t.TempDir(), "servers.json")
 	b := start(t, Options{Server: given.address, File: file})

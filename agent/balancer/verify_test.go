@@ -42,9 +42,9 @@ func ended(t *testing.T, c *client) {
 	}
 }
 
-// TestSilentIsLeftInTime: pings and looks fall on the same moments. However long answers take, a server that gives them
-// is not left, and one that falls silent is two seconds later, while another one answers.
-func TestSilentIsLeftInTime(t *testing.T) {
+// TestUnresponsiveServerIsLeftWithinTwoSeconds: pings and looks fall on the same moments. However long answers take, a
+// server that gives them is not left, and one that falls silent is two seconds later, while another one answers.
+func TestUnresponsiveServerIsLeftWithinTwoSeconds(t *testing.T) {
 	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			b, closed := oneInUse(t)
@@ -85,8 +85,9 @@ func TestSilentIsLeftInTime(t *testing.T) {
 	}
 }
 
-// TestFarServers: servers over lines on which an answer takes a second or two, now more, now less, are not left.
-func TestFarServers(t *testing.T) {
+// TestDistantServersAreKept: servers over lines on which an answer takes a second or two, now more, now less, are not
+// left.
+func TestDistantServersAreKept(t *testing.T) {
 	seed := testenv.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
@@ -132,9 +133,9 @@ func TestForeignServersAreNotUsed(t *testing.T) {
 	}
 }
 
-// TestManyMuteAddresses: however many addresses are named at which nobody says anything, the first connection of a
-// start need not wait for each.
-func TestManyMuteAddresses(t *testing.T) {
+// TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nobody says anything, the first
+// connection of a start need not wait for each.
+func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	named := []string{}
 	for range most - 2 {
 		named = append(named, mute(t, "127.0.0.1:0"))
@@ -189,9 +190,9 @@ func TestForeignServerAtKnownAddress(t *testing.T) {
 	}
 }
 
-// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one, and that one
-// is tried first from then on.
-func TestSilentServer(t *testing.T) {
+// TestUnresponsiveServerIsLeftForResponsiveOne: a server that hangs is left before it was asked twice, if the node
+// hears another one, and that one is tried first from then on.
+func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		said := make(reasons, 100) // more than it says
@@ -240,9 +241,9 @@ func (r reasons) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none.
-// What has shown itself to be a server stays, with one that is not in use.
-func TestWordOfOthers(t *testing.T) {
+// TestGossipCannotDisplaceProvedServers: who has the gossip key says that the cluster's server is an agent, and names
+// many that are none. What has shown itself to be a server stays, with one that is not in use.
+func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: "127.0.0.1:1"})
 	if err := b.Set([]string{one.address, two.address}); err != nil {
@@ -289,9 +290,9 @@ func TestExcludedIsBetterThanNone(t *testing.T) {
 	}
 }
 
-// TestHeardServerIsNotAsked: a server that answers over the node's connection to it sees no handshake of the
+// TestResponsiveServerGetsNoHandshake: a server that answers over the node's connection to it sees no handshake of the
 // balancer's, neither for a new connection nor while one is open.
-func TestHeardServerIsNotAsked(t *testing.T) {
+func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := startStill(t, Options{Server: one.address})
 	b.Answered(one.address, true) // over the node's connection
@@ -302,9 +303,9 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 	}
 }
 
-// TestServerStops: one that still answers on the node's own connection and hangs up on each connection to its API costs
-// one try.
-func TestServerStops(t *testing.T) {
+// TestStoppingServerCostsOneTry: one that still answers on the node's own connection and hangs up on each connection to
+// its API costs one try.
+func TestStoppingServerCostsOneTry(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -383,9 +384,9 @@ func TestNoTLSAtLocalAddress(t *testing.T) {
 	}
 }
 
-// TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port
-// is open, costs the server no handshake.
-func TestClientsThatSayNothing(t *testing.T) {
+// TestPortProbesCostNoHandshake: whoever connects and leaves without a word, as a program does that looks whether the
+// port is open, costs the server no handshake.
+func TestPortProbesCostNoHandshake(t *testing.T) {
 	one, _, b := heardServers(t)
 	const times = 5
 	for range times {
@@ -405,8 +406,8 @@ func TestClientsThatSayNothing(t *testing.T) {
 	}
 }
 
-// TestNotJoinedYet: without the cluster's authority nothing is passed on.
-func TestNotJoinedYet(t *testing.T) {
+// TestNothingIsForwardedBeforeJoining: without the cluster's authority nothing is passed on.
+func TestNothingIsForwardedBeforeJoining(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address, ServerCAFile: filepath.Join(t.TempDir(), "none")})
 	if got, err := connectTo(t, b).ask(); err == nil {
