@@ -8,7 +8,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// TestEndsOfWork: the console calls Ended when a list of several pages is whole, and when the last tab has left.
+// TestEndsOfWork: a list of several pages is whole, and the last tab has left.
 func TestEndsOfWork(t *testing.T) {
 	ended := make(chan struct{}, 9)
 	s := consoleOf(t, tableAPI(t), func(o *Options) { o.Ended = func() { ended <- struct{}{} } })
