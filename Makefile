@@ -2,7 +2,7 @@
 # Building, testing and checking coracle. `make help` lists the targets.
 
 # These need no Go, or install it first.
-WITHOUT_GO := help deps test shellcheck clean
+WITHOUT_GO := help deps test subjects shellcheck clean
 ifneq ($(filter-out $(WITHOUT_GO),$(or $(MAKECMDGOALS),build)),)
 GO ?= $(shell packaging/go.sh)
 ifeq ($(GO),)
@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ help: ## list the targets
 deps: ## install the Debian packages that building and testing need
 	@packaging/deps.sh build test lint
 
-debs-lock: ## write anew which Debian packages a release carries (packaging/debs.lock)
+debs-lock: ## write packaging/debs.lock again: which Debian packages a release carries
 	@packaging/debs-lock.sh
 
 build: carried ## bin/coracle for this machine (or ARCH=arm64)
@@ -268,7 +268,10 @@ fuzz: ## each fuzz test for FUZZTIME
 
 verify: ## what has to be clean before a merge
 	@packaging/deps.sh build lint console
-	@packaging/steps.sh fmt shellcheck tidy imports docs-check console-check lint cross
+	@packaging/steps.sh subjects fmt shellcheck tidy imports docs-check console-check lint cross
+
+subjects: ## the subjects of new commits have the form of the others, and at most 72 columns
+	@packaging/subjects.sh
 
 fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }

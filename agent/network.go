@@ -157,9 +157,9 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 			}
 		},
 		Firewalls: func(found string) { // there is no such line where there is no firewall
-			text := "none drops what it is not told to accept any more"
+			text := "there is no firewall any more that drops what no rule accepts"
 			if found != "" {
-				text = found + "; what it was told to accept is not known: `coracle check` says what it has to"
+				text = found + "; which packets it accepts is not known: `coracle check` says which it has to accept"
 			}
 			o.part(partFirewall).Set(status.Running, text)
 		},

@@ -47,7 +47,7 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 		}
 		if err != nil && ctx.Err() == nil && err.Error() != complaint {
 			complaint = err.Error()
-			o.Logger.Debug("agent: other nodes are not told yet at which address they reach this one's pods", "error", err)
+			o.Logger.Debug("agent: the address at which other nodes reach this one's pods is not published yet", "error", err)
 		}
 		switch {
 		case err != nil || o.NetworkInterface != "":

@@ -112,7 +112,7 @@ func TestBackendChanges(t *testing.T) {
 
 	// What no node can change to is said, and changes nothing.
 	for next, message := range map[string]string{
-		clusterconfig.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
+		clusterconfig.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. If that was written by hand, restart coracle on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
 	} {
 		backends <- next
 		backends <- next // is taken when all was done for the first

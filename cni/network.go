@@ -62,7 +62,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	if len(st.PodCIDRs) == 0 {
 		// A CNI configuration that an earlier run left says that pods can be served, which is not so yet.
 		if err := removeConflist(s.o.ConfDir); err != nil {
-			s.log.Error(err, "A stale CNI configuration stays; pods will be told to try again later")
+			s.log.Error(err, "A stale CNI configuration stays; pods fail to start until the network is ready, and are tried again")
 		}
 		s.log.Info("Pods wait for the node's pod CIDR")
 	}
@@ -192,7 +192,7 @@ func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
 	case next == clusterconfig.NetworkNone:
-		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had"
+		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. If that was written by hand, restart coracle on a server: it writes what the cluster had"
 		next = have
 	case next != "" && !slices.Contains(clusterconfig.RunningBackends(), next):
 		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one stays with %q. Write it with: coracle network-backend set NAME",

@@ -193,7 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 	changes := make(chan struct{}, 1) // one: a second change is seen with the first
 	wg.Go(func() { s.followKernel(ctx, changes) })
 	nfttable.FollowDeletions(ctx, &wg, changes, func(err error) {
-		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is looked after now and then", "err", err, "every", s.guard)
+		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then", "err", err, "every", s.guard)
 	}, ownTable())
 	wg.Go(func() { s.configureLoop(ctx, changes) })
 	for conn := s.accept(ctx, listener); conn != nil; conn = s.accept(ctx, listener) {
@@ -290,7 +290,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	}()
 	resp := s.handle(ctx, req)
 	if err := wire.Write(conn, resp); err != nil {
-		s.log.Info("Nobody waited for the answer to a CNI call", "command", req.Command, "container", req.ContainerID, "err", err)
+		s.log.Info("The caller of a CNI call was gone before the answer", "command", req.Command, "container", req.ContainerID, "err", err)
 	}
 	conn.Close()
 	<-removals

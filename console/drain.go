@@ -211,7 +211,7 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 		return "Pods with data in an emptyDir volume, which is lost (--delete-emptydir-data accepts that)", false, nil
 	}
 	if controller == nil && !d.o.force {
-		return "Pods that nobody makes again (--force evicts them)", false, nil
+		return "Pods without a controller (--force evicts them)", false, nil
 	}
 	return "", false, nil
 }

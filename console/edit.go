@@ -29,7 +29,7 @@ const maxDiffLines = 2000
 var errOther = errors.New("this is another object")
 
 // errConflict says that the user and somebody else changed the same field.
-var errConflict = errors.New("somebody else has changed the same fields since: nothing was written")
+var errConflict = errors.New("another client has changed the same fields since: nothing was written")
 
 type editRequest struct {
 	Path   string `json:"path"`

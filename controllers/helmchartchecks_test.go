@@ -65,7 +65,7 @@ func (h *charts) checks(t *testing.T) {
 	}
 	give(&helmjob.Result{Reason: helmjob.UpgradeFailed, Message: "An object was refused.", TryAgain: true})
 	eventually(t, "a look that failed is told of", func(context.Context) error {
-		if c := h.await("checked", "UpgradeFailed"); !strings.Contains(fmt.Sprint(c.Status.Conditions), "could not be looked after: An object was refused.") {
+		if c := h.await("checked", "UpgradeFailed"); !strings.Contains(fmt.Sprint(c.Status.Conditions), "could not be checked: An object was refused.") {
 			return fmt.Errorf("it says %+v", c.Status)
 		}
 		return nil

@@ -229,7 +229,7 @@ func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (
 		}
 		if !s.looped[r] {
 			s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is asked comes back here and would go round for ever. "+
-				"Have it ask a resolver outside, or name one with --resolv-conf; it is looked at again every five minutes")
+				"Have it ask a resolver outside, or name one with --resolv-conf; it is checked again every five minutes")
 		}
 		s.looped[r] = true
 	}

@@ -84,7 +84,7 @@ func (c *cluster) wait() error {
 	ctx, cancel := context.WithTimeout(context.Background(), apiWait)
 	defer cancel()
 	if !cache.WaitFor(ctx, "", c.synced...) {
-		c.log.Info("Cluster DNS answers without the cluster's names until a server has told them")
+		c.log.Info("Cluster DNS answers without the cluster's names until a server has sent them")
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (m *Member) announceLeaving() {
 	for _, n := range m.list.Members() {
 		if n.Name != m.o.Name {
 			if err := m.list.SendBestEffort(n, bye); err != nil {
-				m.o.Logger.Debug("gossip: a member was not told that this machine stops", "member", n.Name, "error", err)
+				m.o.Logger.Debug("gossip: a member could not be notified that this machine stops", "member", n.Name, "error", err)
 			}
 		}
 	}
@@ -123,7 +123,7 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 		most = cmp.Or(n.m.o.Most(), maxMembers)
 	}
 	if !n.m.roster.room(member.Name, most) {
-		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: somebody with the gossip key may have invented them. To lock them out: coracle gossip rotate-key",
+		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: a machine with the gossip key may have invented them. To lock them out: coracle gossip rotate-key",
 			"most", most, "refused", member.Name)
 		return fmt.Errorf("gossip: there are %d members already", most)
 	}

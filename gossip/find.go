@@ -206,7 +206,7 @@ func (s *searcher) search(ctx context.Context) {
 	s.asked = q.challenge
 	s.mu.Unlock()
 	if sent, err := s.n.send(datagram, ports(s.m.o.Packets, known)); sent == 0 {
-		s.m.o.Logger.Debug("gossip: nobody was asked by multicast", "error", err)
+		s.m.o.Logger.Debug("gossip: the multicast query was not sent", "error", err)
 		return
 	}
 	select {
@@ -288,7 +288,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 		_, err = s.m.o.Packets.WriteTo(datagram, to)
 	}
 	if err != nil {
-		s.m.o.Logger.Debug("gossip: a machine that looks for servers was not answered", "error", err)
+		s.m.o.Logger.Debug("gossip: a machine that searches for servers was not answered", "error", err)
 	}
 }
 

@@ -256,7 +256,7 @@ func (m *Member) Run(ctx context.Context) error {
 	m.announceLeaving()
 	m.ended.Store(true)
 	if leaveErr := m.list.Leave(leaveTimeout); leaveErr != nil {
-		m.o.Logger.Debug("gossip: the others were not told that this machine stops", "error", leaveErr)
+		m.o.Logger.Debug("gossip: the other members could not be notified that this machine stops", "error", leaveErr)
 	}
 	return errors.Join(err, m.list.Shutdown())
 }

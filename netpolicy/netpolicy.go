@@ -184,7 +184,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
 	nfttable.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
-		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is looked after now and then", "err", err, "every", e.guard)
+		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is checked now and then", "err", err, "every", e.guard)
 	}, kernelTable)
 	if err := e.reinstate(ctx); err != nil && ctx.Err() == nil {
 		e.log.Error(err, "Until a server answers, what NetworkPolicies forbid may be possible")

@@ -181,11 +181,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	gone := make(chan struct{}, 1) // one wake-up stands for any number
 	if b, ok := p.backend.(tabled); ok {
 		nfttable.FollowDeletions(ctx, &wg, gone, func(err error) {
-			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are looked after now and then", "err", err, "every", p.guard)
+			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are checked now and then", "err", err, "every", p.guard)
 		}, b.ownTables()...)
 	}
 	if err := p.backend.prepare(); err != nil {
-		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
+		p.log.Error(err, "Services may not be served; the first attempt to write their rules will show it")
 	}
 	next, guard := time.NewTimer(fullSyncPeriod), time.NewTicker(p.guard)
 	defer next.Stop()
@@ -297,7 +297,7 @@ func connectionsAfter(removed string) string {
 	if removed == ModeIPVS {
 		return "most of those that began with it end; new ones are served"
 	}
-	return "those that began with it go on, as long as conntrack knows them; session affinity begins anew"
+	return "those that began with it go on, as long as conntrack knows them; session affinity begins again"
 }
 
 // limitConntrack comes after the rules, which have the kernel track connections.

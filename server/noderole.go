@@ -111,7 +111,7 @@ func (r *nodeRole) complete(n *corev1.Node) bool {
 func (r *nodeRole) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if answers(r.store.Survey(ctx), former) {
-			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or somebody wrote the annotation %s", former, clusterconfig.ServerIDAnnotation)
+			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand", former, clusterconfig.ServerIDAnnotation)
 		}
 		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
 			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)

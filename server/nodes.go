@@ -266,8 +266,7 @@ func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	return nil
 }
 
-// Suspect says that somebody has reason to think that a node is dead. The server that leads checks it at once; on the
-// others nothing happens.
+// Suspect reports that a node may be dead. The leader checks it at once; on the others nothing happens.
 func (s *Server) Suspect(node string) {
 	if j := s.judge.Load(); j != nil {
 		j.Suspect(node)

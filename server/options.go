@@ -32,7 +32,7 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// Options is everything a server is told. Folders are absolute and are made when missing.
+// Options is everything a server is given. Folders are absolute and are made when missing.
 type Options struct {
 	// DataDir is named in messages; the folders below lie in it.
 	DataDir string
@@ -63,7 +63,7 @@ type Options struct {
 	AdvertiseAddress net.IP
 	// ExternalIPs are addresses at which the machine is reached from outside its network.
 	ExternalIPs []net.IP
-	// VIPs are those that this server was told; what the cluster keeps counts. VIPInterface is where they are
+	// VIPs are those that this server was started with; what the cluster keeps counts. VIPInterface is where they are
 	// announced; empty for the interface whose network holds them.
 	VIPs         []netip.Addr
 	VIPInterface string
@@ -84,7 +84,7 @@ type Options struct {
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
 	// cluster; joinrequest.Join has fetched its keys before.
 	Join []string
-	// Renew, when set, fetches anew what the cluster has replaced since this server asked to join, while the others
+	// Renew, when set, fetches again what the cluster has replaced since this server asked to join, while the others
 	// refuse it for that: see joinrequest.Renew.
 	Renew func(context.Context) error
 
@@ -129,12 +129,12 @@ type Options struct {
 	// WorkEnded, when set, is called when work has ended that leaves much garbage behind.
 	WorkEnded func()
 
-	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
+	// DisableMetrics leaves metrics.k8s.io to another server of metrics.
 	DisableMetrics bool
 
 	// IngressRules are those by which Ingresses are served.
 	IngressRules compile.Rules
-	// DisableHelm leaves HelmCharts to another controller, or to nobody.
+	// DisableHelm leaves HelmCharts to another controller, or to none.
 	DisableHelm bool
 	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.
 	HelmProgram func() (string, error)
@@ -151,7 +151,7 @@ type Options struct {
 	Version   string
 	BuildTime time.Time
 
-	// Board, when set, is told how each part is.
+	// Board, when set, shows how each component is.
 	Board *status.Board
 	// Clock is the time for certificates; nil means the machine's.
 	Clock clock.WithTicker

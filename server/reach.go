@@ -104,6 +104,6 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 		texts = append(texts, err.Error())
 	}
 	return "no other server answers: " + strings.Join(texts, "; ") +
-		". Other servers are also looked for on this machine's networks. If they have other addresses by now and are elsewhere, start this one once with the address " +
+		". Other servers are also searched for on this machine's networks. If they have other addresses by now and are elsewhere, start this one once with the address " +
 		"of one of them: --server https://ADDRESS:6443"
 }

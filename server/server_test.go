@@ -221,7 +221,7 @@ func TestAdmitMember(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := s.admitMember("another"); err == nil || !strings.Contains(err.Error(), "joins anew") {
+	if _, err := s.admitMember("another"); err == nil || !strings.Contains(err.Error(), "joins again") {
 		t.Errorf("other keys: %v", err)
 	}
 	for _, share := range []string{secrets.KeysShare(o.CredDir, o.Logger), ""} {

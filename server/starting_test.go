@@ -80,9 +80,9 @@ func TestReadyOf(t *testing.T) {
 		})
 		return l.Addr().String()
 	}
-	stranger := listening(t, "")
+	other := listening(t, "")
 	silent := testenv.Address(t, "127.0.0.1:0")
-	ready, another, not, foreign := serve(s, http.StatusOK), serve(s, http.StatusOK), serve(s, http.StatusInternalServerError), serve(stranger, http.StatusOK)
+	ready, another, not, foreign := serve(s, http.StatusOK), serve(s, http.StatusOK), serve(s, http.StatusInternalServerError), serve(other, http.StatusOK)
 	for _, c := range []struct {
 		asked []string
 		want  string

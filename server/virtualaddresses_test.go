@@ -22,11 +22,11 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// newTestVIPs is a server, not running, that was told addresses.
-func newTestVIPs(t *testing.T, told ...netip.Addr) (*Server, Options) {
+// newTestVIPs returns a server that does not run and whose flag requests addresses.
+func newTestVIPs(t *testing.T, requested ...netip.Addr) (*Server, Options) {
 	t.Helper()
 	o := options(t, t.TempDir())
-	o.VIPs = told
+	o.VIPs = requested
 	s, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -77,7 +77,7 @@ func Check(address netip.Addr, reserved []netip.Prefix) error {
 // network has room for it.
 func Find(links []Link, address netip.Addr, name string) (Place, error) {
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
-		return Place{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that nobody has, or take it off that interface "+
+		return Place{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off that interface "+
 			"(another program such as keepalived may have put it there)", address, links[i].Name)
 	}
 	var networks []string

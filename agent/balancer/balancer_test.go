@@ -258,8 +258,8 @@ func TestServerInUseIsKept(t *testing.T) {
 	wantAnswer(t, b, "one")
 }
 
-// However many servers somebody names, the one in use and the one that the operator named are kept.
-func TestManyNamedServers(t *testing.T) {
+// However many servers are named, the one in use and the one that the operator named are kept.
+func TestLongListsKeepServerInUseAndNamedServer(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
 	if err := b.Set([]string{two.address}); err != nil {
@@ -280,8 +280,9 @@ func TestManyNamedServers(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestProcessEnds: connections end with their server's, and the next ones go to another one and stay there.
-func TestProcessEnds(t *testing.T) {
+// TestConnectionsEndWithTheirServer: connections end with their server's, and the next ones go to another one and stay
+// there.
+func TestConnectionsEndWithTheirServer(t *testing.T) {
 	one, _, b := twoServers(t)
 	c := wantAnswer(t, b, "one")
 	one.stop()
@@ -305,9 +306,9 @@ func TestUnresponsiveMachineLosesConnections(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// TestServerComesBack: a connection that comes while no server can be used waits for one, and its client notices
-// nothing. Before a server has ever been reached it is turned away.
-func TestServerComesBack(t *testing.T) {
+// TestConnectionWaitsForAServer: a connection that comes while no server can be used waits for one, and its client
+// notices nothing. Before a server has ever been reached it is turned away.
+func TestConnectionWaitsForAServer(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
 	one.stop()
@@ -334,9 +335,9 @@ func TestServerComesBack(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfBefore: those from before a server's machine could not be reached are closed when it can be again,
-// and the server stays the one in use.
-func TestConnectionsOfBefore(t *testing.T) {
+// TestStaleConnectionsCloseWhenMachineReturns: those from before a server's machine could not be reached are closed
+// when it can be again, and the server stays the one in use.
+func TestStaleConnectionsCloseWhenMachineReturns(t *testing.T) {
 	_, _, b := twoServers(t)
 	old := wantAnswer(t, b, "one")
 	b.dropStale(b.Servers()[0], &probeState{})
@@ -391,8 +392,8 @@ func TestListIsKept(t *testing.T) {
 	}
 }
 
-// TestHalfClosed: one way may end before the other.
-func TestHalfClosed(t *testing.T) {
+// TestHalfClosedConnectionKeepsItsOtherDirection: one way may end before the other.
+func TestHalfClosedConnectionKeepsItsOtherDirection(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	c := connectTo(t, start(t, Options{Server: one.address}))
 	if _, err := io.WriteString(c, "bye\n"); err != nil {

@@ -28,7 +28,7 @@ func (b *Balancer) Exclude(agents []string) {
 
 // Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who
 // took this machine for a server gets one. Only to a server that the cluster has named, and that answers at its address
-// itself: two machines that were told to join one another, or were servers once, would pass a connection on for ever.
+// itself: two machines that were made to join one another, or were servers once, would pass a connection on for ever.
 // TLS goes on between the two ends.
 func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 	var running sync.WaitGroup
@@ -73,7 +73,7 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	b.join(ctx, c, up, server, func(string) {}) // whoever can reach this port can make a server hang up
 }
 
-var errPassedOn = errors.New("its certificate is not for this address: somebody may pass connections on there, and perhaps to this machine")
+var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to this machine")
 
 // answersItself is an error for an address at which not the server itself has shown its certificate.
 func (b *Balancer) answersItself(server string) error {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// TestForward: another machine's connection goes to a server that the cluster has named, and never to one that only the
-// operator has.
-func TestForward(t *testing.T) {
+// TestForwardedConnectionsGoToNamedServersOnly: another machine's connection goes to a server that the cluster has
+// named, and never to one that only the operator has.
+func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
 	named, given := newServer(t, "named", "127.0.0.1:0"), newServerOf(t, ours, "given", "127.0.0.1:0", "192.0.2.1") // an agent that passes on
 	file := filepath.Join(t.TempDir(), "servers.json")
 	b := start(t, Options{Server: given.address, File: file})
@@ -73,7 +73,7 @@ func TestForward(t *testing.T) {
 // hang up, or to leave before it has said anything. The node's own connections to that server go on, and nobody asks it
 // for its certificate.
 func TestUnauthenticatedClientsKeepServer(t *testing.T) {
-	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
+	for what, first := range map[string]bool{"the server ends it": false, "the client ends it": true} {
 		t.Run(what, func(t *testing.T) {
 			one, two, b := heardServers(t)
 			idle := wantAnswer(t, b, "one")
@@ -91,7 +91,7 @@ func TestUnauthenticatedClientsKeepServer(t *testing.T) {
 				}
 			}()
 			connections := 0
-			wantKept(t, idle, func() { hangUp(t, l.Addr().String(), first); connections++ })
+			wantKept(t, idle, func() { sendPlaintext(t, l.Addr().String(), first); connections++ })
 			if got := len(one.conns) + len(two.conns); got != connections+1 {
 				t.Errorf("the servers have had %d connections, want %d", got, connections+1)
 			}

@@ -88,8 +88,8 @@ func TestLateProbesAreNotFailures(t *testing.T) {
 	}
 }
 
-// TestDeadOnLateMachine: however late a machine is all the time, it leaves a server that is dead.
-func TestDeadOnLateMachine(t *testing.T) {
+// TestDeadServerIsLeftOnSlowMachine: however late a machine is all the time, it leaves a server that is dead.
+func TestDeadServerIsLeftOnSlowMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
@@ -108,9 +108,9 @@ func TestDeadOnLateMachine(t *testing.T) {
 	})
 }
 
-// TestLateQuestions: a question to a server that this machine itself gives up late says nothing of the server, nor of
-// the way to it. If all of them do, the server is dead all the same.
-func TestLateQuestions(t *testing.T) {
+// TestLateTimeoutsAreNotFailures: a question to a server that this machine itself gives up late says nothing of the
+// server, nor of the way to it. If all of them do, the server is dead all the same.
+func TestLateTimeoutsAreNotFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
@@ -157,9 +157,9 @@ func TestLateQuestions(t *testing.T) {
 	})
 }
 
-// TestAfterLateQuestion: what other servers have said while a question was late is read before what this one has. It is
-// not left for that.
-func TestAfterLateQuestion(t *testing.T) {
+// TestAnswersDuringLateRequestAreReadFirst: what other servers have said while a question was late is read before what
+// this one has. It is not left for that.
+func TestAnswersDuringLateRequestAreReadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
@@ -186,9 +186,9 @@ func TestAfterLateQuestion(t *testing.T) {
 	})
 }
 
-// TestDeadBehindLateQuestions: a machine that is late in all that it asks, and hears no other server, leaves one that
-// has answered before and is dead now.
-func TestDeadBehindLateQuestions(t *testing.T) {
+// TestDeadServerIsLeftDespiteLateRequests: a machine that is late in all that it asks, and hears no other server,
+// leaves one that has answered before and is dead now.
+func TestDeadServerIsLeftDespiteLateRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		began := time.Now()

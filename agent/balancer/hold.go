@@ -62,8 +62,8 @@ func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server s
 }
 
 // wait takes a place among the connections that have no server yet, until the function that it returns is called.
-func (b *Balancer) wait(hangUp func()) (served func()) {
-	served, _ = b.waiting.Add(nil, hangUp) // all are programs of this machine; the table is never closed
+func (b *Balancer) wait(closeConn func()) (served func()) {
+	served, _ = b.waiting.Add(nil, closeConn) // all are programs of this machine; the table is never closed
 	return served
 }
 

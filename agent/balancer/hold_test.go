@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// TestManyWaiting: however many connections come while no server can be used, no more than some wait for one.
-func TestManyWaiting(t *testing.T) {
+// TestWaitingConnectionsAreBounded: however many connections come while no server can be used, no more than some wait
+// for one.
+func TestWaitingConnectionsAreBounded(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
 	wantAnswer(t, b, "one")
@@ -109,9 +110,9 @@ func errorsOf(errs ...error) error {
 	return nil
 }
 
-// TestSlowServer: one that needs longer for a handshake than is waited for it is found nevertheless, as over a line on
-// which a packet needs a second.
-func TestSlowServer(t *testing.T) {
+// TestServerWithSlowHandshakeIsUsed: one that needs longer for a handshake than is waited for it is found nevertheless,
+// as over a line on which a packet needs a second.
+func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -163,8 +164,8 @@ func TestListIsBounded(t *testing.T) {
 	}
 }
 
-// TestDamagedLists: whatever is in the file, the server that the operator named is used.
-func TestDamagedLists(t *testing.T) {
+// TestDamagedListFallsBackToNamedServer: whatever is in the file, the server that the operator named is used.
+func TestDamagedListFallsBackToNamedServer(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	for _, text := range []string{"", "null", "[", `[""]`, `["x",null]`, `{"a":1}`, `["no address","[::1","300.0.0.1:5","127.0.0.1:0","[fe80::1%nowhere]:6443","127.0.0.1:70000",":"]`, "\x00\x00"} {
 		file := filepath.Join(t.TempDir(), "servers.json")

@@ -60,9 +60,9 @@ func mostConnections(t *testing.T, balancers ...*Balancer) (most int) {
 	return most
 }
 
-// TestOwnAddress: the list has the balancer's own address, or that of the machine's open port, before the server's.
-// Neither is a server, and no connection is passed on to itself.
-func TestOwnAddress(t *testing.T) {
+// TestOwnAddressIsNeverDialled: the list has the balancer's own address, or that of the machine's open port, before the
+// server's. Neither is a server, and no connection is passed on to itself.
+func TestOwnAddressIsNeverDialled(t *testing.T) {
 	for what, own := range map[string]func(t *testing.T, b *Balancer) string{
 		"the local address": func(_ *testing.T, b *Balancer) string { return b.listener.Addr().String() },
 		"the open port":     forwarding,
@@ -90,8 +90,8 @@ func TestOwnAddress(t *testing.T) {
 	}
 }
 
-// TestOwnAddressAlone: nothing but the own address is known.
-func TestOwnAddressAlone(t *testing.T) {
+// TestOwnAddressAloneIsNoServer: nothing but the own address is known.
+func TestOwnAddressAloneIsNoServer(t *testing.T) {
 	at := testenv.Address(t, "127.0.0.1:0")
 	b, err := New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile})
 	if err != nil {
@@ -112,9 +112,9 @@ func TestOwnAddressAlone(t *testing.T) {
 	}
 }
 
-// TestTwoAgentsOfEachOther: two agents have one another on their lists, as machines that were servers once, and the
-// server ends while they take one another for it. No connection goes round between them.
-func TestTwoAgentsOfEachOther(t *testing.T) {
+// TestAgentsDoNotForwardInACircle: two agents have one another on their lists, as machines that were servers once, and
+// the server ends while they take one another for it. No connection goes round between them.
+func TestAgentsDoNotForwardInACircle(t *testing.T) {
 	one := newServerOf(t, ours, "one", "127.0.0.2:0", "127.0.0.2") // another address than that of the agents, for which its certificate is not
 	var agents []*Balancer
 	var ports []string

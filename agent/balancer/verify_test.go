@@ -42,9 +42,9 @@ func ended(t *testing.T, c *client) {
 	}
 }
 
-// TestSilentIsLeftInTime: pings and looks fall on the same moments. However long answers take, a server that gives them
-// is not left, and one that falls silent is two seconds later, while another one answers.
-func TestSilentIsLeftInTime(t *testing.T) {
+// TestUnresponsiveServerIsLeftWithinTwoSeconds: pings and looks fall on the same moments. However long answers take, a
+// server that gives them is not left, and one that falls silent is two seconds later, while another one answers.
+func TestUnresponsiveServerIsLeftWithinTwoSeconds(t *testing.T) {
 	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			b, closed := oneInUse(t)
@@ -85,8 +85,9 @@ func TestSilentIsLeftInTime(t *testing.T) {
 	}
 }
 
-// TestFarServers: servers over lines on which an answer takes a second or two, now more, now less, are not left.
-func TestFarServers(t *testing.T) {
+// TestDistantServersAreKept: servers over lines on which an answer takes a second or two, now more, now less, are not
+// left.
+func TestDistantServersAreKept(t *testing.T) {
 	seed := testenv.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
@@ -120,10 +121,10 @@ func TestFarServers(t *testing.T) {
 // TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it
 // stands in the list.
 func TestForeignServersAreNotUsed(t *testing.T) {
-	stranger := newServerOf(t, others, "stranger", "127.0.0.1:0", "127.0.0.1")
+	foreign := newServerOf(t, others, "foreign", "127.0.0.1:0", "127.0.0.1")
 	real := newServer(t, "real", "127.0.0.1:0")
-	b := startUsual(t, Options{Server: stranger.address})
-	if err := b.Set([]string{mute(t, "127.0.0.1:0"), stranger.address, real.address}); err != nil {
+	b := startUsual(t, Options{Server: foreign.address})
+	if err := b.Set([]string{mute(t, "127.0.0.1:0"), foreign.address, real.address}); err != nil {
 		t.Fatal(err)
 	}
 	findsAtLast(t, b, "real")
@@ -132,9 +133,9 @@ func TestForeignServersAreNotUsed(t *testing.T) {
 	}
 }
 
-// TestManyMuteAddresses: however many addresses are named at which nobody says anything, the first connection of a
-// start need not wait for each.
-func TestManyMuteAddresses(t *testing.T) {
+// TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nobody says anything, the first
+// connection of a start need not wait for each.
+func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	named := []string{}
 	for range most - 2 {
 		named = append(named, mute(t, "127.0.0.1:0"))
@@ -162,12 +163,12 @@ func TestManyMuteAddresses(t *testing.T) {
 	})
 }
 
-// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server hangs. Its connections
-// are closed, and what comes then goes to another one.
+// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server does not answer. Its
+// connections are closed, and what comes then goes to another one.
 func TestForeignServerAtKnownAddress(t *testing.T) {
 	for what, move := range map[string]func(t *testing.T, address string){
-		"another cluster's server": func(t *testing.T, address string) { newServerOf(t, others, "stranger", address, "127.0.0.1") },
-		"a server that hangs":      func(t *testing.T, address string) { mute(t, address) },
+		"another cluster's server":   func(t *testing.T, address string) { newServerOf(t, others, "foreign", address, "127.0.0.1") },
+		"a server without an answer": func(t *testing.T, address string) { mute(t, address) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			one, _, b := twoServersOf(t, startUsual)
@@ -189,9 +190,9 @@ func TestForeignServerAtKnownAddress(t *testing.T) {
 	}
 }
 
-// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one, and that one
-// is tried first from then on.
-func TestSilentServer(t *testing.T) {
+// TestUnresponsiveServerIsLeftForResponsiveOne: a server that hangs is left before it was asked twice, if the node
+// hears another one, and that one is tried first from then on.
+func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		said := make(reasons, 100) // more than it says
@@ -217,9 +218,9 @@ func TestSilentServer(t *testing.T) {
 	})
 }
 
-// TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if
-// not.
-func TestServerHangsUp(t *testing.T) {
+// TestClosedConnectionMovesToResponsiveServer: a server that closes the node's own connection is left if another one
+// answers the node, and kept if none does.
+func TestClosedConnectionMovesToResponsiveServer(t *testing.T) {
 	one, two, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
 	b.Ended(one.address)
@@ -240,9 +241,9 @@ func (r reasons) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none.
-// What has shown itself to be a server stays, with one that is not in use.
-func TestWordOfOthers(t *testing.T) {
+// TestGossipCannotDisplaceProvedServers: who has the gossip key says that the cluster's server is an agent, and names
+// many that are none. What has shown itself to be a server stays, with one that is not in use.
+func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: "127.0.0.1:1"})
 	if err := b.Set([]string{one.address, two.address}); err != nil {
@@ -289,9 +290,9 @@ func TestExcludedIsBetterThanNone(t *testing.T) {
 	}
 }
 
-// TestHeardServerIsNotAsked: a server that answers over the node's connection to it sees no handshake of the
+// TestResponsiveServerGetsNoHandshake: a server that answers over the node's connection to it sees no handshake of the
 // balancer's, neither for a new connection nor while one is open.
-func TestHeardServerIsNotAsked(t *testing.T) {
+func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := startStill(t, Options{Server: one.address})
 	b.Answered(one.address, true) // over the node's connection
@@ -302,9 +303,9 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 	}
 }
 
-// TestServerStops: one that still answers on the node's own connection and hangs up on each connection to its API costs
-// one try.
-func TestServerStops(t *testing.T) {
+// TestStoppingServerCostsOneTry: one that still answers on the node's own connection and hangs up on each connection to
+// its API costs one try.
+func TestStoppingServerCostsOneTry(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -334,8 +335,9 @@ func TestServerStops(t *testing.T) {
 	wantAnswer(t, b, "two")
 }
 
-// hangUp connects to an address, sends what is no TLS, and waits until the server hangs up, or does so itself.
-func hangUp(t *testing.T, address string, first bool) {
+// sendPlaintext connects to an address, sends what is no TLS, and waits until the server closes the connection. With
+// first, it closes the connection itself.
+func sendPlaintext(t *testing.T, address string, first bool) {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -376,15 +378,15 @@ func TestNoTLSAtLocalAddress(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			_, _, b := heardServers(t)
 			idle := wantAnswer(t, b, "one")
-			wantKept(t, idle, func() { hangUp(t, b.listener.Addr().String(), first) })
+			wantKept(t, idle, func() { sendPlaintext(t, b.listener.Addr().String(), first) })
 			wantAnswer(t, b, "one")
 		})
 	}
 }
 
-// TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port
-// is open, costs the server no handshake.
-func TestClientsThatSayNothing(t *testing.T) {
+// TestPortProbesCostNoHandshake: whoever connects and leaves without a word, as a program does that looks whether the
+// port is open, costs the server no handshake.
+func TestPortProbesCostNoHandshake(t *testing.T) {
 	one, _, b := heardServers(t)
 	const times = 5
 	for range times {
@@ -404,8 +406,8 @@ func TestClientsThatSayNothing(t *testing.T) {
 	}
 }
 
-// TestNotJoinedYet: without the cluster's authority nothing is passed on.
-func TestNotJoinedYet(t *testing.T) {
+// TestNothingIsForwardedBeforeJoining: without the cluster's authority nothing is passed on.
+func TestNothingIsForwardedBeforeJoining(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address, ServerCAFile: filepath.Join(t.TempDir(), "none")})
 	if got, err := connectTo(t, b).ask(); err == nil {

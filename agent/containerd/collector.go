@@ -110,7 +110,7 @@ func (c *collector) run(ctx context.Context) {
 		}
 		removed = c.removed
 		if err := c.collect(ctx); err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).Error("what nobody refers to any more could not be collected; it is tried again")
+			log.G(ctx).WithError(err).Error("unreferenced content and snapshots could not be collected; it is tried again")
 			removed = nil
 			due.Reset(collectAgain)
 		}
@@ -136,7 +136,7 @@ func (c *collector) collect(ctx context.Context) error {
 	c.changed.Store(0)
 	stats, err := c.store.GarbageCollect(ctx)
 	if err != nil {
-		err = fmt.Errorf("collect what nobody refers to: %w", err)
+		err = fmt.Errorf("collect unreferenced content: %w", err)
 	}
 	for _, w := range waiting {
 		w <- collected{stats, err}

@@ -77,7 +77,7 @@ func registerCRIPlugin(s *Server) {
 			}
 			cri, ok := service.(criService)
 			if !ok {
-				return nil, fmt.Errorf("the CRI service %T answers nobody in this process any more", service)
+				return nil, fmt.Errorf("the CRI service %T can no longer be called within this process", service)
 			}
 			s.lists = &Lists{cri}
 			return s.lists, nil

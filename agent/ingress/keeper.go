@@ -55,7 +55,7 @@ func (k *keeper) begin() error {
 	var err error
 	patient := false
 	if k.record, err = readRecord(k.dir); err != nil {
-		k.log("ingress: the record of the proxy cannot be used; it is looked for by its socket", "error", err)
+		k.log("ingress: the record of the proxy cannot be used; the proxy is found by its socket", "error", err)
 		k.record = record{}
 	}
 	if len(k.record.Processes) == 0 {
@@ -68,7 +68,7 @@ func (k *keeper) begin() error {
 		}
 		p, s, err := adopt(k.dir, *e)
 		if err != nil { // it drains already, or it would never learn of a change
-			k.log("ingress: a proxy of the run before listens to nobody; it drains", "pid", e.PID, "error", err)
+			k.log("ingress: a proxy of the previous run takes no commands; it drains", "pid", e.PID, "error", err)
 			if err := e.handedOver(); err != nil {
 				return err
 			}

@@ -62,7 +62,7 @@ type Options struct {
 	// Server is a server of the cluster's. Others, when set, lists more, as host:port.
 	Server *url.URL
 	Others func() []string
-	// Search, when set, looks for servers that may be elsewhere by now, with the gossip keys of an earlier run, and
+	// Search, when set, searches for servers that may be elsewhere by now, with the gossip keys of an earlier run, and
 	// adds them to Others. It is called when none answers.
 	Search func(ctx context.Context, keys clusterconfig.GossipKeys)
 	// API is where the node's parts reach the API server.

@@ -47,9 +47,9 @@ func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
 			continue
 		}
 		found++
-		theirs := reflect.TypeOf(ours.csiPlugin)
-		for i := range theirs.NumMethod() {
-			if name := theirs.Method(i).Name; !reflect.ValueOf(ours).MethodByName(name).IsValid() {
+		upstreams := reflect.TypeOf(ours.csiPlugin)
+		for i := range upstreams.NumMethod() {
+			if name := upstreams.Method(i).Name; !reflect.ValueOf(ours).MethodByName(name).IsValid() {
 				t.Errorf("upstream's plugin has a method %s that ours does not have", name)
 			}
 		}

@@ -57,7 +57,7 @@ type Options struct {
 	Labels map[string]string
 	Taints []string
 
-	// OwnAddresses leaves the addresses of the Node to somebody else after NodeIPs were written at the registration.
+	// OwnAddresses leaves the addresses of the Node to another writer after NodeIPs were written at the registration.
 	OwnAddresses bool
 
 	ClusterDNS    []netip.Addr
@@ -114,7 +114,7 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel()
 	reporting.Go(func() { report(ctx, made, o.Report) })
 	deps.Options = append(deps.Options, handing(made), trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
-		klog.FromContext(ctx).Error(err, "While one pod pulls an imported image in vain, others cannot have it")
+		klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
 	}), resting(func(err error) {
 		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
 	}), asking(o.lists(server), func(err error) {

@@ -148,7 +148,7 @@ func (t *containerTask) attach(ctx context.Context, bundle, name, target string)
 		Name: name,
 	})
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("the container's output will stop it while nobody reads")
+		log.G(ctx).WithError(err).Warn("the container will block on its output while that is not read")
 		return target
 	}
 	t.pipes = append(t.pipes, p)

@@ -42,7 +42,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 		Packets: f.port.packets, Keys: keys, Links: config.LocalHost{}.Links, Ports: portsOf(gossip.Known(membersFile(f.c))),
 	})
 	if err != nil {
-		f.log.Debug("the servers could not be looked for on this machine's networks", "error", err)
+		f.log.Debug("the servers could not be searched for on this machine's networks", "error", err)
 	}
 	if len(found) == 0 {
 		f.line.Set(status.Degraded, noServerHint(f.others()))

@@ -40,7 +40,7 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 	<-followed
 	if restartProcess {
 		if err != nil && !errors.Is(err, cli.ErrRestart) && !errors.Is(err, context.Canceled) {
-			p.Log.Warn("not all ended as it should before coracle starts anew", "error", err)
+			p.Log.Warn("not all ended as it should before coracle restarts", "error", err)
 		}
 		return cli.ErrRestart
 	}
@@ -71,7 +71,7 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	if ctx.Err() != nil {
 		return
 	}
-	p.Log.Warn("this machine has another address; coracle starts anew with it", "before", n.IPs, "now", next)
+	p.Log.Warn("this machine has another address; coracle restarts with it", "before", n.IPs, "now", next)
 	stop(cli.ErrRestart)
 	time.AfterFunc(stopPatience, p.Restart)
 }

@@ -272,7 +272,7 @@ const ofCheck = " check"
 func (v *View) deployed() *kinds.Status {
 	c := v.Chart
 	if v.Tries.Key == v.Key+ofCheck && !v.CheckAt.IsZero() {
-		return v.status(metav1.ConditionFalse, v.Tries.Reason, fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be looked after: %s It is tried again (failed %s so far).",
+		return v.status(metav1.ConditionFalse, v.Tries.Reason, fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be checked: %s It is tried again (failed %s so far).",
 			v.Release.Revision, Target(c), c.Name, v.Tries.Message, times(v.Tries.Count)), false)
 	}
 	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)

@@ -148,7 +148,7 @@ func TestDecide(t *testing.T) {
 		{name: "objects are looked at", view: installed(checked(0), checking), ready: "Deployed"},
 		{name: "objects are looked at, and there are other values", view: installed(checked(0), checking, func(v *View) { v.Hash = "other" }), ready: "Working"},
 		{name: "objects could not be looked at", view: installed(checked(time.Hour), failed(Tries{Key: "key check", Count: 1, Next: early, Reason: "UpgradeFailed", Message: "It is so."})), at: early,
-			ready: "UpgradeFailed Revision 1 of the release prod/web is deployed, and its objects could not be looked after: It is so. It is tried again (failed once so far)."},
+			ready: "UpgradeFailed Revision 1 of the release prod/web is deployed, and its objects could not be checked: It is so. It is tried again (failed once so far)."},
 		{name: "objects could not be looked at, a while ago", view: installed(checked(time.Hour), failed(Tries{Key: "key check", Count: 1, Next: testNow, Reason: "UpgradeFailed"})), want: Check, ready: "UpgradeFailed"},
 		{name: "objects cannot be looked at", view: installed(checked(2*time.Minute), failed(Tries{Key: "key check", Count: 1, Next: early, Final: true, Reason: "Failed"})), at: early.Add(time.Minute), ready: "Failed"},
 		{name: "objects could not be looked at, and need not be", view: installed(failed(Tries{Key: "key check", Count: 1, Next: early, Reason: "Failed"})), ready: "Deployed"},

@@ -122,7 +122,7 @@ func (c *Controller) later(e *entry, err error) {
 	}
 	if e.loggedProblem != err.Error() {
 		e.loggedProblem = err.Error()
-		c.log.Warn("a Helm chart cannot be looked after; it is tried again", "chart", nameOf(e.chart), "error", err)
+		c.log.Warn("a Helm chart cannot be reconciled; it is tried again", "chart", nameOf(e.chart), "error", err)
 	}
 }
 

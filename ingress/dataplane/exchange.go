@@ -162,7 +162,7 @@ func (x *exchange) serve() {
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
 	case s.disguised(r, name, x.path.match, x.in):
-		x.answer(http.StatusBadRequest, "a backend may read this path as one that not everybody may ask for: send it without encoded slashes, backslashes and semicolons")
+		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, backslashes and semicolons")
 	case r.refused != "":
 		x.answer(http.StatusServiceUnavailable, "the route is closed; the events of its object say why")
 	case r.redirect != 0 && x.scheme == "http":

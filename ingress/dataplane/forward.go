@@ -138,7 +138,7 @@ func (x *exchange) respond(res *http.Response) {
 		_ = res.Body.Close()
 	}()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		x.answer(http.StatusBadGateway, "the backend switched to a protocol that nobody asked for")
+		x.answer(http.StatusBadGateway, "the backend switched to a protocol that was not requested")
 		return
 	}
 	removeHopByHop(res.Header)

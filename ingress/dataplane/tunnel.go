@@ -73,7 +73,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 		return
 	}
 	if !hasToken(res.Header["Upgrade"], "websocket") {
-		x.answer(http.StatusBadGateway, "the backend switched to a protocol that nobody asked for")
+		x.answer(http.StatusBadGateway, "the backend switched to a protocol that was not requested")
 		return
 	}
 	if !release() {

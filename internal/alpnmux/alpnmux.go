@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alpnmux shares one TCP port between several protocols over TLS: it looks at the protocol names that a client
+// Package alpnmux shares one TCP port between several protocols over TLS: it reads the protocol names that a client
 // offers in its ClientHello (ALPN, RFC 7301) and gives the connection, with every byte still to be read, to the route
 // of the first name that has one. What offers none of them, or is no TLS at all, goes to the default route.
 //

@@ -100,7 +100,7 @@ type Liveness struct {
 
 var (
 	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process:
-	// the lease is there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet
+	// the lease is there for clients that read it. A renewal every 2.5 minutes keeps the idle disk quiet
 	// (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
 	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
 	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than

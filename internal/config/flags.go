@@ -143,8 +143,8 @@ func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
 	return f
 }
 
-// RegisterFor adds all flags of a command c to one that only looks at c's settings. Those that do not say which coracle
-// is meant are left out of its help, and reserved is a short name that it has a use of its own for.
+// RegisterFor adds all flags of a command c to one that only reads c's settings. Those that do not say which coracle is
+// meant are left out of its help, and reserved is a short name that it has a use of its own for.
 func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {
 	f := &Flags{given: values{}}
 	for _, s := range Table(c) {

@@ -104,7 +104,7 @@ func (LocalHost) Links() ([]net.Interface, error) {
 	}), nil
 }
 
-// Owns looks at all interfaces, also those that are down.
+// Owns considers all interfaces, also those that are down.
 func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -120,7 +120,7 @@ func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 
 // ReplacingHost is the LocalHost when it is asked for an address in place of one that is gone. Not every link will do:
 // a VPN, a bridge of virtual machines and a storage network keep their addresses while the machine's cable is out, and
-// are not where others look for it.
+// are not where others reach it.
 type ReplacingHost struct {
 	LocalHost
 	// Links are the names of those where the machine had its addresses.

@@ -32,7 +32,7 @@ func LoadAgent(s Sources) (*Agent, error) {
 	return &out, r.problems.orNil()
 }
 
-// Tool is what commands need that look at an installed coracle.
+// Tool is what commands need that inspect an installed coracle.
 type Tool struct {
 	Paths      Paths
 	Kubeconfig string // where the server writes the administrator's kubeconfig

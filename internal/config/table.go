@@ -103,7 +103,7 @@ var table = []Setting{
 		Help: "Further host names and addresses for which the API server's certificate is valid"},
 
 	{Name: "vip", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "IP",
-		Help: "Address for the whole cluster, one for each address family: a live server answers at it, and another one within seconds when that one dies. It lies in the servers' network, and nobody has it; all servers have the same"},
+		Help: "Address for the whole cluster, one for each address family: a live server answers at it, and another one within seconds when that one dies. It lies in the servers' network, and no machine has it; all servers have the same"},
 	{Name: "vip-interface", Commands: ServerCommand, Group: groupListener, Holder: "NAME", Computed: "the interface whose network holds the address",
 		Help: "Interface of this machine on which --vip is announced"},
 
@@ -124,7 +124,7 @@ var table = []Setting{
 	{Name: "network-external-ip", Commands: nodeCommands, Group: groupNetwork, Kind: Bool, Default: "false",
 		Help: "Other nodes send packets for this machine's pods to its --node-external-ip, as behind address translation that leads from there to this machine"},
 	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",
-		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. Nobody has them, and no DHCP server gives them out; all servers have the same"},
+		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. No machine has them, and no DHCP server gives them out; all servers have the same"},
 	{Name: "load-balancer-reserved-ports", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "PORT", Default: "22",
 		Help: "Ports that Services of type LoadBalancer do not get at nodes' addresses, beside the cluster's own, since programs of the machines listen there: PORT or PORT/PROTOCOL; none for none; all servers have the same"},
 	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(clusterconfig.DefaultTolerationSeconds),

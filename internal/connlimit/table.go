@@ -45,7 +45,7 @@ func sourceOf(remote net.Addr) netip.Prefix {
 
 // Add takes a connection from remote in. If there are more than Max then, it closes the oldest of the source that
 // has the most. It returns false if the Table is closed. Done must be called when the connection has said who it is, or
-// is gone. HangUp may be called until then, once; it must not block.
+// is gone. closeConn may be called until then, once; it must not block.
 func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	t.mu.Lock()
 	if t.closed {

@@ -12,8 +12,8 @@ import (
 // reasonBySet refuses whole sections of a leader-only component's flags, by the name upstream gives the section.
 var reasonBySet = map[string]string{
 	"secure serving": "this component has no port of its own here; its metrics and health are the API server's",
-	"authentication": "this component has no port of its own here, so it authenticates nobody",
-	"authorization":  "this component has no port of its own here, so it authorizes nobody",
+	"authentication": "this component has no port of its own here, so it authenticates no requests",
+	"authorization":  "this component has no port of its own here, so it authorizes no requests",
 	"metrics":        "the process has one set of metrics; set it on the API server",
 	"logs":           "the process has one log; set it with coracle's own flags",
 	"feature gate":   "the process has one set of feature gates; set them on the API server",
@@ -24,7 +24,7 @@ var reasonByName = map[string]string{
 	"kubeconfig":                   "this component speaks to the API server in memory",
 	"master":                       "this component speaks to the API server in memory",
 	"kube-api-content-type":        "this component speaks to the API server in memory",
-	"authentication-kubeconfig":    "this component has no port of its own here, so it authenticates nobody",
+	"authentication-kubeconfig":    "this component has no port of its own here, so it authenticates no requests",
 	"feature-gates":                reasonBySet["feature gate"],
 	"emulated-version":             "the process has one emulated version; set it on the API server",
 	"min-compatibility-version":    "the process has one compatibility version; set it on the API server",

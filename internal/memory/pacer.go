@@ -41,8 +41,8 @@ const (
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
 // nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of
-// that or less when it is not. It looks only when a collection has ended, and once after a burst of work that left much
-// behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
+// that or less when it is not. It samples only when a collection has ended, and once after a burst of work that left
+// much behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
@@ -66,7 +66,7 @@ type Pacer struct {
 // stopper is a time.Timer.
 type stopper interface{ Stop() bool }
 
-// NewPacer sets the value for rest and starts to look. now is the clock.
+// NewPacer sets the value for rest and starts to sample. now is the clock.
 func NewPacer(idle, busy int, now func() time.Time) *Pacer {
 	p := &Pacer{
 		idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now(),

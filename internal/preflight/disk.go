@@ -83,7 +83,7 @@ var remoteTypes = []string{"nfs", "cifs", "smb2", "9p", "fuse", "ceph"}
 func (r *run) space() {
 	s, err := r.Probe.Space(r.DataDir)
 	if err != nil {
-		r.warn("disk", fmt.Sprintf("cannot be looked at (%v)", err), "choose another folder with --data-dir")
+		r.warn("disk", fmt.Sprintf("cannot be examined (%v)", err), "choose another folder with --data-dir")
 		return
 	}
 	found := fmt.Sprintf("%s, %.1f of %.1f GB free", s.Type, float64(s.Free)/1e9, float64(s.Total)/1e9)

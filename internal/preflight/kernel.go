@@ -82,7 +82,7 @@ func (r *run) rights() {
 	}
 	switch {
 	case len(missing) > 0:
-		r.fail("rights", "root lacks "+strings.Join(missing, ", ")+" here", "this looks like a container: make it a privileged one")
+		r.fail("rights", "root lacks "+strings.Join(missing, ", ")+" here", "this seems to be a container: make it a privileged one")
 	case effective&(1<<capabilities["CAP_SYS_RESOURCE"]) == 0:
 		r.warn("rights", "root lacks CAP_SYS_RESOURCE here: pods get by, but no pod can be shielded from the kernel when memory runs out", "nothing has to be done; a privileged container or a machine of its own has it")
 	default:

@@ -96,7 +96,7 @@ func (r *run) forwarding() {
 	}
 	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
 		if m, ok := parseMount(line); ok && m.point == "/proc/sys" && m.has("ro") {
-			r.fail("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods", "this looks like a container: make it a privileged one")
+			r.fail("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods", "this seems to be a container: make it a privileged one")
 			return
 		}
 	}

@@ -90,7 +90,7 @@ type Probe interface {
 	// Listeners names the processes that listen at some TCP ports, at all addresses or at one of these; "" for one that
 	// cannot be found.
 	Listeners(ports []int, at []netip.Addr) (map[int]string, error)
-	// Space looks at the file system of the nearest existing folder on the way to path.
+	// Space examines the file system of the nearest existing folder on the way to path.
 	Space(path string) (Space, error)
 	// SyncTime measures how long a small write takes to reach the disk, in the nearest existing folder.
 	SyncTime(path string) (time.Duration, error)

@@ -4,9 +4,9 @@
 //
 // Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of
 // this machine's own decides: does the node's kernel still answer a TCP connection, at an address that the API says is
-// the node's? So no member can make a node look unreachable to others, and lost datagrams mark no node. A node
-// that this machine has never reached is never marked: it may be behind a router or a firewall. The package writes
-// nothing anywhere. While no node is nominated it does nothing.
+// the node's? So no member can make a node seem unreachable to others, and lost datagrams mark no node. A node that
+// this machine has never reached is never marked: it may be behind a router or a firewall. The package writes nothing
+// anywhere. While no node is nominated it does nothing.
 package reachability
 
 import (
@@ -55,8 +55,8 @@ const (
 
 // Options may all be left out.
 type Options struct {
-	// Tell is called, from a goroutine of its own, with the name of a node that this machine has just found
-	// unreachable, so that others look at it too.
+	// Report is called, from a goroutine of its own, with the name of a node that this machine has just found
+	// unreachable, so that others probe it too.
 	Report func(node string)
 	// Check is Answers when nil.
 	Check Check

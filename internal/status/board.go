@@ -24,7 +24,7 @@ const (
 	Disabled State = "disabled"
 )
 
-// Trouble says whether a person should look.
+// Trouble says whether a person should check it.
 func (s State) Trouble() bool { return s == Degraded || s == Failed }
 
 // Component is what is known about one part.

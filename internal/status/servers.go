@@ -125,7 +125,7 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	}
 	if len(stalled) > 0 {
 		problem := fmt.Sprintf("%s: the disk of its store does not finish a write, so it answers and counts for no majority. "+
-			"Nothing is lost, and its pods run. Look at the disk and the kernel's log there", listOf(stalled))
+			"Nothing is lost, and its pods run. Check the disk and the kernel's log there", listOf(stalled))
 		if alive >= majority {
 			problem += ". If it will not recover: coracle member remove NAME"
 		}
@@ -164,7 +164,7 @@ func reachedElsewhere(servers []ClusterServer) (out []ClusterServer, problems []
 		if !s.Answers && len(s.ReachedBy) > 0 {
 			out[i].Answers = true
 			problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server, but %s can reach it: it works, and is to stay a member. "+
-				"The network between this machine and that one is not whole; look at cables, switches and firewalls between them", s.Name, listOf(s.ReachedBy)))
+				"The network between this machine and that one is not whole; check cables, switches and firewalls between them", s.Name, listOf(s.ReachedBy)))
 		}
 	}
 	return out, problems

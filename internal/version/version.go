@@ -28,7 +28,7 @@ var protocol = "2"
 func Protocol() int {
 	n, err := strconv.Atoi(protocol)
 	if err != nil || n < 1 {
-		panic("version: the linker was told a protocol that is no number: " + protocol)
+		panic("version: the linker was given a protocol that is no number: " + protocol)
 	}
 	return n
 }

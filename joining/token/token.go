@@ -149,7 +149,7 @@ func (t Token) VerifyCA(root *x509.Certificate) error {
 	}
 	if got := Hash(root); subtle.ConstantTimeCompare([]byte(got), []byte(t.CAHash)) != 1 {
 		return fmt.Errorf("%w, or someone between answers in its place: it names the authority %.12s… and this one is %.12s…. "+
-			"Nothing was sent; take the token anew with `coracle token` on a server of the cluster", ErrOtherCluster, t.CAHash, got)
+			"Nothing was sent; get the token again with `coracle token` on a server of the cluster", ErrOtherCluster, t.CAHash, got)
 	}
 	return nil
 }

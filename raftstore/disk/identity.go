@@ -211,7 +211,7 @@ func exists(path string) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for %s: %w", path, err)
+		return false, fmt.Errorf("search for %s: %w", path, err)
 	}
 	return true, nil
 }

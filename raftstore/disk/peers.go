@@ -58,7 +58,7 @@ func ReadPeers(dir string) ([]Peer, error) {
 		}
 	}
 	if string(encodePeers(peers)) != string(data) {
-		return nil, fmt.Errorf("read %s: its checksum is wrong. It is not used, and written anew when the other servers are known", path)
+		return nil, fmt.Errorf("read %s: its checksum is wrong. It is not used, and written again when the other servers are known", path)
 	}
 	return peers, nil
 }

@@ -215,7 +215,7 @@ func verifyVars(path string) (saved savedVars, err error) {
 	saved.values = make(map[string][]byte)
 	check := func(k, sealed []byte) error {
 		if !slices.Contains(variables, string(k)) {
-			return damaged(path, "it holds a variable %q, which nobody wrote", k)
+			return damaged(path, "it holds a variable %q, which the store does not write", k)
 		}
 		value, err := openVariable(path, k, sealed)
 		if err == nil && string(k) == variables[0] && len(value) == 8 {

@@ -67,7 +67,7 @@ func TestQuietWatchOutlivesHistory(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			heard := hearOf(t, w, other.ResourceVersion)
+			heard := bookmarkFrom(t, w, other.ResourceVersion)
 			to, err := strconv.ParseInt(other.ResourceVersion, 10, 64)
 			if err != nil {
 				t.Fatal(err)
@@ -87,8 +87,8 @@ func TestQuietWatchOutlivesHistory(t *testing.T) {
 	}
 }
 
-// hearOf waits until a watch has told that its client has all up to a version, and returns the one that it told.
-func hearOf(t *testing.T, w watch.Interface, version string) string {
+// bookmarkFrom waits for a bookmark of at least a version, and returns the bookmark's version.
+func bookmarkFrom(t *testing.T, w watch.Interface, version string) string {
 	t.Helper()
 	late := time.After(patience)
 	for {
@@ -101,15 +101,15 @@ func hearOf(t *testing.T, w watch.Interface, version string) string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var told, want uint64
-			if _, err := fmt.Sscan(at+" "+version, &told, &want); err != nil {
+			var reported, want uint64
+			if _, err := fmt.Sscan(at+" "+version, &reported, &want); err != nil {
 				t.Fatal(err)
 			}
-			if told >= want {
+			if reported >= want {
 				return at
 			}
 		case <-late:
-			t.Fatal("the watch is not told where it is")
+			t.Fatal("no bookmark of that version came")
 		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 // A Fence knows whether the term of leadership that a request's context carries
 // is over (raftstore.Store). It returns nil for a context without a term.
 type Fence interface {
-	// CheckTerm asks nobody: it finds what this server knows by itself.
+	// CheckTerm sends no request: it returns what this server knows by itself.
 	CheckTerm(context.Context) error
 	// ConfirmTerm asks a majority.
 	ConfirmTerm(context.Context) error

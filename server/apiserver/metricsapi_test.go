@@ -149,7 +149,7 @@ func TestMetricsAPI(t *testing.T) {
 	metricsFrom(t, c, "ours")
 	eventually(t, "the APIService is back", func() error {
 		got, err := services.Get(t.Context(), metricsAPIService, metav1.GetOptions{})
-		if err == nil && (got.Object["spec"].(map[string]any)["service"] != nil || !strings.Contains(line(), "at rest") && !strings.Contains(line(), "somebody asks")) {
+		if err == nil && (got.Object["spec"].(map[string]any)["service"] != nil || !strings.Contains(line(), "at rest") && !strings.Contains(line(), "clients ask")) {
 			err = fmt.Errorf("%v, %q", got.Object["spec"], line())
 		}
 		return err

@@ -41,7 +41,7 @@ const (
 )
 
 // NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which
-// does not look at pod networks and addresses: traffic is routed by what a Node says.
+// does not check pod networks and addresses: traffic is routed by what a Node says.
 type NodeClaims struct {
 	// Networks are the cluster's own, for pods and Services. No machine's address lies in them.
 	Networks []netip.Prefix

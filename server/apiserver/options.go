@@ -108,7 +108,7 @@ type Options struct {
 
 	// ResourceMetrics serves metrics.k8s.io; without it the group is left to whomever an APIService names.
 	ResourceMetrics bool
-	// MetricsPart, when set, is told how that goes.
+	// MetricsPart, when set, shows how that goes.
 	MetricsPart *status.Part
 
 	// IngressRules are those by which Ingresses are compiled for nodes.

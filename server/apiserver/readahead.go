@@ -31,8 +31,8 @@ func newStore(config *storagebackend.ConfigForResource, newObject, newList func(
 // each value, just before it decodes that.
 type unhurried struct{ value.Transformer }
 
-// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since that would
-// be told to whoever reads on.
+// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since the client
+// that reads on would get that error.
 func (u unhurried) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool, err error) {
 	if b := watchbuffer.From(ctx); b != nil {
 		b.Decode(ctx, data)

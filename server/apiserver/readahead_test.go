@@ -99,7 +99,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 			for i := range versions {
 				e := <-w.ResultChan()
 				taken.Add(1)
-				text, version, err := told(e)
+				text, version, err := describe(e)
 				if err != nil || heard[version] {
 					t.Fatalf("event %d: %s, %v", i, text, err)
 				}

@@ -35,7 +35,7 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	}
 	memory, err := memory.Self()
 	if err != nil {
-		o.Logger.Warn("it is not known how much memory there is; few connections may be open over which nobody has authenticated", "error", err)
+		o.Logger.Warn("it is not known how much memory there is; few unauthenticated connections may be open", "error", err)
 	}
 	l := connlimit.NewListener(o.Listener, cmp.Or(o.unauthenticated, unauthenticatedBound(memory.Bytes)))
 	o.Listener = l

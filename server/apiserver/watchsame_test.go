@@ -140,7 +140,7 @@ func (b both) in(ctx context.Context, namespace string) context.Context {
 	return genericapirequest.WithNamespace(genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{IsResourceRequest: true, APIVersion: "v1", Resource: resource}), namespace)
 }
 
-// heard is what a watch has told.
+// heard is what a watch has delivered.
 type heard struct {
 	mu     sync.Mutex
 	events []string          // without bookmarks
@@ -201,9 +201,9 @@ func (h *heard) listen(initial bool) {
 	}
 }
 
-// tillItsEnd is what it has told, and whether it has ended: the cache ends a watch whose client is behind, as it may be
-// on a machine with much else to do.
-func (h *heard) tillItsEnd() (events []string, ended bool) {
+// untilEnd returns the events that the watch delivered, and whether it has ended: the cache ends a watch whose client
+// is behind, as it may be on a machine with much else to do.
+func (h *heard) untilEnd() (events []string, ended bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.events), h.closed
@@ -234,9 +234,9 @@ type pair struct {
 }
 
 func (p *pair) differs() error {
-	if told, ended := p.of[1].tillItsEnd(); ended {
-		if all, _ := p.of[0].tillItsEnd(); !p.initial && (len(all) < len(told) || !slices.Equal(all[:len(told)], told)) {
-			return fmt.Errorf("%s:\nthe store tells\n%s\nthe cache told until it ended\n%s", p.what, all, told)
+	if delivered, ended := p.of[1].untilEnd(); ended {
+		if all, _ := p.of[0].untilEnd(); !p.initial && (len(all) < len(delivered) || !slices.Equal(all[:len(delivered)], delivered)) {
+			return fmt.Errorf("%s:\nthe store delivers\n%s\nthe cache delivered until it ended\n%s", p.what, all, delivered)
 		}
 		return nil
 	}
@@ -245,13 +245,14 @@ func (p *pair) differs() error {
 		a, b = p.of[0].outcome, p.of[1].outcome
 	}
 	if x, y := a(), b(); x != y || strings.Contains(x, "and never") || strings.Contains(x, "twice") {
-		return fmt.Errorf("%s:\nthe store tells\n%s\nthe cache tells\n%s", p.what, x, y)
+		return fmt.Errorf("%s:\nthe store delivers\n%s\nthe cache delivers\n%s", p.what, x, y)
 	}
 	return nil
 }
 
-// TestCacheTellsWhatTheStoreTells changes objects at random, and asks store and cache for the same watches at random.
-func TestCacheTellsWhatTheStoreTells(t *testing.T) {
+// TestCacheDeliversWhatTheStoreDelivers changes objects at random, and asks store and cache for the same watches at
+// random.
+func TestCacheDeliversWhatTheStoreDelivers(t *testing.T) {
 	newFixture(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -280,7 +281,7 @@ func (b both) compare(t *testing.T, r *rand.Rand) {
 		}
 	}
 	for _, p := range pairs {
-		eventually(t, "both tell the same", p.differs)
+		eventually(t, "both deliver the same", p.differs)
 	}
 	if len(pairs) == 0 {
 		t.Error("nothing was compared")

@@ -32,8 +32,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// told is an event as tests compare it.
-func told(e watch.Event) (text string, version uint64, err error) {
+// describe returns an event as tests compare it.
+func describe(e watch.Event) (text string, version uint64, err error) {
 	m, err := meta.Accessor(e.Object)
 	if err != nil {
 		return "", 0, fmt.Errorf("%s %v", e.Type, e.Object)
@@ -130,7 +130,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	}
 	defer whole.Stop()
 	for range events {
-		text, _, err := told(<-whole.ResultChan())
+		text, _, err := describe(<-whole.ResultChan())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +173,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 		close(began)
 		var got []string
 		read(ctx, w, 5*time.Millisecond, func(e watch.Event) {
-			text, _, err := told(e)
+			text, _, err := describe(e)
 			if err != nil {
 				t.Error(err)
 			}
@@ -183,16 +183,16 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 		}
 		<-passed
 		if heard += len(got); len(got) > len(all) || !slices.Equal(got, all[:len(got)]) {
-			t.Fatalf("told:\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
+			t.Fatalf("delivered:\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
 		}
 	}
 	if heard == 0 {
-		t.Error("none was told anything")
+		t.Error("no watch delivered anything")
 	}
 }
 
 // TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not
-// wait for longer than the request that it belongs to, and is told the beginning of what happened. Objects change all
+// wait for longer than the request that it belongs to, and is sent the beginning of what happened. Objects change all
 // the time.
 func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
@@ -226,11 +226,11 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 		}
 		ends, heard := r.IntN(20), 0
 		for e := range w.ResultChan() {
-			text, _, err := told(e)
+			text, _, err := describe(e)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, version, err := told(<-whole.ResultChan())
+			want, version, err := describe(<-whole.ResultChan())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -315,9 +315,9 @@ func (s *askedStore) Watch(ctx context.Context, key string, opts storage.ListOpt
 	return s.quietStore.Watch(ctx, key, opts)
 }
 
-// TestWatchThatNobodyStops: upstream's handler begins a watch before it knows whether it can answer in the format that
-// the client wants, and does not stop it if it cannot.
-func TestWatchThatNobodyStops(t *testing.T) {
+// TestUnreadWatchEndsByItself: upstream's handler begins a watch before it knows whether it can answer in the format
+// that the client wants, and does not stop it if it cannot.
+func TestUnreadWatchEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, request := context.WithCancel(t.Context())
 		var s askedStore
@@ -327,12 +327,12 @@ func TestWatchThatNobodyStops(t *testing.T) {
 		request()
 		time.Sleep(readUntil - time.Nanosecond) // of the bubble's time
 		if s.ctx.Err() != nil {
-			t.Error("it has ended while somebody may read it")
+			t.Error("it has ended while its client may still read it")
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if s.ctx.Err() == nil {
-			t.Error("it goes on when nobody reads it any more")
+			t.Error("it goes on although no client can read it any more")
 		}
 	})
 }

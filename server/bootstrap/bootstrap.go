@@ -4,8 +4,8 @@
 // of local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
 //
 // It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
-// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that nobody
-// has set.
+// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that is not
+// set.
 package bootstrap
 
 import (

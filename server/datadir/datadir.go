@@ -4,7 +4,7 @@
 // stopped one.
 //
 // It owns the folder's lock and the file that says which server this is and which program wrote here last. It never
-// looks into what lies beside them.
+// reads what lies beside them.
 package datadir
 
 import (

@@ -25,9 +25,9 @@ func (f *fixture) expectAnswer(c *client, want string) {
 	f.ends(c)
 }
 
-// TestBegin: as long as there is no API server, programs of this machine are answered, or given another server. When
-// there is one they are its own.
-func TestBegin(t *testing.T) {
+// TestLocalClientsAreServedBeforeTheAPIServer: as long as there is no API server, programs of this machine are
+// answered, or given another server. When there is one they are its own.
+func TestLocalClientsAreServedBeforeTheAPIServer(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
 	f.expectAnswer(f.connect(), "starting")
@@ -53,9 +53,9 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestBeginAway: the API server comes while programs of this machine have another server, and has none of them until
-// they come back.
-func TestBeginAway(t *testing.T) {
+// TestFailedOverClientsReturnToNewAPIServer: the API server comes while programs of this machine have another server,
+// and has none of them until they come back.
+func TestFailedOverClientsReturnToNewAPIServer(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
 	f.l.Away(true)
@@ -69,8 +69,9 @@ func TestBeginAway(t *testing.T) {
 	f.wants(f.connect(), "own")
 }
 
-// TestBeginFromElsewhere: what comes from other machines waits for the API server; the oldest go if they are many.
-func TestBeginFromElsewhere(t *testing.T) {
+// TestRemoteClientsWaitForTheAPIServer: what comes from other machines waits for the API server; the oldest go if they
+// are many.
+func TestRemoteClientsWaitForTheAPIServer(t *testing.T) {
 	var here atomic.Bool
 	f := newStarting(t, func(l net.Listener) net.Listener { return someListener{l, &here} })
 	f.l.Begin(startingUp)
@@ -89,8 +90,8 @@ func TestBeginFromElsewhere(t *testing.T) {
 	}
 }
 
-// TestBeginAndEnd: what waits is closed, and what is being answered.
-func TestBeginAndEnd(t *testing.T) {
+// TestCloseEndsWaitingConnections: what waits is closed, and what is being answered.
+func TestCloseEndsWaitingConnections(t *testing.T) {
 	var here atomic.Bool
 	f := newStarting(t, func(l net.Listener) net.Listener { return someListener{l, &here} })
 	f.l.Begin(func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) })
@@ -140,8 +141,9 @@ type at struct {
 func (a at) RemoteAddr() net.Addr { return a.from }
 func (a at) LocalAddr() net.Addr  { return a.to }
 
-// TestFromHere: loopback is this machine, and so is the one address that the server has, if it has one.
-func TestFromHere(t *testing.T) {
+// TestLoopbackAndBoundAddressAreLocal: loopback is this machine, and so is the one address that the server has, if it
+// has one.
+func TestLoopbackAndBoundAddressAreLocal(t *testing.T) {
 	tcp := func(text string) net.Addr {
 		a, err := net.ResolveTCPAddr("tcp", text)
 		if err != nil {

@@ -8,7 +8,7 @@
 // passes on what comes from other machines: those know other servers, and the address that they have dialled is in no
 // other one's certificate.
 //
-// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it look for a
+// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it expect a
 // loopback address in the certificate all the same (Options.Bound).
 package detour
 

@@ -159,9 +159,9 @@ func (f *fixture) ends(c *client) {
 	}
 }
 
-// TestAway: while they are to have another server, programs of this machine have the first that accepts, and come back
-// afterwards. What they have open ends each time.
-func TestAway(t *testing.T) {
+// TestLocalClientsFailOverAndReturn: while they are to have another server, programs of this machine have the first
+// that accepts, and come back afterwards. What they have open ends each time.
+func TestLocalClientsFailOverAndReturn(t *testing.T) {
 	f := newFixture(t)
 	first := f.connect()
 	f.wants(first, "own")
@@ -178,9 +178,9 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// TestAnotherOne: the server that programs are given is not the best one any more, and may have vanished with its
-// machine, which ends nothing. They have the one that is now.
-func TestAnotherOne(t *testing.T) {
+// TestLocalClientsFollowTheFailoverTarget: the server that programs are given is not the best one any more, and may
+// have vanished with its machine, which ends nothing. They have the one that is now.
+func TestLocalClientsFollowTheFailoverTarget(t *testing.T) {
 	f := newFixture(t)
 	f.l.Away(true)
 	c := f.connect()
@@ -201,8 +201,8 @@ func TestAnotherOne(t *testing.T) {
 	running.Wait()
 }
 
-// TestEndOfOneWay: what a program still has to read comes after it has said all.
-func TestEndOfOneWay(t *testing.T) {
+// TestHalfClosedConnectionIsReadToItsEnd: what a program still has to read comes after it has said all.
+func TestHalfClosedConnectionIsReadToItsEnd(t *testing.T) {
 	f := newFixture(t)
 	f.l.Away(true)
 	c := f.connect()
@@ -217,9 +217,9 @@ func TestEndOfOneWay(t *testing.T) {
 	}
 }
 
-// TestNoOther: no other server accepts. Programs are hung up on, which is said once, and have the first that accepts
-// then.
-func TestNoOther(t *testing.T) {
+// TestNoFailoverTargetClosesConnections: no other server accepts. Programs are hung up on, which is said once, and have
+// the first that accepts then.
+func TestNoFailoverTargetClosesConnections(t *testing.T) {
 	f := newFixture(t)
 	f.mu.Lock()
 	servers := f.servers
@@ -238,8 +238,8 @@ func TestNoOther(t *testing.T) {
 	f.wants(f.connect(), "other")
 }
 
-// TestMost: more connections than a machine's programs need are not passed on.
-func TestMost(t *testing.T) {
+// TestForwardedConnectionsAreBounded: more connections than a machine's programs need are not passed on.
+func TestForwardedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)
 	f.l.Away(true)
 	for range most {
@@ -261,8 +261,8 @@ func (l farListener) Accept() (net.Conn, error) {
 	return far{c}, err
 }
 
-// TestFromElsewhere: what comes from other machines is this server's all the time.
-func TestFromElsewhere(t *testing.T) {
+// TestRemoteClientsNeverFailOver: what comes from other machines is this server's all the time.
+func TestRemoteClientsNeverFailOver(t *testing.T) {
 	f := newFixture(t, func(l net.Listener) net.Listener { return farListener{l} })
 	c := f.connect()
 	f.wants(c, "own")

@@ -27,7 +27,7 @@ const (
 
 // Rewrite has the API server write every object of the given resources again, with the key it writes with now. An
 // object that is so already costs a read only; one that someone else writes or deletes meanwhile needs nothing. done is
-// told the running number of objects.
+// called with the running number of objects.
 func Rewrite(ctx context.Context, config *rest.Config, resources []string, done func(int)) error {
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // priority and fairness on the server's side is limit enough

@@ -58,10 +58,10 @@ type RotateOptions struct {
 	Loaded func(context.Context) ([]string, error)
 	// KV is the store, in which is looked for what still needs an older key; nil believes the API server.
 	KV clientv3.KV
-	// Check, when set, is asked before each run, when nobody can be admitted any more (HoldStill). Its error ends the
-	// run.
+	// Check, when set, is called before each run, when no machine can be admitted any more (HoldStill). Its error ends
+	// the run.
 	Check func() error
-	// Progress, when set, is told of each stage as it begins and of objects written again.
+	// Progress, when set, is called for each stage as it begins and for objects written again.
 	Progress func(stage Stage, objects int)
 	// Clock is the time; nil means the machine's.
 	Clock clock.Clock

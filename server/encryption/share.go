@@ -15,7 +15,7 @@ import (
 )
 
 // Fingerprint stands for the keys in the folder dir, "" if there are none: two servers with the same one read and write
-// the same. It tells nothing of the keys, which nobody can guess.
+// the same. It reveals nothing of the keys, which cannot be guessed.
 func Fingerprint(dir string) (string, error) {
 	path := filepath.Join(dir, configFile)
 	sum := sha256.New()

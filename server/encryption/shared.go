@@ -32,7 +32,7 @@ const (
 // (docs/adr/0051-servers-authority-and-rotation.md).
 type Shared struct {
 	KV clientv3.KV
-	// Secret is known to every server of the cluster and to nobody else.
+	// Secret is known to the servers of the cluster alone.
 	Secret []byte
 	// Dir is this server's Options.Dir.
 	Dir string

@@ -22,8 +22,8 @@ type SharedRotation struct {
 	Client *rest.Config
 	// Servers are the names of all servers of the cluster, as the store counts them.
 	Servers func(context.Context) ([]string, error)
-	// Progress, when set, is told of each stage as it begins, of objects written again, and of servers that are waited
-	// for.
+	// Progress, when set, is called for each stage as it begins, for objects written again, and for servers that are
+	// waited for.
 	Progress func(stage Stage, objects int, waiting []string)
 	// Patience is how long a stage waits for a server that does not take the keys over; zero means 3 minutes.
 	Patience time.Duration
@@ -33,9 +33,9 @@ type SharedRotation struct {
 }
 
 // Run returns when the old key is gone. Every server has to have taken a stage's keys over before the next one begins,
-// also a server that is off: one that is cut off and one that is off look the same, and the first could still write
-// with the old key. When it fails, or is interrupted, everything stays readable, and calling it again, on any server,
-// goes on.
+// also a server that is off: one that is cut off cannot be distinguished from one that is off, and the first could
+// still write with the old key. When it fails, or is interrupted, everything stays readable, and calling it again, on
+// any server, goes on.
 func (o SharedRotation) Run(ctx context.Context) error {
 	o = o.withDefaults()
 	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)

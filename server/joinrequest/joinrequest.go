@@ -54,7 +54,7 @@ type Request struct {
 	Addresses          []netip.Addr
 }
 
-// Joined is what the cluster told a server that joined it.
+// Joined is what the cluster sent a server that joined it.
 type Joined struct {
 	Settings         clusterconfig.Settings `json:"settings"`
 	NodePortRange    string                 `json:"nodePortRange"`
@@ -65,8 +65,8 @@ type Joined struct {
 }
 
 // Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
-// answers, may be interrupted at any point, and asks nobody once this server has taken part in the cluster. No key that
-// was there is replaced.
+// answers, may be interrupted at any point, and sends no request once this server has taken part in the cluster. No key
+// that was there is replaced.
 func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 	joined, err := WasJoined(o.Folders.Server)
 	if err != nil {
@@ -122,7 +122,7 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 // renewPatience bounds one try to get what was replaced anew.
 const renewPatience = 30 * time.Second
 
-// Renew fetches anew what the cluster replaces at times and this server got when it asked to join: encryption keys and
+// Renew fetches again what the cluster replaces at times and this server got when it asked to join: encryption keys and
 // tokens. It is for a server that the others have not taken in yet; a member follows the store.
 func Renew(ctx context.Context, o Options, j Request) error {
 	t, err := token.Parse(j.Token)

@@ -141,8 +141,8 @@ func New(o Options) *Judge {
 	return &Judge{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
-// Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks:
-// what finds no room is found out without it, a second later.
+// Suspect reports that a node may be dead. The judge checks it at once. It never blocks: what finds no room is found
+// out without it, a second later.
 func (j *Judge) Suspect(node string) {
 	select {
 	case j.suspect <- node:

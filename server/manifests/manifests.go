@@ -5,7 +5,7 @@
 // A file is read as a whole: one that is malformed changes nothing. Its objects are applied by server-side apply, which
 // writes nothing where nothing differs. What a file once held and holds no more is deleted, also after restarts: a
 // ConfigMap in kube-system for each file, its record, says what it applied. Records are written before objects, so that
-// a crash never leaves an object that nobody remembers.
+// a crash never leaves an object without a record.
 //
 // The package owns the records, and the objects that carry its annotation. It deletes nothing else, and nothing that
 // another file in the folder asks for. It runs where the leader is; a record names the server whose folder had the
@@ -56,8 +56,8 @@ type Options struct {
 	ServerID string
 	// Config has an administrator's rights.
 	Config *rest.Config
-	// Want, when set, is told of kinds that files have objects of and the cluster does not know. It says whether they
-	// are on their way.
+	// Want, when set, is called with kinds that files have objects of and the cluster does not know. It says whether
+	// they are on their way.
 	Want func(schema.GroupKind) bool
 	// Part, when set, shows in coracle status which files are in trouble.
 	Part *status.Part
@@ -113,8 +113,8 @@ func New(o Options) (*Manifests, error) {
 	return m, nil
 }
 
-// Run keeps the cluster in step with the folder until ctx is done. Trouble with a file is logged, told as an Event and
-// tried again; Run itself goes on.
+// Run keeps the cluster in step with the folder until ctx is done. Trouble with a file is logged, reported as an Event
+// and tried again; Run itself goes on.
 func (m *Manifests) Run(ctx context.Context) error {
 	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil {
 		m.log.Error("manifests are not applied: their folder cannot be made", "folder", m.o.Dir, "error", err)

@@ -119,7 +119,7 @@ func (m *Membership) Run(ctx context.Context) {
 	m.o.Part.Set(status.Starting, "no key yet")
 	keys, ok, err := gossip.ReadKeys(m.keysFile())
 	if err != nil {
-		m.o.Logger.Warn("the gossip keys are fetched anew", "error", err)
+		m.o.Logger.Warn("the gossip keys are fetched again", "error", err)
 	}
 	if ok {
 		m.use(keys)

@@ -33,7 +33,7 @@ type Rotation struct {
 	Client kubernetes.Interface
 	// Members are the machines of the cluster and which keys they have, as a running server knows them.
 	Members func(context.Context) ([]status.Member, error)
-	// Progress is told of each step.
+	// Progress is called for each step.
 	Progress func(string)
 }
 
@@ -97,7 +97,7 @@ func (r Rotation) change(ctx context.Context, generation uint64, next func(clust
 			return err
 		}
 		if keys.Generation != generation {
-			return fmt.Errorf("somebody else changed the gossip keys meanwhile, probably by another rotation. This one stops; all machines still understand one another. "+
+			return fmt.Errorf("another command changed the gossip keys meanwhile, probably another rotation. This one stops; all machines still understand one another. "+
 				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, expected was %d)", keys.Generation, generation)
 		}
 		if out, err = next(keys); err != nil {

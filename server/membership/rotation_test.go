@@ -199,7 +199,7 @@ func TestTwoGossipRotations(t *testing.T) {
 			for range 2 {
 				if err := <-errs; err != nil {
 					failed++
-					if !strings.Contains(err.Error(), "somebody else changed the gossip keys") {
+					if !strings.Contains(err.Error(), "another command changed the gossip keys") {
 						t.Error(err)
 					}
 				}

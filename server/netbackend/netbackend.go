@@ -119,9 +119,9 @@ func (k *Keeper) Last() string {
 	return cmp.Or(k.present, clusterconfig.ReadBackend(k.o.Dir))
 }
 
-// ForJoining is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for
-// nothing) and the server was started with own. What makes no sense is told to nobody: the cluster's nodes stay with
-// what it said before.
+// ForJoining returns the back end that a joining machine is sent, where the ConfigMap says said now (empty for nothing)
+// and the server was started with own. What makes no sense is sent to no machine: the cluster's nodes stay with what it
+// said before.
 func (k *Keeper) ForJoining(own, setting string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:

@@ -17,7 +17,7 @@
 //     another server.
 //
 // The package owns the files in its folder. It never replaces or repairs an authority: everything in the cluster trusts
-// those, so a damaged one is refused with words. A leaf is cheap and is made anew whenever it does not fit.
+// those, so a damaged one is refused with words. A leaf is cheap and is replaced whenever it does not fit.
 package pki
 
 import (
@@ -37,7 +37,7 @@ import (
 )
 
 const (
-	// LeafLifetime is how long a leaf is valid; it is made anew when less than a third of that is left, which gives a
+	// LeafLifetime is how long a leaf is valid; it is replaced when less than a third of that is left, which gives a
 	// machine four months of being off or of having no disk space.
 	LeafLifetime = 365 * 24 * time.Hour
 	renewBefore  = LeafLifetime / 3

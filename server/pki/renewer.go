@@ -55,8 +55,8 @@ func (p *PKI) refresh(m *managedLeaf) error {
 }
 
 // Run keeps every ensured leaf fresh until ctx is done. It never fails: what cannot be renewed now (a full disk) stays
-// in use and is tried again a minute later, which is a third of a year before it matters. report, when set, is told how
-// each look went.
+// in use and is tried again a minute later, which is a third of a year before it matters. report, when set, is called
+// with the result of each check.
 func (p *PKI) Run(ctx context.Context, report func(error)) {
 	ticker := p.clock.NewTicker(checkEvery)
 	defer ticker.Stop()

@@ -2,9 +2,9 @@
 
 // Package resourcemetrics is the metrics.k8s.io API: what nodes and pods use, for `kubectl top` and autoscalers.
 //
-// It asks kubelets, and keeps their newest figures in memory, only while somebody asks for them: an autoscaler, or a
+// It asks kubelets, and keeps their newest figures in memory, only while a client asks for them: an autoscaler, or a
 // person within the last minutes. The first question of such a time waits for the first answers. Each server asks by
-// itself, so that any of them can be asked. What the API looks like, and how kubelets' counters are read, is
+// itself, so that any of them can be asked. The form of the API, and how kubelets' counters are read, is
 // metrics-server's own code.
 //
 // The package never writes an object and holds no informers. It believes a kubelet about its own node and the pods
@@ -49,12 +49,12 @@ type Options struct {
 	Transport http.RoundTripper
 	// AddressTypes says which of a node's addresses is used, the best first.
 	AddressTypes []corev1.NodeAddressType
-	// Part, when set, is told how it goes.
+	// Part, when set, shows how it goes.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Collector has the figures while somebody asks for them.
+// Collector has the figures while a client asks for them.
 type Collector struct {
 	o        Options
 	kubelets *kubelets
@@ -106,7 +106,7 @@ func (c *Collector) Elsewhere(service string) {
 	c.show()
 }
 
-// Run asks kubelets while somebody asks for their figures, until ctx is done. It may be called once.
+// Run asks kubelets while a client asks for their figures, until ctx is done. It may be called once.
 func (c *Collector) Run(ctx context.Context) {
 	defer close(c.ended)
 	for {

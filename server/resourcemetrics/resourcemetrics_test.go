@@ -29,10 +29,10 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
 		c := w.run(t)
-		expect(t, "at rest", w.line(), "running: at rest until somebody asks")
+		expect(t, "at rest", w.line(), "running: at rest until a client asks")
 		expect(t, "the first answer", w.top(c, "one"), "one 250m 1000M 10s")
 		expect(t, "the pod's first answer", w.topPod(t, c, "web"), "web/main 20m 10s")
-		expect(t, "asked", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+		expect(t, "asked", w.line(), "running: clients ask, so kubelets are asked every 15s")
 
 		w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(12*time.Second), k.cpu+6, pod.cpu+1.2 })
 		time.Sleep(period)
@@ -76,7 +76,7 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		if want := int(interest/period) + 2; w.asked > want || w.asked < want-3 {
 			t.Errorf("a kubelet was asked %d times after one question, want about %d", w.asked, want)
 		}
-		expect(t, "at rest again", w.line(), "running: at rest until somebody asks")
+		expect(t, "at rest again", w.line(), "running: at rest until a client asks")
 		before := w.asked
 		time.Sleep(24 * time.Hour)
 		if w.asked != before {
@@ -140,7 +140,7 @@ func TestBadKubelets(t *testing.T) {
 				synctest.Wait()
 				expect(t, "it is well again", w.top(c, "bad"), "bad 250m 1000M 10s")
 				expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
-				expect(t, "status", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+				expect(t, "status", w.line(), "running: clients ask, so kubelets are asked every 15s")
 			})
 		})
 	}
@@ -274,7 +274,7 @@ func TestSingleSlowKubeletIsAwaited(t *testing.T) {
 		}
 		c := w.run(t)
 		expect(t, "the first answer", w.top(c, "slow"), "slow 250m 1000M 10s")
-		expect(t, "status", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+		expect(t, "status", w.line(), "running: clients ask, so kubelets are asked every 15s")
 	})
 }
 
@@ -299,7 +299,7 @@ func TestNodeVanishes(t *testing.T) {
 		time.Sleep(period)
 		synctest.Wait()
 		expect(t, "a node that is gone", w.top(c, "goes"), "")
-		expect(t, "status", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+		expect(t, "status", w.line(), "running: clients ask, so kubelets are asked every 15s")
 	})
 }
 
@@ -330,7 +330,7 @@ func TestManyNodes(t *testing.T) {
 		if n, failed := len(c.now.nodes), len(c.now.failed); n != 300 || failed != 100 {
 			t.Errorf("figures of %d nodes, and %d failed; want 300 and 100", n, failed)
 		}
-		expect(t, "nodes that are not ready are no trouble of this part", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+		expect(t, "nodes that are not ready are no trouble of this part", w.line(), "running: clients ask, so kubelets are asked every 15s")
 		if got := w.top(c, "node-396"); !strings.Contains(got, "the kubelet of node node-396 does not answer") {
 			t.Errorf("one of those that are not ready: %q", got)
 		}
@@ -389,7 +389,7 @@ func TestElsewhere(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		c.Elsewhere("")
-		expect(t, "back", w.line(), "running: at rest until somebody asks")
+		expect(t, "back", w.line(), "running: at rest until a client asks")
 	})
 }
 

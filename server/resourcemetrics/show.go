@@ -27,7 +27,7 @@ func (c *Collector) showLocked() {
 		c.o.Part.Set(status.Running, "the Service "+c.elsewhere+" answers, as the APIService "+GroupVersion.Version+"."+GroupVersion.Group+
 			" says; coracle does once that is deleted")
 	case f == nil:
-		c.o.Part.Set(status.Running, "at rest until somebody asks")
+		c.o.Part.Set(status.Running, "at rest until a client asks")
 	case len(f.lost) > 0:
 		lost := map[string]error{}
 		for _, name := range f.lost {
@@ -36,7 +36,7 @@ func (c *Collector) showLocked() {
 		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, and kubectl top and autoscalers know nothing of their pods: %s",
 			len(lost), f.asked, describe(lost)))
 	default:
-		c.o.Part.Set(status.Running, "somebody asks, so kubelets are asked every "+period.String())
+		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String())
 	}
 }
 

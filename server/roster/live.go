@@ -20,7 +20,7 @@ const (
 )
 
 // LiveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that
-// it does not hear: nodes have to know these, too, which nobody may take. It is asked again and again.
+// it does not hear: nodes have to know these, too, and no other machine may take them. It is asked again and again.
 type LiveServers struct {
 	leading time.Time // since when; zero on a server that does not lead
 	term    uint64    // in which

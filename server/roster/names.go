@@ -31,7 +31,7 @@ func (r *Roster) PublishName(ctx context.Context) {
 		}
 		if err.Error() != last {
 			last = err.Error()
-			r.o.Logger.Warn("the other servers could not be told this one's name; it is tried again", "error", err)
+			r.o.Logger.Warn("this server's name could not be published to the other servers; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():

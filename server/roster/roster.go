@@ -205,7 +205,7 @@ func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, add
 	}
 	for _, m := range r.o.Machines() {
 		if slices.Contains(addresses, m.Address.Addr().Unmap()) {
-			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that nobody has", m.Address.Addr().Unmap(), m.Name)
+			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that no machine has", m.Address.Addr().Unmap(), m.Name)
 		}
 	}
 	return nil
@@ -225,7 +225,7 @@ func NotNodes(ctx context.Context, client kubernetes.Interface, addresses []neti
 		for _, has := range nodes.Items[i].Status.Addresses {
 			a, err := netip.ParseAddr(has.Address)
 			if err == nil && has.Type == corev1.NodeInternalIP && slices.Contains(addresses, a.Unmap()) {
-				return fmt.Errorf("%s is the address of the node %s. Choose an address that nobody has", a, nodes.Items[i].Name)
+				return fmt.Errorf("%s is the address of the node %s. Choose an address that no machine has", a, nodes.Items[i].Name)
 			}
 		}
 	}

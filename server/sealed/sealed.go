@@ -21,13 +21,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrChanged is what Put returns when somebody else has written meanwhile.
-var ErrChanged = errors.New("somebody else changed it at the same time")
+// ErrChanged is what Put returns when another writer has written meanwhile.
+var ErrChanged = errors.New("another writer changed it at the same time")
 
 // Box is one key of the store.
 type Box struct {
 	KV clientv3.KV
-	// Secret is known to every server of the cluster and to nobody else.
+	// Secret is known to the servers of the cluster alone.
 	Secret []byte
 	// Key is where it is in the store. What was sealed for one key opens at no other.
 	Key string
@@ -60,7 +60,7 @@ func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 	return answer.Kvs[0].ModRevision, nil
 }
 
-// Put writes v, if nobody has written since the revision (0: if there is nothing), and returns the new revision. After
+// Put writes v, if there was no write since the revision (0: if there is nothing), and returns the new revision. After
 // an error that is not ErrChanged it may have been written all the same.
 func (b Box) Put(ctx context.Context, v any, revision int64) (int64, error) {
 	seal, err := b.seal()

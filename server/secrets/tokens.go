@@ -350,7 +350,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	_, err = box.Put(ctx, r, r.revision)
 	switch {
 	case errors.Is(err, sealed.ErrChanged):
-		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Look at the token now (coracle token print), and run it again if it is to be replaced once more")
+		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check the token now (coracle token print), and run it again if it is to be replaced once more")
 	case err != nil:
 		return token.Token{}, nil, fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
 	}

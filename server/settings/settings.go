@@ -74,8 +74,8 @@ func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logge
 	}
 }
 
-// Run looks at the store when somebody wants to hear of the settings, and then whenever one changes, until ctx is done.
-// A server of which nobody asks does nothing.
+// Run reads the store when a client follows the settings, and then whenever one changes, until ctx is done. A server
+// without such a client does nothing.
 func (s *Settings) Run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
@@ -258,7 +258,7 @@ func (s *Settings) refuses(r *http.Request, names []string) (code int, why strin
 	}
 	who, ok := request.UserFrom(r.Context())
 	if !ok {
-		return http.StatusForbidden, "nobody asks"
+		return http.StatusForbidden, "the request has no user"
 	}
 	for _, name := range names {
 		if !slices.Contains(clustersettings.Names(), name) {

@@ -56,7 +56,7 @@ type Options struct {
 	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. Asked has what the request says.
 	S3 func(ctx context.Context) (*s3settings.S3, error)
 
-	// Part, when set, is told how the schedule goes.
+	// Part, when set, shows how the schedule goes.
 	Part   *status.Part
 	Clock  clock.WithTicker
 	Logger *slog.Logger

@@ -81,9 +81,9 @@ func (b *bucket) explain(what string, err error) error {
 	case minio.NoSuchBucket:
 		hint = "; make the bucket " + b.o.Bucket + " first"
 	case minio.AccessDenied, "InvalidAccessKeyId", "SignatureDoesNotMatch":
-		hint = "; look at the access key, the secret key and the bucket's policy"
+		hint = "; check the access key, the secret key and the bucket's policy"
 	case "AuthorizationHeaderMalformed", "InvalidRegion":
-		hint = "; look at the region"
+		hint = "; check the region"
 	case "RequestTimeTooSkewed":
 		hint = "; this machine's clock is wrong"
 	}

@@ -324,7 +324,7 @@ func TestScheduleWithS3(t *testing.T) {
 	m.put("/registry/pods/a/one", "1")
 	m.pass(12 * time.Hour)
 	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not elsewhere") ||
-		!strings.Contains(c.Message, "look at the access key") || len(m.scheduledHere()) != 1 {
+		!strings.Contains(c.Message, "check the access key") || len(m.scheduledHere()) != 1 {
 		t.Errorf("%+v", c)
 	}
 	f.mu.Lock()
@@ -387,7 +387,7 @@ func TestS3Trouble(t *testing.T) {
 	defer silent.Close()
 	for want, change := range map[string]map[string]string{
 		"make the bucket planes first": {s3settings.Bucket: "planes"},
-		"look at the access key":       {s3settings.AccessKey: "other"},
+		"check the access key":         {s3settings.AccessKey: "other"},
 		"certificate":                  {s3settings.EndpointCA: ""},
 		"deadline exceeded":            {s3settings.Endpoint: silent.Addr().String(), s3settings.Timeout: "300ms"},
 		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "1m"},

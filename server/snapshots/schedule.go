@@ -71,7 +71,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		k.log.Warn("what an interrupted snapshot left was not removed", "error", err)
 	}
 	if k.o.Schedule == nil {
-		k.o.Part.Set(status.Disabled, "snapshots are taken only when somebody asks: coracle snapshot save")
+		k.o.Part.Set(status.Disabled, "snapshots are taken only on request: coracle snapshot save")
 		return
 	}
 	k.o.Part.Set(status.Running, "")
@@ -89,7 +89,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			next, again = due, stuck != nil
 		}
 		if next.IsZero() {
-			k.o.Part.Set(status.Degraded, "the schedule for snapshots has no next time; look at --snapshot-schedule-cron")
+			k.o.Part.Set(status.Degraded, "the schedule for snapshots has no next time; check --snapshot-schedule-cron")
 			return
 		}
 		if wait := next.Sub(now); wait > 0 {

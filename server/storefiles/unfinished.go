@@ -42,8 +42,8 @@ func Abandon(made string) error {
 
 // Tidy ends what a power cut, or the end of a process, interrupted while the folder dir was being replaced: what was
 // not finished is removed, and what was there before gets the name under which it is kept. So does what was built to
-// the end if that is where it ended, a moment before the exchange: it cannot be told from that, and nothing that may
-// have been there is removed. The caller has dir to itself.
+// the end if that is where it ended, a moment before the exchange: it cannot be distinguished from that, and nothing
+// that may have been there is removed. The caller has dir to itself.
 func Tidy(dir string) error {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 // directTimeout bounds connecting without a tunnel, as upstream's own dialer does.
 const directTimeout = 30 * time.Second
 
-// Owner is the name of the node that an address belongs to, as its own or as one of its pods'; "" where that is
-// nobody's, or is not certain.
+// Owner is the name of the node that an address belongs to, as its own or as one of its pods'; "" where that is no
+// node's, or is not certain.
 type Owner func(netip.Addr) string
 
 // Follow says whose an address is. Until then nothing is dialled through a tunnel.

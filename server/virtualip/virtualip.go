@@ -279,8 +279,8 @@ func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) (*cor
 	}, metav1.CreateOptions{})
 }
 
-// Check says whether addresses can be announced on this machine and nobody has them. It takes about a second for
-// each.
+// Check says whether addresses can be announced on this machine and no other machine has them. It takes about a second
+// for each.
 func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []netip.Prefix) error {
 	links, err := vip.Links()
 	if err != nil {

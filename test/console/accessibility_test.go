@@ -178,7 +178,7 @@ func TestAccessible(t *testing.T) {
 	p.replace("greeting: hello", "greeting: good day")
 	k.Kubectl("patch", "configmap", "words", "-p", `{"data":{"greeting":"good night","other":"x"}}`)
 	p.ctrl(ctrlEnter)
-	p.shows("somebody else has changed the same fields", "Your text as it was")
+	p.shows("another client has changed the same fields", "Your text as it was")
 	p.accessible("conflict", axe)
 	p.ctrl(ctrlEnter)
 	p.shows("What will change")

@@ -205,7 +205,7 @@ func twoEditors(t *testing.T, k *harness.Kube) {
 	mine.replace("first: one", "first: mine")
 	mine.replace("third: three", "third: mine")
 	mine.ctrl(ctrlEnter)
-	mine.shows("somebody else has changed the same fields", "first: theirs", "first: mine", "second: theirs", "third: mine", "Your text as it was")
+	mine.shows("another client has changed the same fields", "first: theirs", "first: mine", "second: theirs", "third: mine", "Your text as it was")
 	if got := k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data.first}"); got != "theirs" {
 		t.Errorf("a conflict has written %q", got)
 	}

@@ -44,15 +44,15 @@ func withChart(t *testing.T, s *harness.Server) {
 func partsRun(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)
-	for part, want := range map[string]string{"metrics API": "running.*at rest until somebody asks", "local storage": "running", "helm charts": "running"} {
+	for part, want := range map[string]string{"metrics API": "running.*at rest until a client asks", "local storage": "running", "helm charts": "running"} {
 		harness.Eventually(t, soon, part+": "+want, func() error { return statusLine(s, part, want) })
 	}
 	k.Await(soon, "apiservice/v1beta1.metrics.k8s.io", `{.status.conditions[?(@.type=="Available")].status}`, "True")
 	k.Await(soon, "storageclass/local-path", "{.provisioner}", "rancher.io/local-path")
 	k.Await(soon, "crd/helmcharts.helm.cattle.io", `{.status.conditions[?(@.type=="Established")].status}`, "True")
 	harness.Says(t, k.Kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"), "NodeMetricsList")
-	harness.Eventually(t, soon, "the status says that somebody asks", func() error {
-		return statusLine(s, "metrics API", "running.*somebody asks, so kubelets are asked every 15s")
+	harness.Eventually(t, soon, "the status says that clients ask", func() error {
+		return statusLine(s, "metrics API", "running.*clients ask, so kubelets are asked every 15s")
 	})
 }
 

@@ -165,7 +165,7 @@ func TestSnapshotsInS3(t *testing.T) {
 		args    []string
 		message string
 	}{
-		{"secret", o.args(o.ca, "guessed"), "look at the access key"},
+		{"secret", o.args(o.ca, "guessed"), "check the access key"},
 		{"authority", o.args(filepath.Join(s.Dir, "other", "ca.crt"), s3Secret), "certificate signed by unknown authority"},
 	} {
 		if err := s.Stop(); err != nil {
@@ -195,7 +195,7 @@ func TestSnapshotsInS3(t *testing.T) {
 	restore := func(ca, secret string) (string, error) {
 		return blank.Run(blank.Coracle(), append([]string{"snapshot", "restore", last, "--token", strings.TrimSpace(token), "--data-dir", blank.DataDir}, o.args(ca, secret)...)...)
 	}
-	if out, err := restore(o.ca, "guessed"); err == nil || !strings.Contains(out+err.Error(), "look at the access key") {
+	if out, err := restore(o.ca, "guessed"); err == nil || !strings.Contains(out+err.Error(), "check the access key") {
 		t.Errorf("restoring with a wrong secret key says %v\n%s", err, out)
 	}
 	if out, err := restore(filepath.Join(s.Dir, "other", "ca.crt"), s3Secret); err == nil || !strings.Contains(out+err.Error(), "certificate signed by unknown authority") {

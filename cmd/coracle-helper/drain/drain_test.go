@@ -209,7 +209,7 @@ func TestOldestOutputIsDroppedWithAMarker(t *testing.T) {
 			got, next = got+1, i+1
 			continue
 		}
-		if _, err := fmt.Sscanf(sc.Text(), "[coracle: nobody read this output for a while and its buffer was full: %d bytes", &gap); err == nil {
+		if _, err := fmt.Sscanf(sc.Text(), "[coracle: this output was not read for a while and its buffer was full: %d bytes", &gap); err == nil {
 			markers, missing = markers+1, gap
 			continue
 		}
@@ -220,7 +220,7 @@ func TestOldestOutputIsDroppedWithAMarker(t *testing.T) {
 	if markers != 1 || next != n {
 		t.Fatalf("%d markers, last line %d of %d", markers, next-1, n-1)
 	}
-	marker := len("[coracle: nobody read this output for a while and its buffer was full:  bytes are missing here]\n\n") + len(fmt.Sprint(missing))
+	marker := len("[coracle: this output was not read for a while and its buffer was full:  bytes are missing here]\n\n") + len(fmt.Sprint(missing))
 	if total := missing + len(out) - marker; total != n*15 {
 		t.Errorf("%d missing and %d delivered are not the %d bytes written", missing, len(out)-marker, n*15)
 	}

@@ -22,7 +22,7 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	what := "the chart " + ref
 	u, err := url.Parse(ref)
 	if err != nil || u.Host == "" || u.User != nil {
-		return nil, "", fail(helmjob.BadRequest, false, "The chart's reference is none of a registry: it looks like oci://host/path/chart.")
+		return nil, "", fail(helmjob.BadRequest, false, "The chart's reference is none of a registry: its form is oci://host/path/chart.")
 	}
 	if v := f.c.Version; v != "" {
 		if _, err := semver.NewConstraint(v); err != nil {

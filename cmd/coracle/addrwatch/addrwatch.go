@@ -3,7 +3,7 @@
 // Package addrwatch notices that a machine has lost an address that it was known by, as one does whose lease of DHCP
 // was not renewed, or that was carried to another network.
 //
-// It only looks: it neither changes an address nor decides what follows.
+// It only observes: it neither changes an address nor decides what follows.
 package addrwatch
 
 import (

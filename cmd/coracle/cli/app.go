@@ -36,7 +36,7 @@ type App struct {
 	Unpack func(dataDir string) (string, error)
 	// Parts are the versions of the libraries that coracle is made of, by name.
 	Parts func() map[string]string
-	// Encryption looks after the store's keys.
+	// Encryption manages the store's keys.
 	Encryption Encryption
 	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
 	SnapshotFiles func() (required, optional []string)
@@ -54,7 +54,7 @@ type App struct {
 	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named
 	// interface, or on the one that fits, whether a machine has them. It returns them in their usual form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
-	// CheckHost is the machine that coracle check looks at.
+	// CheckHost is the machine that coracle check examines.
 	CheckHost func() preflight.Host
 
 	Stdin   io.Reader
@@ -88,7 +88,7 @@ func (a *App) root() *cobra.Command {
 		Short: "Kubernetes in one binary",
 		Long: `Coracle is Kubernetes in one binary that needs nothing else.
 
-Start a cluster with "coracle server", look at it with "coracle status", use it with "coracle kubectl". Further machines
+Start a cluster with "coracle server", check it with "coracle status", use it with "coracle kubectl". Further machines
 join it with "coracle agent".`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -103,7 +103,7 @@ join it with "coracle agent".`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
 	})
-	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and look after it:"})
+	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and maintain it:"})
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse}) // --help is enough; with no group there were an empty one
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),

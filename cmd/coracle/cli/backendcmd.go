@@ -124,7 +124,7 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	case name:
 		return before, nil
 	case clusterconfig.NetworkNone:
-		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had")
+		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If that was written by hand, restart coracle on a server: it writes what the cluster had")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -140,7 +140,7 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	_, err = c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{})
 	switch {
 	case apierrors.IsConflict(err):
-		return before, errors.New("somebody else changed the network back end at the same moment: look with coracle network-backend show, and try again")
+		return before, errors.New("another client changed the network back end at the same moment: see coracle network-backend show, and try again")
 	case err != nil:
 		return before, fmt.Errorf("writing the network back end: %w", err)
 	}
@@ -223,7 +223,7 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	err = wait.PollUntilContextTimeout(ctx, backendPoll, most, true, func(ctx context.Context) (bool, error) {
 		m, err := presentBackend(ctx, c)
 		if err == nil && m.Data[clusterconfig.BackendData] != name {
-			replaced = fmt.Errorf("somebody else has changed the cluster's network back end to %q meanwhile, which counts", m.Data[clusterconfig.BackendData])
+			replaced = fmt.Errorf("another client has changed the cluster's network back end to %q meanwhile, which counts", m.Data[clusterconfig.BackendData])
 			return false, replaced
 		}
 		var nodes *corev1.NodeList

@@ -76,7 +76,7 @@ func TestSetBackend(t *testing.T) {
 		"as it is":          {fake.NewClientset(backendSetting("vxlan"), a, old), "vxlan", "", "vxlan"},
 		"an older node":     {fake.NewClientset(backendSetting("vxlan"), a, old), "host-gw", "can change while they run: c.", "vxlan"},
 		"older servers":     {fake.NewClientset(a), "host-gw", "there is no ConfigMap kube-system/network-backend.coracle", ""},
-		"another plugin's":  {fake.NewClientset(backendSetting("none"), a), "host-gw", "another plugin's (none). If somebody wrote that by hand, start coracle anew on a server", "none"},
+		"another plugin's":  {fake.NewClientset(backendSetting("none"), a), "host-gw", "another plugin's (none). If that was written by hand, restart coracle on a server", "none"},
 		"a pod's port":      {fake.NewClientset(backendSetting("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
 		"a pod's, unneeded": {fake.NewClientset(backendSetting("vxlan"), a, pod), "host-gw", "", "host-gw"},
 		"a Service's port":  {fake.NewClientset(backendSetting("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
@@ -86,7 +86,7 @@ func TestSetBackend(t *testing.T) {
 		"routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
 			"d (192.0.2.1) and g (10.0.0.4) are not in one network; and 3 more. ", "vxlan"},
 		"a tunnel by routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
-		"somebody else, too":  {conflicting(backendSetting("vxlan"), a), "host-gw", "somebody else changed the network back end at the same moment", "vxlan"},
+		"somebody else, too":  {conflicting(backendSetting("vxlan"), a), "host-gw", "another client changed the network back end at the same moment", "vxlan"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := setBackend(t.Context(), c.client, c.to)
@@ -124,7 +124,7 @@ func TestWaitForBackend(t *testing.T) {
 func TestBackendReplaced(t *testing.T) {
 	client := fake.NewClientset(backendSetting("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
 	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
-	if want := `somebody else has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
+	if want := `another client has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
 		t.Errorf("%v, %v, want %s", off, err, want)
 	}
 }

@@ -34,7 +34,7 @@ type client struct {
 
 func kubectl() client {
 	return client{
-		name: "kubectl", short: "Use the cluster: kubectl, with this cluster's kubeconfig unless told otherwise",
+		name: "kubectl", short: "Use the cluster: kubectl, with this cluster's kubeconfig unless another one is given",
 		choosing: []string{"--kubeconfig", "--server", "-s"},
 		without:  []string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"},
 	}
@@ -42,7 +42,7 @@ func kubectl() client {
 
 func helm() client {
 	return client{
-		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless told otherwise",
+		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless another one is given",
 		choosing: []string{"--kubeconfig", "--kube-apiserver", "--kube-context"},
 		without: []string{
 			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry", "repo", "search",
@@ -71,7 +71,7 @@ func (a *App) clientCommand(c client) *cobra.Command {
 
 func (a *App) ctrCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "ctr", GroupID: groupUse, Short: "Look at containers and images: containerd's ctr, in the namespace of Kubernetes",
+		Use: "ctr", GroupID: groupUse, Short: "Inspect containers and images: containerd's ctr, in the namespace of Kubernetes",
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			t := a.tool()

@@ -23,7 +23,7 @@ import (
 func (a *App) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check", GroupID: groupUse, Short: "Find out whether this machine has what coracle needs", Args: noArgs,
-		Long: `Looks at kernel, control groups, network, ports, disk, memory and clock with the settings that a server would have
+		Long: `Checks kernel, control groups, network, ports, disk, memory and clock with the settings that a server would have
 here, and says what to do about what it finds. It changes nothing. The exit code is 1 when something keeps coracle
 from running.
 
@@ -126,9 +126,9 @@ func printChecks(w io.Writer, results []preflight.Result) error {
 	}
 	switch {
 	case count[preflight.Fail] > 0:
-		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to look at.\n", count[preflight.Fail], count[preflight.Warn])
+		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to check.\n", count[preflight.Fail], count[preflight.Warn])
 	case count[preflight.Warn] > 0:
-		fmt.Fprintf(&b, "\nCoracle runs here; %d to look at.\n", count[preflight.Warn])
+		fmt.Fprintf(&b, "\nCoracle runs here; %d to check.\n", count[preflight.Warn])
 	default:
 		b.WriteString("\nCoracle runs here.\n")
 	}

@@ -114,9 +114,9 @@ func askDebug(ctx context.Context, t *config.Tool, w io.Writer, path string) err
 	err := status.NewClient(t.Paths.AdminSocket).Copy(ctx, w, path)
 	switch {
 	case errors.Is(err, status.ErrNotRunning):
-		return errors.New("coracle does not run on this machine, so there is nothing to look into; coracle status says more")
+		return errors.New("coracle does not run on this machine, so there is nothing to inspect; coracle status says more")
 	case errors.Is(err, fs.ErrPermission):
-		return errors.New("only root may look into the running coracle; use sudo")
+		return errors.New("only root may inspect the running coracle; use sudo")
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted; the running coracle goes on as before")
 	}

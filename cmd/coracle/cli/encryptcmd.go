@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Encryption looks after the keys with which the store's secrets are encrypted. Main supplies it; dir is the server's
+// Encryption manages the keys with which the store's secrets are encrypted. Main supplies it; dir is the server's
 // folder for credentials.
 type Encryption interface {
 	// Status describes keys and rotation without secrets.
@@ -41,7 +41,7 @@ type EncryptionStatus struct {
 
 func (a *App) encryptCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "secrets-encrypt", GroupID: groupUse, Short: "Look at and rotate the key that encrypts Secrets in the store", Args: subcommand,
+		Use: "secrets-encrypt", GroupID: groupUse, Short: "Show and rotate the key that encrypts Secrets in the store", Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.encryptStatusCommand(), a.encryptRotateCommand())
@@ -56,7 +56,7 @@ func (a *App) encryptStatusCommand() *cobra.Command {
 		s, err := a.Encryption.Status(t.Paths.CredDir)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
-			return errors.New("only root may look at the keys; use sudo")
+			return errors.New("only root may read the keys; use sudo")
 		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("there are no keys below %s: no server has run with this data directory", t.Paths.ServerDir)
 		case err != nil:
@@ -98,7 +98,7 @@ func encryptionText(s EncryptionStatus) string {
 
 func (a *App) encryptRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything anew", Args: noArgs,
+		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything again", Args: noArgs,
 		Long: `Makes a new key, has everything written again with it, and forgets the old one. The cluster works on meanwhile. If it
 is interrupted, everything stays readable, and running it again goes on, on any server. With several servers each
 has to run and to take the new key over before anything is written with it.`,

@@ -35,7 +35,7 @@ func lockPIDFile(path, role string) (*pidFile, error) {
 	if err != nil {
 		_ = f.Close() // the error to tell about is the other one
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; look at it with: coracle status. To run a second %s on this machine give it its own --data-dir", pidClause(path), path, role)
+			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; see: coracle status. To run a second %s on this machine give it its own --data-dir", pidClause(path), path, role)
 		}
 		return nil, fmt.Errorf("locking the pid file %s: %w", path, err)
 	}

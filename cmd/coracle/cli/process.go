@@ -26,7 +26,7 @@ import (
 )
 
 // ErrRestart ends a server or an agent that has to start once more, in the same process: App.Restart does that.
-var ErrRestart = errors.New("coracle has to start anew")
+var ErrRestart = errors.New("coracle has to restart")
 
 // sameSignal is how close two signals are one: timeout(1) and some shells signal a process and then its group.
 const sameSignal = 500 * time.Millisecond
@@ -58,7 +58,7 @@ func (p *Process) Ready() {
 		p.Admin.SetReady(now)
 		p.Log.Info("ready", "role", p.role, "node", p.node, "api", p.api, "after", now.Sub(p.started).Round(10*time.Millisecond))
 		if err := p.notify.send("READY=1\nSTATUS=ready"); err != nil {
-			p.Log.Warn("systemd was not told that coracle is ready", "error", err)
+			p.Log.Warn("systemd could not be notified that coracle is ready", "error", err)
 		}
 	})
 }
@@ -110,7 +110,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	adminErr := <-adminDone
 	switch {
 	case errors.Is(bodyErr, ErrRestart) && ctx.Err() == nil:
-		p.Log.Info("coracle starts anew; pods keep running", "after", time.Since(p.started).Round(time.Second))
+		p.Log.Info("coracle restarts; pods keep running", "after", time.Since(p.started).Round(time.Second))
 		return errors.Join(ErrRestart, adminErr)
 	case bodyErr != nil && !(ctx.Err() != nil && (errors.Is(bodyErr, context.Canceled) || errors.Is(bodyErr, ErrRestart))):
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
@@ -122,15 +122,15 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	return adminErr
 }
 
-// Restart starts the program anew, whatever still runs; see App.Restart. When a stop was asked for meanwhile, it ends
-// the process.
+// Restart restarts the program, whatever still runs; see App.Restart. When a stop was asked for meanwhile, it ends the
+// process.
 func (p *Process) Restart() {
 	if p.stopping.Load() {
 		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
 		os.Exit(0)
 	}
-	p.Log.Info("not all has stopped in time; coracle starts anew all the same, pods keep running")
-	p.Log.Error("coracle could not start anew; the service manager starts it again", "error", p.app.Restart())
+	p.Log.Info("not all has stopped in time; coracle restarts all the same, pods keep running")
+	p.Log.Error("coracle could not restart; the service manager starts it again", "error", p.app.Restart())
 	os.Exit(1)
 }
 
@@ -178,7 +178,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 			p.stopping.Store(true)
 			p.Log.Info("stopping; once more to stop at once", "signal", s)
 			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
-				p.Log.Warn("systemd was not told that coracle stops", "error", err)
+				p.Log.Warn("systemd could not be notified that coracle stops", "error", err)
 			}
 			first = time.Now() // before the status says it: who has read it there and waits sameSignal is taken at their word
 			p.Admin.SetStopping()

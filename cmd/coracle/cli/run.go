@@ -17,7 +17,7 @@ func (a *App) serverCommand() *cobra.Command {
 		Use:     "server",
 		GroupID: groupRun,
 		Short:   "Run a server, and a node beside it",
-		Long: `Runs the control plane of a cluster in this process and, unless told not to, this machine's node too.
+		Long: `Runs the control plane of a cluster in this process and, unless --disable-agent is given, this machine's node too.
 
 At the first start it makes everything it needs below the data directory: certificates, credentials, tokens, an empty
 store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start finds them.`,

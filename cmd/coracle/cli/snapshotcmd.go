@@ -141,8 +141,8 @@ func (a *App) snapshotDeleteCommand() *cobra.Command {
 func (a *App) snapshotPruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Delete this server's older snapshots", Args: noArgs,
-		Long: `Deletes all but the newest snapshots that this server has saved with the same --name. A file that somebody has given another
-name stays. The schedule does this for its own each time it has saved one. On S3 as many stay as here, or --snapshot-s3-retention.`,
+		Long: `Deletes all but the newest snapshots that this server has saved with the same --name. A file that was renamed
+stays. The schedule does this for its own each time it has saved one. On S3 as many stay as here, or --snapshot-s3-retention.`,
 	}
 	flags := addS3(cmd)
 	name := cmd.Flags().String("name", snapshots.OnDemandName, "The --name that they were saved with")

@@ -32,7 +32,7 @@ is changed. Nothing is deleted: what was there is kept under another name.
 
 With --snapshot-s3 it may be the name of one in an object store.
 
-Other servers of the cluster have to be stopped first, and join this one anew.`,
+Other servers of the cluster have to be stopped first, and join this one again.`,
 	}
 	flags := addSome(cmd, append([]string{"token", "token-file", "snapshot-key-file", "snapshot-dir", "snapshot-s3"}, config.S3FlagNames()...)...)
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {

@@ -61,7 +61,7 @@ func (a *App) storeRestoreCommand() *cobra.Command {
 		Use: "restore FILE", Short: "Put a backup in the place of the store; the server has to be stopped", Args: cobra.ExactArgs(1),
 		Long: `Checks the backup, and puts it in the place of the store of this machine's server, which has to be stopped. Nothing is
 deleted: the earlier store is kept beside it under another name. Afterwards the store is that of a cluster with one
-server; other servers join it anew.`,
+server; other servers join it again.`,
 	}
 	flags := addPlaces(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {

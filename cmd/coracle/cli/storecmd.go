@@ -28,8 +28,8 @@ const storeTimeout = 15 * time.Second
 
 func (a *App) storeCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Look at, back up and restore the cluster's store", Args: subcommand,
-		Long: `The store holds everything that the API server knows. These commands look at it, write backups, and put one back.
+		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store", Args: subcommand,
+		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and put one back.
 
 "status", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and "recover" work
 on the files of one that is stopped. A backup is the store alone; "coracle snapshot" saves the whole cluster.

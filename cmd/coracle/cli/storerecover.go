@@ -18,7 +18,7 @@ func (a *App) storeRecoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "recover", Aliases: []string{"cluster-reset"}, Short: "Go on with this server alone, when a majority of the servers is lost for good", Args: noArgs,
 		Long: `When more than half of the voters are lost for good, no write can be agreed on any more. This makes a cluster of one server
-out of the store of this machine's server, which has to be stopped; other servers join it anew.
+out of the store of this machine's server, which has to be stopped; other servers join it again.
 
 Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what is here and changes
 nothing. A copy of the store is kept.`,
@@ -88,7 +88,7 @@ If at least %d of the %d voters can still be started, do that instead: then noth
 
 Recovering goes on with what is here, and asks none of the others (%s).
   May be lost: writes that were acknowledged without this server, that is, anything after entry %d.
-  May appear: writes at the end of the log here that nobody was told had succeeded.
+  May appear: writes at the end of the log here that no client got an acknowledgement for.
 If another server's files can still be read, run this command there too, and recover where the term, and in the same
 term the entry, is greatest.
 

@@ -187,7 +187,7 @@ func (a *App) tokenRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate", Short: "Replace the token for servers or, with --agent, the one for nodes, on all servers", Args: noArgs,
 		Long: `Replaces the cluster's server token or, with --agent, its agent token. All servers take the new one over while they run, and one that is off does
-when it starts; the old one lets nobody in any more, at once or after --grace. Machines that have joined need nothing. What
+when it starts; the old one is no longer valid, at once or after --grace. Machines that have joined need nothing. What
 --token or --agent-token say on a server does not count from then on.
 
 Snapshots are encrypted with the server token of their time: keep the old one for as long as you keep them.`,
@@ -277,7 +277,7 @@ func (a *App) withClient(ctx context.Context, t *config.Tool, f func(context.Con
 	}
 	if err := f(ctx, c); err != nil {
 		if strings.Contains(err.Error(), "connection refused") {
-			return fmt.Errorf("%w; does the server run? coracle status tells", err)
+			return fmt.Errorf("%w; does the server run? See coracle status", err)
 		}
 		return err
 	}

@@ -44,7 +44,7 @@ func (a *App) vipSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set ADDRESS[,ADDRESS]", Short: "Give the cluster a virtual address, or another one", Args: cobra.ExactArgs(1),
 		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two with a comma in between if they are of different
-families. To be run on a server: it first asks the network there whether somebody has the address. All servers take it over within seconds, with their
+families. To be run on a server: it first asks the network there whether the address is in use. All servers take it over within seconds, with their
 certificates and kubeconfigs. A server that is started with --vip and another address refuses to start: take it out there.`,
 	}
 	flags := addPlaces(cmd)
@@ -68,7 +68,7 @@ certificates and kubeconfigs. A server that is started with --vip and another ad
 func (a *App) vipRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "remove", Short: "Take the virtual address from the cluster", Args: noArgs,
-		Long: `Takes the virtual address from the cluster: nobody answers for it any more. A server that is started with --vip refuses to start from then on:
+		Long: `Takes the virtual address from the cluster: no server answers for it any more. A server that is started with --vip refuses to start from then on:
 take it out there.`,
 	}
 	flags := addPlaces(cmd)

@@ -83,7 +83,7 @@ export const S = {
   filter: {
     label: "Filter",
     placeholder: "Filter: text, !not, -l app=web",
-    plain: "This expression could take for ever: it is looked for as it stands.",
+    plain: "This expression could take for ever: its text is searched for as it stands.",
     help: "A text or regular expression. “!” before it shows what does not match. “-l app=web,tier!=db” selects by labels.",
   },
 
@@ -380,7 +380,7 @@ export const S = {
     text: "The node is cordoned and its pods are evicted. Pods that a controller has start on other nodes.",
     daemonSets: "Leave pods of DaemonSets (they would come back at once)",
     emptyDir: "Evict pods with emptyDir volumes: their data is lost",
-    force: "Evict pods that nobody makes again",
+    force: "Evict pods without a controller",
     grace: "Grace period in seconds; empty: what each pod says",
     timeout: "Give up after, as 5m; empty: never",
     button: "Drain",

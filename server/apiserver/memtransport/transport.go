@@ -32,7 +32,7 @@ type Options struct {
 	// Context, when set, is given the context of every request on the
 	// handler's side and returns the one that the handler gets.
 	Context func(context.Context) context.Context
-	// Logger is told of handlers that panic; slog.Default() when nil.
+	// Logger logs handlers that panic; slog.Default() when nil.
 	Logger *slog.Logger
 }
 

@@ -5,9 +5,9 @@
 //
 // Upstream's etcd3.watchChan decodes each event for each watch by itself. It has
 // room for a hundred decoded ones, and for a hundred that are still the store's
-// bytes, however large they are: so a watch that nobody reads, of an object of
-// 300 KB, held 30 MB of copies. A Bound has what decodes for the watch wait for
-// the reader, and what passes on the store's bytes wait for what decodes.
+// bytes, however large they are: so an unread watch of an object of 300 KB held
+// 30 MB of copies. A Bound has what decodes for the watch wait for the reader,
+// and what passes on the store's bytes wait for what decodes.
 //
 // It owns one goroutine for each watch, which ends with the context that Follow
 // is given, or behind the last event. It never drops an event, and never changes
@@ -51,8 +51,9 @@ func From(ctx context.Context) *Bound {
 }
 
 // Follow returns the channel by which the reader is given what is decoded. It is
-// closed behind the last event, or when ctx is done, from when on nobody may read.
-// Nothing is decoded for the watch before Follow is called, which happens once.
+// closed behind the last event, or when ctx is done; it must not be read after
+// that. Nothing is decoded for the watch before Follow is called, which happens
+// once.
 func (b *Bound) Follow(ctx context.Context, decoded <-chan watch.Event) <-chan watch.Event {
 	out := make(chan watch.Event) // no room: what waits in decoded is counted
 	b.mu.Lock()

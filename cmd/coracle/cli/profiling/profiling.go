@@ -48,7 +48,7 @@ func profile(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	var out bytes.Buffer // pprof writes from a goroutine of its own, which must not meet the Flush below
 	if err := pprof.StartCPUProfile(&out); err != nil {
-		http.Error(w, "somebody else is taking a profile of this process; try again when that one has ended", http.StatusConflict)
+		http.Error(w, "another client is taking a profile of this process; try again when that one has ended", http.StatusConflict)
 		return
 	}
 	// The answer's beginning tells that the profile has begun. Without it the asker has gone.

@@ -110,7 +110,7 @@ func TestProfileEndsWithItsAsker(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Body.Close()
-	if w := ask(t.Context(), ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "somebody else") {
+	if w := ask(t.Context(), ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "another client") {
 		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
 	}
 	leave()
