@@ -73,6 +73,6 @@ func (r *replica) finishedBootstrap(logs raft.LogStore) (bool, error) {
 	if term != 1 || last > 0 || len(snapshots) > 0 || !errors.Is(voted, raftboltdb.ErrKeyNotFound) {
 		return true, nil
 	}
-	r.log.Warn("the first start of this store was interrupted; starting it anew", "dir", r.opts.Dir)
+	r.log.Warn("the first start of this store was interrupted; it is started from the beginning", "dir", r.opts.Dir)
 	return false, r.dir.Vars.SetUint64([]byte("CurrentTerm"), 0)
 }

@@ -153,7 +153,7 @@ func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
 		return
 	}
 	if before.address == "" {
-		p.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; look at the network between the two",
+		p.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }

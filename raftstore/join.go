@@ -123,9 +123,9 @@ func (p *clustered) announce(ctx context.Context) {
 			return
 		}
 		if status.Code(err) == codes.Unauthenticated && p.opts.Renew != nil && time.Since(renewed) >= renewEvery {
-			p.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched anew", "reason", err)
+			p.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again", "reason", err)
 			if err := p.opts.Renew(ctx); err != nil && ctx.Err() == nil {
-				p.log.Warn("the cluster's keys could not be fetched anew; it is tried again", "err", err)
+				p.log.Warn("the cluster's keys could not be fetched again; the next try follows", "err", err)
 			}
 			renewed = time.Now()
 			continue
@@ -293,7 +293,7 @@ func (p *clustered) reportRemoval(ctx context.Context) {
 		return
 	}
 	if before == nil || !before.removed {
-		p.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
+		p.log.Error("this server was taken out of the store's cluster. What it holds is kept, but it does not count for a majority. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
 			"directory", p.opts.Dir, "asked", best.ID)
 	}

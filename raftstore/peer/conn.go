@@ -116,7 +116,7 @@ func (c *conn) abort() (first bool) {
 	return first
 }
 
-// hangUp closes without a farewell: TLS would wait up to 5 s to get its
+// closeConn closes without a farewell: TLS would wait up to 5 s to get its
 // closing alert through to a peer that takes nothing any more, and each of our
 // messages says itself where it ends.
 func closeConn(c net.Conn) {

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// goneDial bounds a call by which a server is found to be dead.
+	// lostDial bounds a call by which a server is found to be dead.
 	lostDial = 100 * time.Millisecond
-	// goneDials is how often to call. A process that dies loses its
+	// lostDials is how often to call. A process that dies loses its
 	// connections one by one: its listener may outlive those that broke for a
-	// few milliseconds. The pause between the calls doubles, from goneFirst.
+	// few milliseconds. The pause between the calls doubles, from lostFirst.
 	lostDials = 6
 	lostFirst = 4 * time.Millisecond
 )
