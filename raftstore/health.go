@@ -48,3 +48,6 @@ func (h Health) OtherLeader() string {
 	}
 	return dialAddress(lead.Address)
 }
+
+// Quota is how many bytes of keys and history the store may have, see Options.QuotaBytes.
+func (h Health) Quota() int64 { return h.opts.QuotaBytes }

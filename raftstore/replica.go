@@ -20,7 +20,7 @@ import (
 )
 
 // replica is this server's copy of the cluster's log and state: the directory, raft, and the state machine that raft
-// drives. Every other part of a store is made of it.
+// drives. Most other parts of a store hold it.
 type replica struct {
 	opts Options
 	log  *slog.Logger

@@ -122,8 +122,7 @@ type Status struct {
 	Revision     int64 // newest revision applied here
 	Compacted    int64 // oldest revision that can be read
 	AppliedIndex uint64
-	Level        int   // of the newest log entries that all members can read
-	Quota        int64 // in bytes, see Options.QuotaBytes
+	Level        int // of the newest log entries that all members can read
 	mvcc.Stats
 }
 
@@ -133,7 +132,6 @@ func (s *Store) Status() Status {
 	lead, _ := s.leadership.get()
 	return Status{
 		Leadership: lead, Revision: view.Revision(), Compacted: view.Compacted(),
-		AppliedIndex: s.replica.raft.AppliedIndex(), Level: s.replica.level(),
-		Quota: s.replica.opts.QuotaBytes, Stats: view.Stats(),
+		AppliedIndex: s.replica.raft.AppliedIndex(), Level: s.replica.level(), Stats: view.Stats(),
 	}
 }

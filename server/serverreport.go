@@ -18,7 +18,7 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	}
 	if store := s.store.Load(); store != nil {
 		stats := store.View().Stats()
-		out.Store = &status.StoreSize{Live: stats.LiveBytes, Total: stats.TotalBytes, Quota: store.Status().Quota}
+		out.Store = &status.StoreSize{Live: stats.LiveBytes, Total: stats.TotalBytes, Quota: store.Health().Quota()}
 	}
 	if kept, err := s.snapshots.Summary(); err != nil {
 		s.log.Debug("the snapshots are not in the report of this server", "error", err)
