@@ -74,11 +74,12 @@ func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool)
 }
 
 // seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
+// One that has confirmed nothing in this term yet seems to, too: the leader may be new.
 func (p *clustered) seeming() []raft.Server {
 	term := p.raft.CurrentTerm()
 	return slices.DeleteFunc(slices.Clone(p.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		_, at := p.Stored(m.ID, term)
-		return m.ID != p.id && time.Since(at) >= healthyWithin
+		return m.ID != p.id && !at.IsZero() && time.Since(at) >= healthyWithin
 	})
 }
 

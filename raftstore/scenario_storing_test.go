@@ -236,6 +236,26 @@ func TestScenarioTransferBesideStalledVoter(t *testing.T) {
 	})
 }
 
+// A server has just been elected, and what one of the others confirms is on its way. The third one, which was the
+// leader, may be removed.
+func TestScenarioRemovalAfterElection(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			former := c.leader()
+			next, far := c.others(former)[0], c.others(former)[1]
+			c.pass(5 * time.Second)
+			c.net.Delay(far.name, next.name, 100*time.Millisecond, 0)
+			if err := transferBetween(c.within(10*time.Second), former.running(), next.running()); err != nil {
+				t.Fatal(err)
+			}
+			c.eventually("it leads", time.Second, next.leads)
+			if err := next.running().cluster.RemoveMember(c.within(10*time.Second), former.name); err != nil {
+				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
+			}
+		})
+	})
+}
+
 // How many entries a cluster writes in which a stand-by could be promoted, and its disk takes too long for it: one a
 // minute.
 func TestScenarioProbesPause(t *testing.T) {

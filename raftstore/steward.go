@@ -185,7 +185,7 @@ func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried r
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
 		return last
 	}
-	stores := p.storageProbe(ctx, nil)
+	stores := p.storageProbe(ctx, func(stores storing) bool { return stores.count(room) == len(room) })
 	for _, server := range room {
 		if !stores(server.ID) {
 			continue
