@@ -131,9 +131,8 @@ type Options struct {
 
 	Logger *slog.Logger
 
-	// seriesKept is seriesKept when zero; tests wait for less.
-	unauthenticated int // the bound of connections without an authenticated request; by the memory when 0
-	seriesKept      time.Duration
+	unauthenticated int           // the bound of connections without an authenticated request; by the memory when 0
+	seriesKept      time.Duration // how long metrics of deleted objects are kept; the constant of that name when 0
 }
 
 // storeServer is what upstream's storage layer is told to connect to. It is never
