@@ -66,11 +66,11 @@ type drain struct {
 	node    string
 	o       drainOptions
 	report  func(pod, state, text string) error // what becomes of a pod; pod "" for the node
-	waiting map[types.UID]*draining
+	waiting map[types.UID]*podEviction
 }
 
-// draining is a pod that is to go.
-type draining struct {
+// podEviction is a pod that is to go.
+type podEviction struct {
 	pod     corev1.Pod
 	evicted bool
 	next    time.Time // when its eviction is tried again
@@ -139,9 +139,9 @@ func (d *drain) drain(ctx context.Context) error {
 			return err
 		}
 	}
-	d.waiting = map[types.UID]*draining{}
+	d.waiting = map[types.UID]*podEviction{}
 	for _, pod := range pods {
-		d.waiting[pod.UID] = &draining{pod: pod}
+		d.waiting[pod.UID] = &podEviction{pod: pod}
 	}
 	return d.wait(ctx)
 }
@@ -271,17 +271,17 @@ func (d *drain) wait(ctx context.Context) error {
 	}
 }
 
-func (d *drain) inOrder() []*draining {
-	out := make([]*draining, 0, len(d.waiting))
+func (d *drain) inOrder() []*podEviction {
+	out := make([]*podEviction, 0, len(d.waiting))
 	for _, w := range d.waiting {
 		out = append(out, w)
 	}
-	slices.SortFunc(out, func(a, b *draining) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
+	slices.SortFunc(out, func(a, b *podEviction) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
 	return out
 }
 
 // evict asks for a pod's eviction when it is time. What a PodDisruptionBudget refuses is tried again.
-func (d *drain) evict(ctx context.Context, w *draining) error {
+func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	if w.evicted || time.Now().Before(w.next) {
 		return nil
 	}

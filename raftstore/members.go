@@ -135,7 +135,7 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 // the entry that made them so. It reports whether it did.
 func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
 	if v.ID == c.id && isOnlyVoter(members, v.ID) {
-		if err := c.replication.bequeath(ctx, members, at); err != nil {
+		if err := c.replication.transferVote(ctx, members, at); err != nil {
 			return false, err
 		}
 		return false, errNotLeader // who leads now removes it

@@ -44,7 +44,7 @@ type replication interface {
 	// What a leader does for them.
 	runSteward(context.Context)
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
-	bequeath(ctx context.Context, members []raft.Server, at uint64) error
+	transferVote(ctx context.Context, members []raft.Server, at uint64) error
 }
 
 // standalone is the only server of its cluster: it has no other server to ask, and none has
@@ -121,7 +121,7 @@ func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) 
 	return nil, errNoAnswer
 }
 
-func (l standalone) bequeath(context.Context, []raft.Server, uint64) error {
+func (l standalone) transferVote(context.Context, []raft.Server, uint64) error {
 	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.id)
 }
 

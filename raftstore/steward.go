@@ -143,10 +143,10 @@ func (p *clustered) bearable(
 	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d store anything at the moment", len(after), stores.count(after))
 }
 
-// bequeath gives the vote of this server, the only voter, to another one that has
+// transferVote gives the vote of this server, the only voter, to another one that has
 // everything, and lets that one lead. Between the two steps there are two voters; the
 // steward takes one vote away again, here only if the second step fails.
-func (p *clustered) bequeath(ctx context.Context, members []raft.Server, at uint64) error {
+func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
 	select {
 	case p.votes <- struct{}{}:
 		defer func() { <-p.votes }()

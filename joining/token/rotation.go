@@ -22,8 +22,8 @@ type Former struct {
 	Here time.Time
 }
 
-// Valid are the tokens that work at a time, the lasting ones first.
-func (s Set) Valid(now time.Time) []Token {
+// Accepted are the tokens that work at a time, the lasting ones first.
+func (s Set) Accepted(now time.Time) []Token {
 	out := []Token{s.Agent, s.Server}
 	for _, f := range s.Former {
 		if now.Before(f.Until) && (f.Here.IsZero() || now.Before(f.Here)) {

@@ -50,7 +50,7 @@ func TestValid(t *testing.T) {
 	former := Token{Role: RoleServer, Secret: "old"}
 	s := Set{Server: Token{Role: RoleServer, Secret: "a"}, Agent: Token{Role: RoleAgent, Secret: "b"}, Former: []Former{{Token: former, Until: now.Add(time.Hour)}}}
 	for after, want := range map[time.Duration]int{0: 3, time.Hour - 1: 3, time.Hour: 2} {
-		if got := s.Valid(now.Add(after)); len(got) != want {
+		if got := s.Accepted(now.Add(after)); len(got) != want {
 			t.Errorf("after %s: %v", after, got)
 		}
 	}

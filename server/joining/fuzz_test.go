@@ -55,8 +55,8 @@ func FuzzAnswer(f *testing.F) {
 		Now: func() time.Time { return now }, Logger: quiet,
 	})
 	state := spoken(f, s)
-	agents := tokens.Valid(now)[0]
-	for _, t := range tokens.Valid(now) {
+	agents := tokens.Accepted(now)[0]
+	for _, t := range tokens.Accepted(now) {
 		if t.Role == token.RoleAgent {
 			agents = t
 		}

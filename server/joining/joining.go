@@ -265,7 +265,7 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *pro
 		return nil, s.checkCertificate(state, q.Node.Name)
 	case token.RoleAgent, token.RoleServer:
 		// A bare secret may be of either kind, and which one it is decides what it is good for.
-		for _, t := range s.o.Tokens().Valid(s.o.Now()) {
+		for _, t := range s.o.Tokens().Accepted(s.o.Now()) {
 			if q.Proof.Verify(state, t) {
 				return &t, nil
 			}

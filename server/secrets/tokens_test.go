@@ -87,7 +87,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	if has.Server != first || first.Secret != "next" || has.Agent != agent || agent.Secret == "given-to-agents" {
 		t.Errorf("it goes by %+v", has)
 	}
-	if valid := has.Valid(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
+	if valid := has.Accepted(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
 		t.Errorf("valid are %+v", valid)
 	}
 	if _, behind, err := RotateToken(t.Context(), kv, dir, token.Rotation{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
@@ -132,7 +132,7 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := rotate(token.Rotation{})
-	if valid := s.Now().Valid(time.Now()); len(valid) != 2 {
+	if valid := s.Now().Accepted(time.Now()); len(valid) != 2 {
 		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
 	}
 	for what, set := range map[string]func() error{
@@ -176,7 +176,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 			}
 			has := s.Now()
 			works := has.Server.Secret
-			if valid := has.Valid(time.Now()); len(valid) != 2 || works != now && works != next || rotateErr == nil && works != next {
+			if valid := has.Accepted(time.Now()); len(valid) != 2 || works != now && works != next || rotateErr == nil && works != next {
 				t.Fatalf("at call %d, after it: %t: the command says %v, and valid are %+v", n, after, rotateErr, valid)
 			}
 			now = works
