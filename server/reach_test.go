@@ -94,14 +94,17 @@ func TestWhyUnreachedByMutePeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	port := testenv.Port(t)
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil { // the kernel chooses a port
 		t.Fatal(err)
 	}
 	if err := unix.Listen(fd, 0); err != nil { // room for one connection
 		t.Fatal(err)
 	}
-	mute := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	bound, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mute := net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*unix.SockaddrInet4).Port)) //nolint:forcetypeassert // of its family
 	first, err := net.Dial("tcp", mute)
 	if err != nil {
 		t.Fatal(err)
