@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	cdpbrowser "github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
@@ -89,6 +90,12 @@ func newBrowser(t testing.TB, m *harness.Machine, more ...chromedp.ExecAllocator
 	if err != nil {
 		testenv.Missing(t, testenv.Chromium, "chromium-headless-shell is not installed: packaging/deps.sh browser")
 	}
+	// A browser gives a page up when an address comes. That of a new pod's interface comes a second after it, when
+	// duplicate address detection has ended.
+	testenv.Until(t, time.Minute, "no address is tentative", func() bool {
+		out, err := m.Command(t.Context(), "ip", "-6", "-o", "address", "show", "tentative").CombinedOutput()
+		return err == nil && len(out) == 0
+	})
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.UserDataDir(filepath.Join(m.Dir, "browser")), chromedp.WindowSize(1280, 800),
 		chromedp.IgnoreCertErrors, // the cluster's authority is not the browser's

@@ -164,7 +164,7 @@ var kindOf = map[string]string{
 func (p *page) list(command string) {
 	p.T.Helper()
 	p.until("no question and no editor is open", func(string) bool {
-		return eval[bool](p, `!document.querySelector("dialog") && !location.hash.startsWith("#/edit")`)
+		return eval[bool](p, `!document.querySelector("dialog, .editor") && !location.hash.startsWith("#/edit")`)
 	})
 	p.keys(":")
 	p.focused(".command-bar input")
