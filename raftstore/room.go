@@ -66,7 +66,7 @@ func (p *clustered) roomOf(ctx context.Context, servers []raft.Server) (full, ro
 			continue
 		}
 		asked.Go(func() {
-			info, err := p.ask(ctx, p.Call, m)
+			info, err := p.requestInfo(ctx, p.Call, m)
 			_, stored := p.Stored(m.ID, term)
 			mu.Lock()
 			defer mu.Unlock()

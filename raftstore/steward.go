@@ -179,7 +179,7 @@ func (p *clustered) handToRoom(ctx context.Context, last raft.ServerID) (tried r
 		if m.ID == p.id {
 			return true
 		}
-		info, err := p.ask(ctx, p.Call, m)
+		info, err := p.requestInfo(ctx, p.Call, m)
 		return err != nil || info.Full || info.Stalled
 	})
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
@@ -282,8 +282,8 @@ func (p *clustered) observe(servers []raft.Server, known *acquaintances) []voter
 	return out
 }
 
-// ask asks a member how it is.
-func (r *replica) ask(ctx context.Context, call caller, server raft.Server) (infoAnswer, error) {
+// requestInfo requests from a member how it is.
+func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
 	info, err := callAt[infoAnswer](ctx, call, string(server.Address), callInfo, nothing{})

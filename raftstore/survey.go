@@ -45,7 +45,7 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
 		wg.Go(func() {
-			if info, err := c.ask(ctx, c.replication.Call, server); err == nil {
+			if info, err := c.requestInfo(ctx, c.replication.Call, server); err == nil {
 				states[i].fill(info)
 			}
 		})

@@ -60,7 +60,7 @@ func TestQuotedWords(t *testing.T) {
 		t.Run(shell, func(t *testing.T) {
 			program, err := exec.LookPath(shell)
 			if err != nil {
-				t.Skip(err) // one that this machine's people do not use
+				t.Skip(err) // this machine does not have the shell, so nothing can be shown of it
 			}
 			args := map[string][]string{"busybox": {"sh"}}[shell]
 			dir := t.TempDir()
