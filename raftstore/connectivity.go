@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // A leader that does not reach a member looks every connectivityPause for a voter that reaches more members than it
@@ -82,7 +84,16 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 	c.next = time.Now().Add(connectivityPause)
 	own := p.reached(ctx)
 	best, most := p.mostConnected(ctx, servers, own)
-	if len(most) <= len(own) || len(p.reached(ctx)) >= len(most) { // the link may be back
+	if len(most) <= len(own) {
+		return
+	}
+	// The member may be back, and the other server may only have connected a moment earlier.
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(peer.ReconnectsWithin):
+	}
+	if len(p.reached(ctx)) >= len(most) {
 		return
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)

@@ -62,6 +62,36 @@ func TestScenarioOneLinkCutBesideLostServer(t *testing.T) {
 	})
 }
 
+// A member is lost to all others for some seconds, again and again, by its links or by a restart. The leader keeps the
+// leadership each time the member is back, although another server may reach that one a moment earlier.
+func TestScenarioMemberIsBack(t *testing.T) {
+	seeds(t, 5, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			leader := c.leader()
+			lost := c.others(leader)[0]
+			term := leader.term()
+			for range 60 {
+				restarts := c.rand.IntN(2) == 0
+				if restarts {
+					lost.crash()
+				} else {
+					c.isolate(lost)
+				}
+				c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
+				if restarts {
+					lost.start()
+				} else {
+					c.net.HealAll()
+				}
+				c.pass(3 * time.Second)
+				if now := c.leader().term(); now != term {
+					t.Fatalf("seed %d: term %d became %d when a lost member came back (restarted: %v)\n%s", seed, term, now, restarts, c.state())
+				}
+			}
+		})
+	})
+}
+
 // No server reaches more than the leader does, and one hears it not. That one knows a server that reaches the leader,
 // and takes itself for no removed one; when the link is whole it has a leader again.
 func TestScenarioCutOffFromTheLeader(t *testing.T) {

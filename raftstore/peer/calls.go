@@ -33,6 +33,10 @@ const (
 	maxDoublings  = 6 // of patience: then it is longer than gRPC's
 )
 
+// ReconnectsWithin bounds for how long calls to a server still fail at once after the link to it has been mended: they
+// do until the next attempt to connect.
+const ReconnectsWithin = 2 * maxBackoff
+
 // message is what a call carries. An answer has no method.
 type message struct {
 	method string
