@@ -138,7 +138,7 @@ func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
 func (s *Server) prepare() error {
 	for _, name := range []string{"runc", shimName} {
 		if _, err := os.Stat(filepath.Join(s.opts.BinDir, name)); err != nil {
-			return fmt.Errorf("containerd: the carried program %s is missing from %s: %w", name, s.opts.BinDir, err)
+			return fmt.Errorf("containerd: the embedded program %s is missing from %s: %w", name, s.opts.BinDir, err)
 		}
 	}
 	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders; the work is done by the carried tools (cmd/coracle-tools/cleanup), which keeps it
+// cleanupCommand finds the folders; the work is done by the embedded tools (cmd/coracle-tools/cleanup), which keeps it
 // out of the server's memory. It takes the arguments of coracle server and passes over those that name no folder, so
 // that coracle-uninstall can hand it what the service was started with.
 func (a *App) cleanupCommand() *cobra.Command {

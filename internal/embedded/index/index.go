@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package index is the table of contents of a carried set: what internal/carried/pack writes when coracle is built and
-// internal/carried reads when it unpacks. It knows the text form only and opens no files.
+// Package index is the table of contents of an embedded set: what internal/embedded/pack writes when coracle is built
+// and internal/embedded reads when it unpacks. It knows the text form only and opens no files.
 package index
 
 import (
@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// FileName is the index's own name among the carried files; Suffix ends the name of each compressed file.
+// FileName is the index's own name among the embedded files; Suffix ends the name of each compressed file.
 const (
 	FileName = "INDEX"
 	Suffix   = ".zst"
@@ -72,15 +72,15 @@ func Parse(text []byte) (Index, error) {
 	for n := 1; s.Scan(); n++ {
 		e, err := parseLine(strings.Fields(s.Text()))
 		if err != nil {
-			return nil, fmt.Errorf("index of carried files, line %d: %w", n, err)
+			return nil, fmt.Errorf("index of embedded files, line %d: %w", n, err)
 		}
 		x = append(x, e)
 	}
 	if err := s.Err(); err != nil {
-		return nil, fmt.Errorf("index of carried files: %w", err)
+		return nil, fmt.Errorf("index of embedded files: %w", err)
 	}
 	if len(x) == 0 {
-		return nil, errors.New("index of carried files: empty")
+		return nil, errors.New("index of embedded files: empty")
 	}
 	return x, nil
 }

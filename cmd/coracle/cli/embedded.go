@@ -18,14 +18,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// carriedByName are the names under which coracle acts as another program.
-var carriedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
+// embeddedByName are the names under which coracle acts as another program.
+var embeddedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
 
 func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()) }
 
 func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
 
-// client is a carried program that speaks to the API server.
+// client is an embedded program that speaks to the API server.
 type client struct {
 	name, short string
 	choosing    []string // flags that say which cluster is meant
@@ -114,7 +114,7 @@ func (a *App) tool() *config.Tool {
 	return t
 }
 
-// execTool replaces this process by a carried program.
+// execTool replaces this process by an embedded program.
 func (a *App) execTool(t *config.Tool, name string, args, env []string) error {
 	dir, err := a.unpackForUser(t)
 	if err != nil {
@@ -127,7 +127,7 @@ func execve(path string, argv, env []string) error {
 	return fmt.Errorf("starting %s: %w", path, syscall.Exec(path, argv, env))
 }
 
-// unpackForUser finds the carried programs where the server unpacked them. A user who may not read or write there, or
+// unpackForUser finds the embedded programs where the server unpacked them. A user who may not read or write there, or
 // a machine without a server, gets them below the user's own cache folder.
 func (a *App) unpackForUser(t *config.Tool) (string, error) {
 	dir, err := a.Unpack(t.Paths.DataDir)
@@ -182,7 +182,7 @@ func (c client) withoutCluster(args []string) bool {
 	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") || slices.Contains(c.without, args[0])
 }
 
-// completeClient asks the carried program.
+// completeClient asks the embedded program.
 func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	t := a.tool()
 	env, err := a.clientEnv(t, c, args)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package carried
+package embedded
 
 import (
 	"archive/tar"
@@ -19,13 +19,13 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestPause runs the carried pause program as the first process of a pid namespace, as it runs in a pod: it takes in
+// TestPause runs the embedded pause program as the first process of a pid namespace, as it runs in a pod: it takes in
 // orphans, buries them, and ends when told to.
 func TestPause(t *testing.T) {
 	testenv.RequireRoot(t, "it makes a pid namespace")
 	d, err := Unpack(t.TempDir())
-	if errors.Is(err, ErrNotCarried) {
-		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
+	if errors.Is(err, ErrNotEmbedded) {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package carried
+package embedded
 
 import "embed"
 
-// The folder holds a committed README besides what make carried writes, so that this compiles without it.
+// The folder holds a committed README besides what make embedded writes, so that this compiles without it.
 //
 //go:embed all:files/arm64
 var embedded embed.FS

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package carried
+package embedded
 
 import (
 	"bytes"
@@ -20,11 +20,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// set builds a carried set of a program and a link to it.
+// set builds an embedded set of a program and a link to it.
 func set(t *testing.T, program string) fstest.MapFS {
 	t.Helper()
 	var z bytes.Buffer
@@ -113,9 +113,9 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
-func TestNotCarried(t *testing.T) {
-	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotCarried) {
-		t.Fatalf("got %v, want ErrNotCarried", err)
+func TestNotEmbedded(t *testing.T) {
+	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
+		t.Fatalf("got %v, want ErrNotEmbedded", err)
 	}
 }
 
@@ -237,10 +237,10 @@ func TestPruneByProcess(t *testing.T) {
 
 // TestFullDisk unpacks onto a file system of a few pages, in a mount namespace of its own.
 func TestFullDisk(t *testing.T) {
-	if os.Getenv("CARRIED_FULL_DISK") == "" {
+	if os.Getenv("EMBEDDED_FULL_DISK") == "" {
 		testenv.RequireRoot(t, "it mounts a small file system")
 		cmd := exec.Command("unshare", "--mount", os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
-		cmd.Env = append(os.Environ(), "CARRIED_FULL_DISK=1")
+		cmd.Env = append(os.Environ(), "EMBEDDED_FULL_DISK=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -277,11 +277,11 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestCarried checks what this tree's make carried built, by unpacking it as a server does.
-func TestCarried(t *testing.T) {
+// TestEmbedded checks what this tree's make embedded built, by unpacking it as a server does.
+func TestEmbedded(t *testing.T) {
 	d, err := Unpack(t.TempDir())
-	if errors.Is(err, ErrNotCarried) {
-		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
+	if errors.Is(err, ErrNotEmbedded) {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)

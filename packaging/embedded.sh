@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the programs that coracle carries and packs them into internal/carried/files/ARCH. Run through `make carried`,
+# Builds the programs embedded in coracle and packs them into internal/embedded/files/ARCH. Run through `make embedded`,
 # which sets what is used here: GO, TAGS, TOOLS_LDFLAGS, TRIMPATH.
 #
-#   carried.sh ARCH WORK
+#   embedded.sh ARCH WORK
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh
 arch=$1 work=$2
 GO=${GO:-go} stage=$work/stage
-pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/carried/carried.go)
+pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/embedded/embedded.go)
 mkdir -p "$stage"
 exec 9> "$work/../lock"
 flock 9 # two builds at once would write the same files
@@ -56,7 +56,7 @@ fi
 
 packaging/console.sh "$work/.."
 
-say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
+say "building the programs embedded in coracle for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-ingress cmd/coracle-ingress ""
 [ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
@@ -69,5 +69,5 @@ build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
 for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 
-"$GO" run -buildvcs=false ./internal/carried/pack -stage "$stage" -out "internal/carried/files/$arch" -cache "$work/../zst" \
+"$GO" run -buildvcs=false ./internal/embedded/pack -stage "$stage" -out "internal/embedded/files/$arch" -cache "$work/../zst" \
   -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package carried
+package embedded
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
 // complete tells whether dir holds what the index lists, by names, lengths, modes and link targets. Hashes were checked

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Pack turns a folder of built programs into the compressed set that coracle embeds: a .zst per file and an index. It
-// runs on the building machine only (packaging/carried.sh) and needs the zstd program, whose strongest levels the Go
+// runs on the building machine only (packaging/embedded.sh) and needs the zstd program, whose strongest levels the Go
 // encoder does not have. A file that was compressed before, as its hash tells, comes from the cache.
 package main
 
@@ -17,7 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
 

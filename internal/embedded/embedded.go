@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package carried holds the programs that coracle brings along: runc, the shim and CNI helper, kubectl, helm and ctr,
+// Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, kubectl, helm and ctr,
 // a packet filter program and the pause image. They lie compressed inside the binary and are unpacked once, by content
 // hash, into the data directory.
 //
 // It owns the folder bin/ of the data directory and nothing else: it starts no program, and it needs no network.
-// What goes in is built by `make carried` (packaging/carried.sh); a coracle built without that says so when it is
+// What goes in is built by `make embedded` (packaging/embedded.sh); a coracle built without that says so when it is
 // asked to unpack, so that everything else compiles and tests without it.
-package carried
+package embedded
 
 import (
 	"errors"
@@ -18,14 +18,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
 // PauseImage is the name of the image in Dir's pause.tar.
 const PauseImage = "docker.io/coracle/pause:1"
 
-// ErrNotCarried says that this binary was built without its helper programs.
-var ErrNotCarried = errors.New("this binary was built without its carried programs; build it with: make build")
+// ErrNotEmbedded says that this binary was built without its helper programs.
+var ErrNotEmbedded = errors.New("this binary was built without its embedded programs; build it with: make build")
 
 // Dir is an unpacked set. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and coracle-cni),
 // coracle-tools (also kubectl, ctr and helm), pause.tar, and nft with the folder nftables/ that it runs from.
@@ -47,14 +47,14 @@ func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 // Close says that this process will start no more programs from the set. Not calling it is fine: exiting does the same.
 func (d Dir) Close() error { return unix.Close(d.use) }
 
-// Unpack puts the carried programs below dataDir/bin, unless they are there, and removes sets of other versions that
+// Unpack puts the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions that
 // no process uses. Each file's hash is checked on the way and the set appears whole or not at all, also after a power
 // cut, and when several processes unpack at once. Where the set is complete already nothing is written: then any user
 // who may read the folder can call it.
 func Unpack(dataDir string) (Dir, error) {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
-		return Dir{}, fmt.Errorf("open the carried programs: %w", err)
+		return Dir{}, fmt.Errorf("open the embedded programs: %w", err)
 	}
 	return unpack(sub, filepath.Join(dataDir, "bin"), "/proc")
 }
@@ -88,10 +88,10 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	text, err = fs.ReadFile(src, index.FileName)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, ErrNotCarried
+		return nil, nil, ErrNotEmbedded
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the carried programs: %w", err)
+		return nil, nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
 	x, err = index.Parse(text)
 	return x, text, err
@@ -102,7 +102,7 @@ func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 func UnpackSome(dir string, want func(path string) bool) error {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
-		return fmt.Errorf("open the carried programs: %w", err)
+		return fmt.Errorf("open the embedded programs: %w", err)
 	}
 	x, _, err := readIndex(sub)
 	if err != nil {
@@ -115,7 +115,7 @@ func UnpackSome(dir string, want func(path string) bool) error {
 	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) && !linked[e.Path] }), dir)
 }
 
-// ForNFT chooses the carried nft for UnpackSome.
+// ForNFT chooses the embedded nft for UnpackSome.
 func ForNFT(path string) bool {
 	return path == "nft" || filepath.Dir(path) == "nftables"
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package carried
+package embedded
 
 import (
 	"crypto/sha256"
@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
 // Names in bin/ that are no sets: the lock of those who write, what they write before it gets its name, and what they
@@ -134,12 +134,12 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 	}
 	in, err := src.Open(e.Path + index.Suffix)
 	if err != nil {
-		return fmt.Errorf("carried file %s: %w", e.Path, err)
+		return fmt.Errorf("embedded file %s: %w", e.Path, err)
 	}
 	defer in.Close()
 	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
-		return fmt.Errorf("carried file %s: %w", e.Path, err)
+		return fmt.Errorf("embedded file %s: %w", e.Path, err)
 	}
 	defer z.Close()
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -157,7 +157,7 @@ func fill(out *os.File, z io.Reader, e index.Entry) error {
 		return fmt.Errorf("unpack %s: %w", e.Path, err)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); n != e.Size || got != e.SHA256 {
-		return fmt.Errorf("carried file %s is damaged (%d bytes with hash %s instead of %d with %s): this coracle binary is not what was built, install it again",
+		return fmt.Errorf("embedded file %s is damaged (%d bytes with hash %s instead of %d with %s): this coracle binary is not what was built, install it again",
 			e.Path, n, got, e.Size, e.SHA256)
 	}
 	if err := out.Chmod(e.Mode); err != nil {
@@ -180,7 +180,7 @@ func point(link, target string) error {
 
 // explain turns the errors that a user can do something about into advice.
 func explain(err error, bin string, need int64) error {
-	const what = "unpack the carried programs into %s: "
+	const what = "unpack the embedded programs into %s: "
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf(what+"%w (they need %d MB; nothing else was changed: free some space there and start again)", bin, err, need/1e6+1)
