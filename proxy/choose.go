@@ -27,17 +27,17 @@ type Place struct {
 // node that is not reached where others are left. The traffic policies of the Service do not count. The slices are the
 // Service's. Each address is there once.
 func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
-	d := detour{down: p.Down}
+	filter := reachabilityFilter{unreachableNodes: p.Down}
 	groups := map[discoveryv1.AddressType][]*slicePair{}
 	for _, s := range all {
 		groups[s.AddressType] = append(groups[s.AddressType], &slicePair{is: s})
 	}
 	var out []netip.AddrPort
 	for _, g := range groups {
-		reached := d.reached(g)
+		reached := filter.reached(g)
 		var candidates []upstream.Endpoint
 		for _, s := range g {
-			candidates = append(candidates, p.candidates(d.rewrite(s.is, reached), port)...)
+			candidates = append(candidates, p.candidates(filter.rewrite(s.is, reached), port)...)
 		}
 		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Node, map[string]string{corev1.LabelTopologyZone: p.Zone})
 		for _, e := range chosen {

@@ -98,7 +98,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 		if now.unable != before.unable {
 			s.tunnels.Drain(now.unable)
 		}
-		s.detour.Away(now.unable)
+		s.localFailover.FailOver(now.unable)
 	}
 }
 

@@ -36,8 +36,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/detour"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
@@ -64,17 +64,17 @@ const (
 
 // Server is a server that New prepared and Run runs.
 type Server struct {
-	o        Options
-	log      *slog.Logger
-	data     *datadir.Dir
-	port     *alpnmux.Mux
-	listener net.Listener     // the API server's, for all on the port that is nobody else's
-	detour   *detour.Listener // the same, as who sends this machine's programs to another server knows it
-	starting *starting
-	pki      *pki.PKI
-	peers    *peertls.Identity               // towards the other servers
-	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
-	store    atomic.Pointer[raftstore.Store] // the same when it has answered
+	o             Options
+	log           *slog.Logger
+	data          *datadir.Dir
+	port          *alpnmux.Mux
+	listener      net.Listener            // the API server's, for all on the port that is nobody else's
+	localFailover *localfailover.Listener // the same, which has this machine's programs fail over
+	starting      *starting
+	pki           *pki.PKI
+	peers         *peertls.Identity               // towards the other servers
+	opened        atomic.Pointer[raftstore.Store] // the store as soon as it is open
+	store         atomic.Pointer[raftstore.Store] // the same when it has answered
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
@@ -144,8 +144,8 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.data.Close())
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
-	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
-	s.listener, s.starting = s.detour, newStarting(s)
+	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+	s.listener, s.starting = s.localFailover, newStarting(s)
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
@@ -213,7 +213,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 	background.Go(func() { s.membership.Run(outlasting) })
-	defer s.detour.End()
+	defer s.localFailover.End()
 	background.Go(func() { s.answerWhileStarting(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
 

@@ -52,7 +52,7 @@ type starting struct {
 
 func newStarting(s *Server) *starting {
 	return &starting{
-		begin:  sync.OnceFunc(func() { s.detour.Begin(s.answerStarting) }),
+		begin:  sync.OnceFunc(func() { s.localFailover.Begin(s.answerStarting) }),
 		served: make(chan struct{}), away: make(chan struct{}), news: make(chan struct{}, 1),
 	}
 }

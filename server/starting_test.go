@@ -28,7 +28,7 @@ import (
 // it asks.
 func TestAnswerStarting(t *testing.T) {
 	s := listening(t, "")
-	t.Cleanup(s.detour.End)
+	t.Cleanup(s.localFailover.End)
 	s.starting.begin()
 	config, err := clientcmd.BuildConfigFromFlags("", s.o.Kubeconfigs[0].Path)
 	if err != nil {

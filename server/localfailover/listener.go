@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package detour gives the programs of a server's own machine, its node above all, another server while this one cannot
+// Package localfailover gives the programs of a server's own machine, its node above all, another server while this one cannot
 // serve them. They know the API by its loopback address alone.
 //
 // It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the
@@ -10,7 +10,7 @@
 //
 // A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it expect a
 // loopback address in the certificate all the same (Options.Bound).
-package detour
+package localfailover
 
 import (
 	"context"
@@ -49,7 +49,7 @@ type Listener struct {
 	running sync.WaitGroup
 
 	mu         sync.Mutex
-	away       bool
+	failedOver bool
 	ended      bool
 	served     bool // there is an API server, or was one
 	begun      *begun
@@ -85,7 +85,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil || !l.fromHere(c) {
 			return c, err
 		}
-		if mine := l.take(c); mine != nil {
+		if mine := l.accept(c); mine != nil {
 			return mine, nil
 		}
 	}
@@ -102,12 +102,12 @@ func (l *Listener) fromHere(c net.Conn) bool {
 	return ok && from.IP.Equal(to.IP)
 }
 
-// take returns a connection of this machine's if it is for this server, and passes it on otherwise.
-func (l *Listener) take(c net.Conn) net.Conn {
+// accept returns a connection of this machine's if it is for this server, and passes it on otherwise.
+func (l *Listener) accept(c net.Conn) net.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case !l.away:
+	case !l.failedOver:
 		mine := &own{Conn: c, l: l}
 		l.here[mine] = struct{}{}
 		return mine
@@ -121,18 +121,17 @@ func (l *Listener) take(c net.Conn) net.Conn {
 	return nil
 }
 
-// Away says whether this machine's programs are to be given another server. What they have open is closed, so that they
-// come again; also what was passed on to another one before, since who says it once more knows that now it is a
-// different one.
-func (l *Listener) Away(away bool) {
+// FailOver says whether this machine's programs are to be given another server. Their connections are closed, so that
+// they connect again. A second call with true closes what is passed on too: another server is the target then.
+func (l *Listener) FailOver(on bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.loggedNone = false
-	l.away = away && !l.ended
+	l.failedOver = on && !l.ended
 	for _, cancel := range l.passed {
 		cancel()
 	}
-	if !l.away {
+	if !l.failedOver {
 		return
 	}
 	for c := range l.here {
@@ -143,7 +142,7 @@ func (l *Listener) Away(away bool) {
 // End closes the listener and what is passed on, and returns when nothing is.
 func (l *Listener) End() {
 	l.mu.Lock()
-	l.ended, l.away = true, false
+	l.ended, l.failedOver = true, false
 	l.mu.Unlock()
 	l.end()
 	_ = l.Listener.Close() // the API server may have done so

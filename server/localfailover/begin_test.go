@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package detour
+package localfailover
 
 import (
 	"errors"
@@ -31,10 +31,10 @@ func TestLocalClientsAreServedBeforeTheAPIServer(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
 	f.expectAnswer(f.connect(), "starting")
-	f.l.Away(true)
+	f.l.FailOver(true)
 	passed := f.connect()
 	f.wants(passed, "other")
-	f.l.Away(false)
+	f.l.FailOver(false)
 	f.ends(passed)
 	f.expectAnswer(f.connect(), "starting")
 	f.serve()
@@ -58,13 +58,13 @@ func TestLocalClientsAreServedBeforeTheAPIServer(t *testing.T) {
 func TestFailedOverClientsReturnToNewAPIServer(t *testing.T) {
 	f := newStarting(t)
 	f.l.Begin(startingUp)
-	f.l.Away(true)
+	f.l.FailOver(true)
 	first := f.connect()
 	f.wants(first, "other")
 	f.serve()
 	f.wants(first, "other")
 	f.wants(f.connect(), "other")
-	f.l.Away(false)
+	f.l.FailOver(false)
 	f.ends(first)
 	f.wants(f.connect(), "own")
 }
@@ -75,7 +75,7 @@ func TestRemoteClientsWaitForTheAPIServer(t *testing.T) {
 	var here atomic.Bool
 	f := newStarting(t, func(l net.Listener) net.Listener { return someListener{l, &here} })
 	f.l.Begin(startingUp)
-	f.l.Away(true)
+	f.l.FailOver(true)
 	oldest := f.connect()
 	var waiting []*client
 	for range mostWaiting {

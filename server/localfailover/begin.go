@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package detour
+package localfailover
 
 import (
 	"context"
@@ -42,7 +42,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 		over := b.isOver()
 		if over || !l.fromHere(c) {
 			b.keep(c)
-		} else if mine := l.take(c); mine != nil {
+		} else if mine := l.accept(c); mine != nil {
 			l.answer(mine, answer)
 		}
 		if over {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package detour
+package localfailover
 
 import (
 	"bufio"
@@ -166,12 +166,12 @@ func TestLocalClientsFailOverAndReturn(t *testing.T) {
 	first := f.connect()
 	f.wants(first, "own")
 	for range 2 {
-		f.l.Away(true)
+		f.l.FailOver(true)
 		f.ends(first)
 		second := f.connect()
 		f.wants(second, "other")
 		f.wants(second, "other")
-		f.l.Away(false)
+		f.l.FailOver(false)
 		f.ends(second)
 		first = f.connect()
 		f.wants(first, "own")
@@ -182,7 +182,7 @@ func TestLocalClientsFailOverAndReturn(t *testing.T) {
 // have vanished with its machine, which ends nothing. They have the one that is now.
 func TestLocalClientsFollowTheFailoverTarget(t *testing.T) {
 	f := newFixture(t)
-	f.l.Away(true)
+	f.l.FailOver(true)
 	c := f.connect()
 	f.wants(c, "other")
 	third := listen(t, "127.0.0.1:0")
@@ -191,11 +191,11 @@ func TestLocalClientsFollowTheFailoverTarget(t *testing.T) {
 	f.mu.Lock()
 	f.servers = []string{third.Addr().String()}
 	f.mu.Unlock()
-	f.l.Away(true)
+	f.l.FailOver(true)
 	f.ends(c)
 	c = f.connect()
 	f.wants(c, "third")
-	f.l.Away(false)
+	f.l.FailOver(false)
 	f.ends(c)
 	_ = third.Close()
 	running.Wait()
@@ -204,7 +204,7 @@ func TestLocalClientsFollowTheFailoverTarget(t *testing.T) {
 // TestHalfClosedConnectionIsReadToItsEnd: what a program still has to read comes after it has said all.
 func TestHalfClosedConnectionIsReadToItsEnd(t *testing.T) {
 	f := newFixture(t)
-	f.l.Away(true)
+	f.l.FailOver(true)
 	c := f.connect()
 	if _, err := io.WriteString(c, "who?\n"); err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func TestNoFailoverTargetClosesConnections(t *testing.T) {
 	servers := f.servers
 	f.servers = servers[:1]
 	f.mu.Unlock()
-	f.l.Away(true)
+	f.l.FailOver(true)
 	for range 3 {
 		f.ends(f.connect())
 	}
@@ -241,7 +241,7 @@ func TestNoFailoverTargetClosesConnections(t *testing.T) {
 // TestForwardedConnectionsAreBounded: more connections than a machine's programs need are not passed on.
 func TestForwardedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)
-	f.l.Away(true)
+	f.l.FailOver(true)
 	for range most {
 		f.wants(f.connect(), "other")
 	}
@@ -266,7 +266,7 @@ func TestRemoteClientsNeverFailOver(t *testing.T) {
 	f := newFixture(t, func(l net.Listener) net.Listener { return farListener{l} })
 	c := f.connect()
 	f.wants(c, "own")
-	f.l.Away(true)
+	f.l.FailOver(true)
 	f.wants(c, "own")
 	f.wants(f.connect(), "own")
 }
