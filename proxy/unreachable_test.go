@@ -154,7 +154,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 }
 
 // Whatever changes in whatever order, the back end knows what one that begins now would receive.
-func TestDetourInAnyOrder(t *testing.T) {
+func TestUnreachableEndpointsInAnyOrder(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	m := newMirror(t)

@@ -36,9 +36,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/localfailover"
-	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -81,10 +81,10 @@ type Server struct {
 	tokens *secrets.Tokens
 	// admission lets machines in.
 	admission *admission.Admission
-	// membership makes this machine known to the others.
-	membership *membership.Membership
-	snapshots  *snapshots.Keeper
-	vips       *virtualip.Keeper
+	// gossip makes this machine known to the others.
+	gossip    *gossipmember.Member
+	snapshots *snapshots.Keeper
+	vips      *virtualip.Keeper
 	// backend is what this server knows of the cluster's network back end.
 	backend *netbackend.Keeper
 	// tunnels are the connections that nodes keep open.
@@ -150,7 +150,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := s.listenConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
 	}
-	if s.membership, err = s.newMembership(ctx); err != nil {
+	if s.gossip, err = s.newGossipMember(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.vips, err = s.newVIPs(); err != nil {
@@ -174,7 +174,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
 func (s *Server) Close() error {
-	return errors.Join(s.membership.Close(), s.closePort(), s.data.Close())
+	return errors.Join(s.gossip.Close(), s.closePort(), s.data.Close())
 }
 
 func (s *Server) closePort() error {
@@ -190,8 +190,8 @@ func (s *Server) closePort() error {
 // Roster is what the server knows of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
 
-// Membership is the server's in the gossip.
-func (s *Server) Membership() *membership.Membership { return s.membership }
+// Gossip is this server as a member of the gossip.
+func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -212,7 +212,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stop()
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
-	background.Go(func() { s.membership.Run(outlasting) })
+	background.Go(func() { s.gossip.Run(outlasting) })
 	defer s.localFailover.End()
 	background.Go(func() { s.answerWhileStarting(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
@@ -296,7 +296,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
-		Others:    s.membership.Servers,
+		Others:    s.gossip.Servers,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
@@ -313,7 +313,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	elsewhere := func() []string { return slices.Concat(s.membership.Servers(), others) }
+	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().TakenOut) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet

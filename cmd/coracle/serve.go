@@ -85,12 +85,12 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	p.Admin.Handle(snapshots.Path, s.Snapshots())
 	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
 	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
-	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Membership().Members()) })
+	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
 		n.reach, n.volumes = o.Reach, o.Volumes
-		n.podSubnets = func(subnets []netip.Prefix) { s.Membership().SetPodSubnets(ctx, subnets) }
+		n.podSubnets = func(subnets []netip.Prefix) { s.Gossip().SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			err = keepName()
 		}

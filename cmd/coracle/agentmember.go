@@ -29,7 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
-	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 )
 
 const (
@@ -271,5 +271,5 @@ func statusMembers(in []gossip.Info) []status.Member {
 }
 
 func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error {
-	return membership.Rotation{Client: client, Members: members, Progress: progress}.Run(ctx)
+	return gossipmember.Rotation{Client: client, Members: members, Progress: progress}.Run(ctx)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package membership makes a server a member of the gossip, and keeps the gossip's keys as the API has them.
-package membership
+// Package gossipmember makes a server a member of the gossip, and keeps the gossip's keys as the API has them.
+package gossipmember
 
 import (
 	"context"
@@ -76,8 +76,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Membership makes this server a member of the gossip as soon as there is a key.
-type Membership struct {
+// Member makes this server a member of the gossip as soon as there is a key.
+type Member struct {
 	o       Options
 	packets net.PacketConn
 
@@ -90,17 +90,17 @@ type Membership struct {
 }
 
 // New takes the UDP port that goes with the TCP port.
-func New(ctx context.Context, o Options) (*Membership, error) {
+func New(ctx context.Context, o Options) (*Member, error) {
 	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", o.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("the cluster's UDP port, which has the number of the API server's, cannot be opened: %w. Nothing was changed: stop what "+
 			"uses it, or choose another port with --https-listen-port", err)
 	}
-	return &Membership{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
+	return &Member{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
-// Close gives up a membership that is not run.
-func (m *Membership) Close() error {
+// Close closes the sockets of a member that is not run.
+func (m *Member) Close() error {
 	if m == nil {
 		return nil
 	}
@@ -115,14 +115,14 @@ func closed(err error) error {
 }
 
 // Run is a member until ctx is done.
-func (m *Membership) Run(ctx context.Context) {
+func (m *Member) Run(ctx context.Context) {
 	m.o.Part.Set(status.Starting, "no key yet")
 	keys, ok, err := gossip.ReadKeys(m.keysFile())
 	if err != nil {
 		m.o.Logger.Warn("the gossip keys are fetched again", "error", err)
 	}
 	if ok {
-		m.use(keys)
+		m.useKeys(keys)
 	}
 	select {
 	case <-m.first:
@@ -130,7 +130,7 @@ func (m *Membership) Run(ctx context.Context) {
 		_ = m.Close() // nothing was sent
 		return
 	}
-	if err := m.gossip(ctx); err != nil {
+	if err := m.join(ctx); err != nil {
 		m.o.Part.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
 		m.o.Logger.Error("this server is no member of the gossip any more", "error", err)
 		return
@@ -138,7 +138,7 @@ func (m *Membership) Run(ctx context.Context) {
 	m.o.Part.Set(status.Stopped, "")
 }
 
-func (m *Membership) gossip(ctx context.Context) error {
+func (m *Member) join(ctx context.Context) error {
 	p := m.o.PKI()
 	trust := gossip.Trust{
 		Own:      p.Serving,
@@ -182,7 +182,7 @@ func (m *Membership) gossip(ctx context.Context) error {
 }
 
 // Servers are the addresses of other servers that the gossip knows.
-func (m *Membership) Servers() []string {
+func (m *Member) Servers() []string {
 	member := m.member.Load()
 	if member == nil {
 		return nil
@@ -202,8 +202,8 @@ func (m *Membership) Servers() []string {
 	return out
 }
 
-// use takes keys over and keeps them.
-func (m *Membership) use(keys clusterconfig.GossipKeys) {
+// useKeys takes keys over and keeps them.
+func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	none := len(m.keys.Keys) == 0
@@ -224,10 +224,10 @@ func (m *Membership) use(keys clusterconfig.GossipKeys) {
 	}
 }
 
-func (m *Membership) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
+func (m *Member) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
 
 // Keys are the keys, nil when there are none yet.
-func (m *Membership) Keys() *clusterconfig.GossipKeys {
+func (m *Member) Keys() *clusterconfig.GossipKeys {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.keys.Keys) == 0 {
@@ -238,7 +238,7 @@ func (m *Membership) Keys() *clusterconfig.GossipKeys {
 }
 
 // Follow keeps the keys as they are in the API until ctx is done. Of several servers that find none one makes them.
-func (m *Membership) Follow(ctx context.Context, config *rest.Config) error {
+func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "gossip"))
 	if err != nil {
 		return fmt.Errorf("making the client for the gossip keys: %w", err)
@@ -259,7 +259,7 @@ func (m *Membership) Follow(ctx context.Context, config *rest.Config) error {
 }
 
 // watch reads the keys and follows them as long as the watch lasts.
-func (m *Membership) watch(ctx context.Context, client kubernetes.Interface) error {
+func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -270,7 +270,7 @@ func (m *Membership) watch(ctx context.Context, client kubernetes.Interface) err
 	if err != nil {
 		return err
 	}
-	if err := m.take(s); err != nil {
+	if err := m.useSecret(s); err != nil {
 		return err
 	}
 	w, err := secrets.Watch(ctx, metav1.ListOptions{
@@ -285,17 +285,17 @@ func (m *Membership) watch(ctx context.Context, client kubernetes.Interface) err
 		if !ok || event.Type == "DELETED" {
 			return nil // it is read, or made, again
 		}
-		if err := m.take(s); err != nil {
+		if err := m.useSecret(s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *Membership) take(s *corev1.Secret) error {
+func (m *Member) useSecret(s *corev1.Secret) error {
 	keys, err := keysIn(s)
 	if err == nil {
-		m.use(keys)
+		m.useKeys(keys)
 	}
 	return err
 }
@@ -324,7 +324,7 @@ func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 }
 
 // publish makes the Secret, with the keys that this server has or with new ones.
-func (m *Membership) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
+func (m *Member) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
 	keys := m.Keys()
 	if keys == nil {
 		made, err := clusterconfig.NewGossipKeys()
@@ -342,7 +342,7 @@ func (m *Membership) publish(ctx context.Context, client kubernetes.Interface) (
 }
 
 // Members are the machines of the cluster as gossip knows them; none before this one is a member.
-func (m *Membership) Members() []gossip.Info {
+func (m *Member) Members() []gossip.Info {
 	if member := m.member.Load(); member != nil {
 		return member.Members()
 	}
@@ -350,7 +350,7 @@ func (m *Membership) Members() []gossip.Info {
 }
 
 // SetPodSubnets tells the other members which pods' addresses this machine's node has.
-func (m *Membership) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
+func (m *Member) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
 	select {
 	case <-m.changed:
 		m.member.Load().Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
