@@ -61,7 +61,7 @@ func TestAccessible(t *testing.T) {
 	axe := axeScript(t)
 	k := newServer(t)
 	addWorkload(k)
-	b := newBrowser(t, k.Machine)
+	b := newBrowser(t, k.Machine.Site)
 
 	login := b.open("https://" + k.IP + ":" + consolePort + "/")
 	login.shows("Log in with a token")

@@ -53,10 +53,21 @@ func newServer(t testing.TB, args ...string) *harness.Kube {
 
 var link = regexp.MustCompile(`http://127\.0\.0\.1:\d+/#code=\S+`)
 
-// openConsole starts coracle console on the machine and returns its link.
-func openConsole(k *harness.Kube, args ...string) string {
-	m := k.Machine
-	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open", "--kubeconfig", k.Kubeconfig}, args...)...)
+// openConsole starts coracle console on a machine of the site, for a user of the server, and returns its link.
+func openConsole(m *harness.Machine, k *harness.Kube, args ...string) string {
+	config, err := os.ReadFile(k.Kubeconfig)
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	local, remote := "https://127.0.0.1:6443", "https://"+net.JoinHostPort(k.IP, "6443")
+	if !strings.Contains(string(config), local) {
+		m.T.Fatalf("%s does not name %s", k.Kubeconfig, local)
+	}
+	kubeconfig := filepath.Join(m.T.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(strings.ReplaceAll(string(config), local, remote)), 0o600); err != nil {
+		m.T.Fatal(err)
+	}
+	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open", "--kubeconfig", kubeconfig}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		m.T.Fatal(err)
@@ -75,31 +86,32 @@ func openConsole(k *harness.Kube, args ...string) string {
 	return ""
 }
 
-// browser is a browser on a machine.
+// browser is a browser on a machine of its own.
 type browser struct {
-	t   testing.TB
-	ctx context.Context // its first tab's
+	t       testing.TB
+	machine *harness.Machine
+	ctx     context.Context // its first tab's
 	// used is whether a page has the first tab.
 	used bool
 }
 
-// newBrowser starts a browser on a machine.
-func newBrowser(t testing.TB, m *harness.Machine, more ...chromedp.ExecAllocatorOption) *browser {
+// newBrowser starts a browser on a machine of its own, on the site of others. It would give pages up whenever an address
+// of its machine comes or goes, which pods of a node do.
+func newBrowser(t testing.TB, site *harness.Site, more ...chromedp.ExecAllocatorOption) *browser {
 	t.Helper()
 	program, err := exec.LookPath("chromium-headless-shell")
 	if err != nil {
 		testenv.Missing(t, testenv.Chromium, "chromium-headless-shell is not installed: packaging/deps.sh browser")
 	}
-	// A browser gives a page up when an address comes. That of a new pod's interface comes a second after it, when
-	// duplicate address detection has ended.
-	testenv.Until(t, time.Minute, "no address is tentative", func() bool {
+	m := site.NewMachine()
+	testenv.Until(t, time.Minute, "no address of the browser's machine is tentative", func() bool {
 		out, err := m.Command(t.Context(), "ip", "-6", "-o", "address", "show", "tentative").CombinedOutput()
 		return err == nil && len(out) == 0
 	})
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.UserDataDir(filepath.Join(m.Dir, "browser")), chromedp.WindowSize(1280, 800),
 		chromedp.IgnoreCertErrors, // the cluster's authority is not the browser's
-		chromedp.ModifyCmdFunc(func(cmd *exec.Cmd) { // on the machine, beside its servers
+		chromedp.ModifyCmdFunc(func(cmd *exec.Cmd) {
 			c := m.Command(context.Background(), cmd.Path, cmd.Args[1:]...)
 			cmd.Path, cmd.Args, cmd.Env = c.Path, c.Args, c.Env
 		}),
@@ -113,7 +125,7 @@ func newBrowser(t testing.TB, m *harness.Machine, more ...chromedp.ExecAllocator
 		cancel()
 		stop()
 	})
-	return &browser{t: t, ctx: ctx}
+	return &browser{t: t, machine: m, ctx: ctx}
 }
 
 // watchSockets counts the messages of the page's WebSockets by their types, in __types, before the page sees them.
@@ -155,14 +167,6 @@ func (b *browser) open(address string) *page {
 	return p
 }
 
-// browse opens an address in a browser of its own on the machine.
-func browse(k *harness.Kube, address string, width, height int64, more ...chromedp.ExecAllocatorOption) *page {
-	k.T.Helper()
-	p := newBrowser(k.T, k.Machine, more...).open(address)
-	p.size(width, height)
-	return p
-}
-
 // recordEvent keeps what the browser says of a page.
 func (p *page) recordEvent(event any) {
 	p.mu.Lock()
@@ -191,7 +195,7 @@ func (p *page) asked(url string) {
 // admin opens the console of a machine with its admin's kubeconfig.
 func (b *browser) admin(k *harness.Kube, args ...string) *page {
 	b.t.Helper()
-	p := b.open(openConsole(k, args...))
+	p := b.open(openConsole(b.machine, k, args...))
 	p.shows("nodes ready")
 	return p
 }
@@ -217,10 +221,10 @@ func (b *browser) login(s *harness.Server, token string) *page {
 	return p
 }
 
-// downloads lets the tab save files, and returns the folder that they go to.
-func (p *page) downloads(m *harness.Machine) string {
+// downloads lets a tab save files, and returns the folder that they go to.
+func (b *browser) downloads(p *page) string {
 	p.T.Helper()
-	folder := filepath.Join(m.Dir, "downloads")
+	folder := filepath.Join(b.machine.Dir, "downloads")
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		p.T.Fatal(err)
 	}

@@ -229,7 +229,7 @@ func TestBudgetHandler(t *testing.T) {
 	defer wait()
 	defer stop()
 
-	address, code, _ := strings.Cut(openConsole(s.In(t)), "/#code=")
+	address, code, _ := strings.Cut(openConsole(m, s.In(t)), "/#code=")
 	web := http.Client{Transport: &http.Transport{DialContext: m.Dial}}
 	defer web.CloseIdleConnections()
 	response, err := web.Post(address+"/login", "application/json", strings.NewReader(`{"code":"`+code+`"}`))

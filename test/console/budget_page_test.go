@@ -133,7 +133,7 @@ func TestBudgetPage(t *testing.T) {
 	s.WaitAPI()
 	c := client(t, s)
 	addPods(t, s, c)
-	p := newBrowser(t, m).login(s, newToken(s.In(t), "--role", "view", "--ttl", "24h"))
+	p := newBrowser(t, m.Site).login(s, newToken(s.In(t), "--role", "view", "--ttl", "24h"))
 	p.do("marking", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: marks})
 		return err

@@ -21,7 +21,7 @@ const ctrlEnter = '\r'
 func TestActions(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
-	p := newBrowser(t, k.Machine).admin(k)
+	p := newBrowser(t, k.Machine.Site).admin(k)
 
 	// Create: many documents at once.
 	p.list("po default")
@@ -162,7 +162,7 @@ func TestActions(t *testing.T) {
 
 // readOnly: a console that only shows says so, for each action that changes something.
 func readOnly(t *testing.T, k *harness.Kube) {
-	p := newBrowser(t, k.Machine).admin(k, "--read-only")
+	p := newBrowser(t, k.Machine.Site).admin(k, "--read-only")
 	p.shows("This console is read-only.")
 	p.list("deploy default")
 	p.only("talker")
@@ -185,7 +185,7 @@ func readOnly(t *testing.T, k *harness.Kube) {
 // together, and what they had written; no text is lost.
 func twoEditors(t *testing.T, k *harness.Kube) {
 	k.Apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared, namespace: default}\ndata: {first: one, second: two, third: three}\n")
-	b := newBrowser(t, k.Machine)
+	b := newBrowser(t, k.Machine.Site)
 	mine, other := b.admin(k), b.admin(k)
 	for _, p := range []*page{mine, other} {
 		p.T = t

@@ -138,7 +138,7 @@ func TestBadContent(t *testing.T) {
 		return err
 	})
 	k.Kubectl("wait", "--for=condition=Ready", "pod/noisy", "pod/endless", "--timeout=120s")
-	p := newBrowser(t, k.Machine).admin(k)
+	p := newBrowser(t, k.Machine.Site).admin(k)
 
 	p.list("crk default")
 	p.shows("first", evil, "Object", "Many") // the API gives no column from a path on that it cannot read

@@ -153,13 +153,13 @@ func TestLeaderKilled(t *testing.T) {
 	c.Lead(c.Servers[0])
 	dies, lives := c.Servers[0], c.Servers[1]
 	token := newToken(lives.In(t), "--role", "edit")
-	b := newBrowser(t, lives.Machine)
+	b := newBrowser(t, lives.Machine.Site)
 	all := []*tabs{
 		openTabs("remote", func() *page { return b.login(lives, token) }),
 		openTabs("loopback", func() *page { return b.admin(lives.In(t)) }),
 		openTabs("dead", func() *page { return b.login(dies, token) }),
 	}
-	folder := all[0].log.downloads(lives.Machine)
+	folder := b.downloads(all[0].log)
 
 	began := time.Now()
 	dies.Kill()
@@ -203,7 +203,7 @@ func TestLeaderKilled(t *testing.T) {
 func TestOldTab(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
-	p := newBrowser(t, k.Machine).admin(k)
+	p := newBrowser(t, k.Machine.Site).admin(k)
 	p.list("cm default")
 	p.only("words")
 	p.do("refusing parts of the page", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {

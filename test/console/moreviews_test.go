@@ -62,8 +62,8 @@ func (p *page) open(view string) {
 	}))
 }
 
-// newTenant makes a namespace, and returns the kubeconfig of a user who may view that one.
-func newTenant(k *harness.Kube, namespace string) string {
+// newTenant makes a namespace, and returns a user who may view that one.
+func newTenant(k *harness.Kube, namespace string) *harness.Kube {
 	k.T.Helper()
 	k.Kubectl("create", "namespace", namespace)
 	token, err := harness.Output(k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--namespace", namespace))
@@ -74,14 +74,15 @@ func newTenant(k *harness.Kube, namespace string) string {
 	if err != nil {
 		k.T.Fatal(err)
 	}
-	own := *k
+	server, own := *k.Server, *k
+	own.Server = &server
 	own.Kubeconfig = filepath.Join(k.T.TempDir(), "kubeconfig")
 	if err := os.WriteFile(own.Kubeconfig, config, 0o600); err != nil {
 		k.T.Fatal(err)
 	}
 	own.Kubectl("config", "set-credentials", "tenant", "--token", strings.TrimSpace(token))
 	own.Kubectl("config", "set-context", "--current", "--user", "tenant")
-	return own.Kubeconfig
+	return &own
 }
 
 // TestMoreViews goes through maps, releases, the search and the pages of kinds that are seldom looked at, by keys.
@@ -96,7 +97,7 @@ func TestMoreViews(t *testing.T) {
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: missing, namespace: default}\nspec: {chart: none.tgz}\n")
 	k.Await(harness.Soon, "helmchart/hello", `{.status.conditions[?(@.type=="Ready")].status}`, "True")
 
-	b := newBrowser(t, k.Machine)
+	b := newBrowser(t, k.Machine.Site)
 	p := b.admin(k)
 	p.shows("Overview", "ChartNotFound")
 	p.shows("Store", "Snapshots", "Network back end")
@@ -182,7 +183,7 @@ func TestMoreViews(t *testing.T) {
 
 	// A tenant begins where they have rights, and is offered that.
 	p.saysNothing()
-	p = b.open(openConsole(k, "--kubeconfig", newTenant(k, "team-a")))
+	p = b.open(openConsole(b.machine, newTenant(k, "team-a")))
 	p.shows("in namespace team-a", "You may not see the nodes")
 	p.keys("n")
 	p.shows("These are those in which you have rights.")

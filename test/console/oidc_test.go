@@ -46,12 +46,13 @@ func (p *page) at(prefix string) {
 // provider's tokens.
 func TestOIDC(t *testing.T) {
 	m := harness.NewMachine(t)
-	l, err := m.Listen("127.0.0.1:9443")
+	address := net.JoinHostPort(m.IP, "9443")
+	l, err := m.Listen(address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	provider := oidcprovider.New("https://127.0.0.1:9443")
+	provider := oidcprovider.New("https://" + address)
 	provider.ClientSecret = "hidden"
 	authority, err := provider.ServeTLS(l)
 	if err != nil {
@@ -72,11 +73,10 @@ func TestOIDC(t *testing.T) {
 	k := s.In(t)
 	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
 	k.Apply(ada)
-	// A browser gives a page up when the network changes below it, which pods that begin do.
 	addWorkload(k)
 
 	home := "https://" + net.JoinHostPort(m.IP, consolePort) + "/"
-	p := newBrowser(t, m).open(home + "#/list/pods")
+	p := newBrowser(t, m.Site).open(home + "#/list/pods")
 
 	// This browser's clock is wrong: it has the second day of 1970.
 	p.do("setting the browser's clock", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
@@ -86,7 +86,7 @@ func TestOIDC(t *testing.T) {
 	}))
 
 	// A code that somebody else began a login for is not taken, and leaves the address.
-	p.shows("Log in with 127.0.0.1:9443")
+	p.shows("Log in with " + address)
 	p.shot("oidc-login")
 	p.do("coming with a foreign login", chromedp.Navigate(home+"?code=stolen&state=foreign"))
 	p.shows("was not begun in this tab")

@@ -172,8 +172,8 @@ func TestPictures(t *testing.T) {
 		_, err := k.Try("-n", "shop", "wait", "--for=jsonpath={.status.containerStatuses[0].restartCount}=3", "pod", "-l", "app=payments", "--timeout=60s")
 		return err
 	})
-	p := browse(k, openConsole(k), 1040, 640)
-	p.shows("nodes ready")
+	p := newBrowser(t, k.Machine.Site).admin(k)
+	p.size(1040, 640)
 
 	p.keys(":", "po shop", kb.Enter)
 	p.shows("web-", "database-1", "payments-")

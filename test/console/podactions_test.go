@@ -58,7 +58,8 @@ func TestActionsByKeys(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Kubectl("set", "env", "deployment/web", "COLOR=blue")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-	p := newBrowser(t, m).admin(k)
+	b := newBrowser(t, m.Site)
+	p := b.admin(k)
 
 	p.list("svc default")
 	p.shows("web")
@@ -70,7 +71,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.shows("Forwarded ports", "http://127.0.0.1:2")
 	p.shot("forwards")
 	address := regexp.MustCompile(`http://127\.0\.0\.1:2\d+/`).FindString(p.text())
-	client := http.Client{Transport: &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}}
+	client := http.Client{Transport: &http.Transport{DialContext: b.machine.Dial, DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"env/COLOR", nil)

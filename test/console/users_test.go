@@ -20,7 +20,7 @@ func TestUsers(t *testing.T) {
 	addWorkload(k)
 	k.Kubectl("create", "namespace", "shop")
 	k.Apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: goods, namespace: shop}\ndata: {a: b}\n")
-	b := newBrowser(t, k.Machine)
+	b := newBrowser(t, k.Machine.Site)
 	t.Run("nobody", func(t *testing.T) { asUnknown(t, b, k) })
 	t.Run("viewer", func(t *testing.T) { asViewer(t, b, k) })
 	t.Run("tenant", func(t *testing.T) { asTenant(t, b, k) })

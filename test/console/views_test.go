@@ -74,7 +74,8 @@ func addWorkload(k *harness.Kube) {
 func TestViews(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
-	p := newBrowser(t, k.Machine).admin(k)
+	b := newBrowser(t, k.Machine.Site)
+	p := b.admin(k)
 
 	// The overview begins with what is wrong.
 	p.shows("broken", "ErrImageNeverPull", "1 of 1 nodes ready")
@@ -146,7 +147,7 @@ func TestViews(t *testing.T) {
 	p.keys("J", "t", "/", "no such line", kb.Enter)
 	p.shows("No line matches.")
 	p.keys(kb.Escape)
-	folder := p.downloads(k.Machine)
+	folder := b.downloads(p)
 	p.keys("D")
 	p.shows("4 lines are saved.")
 	harness.Eventually(t, harness.Soon, "the log is saved", func() error {
