@@ -216,8 +216,8 @@ func (s *searcher) search(ctx context.Context) {
 	}
 }
 
-// take takes a datagram of a search in. It returns what answers it, nil when there is no answer.
-func (s *searcher) take(b []byte, from net.Addr) func(closed <-chan struct{}) {
+// receive takes a datagram of a search in. It returns what answers it, nil when there is no answer.
+func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t, seal, err := openSearch(s.seals, b)
@@ -250,7 +250,7 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if u, ok := from.(*net.UDPAddr); ok {
 		sender = u.AddrPort().Addr().Unmap()
 	}
-	if !s.may.take(sender, now) {
+	if !s.may.allow(sender, now) {
 		return false
 	}
 	s.seen = append(s.seen[max(0, len(s.seen)-seenQuestions+1):], c)

@@ -244,7 +244,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	var keys *secrets.EncryptionKeys
 	err = s.retryUntilLeader(ctx, func() (err error) {
-		keys, err = secrets.TakeEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
+		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
 	if err != nil {
@@ -253,7 +253,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
 		err = s.retryUntilLeader(ctx, func() error {
-			_, err := s.tokens.Take(ctx) // before anybody is let in with one that was replaced
+			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
 	}
@@ -315,7 +315,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	waiting, ready := context.WithCancel(ctx)
 	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().TakenOut) })
+	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().Removed) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
 		meanwhile.Go(func() { s.findElsewhere(waiting, store.Health(), elsewhere, s.readyOf) })
 	}

@@ -216,7 +216,7 @@ func (s *Server) whyStarting() string {
 	switch store := s.opened.Load(); {
 	case store == nil:
 		what = "its store is being opened"
-	case store.Health().TakenOut():
+	case store.Health().Removed():
 		what = "it was taken out of the cluster"
 	case s.store.Load() == nil:
 		what = "its store waits for the cluster's other servers"

@@ -68,9 +68,9 @@ func (w *writtenNames) ready(im images.Image) {
 	}
 }
 
-// takeBack gives the names of images that are not ready what they stood for, unless another client has written them
+// restore gives the names of images that are not ready what they stood for, unless another client has written them
 // since.
-func (w *writtenNames) takeBack(ctx context.Context) error {
+func (w *writtenNames) restore(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for name, n := range w.names {

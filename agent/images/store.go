@@ -78,7 +78,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	written := newWrittenNames(s.Client)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, written.takeBack(ctx), s.Clean(ctx))
+			err = errors.Join(err, written.restore(ctx), s.Clean(ctx))
 		}
 	}()
 	imported, blobs, err := s.read(ctx, plain, fallback, written)

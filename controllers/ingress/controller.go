@@ -283,7 +283,7 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 			return 0, nil
 		}
 		all, _ := c.services.List(labels.Everything()) // of a cache: it cannot fail
-		taken := udpTaken(all)
+		taken := udpConflict(all)
 		if taken != nil {
 			c.o.Logger.Info("ingress: the Service is made without the port of HTTP/3, which another Service has", "port", "443/UDP",
 				"service", taken.Namespace+"/"+taken.Name)

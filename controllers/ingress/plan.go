@@ -55,9 +55,9 @@ func service(http3 bool) *corev1.Service {
 	return svc
 }
 
-// udpTaken is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
+// udpConflict is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
 // would have no address beside it.
-func udpTaken(services []*corev1.Service) *corev1.Service {
+func udpConflict(services []*corev1.Service) *corev1.Service {
 	for _, svc := range services {
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 			return p.Port == table.HTTPSPort && p.Protocol == corev1.ProtocolUDP

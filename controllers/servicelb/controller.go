@@ -268,12 +268,12 @@ func (c *Controller) round(ctx context.Context) bool {
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want, s.unplaced(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
+		if err := c.write(ctx, svc, want, s.withoutPool(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
 			if !passes(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
 			}
-			c.takeAway(ctx, svc, v)
+			c.shrinkStatus(ctx, svc, v)
 		}
 	}
 	if c.objects != nil {

@@ -52,13 +52,13 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	g := &gateway{object: object, nodePorts: c.s.NodePorts}
 	c.gateways[nameOf(object)] = g
 	name := types.NamespacedName{Namespace: object.Namespace, Name: ServiceName(object.Name)}
-	if older := c.taken[name]; older != nil {
+	if older := c.gatewayOf[name]; older != nil {
 		g.accepted = problem{
 			string(gatewayv1.GatewayReasonInvalid),
 			fmt.Sprintf("the older Gateway %s has the Service %s: give this one another name", older.Name, name.Name),
 		}
 	} else {
-		c.taken[name], g.service = object, c.services[name]
+		c.gatewayOf[name], g.service = object, c.services[name]
 	}
 	if !class.ok() {
 		g.accepted = problem{string(gatewayv1.GatewayReasonPending), "the GatewayClass is not accepted: " + class.message}

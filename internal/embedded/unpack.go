@@ -47,7 +47,7 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 		return err
 	}
 	if !complete(x, d.Path) { // no other process was faster
-		if err := place(src, x, bin, d.Path); err != nil {
+		if err := writeSet(src, x, bin, d.Path); err != nil {
 			return err
 		}
 	}
@@ -66,7 +66,7 @@ func lockBin(bin string) (*os.File, error) {
 	return f, nil
 }
 
-func place(src fs.FS, x index.Index, bin, dst string) error {
+func writeSet(src fs.FS, x index.Index, bin, dst string) error {
 	tmp, err := os.MkdirTemp(bin, tempPrefix)
 	if err != nil {
 		return err

@@ -119,7 +119,7 @@ func (w *Watcher) offer(v *mvcc.Version) {
 	if w.filtered(v) {
 		return
 	}
-	q := w.take(v)
+	q := w.toQueued(v)
 	size := q.size()
 	if n := len(w.queue); n >= maxQueued || n > 0 && w.bytes+size > maxQueuedBytes {
 		w.fallBehind(0)
@@ -129,7 +129,7 @@ func (w *Watcher) offer(v *mvcc.Version) {
 	w.ring()
 }
 
-func (w *Watcher) take(v *mvcc.Version) queued {
+func (w *Watcher) toQueued(v *mvcc.Version) queued {
 	q := queued{version: v}
 	if w.prevKV {
 		q.prev = v.Before()
@@ -244,7 +244,7 @@ func (w *Watcher) scan(view *mvcc.View) ([]queued, int64) {
 		if !mvcc.InRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
 			continue
 		}
-		q := w.take(v)
+		q := w.toQueued(v)
 		found, size = append(found, q), size+q.size()
 	}
 	return found, view.Revision()

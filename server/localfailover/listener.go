@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localfailover gives the programs of a server's own machine, its node above all, another server while this one cannot
-// serve them. They know the API by its loopback address alone.
+// Package localfailover gives the programs of a server's own machine, its node above all, another server while this one
+// cannot serve them. They know the API by its loopback address alone.
 //
 // It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the
 // program and the other server, whose certificate names the loopback addresses too. It never decides when, and never

@@ -24,7 +24,7 @@ logs and the administrator's kubeconfig are removed too. coracle-uninstall runs 
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		Args:               cobra.ArbitraryArgs,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	kubeconfig := cmd.Flags().StringP("write-kubeconfig", "o", "", config.Lookup("write-kubeconfig").Help)
 	removeData := cmd.Flags().Bool("remove-data", false, "Remove the data directory, logs and the kubeconfig too")
 	grace := cmd.Flags().Duration("grace", 10*time.Second, "How long containers may take to end before they are killed")

@@ -24,12 +24,12 @@ const KeptCondition = loadbalancer.Kept
 // maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
 const maxKept = 512
 
-// claims are who has which place since an earlier plan. A Service keeps a place until it is no load balancer any more,
+// priorOwners are the owners of address ports since an earlier plan. A Service keeps one until it is no load balancer,
 // gives up the port or asks for other addresses, or until no node has the address.
-type claims map[place]types.NamespacedName
+type priorOwners map[addressPort]types.NamespacedName
 
-func (s *State) claims(l *ledger) claims {
-	nodes, out := map[netip.Addr]bool{}, claims{}
+func (s *State) priorOwners(l *ledger) priorOwners {
+	nodes, out := map[netip.Addr]bool{}, priorOwners{}
 	for _, all := range s.believed() {
 		for _, a := range all {
 			nodes[a] = true
@@ -48,32 +48,32 @@ func (s *State) claims(l *ledger) claims {
 	return out
 }
 
-// noted are the places of a Service as its status says.
-func noted(svc *corev1.Service) []place {
-	var out []place
+// noted are the address ports of a Service as its status says.
+func noted(svc *corev1.Service) []addressPort {
+	var out []addressPort
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range in.Ports {
-				out = append(out, place{a, loadbalancer.PortOf(p.Protocol, p.Port)})
+				out = append(out, addressPort{a, loadbalancer.PortOf(p.Protocol, p.Port)})
 			}
 		}
 	}
 	if c := meta.FindStatusCondition(svc.Status.Conditions, KeptCondition); c != nil {
-		out = append(out, readPlaces(c.Message)...)
+		out = append(out, parseAddressPorts(c.Message)...)
 	}
 	return out
 }
 
 // held are these without those that the Service has given up. A status of an earlier version names no ports: there it
 // is all that the Service has.
-func held(svc *corev1.Service) []place {
+func held(svc *corev1.Service) []addressPort {
 	have, want := portsOf(svc), wanted(svc)
 	all := noted(svc)
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range have {
 				if len(in.Ports) == 0 {
-					all = append(all, place{a, p})
+					all = append(all, addressPort{a, p})
 				}
 			}
 		}
@@ -82,7 +82,7 @@ func held(svc *corev1.Service) []place {
 	for _, p := range have {
 		asked[p] = true
 	}
-	return slices.DeleteFunc(all, func(p place) bool {
+	return slices.DeleteFunc(all, func(p addressPort) bool {
 		return !asked[p.port] || !hasFamily(svc, p.address) || len(want) > 0 && !slices.Contains(want, p.address)
 	})
 }
@@ -96,8 +96,8 @@ func portsOf(svc *corev1.Service) []Port {
 }
 
 // all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever no
-// Service has a place yet, as on a new node.
-func (c claims) all(svc *corev1.Service) bool {
+// Service has an address port yet, as on a new node.
+func (c priorOwners) all(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
 	for _, p := range held(svc) {
 		somewhere[p.port] = somewhere[p.port] || c[p] == key(svc)
@@ -106,7 +106,7 @@ func (c claims) all(svc *corev1.Service) bool {
 }
 
 // order is who is asked first: those that have what they ask for, then by age.
-func (c claims) order(services []*corev1.Service) []*corev1.Service {
+func (c priorOwners) order(services []*corev1.Service) []*corev1.Service {
 	first, rest := []*corev1.Service{}, []*corev1.Service{}
 	for _, svc := range byAge(services) {
 		if c.all(svc) {
@@ -118,10 +118,10 @@ func (c claims) order(services []*corev1.Service) []*corev1.Service {
 	return append(first, rest...)
 }
 
-// kept are the places of a Service that it is not served at.
-func (c claims) kept(svc *corev1.Service, served []netip.Addr) []place {
-	var out []place
-	known := map[place]bool{}
+// kept are the address ports of a Service that it is not served at.
+func (c priorOwners) kept(svc *corev1.Service, served []netip.Addr) []addressPort {
+	var out []addressPort
+	known := map[addressPort]bool{}
 	for _, p := range held(svc) {
 		if c[p] == key(svc) && !slices.Contains(served, p.address) && !known[p] {
 			known[p], out = true, append(out, p)
@@ -131,7 +131,7 @@ func (c claims) kept(svc *corev1.Service, served []netip.Addr) []place {
 }
 
 // ofPorts are the Services that have a port at some node's address.
-func (c claims) ofPorts() map[Port][]types.NamespacedName {
+func (c priorOwners) ofPorts() map[Port][]types.NamespacedName {
 	out := map[Port][]types.NamespacedName{}
 	for p, who := range c {
 		if !slices.Contains(out[p.port], who) {
@@ -146,8 +146,8 @@ func (c claims) ofPorts() map[Port][]types.NamespacedName {
 
 func compareNames(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }
 
-// placesText lists places as "443/TCP,80/TCP at 10.0.0.1,10.0.0.2; 443/TCP at 10.0.0.3".
-func placesText(places []place) string {
+// addressPortsText lists address ports as "443/TCP,80/TCP at 10.0.0.1,10.0.0.2; 443/TCP at 10.0.0.3".
+func addressPortsText(places []addressPort) string {
 	byAddress := map[netip.Addr][]string{}
 	for _, p := range places {
 		byAddress[p.address] = append(byAddress[p.address], p.port.String())
@@ -174,16 +174,16 @@ func placesText(places []place) string {
 	return strings.Join(groups, "; ")
 }
 
-// readPlaces reads what placesText wrote.
-func readPlaces(text string) []place {
-	var out []place
+// parseAddressPorts reads what addressPortsText wrote.
+func parseAddressPorts(text string) []addressPort {
+	var out []addressPort
 	for group := range strings.SplitSeq(text, "; ") {
 		ports, at, _ := strings.Cut(group, " at ")
 		for _, a := range parseAll(strings.Split(at, ",")) {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					out = append(out, place{a, loadbalancer.PortOf(corev1.Protocol(protocol), int32(n))})
+					out = append(out, addressPort{a, loadbalancer.PortOf(corev1.Protocol(protocol), int32(n))})
 				}
 			}
 		}

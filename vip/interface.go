@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// Place is where on this machine an address is announced.
-type Place struct {
-	Interface string
+// Interface is where on this machine an address is announced.
+type Interface struct {
+	Name string
 	// Own is the machine's address on the same network: what comes in for the announced one is translated to it.
 	Own netip.Addr
 
@@ -75,9 +75,9 @@ func Check(address netip.Addr, reserved []netip.Prefix) error {
 
 // Find says where among links an address belongs: on the interface with that name or, without one, on the first whose
 // network has room for it.
-func Find(links []Link, address netip.Addr, name string) (Place, error) {
+func Find(links []Link, address netip.Addr, name string) (Interface, error) {
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
-		return Place{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off that interface "+
+		return Interface{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off that interface "+
 			"(another program such as keepalived may have put it there)", address, links[i].Name)
 	}
 	var networks []string
@@ -92,9 +92,9 @@ func Find(links []Link, address netip.Addr, name string) (Place, error) {
 		}
 		if place, ok := on(l, address); ok {
 			if err := reservedIn(address, place.network); err != nil {
-				return Place{}, err
+				return Interface{}, err
 			}
-			return place.Place, nil
+			return place.Interface, nil
 		}
 		for _, p := range l.Addresses {
 			if p.Addr().Is4() == address.Is4() && p.Addr().IsGlobalUnicast() {
@@ -104,11 +104,11 @@ func Find(links []Link, address netip.Addr, name string) (Place, error) {
 	}
 	switch {
 	case name != "" && !found:
-		return Place{}, fmt.Errorf("there is no interface %s on this machine", name)
+		return Interface{}, fmt.Errorf("there is no interface %s on this machine", name)
 	case name != "":
-		return Place{}, fmt.Errorf("%s is in no network of the interface %s (it has: %s), or that is down, or no Ethernet", address, name, list(networks))
+		return Interface{}, fmt.Errorf("%s is in no network of the interface %s (it has: %s), or that is down, or no Ethernet", address, name, list(networks))
 	}
-	return Place{}, fmt.Errorf("%s is in no network of this machine's Ethernet interfaces (there is: %s)", address, list(networks))
+	return Interface{}, fmt.Errorf("%s is in no network of this machine's Ethernet interfaces (there is: %s)", address, list(networks))
 }
 
 func list(words []string) string {
@@ -118,23 +118,23 @@ func list(words []string) string {
 	return strings.Join(words, ", ")
 }
 
-type placed struct {
-	Place
+type attached struct {
+	Interface
 	network netip.Prefix
 }
 
-func on(l Link, address netip.Addr) (placed, bool) {
+func on(l Link, address netip.Addr) (attached, bool) {
 	i := slices.IndexFunc(l.Addresses, func(p netip.Prefix) bool { return p.Contains(address) })
 	if i < 0 {
-		return placed{}, false
+		return attached{}, false
 	}
-	out := Place{Interface: l.Name, Own: l.Addresses[i].Addr(), index: l.Index, hw: hw(l.HardwareAddr), source: l.Addresses[i].Addr()}
+	out := Interface{Name: l.Name, Own: l.Addresses[i].Addr(), index: l.Index, hw: hw(l.HardwareAddr), source: l.Addresses[i].Addr()}
 	for _, p := range l.Addresses {
 		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
 			out.source = p.Addr()
 		}
 	}
-	return placed{out, l.Addresses[i]}, true
+	return attached{out, l.Addresses[i]}, true
 }
 
 // reservedIn finds the addresses of an IPv4 network that are no machine's.
@@ -153,7 +153,7 @@ func reservedIn(address netip.Addr, network netip.Prefix) error {
 	return nil
 }
 
-// neighbour is the address at this place.
-func (p Place) neighbour(address netip.Addr) neighbour {
+// neighbour is the address at this interface.
+func (p Interface) neighbour(address netip.Addr) neighbour {
 	return neighbour{address: address, own: p.hw, from: p.source}
 }

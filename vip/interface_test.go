@@ -44,7 +44,7 @@ func TestFind(t *testing.T) {
 		{"127.0.0.9", "", "in no network"},
 	} {
 		got, err := Find(links, netip.MustParseAddr(tt.address), tt.on)
-		text := got.Interface + " " + got.Own.String()
+		text := got.Name + " " + got.Own.String()
 		if err != nil {
 			text = err.Error()
 		}
