@@ -111,7 +111,7 @@ func (e events) onNode(obj any) {
 	if !ok {
 		return
 	}
-	e.p.nodeAddresses(node.Name, addressesOf(node))
+	e.p.nodeAddresses(node.Name, nodeAddresses(node))
 	e.p.nodeTunnelAt(node.Name, node.Annotations[clusterconfig.UnderlayAnnotation])
 	e.p.nodeTunnel(node.Name, clusterconfig.TunnelPort(node.Annotations[clusterconfig.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {

@@ -87,7 +87,7 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := map[types.NamespacedName]bool{}
-	x.requestedPorts.note(key, before.received, svc, touched)
+	x.requestedPorts.update(key, before.received, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)

@@ -162,7 +162,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 		cancel()
 		if err != nil {
 			r.pause = r.now().After(confirmPause)
-			r.note(fmt.Errorf("it is not certain that this machine may: %w", err))
+			r.logFailure(fmt.Errorf("it is not certain that this machine may: %w", err))
 			return false
 		}
 		r.until = until
@@ -172,7 +172,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 			return sent
 		}
 		if err := r.send(frame); err != nil {
-			r.note(err)
+			r.logFailure(err)
 			return sent
 		}
 		sent = true
@@ -181,8 +181,8 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 	return sent
 }
 
-// note logs what kept this machine from answering, once.
-func (r *responder) note(err error) {
+// logFailure logs what kept this machine from answering, once.
+func (r *responder) logFailure(err error) {
 	if err.Error() == r.failed {
 		return
 	}

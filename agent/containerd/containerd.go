@@ -111,7 +111,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	registerClientPlugin(s)
 	registerCRIPlugin(s)
-	registerCollector()
+	registerGCScheduler()
 
 	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
 	// nothing, so it lives until the process ends and Stop closes the plugins in order.

@@ -171,7 +171,7 @@ func NodeMatters(old, now any) bool {
 		return is && b.Annotations[table.NodeAnnotation] != ""
 	}
 	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
-		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(addressesOf(a), addressesOf(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
+		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
 func sliceMatters(_, now any) bool {

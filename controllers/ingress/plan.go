@@ -140,7 +140,7 @@ func Slices(
 			continue
 		}
 		ready := isReady(n)
-		for family, address := range addressesOf(n) {
+		for family, address := range internalIPs(n) {
 			g := group{family, portsText(at)}
 			ports[g] = at
 			endpoints[g] = append(endpoints[g], discoveryv1.Endpoint{
@@ -185,8 +185,8 @@ func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []disc
 	return s
 }
 
-// addressesOf are a node's, the first of each family.
-func addressesOf(n *corev1.Node) map[discoveryv1.AddressType]string {
+// internalIPs are a node's, the first of each family.
+func internalIPs(n *corev1.Node) map[discoveryv1.AddressType]string {
 	out := map[discoveryv1.AddressType]string{}
 	for _, a := range n.Status.Addresses {
 		ip, err := netip.ParseAddr(a.Address)

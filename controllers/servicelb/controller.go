@@ -336,11 +336,11 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 	changed := svc.DeepCopy()
 	changed.Status = *want
 	answer, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-	c.unsure.note(svc, err)
+	c.unsure.record(svc, err)
 	if err != nil {
 		return err
 	}
-	c.written.note(answer)
+	c.written.record(answer)
 	before, now := meta.FindStatusCondition(svc.Status.Conditions, Condition), meta.FindStatusCondition(want.Conditions, Condition)
 	addresses := ingressText(want.LoadBalancer)
 	if addresses != ingressText(svc.Status.LoadBalancer) {

@@ -244,7 +244,7 @@ func (c *compiler) finish(g *gateway) error {
 		})
 	}
 	status := *g.object.Status.DeepCopy()
-	status.Conditions = merge(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
+	status.Conditions = mergeConditions(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
 	status.Addresses = addresses
 	have := map[gatewayv1.SectionName][]metav1.Condition{}
 	for _, l := range status.Listeners {
@@ -308,7 +308,7 @@ func (c *compiler) finishSet(s *listenerSet) {
 		}
 	}
 	status := *s.object.Status.DeepCopy()
-	status.Conditions = merge(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
+	status.Conditions = mergeConditions(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
 		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted, "the ListenerSet is part of the Gateway"),
 		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed, "nodes serve the ListenerSet"),
 	})

@@ -18,7 +18,7 @@ import (
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
 	parts map[upstream.ServicePortName]*part
-	state State
+	state DesiredState
 	// candidates are by name those who want a virtual server, of whom the first has it.
 	candidates map[Key][]*part
 	// Addresses and members may be several Service ports': how many want one beyond the first.
@@ -48,7 +48,7 @@ func (t touched) member(m member) {
 
 func newLedger() *ledger {
 	return &ledger{
-		parts: map[upstream.ServicePortName]*part{}, state: newState(), candidates: map[Key][]*part{}, addresses: map[netip.Addr]int{}, members: map[member]int{},
+		parts: map[upstream.ServicePortName]*part{}, state: newDesiredState(), candidates: map[Key][]*part{}, addresses: map[netip.Addr]int{}, members: map[member]int{},
 	}
 }
 
@@ -91,11 +91,11 @@ func (l *ledger) replace(name upstream.ServicePortName, p *part) {
 }
 
 func (l *ledger) add(p *part) {
-	for _, o := range p.offers {
+	for _, o := range p.candidates {
 		of := l.candidates[o.key]
 		at, _ := slices.BinarySearchFunc(of, p, compareParts)
 		if at == 0 && len(of) > 0 {
-			l.withdraw(of[0].offer(o.key))
+			l.withdraw(of[0].candidate(o.key))
 		}
 		if at == 0 {
 			l.serve(o)
@@ -106,7 +106,7 @@ func (l *ledger) add(p *part) {
 }
 
 func (l *ledger) remove(p *part) {
-	for _, o := range p.offers {
+	for _, o := range p.candidates {
 		at, _ := slices.BinarySearchFunc(l.candidates[o.key], p, compareParts)
 		left := slices.Delete(l.candidates[o.key], at, at+1)
 		l.candidates[o.key] = left
@@ -115,7 +115,7 @@ func (l *ledger) remove(p *part) {
 		}
 		l.withdraw(o)
 		if len(left) > 0 {
-			l.serve(left[0].offer(o.key))
+			l.serve(left[0].candidate(o.key))
 		} else {
 			delete(l.candidates, o.key)
 		}
@@ -123,8 +123,8 @@ func (l *ledger) remove(p *part) {
 	l.leave(p.members)
 }
 
-// serve puts an offer into the state.
-func (l *ledger) serve(o *offer) {
+// serve puts a candidate into the state.
+func (l *ledger) serve(o *candidate) {
 	l.state.Servers[o.key] = o.server
 	l.touched.server(o.key)
 	if o.local {
@@ -134,7 +134,7 @@ func (l *ledger) serve(o *offer) {
 }
 
 // withdraw takes it out.
-func (l *ledger) withdraw(o *offer) {
+func (l *ledger) withdraw(o *candidate) {
 	delete(l.state.Servers, o.key)
 	l.touched.server(o.key)
 	if o.local {

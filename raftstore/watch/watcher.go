@@ -111,8 +111,8 @@ func (w *Watcher) RequestProgress() {
 	w.ring()
 }
 
-// offer is called by the hub, under its lock.
-func (w *Watcher) offer(v *mvcc.Version) {
+// enqueue is called by the hub, under its lock.
+func (w *Watcher) enqueue(v *mvcc.Version) {
 	if w.behind || v.Revision() < w.position {
 		return
 	}
@@ -205,7 +205,7 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		w.hub.mu.Lock()
 		w.position = max(w.position, reached+1)
 		if w.position > w.hub.dispatched {
-			w.behind = false // the hub will offer everything from here on
+			w.behind = false // the hub enqueues everything from here on
 		}
 		// One that begins later than now, since its client has heard of later from another server, is not told of less
 		// than it knows.

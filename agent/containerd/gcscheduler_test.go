@@ -40,9 +40,9 @@ func (s *slowStore) GarbageCollect(ctx context.Context) (gc.Stats, error) {
 	}
 }
 
-// collecting runs a collector of a store.
-func collecting(ctx context.Context, s *slowStore) *collector {
-	c := newCollector(s)
+// collecting runs a scheduler for a store.
+func collecting(ctx context.Context, s *slowStore) *gcScheduler {
+	c := newGCScheduler(s)
 	go c.run(ctx)
 	return c
 }

@@ -37,27 +37,27 @@ type store interface {
 	GarbageCollect(context.Context) (gc.Stats, error)
 }
 
-// collector decides when unreferenced content is collected. It stands in for containerd's own scheduler
+// gcScheduler decides when unreferenced content is collected. It stands in for containerd's own scheduler
 // (plugins/gc), which either decides by what earlier collections took, and waits for minutes on a slow disk while the
 // kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node
 // runs. This one sleeps until something is removed.
-type collector struct {
+type gcScheduler struct {
 	store   store
 	changed atomic.Int32  // since the last collection
 	removed chan struct{} // one: there is something to collect
 	asked   chan struct{} // one: a caller waits
 
 	mu      sync.Mutex
-	waiting []chan<- collected
+	waiting []chan<- gcResult
 }
 
-type collected struct {
+type gcResult struct {
 	stats gc.Stats
 	err   error
 }
 
-func newCollector(s store) *collector {
-	c := &collector{store: s, removed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
+func newGCScheduler(s store) *gcScheduler {
+	c := &gcScheduler{store: s, removed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
 	s.RegisterMutationCallback(func(removed bool) {
 		if n := c.changed.Add(1); removed || n >= changes {
 			signal(c.removed)
@@ -74,8 +74,8 @@ func signal(to chan<- struct{}) {
 }
 
 // ScheduleAndWait collects at once, for who removes and wants the room. containerd's services call it.
-func (c *collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
-	done := make(chan collected, 1) // one: the caller may have given up
+func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
+	done := make(chan gcResult, 1) // one: the caller may have given up
 	c.mu.Lock()
 	c.waiting = append(c.waiting, done)
 	c.mu.Unlock()
@@ -89,7 +89,7 @@ func (c *collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 }
 
 // run collects until ctx is done.
-func (c *collector) run(ctx context.Context) {
+func (c *gcScheduler) run(ctx context.Context) {
 	due := time.NewTimer(firstCollection)
 	defer due.Stop()
 	removed := chan struct{}(nil) // while a collection is to come, it is for this too
@@ -117,14 +117,14 @@ func (c *collector) run(ctx context.Context) {
 	}
 }
 
-func (c *collector) anyWaits() bool {
+func (c *gcScheduler) anyWaits() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.waiting) > 0
 }
 
 // collect collects what has been removed until now, and tells who waits for it.
-func (c *collector) collect(ctx context.Context) error {
+func (c *gcScheduler) collect(ctx context.Context) error {
 	c.mu.Lock()
 	waiting := c.waiting
 	c.waiting = nil
@@ -139,14 +139,14 @@ func (c *collector) collect(ctx context.Context) error {
 		err = fmt.Errorf("collect unreferenced content: %w", err)
 	}
 	for _, w := range waiting {
-		w <- collected{stats, err}
+		w <- gcResult{stats, err}
 	}
 	return err
 }
 
-// registerCollector adds the collector as the plugin that decides when to collect. It must be called before server.New,
-// which builds the plugin graph.
-func registerCollector() {
+// registerGCScheduler adds the scheduler as the plugin that decides when to collect. It must be called before
+// server.New, which builds the plugin graph.
+func registerGCScheduler() {
 	registry.Register(&plugin.Registration{
 		Type:     plugins.GCPlugin,
 		ID:       "coracle",
@@ -160,7 +160,7 @@ func registerCollector() {
 			if !ok {
 				return nil, errors.New("containerd's metadata is not collected as before")
 			}
-			c := newCollector(s)
+			c := newGCScheduler(s)
 			go c.run(ic.Context) // until containerd stops; there is no way to wait for it, as for upstream's
 			return c, nil
 		},
