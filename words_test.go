@@ -6,9 +6,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode"
@@ -38,6 +40,11 @@ var plainer = map[string]string{
 	"together":  "aligned (timers), simultaneous",
 }
 
+// plainerMessages are words that log messages may not have either.
+var plainerMessages = map[string]string{"hung": "stalled, closed", "silent": "unresponsive", "believed": "trusted", "taken out of": "removed from"}
+
+var logMethod = regexp.MustCompile(`\.(Debug|Info|Warn|Error)$`)
+
 func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 	files := token.NewFileSet()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -59,6 +66,9 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 					t.Errorf("%s: %s: %q is no word of the field; better: %s", files.Position(id.Pos()), id.Name, word, better)
 				}
 			}
+		}
+		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "test/") {
+			checkLogged(t, files, f)
 		}
 		return nil
 	})
@@ -131,6 +141,27 @@ func declared(f *ast.File) []*ast.Ident {
 		return true
 	})
 	return out
+}
+
+// checkLogged checks the messages of log.Info and the like.
+func checkLogged(t *testing.T, files *token.FileSet, f *ast.File) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok || !logMethod.MatchString(types.ExprString(call.Fun)) {
+			return true
+		}
+		for _, arg := range call.Args[:min(2, len(call.Args))] { // logr's Error has the error first
+			message := types.ExprString(arg)
+			for _, words := range []map[string]string{plainer, plainerMessages} {
+				for word, better := range words {
+					if strings.HasPrefix(message, `"`) && regexp.MustCompile(`(?i)\b`+word+`\b`).MatchString(message) {
+						t.Errorf("%s: %q is no word for a log message; better: %s", files.Position(arg.Pos()), word, better)
+					}
+				}
+			}
+		}
+		return true
+	})
 }
 
 func identifiers(all []ast.Expr) []*ast.Ident {

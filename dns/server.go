@@ -130,7 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 		next, err := s.start(instance, use, s.custom)
 		if err != nil && instance != nil && !maps.Equal(s.custom, good) {
 			parts.complain(ctx, "(all of them together)", err)
-			s.log.Error(err, "The ConfigMap does not work together with what else is configured; the last one that did stays", "configmap", CustomConfigMap)
+			s.log.Error(err, "The ConfigMap does not work with what else is configured; the last one that did stays", "configmap", CustomConfigMap)
 			s.custom = good
 			continue
 		}

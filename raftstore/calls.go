@@ -35,7 +35,7 @@ const (
 
 // errHung is what a server says to its leader whose disk has been hanging for
 // so long that it should count as silent.
-var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk hangs")
+var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
 
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
 // when it runs out.

@@ -293,7 +293,7 @@ func (p *clustered) reportRemoval(ctx context.Context) {
 		return
 	}
 	if before == nil || !before.removed {
-		p.log.Error("this server was taken out of the store's cluster. What it holds is kept, but it does not count for a majority. "+
+		p.log.Error("this server was removed from the store's cluster. What it holds is kept, but it does not count for a majority. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
 			"directory", p.opts.Dir, "asked", best.ID)
 	}

@@ -78,7 +78,7 @@ func (s *Store) Close(ctx context.Context) error {
 	case <-s.replica.closed:
 		return s.replica.err
 	case <-ctx.Done():
-		return fmt.Errorf("raftstore: still stopping, the disk may hang: %w", ctx.Err())
+		return fmt.Errorf("raftstore: still stopping, the disk may be stalled: %w", ctx.Err())
 	}
 }
 

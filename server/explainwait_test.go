@@ -38,7 +38,7 @@ func TestExplainTakenOut(t *testing.T) {
 		said("taken out")
 		s.starting.elsewhere.Store(&[]string{"192.0.2.1:6443"})
 		s.starting.news <- struct{}{}
-		said("taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
+		said("removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
 		cancel()
 		<-done
 	})

@@ -102,7 +102,7 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 		}
 		if err := m.remove(ctx, n); err != nil && ctx.Err() == nil {
 			ok = false
-			m.log.Warn("a node is deleted, but its server could not be taken out of the store; the node stays until it is", "node", n.Name, "error", err)
+			m.log.Warn("a node is deleted, but its server could not be removed from the store; the node stays until it is", "node", n.Name, "error", err)
 		}
 	}
 	return ok
@@ -116,7 +116,7 @@ func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
 			return err
 		}
-		m.log.Info("a server was taken out of the store with its node", "node", n.Name, "member", id)
+		m.log.Info("a server was removed from the store with its node", "node", n.Name, "member", id)
 	}
 	// A strategic merge would not tell others' finalizers from ours; the resource version makes a change in between a
 	// conflict.

@@ -89,11 +89,11 @@ func (s *Server) drainNodes(ctx context.Context) {
 		}
 		switch {
 		case !now.unable:
-			s.log.Info("this server can serve nodes again: they are welcome")
+			s.log.Info("this server can serve nodes again: their connections are accepted")
 		case !before.unable:
-			s.log.Warn("nodes are sent to another server until this one can serve them", "reason", why)
+			s.log.Warn("the connections of nodes are drained until this server can serve them", "reason", why)
 		default:
-			s.log.Info("what this machine's programs ask goes to another server: that one leads now", "server", now.leader)
+			s.log.Info("requests of this machine fail over to another server: that one leads now", "server", now.leader)
 		}
 		if now.unable != before.unable {
 			s.tunnels.Drain(now.unable)
@@ -134,9 +134,9 @@ func (v serviceability) next(store storeState) (now serviceability, why string) 
 	leader, stalled := store.OtherLeader(), store.Stalled()
 	switch {
 	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing one
-		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
+		why = fmt.Sprintf("its disk has been stalled for %v", stalled.Round(time.Second))
 	case store.Removed():
-		why = "it was taken out of the cluster; stop it"
+		why = "it was removed from the cluster; stop it"
 	case store.CutOff():
 		why = "it does not hear the leader, which another server reaches"
 	default:

@@ -22,14 +22,14 @@ const (
 	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
 	// askReachPatience bounds the connecting to another server, and then that one's try.
 	askReachPatience = 3 * time.Second
-	// wasTakenOut is what an operator is told of a server whom the others do not count any more; the store says it in
+	// wasRemoved is the message for a server whom the others do not count any more; the store says it in
 	// the log.
-	wasTakenOut = "this server was taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
+	wasRemoved = "this server was removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
 // explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
 // done.
-func (s *Server) explainWait(ctx context.Context, others func() []string, takenOut func() bool) {
+func (s *Server) explainWait(ctx context.Context, others func() []string, removed func() bool) {
 	if len(others()) == 0 {
 		return
 	}
@@ -41,7 +41,7 @@ func (s *Server) explainWait(ctx context.Context, others func() []string, takenO
 		case <-s.starting.news:
 		case <-ask:
 			last := why
-			if why = wasTakenOut; !takenOut() {
+			if why = wasRemoved; !removed() {
 				why = s.whyUnreached(ctx, others())
 			}
 			ask = time.After(askReachEvery)

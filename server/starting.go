@@ -217,7 +217,7 @@ func (s *Server) whyStarting() string {
 	case store == nil:
 		what = "its store is being opened"
 	case store.Health().Removed():
-		what = "it was taken out of the cluster"
+		what = "it was removed from the cluster"
 	case s.store.Load() == nil:
 		what = "its store waits for the cluster's other servers"
 	}

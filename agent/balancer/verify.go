@@ -46,7 +46,7 @@ type proof struct {
 	at time.Time
 	// itself says that the certificate names the address: no agent has passed the connection on.
 	itself bool
-	// doubted says that it has hung up since without a word.
+	// doubted says that it has closed a connection since without a word.
 	doubted bool
 	// discounted is how much of the time since then is nobody's silence: this machine was late.
 	discounted time.Duration
@@ -77,11 +77,11 @@ func (b *Balancer) Answered(server string, itself bool) {
 	b.recordProof(server, p)
 }
 
-// Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all
+// Ended says that a server has ended the node's connection. A server whose disk is stalled does so, and would keep all
 // requests waiting: if another one answers, what went to this one goes there at once.
 func (b *Balancer) Ended(server string) {
 	if other := b.otherAnswers(server); other != "" {
-		b.o.Logger.Info("a server has hung up on this node; what went to it goes to another one", "server", server, "other", other)
+		b.o.Logger.Info("a server has drained the connections of this node; they go to another one now", "server", server, "other", other)
 		b.drop(server)
 	}
 }

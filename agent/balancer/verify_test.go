@@ -209,7 +209,7 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 			case <-time.After(answersNow / 4): // fake time
 			}
 		}
-		if line := <-said; !strings.Contains(line, "is silent while another one answers") { // not because it was asked
+		if line := <-said; !strings.Contains(line, "is unresponsive while another one answers") { // not because it was asked
 			t.Error(line)
 		}
 		if first := b.candidates()[0]; first != "other" {

@@ -300,7 +300,7 @@ type Certificate struct {
 
 // Settings are those of the whole proxy.
 type Settings struct {
-	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are
+	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are trusted. From others they are
 	// replaced.
 	TrustedProxies []string `json:"trustedProxies,omitempty"`
 	// ProxyProtocol says that TCP connections from TrustedProxies begin with a header of the PROXY protocol, version 1

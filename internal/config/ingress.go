@@ -32,13 +32,13 @@ func (r *reader) ingress() Ingress {
 		case n != n.Masked():
 			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n.Masked())
 		case n.Bits() == 0:
-			r.bad(it.src, "%s would have every client's word about its address believed", it.text)
+			r.bad(it.src, "%s would trust every client's headers about its address", it.text)
 		default:
 			i.TrustedProxies = append(i.TrustedProxies, n)
 		}
 	}
 	if i.ProxyProtocol && len(i.TrustedProxies) == 0 {
-		r.bad(r.src("ingress-proxy-protocol"), "needs --ingress-trusted-proxies: the header of another client is not believed")
+		r.bad(r.src("ingress-proxy-protocol"), "needs --ingress-trusted-proxies: the header of another client is not trusted")
 	}
 	return i
 }

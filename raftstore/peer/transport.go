@@ -159,7 +159,7 @@ func (t *Transport) close(callers []*caller) {
 	select {
 	case <-ended:
 	case <-grace.C:
-		t.opts.Logger.Warn("raft still handles a message of another server while the transport closes; its disk may hang")
+		t.opts.Logger.Warn("raft still handles a message of another server while the transport closes; its disk may be stalled")
 	}
 }
 

@@ -119,7 +119,7 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if roster.HasAddress(silent, ip) && !roster.HasAddress(own, ip) && ip != m.From {
-			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
+			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which does not answer. This machine gets it when it asks for it from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
 		}
 	}

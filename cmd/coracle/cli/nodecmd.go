@@ -64,9 +64,9 @@ volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir
 
 func (a *App) nodeRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Move the pods off a node and take it, and its server if it has one, out of the cluster", Args: cobra.ExactArgs(1),
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Evict the pods of a node and remove it, and its server if it has one, from the cluster", Args: cobra.ExactArgs(1),
 		Long: `Keeps new pods away from the node, evicts those that it has, and deletes it when they are gone or their time is up. The node of
-a machine that is dead is deleted at once. If the machine is a server, it is taken out of the store too; that is refused while the
+a machine that is dead is deleted at once. If the machine is a server, it is removed from the store too; that is refused while the
 other servers could not go on without it, and done as soon as they can.
 
 The leading server does all of it: an interruption of this command stops nothing. As long as pods are evicted,
@@ -151,5 +151,5 @@ func stillThere(n *corev1.Node, last error) error {
 	case n.DeletionTimestamp == nil:
 		return fmt.Errorf("the removal of the node %s was ordered, but no server has done it. Is there a leading server (coracle status)? It is done as soon as there is one", n.Name)
 	}
-	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is taken out of the store when the others can go on without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
+	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is removed from the store when the others can go on without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
 }
