@@ -50,12 +50,12 @@ type standing struct {
 	Term     uint64 // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
-	FlushTakes        time.Duration // a write to its disk, lately or up to now
+	FlushDuration     time.Duration // a write to its disk, lately or up to now
 }
 
 // standingQuestion is what a voter asks the others.
 type standingQuestion struct {
-	// Within says that FlushTakes is to be of a write that began at most so long ago.
+	// Within says that FlushDuration is to be of a write that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
 }
 
@@ -81,7 +81,7 @@ func (p *clustered) standing() standing {
 	return standing{
 		ID: string(p.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
 		Standing: p.stands(state, term), Polling: p.polling.Load(), Ended: p.leaderEnded(),
-		LogTerm: logTerm, LogIndex: p.raft.LastIndex(), FlushTakes: max(p.dir.FlushTakes(), p.dir.Stalled()),
+		LogTerm: logTerm, LogIndex: p.raft.LastIndex(), FlushDuration: max(p.dir.FlushDuration(), p.dir.Stalled()),
 	}
 }
 
@@ -93,7 +93,7 @@ func (p *clustered) serveStanding(ctx context.Context, q standingQuestion) (stan
 	p.checkLeaderNow()
 	out := p.standing()
 	if q.Within > 0 {
-		out.FlushTakes = p.flushTakesNow(ctx, q.Within)
+		out.FlushDuration = p.flushDurationNow(ctx, q.Within)
 	}
 	return out, nil
 }
@@ -301,7 +301,7 @@ func (p *clustered) stands(state raft.RaftState, term uint64) bool {
 		return false
 	}
 	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.
-	return time.Since(last.at) < flushesOfVote*p.flushTakes()+2*p.candidacy()
+	return time.Since(last.at) < flushesOfVote*p.flushDuration()+2*p.candidacy()
 }
 
 // voters is how many servers vote.

@@ -35,17 +35,17 @@ const flushesOfVote = 4
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
 func (p *clustered) candidacy() time.Duration {
-	return max(candidateFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
+	return max(candidateFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushDuration())
 }
 
 // slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
 // next election take as long.
 const slowestFlush = 3 * time.Second
 
-// flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an
+// flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
 // election needs.
-func (p *clustered) flushTakes() time.Duration {
-	return min(max(p.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
+func (p *clustered) flushDuration() time.Duration {
+	return min(max(p.dir.FlushDuration(), p.pace.Load().withThis), slowestFlush)
 }
 
 // pace is how long the other voters' disks take for a write, as they said themselves.
@@ -62,7 +62,7 @@ const never = 1000 * time.Hour
 func paceOf(answers []standing, voters int) *pace {
 	flushes := make([]time.Duration, len(answers))
 	for i, a := range answers {
-		flushes[i] = min(a.FlushTakes, slowestFlush) // which may be of a disk that hung minutes ago
+		flushes[i] = min(a.FlushDuration, slowestFlush) // which may be of a disk that hung minutes ago
 	}
 	slices.Sort(flushes)
 	majority, out := voters/2+1, &pace{withoutThis: never}
@@ -102,9 +102,9 @@ func (p *clustered) question() (q standingQuestion) {
 	return q
 }
 
-// flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a
-// few bytes. One that has not ended may be as slow as any.
-func (p *clustered) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
+// flushDurationNow is how long a write takes that began at most so long ago: where there was none, this server flushes
+// a few bytes. One that has not ended may be as slow as any.
+func (p *clustered) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := p.dir.FlushedWithin(within)
 	if !ok && p.flushing.CompareAndSwap(false, true) {
 		p.spawn(func() {
@@ -149,7 +149,7 @@ func (p *clustered) setTimers() {
 	case p.raft.State() == raft.Leader:
 		patience = leaseFor * p.opts.ElectionTimeout
 	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
-		patience = min(candidacy, max(leaseFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushTakes()))
+		patience = min(candidacy, max(leaseFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushDuration()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return

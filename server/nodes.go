@@ -98,7 +98,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 		if now.unable != before.unable {
 			s.tunnels.Drain(now.unable)
 		}
-		s.detour.Away(now.unable)
+		s.localFailover.FailOver(now.unable)
 	}
 }
 
@@ -125,7 +125,7 @@ type serviceability struct {
 type storeState interface {
 	Stalled() time.Duration
 	OtherLeader() string
-	TakenOut() bool
+	Removed() bool
 	CutOff() bool
 }
 
@@ -135,7 +135,7 @@ func (v serviceability) next(store storeState) (now serviceability, why string) 
 	switch {
 	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing one
 		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
-	case store.TakenOut():
+	case store.Removed():
 		why = "it was taken out of the cluster; stop it"
 	case store.CutOff():
 		why = "it does not hear the leader, which another server reaches"
@@ -157,7 +157,7 @@ func (s *Server) reachNodes(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		var batch []string
-		batch, pause = tries.take(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.roster.Node(name) != nil })
+		batch, pause = tries.due(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.roster.Node(name) != nil })
 		var running sync.WaitGroup
 		for _, name := range batch {
 			running.Go(func() {

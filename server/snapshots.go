@@ -59,24 +59,24 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 	return snapshots.NewKeeper(snapshots.Options{
 		Dir: s.o.Snapshots.Dir, Retention: s.o.Snapshots.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
 		Store: openStore{s}, Contents: s.snapshotContents, Key: s.snapshotKey,
-		Schedule: s.o.Snapshots.Schedule, Place: s.snapshotPlace, S3: s.snapshotS3,
+		Schedule: s.o.Snapshots.Schedule, Ordinal: s.snapshotOrdinal, S3: s.snapshotS3,
 		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
 	})
 }
 
-// snapshotPlace is this server's among all, by their names in the store.
-func (s *Server) snapshotPlace() snapshots.Place {
+// snapshotOrdinal is this server's among all, by their names in the store.
+func (s *Server) snapshotOrdinal() snapshots.Ordinal {
 	store := s.store.Load()
 	if store == nil {
-		return snapshots.Place{Of: 1}
+		return snapshots.Ordinal{Of: 1}
 	}
-	return placeAmong(store.Cluster().Members(), s.data.ServerID())
+	return ordinalAmong(store.Cluster().Members(), s.data.ServerID())
 }
 
-// placeAmong is a server's place among the members of the store. All servers have these alike, so that no two have one
-// place.
-func placeAmong(members []raftstore.Member, server string) snapshots.Place {
-	out := snapshots.Place{Of: max(1, len(members))}
+// ordinalAmong is a server's ordinal among the members of the store. All servers have the same members, so that no two
+// have one ordinal.
+func ordinalAmong(members []raftstore.Member, server string) snapshots.Ordinal {
+	out := snapshots.Ordinal{Of: max(1, len(members))}
 	for _, m := range members {
 		if m.Name < server {
 			out.Number++

@@ -26,15 +26,15 @@ func TestPlaceAmong(t *testing.T) {
 	for range len(members) {
 		members = append(members[1:], members[0])
 		for want, name := range []string{"a", "b", "c", "d"} {
-			if got := placeAmong(members, name); got != (snapshots.Place{Number: want, Of: 4}) {
+			if got := ordinalAmong(members, name); got != (snapshots.Ordinal{Number: want, Of: 4}) {
 				t.Errorf("among %v server %s has place %+v", members, name, got)
 			}
 		}
 	}
-	if got := placeAmong(members[:1], members[0].Name); got != (snapshots.Place{Of: 1}) {
+	if got := ordinalAmong(members[:1], members[0].Name); got != (snapshots.Ordinal{Of: 1}) {
 		t.Errorf("the only member has place %+v", got)
 	}
-	if got := placeAmong(nil, "a"); got != (snapshots.Place{Of: 1}) {
+	if got := ordinalAmong(nil, "a"); got != (snapshots.Ordinal{Of: 1}) {
 		t.Errorf("without members a server has place %+v", got)
 	}
 }
@@ -49,8 +49,8 @@ func TestSnapshotPlace(t *testing.T) {
 	}
 	defer data.Close()
 	s := &Server{data: data}
-	want := snapshots.Place{Of: 1}
-	if got := s.snapshotPlace(); got != want {
+	want := snapshots.Ordinal{Of: 1}
+	if got := s.snapshotOrdinal(); got != want {
 		t.Errorf("without a store it has place %+v", got)
 	}
 	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: data.ServerID(), Logger: slog.New(slog.DiscardHandler)})
@@ -63,7 +63,7 @@ func TestSnapshotPlace(t *testing.T) {
 		}
 	}()
 	s.store.Store(store)
-	if got := s.snapshotPlace(); got != want {
+	if got := s.snapshotOrdinal(); got != want {
 		t.Errorf("the store's only member has place %+v", got)
 	}
 }

@@ -52,7 +52,7 @@ type starting struct {
 
 func newStarting(s *Server) *starting {
 	return &starting{
-		begin:  sync.OnceFunc(func() { s.detour.Begin(s.answerStarting) }),
+		begin:  sync.OnceFunc(func() { s.localFailover.Begin(s.answerStarting) }),
 		served: make(chan struct{}), away: make(chan struct{}), news: make(chan struct{}, 1),
 	}
 }
@@ -93,7 +93,7 @@ func (s *Server) findElsewhere(ctx context.Context, store counted, others func()
 		st.begin()
 		now, list := "", slices.Concat([]string{last}, others())
 		if store.Counted() {
-			now = ready.note(readyOf(ctx, list))
+			now = ready.update(readyOf(ctx, list))
 		}
 		if ctx.Err() != nil {
 			return
@@ -123,9 +123,9 @@ type readyServer struct {
 	missed  int    // so many questions in a row found no server that is ready
 }
 
-// note takes what a question has found, and returns the server that is used from now on. That is the one of before for
-// a few questions that find none: without a leader no server is ready, and an election is over within seconds.
-func (r *readyServer) note(found string) string {
+// update takes what a question has found, and returns the server that is used from now on. That is the one of before
+// for a few questions that find none: without a leader no server is ready, and an election is over within seconds.
+func (r *readyServer) update(found string) string {
 	if found == "" && r.missed < mostMissed {
 		r.missed++
 		return r.address
@@ -216,7 +216,7 @@ func (s *Server) whyStarting() string {
 	switch store := s.opened.Load(); {
 	case store == nil:
 		what = "its store is being opened"
-	case store.Health().TakenOut():
+	case store.Health().Removed():
 		what = "it was taken out of the cluster"
 	case s.store.Load() == nil:
 		what = "its store waits for the cluster's other servers"

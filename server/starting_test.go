@@ -28,7 +28,7 @@ import (
 // it asks.
 func TestAnswerStarting(t *testing.T) {
 	s := listening(t, "")
-	t.Cleanup(s.detour.End)
+	t.Cleanup(s.localFailover.End)
 	s.starting.begin()
 	config, err := clientcmd.BuildConfigFromFlags("", s.o.Kubeconfigs[0].Path)
 	if err != nil {
@@ -116,7 +116,7 @@ func TestReadyServer(t *testing.T) {
 	for i, step := range []struct{ found, want string }{
 		{"", ""}, {"a", "a"}, {"", "a"}, {"", "a"}, {"b", "b"}, {"", "b"}, {"", "b"}, {"", "b"}, {"", ""}, {"", ""}, {"a", "a"},
 	} {
-		if got := r.note(step.found); got != step.want {
+		if got := r.update(step.found); got != step.want {
 			t.Errorf("step %d: %q instead of %q", i, got, step.want)
 		}
 	}

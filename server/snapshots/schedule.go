@@ -24,8 +24,8 @@ const (
 	pollPeriod = 10 * time.Minute
 )
 
-// Place is which of the servers this one is, from 0 on, and how many there are.
-type Place struct{ Number, Of int }
+// Ordinal is which of the servers this one is, from 0 on, and how many there are.
+type Ordinal struct{ Number, Of int }
 
 // slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers
 // write one after the other, and the cluster's newest snapshot is younger.
@@ -34,7 +34,7 @@ type slot struct {
 	shift    time.Duration
 }
 
-func newSlot(s cron.Schedule, p Place, now time.Time) slot {
+func newSlot(s cron.Schedule, p Ordinal, now time.Time) slot {
 	out := slot{schedule: s}
 	if p.Of > 1 {
 		out.shift = (pause(s, now) * time.Duration(p.Number) / time.Duration(p.Of)).Truncate(time.Second)
@@ -84,7 +84,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		if now.Before(last) {
 			last = now // the clock was set back
 		}
-		next, again := newSlot(k.o.Schedule, k.place(), now).next(last), false
+		next, again := newSlot(k.o.Schedule, k.ordinal(), now).next(last), false
 		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
 			next, again = due, stuck != nil
 		}
@@ -126,11 +126,11 @@ func (k *Keeper) removeHalves() error {
 	return k.folder.removeHalves()
 }
 
-func (k *Keeper) place() Place {
-	if k.o.Place == nil {
-		return Place{Of: 1}
+func (k *Keeper) ordinal() Ordinal {
+	if k.o.Ordinal == nil {
+		return Ordinal{Of: 1}
 	}
-	return k.o.Place()
+	return k.o.Ordinal()
 }
 
 // missed is when a snapshot is due that was missed, zero if none was.
@@ -139,7 +139,7 @@ func (k *Keeper) missed(now time.Time) time.Time {
 	if err != nil || newest == nil || newest.Time.After(now) {
 		return time.Time{}
 	}
-	if next := newSlot(k.o.Schedule, k.place(), now).next(newest.Time); next.IsZero() || next.After(now) {
+	if next := newSlot(k.o.Schedule, k.ordinal(), now).next(newest.Time); next.IsZero() || next.After(now) {
 		return time.Time{}
 	}
 	return now.Add(settle)
@@ -195,7 +195,7 @@ func (k *Keeper) again(ctx context.Context, info Info) error {
 
 // scheduledHere returns the newest snapshot, which it has taken unless there was one of what is there now.
 func (k *Keeper) scheduledHere(ctx context.Context) (*Info, error) {
-	b, contents, err := k.take(ctx)
+	b, contents, err := k.capture(ctx)
 	if err != nil {
 		return nil, err
 	}
