@@ -27,7 +27,10 @@ func keepAddresses(ctx context.Context, o Options) error {
 		return nil
 	}
 	want := o.addresses()
-	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
+	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error {
+		return setAddresses(ctx, nodes, o.NodeName,
+			want)
+	})
 }
 
 // keepOnNode has something written to this node's Node, and again after each change by another client, until ctx ends.

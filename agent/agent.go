@@ -59,7 +59,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	if err := cni.ProtectOwnConnections(ctx, o.reservedHostPorts()); err != nil {
-		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error", err)
+		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error",
+			err)
 	}
 	if o.WaitAPI != nil {
 		if err := o.WaitAPI(ctx); err != nil {
@@ -147,7 +148,8 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		return p.images.Run(ctx)
 	})
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	own, report := newVerdict(), make(chan struct{})                                                        // without room: the kubelet is asked when it has answered
+	// without room: the kubelet is asked when it has answered
+	own, report := newVerdict(), make(chan struct{})
 	g.quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
 	if o.Servers != nil {
 		g.quiet("connections with servers", func(ctx context.Context) error {
@@ -188,7 +190,8 @@ func runParts(ctx context.Context, o Options, p parts) error {
 // startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so
 // that no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a
 // network before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
+func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix],
+	own *verdict) (err error) {
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer func() {
 		if err != nil {
@@ -218,7 +221,8 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 // tunnels get the networks of the node's pods once these are known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
-		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,
+		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
+		NodeIPs: o.NodeIPs, Logger: o.Logger,
 		PodCIDRs: func() []netip.Prefix {
 			if f := podCIDRs.Load(); f != nil {
 				return (*f)()

@@ -20,7 +20,8 @@ import (
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has
 // them on one of its own, and then the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string, report func(loadbalancer.Conflicts, loadbalancer.Proven)) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string,
+	report func(loadbalancer.Conflicts, loadbalancer.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
@@ -79,7 +80,8 @@ func keepFindings(ctx context.Context, o Options, found findings) error {
 	var want finding // also of what an earlier run said
 	for {
 		var again <-chan time.Time
-		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts, loadbalancer.ProvenAnnotation: want.proven} {
+		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts,
+			loadbalancer.ProvenAnnotation: want.proven} {
 			if err := annotate(ctx, nodes, o.NodeName, name, value); err != nil {
 				again = time.After(networksRetry)
 			}

@@ -39,8 +39,9 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		return nil, nil
 	}
 	i := ingress.Options{
-		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs, NodeName: o.NodeName, Unreachable: o.unreachable(),
-		PodCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
+		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs, NodeName: o.NodeName,
+		Unreachable: o.unreachable(),
+		PodCIDRs:    o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
 		Part: o.part(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {

@@ -69,7 +69,8 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	// Policies go with the pod network: another pod network brings its own enforcement, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
-		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0, Policies: !o.DisablePolicies,
+		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0,
+		Policies: !o.DisablePolicies,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -107,8 +108,10 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS, Board: o.Board,
-			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
+			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain,
+			ClusterDNS: o.ClusterDNS, Board: o.Board,
+			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports),
+			Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
 		}
@@ -142,7 +145,8 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface, External: o.networkExternal(),
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies, Logger: log,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies,
+		Logger: log,
 		Changed: func() {
 			select {
 			case changed <- struct{}{}:

@@ -40,7 +40,8 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 	for _, part := range waiting {
 		part.Set(status.Failed, found+". "+preflight.NFTablesAdvice)
 	}
-	o.Logger.Error("agent: pods get no network and Services are not served: "+found, "do", preflight.NFTablesAdvice, "asked again", "every "+nftablesAgain.String())
+	o.Logger.Error("agent: pods get no network and Services are not served: "+found, "do", preflight.NFTablesAdvice, "asked again",
+		"every "+nftablesAgain.String())
 	next := time.NewTicker(nftablesAgain)
 	defer next.Stop()
 	for {

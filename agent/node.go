@@ -61,7 +61,8 @@ func (o Options) nodeIsThere() func(bool) {
 	return func(there bool) {
 		switch {
 		case !there:
-			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was restored that is older than the node. "+
+			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was "+
+				"restored that is older than the node. "+
 				"Restart coracle here, and it joins again; if it shall not, stop it", o.NodeName))
 		case missing:
 			o.part("node").Set(status.Running, "")

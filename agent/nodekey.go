@@ -23,7 +23,8 @@ func publishWay(ctx context.Context, o Options, pods *cni.Server, changed <-chan
 		name = "" // it is for a change to come
 	}
 	return keepOnNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
-		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil || pods.Backend() == "" {
+		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil ||
+			pods.Backend() == "" {
 			return err
 		}
 		return annotate(ctx, nodes, o.NodeName, clusterconfig.BackendAnnotation, pods.Backend())

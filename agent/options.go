@@ -154,8 +154,10 @@ func (o Options) complete() (Options, error) {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))
 		}
 	}
-	if len(o.ExternalIPs) > 0 && slices.ContainsFunc(o.KubeletArgs, func(a string) bool { name, _, given := kubecompat.Cut(a); return given && name == "cloud-provider" }) {
-		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud provider's controller sets the node's addresses"))
+	if len(o.ExternalIPs) > 0 && slices.ContainsFunc(o.KubeletArgs,
+		func(a string) bool { name, _, given := kubecompat.Cut(a); return given && name == "cloud-provider" }) {
+		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud "+
+			"provider's controller sets the node's addresses"))
 	}
 	if o.ClusterDomain == "" {
 		o.ClusterDomain = "cluster.local"

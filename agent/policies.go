@@ -27,7 +27,8 @@ func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) 
 		}
 		return nil, nil
 	}
-	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), KeepFile: o.paths().policyRules, Part: o.part(partPolicies), Logger: log})
+	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), KeepFile: o.paths().policyRules,
+		Part: o.part(partPolicies), Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("agent: set up NetworkPolicies: %w", err)
 	}

@@ -41,7 +41,8 @@ func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there fu
 func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHandler {
 	return cache.FilteringResourceEventHandler{
 		FilterFunc: func(o any) bool {
-			if final, ok := o.(cache.DeletedFinalStateUnknown); ok { // it went while the API was not reached, as when a snapshot is restored
+			// it went while the API was not reached, as when a snapshot is restored
+			if final, ok := o.(cache.DeletedFinalStateUnknown); ok {
 				return final.Key == name
 			}
 			n, ok := o.(*corev1.Node)

@@ -52,7 +52,8 @@ type waysInput struct {
 }
 
 func (in waysInput) equal(old waysInput) bool {
-	return slices.Equal(in.podCIDRs, old.podCIDRs) && slices.EqualFunc(in.peers, old.peers, Peer.equal) && in.underlay.equal(old.underlay) && slices.Equal(in.external, old.external) &&
+	return slices.Equal(in.podCIDRs, old.podCIDRs) && slices.EqualFunc(in.peers, old.peers, Peer.equal) &&
+		in.underlay.equal(old.underlay) && slices.Equal(in.external, old.external) &&
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
 }
 
@@ -101,7 +102,8 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerT
 			c = c.Masked()
 			switch {
 			case !slices.ContainsFunc(clusterCIDRs, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }):
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c, clusterCIDRs)})
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c,
+					clusterCIDRs)})
 			case slices.ContainsFunc(taken, c.Overlaps):
 				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its pod network %s is another node's, too", c)})
 			default:

@@ -215,18 +215,21 @@ func setShaper(l netlink.Link, s shaper) error {
 	req.AddData(options)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("this kernel has no token buckets, which the annotations %s and %s need: load its module sch_tbf, or remove the annotations: %w",
+		return fmt.Errorf("this kernel has no token buckets, which the annotations %s and %s need: load its module sch_tbf, or remove "+
+			"the annotations: %w",
 			annotationIngress, annotationEgress, err)
 	}
 	return err
 }
 
 func removeShaper(l netlink.Link) error {
-	return netlink.QdiscDel(&netlink.Tbf{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: handleRoot, Parent: netlink.HANDLE_ROOT}})
+	return netlink.QdiscDel(&netlink.Tbf{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: handleRoot,
+		Parent: netlink.HANDLE_ROOT}})
 }
 
 func ingress(l netlink.Link) *netlink.Ingress {
-	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: handleIngress, Parent: netlink.HANDLE_INGRESS}}
+	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: handleIngress,
+		Parent: netlink.HANDLE_INGRESS}}
 }
 
 func setRedirect(l, to netlink.Link) error {

@@ -77,7 +77,8 @@ func (c pluginConf) ports() ([]PortMapping, error) {
 		out = append(out, PortMapping{uint16(m.HostPort), uint16(m.ContainerPort), proto, m.HostIP})
 	}
 	if len(out) > mostHostPorts {
-		return nil, wire.Errorf(wire.CodeInvalidConfig, "the pod has %d host ports, and a pod may have %d: give it fewer, or the host's network", len(out), mostHostPorts)
+		return nil, wire.Errorf(wire.CodeInvalidConfig,
+			"the pod has %d host ports, and a pod may have %d: give it fewer, or the host's network", len(out), mostHostPorts)
 	}
 	return out, nil
 }

@@ -40,7 +40,8 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 	}
 	changes, err := s.applyHost(nw)
 	if len(changes) > 0 && before == "" { // else it is what could not be made earlier
-		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes", strings.Join(changes, ", "))
+		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes",
+			strings.Join(changes, ", "))
 	}
 	if err != nil {
 		s.log.Error(err, "The node may not reach its pods; trying again", "after", s.guard)
@@ -137,7 +138,8 @@ func (nw *network) reserves(p hostPort) bool {
 func (s *Server) warnOfHostPorts(nw *network) {
 	for _, r := range s.records.list() {
 		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.reserves) {
-			s.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more", "pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)
+			s.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more",
+				"pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)
 		}
 	}
 }
@@ -166,6 +168,7 @@ func (s *Server) warnOfFirewalls() {
 		s.log.Info("No other program's firewall drops what comes to this machine or to its pods any more")
 		return
 	}
-	s.log.Info("Another program's firewall decides what comes to this machine and to its pods: names, Services and pods of other nodes are reached only where it "+
+	s.log.Info("Another program's firewall decides what comes to this machine and to its pods: names, Services and pods of other nodes "+
+		"are reached only where it "+
 		"lets the cluster through", "firewall", now, "type", hostfirewall.Advice(found, needs))
 }

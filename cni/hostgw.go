@@ -27,9 +27,11 @@ func (hostGateway) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 			case !ok:
 				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("it has no address of the family of its pods' network %s", c)})
 			case !in.underlay.onLink(via):
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes of one segment, vxlan for others", via, device)})
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes "+
+					"of one segment, vxlan for others", via, device)})
 			case in.underlay.bare:
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a VPN's interface: host-gw is for nodes of one segment, vxlan for others", device)})
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a "+
+					"VPN's interface: host-gw is for nodes of one segment, vxlan for others", device)})
 			default:
 				out = append(out, wanted{object: route{dst: c, device: device, src: gateway(own), via: via}, peer: p.Name})
 			}

@@ -216,7 +216,8 @@ func (k *kernel) ensureLink(want link) error {
 		return err
 	}
 	if k.wg.kind(l) != want.kind {
-		return fmt.Errorf("the device %s is a %s, not a %s, and not ours: remove it or give it another name", want.name, l.Type(), want.kind)
+		return fmt.Errorf("the device %s is a %s, not a %s, and not ours: remove it or give it another name", want.name, l.Type(),
+			want.kind)
 	}
 	if want.mtu > 0 && l.Attrs().MTU != want.mtu {
 		if err := netlink.LinkSetMTU(l, want.mtu); err != nil {
@@ -372,7 +373,8 @@ func writeSysctl(s sysctl) error {
 		return nil // the device was removed meanwhile
 	}
 	if err != nil {
-		return fmt.Errorf("setting %s to %s (is /proc/sys read-only?): %w", strings.ReplaceAll(s.name, "/", "."), strconv.Quote(s.value), err)
+		return fmt.Errorf("setting %s to %s (is /proc/sys read-only?): %w", strings.ReplaceAll(s.name, "/", "."), strconv.Quote(s.value),
+			err)
 	}
 	return nil
 }

@@ -192,10 +192,12 @@ func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
 	case next == clusterconfig.NetworkNone:
-		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. If that was written by hand, restart coracle on a server: it writes what the cluster had"
+		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. " +
+			"If that was written by hand, restart coracle on a server: it writes what the cluster had"
 		next = have
 	case next != "" && !slices.Contains(clusterconfig.RunningBackends(), next):
-		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one stays with %q. Write it with: coracle network-backend set NAME",
+		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one "+
+			"stays with %q. Write it with: coracle network-backend set NAME",
 			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, next, cmp.Or(have, s.o.Backend))
 		next = have
 	}

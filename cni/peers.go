@@ -38,7 +38,8 @@ type Peer struct {
 
 // equal compares what a way depends on.
 func (p Peer) equal(q Peer) bool {
-	return p.Name == q.Name && p.WireGuardKey == q.WireGuardKey && slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
+	return p.Name == q.Name && p.WireGuardKey == q.WireGuardKey && slices.Equal(p.PodCIDRs, q.PodCIDRs) &&
+		slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
 }
 
 // underlay is the peer's address of a family.
@@ -57,7 +58,8 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 // complete for one. It adds a handler to an informer of all nodes that the caller runs. A goroutine of it waits
 // until that has all, or ctx ends.
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
-	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)} // the latest list waits for a slow reader
+	// the latest list waits for a slow reader
+	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)}
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { w.deliver() },
 		UpdateFunc: func(_, _ any) { w.deliver() },
@@ -125,7 +127,8 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 		if n.Name == nodeName || err != nil || len(cidrs) == 0 {
 			continue
 		}
-		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), WireGuardKey: n.Annotations[clusterconfig.WireGuardAnnotation], since: n.CreationTimestamp.Time}
+		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n),
+			WireGuardKey: n.Annotations[clusterconfig.WireGuardAnnotation], since: n.CreationTimestamp.Time}
 		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owners[a] == 0 || slices.Contains(p.Addresses, a) })
 		peers = append(peers, p)
 	}
@@ -166,7 +169,8 @@ func oneOfEach(addrs []netip.Addr) []netip.Addr {
 func nodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && routable(ip) && (len(types) == 0 || slices.Contains(types, a.Type)) && !slices.Contains(out, ip.Unmap()) {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && routable(ip) && (len(types) == 0 || slices.Contains(types, a.Type)) &&
+			!slices.Contains(out, ip.Unmap()) {
 			out = append(out, ip.Unmap())
 		}
 	}

@@ -26,7 +26,9 @@ func (s *Server) resizePods(nw *network) {
 			continue
 		}
 		if failed[r.key()] = true; !s.resizeTrouble[r.key()] {
-			s.log.Error(err, "A running pod keeps its MTU; large packets of it may get lost until that can be changed, which is tried again", "pod", r.Pod, "after", s.guard)
+			s.log.Error(err,
+				"A running pod keeps its MTU; large packets of it may get lost until that can be changed, which is tried again", "pod",
+				r.Pod, "after", s.guard)
 		}
 	}
 	s.resizeTrouble = failed

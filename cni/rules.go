@@ -41,7 +41,8 @@ func hostIP(s string) (addr netip.Addr, family int, err error) {
 	if addr = addr.Unmap(); addr.Is4() {
 		family = 4
 		if addr.IsLoopback() && addr != loopback4 {
-			return netip.Addr{}, 0, fmt.Errorf("hostIP %q is a loopback address at which no host port answers: of these they answer at %v alone", s, loopback4)
+			return netip.Addr{}, 0,
+				fmt.Errorf("hostIP %q is a loopback address at which no host port answers: of these they answer at %v alone", s, loopback4)
 		}
 	}
 	if addr.IsUnspecified() {
@@ -199,7 +200,8 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 	// nft compares no two things of a packet: the set has each sender beside itself, since the rule has just put it
 	// there.
 	rs.objects = append(rs.objects, &knftables.Set{
-		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
+		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag,
+			knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
 	})
 	rs.rule(chainPodErrors, "update", "@", f.name(setSenders), "{", f.proto, "saddr .", f.proto, "saddr timeout 60s }")
 	for _, way := range []string{"original", "reply"} {

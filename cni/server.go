@@ -173,7 +173,8 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft},
+		wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
@@ -193,7 +194,8 @@ func (s *Server) Run(ctx context.Context) error {
 	changes := make(chan struct{}, 1) // one: a second change is seen with the first
 	wg.Go(func() { s.followKernel(ctx, changes) })
 	nfttable.FollowDeletions(ctx, &wg, changes, func(err error) {
-		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then", "err", err, "every", s.guard)
+		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then",
+			"err", err, "every", s.guard)
 	}, ownTable())
 	wg.Go(func() { s.configureLoop(ctx, changes) })
 	for conn := s.accept(ctx, listener); conn != nil; conn = s.accept(ctx, listener) {

@@ -107,7 +107,8 @@ func forwardEntry(index int, f forward) (*netlink.Neigh, error) {
 		return nil, err
 	}
 	return &netlink.Neigh{
-		LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: f.dst.AsSlice(), HardwareAddr: mac,
+		LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: f.dst.AsSlice(),
+		HardwareAddr: mac,
 	}, nil
 }
 

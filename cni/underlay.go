@@ -52,7 +52,8 @@ func (u underlay) onLink(a netip.Addr) bool {
 }
 
 func (u underlay) equal(v underlay) bool {
-	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4 && u.bare == v.bare
+	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4 &&
+		u.bare == v.bare
 }
 
 // findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A
@@ -144,7 +145,8 @@ func bare(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
 
 // ownDevice says whether a device is one of the pod network's.
 func ownDevice(name string) bool {
-	return name == Bridge || strings.HasPrefix(name, devicePrefix) || strings.HasPrefix(name, shaperPrefix) || strings.HasPrefix(name, tunnelPrefix)
+	return name == Bridge || strings.HasPrefix(name, devicePrefix) || strings.HasPrefix(name, shaperPrefix) ||
+		strings.HasPrefix(name, tunnelPrefix)
 }
 
 func sortFamilies(ps []netip.Prefix) {

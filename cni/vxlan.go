@@ -79,12 +79,14 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		if largest := in.underlay.mtu - vxlanOverhead6; !v4 && largest < in.mtu {
 			// The kernel cuts datagrams of a tunnel over IPv4 in two where it has to, and refuses to over IPv6.
 			for _, p := range byFamily[v4] {
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has room for %d on %s with its MTU of %d: larger ones get lost",
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has "+
+					"room for %d on %s with its MTU of %d: larger ones get lost",
 					in.mtu, largest, in.underlay.device, in.underlay.mtu)})
 			}
 		}
 		device := vxlanDevice(v4)
-		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, clusterconfig.VXLANPort, local, vtepMAC(in.podCIDRs)}})
+		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, clusterconfig.VXLANPort, local,
+			vtepMAC(in.podCIDRs)}})
 		if in.checksumsBySoftware {
 			add(checksums{device})
 		}

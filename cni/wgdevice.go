@@ -49,7 +49,8 @@ const pollPeriod = 5 * time.Second
 // peers in no order.
 func digest(d *wgtypes.Device) [sha256.Size]byte {
 	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
-	for _, p := range slices.SortedFunc(slices.Values(d.Peers), func(p, q wgtypes.Peer) int { return bytes.Compare(p.PublicKey[:], q.PublicKey[:]) }) {
+	for _, p := range slices.SortedFunc(slices.Values(d.Peers),
+		func(p, q wgtypes.Peer) int { return bytes.Compare(p.PublicKey[:], q.PublicKey[:]) }) {
 		b = append(b, p.PublicKey[:]...)
 		b = append(b, p.PresharedKey[:]...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(p.PersistentKeepaliveInterval))
@@ -109,7 +110,8 @@ func (d *wgDevice) make(mtu int) error {
 		return fmt.Errorf("this kernel has no WireGuard (module wireguard), and wireguard-go cannot work either: %w", err)
 	}
 	d.user, d.inKernelLogged = user, false
-	d.log.Info("This kernel has no WireGuard: wireguard-go encrypts packets between nodes in this process, which takes more processor time", "device", d.name)
+	d.log.Info("This kernel has no WireGuard: wireguard-go encrypts packets between nodes in this process, which takes more processor time",
+		"device", d.name)
 	return nil
 }
 

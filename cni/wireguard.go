@@ -61,7 +61,8 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
 		switch owner := keys[key.String()]; { // one key can be written in several ways
 		case p.WireGuardKey == "":
-			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another --network-backend"})
+			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
+				"--network-backend"})
 			continue
 		case err != nil:
 			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})

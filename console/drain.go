@@ -187,7 +187,8 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 	controller := metav1.GetControllerOf(pod)
 	if controller != nil && controller.Kind == "DaemonSet" && controller.APIVersion == "apps/v1" && !ended {
 		var set metav1.PartialObjectMetadata
-		err := d.u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(pod.Namespace)+"/daemonsets/"+url.PathEscape(controller.Name), nil, &set)
+		err := d.u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(pod.Namespace)+"/daemonsets/"+url.PathEscape(controller.Name), nil,
+			&set)
 		switch {
 		case apierrors.IsNotFound(err) && d.o.force: // nobody makes it again
 		case apierrors.IsNotFound(err):

@@ -96,7 +96,8 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Driver, b.Driver))
 	})
 	if n := len(out.Releases); n > maxReleases {
-		out.Partial = append(out.Partial, fmt.Sprintf("the charts of %d releases only are read: choose a namespace for the others", maxReleases))
+		out.Partial = append(out.Partial, fmt.Sprintf("the charts of %d releases only are read: choose a namespace for the others",
+			maxReleases))
 	}
 	h.fill(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
 	answer(w, out)
@@ -163,7 +164,8 @@ func (u *user) revisions(ctx context.Context, resource, fields, namespace, selec
 				continue
 			}
 			out = append(out, releaseRow{
-				Name: m.Labels["name"], Namespace: m.Namespace, Revision: revision, Status: m.Labels["status"], Driver: resource, object: m.Name,
+				Name: m.Labels["name"], Namespace: m.Namespace, Revision: revision, Status: m.Labels["status"], Driver: resource,
+				object: m.Name,
 			})
 		}
 		return len(out) < maxRevisions

@@ -137,7 +137,8 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	defer h.open.Done()
 	// The Origin was checked, as for each request (foreign).
 	up := websocket.Upgrader{
-		Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096, WriteBufferSize: 4096,
+		Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096,
+		WriteBufferSize: 4096,
 	}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {
@@ -166,7 +167,8 @@ func (s *socket) serve() {
 			return
 		}
 		var r pageMessage
-		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil || len(text) > maxRequest && r.Op != "search" && r.Op != "stdin" {
+		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil || len(text) > maxRequest && r.Op != "search" &&
+			r.Op != "stdin" {
 			return // not one of our pages
 		}
 		if !s.handle(ctx, r) {

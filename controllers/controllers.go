@@ -126,7 +126,8 @@ func waitServed(ctx context.Context, t *term.Term) bool {
 }
 
 // newContext makes what upstream's constructors take their inputs from.
-func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers, unused func(group string) bool) (app.ControllerContext, error) {
+func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers,
+	unused func(group string) bool) (app.ControllerContext, error) {
 	mapper, answers, err := newDiscovery(ctx, t, unused)
 	if err != nil {
 		return app.ControllerContext{}, err

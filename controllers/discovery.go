@@ -54,7 +54,8 @@ type answer struct {
 }
 
 // newDiscovery makes the term's REST mapper and discovery cache, and resets both when the API's resources change.
-func newDiscovery(ctx context.Context, t *term.Term, unused func(group string) bool) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
+func newDiscovery(ctx context.Context, t *term.Term,
+	unused func(group string) bool) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
 	c := &discoveryCache{now: time.Now, unused: unused, answers: map[string]answer{}}
 	c.changed = c.now()

@@ -53,8 +53,9 @@ func newVolumeController(ctx context.Context, cc app.ControllerContext, more []v
 	core := cc.InformerFactory.Core().V1()
 	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
 		KubeClient: client, SyncPeriod: o.PVClaimBinderSyncPeriod.Duration, VolumePlugins: append(plugins, more...),
-		VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(), ClassInformer: cc.InformerFactory.Storage().V1().StorageClasses(),
-		PodInformer: core.Pods(), NodeInformer: core.Nodes(), EnableDynamicProvisioning: o.VolumeConfiguration.EnableDynamicProvisioning,
+		VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(),
+		ClassInformer: cc.InformerFactory.Storage().V1().StorageClasses(),
+		PodInformer:   core.Pods(), NodeInformer: core.Nodes(), EnableDynamicProvisioning: o.VolumeConfiguration.EnableDynamicProvisioning,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the controller of volumes: %w", err)
@@ -64,7 +65,8 @@ func newVolumeController(ctx context.Context, cc app.ControllerContext, more []v
 
 // newExpandController does the same for what lets volumes grow.
 func newExpandController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
-	plugins, err := app.ProbeExpandableVolumePlugins(klog.FromContext(ctx), cc.ComponentConfig.PersistentVolumeBinderController.VolumeConfiguration)
+	plugins, err := app.ProbeExpandableVolumePlugins(klog.FromContext(ctx),
+		cc.ComponentConfig.PersistentVolumeBinderController.VolumeConfiguration)
 	if err != nil {
 		return nil, fmt.Errorf("make upstream's plugins for volumes: %w", err)
 	}
@@ -73,7 +75,8 @@ func newExpandController(ctx context.Context, cc app.ControllerContext, more []v
 		return nil, err
 	}
 	translator := csitranslation.New()
-	c, err := expand.NewExpandController(ctx, client, cc.InformerFactory.Core().V1().PersistentVolumeClaims(), append(plugins, more...), translator,
+	c, err := expand.NewExpandController(ctx, client, cc.InformerFactory.Core().V1().PersistentVolumeClaims(), append(plugins, more...),
+		translator,
 		csimigration.NewPluginManager(translator))
 	if err != nil {
 		return nil, fmt.Errorf("make the controller that lets volumes grow: %w", err)

@@ -93,7 +93,8 @@ func (g *gate) answer(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (in
 	}
 	q := round{from, state.Name(), state.QType()}
 	if !g.rounds.begin(q) {
-		return dns.RcodeServerFailure, fmt.Errorf("%s asks for %s again and again before it is answered: does a forward of the configuration lead back here?", from, q.name)
+		return dns.RcodeServerFailure, fmt.Errorf("%s asks for %s again and again before it is answered: does a forward of the "+
+			"configuration lead back here?", from, q.name)
 	}
 	defer g.rounds.end(q)
 	return plugin.NextOrFailure(g.Name(), g.next, ctx, w, r)
@@ -228,7 +229,8 @@ func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (
 			continue
 		}
 		if !s.looped[r] {
-			s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is asked comes back here and would go round for ever. "+
+			s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is "+
+				"asked comes back here and would go round for ever. "+
 				"Have it ask a resolver outside, or name one with --resolv-conf; it is checked again every five minutes")
 		}
 		s.looped[r] = true

@@ -53,7 +53,8 @@ func newCluster(i *netinformers.Informers, log klog.Logger) (*cluster, error) {
 		return nil, fmt.Errorf("finding Services by their addresses: %w", err)
 	}
 	c := &cluster{
-		services: services.GetIndexer(), slices: slices.GetIndexer(), namespaces: namespaces.GetIndexer(), nodes: i.Nodes().Lister(), log: log,
+		services: services.GetIndexer(), slices: slices.GetIndexer(), namespaces: namespaces.GetIndexer(), nodes: i.Nodes().Lister(),
+		log:    log,
 		synced: []cache.DoneChecker{services.HasSyncedChecker(), slices.HasSyncedChecker(), namespaces.HasSyncedChecker()},
 	}
 	for _, informer := range []cache.SharedIndexInformer{services, slices} {

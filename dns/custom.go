@@ -121,7 +121,8 @@ func (b *blocks) parse(o Options, name, text string) error {
 func allowed(name string, block caddyfile.ServerBlock) error {
 	for _, d := range []string{"kubernetes", directive, clientsDirective} {
 		if tokens := block.Tokens[d]; len(tokens) > 0 {
-			return fmt.Errorf("%s:%d: the plugin %s cannot be used here: the names of the cluster are answered without it", name, tokens[0].Line, d)
+			return fmt.Errorf("%s:%d: the plugin %s cannot be used here: the names of the cluster are answered without it", name,
+				tokens[0].Line, d)
 		}
 	}
 	return nil
@@ -159,7 +160,8 @@ func onOurPort(key string) string {
 	if zone, ok := strings.CutSuffix(rest, ":53"); ok {
 		rest = zone
 	}
-	if i := strings.LastIndex(rest, ":"); i >= 0 && !strings.Contains(rest[i:], "]") && !strings.Contains(rest[i:], "/") && strings.Count(rest, ":") == 1 {
+	if i := strings.LastIndex(rest, ":"); i >= 0 && !strings.Contains(rest[i:], "]") && !strings.Contains(rest[i:], "/") &&
+		strings.Count(rest, ":") == 1 {
 		return rest
 	}
 	return fmt.Sprintf("%s:%d", rest, Port)
@@ -269,9 +271,10 @@ func (w *customWatch) complain(ctx context.Context, key string, what error) {
 	defer cancel()
 	now := metav1.Now()
 	_, err := w.client.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: CustomConfigMap + ".", Namespace: metav1.NamespaceSystem},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: CustomConfigMap},
-		Type:           corev1.EventTypeWarning, Reason: "BadDNSConfiguration",
+		ObjectMeta: metav1.ObjectMeta{GenerateName: CustomConfigMap + ".", Namespace: metav1.NamespaceSystem},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem,
+			Name: CustomConfigMap},
+		Type: corev1.EventTypeWarning, Reason: "BadDNSConfiguration",
 		Message:        fmt.Sprintf("the key %s is not used: %v", key, what),
 		Source:         corev1.EventSource{Component: "coracle-dns"},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,

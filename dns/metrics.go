@@ -19,7 +19,8 @@ import (
 // those who may see them. CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a
 // Server before, nothing changes.
 func showMetrics() {
-	for _, c := range []prometheus.Collector{vars.RequestCount, vars.RequestDuration, vars.RequestSize, vars.ResponseSize, vars.ResponseRcode} {
+	for _, c := range []prometheus.Collector{vars.RequestCount, vars.RequestDuration, vars.RequestSize, vars.ResponseSize,
+		vars.ResponseRcode} {
 		_ = legacyregistry.Registerer().Register(c)
 	}
 }
@@ -32,7 +33,8 @@ func (g *gate) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 	if !plugin.ClientWrite(code) {
 		said = code // nothing was written; the server will write this
 	}
-	vars.Report(metrics.WithServer(ctx), request.Request{W: w, Req: r}, g.zone, metrics.WithView(ctx), rcode.ToString(said), recorder.Plugin,
+	vars.Report(metrics.WithServer(ctx), request.Request{W: w, Req: r}, g.zone, metrics.WithView(ctx), rcode.ToString(said),
+		recorder.Plugin,
 		recorder.Len, recorder.Start, vars.WithOriginalReqSize(size))
 	return code, err
 }

@@ -51,7 +51,8 @@ type resolverWatch struct {
 
 // watchResolvers starts a goroutine that ends with ctx; close waits for it.
 func watchResolvers(ctx context.Context, o Options, log klog.Logger) *resolverWatch {
-	files := filewatch.New(filewatch.Options{What: "the host's resolvers", Board: o.Board, Logger: slog.New(logr.ToSlogHandler(log)), New: o.newWatcher})
+	files := filewatch.New(filewatch.Options{What: "the host's resolvers", Board: o.Board, Logger: slog.New(logr.ToSlogHandler(log)),
+		New: o.newWatcher})
 	w := &resolverWatch{o: o, log: log, files: files, changes: make(chan []netip.AddrPort), done: make(chan struct{})}
 	w.follow()
 	go w.run(ctx)

@@ -130,7 +130,8 @@ func (s *Server) Run(ctx context.Context) error {
 		next, err := s.start(instance, use, s.custom)
 		if err != nil && instance != nil && !maps.Equal(s.custom, good) {
 			parts.complain(ctx, "(all of them together)", err)
-			s.log.Error(err, "The ConfigMap does not work with what else is configured; the last one that did stays", "configmap", CustomConfigMap)
+			s.log.Error(err, "The ConfigMap does not work with what else is configured; the last one that did stays", "configmap",
+				CustomConfigMap)
 			s.custom = good
 			continue
 		}
@@ -193,7 +194,8 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 func (s *Server) apply(ctx context.Context, w *customWatch, data custom) (changed bool) {
 	now, errs := s.accept(s.custom, data)
 	for key, err := range errs {
-		s.log.Error(err, "A key of the ConfigMap does not work; what it said before stays in force", "configmap", CustomConfigMap, "key", key)
+		s.log.Error(err, "A key of the ConfigMap does not work; what it said before stays in force", "configmap", CustomConfigMap, "key",
+			key)
 		w.complain(ctx, key, err)
 	}
 	changed = !maps.Equal(now, s.custom)
@@ -282,7 +284,8 @@ func (s *Server) awaitServers(instance *caddy.Instance) {
 			wg.Go(func() {
 				c := &dns.Client{Net: at.Network(), Timeout: serveTimeout}
 				if _, _, err := c.Exchange(new(dns.Msg).SetQuestion(loopName(s.o.id), dns.TypeTXT), at.String()); err != nil {
-					s.log.V(1).Info("A server of the cluster's DNS does not answer yet", "network", at.Network(), "address", at, "error", err.Error())
+					s.log.V(1).Info("A server of the cluster's DNS does not answer yet", "network", at.Network(), "address", at, "error",
+						err.Error())
 				}
 			})
 		}

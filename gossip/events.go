@@ -66,7 +66,8 @@ type events struct{ m *Member }
 func (e events) NotifyJoin(n *memberlist.Node) {
 	before, after := e.m.saw(n)
 	if !after.Self {
-		e.m.o.Logger.Info("a member has come", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version, "before", before.State)
+		e.m.o.Logger.Info("a member has come", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version,
+			"before", before.State)
 	}
 }
 
@@ -98,7 +99,8 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 		m.log.once(fmt.Sprintf("what the member %s says of itself is not understood: is it of another version?", n.Name), "error", err)
 	}
 	if err == nil && meta.Protocol < 1<<31 && !version.Understands(int(meta.Protocol)) {
-		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only a version and the one before it live in one cluster; update the older one",
+		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only a version and the one "+
+			"before it live in one cluster; update the older one",
 			n.Name, meta.Version, meta.Protocol, version.Protocol()))
 	}
 	ip, _ := netip.AddrFromSlice(n.Addr)
@@ -123,7 +125,8 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 		most = cmp.Or(n.m.o.Most(), maxMembers)
 	}
 	if !n.m.roster.room(member.Name, most) {
-		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: a machine with the gossip key may have invented them. To lock them out: coracle gossip rotate-key",
+		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: a machine with the gossip key may "+
+			"have invented them. To lock them out: coracle gossip rotate-key",
 			"most", most, "refused", member.Name)
 		return fmt.Errorf("gossip: there are %d members already", most)
 	}
@@ -134,7 +137,8 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 type conflicts struct{ m *Member }
 
 func (c conflicts) NotifyConflict(existing, other *memberlist.Node) {
-	words := fmt.Sprintf("two machines, at %s and %s, both say that they are the node %s; the second is no member until one of them has another --node-name",
+	words := fmt.Sprintf("two machines, at %s and %s, both say that they are the node %s; the second is no member until one of them has "+
+		"another --node-name",
 		existing.Address(), other.Address(), existing.Name)
 	c.m.log.once(words)
 }

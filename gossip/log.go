@@ -38,7 +38,8 @@ func visible(text string) string {
 var advice = []struct{ line, words string }{
 	{"Decrypt packet failed", "a machine without the cluster's gossip key sends to this machine's gossip port; that is ignored. " +
 		"A machine of this cluster that was off while the key was rotated asks a server for the new one"},
-	{"over TCP but UDP probes failed", "a member is reached by TCP and not by UDP: is UDP blocked between the machines on the cluster's port?"},
+	{"over TCP but UDP probes failed",
+		"a member is reached by TCP and not by UDP: is UDP blocked between the machines on the cluster's port?"},
 }
 
 func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }

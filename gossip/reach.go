@@ -53,7 +53,8 @@ func (m *Member) TellUnreachable(name string) {
 	message := append([]byte{failureMessage}, name...)
 	for _, n := range others[:min(len(others), failureFanout)] {
 		if err := m.list.SendBestEffort(n, message); err != nil {
-			m.o.Logger.Debug("gossip: a member could not be sent the members that this machine does not reach", "member", n.Name, "error", err)
+			m.o.Logger.Debug("gossip: a member could not be sent the members that this machine does not reach", "member", n.Name, "error",
+				err)
 		}
 	}
 }

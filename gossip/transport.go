@@ -44,7 +44,8 @@ type traffic struct{ packetsOut, packetsIn, bytesOut, bytesIn, dialed atomic.Int
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
 // newTransport begins to receive. failed is called when the sockets stop working while they should not.
-func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error), dialed func(memberlist.Address, time.Duration)) *transport {
+func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error),
+	dialed func(memberlist.Address, time.Duration)) *transport {
 	t := &transport{
 		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed, dialed: dialed,
 		// Unbuffered: memberlist has queues of its own.

@@ -68,7 +68,8 @@ func (f *Folders) Do(r Request) (Answer, error) {
 		r.Folder = f.o.Paths[0]
 	}
 	if !slices.Contains(f.o.Paths, r.Folder) {
-		return Answer{}, fmt.Errorf("%s is none of the node's folders for volumes, which are %s (--default-local-storage-path)", r.Folder, strings.Join(f.o.Paths, ", "))
+		return Answer{}, fmt.Errorf("%s is none of the node's folders for volumes, which are %s (--default-local-storage-path)", r.Folder,
+			strings.Join(f.o.Paths, ", "))
 	}
 	switch {
 	case r.Op == Space:
@@ -189,8 +190,10 @@ func closeToOthers(root *os.Root) error {
 		entries, err := dir.ReadDir(128)
 		for _, e := range entries {
 			if !isManaged(e.Name()) && e.Name() != "lost+found" {
-				return fmt.Errorf("the folder %s is open to other users of the machine, who could read volumes there, and holds other things, such as %s: "+
-					"coracle does not close it by itself. Give volumes a folder of their own, or close this one: chmod 700 %s", root.Name(), e.Name(), root.Name())
+				return fmt.Errorf("the folder %s is open to other users of the machine, who could read volumes there, and holds other "+
+					"things, such as %s: "+
+					"coracle does not close it by itself. Give volumes a folder of their own, or close this one: chmod 700 %s", root.Name(),
+					e.Name(), root.Name())
 			}
 		}
 		if errors.Is(err, io.EOF) {

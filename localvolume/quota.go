@@ -149,7 +149,8 @@ func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
 		err = setLimit(folder, project, bytes)
 	}
 	if errors.Is(err, unix.EPERM) { // root in a container may not set limits
-		f.o.Logger.Warn("the filesystem has project quotas, and this process may not set them: what the volume holds is not limited", "path", dir.Name())
+		f.o.Logger.Warn("the filesystem has project quotas, and this process may not set them: what the volume holds is not limited",
+			"path", dir.Name())
 		return false, nil
 	}
 	if err != nil {

@@ -159,7 +159,8 @@ var errMounted = errors.New("a filesystem is mounted there; unmount it")
 // openDirectory opens a directory that is neither a link nor a mount.
 func openDirectory(dir int, name string) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
 	switch {
 	case err == nil:
 		return fd, nil

@@ -312,7 +312,8 @@ func (p *part) dnsRules(proto string) []Rule {
 			kind = dns6
 		}
 		if elems := p.dns.elements(f == 4); len(elems) > 0 {
-			out = append(out, Rule{Family: f, Peers: p.set("dns"+strconv.Itoa(f), kind, func() map[string]bool { return elems }), DNS: true, Proto: proto})
+			out = append(out, Rule{Family: f, Peers: p.set("dns"+strconv.Itoa(f), kind, func() map[string]bool { return elems }), DNS: true,
+				Proto: proto})
 		}
 	}
 	return out

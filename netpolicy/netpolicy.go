@@ -144,7 +144,8 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the rules of the pod's NetworkPolicies: %w", ctx.Err())
 	case <-timeout.C:
-		return fmt.Errorf("the rules of the NetworkPolicies for pod %s/%s are not in force: %s; the pod gets no network without them, try again later",
+		return fmt.Errorf("the rules of the NetworkPolicies for pod %s/%s are not in force: %s; the pod gets no network without them, "+
+			"try again later",
 			b.Namespace, b.Name, e.why(w))
 	}
 }
@@ -184,14 +185,16 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
 	nfttable.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
-		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is checked now and then", "err", err, "every", e.guard)
+		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is checked now and then",
+			"err", err, "every", e.guard)
 	}, kernelTable)
 	if err := e.reinstate(ctx); err != nil && ctx.Err() == nil {
 		e.log.Error(err, "Until a server answers, what NetworkPolicies forbid may be possible")
 	}
 	defer func() {
 		if err := e.keep(); err != nil {
-			e.log.Error(err, "The rules stay in force; if another program removes them before the next start, they come back when a server answers")
+			e.log.Error(err, "The rules stay in force; if another program removes them before the next start, they come back when a "+
+				"server answers")
 		}
 	}()
 	guard := time.NewTicker(e.guard)
@@ -262,7 +265,8 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	defer e.mu.Unlock()
 	e.trouble = err
 	if err != nil {
-		e.log.Error(err, "NetworkPolicies are out of date on this node; the rules from before stay in force, trying again", "after", retryPause)
+		e.log.Error(err, "NetworkPolicies are out of date on this node; the rules from before stay in force, trying again", "after",
+			retryPause)
 		return retryPause
 	}
 	if !e.written {
@@ -297,7 +301,8 @@ func (e *Enforcer) state() (State, error) {
 func (e *Enforcer) report(r Result, err error) {
 	var words []string
 	for _, namespace := range slices.Sorted(maps.Keys(r.OverBudget)) {
-		words = append(words, fmt.Sprintf("the policies of namespace %s cannot be enforced (%s): its pods that they restrict have no connections on this node; "+
+		words = append(words, fmt.Sprintf("the policies of namespace %s cannot be enforced (%s): its pods that they restrict have no "+
+			"connections on this node; "+
 			"other namespaces are not affected; write fewer or simpler policies there", namespace, r.OverBudget[namespace]))
 	}
 	budget := strings.Join(words, ". ")

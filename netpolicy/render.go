@@ -72,8 +72,10 @@ var frame = []struct {
 	}},
 	{chainHost, "", []string{"ip saddr vmap @out4", "ip6 saddr vmap @out6", "return"}},
 	{chainError, "", []string{
-		"ip saddr . ct original ip saddr @self4 return", "ip saddr . ct reply ip saddr @self4 return", "ip saddr . ip saddr @self4 goto " + chainRefuse,
-		"ip6 saddr . ct original ip6 saddr @self6 return", "ip6 saddr . ct reply ip6 saddr @self6 return", "ip6 saddr . ip6 saddr @self6 goto " + chainRefuse,
+		"ip saddr . ct original ip saddr @self4 return", "ip saddr . ct reply ip saddr @self4 return", "ip saddr . ip saddr @self4 goto " +
+			chainRefuse,
+		"ip6 saddr . ct original ip6 saddr @self6 return", "ip6 saddr . ct reply ip6 saddr @self6 return",
+		"ip6 saddr . ip6 saddr @self6 goto " + chainRefuse,
 		"return",
 	}},
 	{chainMidway, "", []string{
@@ -99,7 +101,8 @@ var frame = []struct {
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
 		"meta skuid " + strconv.Itoa(clusterconfig.IngressUser) + " ct direction original goto " + chainJudge,
 		"fib saddr type local " + midway + " jump " + chainNode,
-		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return", "jump " + chainJudge,
+		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return",
+		"jump " + chainJudge,
 	}},
 }
 

@@ -166,7 +166,8 @@ func named(p *corev1.Pod, proto, name string) []string {
 	for _, all := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for _, c := range all {
 			for _, port := range c.Ports {
-				if number := strconv.Itoa(int(port.ContainerPort)); port.Name == name && protocolName(port.Protocol) == proto && !slices.Contains(out, number) {
+				if number := strconv.Itoa(int(port.ContainerPort)); port.Name == name && protocolName(port.Protocol) == proto &&
+					!slices.Contains(out, number) {
 					out = append(out, number)
 				}
 			}

@@ -39,7 +39,8 @@ func (p Node) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.A
 		for _, s := range g {
 			candidates = append(candidates, p.candidates(filter.rewrite(s.is, reached), port)...)
 		}
-		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Name, map[string]string{corev1.LabelTopologyZone: p.Zone})
+		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Name,
+			map[string]string{corev1.LabelTopologyZone: p.Zone})
 		for _, e := range chosen {
 			if c, ok := e.(choosable); ok {
 				out = append(out, c.at)

@@ -66,7 +66,8 @@ type passed struct {
 type teller func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
-	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{},
+		servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
 		requestedPorts: requestedPorts{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
@@ -140,7 +141,8 @@ func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell te
 		}
 	}
 	if now.said = strings.Join(problems, "; "); now.said != "" && now.said != before.said {
-		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", now.said)
+		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc),
+			"problem", now.said)
 	}
 	same := before.received == svc && before.excluded.equal(now.excluded)
 	if now.went = before.went; !same {

@@ -132,7 +132,8 @@ func (p *Proxy) refreshHost() (changed bool) {
 	same := x.host != nil && x.host.equal(now)
 	x.mu.Unlock()
 	if failed {
-		p.log.Error(err, "Which addresses this machine itself needs could not be read again; Services' external IPs are served by what was known last, and none before that has been read once")
+		p.log.Error(err, "Which addresses this machine itself needs could not be read again; Services' external IPs are served by what "+
+			"was known last, and none before that has been read once")
 	}
 	if err != nil || same {
 		return false

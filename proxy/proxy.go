@@ -140,7 +140,8 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 }
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
-	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/", wake: make(chan struct{}, 1)}
+	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
+		wake: make(chan struct{}, 1)}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -181,7 +182,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	gone := make(chan struct{}, 1) // one wake-up stands for any number
 	if b, ok := p.backend.(tabled); ok {
 		nfttable.FollowDeletions(ctx, &wg, gone, func(err error) {
-			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are checked now and then", "err", err, "every", p.guard)
+			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are checked now and then",
+				"err", err, "every", p.guard)
 		}, b.ownTables()...)
 	}
 	if err := p.backend.prepare(); err != nil {
@@ -306,7 +308,8 @@ func (p *Proxy) limitConntrack() {
 		return
 	}
 	if err := limitConntrack(p.root, conntrackLimits(runtime.NumCPU())); err != nil {
-		p.log.Info("The kernel's connection tracking keeps its own limits; Services work, but with very many connections new ones may be dropped: raise them on the host", "err", err)
+		p.log.Info("The kernel's connection tracking keeps its own limits; Services work, but with very many connections new ones may be "+
+			"dropped: raise them on the host", "err", err)
 	}
 }
 
@@ -316,7 +319,8 @@ func (p *Proxy) intact() bool {
 	if err != nil || ok {
 		return true // an error here says nothing about the state
 	}
-	p.log.Info("What the Service proxy made in the kernel was removed or changed by another program; writing it again", "backend", p.backend.name())
+	p.log.Info("What the Service proxy made in the kernel was removed or changed by another program; writing it again", "backend",
+		p.backend.name())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.full = true

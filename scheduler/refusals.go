@@ -50,7 +50,8 @@ var (
 // addRefusedVolumes adds the plugin to all profiles, and returns where the scheduler finds it.
 func addRefusedVolumes(profiles []config.KubeSchedulerProfile, refusals Refusals) frameworkruntime.Registry {
 	for _, p := range profiles {
-		p.Plugins.MultiPoint.Enabled = append(p.Plugins.MultiPoint.Enabled, config.Plugin{Name: refusedVolumesName, Weight: refusedVolumesWeight})
+		p.Plugins.MultiPoint.Enabled = append(p.Plugins.MultiPoint.Enabled,
+			config.Plugin{Name: refusedVolumesName, Weight: refusedVolumesWeight})
 	}
 	return frameworkruntime.Registry{refusedVolumesName: func(_ context.Context, _ runtime.Object, h fwk.Handle) (fwk.Plugin, error) {
 		return &refusedVolumes{refusals: refusals, claims: h.SharedInformerFactory().Core().V1().PersistentVolumeClaims().Lister()}, nil
@@ -72,7 +73,8 @@ func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 		default:
 			continue
 		}
-		if claim, err := p.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err == nil { // one that does not exist yet was not refused
+		// one that does not exist yet was not refused
+		if claim, err := p.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err == nil {
 			claims = append(claims, claim.UID)
 		}
 	}

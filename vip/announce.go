@@ -32,7 +32,8 @@ const (
 )
 
 // announceAt is when, after it began to answer, a machine tells everybody: packets get lost, and switches learn late.
-var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
+var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second,
+	10 * time.Second}
 
 // Moment is a time by a clock that does not stop while the machine is suspended, and that cannot be set.
 type Moment time.Duration

@@ -62,7 +62,8 @@ func Links() ([]Link, error) {
 // Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the
 // cluster uses for something else.
 func Check(address netip.Addr, reserved []netip.Prefix) error {
-	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() ||
+		address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return fmt.Errorf("%s is not an address that one machine can have on a network", address)
 	}
 	for _, n := range reserved {
@@ -77,7 +78,8 @@ func Check(address netip.Addr, reserved []netip.Prefix) error {
 // network has room for it.
 func Find(links []Link, address netip.Addr, name string) (Interface, error) {
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
-		return Interface{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off that interface "+
+		return Interface{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off "+
+			"that interface "+
 			"(another program such as keepalived may have put it there)", address, links[i].Name)
 	}
 	var networks []string
@@ -106,7 +108,8 @@ func Find(links []Link, address netip.Addr, name string) (Interface, error) {
 	case name != "" && !found:
 		return Interface{}, fmt.Errorf("there is no interface %s on this machine", name)
 	case name != "":
-		return Interface{}, fmt.Errorf("%s is in no network of the interface %s (it has: %s), or that is down, or no Ethernet", address, name, list(networks))
+		return Interface{}, fmt.Errorf("%s is in no network of the interface %s (it has: %s), or that is down, or no Ethernet", address,
+			name, list(networks))
 	}
 	return Interface{}, fmt.Errorf("%s is in no network of this machine's Ethernet interfaces (there is: %s)", address, list(networks))
 }

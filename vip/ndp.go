@@ -49,7 +49,8 @@ func parseNDP(frame []byte) (m ndp, ok bool) {
 		flags: binary.BigEndian.Uint32(body[4:]), target: netip.AddrFrom16([16]byte(body[8:24])),
 	}
 	copy(m.fromHW[:], frame[6:])
-	if (m.kind != typeNS && m.kind != typeNA) || body[1] != 0 || m.target.IsMulticast() || checksum(header[8:24], header[24:40], body) != 0 {
+	if (m.kind != typeNS && m.kind != typeNA) || body[1] != 0 || m.target.IsMulticast() ||
+		checksum(header[8:24], header[24:40], body) != 0 {
 		return ndp{}, false
 	}
 	want := byte(optSourceHW)

@@ -27,7 +27,8 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("%s is in use: the machine with the Ethernet address %s answers for it. Choose an address that no machine has and that no DHCP server gives out", e.Address, e.By)
+	return fmt.Sprintf("%s is in use: the machine with the Ethernet address %s answers for it. Choose an address that no machine has and "+
+		"that no DHCP server gives out", e.Address, e.By)
 }
 
 // Probe asks the network whether a machine has an address, for about a second. It returns an InUseError if so.

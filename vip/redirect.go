@@ -74,14 +74,16 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 		name string
 		at   *nftables.ChainHook
 	}{{"prerouting", nftables.ChainHookPrerouting}, {"output", nftables.ChainHookOutput}} {
-		chain := conn.AddChain(&nftables.Chain{Table: table, Name: hook.name, Type: nftables.ChainTypeNAT, Hooknum: hook.at, Priority: nftables.ChainPriorityRef(before)})
+		chain := conn.AddChain(&nftables.Chain{Table: table, Name: hook.name, Type: nftables.ChainTypeNAT, Hooknum: hook.at,
+			Priority: nftables.ChainPriorityRef(before)})
 		for _, r := range own {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.toPort()})
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.pings()})
 		}
 	}
 	// What is for the address and was not translated is not passed back to the network that it came from.
-	chain := conn.AddChain(&nftables.Chain{Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
+	chain := conn.AddChain(&nftables.Chain{Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
+		Hooknum:  nftables.ChainHookForward,
 		Priority: nftables.ChainPriorityFilter})
 	for _, r := range own {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(r.isFor(), &expr.Verdict{Kind: expr.VerdictDrop})})

@@ -93,7 +93,8 @@ func New(o Options) (*Announcer, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]conflict{}, proven: loadbalancer.Proven{}, reported: ";"}}, nil
+	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]conflict{},
+		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
 // running is an address that is announced.

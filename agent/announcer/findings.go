@@ -79,7 +79,8 @@ func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalance
 			pause = probeAgain
 			a.noteConflict(address, used.By)
 		case ctx.Err() == nil:
-			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error", err)
+			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
+				err)
 		}
 		select {
 		case <-ctx.Done():

@@ -261,7 +261,8 @@ func passEnd(to, from net.Conn, err error) {
 // first cannot be used, all others show themselves side by side: addresses at which nobody says anything cost the time
 // of one. What then goes on beside that is in proving. may says which of those that have shown themselves may be used.
 // The connection is join's.
-func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup, may func(server string) error) (net.Conn, string, error) {
+func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup,
+	may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
 	sure := func(server string) error { return b.sure(ctx, server) }
 	for i, server := range servers {

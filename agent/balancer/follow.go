@@ -36,7 +36,8 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	for {
 		pause := listEvery
 		// More than one if the servers have different ports, or addresses of both families.
-		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx,
+			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if ctx.Err() == nil {
 			b.asked(ctx, err)
 		}

@@ -73,7 +73,8 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	b.join(ctx, c, up, server, func(string) {}) // whoever can reach this port can make a server hang up
 }
 
-var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to this machine")
+var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +
+	"this machine")
 
 // answersItself is an error for an address at which not the server itself has shown its certificate.
 func (b *Balancer) answersItself(server string) error {

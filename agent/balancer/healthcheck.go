@@ -104,7 +104,8 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		return
 	}
 	if other := b.otherAnswers(server); other != "" {
-		b.o.Logger.Warn("a server is unresponsive while another one answers; connections to it go there now", "server", server, "other", other)
+		b.o.Logger.Warn("a server is unresponsive while another one answers; connections to it go there now", "server", server, "other",
+			other)
 		b.drop(server)
 		return
 	}
@@ -154,7 +155,8 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 		return
 	}
 	l.cut = false
-	b.o.Logger.Info("there is a way to a server again; its connections of before are closed, since they would wait for longer", "server", server)
+	b.o.Logger.Info("there is a way to a server again; its connections of before are closed, since they would wait for longer", "server",
+		server)
 	b.closeAll(server)
 }
 

@@ -64,7 +64,8 @@ func (b *Balancer) missed(reason error) bool {
 	if b.misses++; b.misses == lostAfter {
 		b.o.Logger.Error("programs of this machine do not reach the local address of the API; its pods run on, "+
 			"and the node will not be ready until that ends. "+
-			"Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)", "address", b.o.Address, "reason", reason)
+			"Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)", "address", b.o.Address,
+			"reason", reason)
 	}
 	return b.misses >= lostAfter
 }

@@ -175,7 +175,8 @@ func (s *Server) waitReady(ctx context.Context) error {
 	case err := <-s.fatal.failed:
 		return fmt.Errorf("containerd: the CRI service did not start: %w", err)
 	case <-timer.C:
-		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above", startTimeout)
+		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above",
+			startTimeout)
 	case <-ctx.Done():
 		return fmt.Errorf("containerd: stopped while starting: %w", context.Cause(ctx))
 	}

@@ -144,7 +144,8 @@ func (f *Folder) handle(ctx context.Context, name string) error {
 	case !fresh:
 		return nil
 	}
-	f.Logger.Info("images: imported", "archive", name, "images", strings.Join(e.Images, " "), "took", time.Since(start).Round(time.Millisecond))
+	f.Logger.Info("images: imported", "archive", name, "images", strings.Join(e.Images, " "), "took",
+		time.Since(start).Round(time.Millisecond))
 	f.record[name] = e
 	if err := saveRecord(f.RecordFile, f.record); err != nil {
 		f.Logger.Warn("images: the archive will be imported again at the next start", "archive", name, "error", err)

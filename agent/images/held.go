@@ -60,7 +60,8 @@ func (w *heldWriter) Commit(ctx context.Context, size int64, expected digest.Dig
 
 // importer imports archives with the client's services and writes through h and names.
 func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Client, error) {
-	out, err := client.New("", client.WithServices(client.WithContentStore(h), client.WithImageStore(names), client.WithLeasesService(c.LeasesService())))
+	out, err := client.New("", client.WithServices(client.WithContentStore(h), client.WithImageStore(names),
+		client.WithLeasesService(c.LeasesService())))
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the import: %w", err)
 	}

@@ -39,7 +39,8 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 	}
 	// Content without a name would be collected before the name is given back.
 	if lease, ok := leases.FromContext(ctx); ok {
-		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(), Type: "content"}); err != nil {
+		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(),
+			Type: "content"}); err != nil {
 			return images.Image{}, fmt.Errorf("keep what the image %s was: %w", im.Name, err)
 		}
 	}

@@ -170,12 +170,14 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 	}
 	if err == nil && !whole {
 		if s.Logger != nil {
-			s.Logger.Warn("images: the archive does not hold all of an image, and the node had the rest: who may not pull that may not use the image either", "image", im.Name)
+			s.Logger.Warn("images: the archive does not hold all of an image, and the node had the rest: who may not pull that may not "+
+				"use the image either", "image", im.Name)
 		}
 		return nil
 	}
 	if err == nil {
-		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config, Labels: map[string]string{importedLabel: "true"}}, "labels."+importedLabel)
+		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config, Labels: map[string]string{importedLabel: "true"}},
+			"labels."+importedLabel)
 	}
 	if err != nil {
 		return fmt.Errorf("mark image %s as imported: %w", im.Name, err)

@@ -46,9 +46,10 @@ func (g groups) hierarchies() []hierarchy {
 	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
 	if exists(filepath.Join(string(g), "cgroup.controllers")) {
 		return []hierarchy{{
-			dir:    string(g),
-			limits: [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}}, optional: true,
-			weight: [2]string{"cpu.weight", weightV2},
+			dir:      string(g),
+			limits:   [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}},
+			optional: true,
+			weight:   [2]string{"cpu.weight", weightV2},
 		}}
 	}
 	memory := [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}

@@ -49,7 +49,8 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	}
 	found, proxyNode := n.slicesOf(n.backends), n.proxyNode()
 	for key, b := range n.backends {
-		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b, found[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}], proxyNode)}); err != nil {
+		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b,
+			found[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}], proxyNode)}); err != nil {
 			n.o.Logger.Warn("ingress: endpoints cannot be written", "error", err)
 		}
 	}

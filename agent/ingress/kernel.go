@@ -95,7 +95,8 @@ func (s kernelState) rules() map[string][]string {
 			out["postrouting"] = append(out["postrouting"], mine+f.family+" daddr { "+list(f.pods)+" }"+snat)
 		}
 		if len(f.nodes) > 0 && len(s.reserved) > 0 {
-			out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.nodes)+" } tcp dport { "+numbers(s.reserved)+" } "+refuse)
+			out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.nodes)+" } tcp dport { "+numbers(s.reserved)+" } "+
+				refuse)
 		}
 	}
 	return out
@@ -159,7 +160,8 @@ func apply(ctx context.Context, rules map[string][]string) error {
 // protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
 func (n *Node) protect(ctx context.Context, ports, udp []int) error {
 	s := kernelState{
-		ports: ports, udp: udp, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(), own: n.ownNetworks(),
+		ports: ports, udp: udp, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(),
+		own: n.ownNetworks(),
 	}
 	rules := s.rules()
 	text := fmt.Sprint(rules)

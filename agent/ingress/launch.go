@@ -45,7 +45,8 @@ func (k *keeper) launch(s *sockets) (*process, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(program) // of no context: it outlives this process
-	cmd.Env = []string{table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","), "GOMEMLIMIT=" + memoryLimit,
+	cmd.Env = []string{table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","), "GOMEMLIMIT=" +
+		memoryLimit,
 		"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"} // of a buffer that openQUIC sets as far as it can be
 	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = "/", append(files, control), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -17,13 +17,16 @@ const statsWithin = 2 * time.Second
 
 // Descriptions of what is shown of the proxy.
 var (
-	requestsTotal   = prometheus.NewDesc("coracle_ingress_requests_total", "Requests that the node's ingress proxy has answered.", []string{"site", "host", "status"}, nil)
+	requestsTotal = prometheus.NewDesc("coracle_ingress_requests_total", "Requests that the node's ingress proxy has answered.",
+		[]string{"site", "host", "status"}, nil)
 	requestDuration = prometheus.NewDesc("coracle_ingress_request_duration_seconds",
 		"Time from the header of a request to the end of its response, without streams and websockets.", []string{"site", "host"}, nil)
 	openConnections = prometheus.NewDesc("coracle_ingress_open_connections", "Connections of clients.", []string{"kind"}, nil)
-	refusedTotal    = prometheus.NewDesc("coracle_ingress_refused_connections_total", "Connections of clients that were too many.", nil, nil)
-	dialFailures    = prometheus.NewDesc("coracle_ingress_backend_connect_errors_total", "Attempts to connect to endpoints that failed.", nil, nil)
-	panicsTotal     = prometheus.NewDesc("coracle_ingress_panics_total", "Requests that ended by a fault of the proxy.", nil, nil)
+	refusedTotal    = prometheus.NewDesc("coracle_ingress_refused_connections_total", "Connections of clients that were too many.", nil,
+		nil)
+	dialFailures = prometheus.NewDesc("coracle_ingress_backend_connect_errors_total", "Attempts to connect to endpoints that failed.", nil,
+		nil)
+	panicsTotal = prometheus.NewDesc("coracle_ingress_panics_total", "Requests that ended by a fault of the proxy.", nil, nil)
 )
 
 // question asks the goroutine that has the proxy for its counters.

@@ -135,7 +135,8 @@ func (n *Node) wanted() bool {
 
 // Run serves while the cluster has an ingress, until ctx is done. The proxy goes on then.
 func (n *Node) Run(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced, n.o.EndpointSlices.Informer().HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced,
+		n.o.EndpointSlices.Informer().HasSynced) {
 		return nil
 	}
 	for first := true; ; first = false {

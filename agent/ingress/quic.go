@@ -170,7 +170,8 @@ func steer(first int) error {
 		{Code: result, K: 0},                                  //
 		{Code: result, K: 1},
 	}
-	return unix.SetsockoptSockFprog(first, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	return unix.SetsockoptSockFprog(first, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(filter)),
+		Filter: &filter[0]})
 }
 
 // http3Port is the UDP port of the Service at which clients find HTTP/3; 0 where the Service has none, and HTTP/3 is

@@ -75,7 +75,8 @@ func (n *Node) serve(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { follow(following, n.o.Stream, tables, n.o.Logger) })
 	nfttable.FollowDeletions(following, &wg, n.gone, func(err error) {
-		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with the next change of a Node", "error", err)
+		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with "+
+			"the next change of a Node", "error", err)
 	}, Table())
 	n.o.Part.Set(status.Starting, "waiting for the table from a server")
 	probe := time.NewTicker(probeEvery)
@@ -241,7 +242,8 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 		s.refused = err
 		wait := max(time.Second, s.takeOvers.next(0))
 		s.retry = time.After(wait)
-		s.o.Logger.Warn("ingress: the proxy that runs goes on, since another version could not take over; it is tried again", "after", wait, "error", err)
+		s.o.Logger.Warn("ingress: the proxy that runs goes on, since another version could not take over; it is tried again", "after", wait,
+			"error", err)
 	}
 	return problems, nil
 }
@@ -348,7 +350,8 @@ func (s *serving) show(problems map[string]string) {
 		s.o.Part.Set(status.Degraded, text+"; "+s.portOwners.problem())
 	case len(problems) > 0:
 		first := slices.Sorted(maps.Keys(problems))[0]
-		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first, problems[first]))
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first,
+			problems[first]))
 	default:
 		s.o.Part.Set(status.Running, text)
 	}

@@ -210,7 +210,8 @@ func (s *sockets) listen(at []netip.Addr, name string, port int) error {
 		}
 		var copied int
 		var failure error
-		if err := raw.Control(func(d uintptr) { copied, failure = unix.FcntlInt(d, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || failure != nil {
+		if err := raw.Control(func(d uintptr) { copied, failure = unix.FcntlInt(d, unix.F_DUPFD_CLOEXEC, 0) }); err != nil ||
+			failure != nil {
 			return fmt.Errorf("duplicating a socket for the proxy: %w", errors.Join(err, failure))
 		}
 		s.descriptors, s.names = append(s.descriptors, copied), append(s.names, name)

@@ -36,7 +36,8 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 	q := protocol.Question{
 		Dialer: net.Dialer{Timeout: dialTimeout}, Certificate: pair, Root: root,
 		Request: protocol.Request{
-			Role: token.RoleAgent, Want: protocol.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(), Node: protocol.Node{Name: n.o.NodeName},
+			Role: token.RoleAgent, Want: protocol.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(),
+			Node: protocol.Node{Name: n.o.NodeName},
 		},
 	}
 	var errs []error
@@ -79,7 +80,8 @@ func (n *Node) keepGossipKeys(k *clusterconfig.GossipKeys) error {
 func (n *Node) writeState() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Settings: n.Settings, Gossip: n.gossip}, "", "  ")
+	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Settings: n.Settings,
+		Gossip: n.gossip}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding the cluster's settings: %w", err)
 	}

@@ -336,7 +336,8 @@ func (n *Node) load() bool {
 		return false
 	}
 	n.gossip = s.Gossip // to look for the servers with, whatever else has changed
-	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) || !slices.Equal(s.External, n.o.External) {
+	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) ||
+		!slices.Equal(s.External, n.o.External) {
 		return false
 	}
 	for _, path := range n.pairs() {
@@ -400,8 +401,10 @@ func (n *Node) dueFor(pair *tls.Certificate) bool {
 // authority.
 func sameButDates(have, next *tls.Certificate) bool {
 	a, b := have.Leaf, next.Leaf
-	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) && bytes.Equal(a.AuthorityKeyId, b.AuthorityKeyId) &&
-		slices.Equal(a.DNSNames, b.DNSNames) && slices.EqualFunc(a.IPAddresses, b.IPAddresses, net.IP.Equal) && slices.Equal(a.ExtKeyUsage, b.ExtKeyUsage) &&
+	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) &&
+		bytes.Equal(a.AuthorityKeyId, b.AuthorityKeyId) &&
+		slices.Equal(a.DNSNames, b.DNSNames) && slices.EqualFunc(a.IPAddresses, b.IPAddresses, net.IP.Equal) &&
+		slices.Equal(a.ExtKeyUsage, b.ExtKeyUsage) &&
 		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 

@@ -209,7 +209,8 @@ func parseTaints(specs []string) ([]corev1.Taint, error) {
 		return nil, fmt.Errorf("node taints: %w", err)
 	}
 	if len(removed) > 0 {
-		return nil, fmt.Errorf("node taint %s: a node cannot register without an effect or with the mark for removal", removed[0].ToString())
+		return nil, fmt.Errorf("node taint %s: a node cannot register without an effect or with the mark for removal",
+			removed[0].ToString())
 	}
 	return taints, nil
 }

@@ -24,7 +24,8 @@ func preflight(s *options.KubeletServer) error {
 		errs = append(errs, err)
 	}
 	if longest := filepath.Join(s.RootDirectory, "pod-resources", "kubelet.sock"); len(longest) > maxSocketPath {
-		errs = append(errs, fmt.Errorf("kubelet: its folder %s is too deep: sockets below it would have names of %d characters, the kernel allows %d; choose a shorter data directory",
+		errs = append(errs, fmt.Errorf("kubelet: its folder %s is too deep: sockets below it would have names of %d characters, the "+
+			"kernel allows %d; choose a shorter data directory",
 			s.RootDirectory, len(longest), maxSocketPath))
 	}
 	for what, path := range map[string]string{
@@ -49,7 +50,8 @@ func preflight(s *options.KubeletServer) error {
 func portFree(address string, port int32) error {
 	l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("kubelet: port %d is taken by another program: stop it (another Kubernetes node on this machine?), or choose another port with --kubelet-arg=port=N", port)
+		return fmt.Errorf("kubelet: port %d is taken by another program: stop it (another Kubernetes node on this machine?), or choose "+
+			"another port with --kubelet-arg=port=N", port)
 	}
 	if err != nil {
 		return fmt.Errorf("kubelet: cannot listen on %s port %d: %w", address, port, err)

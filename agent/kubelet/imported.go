@@ -25,7 +25,8 @@ type importedImages struct {
 
 // MustAttemptImagePull says whether a pod may have the image only after the registry has accepted the pod's
 // credentials. imageRef is the image's content, whatever its names are.
-func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRef string, credentials pullmanager.GetPodCredentials) (bool, error) {
+func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRef string,
+	credentials pullmanager.GetPodCredentials) (bool, error) {
 	if imageRef != "" && m.imported(ctx, imageRef) {
 		return false, nil
 	}

@@ -213,7 +213,8 @@ func (o Options) check() error {
 	}
 	for _, ip := range o.NodeIPs {
 		if ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
-			errs = append(errs, fmt.Errorf("%s cannot be the node's address: the API server and other nodes could not reach it; choose another with --node-ip", ip))
+			errs = append(errs, fmt.Errorf("%s cannot be the node's address: the API server and other nodes could not reach it; choose "+
+				"another with --node-ip", ip))
 		}
 	}
 	return errors.Join(errs...)

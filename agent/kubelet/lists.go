@@ -28,12 +28,14 @@ type listingClient struct {
 }
 
 // ListPodSandbox implements runtimeapi.RuntimeServiceClient.
-func (c listingClient) ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest, _ ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
+func (c listingClient) ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest,
+	_ ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
 	return c.lists.ListPodSandbox(ctx, in)
 }
 
 // ListContainers implements runtimeapi.RuntimeServiceClient.
-func (c listingClient) ListContainers(ctx context.Context, in *runtimeapi.ListContainersRequest, _ ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
+func (c listingClient) ListContainers(ctx context.Context, in *runtimeapi.ListContainersRequest,
+	_ ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
 	return c.lists.ListContainers(ctx, in)
 }
 

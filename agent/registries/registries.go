@@ -124,7 +124,8 @@ func (c *Config) check() error {
 	for _, name := range sorted(c.Mirrors) {
 		m := c.Mirrors[name]
 		if name != anyRegistry && !isHost(name) {
-			errs = append(errs, fmt.Errorf("mirrors: %q is not a registry's name; write its host, with the port if it has one, and nothing else", name))
+			errs = append(errs, fmt.Errorf("mirrors: %q is not a registry's name; write its host, with the port if it has one, and "+
+				"nothing else", name))
 		}
 		for _, e := range m.Endpoints {
 			if _, err := endpointURL(e); err != nil {
@@ -138,7 +139,8 @@ func (c *Config) check() error {
 	for _, name := range sorted(c.Configs) {
 		h := c.Configs[name]
 		if !isHost(name) {
-			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else", name))
+			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else",
+				name))
 		}
 		if h.Auth != nil {
 			if _, _, err := h.Auth.pair(); err != nil {

@@ -215,7 +215,8 @@ func (r *Relay) Run(ctx context.Context) error {
 // specification).
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	parts := strings.SplitN(strings.TrimPrefix(req.URL.Path, "/"), "/", 3)
-	if len(parts) != 3 || parts[0] != r.secret || r.routes[parts[1]] == nil || (req.Method != http.MethodGet && req.Method != http.MethodHead) {
+	if len(parts) != 3 || parts[0] != r.secret || r.routes[parts[1]] == nil ||
+		(req.Method != http.MethodGet && req.Method != http.MethodHead) {
 		http.NotFound(w, req)
 		return
 	}

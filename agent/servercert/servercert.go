@@ -58,7 +58,8 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) erro
 		return errors.New("it shows no certificate")
 	}
 	leaf := chain[0]
-	v := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	v := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, c := range chain[1:] {
 		v.Intermediates.AddCert(c)
 	}

@@ -29,7 +29,8 @@ func main() {
 		// link.
 		runShim()
 	default:
-		fmt.Fprintln(os.Stderr, "coracle-helper: call it by one of its names: containerd-shim-runc-v2, coracle-cni. It is coracle that does.")
+		fmt.Fprintln(os.Stderr,
+			"coracle-helper: call it by one of its names: containerd-shim-runc-v2, coracle-cni. It is coracle that does.")
 		os.Exit(2)
 	}
 }

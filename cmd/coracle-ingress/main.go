@@ -87,7 +87,8 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	})
 	all.Go(func() {
 		c := &dataplane.Control{
-			Proxy: proxy, Logger: logger, Listeners: listeners, Committed: func() { close(claimed) }, Abandoned: func() { cancel(errAbandoned) },
+			Proxy: proxy, Logger: logger, Listeners: listeners, Committed: func() { close(claimed) },
+			Abandoned: func() { cancel(errAbandoned) },
 		}
 		failures[0] = c.Serve(ctx, control)
 		cancel(nil)

@@ -100,7 +100,8 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
+		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
+		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
 		Program: version.Get().Coracle, Logger: p.Log.Logger,
 	})
 	if err != nil {
@@ -114,14 +115,16 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
-		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
+		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
+		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
 	}
 	if joined.Answered() {
 		member.keysReceived = time.Now()
 	}
 	ready := make(chan struct{})
 	n := node{
-		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Watched, answered: servers.Answered, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
+		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Watched,
+		answered: servers.Answered, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {

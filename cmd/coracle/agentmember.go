@@ -50,7 +50,8 @@ type agentPort struct {
 func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort, error) {
 	address := ":" + strconv.Itoa(port)
 	taken := func(network string, err error) error {
-		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop what uses it, or choose another one with --https-listen-port", network, port, err)
+		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop what uses it, or choose another one with "+
+			"--https-listen-port", network, port, err)
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
@@ -142,7 +143,8 @@ func (a *agentMember) member() (*gossip.Member, error) {
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
 		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
 		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
-		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
+		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links,
+		Reach: a.reach, Logger: a.log,
 	})
 }
 
@@ -168,8 +170,10 @@ func (a *agentMember) lost() bool {
 
 // nobody says what to do on a machine that finds no server.
 func noServerHint(tried []string) string {
-	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; it is tried on, and pods keep "+
-		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server https://ADDRESS:6443",
+	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; "+
+		"it is tried on, and pods keep "+
+		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server "+
+		"https://ADDRESS:6443",
 		strings.Join(tried, ", "))
 }
 
@@ -270,6 +274,7 @@ func statusMembers(in []gossip.Info) []status.Member {
 	return out
 }
 
-func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error {
+func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),
+	progress func(string)) error {
 	return gossipmember.Rotation{Client: client, Members: members, Progress: progress}.Run(ctx)
 }

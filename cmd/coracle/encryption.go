@@ -28,14 +28,16 @@ func (keys) Status(dir string) (cli.EncryptionStatus, error) {
 	if err != nil {
 		return cli.EncryptionStatus{}, err
 	}
-	out := cli.EncryptionStatus{Key: s.Key, Readable: s.Readable, Encrypted: s.Encrypted, ByHand: s.ByHand, Started: s.Started, Finished: s.Finished}
+	out := cli.EncryptionStatus{Key: s.Key, Readable: s.Readable, Encrypted: s.Encrypted, ByHand: s.ByHand, Started: s.Started,
+		Finished: s.Finished}
 	if s.Stage != encryption.StageDone {
 		out.Rotating = string(s.Stage)
 	}
 	return out, nil
 }
 
-func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open func(context.Context, func(context.Context, *clientv3.Client) error) error,
+func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
+	open func(context.Context, func(context.Context, *clientv3.Client) error) error,
 	progress func(stage string, objects int, waiting []string)) error {
 	return open(ctx, func(ctx context.Context, store *clientv3.Client) error {
 		serverDir := filepath.Dir(dir)

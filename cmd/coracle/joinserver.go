@@ -58,7 +58,8 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 		}
 		o.DisableServiceLB = b.Disabled
-		if len(b.ReservedPorts) > 0 && !slices.Contains(c.Given, "load-balancer-reserved-ports") { // given, it may have changed since this server joined
+		// given, it may have changed since this server joined
+		if len(b.ReservedPorts) > 0 && !slices.Contains(c.Given, "load-balancer-reserved-ports") {
 			o.LBReserved = b.ReservedPorts
 		}
 	}
@@ -131,7 +132,8 @@ func contradictions(c *config.Server, j *joinrequest.Joined) error {
 		{"load-balancer-pool", poolText(own), poolText(j.Settings)},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
-			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster)
+			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own,
+				s.cluster)
 			if s.flag == "load-balancer-pool" {
 				err = fmt.Errorf("%w. Other addresses are given out by AddressPools; one with the name default takes the flag's place", err)
 			}
@@ -146,7 +148,8 @@ func backendContradiction(c *config.Server, has string) error {
 	if given := givenBackend(c); given == "" || given == has {
 		return nil
 	}
-	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out", c.NetworkBackend, has)
+	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out",
+		c.NetworkBackend, has)
 	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
 		err = fmt.Errorf("%w. The cluster's is changed while it runs: coracle network-backend set %s", err, c.NetworkBackend)
 	}

@@ -102,7 +102,8 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
-		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
+		ServerCAFile:    n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
@@ -125,7 +126,8 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 
 // newVolumes are the folders for local volumes on this machine.
 func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
-	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir, Logger: p.Log.With("part", "local volumes")})
+	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir,
+		Logger: p.Log.With("part", "local volumes")})
 }
 
 // clusterSettings are what the user of the first server said about the cluster.
@@ -138,7 +140,8 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
 		Liveness:          clusterconfig.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
-		Balancer:          &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool), ReservedPorts: c.LBReserved},
+		Balancer: &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
+			ReservedPorts: c.LBReserved},
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
 	noHelm := c.Disabled(config.PartHelm)

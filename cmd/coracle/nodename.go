@@ -33,8 +33,10 @@ func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() err
 	switch {
 	case was == "" || was == n.Name:
 	case n.NameGiven:
-		return nil, fmt.Errorf("--node-name: this machine is the node %s of its cluster and was now given the name %s. Nothing was changed. To go on as %[1]s, give that name. "+
-			"To make it another node: coracle kubectl drain %[1]s --ignore-daemonsets --delete-emptydir-data, coracle kubectl delete node %[1]s, then remove %[3]s and start again", was, n.Name, file)
+		return nil, fmt.Errorf("--node-name: this machine is the node %s of its cluster and was now given the name %s. Nothing was "+
+			"changed. To go on as %[1]s, give that name. "+
+			"To make it another node: coracle kubectl drain %[1]s --ignore-daemonsets --delete-emptydir-data, coracle kubectl delete "+
+			"node %[1]s, then remove %[3]s and start again", was, n.Name, file)
 	default:
 		log.Warn("the host name has changed, or --with-node-id; the node keeps its name", "node", was, "now", n.Name)
 		n.Name = was

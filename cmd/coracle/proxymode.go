@@ -14,7 +14,8 @@ import (
 
 // checkProxyMode refuses a start with --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services.
 // missing says what the kernel lacks.
-func checkProxyMode(machine config.Node, settings clusterconfig.Settings, missing func(mode, scheduler string, pods []netip.Prefix) error) error {
+func checkProxyMode(machine config.Node, settings clusterconfig.Settings,
+	missing func(mode, scheduler string, pods []netip.Prefix) error) error {
 	if machine.ProxyMode != "ipvs" || settings.NoServiceProxy {
 		return nil
 	}

@@ -27,7 +27,8 @@ const stopPatience = 2 * time.Second
 // withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrRestart
 // then: the kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave
 // are not replaced.
-func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, f func(context.Context, context.CancelCauseFunc) error) error {
+func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process,
+	f func(context.Context, context.CancelCauseFunc) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	followed := make(chan struct{})
 	go func() {
@@ -92,7 +93,8 @@ func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	if n.IPsGiven {
 		why += "Correct --node-ip, or leave it out so that coracle finds the address by itself, and restart coracle"
 	} else {
-		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one on the same link, or on one with a default route"
+		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one on the same link, " +
+			"or on one with a default route"
 	}
 	line.Set(status.Degraded, why)
 	p.Log.Warn("the address is gone", "reason", why)

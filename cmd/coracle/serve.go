@@ -42,9 +42,10 @@ const (
 // runServer runs a server, until the machine has another address at the latest.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	filewatch.RaiseLimits(p.Log.Logger)
-	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
-		return serve(ctx, stopAll, c, p)
-	})
+	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p,
+		func(ctx context.Context, stopAll context.CancelCauseFunc) error {
+			return serve(ctx, stopAll, c, p)
+		})
 }
 
 // serve runs a server, and the node beside it unless that is disabled. The node's parts start while the API

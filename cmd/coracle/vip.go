@@ -32,7 +32,8 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 		return err
 	}
 	if known && !slices.Equal(kept, c.VIPs) {
-		o.Logger.Warn("--vip is not the cluster's virtual address, which counts; leave it out. To change the cluster's while it runs: coracle vip set ADDRESS",
+		o.Logger.Warn("--vip is not the cluster's virtual address, which counts; leave it out. To change the cluster's while it runs: "+
+			"coracle vip set ADDRESS",
 			"given", virtualip.Format(c.VIPs), "cluster", virtualip.Format(kept))
 		return nil
 	}

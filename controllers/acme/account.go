@@ -52,7 +52,8 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	a := &m.id
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if s, err := m.o.Secrets.Secrets(compile.Account.Namespace).Get(compile.Account.Name); a.client != nil && err == nil && bytes.Equal(s.Data[corev1.TLSPrivateKeyKey], a.key) {
+	if s, err := m.o.Secrets.Secrets(compile.Account.Namespace).Get(compile.Account.Name); a.client != nil && err == nil &&
+		bytes.Equal(s.Data[corev1.TLSPrivateKeyKey], a.key) {
 		return a.client, a.thumbprint, nil
 	}
 	if time.Now().Before(a.next) {
@@ -121,7 +122,8 @@ func (m *Manager) register(ctx context.Context) error {
 		s.Annotations = map[string]string{}
 	}
 	if was := s.Annotations[accountAnnotation]; !registered || was != string(c.KID) || string(s.Data[compile.ThumbprintKey]) != thumbprint {
-		s.Annotations[emailAnnotation], s.Annotations[directoryAnnotation], s.Annotations[accountAnnotation] = m.o.Email, m.o.Directory, string(c.KID)
+		s.Annotations[emailAnnotation], s.Annotations[directoryAnnotation], s.Annotations[accountAnnotation] = m.o.Email, m.o.Directory,
+			string(c.KID)
 		s.Data[compile.ThumbprintKey] = []byte(thumbprint)
 		if _, err := secrets.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
 			return fmt.Errorf("writing the Secret %s: %w", compile.Account, err)

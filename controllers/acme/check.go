@@ -93,7 +93,8 @@ func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint strin
 
 // nodes are where the nodes that are ready serve HTTP, by their names.
 func (m *Manager) nodes() (map[string]string, error) {
-	all, err := m.o.Slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: table.Service}))
+	all,
+		err := m.o.Slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: table.Service}))
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +160,8 @@ type clockError struct {
 }
 
 func (e *clockError) Error() string {
-	return fmt.Sprintf("this server's clock shows %s, and %s: nothing is ordered or renewed before it is set (NTP)", e.clock.UTC().Format(time.RFC3339), e.why)
+	return fmt.Sprintf("this server's clock shows %s, and %s: nothing is ordered or renewed before it is set (NTP)",
+		e.clock.UTC().Format(time.RFC3339), e.why)
 }
 
 // checkClock compares this server's clock with the authority's, since what is to be renewed follows from it.

@@ -349,7 +349,8 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	news := t.problem != text || v.refused
 	t.problem = text
 	m.mu.Unlock()
-	m.o.Logger.Warn("acme: a certificate could not be had; it is tried again", "secret", o.Secret.String(), "hosts", o.Hosts, "next", at.UTC(), "error", err)
+	m.o.Logger.Warn("acme: a certificate could not be had; it is tried again", "secret", o.Secret.String(), "hosts", o.Hosts, "next",
+		at.UTC(), "error", err)
 	if !news {
 		return
 	}

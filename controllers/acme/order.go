@@ -76,7 +76,8 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	if err := m.forget(ctx, stateName(o.Secret)); err != nil { // sweep tries again
 		m.o.Logger.Warn("acme: an order that has led to a certificate cannot be deleted", "secret", o.Secret.String(), "error", err)
 	}
-	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts), expires.UTC().Format(time.DateOnly)), nil
+	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts),
+		expires.UTC().Format(time.DateOnly)), nil
 }
 
 // pursue has the authority issue what an order asks for, and returns the chain. What has been done of it by an earlier
@@ -111,7 +112,8 @@ func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Ord
 func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Order, p *progress) (*acme.Order, error) {
 	if p.Order != "" {
 		order, err := client.GetOrder(ctx, p.Order)
-		if e := (*acme.Error)(nil); errors.As(err, &e) && (e.StatusCode == http.StatusNotFound || e.ProblemType == malformed) || err == nil && order.Status == acme.StatusExpired {
+		if e := (*acme.Error)(nil); errors.As(err, &e) && (e.StatusCode == http.StatusNotFound || e.ProblemType == malformed) ||
+			err == nil && order.Status == acme.StatusExpired {
 			m.o.Logger.Info("acme: the authority does not know an order any more; there is a new one", "order", p.Order, "error", err)
 			p.Order = ""
 		} else if err != nil {
@@ -186,7 +188,8 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 		}
 	}
 	secrets := m.o.Client.CoreV1().Secrets(o.Secret.Namespace)
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Secret.Namespace, Name: o.Secret.Name, Labels: map[string]string{managedBy: manager}}, Type: corev1.SecretTypeTLS}
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Secret.Namespace, Name: o.Secret.Name,
+		Labels: map[string]string{managedBy: manager}}, Type: corev1.SecretTypeTLS}
 	if target != nil {
 		s = target.DeepCopy()
 	}

@@ -25,16 +25,19 @@ const (
 
 // hints say what to do about a problem of the authority's, by its type.
 var hints = map[string]string{
-	"dns":                     "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
-	"connection":              "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",
-	"unauthorized":            "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress alone, IPv6 ones too",
-	"incorrectResponse":       "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress alone, IPv6 ones too",
-	"caa":                     "the domain's CAA records forbid this authority: change them, or name another one by --ingress-acme-server",
-	"rejectedIdentifier":      "the authority does not issue for this name: take it out of spec.tls",
-	"unsupportedContact":      "correct --ingress-acme-email on all servers",
-	"invalidContact":          "correct --ingress-acme-email on all servers",
-	"externalAccountRequired": "this authority wants accounts that were made on its site, which coracle cannot use: name another one by --ingress-acme-server",
-	"userActionRequired":      "the authority's terms have changed: agree to them at the URL of the message",
+	"dns":        "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
+	"connection": "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",
+	"unauthorized": "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress " +
+		"alone, IPv6 ones too",
+	"incorrectResponse": "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress " +
+		"alone, IPv6 ones too",
+	"caa":                "the domain's CAA records forbid this authority: change them, or name another one by --ingress-acme-server",
+	"rejectedIdentifier": "the authority does not issue for this name: take it out of spec.tls",
+	"unsupportedContact": "correct --ingress-acme-email on all servers",
+	"invalidContact":     "correct --ingress-acme-email on all servers",
+	"externalAccountRequired": "this authority wants accounts that were made on its site, which coracle cannot use: name another one by " +
+		"--ingress-acme-server",
+	"userActionRequired": "the authority's terms have changed: agree to them at the URL of the message",
 }
 
 // verdict is what follows from a failed attempt.

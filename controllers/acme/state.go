@@ -151,7 +151,8 @@ func (m *Manager) sweep(ctx context.Context) {
 		wanted[stateName(o.Secret)], namespaces[o.Secret.Namespace] = o, true
 	}
 	maps.DeleteFunc(m.begun, func(namespace string, _ uint64) bool { return !namespaces[namespace] })
-	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"})) // of a cache: it cannot fail
+	// of a cache: it cannot fail
+	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"}))
 	for _, s := range kept {
 		o, ok := wanted[s.Name]
 		if !ok {
@@ -162,7 +163,8 @@ func (m *Manager) sweep(ctx context.Context) {
 			continue
 		}
 		if err := m.forget(ctx, s.Name); err != nil && ctx.Err() == nil {
-			m.o.Logger.Warn("acme: an order that nothing asks for cannot be deleted", "secret", s.Name, "for", s.Annotations[forAnnotation], "error", err)
+			m.o.Logger.Warn("acme: an order that nothing asks for cannot be deleted", "secret", s.Name, "for", s.Annotations[forAnnotation],
+				"error", err)
 		}
 	}
 }

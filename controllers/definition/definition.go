@@ -148,7 +148,8 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 		}
 	}
 	if err == nil {
-		err = definitions(c).Delete(ctx, want.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+		err = definitions(c).Delete(ctx, want.GetName(),
+			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return 0, fmt.Errorf("removing the definition of %s: %w", k.Resource.Resource, err)

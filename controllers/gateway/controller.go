@@ -93,7 +93,8 @@ func New(o Options) (*Controller, error) {
 	}
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
-		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
+		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
+		nodes:      core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: make(chan struct{}, 1),
 		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
 	}
@@ -102,7 +103,8 @@ func New(o Options) (*Controller, error) {
 		matters  func(old, now any) bool
 	}{
 		{core.Services().Informer(), nil}, {core.Secrets().Informer(), secretMatters}, {core.ConfigMaps().Informer(), nil},
-		{core.Nodes().Informer(), ingress.NodeMatters}, {core.Namespaces().Informer(), nil}, {discovery.EndpointSlices().Informer(), sliceMatters},
+		{core.Nodes().Informer(), ingress.NodeMatters}, {core.Namespaces().Informer(), nil},
+		{discovery.EndpointSlices().Informer(), sliceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
 		if err != nil {
@@ -135,7 +137,8 @@ func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEven
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) }, UpdateFunc: func(old, o any) { notify(old, o) },
+		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
+		UpdateFunc: func(old, o any) { notify(old, o) },
 	}
 }
 
@@ -259,8 +262,10 @@ func (c *Controller) keepPorts(ctx context.Context, config *corev1.ConfigMap, ha
 		for _, site := range without {
 			for _, port := range want.Ports {
 				if gateway.Site(want.Gateway.Namespace, want.Gateway.Name, port) == site {
-					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are for ports of Gateways are taken, "+
-						"or the %d that one namespace can have; delete a Gateway, or have several share one as ListenerSets", port, table.LastGatewayPort-table.FirstGatewayPort+1, mostPorts))
+					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are "+
+						"for ports of Gateways are taken, "+
+						"or the %d that one namespace can have; delete a Gateway, or have several share one as ListenerSets", port,
+						table.LastGatewayPort-table.FirstGatewayPort+1, mostPorts))
 				}
 			}
 		}
@@ -293,7 +298,8 @@ func (c *Controller) keepServices(ctx context.Context, made map[types.Namespaced
 			continue
 		}
 		delete(c.applied, name)
-		err := c.o.Client.CoreV1().Services(name.Namespace).Delete(ctx, name.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(svc.UID))})
+		err := c.o.Client.CoreV1().Services(name.Namespace).Delete(ctx, name.Name,
+			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(svc.UID))})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("deleting the Service %s, whose Gateway is gone: %w", name, err))
 		}
@@ -310,7 +316,8 @@ func (c *Controller) keepService(ctx context.Context, name types.NamespacedName,
 		return nil // it is made when that is gone
 	}
 	if err == nil && !isOf(have, want.Gateway) {
-		c.event(want.Gateway, ReasonServiceExists, fmt.Sprintf("the Service %s exists and was not made for the Gateway, which has no address without it: delete or rename that", name.Name))
+		c.event(want.Gateway, ReasonServiceExists, fmt.Sprintf("the Service %s exists and was not made for the Gateway, which has no "+
+			"address without it: delete or rename that", name.Name))
 		return nil
 	}
 	apply := service(name, want)
@@ -333,7 +340,8 @@ func (c *Controller) keepService(ctx context.Context, name types.NamespacedName,
 }
 
 // keepSlices writes the EndpointSlices that name the nodes that serve Gateways.
-func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16, r gateway.Result) error {
+func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16,
+	r gateway.Result) error {
 	nodes, _ := c.nodes.List(labels.Everything())
 	all, _ := c.slices.List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
 	have := map[types.NamespacedName][]*discoveryv1.EndpointSlice{}
@@ -350,8 +358,9 @@ func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedNa
 		if of, ok := r.Services[name]; ok && svc != nil && isOf(svc, of.Gateway) && svc.DeletionTimestamp == nil {
 			want = ingress.Slices(name, sliceManager, nodes, func(n *corev1.Node) map[string]int32 {
 				if busy := ingress.BusyPorts(svc, n, nodes); len(busy) > 0 {
-					c.event(of.Gateway, ingress.ReasonPortInUse, fmt.Sprintf("the node %s is no address of the Gateway: another program there listens at TCP %d and keeps it. "+
-						"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[0]))
+					c.event(of.Gateway, ingress.ReasonPortInUse,
+						fmt.Sprintf("the node %s is no address of the Gateway: another program there listens at TCP %d and keeps it. "+
+							"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[0]))
 					return nil
 				}
 				return servedBy(n, of, ports)
@@ -370,7 +379,8 @@ func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 	}
 	c.reported[key] = true
 	c.o.Recorder.Event(&corev1.ObjectReference{
-		APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway", Namespace: g.Namespace, Name: g.Name, UID: g.UID, ResourceVersion: g.ResourceVersion,
+		APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway", Namespace: g.Namespace, Name: g.Name, UID: g.UID,
+		ResourceVersion: g.ResourceVersion,
 	}, corev1.EventTypeWarning, reason, message)
 }
 

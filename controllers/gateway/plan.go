@@ -104,7 +104,8 @@ func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceA
 	}
 	owner := metav1ac.OwnerReference().WithAPIVersion(gatewayv1.GroupVersion.String()).WithKind("Gateway").
 		WithName(want.Gateway.Name).WithUID(want.Gateway.UID).WithController(true).WithBlockOwnerDeletion(true)
-	return corev1ac.Service(name.Name, name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
+	return corev1ac.Service(name.Name,
+		name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
 }
 
 // says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not
@@ -156,6 +157,7 @@ func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map
 // portsObject is the ConfigMap of ports.
 func portsObject(data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName, Labels: map[string]string{managedBy: manager}}, Data: data,
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName,
+			Labels: map[string]string{managedBy: manager}}, Data: data,
 	}
 }

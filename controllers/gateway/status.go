@@ -41,7 +41,8 @@ type writer struct {
 }
 
 // write writes the status of the objects of one kind.
-func write[T copied[T], S any](ctx context.Context, w *writer, resource string, objects []T, want map[types.NamespacedName]S, status func(T) *S) {
+func write[T copied[T], S any](ctx context.Context, w *writer, resource string, objects []T, want map[types.NamespacedName]S,
+	status func(T) *S) {
 	for _, o := range objects {
 		s, ok := want[key(o)]
 		if !ok || equality.Semantic.DeepEqual(*status(o), s) {
@@ -60,11 +61,17 @@ func write[T copied[T], S any](ctx context.Context, w *writer, resource string, 
 func (c *Controller) keepStatus(ctx context.Context, s gateway.State, r gateway.Result) error {
 	w := &writer{update: c.o.Status}
 	w.classes(ctx, s, r)
-	write(ctx, w, gatewayapi.Gateways, s.Gateways, r.GatewayStatus, func(o *gatewayv1.Gateway) *gatewayv1.GatewayStatus { return &o.Status })
-	write(ctx, w, gatewayapi.ListenerSets, s.ListenerSets, r.ListenerSetStatus, func(o *gatewayv1.ListenerSet) *gatewayv1.ListenerSetStatus { return &o.Status })
-	write(ctx, w, gatewayapi.HTTPRoutes, s.HTTPRoutes, r.HTTPRouteStatus, func(o *gatewayv1.HTTPRoute) *gatewayv1.HTTPRouteStatus { return &o.Status })
-	write(ctx, w, gatewayapi.GRPCRoutes, s.GRPCRoutes, r.GRPCRouteStatus, func(o *gatewayv1.GRPCRoute) *gatewayv1.GRPCRouteStatus { return &o.Status })
-	write(ctx, w, gatewayapi.TLSRoutes, s.TLSRoutes, r.TLSRouteStatus, func(o *gatewayv1.TLSRoute) *gatewayv1.TLSRouteStatus { return &o.Status })
-	write(ctx, w, gatewayapi.Policies, s.Policies, r.PolicyStatus, func(o *gatewayv1.BackendTLSPolicy) *gatewayv1.PolicyStatus { return &o.Status })
+	write(ctx, w, gatewayapi.Gateways, s.Gateways, r.GatewayStatus,
+		func(o *gatewayv1.Gateway) *gatewayv1.GatewayStatus { return &o.Status })
+	write(ctx, w, gatewayapi.ListenerSets, s.ListenerSets, r.ListenerSetStatus,
+		func(o *gatewayv1.ListenerSet) *gatewayv1.ListenerSetStatus { return &o.Status })
+	write(ctx, w, gatewayapi.HTTPRoutes, s.HTTPRoutes, r.HTTPRouteStatus,
+		func(o *gatewayv1.HTTPRoute) *gatewayv1.HTTPRouteStatus { return &o.Status })
+	write(ctx, w, gatewayapi.GRPCRoutes, s.GRPCRoutes, r.GRPCRouteStatus,
+		func(o *gatewayv1.GRPCRoute) *gatewayv1.GRPCRouteStatus { return &o.Status })
+	write(ctx, w, gatewayapi.TLSRoutes, s.TLSRoutes, r.TLSRouteStatus,
+		func(o *gatewayv1.TLSRoute) *gatewayv1.TLSRouteStatus { return &o.Status })
+	write(ctx, w, gatewayapi.Policies, s.Policies, r.PolicyStatus,
+		func(o *gatewayv1.BackendTLSPolicy) *gatewayv1.PolicyStatus { return &o.Status })
 	return errors.Join(w.errs...)
 }

@@ -62,7 +62,8 @@ func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 // passedOn is what children get of our environment: ways out, and authorities.
 func passedOn() []string {
 	out := []string{}
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PATH"} {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
+		"SSL_CERT_DIR", "TZ", "PATH"} {
 		if v, ok := os.LookupEnv(name); ok {
 			out = append(out, name+"="+v)
 		}
@@ -107,8 +108,9 @@ func (c Children) open(ctx context.Context) (*apiProxy, error) {
 	}
 	p := &apiProxy{socket: socket}
 	p.server = &http.Server{
-		Handler: handler(to, transport), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx },
-		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+		Handler: handler(to, transport), ReadHeaderTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			switch s {
 			case http.StateNew: // within Serve, which is counted itself

@@ -119,7 +119,8 @@ func New(o Options) (*Controller, error) {
 	}
 	core := o.Informers.Core().V1()
 	c := &Controller{
-		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}}, server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
+		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}},
+			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
 		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
@@ -261,9 +262,11 @@ func (c *Controller) show() {
 	case n == 0:
 		c.o.Part.Set(status.Running, "")
 	case failed > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d charts are not installed as they should be: kubectl describe helmchart says why", failed, n))
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d charts are not installed as they should be: kubectl describe helmchart says why",
+			failed, n))
 	case lacking > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("this server lacks the files of %d of %d charts, which stay as they are: kubectl describe helmchart says which", lacking, n))
+		c.o.Part.Set(status.Running, fmt.Sprintf("this server lacks the files of %d of %d charts, which stay as they are: kubectl "+
+			"describe helmchart says which", lacking, n))
 	case n == 1:
 		c.o.Part.Set(status.Running, "1 chart")
 	default:

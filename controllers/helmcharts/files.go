@@ -135,7 +135,8 @@ func (r reader) lacking(name string, err error) string {
 	case err == nil:
 		return ""
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Sprintf("The server %s, which leads, has no file %s among its charts (%s).", r.server, name, strings.Join(r.files.folders, ", "))
+		return fmt.Sprintf("The server %s, which leads, has no file %s among its charts (%s).", r.server, name,
+			strings.Join(r.files.folders, ", "))
 	default:
 		return fmt.Sprintf("The server %s, which leads, cannot read the chart's file: %v.", r.server, err)
 	}

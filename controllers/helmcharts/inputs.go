@@ -105,7 +105,8 @@ func problem(reason, format string, args ...any) error {
 func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (*inputs, error) {
 	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,
-		FailurePolicy: helmjob.FailurePolicy(c.Spec.FailurePolicy), ServerSide: c.Spec.ServerSide, TakeOwnership: c.Spec.TakeOwnership, Repair: true,
+		FailurePolicy: helmjob.FailurePolicy(c.Spec.FailurePolicy), ServerSide: c.Spec.ServerSide, TakeOwnership: c.Spec.TakeOwnership,
+		Repair: true,
 		Driver: c.Spec.Driver,
 	}
 	if c.Spec.Timeout != nil {
@@ -164,7 +165,8 @@ func (r reader) checkEvery(c *kinds.HelmChart) (time.Duration, error) {
 	}
 	every, err := time.ParseDuration(text)
 	if err != nil || every < r.leastCheck {
-		return 0, problem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.", ReconcileEvery, text, r.leastCheck)
+		return 0, problem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.",
+			ReconcileEvery, text, r.leastCheck)
 	}
 	return every, nil
 }
@@ -195,7 +197,8 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	switch s.HelmVersion {
 	case "", "v3", "v4":
 	default:
-		return problem("UnsupportedVersion", "The field helmVersion is %s. Charts for Helm 3 and later can be installed: leave it out.", s.HelmVersion)
+		return problem("UnsupportedVersion", "The field helmVersion is %s. Charts for Helm 3 and later can be installed: leave it out.",
+			s.HelmVersion)
 	}
 	q.Chart = helmjob.Chart{
 		Name: s.Chart, Repo: s.Repo, Version: s.Version, Folders: r.files.folders,
@@ -219,7 +222,8 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 		return problem(ReasonNoChart, "The HelmChart names no chart: set chart, or chartContent.")
 	case !local && s.Repo == "" && !strings.Contains(s.Chart, "://"):
 		// Helm itself would take it for a folder of this machine.
-		return problem(ReasonNoChart, "The chart %q is neither a URL nor a file of the folder of charts: set repo, or chartContent.", s.Chart)
+		return problem(ReasonNoChart, "The chart %q is neither a URL nor a file of the folder of charts: set repo, or chartContent.",
+			s.Chart)
 	}
 	return nil
 }
@@ -253,7 +257,8 @@ func setOf(c *kinds.HelmChart) map[string]any {
 
 // values are documents in the order in which k3s has them: valuesContent, values, Secrets; what a later one says
 // counts.
-func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, content string, secrets []kinds.SecretRef) ([]helmjob.Document, error) {
+func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, content string,
+	secrets []kinds.SecretRef) ([]helmjob.Document, error) {
 	var out []helmjob.Document
 	if content != "" {
 		out = append(out, helmjob.Document(content))
@@ -285,7 +290,8 @@ func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, cont
 		for _, key := range ref.Keys {
 			text, there := s.Data[key]
 			if !there && !ref.IgnoreUpdates {
-				return nil, problem("SecretMissing", "The Secret %s/%s has no key %q, which valuesSecrets names.", c.Namespace, ref.Name, key)
+				return nil, problem("SecretMissing", "The Secret %s/%s has no key %q, which valuesSecrets names.", c.Namespace, ref.Name,
+					key)
 			}
 			if len(bytes.TrimSpace(text)) > 0 {
 				out = append(out, helmjob.Document(text))

@@ -148,7 +148,8 @@ func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource str
 	if subresource != "" {
 		sub = []string{subresource}
 	}
-	_, err = o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Patch(ctx, c.Name, types.MergePatchType, text, metav1.PatchOptions{FieldManager: manager}, sub...)
+	_, err = o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Patch(ctx, c.Name, types.MergePatchType, text,
+		metav1.PatchOptions{FieldManager: manager}, sub...)
 	if apierrors.IsNotFound(err) {
 		return nil // it is gone
 	}
@@ -187,7 +188,8 @@ func (o *objects) removeFinalizers(ctx context.Context, c *kinds.HelmChart, whic
 // status writes a chart's status.
 func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Status) error {
 	return o.patch(ctx, c, "status", map[string]any{"status": map[string]any{
-		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "chartDigest": s.ChartDigest, "conditions": s.Conditions,
+		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "chartDigest": s.ChartDigest,
+		"conditions": s.Conditions,
 	}})
 }
 
@@ -218,7 +220,8 @@ func (c *Controller) letGo(ctx context.Context) {
 				return err
 			}
 			if left > 0 {
-				c.log.Info("the Helm controller is disabled, and a definition stays for the sake of the objects that there are", "kind", k.Resource.Resource, "objects", left)
+				c.log.Info("the Helm controller is disabled, and a definition stays for the sake of the objects that there are", "kind",
+					k.Resource.Resource, "objects", left)
 			}
 		}
 		return nil

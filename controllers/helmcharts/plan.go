@@ -185,7 +185,8 @@ func (v *View) unmanaged() Decision {
 	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
 		return Decision{} // k3s' finalizer is that controller's
 	}
-	return Decision{Step: Let, Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release stays as it is.", false),
+	return Decision{Step: Let, Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release "+
+		"stays as it is.", false),
 		Event: &Event{Reason: ReasonReleased, Message: "The release is not managed by this HelmChart any more and stays as it is."}}
 }
 
@@ -199,10 +200,12 @@ func (v *View) deleted() Decision {
 	case v.Work != nil:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 	case v.Rival != "":
-		return Decision{Step: Let, Event: &Event{Reason: ReasonReleaseTaken, Message: fmt.Sprintf("The release %s belongs to the HelmChart %s, and stays.", name, v.Rival)}}
+		return Decision{Step: Let, Event: &Event{Reason: ReasonReleaseTaken,
+			Message: fmt.Sprintf("The release %s belongs to the HelmChart %s, and stays.", name, v.Rival)}}
 	case v.NamespaceDeleted:
 		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
-			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if it had any.", Target(v.Chart))}}
+			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if "+
+				"it had any.", Target(v.Chart))}}
 	case v.Release.Revision == 0:
 		return Decision{Step: Let, Event: &Event{Reason: ReasonUninstalled, Message: "The release " + name + " is not there (any more)."}}
 	}
@@ -240,9 +243,11 @@ func (v *View) kept() Decision {
 		return Decision{Status: v.status(metav1.ConditionFalse, v.Problem.Reason, v.Problem.Message, true)}
 	case v.Rival != "":
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonReleaseTaken, fmt.Sprintf(
-			"The release %s/%s belongs to the HelmChart %s, which is older. Give this one another name or targetNamespace.", Target(c), c.Name, v.Rival), true)}
+			"The release %s/%s belongs to the HelmChart %s, which is older. Give this one another name or targetNamespace.", Target(c),
+			c.Name, v.Rival), true)}
 	case v.NamespaceEnding:
-		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceEnding, "The namespace "+Target(c)+" is being deleted.", false)}
+		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceEnding, "The namespace "+Target(c)+" is being deleted.",
+			false)}
 	case v.NamespaceDeleted && !c.Spec.CreateNamespace:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceMissing,
 			"There is no namespace "+Target(c)+": make it, or set createNamespace to true.", false)}
@@ -259,7 +264,8 @@ func (v *View) kept() Decision {
 	case t.Final:
 		return Decision{Status: v.status(metav1.ConditionFalse, t.Reason, t.Message, true)}
 	case v.Now.Before(t.Next):
-		return Decision{At: t.Next, Status: v.status(metav1.ConditionFalse, t.Reason, fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, times(t.Count)), false)}
+		return Decision{At: t.Next, Status: v.status(metav1.ConditionFalse, t.Reason,
+			fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, times(t.Count)), false)}
 	}
 	return Decision{Step: Apply, Status: v.working()}
 }
@@ -272,10 +278,13 @@ const ofCheck = " check"
 func (v *View) deployed() *kinds.Status {
 	c := v.Chart
 	if v.Tries.Key == v.Key+ofCheck && !v.CheckAt.IsZero() {
-		return v.status(metav1.ConditionFalse, v.Tries.Reason, fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be checked: %s It is tried again (failed %s so far).",
-			v.Release.Revision, Target(c), c.Name, v.Tries.Message, times(v.Tries.Count)), false)
+		return v.status(metav1.ConditionFalse, v.Tries.Reason,
+			fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be checked: %s It is tried again "+
+				"(failed %s so far).",
+				v.Release.Revision, Target(c), c.Name, v.Tries.Message, times(v.Tries.Count)), false)
 	}
-	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)
+	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision,
+		Target(c), c.Name), false)
 }
 
 // check has the objects of a release that is deployed looked at, where that is wanted and due. Without the chart's file
@@ -304,13 +313,15 @@ func times(n int) string {
 // done says whether the release is what the chart describes, and was made by us.
 func (v *View) done() bool {
 	s := v.Chart.Status
-	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision && s.Reconciled == v.Chart.Annotations[Reconcile]
+	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision &&
+		s.Reconciled == v.Chart.Annotations[Reconcile]
 }
 
 // changedByOthers says whether another client has made the newest revision, after coracle was done.
 func (v *View) changedByOthers() bool {
 	s := v.Chart.Status
-	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision && conditionOf(&s, kinds.Ready).Reason == ReasonDeployed
+	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision &&
+		conditionOf(&s, kinds.Ready).Reason == ReasonDeployed
 }
 
 // conditionOf is a condition of that type; the zero one where there is none.
@@ -333,16 +344,19 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 	s.Conditions = nil
 	began := metav1.Condition{Type: kinds.JobCreated, Status: metav1.ConditionFalse, Reason: "NotStarted"}
 	if s.ConfigHash != "" || reason == ReasonWorking || v.Tries.Count > 0 {
-		began.Status, began.Reason, began.Message = metav1.ConditionTrue, "Started", "Helm runs in a process of the leading server; there is no Job."
+		began.Status, began.Reason, began.Message = metav1.ConditionTrue, "Started", "Helm runs in a process of the leading server; "+
+			"there is no Job."
 	}
 	bad := metav1.Condition{Type: kinds.Failed, Status: metav1.ConditionFalse, Reason: "NotFailed"}
 	if failed {
 		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, clip(message)
 	}
-	all := []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message), ObservedGeneration: v.Chart.Generation}}
+	all := []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message),
+		ObservedGeneration: v.Chart.Generation}}
 	if v.Lacks != "" && v.Chart.DeletionTimestamp == nil && Managed(v.Chart) {
 		all = append(all, metav1.Condition{Type: kinds.ChartAvailable, Status: metav1.ConditionFalse, Reason: ReasonFileMissing,
-			Message: clip(v.Lacks + " The release stays as it is, and cannot be changed until that server has the file: put it on every server.")})
+			Message: clip(v.Lacks +
+				" The release stays as it is, and cannot be changed until that server has the file: put it on every server.")})
 	}
 	for _, c := range all {
 		c.LastTransitionTime = metav1.NewTime(v.Now.Truncate(time.Second))

@@ -31,7 +31,8 @@ func rivals(charts []*kinds.HelmChart) map[types.NamespacedName]types.Namespaced
 		if !Managed(c) {
 			continue
 		}
-		if first := has[keyOf(c)]; first == nil || c.CreationTimestamp.Time.Before(first.CreationTimestamp.Time) { // of two of the same second the one that is read first
+		// of two of the same second the one that is read first
+		if first := has[keyOf(c)]; first == nil || c.CreationTimestamp.Time.Before(first.CreationTimestamp.Time) {
 			has[keyOf(c)] = c
 		}
 	}
@@ -50,10 +51,12 @@ const maxReleaseName = 53
 // nameable says what keeps a chart from having a release at all: then there is none, and nothing to ask the API for.
 func nameable(c *kinds.HelmChart) *Problem {
 	if len(c.Name) > maxReleaseName {
-		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("A release has the HelmChart's name, and Helm takes names of at most %d characters; this one has %d. Give the HelmChart another name.", maxReleaseName, len(c.Name))}
+		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("A release has the HelmChart's name, and Helm takes names of at most %d "+
+			"characters; this one has %d. Give the HelmChart another name.", maxReleaseName, len(c.Name))}
 	}
 	if bad := validation.IsDNS1123Label(Target(c)); len(bad) > 0 {
-		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("The field targetNamespace is %q, which is no name of a namespace.", clip(Target(c)))}
+		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("The field targetNamespace is %q, which is no name of a namespace.",
+			clip(Target(c)))}
 	}
 	return nil
 }

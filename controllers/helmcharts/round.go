@@ -174,7 +174,8 @@ func (c *Controller) meet(all found) {
 
 // says is what chart and config say, told apart by what the API counts.
 func (e *entry) description() string {
-	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery], " ", e.rival, " ", e.broken)
+	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery],
+		" ", e.rival, " ", e.broken)
 	if e.config != nil {
 		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
 	}
@@ -219,7 +220,8 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 			return nil
 		}
 		var err error
-		if e.release, err = c.watches.release(ctx, e.chart.Spec.Driver, types.NamespacedName{Namespace: Target(e.chart), Name: e.chart.Name}); err != nil {
+		if e.release, err = c.watches.release(ctx, e.chart.Spec.Driver, types.NamespacedName{Namespace: Target(e.chart),
+			Name: e.chart.Name}); err != nil {
 			return err
 		}
 	}
@@ -237,7 +239,8 @@ func (e *entry) known() *kinds.HelmChart {
 }
 
 func (e *entry) view(c *Controller, now time.Time) *View {
-	v := &View{Chart: e.known(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.lacks, Release: e.release, Tries: e.tries, Rival: e.rival, Now: now}
+	v := &View{Chart: e.known(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.lacks, Release: e.release, Tries: e.tries,
+		Rival: e.rival, Now: now}
 	v.NamespaceDeleted, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
 	if e.work != nil {
 		v.Work = &e.work.Work
@@ -276,7 +279,8 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 		if c.full(d.Step) {
 			e.waits = cmp.Or(waits, time.Now())
 			for i := range d.Status.Conditions {
-				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && d.Step != Check { // what is known of a release stays as it is until it is looked at
+				// what is known of a release stays as it is until it is looked at
+				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && d.Step != Check {
 					r.Reason, r.Message = ReasonWaiting, "Helm is at work on other charts."
 				}
 			}
@@ -288,7 +292,8 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 				return again, err
 			}
 			// What is wrong with an archive is seen when it is read.
-			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(), c.o.FirstWait)
+			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(),
+				c.o.FirstWait)
 			c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
 			d = Decide(e.view(c, time.Now()))
 		}

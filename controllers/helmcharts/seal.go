@@ -38,7 +38,8 @@ func (c *Controller) seal(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("reading what releases of Helm are sealed with: %w", err)
 	}
 	if len(s.Data[sealKey]) == 0 {
-		return nil, fmt.Errorf("the Secret %s/%s, with which releases of Helm are sealed, has no key %s: remove it, and it is made again", metav1.NamespaceSystem, sealName, sealKey)
+		return nil, fmt.Errorf("the Secret %s/%s, with which releases of Helm are sealed, has no key %s: remove it, and it is made again",
+			metav1.NamespaceSystem, sealName, sealKey)
 	}
 	c.sealed = s.Data[sealKey]
 	return c.sealed, nil

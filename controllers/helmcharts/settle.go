@@ -54,7 +54,8 @@ func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Res
 	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
 	if w.Operation == helmjob.Uninstall {
 		if e.release.Revision != 0 && !e.stale {
-			return &helmjob.Result{Reason: helmjob.UninstallFailed, TryAgain: true, Message: "Helm has removed the release, and there is one again."}
+			return &helmjob.Result{Reason: helmjob.UninstallFailed, TryAgain: true,
+				Message: "Helm has removed the release, and there is one again."}
 		}
 		return nil
 	}
@@ -76,7 +77,8 @@ func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Res
 	}
 	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
 		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
-			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision, e.release.Revision, e.release.Status)}
+			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision,
+				e.release.Revision, e.release.Status)}
 	}
 	e.tries = Tries{}
 	return nil

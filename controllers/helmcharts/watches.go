@@ -48,7 +48,8 @@ type watches struct {
 }
 
 func newWatches(client metadata.Interface, poke func()) *watches {
-	return &watches{client: client, poke: poke, running: map[string]context.CancelFunc{}, refs: map[reference]bool{}, releases: map[types.NamespacedName]bool{}}
+	return &watches{client: client, poke: poke, running: map[string]context.CancelFunc{}, refs: map[reference]bool{},
+		releases: map[types.NamespacedName]bool{}}
 }
 
 // want has exactly these watched: references, and releases that are kept in Secrets or ConfigMaps.
@@ -88,7 +89,8 @@ func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, co
 }
 
 // watch calls changed, with the lock held, for each object that changes.
-func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
+func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions),
+	changed func(metav1.Object)) {
 	i := metadatainformer.NewFilteredMetadataInformer(w.client, resourceOf(configMap), namespace, 0, cache.Indexers{}, choose).Informer()
 	heard := func(obj any) {
 		if final, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -104,7 +106,8 @@ func (w *watches) watch(ctx context.Context, configMap bool, namespace string, c
 		w.poke()
 	}
 	_ = i.SetTransform(bare) // these two fail on an informer that runs, only
-	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: heard, UpdateFunc: func(_, now any) { heard(now) }, DeleteFunc: heard})
+	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: heard, UpdateFunc: func(_, now any) { heard(now) },
+		DeleteFunc: heard})
 	w.informed.Go(func() { i.RunWithContext(ctx) })
 }
 

@@ -83,7 +83,8 @@ func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 		return
 	case err != nil:
 		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
-			"hosts without a certificate have one that each proxy makes: this Secret holds no certificate with its key in tls.crt and tls.key (%v)", err)
+			"hosts without a certificate have one that each proxy makes: this Secret holds no certificate with its key in tls.crt and "+
+				"tls.key (%v)", err)
 	case s.Type != corev1.SecretTypeTLS:
 		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
 			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and create it again", corev1.SecretTypeTLS)

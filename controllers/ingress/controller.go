@@ -99,14 +99,16 @@ func New(o Options) (*Controller, error) {
 	core, networking, discovery := o.Informers.Core().V1(), o.Informers.Networking().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
-		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
-		wake: make(chan struct{}, 1), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
+		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
+		slices: discovery.EndpointSlices().Lister(),
+		wake:   make(chan struct{}, 1), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
 	for _, of := range []struct {
 		informer cache.SharedIndexInformer
 		matters  func(old, now any) bool
 	}{
-		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil}, {core.Services().Informer(), c.serviceMatters},
+		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil},
+		{core.Services().Informer(), c.serviceMatters},
 		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters},
 		{core.Nodes().Informer(), NodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
 	} {
@@ -134,7 +136,8 @@ func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEven
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) }, UpdateFunc: func(old, o any) { notify(old, o) },
+		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
+		UpdateFunc: func(old, o any) { notify(old, o) },
 	}
 }
 
@@ -171,7 +174,8 @@ func NodeMatters(old, now any) bool {
 		return is && b.Annotations[table.NodeAnnotation] != ""
 	}
 	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
-		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
+		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) ||
+			(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
 func sliceMatters(_, now any) bool {
@@ -292,8 +296,9 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 			if _, missing := c.services.Services(metav1.NamespaceSystem).Get(table.Service); missing != nil {
 				return 0, nil // the cache will tell
 			}
-			return 0, fmt.Errorf("a Service %s/%s exists that is not labelled %s=%s, so that no Ingress has an address: delete or rename it",
-				metav1.NamespaceSystem, table.Service, managedBy, manager)
+			return 0,
+				fmt.Errorf("a Service %s/%s exists that is not labelled %s=%s, so that no Ingress has an address: delete or rename it",
+					metav1.NamespaceSystem, table.Service, managedBy, manager)
 		}
 		if err == nil {
 			c.o.Logger.Info("ingress: there are Ingresses, so their Service was made", "service", metav1.NamespaceSystem+"/"+table.Service)
@@ -310,7 +315,8 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 	}
 	err = services.Delete(ctx, table.Service, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
 	if err == nil {
-		c.o.Logger.Info("ingress: there are no Ingresses any more, so their Service was deleted", "service", metav1.NamespaceSystem+"/"+table.Service)
+		c.o.Logger.Info("ingress: there are no Ingresses any more, so their Service was deleted", "service", metav1.NamespaceSystem+"/"+
+			table.Service)
 	}
 	if apierrors.IsNotFound(err) {
 		err = nil
@@ -326,7 +332,8 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 		nodes, _ := c.nodes.List(labels.Everything())
 		want = slicesOf(c.free(svc, nodes))
 	}
-	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
+	have,
+		_ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
 	return WriteSlices(ctx, client, svc, have, want)
 }
 
@@ -342,13 +349,15 @@ func WriteSlices(
 		delete(want, s.Name)
 		switch {
 		case w == nil:
-			if err := client.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))}); !apierrors.IsNotFound(err) {
+			if err := client.Delete(ctx, s.Name,
+				metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))}); !apierrors.IsNotFound(err) {
 				errs = append(errs, err)
 			}
 		case !equality.Semantic.DeepEqual(w.Endpoints, s.Endpoints) || !equality.Semantic.DeepEqual(w.Ports, s.Ports):
 			changed := s.DeepCopy()
 			changed.Endpoints, changed.Ports = w.Endpoints, w.Ports
-			if _, err := client.Update(ctx, changed, metav1.UpdateOptions{}); !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // the cache will tell
+			// the cache will tell
+			if _, err := client.Update(ctx, changed, metav1.UpdateOptions{}); !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 				errs = append(errs, err)
 			}
 		}
@@ -459,9 +468,11 @@ func (c *Controller) show(r compile.Result) {
 		c.o.Part.Set(status.Disabled, "")
 	case len(c.busy) > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, without addresses of the nodes %s, where other programs have the ports: "+
-			"kubectl -n %s describe service %s", len(r.Served), strings.Join(slices.Sorted(maps.Keys(c.busy)), ", "), metav1.NamespaceSystem, table.Service))
+			"kubectl -n %s describe service %s", len(r.Served), strings.Join(slices.Sorted(maps.Keys(c.busy)), ", "),
+			metav1.NamespaceSystem, table.Service))
 	case lacking > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why", len(r.Served), lacking))
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why",
+			len(r.Served), lacking))
 	case len(r.Served) > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses", len(r.Served)))
 	default:

@@ -36,20 +36,25 @@ const (
 func service(http3 bool) *corev1.Service {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: manager, "app.kubernetes.io/name": table.Service},
+			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: manager,
+				"app.kubernetes.io/name": table.Service},
 		},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeLoadBalancer, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, // keeps clients' addresses
+			// keeps clients' addresses
+			Type: corev1.ServiceTypeLoadBalancer, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
 			IPFamilyPolicy: ptr.To(corev1.IPFamilyPolicyPreferDualStack),
 			Ports: []corev1.ServicePort{
-				{Name: table.HTTP, Port: table.HTTPPort, TargetPort: intstr.FromString(table.HTTP), Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("http")},
-				{Name: table.HTTPS, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.HTTPS), Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("https")},
+				{Name: table.HTTP, Port: table.HTTPPort, TargetPort: intstr.FromString(table.HTTP), Protocol: corev1.ProtocolTCP,
+					AppProtocol: ptr.To("http")},
+				{Name: table.HTTPS, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.HTTPS), Protocol: corev1.ProtocolTCP,
+					AppProtocol: ptr.To("https")},
 			},
 		},
 	}
 	if http3 {
 		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{
-			Name: table.QUIC, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.QUIC), Protocol: corev1.ProtocolUDP, AppProtocol: ptr.To("http3"),
+			Name: table.QUIC, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.QUIC), Protocol: corev1.ProtocolUDP,
+			AppProtocol: ptr.To("http3"),
 		})
 	}
 	return svc
@@ -157,7 +162,8 @@ func Slices(
 			s.Namespace = service.Namespace
 			s.Labels = map[string]string{discoveryv1.LabelServiceName: service.Name, discoveryv1.LabelManagedBy: manager}
 			sum := sha256.Sum256([]byte(g.ports))
-			s.Name = strings.Join([]string{service.Name, strings.ToLower(string(g.family)), hex.EncodeToString(sum[:4]), strconv.Itoa(number)}, "-")
+			s.Name = strings.Join([]string{service.Name, strings.ToLower(string(g.family)), hex.EncodeToString(sum[:4]),
+				strconv.Itoa(number)}, "-")
 			out[s.Name] = s
 			number++
 		}
@@ -216,12 +222,14 @@ func statusOf(ing *networkingv1.Ingress, svc *corev1.Service) *networkingv1.Ingr
 	want := networkingv1.IngressStatus{}
 	if svc != nil {
 		for _, at := range svc.Status.LoadBalancer.Ingress {
-			want.LoadBalancer.Ingress = append(want.LoadBalancer.Ingress, networkingv1.IngressLoadBalancerIngress{IP: at.IP, Hostname: at.Hostname})
+			want.LoadBalancer.Ingress = append(want.LoadBalancer.Ingress, networkingv1.IngressLoadBalancerIngress{IP: at.IP,
+				Hostname: at.Hostname})
 		}
 	}
-	same := slices.EqualFunc(want.LoadBalancer.Ingress, ing.Status.LoadBalancer.Ingress, func(a, b networkingv1.IngressLoadBalancerIngress) bool {
-		return a.IP == b.IP && a.Hostname == b.Hostname
-	})
+	same := slices.EqualFunc(want.LoadBalancer.Ingress, ing.Status.LoadBalancer.Ingress,
+		func(a, b networkingv1.IngressLoadBalancerIngress) bool {
+			return a.IP == b.IP && a.Hostname == b.Hostname
+		})
 	if same {
 		return nil
 	}

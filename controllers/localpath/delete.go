@@ -49,7 +49,8 @@ func (d *deleter) Delete() error {
 	}
 	_, err = d.v.o.Nodes.AskVolumes(d.v.o.Context, node, localvolume.Request{Op: localvolume.Remove, Folder: folder, Name: name})
 	if errors.Is(err, ErrAway) {
-		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("node %s is away; its directory %s is removed when it is back", node, pathOf(d.pv)))
+		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("node %s is away; its directory %s is removed when it is back", node,
+			pathOf(d.pv)))
 	}
 	if err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
@@ -69,7 +70,8 @@ func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {
 	case err != nil:
 		return fmt.Errorf("reading PersistentVolume %s once more before its directory is removed: %w", pv.Name, err)
 	case now.UID != pv.UID, now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
-		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("PersistentVolume %s has changed: its directory stays for now", pv.Name)) // an event, and no phase Failed
+		// an event, and no phase Failed
+		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("PersistentVolume %s has changed: its directory stays for now", pv.Name))
 	}
 	return nil
 }

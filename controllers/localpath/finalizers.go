@@ -30,8 +30,10 @@ func finalizersOf(pv *corev1.PersistentVolume) (want []string, other bool) {
 	has := slices.Contains(pv.Finalizers, storagehelpers.PVDeletionInTreeProtectionFinalizer)
 	switch remove := pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete; {
 	case has && !remove:
-		return slices.DeleteFunc(slices.Clone(pv.Finalizers), func(f string) bool { return f == storagehelpers.PVDeletionInTreeProtectionFinalizer }), true
-	case !has && remove && pv.DeletionTimestamp == nil && pv.Status.Phase == corev1.VolumeBound: // upstream takes it from those that it deletes
+		return slices.DeleteFunc(slices.Clone(pv.Finalizers),
+			func(f string) bool { return f == storagehelpers.PVDeletionInTreeProtectionFinalizer }), true
+	// upstream takes it from those that it deletes
+	case !has && remove && pv.DeletionTimestamp == nil && pv.Status.Phase == corev1.VolumeBound:
 		return append(slices.Clone(pv.Finalizers), storagehelpers.PVDeletionInTreeProtectionFinalizer), true
 	}
 	return nil, false
@@ -52,7 +54,8 @@ func (v *Volumes) watchVolumes() error {
 		v.mu.Unlock()
 		v.wake()
 	}
-	_, err := v.o.VolumeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: enqueue, UpdateFunc: func(_, o any) { enqueue(o) }})
+	_, err := v.o.VolumeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: enqueue,
+		UpdateFunc: func(_, o any) { enqueue(o) }})
 	if err != nil {
 		return fmt.Errorf("watching volumes for their finalizers: %w", err)
 	}

@@ -59,7 +59,8 @@ func (v *Volumes) leave(node, path string) error {
 	if err != nil {
 		return fmt.Errorf("writing down that %s is to be removed when node %s is back: %w", path, node, err)
 	}
-	v.o.Logger.Info("a volume is removed whose node is no longer of the cluster; its directory goes if that node comes back", "node", node, "path", path)
+	v.o.Logger.Info("a volume is removed whose node is no longer of the cluster; its directory goes if that node comes back", "node", node,
+		"path", path)
 	v.wake()
 	return nil
 }
@@ -67,31 +68,33 @@ func (v *Volumes) leave(node, path string) error {
 // change changes the record; the object is made when it is missing, and goes when it is empty.
 func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 	objects := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }, func() error {
-		m, err := objects.Get(ctx, leftovers, metav1.GetOptions{})
-		missing := apierrors.IsNotFound(err)
-		if err != nil && !missing {
+	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) },
+		func() error {
+			m, err := objects.Get(ctx, leftovers, metav1.GetOptions{})
+			missing := apierrors.IsNotFound(err)
+			if err != nil && !missing {
+				return err
+			}
+			if missing {
+				m = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: leftovers, Namespace: metav1.NamespaceSystem}}
+			}
+			if m.Data == nil {
+				m.Data = map[string]string{}
+			}
+			f(m.Data)
+			switch {
+			case missing && len(m.Data) == 0:
+				return nil
+			case missing:
+				_, err = objects.Create(ctx, m, metav1.CreateOptions{})
+			case len(m.Data) == 0:
+				err = objects.Delete(ctx, leftovers,
+					metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
+			default:
+				_, err = objects.Update(ctx, m, metav1.UpdateOptions{})
+			}
 			return err
-		}
-		if missing {
-			m = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: leftovers, Namespace: metav1.NamespaceSystem}}
-		}
-		if m.Data == nil {
-			m.Data = map[string]string{}
-		}
-		f(m.Data)
-		switch {
-		case missing && len(m.Data) == 0:
-			return nil
-		case missing:
-			_, err = objects.Create(ctx, m, metav1.CreateOptions{})
-		case len(m.Data) == 0:
-			err = objects.Delete(ctx, leftovers, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
-		default:
-			_, err = objects.Update(ctx, m, metav1.UpdateOptions{})
-		}
-		return err
-	})
+		})
 }
 
 // Run removes leftovers when their nodes are back and sets finalizers, until ctx is done. While there is nothing to do
@@ -170,7 +173,9 @@ func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (re
 			if err != nil && !apierrors.IsNotFound(err) {
 				return removed, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
 			}
-			ok = err != nil // nor is a volume removed that there is: the record is an object like any other, and may have been edited or restored
+			// nor is a volume removed that there is: the record is an object like any other, and may have been edited
+			// or restored
+			ok = err != nil
 		}
 		if ok {
 			_, err := v.o.Nodes.AskVolumes(ctx, node, localvolume.Request{Op: localvolume.Remove, Folder: folder, Name: name})

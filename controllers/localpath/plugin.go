@@ -98,7 +98,8 @@ func (v *Volumes) GetPluginName() string { return Provisioner }
 
 // CanSupport says whether a PersistentVolume is this package's.
 func (v *Volumes) CanSupport(s *volume.Spec) bool {
-	return s != nil && s.PersistentVolume != nil && s.PersistentVolume.Annotations[storagehelpers.AnnDynamicallyProvisioned] == Provisioner &&
+	return s != nil && s.PersistentVolume != nil &&
+		s.PersistentVolume.Annotations[storagehelpers.AnnDynamicallyProvisioned] == Provisioner &&
 		pathOf(s.PersistentVolume) != ""
 }
 

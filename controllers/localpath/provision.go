@@ -64,7 +64,8 @@ func (p provisioner) Provision(node *corev1.Node, _ []corev1.TopologySelectorTer
 			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: asked},
 			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: a.Path}},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{host}}},
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn,
+					Values: []string{host}}},
 			}}}},
 		},
 	}, nil
@@ -112,12 +113,14 @@ func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	if more := to.Value() - from.Value(); more > a.Free {
-		return fmt.Errorf("node %s has %s left in %s, and the volume is to grow by %s", node, localvolume.Size(a.Free), folder, localvolume.Size(more))
+		return fmt.Errorf("node %s has %s left in %s, and the volume is to grow by %s", node, localvolume.Size(a.Free), folder,
+			localvolume.Size(more))
 	}
 	if pv.Annotations[QuotaAnnotation] == "" {
 		return nil
 	}
-	if _, err := v.o.Nodes.AskVolumes(v.o.Context, node, localvolume.Request{Op: localvolume.Grow, Folder: folder, Name: name, Bytes: to.Value()}); err != nil {
+	if _, err := v.o.Nodes.AskVolumes(v.o.Context, node, localvolume.Request{Op: localvolume.Grow, Folder: folder, Name: name,
+		Bytes: to.Value()}); err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	return nil
@@ -128,7 +131,8 @@ func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity
 func parse(pv *corev1.PersistentVolume) (folder, name string, err error) {
 	folder, name, ok := localvolume.Split(pathOf(pv))
 	if !ok || !strings.HasPrefix(name, pv.Name+"_") {
-		return "", "", fmt.Errorf("the path %q is not one that coracle gives to a volume of that name; nothing there is touched", pathOf(pv))
+		return "", "", fmt.Errorf("the path %q is not one that coracle gives to a volume of that name; nothing there is touched",
+			pathOf(pv))
 	}
 	return folder, name, nil
 }

@@ -86,7 +86,8 @@ func (v *Verdict) inUse(used map[netip.Addr]string) {
 	var words []string
 	for _, a := range v.Addresses {
 		if by, ok := used[a]; ok {
-			words = append(words, fmt.Sprintf("another machine on the network, with the Ethernet address %s, uses %s, so that clients may not reach the Service. Take it off that machine, "+
+			words = append(words, fmt.Sprintf("another machine on the network, with the Ethernet address %s, uses %s, so that clients "+
+				"may not reach the Service. Take it off that machine, "+
 				"or give the Service another address (%s)", by, a, AddressesAnnotation))
 		}
 	}
@@ -104,7 +105,8 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 			return ReasonAddressNotFree, why
 		}
 		if slices.Contains(l.Joined, asked[0]) && len(l.holders[asked[0]]) == 0 {
-			return ReasonAddressNotFree, fmt.Sprintf("a machine joined with %s, and may come back; an hour after its Node was deleted the address is free", asked[0])
+			return ReasonAddressNotFree, fmt.Sprintf("a machine joined with %s, and may come back; an hour after its Node was deleted "+
+				"the address is free", asked[0])
 		}
 		l.give(asked[0], svc)
 	case len(wanted(svc)) > 0: // the other family alone was asked for
@@ -112,7 +114,8 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 	default:
 		a := l.next(f, svc, pools)
 		if !a.IsValid() {
-			return ReasonPoolUsedUp, fmt.Sprintf("no %s address is left in %s: delete a Service, or add addresses (AddressPool, or --load-balancer-pool)", f, poolsText(values(pools)))
+			return ReasonPoolUsedUp, fmt.Sprintf("no %s address is left in %s: delete a Service, or add addresses (AddressPool, or "+
+				"--load-balancer-pool)", f, poolsText(values(pools)))
 		}
 		l.give(a, svc)
 	}

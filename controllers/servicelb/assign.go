@@ -99,7 +99,8 @@ func (c *Controller) load(ctx context.Context) error {
 		if h.none = rests; h.none {
 			return nil
 		}
-		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: loadbalancer.ConfigMap}}, metav1.CreateOptions{})
+		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem,
+			Name: loadbalancer.ConfigMap}}, metav1.CreateOptions{})
 	}
 	if err != nil {
 		return err

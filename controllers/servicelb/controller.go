@@ -113,7 +113,8 @@ func New(o Options) (*Controller, error) {
 		informer cache.SharedIndexInformer
 		matters  func(old, now any) bool
 	}{
-		{core.Services().Informer(), nil}, {core.Nodes().Informer(), nodeMatters}, {core.Pods().Informer(), podMatters}, {discovery.Informer(), c.sliceMatters},
+		{core.Services().Informer(), nil}, {core.Nodes().Informer(), nodeMatters}, {core.Pods().Informer(), podMatters},
+		{discovery.Informer(), c.sliceMatters},
 		{core.Namespaces().Informer(), c.namespaceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
@@ -161,7 +162,8 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[loadbalancer.NetworksAnnotation], n.Labels,
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n),
+		n.Annotations[loadbalancer.NetworksAnnotation], n.Labels,
 		n.Annotations[loadbalancer.ConflictsAnnotation], n.Annotations[loadbalancer.ProvenAnnotation])
 }
 
@@ -177,7 +179,8 @@ func podMatters(old, now any) bool {
 		return false
 	}
 	before, was := old.(*corev1.Pod)
-	return !was || before.Spec.NodeName != pod.Spec.NodeName || before.Status.Phase != pod.Status.Phase || fmt.Sprint(before.Labels) != fmt.Sprint(pod.Labels)
+	return !was || before.Spec.NodeName != pod.Spec.NodeName || before.Status.Phase != pod.Status.Phase ||
+		fmt.Sprint(before.Labels) != fmt.Sprint(pod.Labels)
 }
 
 func (c *Controller) sliceMatters(_, now any) bool {
@@ -257,7 +260,8 @@ func (c *Controller) round(ctx context.Context) bool {
 	plan, err := c.withJoined(ctx, s, Plan(s))
 	if err != nil {
 		if ctx.Err() == nil {
-			c.o.Logger.Warn("load balancer: which machines have joined could not be read, so nothing is given before it is tried again", "error", err)
+			c.o.Logger.Warn("load balancer: which machines have joined could not be read, so nothing is given before it is tried again",
+				"error", err)
 		}
 		return false
 	}
@@ -271,7 +275,8 @@ func (c *Controller) round(ctx context.Context) bool {
 		if err := c.write(ctx, svc, want, s.withoutPool(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
 			if !passes(err) {
-				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
+				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error",
+					err)
 			}
 			c.shrinkStatus(ctx, svc, v)
 		}
@@ -350,10 +355,12 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 		}
 	}
 	if now != nil && len(lost) > 0 {
-		c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, "AddressTakenAway", "%v: it is in no pool any more, and no node's. The addresses are now: %s", lost, addresses)
+		c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, "AddressTakenAway", "%v: it is in no pool any more, and no node's. The "+
+			"addresses are now: %s", lost, addresses)
 	}
 	refused := meta.FindStatusCondition(want.Conditions, NodePortCondition)
-	if was := meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition); refused != nil && (was == nil || was.Message != refused.Message) {
+	if was := meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition); refused != nil &&
+		(was == nil || was.Message != refused.Message) {
 		c.o.Recorder.Event(svc, corev1.EventTypeWarning, refused.Reason, refused.Message)
 	}
 	if now != nil && now.Reason != ReasonServed && (before == nil || before.Message != now.Message) {
@@ -399,7 +406,8 @@ func (c *Controller) show(plan map[types.NamespacedName]Verdict) {
 	case served == 0:
 		c.o.Part.Set(status.Running, "")
 	case lacking > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d Services of type LoadBalancer have no address: kubectl describe service says why", lacking, served))
+		c.o.Part.Set(status.Running,
+			fmt.Sprintf("%d of %d Services of type LoadBalancer have no address: kubectl describe service says why", lacking, served))
 	default:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Services of type LoadBalancer", served))
 	}

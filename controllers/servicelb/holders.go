@@ -42,7 +42,8 @@ func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr]
 
 // reaches says whether a node may answer for an address of a pool, and is in its network.
 func (n node) reaches(a netip.Addr, p *Pool) bool {
-	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) && slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
+	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) &&
+		slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that
@@ -89,7 +90,8 @@ func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 // live candidate with the fewest. One whose candidates are all silent stays where it is: then it is more probably this
 // server that hears nothing. term is a number that no earlier change has had. An address that is not proven yet, or
 // that is in use elsewhere, is new to its holder.
-func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) loadbalancer.Record {
+func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
+	said said) loadbalancer.Record {
 	out, load := loadbalancer.Record{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {

@@ -15,7 +15,8 @@ import (
 // joined, and whose Node was deleted, may come back with that, and could not register if a Service had it. What
 // Services have is not asked for, and not taken from them: a machine with a token may claim any address. An error says
 // that these machines are not known; then no Service may get a new address.
-func (c *Controller) withJoined(ctx context.Context, s *State, plan map[types.NamespacedName]Verdict) (map[types.NamespacedName]Verdict, error) {
+func (c *Controller) withJoined(ctx context.Context, s *State,
+	plan map[types.NamespacedName]Verdict) (map[types.NamespacedName]Verdict, error) {
 	gets := func(svc *corev1.Service) bool {
 		v, has := plan[key(svc)], had(svc)
 		return v.Pool && slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return !slices.Contains(has, a) })

@@ -157,7 +157,8 @@ func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 	}
 	for ; of.Has(s.next) && s.sweeps < maxRange; s.next, s.sweeps = s.next.Next(), s.sweeps+1 {
 		switch a := s.next; {
-		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) || slices.Contains(l.Joined, a):
+		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) ||
+			slices.Contains(l.Joined, a):
 		case !l.named[a]:
 			return a, netip.Addr{} // the next search looks at it again: it may not be taken after all
 		default:

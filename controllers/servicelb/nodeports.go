@@ -49,7 +49,8 @@ func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 // of those at nodes' addresses: it would close a node port that the API server may have given out by then, and one
 // Service could close all of them. Its own ones are counted, by the API server and by quotas.
 func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
-	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
+	return s.NodePorts.Contains(int(port.Number)) &&
+		!slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
 }
 
 // inNodePorts says which ports of a Service are of that kind, and what to do; empty if none is.
@@ -58,8 +59,10 @@ func (s *State) inNodePorts(svc *corev1.Service) string {
 	if len(ports) == 0 {
 		return ""
 	}
-	text := fmt.Sprintf("port %s is of the range from which node ports are given out (%s), and belongs at nodes' addresses to the Service that has it as node port: "+
-		"write nodePort: %d beside port: %d, or take a port outside of the range", ports[0], s.NodePorts.String(), ports[0].Number, ports[0].Number)
+	text := fmt.Sprintf("port %s is of the range from which node ports are given out (%s), and belongs at nodes' addresses to the "+
+		"Service that has it as node port: "+
+		"write nodePort: %d beside port: %d, or take a port outside of the range", ports[0], s.NodePorts.String(), ports[0].Number,
+		ports[0].Number)
 	if more := len(ports) - 1; more > 0 {
 		text += fmt.Sprintf("; and so with %d more ports", more)
 	}

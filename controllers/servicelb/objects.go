@@ -32,7 +32,8 @@ type objects struct {
 
 func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.ResourceEventHandler) (*objects, error) {
 	o := &objects{client: client, log: log}
-	o.informer = dynamicinformer.NewFilteredDynamicInformer(client, addresspool.Resource(), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+	o.informer = dynamicinformer.NewFilteredDynamicInformer(client, addresspool.Resource(), metav1.NamespaceAll, 0, cache.Indexers{},
+		nil).Informer()
 	if err := o.informer.SetTransform(term.Trim); err != nil {
 		return nil, err
 	}
@@ -69,7 +70,8 @@ func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger)
 	definition.UntilDone(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
 		left, err := addresspool.Kind().Remove(ctx, client)
 		if left > 0 {
-			log.Info("load balancer: it is disabled, and the definition of AddressPools stays for the sake of those that there are", "pools", left)
+			log.Info("load balancer: it is disabled, and the definition of AddressPools stays for the sake of those that there are",
+				"pools", left)
 		}
 		return err
 	})

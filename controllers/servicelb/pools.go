@@ -76,7 +76,8 @@ func (s *State) poolOf(a netip.Addr) *Pool {
 
 // isFor says whether a Service may have addresses of a pool.
 func (s *State) isFor(p *Pool, svc *corev1.Service) bool {
-	return (p.Services == nil || p.Services.Matches(labels.Set(svc.Labels))) && (p.Namespaces == nil || p.Namespaces.Matches(s.Namespaces[svc.Namespace]))
+	return (p.Services == nil || p.Services.Matches(labels.Set(svc.Labels))) &&
+		(p.Namespaces == nil || p.Namespaces.Matches(s.Namespaces[svc.Namespace]))
 }
 
 // auto are the pools for a Service that asks for none by its name.
@@ -168,7 +169,8 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 		from *metav1.LabelSelector
 		to   *labels.Selector
 	}{
-		{"serviceSelector", o.Spec.ServiceSelector, &p.Services}, {"namespaceSelector", o.Spec.NamespaceSelector, &p.Namespaces}, {"nodeSelector", o.Spec.NodeSelector, &p.Nodes},
+		{"serviceSelector", o.Spec.ServiceSelector, &p.Services}, {"namespaceSelector", o.Spec.NamespaceSelector, &p.Namespaces},
+		{"nodeSelector", o.Spec.NodeSelector, &p.Nodes},
 	} {
 		if of.from == nil {
 			continue
@@ -200,7 +202,8 @@ func usable(r loadbalancer.Range, networks []netip.Prefix) error {
 	}
 	for _, n := range networks {
 		if r.Overlaps(n) {
-			return fmt.Errorf("%s lies in %s, the cluster's own network for pods or Services; addresses of the nodes' network are wanted", r, n)
+			return fmt.Errorf("%s lies in %s, the cluster's own network for pods or Services; addresses of the nodes' network are wanted",
+				r, n)
 		}
 	}
 	return nil

@@ -17,7 +17,8 @@ import (
 )
 
 // PoolStatus is the status that each AddressPool has to have.
-func PoolStatus(s *State, plan map[types.NamespacedName]Verdict, objects []*addresspool.AddressPool, flaws map[string]Flaw) map[string]addresspool.Status {
+func PoolStatus(s *State, plan map[types.NamespacedName]Verdict, objects []*addresspool.AddressPool,
+	flaws map[string]Flaw) map[string]addresspool.Status {
 	used := map[string]map[netip.Addr]bool{}
 	for _, v := range plan {
 		for _, a := range v.Addresses {
@@ -72,6 +73,7 @@ func (p *Pool) outOfReach(nodes []node) Flaw {
 // more: it has not asked for that.
 func (s *State) withoutPool(had, has []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(had, func(a netip.Addr) bool {
-		return slices.Contains(has, a) || s.poolOf(a) != nil || slices.ContainsFunc(s.Nodes, func(n *corev1.Node) bool { return slices.Contains(addresses(n), a) })
+		return slices.Contains(has, a) || s.poolOf(a) != nil ||
+			slices.ContainsFunc(s.Nodes, func(n *corev1.Node) bool { return slices.Contains(addresses(n), a) })
 	})
 }

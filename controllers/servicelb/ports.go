@@ -49,7 +49,8 @@ func (p ports) other(at addressPort, svc *corev1.Service) (owner, bool) {
 }
 
 func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
-	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
+	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 &&
+		labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
 }
 
 // reserved are the address ports that no load balancer gets: the cluster's own, node ports, those of health checks, and
@@ -76,10 +77,12 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 		for p := range hostPorts(pod) {
 			at := byName[pod.Spec.NodeName]
 			if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() {
-				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() }) // what another node has is not the pod's
+				// what another node has is not the pod's
+				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() })
 			}
 			for _, a := range at {
-				out.reserve(addressPort{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+				out.reserve(addressPort{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " +
+					pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
@@ -141,7 +144,8 @@ func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 func (p ports) give(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			p.reserve(addressPort{a, loadbalancer.PortOf(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
+			p.reserve(addressPort{a, loadbalancer.PortOf(sp.Protocol, sp.Port)},
+				owner{service: key(svc), what: "the Service " + key(svc).String()})
 		}
 	}
 }

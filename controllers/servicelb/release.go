@@ -112,13 +112,15 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Ve
 	patch, err := shrinking(svc, less)
 	var answer *corev1.Service
 	if err == nil {
-		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
+		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{},
+			"status")
 		c.unsure.record(svc, err)
 	}
 	switch {
 	case err == nil:
 		c.written.record(answer)
-		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses", ingressText(less.LoadBalancer))
+		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
+			ingressText(less.LoadBalancer))
 	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that", "service", key(svc), "error", err)
 	}

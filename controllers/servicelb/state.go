@@ -82,7 +82,8 @@ func local(svc *corev1.Service) bool {
 // byAge sorts Services, the oldest first: it keeps what a younger one would like to have, too.
 func byAge(services []*corev1.Service) []*corev1.Service {
 	return slices.SortedFunc(slices.Values(services), func(a, b *corev1.Service) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace),
+			strings.Compare(a.Name, b.Name))
 	})
 }
 

@@ -44,7 +44,8 @@ func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
 	}) || changed
 	if text := addressPortsText(v.kept); text != "" {
-		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: text}) || changed
+		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue,
+			Reason: "NotServedNow", Message: text}) || changed
 	} else {
 		changed = meta.RemoveStatusCondition(&out.Conditions, KeptCondition) || changed
 	}
@@ -56,7 +57,8 @@ func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 	if refused == "" {
 		return meta.RemoveStatusCondition(conditions, NodePortCondition)
 	}
-	return meta.SetStatusCondition(conditions, metav1.Condition{Type: NodePortCondition, Status: metav1.ConditionFalse, Reason: ReasonNodePortInUse, Message: refused})
+	return meta.SetStatusCondition(conditions, metav1.Condition{Type: NodePortCondition, Status: metav1.ConditionFalse,
+		Reason: ReasonNodePortInUse, Message: refused})
 }
 
 // observed is the generation of the Service's spec for which the condition was made: a new one alone is worth no write.

@@ -28,7 +28,8 @@ func Flaw(s *corev1.Secret) (*x509.Certificate, string) {
 	}
 	chain, key := s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]
 	if len(chain) > MaxChain || len(key) > maxKey {
-		return nil, fmt.Sprintf("has %d bytes in tls.crt and %d in tls.key, and more than %d and %d are no certificate that is served", len(chain), len(key), MaxChain, maxKey)
+		return nil, fmt.Sprintf("has %d bytes in tls.crt and %d in tls.key, and more than %d and %d are no certificate that is served",
+			len(chain), len(key), MaxChain, maxKey)
 	}
 	pair, err := tls.X509KeyPair(chain, key)
 	if err != nil {

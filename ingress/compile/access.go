@@ -101,7 +101,8 @@ func (o *options) basic() {
 		return
 	}
 	realm := o.annotations["auth-realm"]
-	if strings.ContainsFunc(realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r > '~' }) || strings.Contains(realm, "$") {
+	if strings.ContainsFunc(realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r > '~' }) ||
+		strings.Contains(realm, "$") {
 		o.bad("auth-realm", "which holds characters that a realm cannot have")
 	}
 	o.users = &users{types.NamespacedName{Namespace: o.namespace, Name: secret}, form}

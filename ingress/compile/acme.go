@@ -94,13 +94,15 @@ func (c *compiler) orders() error {
 	if c.s.Account != nil {
 		thumbprint = string(c.s.Account.Data[ThumbprintKey])
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(by), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
+	for _, name := range slices.SortedFunc(maps.Keys(by),
+		func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
 		o := by[name]
 		slices.Sort(o.Hosts)
 		o.Hosts = slices.Compact(o.Hosts)
 		if len(o.Hosts) > mostNames {
 			c.find(o.Ingresses[0], Finding{ReasonCertificate, fmt.Sprintf(
-				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name, len(o.Hosts), mostNames)})
+				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name,
+				len(o.Hosts), mostNames)})
 			continue
 		}
 		c.r.Orders = append(c.r.Orders, *o)
@@ -119,18 +121,22 @@ func (c *compiler) orders() error {
 // orderNames adds the hosts that an Ingress names for a certificate, as far as the certificate can have them.
 func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []string, owners map[string]string) {
 	if len(hosts) == 0 {
-		c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no certificate can be ordered: name them", o.Secret.Name)})
+		c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no "+
+			"certificate can be ordered: name them", o.Secret.Name)})
 	}
 	for _, text := range hosts {
 		name, ok := hostName(text)
 		switch {
 		case strings.HasPrefix(name, "*."):
-			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %s: a wildcard needs an entry in DNS as proof, which cert-manager can make", name)})
+			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %s: a wildcard needs an entry in DNS as "+
+				"proof, which cert-manager can make", name)})
 		case !ok || !dnsName.MatchString(name) || !strings.Contains(name, "."):
-			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %.100q, which is no DNS name of the internet", text)})
+			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %.100q, which is no DNS name of the internet",
+				text)})
 		case c.certified(name, owners) != ing.Namespace:
 			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf(
-				"no certificate is ordered for %s: an Ingress of another namespace has this host, and a certificate would let this one pass for it", name)})
+				"no certificate is ordered for %s: an Ingress of another namespace has this host, and a certificate would let this one "+
+					"pass for it", name)})
 		default:
 			o.Hosts = append(o.Hosts, name)
 		}

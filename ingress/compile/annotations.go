@@ -53,7 +53,8 @@ type options struct {
 // optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes
 // the routes unless it only tunes: it may restrict who gets in.
 func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
-	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{}, nginx: classOf(ing) == "nginx"}
+	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{},
+		nginx: classOf(ing) == "nginx"}
 	o.sslRedirect = o.nginx // ingress-nginx redirects where an Ingress has spec.tls
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
@@ -65,10 +66,12 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		o.size += len(value)
 		switch a, known := annotationOf(short); {
 		case !known:
-			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may restrict who gets in", name)
+			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
+				"restrict who gets in", name)
 		case value == "" || a.Verdict == Refused && (value == "false" || value == "off"): // asks for nothing
 		case a.Verdict == Refused:
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get.%s", name, hint(a))
+			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
+				"they get.%s", name, hint(a))
 		case a.Verdict == Ignored:
 			ignored = append(ignored, short)
 		default:

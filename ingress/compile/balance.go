@@ -66,8 +66,9 @@ func (o *options) canaryOf() {
 		return
 	}
 	c := &table.Canary{
-		Header: o.annotations["canary-by-header"], HeaderValue: o.annotations["canary-by-header-value"], HeaderPattern: o.annotations["canary-by-header-pattern"],
-		Cookie: o.annotations["canary-by-cookie"],
+		Header: o.annotations["canary-by-header"], HeaderValue: o.annotations["canary-by-header-value"],
+		HeaderPattern: o.annotations["canary-by-header-pattern"],
+		Cookie:        o.annotations["canary-by-cookie"],
 	}
 	c.WeightTotal = o.number("canary-weight-total", 1, math.MaxInt32, 100)
 	c.Weight = o.number("canary-weight", 0, math.MaxInt32, 0)
@@ -109,7 +110,8 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 	var main *route
 	if h := c.hosts[name]; h != nil {
 		for _, r := range h.routes {
-			if !r.fallback && r.ing.Namespace == a.ing.Namespace && r.written == path && (r.Kind == table.PathExact) == exact && len(r.Backends) == 1 {
+			if !r.fallback && r.ing.Namespace == a.ing.Namespace && r.written == path && (r.Kind == table.PathExact) == exact &&
+				len(r.Backends) == 1 {
 				main = r
 				break
 			}
@@ -128,7 +130,8 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 		return
 	}
 	one := *a.options.canary
-	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port, Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
+	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port,
+		Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
 	main.canary = &one
 	c.service(a.ing, p.Backend.Service)
 }

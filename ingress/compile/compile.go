@@ -180,7 +180,8 @@ func Desired(s State) (Result, error) {
 	c.names()
 	for name, h := range c.hosts {
 		out := table.Host{
-			Certificate: h.certificate, Final: c.final(h), Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream, AskClients: h.asks,
+			Certificate: h.certificate, Final: c.final(h), Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream,
+			AskClients: h.asks,
 		}
 		for _, r := range h.routes {
 			out.Routes = append(out.Routes, r.Route)
@@ -208,7 +209,8 @@ func served(s State) []*networkingv1.Ingress {
 		}
 	}
 	slices.SortFunc(out, func(a, b *networkingv1.Ingress) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace),
+			strings.Compare(a.Name, b.Name))
 	})
 	return out
 }
@@ -298,7 +300,8 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 		}
 		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
 			if ing.Spec.DefaultBackend == nil {
-				c.find(ing, Finding{ReasonUnsupported, fmt.Sprintf("the rule of the host %q has no path, and the Ingress no default backend", rule.Host)})
+				c.find(ing, Finding{ReasonUnsupported,
+					fmt.Sprintf("the rule of the host %q has no path, and the Ingress no default backend", rule.Host)})
 			}
 		} else {
 			for i := range rule.HTTP.Paths {
@@ -341,7 +344,8 @@ func (c *compiler) path(ing *networkingv1.Ingress, o *options, headers *headers,
 // fallback adds the default backend of an Ingress to one of its hosts.
 func (c *compiler) fallback(ing *networkingv1.Ingress, o *options, headers *headers, h *host, name string) {
 	if ing.Spec.DefaultBackend != nil {
-		r := &route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true, ing: ing, options: o, headers: headers, written: "/"}
+		r := &route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true, ing: ing, options: o, headers: headers,
+			written: "/"}
 		c.add(h, name, r, ing.Spec.DefaultBackend)
 	}
 }
@@ -351,7 +355,8 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	at := routeKey{r.Path, r.Kind, r.fallback}
 	if who, taken := h.ownerOfRoute[at]; taken {
 		if who != o.object || !r.fallback { // an Ingress may name a host twice
-			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path, name)})
+			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path,
+				name)})
 		}
 		return
 	}
@@ -365,7 +370,8 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 		r.Refused = why
 		c.find(ing, Finding{ReasonUnsupported, why})
 	case r.Refused == "":
-		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1, TLS: c.tlsTo(o)}}
+		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1,
+			TLS: c.tlsTo(o)}}
 		c.service(ing, b.Service)
 	}
 	h.routes = append(h.routes, r)
@@ -390,7 +396,8 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
 	}) {
-		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s has no port %s", b.Name, cmp.Or(b.Port.Name, strconv.Itoa(int(b.Port.Number))))})
+		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s has no port %s", b.Name,
+			cmp.Or(b.Port.Name, strconv.Itoa(int(b.Port.Number))))})
 	}
 }
 
@@ -422,7 +429,8 @@ func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	switch have := c.r.Findings[key]; {
 	case len(have) > maxFindings || slices.Contains(have, f):
 	case len(have) == maxFindings:
-		c.r.Findings[key] = append(have, Finding{f.Reason, "more is wrong with this object than events say: mend what they say, and others will say the rest"})
+		c.r.Findings[key] = append(have, Finding{f.Reason, "more is wrong with this object than events say: mend what they say, and " +
+			"others will say the rest"})
 	default:
 		c.r.Findings[key] = append(have, f)
 	}
@@ -461,7 +469,8 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 		if c.s.Secrets != nil {
 			if why := c.s.Memory.certificateOf(c.s.Secrets[secret]).flaw; why != "" {
 				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // one that is ordered has events of its own
-					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s", t.SecretName, why, c.acmeHint(ing))})
+					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s",
+						t.SecretName, why, c.acmeHint(ing))})
 				}
 				continue
 			}

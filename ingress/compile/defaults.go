@@ -55,7 +55,8 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 			unknown = append(unknown, key)
 		case value == "" || k.Verdict == Refused && (value == "false" || value == "off" || value == "0"): // asks for nothing
 		case k.Verdict == Refused:
-			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change what they get. %s",
+			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
+				"what they get. %s",
 				key, Defaults, k.Note)
 		case strings.HasPrefix(key, "global-auth-"):
 			d.auth[k.Annotation] = value
@@ -66,10 +67,12 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 		}
 	}
 	if len(ignored) > 0 {
-		d.findings = append(d.findings, Finding{ReasonIgnored, "Ingresses are served without these keys, which only tune: " + strings.Join(ignored, ", ")})
+		d.findings = append(d.findings, Finding{ReasonIgnored, "Ingresses are served without these keys, which only tune: " +
+			strings.Join(ignored, ", ")})
 	}
 	if len(unknown) > 0 { // ingress-nginx does nothing with them either
-		d.findings = append(d.findings, Finding{ReasonIgnored, "these are no keys of ingress-nginx's, and have no effect: " + strings.Join(unknown, ", ")})
+		d.findings = append(d.findings, Finding{ReasonIgnored, "these are no keys of ingress-nginx's, and have no effect: " +
+			strings.Join(unknown, ", ")})
 	}
 	if d.refused == "" {
 		d.try()
@@ -99,7 +102,10 @@ func (d *defaults) key(key, value string, rules Rules) {
 		d.noRedirect = (&options{annotations: map[string]string{key: value}}).list(key)
 	case "hide-headers":
 		d.hidden = (&options{annotations: map[string]string{key: value}}).list(key)
-		if slices.ContainsFunc(d.hidden, func(name string) bool { return !headerName.MatchString(name) || reserved[strings.ToLower(name)] }) {
+		if slices.ContainsFunc(d.hidden, func(name string) bool {
+			return !headerName.MatchString(name) ||
+				reserved[strings.ToLower(name)]
+		}) {
 			d.bad(key, value, "in which a name is no header that can be left out")
 		}
 	case "add-headers":
@@ -119,9 +125,11 @@ func (d *defaults) key(key, value string, rules Rules) {
 		case err != nil:
 			d.bad(key, value, "which is neither true nor false")
 		case on && key == "use-proxy-protocol" && !rules.ProxyProtocol:
-			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all Ingresses answer 503", key, Defaults)
+			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
+				"Ingresses answer 503", key, Defaults)
 		case on && len(rules.TrustedProxies) == 0:
-			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all Ingresses answer 503", key, Defaults)
+			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all "+
+				"Ingresses answer 503", key, Defaults)
 		}
 	}
 }
@@ -155,7 +163,8 @@ func (d *defaults) try() {
 	o.inherit(d)
 	o.read()
 	if o.fallbackOf(""); o.refused != "" {
-		d.refuse("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same meaning: %s",
+		d.refuse("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same "+
+			"meaning: %s",
 			Defaults, o.refused)
 	}
 }

@@ -19,7 +19,8 @@ const (
 	tlsNote     = "TLS is 1.2 and 1.3 with what Go holds to be safe."
 	traceNote   = "There is no tracing; the headers of a trace pass."
 	workerNote  = "It tunes nginx' processes, tables and connections, of which there are none here."
-	otherMapKey = "The value is NAMESPACE/NAME of a ConfigMap; while it is missing all Ingresses answer 503. Values are sent as they are, without variables."
+	otherMapKey = "The value is NAMESPACE/NAME of a ConfigMap; while it is missing all Ingresses answer 503. Values are sent as they " +
+		"are, without variables."
 	trustedNote = "The servers have to be given --ingress-trusted-proxies; without it the key closes the routes."
 )
 
@@ -53,7 +54,8 @@ var ConfigKeys = []ConfigKey{
 	{"global-auth-signin", Done, "auth-signin", ""},
 	{"global-auth-signin-redirect-param", Done, "auth-signin-redirect-param", ""},
 	{"global-auth-snippet", Refused, "", snippetNote},
-	{"global-auth-url", Done, "auth-url", "A Service of any namespace. With an auth-url of its own an Ingress has none of these keys, and without them by enable-global-auth: \"false\"."},
+	{"global-auth-url", Done, "auth-url", "A Service of any namespace. With an auth-url of its own an Ingress has none of these keys, " +
+		"and without them by enable-global-auth: \"false\"."},
 	{"hide-headers", Done, "", "Headers of backends' responses that clients do not get."},
 	{"hsts", Ignored, "", "Strict-Transport-Security is for the application to send."},
 	{"http-redirect-code", Done, "", "301, 302, 307 and 308."},
@@ -66,7 +68,8 @@ var ConfigKeys = []ConfigKey{
 	{"location-snippet", Refused, "", snippetNote},
 	{"main-snippet", Refused, "", snippetNote},
 	{"modsecurity-snippet", Refused, "", wafNote},
-	{"no-auth-locations", Done, "", "Beginnings of paths of Ingresses; the keys global-auth do not hold there. Annotations of authentication do, where ingress-nginx lifts them, too."},
+	{"no-auth-locations", Done, "", "Beginnings of paths of Ingresses; the keys global-auth do not hold there. Annotations of " +
+		"authentication do, where ingress-nginx lifts them, too."},
 	{"no-tls-redirect-locations", Done, "", "Beginnings of paths of Ingresses."},
 	{"proxy-body-size", Done, "proxy-body-size", ""},
 	{"proxy-cookie-domain", Done, "proxy-cookie-domain", ""},
@@ -89,14 +92,20 @@ var ConfigKeys = []ConfigKey{
 
 // tuning are keys that only tune, by what is said of them; a name that ends with - stands for all that begin so.
 var tuning = []struct{ names, note string }{
-	{"access-log-params access-log-path disable-access-log enable-access-log-for-default-backend enable-syslog error-log-level error-log-path" +
+	{"access-log-params access-log-path disable-access-log enable-access-log-for-default-backend enable-syslog error-log-level " +
+		"error-log-path" +
 		" http-access-log-path log-format- relax- skip-access-log-urls stream-access-log-path syslog-", logNote},
 	{"disable-ipv6 disable-ipv6-dns enable-ocsp ssl-", tlsNote},
-	{"datadog- enable-opentelemetry enable-opentracing generate-request-id jaeger- opentelemetry- opentracing- otel- otlp- zipkin-", traceNote},
-	{"bind-address brotli- client- debug-connections default-type enable-aio-write enable-brotli enable-multi-accept enable-serial-reloads" +
-		" enable-http3 geoip2- grpc-buffer-size-kb gzip- hsts- http2- ignore-invalid-headers keep-alive keep-alive-requests large-client-header-buffers" +
-		" limit-conn-zone-variable lua-shared-dicts map-hash-bucket-size max-worker- nginx-status- plugins preload- proxy- quic- retry-non-idempotent reuse-port" +
-		" server-name-hash- server-tokens strict-validate-path-type upstream-keepalive- use-geoip use-geoip2 use-gzip use-http2 variables-hash- worker-", workerNote},
+	{"datadog- enable-opentelemetry enable-opentracing generate-request-id jaeger- opentelemetry- opentracing- otel- otlp- zipkin-",
+		traceNote},
+	{"bind-address brotli- client- debug-connections default-type enable-aio-write enable-brotli enable-multi-accept " +
+		"enable-serial-reloads" +
+		" enable-http3 geoip2- grpc-buffer-size-kb gzip- hsts- http2- ignore-invalid-headers keep-alive keep-alive-requests " +
+		"large-client-header-buffers" +
+		" limit-conn-zone-variable lua-shared-dicts map-hash-bucket-size max-worker- nginx-status- plugins preload- proxy- quic- " +
+		"retry-non-idempotent reuse-port" +
+		" server-name-hash- server-tokens strict-validate-path-type upstream-keepalive- use-geoip use-geoip2 use-gzip use-http2 " +
+		"variables-hash- worker-", workerNote},
 }
 
 // tunes says whether a key only tunes what is not tuned here.

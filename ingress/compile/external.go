@@ -54,7 +54,8 @@ func (o *options) external() {
 
 // reserved are headers of one connection or of the message's framing.
 var reserved = map[string]bool{
-	"connection": true, "content-length": true, "host": true, "keep-alive": true, "te": true, "trailer": true, "transfer-encoding": true, "upgrade": true,
+	"connection": true, "content-length": true, "host": true, "keep-alive": true, "te": true, "trailer": true, "transfer-encoding": true,
+	"upgrade":          true,
 	"proxy-connection": true, "expect": true, "proxy-authenticate": true, "proxy-authorization": true, "http2-settings": true,
 }
 

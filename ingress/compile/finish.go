@@ -36,7 +36,8 @@ func (r *route) rewrites() bool {
 // ownRegex reports whether a path of another class than nginx is an expression.
 func (r *route) ownRegex() bool {
 	o := r.options
-	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") && (r.specific || plainPrefix(r.written) != r.written)
+	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") &&
+		(r.specific || plainPrefix(r.written) != r.written)
 }
 
 // policy gives the route its Ingress' policy, as far as it is for the route.
@@ -110,7 +111,8 @@ func (c *compiler) expression(r *route, kind table.PathKind) {
 		prefix = "/"
 	}
 	r.Path, r.Backends = regexp.QuoteMeta(prefix), nil
-	r.Refused = fmt.Sprintf("the path %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references (%.200v): all paths that begin with %s answer 503",
+	r.Refused = fmt.Sprintf("the path %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references "+
+		"(%.200v): all paths that begin with %s answer 503",
 		r.written, err, prefix)
 	c.find(r.ing, Finding{ReasonUnsupported, r.Refused})
 }
@@ -138,7 +140,8 @@ func (h *host) slash(r *route) {
 	redirect := *r
 	redirect.Route = table.Route{
 		Path: path, Kind: table.PathExact, Object: r.Object, Refused: r.Refused, RedirectHTTPS: r.RedirectHTTPS,
-		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusMovedPermanently, Location: "$scheme://$http_host$uri/$is_args$args"}},
+		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusMovedPermanently,
+			Location: "$scheme://$http_host$uri/$is_args$args"}},
 	}
 	h.routes = append(h.routes, &redirect)
 }
@@ -214,7 +217,8 @@ func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	}
 	r := &route{Route: table.Route{
 		Path: "/", Kind: table.PathPrefix, Object: h.routes[0].Object,
-		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusPermanentRedirect, Location: "$scheme://" + name + "$request_uri"}},
+		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusPermanentRedirect, Location: "$scheme://" + name +
+			"$request_uri"}},
 	}}
 	c.hosts[other] = &host{namespace: h.namespace, certificate: h.certificate, routes: []*route{r}}
 }

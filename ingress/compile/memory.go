@@ -96,7 +96,9 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 			for i, name := range c.names {
 				c.names[i] = strings.ToLower(name)
 			}
-			c.section, _ = json.Marshal(table.Certificate{Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey])}) // texts: it cannot fail
+			// texts: it cannot fail
+			c.section, _ = json.Marshal(table.Certificate{Chain: string(s.Data[corev1.TLSCertKey]),
+				Key: string(s.Data[corev1.TLSPrivateKeyKey])})
 		}
 	}
 	m.certificates[s] = c

@@ -5,10 +5,12 @@ package compile
 // Annotations are all of ingress-nginx's, those that it had once included, in the order of their names. A name that is
 // not among them is refused. docs/ingress-nginx.md shows them; a test compares.
 var Annotations = []Annotation{
-	{"affinity", Done, "Endpoints follow from a hash of the cookie and their addresses, the same on all nodes; canaries are chosen without regard to it."},
+	{"affinity", Done, "Endpoints follow from a hash of the cookie and their addresses, the same on all nodes; canaries are chosen " +
+		"without regard to it."},
 	{"affinity-canary-behavior", Ignored, ""},
 	{"affinity-mode", Ignored, "Sessions are balanced: a new endpoint takes its part of them."},
-	{"allowlist-source-range", Done, "The client is the peer, or what trusted proxies say in X-Forwarded-For; a value with a part that is no network closes the route."},
+	{"allowlist-source-range", Done, "The client is the peer, or what trusted proxies say in X-Forwarded-For; a value with a part that " +
+		"is no network closes the route."},
 	{"app-root", Done, ""},
 	{"auth-always-set-cookie", Done, ""},
 	{"auth-cache-duration", Ignored, "Answers of the authentication server are not cached."},
@@ -18,11 +20,13 @@ var Annotations = []Annotation{
 	{"auth-keepalive-share-vars", Ignored, ""},
 	{"auth-keepalive-timeout", Ignored, ""},
 	{"auth-method", Done, ""},
-	{"auth-proxy-set-headers", Done, "A ConfigMap of the same namespace; while it is missing the routes answer 503. Values are sent as they are, without variables."},
+	{"auth-proxy-set-headers", Done, "A ConfigMap of the same namespace; while it is missing the routes answer 503. Values are sent as " +
+		"they are, without variables."},
 	{"auth-realm", Done, ""},
 	{"auth-request-redirect", Done, ""},
 	{"auth-response-headers", Done, "What the client sends under these names is removed."},
-	{"auth-secret", Done, "A Secret of the same namespace; while it is missing the answer is 503. Hashes are bcrypt (cost 14 at most), apr1, MD5-crypt, SHA and SSHA; users with others cannot log in."},
+	{"auth-secret", Done, "A Secret of the same namespace; while it is missing the answer is 503. Hashes are bcrypt (cost 14 at most), " +
+		"apr1, MD5-crypt, SHA and SSHA; users with others cannot log in."},
 	{"auth-secret-type", Done, ""},
 	{"auth-signin", Done, ""},
 	{"auth-signin-redirect-param", Done, ""},
@@ -30,11 +34,13 @@ var Annotations = []Annotation{
 	{"auth-tls-error-page", Done, "A URL; other values close the route."},
 	{"auth-tls-match-cn", Done, "An expression of RE2's; it may match anywhere in the subject, as in nginx."},
 	{"auth-tls-pass-certificate-to-upstream", Done, ""},
-	{"auth-tls-secret", Done, "A Secret of the same namespace with ca.crt; while it is missing the answer is 503. With class nginx it holds for all routes of the host that are of the same namespace. Requests without TLS have no certificate."},
+	{"auth-tls-secret", Done, "A Secret of the same namespace with ca.crt; while it is missing the answer is 503. With class nginx it " +
+		"holds for all routes of the host that are of the same namespace. Requests without TLS have no certificate."},
 	{"auth-tls-verify-client", Done, ""},
 	{"auth-tls-verify-depth", Ignored, "Chains of any length are verified."},
 	{"auth-type", Done, "basic is served; digest closes the route."},
-	{"auth-url", Done, "A Service of the same namespace (NAME.NS.svc, http), $host, or a name outside; redirects are not followed, certificates are verified, and local addresses are refused after resolving. With $host the routes of the same namespace are asked."},
+	{"auth-url", Done, "A Service of the same namespace (NAME.NS.svc, http), $host, or a name outside; redirects are not followed, " +
+		"certificates are verified, and local addresses are refused after resolving. With $host the routes of the same namespace are asked."},
 	{"backend-protocol", Done, "HTTP, HTTPS, GRPC and GRPCS are served; AUTO_HTTP, FCGI and AJP close the route."},
 	{"canary", Done, "The other Ingress has to be of the same namespace."},
 	{"canary-by-cookie", Done, ""},
@@ -52,9 +58,12 @@ var Annotations = []Annotation{
 	{"cors-allow-origin", Done, "A part that is no origin closes the route; a wildcard stands for one label."},
 	{"cors-expose-headers", Done, ""},
 	{"cors-max-age", Done, ""},
-	{"custom-headers", Done, "A ConfigMap of the same namespace; while it is missing the routes answer 503. Every header can be set, where ingress-nginx has a list of those that are allowed; only answers of backends get them."},
-	{"custom-http-errors", Done, "Needs default-backend. Answers of the backend, and the proxy's own 502, 503 and 504, become the answer to a GET of / at the default backend."},
-	{"default-backend", Done, "A Service of the same namespace, at its first port. While the route's own backend has no endpoint it gets the requests, with X-Code: 503."},
+	{"custom-headers", Done, "A ConfigMap of the same namespace; while it is missing the routes answer 503. Every header can be set, " +
+		"where ingress-nginx has a list of those that are allowed; only answers of backends get them."},
+	{"custom-http-errors", Done, "Needs default-backend. Answers of the backend, and the proxy's own 502, 503 and 504, become the answer " +
+		"to a GET of / at the default backend."},
+	{"default-backend", Done, "A Service of the same namespace, at its first port. While the route's own backend has no endpoint it gets " +
+		"the requests, with X-Code: 503."},
 	{"denylist-source-range", Done, "It holds with satisfy: any, too."},
 	{"disable-proxy-intercept-errors", Done, ""},
 	{"enable-access-log", Ignored, "There is no access log by default."},
@@ -89,8 +98,10 @@ var Annotations = []Annotation{
 	{"limit-whitelist", Done, ""},
 	{"load-balance", Ignored, "Endpoints take turns."},
 	{"mirror-host", Done, ""},
-	{"mirror-request-body", Done, "A mirror gets as much of a body as the backend takes, and none of what it takes more than 1 MiB later than the backend."},
-	{"mirror-target", Done, "A Service of the same namespace (NAME.NS.svc, http) or a name outside, with variables in the path; local addresses are refused after resolving. At most 128 copies are under way, of each node."},
+	{"mirror-request-body", Done, "A mirror gets as much of a body as the backend takes, and none of what it takes more than 1 MiB later " +
+		"than the backend."},
+	{"mirror-target", Done, "A Service of the same namespace (NAME.NS.svc, http) or a name outside, with variables in the path; local " +
+		"addresses are refused after resolving. At most 128 copies are under way, of each node."},
 	{"modsecurity-snippet", Refused, wafNote},
 	{"modsecurity-transaction-id", Refused, wafNote},
 	{"opentelemetry-operation-name", Ignored, ""},
@@ -109,10 +120,12 @@ var Annotations = []Annotation{
 	{"proxy-cookie-path", Done, "An expression closes the route."},
 	{"proxy-http-version", Ignored, "Endpoints are spoken to in HTTP/1.1, or HTTP/2 for gRPC."},
 	{"proxy-max-temp-file-size", Ignored, streams},
-	{"proxy-next-upstream", Ignored, "A connection that fails before the request was sent goes to another endpoint; nothing else is repeated."},
+	{"proxy-next-upstream", Ignored,
+		"A connection that fails before the request was sent goes to another endpoint; nothing else is repeated."},
 	{"proxy-next-upstream-timeout", Ignored, ""},
 	{"proxy-next-upstream-tries", Ignored, "At most four endpoints are tried."},
-	{"proxy-read-timeout", Done, "One time-out between bytes, of the request and of the response; gRPC, server-sent events and websockets may be silent for longer."},
+	{"proxy-read-timeout", Done, "One time-out between bytes, of the request and of the response; gRPC, server-sent events and " +
+		"websockets may be silent for longer."},
 	{"proxy-redirect-from", Done, "An expression closes the route; default changes nothing."},
 	{"proxy-redirect-to", Done, ""},
 	{"proxy-request-buffering", Ignored, streams},
@@ -120,7 +133,8 @@ var Annotations = []Annotation{
 	{"proxy-ssl-ciphers", Ignored, "Ciphers are those of TLS 1.2 and 1.3 that Go holds to be safe."},
 	{"proxy-ssl-name", Done, "Needed beside proxy-ssl-verify."},
 	{"proxy-ssl-protocols", Done, "TLS 1.2 and 1.3 are spoken; a list with neither closes the route."},
-	{"proxy-ssl-secret", Done, "A Secret of the same namespace with ca.crt, for proxy-ssl-verify, and with tls.crt and tls.key, which backends are shown."},
+	{"proxy-ssl-secret", Done, "A Secret of the same namespace with ca.crt, for proxy-ssl-verify, and with tls.crt and tls.key, which " +
+		"backends are shown."},
 	{"proxy-ssl-server-name", Done, ""},
 	{"proxy-ssl-verify", Done, "Without proxy-ssl-secret or proxy-ssl-name it closes the route, where ingress-nginx verifies nothing."},
 	{"proxy-ssl-verify-depth", Ignored, "Chains of any length are verified."},
@@ -128,10 +142,12 @@ var Annotations = []Annotation{
 	{"rewrite-target", Done, "The expression is RE2's; variables other than $1 to $9, and targets on other hosts, close the route."},
 	{"satisfy", Done, ""},
 	{"secure-backends", Refused, "Replaced by backend-protocol in ingress-nginx, too."},
-	{"server-alias", Done, "They have the routes of the Ingress' namespace, and are names of its first host. Names are DNS names, with or without a wildcard as the first label; expressions are left out, and an event says so."},
+	{"server-alias", Done, "They have the routes of the Ingress' namespace, and are names of its first host. Names are DNS names, with " +
+		"or without a wildcard as the first label; expressions are left out, and an event says so."},
 	{"server-snippet", Refused, snippetNote},
 	{"service-upstream", Ignored, "Endpoints are dialled without the Service's address."},
-	{"session-cookie-change-on-failure", Ignored, "The cookie stays, and the next endpoint by its hash is taken while the first cannot be reached."},
+	{"session-cookie-change-on-failure", Ignored, "The cookie stays, and the next endpoint by its hash is taken while the first cannot " +
+		"be reached."},
 	{"session-cookie-conditional-samesite-none", Ignored, ""},
 	{"session-cookie-domain", Done, ""},
 	{"session-cookie-expires", Done, "Sent as Max-Age when there is no session-cookie-max-age."},
@@ -143,9 +159,11 @@ var Annotations = []Annotation{
 	{"session-cookie-samesite", Done, ""},
 	{"session-cookie-secure", Done, "By default a cookie is secure that is sent over https."},
 	{"ssl-ciphers", Refused, "Ciphers are those of TLS 1.2 and 1.3 that Go holds to be safe."},
-	{"ssl-passthrough", Done, "Each rule needs a host and the path /. Beside an annotation that restricts who gets in it closes the route, since it would take no effect. An older Ingress with paths at the host keeps its connections."},
+	{"ssl-passthrough", Done, "Each rule needs a host and the path /. Beside an annotation that restricts who gets in it closes the " +
+		"route, since it would take no effect. An older Ingress with paths at the host keeps its connections."},
 	{"ssl-prefer-server-ciphers", Ignored, "The proxy chooses."},
-	{"ssl-redirect", Done, "With class nginx on by default at hosts of Ingresses with spec.tls, whether the Secret is there or not; with our own class only when it is \"true\"."},
+	{"ssl-redirect", Done, "With class nginx on by default at hosts of Ingresses with spec.tls, whether the Secret is there or not; with " +
+		"our own class only when it is \"true\"."},
 	{"stream-snippet", Refused, snippetNote},
 	{"temporal-redirect", Done, ""},
 	{"temporal-redirect-code", Done, ""},
@@ -154,7 +172,8 @@ var Annotations = []Annotation{
 	{"upstream-hash-by-subset-size", Ignored, ""},
 	{"upstream-vhost", Done, "Variables close the route."},
 	{"use-port-in-redirects", Ignored, "Redirects name no port, which is ingress-nginx's default."},
-	{"use-regex", Done, "The expression is RE2's: a lookahead or a back reference closes the route and all paths that begin with the text before it."},
+	{"use-regex", Done, "The expression is RE2's: a lookahead or a back reference closes the route and all paths that begin with the " +
+		"text before it."},
 	{"whitelist-source-range", Done, "The same as allowlist-source-range, which has precedence."},
 	{"x-forwarded-prefix", Done, "Sent without rewrite-target, too."},
 }

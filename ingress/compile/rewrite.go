@@ -18,7 +18,8 @@ func (o *options) redirects() {
 	for _, r := range []struct {
 		name string
 		code int
-	}{{"temporal-redirect", http.StatusFound}, {"permanent-redirect", http.StatusMovedPermanently}} { // the first one is ingress-nginx's choice of two
+		// the first one is ingress-nginx's choice of two
+	}{{"temporal-redirect", http.StatusFound}, {"permanent-redirect", http.StatusMovedPermanently}} {
 		location, ok := o.annotations[r.name]
 		if !ok {
 			continue

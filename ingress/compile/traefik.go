@@ -39,7 +39,8 @@ func (o *options) traefik(ing *networkingv1.Ingress) {
 		case short == "router.pathmatcher":
 			o.pathMatcher(name, value)
 		case short == "router.middlewares":
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for a middleware may restrict who gets in. docs/ingress-traefik.md has what takes"+
+			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for a middleware may restrict who gets in. "+
+				"docs/ingress-traefik.md has what takes"+
 				" the place of each kind; then remove the annotation", name)
 		case short == "router.tls.certresolver" || strings.HasPrefix(short, "router.tls.domains.") || short == "router.rulesyntax" ||
 			strings.HasPrefix(short, "router.observability."):
@@ -64,7 +65,8 @@ func (o *options) entryPoints(name, value string) {
 		case "websecure":
 			secure = true
 		default:
-			o.refuse("the annotation %s names the entry point %q: the Ingress' routes answer 503, for only web (port 80) and websecure (port 443) are here",
+			o.refuse("the annotation %s names the entry point %q: the Ingress' routes answer 503, for only web (port 80) and websecure "+
+				"(port 443) are here",
 				name, strings.TrimSpace(part))
 		}
 	}
@@ -91,7 +93,8 @@ func (c *compiler) traefikService(ing *networkingv1.Ingress, svc *corev1.Service
 	for _, name := range slices.Sorted(maps.Keys(svc.Annotations)) {
 		if strings.HasPrefix(name, traefikPrefix) {
 			c.find(ing, Finding{ReasonIgnored, fmt.Sprintf(
-				"the Service %s has the annotation %s, which is not read: docs/ingress-traefik.md has the annotation of the Ingress that takes its place", svc.Name, name)})
+				"the Service %s has the annotation %s, which is not read: docs/ingress-traefik.md has the annotation of the Ingress that "+
+					"takes its place", svc.Name, name)})
 		}
 	}
 }

@@ -62,8 +62,9 @@ func size(text string) (int64, bool) {
 func (o *options) limits() {
 	const most = 1 << 30
 	l := table.Limit{
-		PerSecond: o.number("limit-rps", 0, most, 0), PerMinute: o.number("limit-rpm", 0, most, 0), Connections: o.number("limit-connections", 0, most, 0),
-		Burst: o.number("limit-burst-multiplier", 1, 1<<20, 5),
+		PerSecond: o.number("limit-rps", 0, most, 0), PerMinute: o.number("limit-rpm", 0, most, 0),
+		Connections: o.number("limit-connections", 0, most, 0),
+		Burst:       o.number("limit-burst-multiplier", 1, 1<<20, 5),
 	}
 	name := "limit-allowlist"
 	if _, ok := o.annotations[name]; !ok {
@@ -87,7 +88,8 @@ func (o *options) cors() {
 	if o.flag("enable-cors", &on); !on {
 		return
 	}
-	c := &table.CORS{Credentials: true, MaxAgeSeconds: o.number("cors-max-age", 0, math.MaxInt32, 1728000), Origins: o.list("cors-allow-origin")}
+	c := &table.CORS{Credentials: true, MaxAgeSeconds: o.number("cors-max-age", 0, math.MaxInt32, 1728000),
+		Origins: o.list("cors-allow-origin")}
 	o.flag("cors-allow-credentials", &c.Credentials)
 	for _, a := range []struct {
 		name, without string
@@ -95,7 +97,9 @@ func (o *options) cors() {
 		form          *regexp.Regexp
 	}{
 		{"cors-allow-methods", "GET, PUT, POST, DELETE, PATCH, OPTIONS", &c.Methods, nameList},
-		{"cors-allow-headers", "DNT,Keep-Alive,User-Agent,X-Requested-With,If-Modified-Since,Cache-Control,Content-Type,Range,Authorization", &c.Headers, nameList},
+		{"cors-allow-headers",
+			"DNT,Keep-Alive,User-Agent,X-Requested-With,If-Modified-Since,Cache-Control,Content-Type,Range,Authorization", &c.Headers,
+			nameList},
 		{"cors-expose-headers", "", &c.Expose, exposeList},
 	} {
 		*a.to = a.without

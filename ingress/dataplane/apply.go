@@ -29,7 +29,8 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted, proxied: p.proxied, cluster: p.cluster}, owned: map[string]bool{}}
+	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted,
+		proxied: p.proxied, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
 			continue

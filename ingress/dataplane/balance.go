@@ -89,7 +89,8 @@ func (x *exchange) stick(a *table.Affinity) {
 		return
 	}
 	x.sticky = crand.Text()
-	c := http.Cookie{Name: a.Cookie, Value: x.sticky, Path: a.Path, Domain: a.Domain, MaxAge: a.MaxAgeSeconds, HttpOnly: true, Secure: a.Secure || x.scheme == "https"}
+	c := http.Cookie{Name: a.Cookie, Value: x.sticky, Path: a.Path, Domain: a.Domain, MaxAge: a.MaxAgeSeconds, HttpOnly: true,
+		Secure: a.Secure || x.scheme == "https"}
 	switch a.SameSite {
 	case "lax":
 		c.SameSite = http.SameSiteLaxMode

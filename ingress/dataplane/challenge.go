@@ -40,7 +40,8 @@ func applyChallenges(next *edit, key string, value json.RawMessage, present bool
 // the default host or of a wildcard does not: it may be another tenant's.
 func (x *exchange) challenge(host string, r *route) bool {
 	thumbprint := x.routing.accounts[host]
-	if thumbprint == "" || x.listener.site != table.SiteIngress || r != nil && r.challenges && x.routing.sites[x.listener.site].has(host, r) {
+	if thumbprint == "" || x.listener.site != table.SiteIngress || r != nil && r.challenges &&
+		x.routing.sites[x.listener.site].has(host, r) {
 		return false
 	}
 	text, ok := strings.CutPrefix(x.path.match, table.ChallengesPath)

@@ -30,7 +30,8 @@ func (x *exchange) allowedOrigin(c *table.CORS) string {
 			continue
 		}
 		s, host, _ := strings.Cut(origin, "://")
-		for label, domain, ok := strings.Cut(host, "."); ok && label != "" && strings.EqualFold(s, scheme); label, domain, ok = strings.Cut(domain, ".") {
+		for label, domain, ok := strings.Cut(host, "."); ok && label != "" && strings.EqualFold(s, scheme); label, domain,
+			ok = strings.Cut(domain, ".") {
 			if strings.EqualFold(domain, rest) {
 				return origin
 			}

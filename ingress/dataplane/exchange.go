@@ -76,7 +76,8 @@ type exchange struct {
 }
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
-	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w, ctl: http.NewResponseController(w), in: in}
+	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
+		ctl: http.NewResponseController(w), in: in}
 	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
@@ -162,7 +163,8 @@ func (x *exchange) serve() {
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
 	case s.disguised(r, name, x.path.match, x.in):
-		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, backslashes and semicolons")
+		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, "+
+			"backslashes and semicolons")
 	case r.refused != "":
 		x.answer(http.StatusServiceUnavailable, "the route is closed; the events of its object say why")
 	case r.redirect != 0 && x.scheme == "http":
@@ -272,7 +274,8 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out := x.in.WithContext(x.ctx)
 	out.Header = x.out
 	// Opaque goes out as it is, while Path would be escaped again.
-	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
+	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery,
+		ForceQuery: x.in.URL.ForceQuery}
 	if x.policy != nil {
 		x.policy.rename(out)
 	}

@@ -126,7 +126,8 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: x.question(e), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: x.question(e), Proto: "HTTP/1.1", ProtoMajor: 1,
+		ProtoMinor: 1}).WithContext(ctx)
 	if set == nil {
 		return x.proxy.foreignClients.RoundTrip(req)
 	}
@@ -153,7 +154,8 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 	name, _ := hostName(x.in.Host)
 	found := x.routing.sites[x.listener.site].route(name, path.match, x.in)
 	switch {
-	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 || found.backends[0].tls:
+	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
+		found.backends[0].tls:
 		return nil, errors.New("the host has no route to its authentication server")
 	case found.policy != nil:
 		return nil, errors.New("the route to the authentication server has a policy of its own")
@@ -168,7 +170,8 @@ func (x *exchange) question(e *external) http.Header {
 	h := x.in.Header.Clone()
 	removeHopByHop(h)
 	removeUnderscores(h)
-	for _, name := range []string{"Host", "Content-Length", "Expect", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+	for _, name := range []string{"Host", "Content-Length", "Expect", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since",
+		"If-Unmodified-Since"} {
 		delete(h, name)
 	}
 	x.forwarded(h)

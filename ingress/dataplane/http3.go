@@ -122,7 +122,10 @@ func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 	}
 	var cookie uint64
 	var failure error
-	if err := raw.Control(func(d uintptr) { cookie, failure = unix.GetsockoptUint64(int(d), unix.SOL_SOCKET, unix.SO_COOKIE) }); err != nil {
+	if err := raw.Control(func(d uintptr) {
+		cookie, failure = unix.GetsockoptUint64(int(d), unix.SOL_SOCKET,
+			unix.SO_COOKIE)
+	}); err != nil {
 		return m, err
 	}
 	binary.BigEndian.PutUint16(m[:], table.QUICMark(cookie))

@@ -145,7 +145,8 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 // HTTP/1 has one request at a time, and is counted itself.
 func (x *exchange) begin() bool {
 	if x.hops = hopsOf(x.in.Header); x.hops >= maxHops {
-		x.answer(http.StatusLoopDetected, "the request has passed too many ingress proxies: a backend or an authentication server leads back here")
+		x.answer(http.StatusLoopDetected,
+			"the request has passed too many ingress proxies: a backend or an authentication server leads back here")
 		return false
 	}
 	if len(x.in.Header) > maxFields {

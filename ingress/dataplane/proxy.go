@@ -162,15 +162,18 @@ func New(o Options) (*Proxy, error) {
 		o.MaxConnections = 4000
 	}
 	p := &Proxy{
-		ending: make(chan struct{}), noHandshake: make(chan struct{}, 1), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}, open: map[*countedTCP]struct{}{}}, budget: newMemory(),
+		ending: make(chan struct{}), noHandshake: make(chan struct{}, 1), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
+			open: map[*countedTCP]struct{}{}}, budget: newMemory(),
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},
 		quicOpen:  map[*quicConnection]struct{}{},
 		options:   o, own: own, dialer: backendDialer(o, false), tunnelDialer: backendDialer(o, true),
-		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
-		authorities: map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
+		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{},
+		certificates: map[string]*certificate{},
+		authorities:  map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		counted: map[string]*hostStats{},
-		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{}, hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{},
+		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

@@ -93,7 +93,8 @@ func (l *limiter) forget(now time.Time) {
 // limiter returns that of an object, which is kept while its bounds are the same.
 func (p *Proxy) limiter(object string, from *table.Limit) *limiter {
 	l := p.limiters[object]
-	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections || l.from.Burst != from.Burst {
+	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections ||
+		l.from.Burst != from.Burst {
 		l = &limiter{from: from, clients: map[string]*debtor{}}
 		p.limiters[object] = l
 	}

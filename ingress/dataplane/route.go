@@ -170,7 +170,8 @@ func (s *siteRoutes) disguised(r *route, name, path string, in *http.Request) bo
 // restricts reports whether the route lets in only some.
 func (r *route) restricts() bool {
 	p := r.policy
-	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil || p.clients != nil)
+	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil ||
+		p.clients != nil)
 }
 
 func (h *host) match(path string, in *http.Request) *route {
@@ -224,7 +225,8 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 // compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
 func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
-		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth && strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
+		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth &&
+			strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
 	}
 	if from.Certificate != "" {
 		h.certificate = p.certificate(from.Certificate)
@@ -256,7 +258,8 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 // compileRoute always returns a route; with an error it has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	r := &route{
-		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object), challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
+		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object),
+		challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
 	}
 	err := r.compilePath(from)
 	if err != nil {

@@ -97,7 +97,8 @@ func (s *siteRoutes) count(h *host, by int) {
 	for _, c := range []struct {
 		counter *int
 		counts  bool
-	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep}, {&s.stepped, h.steps+h.valueSteps > 0}} {
+	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep},
+		{&s.stepped, h.steps+h.valueSteps > 0}} {
 		if c.counts {
 			*c.counter += by
 		}

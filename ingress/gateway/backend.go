@@ -26,9 +26,11 @@ var appProtocols = map[string]struct{ plain, tls string }{
 func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out table.Backend, p problem) {
 	defer func() { out.Invalid = p.message }()
 	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Service"); group != "" || kind != "Service" {
-		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the backend %s is of the kind %s in the group %q: only Services are served", ref.Name, kind, group)}
+		return out, problem{string(gatewayv1.RouteReasonInvalidKind),
+			fmt.Sprintf("the backend %s is of the kind %s in the group %q: only Services are served", ref.Name, kind, group)}
 	}
-	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))), Name: string(ref.Name)}
+	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
+		Name: string(ref.Name)}
 	from, to := referrer{r.kind, r.object.GetNamespace()}, referent{"Service", name}
 	if !c.permitted(from, to) {
 		return out, problem{string(gatewayv1.RouteReasonRefNotPermitted), refused(from, to)}
@@ -40,7 +42,8 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 	case service == nil:
 		return out, problem{notFound, fmt.Sprintf("there is no Service %s", name)}
 	case service.Spec.Type == corev1.ServiceTypeExternalName:
-		return out, problem{string(gatewayv1.RouteReasonInvalidKind), fmt.Sprintf("the Service %s is of the type ExternalName, which is not served", name)}
+		return out, problem{string(gatewayv1.RouteReasonInvalidKind),
+			fmt.Sprintf("the Service %s is of the type ExternalName, which is not served", name)}
 	case ref.Port == nil:
 		return out, problem{notFound, fmt.Sprintf("the backend %s has no port", name)}
 	}
@@ -67,7 +70,8 @@ func (c *compiler) protocol(r *route, b *table.Backend, service types.Namespaced
 	known, ok := appProtocols[deref(port.AppProtocol, "")]
 	switch {
 	case !ok && isKubernetes(deref(port.AppProtocol, "")):
-		return problem{string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf("the Service %s has the appProtocol %s, which is not served", service, *port.AppProtocol)}
+		return problem{string(gatewayv1.RouteReasonUnsupportedProtocol),
+			fmt.Sprintf("the Service %s has the appProtocol %s, which is not served", service, *port.AppProtocol)}
 	case r.kind == kindGRPC:
 		known = struct{ plain, tls string }{table.H2C, table.H2}
 	case !ok:

@@ -80,7 +80,8 @@ func (c *compiler) bound() {
 				f.undo(a)
 			}
 		}
-		r.leaveOut(problem{"TooLarge", fmt.Sprintf("the routes of the namespace take more memory in the proxies than one namespace may have, or those of the cluster "+
+		r.leaveOut(problem{"TooLarge", fmt.Sprintf("the routes of the namespace take more memory in the proxies than one namespace may "+
+			"have, or those of the cluster "+
 			"more than there is; this one is at %d hosts: fewer hosts, matches and filters make room", hosts)})
 	}
 	if len(refused) == 0 {

@@ -84,19 +84,23 @@ func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 		}
 		var p problem
 		if class.Spec.ParametersRef != nil {
-			p = problem{string(gatewayv1.GatewayClassReasonInvalidParameters), "spec.parametersRef is set: this controller has no parameters, remove it"}
+			p = problem{string(gatewayv1.GatewayClassReasonInvalidParameters), "spec.parametersRef is set: this controller has no " +
+				"parameters, remove it"}
 		}
 		out[gatewayv1.ObjectName(class.Name)] = p
-		want := []metav1.Condition{condition(gatewayv1.GatewayClassConditionStatusAccepted, gatewayv1.GatewayClassReasonAccepted, p, "Gateways of this class are served")}
+		want := []metav1.Condition{condition(gatewayv1.GatewayClassConditionStatusAccepted, gatewayv1.GatewayClassReasonAccepted, p,
+			"Gateways of this class are served")}
 		if have := c.s.CRDVersion; have != "" {
 			var unknown problem
 			if minor(have) != minor(BundleVersion) {
 				unknown = problem{
 					string(gatewayv1.GatewayClassReasonUnsupportedVersion),
-					fmt.Sprintf("the cluster has CRDs of the Gateway API %s: %s is supported, others as far as they are the same", have, BundleVersion),
+					fmt.Sprintf("the cluster has CRDs of the Gateway API %s: %s is supported, others as far as they are the same", have,
+						BundleVersion),
 				}
 			}
-			want = append(want, condition(gatewayv1.GatewayClassConditionStatusSupportedVersion, gatewayv1.GatewayClassReasonSupportedVersion, unknown,
+			want = append(want, condition(gatewayv1.GatewayClassConditionStatusSupportedVersion,
+				gatewayv1.GatewayClassReasonSupportedVersion, unknown,
 				"the cluster has CRDs of the Gateway API "+have))
 		}
 		status := *class.Status.DeepCopy()

@@ -53,7 +53,8 @@ func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
 			switch {
 			case l == other || l.spec.Port != other.spec.Port:
 			case l.tls() != other.tls():
-				l.conflicts(gatewayv1.ListenerReasonProtocolConflict, fmt.Sprintf("the listener %s wants the port for another protocol", other.spec.Name))
+				l.conflicts(gatewayv1.ListenerReasonProtocolConflict, fmt.Sprintf("the listener %s wants the port for another protocol",
+					other.spec.Name))
 			case l.host == other.host:
 				l.conflictsWith(other, fmt.Sprintf("the listener %s wants the same port and hostname", other.spec.Name))
 			}
@@ -75,7 +76,8 @@ func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
 		case ports[l.spec.Port] != nil && l.spec.Protocol != gatewayv1.UDPProtocolType:
 			l.conflicts(gatewayv1.ListenerReasonProtocolConflict, "another listener has the port for another protocol")
 		default:
-			l.accepted = problem{string(gatewayv1.ListenerReasonUnsupportedProtocol), fmt.Sprintf("the protocol %s is not served: HTTP, HTTPS and TLS are", l.spec.Protocol)}
+			l.accepted = problem{string(gatewayv1.ListenerReasonUnsupportedProtocol),
+				fmt.Sprintf("the protocol %s is not served: HTTP, HTTPS and TLS are", l.spec.Protocol)}
 		}
 	}
 }

@@ -72,18 +72,21 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 		insecure := func(t gatewayv1.TLSConfig) bool {
 			return t.Validation != nil && t.Validation.Mode == gatewayv1.AllowInsecureFallback
 		}
-		g.insecure = insecure(tls.Frontend.Default) || slices.ContainsFunc(tls.Frontend.PerPort, func(p gatewayv1.TLSPortConfig) bool { return insecure(p.TLS) })
+		g.insecure = insecure(tls.Frontend.Default) || slices.ContainsFunc(tls.Frontend.PerPort,
+			func(p gatewayv1.TLSPortConfig) bool { return insecure(p.TLS) })
 	}
 }
 
 // flawOf is what the whole of a Gateway asks for and is not served.
 func flawOf(object *gatewayv1.Gateway) problem {
 	if i := object.Spec.Infrastructure; i != nil && i.ParametersRef != nil {
-		return problem{string(gatewayv1.GatewayReasonInvalidParameters), "spec.infrastructure.parametersRef is set: this controller has no parameters, remove it"}
+		return problem{string(gatewayv1.GatewayReasonInvalidParameters), "spec.infrastructure.parametersRef is set: this controller has " +
+			"no parameters, remove it"}
 	}
 	for _, a := range object.Spec.Addresses {
 		if kind := deref(a.Type, gatewayv1.IPAddressType); kind != gatewayv1.IPAddressType {
-			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("an address has the type %q: only %s is served", kind, gatewayv1.IPAddressType)}
+			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("an address has the type %q: only %s is served",
+				kind, gatewayv1.IPAddressType)}
 		}
 		if _, err := netip.ParseAddr(a.Value); a.Value != "" && err != nil {
 			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("the address %q is no IP address", a.Value)}
@@ -107,7 +110,8 @@ func (c *compiler) readBackendTLS(g *gateway) {
 	if tls == nil || tls.Backend == nil || tls.Backend.ClientCertificateRef == nil {
 		return
 	}
-	cert, p := c.certificateOf(referrer{"Gateway", g.object.Namespace}, *tls.Backend.ClientCertificateRef, string(gatewayv1.GatewayReasonInvalidClientCertificateRef))
+	cert, p := c.certificateOf(referrer{"Gateway", g.object.Namespace}, *tls.Backend.ClientCertificateRef,
+		string(gatewayv1.GatewayReasonInvalidClientCertificateRef))
 	if g.refs = p; p.ok() {
 		g.certificate = &cert
 	}
@@ -119,7 +123,8 @@ func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName || deref(ref.Kind, "Gateway") != "Gateway" {
 		return
 	}
-	g := c.gateways[types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(object.Namespace))), Name: string(ref.Name)}]
+	g := c.gateways[types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(object.Namespace))),
+		Name: string(ref.Name)}]
 	if g == nil {
 		return
 	}
@@ -131,7 +136,8 @@ func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	}
 	switch {
 	case !c.selects(from, selector, g.object.Namespace, object.Namespace):
-		s.accepted = problem{string(gatewayv1.ListenerSetReasonNotAllowed), "spec.allowedListeners of the Gateway does not allow ListenerSets of this namespace"}
+		s.accepted = problem{string(gatewayv1.ListenerSetReasonNotAllowed), "spec.allowedListeners of the Gateway does not allow " +
+			"ListenerSets of this namespace"}
 		return
 	case !g.accepted.ok():
 		s.accepted = problem{string(gatewayv1.ListenerSetReasonParentNotAccepted), "the Gateway is not accepted"}
@@ -162,9 +168,11 @@ func (g *gateway) acceptance() metav1.Condition {
 	case !p.ok():
 		return condition(gatewayv1.GatewayConditionAccepted, reason, p, "")
 	case !some:
-		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{string(reason), "no listener is valid: " + strings.Join(bad, ", ")}, "")
+		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{string(reason), "no listener is valid: " +
+			strings.Join(bad, ", ")}, "")
 	case len(bad) > 0:
-		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{}, "the Gateway is served without listeners that are not valid: "+strings.Join(bad, ", "))
+		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{},
+			"the Gateway is served without listeners that are not valid: "+strings.Join(bad, ", "))
 	}
 	return condition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
 }
@@ -208,11 +216,13 @@ func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.Ga
 	}
 	for _, want := range g.requested() {
 		if !slices.ContainsFunc(addresses, func(a gatewayv1.GatewayStatusAddress) bool { return a.Value == want }) {
-			return problem{string(gatewayv1.GatewayReasonAddressNotUsable), fmt.Sprintf("the address %s is not assigned: the events of the Service %s say why", want, ServiceName(g.object.Name))}
+			return problem{string(gatewayv1.GatewayReasonAddressNotUsable),
+				fmt.Sprintf("the address %s is not assigned: the events of the Service %s say why", want, ServiceName(g.object.Name))}
 		}
 	}
 	if len(addresses) == 0 {
-		return problem{string(gatewayv1.GatewayReasonAddressNotAssigned), fmt.Sprintf("the Service %s has no address yet", ServiceName(g.object.Name))}
+		return problem{string(gatewayv1.GatewayReasonAddressNotAssigned), fmt.Sprintf("the Service %s has no address yet",
+			ServiceName(g.object.Name))}
 	}
 	p := problem{string(gatewayv1.GatewayReasonInvalid), "no listener can be served"}
 	for _, l := range g.all() {
@@ -233,7 +243,8 @@ func (c *compiler) finish(g *gateway) error {
 	addresses := g.addresses()
 	want := []metav1.Condition{
 		accepted,
-		condition(gatewayv1.GatewayConditionProgrammed, gatewayv1.GatewayReasonProgrammed, g.programmed(accepted, addresses), "nodes serve the Gateway"),
+		condition(gatewayv1.GatewayConditionProgrammed, gatewayv1.GatewayReasonProgrammed, g.programmed(accepted, addresses),
+			"nodes serve the Gateway"),
 		condition(gatewayv1.GatewayConditionResolvedRefs, gatewayv1.GatewayReasonResolvedRefs, g.refs, "all references are resolved"),
 	}
 	if g.insecure {
@@ -244,7 +255,8 @@ func (c *compiler) finish(g *gateway) error {
 		})
 	}
 	status := *g.object.Status.DeepCopy()
-	status.Conditions = mergeConditions(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
+	status.Conditions = mergeConditions(status.Conditions, g.object.Generation, c.s.Now, want,
+		string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
 	status.Addresses = addresses
 	have := map[gatewayv1.SectionName][]metav1.Condition{}
 	for _, l := range status.Listeners {
@@ -277,7 +289,8 @@ func (c *compiler) wantService(g *gateway) {
 			ports[l.spec.Port] = true
 		}
 	}
-	out := Service{Gateway: g.object, Ports: slices.Sorted(maps.Keys(ports)), Addresses: g.requested(), Labels: map[string]string{}, Annotations: map[string]string{}}
+	out := Service{Gateway: g.object, Ports: slices.Sorted(maps.Keys(ports)), Addresses: g.requested(), Labels: map[string]string{},
+		Annotations: map[string]string{}}
 	if i := g.object.Spec.Infrastructure; i != nil {
 		for k, v := range i.Labels {
 			out.Labels[string(k)] = string(v)
@@ -309,8 +322,10 @@ func (c *compiler) finishSet(s *listenerSet) {
 	}
 	status := *s.object.Status.DeepCopy()
 	status.Conditions = mergeConditions(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
-		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted, "the ListenerSet is part of the Gateway"),
-		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed, "nodes serve the ListenerSet"),
+		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted,
+			"the ListenerSet is part of the Gateway"),
+		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed,
+			"nodes serve the ListenerSet"),
 	})
 	have := map[gatewayv1.SectionName][]metav1.Condition{}
 	for _, l := range status.Listeners {

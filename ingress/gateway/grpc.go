@@ -48,7 +48,8 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		var filters []gatewayv1.HTTPRouteFilter // those of a GRPCRoute are some of them
 		for _, f := range spec.BackendRefs[i].Filters {
 			filters = append(filters, gatewayv1.HTTPRouteFilter{
-				Type: gatewayv1.HTTPRouteFilterType(f.Type), RequestHeaderModifier: f.RequestHeaderModifier, ResponseHeaderModifier: f.ResponseHeaderModifier,
+				Type: gatewayv1.HTTPRouteFilterType(f.Type), RequestHeaderModifier: f.RequestHeaderModifier,
+				ResponseHeaderModifier: f.ResponseHeaderModifier,
 			})
 		}
 		flaw = first(flaw, backendFilters(filters, b))

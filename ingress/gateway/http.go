@@ -44,7 +44,8 @@ func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
 func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
 		r.invalid = first(r.invalid, problem{
-			"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have", maxSteps),
+			"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have",
+				maxSteps),
 		})
 		return
 	}
@@ -142,7 +143,8 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, fla
 			}
 		}
 		for _, q := range spec.QueryParams {
-			if flaw = m.condition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)), q.Value, false); !flaw.ok() {
+			if flaw = m.condition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)),
+				q.Value, false); !flaw.ok() {
 				return nil, flaw
 			}
 		}
@@ -199,7 +201,8 @@ func (m *match) expression(of, value, path string) problem {
 }
 
 func noExpression(of, value string, err error) problem {
-	return unsupported("the %s %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references: %.200v", of, value, err)
+	return unsupported("the %s %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references: %.200v",
+		of, value, err)
 }
 
 func (m *match) header(name, kind, value string) problem {
@@ -278,7 +281,8 @@ func backendFilters(filters []gatewayv1.HTTPRouteFilter, b *table.Backend) probl
 		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil && b.ResponseHeaders == nil:
 			b.ResponseHeaders = headersOf(f.ResponseHeaderModifier)
 		default:
-			return unsupported("the filter %s of a backend is not served, or there twice: RequestHeaderModifier and ResponseHeaderModifier are served once", f.Type)
+			return unsupported("the filter %s of a backend is not served, or there twice: RequestHeaderModifier and "+
+				"ResponseHeaderModifier are served once", f.Type)
 		}
 	}
 	return problem{}
@@ -314,7 +318,8 @@ func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *t
 // redirectOf reads a redirect, apart from the port where it is that of the listener.
 func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTPRouteMatch) (*table.Redirect, problem) {
 	out := &table.Redirect{
-		Status: deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(deref(f.Scheme, "")), Host: string(deref(f.Hostname, "")), Port: int(deref(f.Port, 0)),
+		Status: deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(deref(f.Scheme, "")), Host: string(deref(f.Hostname, "")),
+		Port: int(deref(f.Port, 0)),
 	}
 	switch out.Status {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:

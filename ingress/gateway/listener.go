@@ -77,7 +77,8 @@ func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listen
 		}
 	}
 	if spec.Port < 1 || spec.Port > 65535 {
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonPortUnavailable), fmt.Sprintf("there is no port %d", spec.Port)})
+		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonPortUnavailable),
+			fmt.Sprintf("there is no port %d", spec.Port)})
 	}
 	if !l.supportsProtocol() { // resolveConflicts may know better
 		return l
@@ -147,7 +148,8 @@ func (c *compiler) readClients(l *listener) {
 		return
 	}
 	if mode := validation.Mode; mode != "" && mode != gatewayv1.AllowValidOnly && mode != gatewayv1.AllowInsecureFallback {
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonUnsupportedValue), fmt.Sprintf("the mode %q of the validation of clients is not known", mode)})
+		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonUnsupportedValue),
+			fmt.Sprintf("the mode %q of the validation of clients is not known", mode)})
 	}
 	found, p := c.authoritiesOf(referrer{"Gateway", l.gateway.object.Namespace}, validation.CACertificateRefs, reasons{
 		invalid: string(gatewayv1.ListenerReasonInvalidCACertificateRef), kind: string(gatewayv1.ListenerReasonInvalidCACertificateKind),
@@ -156,7 +158,8 @@ func (c *compiler) readClients(l *listener) {
 		if p.ok() {
 			p = problem{string(gatewayv1.ListenerReasonInvalidCACertificateRef), "caCertificateRefs is empty: name a ConfigMap with ca.crt"}
 		}
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonNoValidCACertificate), "no authority for certificates of clients can be used: " + p.message})
+		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonNoValidCACertificate),
+			"no authority for certificates of clients can be used: " + p.message})
 	}
 	l.refs = first(l.refs, p)
 	l.clients = &clients{found, validation.Mode == gatewayv1.AllowInsecureFallback}
@@ -193,7 +196,8 @@ func (c *compiler) selects(from gatewayv1.FromNamespaces, selector *metav1.Label
 // conditions are those of the listener's status.
 func (l *listener) conditions() []metav1.Condition {
 	conflicted := metav1.Condition{
-		Type: string(gatewayv1.ListenerConditionConflicted), Status: metav1.ConditionFalse, Reason: string(gatewayv1.ListenerReasonNoConflicts),
+		Type: string(gatewayv1.ListenerConditionConflicted), Status: metav1.ConditionFalse,
+		Reason:  string(gatewayv1.ListenerReasonNoConflicts),
 		Message: "no other listener wants the same port and hosts",
 	}
 	if !l.conflict.ok() {
@@ -207,8 +211,10 @@ func (l *listener) conditions() []metav1.Condition {
 	}
 	if l.overlaps {
 		out = append(out, metav1.Condition{
-			Type: string(gatewayv1.ListenerConditionOverlappingTLSConfig), Status: metav1.ConditionTrue, Reason: string(gatewayv1.ListenerReasonOverlappingHostnames),
-			Message: "another listener with TLS of the same port has some of the hosts: a request for a host of another listener than that of its connection is answered with 421",
+			Type: string(gatewayv1.ListenerConditionOverlappingTLSConfig), Status: metav1.ConditionTrue,
+			Reason: string(gatewayv1.ListenerReasonOverlappingHostnames),
+			Message: "another listener with TLS of the same port has some of the hosts: a request for a host of another listener than " +
+				"that of its connection is answered with 421",
 		})
 	}
 	return out

@@ -61,7 +61,8 @@ func (c *compiler) readPolicies() {
 		var missing problem
 		for _, t := range object.Spec.TargetRefs {
 			if t.Group != "" || t.Kind != "Service" {
-				missing = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a target is of the kind %s in the group %q: only Services are served", t.Kind, t.Group)}
+				missing = problem{string(gatewayv1.PolicyReasonInvalid),
+					fmt.Sprintf("a target is of the kind %s in the group %q: only Services are served", t.Kind, t.Group)}
 				continue
 			}
 			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(deref(t.SectionName, ""))}
@@ -83,7 +84,8 @@ func (c *compiler) judgePolicies() {
 	for _, p := range c.allPolicies {
 		var beaten problem
 		if p.beaten != "" {
-			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target", p.beaten)}
+			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target",
+				p.beaten)}
 		}
 		p.accepted = first(beaten, p.flaw, p.missing)
 	}
@@ -113,7 +115,8 @@ func (c *compiler) validation(p *policy) {
 		case n.Type == gatewayv1.URISubjectAltNameType && n.URI != "":
 			p.tls.Names = append(p.tls.Names, string(n.URI))
 		default:
-			p.flaw = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a subjectAltName of the type %q has no value of its type", n.Type)}
+			p.flaw = problem{string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("a subjectAltName of the type %q has no value of its type",
+				n.Type)}
 		}
 	}
 	if v.Hostname == "" {
@@ -123,7 +126,8 @@ func (c *compiler) validation(p *policy) {
 		if deref(v.WellKnownCACertificates, "") != gatewayv1.WellKnownCACertificatesSystem {
 			p.flaw = first(p.flaw, problem{
 				string(gatewayv1.PolicyReasonInvalid),
-				fmt.Sprintf("validation names no caCertificateRefs, and wellKnownCACertificates %q is not served: %s is", deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
+				fmt.Sprintf("validation names no caCertificateRefs, and wellKnownCACertificates %q is not served: %s is",
+					deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
 			})
 		}
 		return
@@ -137,7 +141,8 @@ func (c *compiler) validation(p *policy) {
 	})
 	p.tls.Authorities = p.found.key
 	if p.found.key == "" {
-		p.flaw = first(p.flaw, problem{string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "no authority can be used: " + p.refs.message})
+		p.flaw = first(p.flaw, problem{string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "no authority can be used: " +
+			p.refs.message})
 	}
 }
 
@@ -172,10 +177,13 @@ func (c *compiler) finishPolicies() error {
 					before = a.Conditions
 				}
 			}
-			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName, Conditions: mergeConditions(before, p.object.Generation, c.s.Now, []metav1.Condition{
-				condition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted, "connections to the target are made as the policy says"),
-				condition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs, "all references are resolved"),
-			})})
+			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName,
+				Conditions: mergeConditions(before, p.object.Generation, c.s.Now, []metav1.Condition{
+					condition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted,
+						"connections to the target are made as the policy says"),
+					condition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs,
+						"all references are resolved"),
+				})})
 		}
 		c.r.PolicyStatus[nameOf(p.object)] = gatewayv1.PolicyStatus{Ancestors: out}
 	}

@@ -48,7 +48,8 @@ func (c *compiler) permitted(from referrer, to referent) bool {
 }
 
 func refused(from referrer, to referent) string {
-	return fmt.Sprintf("the %s %s is in another namespace, where no ReferenceGrant permits it to the kind %s of the namespace %s", to.kind, to.NamespacedName, from.kind, from.namespace)
+	return fmt.Sprintf("the %s %s is in another namespace, where no ReferenceGrant permits it to the kind %s of the namespace %s", to.kind,
+		to.NamespacedName, from.kind, from.namespace)
 }
 
 // keyPair is a Secret that holds a chain with its key.
@@ -61,7 +62,8 @@ type keyPair struct {
 // certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
 func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (keyPair, problem) {
 	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
-		return keyPair{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core group are read", ref.Name, kind, group)}
+		return keyPair{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core "+
+			"group are read", ref.Name, kind, group)}
 	}
 	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
 	if to := (referent{"Secret", name}); !c.permitted(from, to) {
@@ -148,7 +150,8 @@ func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference
 
 func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, why reasons) (text string, p problem) {
 	if group != "" || to.kind != "ConfigMap" && to.kind != "Secret" {
-		return "", problem{why.kind, fmt.Sprintf("the authority %s is of the kind %s in the group %q: only ConfigMaps and Secrets of the core group are read", to.Name, to.kind, group)}
+		return "", problem{why.kind, fmt.Sprintf("the authority %s is of the kind %s in the group %q: only ConfigMaps and Secrets of the "+
+			"core group are read", to.Name, to.kind, group)}
 	}
 	if !c.permitted(from, to) {
 		return "", problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
@@ -165,7 +168,8 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 	case object == nil:
 		return "", problem{why.invalid, fmt.Sprintf("there is no %s %s", to.kind, to.NamespacedName)}
 	case len(text) > certificate.MaxChain:
-		return "", problem{why.invalid, fmt.Sprintf("the %s %s has more than %d bytes in %s", to.kind, to.NamespacedName, certificate.MaxChain, caKey)}
+		return "", problem{why.invalid, fmt.Sprintf("the %s %s has more than %d bytes in %s", to.kind, to.NamespacedName,
+			certificate.MaxChain, caKey)}
 	case !c.s.Memory.holds(object, text):
 		return "", problem{why.invalid, fmt.Sprintf("the %s %s holds no certificates in PEM in %s", to.kind, to.NamespacedName, caKey)}
 	}

@@ -95,7 +95,8 @@ func (c *compiler) readRoutes() {
 }
 
 // newRoute reads what all kinds have in common; nil for one that does not concern this controller.
-func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []gatewayv1.Hostname, refs []gatewayv1.ParentReference, have []gatewayv1.RouteParentStatus) *route {
+func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []gatewayv1.Hostname, refs []gatewayv1.ParentReference,
+	have []gatewayv1.RouteParentStatus) *route {
 	if object.GetDeletionTimestamp() != nil {
 		return nil
 	}
@@ -130,7 +131,8 @@ func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
 		return nil
 	}
-	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))), Name: string(ref.Name)}
+	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
+		Name: string(ref.Name)}
 	p := &parent{ref: ref}
 	var listeners []*listener
 	switch deref(ref.Kind, "Gateway") {
@@ -146,7 +148,8 @@ func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 			return nil
 		}
 		if p.gateway, listeners = s.gateway, s.listeners; !s.accepted.ok() {
-			p.refused = problem{string(gatewayv1.RouteReasonNoMatchingParent), "the ListenerSet is not part of its Gateway: " + s.accepted.message}
+			p.refused = problem{string(gatewayv1.RouteReasonNoMatchingParent), "the ListenerSet is not part of its Gateway: " +
+				s.accepted.message}
 		}
 	default:
 		return nil
@@ -157,7 +160,8 @@ func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 		}
 	}
 	if len(p.attached) == 0 {
-		p.refused = first(p.refused, problem{string(gatewayv1.RouteReasonNoMatchingParent), "the parent has no listener with the sectionName and the port of the reference"})
+		p.refused = first(p.refused, problem{string(gatewayv1.RouteReasonNoMatchingParent), "the parent has no listener with the " +
+			"sectionName and the port of the reference"})
 	}
 	return p
 }
@@ -226,7 +230,8 @@ func (c *compiler) choose(r *route, p *parent) {
 	}
 	p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool { return !a.listener.allows(c, r.kind, r.object.GetNamespace()) })
 	if len(p.attached) == 0 {
-		p.refused = problem{string(gatewayv1.RouteReasonNotAllowedByListeners), fmt.Sprintf("no listener allows the kind %s from the namespace %s", r.kind, r.object.GetNamespace())}
+		p.refused = problem{string(gatewayv1.RouteReasonNotAllowedByListeners),
+			fmt.Sprintf("no listener allows the kind %s from the namespace %s", r.kind, r.object.GetNamespace())}
 		return
 	}
 	if !r.invalid.ok() {
@@ -285,7 +290,8 @@ func (l *listener) order() {
 				lost = lost || taken[other][name]
 			}
 			if lost {
-				a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other, l.spec.Name)}
+				a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other,
+					l.spec.Name)}
 				return true
 			}
 		}
@@ -330,7 +336,8 @@ func (c *compiler) routeStatus(r *route) {
 		}
 		if p.refused.ok() && !r.partly.ok() {
 			want = append(want, metav1.Condition{
-				Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: metav1.ConditionTrue, Reason: r.partly.reason, Message: r.partly.message,
+				Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: metav1.ConditionTrue, Reason: r.partly.reason,
+				Message: r.partly.message,
 			})
 		}
 		out = append(out, gatewayv1.RouteParentStatus{

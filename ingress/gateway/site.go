@@ -234,7 +234,8 @@ func routesOf(l *listener, routes []*route) []table.Route {
 		}
 	}
 	slices.SortFunc(all, func(a, b ordered) int {
-		return cmp.Or(a.rank-b.rank, b.length-a.length, b.second-a.second, b.headers-a.headers, b.query-a.query, a.route-b.route, a.rule-b.rule, a.at-b.at)
+		return cmp.Or(a.rank-b.rank, b.length-a.length, b.second-a.second, b.headers-a.headers, b.query-a.query, a.route-b.route,
+			a.rule-b.rule, a.at-b.at)
 	})
 	out := make([]table.Route, 0, len(all))
 	for _, o := range all {

@@ -39,8 +39,10 @@ const (
 
 // examples are the kinds' types.
 var examples = map[string]runtime.Object{
-	Classes: &gatewayv1.GatewayClass{}, Gateways: &gatewayv1.Gateway{}, ListenerSets: &gatewayv1.ListenerSet{}, HTTPRoutes: &gatewayv1.HTTPRoute{},
-	GRPCRoutes: &gatewayv1.GRPCRoute{}, TLSRoutes: &gatewayv1.TLSRoute{}, Grants: &gatewayv1.ReferenceGrant{}, Policies: &gatewayv1.BackendTLSPolicy{},
+	Classes: &gatewayv1.GatewayClass{}, Gateways: &gatewayv1.Gateway{}, ListenerSets: &gatewayv1.ListenerSet{},
+	HTTPRoutes: &gatewayv1.HTTPRoute{},
+	GRPCRoutes: &gatewayv1.GRPCRoute{}, TLSRoutes: &gatewayv1.TLSRoute{}, Grants: &gatewayv1.ReferenceGrant{},
+	Policies: &gatewayv1.BackendTLSPolicy{},
 }
 
 // Use says whether a cluster has objects of the Gateway API, apart from the class that every cluster has.
@@ -103,7 +105,8 @@ func (c *Client) served() (map[string]bool, error) {
 
 // CRDVersion is the version that the cluster's definition of GatewayClasses says it is of; empty where it says none.
 func (c *Client) CRDVersion(ctx context.Context) (string, error) {
-	definitions := c.metadata.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	definitions := c.metadata.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1",
+		Resource: "customresourcedefinitions"})
 	have, err := definitions.Get(ctx, Classes+"."+gatewayv1.GroupName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return "", nil
@@ -144,7 +147,8 @@ func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface 
 	metav1.Object
 	runtime.Object
 }) error {
-	return c.rest.Put().NamespaceIfScoped(o.GetNamespace(), resource != Classes).Resource(resource).Name(o.GetName()).SubResource("status").Body(o).Do(ctx).Error()
+	return c.rest.Put().NamespaceIfScoped(o.GetNamespace(),
+		resource != Classes).Resource(resource).Name(o.GetName()).SubResource("status").Body(o).Do(ctx).Error()
 }
 
 // recheck is how often it is asked whether the cluster has more of the kinds, while some are missing.

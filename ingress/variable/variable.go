@@ -20,7 +20,8 @@ type Text []Part
 
 // names are the variables that have values here; those of prefixes have any rest.
 var (
-	names = []string{"host", "http_host", "scheme", "request_uri", "escaped_request_uri", "uri", "document_uri", "args", "query_string", "is_args",
+	names = []string{"host", "http_host", "scheme", "request_uri", "escaped_request_uri", "uri", "document_uri", "args", "query_string",
+		"is_args",
 		"remote_addr", "request_method", "server_name", "best_http_host", "pass_access_scheme", "binary_remote_addr"}
 	prefixes = []string{"arg_", "http_", "cookie_"}
 )
@@ -52,7 +53,10 @@ func Parse(text string) (Text, error) {
 }
 
 func known(name string) bool {
-	return slices.Contains(names, name) || slices.ContainsFunc(prefixes, func(p string) bool { return len(name) > len(p) && strings.HasPrefix(name, p) })
+	return slices.Contains(names, name) || slices.ContainsFunc(prefixes, func(p string) bool {
+		return len(name) > len(p) &&
+			strings.HasPrefix(name, p)
+	})
 }
 
 // cutName takes a name, with braces or without, from the text after a dollar sign.

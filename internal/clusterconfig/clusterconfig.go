@@ -132,7 +132,8 @@ func (s Settings) Validate() error {
 		errs = append(errs, fmt.Errorf("pods cannot stay on a lost node for %d seconds", s.TolerationSeconds))
 	}
 	if l := s.Liveness; l.Lease < 0 || l.Grace <= l.Lease {
-		errs = append(errs, fmt.Errorf("a node's grace period of %s is not longer than its lease of %s: every node would count as lost now and then", l.Grace, l.Lease))
+		errs = append(errs, fmt.Errorf("a node's grace period of %s is not longer than its lease of %s: every node would count as lost "+
+			"now and then", l.Grace, l.Lease))
 	}
 	return errors.Join(errs...)
 }
@@ -192,7 +193,8 @@ const MaxLeave = 24 * time.Hour
 func ParseLeave(value string) (time.Duration, error) {
 	d, err := time.ParseDuration(value)
 	if err != nil || d < 0 || d > MaxLeave {
-		return 0, fmt.Errorf("the annotation %s is %q: it has to be a duration between 0s and %s, such as 90s. The node stays until it is", LeaveAnnotation, value, MaxLeave)
+		return 0, fmt.Errorf("the annotation %s is %q: it has to be a duration between 0s and %s, such as 90s. The node stays until it is",
+			LeaveAnnotation, value, MaxLeave)
 	}
 	return d, nil
 }

@@ -40,7 +40,9 @@ func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) 
 		err = json.Unmarshal(data, &kept)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("reading the cluster's virtual addresses: %s: %w. Nothing was changed: remove the file, and it is made again", path, err)
+		return nil, false,
+			fmt.Errorf("reading the cluster's virtual addresses: %s: %w. Nothing was changed: remove the file, and it is made again", path,
+				err)
 	}
 	return kept.Addresses, true, nil
 }

@@ -96,7 +96,8 @@ func (v values) addFile(path string, text []byte, c Command) Problems {
 		return Problems{yamlComplaint(path, err)}
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return Problems{path + ": holds more than one YAML document; put further ones into files of their own in " + filepath.Base(path) + ".d"}
+		return Problems{path + ": holds more than one YAML document; put further ones into files of their own in " + filepath.Base(path) +
+			".d"}
 	}
 	top := resolveAlias(doc.Content[0])
 	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {

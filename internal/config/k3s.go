@@ -39,9 +39,12 @@ var k3sOnly = map[string]string{
 	"etcd-snapshot-retention":           "it is called --snapshot-retention here",
 	"etcd-snapshot-schedule-cron":       "it is called --snapshot-schedule-cron here",
 	"flannel-backend":                   "it is called --network-backend here",
-	"flannel-cni-conf":                  "coracle writes the CNI configuration of its own network; another plugin's needs --network-backend none",
-	"flannel-conf":                      "there is no flannel; --network-backend, --network-iface and --cluster-cidr say how pods of other nodes are reached",
-	"flannel-external-ip":               "it is called --network-external-ip here, and is given to each machine that has a --node-external-ip",
+	"flannel-cni-conf": "coracle writes the CNI configuration of its own network; another plugin's needs " +
+		"--network-backend none",
+	"flannel-conf": "there is no flannel; --network-backend, --network-iface and --cluster-cidr say how pods of " +
+		"other nodes are reached",
+	"flannel-external-ip": "it is called --network-external-ip here, and is given to each machine that has a " +
+		"--node-external-ip",
 	"flannel-iface":                     "it is called --network-iface here",
 	"flannel-ipv6-masq":                 "what pods send out of the cluster is masqueraded in both families",
 	"helm-job-image":                    "Helm runs without a Job",
@@ -62,9 +65,10 @@ var k3sOnly = map[string]string{
 	"servicelb-namespace":               "no pods serve load balancer addresses",
 	"supervisor-metrics":                "metrics are at the API server's and the kubelet's ports",
 	"system-default-registry":           "coracle pulls no images of its own; mirrors of registries are in --private-registry",
-	"tls-san-security":                  "the API server's certificate is valid for the servers' own names and addresses and those of --tls-san alone",
-	"vpn-auth":                          "use --network-backend wireguard, or run the VPN's own service below the cluster",
-	"vpn-auth-file":                     "use --network-backend wireguard, or run the VPN's own service below the cluster",
+	"tls-san-security": "the API server's certificate is valid for the servers' own names and addresses and those of " +
+		"--tls-san alone",
+	"vpn-auth":      "use --network-backend wireguard, or run the VPN's own service below the cluster",
+	"vpn-auth-file": "use --network-backend wireguard, or run the VPN's own service below the cluster",
 }
 
 // k3sOfAgents are settings that k3s' agents have as well as its servers, and coracle's agents have not.

@@ -95,7 +95,8 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
 	if n.NetworkExternal && !n.reachedOutside() {
-		r.bad(r.src("network-external-ip"), "other nodes find this one's pods at its external address only where it has one of a family that its own address has: give it with --node-external-ip")
+		r.bad(r.src("network-external-ip"), "other nodes find this one's pods at its external address only where it has one of a family "+
+			"that its own address has: give it with --node-external-ip")
 	}
 	return n
 }
@@ -118,7 +119,8 @@ func (r *reader) storagePaths(name string) []string {
 			continue
 		}
 		if filepath.Dir(path) == "/" {
-			r.bad(it.src, "%s holds, or may come to hold, other things; give volumes a folder of their own, such as %s", path, filepath.Join(path, "volumes"))
+			r.bad(it.src, "%s holds, or may come to hold, other things; give volumes a folder of their own, such as %s", path,
+				filepath.Join(path, "volumes"))
 			continue
 		}
 		if !slices.Contains(out, path) {
@@ -166,7 +168,8 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 			}
 			r.owned(h, r.src("node-ip"), ip)
 			if within(ip, except) {
-				r.bad(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks", ip)
+				r.bad(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks",
+					ip)
 			}
 		}
 		return ips
@@ -177,7 +180,8 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 		return nil
 	}
 	if len(ips) == 0 {
-		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
+		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an "+
+			"address (ip address add 192.0.2.1/32 dev eth0) and name it here")
 	}
 	return ips
 }
@@ -262,7 +266,8 @@ func (r *reader) labels(name string) map[string]string {
 			continue
 		}
 		if isReservedLabel(key) {
-			r.bad(it.src, "a node may not give itself the label %s; set it when the cluster runs: coracle kubectl label node NAME %s=%s", key, key, value)
+			r.bad(it.src, "a node may not give itself the label %s; set it when the cluster runs: coracle kubectl label node NAME %s=%s",
+				key, key, value)
 			continue
 		}
 		out[key] = value
@@ -291,7 +296,8 @@ func (r *reader) nodePortAddresses(name string) []string {
 			continue
 		}
 		if flag != known {
-			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s. --proxy-mode and --ipvs-scheduler are flags of their own", flag, known)
+			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s. --proxy-mode and --ipvs-scheduler are flags of their own",
+				flag, known)
 			continue
 		}
 		for _, text := range splitList(value) {

@@ -77,10 +77,11 @@ func NewPaths(dataDir, runDir string) Paths {
 		PodLogs:        logs,
 
 		ManifestsDir: filepath.Join(dataDir, "manifests"),
-		ChartFolders: []string{filepath.Join(dataDir, "charts"), filepath.Join(dataDir, "static", "charts"), filepath.Join(server, "static", "charts")},
-		ImagesDir:    filepath.Join(dataDir, "images"),
-		BinDir:       filepath.Join(dataDir, "bin"),
-		StorageDir:   filepath.Join(dataDir, "storage"),
+		ChartFolders: []string{filepath.Join(dataDir, "charts"), filepath.Join(dataDir, "static", "charts"),
+			filepath.Join(server, "static", "charts")},
+		ImagesDir:  filepath.Join(dataDir, "images"),
+		BinDir:     filepath.Join(dataDir, "bin"),
+		StorageDir: filepath.Join(dataDir, "storage"),
 
 		ContainerdState:  filepath.Join(runDir, "containerd"),
 		ContainerdSocket: filepath.Join(runDir, "containerd", "containerd.sock"),

@@ -275,7 +275,8 @@ func (r *reader) listen(name string) string {
 	number, portErr := strconv.ParseUint(port, 10, 16)
 	_, addrErr := netip.ParseAddr(host)
 	if err != nil || portErr != nil || number == 0 || host != "" && addrErr != nil {
-		r.bad(it.src, "%q is not an address and a port; write it like 192.168.1.10:8443, or :8443 for all addresses of this machine", it.text)
+		r.bad(it.src, "%q is not an address and a port; write it like 192.168.1.10:8443, or :8443 for all addresses of this machine",
+			it.text)
 		return ""
 	}
 	return it.text

@@ -153,7 +153,8 @@ func (r *reader) server(h Host) Server {
 	s.Snapshots = r.snapshots(s.Paths)
 	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.str("snapshot-s3-config-secret")
 	r.checkS3(&s.Snapshots)
-	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"), GID: r.group("write-kubeconfig-group")}
+	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"),
+		GID: r.group("write-kubeconfig-group")}
 	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
 	r.checkNetworks(&s)
 	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
@@ -164,12 +165,14 @@ func (r *reader) server(h Host) Server {
 	}
 	for _, ip := range s.VIPs {
 		if !usable(ip) || within(ip, ranges) {
-			r.bad(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of --cluster-cidr and --service-cidr", ip)
+			r.bad(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of "+
+				"--cluster-cidr and --service-cidr", ip)
 		}
 	}
 	for _, p := range s.LBPool {
 		if !usable(p.First) || !usable(p.Last) || slices.ContainsFunc(ranges, p.Overlaps) {
-			r.bad(r.src("load-balancer-pool"), "%s-%s cannot be addresses of Services: they have to lie in the network of the nodes, outside of --cluster-cidr and --service-cidr", p.First, p.Last)
+			r.bad(r.src("load-balancer-pool"), "%s-%s cannot be addresses of Services: they have to lie in the network of the nodes, "+
+				"outside of --cluster-cidr and --service-cidr", p.First, p.Last)
 		}
 	}
 	for _, name := range clusterWide {
@@ -184,7 +187,8 @@ func (r *reader) server(h Host) Server {
 		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
-		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts, s.HTTPSPort)
+		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts,
+			s.HTTPSPort)
 	}
 	return s
 }
@@ -274,7 +278,8 @@ func (r *reader) domain(name string) string {
 func (r *reader) sans(name string) []string {
 	var out []string
 	for _, it := range r.many(name) {
-		if net.ParseIP(it.text) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(it.text))) > 0 && len(validation.IsWildcardDNS1123Subdomain(strings.ToLower(it.text))) > 0 {
+		if net.ParseIP(it.text) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(it.text))) > 0 &&
+			len(validation.IsWildcardDNS1123Subdomain(strings.ToLower(it.text))) > 0 {
 			r.bad(it.src, "%q is neither a host name nor an IP address", it.text)
 			continue
 		}
@@ -316,7 +321,8 @@ func (r *reader) encryption() []string {
 	out := []string{"secrets"}
 	for _, it := range extra {
 		if len(validation.IsDNS1123Subdomain(it.text)) > 0 {
-			r.bad(it.src, "%q is not a resource; write it in the plural and in lower case, with its group if it has one, like widgets.example.com", it.text)
+			r.bad(it.src, "%q is not a resource; write it in the plural and in lower case, with its group if it has one, like "+
+				"widgets.example.com", it.text)
 			continue
 		}
 		if !slices.Contains(out, it.text) {
@@ -373,7 +379,8 @@ func (r *reader) disable(name string) []string {
 		case slices.Contains(k3sParts, it.text):
 			r.bad(it.src, "this version of coracle has no %s that could be disabled; leave it out", it.text)
 		default:
-			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", known), strings.Join(Lookup(name).Values, ", "))
+			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", known),
+				strings.Join(Lookup(name).Values, ", "))
 		}
 	}
 	return out
@@ -382,7 +389,8 @@ func (r *reader) disable(name string) []string {
 func (r *reader) paths() Paths {
 	p := NewPaths(r.path("data-dir"), r.path("run-dir"))
 	if over := len(p.longestSocket()) - maxSocketPath; over > 0 {
-		r.bad(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir", p.RunDir, over)
+		r.bad(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir",
+			p.RunDir, over)
 	}
 	return p
 }

@@ -46,9 +46,11 @@ func (r *reader) snapshots(p Paths) Snapshots {
 var s3Flags = map[string]string{
 	s3settings.Endpoint: "snapshot-s3-endpoint", s3settings.Bucket: "snapshot-s3-bucket", s3settings.Folder: "snapshot-s3-folder",
 	s3settings.Region: "snapshot-s3-region", s3settings.Lookup: "snapshot-s3-bucket-lookup-type",
-	s3settings.AccessKey: "snapshot-s3-access-key", s3settings.SecretKey: "snapshot-s3-secret-key", s3settings.SessionToken: "snapshot-s3-session-token",
-	s3settings.EndpointCA: "snapshot-s3-endpoint-ca", s3settings.SkipVerify: "snapshot-s3-skip-ssl-verify", s3settings.Insecure: "snapshot-s3-insecure",
-	s3settings.Proxy: "snapshot-s3-proxy", s3settings.Timeout: "snapshot-s3-timeout", s3settings.Retention: "snapshot-s3-retention",
+	s3settings.AccessKey: "snapshot-s3-access-key", s3settings.SecretKey: "snapshot-s3-secret-key",
+	s3settings.SessionToken: "snapshot-s3-session-token",
+	s3settings.EndpointCA:   "snapshot-s3-endpoint-ca", s3settings.SkipVerify: "snapshot-s3-skip-ssl-verify",
+	s3settings.Insecure: "snapshot-s3-insecure",
+	s3settings.Proxy:    "snapshot-s3-proxy", s3settings.Timeout: "snapshot-s3-timeout", s3settings.Retention: "snapshot-s3-retention",
 }
 
 // S3FlagNames are the names of the settings that say where the object store is, sorted.
@@ -113,7 +115,8 @@ func (r *reader) schedule() cron.Schedule {
 	s, err := cron.ParseStandard(it.text)
 	switch {
 	case err != nil:
-		r.bad(it.src, "%q is not a schedule; write it like %q: minute, hour, day of the month, month, day of the week (%v)", it.text, Lookup("snapshot-schedule-cron").Default, err)
+		r.bad(it.src, "%q is not a schedule; write it like %q: minute, hour, day of the month, month, day of the week (%v)", it.text,
+			Lookup("snapshot-schedule-cron").Default, err)
 	case s.Next(time.Now()).IsZero():
 		r.bad(it.src, "%q never comes", it.text)
 	case !r.boolean("disable-snapshots"):

@@ -157,7 +157,8 @@ func fill(out *os.File, z io.Reader, e index.Entry) error {
 		return fmt.Errorf("unpack %s: %w", e.Path, err)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); n != e.Size || got != e.SHA256 {
-		return fmt.Errorf("embedded file %s is damaged (%d bytes with hash %s instead of %d with %s): this coracle binary is not what was built, install it again",
+		return fmt.Errorf("embedded file %s is damaged (%d bytes with hash %s instead of %d with %s): this coracle binary is not what "+
+			"was built, install it again",
 			e.Path, n, got, e.Size, e.SHA256)
 	}
 	if err := out.Chmod(e.Mode); err != nil {
@@ -183,7 +184,8 @@ func explain(err error, bin string, need int64) error {
 	const what = "unpack the embedded programs into %s: "
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf(what+"%w (they need %d MB; nothing else was changed: free some space there and start again)", bin, err, need/1e6+1)
+		return fmt.Errorf(what+"%w (they need %d MB; nothing else was changed: free some space there and start again)", bin, err,
+			need/1e6+1)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf(what+"%w (choose a writable folder with --data-dir)", bin, err)
 	case errors.Is(err, fs.ErrPermission):

@@ -101,7 +101,8 @@ func (w *Watcher) report(dir string, err error) {
 	switch {
 	case err != nil:
 		w.ticker = time.NewTicker(Every)
-		w.line().Set(status.Degraded, "changes are not noticed at once but within "+Every.String()+", for the kernel gives no notices: "+err.Error()+
+		w.line().Set(status.Degraded, "changes are not noticed at once but within "+Every.String()+", for the kernel gives no notices: "+
+			err.Error()+
 			". All else works. Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (sysctl)")
 		w.o.Logger.Warn("changes of "+w.o.What+" are not noticed at once but within "+Every.String(), "folder", dir, "error", err)
 	case len(w.missing) == 0:

@@ -22,7 +22,8 @@ const Instances, Watches = 1024, 65536
 // logged, and all goes on.
 func RaiseLimits(log *slog.Logger) {
 	if err := raise("/proc/sys/fs/inotify"); err != nil {
-		log.Warn("the machine lets its programs watch few files; pods' programs may use that up, and kubectl logs -f fails then", "error", err)
+		log.Warn("the machine lets its programs watch few files; pods' programs may use that up, and kubectl logs -f fails then", "error",
+			err)
 	}
 }
 

@@ -13,7 +13,8 @@ import (
 )
 
 // families are those whose hooks routed packets pass.
-var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}
+var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip",
+	nftables.TableFamilyIPv6: "ip6"}
 
 // own says whether a table is coracle's, or the Service proxy's, which is upstream's and has this name.
 func own(table string) bool { return strings.HasPrefix(table, "coracle") || table == "kube-proxy" }

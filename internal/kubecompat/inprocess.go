@@ -55,7 +55,8 @@ func RefusedInProcess(sets cliflag.NamedFlagSets) map[string]Refusal {
 			if r, ok := reasonByName[f.Name]; ok {
 				reason = r
 			}
-			if strings.HasPrefix(f.Name, "leader-elect") || strings.HasPrefix(f.Name, "leader-migration") || f.Name == "enable-leader-migration" {
+			if strings.HasPrefix(f.Name, "leader-elect") || strings.HasPrefix(f.Name, "leader-migration") ||
+				f.Name == "enable-leader-migration" {
 				reason = reasonLeaderElection
 			}
 			if reason != "" {

@@ -31,7 +31,8 @@ func ParseRange(text string) (Range, error) {
 	}
 	p, err := netip.ParsePrefix(text)
 	if err != nil || p.Addr().Is4In6() {
-		return Range{}, fmt.Errorf("%q is neither an address, nor a range such as 192.168.1.240-192.168.1.250, nor a network such as 192.168.1.240/28", text)
+		return Range{}, fmt.Errorf("%q is neither an address, nor a range such as 192.168.1.240-192.168.1.250, nor a network such as "+
+			"192.168.1.240/28", text)
 	}
 	r := Range{p.Masked().Addr(), lastOf(p)}
 	if p.Addr().Is4() && p.Bits() < 31 {

@@ -37,11 +37,13 @@ func (i Informer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceE
 }
 
 // AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
-func (i Informer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+func (i Informer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler,
+	resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	return i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(i.only(h), resync)
 }
 
 // AddEventHandlerWithOptions implements cache.SharedInformer.
-func (i Informer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
+func (i Informer) AddEventHandlerWithOptions(h cache.ResourceEventHandler,
+	o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
 	return i.SharedIndexInformer.AddEventHandlerWithOptions(i.only(h), o)
 }

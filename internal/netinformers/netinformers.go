@@ -124,11 +124,12 @@ func (i *Informers) watchServices() {
 		})
 	})
 	i.factory.InformerFor(&discoveryv1.EndpointSlice{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
-		return discoveryinformers.NewFilteredEndpointSliceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
-			if !i.o.Names {
-				o.LabelSelector = "!" + corev1.IsHeadlessService
-			}
-		})
+		return discoveryinformers.NewFilteredEndpointSliceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{},
+			func(o *metav1.ListOptions) {
+				if !i.o.Names {
+					o.LabelSelector = "!" + corev1.IsHeadlessService
+				}
+			})
 	})
 }
 

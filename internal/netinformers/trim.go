@@ -24,27 +24,33 @@ func trim(obj any) (any, error) {
 		meta := identity(o)
 		if headless(o) {
 			return &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-				Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, Ports: o.Spec.Ports, ExternalIPs: o.Spec.ExternalIPs,
+				Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, Ports: o.Spec.Ports,
+				ExternalIPs: o.Spec.ExternalIPs,
 			}}, nil
 		}
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one external IP the older one has it
 		meta.Annotations = maps.Clone(o.Annotations)
 		delete(meta.Annotations, corev1.LastAppliedConfigAnnotation)
-		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer, Conditions: loadBalancers(o.Status.Conditions)}}, nil
+		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer,
+			Conditions: loadBalancers(o.Status.Conditions)}}, nil
 	case *discoveryv1.EndpointSlice:
 		meta := identity(o)
 		if ofHeadless(o) {
-			meta.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName], corev1.IsHeadlessService: ""}
-			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: named(o.Endpoints)}, nil
+			meta.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName],
+				corev1.IsHeadlessService: ""}
+			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: named(o.Endpoints)},
+				nil
 		}
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // when the change was triggered is an annotation
-		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)}, nil
+		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)},
+			nil
 	case *networkingv1.ServiceCIDR:
 		return &networkingv1.ServiceCIDR{ObjectMeta: identity(o), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:
 		meta := identity(o)
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
-		for _, name := range []string{clusterconfig.UnderlayAnnotation, clusterconfig.WireGuardAnnotation, clusterconfig.BackendAnnotation} {
+		for _, name := range []string{clusterconfig.UnderlayAnnotation, clusterconfig.WireGuardAnnotation,
+			clusterconfig.BackendAnnotation} {
 			if v, ok := o.Annotations[name]; ok {
 				metav1.SetMetaDataAnnotation(&meta, name, v)
 			}
@@ -100,7 +106,8 @@ func named(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
 		e := &all[i]
-		out = append(out, discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: discoveryv1.EndpointConditions{Ready: e.Conditions.Ready}, Hostname: e.Hostname})
+		out = append(out, discoveryv1.Endpoint{Addresses: e.Addresses,
+			Conditions: discoveryv1.EndpointConditions{Ready: e.Conditions.Ready}, Hostname: e.Hostname})
 	}
 	return out
 }

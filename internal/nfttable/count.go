@@ -135,7 +135,8 @@ func CountRules(t Table) (map[string]int, error) {
 // countElements counts what is in a set or a map of a table.
 func countElements(t Table, set string) (int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
-		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET, nl.ZeroTerminated(set)))
+		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET,
+			nl.ZeroTerminated(set)))
 	if err != nil {
 		return 0, fmt.Errorf("listing the set %s of table %s: %w", set, t.Name, err)
 	}

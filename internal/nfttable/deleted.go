@@ -55,7 +55,8 @@ func listen() (int, error) {
 // deletes what is in it before. The byte is that of little-endian machines, which ours are.
 func onlyDeletions() []unix.SockFilter {
 	kinds := []uint32{
-		unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM, unix.NFT_MSG_DELOBJ, unix.NFT_MSG_DELFLOWTABLE,
+		unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM,
+		unix.NFT_MSG_DELOBJ, unix.NFT_MSG_DELFLOWTABLE,
 	}
 	out := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 4}}
 	for i, k := range kinds {

@@ -71,7 +71,8 @@ func (r *run) mount() {
 		}
 	}
 	if !m.shared {
-		r.warn("mount", fmt.Sprintf("the mount at %s is private, so volumes with mountPropagation do not reach the host", m.point), "mount --make-rshared /")
+		r.warn("mount", fmt.Sprintf("the mount at %s is private, so volumes with mountPropagation do not reach the host", m.point),
+			"mount --make-rshared /")
 		return
 	}
 	r.ok("mount", m.point+", shared, runs programs")
@@ -92,13 +93,16 @@ func (r *run) space() {
 	case s.Free < leastSpace:
 		r.fail("disk", found+": too little", "make room below "+r.DataDir+", or choose another folder with --data-dir")
 	case slices.Contains(remoteTypes, s.Type):
-		r.warn("disk", found+": a file system of another machine or program; the store's files belong on a disk of this one", "choose a folder on a local disk with --data-dir")
+		r.warn("disk", found+": a file system of another machine or program; the store's files belong on a disk of this one",
+			"choose a folder on a local disk with --data-dir")
 	case s.Type == "tmpfs":
 		r.warn("disk", found+": in memory, so the cluster is gone after a reboot", "choose a folder on a disk with --data-dir")
 	case s.Inodes > 0 && s.InodeFree < 50_000:
-		r.warn("disk", fmt.Sprintf("%s, but only %d inodes", found, s.InodeFree), "remove small files, or choose another folder with --data-dir")
+		r.warn("disk", fmt.Sprintf("%s, but only %d inodes", found, s.InodeFree),
+			"remove small files, or choose another folder with --data-dir")
 	case free < evictShare:
-		r.warn("disk", fmt.Sprintf("%s: below %d%% the kubelet removes images and then pods", found, int(evictShare*100)), "make room, or lower the bounds with --kubelet-arg eviction-hard=imagefs.available<5%,nodefs.available<5%")
+		r.warn("disk", fmt.Sprintf("%s: below %d%% the kubelet removes images and then pods", found, int(evictShare*100)),
+			"make room, or lower the bounds with --kubelet-arg eviction-hard=imagefs.available<5%,nodefs.available<5%")
 	case s.Free < goodSpace:
 		r.warn("disk", found+": little for images", "make room below "+r.DataDir)
 	default:
@@ -125,7 +129,8 @@ func (r *run) overlay() {
 		r.fail("overlayfs", found, "modprobe overlay; leave --snapshotter out, or choose a folder on ext4 or xfs with --data-dir")
 		return
 	case err != nil:
-		r.warn("overlayfs", found+", so image layers are copied for each container", "modprobe overlay, or choose a folder on ext4 or xfs with --data-dir")
+		r.warn("overlayfs", found+", so image layers are copied for each container", "modprobe overlay, or choose a folder on ext4 or "+
+			"xfs with --data-dir")
 		return
 	}
 	r.ok("overlayfs", "works on this disk")

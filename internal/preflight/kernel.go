@@ -55,18 +55,21 @@ func (r *run) namespaces() {
 		}
 	}
 	if len(missing) > 0 {
-		r.fail("namespaces", "the kernel has no "+strings.Join(missing, ", ")+" namespaces", "use a kernel with containers support (CONFIG_NAMESPACES and its parts)")
+		r.fail("namespaces", "the kernel has no "+strings.Join(missing, ", ")+" namespaces", "use a kernel with containers support "+
+			"(CONFIG_NAMESPACES and its parts)")
 		return
 	}
 	r.ok("namespaces", "net, mnt, pid, ipc, uts, cgroup")
 }
 
 // Bits of capabilities (capability(7)).
-var capabilities = map[string]uint{"CAP_NET_ADMIN": 12, "CAP_SYS_CHROOT": 18, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24, "CAP_MKNOD": 27}
+var capabilities = map[string]uint{"CAP_NET_ADMIN": 12, "CAP_SYS_CHROOT": 18, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
+	"CAP_SYS_RESOURCE": 24, "CAP_MKNOD": 27}
 
 func (r *run) rights() {
 	if !r.Root {
-		r.warn("rights", "this user is not root, so some things cannot be found out; coracle server itself runs as root", "run it with sudo")
+		r.warn("rights", "this user is not root, so some things cannot be found out; coracle server itself runs as root",
+			"run it with sudo")
 		return
 	}
 	effective, err := strconv.ParseUint(field(r.read("proc/self/status"), "CapEff"), 16, 64)
@@ -84,7 +87,8 @@ func (r *run) rights() {
 	case len(missing) > 0:
 		r.fail("rights", "root lacks "+strings.Join(missing, ", ")+" here", "this seems to be a container: make it a privileged one")
 	case effective&(1<<capabilities["CAP_SYS_RESOURCE"]) == 0:
-		r.warn("rights", "root lacks CAP_SYS_RESOURCE here: pods get by, but no pod can be shielded from the kernel when memory runs out", "nothing has to be done; a privileged container or a machine of its own has it")
+		r.warn("rights", "root lacks CAP_SYS_RESOURCE here: pods get by, but no pod can be shielded from the kernel when memory runs out",
+			"nothing has to be done; a privileged container or a machine of its own has it")
 	default:
 		r.ok("rights", "root with all capabilities that pods need")
 	}
@@ -102,7 +106,8 @@ func field(text, name string) string {
 
 func (r *run) devices() {
 	if !r.exists("dev/kmsg") {
-		r.fail("devices", "/dev/kmsg is missing; the kubelet reads it to learn of processes that the kernel killed", "in an LXC container: lxc.mount.entry = /dev/kmsg dev/kmsg none bind,optional,create=file")
+		r.fail("devices", "/dev/kmsg is missing; the kubelet reads it to learn of processes that the kernel killed",
+			"in an LXC container: lxc.mount.entry = /dev/kmsg dev/kmsg none bind,optional,create=file")
 		return
 	}
 	r.ok("devices", "/dev/kmsg")
@@ -116,7 +121,8 @@ func (r *run) limits() {
 		return
 	}
 	if instances < filewatch.Instances {
-		r.ok("limits", fmt.Sprintf("%d inotify instances; coracle raises that to %d when it starts, where the machine lets it", instances, filewatch.Instances))
+		r.ok("limits", fmt.Sprintf("%d inotify instances; coracle raises that to %d when it starts, where the machine lets it", instances,
+			filewatch.Instances))
 		return
 	}
 	r.ok("limits", fmt.Sprintf("%d inotify instances", instances))
@@ -125,7 +131,8 @@ func (r *run) limits() {
 func (r *run) clock() {
 	now := r.Now()
 	if now.Year() < 2025 {
-		r.fail("clock", "the clock says "+now.Format("2006-01-02")+", so certificates would not be valid", "set it (date -s), and let NTP or a clock chip keep it")
+		r.fail("clock", "the clock says "+now.Format("2006-01-02")+", so certificates would not be valid",
+			"set it (date -s), and let NTP or a clock chip keep it")
 		return
 	}
 	r.ok("clock", now.UTC().Format("2006-01-02 15:04 MST"))

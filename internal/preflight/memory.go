@@ -28,7 +28,8 @@ func (r *run) memory() {
 	case total < leastMemory:
 		r.fail("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
 	case allowed < total && allowed < goodMemory: // the service may run in another group than this command
-		r.warn("memory", "of "+found+" this command may use only "+limit.String(), fmt.Sprintf("let coracle run in a control group with at least %d MB", goodMemory))
+		r.warn("memory", "of "+found+" this command may use only "+limit.String(),
+			fmt.Sprintf("let coracle run in a control group with at least %d MB", goodMemory))
 	case total < goodMemory:
 		r.warn("memory", found+" leave little for pods", "set memory limits on pods; coracle itself takes about 200 MB")
 	default:
@@ -49,7 +50,8 @@ func (r *run) swap() {
 func (r *run) cgroups() {
 	if text := r.read("sys/fs/cgroup/cgroup.controllers"); text != "" {
 		have := strings.Fields(text)
-		r.controllers("control groups", "version 2", func(c string) bool { return slices.Contains(have, c) }, []string{"cpu", "memory", "pids"}, []string{"cpuset", "io"})
+		r.controllers("control groups", "version 2", func(c string) bool { return slices.Contains(have, c) },
+			[]string{"cpu", "memory", "pids"}, []string{"cpuset", "io"})
 		return
 	}
 	enabled := map[string]bool{}
@@ -59,11 +61,14 @@ func (r *run) cgroups() {
 		}
 	}
 	if len(enabled) == 0 {
-		r.fail("control groups", "none are mounted", "mount them: mount -t cgroup2 none /sys/fs/cgroup; most init systems do (Alpine: rc-update add cgroups)")
+		r.fail("control groups", "none are mounted", "mount them: mount -t cgroup2 none /sys/fs/cgroup; most init systems do (Alpine: "+
+			"rc-update add cgroups)")
 		return
 	}
-	if r.controllers("control groups", "version 1", func(c string) bool { return enabled[c] }, []string{"cpu", "cpuacct", "memory", "devices", "pids"}, []string{"cpuset"}) {
-		r.warn("control groups", "version 1, which works but is on its way out upstream", "boot with systemd.unified_cgroup_hierarchy=1, or a newer distribution, for version 2")
+	if r.controllers("control groups", "version 1", func(c string) bool { return enabled[c] },
+		[]string{"cpu", "cpuacct", "memory", "devices", "pids"}, []string{"cpuset"}) {
+		r.warn("control groups", "version 1, which works but is on its way out upstream", "boot with systemd.unified_cgroup_hierarchy=1, "+
+			"or a newer distribution, for version 2")
 	}
 }
 
@@ -82,11 +87,13 @@ func (r *run) controllers(name, version string, has func(string) bool, needed, u
 	}
 	switch {
 	case slices.Contains(missing, "memory"):
-		r.fail(name, version+" without "+strings.Join(missing, ", "), "add cgroup_enable=memory cgroup_memory=1 to the kernel's command line (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot")
+		r.fail(name, version+" without "+strings.Join(missing, ", "), "add cgroup_enable=memory cgroup_memory=1 to the kernel's command "+
+			"line (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot")
 	case len(missing) > 0:
 		r.fail(name, version+" without "+strings.Join(missing, ", "), "use a kernel that has them; in a container, pass them through")
 	case len(weak) > 0:
-		r.warn(name, version+" without "+strings.Join(weak, ", ")+"; what needs it does not work", "use a kernel that has them if pods are to be bound to cores or limited in disk traffic")
+		r.warn(name, version+" without "+strings.Join(weak, ", ")+"; what needs it does not work", "use a kernel that has them if pods "+
+			"are to be bound to cores or limited in disk traffic")
 	case version == "version 2":
 		r.ok(name, version)
 	default:

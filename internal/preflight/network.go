@@ -24,19 +24,24 @@ func (r *run) links() {
 		}
 	}
 	if len(missing) > 0 {
-		r.fail("interfaces", "the kernel cannot make "+strings.Join(missing, ", "), "load the modules: modprobe -a bridge veth; if they are missing, install the kernel's extra modules (linux-modules-extra, kernel-modules)")
+		r.fail("interfaces", "the kernel cannot make "+strings.Join(missing, ", "), "load the modules: modprobe -a bridge veth; if they "+
+			"are missing, install the kernel's extra modules (linux-modules-extra, kernel-modules)")
 		return
 	}
 	if err := r.Probe.Link("vxlan"); err != nil {
-		r.warn("interfaces", fmt.Sprintf("bridge and veth, but no vxlan (%v); clusters of several machines need it", err), "modprobe vxlan; if it is missing, install the kernel's extra modules (linux-modules-extra, on Raspberry Pi linux-modules-extra-raspi)")
+		r.warn("interfaces", fmt.Sprintf("bridge and veth, but no vxlan (%v); clusters of several machines need it", err),
+			"modprobe vxlan; if it is missing, install the kernel's extra modules (linux-modules-extra, on Raspberry Pi "+
+				"linux-modules-extra-raspi)")
 		return
 	}
 	r.ok("interfaces", "bridge, veth, vxlan")
 }
 
 // NFTablesAdvice is what helps where the kernel has no nftables, or too little of them.
-const NFTablesAdvice = "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq; if they are missing, install the kernel's extra modules, or another kernel (no nft or iptables program is needed). " +
-	"A cluster that leaves pods' network and Services to programs that do without nftables does not need them: --network-backend none and --disable-kube-proxy, on its first server"
+const NFTablesAdvice = "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq; if they are missing, install the kernel's extra " +
+	"modules, or another kernel (no nft or iptables program is needed). " +
+	"A cluster that leaves pods' network and Services to programs that do without nftables does not need them: --network-backend none " +
+	"and --disable-kube-proxy, on its first server"
 
 // WithoutNFTables says what is missing; err is Probe.NAT's.
 func WithoutNFTables(err error) string {
@@ -96,7 +101,8 @@ func (r *run) forwarding() {
 	}
 	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
 		if m, ok := parseMount(line); ok && m.point == "/proc/sys" && m.has("ro") {
-			r.fail("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods", "this seems to be a container: make it a privileged one")
+			r.fail("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods",
+				"this seems to be a container: make it a privileged one")
 			return
 		}
 	}
@@ -115,7 +121,8 @@ func (r *run) filters() {
 	found = r.Firewall.Concern(append(found, r.switchedOn(found)...))
 	switch {
 	case len(found) > 0:
-		r.warn("firewall", hostfirewall.Describe(found), "where the cluster is not let through yet: "+hostfirewall.Advice(found, r.Firewall))
+		r.warn("firewall", hostfirewall.Describe(found), "where the cluster is not let through yet: "+
+			hostfirewall.Advice(found, r.Firewall))
 	case !r.Root:
 		r.needsRoot("firewall")
 	default:
@@ -133,7 +140,8 @@ func (r *run) switchedOn(seen []hostfirewall.Chain) (out []hostfirewall.Chain) {
 		{hostfirewall.Firewalld, r.exists("run/firewalld.pid") || r.exists("run/firewalld")},
 	} {
 		if f.on && !slices.Contains(hostfirewall.Programs(seen), f.program) {
-			out = append(out, hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Input}, hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Forward})
+			out = append(out, hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Input},
+				hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Forward})
 		}
 	}
 	return out
@@ -156,7 +164,8 @@ func (r *run) routes() {
 			if ownDevice(route.Interface) || !n.Overlaps(route.Network) {
 				continue
 			}
-			r.fail("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network, route.Interface, n), "choose other networks with --cluster-cidr and --service-cidr")
+			r.fail("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network,
+				route.Interface, n), "choose other networks with --cluster-cidr and --service-cidr")
 			return
 		}
 	}

@@ -65,7 +65,8 @@ func (kernelProbe) NAT() error {
 			return err
 		}
 		t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "coracle-check"})
-		chain := c.AddChain(&nftables.Chain{Name: "post", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+		chain := c.AddChain(&nftables.Chain{Name: "post", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
+			Priority: nftables.ChainPriorityNATSource})
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
 		return c.Flush()
 	})
@@ -132,8 +133,10 @@ func (kernelProbe) Listen(p Port) error {
 
 // fileSystems are the magic numbers of statfs(2) that are worth a name.
 var fileSystems = map[int64]string{
-	0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs", 0x794c7630: "overlay", 0x6969: "nfs", 0xff534d42: "cifs", 0xfe534d42: "smb2",
-	0x01021997: "9p", 0x65735546: "fuse", 0x00c36400: "ceph", 0x2fc12fc1: "zfs", 0xf2f52010: "f2fs", 0x4d44: "vfat", 0x858458f6: "ramfs", 0xca451a4e: "bcachefs",
+	0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs", 0x794c7630: "overlay", 0x6969: "nfs", 0xff534d42: "cifs",
+	0xfe534d42: "smb2",
+	0x01021997: "9p", 0x65735546: "fuse", 0x00c36400: "ceph", 0x2fc12fc1: "zfs", 0xf2f52010: "f2fs", 0x4d44: "vfat", 0x858458f6: "ramfs",
+	0xca451a4e: "bcachefs",
 }
 
 func (kernelProbe) Space(path string) (Space, error) {
@@ -142,7 +145,8 @@ func (kernelProbe) Space(path string) (Space, error) {
 		return Space{}, err
 	}
 	size := uint64(st.Bsize)
-	s := Space{Type: fileSystems[int64(st.Type)&0xffffffff], Total: st.Blocks * size, Free: st.Bavail * size, Inodes: st.Files, InodeFree: st.Ffree}
+	s := Space{Type: fileSystems[int64(st.Type)&0xffffffff], Total: st.Blocks * size, Free: st.Bavail * size, Inodes: st.Files,
+		InodeFree: st.Ffree}
 	if s.Type == "" {
 		s.Type = fmt.Sprintf("file system %#x", st.Type)
 	}

@@ -143,7 +143,8 @@ func Parse(values map[string]string) (*S3, error) {
 // checkEndpoint does not repeat what may be a password.
 func checkEndpoint(text string) error {
 	if strings.Contains(text, "@") {
-		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", AccessKey, SecretKey)
+		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", AccessKey,
+			SecretKey)
 	}
 	u, err := url.Parse("https://" + text)
 	if err == nil && u.Host == text && u.Hostname() != "" && strings.HasPrefix(text, "[") == strings.Contains(u.Hostname(), ":") {

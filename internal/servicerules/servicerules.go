@@ -69,7 +69,8 @@ func remove(record, keep string) (string, error) {
 		}
 		take := removers[name]
 		if take == nil {
-			return name, fmt.Errorf("the Service proxy of another version left rules of the kind %q, which this one does not know: reboot to be rid of them", name)
+			return name, fmt.Errorf("the Service proxy of another version left rules of the kind %q, which this one does not know: "+
+				"reboot to be rid of them", name)
 		}
 		if err := take(); err != nil {
 			return name, fmt.Errorf("removing what the Service proxy made (%s): %w", name, err)

@@ -117,7 +117,8 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	majority := voters/2 + 1
 	spare := alive - majority
 	if len(silent) > 0 {
-		problem := fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network in between whole?", listOf(silent))
+		problem := fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network "+
+			"in between whole?", listOf(silent))
 		if alive >= majority { // without one nothing can be removed, and what helps is said below
 			problem += " If it will not come back: coracle member remove NAME"
 		}
@@ -132,7 +133,8 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 		problems = append(problems, problem)
 	}
 	if leader == "" && alive >= majority {
-		problems = append(problems, "the servers answer, but this one knows of no leader at this moment; that passes within a second or two. If it does not, they do not reach this one, or not one another: the line of its store may say why")
+		problems = append(problems, "the servers answer, but this one knows of no leader at this moment; that passes within a second or "+
+			"two. If it does not, they do not reach this one, or not one another: the line of its store may say why")
 	}
 	for _, s := range servers {
 		if s.Full {
@@ -143,12 +145,14 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	case voters == 0:
 		return "not known yet: this server has not heard of any", problems
 	case alive < majority:
-		return "none: the cluster stands still. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is lost. Bring back one of the others; "+
+		return "none: the cluster stands still. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is "+
+			"lost. Bring back one of the others; "+
 			"if none will come back: coracle store recover", alive, voters, work(stalled), majority), problems
 	case len(servers) == 1:
 		return "none: this is the only server. With three the cluster survives the loss of one: coracle token print --server", problems
 	case voters == 1 && len(servers) == 2:
-		return fmt.Sprintf("not that of %s, which alone has a vote. Add a third server and any one may fail: coracle token print --server", onlyVoter(servers)), problems
+		return fmt.Sprintf("not that of %s, which alone has a vote. Add a third server and any one may fail: coracle token print --server",
+			onlyVoter(servers)), problems
 	case spare <= 0:
 		return fmt.Sprintf("no further one: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
 	case spare == 1:
@@ -163,8 +167,10 @@ func reachedElsewhere(servers []ClusterServer) (out []ClusterServer, problems []
 	for i, s := range out {
 		if !s.Answers && len(s.ReachedBy) > 0 {
 			out[i].Answers = true
-			problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server, but %s can reach it: it works, and is to stay a member. "+
-				"The network between this machine and that one is not whole; check cables, switches and firewalls between them", s.Name, listOf(s.ReachedBy)))
+			problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server, but %s can reach it: it works, and "+
+				"is to stay a member. "+
+				"The network between this machine and that one is not whole; check cables, switches and firewalls between them", s.Name,
+				listOf(s.ReachedBy)))
 		}
 	}
 	return out, problems

@@ -87,7 +87,9 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 			return nil, err
 		}
 		if !bytes.Equal(want, a.MAC) { // nothing here is worth timing: the server has seen the proof already
-			return nil, fmt.Errorf("the server at %s does not know the token itself: it is none of the cluster's. Nothing was taken from it", q.Address)
+			return nil,
+				fmt.Errorf("the server at %s does not know the token itself: it is none of the cluster's. Nothing was taken from it",
+					q.Address)
 		}
 	}
 	return a, v.sameRoot(a.ServerCA)
@@ -185,11 +187,13 @@ func explainHandshake(address string, err error) error {
 	case errors.Is(err, errNoServer):
 		return fmt.Errorf("what answers at %s %w", address, err)
 	case strings.Contains(err.Error(), "no application protocol"): // crypto/tls has no type for a received alert
-		return fmt.Errorf("what answers at %s %w: it speaks TLS, but does not know how machines join. Is it another kind of cluster?", address, errNoServer)
+		return fmt.Errorf("what answers at %s %w: it speaks TLS, but does not know how machines join. Is it another kind of cluster?",
+			address, errNoServer)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("what answers at %s %w: it does not speak TLS", address, errNoServer)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("%w at %s, though a machine is there: it takes the connection and closes it, as a node does that reaches no server itself, "+
+		return fmt.Errorf("%w at %s, though a machine is there: it takes the connection and closes it, as a node does that reaches no "+
+			"server itself, "+
 			"or a server that is just starting or stopping: %w", ErrUnreachable, address, err)
 	}
 	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)

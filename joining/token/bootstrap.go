@@ -68,15 +68,18 @@ func Create(ctx context.Context, c kubernetes.Interface, o CreateOptions) (Boots
 	}
 	m := bootstrapForm.FindStringSubmatch(o.Token)
 	if m == nil {
-		return Bootstrap{}, errors.New("a token that expires has the form <6 characters>.<16 characters> of a-z and 0-9, for example 07401b.f395accd246ae52d")
+		return Bootstrap{}, errors.New("a token that expires has the form <6 characters>.<16 characters> of a-z and 0-9, for example " +
+			"07401b.f395accd246ae52d")
 	}
-	b := Bootstrap{ID: m[1], Secret: m[2], Description: o.Description, Usages: slices.Clone(api.KnownTokenUsages), Groups: []string{NodeGroup}}
+	b := Bootstrap{ID: m[1], Secret: m[2], Description: o.Description, Usages: slices.Clone(api.KnownTokenUsages),
+		Groups: []string{NodeGroup}}
 	if o.TTL > 0 {
 		b.Expires = o.Now.Add(o.TTL).UTC().Truncate(time.Second)
 	}
 	_, err := c.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, b.secret(), metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		return Bootstrap{}, fmt.Errorf("a token with the id %s exists; delete it first (coracle token delete %s) or choose another id", b.ID, b.ID)
+		return Bootstrap{}, fmt.Errorf("a token with the id %s exists; delete it first (coracle token delete %s) or choose another id",
+			b.ID, b.ID)
 	}
 	if err != nil {
 		return Bootstrap{}, fmt.Errorf("storing the token: %w", err)
@@ -159,7 +162,8 @@ func (b Bootstrap) secret() *corev1.Secret {
 
 func fromSecret(s *corev1.Secret) (Bootstrap, bool) {
 	get := func(k string) string { return string(s.Data[k]) }
-	b := Bootstrap{ID: get(api.BootstrapTokenIDKey), Secret: get(api.BootstrapTokenSecretKey), Description: get(api.BootstrapTokenDescriptionKey)}
+	b := Bootstrap{ID: get(api.BootstrapTokenIDKey), Secret: get(api.BootstrapTokenSecretKey),
+		Description: get(api.BootstrapTokenDescriptionKey)}
 	if s.Name != util.BootstrapTokenSecretName(b.ID) || !bootstrapForm.MatchString(b.ID+"."+b.Secret) {
 		return Bootstrap{}, false
 	}

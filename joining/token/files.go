@@ -106,8 +106,9 @@ func (o Options) read(path string, role Role) (Token, error) {
 		return Token{}, fmt.Errorf("%s holds a token for another role (%s)", path, t.Role)
 	}
 	if t.VerifyCA(o.Root) != nil {
-		return Token{}, fmt.Errorf("%w: %s names another certificate authority than this server has, so files of two clusters are mixed in "+
-			"its folder. Nothing was changed", ErrOtherCluster, path)
+		return Token{},
+			fmt.Errorf("%w: %s names another certificate authority than this server has, so files of two clusters are mixed in "+
+				"its folder. Nothing was changed", ErrOtherCluster, path)
 	}
 	t.Role, t.CAHash = role, Hash(o.Root)
 	return t, nil

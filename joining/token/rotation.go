@@ -57,7 +57,8 @@ func (r Rotation) Next(s Set) (Token, error) {
 			return Token{}, fmt.Errorf("--token: %w", err)
 		}
 		if old.Secret != now.Secret || old.Role != "" && old.Role != now.Role || old.CAHash != "" && old.CAHash != now.CAHash {
-			return Token{}, fmt.Errorf("--token: that is not the cluster's token for the role %q now; nothing was changed. `coracle token print` shows it", r.Role)
+			return Token{}, fmt.Errorf("--token: that is not the cluster's token for the role %q now; nothing was changed. `coracle "+
+				"token print` shows it", r.Role)
 		}
 	}
 	next := Token{CAHash: now.CAHash, Role: now.Role}
@@ -73,13 +74,15 @@ func (r Rotation) Next(s Set) (Token, error) {
 	case given.Role == RoleBootstrap:
 		return Token{}, errors.New("--new-token: a cluster's own token cannot have the form of one that expires; nothing was changed")
 	case given.Role != "" && given.Role != now.Role:
-		return Token{}, fmt.Errorf("--new-token: that is a token for the role %q, and one for %q is replaced; nothing was changed", given.Role, now.Role)
+		return Token{}, fmt.Errorf("--new-token: that is a token for the role %q, and one for %q is replaced; nothing was changed",
+			given.Role, now.Role)
 	case given.CAHash != "" && given.CAHash != now.CAHash:
 		return Token{}, fmt.Errorf("--new-token: %w; nothing was changed", ErrOtherCluster)
 	case given.Secret == now.Secret:
 		return Token{}, errors.New("--new-token: that is the token that works now; nothing was changed")
 	case given.Secret == other.Secret:
-		return Token{}, errors.New("--new-token: the server token and the agent token cannot be the same: whoever may add a node could then take over the cluster. Nothing was changed")
+		return Token{}, errors.New("--new-token: the server token and the agent token cannot be the same: whoever may add a node could " +
+			"then take over the cluster. Nothing was changed")
 	}
 	next.Secret = given.Secret
 	return next, nil

@@ -105,10 +105,12 @@ func Parse(s string) (Token, error) {
 		var hash string
 		hash, rest, _ = strings.Cut(strings.TrimPrefix(s, prefix), separator)
 		if t.CAHash = strings.ToLower(hash); !hashForm.MatchString(t.CAHash) {
-			return Token{}, fmt.Errorf("the token's hash has %d characters and should be 64 hex digits: was it cut off when copied?", len(hash))
+			return Token{}, fmt.Errorf("the token's hash has %d characters and should be 64 hex digits: was it cut off when copied?",
+				len(hash))
 		}
 	case strings.HasPrefix(s, "K10") && strings.Contains(s, separator):
-		return Token{}, errors.New("this is a token of a k3s cluster, and this is Coracle: `coracle token` on a server prints the right one")
+		return Token{},
+			errors.New("this is a token of a k3s cluster, and this is Coracle: `coracle token` on a server prints the right one")
 	case seemsTruncated(s):
 		return Token{}, fmt.Errorf("the token starts like one of Coracle but has no %q part: was it cut off when copied?", separator)
 	}
@@ -119,7 +121,8 @@ func Parse(s string) (Token, error) {
 	role, secret, found := strings.Cut(rest, ":")
 	if !found {
 		if t.CAHash != "" {
-			return Token{}, fmt.Errorf("the token does not say what it is for: %q should be followed by server:, agent: or an id and a dot", separator)
+			return Token{}, fmt.Errorf("the token does not say what it is for: %q should be followed by server:, agent: or an id and a dot",
+				separator)
 		}
 		secret = rest
 	} else if t.Role = Role(role); t.Role != RoleServer && t.Role != RoleAgent {

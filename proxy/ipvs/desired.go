@@ -150,7 +150,8 @@ func (v View) serve(p *part, svc *ServicePort, k Key, t target) *candidate {
 		o = &candidate{}
 		p.candidates = append(p.candidates, o)
 	}
-	*o = candidate{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}, local: !v.Elsewhere[k.Addr]}
+	*o = candidate{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals},
+		local: !v.Elsewhere[k.Addr]}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
 		o.server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}

@@ -34,7 +34,8 @@ func ensureDevice() (netlink.Link, error) {
 		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
-		if err := errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone), netlink.LinkSetUp(link)); err != nil {
+		if err := errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone),
+			netlink.LinkSetUp(link)); err != nil {
 			return nil, fmt.Errorf("setting the device %s up: %w", servicerules.IPVSDevice, err)
 		}
 	}

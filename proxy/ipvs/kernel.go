@@ -77,8 +77,10 @@ func openKernel(family corev1.IPFamily) (*kernel, error) {
 func (k *kernel) close() { k.h.Close() }
 
 var (
-	protocols     = map[corev1.Protocol]uint16{corev1.ProtocolTCP: unix.IPPROTO_TCP, corev1.ProtocolUDP: unix.IPPROTO_UDP, corev1.ProtocolSCTP: unix.IPPROTO_SCTP}
-	protocolNames = map[uint16]corev1.Protocol{unix.IPPROTO_TCP: corev1.ProtocolTCP, unix.IPPROTO_UDP: corev1.ProtocolUDP, unix.IPPROTO_SCTP: corev1.ProtocolSCTP}
+	protocols = map[corev1.Protocol]uint16{corev1.ProtocolTCP: unix.IPPROTO_TCP, corev1.ProtocolUDP: unix.IPPROTO_UDP,
+		corev1.ProtocolSCTP: unix.IPPROTO_SCTP}
+	protocolNames = map[uint16]corev1.Protocol{unix.IPPROTO_TCP: corev1.ProtocolTCP, unix.IPPROTO_UDP: corev1.ProtocolUDP,
+		unix.IPPROTO_SCTP: corev1.ProtocolSCTP}
 )
 
 // ErrLost says that IPVS was there and is there no more: another program has removed all virtual servers, which hold
@@ -127,7 +129,8 @@ func (k *kernel) service(key Key, s Server) *moby.Service {
 
 func (k *kernel) real(a netip.AddrPort, weight int) *moby.Destination {
 	return &moby.Destination{
-		Address: net.IP(a.Addr().AsSlice()), Port: a.Port(), Weight: weight, AddressFamily: k.family, ConnectionFlags: moby.ConnectionFlagMasq,
+		Address: net.IP(a.Addr().AsSlice()), Port: a.Port(), Weight: weight, AddressFamily: k.family,
+		ConnectionFlags: moby.ConnectionFlagMasq,
 	}
 }
 
@@ -178,7 +181,8 @@ func (k *kernel) AddReal(key Key, a netip.AddrPort) error {
 }
 
 func (k *kernel) SetWeight(key Key, a netip.AddrPort, weight int) error {
-	return wrap(k.h.UpdateDestination(k.service(key, Server{}), k.real(a, weight)), "giving %s of the virtual server %s weight %d", a, key, weight)
+	return wrap(k.h.UpdateDestination(k.service(key, Server{}), k.real(a, weight)), "giving %s of the virtual server %s weight %d", a, key,
+		weight)
 }
 
 func (k *kernel) DeleteReal(key Key, a netip.AddrPort) error {

@@ -48,7 +48,8 @@ func (t touched) member(m member) {
 
 func newLedger() *ledger {
 	return &ledger{
-		parts: map[upstream.ServicePortName]*part{}, state: newDesiredState(), candidates: map[Key][]*part{}, addresses: map[netip.Addr]int{}, members: map[member]int{},
+		parts: map[upstream.ServicePortName]*part{}, state: newDesiredState(), candidates: map[Key][]*part{},
+		addresses: map[netip.Addr]int{}, members: map[member]int{},
 	}
 }
 
@@ -75,7 +76,8 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 
 // alike says whether all but Services and endpoints is the same.
 func (v View) equal(w View) bool {
-	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) && slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Elsewhere, w.Elsewhere)
+	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) &&
+		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Elsewhere, w.Elsewhere)
 }
 
 // replace puts in the part of a Service port in the place of its last one; nil is none.
@@ -161,7 +163,8 @@ func (l *ledger) leave(all members) {
 func (l *ledger) written() { l.touched = touched{map[Key]bool{}, map[member]bool{}} }
 
 func compareParts(a, b *part) int {
-	return cmp.Or(cmp.Compare(a.name.Namespace, b.name.Namespace), cmp.Compare(a.name.Name, b.name.Name), cmp.Compare(a.name.Port, b.name.Port), cmp.Compare(a.name.Protocol, b.name.Protocol))
+	return cmp.Or(cmp.Compare(a.name.Namespace, b.name.Namespace), cmp.Compare(a.name.Name, b.name.Name),
+		cmp.Compare(a.name.Port, b.name.Port), cmp.Compare(a.name.Protocol, b.name.Protocol))
 }
 
 // retain notes one more who wants something. What is wanted once is in has alone.

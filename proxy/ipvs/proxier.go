@@ -108,7 +108,8 @@ func New(o Options) (*Proxier, error) {
 
 // family is nil where the cluster has no pods of it.
 func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
-	f := &family{name: name, netlink: netlink.FAMILY_V4, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{}, conntrack: conntrack.New()}
+	f := &family{name: name, netlink: netlink.FAMILY_V4, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{},
+		conntrack: conntrack.New()}
 	nftFamily := knftables.IPv4Family
 	f.rules.view.family = rules4
 	if name == corev1.IPv6Protocol {
@@ -229,7 +230,8 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 
 func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Addr]bool) View {
 	v := View{
-		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: map[netip.Addr]bool{}, Scheduler: p.o.Scheduler,
+		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: map[netip.Addr]bool{},
+		Scheduler: p.o.Scheduler,
 	}
 	elsewhere := func(a netip.Addr) {
 		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another
@@ -307,7 +309,8 @@ func (f *family) after(o Options, all bool) {
 	if o.Health != nil {
 		o.Health.Updated(f.name)
 	}
-	if err := errors.Join(f.health.SyncServices(f.services.HealthCheckNodePorts()), f.health.SyncEndpoints(f.endpoints.LocalReadyEndpoints())); err != nil {
+	if err := errors.Join(f.health.SyncServices(f.services.HealthCheckNodePorts()),
+		f.health.SyncEndpoints(f.endpoints.LocalReadyEndpoints())); err != nil {
 		o.Logger.Error(err, "Not all health check node ports answer", "family", f.name)
 	}
 	if f.stale {

@@ -30,7 +30,8 @@ const (
 	setKept       = "external-local"    // clients keep their address, but for this node
 )
 
-var setNames = []string{setClusterIPs, setMasquerade, setShortcut, setDropped, setGuarded, setAllowed, setAddresses, setPorts, setHairpin, setKept}
+var setNames = []string{setClusterIPs, setMasquerade, setShortcut, setDropped, setGuarded, setAllowed, setAddresses, setPorts, setHairpin,
+	setKept}
 
 // masqueradeMark is upstream's bit, so that other rules that know it go on to do so.
 const masqueradeMark = "0x4000"
@@ -55,7 +56,8 @@ type ruleView struct {
 func (v ruleView) sets() []knftables.Object {
 	key := v.family.addr + " . inet_proto . inet_service"
 	types := map[string]string{
-		setClusterIPs: v.family.addr, setAddresses: v.family.addr, setMasquerade: key, setDropped: key, setGuarded: key, setPorts: key, setKept: key,
+		setClusterIPs: v.family.addr, setAddresses: v.family.addr, setMasquerade: key, setDropped: key, setGuarded: key, setPorts: key,
+		setKept:    key,
 		setAllowed: key + " . " + v.family.addr, setHairpin: v.family.addr + " . " + key,
 	}
 	var out []knftables.Object

@@ -88,16 +88,20 @@ func (s *substitutes) report(log klog.Logger, node string, families []*family) {
 			}
 		}
 	}
-	const missing = "; " + DefaultScheduler + " stands in for it. Load the module: coracle takes it when it starts, and else within the hour"
+	const missing = "; " + DefaultScheduler +
+		" stands in for it. Load the module: coracle takes it when it starts, and else within the hour"
 	for name, scheduler := range now {
 		switch {
 		case s.logged[name] == scheduler:
 		case name == types.NamespacedName{}:
-			log.Info("This kernel lacks the scheduler that --ipvs-scheduler names"+missing, "scheduler", scheduler, "module", "ip_vs_"+scheduler)
+			log.Info("This kernel lacks the scheduler that --ipvs-scheduler names"+missing, "scheduler", scheduler, "module",
+				"ip_vs_"+scheduler)
 		case lacking[scheduler]:
-			log.Info("This kernel lacks the scheduler that a Service asks for"+missing, "service", name, "scheduler", scheduler, "module", "ip_vs_"+scheduler)
+			log.Info("This kernel lacks the scheduler that a Service asks for"+missing, "service", name, "scheduler", scheduler, "module",
+				"ip_vs_"+scheduler)
 		default:
-			log.Info("A Service asks for a scheduler that does not exist; it has the node's", "service", name, "scheduler", fmt.Sprintf("%.20s", scheduler),
+			log.Info("A Service asks for a scheduler that does not exist; it has the node's", "service", name, "scheduler",
+				fmt.Sprintf("%.20s", scheduler),
 				"node", node, "schedulers", Schedulers)
 		}
 	}

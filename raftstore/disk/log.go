@@ -315,7 +315,8 @@ func (l *Log) cut(from uint64) error {
 	if err != nil {
 		return err
 	}
-	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.end, batch: tail.batch + 1}
+	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.end,
+		batch: tail.batch + 1}
 	b := r.encode(nil)
 	if err := l.append(tail, b); err != nil {
 		return err

@@ -308,7 +308,8 @@ func (w *snapshotWriter) Close() error {
 		return fmt.Errorf("complete snapshot %s: %w", w.id, err)
 	}
 	if err := w.store.removeOlder(w.id); err != nil { // raft must not hear of it: the snapshot is complete
-		w.store.log.Warn("an older snapshot of the store could not be removed; the next snapshot tries again", "dir", w.store.dir, "err", err)
+		w.store.log.Warn("an older snapshot of the store could not be removed; the next snapshot tries again", "dir", w.store.dir, "err",
+			err)
 	}
 	return nil
 }

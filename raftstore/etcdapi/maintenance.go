@@ -58,7 +58,8 @@ func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 			return nil, rpctypes.ErrGRPCNoSpace
 		}
 	default:
-		return nil, status.Error(codes.Unimplemented, "raftstore: alarms are not set from here: the one for lack of space follows the disk and the quota")
+		return nil, status.Error(codes.Unimplemented, "raftstore: alarms are not set from here: the one for lack of space follows the "+
+			"disk and the quota")
 	}
 	return resp, nil
 }

@@ -73,7 +73,8 @@ func (k kv) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.Call
 
 // RangeStream gives the whole answer as one chunk: nothing is copied, so there
 // is nothing to save by cutting it up.
-func (k kv) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
+func (k kv) RangeStream(ctx context.Context, r *pb.RangeRequest,
+	_ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	if err := etcdapi.CheckRangeStream(r); err != nil {
 		return nil, err
 	}

@@ -33,7 +33,8 @@ func (l lease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest, _ ...g
 	return l.api.LeaseRevoke(ctx, r)
 }
 
-func (l lease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest, _ ...grpc.CallOption) (*pb.LeaseTimeToLiveResponse, error) {
+func (l lease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest,
+	_ ...grpc.CallOption) (*pb.LeaseTimeToLiveResponse, error) {
 	if err := leaderIfRequired(ctx, l.api); err != nil {
 		return nil, err
 	}
@@ -47,7 +48,8 @@ func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...g
 	return l.api.LeaseLeases(ctx, r)
 }
 
-func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse], error) {
+func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest,
+	pb.LeaseKeepAliveResponse], error) {
 	// One message may wait: the client sends without receiving.
 	k := &keepAliveStream{api: l.api, ctx: ctx, requests: make(chan *pb.LeaseKeepAliveRequest, 1)}
 	if requiresLeader(ctx) {

@@ -82,8 +82,10 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // labelled are the metrics with labels; the first three are always 1.
 var labelled = []*prometheus.Desc{
-	desc("etcd_server_version", "Which version of etcd's contract is served. 1 for 'server_version' label with current version.", "server_version"),
-	desc("etcd_server_go_version", "Which Go version server is running with. 1 for 'server_go_version' label with current version.", "server_go_version"),
+	desc("etcd_server_version", "Which version of etcd's contract is served. 1 for 'server_version' label with current version.",
+		"server_version"),
+	desc("etcd_server_go_version", "Which Go version server is running with. 1 for 'server_go_version' label with current version.",
+		"server_go_version"),
 	desc("etcd_server_id", "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.", "server_id"),
 	desc("coracle_store_writes_refused", "Whether new writes are refused for this reason. 1 is refused, 0 is not.", "reason"),
 	peerSent, peerReceived, peerFailures, peerContact, peerRTT,
@@ -93,6 +95,7 @@ var (
 	peerSent     = desc("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to peers.", "To")
 	peerReceived = desc("etcd_network_peer_received_bytes_total", "The total number of bytes received from peers.", "From")
 	peerFailures = desc("etcd_network_peer_sent_failures_total", "The total number of send failures to peers.", "To")
-	peerContact  = desc("coracle_store_peer_contact_timestamp_seconds", "When the peer last answered, in seconds since 1970; 0 if never.", "To")
-	peerRTT      = desc("etcd_network_peer_round_trip_time_seconds", "Round-Trip-Time histogram between peers.", "To")
+	peerContact  = desc("coracle_store_peer_contact_timestamp_seconds", "When the peer last answered, in seconds since 1970; 0 if never.",
+		"To")
+	peerRTT = desc("etcd_network_peer_round_trip_time_seconds", "Round-Trip-Time histogram between peers.", "To")
 )

@@ -18,7 +18,8 @@ var durations = []struct {
 		func(c *Counters) *Histogram { return c.LogFlush },
 	},
 	{
-		desc("etcd_debugging_snap_save_total_duration_seconds", "How long it takes to write a snapshot, this server's own or one from the leader."),
+		desc("etcd_debugging_snap_save_total_duration_seconds", "How long it takes to write a snapshot, this server's own or one from "+
+			"the leader."),
 		func(c *Counters) *Histogram { return c.SnapshotSave },
 	},
 	{
@@ -97,7 +98,8 @@ var numbers = []struct {
 		func(s *Sample, _ *Counters) float64 { return float64(s.Term) }},
 	{desc("coracle_store_leases", "How many leases there are."), gauge,
 		func(s *Sample, _ *Counters) float64 { return float64(s.Leases) }},
-	{desc("coracle_store_read_index_rounds_total", "How often the right to serve reads was confirmed; many reads share one round."), counter,
+	{desc("coracle_store_read_index_rounds_total", "How often the right to serve reads was confirmed; many reads share one round."),
+		counter,
 		func(s *Sample, _ *Counters) float64 { return float64(s.ReadRounds) }},
 	{desc("coracle_store_forwarded_writes_total", "How often writes were passed on to the leader; many share one call."), counter,
 		func(s *Sample, _ *Counters) float64 { return float64(s.ForwardedWrites) }},
@@ -113,7 +115,8 @@ var numbers = []struct {
 		func(s *Sample, _ *Counters) float64 { return float64(s.LogSize) }},
 	{desc("coracle_store_snapshot_size_bytes", "Size of the newest snapshot."), gauge,
 		func(s *Sample, _ *Counters) float64 { return float64(s.SnapshotSize) }},
-	{desc("coracle_store_snapshot_timestamp_seconds", "When the newest snapshot was taken, in seconds since 1970; 0 if there is none."), gauge,
+	{desc("coracle_store_snapshot_timestamp_seconds", "When the newest snapshot was taken, in seconds since 1970; 0 if there is none."),
+		gauge,
 		func(s *Sample, _ *Counters) float64 { return seconds(s.SnapshotTime) }},
 	{desc("coracle_store_snapshot_bytes_total", "Total number of bytes written as snapshots."), counter,
 		func(_ *Sample, c *Counters) float64 { return float64(c.SnapshotBytes.Load()) }},

@@ -26,7 +26,8 @@ var (
 	ErrStale = status.Error(codes.Aborted, "coracle: the write was repeated after its answer was given up, and this attempt was not done")
 	// ErrForgotten is the answer to the repeat of a command that was run, and
 	// whose answer was too large to be remembered.
-	ErrForgotten = status.Error(codes.Unavailable, "coracle: the write was done at an earlier attempt, but its answer was too large to be kept")
+	ErrForgotten = status.Error(codes.Unavailable,
+		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept")
 
 	errSessionName = status.Error(codes.InvalidArgument, "coracle: a session needs the name of its server, of at most 1024 bytes")
 )

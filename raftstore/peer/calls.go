@@ -201,7 +201,8 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	}
 	switch code := status.Code(err); {
 	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:
-		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was given up; whether %s was handled is unknown", address, method)
+		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was given up; whether %s was handled is unknown",
+			address, method)
 	case code == codes.Unavailable:
 		if p := c.peer.Load(); p != nil {
 			p.fail(address, err)

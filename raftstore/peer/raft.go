@@ -140,7 +140,8 @@ func (t *Transport) heard(rpc raft.RPC) {
 }
 
 // AppendEntries sends entries or a heartbeat and waits for the answer.
-func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *raft.AppendEntriesRequest,
+	resp *raft.AppendEntriesResponse) error {
 	if err := t.withheld(); err != nil {
 		return err
 	}
@@ -208,7 +209,8 @@ func heartbeat(r *raft.AppendEntriesRequest) bool {
 }
 
 // RequestVote asks for a vote.
-func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestVoteRequest,
+	resp *raft.RequestVoteResponse) error {
 	if err := t.withheld(); err != nil {
 		return err
 	}
@@ -218,7 +220,8 @@ func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *ra
 }
 
 // RequestPreVote asks whether a vote would be given.
-func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestPreVoteRequest,
+	resp *raft.RequestPreVoteResponse) error {
 	if err := t.withheld(); err != nil {
 		return err
 	}
@@ -261,7 +264,8 @@ func (t *Transport) standNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNow
 }
 
 // InstallSnapshot streams a snapshot. It may take as long as it makes progress.
-func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args *raft.InstallSnapshotRequest,
+	resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if err := t.withheld(); err != nil {
 		return err
 	}

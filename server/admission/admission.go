@@ -219,7 +219,8 @@ func (a *Admission) settings(ctx context.Context, client kubernetes.Interface) (
 // checkNode refuses a node that cannot be one. before are the addresses of the server whose place it takes.
 func (a *Admission) checkNode(n protocol.Node, before []netip.Addr) error {
 	if len(n.Password) < minPassword {
-		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
+		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password),
+			minPassword)
 	}
 	return a.checkNames(n, before)
 }
@@ -233,23 +234,28 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 		return protocol.Refuse(protocol.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
 	}
 	if len(n.Addresses) < 1 || len(n.Addresses) > 2 || len(n.Addresses) == 2 && n.Addresses[0].Is4() == n.Addresses[1].Is4() {
-		return protocol.Refuse(protocol.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
+		return protocol.Refuse(protocol.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip",
+			len(n.Addresses))
 	}
 	if len(n.External) > 2 {
-		return protocol.Refuse(protocol.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
+		return protocol.Refuse(protocol.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with "+
+			"--node-external-ip", len(n.External))
 	}
 	servers := slices.DeleteFunc(a.o.Servers(), func(ip netip.Addr) bool { return slices.Contains(before, ip) })
 	for _, ip := range slices.Concat(n.Addresses, n.External) {
-		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.o.Serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
+		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.o.Serving.IPs,
+			func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
 		inside := slices.ContainsFunc(a.o.Networks, func(c netip.Prefix) bool { return c.Contains(ip) })
 		switch {
 		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
 		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
-			return protocol.Refuse(protocol.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another "+
+				"with --node-ip", ip)
 		case taken:
 			return protocol.Refuse(protocol.CodeAddress, "%s is the address of a server; give this machine's with --node-ip", ip)
 		case inside:
-			return protocol.Refuse(protocol.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own address with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own "+
+				"address with --node-ip", ip)
 		}
 	}
 	return nil

@@ -46,16 +46,19 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 		if err := mayTakeAddress(n, node, m); err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return roster.HasAddress(n, ip) }); i >= 0 && roster.Lives(n) {
+		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return roster.HasAddress(n, ip) }); i >= 0 &&
+			roster.Lives(n) {
 			ip := m.Node.Addresses[i]
 			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
 				return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
 			}
-			return protocol.Refuse(protocol.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
+			return protocol.Refuse(protocol.CodeAddress,
+				"%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
 		}
 	}
 	if m.Joined && node == nil {
-		return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
+		return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token",
+			m.Node.Name)
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	have, err := secrets.Get(ctx, m.Node.Name+roster.RegistrationSuffix, metav1.GetOptions{})
@@ -68,7 +71,8 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 	if err := mayMoveTo(m, node, have); err != nil {
 		return err
 	}
-	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !roster.HasAddress(node, ip) })
+	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External),
+		func(ip netip.Addr) bool { return !roster.HasAddress(node, ip) })
 	want := a.newRegistration(m.Node)
 	if m.Joined { // it shows no token
 		if delete(want.Data, roster.RegistrationToken); have != nil {
@@ -76,7 +80,8 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 		}
 	}
 	known := have != nil && subtle.ConstantTimeCompare(have.Data[roster.RegistrationHash], want.Data[roster.RegistrationHash]) == 1
-	same := have != nil && bytes.Equal(have.Data[roster.RegistrationAddresses], want.Data[roster.RegistrationAddresses]) && bytes.Equal(have.Data[roster.RegistrationExternal], want.Data[roster.RegistrationExternal])
+	same := have != nil && bytes.Equal(have.Data[roster.RegistrationAddresses], want.Data[roster.RegistrationAddresses]) &&
+		bytes.Equal(have.Data[roster.RegistrationExternal], want.Data[roster.RegistrationExternal])
 	if known && registered && same {
 		return nil
 	}
@@ -100,9 +105,11 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 func (a *Admission) newRegistration(n protocol.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + roster.RegistrationSuffix, Labels: map[string]string{roster.ManagedBy: "coracle"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + roster.RegistrationSuffix,
+			Labels: map[string]string{roster.ManagedBy: "coracle"}},
 		Data: map[string][]byte{
-			roster.RegistrationHash: []byte(hex.EncodeToString(sum[:])), roster.RegistrationSince: []byte(a.now()), roster.RegistrationToken: []byte(a.now()),
+			roster.RegistrationHash: []byte(hex.EncodeToString(sum[:])), roster.RegistrationSince: []byte(a.now()),
+			roster.RegistrationToken:     []byte(a.now()),
 			roster.RegistrationAddresses: roster.JoinAddresses(n.Addresses), roster.RegistrationExternal: roster.JoinAddresses(n.External),
 		},
 	}
@@ -119,7 +126,8 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if roster.HasAddress(silent, ip) && !roster.HasAddress(own, ip) && ip != m.From {
-			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which does not answer. This machine gets it when it asks for it from that address, "+
+			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which does not answer. This machine gets "+
+				"it when it asks for it from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
 		}
 	}
@@ -140,7 +148,8 @@ func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error 
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !roster.HasAddress(own, ip)) {
-			return protocol.Refuse(protocol.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). With its certificate alone a node gets no address that it "+
+			return protocol.Refuse(protocol.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). "+
+				"With its certificate alone a node gets no address that it "+
 				"does not show to have; with a token that works it does", ip, m.Node.Name, m.From)
 		}
 	}
@@ -157,7 +166,8 @@ func writeRegistration(ctx context.Context, secrets corev1client.SecretInterface
 		have, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
 	}
 	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
-		return nil, protocol.Refuse(protocol.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, roster.RegistrationSuffix))
+		return nil, protocol.Refuse(protocol.CodeBusy, "another machine is joining under the name %s at this moment",
+			strings.TrimSuffix(want.Name, roster.RegistrationSuffix))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeping the node's password: %w", err)
@@ -185,7 +195,8 @@ func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interfac
 		}
 		for _, ip := range roster.SplitAddresses(other.Data[roster.RegistrationAddresses]) {
 			if slices.Contains(ips, ip) {
-				return protocol.Refuse(protocol.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
+				return protocol.Refuse(protocol.CodeBusy, "another machine has just joined with the address %s, as the node %s; each "+
+					"machine has its own (--node-ip)",
 					ip, strings.TrimSuffix(other.Name, roster.RegistrationSuffix))
 			}
 		}
@@ -206,7 +217,8 @@ func earlier(a, b *corev1.Secret) bool {
 // was is dead, or is gone for good. Only who has the token of servers takes the place of a server.
 func (a *Admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
 	taken := func(why string) error {
-		return protocol.Refuse(protocol.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
+		return protocol.Refuse(protocol.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, "+
+			"if this machine takes the place of "+
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {

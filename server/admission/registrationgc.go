@@ -95,7 +95,8 @@ func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 			continue
 		}
 		// Only as it was seen: the machine may come back at this moment.
-		err := secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
+		err := secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID,
+			ResourceVersion: &s.ResourceVersion}})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return fmt.Errorf("removing the Secret %s: %w", name, err)
 		}

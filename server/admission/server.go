@@ -34,7 +34,8 @@ func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	}
 	members := a.o.Members()
 	if len(members) >= MaxServers {
-		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
+		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and "+
+			"nothing safer. Join as an agent, or "+
 			"remove a server that is gone", len(members), MaxServers)
 	}
 	if m.Node.Name != "" {

@@ -47,7 +47,8 @@ func ownBootstrapHooks(c *genericapiserver.Config, rbac bool, logger *slog.Logge
 }
 
 // untilDone repeats tasks until each has succeeded once. The hook it returns never fails: upstream would exit.
-func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Context) error, logger *slog.Logger) genericapiserver.PostStartHookFunc {
+func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Context) error,
+	logger *slog.Logger) genericapiserver.PostStartHookFunc {
 	return func(hook genericapiserver.PostStartHookContext) error {
 		client, err := kubernetes.NewForConfig(hook.LoopbackClientConfig)
 		if err != nil {
@@ -61,7 +62,8 @@ func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Cont
 			}
 			if err.Error() != last {
 				last = err.Error()
-				logger.Warn("objects that every cluster has cannot be written yet; it is tried again", "hook", name, "missing", len(left), "error", err)
+				logger.Warn("objects that every cluster has cannot be written yet; it is tried again", "hook", name, "missing", len(left),
+					"error", err)
 			}
 			select {
 			case <-hook.Done():
@@ -136,7 +138,8 @@ func bootstrapRoles(client kubernetes.Interface) []func(context.Context) error {
 		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r}, reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
 	}
 	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
-		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b}, reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
+		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b},
+			reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
 	}
 	for _, list := range bootstrappolicy.NamespaceRoles() {
 		for _, r := range list {
@@ -145,7 +148,8 @@ func bootstrapRoles(client kubernetes.Interface) []func(context.Context) error {
 	}
 	for _, list := range bootstrappolicy.NamespaceRoleBindings() {
 		for _, b := range list {
-			binding(reconciliation.RoleBindingAdapter{RoleBinding: &b}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
+			binding(reconciliation.RoleBindingAdapter{RoleBinding: &b}, reconciliation.RoleBindingClientAdapter{Client: rbac,
+				NamespaceClient: namespaces})
 		}
 	}
 	return tasks

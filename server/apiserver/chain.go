@@ -101,7 +101,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 }
 
 // connect builds the servers from the last in the chain to the first.
-func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig, extensions apiextensionsapiserver.CompletedConfig, metrics *metricsAPI) (*chain, error) {
+func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig,
+	extensions apiextensionsapiserver.CompletedConfig, metrics *metricsAPI) (*chain, error) {
 	notFound := notfoundhandler.New(core.ControlPlane.Generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
 	ch := chain{metrics: metrics}
 	var err error

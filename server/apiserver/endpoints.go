@@ -195,7 +195,8 @@ func (r *endpointReconciler) Destroy() {}
 // there is one for each pair of these that servers have. The first, which is named like the Service, has servers that
 // are ready, of the Service's family if there are such, and the port of most of these. The Endpoints, which know no
 // families, have those of its family.
-func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints, []*discoveryv1.EndpointSlice) {
+func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints,
+	[]*discoveryv1.EndpointSlice) {
 	type part struct {
 		ipv6 bool
 		port uint16
@@ -217,7 +218,8 @@ func desiredEndpoints(service string, servers serverList, port corev1.EndpointPo
 		return 1
 	}
 	parts := slices.SortedFunc(maps.Keys(all), func(a, b part) int {
-		return cmp.Or(cmp.Compare(rank(len(ready[a]) > 0), rank(len(ready[b]) > 0)), cmp.Compare(rank(a.ipv6 == ipv6), rank(b.ipv6 == ipv6)),
+		return cmp.Or(cmp.Compare(rank(len(ready[a]) > 0), rank(len(ready[b]) > 0)),
+			cmp.Compare(rank(a.ipv6 == ipv6), rank(b.ipv6 == ipv6)),
 			cmp.Compare(len(ready[b]), len(ready[a])), cmp.Compare(a.port, b.port))
 	})
 	endpoints := &coreEndpoints{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}}
@@ -240,7 +242,8 @@ func desiredEndpoints(service string, servers serverList, port corev1.EndpointPo
 // endpointsAt says of serving what it says of ready: where nothing is said of it, it is taken for true.
 func endpointsAt(ips []string, ready bool) (out []discoveryv1.Endpoint) {
 	for _, ip := range ips {
-		out = append(out, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready}})
+		out = append(out, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready,
+			Serving: &ready}})
 	}
 	return out
 }
@@ -253,7 +256,8 @@ func addressesAt(ips []string) (out []corev1.EndpointAddress) {
 }
 
 func endpointSlice(service string, port corev1.EndpointPort, ipv6, first bool) *discoveryv1.EndpointSlice {
-	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}, AddressType: discoveryv1.AddressTypeIPv4}
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault},
+		AddressType: discoveryv1.AddressTypeIPv4}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 	if ipv6 {
 		slice.AddressType = discoveryv1.AddressTypeIPv6
@@ -269,7 +273,8 @@ func endpointSlice(service string, port corev1.EndpointPort, ipv6, first bool) *
 // prune removes slices that are no longer needed.
 func (r *endpointReconciler) prune(ctx context.Context, service string, keep []*discoveryv1.EndpointSlice) error {
 	api := r.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault)
-	have, err := api.List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service + "," + discoveryv1.LabelManagedBy + "=" + managedBy})
+	have, err := api.List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service + "," +
+		discoveryv1.LabelManagedBy + "=" + managedBy})
 	if err != nil {
 		return endpointError("listing the endpoint slices", service, err)
 	}
@@ -324,7 +329,8 @@ func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.E
 	for name, value := range want.Labels { // without them nobody finds it, or nobody removes it
 		metav1.SetMetaDataLabel(&have.ObjectMeta, name, value)
 	}
-	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) && maps.Equal(labels, have.Labels) {
+	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
+		maps.Equal(labels, have.Labels) {
 		return nil
 	}
 	have.Endpoints, have.Ports = want.Endpoints, want.Ports

@@ -101,7 +101,8 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn.ServiceAccounts.KeyFiles = o.ServiceAccountKeyFiles
 	authn.ServiceAccounts.Issuers = []string{o.ServiceAccountIssuer}
 	s.ServiceAccountSigningKeyFile = o.ServiceAccountSigningKeyFile
-	authn.ServiceAccounts.ExtendExpiration = false // a pod's token of an hour is one: upstream's is good for a year, for clients of 2020 that read it once
+	// a pod's token of an hour is one: upstream's is good for a year, for clients of 2020 that read it once
+	authn.ServiceAccounts.ExtendExpiration = false
 	if o.RequestHeaderCAFile != "" {
 		authn.RequestHeader.ClientCAFile = o.RequestHeaderCAFile
 		authn.RequestHeader.AllowedNames = o.RequestHeaderAllowedNames
@@ -241,7 +242,8 @@ func cutArg(arg string) (name, value string) {
 // needsWatchesEnd says whether something that an argument asks for happens when a watch has ended: its line in the
 // audit log, its trace, and that a server that stops ends its watches one after the other.
 func needsWatchesEnd(name, value string) bool {
-	return value != "" && (strings.HasPrefix(name, "audit-") || name == "tracing-config-file" || name == "shutdown-watch-termination-grace-period")
+	return value != "" && (strings.HasPrefix(name, "audit-") || name == "tracing-config-file" ||
+		name == "shutdown-watch-termination-grace-period")
 }
 
 // defaultFeatureGates turns off what would cost without a use here: the proxy between API servers of different

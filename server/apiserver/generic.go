@@ -43,7 +43,8 @@ type generic struct {
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
-func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, logger *slog.Logger) (*generic, error) {
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc,
+	logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources

@@ -64,7 +64,8 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 		addresses = append(addresses, corev1.NodeAddressType(t))
 	}
 	m.collector, err = resourcemetrics.New(resourcemetrics.Options{
-		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(), // both are there for the Node authorizer
+		// both are there for the Node authorizer
+		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(),
 		Transport: transport, AddressTypes: addresses, Part: o.MetricsPart, Logger: o.Logger,
 	})
 	return m, err

@@ -32,7 +32,8 @@ func (g networkPods) GetRESTOptions(resource schema.GroupResource, example runti
 		return o, err
 	}
 	inner := o.Decorator
-	o.Decorator = func(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error), newObject, newList func() runtime.Object,
+	o.Decorator = func(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error), newObject,
+		newList func() runtime.Object,
 		attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
 		s, destroy, err := inner(config, prefix, key, newObject, newList, attrs, triggers, indexers)
 		return networkPodStorage{s}, destroy, err
@@ -113,7 +114,8 @@ func networkPod(o *core.Pod) *core.Pod {
 			Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
 			CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp,
 		},
-		Spec:   core.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork, InitContainers: namedPorts(o.Spec.InitContainers), Containers: namedPorts(o.Spec.Containers)},
+		Spec: core.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork, InitContainers: namedPorts(o.Spec.InitContainers),
+			Containers: namedPorts(o.Spec.Containers)},
 		Status: core.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
 	}
 	if static, ok := o.Annotations[core.MirrorPodAnnotationKey]; ok { // the name under which its node knows it

@@ -86,7 +86,8 @@ func addNodeClaims(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
 }
 
 func newNodeClaims(o NodeClaims) *nodeClaims {
-	return &nodeClaims{Handler: admission.NewHandler(admission.Create, admission.Update), NodeClaims: o, identifier: nodeidentifier.NewDefaultNodeIdentifier()}
+	return &nodeClaims{Handler: admission.NewHandler(admission.Create, admission.Update), NodeClaims: o,
+		identifier: nodeidentifier.NewDefaultNodeIdentifier()}
 }
 
 // SetExternalKubeInformerFactory implements WantsExternalKubeInformerFactory.
@@ -145,14 +146,18 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	}
 	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may
 	// become a server's.
-	if node.Annotations[clusterconfig.LeaveAnnotation] != old.Annotations[clusterconfig.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer)) {
-		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
+	if node.Annotations[clusterconfig.LeaveAnnotation] != old.Annotations[clusterconfig.LeaveAnnotation] &&
+		(a.GetOldObject() == nil || slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer)) {
+		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that "+
+			"machine, or coracle node remove"))
 	}
 	if label := servicesLabel(node, old); label != "" && a.GetOperation() == admission.Update {
-		return admission.NewForbidden(a, fmt.Errorf("the label %s is the administrator's: with it a node gets the Services of others. Give it with kubectl label node, or as --node-label when the machine joins", label))
+		return admission.NewForbidden(a, fmt.Errorf("the label %s is the administrator's: with it a node gets the Services of others. "+
+			"Give it with kubectl label node, or as --node-label when the machine joins", label))
 	}
 	if removesLabel(corev1.LabelNodeExcludeBalancers, node, old) {
-		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
+		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by "+
+			"an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
 	}
 	if key := node.Annotations[clusterconfig.WireGuardAnnotation]; key != "" && key != old.Annotations[clusterconfig.WireGuardAnnotation] {
 		if err := p.mayShow(node.Name, key); err != nil {
@@ -168,7 +173,8 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		return nil
 	}
 	if n := distinct(node); n > maxAddresses && n > distinct(old) {
-		return admission.NewForbidden(a, fmt.Errorf("a node has %d addresses at most, an internal and an external one of each family, and not %d. One that has moved gives up those before", maxAddresses, n))
+		return admission.NewForbidden(a, fmt.Errorf("a node has %d addresses at most, an internal and an external one of each family, "+
+			"and not %d. One that has moved gives up those before", maxAddresses, n))
 	}
 	if !p.WaitForReady() {
 		return admission.NewForbidden(a, errors.New("the other nodes are not known yet"))
@@ -201,7 +207,8 @@ func (p *nodeClaims) mayShow(name, key string) error {
 	for _, other := range others {
 		its, err := base64.StdEncoding.DecodeString(other.Annotations[clusterconfig.WireGuardAnnotation])
 		if err == nil && other.Name != name && bytes.Equal(raw, its) {
-			return fmt.Errorf("the WireGuard key is that of the node %s. A machine that had that name keeps its key: delete the Node", other.Name)
+			return fmt.Errorf("the WireGuard key is that of the node %s. A machine that had that name keeps its key: delete the Node",
+				other.Name)
 		}
 	}
 	return nil
@@ -219,7 +226,8 @@ func mayBeIn(networks string) error {
 		case err != nil:
 			return fmt.Errorf("the annotation %s: %q is no network", loadbalancer.NetworksAnnotation, text)
 		case p.Bits() < loadbalancer.WidestNetwork:
-			return fmt.Errorf("the annotation %s: no interface is in a network as wide as %s; /%d is the widest", loadbalancer.NetworksAnnotation, p, loadbalancer.WidestNetwork)
+			return fmt.Errorf("the annotation %s: no interface is in a network as wide as %s; /%d is the widest",
+				loadbalancer.NetworksAnnotation, p, loadbalancer.WidestNetwork)
 		}
 	}
 	return nil
@@ -274,7 +282,8 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 			return err
 		}
 		if !slices.Contains(certified, ip) {
-			return fmt.Errorf("%s is not an address for which the node %s has a certificate. A machine gets one for --node-ip and --node-external-ip when coracle starts there", ip, node.Name)
+			return fmt.Errorf("%s is not an address for which the node %s has a certificate. A machine gets one for --node-ip and "+
+				"--node-external-ip when coracle starts there", ip, node.Name)
 		}
 	}
 	if err := p.mayHaveBesideServices(ip); err != nil {

@@ -52,7 +52,9 @@ func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attri
 	for _, l := range servicesLabels {
 		delete(node.Labels, l)
 	}
-	warning.AddWarning(ctx, "", fmt.Sprintf("the label %s is left out, since the machine has not just joined: give it with kubectl label node %s", label, node.Name))
+	warning.AddWarning(ctx, "",
+		fmt.Sprintf("the label %s is left out, since the machine has not just joined: give it with kubectl label node %s", label,
+			node.Name))
 	return nil
 }
 
@@ -67,14 +69,16 @@ func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 		return fmt.Errorf("looking for Services with the address %s: %w", ip, err)
 	}
 	for _, svc := range services {
-		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || meta.FindStatusCondition(svc.Status.Conditions, loadbalancer.Condition) == nil {
+		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || meta.FindStatusCondition(svc.Status.Conditions,
+			loadbalancer.Condition) == nil {
 			continue
 		}
 		if slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {
 			a, err := netip.ParseAddr(in.IP)
 			return err == nil && a.Unmap() == ip && len(in.Ports) == 0
 		}) {
-			return fmt.Errorf("%s is the address of the Service %s/%s, from a pool: take it off this machine, or out of the pool", ip, svc.Namespace, svc.Name)
+			return fmt.Errorf("%s is the address of the Service %s/%s, from a pool: take it off this machine, or out of the pool", ip,
+				svc.Namespace, svc.Name)
 		}
 	}
 	return nil

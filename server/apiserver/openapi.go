@@ -72,7 +72,8 @@ const aggregatorUser = "system:aggregator"
 
 // fetchAggregated gets a path from the server behind an APIService, with the
 // proxy's certificate as it is on disk at that time.
-func fetchAggregated(resolver aggregatorapiserver.ServiceResolver, certFile, keyFile string) func(context.Context, *apiregistrationv1.APIService, string, http.Header) (*http.Response, error) {
+func fetchAggregated(resolver aggregatorapiserver.ServiceResolver, certFile, keyFile string) func(context.Context,
+	*apiregistrationv1.APIService, string, http.Header) (*http.Response, error) {
 	return func(ctx context.Context, api *apiregistrationv1.APIService, path string, header http.Header) (*http.Response, error) {
 		var cert, key []byte
 		if certFile != "" {

@@ -18,7 +18,8 @@ import (
 
 // newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR
 // 0072).
-func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object, prefix string) (storage.Interface, factory.DestroyFunc, error) {
+func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object,
+	prefix string) (storage.Interface, factory.DestroyFunc, error) {
 	c := *config
 	if c.Transformer == nil {
 		c.Transformer = identity.NewEncryptCheckTransformer() // upstream's own choice

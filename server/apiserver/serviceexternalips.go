@@ -129,7 +129,8 @@ func (p *serviceExternalIPs) authorize(ctx context.Context, a admission.Attribut
 		return nil
 	}
 	name := a.GetUserInfo().GetName()
-	refused := fmt.Errorf("%q may not give a Service the external IP %s, since all nodes and pods would send to its pods what is for that address; nothing was changed. "+
+	refused := fmt.Errorf("%q may not give a Service the external IP %s, since all nodes and pods would send to its pods what is for "+
+		"that address; nothing was changed. "+
 		"An administrator allows it in this namespace: kubectl create rolebinding external-ips -n %s --clusterrole=%s --user=%q",
 		name, ip, a.GetNamespace(), clusterconfig.ExternalIPsRole, name)
 	if err != nil {
@@ -178,7 +179,8 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 			at, _ := sloppyIP(text)
 			for _, sp := range s.Spec.Ports {
 				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
-					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, or have it given up there", at, port)
+					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, "+
+						"or have it given up there", at, port)
 				}
 			}
 		}

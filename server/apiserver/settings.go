@@ -41,7 +41,8 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 		}
 		gateways = &ingress.Gateways{Client: api, Use: o.GatewayUse}
 	}
-	ch.ingress = ingress.New(ingress.Options{Client: client, Gateways: gateways, NoIngress: o.NoIngress, Rules: o.IngressRules, Logger: o.Logger})
+	ch.ingress = ingress.New(ingress.Options{Client: client, Gateways: gateways, NoIngress: o.NoIngress, Rules: o.IngressRules,
+		Logger: o.Logger})
 	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
 	return nil
 }

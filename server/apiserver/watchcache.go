@@ -58,15 +58,18 @@ func (g cachingStorage) GetRESTOptions(resource schema.GroupResource, example ru
 
 // alignedCacheStorage is an apigeneric.StorageDecorator: upstream's registry.StorageWithCacher, with a clock of ours.
 func alignedCacheStorage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
-	newObject, newList func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+	newObject, newList func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs,
+	indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
 	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
 	if err != nil {
 		return raw, destroy, err
 	}
 	c, err := cacher.NewCacherFromConfig(cacher.Config{
-		Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
-		ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attributes, IndexerFuncs: triggers,
-		Indexers: indexers, Codec: config.Codec, Clock: alignedClock{},
+		Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource,
+		EventsHistoryWindow: config.EventsHistoryWindow,
+		ResourcePrefix:      prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attributes,
+		IndexerFuncs: triggers,
+		Indexers:     indexers, Codec: config.Codec, Clock: alignedClock{},
 	})
 	if err != nil {
 		destroy()

@@ -111,7 +111,8 @@ func (e *watchEnd) reader() {
 
 // wholeStorage is a apigeneric.StorageDecorator.
 func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
-	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs,
+	_ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
 	raw, destroy, err := newStore(config, newObject, newList, prefix)
 	if err != nil {
 		return raw, destroy, err

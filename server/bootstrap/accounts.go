@@ -42,7 +42,8 @@ func withholdToken(ctx context.Context, c kubernetes.Interface, ns string) error
 			return withholdToken(ctx, c, ns)
 		}
 	case err == nil && have.AutomountServiceAccountToken == nil:
-		_, err = accounts.Patch(ctx, defaultAccount, types.MergePatchType, []byte(`{"automountServiceAccountToken":false}`), metav1.PatchOptions{FieldManager: manager})
+		_, err = accounts.Patch(ctx, defaultAccount, types.MergePatchType, []byte(`{"automountServiceAccountToken":false}`),
+			metav1.PatchOptions{FieldManager: manager})
 	}
 	return err
 }

@@ -104,11 +104,13 @@ var bindings = []binding{
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
 // node, past the checks of joining (server/admission).
-var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
+var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate",
+	"system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
 	errs := []error{
-		applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c),
+		applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c),
+		applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c),
 		applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath), // shows the cluster's servers with their addresses
 		applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsolePath, clusterconfig.NamespacesPath),
 	}
@@ -152,7 +154,8 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
 			read("discovery.k8s.io", "endpointslices"),
 			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
-			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"), // of which it hears what the Role of applyHoldersRole says
+			// of which it hears what the Role of applyHoldersRole says
+			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"),
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
@@ -161,8 +164,9 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 // applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no
 // other role, since whoever has it answers for addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
+		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
+			WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
 	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 
@@ -191,7 +195,8 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 		labels["rbac.authorization.k8s.io/aggregate-to-"+into] = "true"
 	}
 	_, err = c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(metricsRole).WithLabels(labels).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("metrics.k8s.io").WithResources("pods", "nodes").WithVerbs("get", "list", "watch")), force())
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("metrics.k8s.io").WithResources("pods", "nodes").WithVerbs("get", "list", "watch")),
+		force())
 	return wrap("ClusterRole", metricsRole, err)
 }
 
@@ -202,7 +207,8 @@ func beginBackend(ctx context.Context, o Options) error {
 	maps := o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	have, err := maps.Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	missing := apierrors.IsNotFound(err)
-	if err != nil && !missing || err == nil && (have.Data[clusterconfig.BackendData] == clusterconfig.NetworkNone) == (o.NetworkBackend == clusterconfig.NetworkNone) {
+	if err != nil && !missing || err == nil &&
+		(have.Data[clusterconfig.BackendData] == clusterconfig.NetworkNone) == (o.NetworkBackend == clusterconfig.NetworkNone) {
 		return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
 	}
 	backend, err := presentBackend(ctx, o)
@@ -211,8 +217,9 @@ func beginBackend(ctx context.Context, o Options) error {
 	}
 	if missing {
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{managedBy: manager}},
-			Data:       map[string]string{clusterconfig.BackendData: backend},
+			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem,
+				Labels: map[string]string{managedBy: manager}},
+			Data: map[string]string{clusterconfig.BackendData: backend},
 		}, metav1.CreateOptions{FieldManager: manager})
 		if apierrors.IsAlreadyExists(err) { // of another server that starts
 			err = nil
@@ -342,7 +349,8 @@ func removeDNSService(ctx context.Context, c kubernetes.Interface) error {
 
 // deleteExactly deletes the Service that was looked at, not one that took its place since.
 func deleteExactly(ctx context.Context, c kubernetes.Interface, s *corev1.Service) error {
-	err := c.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
+	err := c.CoreV1().Services(s.Namespace).Delete(ctx, s.Name,
+		metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
 	if err == nil || apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -44,7 +44,8 @@ type DNSEndpoints struct {
 
 // NewDNSEndpoints makes the controller; it registers with the factory, which the caller starts. With clusterDNS nil it
 // removes what an earlier one made.
-func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP, log *slog.Logger) *DNSEndpoints {
+func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP,
+	log *slog.Logger) *DNSEndpoints {
 	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: make(chan struct{}, 1)}
 	factory.Core().V1().Nodes().Informer()
 	factory.Discovery().V1().EndpointSlices().Informer()

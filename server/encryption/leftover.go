@@ -62,5 +62,6 @@ func rewriteAll(ctx context.Context, kv clientv3.KV, keys []string, rewrite func
 	if n == 0 || err != nil {
 		return err
 	}
-	return fmt.Errorf("%d objects are encrypted with an older key although all were written again, %s for example. Does the API server offer what they are (kubectl api-resources)?", n, example)
+	return fmt.Errorf("%d objects are encrypted with an older key although all were written again, %s for example. Does the API server "+
+		"offer what they are (kubectl api-resources)?", n, example)
 }

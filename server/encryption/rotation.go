@@ -78,7 +78,8 @@ func Rotate(ctx context.Context, o RotateOptions) error {
 	path := filepath.Join(o.Dir, configFile)
 	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
 	if errors.Is(err, errLocked) {
-		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was changed by this one")
+		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was " +
+			"changed by this one")
 	}
 	if err != nil {
 		return err

@@ -44,7 +44,8 @@ func Fingerprint(dir string) (string, error) {
 const holdPatience = 300 * time.Millisecond
 
 // errChanging is told to a server that comes while the keys are replaced.
-var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
+var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle " +
+	"secrets-encrypt status")
 
 // HoldStill keeps the keys in dir from being replaced until release is called. It is refused while that is going on, or
 // was interrupted.

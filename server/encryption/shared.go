@@ -155,7 +155,8 @@ func (s Shared) read(ctx context.Context) (record, error) {
 	return r, nil
 }
 
-var errOtherRotation = errors.New("another server rotates the encryption key at this moment. This rotation stops, everything stays readable; when the other one has ended, run it again if the key is to " +
+var errOtherRotation = errors.New("another server rotates the encryption key at this moment. This rotation stops, everything stays " +
+	"readable; when the other one has ended, run it again if the key is to " +
 	"be replaced once more")
 
 // put writes the record as the next generation, if nobody else has meanwhile.

@@ -40,7 +40,8 @@ func (o SharedRotation) Run(ctx context.Context) error {
 	o = o.withDefaults()
 	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
 	if errors.Is(err, errLocked) {
-		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was changed by this one")
+		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was " +
+			"changed by this one")
 	}
 	if err != nil {
 		return err
@@ -55,7 +56,8 @@ func (o SharedRotation) Run(ctx context.Context) error {
 	}
 	for r.State.Stage != StageDone {
 		if r, err = o.step(ctx, r); err != nil {
-			return fmt.Errorf("rotating the encryption key stopped at the stage %q: %w. Everything stays readable; run the same command again, on any server, to go on", r.State.Stage, err)
+			return fmt.Errorf("rotating the encryption key stopped at the stage %q: %w. Everything stays readable; run the same command "+
+				"again, on any server, to go on", r.State.Stage, err)
 		}
 	}
 	if _, err := o.Pull(ctx); err != nil { // this server admits others from now on; the others see it in a moment
@@ -85,7 +87,8 @@ func (o SharedRotation) begin(ctx context.Context) (record, error) {
 			return record{}, err
 		}
 		if st.Stage != StageDone {
-			return record{}, fmt.Errorf("a rotation that began when this was the cluster's only server stopped at the stage %q. Nothing was changed by this one", st.Stage)
+			return record{}, fmt.Errorf("a rotation that began when this was the cluster's only server stopped at the stage %q. Nothing "+
+				"was changed by this one", st.Stage)
 		}
 		r = record{Keys: l.keys, State: st}
 	}
@@ -140,7 +143,8 @@ func (o SharedRotation) step(ctx context.Context, r record) (record, error) {
 		}); err != nil {
 			return r, err
 		}
-		next.Forgotten = append(slices.Clone(next.Forgotten), slices.DeleteFunc(older, func(name string) bool { return slices.Contains(next.Forgotten, name) })...)
+		next.Forgotten = append(slices.Clone(next.Forgotten),
+			slices.DeleteFunc(older, func(name string) bool { return slices.Contains(next.Forgotten, name) })...)
 		next.Keys = []key{next.Keys[i]}
 		next.State.Stage = StageDrop
 	case StageDrop:
@@ -171,7 +175,8 @@ func (o SharedRotation) awaitServers(ctx context.Context, r record) error {
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("these servers have not taken the keys over within %s: %s. Start coracle there, or update it if it is an older version, or take a server that "+
+			return fmt.Errorf("these servers have not taken the keys over within %s: %s. Start coracle there, or update it if it is an "+
+				"older version, or take a server that "+
 				"is gone for good out of the cluster (coracle member list, coracle member remove)", o.Patience, last)
 		}
 		select {

@@ -93,7 +93,8 @@ type Member struct {
 func New(ctx context.Context, o Options) (*Member, error) {
 	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", o.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("the cluster's UDP port, which has the number of the API server's, cannot be opened: %w. Nothing was changed: stop what "+
+		return nil, fmt.Errorf("the cluster's UDP port, which has the number of the API server's, cannot be opened: %w. Nothing was "+
+			"changed: stop what "+
 			"uses it, or choose another port with --https-listen-port", err)
 	}
 	return &Member{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
@@ -164,7 +165,8 @@ func (m *Member) join(ctx context.Context) error {
 	member, err := gossip.New(gossip.Options{
 		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
 		File: filepath.Join(m.o.Dir, membersFile), Ask: m.o.Stores,
-		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MostMachines, Suspect: m.o.Suspect, Reach: watch, Logger: m.o.Logger,
+		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MostMachines, Suspect: m.o.Suspect, Reach: watch,
+		Logger: m.o.Logger,
 	})
 	if err == nil {
 		m.member.Store(member)
@@ -308,7 +310,8 @@ func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 		err = keys.Validate()
 	}
 	if err != nil {
-		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers make it again", s.Namespace, s.Name, err)
+		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers "+
+			"make it again", s.Namespace, s.Name, err)
 	}
 	return keys, nil
 }

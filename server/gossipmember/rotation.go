@@ -53,7 +53,10 @@ func (r Rotation) Run(ctx context.Context) error {
 	}{
 		{"all machines learn a new key", clusterconfig.GossipKeys.WithNew},
 		{"all machines use the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.UsingLast(), nil }},
-		{"all machines forget the old key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.OnlyFirst(), nil }},
+		{"all machines forget the old key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
+			return k.OnlyFirst(),
+				nil
+		}},
 	}
 	if len(now.Keys) > 1 {
 		r.Progress("a rotation that was interrupted is brought to an end first")
@@ -84,7 +87,8 @@ func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 }
 
 // change puts other keys in place of those of a generation in the API.
-func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)) (clusterconfig.GossipKeys, error) {
+func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys,
+	error)) (clusterconfig.GossipKeys, error) {
 	var out clusterconfig.GossipKeys
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
@@ -97,8 +101,10 @@ func (r Rotation) change(ctx context.Context, generation uint64, next func(clust
 			return err
 		}
 		if keys.Generation != generation {
-			return fmt.Errorf("another command changed the gossip keys meanwhile, probably another rotation. This one stops; all machines still understand one another. "+
-				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, expected was %d)", keys.Generation, generation)
+			return fmt.Errorf("another command changed the gossip keys meanwhile, probably another rotation. This one stops; all "+
+				"machines still understand one another. "+
+				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, "+
+				"expected was %d)", keys.Generation, generation)
 		}
 		if out, err = next(keys); err != nil {
 			return err
@@ -147,8 +153,10 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 			}
 			return nil
 		case waited >= rotationPatience:
-			return fmt.Errorf("these machines are alive and did not take the gossip key over within %s: %s. The rotation stops here, and all machines still understand one another. "+
-				"See there why no server answers (coracle status), or stop coracle there, or delete the node if the machine is not the cluster's any more "+
+			return fmt.Errorf("these machines are alive and did not take the gossip key over within %s: %s. The rotation stops here, and "+
+				"all machines still understand one another. "+
+				"See there why no server answers (coracle status), or stop coracle there, or delete the node if the machine is not the "+
+				"cluster's any more "+
 				"(kubectl delete node NAME); then run the rotation again, and it goes on", rotationPatience, text)
 		case text != last:
 			last = text

@@ -58,7 +58,8 @@ func (g *gateways) begin(ctx context.Context) error {
 		}))
 	handler := cache.ResourceEventHandlerFuncs{AddFunc: g.poke, UpdateFunc: func(_, o any) { g.poke(o) }, DeleteFunc: g.poke}
 	for _, i := range []cache.SharedIndexInformer{
-		g.others.Core().V1().Services().Informer(), g.others.Core().V1().Namespaces().Informer(), g.ports.Core().V1().ConfigMaps().Informer(),
+		g.others.Core().V1().Services().Informer(), g.others.Core().V1().Namespaces().Informer(),
+		g.ports.Core().V1().ConfigMaps().Informer(),
 	} {
 		r, err := i.AddEventHandler(handler)
 		if err != nil { // of an informer that has ended: it has not begun
@@ -84,19 +85,23 @@ func slimService(o any) (any, error) {
 	case *corev1.Service:
 		return &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels, CreationTimestamp: o.CreationTimestamp,
+				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
+				CreationTimestamp: o.CreationTimestamp,
 			},
-			Spec: corev1.ServiceSpec{Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, Ports: o.Spec.Ports, ExternalName: o.Spec.ExternalName},
+			Spec: corev1.ServiceSpec{Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, Ports: o.Spec.Ports,
+				ExternalName: o.Spec.ExternalName},
 		}, nil
 	case *corev1.Namespace:
-		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}}, nil
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
+			Labels: o.Labels}}, nil
 	}
 	return o, nil
 }
 
 // sections are the table of all Gateways. It is not complete while objects are being read for the first time. again is
 // after which time to ask again though nothing has changed; 0 for never.
-func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration, complete bool, _ error) {
+func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration,
+	complete bool, _ error) {
 	state, complete := g.objects.State(g.use)
 	if !complete || len(state.Gateways) == 0 {
 		return nil, 0, complete, nil

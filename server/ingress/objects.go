@@ -109,7 +109,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
 			state.Classes, _ = classes.Lister().List(labels.Everything())
-			state.Defaults, _ = setting.Lister().ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name) // nil where there is none
+			// nil where there is none
+			state.Defaults, _ = setting.Lister().ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
 		}
 		secret := func(name types.NamespacedName) *corev1.Secret {
 			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)
@@ -139,7 +140,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 }
 
 // compile makes the table, and returns after which time to do so again though nothing has changed; 0 for never.
-func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret, put func(table.Sections)) (again time.Duration) {
+func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret,
+	put func(table.Sections)) (again time.Duration) {
 	state.Memory = &o.memory
 	var unwatched []types.NamespacedName
 	for name := range compile.Wanted(state) {

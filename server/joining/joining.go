@@ -204,14 +204,16 @@ func addressOf(c net.Conn) netip.Addr {
 }
 
 // answer decides about a request.
-func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request, identified func()) (*protocol.Answer, error) {
+func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
+	identified func()) (*protocol.Answer, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
 		word := "behind"
 		if skew > 0 {
 			word = "ahead of"
 		}
-		return nil, protocol.Refuse(protocol.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
+		return nil, protocol.Refuse(protocol.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not "+
+			"be valid on one of the two. "+
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
 	known, err := s.identify(ctx, state, q)
@@ -254,7 +256,8 @@ func checkVersion(q *protocol.Request) error {
 	if remote > own {
 		word, who = "newer", "Update the servers first, or start this machine with their version"
 	}
-	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that of the server, %s with protocol %d. %s",
+	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that "+
+		"of the server, %s with protocol %d. %s",
 		short(q.Program), remote, word, version.Get().Coracle, own, who)
 }
 
@@ -277,7 +280,8 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *pro
 	if q.Role == token.RoleServer {
 		print += " --server"
 	}
-	return nil, protocol.Refuse(protocol.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` on a server shows the one that works", print)
+	return nil, protocol.Refuse(protocol.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` "+
+		"on a server shows the one that works", print)
 }
 
 // mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to
@@ -287,21 +291,25 @@ func mayBecome(q *protocol.Request, known *token.Token) error {
 	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:
 		return nil
 	case q.Role == token.RoleServer && known != nil:
-		return protocol.Refuse(protocol.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A server joins with the one for "+
+		return protocol.Refuse(protocol.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A "+
+			"server joins with the one for "+
 			"servers: `coracle token print --server` on a server shows it")
 	case q.Role == token.RoleServer:
-		return protocol.Refuse(protocol.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a server shows it")
+		return protocol.Refuse(protocol.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a "+
+			"server shows it")
 	case q.Role != token.RoleAgent:
 		return protocol.Refuse(protocol.CodeRequest, "a machine joins as a server or as an agent, and not as %q", q.Role)
 	case known != nil && known.Role == token.RoleServer:
-		return protocol.Refuse(protocol.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
+		return protocol.Refuse(protocol.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node "+
+			"joins with the one for agents: "+
 			"`coracle token print` on a server shows it")
 	}
 	return nil
 }
 
 func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p protocol.Proof) (*token.Token, error) {
-	gone := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was deleted, or was mistyped. "+
+	gone := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was "+
+		"deleted, or was mistyped. "+
 		"`coracle token create` on a server makes another one", short(p.ID))
 	if s.o.Bootstrap == nil || !util.IsValidBootstrapTokenID(p.ID) {
 		return nil, gone
@@ -315,7 +323,8 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 		return nil, gone
 	}
 	if b.Expired(s.o.Now()) {
-		return nil, protocol.Refuse(protocol.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one", b.ID, b.Expires.UTC().Format(time.RFC3339))
+		return nil, protocol.Refuse(protocol.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one",
+			b.ID, b.Expires.UTC().Format(time.RFC3339))
 	}
 	if !slices.Contains(b.Groups, token.NodeGroup) {
 		return nil, protocol.Refuse(protocol.CodeToken, "the token %s is not for nodes: it lacks the group %s", b.ID, token.NodeGroup)
@@ -326,7 +335,8 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 // checkCertificate verifies that the machine is the node whose name it says.
 func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
 	refuse := func(format string, args ...any) error {
-		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate does not do: "+format+". The node can join again with a token", args...)
+		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate does not do: "+format+
+			". The node can join again with a token", args...)
 	}
 	if len(state.PeerCertificates) == 0 {
 		return refuse("none was shown")
@@ -342,7 +352,8 @@ func (s *Server) checkCertificate(state tls.ConnectionState, name string) error 
 	if _, err := leaf.Verify(o); err != nil {
 		return refuse("%v", err)
 	}
-	if user, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser); !ok || user != name || !slices.Contains(leaf.Subject.Organization, nodeGroup) {
+	if user, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser); !ok || user != name ||
+		!slices.Contains(leaf.Subject.Organization, nodeGroup) {
 		return refuse("it is that of %s, not of the node %s", leaf.Subject.CommonName, name)
 	}
 	return nil

@@ -81,7 +81,8 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 		return joined, nil
 	}
 	if hasStore {
-		return nil, fmt.Errorf("there is a store in %s, of a server that started a cluster: it cannot join another one. Nothing was changed. Leave out --server to run "+
+		return nil, fmt.Errorf("there is a store in %s, of a server that started a cluster: it cannot join another one. Nothing was "+
+			"changed. Leave out --server to run "+
 			"that one, or give another --data-dir", o.StoreDir)
 	}
 	t, err := token.Parse(j.Token)
@@ -89,7 +90,8 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 		return nil, fmt.Errorf("--token: %w", err)
 	}
 	if t.Role == token.RoleAgent || t.Role == token.RoleBootstrap {
-		return nil, errors.New("--token: this is a token for agents; it was not sent. A server joins with the one for servers: `coracle token print --server` on a server shows it")
+		return nil, errors.New("--token: this is a token for agents; it was not sent. A server joins with the one for servers: `coracle " +
+			"token print --server` on a server shows it")
 	}
 	a, err := askToServe(ctx, o, j, t)
 	if err != nil {
@@ -112,10 +114,12 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 		}
 		a.Settings.VIPs = nil // they may change, and have a file of their own
 	}
-	if err := clusterconfig.WriteBackend(o.Folders.Server, a.Settings.Backend()); err != nil { // it is newer than what this machine may know from before
+	// it is newer than what this machine may know from before
+	if err := clusterconfig.WriteBackend(o.Folders.Server, a.Settings.Backend()); err != nil {
 		return nil, err
 	}
-	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
+	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources,
+		Peers: a.Server.Peers}
 	return joined, Write(filepath.Join(o.Folders.Server, File), joined)
 }
 
@@ -142,7 +146,8 @@ func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*prot
 	last := ""
 	for {
 		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{
-			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: protocol.Node{Name: j.NodeName, Addresses: j.Addresses, Password: j.Password},
+			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: protocol.Node{Name: j.NodeName, Addresses: j.Addresses,
+				Password: j.Password},
 		}})
 		var refusal *protocol.Refusal
 		switch {
@@ -182,7 +187,9 @@ func readJoined(file string) (*Joined, error) {
 		err = j.Settings.Validate()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w). Nothing was changed: restore it from a backup or from another server's, then start again", file, err)
+		return nil,
+			fmt.Errorf("%s is damaged (%w). Nothing was changed: restore it from a backup or from another server's, then start again", file,
+				err)
 	}
 	return j, nil
 }

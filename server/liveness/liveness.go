@@ -184,7 +184,8 @@ func (j *Judge) late(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
 		j.awake.Store(&now)
-		j.o.Logger.Warn("this server was paused; what it has not heard of nodes meanwhile does not count", "for", by.Round(time.Millisecond))
+		j.o.Logger.Warn("this server was paused; what it has not heard of nodes meanwhile does not count", "for",
+			by.Round(time.Millisecond))
 	}
 }
 
@@ -234,8 +235,9 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		return !seen[name]
 	})
-	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
-	due := now.Add(pause)                                                                            // when the first one is missed, however long checks and writes take until then
+	// nobody counts what was heard before that
+	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow })
+	due := now.Add(pause) // when the first one is missed, however long checks and writes take until then
 	pause = rest
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
@@ -389,7 +391,8 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 			s.next, s.late = time.Time{}, true
 		case finding == Silent, j.waited(n.Name, s, now) > patience:
 			s.dead, s.doubted = now, began
-			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers", finding == Reachable)
+			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers",
+				finding == Reachable)
 		}
 	})
 }

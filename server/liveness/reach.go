@@ -44,7 +44,8 @@ func Shows(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now 
 	return try(ctx, n, func(ctx context.Context, at string) bool { return shows(ctx, at, config, new(net.Dialer).DialContext) })
 }
 
-func shows(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn, error)) bool {
+func shows(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn,
+	error)) bool {
 	accepting, cancel := context.WithTimeout(ctx, near)
 	defer cancel()
 	raw, err := dial(accepting, "tcp", at)

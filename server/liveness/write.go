@@ -101,7 +101,8 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 	for _, n := range nodes {
 		if s := j.nodes[n.Name]; lost(n) && !stops(n) && !s.nodeDone && s.holdNodeTo.IsZero() {
 			s.holdNodeTo = s.dead.Add(hold)
-			j.o.Logger.Warn("most nodes vanished at the same time; it may be this server that is cut off. Services do not use the node's pods any more, and "+
+			j.o.Logger.Warn("most nodes vanished at the same time; it may be this server that is cut off. Services do not use the node's "+
+				"pods any more, and "+
 				"they are not moved yet", "node", n.Name, "until", s.holdNodeTo)
 		}
 	}

@@ -158,7 +158,8 @@ func (d document) syntaxError(name string, err error) error {
 		}
 		what = strings.Replace(what, m[0], "", 1)
 	}
-	what = strings.NewReplacer("error converting YAML to JSON: ", "", "yaml: ", "", "unmarshal errors:\n  ", "", "error unmarshaling JSON: ", "").Replace(what)
+	what = strings.NewReplacer("error converting YAML to JSON: ", "", "yaml: ", "", "unmarshal errors:\n  ", "",
+		"error unmarshaling JSON: ", "").Replace(what)
 	return fmt.Errorf("%s:%d: %s", name, line, what)
 }
 

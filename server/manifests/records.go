@@ -104,8 +104,9 @@ func (r *record) data() map[string]string {
 // others wrote.
 func configMapOf(r *record) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: recordName(r.file), Labels: map[string]string{recordLabel: ""}},
-		Data:       r.data(),
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: recordName(r.file),
+			Labels: map[string]string{recordLabel: ""}},
+		Data: r.data(),
 	}
 }
 
@@ -171,9 +172,10 @@ func (m *Manifests) event(ctx context.Context, r *record, kind, reason, message 
 	}
 	now := metav1.NewTime(time.Now())
 	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: recordName(r.file) + ".", Namespace: metav1.NamespaceSystem},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: r.stored.Name, UID: r.stored.UID},
-		Type:           kind, Reason: reason, Message: message,
+		ObjectMeta: metav1.ObjectMeta{GenerateName: recordName(r.file) + ".", Namespace: metav1.NamespaceSystem},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: r.stored.Name,
+			UID: r.stored.UID},
+		Type: kind, Reason: reason, Message: message,
 		Source:         corev1.EventSource{Component: fieldManager},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}, metav1.CreateOptions{})

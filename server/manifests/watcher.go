@@ -23,7 +23,8 @@ type watcher struct {
 }
 
 func newWatcher(o Options) *watcher {
-	w := &watcher{dir: o.Dir, log: o.Logger, files: filewatch.New(filewatch.Options{What: "the manifests' folder", Board: o.Board, Logger: o.Logger, New: o.newNotices})}
+	w := &watcher{dir: o.Dir, log: o.Logger, files: filewatch.New(filewatch.Options{What: "the manifests' folder", Board: o.Board,
+		Logger: o.Logger, New: o.newNotices})}
 	w.watchAll()
 	return w
 }

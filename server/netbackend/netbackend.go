@@ -83,11 +83,13 @@ func (k *Keeper) apply(setting string) {
 	k.present = setting
 	k.mu.Unlock()
 	if err := clusterconfig.WriteBackend(k.o.Dir, setting); err != nil {
-		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or at the next start", "error", err)
+		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
+			"at the next start", "error", err)
 	}
 	trouble := ""
 	if k.o.Flag != "" && k.o.Flag != setting {
-		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of this server's configuration: it does not start with it any more", k.o.Flag, setting)
+		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of "+
+			"this server's configuration: it does not start with it any more", k.o.Flag, setting)
 	}
 	k.report(trouble)
 }

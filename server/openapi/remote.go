@@ -184,7 +184,8 @@ func (rs *remotes) refreshV2(ctx context.Context, api *apiregistrationv1.APIServ
 	}
 }
 
-func (rs *remotes) fetch(ctx context.Context, api *apiregistrationv1.APIService, path string, header http.Header) (int, string, []byte, error) {
+func (rs *remotes) fetch(ctx context.Context, api *apiregistrationv1.APIService, path string,
+	header http.Header) (int, string, []byte, error) {
 	// Another client may want the answer even when this one has left.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), remoteTimeout)
 	defer cancel()

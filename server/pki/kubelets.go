@@ -119,7 +119,8 @@ func (p *PKI) makeKubeletCA(established bool) error {
 	}
 	key, err := parseKey(data)
 	if err != nil {
-		return fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a backup, or remove it, then start again",
+		return fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a backup, or remove it, then "+
+			"start again",
 			p.CAKeyFile(KubeletCA), err)
 	}
 	if established && !exists(p.FormerKubeletCAFile()) {
@@ -163,7 +164,8 @@ func (p *PKI) keepFormerKubeletCA() error {
 	}
 	of := p.server.cert()
 	c, err := selfSigned(&x509.Certificate{
-		SerialNumber: serial, RawSubject: of.RawSubject, SubjectKeyId: of.SubjectKeyId, NotBefore: epoch, NotAfter: now.Add(LeafLifetime).Truncate(1e9),
+		SerialNumber: serial, RawSubject: of.RawSubject, SubjectKeyId: of.SubjectKeyId, NotBefore: epoch,
+		NotAfter: now.Add(LeafLifetime).Truncate(1e9),
 	}, p.server.key, false)
 	if err != nil {
 		return err
@@ -197,7 +199,8 @@ func (p *PKI) checkKubeletCA() error {
 		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
 	}
 	if slices.ContainsFunc(p.kubelet.chain, known) || samePublicKey(p.kubelet.key.Public(), p.server.key.Public()) {
-		return fmt.Errorf("what %s signs is trusted by whoever trusts %s: a node's certificate would pass for an API server's. Nothing was changed: "+
+		return fmt.Errorf("what %s signs is trusted by whoever trusts %s: a node's certificate would pass for an API server's. Nothing "+
+			"was changed: "+
 			"remove %[1]s and its key, and another pair is made that has nothing to do with that", p.CAFile(KubeletCA), p.CAFile(ServerCA))
 	}
 	return nil

@@ -138,7 +138,8 @@ func Open(o Options) (*PKI, error) {
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
 		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
 			return nil, fmt.Errorf("%s and %s have the same key: whoever has a certificate of the one could open the store's connections "+
-				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start", p.CAFile(s), p.CAFile(PeerCA))
+				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start",
+				p.CAFile(s), p.CAFile(PeerCA))
 		}
 	}
 	return p, nil

@@ -31,7 +31,8 @@ type figures struct {
 
 func newFigures(nodes int) *figures {
 	return &figures{
-		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{}, asked: nodes,
+		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{},
+		asked: nodes,
 	}
 }
 
@@ -40,7 +41,8 @@ var errNotYet = errors.New("it has been asked and has not answered yet")
 
 // soFar is a copy of what a round has; of nodes whose answers are waited for it has the figures before.
 func (f *figures) soFar(before *figures, waiting map[string]bool) *figures {
-	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed), odd: maps.Clone(f.odd), asked: f.asked}
+	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed), odd: maps.Clone(f.odd),
+		asked: f.asked}
 	if before == nil {
 		for node := range waiting {
 			out.failed[node] = errNotYet

@@ -227,7 +227,8 @@ func (c *Collector) round(ctx context.Context, before *figures, early func(*figu
 func (c *Collector) logChanges(before, after *figures) {
 	for node, err := range after.failed {
 		if before == nil || before.failed[node] == nil {
-			c.o.Logger.Warn("metrics: a kubelet does not answer; there are no figures of its node and pods until it does", "node", node, "error", err)
+			c.o.Logger.Warn("metrics: a kubelet does not answer; there are no figures of its node and pods until it does", "node", node,
+				"error", err)
 		}
 	}
 	for node, odd := range after.odd {

@@ -33,7 +33,8 @@ func (c *Collector) showLocked() {
 		for _, name := range f.lost {
 			lost[name] = f.failed[name]
 		}
-		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, and kubectl top and autoscalers know nothing of their pods: %s",
+		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, and kubectl top and autoscalers know nothing of "+
+			"their pods: %s",
 			len(lost), f.asked, describe(lost)))
 	default:
 		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String())

@@ -37,7 +37,8 @@ func OtherServers(serverDir string) ([]string, error) {
 		err = json.Unmarshal(data, &peers)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading who the other servers are: %s: %w. Nothing was changed: write the addresses of the cluster's servers there, like "+
+		return nil, fmt.Errorf("reading who the other servers are: %s: %w. Nothing was changed: write the addresses of the cluster's "+
+			"servers there, like "+
 			`["10.0.0.2:6443"], or remove the file if this is the only one`, path, err)
 	}
 	return peers, nil

@@ -205,7 +205,8 @@ func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, add
 	}
 	for _, m := range r.o.Machines() {
 		if slices.Contains(addresses, m.Address.Addr().Unmap()) {
-			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that no machine has", m.Address.Addr().Unmap(), m.Name)
+			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that no machine has",
+				m.Address.Addr().Unmap(), m.Name)
 		}
 	}
 	return nil

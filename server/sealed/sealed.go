@@ -76,7 +76,8 @@ func (b Box) Put(ctx context.Context, v any, revision int64) (int64, error) {
 		return 0, fmt.Errorf("sealing %s: %w", b.Key, err)
 	}
 	data := seal.Seal(nonce, nonce, text, []byte(b.Key))
-	answer, err := b.KV.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(b.Key), "=", revision)).Then(clientv3.OpPut(b.Key, string(data))).Commit()
+	answer, err := b.KV.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(b.Key), "=", revision)).Then(clientv3.OpPut(b.Key,
+		string(data))).Commit()
 	if err != nil {
 		return 0, fmt.Errorf("writing %s into the store: %w", b.Key, err)
 	}

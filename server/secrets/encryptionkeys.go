@@ -57,7 +57,8 @@ type EncryptionKeys struct {
 
 // PullEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
 // cannot read any more. drain returns when the writes to the store that have begun are over.
-func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string, log *slog.Logger) (*EncryptionKeys, error) {
+func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string,
+	log *slog.Logger) (*EncryptionKeys, error) {
 	shared, err := sharedEncryption(client.KV, f.TLS, f.Cred)
 	if err != nil {
 		return nil, err
@@ -65,9 +66,10 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 	if _, err := shared.Pull(ctx); err != nil {
 		return nil, err
 	}
-	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
-		return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
-	}}
+	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain,
+		watch: func(ctx context.Context, from int64) clientv3.WatchChan {
+			return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
+		}}
 	k.atStart, err = encryption.ConfigHash(f.Cred)
 	return k, err
 }

@@ -95,7 +95,8 @@ func (f Folders) Keep(files map[string][]byte, aside string) error {
 			if differ = append(differ, name); ours && replaced(name) {
 				continue
 			}
-			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another cluster, remove that one first "+
+			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another "+
+				"cluster, remove that one first "+
 				"(coracle-uninstall), or give another --data-dir", f.Path(name))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -41,11 +41,14 @@ func AdmitMember(credDir, share string, log *slog.Logger) (release func(), err e
 	switch own := KeysShare(credDir, log); {
 	case share == "" && !mayComeWithout(version.Understands):
 		still()
-		return nil, fmt.Errorf("it does not say with which keys it encrypts Secrets, as every server does from protocol %d on: update coracle there", hashSince)
+		return nil, fmt.Errorf("it does not say with which keys it encrypts Secrets, as every server does from protocol %d on: update "+
+			"coracle there", hashSince)
 	case share != "" && share != own:
 		still()
-		return nil, fmt.Errorf("%w: the key that encrypts Secrets is another one than that which this server got when it asked to join, since it was replaced meanwhile. It fetches the "+
-			"present one by itself, with its --server and --token. If it cannot, nothing is lost: stop it, remove the folder server in its data directory, and start it again, so that it joins again", raftstore.ErrShare)
+		return nil, fmt.Errorf("%w: the key that encrypts Secrets is another one than that which this server got when it asked to join, "+
+			"since it was replaced meanwhile. It fetches the "+
+			"present one by itself, with its --server and --token. If it cannot, nothing is lost: stop it, remove the folder server in "+
+			"its data directory, and start it again, so that it joins again", raftstore.ErrShare)
 	}
 	return still, nil
 }

@@ -82,7 +82,8 @@ func readTokens(ctx context.Context, box sealed.Box) (r tokenRecord, err error) 
 
 // set are the tokens of a record, of a cluster whose authority has this hash.
 func (r tokenRecord) set(caHash string) token.Set {
-	out := token.Set{Server: token.Token{CAHash: caHash, Role: token.RoleServer, Secret: r.Server}, Agent: token.Token{CAHash: caHash, Role: token.RoleAgent, Secret: r.Agent}}
+	out := token.Set{Server: token.Token{CAHash: caHash, Role: token.RoleServer, Secret: r.Server},
+		Agent: token.Token{CAHash: caHash, Role: token.RoleAgent, Secret: r.Agent}}
 	for _, f := range r.Former {
 		out.Former = append(out.Former, token.Former{Token: token.Token{CAHash: caHash, Role: f.Role, Secret: f.Secret}, Until: f.Until})
 	}
@@ -127,7 +128,8 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 		now  token.Token
 	}{{given.Server, set.Server}, {given.Agent, set.Agent}} {
 		if has, err := token.Parse(of.text); rotated && of.text != "" && (err != nil || has.Secret != of.now.Secret) {
-			given.Logger.Warn("a token that this server was given was replaced since by coracle token rotate; it is not used. Leave it out", "role", of.now.Role)
+			given.Logger.Warn("a token that this server was given was replaced since by coracle token rotate; it is not used. Leave it out",
+				"role", of.now.Role)
 		}
 	}
 	t.now.Store(&set)
@@ -186,7 +188,8 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		if err := token.Keep(t.o.Folders.Server, set); err != nil {
 			return 0, err
 		}
-		if _, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile), []byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
+		if _, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile),
+			[]byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
 			return 0, err
 		}
 		t.now.Store(&set)
@@ -254,7 +257,8 @@ func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
 	}
 	_, err = t.box.Put(ctx, tokenRecord{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
 	if err == nil {
-		t.o.Logger.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this server has count again", "generation", own+1)
+		t.o.Logger.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this "+
+			"server has count again", "generation", own+1)
 	}
 	return err
 }
@@ -311,7 +315,8 @@ func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
 // RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one of them. It returns
 // the new token, and the names of those servers that have not taken it over within patience: one that is off does when
 // it starts, before it lets anybody in.
-func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.Rotation, servers []string, patience time.Duration) (token.Token, []string, error) {
+func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.Rotation, servers []string,
+	patience time.Duration) (token.Token, []string, error) {
 	box, err := tokenBox(kv, filepath.Join(serverDir, "tls"))
 	if err != nil {
 		return token.Token{}, nil, err
@@ -350,9 +355,11 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	_, err = box.Put(ctx, r, r.revision)
 	switch {
 	case errors.Is(err, sealed.ErrChanged):
-		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check the token now (coracle token print), and run it again if it is to be replaced once more")
+		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check " +
+			"the token now (coracle token print), and run it again if it is to be replaced once more")
 	case err != nil:
-		return token.Token{}, nil, fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
+		return token.Token{}, nil,
+			fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
 	}
 	behind, err := awaitTokens(ctx, kv, servers, r.Generation, patience)
 	return next, behind, err

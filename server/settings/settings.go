@@ -69,8 +69,9 @@ type line struct {
 // New makes one that reads by client, whose reads must be linearizable, and asks may who may hear of which ConfigMap.
 func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
 	return &Settings{
-		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
-		now: map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
+		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) },
+		asked: make(chan struct{}, 1),
+		now:   map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
 	}
 }
 
@@ -265,7 +266,8 @@ func (s *Settings) refuses(r *http.Request, names []string) (code int, why strin
 			return http.StatusNotFound, "this server has no such setting"
 		}
 		decision, _, err := s.may.Authorize(r.Context(), authorizer.AttributesRecord{
-			User: who, Verb: "watch", Namespace: metav1.NamespaceSystem, APIVersion: "v1", Resource: "configmaps", Name: name, ResourceRequest: true,
+			User: who, Verb: "watch", Namespace: metav1.NamespaceSystem, APIVersion: "v1", Resource: "configmaps", Name: name,
+			ResourceRequest: true,
 		})
 		if err != nil || decision != authorizer.DecisionAllow {
 			return http.StatusForbidden, fmt.Sprintf("%s may not watch the ConfigMap %s/%s", who.GetName(), metav1.NamespaceSystem, name)

@@ -69,7 +69,8 @@ func (d folder) save(name string, fill func(io.Writer) error) (info Info, err er
 	if info, err = verify(f); err != nil {
 		return info, fmt.Errorf("reading it back: %w", err)
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); errors.Is(err, unix.EINVAL) ||
+		errors.Is(err, unix.ENOSYS) {
 		err = os.Rename(f.Name(), path)
 		if err != nil {
 			return info, err

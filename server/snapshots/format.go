@@ -145,7 +145,8 @@ func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 		return h, nil, fmt.Errorf("%w: its header cannot be read", ErrDamaged)
 	}
 	if h.Format > Format {
-		return h, line, fmt.Errorf("it was written by a newer coracle: %s, format %d, and this one knows formats up to %d. Use %s or newer", h.Version, h.Format, Format, h.Version)
+		return h, line, fmt.Errorf("it was written by a newer coracle: %s, format %d, and this one knows formats up to %d. Use %s or newer",
+			h.Version, h.Format, Format, h.Version)
 	}
 	return h, line, nil
 }
@@ -222,7 +223,8 @@ func checkName(name string) error {
 	if name == "" || len(name) > 200 || strings.HasPrefix(name, ".") || strings.ContainsFunc(name, func(r rune) bool {
 		return r != '-' && r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	}) {
-		return fmt.Errorf("%q cannot be the name of a snapshot: letters, digits, '-', '_' and '.' can be in it, and no '.' at its start", name)
+		return fmt.Errorf("%q cannot be the name of a snapshot: letters, digits, '-', '_' and '.' can be in it, and no '.' at its start",
+			name)
 	}
 	return nil
 }

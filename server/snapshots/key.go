@@ -44,7 +44,8 @@ func KeyOfToken(text string) (Key, error) {
 		return Key{}, err
 	}
 	if t.Role == token.RoleAgent || t.Role == token.RoleBootstrap {
-		return Key{}, errors.New("this is a token for agents; a snapshot is encrypted with the server token, which `coracle token print --server` shows")
+		return Key{}, errors.New("this is a token for agents; a snapshot is encrypted with the server token, which `coracle token print " +
+			"--server` shows")
 	}
 	return Key{Kind: TokenKey, cluster: t.CAHash, passphrase: t.Secret, work: scryptWork}, nil
 }
@@ -60,7 +61,9 @@ func KeyOfFile(path string) (Key, error) {
 	}
 	secret := strings.TrimSpace(string(data))
 	if len(secret) < minSecret {
-		return Key{}, fmt.Errorf("the key for snapshots in %s has %d characters; at least %d are needed, such as `openssl rand -hex 32` prints", path, len(secret), minSecret)
+		return Key{},
+			fmt.Errorf("the key for snapshots in %s has %d characters; at least %d are needed, such as `openssl rand -hex 32` prints", path,
+				len(secret), minSecret)
 	}
 	return Key{Kind: FileKey, passphrase: secret, work: scryptWork}, nil
 }
@@ -85,7 +88,8 @@ func (k Key) decrypt(r io.Reader, h Header) (io.Reader, error) {
 	case h.Key != k.Kind:
 		return nil, errors.New("it is encrypted with the server token, and not with a key of its own: give --token")
 	case k.cluster != "" && k.cluster != h.Cluster:
-		return nil, fmt.Errorf("it is of another cluster than the token: the token names the authority %.12s…, and the snapshot %.12s…", k.cluster, h.Cluster)
+		return nil, fmt.Errorf("it is of another cluster than the token: the token names the authority %.12s…, and the snapshot %.12s…",
+			k.cluster, h.Cluster)
 	}
 	id, err := age.NewScryptIdentity(k.passphrase)
 	if err != nil {

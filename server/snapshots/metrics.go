@@ -28,8 +28,10 @@ func (k *Keeper) count(err error) error {
 var (
 	failuresDesc = prometheus.NewDesc("coracle_snapshot_failures_total", "Scheduled snapshots that failed since the start.", nil, nil)
 	successDesc  = prometheus.NewDesc("coracle_snapshot_success_timestamp_seconds",
-		"When a scheduled snapshot was last taken, or found not to be needed because nothing had changed; 0 for not since the start.", nil, nil)
-	sizeDesc = prometheus.NewDesc("coracle_snapshot_size_bytes", "Size of the snapshot that was taken last; 0 for none since the start.", nil, nil)
+		"When a scheduled snapshot was last taken, or found not to be needed because nothing had changed; 0 for not since the start.", nil,
+		nil)
+	sizeDesc = prometheus.NewDesc("coracle_snapshot_size_bytes", "Size of the snapshot that was taken last; 0 for none since the start.",
+		nil, nil)
 )
 
 // Describe is a prometheus.Collector's.

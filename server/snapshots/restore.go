@@ -85,10 +85,12 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	if out.Header, err = Look(path); err != nil {
 		return out, err
 	}
-	dir, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: t.ServerDir, StoreDir: filepath.Join(t.ServerDir, "store"), Version: t.Version, Replace: true})
+	dir, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: t.ServerDir, StoreDir: filepath.Join(t.ServerDir, "store"),
+		Version: t.Version, Replace: true})
 	var inUse *datadir.InUseError
 	if errors.As(err, &inUse) {
-		return out, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", inUse.By())
+		return out, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process",
+			inUse.By())
 	}
 	if err != nil {
 		return out, err
@@ -229,7 +231,8 @@ func (t *Target) identify(made, store string) (id string, err error) {
 
 // fill makes the store and reads all of it again.
 func fill(store, id string, h Header, state io.Reader, seen int64) error {
-	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)}, state, seen); err != nil {
+	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)},
+		state, seen); err != nil {
 		return err
 	}
 	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut
@@ -241,7 +244,8 @@ func fill(store, id string, h Header, state io.Reader, seen int64) error {
 	}
 	checked, err := storefiles.CheckStore(store)
 	if err == nil && (checked.Keys != h.Keys || checked.Revision <= h.Revision) {
-		err = fmt.Errorf("%w: the store made of it has %d keys at revision %d, and the snapshot %d at %d", ErrDamaged, checked.Keys, checked.Revision, h.Keys, h.Revision)
+		err = fmt.Errorf("%w: the store made of it has %d keys at revision %d, and the snapshot %d at %d", ErrDamaged, checked.Keys,
+			checked.Revision, h.Keys, h.Revision)
 	}
 	return err
 }

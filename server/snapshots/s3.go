@@ -131,7 +131,8 @@ func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
 	case err != nil:
 		return false, b.explain("looking for "+i.Name, err)
 	case h != i.Header:
-		return false, fmt.Errorf("%s is another snapshot, of the cluster %.12s… at revision %d. It was left as it is: give this cluster a folder of its own, --snapshot-s3-folder",
+		return false, fmt.Errorf("%s is another snapshot, of the cluster %.12s… at revision %d. It was left as it is: give this cluster "+
+			"a folder of its own, --snapshot-s3-folder",
 			b.location(i.Name), h.Cluster, h.Revision)
 	}
 	return there.Size == i.Size, nil

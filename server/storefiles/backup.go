@@ -153,7 +153,8 @@ func foreign(f io.ReadSeeker) error {
 		return errors.New("it is a snapshot of etcd, such as k3s makes, and this store has a format of its own")
 	case bytes.HasPrefix(start, []byte("SQLite format 3\x00")):
 		return errors.New("it is an SQLite database, such as k3s keeps, and this store has a format of its own")
-	case bytes.HasPrefix(start, []byte("PK\x03\x04")), bytes.HasPrefix(start, []byte{0x1f, 0x8b}), bytes.HasPrefix(start, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.HasPrefix(start, []byte("PK\x03\x04")), bytes.HasPrefix(start, []byte{0x1f, 0x8b}),
+		bytes.HasPrefix(start, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		return errors.New("it is compressed; decompress it first")
 	}
 	return nil

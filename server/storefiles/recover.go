@@ -88,7 +88,8 @@ func (s *Server) Recover() (plan Plan, kept string, err error) {
 	}
 	kept = s.StoreDir + ".before-" + s.stamp()
 	if err := copyStore(s.StoreDir, kept); err != nil {
-		return plan, "", errors.Join(fmt.Errorf("keeping a copy of the store in %s: %w. Nothing was changed", kept, err), os.RemoveAll(kept))
+		return plan, "", errors.Join(fmt.Errorf("keeping a copy of the store in %s: %w. Nothing was changed", kept, err),
+			os.RemoveAll(kept))
 	}
 	return plan, kept, raftstore.Recover(o)
 }

@@ -38,7 +38,8 @@ func (s *Server) lock() (*datadir.Dir, error) {
 	} {
 		if _, err := os.Stat(need.path); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s is missing: %s. Nothing was changed. Put back the copy of %s that was made with the backup; "+
-				"without one, start coracle server once and stop it: what is encrypted in the backup stays unreadable then", need.path, need.what, s.ServerDir)
+				"without one, start coracle server once and stop it: what is encrypted in the backup stays unreadable then", need.path,
+				need.what, s.ServerDir)
 		} else if err != nil {
 			return nil, fmt.Errorf("looking for the server's files: %w", err)
 		}
@@ -46,7 +47,8 @@ func (s *Server) lock() (*datadir.Dir, error) {
 	dir, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir, Version: s.Version})
 	var inUse *datadir.InUseError
 	if errors.As(err, &inUse) {
-		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", inUse.By())
+		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process",
+			inUse.By())
 	}
 	return dir, err
 }
@@ -129,7 +131,8 @@ func Replace(dir, made, keep string) (kept string, err error) {
 		return keep, atomicfile.SyncDir(filepath.Dir(dir))
 	case errors.Is(err, unix.EBUSY):
 		return "", errors.Join(fmt.Errorf("%s is a mount point, so it cannot be put aside. Nothing was changed. Mount the disk "+
-			"at %s instead, with everything that is there now and the store in it, and try again", dir, filepath.Dir(dir)), os.RemoveAll(made))
+			"at %s instead, with everything that is there now and the store in it, and try again", dir,
+			filepath.Dir(dir)), os.RemoveAll(made))
 	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
 		return "", errors.Join(fmt.Errorf("replacing %s: %w. Nothing was changed", dir, err), os.RemoveAll(made))
 	}

@@ -25,7 +25,8 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 	}
 	for _, a := range addresses {
 		if slices.Contains(all, a) {
-			return fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Choose an address that no machine has", a)
+			return fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Choose an address that no machine has",
+				a)
 		}
 	}
 	return nil

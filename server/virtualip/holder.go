@@ -169,7 +169,8 @@ func (h *holder) transfer(ctx context.Context) {
 			h.log.Info("this server has no link for the cluster's virtual address; another one leads now", "other", m.Address)
 			return
 		}
-		h.log.Debug("a server cannot lead in place of this one, which has no link for the cluster's virtual address", "other", m.Address, "error", err)
+		h.log.Debug("a server cannot lead in place of this one, which has no link for the cluster's virtual address", "other", m.Address,
+			"error", err)
 	}
 }
 
@@ -318,7 +319,8 @@ func (h *holder) show() {
 	h.mu.Lock()
 	for _, a := range h.v.Kept() {
 		if c, ok := h.conflict[a]; ok && time.Since(c.at) < conflictShown {
-			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that one, or choose another address with coracle vip set", a, c.by))
+			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that "+
+				"one, or choose another address with coracle vip set", a, c.by))
 		}
 	}
 	h.mu.Unlock()

@@ -164,7 +164,8 @@ func (v *Keeper) Clear() {
 		return
 	}
 	if err := v.o.Redirect(nil); err != nil {
-		v.o.Logger.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again when the API serves", "error", err)
+		v.o.Logger.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again "+
+			"when the API serves", "error", err)
 	}
 }
 
@@ -241,7 +242,8 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 			return err
 		}
 	}
-	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String(), ResourceVersion: from})
+	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField,
+		clusterconfig.VIPConfigMap).String(), ResourceVersion: from})
 	if err != nil {
 		return err
 	}
@@ -274,8 +276,9 @@ func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) (*cor
 	v.probed = v.o.Own
 	v.mu.Unlock()
 	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap, Labels: map[string]string{roster.ManagedBy: "coracle"}},
-		Data:       map[string]string{clusterconfig.VIPData: Format(v.o.Own)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap,
+			Labels: map[string]string{roster.ManagedBy: "coracle"}},
+		Data: map[string]string{clusterconfig.VIPData: Format(v.o.Own)},
 	}, metav1.CreateOptions{})
 }
 
@@ -322,7 +325,8 @@ func (v *Keeper) apply(ctx context.Context, client kubernetes.Interface, m *core
 		return err
 	}
 	if own := v.o.Own; len(own) > 0 && !slices.Equal(own, addresses) {
-		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", Format(own), Format(addresses)))
+		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out",
+			Format(own), Format(addresses)))
 		return nil
 	}
 	v.well()

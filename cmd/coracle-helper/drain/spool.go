@@ -180,7 +180,8 @@ func (p *segment) open(buf []byte) {
 		}
 	}
 	// It begins with a line end, because it is not known whether the last line handed over had one.
-	p.marker = fmt.Appendf(nil, "\n[coracle: this output was not read for a while and its buffer was full: %d bytes are missing here]\n", p.missing)
+	p.marker = fmt.Appendf(nil, "\n[coracle: this output was not read for a while and its buffer was full: %d bytes are missing here]\n",
+		p.missing)
 }
 
 // advance takes n bytes of what next gave.

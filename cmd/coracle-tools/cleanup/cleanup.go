@@ -76,7 +76,8 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		return keep.kept, errors.Join(errs...)
 	}
 	if len(errs) > 0 {
-		return keep.kept, errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again", o.Paths.DataDir))...)
+		return keep.kept, errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again",
+			o.Paths.DataDir))...)
 	}
 	fmt.Fprintf(o.Progress, "removing data\n")
 	err := removeData(o, &keep, uids)
@@ -88,7 +89,8 @@ func removeData(o Options, keep *keeper, uids []string) error {
 	for _, root := range kubeletRoots(o.Paths) {
 		errs = append(errs, removePodLogs(filepath.Join(root, "pods")))
 	}
-	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep), keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
+	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep),
+		keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
 // cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made.

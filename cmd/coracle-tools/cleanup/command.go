@@ -42,7 +42,8 @@ func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	kept, err := Run(ctx, Options{
-		Paths: config.NewPaths(filepath.Clean(*dataDir), *runDir), Kubeconfig: *kubeconfig, Grace: *grace, RemoveData: *removeData, Progress: os.Stderr,
+		Paths: config.NewPaths(filepath.Clean(*dataDir), *runDir), Kubeconfig: *kubeconfig, Grace: *grace, RemoveData: *removeData,
+		Progress: os.Stderr,
 	})
 	for _, k := range kept {
 		fmt.Printf("%s was kept: %s\n", k.Path, k.Why)

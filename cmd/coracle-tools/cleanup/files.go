@@ -140,7 +140,8 @@ func removeKubeletDir(p config.Paths, keep *keeper, uids []string) error {
 	if !slices.Contains(kubeletRoots(p), kubeletDir) {
 		return nil
 	}
-	keep.keep(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+"); check it, and remove it yourself if nothing needs it")
+	keep.keep(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+
+		"); check it, and remove it yourself if nothing needs it")
 	var errs []error
 	for _, uid := range uids {
 		errs = append(errs, keep.removeAll(filepath.Join(kubeletDir, "pods", uid)))

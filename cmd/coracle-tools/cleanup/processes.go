@@ -155,7 +155,8 @@ func isShim(dir, bin string) bool {
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)")
 	name := filepath.Base(exe)
-	return strings.HasPrefix(exe, bin+"/") && (name == "coracle-helper" || name == "coracle-ingress") // the proxy ends as a shim does: last, and at once
+	// the proxy ends as a shim does: last, and at once
+	return strings.HasPrefix(exe, bin+"/") && (name == "coracle-helper" || name == "coracle-ingress")
 }
 
 // inContainer tells whether a part of the process' cgroup path is the id of one of the containers.

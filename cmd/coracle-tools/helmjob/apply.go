@@ -51,7 +51,9 @@ func (j *job) apply(ctx context.Context) error {
 			return nil
 		case last.Info.Status == common.StatusFailed && j.req.FailurePolicy == helmjob.Abort:
 			j.result.Found = last.Info.Status.String()
-			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.where(), sentence(last.Info.Description))
+			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
+				"failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.where(),
+				sentence(last.Info.Description))
 		}
 	}
 	ch, err := j.load(ctx, w.source) // before anything is taken away
@@ -140,7 +142,8 @@ func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history 
 	if _, err := u.RunWithContext(ctx, j.req.Release, ch, w.values); err != nil {
 		return j.actionFailure(helmjob.UpgradeFailed, err)
 	}
-	j.done(what, "%s was upgraded: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, last.Version+1, j.recovered())
+	j.done(what, "%s was upgraded: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, last.Version+1,
+		j.recovered())
 	return j.sweep(sinceDeployed(history))
 }
 

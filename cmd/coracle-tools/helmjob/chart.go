@@ -48,7 +48,8 @@ func find(c *helmjob.Chart) (*source, error) {
 				return s, err
 			}
 		}
-		return nil, fail(helmjob.ChartNotFound, true, "There is no file %s among this server's charts (%s).", rel, strings.Join(c.Folders, ", "))
+		return nil, fail(helmjob.ChartNotFound, true, "There is no file %s among this server's charts (%s).", rel,
+			strings.Join(c.Folders, ", "))
 	}
 	return &source{}, nil
 }
@@ -125,7 +126,8 @@ func (j *job) installable(ch *chart.Chart) error {
 		err = action.CheckDependencies(ch, ac.MetaDependencies())
 	}
 	if err != nil {
-		return fail(helmjob.InvalidChart, false, "The chart %s is not whole: %v. Build it with helm dependency build, then package it again.", name, err)
+		return fail(helmjob.InvalidChart, false,
+			"The chart %s is not whole: %v. Build it with helm dependency build, then package it again.", name, err)
 	}
 	if ch.Metadata.KubeVersion == "" {
 		return nil
@@ -135,7 +137,8 @@ func (j *job) installable(ch *chart.Chart) error {
 		return fail(helmjob.ClusterUnreachable, true, "The API server does not answer: %v.", err)
 	}
 	if !chartutil.IsCompatibleRange(ch.Metadata.KubeVersion, version.GitVersion) {
-		return fail(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the chart that fits.", name, ch.Metadata.KubeVersion, version.GitVersion)
+		return fail(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the "+
+			"chart that fits.", name, ch.Metadata.KubeVersion, version.GitVersion)
 	}
 	return nil
 }

@@ -38,7 +38,8 @@ const comingWithin = 30 * time.Second
 const apiHost = "http://kubernetes.default.svc"
 
 func openCluster(socket, namespace string, log *slog.Logger) (*cluster, error) {
-	raw := clientcmd.NewDefaultClientConfig(clientcmdapi.Config{}, &clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: namespace}})
+	raw := clientcmd.NewDefaultClientConfig(clientcmdapi.Config{},
+		&clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: namespace}})
 	config := &rest.Config{
 		Host: apiHost, WarningHandler: warnings{log},
 		QPS: 50, Burst: 100, // a chart's objects are read and written one after another: the default of 5 a second is felt

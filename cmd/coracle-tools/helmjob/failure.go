@@ -75,7 +75,8 @@ func unreachable(what string, err error) error {
 	case errors.As(err, &host):
 		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is for another host: %v.", what, host)
 	case errors.As(err, &unknown):
-		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give the authority's certificate in repoCA or repoCAConfigMap.", what)
+		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give "+
+			"the authority's certificate in repoCA or repoCAConfigMap.", what)
 	case errors.As(err, &invalid), errors.As(err, &verifying):
 		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, err)
 	case errors.As(err, &answer):
@@ -87,7 +88,8 @@ func unreachable(what string, err error) error {
 	case errors.As(err, &dns):
 		return fail(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return fail(helmjob.RepositoryUnreachable, true, "The registry that has %s speaks no TLS. If it is meant to be reached without, set plainHTTP.", what)
+		return fail(helmjob.RepositoryUnreachable, true, "The registry that has %s speaks no TLS. If it is meant to be reached without, "+
+			"set plainHTTP.", what)
 	}
 	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
 }
@@ -96,11 +98,13 @@ func unreachable(what string, err error) error {
 func refused(what string, status int) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fail(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with authSecret, or dockerRegistrySecret for a registry.", what, status, http.StatusText(status))
+		return fail(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with "+
+			"authSecret, or dockerRegistrySecret for a registry.", what, status, http.StatusText(status))
 	case http.StatusNotFound, http.StatusGone:
 		return fail(helmjob.ChartNotFound, true, "%s does not exist (%d %s).", what, status, http.StatusText(status))
 	}
-	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: the server answered %d %s.", what, status, http.StatusText(status))
+	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: the server answered %d %s.", what, status,
+		http.StatusText(status))
 }
 
 // actionFailure tells why an installation or upgrade failed. Helm has no errors of its own types for these: it is known
@@ -123,10 +127,13 @@ func (j *job) actionFailure(reason helmjob.Reason, err error) error {
 	case has("values don't meet the specifications of the schema"):
 		return fail(helmjob.InvalidValues, false, "The values do not fit the chart: %v.", err)
 	case has("cannot be imported into the current release"):
-		return fail(helmjob.Conflict, true, "Nothing was changed, since the chart's objects would overwrite others: %v. Remove what is in the way, or set takeOwnership.", err)
+		return fail(helmjob.Conflict, true, "Nothing was changed, since the chart's objects would overwrite others: %v. Remove what is "+
+			"in the way, or set takeOwnership.", err)
 	case meta.IsNoMatchError(err), has("no matches for kind", "ensure CRDs are installed first"):
-		return fail(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart has: %v. A chart with its definition may have to come first.", err)
-	case has("unable to build kubernetes objects", "error validating data", "execution error at", "parse error at", "template: ", "YAML parse error", "error converting YAML"):
+		return fail(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart "+
+			"has: %v. A chart with its definition may have to come first.", err)
+	case has("unable to build kubernetes objects", "error validating data", "execution error at", "parse error at", "template: ",
+		"YAML parse error", "error converting YAML"):
 		return fail(helmjob.RenderFailed, false, "Nothing was changed, since the chart's templates fail with these values: %v.", err)
 	case has("failed pre-install", "failed post-install", "pre-upgrade hooks failed", "post-upgrade hooks failed"):
 		if timedOut {

@@ -105,7 +105,8 @@ func (j *job) history() ([]*release.Release, error) {
 	for _, r := range list {
 		rel, ok := r.(*release.Release)
 		if !ok {
-			return nil, fail(helmjob.Failed, false, "The release %s was made by another version of Helm, whose records (%T) this one does not know.", j.req.Release, r)
+			return nil, fail(helmjob.Failed, false, "The release %s was made by another version of Helm, whose records (%T) this one "+
+				"does not know.", j.req.Release, r)
 		}
 		out = append(out, rel)
 	}
@@ -132,7 +133,8 @@ func (j *job) describe() {
 	if err != nil || last == nil {
 		return
 	}
-	r := &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String(), Digest: digestOf(last), Objects: objectsOf(last.Manifest)}
+	r := &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String(), Digest: digestOf(last),
+		Objects: objectsOf(last.Manifest)}
 	if last.Chart != nil && last.Chart.Metadata != nil {
 		m := last.Chart.Metadata
 		r.Chart, r.ChartVersion, r.AppVersion = m.Name, m.Version, m.AppVersion

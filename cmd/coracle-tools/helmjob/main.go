@@ -39,7 +39,8 @@ func stepBack() error {
 // the caller has exited, and a release that is marked as pending is recovered by the next child, where one that was
 // stopped in an orderly way would be marked as failed.
 func Main() int {
-	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS", "HELM_REPOSITORY_CACHE", "HELM_REPOSITORY_CONFIG", "HELM_REGISTRY_CONFIG"} {
+	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS", "HELM_REPOSITORY_CACHE",
+		"HELM_REPOSITORY_CONFIG", "HELM_REGISTRY_CONFIG"} {
 		_ = os.Setenv(name, nowhere) // fails for names with = or NUL alone
 	}
 	out := os.Stdout

@@ -60,7 +60,8 @@ func objectsOf(manifest string) []helmjob.Object {
 		if err := yaml.Unmarshal([]byte(doc), &head); err != nil || head.Kind == "" || len(out) == helmjob.MaxObjects {
 			continue
 		}
-		out = append(out, helmjob.Object{APIVersion: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace, Name: head.Metadata.Name})
+		out = append(out, helmjob.Object{APIVersion: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace,
+			Name: head.Metadata.Name})
 	}
 	return out
 }
@@ -103,7 +104,8 @@ func (j *job) repair(r *release.Release) error {
 		return nil
 	}
 	j.result.Found = "drifted"
-	j.done(helmjob.Recovered, "Objects of %s had been changed or removed, and are again what the chart made them: %s.", lower(j.where()), several(mended))
+	j.done(helmjob.Recovered, "Objects of %s had been changed or removed, and are again what the chart made them: %s.", lower(j.where()),
+		several(mended))
 	return nil
 }
 
@@ -204,7 +206,8 @@ func (j *job) removeObject(info *resource.Info) error {
 		return nil
 	}
 	background := metav1.DeletePropagationBackground
-	if _, err := helper.DeleteWithOptions(info.Namespace, info.Name, &metav1.DeleteOptions{PropagationPolicy: &background}); err != nil && !apierrors.IsNotFound(err) {
+	if _, err := helper.DeleteWithOptions(info.Namespace, info.Name, &metav1.DeleteOptions{PropagationPolicy: &background}); err != nil &&
+		!apierrors.IsNotFound(err) {
 		return fmt.Errorf("removing %s: %w", named(info), err)
 	}
 	return nil

@@ -35,7 +35,8 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	}
 	_, at, err := client.ValidateReference(ref, strings.TrimSpace(f.c.Version), u)
 	if err != nil {
-		if words := err.Error(); strings.Contains(words, "could not locate a version") || strings.Contains(words, "unable to locate any tags") {
+		if words := err.Error(); strings.Contains(words, "could not locate a version") ||
+			strings.Contains(words, "unable to locate any tags") {
 			return nil, "", fail(helmjob.ChartNotFound, true, "%s has no version that is %s.", what, wanted(f.c.Version))
 		}
 		if strings.Contains(err.Error(), "mismatch") {
@@ -48,7 +49,8 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	pulled, err := client.Pull(name)
 	if err != nil {
 		if strings.Contains(err.Error(), "manifest does not contain") || strings.Contains(err.Error(), "could not load config") {
-			return nil, "", fail(helmjob.InvalidChart, true, "What lies at %s is no chart, but something else, such as a container's image.", name)
+			return nil, "", fail(helmjob.InvalidChart, true,
+				"What lies at %s is no chart, but something else, such as a container's image.", name)
 		}
 		return nil, "", unreachable("the chart "+name, withoutURL(err))
 	}
@@ -64,7 +66,8 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	if len(f.c.DockerConfig) > 0 {
 		store, err := credentials.NewMemoryStoreFromDockerConfig(f.c.DockerConfig)
 		if err != nil {
-			return nil, fail(helmjob.BadRequest, false, "The dockerRegistrySecret holds no docker configuration: its .dockerconfigjson cannot be read.")
+			return nil, fail(helmjob.BadRequest, false, "The dockerRegistrySecret holds no docker configuration: its .dockerconfigjson "+
+				"cannot be read.")
 		}
 		credential = credentials.Credential(store)
 	}
@@ -79,7 +82,8 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 		}
 	}
 	options := []registry.ClientOption{
-		registry.ClientOptHTTPClient(f.client), registry.ClientOptWriter(io.Discard), registry.ClientOptCredentialsFile(nowhere + "/registry.json"),
+		registry.ClientOptHTTPClient(f.client), registry.ClientOptWriter(io.Discard),
+		registry.ClientOptCredentialsFile(nowhere + "/registry.json"),
 		registry.ClientOptAuthorizer(auth.Client{Client: f.client, Credential: credential, Cache: auth.NewCache()}),
 	}
 	if f.c.PlainHTTP {

@@ -67,7 +67,8 @@ func (j *job) remove(history []*release.Release) (note string, err error) {
 		}
 		for _, r := range left {
 			if _, err := j.cfg.Releases.Delete(r.Name, r.Version); err != nil {
-				return "", fail(helmjob.ClusterUnreachable, true, "The objects of %s are removed, its record is not: %v.", lower(j.where()), err)
+				return "", fail(helmjob.ClusterUnreachable, true, "The objects of %s are removed, its record is not: %v.", lower(j.where()),
+					err)
 			}
 		}
 		return note + fmt.Sprintf(" Helm could not remove it as it does, and its objects were removed one by one: %v.", first), nil

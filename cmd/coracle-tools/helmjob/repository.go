@@ -55,9 +55,11 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 	case strings.HasPrefix(repoURL, "http://"), strings.HasPrefix(repoURL, "https://"):
 		return f.fromRepository(ctx, repoURL, name)
 	case repoURL == "":
-		return nil, "", fail(helmjob.BadRequest, false, "The chart %q is named without a repository: give repo, or a chart with https:// or oci:// in front.", name)
+		return nil, "", fail(helmjob.BadRequest, false, "The chart %q is named without a repository: give repo, or a chart with https:// "+
+			"or oci:// in front.", name)
 	}
-	return nil, "", fail(helmjob.BadRequest, false, "%q is no URL of a repository: they begin with https://, http:// or oci://.", redacted(repoURL))
+	return nil, "", fail(helmjob.BadRequest, false, "%q is no URL of a repository: they begin with https://, http:// or oci://.",
+		redacted(repoURL))
 }
 
 // connect makes the client.
@@ -83,7 +85,8 @@ func (f *fetcher) tls() (*tls.Config, error) {
 		pool = x509.NewCertPool() // a machine without certificates has this one
 	}
 	if !pool.AppendCertsFromPEM([]byte(f.c.CA)) {
-		return nil, fail(helmjob.BadRequest, false, "What is given as the repository's authority (repoCA, repoCAConfigMap) holds no certificate in PEM.")
+		return nil, fail(helmjob.BadRequest, false, "What is given as the repository's authority (repoCA, repoCAConfigMap) holds no "+
+			"certificate in PEM.")
 	}
 	config.RootCAs = pool
 	return config, nil
@@ -111,7 +114,8 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	case err != nil:
 		return nil, "", fail(helmjob.ChartNotFound, true, "%s has no version of the chart %s that is %s.", what, name, wanted(f.c.Version))
 	case len(entry.URLs) == 0:
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s without a place to fetch it from.", what, name, entry.Version)
+		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s without a place to fetch it from.", what, name,
+			entry.Version)
 	}
 	place, err := repo.ResolveReferenceURL(repoURL, entry.URLs[0])
 	if err != nil {
@@ -130,7 +134,8 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 		return nil, "", err
 	}
 	if want := strings.TrimPrefix(entry.Digest, "sha256:"); want != "" && want != sum(content) {
-		return nil, "", fail(helmjob.InvalidChart, true, "The chart %s %s from %s is not what the repository's index says it is: its digest differs.", name, entry.Version, at.Redacted())
+		return nil, "", fail(helmjob.InvalidChart, true, "The chart %s %s from %s is not what the repository's index says it is: its "+
+			"digest differs.", name, entry.Version, at.Redacted())
 	}
 	return content, at.Redacted(), nil
 }

@@ -93,7 +93,8 @@ func (s *sealed) code(r *releasev1.Release) string {
 	var hooks []hook
 	for _, h := range r.Hooks {
 		if h != nil {
-			hooks = append(hooks, hook{h.Kind, h.Path, h.Manifest, append([]releasev1.HookEvent{}, h.Events...), h.Weight, append([]releasev1.HookDeletePolicy{}, h.DeletePolicies...)})
+			hooks = append(hooks, hook{h.Kind, h.Path, h.Manifest, append([]releasev1.HookEvent{}, h.Events...), h.Weight,
+				append([]releasev1.HookDeletePolicy{}, h.DeletePolicies...)})
 		}
 	}
 	text, err := json.Marshal([]any{s.j.req.Namespace, r.Name, r.Version, r.Manifest, hooks})
@@ -112,7 +113,8 @@ func (s *sealed) disarm(r release.Releaser) error {
 		return nil
 	}
 	if len(rel.Hooks) > 0 {
-		s.j.log.Warn("a revision of the release was not made by a HelmChart: its hooks are left out", "release", rel.Name, "revision", rel.Version)
+		s.j.log.Warn("a revision of the release was not made by a HelmChart: its hooks are left out", "release", rel.Name, "revision",
+			rel.Version)
 	}
 	delete(rel.Labels, digestLabel)
 	rel.Hooks = nil

@@ -44,10 +44,12 @@ type App struct {
 	TokenFiles func() []string
 	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the
 	// new one, and those servers that have not taken it over within some seconds.
-	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string, err error)
+	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string,
+		err error)
 	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress gets
 	// its steps.
-	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
+	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),
+		progress func(string)) error
 	// Restart puts the program in place of itself, with the arguments and the environment that it was started with. It
 	// returns when that fails.
 	Restart func() error
@@ -104,11 +106,13 @@ join it with "coracle agent".`,
 		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
 	})
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and maintain it:"})
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse}) // --help is enough; with no group there were an empty one
+	// --help is enough; with no group there were an empty one
+	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse})
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.consoleCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.vipCommand(), a.backendCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.vipCommand(), a.backendCommand(),
+		a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
@@ -162,7 +166,8 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 }
 
 // runTool is run for a command that inspects an installed coracle: f gets its location.
-func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command, args []string) error {
+func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command,
+	args []string) error {
 	return run(func(cmd *cobra.Command, args []string) error {
 		t, err := config.LoadTool(a.sources(flags))
 		if err != nil {

@@ -57,7 +57,8 @@ func (a *App) backendSetCommand() *cobra.Command {
 	names := clusterconfig.RunningBackends()
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change the cluster's network back end", Args: cobra.ExactArgs(1), ValidArgs: names,
-		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") + `. Pods go on, and keep their addresses. Until the last node has
+		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") +
+			`. Pods go on, and keep their addresses. Until the last node has
 changed, within seconds, pods of different nodes do not reach one another. The command waits until all nodes that run have changed; one that does not run
 changes when it starts. A server that is started with another --network-backend refuses to start from then on: take it out there.`,
 	}
@@ -65,7 +66,8 @@ changes when it starts. A server that is started with another --network-backend 
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		name := args[0]
 		if !slices.Contains(names, name) {
-			return fmt.Errorf("a cluster cannot change to the network back end %q; it can to %s. Nothing was changed", name, strings.Join(names, ", "))
+			return fmt.Errorf("a cluster cannot change to the network back end %q; it can to %s. Nothing was changed", name,
+				strings.Join(names, ", "))
 		}
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			before, err := setBackend(ctx, c, name)
@@ -79,7 +81,8 @@ changes when it starts. A server that is started with another --network-backend 
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "All nodes that run go by %s. Servers that are started with --network-backend need the same, or none.\n", name)
+			fmt.Fprintf(cmd.OutOrStdout(),
+				"All nodes that run go by %s. Servers that are started with --network-backend need the same, or none.\n", name)
 			if len(off) > 0 {
 				fmt.Fprintf(cmd.OutOrStdout(), "These do not run, and change when they start: %s\n", strings.Join(off, ", "))
 			}
@@ -92,7 +95,8 @@ changes when it starts. A server that is started with another --network-backend 
 func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {
 	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command", metav1.NamespaceSystem, clusterconfig.BackendConfigMap)
+		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command",
+			metav1.NamespaceSystem, clusterconfig.BackendConfigMap)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking for the network back end: %w", err)
@@ -108,7 +112,8 @@ func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	}
 	name := m.Data[clusterconfig.BackendData]
 	if !slices.Contains(clusterconfig.NetworkBackends, name) {
-		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes stay with what they have. Write it with: coracle network-backend set NAME",
+		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes stay with what they have. Write it with: "+
+			"coracle network-backend set NAME",
 			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, name)
 	}
 	return name, nil
@@ -124,7 +129,8 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	case name:
 		return before, nil
 	case clusterconfig.NetworkNone:
-		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If that was written by hand, restart coracle on a server: it writes what the cluster had")
+		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If that was written by hand, " +
+			"restart coracle on a server: it writes what the cluster had")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -140,7 +146,8 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	_, err = c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{})
 	switch {
 	case apierrors.IsConflict(err):
-		return before, errors.New("another client changed the network back end at the same moment: see coracle network-backend show, and try again")
+		return before,
+			errors.New("another client changed the network back end at the same moment: see coracle network-backend show, and try again")
 	case err != nil:
 		return before, fmt.Errorf("writing the network back end: %w", err)
 	}
@@ -159,7 +166,8 @@ func allCanChange(nodes []corev1.Node, name string) error {
 		all = append(all, &nodes[i])
 	}
 	if len(old) > 0 {
-		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for long enough: update and start it there, or delete the Nodes if they are gone",
+		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for "+
+			"long enough: update and start it there, or delete the Nodes if they are gone",
 			strings.Join(old, ", "))
 	}
 	if name != clusterconfig.NetworkHostGateway {
@@ -173,7 +181,8 @@ func allCanChange(nodes []corev1.Node, name string) error {
 	if n := len(apart) - apartShown; n > 0 {
 		apart, more = apart[:apartShown], fmt.Sprintf("; and %d more", n)
 	}
-	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete those Nodes that are gone", name, strings.Join(apart, "; "), more)
+	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete those Nodes that are gone", name,
+		strings.Join(apart, "; "), more)
 }
 
 // portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes
@@ -183,7 +192,8 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	if port == 0 {
 		return nil
 	}
-	pods, err := c.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
+	pods, err := c.CoreV1().Pods(metav1.NamespaceAll).List(ctx,
+		metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
 	if err != nil {
 		return fmt.Errorf("asking for pods that have the port %d: %w", port, err)
 	}
@@ -223,7 +233,8 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	err = wait.PollUntilContextTimeout(ctx, backendPoll, most, true, func(ctx context.Context) (bool, error) {
 		m, err := presentBackend(ctx, c)
 		if err == nil && m.Data[clusterconfig.BackendData] != name {
-			replaced = fmt.Errorf("another client has changed the cluster's network back end to %q meanwhile, which counts", m.Data[clusterconfig.BackendData])
+			replaced = fmt.Errorf("another client has changed the cluster's network back end to %q meanwhile, which counts",
+				m.Data[clusterconfig.BackendData])
 			return false, replaced
 		}
 		var nodes *corev1.NodeList
@@ -257,10 +268,12 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	case replaced != nil:
 		return nil, replaced
 	case asking == nil && len(late) > 0:
-		return nil, fmt.Errorf("the cluster's network back end is %s now, and these nodes have not changed to it yet: %s. Until they have, their pods and those of other nodes may not reach one another; %w",
+		return nil, fmt.Errorf("the cluster's network back end is %s now, and these nodes have not changed to it yet: %s. Until they "+
+			"have, their pods and those of other nodes may not reach one another; %w",
 			name, strings.Join(late, ", "), errLate)
 	}
-	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name, cmp.Or(asking, err))
+	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name,
+		cmp.Or(asking, err))
 }
 
 func isReady(c corev1.NodeCondition) bool {

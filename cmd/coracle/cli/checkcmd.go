@@ -42,7 +42,8 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 			problems = a.serverArgProblems(c)
 		}
 		for _, p := range problems {
-			results = append(results, preflight.Result{Name: "settings", Level: preflight.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
+			results = append(results, preflight.Result{Name: "settings", Level: preflight.Fail, Found: p,
+				Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
 		}
 		results = append(results, preflight.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
 		if form.value == "json" {
@@ -73,8 +74,10 @@ func needsOf(c *config.Server) preflight.Needs {
 		Running:     readPIDFile(c.Paths.PIDFile).alive,
 		Firewall:    hostfirewall.Needs{Port: c.HTTPSPort},
 	}
-	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
-	n.Ports = append(n.Ports, preflight.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
+	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server",
+		Setting: "--https-listen-port"})
+	n.Ports = append(n.Ports, preflight.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip",
+		Setting: "--https-listen-port"})
 	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == clusterconfig.NetworkNone && c.DisableKubeProxy)
 	if c.DisableAgent {
 		return n

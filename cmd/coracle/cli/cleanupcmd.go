@@ -17,7 +17,8 @@ import (
 // that coracle-uninstall can hand it what the service was started with.
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "cleanup", GroupID: groupUse, Short: "End all pods on this machine and remove what was set up for them; coracle has to be stopped",
+		Use: "cleanup", GroupID: groupUse,
+		Short: "End all pods on this machine and remove what was set up for them; coracle has to be stopped",
 		Long: `Ends the pods that a stopped coracle left running and removes their mounts, network devices, packet filter rules and
 cgroups. The next start of coracle starts the pods again. With --remove-data nothing is left: the cluster's data, its
 logs and the administrator's kubeconfig are removed too. coracle-uninstall runs this.`,
@@ -46,7 +47,8 @@ logs and the administrator's kubeconfig are removed too. coracle-uninstall runs 
 		if err != nil {
 			return err
 		}
-		argv := []string{"cleanup", "--data-dir", t.Paths.DataDir, "--run-dir", t.Paths.RunDir, "--kubeconfig", t.Kubeconfig, "--grace", grace.String()}
+		argv := []string{"cleanup", "--data-dir", t.Paths.DataDir, "--run-dir", t.Paths.RunDir, "--kubeconfig", t.Kubeconfig, "--grace",
+			grace.String()}
 		if *removeData {
 			argv = append(argv, "--remove-data")
 		}

@@ -139,7 +139,8 @@ func nodeTrouble(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // its last report may be half an hour older
-			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name, c.LastTransitionTime.Local().Format(time.DateTime))
+			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name,
+				c.LastTransitionTime.Local().Format(time.DateTime))
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse:
 			return fmt.Sprintf("node %s is not ready: %s", n.Name, c.Message)
 		}
@@ -150,9 +151,11 @@ func nodeTrouble(n *corev1.Node) string {
 		}
 		switch c.Type {
 		case corev1.NodeDiskPressure:
-			return fmt.Sprintf("node %s has little disk left: images and then pods are removed. Make room, or see what takes it with coracle ctr images ls", n.Name)
+			return fmt.Sprintf("node %s has little disk left: images and then pods are removed. Make room, or see what takes it with "+
+				"coracle ctr images ls", n.Name)
 		case corev1.NodeMemoryPressure:
-			return fmt.Sprintf("node %s has little memory left: pods are removed. Give pods memory limits, or fewer pods to this node", n.Name)
+			return fmt.Sprintf("node %s has little memory left: pods are removed. Give pods memory limits, or fewer pods to this node",
+				n.Name)
 		case corev1.NodePIDPressure:
 			return fmt.Sprintf("node %s has few process numbers left: pods are removed. Find the pod that starts so many processes", n.Name)
 		}
@@ -206,7 +209,8 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	}
 	if p.DeletionTimestamp != nil {
 		if now.Sub(p.DeletionTimestamp.Time) > podPatience {
-			return fmt.Sprintf("pod %s should have been gone since %s: coracle kubectl describe pod -n %s %s", name, p.DeletionTimestamp.Local().Format(time.DateTime), p.Namespace, p.Name)
+			return fmt.Sprintf("pod %s should have been gone since %s: coracle kubectl describe pod -n %s %s", name,
+				p.DeletionTimestamp.Local().Format(time.DateTime), p.Namespace, p.Name)
 		}
 		return ""
 	}
@@ -221,9 +225,11 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 	case "CrashLoopBackOff":
 		return crashLoop(p, c, c.LastTerminationState.Terminated)
 	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull":
-		text := fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image, imagesDir)
+		text := fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image,
+			imagesDir)
 		if pullsAlways(p, c.Name) {
-			text += ". Its imagePullPolicy is Always, which is the default for an image without a tag, so an image that is here is asked for elsewhere all the same: set IfNotPresent"
+			text += ". Its imagePullPolicy is Always, which is the default for an image without a tag, so an image that is here is asked " +
+				"for elsewhere all the same: set IfNotPresent"
 		}
 		return text
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
@@ -250,7 +256,8 @@ func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerSt
 			why = " because it needs more memory than its limit"
 		}
 	}
-	return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why, c.RestartCount, p.Namespace, p.Name, c.Name)
+	return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why,
+		c.RestartCount, p.Namespace, p.Name, c.Name)
 }
 
 // pullsAlways tells whether the kubelet asks the registry each time a container starts.

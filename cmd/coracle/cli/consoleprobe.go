@@ -42,13 +42,15 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 		case err := <-answered:
 			var silent silentCluster
 			if errors.As(err, &silent) {
-				fmt.Fprintf(a.Stdout, "The cluster of context %s does not answer at the moment: %v. The console waits for it.\n", current, silent.error)
+				fmt.Fprintf(a.Stdout, "The cluster of context %s does not answer at the moment: %v. The console waits for it.\n", current,
+					silent.error)
 				return nil
 			}
 			return err
 		case <-slow.C:
 			if config.ExecProvider != nil {
-				fmt.Fprintf(a.Stdout, "Waiting for %s, the login program of context %s. Ctrl-C ends this.\n", config.ExecProvider.Command, current)
+				fmt.Fprintf(a.Stdout, "Waiting for %s, the login program of context %s. Ctrl-C ends this.\n", config.ExecProvider.Command,
+					current)
 			} else {
 				fmt.Fprintf(a.Stdout, "Waiting for the cluster of context %s. Ctrl-C ends this.\n", current)
 			}
@@ -92,7 +94,8 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 	defer answer.Body.Close()
 	switch answer.StatusCode {
 	case http.StatusUnauthorized:
-		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have ended, or are those of another cluster", current)
+		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have ended, or are those of another cluster",
+			current)
 	case http.StatusOK:
 	default: // another cluster than coracle's, or one whose operator took the role away
 		return nil

@@ -102,7 +102,8 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 	}
 	accounts := client.CoreV1().ServiceAccounts(consoleNamespace)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: consoleNamespace, Labels: map[string]string{consoleLabel: "true"}}}
-	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil &&
+		!apierrors.IsAlreadyExists(err) {
 		return "", fmt.Errorf("making the namespace %s: %w", consoleNamespace, err)
 	}
 	if err := removeEnded(ctx, client, now); err != nil {

@@ -45,7 +45,8 @@ func helm() client {
 		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless another one is given",
 		choosing: []string{"--kubeconfig", "--kube-apiserver", "--kube-context"},
 		without: []string{
-			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry", "repo", "search",
+			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry",
+			"repo", "search",
 			"show", "inspect", "template", "verify", "version", "__complete", "__completeNoDesc",
 		},
 	}
@@ -95,7 +96,8 @@ func (a *App) crictlCommand() *cobra.Command {
 			endpoint := "unix://" + a.tool().Paths.ContainerdSocket
 			path := a.findOther("crictl")
 			if path == "" {
-				return fmt.Errorf("crictl is not part of coracle and not installed here; an installed one works with: crictl --runtime-endpoint %s. coracle ctr does much of the same", endpoint)
+				return fmt.Errorf("crictl is not part of coracle and not installed here; an installed one works with: crictl "+
+					"--runtime-endpoint %s. coracle ctr does much of the same", endpoint)
 			}
 			env := setDefault(a.Environ, "CONTAINER_RUNTIME_ENDPOINT", endpoint)
 			env = setDefault(env, "IMAGE_SERVICE_ENDPOINT", endpoint)
@@ -139,7 +141,8 @@ func (a *App) unpackForUser(t *config.Tool) (string, error) {
 		return "", fmt.Errorf("%w; and this user has no cache folder to unpack to (%w). Run it with sudo, or set HOME", err, cacheErr)
 	}
 	if dir, cacheErr = a.Unpack(filepath.Join(cache, "coracle")); cacheErr != nil {
-		return "", fmt.Errorf("%w; unpacking for this user alone failed too: %w. Run it with sudo, or make the folder %s readable for everyone (chmod 755)", err, cacheErr, t.Paths.BinDir)
+		return "", fmt.Errorf("%w; unpacking for this user alone failed too: %w. Run it with sudo, or make the folder %s readable for "+
+			"everyone (chmod 755)", err, cacheErr, t.Paths.BinDir)
 	}
 	return dir, nil
 }
@@ -162,9 +165,11 @@ func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, erro
 	case c.withoutCluster(args):
 		return a.Environ, nil
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > ~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
+		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > "+
+			"~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server; or name another cluster's kubeconfig in KUBECONFIG", t.Kubeconfig)
+		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server; or name another "+
+			"cluster's kubeconfig in KUBECONFIG", t.Kubeconfig)
 	}
 	return nil, fmt.Errorf("reading the kubeconfig: %w", err)
 }
@@ -179,7 +184,8 @@ func (c client) choosesCluster(args []string) bool {
 
 // withoutCluster says whether the program's command works without any cluster.
 func (c client) withoutCluster(args []string) bool {
-	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") || slices.Contains(c.without, args[0])
+	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") ||
+		slices.Contains(c.without, args[0])
 }
 
 // completeClient asks the embedded program.

@@ -24,7 +24,8 @@ type Encryption interface {
 	Status(dir string) (EncryptionStatus, error)
 	// Rotate replaces the key. With open it reaches the store of the server on this machine. Progress gets
 	// stages, of objects written again, and of servers that are waited for.
-	Rotate(ctx context.Context, dir string, client *rest.Config, open func(context.Context, func(context.Context, *clientv3.Client) error) error,
+	Rotate(ctx context.Context, dir string, client *rest.Config,
+		open func(context.Context, func(context.Context, *clientv3.Client) error) error,
 		progress func(stage string, objects int, waiting []string)) error
 }
 
@@ -87,7 +88,8 @@ func encryptionText(s EncryptionStatus) string {
 	}
 	switch {
 	case s.Rotating != "":
-		fmt.Fprintf(&b, "Rotation   stopped at the stage %q, begun %s; go on with: coracle secrets-encrypt rotate\n", s.Rotating, s.Started.Local().Format(time.DateTime))
+		fmt.Fprintf(&b, "Rotation   stopped at the stage %q, begun %s; go on with: coracle secrets-encrypt rotate\n", s.Rotating,
+			s.Started.Local().Format(time.DateTime))
 	case s.Finished.IsZero():
 		b.WriteString("Rotation   never\n")
 	default:

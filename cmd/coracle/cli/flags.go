@@ -74,7 +74,8 @@ func settingsUsage(w io.Writer, cmd *cobra.Command, c config.Command) {
 		fmt.Fprintf(w, "%s\n", wrap(s.Help+"."+defaultNote(s), 6, 100))
 	}
 	fmt.Fprintf(w, "\nOther:\n  -h, --help\n      Show this text.\n")
-	fmt.Fprintf(w, "\nEach flag is also an environment variable, CORACLE_ and its name in capitals with underscores, and a key of\n%s. A flag beats a variable, a variable beats the file.\n", config.DefaultConfigFile)
+	fmt.Fprintf(w, "\nEach flag is also an environment variable, CORACLE_ and its name in capitals with underscores, and a key of\n%s. A "+
+		"flag beats a variable, a variable beats the file.\n", config.DefaultConfigFile)
 }
 
 func flagHead(s *config.Setting) string {

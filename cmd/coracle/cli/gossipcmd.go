@@ -15,7 +15,8 @@ import (
 
 func (a *App) gossipCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "gossip", GroupID: groupUse, Short: "Rotate the key with which the cluster's machines talk about one another", Args: subcommand,
+		Use: "gossip", GroupID: groupUse, Short: "Rotate the key with which the cluster's machines talk about one another",
+		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	rotate := &cobra.Command{

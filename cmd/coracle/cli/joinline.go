@@ -26,7 +26,8 @@ func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 	if role == "server" {
 		install = "INSTALL_CORACLE_EXEC=server " + install
 	}
-	fmt.Fprintf(w, "\nOn the machine that is to join as %s:\n\n  sudo coracle %s --server %s --token %s\n\nor, to install it there as a service, from a clone or with a release beside the script:\n\n  sudo %s\n",
+	fmt.Fprintf(w, "\nOn the machine that is to join as %s:\n\n  sudo coracle %s --server %s --token %s\n\nor, to install it there as a "+
+		"service, from a clone or with a release beside the script:\n\n  sudo %s\n",
 		map[string]string{"agent": "a node", "server": "a server"}[role], role, at, tok, install)
 }
 

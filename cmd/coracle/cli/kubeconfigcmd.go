@@ -33,9 +33,11 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 	flags := addLocations(cmd)
 	server := cmd.Flags().String("server", "", "Address of the API server to write into it, such as https://board.example.com:6443")
 	name := cmd.Flags().String("name", "", "Name of the cluster, the user and the context in it (coracle when merging)")
-	merge := cmd.Flags().Bool("merge", false, "Add it to the kubeconfig of this user (the first file of KUBECONFIG, or ~/.kube/config) and make it current")
+	merge := cmd.Flags().Bool("merge", false, "Add it to the kubeconfig of this user (the first file of KUBECONFIG, or ~/.kube/config) "+
+		"and make it current")
 	from := cmd.Flags().String("from", "", "Read the kubeconfig from this file instead of the server's; - for standard input")
-	all := cmd.Flags().Bool("all-servers", false, "Add a context for each server that lives now, NAME-1 and so on: any of them is good for everything")
+	all := cmd.Flags().Bool("all-servers", false, "Add a context for each server that lives now, NAME-1 and so on: any of them is good "+
+		"for everything")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		if *server != "" {
 			u, err := url.Parse(*server)

@@ -16,7 +16,8 @@ import (
 
 // serverURLs asks the cluster for its live servers.
 func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
-	found, err := c.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+	found, err := c.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
+		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 	if err != nil {
 		return nil, fmt.Errorf("asking for the servers: %w", err)
 	}

@@ -70,12 +70,15 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 	switch {
 	case errors.Is(err, status.ErrNotRunning) && !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
 		return "this machine is in no cluster", nil
-	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")): // server.OtherServers reads it
+	// server.OtherServers reads it
+	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")):
 		return onlyServer, nil
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir):
-		return "", stillMember{errors.New("coracle does not run, so this server cannot leave its cluster. Start it and leave, or say on another server: coracle node remove NAME, with this machine's node (coracle member remove NAME if it has none)")}
+		return "", stillMember{errors.New("coracle does not run, so this server cannot leave its cluster. Start it and leave, or say on " +
+			"another server: coracle node remove NAME, with this machine's node (coracle member remove NAME if it has none)")}
 	case errors.Is(err, status.ErrNotRunning):
-		return "", errors.New("coracle does not run, so this machine cannot leave its cluster by itself. If other machines are in it, say on a server: coracle node remove NAME, with this machine's node")
+		return "", errors.New("coracle does not run, so this machine cannot leave its cluster by itself. If other machines are in it, " +
+			"say on a server: coracle node remove NAME, with this machine's node")
 	case errors.Is(err, fs.ErrPermission):
 		return "", errors.New("only root may do this; use: sudo coracle leave")
 	case err != nil:

@@ -23,7 +23,8 @@ import (
 
 func (a *App) memberCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one", Args: subcommand,
+		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one",
+		Args: subcommand,
 		Long: `The servers of a cluster hold its store together. An odd number of them vote, at most five: a majority of these has to work.
 These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by
 "coracle kubectl get nodes".`,
@@ -61,7 +62,8 @@ apply, and their versions. It needs no majority. The exit code is 0 when everyth
 
 func (a *App) memberRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Take a server out of the cluster that will not come back", Args: cobra.ExactArgs(1),
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Take a server out of the cluster that will not come back",
+		Args: cobra.ExactArgs(1),
 		Long: `Takes a server out of the cluster's store; it is given by its name, id or address as "coracle member list" shows it. It is
 refused when the other servers could not go on without it. Its node is another thing: "coracle kubectl delete node NAME"
 removes both.
@@ -93,7 +95,8 @@ number survives no more failures.`,
 }
 
 // changeMember finds the server that is meant, changes it through the store and prints done, which takes its name.
-func (a *App) changeMember(flags *config.Flags, change func(context.Context, *clientv3.Client, uint64) error, done string) func(*cobra.Command, []string) error {
+func (a *App) changeMember(flags *config.Flags, change func(context.Context, *clientv3.Client, uint64) error,
+	done string) func(*cobra.Command, []string) error {
 	return a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		s, err := askServers(cmd.Context(), t)
 		if err != nil {
@@ -137,9 +140,11 @@ func pickServer(servers []status.ClusterServer, name string) (status.ClusterServ
 	case 1:
 		return found[0], nil
 	case 0:
-		return status.ClusterServer{}, fmt.Errorf("there is no server %q. Nothing was changed. There are: %s", name, strings.Join(names, ", "))
+		return status.ClusterServer{}, fmt.Errorf("there is no server %q. Nothing was changed. There are: %s", name,
+			strings.Join(names, ", "))
 	}
-	return status.ClusterServer{}, fmt.Errorf("there are %d servers %q. Nothing was changed. Give the id of the one that is meant: coracle member list", len(found), name)
+	return status.ClusterServer{}, fmt.Errorf("there are %d servers %q. Nothing was changed. Give the id of the one that is meant: "+
+		"coracle member list", len(found), name)
 }
 
 // askServers asks this machine's server about all of them.

@@ -33,7 +33,8 @@ const (
 
 func (a *App) nodeCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move the pods off a node, or remove a node from the cluster", Args: subcommand,
+		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move the pods off a node, or remove a node from the cluster",
+		Args: subcommand,
 		Long: `These commands are for a server, and for any node of the cluster. A machine that leaves the cluster itself uses "coracle leave".
 Nodes are listed by "coracle kubectl get nodes".`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -64,7 +65,8 @@ volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir
 
 func (a *App) nodeRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Evict the pods of a node and remove it, and its server if it has one, from the cluster", Args: cobra.ExactArgs(1),
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Evict the pods of a node and remove it, and its server if it has one, from " +
+			"the cluster", Args: cobra.ExactArgs(1),
 		Long: `Keeps new pods away from the node, evicts those that it has, and deletes it when they are gone or their time is up. The node of
 a machine that is dead is deleted at once. If the machine is a server, it is removed from the store too; that is refused while the
 other servers could not go on without it, and done as soon as they can.
@@ -84,7 +86,8 @@ The leading server does all of it: an interruption of this command stops nothing
 			} else if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is no node of the cluster any more. If the machine still runs coracle: sudo coracle-uninstall there removes it.\n", args[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is no node of the cluster any more. If the machine still runs coracle: sudo "+
+				"coracle-uninstall there removes it.\n", args[0])
 			return nil
 		})
 	})
@@ -92,7 +95,8 @@ The leading server does all of it: an interruption of this command stops nothing
 }
 
 func addGrace(cmd *cobra.Command) *time.Duration {
-	return cmd.Flags().Duration("grace", leaveGrace, "How long the node's pods may take to end on their own terms; 0s: the node is deleted at once")
+	return cmd.Flags().Duration("grace", leaveGrace, "How long the node's pods may take to end on their own terms; 0s: the node is "+
+		"deleted at once")
 }
 
 func checkGrace(grace time.Duration) error {
@@ -106,7 +110,8 @@ func checkGrace(grace time.Duration) error {
 func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{clusterconfig.LeaveAnnotation: grace.String()}}})
+	patch,
+		err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{clusterconfig.LeaveAnnotation: grace.String()}}})
 	if err != nil {
 		return err
 	}
@@ -149,7 +154,9 @@ func stillThere(n *corev1.Node, last error) error {
 	case last != nil:
 		return fmt.Errorf("the removal of the node %s was ordered, but whether it is done cannot be seen: %w", n.Name, last)
 	case n.DeletionTimestamp == nil:
-		return fmt.Errorf("the removal of the node %s was ordered, but no server has done it. Is there a leading server (coracle status)? It is done as soon as there is one", n.Name)
+		return fmt.Errorf("the removal of the node %s was ordered, but no server has done it. Is there a leading server (coracle "+
+			"status)? It is done as soon as there is one", n.Name)
 	}
-	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is removed from the store when the others can go on without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
+	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is removed from the store when the others can go on "+
+		"without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
 }

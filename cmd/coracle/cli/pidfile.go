@@ -35,7 +35,8 @@ func lockPIDFile(path, role string) (*pidFile, error) {
 	if err != nil {
 		_ = f.Close() // the error to tell about is the other one
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; see: coracle status. To run a second %s on this machine give it its own --data-dir", pidClause(path), path, role)
+			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; see: coracle status. To run a second %s on this "+
+				"machine give it its own --data-dir", pidClause(path), path, role)
 		}
 		return nil, fmt.Errorf("locking the pid file %s: %w", path, err)
 	}
@@ -108,7 +109,8 @@ func writableDir(dir, what, flag string) error {
 	if errors.As(err, &pe) {
 		reason = pe.Err
 	}
-	return fmt.Errorf("the %s %s cannot be written to: %w; nothing was changed. Make it writable for this user, free some space, or choose another with %s", what, dir, reason, flag)
+	return fmt.Errorf("the %s %s cannot be written to: %w; nothing was changed. Make it writable for this user, free some space, or "+
+		"choose another with %s", what, dir, reason, flag)
 }
 
 func isDir(path string) bool {

@@ -84,7 +84,8 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	defer func() { err = errors.Join(err, p.Log.Close()) }()
 	v := version.Get()
 	defer p.keepClock(v)()
-	p.Log.Info("coracle starts", "role", p.role, "version", v.Coracle, "kubernetes", v.Kubernetes, "go", v.Go, "data", p.Paths.DataDir, "pid", os.Getpid())
+	p.Log.Info("coracle starts", "role", p.role, "version", v.Coracle, "kubernetes", v.Kubernetes, "go", v.Go, "data", p.Paths.DataDir,
+		"pid", os.Getpid())
 	for _, w := range warnings {
 		p.Log.Warn(w)
 	}

@@ -22,7 +22,8 @@ type reset struct {
 func addReset(cmd *cobra.Command) *reset {
 	r := &reset{}
 	cmd.Flags().BoolVar(&r.cluster, "cluster-reset", false, "Make this server the only one and end: coracle store recover --yes")
-	cmd.Flags().StringVar(&r.restorePath, "cluster-reset-restore-path", "", "With --cluster-reset, restore a snapshot and end: coracle snapshot restore")
+	cmd.Flags().StringVar(&r.restorePath, "cluster-reset-restore-path", "", "With --cluster-reset, restore a snapshot and end: coracle "+
+		"snapshot restore")
 	for _, name := range []string{"cluster-reset", "cluster-reset-restore-path"} {
 		cmd.Flags().Lookup(name).Hidden = true
 	}
@@ -40,7 +41,8 @@ func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error
 		return forRoot(err)
 	}
 	if done != "" {
-		return fmt.Errorf("it was done already: %s. Nothing was changed. Start the server without --cluster-reset and --cluster-reset-restore-path now. "+
+		return fmt.Errorf("it was done already: %s. Nothing was changed. Start the server without --cluster-reset and "+
+			"--cluster-reset-restore-path now. "+
 			"To do it once more before that, remove %s first", done, filepath.Join(c.Paths.ServerDir, datadir.ResetFile))
 	}
 	tool := config.Tool{Paths: c.Paths}
@@ -50,6 +52,7 @@ func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error
 		}
 		return datadir.NoteReset(c.Paths.ServerDir, "this server is the only one of its cluster")
 	}
-	return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), &config.SnapshotTool{Tool: tool, Snapshots: c.Snapshots, Token: c.Token}, r.restorePath,
+	return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), &config.SnapshotTool{Tool: tool, Snapshots: c.Snapshots, Token: c.Token},
+		r.restorePath,
 		"the snapshot "+r.restorePath+" is restored")
 }

@@ -25,7 +25,8 @@ import (
 
 func (a *App) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse, Short: "Save the whole cluster to a file, and restore it", Args: subcommand,
+		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse,
+		Short: "Save the whole cluster to a file, and restore it", Args: subcommand,
 		Long: `A snapshot is the whole cluster in one encrypted file: the store, the authorities, the keys and the settings. With it and
 the server token a new machine becomes the cluster's server. A server takes snapshots by schedule; these commands take
 one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.
@@ -34,7 +35,8 @@ With --snapshot-s3 and its further flags (or k3s' names for them, --s3…) save,
 what is not given is as in those.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(), a.snapshotRestoreCommand())
+	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
+		a.snapshotRestoreCommand())
 	return cmd
 }
 
@@ -95,9 +97,11 @@ on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is delete
 		if form.value == "json" {
 			return printJSON(cmd.OutOrStdout(), info)
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "Saved the cluster to %s: %d keys, revision %d, %s.\n", info.Location, info.Keys, info.Revision, bytesText(info.Size))
+		fmt.Fprintf(cmd.OutOrStdout(), "Saved the cluster to %s: %d keys, revision %d, %s.\n", info.Location, info.Keys, info.Revision,
+			bytesText(info.Size))
 		if info.Key == snapshots.TokenKey {
-			fmt.Fprintln(cmd.OutOrStdout(), "To restore it, the server token is needed (coracle token print --server). Keep both elsewhere, apart from one another.")
+			fmt.Fprintln(cmd.OutOrStdout(), "To restore it, the server token is needed (coracle token print --server). Keep both "+
+				"elsewhere, apart from one another.")
 		}
 		return nil
 	})
@@ -151,7 +155,8 @@ stays. The schedule does this for its own each time it has saved one. On S3 as m
 		if *keep < 0 {
 			return usageError{cmd, errors.New("--snapshot-retention: the number of snapshots to keep is 0 or more")}
 		}
-		return removeSnapshots(cmd, t, flags, http.MethodPost, snapshots.Path+"/prune", url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
+		return removeSnapshots(cmd, t, flags, http.MethodPost, snapshots.Path+"/prune",
+			url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
 	})
 	return cmd
 }

@@ -25,7 +25,8 @@ import (
 
 func (a *App) snapshotRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "restore FILE|NAME", Short: "Make this machine the server of a saved cluster; the server has to be stopped", Args: cobra.ExactArgs(1),
+		Use: "restore FILE|NAME", Short: "Make this machine the server of a saved cluster; the server has to be stopped",
+		Args: cobra.ExactArgs(1),
 		Long: `Makes this machine the one server of the cluster that a snapshot holds. It may be a new machine, or the server that is
 here and stopped. The snapshot is decrypted and checked to its last byte, and the store is built and read, before anything
 is changed. Nothing is deleted: what was there is kept under another name.
@@ -34,7 +35,8 @@ With --snapshot-s3 it may be the name of one in an object store.
 
 Other servers of the cluster have to be stopped first, and join this one again.`,
 	}
-	flags := addSome(cmd, append([]string{"token", "token-file", "snapshot-key-file", "snapshot-dir", "snapshot-s3"}, config.S3FlagNames()...)...)
+	flags := addSome(cmd, append([]string{"token", "token-file", "snapshot-key-file", "snapshot-dir", "snapshot-s3"},
+		config.S3FlagNames()...)...)
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
 		t, err := config.LoadSnapshotTool(a.sources(flags))
 		if err != nil {
@@ -88,12 +90,14 @@ func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.Snap
 	}
 	fmt.Fprintf(out, "Restored %s of %s: %d keys, revision %d.\n", path, h.Time.Local().Format(time.DateTime), h.Keys, h.Revision)
 	if r.Kept != "" {
-		fmt.Fprintf(out, "What was in %s is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", t.Paths.ServerDir, r.Kept)
+		fmt.Fprintf(out, "What was in %s is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n",
+			t.Paths.ServerDir, r.Kept)
 	}
 	if r.KeptNewer {
 		fmt.Fprintln(out, "The cluster's tokens are those that this server had: the snapshot may hold others that were replaced since.")
 	} else {
-		fmt.Fprintln(out, "The cluster's tokens are those of the snapshot's time. If one was replaced since, replace it again: coracle token rotate.")
+		fmt.Fprintln(out, "The cluster's tokens are those of the snapshot's time. If one was replaced since, replace it again: coracle "+
+			"token rotate.")
 	}
 	fmt.Fprintf(out, `
 Now:
@@ -110,7 +114,8 @@ the snapshot was taken are not in it, and join again when coracle is restarted t
 func restoreKey(t *config.SnapshotTool, h snapshots.Header) (snapshots.Key, error) {
 	if h.Key == snapshots.FileKey {
 		if t.Snapshots.KeyFile == "" {
-			return snapshots.Key{}, errors.New("the snapshot is encrypted with a key of its own: give --snapshot-key-file. Nothing was changed")
+			return snapshots.Key{},
+				errors.New("the snapshot is encrypted with a key of its own: give --snapshot-key-file. Nothing was changed")
 		}
 		return snapshots.KeyOfFile(t.Snapshots.KeyFile)
 	}
@@ -118,7 +123,8 @@ func restoreKey(t *config.SnapshotTool, h snapshots.Header) (snapshots.Key, erro
 	if text == "" {
 		data, err := os.ReadFile(t.Paths.TokenFile)
 		if errors.Is(err, fs.ErrNotExist) {
-			return snapshots.Key{}, errors.New("the snapshot is encrypted with the cluster's server token: give --token or --token-file. Nothing was changed")
+			return snapshots.Key{}, errors.New("the snapshot is encrypted with the cluster's server token: give --token or --token-file. " +
+				"Nothing was changed")
 		}
 		if err != nil {
 			return snapshots.Key{}, fmt.Errorf("reading the token of this machine's server: %w", err)

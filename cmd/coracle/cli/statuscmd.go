@@ -68,7 +68,8 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 		return nil, fmt.Errorf("only root may ask the running coracle; use: sudo coracle status")
 	case errors.Is(err, context.DeadlineExceeded):
 		o := readPIDFile(t.Paths.PIDFile)
-		return nil, fmt.Errorf("coracle runs as process %d but does not answer within %s. Pods keep running. Its log says more; a restart is safe", o.pid, statusTimeout)
+		return nil, fmt.Errorf("coracle runs as process %d but does not answer within %s. Pods keep running. Its log says more; a "+
+			"restart is safe", o.pid, statusTimeout)
 	case !errors.Is(err, status.ErrNotRunning):
 		return nil, err
 	}
@@ -95,23 +96,27 @@ func (a *App) whyNotRunning(t *config.Tool) []string {
 	o := readPIDFile(t.Paths.PIDFile)
 	switch {
 	case o.alive:
-		return []string{fmt.Sprintf("process %d holds %s but does not answer yet: it is starting or stopping. Ask again in a moment", o.pid, t.Paths.PIDFile)}
+		return []string{fmt.Sprintf("process %d holds %s but does not answer yet: it is starting or stopping. Ask again in a moment", o.pid,
+			t.Paths.PIDFile)}
 	case o.pid > 0:
 		problem := fmt.Sprintf("coracle does not run: its last process, %d, was killed or crashed. Pods keep running; start it again, it finds them", o.pid)
 		return append([]string{problem + lastWords(a.Environ)}, startHint(t)...)
 	case o.found:
 		return append([]string{"coracle does not run: it was stopped" + lastWords(a.Environ)}, startHint(t)...)
 	case !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
-		return []string{"coracle does not run, and never has with the data directory " + t.Paths.DataDir + ". Start it with: coracle server"}
+		return []string{"coracle does not run, and never has with the data directory " + t.Paths.DataDir +
+			". Start it with: coracle server"}
 	}
-	return append([]string{"coracle does not run: it has not been started since this machine booted" + lastWords(a.Environ)}, startHint(t)...)
+	return append([]string{"coracle does not run: it has not been started since this machine booted" + lastWords(a.Environ)},
+		startHint(t)...)
 }
 
 func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	var b strings.Builder
 	if r.Running {
 		fmt.Fprintf(&b, "coracle %s (Kubernetes %s), %s, node %s\n", r.Version, r.Kubernetes, r.Role, r.Node)
-		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), age(now.Sub(r.Started)), r.PID)
+		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), age(now.Sub(r.Started)),
+			r.PID)
 		if r.Stopping {
 			fmt.Fprintf(&b, "state    stopping; pods keep running\n")
 		} else if r.Ready.IsZero() {

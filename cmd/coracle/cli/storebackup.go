@@ -19,7 +19,8 @@ import (
 
 func (a *App) storeBackupCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "backup FILE|-", Aliases: []string{"save", "snapshot"}, Short: "Write everything in the store to a new file", Args: cobra.ExactArgs(1),
+		Use: "backup FILE|-", Aliases: []string{"save", "snapshot"}, Short: "Write everything in the store to a new file",
+		Args: cobra.ExactArgs(1),
 		Long: `Asks the server that runs on this machine for everything in the store, as of one moment, and writes it to a new file that
 only root may read. "-" writes it to standard output. The cluster works on meanwhile. A file that is there already is not
 replaced.
@@ -72,7 +73,8 @@ server; other servers join it again.`,
 		out := cmd.OutOrStdout()
 		fmt.Fprintf(out, "Restored %s: %d keys, revision %d.\n", args[0], b.Keys, b.Revision)
 		if kept != "" {
-			fmt.Fprintf(out, "The earlier store is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", kept)
+			fmt.Fprintf(out, "The earlier store is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n",
+				kept)
 		}
 		fmt.Fprintf(out, `
 Now:
@@ -87,7 +89,8 @@ Now:
 
 func (a *App) storeVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "verify [FOLDER|BACKUP]", Aliases: []string{"check"}, Short: "Check a stopped server's store, or a backup, without changing anything", Args: cobra.MaximumNArgs(1),
+		Use: "verify [FOLDER|BACKUP]", Aliases: []string{"check"},
+		Short: "Check a stopped server's store, or a backup, without changing anything", Args: cobra.MaximumNArgs(1),
 		Long: `Reads every byte of the store of this machine's server, which has to be stopped, or of another store's folder, or of a
 backup, and says whether all of it is what was written. Nothing is changed.`,
 	}
@@ -139,7 +142,8 @@ func (c *checkedText) text() string {
 	if c.SnapshotIndex == 0 {
 		b.WriteString("snapshot  none\n")
 	} else {
-		fmt.Fprintf(&b, "snapshot  up to entry %d: %d keys, revision %d, %s\n", c.SnapshotIndex, c.Keys, c.Revision, bytesText(c.SnapshotBytes))
+		fmt.Fprintf(&b, "snapshot  up to entry %d: %d keys, revision %d, %s\n", c.SnapshotIndex, c.Keys, c.Revision,
+			bytesText(c.SnapshotBytes))
 	}
 	if c.LastIndex == 0 {
 		b.WriteString("log       empty\n")

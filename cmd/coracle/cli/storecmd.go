@@ -28,7 +28,8 @@ const storeTimeout = 15 * time.Second
 
 func (a *App) storeCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store", Args: subcommand,
+		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
+		Args: subcommand,
 		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and put one back.
 
 "status", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and "recover" work
@@ -37,7 +38,8 @@ docs/operations/store.md has the procedures.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME", "member-remove"),
+		a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME",
+			"member-remove"),
 		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand(),
 	)
 	return cmd

@@ -16,7 +16,8 @@ import (
 
 func (a *App) storeRecoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recover", Aliases: []string{"cluster-reset"}, Short: "Go on with this server alone, when a majority of the servers is lost for good", Args: noArgs,
+		Use: "recover", Aliases: []string{"cluster-reset"},
+		Short: "Go on with this server alone, when a majority of the servers is lost for good", Args: noArgs,
 		Long: `When more than half of the voters are lost for good, no write can be agreed on any more. This makes a cluster of one server
 out of the store of this machine's server, which has to be stopped; other servers join it again.
 

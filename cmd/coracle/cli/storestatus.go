@@ -109,7 +109,8 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 		s.Leader = hexID(st.Leader)
 	} else {
 		s.Problems = append(s.Problems, "there is no leader: fewer than half of the voters can be reached, or they are just electing one. "+
-			"Nothing is lost; writes wait until a majority is back. If it never comes back: coracle store recover, and docs/operations/recover.md")
+			"Nothing is lost; writes wait until a majority is back. If it never comes back: coracle store recover, and "+
+			"docs/operations/recover.md")
 	}
 	if s.Members, err = listMembers(ctx, c, st); err != nil {
 		return nil, err
@@ -145,7 +146,8 @@ const countTimeout = 2 * time.Second
 // problemText says in our words what etcd has a fixed phrase for.
 func problemText(text, dir string) string {
 	if strings.Contains(text, "database space exceeded") {
-		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted again by themselves"
+		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted " +
+			"again by themselves"
 	}
 	return text
 }

@@ -36,7 +36,8 @@ token, which may add nodes only. Further ones that expire are made with "coracle
 		Args: subcommand,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(), a.tokenRotateCommand())
+	cmd.AddCommand(a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(),
+		a.tokenRotateCommand())
 	return cmd
 }
 
@@ -233,7 +234,8 @@ func readToken(path string) (token.Token, error) {
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return token.Token{}, fmt.Errorf("there is no token at %s: no server has run with this data directory. Start one with: coracle server", path)
+		return token.Token{},
+			fmt.Errorf("there is no token at %s: no server has run with this data directory. Start one with: coracle server", path)
 	case errors.Is(err, fs.ErrPermission):
 		return token.Token{}, fmt.Errorf("this user may not read %s; use sudo", path)
 	case err != nil:

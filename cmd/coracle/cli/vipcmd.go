@@ -58,7 +58,8 @@ certificates and kubeconfigs. A server that is started with --vip and another ad
 			if err := putVIPs(ctx, c, text); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "The cluster's virtual address is %s. Servers that are started with --vip need the same, or none.\n", text)
+			fmt.Fprintf(cmd.OutOrStdout(),
+				"The cluster's virtual address is %s. Servers that are started with --vip need the same, or none.\n", text)
 			return nil
 		})
 	})
@@ -77,7 +78,8 @@ take it out there.`,
 			if err := putVIPs(ctx, c, ""); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "The cluster has no virtual address any more. Take --vip out where servers are started with it.")
+			fmt.Fprintln(cmd.OutOrStdout(),
+				"The cluster has no virtual address any more. Take --vip out where servers are started with it.")
 			return nil
 		})
 	})
@@ -92,8 +94,9 @@ func putVIPs(ctx context.Context, c kubernetes.Interface, text string) error {
 	switch {
 	case apierrors.IsNotFound(err):
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
-			Data:       map[string]string{clusterconfig.VIPData: text},
+			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem,
+				Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
+			Data: map[string]string{clusterconfig.VIPData: text},
 		}, metav1.CreateOptions{})
 	case err == nil:
 		m.Data = map[string]string{clusterconfig.VIPData: text}

@@ -133,7 +133,8 @@ func Remove(ctx context.Context, c dynamic.Interface) error {
 	for _, want := range all {
 		have, err := resource(c).Get(ctx, want.GetName(), metav1.GetOptions{})
 		if err == nil && have.GetLabels()[managedBy] == manager {
-			err = resource(c).Delete(ctx, want.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+			err = resource(c).Delete(ctx, want.GetName(),
+				metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
 		}
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("removing the definition %s: %w", want.GetName(), err))

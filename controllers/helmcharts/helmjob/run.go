@@ -71,7 +71,8 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	}
 	result := &Result{}
 	if jsonErr := json.Unmarshal(out.text.Bytes(), result); jsonErr != nil {
-		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, cmp.Or(out.over, jsonErr)), strings.TrimSpace(tail.String()))
+		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, cmp.Or(out.over, jsonErr)),
+			strings.TrimSpace(tail.String()))
 	}
 	return result, nil
 }

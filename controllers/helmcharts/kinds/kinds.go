@@ -36,7 +36,8 @@ func Charts() definition.Kind {
 
 // Configs is the kind HelmChartConfig.
 func Configs() definition.Kind {
-	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmchartconfigs"}, YAML: configYAML}
+	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmchartconfigs"},
+		YAML: configYAML}
 }
 
 // HelmChart is the object; helmchart.yaml says what its fields mean.

@@ -139,7 +139,8 @@ func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) cont
 		return fail(errors.New("memtransport: nil Request.URL"))
 	}
 	if req.Header.Get("Upgrade") != "" {
-		return fail(fmt.Errorf("memtransport: %s %s asks to upgrade the connection to %q; the in-process transport has none, use the server's address",
+		return fail(fmt.Errorf("memtransport: %s %s asks to upgrade the connection to %q; the in-process transport has none, use the "+
+			"server's address",
 			req.Method, req.URL.Path, req.Header.Get("Upgrade")))
 	}
 	if err := req.Context().Err(); err != nil {

@@ -186,7 +186,8 @@ func byGroup(paths map[string]json.RawMessage) map[string]map[string]json.RawMes
 	return groups
 }
 
-func addV2JSON(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage, groups map[string]map[string]json.RawMessage) error {
+func addV2JSON(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage,
+	groups map[string]map[string]json.RawMessage) error {
 	var b bytes.Buffer
 	part := func(name string, m map[string]json.RawMessage) (artifact.Part, error) {
 		data, err := json.Marshal(m)
@@ -219,7 +220,8 @@ func addV2JSON(w *artifact.Writer, doc swagger, members map[string]map[string]js
 	return err
 }
 
-func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage, groups map[string]map[string]json.RawMessage) error {
+func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage,
+	groups map[string]map[string]json.RawMessage) error {
 	var b []byte
 	part := func(name string, doc map[string]any) (artifact.Part, error) {
 		data, err := json.Marshal(doc)

@@ -80,7 +80,8 @@ func (l *Log) Close() error {
 // RedirectKlog sends klog's messages to this log. A caller that starts something that redirects klog for its own ends,
 // as CoreDNS' kubernetes plugin does, calls it again afterwards.
 func (l *Log) RedirectKlog() {
-	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true), klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))
+	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true),
+		klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))
 }
 
 func setKlogLevels(c config.Logging) error {

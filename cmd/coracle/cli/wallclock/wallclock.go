@@ -79,7 +79,8 @@ func (c *Clock) Forward() {
 	case err == nil:
 		log.Warn("this machine's clock was behind, and was set forward to the newest time that is known; NTP sets it right")
 	case errors.Is(err, unix.EPERM):
-		log.Warn("this machine's clock is behind, and coracle may not set it here, in a container perhaps. Set it on the host (NTP): until then other machines' " +
+		log.Warn("this machine's clock is behind, and coracle may not set it here, in a container perhaps. Set it on the host (NTP): " +
+			"until then other machines' " +
 			"certificates may not be valid yet")
 	default:
 		log.Warn("this machine's clock is behind and could not be set; set it (NTP)", "error", err)

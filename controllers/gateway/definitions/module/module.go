@@ -17,7 +17,8 @@ import (
 )
 
 // kinds are those that are served, by the names of their files.
-var kinds = []string{"backendtlspolicies", "gatewayclasses", "gateways", "grpcroutes", "httproutes", "listenersets", "referencegrants", "tlsroutes"}
+var kinds = []string{"backendtlspolicies", "gatewayclasses", "gateways", "grpcroutes", "httproutes", "listenersets", "referencegrants",
+	"tlsroutes"}
 
 // Read are the definitions of the standard channel in JSON, a list. Versions that are not served are left out: they are
 // there for clusters that have kept objects in them, whose definitions are others'.
