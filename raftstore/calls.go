@@ -44,7 +44,7 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 	defer cancel()
 	switch method {
 	case callWrite:
-		return p.serveWrite(ctx, body)
+		return p.forwarder.serveWrite(ctx, body)
 	case callRead:
 		if len(body) != 8 {
 			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")

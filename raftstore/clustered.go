@@ -12,32 +12,34 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
+
+// peers is this server's replica and its connections to the other servers. Each part of clustered holds it.
+type peers struct {
+	*replica
+	*peer.Transport               // nil until openPeers has opened it
+	started         chan struct{} // closed when raft can be used
+}
 
 // clustered is what a store has, and does, only where its cluster has other servers: it
 // is a member, sends them its clients' writes, asks them for read indexes, and, while
 // it leads, answers them and looks after the votes.
 type clustered struct {
-	*peer.Transport
-	*replica
+	*peers
 	leadership *leadership
 	leader     *leaderBoard
 	quota      *quota
-	writer     *writer
+	logs       raft.LogStore     // the log as raft has it
 	calls      map[string]served // those that other parts answer
+	forwarder  *forwarder
+	reads      *reads
 
 	former []disk.Peer // noted before this start
 	asking sync.Mutex  // one asks at a time whether this server was taken out
 	joins  bool        // this server's directory has never been part of a cluster, and begins none
 	joined atomic.Bool // it has become part of one since this start
-
-	forwarder *proposer // to the leader
-	forwarded atomic.Uint64
-	session   session
-	opening   chan struct{} // capacity 1: held by who opens the session
-	reads     *reads
-	logs      raft.LogStore // the log as raft has it
 
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 	links connectivity  // the steward's; of all terms, since who was found to reach more may not keep the leadership
@@ -46,7 +48,6 @@ type clustered struct {
 	stood   atomic.Pointer[stand]     // the last one of this server
 	polling atomic.Bool               // standing.Polling
 	missed  chan struct{}             // capacity 1: another voter misses the leader, or its process has ended
-	started chan struct{}             // closed when raft can be used
 	timing  sync.Mutex                // held while raft is told its times
 	aside   atomic.Pointer[time.Time] // until then this server makes way for another leader
 	pace    atomic.Pointer[pace]      // how long the voters' disks take, as was last heard
@@ -57,18 +58,21 @@ type clustered struct {
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() (*clustered, error) {
 	r := s.replica
+	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
 	p := &clustered{
-		replica: r, leadership: s.leadership, leader: s.leader, quota: s.quota, writer: s.writer,
-		opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
-		started: make(chan struct{}),
+		peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota, logs: logs,
+		votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
+		forwarder: &forwarder{
+			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
+		},
+		reads: &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
 	}
-	p.reads = &reads{p: p}
 	p.pace.Store(&pace{})
 	var err error
 	if p.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
 	}
-	p.Transport, err = peer.New(peer.Options{
+	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
 		Withhold: p.withholds,
@@ -82,7 +86,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
-	p.forwarder = newProposer(callsInFlight, p.forward)
+	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
 	p.OnLeader(func() {
 		select {
 		case s.leader.heard <- struct{}{}:
@@ -101,6 +105,17 @@ func (s *Store) openPeers() (*clustered, error) {
 
 func (p *clustered) hadPeers() bool { return len(p.former) > 0 }
 
+// What its parts do of [replication].
+func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
+	return p.forwarder.write(ctx, c)
+}
+func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
+	return p.reads.linearizable(ctx)
+}
+func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
+	return p.reads.confirmLeading(ctx, term)
+}
+
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {
 	p.spawn(func() { p.announce(p.ctx) })
@@ -112,7 +127,7 @@ func (p *clustered) run() {
 // close ends the connections and what waits for answers over them.
 func (p *clustered) close() {
 	_ = p.Close() // never fails
-	p.forwarder.stop()
+	p.forwarder.batches.stop()
 }
 
 // published tells the others of what is committed.

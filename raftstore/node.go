@@ -43,7 +43,6 @@ func (s *Store) openRaft(ctx context.Context) error {
 			return errors.Join(err, r.closeListener())
 		}
 		r.dir.Log.Trail(trailingLogs, trailingBytes)
-		p.logs = r.dir.CachedLog(cachedBytes)
 		s.replication, transport, logs = p, p.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}
