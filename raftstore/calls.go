@@ -60,9 +60,9 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.raft.CurrentTerm()), p.id...), nil
 	case callStanding:
-		return serveJSON(ctx, body, p.serveStanding)
+		return serveJSON(ctx, body, p.election.serveStanding)
 	case callReach:
-		return serveJSON(ctx, body, p.serveReach)
+		return serveJSON(ctx, body, p.election.serveReach)
 	case callInfo:
 		return serveJSON(ctx, body, p.serveInfo)
 	case callJoin:

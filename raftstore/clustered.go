@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -35,6 +34,7 @@ type clustered struct {
 	calls      map[string]served // those that other parts answer
 	forwarder  *forwarder
 	reads      *reads
+	election   *election
 
 	former []disk.Peer // noted before this start
 	asking sync.Mutex  // one asks at a time whether this server was taken out
@@ -44,15 +44,6 @@ type clustered struct {
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 	links connectivity  // the steward's; of all terms, since who was found to reach more may not keep the leadership
 
-	ended   atomic.Pointer[ended]     // the last leader whose process was found to have ended
-	stood   atomic.Pointer[stand]     // the last one of this server
-	polling atomic.Bool               // standing.Polling
-	missed  chan struct{}             // capacity 1: another voter misses the leader, or its process has ended
-	timing  sync.Mutex                // held while raft is told its times
-	aside   atomic.Pointer[time.Time] // until then this server makes way for another leader
-	pace    atomic.Pointer[pace]      // how long the voters' disks take, as was last heard
-
-	flushing atomic.Bool // this server flushes a few bytes, since a leader asks how long that takes
 }
 
 // openPeers opens the transport. Calls of others wait until run.
@@ -61,13 +52,14 @@ func (s *Store) openPeers() (*clustered, error) {
 	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
 	p := &clustered{
 		peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota, logs: logs,
-		votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
+		votes: make(chan struct{}, 1),
 		forwarder: &forwarder{
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
-		reads: &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
+		reads:    &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
+		election: &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
 	}
-	p.pace.Store(&pace{})
+	p.election.pace.Store(&pace{})
 	var err error
 	if p.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
@@ -75,9 +67,9 @@ func (s *Store) openPeers() (*clustered, error) {
 	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
-		Withhold: p.withholds,
+		Withhold: p.election.withholds,
 		Follows:  p.follows,
-		Stands:   p.handedOver,
+		Stands:   p.election.handedOver,
 		Next:     p.entriesBehind,
 		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
@@ -96,7 +88,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	p.OnGone(func(id raft.ServerID) {
 		select {
 		case <-p.started:
-			p.leaderGone(id)
+			p.election.leaderGone(id)
 		default:
 		}
 	})
@@ -115,12 +107,13 @@ func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
 	return p.reads.confirmLeading(ctx, term)
 }
+func (p *clustered) setTimers() { p.election.setTimers() }
 
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {
 	p.spawn(func() { p.announce(p.ctx) })
 	p.spawn(func() { p.notePeers(p.ctx) })
-	p.spawn(func() { p.missLeader(p.ctx) })
+	p.spawn(func() { p.election.missLeader(p.ctx) })
 	close(p.started)
 }
 
@@ -146,16 +139,6 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 		return nil, contextError(ctx)
 	case <-p.ctx.Done():
 		return nil, ErrClosed
-	}
-}
-
-// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they
-// are asked for their votes.
-func (p *clustered) handedOver() {
-	select {
-	case <-p.started:
-		p.stood.Store(&stand{at: time.Now(), term: p.raft.CurrentTerm()})
-	default:
 	}
 }
 

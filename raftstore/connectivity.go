@@ -36,7 +36,7 @@ type reachAnswer struct {
 
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
 // disk hangs does not answer.
-func (p *clustered) reached(ctx context.Context) []raft.ServerID {
+func (p *peers) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -60,13 +60,13 @@ func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
 // leader. One whose disk stalls would serve neither.
-func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
-	if p.dir.Stalled() > stalledAfter {
+func (e *election) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
+	if e.dir.Stalled() > stalledAfter {
 		return reachAnswer{}, errHung
 	}
-	made := p.aside.Load()
-	unfit := errors.Is(p.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
-	return reachAnswer{Reached: p.reached(ctx), Unfit: unfit}, nil
+	made := e.aside.Load()
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
+	return reachAnswer{Reached: e.reached(ctx), Unfit: unfit}, nil
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
