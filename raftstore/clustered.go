@@ -29,21 +29,17 @@ type clustered struct {
 	*peers
 	leadership *leadership
 	leader     *leaderBoard
-	quota      *quota
 	logs       raft.LogStore     // the log as raft has it
 	calls      map[string]served // those that other parts answer
 	forwarder  *forwarder
 	reads      *reads
 	election   *election
+	steward    *steward
 
 	former []disk.Peer // noted before this start
 	asking sync.Mutex  // one asks at a time whether this server was taken out
 	joins  bool        // this server's directory has never been part of a cluster, and begins none
 	joined atomic.Bool // it has become part of one since this start
-
-	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
-	links connectivity  // the steward's; of all terms, since who was found to reach more may not keep the leadership
-
 }
 
 // openPeers opens the transport. Calls of others wait until run.
@@ -51,13 +47,13 @@ func (s *Store) openPeers() (*clustered, error) {
 	r := s.replica
 	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
 	p := &clustered{
-		peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota, logs: logs,
-		votes: make(chan struct{}, 1),
+		peers: others, leadership: s.leadership, leader: s.leader, logs: logs,
 		forwarder: &forwarder{
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:    &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
 		election: &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
+		steward:  &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 	}
 	p.election.pace.Store(&pace{})
 	var err error
@@ -107,7 +103,14 @@ func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
 	return p.reads.confirmLeading(ctx, term)
 }
-func (p *clustered) setTimers() { p.election.setTimers() }
+func (p *clustered) setTimers()                     { p.election.setTimers() }
+func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
+func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
+	return p.steward.storageProbe(ctx, enough)
+}
+func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
+	return p.steward.transferVote(ctx, members, at)
+}
 
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {

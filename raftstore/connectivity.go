@@ -72,9 +72,9 @@ func (e *election) serveReach(ctx context.Context, _ nothing) (reachAnswer, erro
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
 // leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
 // API. A transfer always goes to a server that reaches more, so it cannot go round.
-func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
-	servers := p.raft.GetConfiguration().Configuration().Servers
-	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.id && !p.answers(m.ID, healthyWithin) }) {
+func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.answers(m.ID, healthyWithin) }) {
 		*c = connectivity{}
 		return
 	}
@@ -82,8 +82,8 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	c.next = time.Now().Add(connectivityPause)
-	own := p.reached(ctx)
-	best, most := p.mostConnected(ctx, servers, own)
+	own := s.reached(ctx)
+	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
 		return
 	}
@@ -93,33 +93,33 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	case <-time.After(peer.ReconnectsWithin):
 	}
-	if len(p.reached(ctx)) >= len(most) {
+	if len(s.reached(ctx)) >= len(most) {
 		return
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
 	c.next = time.Now().Add(c.pause)
-	p.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
-	if err := transferTo(ctx, p.replica, p, memberID(string(best))); err != nil && ctx.Err() == nil {
-		p.log.Warn("could not transfer the leadership", "to", best, "err", err)
+	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
+	if err := transferTo(ctx, s.replica, s.storageProbe, memberID(string(best))); err != nil && ctx.Err() == nil {
+		s.log.Warn("could not transfer the leadership", "to", best, "err", err)
 	}
 }
 
 // mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a
 // majority of the voters.
-func (p *clustered) mostConnected(
+func (s *steward) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
-	ctx, cancel := context.WithTimeout(ctx, 4*p.opts.ElectionTimeout) // twice what each of them takes
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice what each of them takes
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	voters := votersOf(servers)
 	for _, server := range voters {
-		if server.ID == p.id || !slices.Contains(reached, server.ID) {
+		if server.ID == s.id || !slices.Contains(reached, server.ID) {
 			continue
 		}
 		asking.Go(func() {
-			answer, err := callAt[reachAnswer](ctx, p.Call, string(server.Address), callReach, nothing{})
+			answer, err := callAt[reachAnswer](ctx, s.Call, string(server.Address), callReach, nothing{})
 			if err != nil || answer.Unfit {
 				return
 			}

@@ -256,6 +256,45 @@ func (p *clustered) known() []string {
 	return out
 }
 
+// peersTick is how often a server looks whether the others are still those that it noted.
+const peersTick = 5 * time.Second
+
+// notePeers keeps the note of the other members' addresses until ctx is done.
+// Every server has one, whoever leads: any directory may turn out to be damaged.
+func (p *clustered) notePeers(ctx context.Context) {
+	ticker := time.NewTicker(peersTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			p.savePeers()
+		}
+	}
+}
+
+// savePeers notes the other members' addresses, should this directory turn out
+// to be damaged at some start.
+func (p *clustered) savePeers() {
+	servers := p.raft.GetConfiguration().Configuration().Servers
+	if len(servers) == 0 {
+		return // not yet: what it knows is all that leads it to the others
+	}
+	var peers []disk.Peer
+	var ids []raft.ServerID
+	for _, server := range servers {
+		if server.ID != p.id {
+			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
+			ids = append(ids, server.ID)
+		}
+	}
+	p.Retain(ids)
+	if err := p.dir.SavePeers(peers); err != nil {
+		p.log.Debug("could not note the other servers' addresses", "err", err)
+	}
+}
+
 // reportRemoval notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
 func (p *clustered) reportRemoval(ctx context.Context) {

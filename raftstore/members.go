@@ -191,7 +191,7 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 }
 
 // answers says whether another member has answered within so long.
-func (p *clustered) answers(id raft.ServerID, within time.Duration) bool {
+func (p *peers) answers(id raft.ServerID, within time.Duration) bool {
 	return time.Since(p.Contact(id)) < within
 }
 

@@ -40,7 +40,7 @@ func TestScenarioOutdatedChange(t *testing.T) {
 		spare.stop()
 		spare.gone = true
 		for _, what := range []voters.Action{voters.Promote, voters.Demote, voters.Remove} {
-			if err := peersOf(leader).carryOut(voters.Change{Action: what, Member: member}, at); err == nil {
+			if err := peersOf(leader).steward.carryOut(voters.Change{Action: what, Member: member}, at); err == nil {
 				t.Errorf("change %d was made, of a server that had been taken out:\n%s", what, c.state())
 			}
 		}
