@@ -5,8 +5,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -24,22 +23,17 @@ type peers struct {
 
 // clustered is what a store has, and does, only where its cluster has other servers: it
 // is a member, sends them its clients' writes, asks them for read indexes, and, while
-// it leads, answers them and looks after the votes.
+// it leads, answers them and looks after the votes. Its parts do that; none has another one.
 type clustered struct {
-	*peers
+	peers      *peers
 	leadership *leadership
-	leader     *leaderBoard
 	logs       raft.LogStore     // the log as raft has it
 	calls      map[string]served // those that other parts answer
 	forwarder  *forwarder
 	reads      *reads
 	election   *election
 	steward    *steward
-
-	former []disk.Peer // noted before this start
-	asking sync.Mutex  // one asks at a time whether this server was taken out
-	joins  bool        // this server's directory has never been part of a cluster, and begins none
-	joined atomic.Bool // it has become part of one since this start
+	membership *membership
 }
 
 // openPeers opens the transport. Calls of others wait until run.
@@ -47,17 +41,18 @@ func (s *Store) openPeers() (*clustered, error) {
 	r := s.replica
 	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
 	p := &clustered{
-		peers: others, leadership: s.leadership, leader: s.leader, logs: logs,
+		peers: others, leadership: s.leadership, logs: logs,
 		forwarder: &forwarder{
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
-		reads:    &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election: &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
-		steward:  &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
+		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
+		election:   &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
+		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
+		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader},
 	}
 	p.election.pace.Store(&pace{})
 	var err error
-	if p.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
+	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
 	}
 	others.Transport, err = peer.New(peer.Options{
@@ -75,15 +70,15 @@ func (s *Store) openPeers() (*clustered, error) {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
 	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
-	p.OnLeader(func() {
+	others.OnLeader(func() {
 		select {
 		case s.leader.heard <- struct{}{}:
 		default:
 		}
 	})
-	p.OnGone(func(id raft.ServerID) {
+	others.OnGone(func(id raft.ServerID) {
 		select {
-		case <-p.started:
+		case <-others.started:
 			p.election.leaderGone(id)
 		default:
 		}
@@ -91,9 +86,8 @@ func (s *Store) openPeers() (*clustered, error) {
 	return p, nil
 }
 
-func (p *clustered) hadPeers() bool { return len(p.former) > 0 }
+// The rest of [replication] is its parts'.
 
-// What its parts do of [replication].
 func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
 	return p.forwarder.write(ctx, c)
 }
@@ -103,8 +97,20 @@ func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
 	return p.reads.confirmLeading(ctx, term)
 }
+func (p *clustered) hadPeers() bool                     { return len(p.membership.former) > 0 }
+func (p *clustered) join(noted bool) error              { return p.membership.join(noted) }
+func (p *clustered) reportRemoval(ctx context.Context)  { p.membership.reportRemoval(ctx) }
+func (p *clustered) Stand(ctx context.Context) bool     { return p.peers.Stand(ctx) }
+func (p *clustered) Contact(id raft.ServerID) time.Time { return p.peers.Contact(id) }
+func (p *clustered) Forget(address string)              { p.peers.Forget(address) }
+func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
+	return p.peers.LeaderSeen()
+}
 func (p *clustered) setTimers()                     { p.election.setTimers() }
 func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
+func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
+	return p.peers.Call(ctx, address, method, body)
+}
 func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	return p.steward.storageProbe(ctx, enough)
 }
@@ -114,33 +120,34 @@ func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at 
 
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {
-	p.spawn(func() { p.announce(p.ctx) })
-	p.spawn(func() { p.notePeers(p.ctx) })
-	p.spawn(func() { p.election.missLeader(p.ctx) })
-	close(p.started)
+	ctx, spawn := p.peers.ctx, p.peers.spawn
+	spawn(func() { p.membership.announce(ctx) })
+	spawn(func() { p.membership.notePeers(ctx) })
+	spawn(func() { p.election.missLeader(ctx) })
+	close(p.peers.started)
 }
 
 // close ends the connections and what waits for answers over them.
 func (p *clustered) close() {
-	_ = p.Close() // never fails
+	_ = p.peers.Close() // never fails
 	p.forwarder.batches.stop()
 }
 
 // published tells the others of what is committed.
 func (p *clustered) published() {
-	if term, index, ok := committed(p.leadership, p.replica); ok {
-		p.Committed(term, index)
+	if term, index, ok := committed(p.leadership, p.peers.replica); ok {
+		p.peers.Committed(term, index)
 	}
 }
 
 // handle answers another server's call as soon as this one can.
 func (p *clustered) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 		return p.serveCall(ctx, from, method, body)
 	case <-ctx.Done():
 		return nil, contextError(ctx)
-	case <-p.ctx.Done():
+	case <-p.peers.ctx.Done():
 		return nil, ErrClosed
 	}
 }
@@ -149,31 +156,31 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 // last: it is the one that counts, at a moment after the leader asked.
 func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 	default:
 		return false
 	}
-	if p.hung() {
+	if p.peers.hung() {
 		return false
 	}
-	_, now := p.raft.LeaderWithID()
-	return now == leader && p.raft.State() == raft.Follower && p.raft.CurrentTerm() == term
+	_, now := p.peers.raft.LeaderWithID()
+	return now == leader && p.peers.raft.State() == raft.Follower && p.peers.raft.CurrentTerm() == term
 }
 
 // entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
 func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 	default:
 		return nil
 	}
 	var out []*raft.Log
-	for newest := p.raft.LastIndex(); after < newest && bytes > 0; after++ {
+	for newest := p.peers.raft.LastIndex(); after < newest && bytes > 0; after++ {
 		e := new(raft.Log)
 		if p.logs.GetLog(after+1, e) != nil {
 			break // raft finds out for itself
 		}
-		if snapshot, _ := p.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
+		if snapshot, _ := p.peers.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
 			break // of a snapshot's last entry the log may know the term alone, and then calls it one without content
 		}
 		if bytes -= peer.EntryBytes(e); bytes >= 0 {
@@ -181,7 +188,7 @@ func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 		}
 	}
 	// A leader changes none of its entries. The next one may, which has a later term and is followed before it does.
-	if p.raft.CurrentTerm() != term {
+	if p.peers.raft.CurrentTerm() != term {
 		return nil
 	}
 	return out

@@ -144,27 +144,27 @@ type leaderElsewhere struct {
 // noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to
 // a server that this one hears, so that it is believed from the second time on; and only if that server reaches the
 // leader now: one that knows of a leader may be as cut off.
-func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
+func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
-	before := p.leader.without.Load()
+	before := ms.leader.without.Load()
 	if before == nil || before.removed || leader < 0 {
-		p.leader.without.Store(&leaderElsewhere{})
+		ms.leader.without.Store(&leaderElsewhere{})
 		return
 	}
 	address := string(informed.Members[i].Address)
-	answer, err := callAt[reachAnswer](ctx, p.Call, address, callReach, nothing{})
-	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || p.leader.hasLeader() {
-		p.leader.without.Store(nil)
+	answer, err := callAt[reachAnswer](ctx, ms.Call, address, callReach, nothing{})
+	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
+		ms.leader.without.Store(nil)
 		return
 	}
-	p.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
-	if p.leader.hasLeader() { // since just now
-		p.leader.without.Store(nil)
+	ms.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
+	if ms.leader.hasLeader() { // since just now
+		ms.leader.without.Store(nil)
 		return
 	}
 	if before.address == "" {
-		p.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
+		ms.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }

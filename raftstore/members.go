@@ -206,7 +206,7 @@ type infoAnswer struct {
 	Version, Hostname string
 }
 
-func (p *clustered) serveInfo(context.Context, nothing) (infoAnswer, error) {
-	lead, _ := p.leader.get()
-	return p.info(lead), nil
+func (ms *membership) serveInfo(context.Context, nothing) (infoAnswer, error) {
+	lead, _ := ms.leader.get()
+	return ms.info(lead), nil
 }

@@ -144,7 +144,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := peersOf(twin).announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
+	if err := peersOf(twin).membership.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
 	if n := len(stores[0].cluster.Members()); n != 2 {

@@ -147,7 +147,7 @@ func TestScenarioLevels(t *testing.T) {
 		c.tune = func(o *Options) { o.level = 1 }
 		leader := c.leader()
 		address := withLevel(raftAddress("d.OLD", "d"), 1)
-		_, err := peersOf(leader.running()).serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
+		_, err := peersOf(leader.running()).membership.serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "too old") {
 			t.Errorf("a server joins that cannot read what is written: %v", err)
 		}

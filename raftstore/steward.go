@@ -39,8 +39,8 @@ const (
 	fullFor = 3 * time.Second
 )
 
-// steward is what a leader does for the other servers: it looks after the votes, and transfers the leadership away from a
-// server whose disk is full or that reaches fewer members than another one.
+// steward is what a leader does for the other servers: it looks after the votes, and transfers the leadership where
+// its disk is full or where another server reaches more members.
 type steward struct {
 	*peers
 	quota *quota
