@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/departures"
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -129,4 +130,8 @@ func (s *Server) newAdmission() *admission.Admission {
 
 func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
 	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
+}
+
+func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
+	return departures.Run(ctx, t, s.log.With("part", "nodes that leave"))
 }
