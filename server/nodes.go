@@ -251,10 +251,7 @@ func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	o := liveness.Options{
 		Client: t.Client, Nodes: nodes.Lister(), Contact: s.tunnels.Contact, Check: s.checkNode,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "node-liveness"}),
-		Logger:   s.log.With("part", "liveness"),
-	}
-	if s.o.OwnNode {
-		o.Own = s.o.NodeName
+		Own:      s.o.ownNode(), Logger: s.log.With("part", "liveness"),
 	}
 	j := liveness.New(o)
 	s.judge.Store(j)

@@ -4,13 +4,16 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/joining/protocol"
@@ -22,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
@@ -73,14 +77,10 @@ type vipStore struct {
 
 // nodeClaims is what the API server keeps nodes from saying of themselves.
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
-	c := &apiserver.NodeClaims{
+	return &apiserver.NodeClaims{
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.Certified,
-		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined,
+		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
-	if s.o.OwnNode {
-		c.Own = s.o.NodeName
-	}
-	return c
 }
 
 func (s *Server) newMembership(ctx context.Context) (*membership.Membership, error) {
@@ -126,6 +126,26 @@ func (s *Server) newAdmission() *admission.Admission {
 		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.membership.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
+}
+
+// localStorageLine is its line in the status.
+const localStorageLine = "local storage"
+
+// newLocalStorage makes what gives claims a directory on a node, for a term.
+func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
+	if err != nil {
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	o := localpath.Options{
+		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+		Nodes:    tunnels.Volumes{Table: s.tunnels, Own: s.o.ownNode(), Folders: s.o.Volumes},
+		Refusals: s.refusals, Context: ctx, Logger: s.log.With("part", "local storage"),
+	}
+	if s.o.Board != nil {
+		o.Part = s.o.Board.Part(localStorageLine)
+	}
+	return localpath.New(o)
 }
 
 func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
