@@ -198,7 +198,7 @@ func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
 		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
 	})
 	o.Term = t
-	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && s.gatewayUse.Load().unusedNow(ctx) }
+	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && s.gatewayUse.Load().UnusedNow(ctx) }
 	if s.o.Cluster.NoLocalStorage {
 		return controllers.Run(ctx, o)
 	}

@@ -37,6 +37,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/detour"
+	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/membership"
 	"github.com/coracle-k8s/coracle/server/netbackend"
@@ -92,7 +93,7 @@ type Server struct {
 	// judge judges nodes while this server leads.
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
-	gatewayUse atomic.Pointer[gatewayUse]
+	gatewayUse atomic.Pointer[gatewayuse.Use]
 	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
 	helmWanted chan struct{}
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
@@ -353,9 +354,9 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}
-	var use *gatewayUse
+	var use *gatewayuse.Use
 	err := s.retryUntilLeader(ctx, func() (err error) {
-		use, err = newGatewayUse(ctx, store.Client().KV, store.Client().Watcher)
+		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
 	if err != nil {
@@ -411,7 +412,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		}
 	})
 	following.Go(func() { s.followBackend(serving, api) })
-	following.Go(func() { s.gatewayUse.Load().run(serving) })
+	following.Go(func() { s.gatewayUse.Load().Run(serving) })
 	following.Go(func() { s.serveConsole(serving, api) })
 	following.Go(func() { s.keepConsoleService(serving, api) })
 	leadErr := s.lead(loops, api, store)
