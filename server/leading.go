@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -48,10 +49,10 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		return err
 	}
 
-	var role *nodeRole
+	var role *nodemembers.Role
 	if s.o.OwnNode {
 		var err error
-		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
+		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
 			return err
 		}
 	}
@@ -67,7 +68,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		}
 	})
 	if role != nil {
-		beside.Go(func() { role.run(ctx) })
+		beside.Go(func() { role.Run(ctx) })
 	}
 	beside.Go(func() {
 		if err := s.membership.Follow(ctx, api.LoopbackConfig()); err != nil {

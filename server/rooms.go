@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/departures"
 	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -150,6 +151,10 @@ func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 
 func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
 	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
+}
+
+func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
+	return nodemembers.Run(ctx, t, s.store.Load().Cluster(), s.log.With("part", "servers' nodes"))
 }
 
 func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
