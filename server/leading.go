@@ -44,7 +44,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	case <-api.Ready():
 	}
 	s.board.api.Set(status.Running, "")
-	s.serves()
+	s.starting.Serves()
 	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
 		return err
 	}

@@ -81,8 +81,8 @@ func (s *Server) drainNodes(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if now.unable && s.elsewhere() != nil {
-			s.starting.once.Do(func() { close(s.starting.away) })
+		if now.unable && s.starting.Elsewhere() != nil {
+			s.starting.GoAway()
 		}
 		before := now
 		var why string
@@ -107,7 +107,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 // cannotServe is what is so now, after before, and why. A server whose store waits at its start has another one that
 // was found to be ready.
 func (s *Server) cannotServe(before serviceability) (now serviceability, why string) {
-	if list := s.elsewhere(); len(list) > 0 {
+	if list := s.starting.Elsewhere(); len(list) > 0 {
 		return serviceability{unable: true, leader: list[0]},
 			"its store waits, and the server at " + list[0] + " is ready"
 	}

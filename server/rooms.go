@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
@@ -26,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 )
@@ -63,10 +65,24 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
+		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
 		Clock:   s.o.Clock, Logger: s.log,
+	})
+}
+
+func (s *Server) newStarting() *starting.Starting {
+	return starting.New(starting.Options{
+		Begin: s.detour.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
+		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
+		Question: func() protocol.Question {
+			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
+				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
+				Reach: &protocol.Reach{Address: s.peerAddress(), ServerID: s.data.ServerID()},
+			}}
+		},
+		Now: s.o.Clock.Now, Part: s.board.store, Logger: s.log,
 	})
 }
 

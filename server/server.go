@@ -46,6 +46,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -71,7 +72,7 @@ type Server struct {
 	port     *alpnmux.Mux
 	listener net.Listener     // the API server's, for all on the port that is nobody else's
 	detour   *detour.Listener // the same, as who sends this machine's programs to another server knows it
-	starting *starting
+	starting *starting.Starting
 	pki      *pki.PKI
 	peers    *peertls.Identity               // towards the other servers
 	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
@@ -146,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
-	s.listener, s.starting = s.detour, newStarting(s)
+	s.listener, s.starting = s.detour, s.newStarting()
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
@@ -194,6 +195,10 @@ func (s *Server) Roster() *roster.Roster { return s.roster }
 // Membership is the server's in the gossip.
 func (s *Server) Membership() *membership.Membership { return s.membership }
 
+// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
+// be.
+func (s *Server) Away() <-chan struct{} { return s.starting.Away() }
+
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
@@ -215,7 +220,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 	background.Go(func() { s.membership.Run(outlasting) })
 	defer s.detour.End()
-	background.Go(func() { s.answerWhileStarting(outlasting) })
+	background.Go(func() { s.starting.Answer(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
 
 	store, others, err := s.openStore(ctx)
@@ -316,9 +321,9 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	waiting, ready := context.WithCancel(ctx)
 	elsewhere := func() []string { return slices.Concat(s.membership.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().TakenOut) })
+	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().TakenOut) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.findElsewhere(waiting, store.Health(), elsewhere, s.readyOf) })
+		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
 	}
 	err := store.WaitReady(ctx)
 	ready()
