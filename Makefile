@@ -32,7 +32,7 @@ DATE := $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --
 part = $(word $2,$(subst ., ,$(patsubst v%,%,$1)))
 # set NAME=VALUE in each place that upstream reads its version from.
 set = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $p.$1)
-# What stays the same from commit to commit goes into tests and carried programs too: they are not linked anew each time.
+# What stays the same from commit to commit goes into tests and embedded programs too: they are not linked anew each time.
 STABLE_X := $(call set,gitVersion=$(VERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
 COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
 
@@ -41,7 +41,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,12 +52,12 @@ deps: ## install the Debian packages that building and testing need
 debs-lock: ## write packaging/debs.lock again: which Debian packages a release carries
 	@packaging/debs-lock.sh
 
-build: carried ## bin/coracle for this machine (or ARCH=arm64)
+build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
 	@GOOS=linux GOARCH=$(ARCH) $(GOBUILD) $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
-carried: ## the programs that coracle carries, into internal/carried/files/ARCH
-	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/carried.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
+embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
+	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
 
 release: ## dist/: binaries for amd64 and arm64, and their checksums
 	@rm -rf dist && mkdir -p dist
@@ -76,7 +76,7 @@ GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
-PROMISED := root,carried,loop-device,systemd,xfs,node
+PROMISED := root,embedded,loop-device,systemd,xfs,node
 
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
@@ -120,27 +120,27 @@ S3_SERVER := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 s3-test: build ## snapshots in an S3 server that others have written, which is built from its module (root, minutes)
 	@GOBIN=$(CURDIR)/$(BUILD)/s3 $(GO) install $(S3_SERVER)
-	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
+	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,embedded,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
 
 # SHOTS: a folder for pictures of the pages.
 console-test: build ## the console in Debian's chromium, by keys alone, against a real cluster (root, 64 MB of packages, minutes); SHOTS=folder, RUN=… of some
 	@packaging/deps.sh build test console browser
 	@packaging/console.sh --axe $(BUILD)
-	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_AXE=$(CURDIR)/$(BUILD)/axe.min.js CORACLE_TEST_REQUIRE=root,carried,chromium,axe \
+	@CORACLE_TEST_SHOTS='$(if $(SHOTS),$(abspath $(SHOTS)))' CORACLE_TEST_AXE=$(CURDIR)/$(BUILD)/axe.min.js CORACLE_TEST_REQUIRE=root,embedded,chromium,axe \
 	  $(subst /report,/report -v,$(E2E)) -timeout 3h $(if $(RUN),-run '$(RUN)') ./test/console/
 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress
-	@CORACLE_TEST_REQUIRE=root,carried,http-clients $(E2E) -timeout 20m -run TestClients ./test/ingress/
+	@CORACLE_TEST_REQUIRE=root,embedded,http-clients $(E2E) -timeout 20m -run TestClients ./test/ingress/
 
 ingress-soak: build ## a load through the ingress while routes, pods, versions and certificates change and a node's power is cut (root, a quarter of an hour)
-	@INGRESS_MARK=older $(MAKE) --no-print-directory build OUT=bin/coracle-older && $(MAKE) --no-print-directory carried
+	@INGRESS_MARK=older $(MAKE) --no-print-directory build OUT=bin/coracle-older && $(MAKE) --no-print-directory embedded
 	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(subst /report,/report -v,$(E2E)) -timeout 60m -run TestSoak ./test/ingress/
 
 # Host firewalls, Docker and routing programs of Debian's, unpacked into a folder: nothing of the machine's is changed, and nothing is started on it.
 foreign-test: build ## a cluster beside ufw, firewalld, Docker, FRR, systemd-networkd and NetworkManager as Debian has them, on machines of their own (root, a package server, minutes); RUN=… of some
 	@packaging/foreign.sh $(ARCH) $(BUILD)/foreign
-	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,carried,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
+	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,embedded,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
 
 # SERVERS: on so many servers that run pods. PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
 conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); SERVERS=3, FOCUS='…' of some specs
@@ -152,7 +152,7 @@ conformance: build ## upstream's conformance suite, built from its module, on a 
 guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some
 	@packaging/deps.sh build test conformance
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
-	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables CORACLE_BIN=$(CURDIR)/bin/coracle \
+	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,embedded,user-mode-linux,guest-nftables CORACLE_BIN=$(CURDIR)/bin/coracle \
 	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
 
 # FOCUS: a regular expression of whole names of tests. SERVERS: on so many servers that run pods.
@@ -199,7 +199,7 @@ soak: ## the random tests of the store with SEEDS seeds, those of other packages
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
-RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/announcer ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/detour ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/... ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
+RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/announcer ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/localfailover ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/... ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
@@ -212,8 +212,8 @@ bench-ha: build ## failover times, writes through the API, beside upstream; foot
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -v -timeout 6h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
 
 # QUICK=1: two minutes. RUN=… of: TestPods, TestBetween, TestServices, TestPolicies.
-bench-net: carried ## a pod's network, ways between pods, Services beside upstream's kube-proxy, policies beside none: docs/benchmarks.md (root, half an hour)
-	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_TEST_REQUIRE=root,carried $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' \
+bench-net: embedded ## a pod's network, ways between pods, Services beside upstream's kube-proxy, policies beside none: docs/benchmarks.md (root, half an hour)
+	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_TEST_REQUIRE=root,embedded $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' \
 	  -v $(if $(RUN),-run '$(RUN)') ./test/benchnet
 
 # QUICK=1: a minute. Programs of others are unpacked into a folder and see nothing else of the machine.
@@ -229,21 +229,21 @@ powercut: ## cut the power of a store's machine CUTS times, and of a cluster's i
 	CORACLE_TEST_RANDOM=1 CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
 # Upstream's program in nftables mode, as a process of its own. Each difference is printed, and one that is not listed fails.
-proxy-test: carried ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)
+proxy-test: embedded ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)
 	@$(GOBUILD) -ldflags '-s -w $(STABLE_X)' -o $(BUILD)/kube-proxy k8s.io/kubernetes/cmd/kube-proxy
-	@CORACLE_KUBE_PROXY=$(CURDIR)/$(BUILD)/kube-proxy CORACLE_TEST_REQUIRE=root,carried,kube-proxy $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 30m -tags '$(TAGS)' -ldflags '$(STABLE_X)' \
+	@CORACLE_KUBE_PROXY=$(CURDIR)/$(BUILD)/kube-proxy CORACLE_TEST_REQUIRE=root,embedded,kube-proxy $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 30m -tags '$(TAGS)' -ldflags '$(STABLE_X)' \
 	  -run '$(or $(RUN),TestDifferences|TestServiceCases/^(nftables|kube-proxy)$$)' ./proxy
 
 # Two guests side by side: each has one processor.
-guest-test: carried ## Services and NetworkPolicies on IPVS, and the kernel's WireGuard, in a second kernel that has nftables too (root, gcc, 140 MB of source)
+guest-test: embedded ## Services and NetworkPolicies on IPVS, and the kernel's WireGuard, in a second kernel that has nftables too (root, gcc, 140 MB of source)
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
-	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables \
+	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,embedded,user-mode-linux,guest-nftables \
 	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs|TestKernelsWireGuard' ./proxy ./netpolicy ./cni
 
 # The folders come from scripts that do nothing the second time.
 guest-nodes: build ## whole nodes with real pods whose kernel has IPVS and NFS, in second kernels (root, gcc, 140 MB of source, slow)
 	@nftables=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && nfs=$$(packaging/guest-nfs.sh $(BUILD)/guest-nfs) && \
-	  CORACLE_GUEST_NFTABLES=$$nftables CORACLE_GUEST_NFS=$$nfs CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables,guest-nfs \
+	  CORACLE_GUEST_NFTABLES=$$nftables CORACLE_GUEST_NFS=$$nfs CORACLE_TEST_REQUIRE=root,embedded,user-mode-linux,guest-nftables,guest-nfs \
 	  $(subst /report,/report -v,$(E2E)) -timeout 2h ./test/guests
 
 arm64-test: ## a cluster with pods on an emulated machine with an arm64 processor (root, a package server, a quarter of an hour and the time to build for arm64)
@@ -305,4 +305,4 @@ cross: ## everything has the right types for the other processor; make release c
 	@$(GO) run ./packaging/typecheck -arch $(if $(filter arm64,$(ARCH)),amd64,arm64) -tags '$(TAGS)' ./...
 
 clean: ## remove what the build wrote, compressed and fetched parts included
-	rm -rf bin dist $(BUILD) $(foreach a,amd64 arm64,internal/carried/files/$a/INDEX internal/carried/files/$a/nftables) internal/carried/files/*/*.zst
+	rm -rf bin dist $(BUILD) $(foreach a,amd64 arm64,internal/embedded/files/$a/INDEX internal/embedded/files/$a/nftables) internal/embedded/files/*/*.zst

@@ -109,7 +109,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 	}
 	if o.PauseTar != "" {
 		if err := images.ImportOnce(ctx, store, o.PauseTar, o.PauseImage, o.paths().pauseRecord); err != nil {
-			err = fmt.Errorf("agent: the carried pause image: %w", err)
+			err = fmt.Errorf("agent: the embedded pause image: %w", err)
 			o.part("images").Set(status.Failed, err.Error())
 			return nil, err
 		}

@@ -287,7 +287,7 @@ func (n *network) start(g *group) {
 	g.quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
 		g.quiet("reachability", func(ctx context.Context) error {
-			n.o.Reach.Run(ctx, n.addressesOf)
+			n.o.Reach.Run(ctx, n.internalIPs)
 			return nil
 		})
 	}
@@ -331,8 +331,8 @@ func (o Options) unreachable() proxy.Unreachable {
 	return o.Reach
 }
 
-// addressesOf are those of a node, by the API.
-func (n *network) addressesOf(node string) []netip.Addr {
+// internalIPs are those of a node, by the API.
+func (n *network) internalIPs(node string) []netip.Addr {
 	o, err := n.informers.Nodes().Lister().Get(node)
 	if err != nil {
 		return nil

@@ -28,7 +28,7 @@ import (
 type Options struct {
 	DataDir string // what must survive a reboot goes below DataDir/agent
 	RunDir  string // what must not; on a tmpfs where there is one
-	// BinDir holds the carried programs: runc, containerd-shim-runc-v2, coracle-cni, nft. It is written into
+	// BinDir holds the embedded programs: runc, containerd-shim-runc-v2, coracle-cni, nft. It is written into
 	// containers' records, so it should be a path that stays when the programs change.
 	BinDir string
 	// PauseTar is the archive with PauseImage. Both may be empty when PauseImage is another one that can be pulled.

@@ -28,7 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/registries"
-	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -102,7 +102,7 @@ func runtimeOptions(dir string) containerd.Options {
 	return containerd.Options{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), BinDir: filepath.Join(dir, "programs"),
 		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"),
-		RegistryDir: filepath.Join(dir, "registries"), PauseImage: carried.PauseImage,
+		RegistryDir: filepath.Join(dir, "registries"), PauseImage: embedded.PauseImage,
 	}
 }
 
@@ -127,9 +127,9 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{t: t, dir: dir}
 	t.Cleanup(n.remove)
-	programs, err := carried.Unpack(dir)
-	if errors.Is(err, carried.ErrNotCarried) {
-		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
+	programs, err := embedded.Unpack(dir)
+	if errors.Is(err, embedded.ErrNotEmbedded) {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -171,8 +171,8 @@ func (n *node) build(out, pkg string) {
 	}
 }
 
-// programs puts runc as it is carried beside a helper built from the sources at hand.
-func (n *node) programs(from carried.Dir) {
+// programs puts runc as it is embedded beside a helper built from the sources at hand.
+func (n *node) programs(from embedded.Dir) {
 	n.t.Helper()
 	bin := runtimeOptions(n.dir).BinDir
 	if err := os.MkdirAll(bin, 0o755); err != nil {

@@ -49,10 +49,10 @@ func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHand
 		},
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc: func(o any) {
-				v.note(o.(*corev1.Node))
+				v.observe(o.(*corev1.Node))
 				there(true)
 			},
-			UpdateFunc: func(_, o any) { v.note(o.(*corev1.Node)) },
+			UpdateFunc: func(_, o any) { v.observe(o.(*corev1.Node)) },
 			DeleteFunc: func(any) {
 				v.unknown.Store(false)
 				there(false)
@@ -61,7 +61,7 @@ func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHand
 	}
 }
 
-func (v *verdict) note(n *corev1.Node) {
+func (v *verdict) observe(n *corev1.Node) {
 	unknown := false
 	for _, c := range n.Status.Conditions {
 		unknown = unknown || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown

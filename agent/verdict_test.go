@@ -45,21 +45,21 @@ func TestVerdict(t *testing.T) {
 				}
 			}
 		}
-		v.note(nodeThatIs("n1", corev1.ConditionTrue))
-		v.note(nodeThatIs("n1", corev1.ConditionFalse))
+		v.observe(nodeThatIs("n1", corev1.ConditionTrue))
+		v.observe(nodeThatIs("n1", corev1.ConditionFalse))
 		if n := reports(time.Hour); n != 0 {
 			t.Errorf("%d reports of a node of which something is known", n)
 		}
-		v.note(nodeThatIs("n1", corev1.ConditionUnknown))
+		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
 		<-report // at once: nothing else wakes in fake time
 		if n := reports(2*verdictPause + verdictPause/2); n != 2 {
 			t.Errorf("%d more reports in two and a half pauses", n)
 		}
-		v.note(nodeThatIs("n1", corev1.ConditionTrue))
+		v.observe(nodeThatIs("n1", corev1.ConditionTrue))
 		if n := reports(time.Hour); n != 0 {
 			t.Errorf("%d reports after it was taken back", n)
 		}
-		v.note(nodeThatIs("n1", corev1.ConditionUnknown))
+		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
 		if n := reports(time.Hour); n != verdictTries {
 			t.Errorf("%d reports that change nothing, want %d", n, verdictTries)
 		}

@@ -48,7 +48,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
 	for _, r := range s.records.list() {
-		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.takes)...)
+		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.reserves)...)
 		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
 			if !slices.ContainsFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
 				pods = append(pods, netip.PrefixFrom(ip, ip.BitLen()))

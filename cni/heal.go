@@ -127,16 +127,16 @@ func (s *Server) reportPods(trouble map[*record]error) {
 	s.podTrouble = now
 }
 
-// takes says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have changed
-// to this back end while the pod ran.
-func (nw *network) takes(p hostPort) bool {
+// reserves says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have
+// changed to this back end while the pod ran.
+func (nw *network) reserves(p hostPort) bool {
 	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
 }
 
 // warnOfHostPorts says of which pods' host ports the back end takes.
 func (s *Server) warnOfHostPorts(nw *network) {
 	for _, r := range s.records.list() {
-		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.takes) {
+		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.reserves) {
 			s.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more", "pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)
 		}
 	}

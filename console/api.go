@@ -118,8 +118,8 @@ func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v a
 	return read(response, v, most)
 }
 
-// send writes JSON, or a patch of the given type, and reads the answer into v.
-func (u *user) send(ctx context.Context, method, path string, query url.Values, contentType string, body []byte, v any) error {
+// write writes JSON, or a patch of the given type, and reads the answer into v.
+func (u *user) write(ctx context.Context, method, path string, query url.Values, contentType string, body []byte, v any) error {
 	header := http.Header{"Accept": {"application/json"}, "Content-Type": {contentType}}
 	response, err := u.do(ctx, method, path, query, header, bytes.NewReader(body))
 	if err != nil {
@@ -268,7 +268,7 @@ type sessionAnswer struct {
 // whoAmI asks the API who the user is.
 func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview, error) {
 	review := &authenticationv1.SelfSubjectReview{}
-	return review, u.send(ctx, http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
+	return review, u.write(ctx, http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
 		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`), review)
 }
 

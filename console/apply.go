@@ -173,7 +173,7 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	}
 	var before, after anyObject
 	if out.Name == "" {
-		err := a.user.send(ctx, http.MethodPost, path, query, "application/json", body, &after)
+		err := a.user.write(ctx, http.MethodPost, path, query, "application/json", body, &after)
 		out.Name, _ = after.metadata()["name"].(string)
 		out.Action = "created"
 		return err
@@ -182,7 +182,7 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	if err := a.user.get(ctx, path, nil, &before); err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	if err := a.user.send(ctx, http.MethodPatch, path, query, string(types.ApplyYAMLPatchType), body, &after); err != nil {
+	if err := a.user.write(ctx, http.MethodPatch, path, query, string(types.ApplyYAMLPatchType), body, &after); err != nil {
 		return err
 	}
 	switch {

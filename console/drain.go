@@ -120,7 +120,7 @@ func (d *drain) drain(ctx context.Context) error {
 		return err
 	}
 	if !node.Spec.Unschedulable {
-		err := d.u.send(ctx, http.MethodPatch, d.path, url.Values{"fieldManager": {fieldManager}}, string(types.StrategicMergePatchType),
+		err := d.u.write(ctx, http.MethodPatch, d.path, url.Values{"fieldManager": {fieldManager}}, string(types.StrategicMergePatchType),
 			[]byte(`{"spec":{"unschedulable":true}}`), &node)
 		if err != nil {
 			return fmt.Errorf("cordoning the node: %w", err)
@@ -295,7 +295,7 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 		return fmt.Errorf("writing an eviction: %w", err)
 	}
 	var answer metav1.Status
-	err = d.u.send(ctx, http.MethodPost, podPath(&w.pod)+"/eviction", nil, "application/json", body, &answer)
+	err = d.u.write(ctx, http.MethodPost, podPath(&w.pod)+"/eviction", nil, "application/json", body, &answer)
 	terminating := apierrors.IsForbidden(err) && apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 	switch {
 	case err == nil, apierrors.IsNotFound(err), terminating && w.pod.DeletionTimestamp != nil:

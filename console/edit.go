@@ -206,7 +206,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	if p.schema != nil {
 		kind = types.StrategicMergePatchType
 	}
-	err = u.send(ctx, http.MethodPatch, path, query, string(kind), body, &result)
+	err = u.write(ctx, http.MethodPatch, path, query, string(kind), body, &result)
 	return live, result, err
 }
 

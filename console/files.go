@@ -18,7 +18,7 @@ import (
 	"strings"
 )
 
-// built holds the pages, which `make carried` writes. A program that was built without them holds none.
+// built holds the pages, which `make embedded` writes. A program that was built without them holds none.
 //
 //go:embed all:files
 var built embed.FS

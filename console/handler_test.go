@@ -184,7 +184,7 @@ func TestReadOnlyRefusesChanges(t *testing.T) {
 }
 
 func TestCodeIsGoodOnce(t *testing.T) {
-	l := &Loopback{token: "t", taken: make(chan struct{}, 1)}
+	l := &Loopback{token: "t", loggedIn: make(chan struct{}, 1)}
 	l.code, l.expires = "c", time.Now().Add(time.Minute)
 	if _, err := l.login("wrong"); err == nil {
 		t.Error("another code was taken")

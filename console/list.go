@@ -134,7 +134,7 @@ func (l *list) readAll(ctx context.Context) (string, error) {
 
 // readPage sends one page, and returns its revision and where the next one begins.
 func (l *list) readPage(ctx context.Context, query url.Values) (rv, more string, err error) {
-	if err := l.takePage(ctx); err != nil {
+	if err := l.acquirePage(ctx); err != nil {
 		return "", "", err
 	}
 	defer l.leavePage()
@@ -224,7 +224,7 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	for {
 		select {
 		case e := <-events:
-			if err := l.take(e, &g); err != nil {
+			if err := l.add(e, &g); err != nil {
 				return rv, errors.Join(flush(), err)
 			}
 			if g.events == 1 {
@@ -240,8 +240,8 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	}
 }
 
-// take adds an event to what is gathered.
-func (l *list) take(e event, g *gathered) error {
+// add adds an event to what is gathered.
+func (l *list) add(e event, g *gathered) error {
 	if e.Type == "ERROR" {
 		return eventError(e.Object)
 	}

@@ -117,7 +117,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
 	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, gathered{set: map[string]row{}}
 	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
-		if err := l.take(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g); err != nil {
+		if err := l.add(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -48,10 +48,10 @@ type Loopback struct {
 	handler  *Handler
 	token    string // of 256 bits: what a browser has once its code was taken
 
-	mu      sync.Mutex
-	code    string    // "" when it was taken
-	expires time.Time // when the code stops being good
-	taken   chan struct{}
+	mu       sync.Mutex
+	code     string    // "" when it was taken
+	expires  time.Time // when the code stops being good
+	loggedIn chan struct{}
 }
 
 // ListenLoopback opens the port.
@@ -61,7 +61,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails
-	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), taken: make(chan struct{}, 1)}
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: make(chan struct{}, 1)}
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
@@ -111,8 +111,8 @@ func (l *Loopback) Link() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
 }
 
-// Taken tells of each login. It holds one: whoever waits learns that there was one.
-func (l *Loopback) Taken() <-chan struct{} { return l.taken }
+// LoggedIn tells of each login. It holds one: whoever waits learns that there was one.
+func (l *Loopback) LoggedIn() <-chan struct{} { return l.loggedIn }
 
 func (l *Loopback) login(code string) (string, error) {
 	l.mu.Lock()
@@ -125,7 +125,7 @@ func (l *Loopback) login(code string) (string, error) {
 		return "", errors.New("this link was good for a minute: press Enter where coracle console runs for a new one")
 	}
 	select {
-	case l.taken <- struct{}{}:
+	case l.loggedIn <- struct{}{}:
 	default:
 	}
 	return l.token, nil

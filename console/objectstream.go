@@ -96,7 +96,7 @@ func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, 
 }
 
 func (st *stream) sendObject(ctx context.Context, o anyObject) error {
-	if err := st.takePage(ctx); err != nil {
+	if err := st.acquirePage(ctx); err != nil {
 		return err
 	}
 	defer st.leavePage()

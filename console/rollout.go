@@ -110,7 +110,7 @@ func (u *user) undoOnce(ctx context.Context, path string, number int64, dryRun b
 	if dryRun {
 		query.Set("dryRun", "All")
 	}
-	err = u.send(ctx, http.MethodPatch, path, query, string(revisions[at].kind), revisions[at].patch, &after)
+	err = u.write(ctx, http.MethodPatch, path, query, string(revisions[at].kind), revisions[at].patch, &after)
 	return live, after, err
 }
 

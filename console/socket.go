@@ -122,7 +122,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	if name == "" { // on 127.0.0.1, where one session is one user
 		name = token
 	}
-	release, free := h.sockets.take(name)
+	release, free := h.sockets.acquire(name)
 	if !free {
 		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
 		return
@@ -169,7 +169,7 @@ func (s *socket) serve() {
 		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil || len(text) > maxRequest && r.Op != "search" && r.Op != "stdin" {
 			return // not one of our pages
 		}
-		if !s.take(ctx, r) {
+		if !s.handle(ctx, r) {
 			return // one of our pages has fewer streams, and shorter messages
 		}
 	}
@@ -201,8 +201,8 @@ func (s *socket) keepAlive(ctx context.Context) {
 	}
 }
 
-// take does what a message asks for; false when no page of ours would ask for it.
-func (s *socket) take(ctx context.Context, r pageMessage) bool {
+// handle does what a message asks for; false when no page of ours would ask for it.
+func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	open := s.streams[r.ID]
@@ -263,9 +263,9 @@ func (s *socket) take(ctx context.Context, r pageMessage) bool {
 	return true
 }
 
-// takePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read
+// acquirePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read
 // holds one of these, and not one for each stream.
-func (st *stream) takePage(ctx context.Context) error {
+func (st *stream) acquirePage(ctx context.Context) error {
 	select {
 	case st.s.pages <- struct{}{}:
 		return nil

@@ -116,14 +116,14 @@ func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
 func TestUserHasABoundedNumberOfTabs(t *testing.T) {
 	l := newSocketLimit()
 	for range userSockets {
-		if _, ok := l.take("one"); !ok {
+		if _, ok := l.acquire("one"); !ok {
 			t.Fatal("a tab was refused")
 		}
 	}
-	if _, ok := l.take("one"); ok {
+	if _, ok := l.acquire("one"); ok {
 		t.Error("one user has more tabs than are allowed")
 	}
-	release, ok := l.take("another")
+	release, ok := l.acquire("another")
 	if !ok {
 		t.Fatal("another user was refused")
 	}

@@ -16,8 +16,8 @@ type socketLimit struct {
 
 func newSocketLimit() *socketLimit { return &socketLimit{each: map[[sha256.Size]byte]int{}} }
 
-// take counts a WebSocket of a user; false when there are too many.
-func (l *socketLimit) take(user string) (release func(), ok bool) {
+// acquire counts a WebSocket of a user; false when there are too many.
+func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	key := sha256.Sum256([]byte(user))
 	l.mu.Lock()
 	defer l.mu.Unlock()

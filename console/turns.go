@@ -10,15 +10,15 @@ import (
 // turns lets few work at once, and fewer of each user: whoever begins many waits for their own, and others do not.
 type turns struct {
 	all chan struct{}
-	own int // places of a user
+	own int // slots of a user
 
 	mu   sync.Mutex
 	each map[string]*turn
 }
 
 type turn struct {
-	places chan struct{} // has the user's
-	used   int           // by how many one is held or waited for
+	slots chan struct{} // has the user's
+	used  int           // by how many one is held or waited for
 }
 
 func newTurns(most, own int) *turns {
@@ -26,12 +26,12 @@ func newTurns(most, own int) *turns {
 }
 
 // wait returns when it is the user's turn, with what ends that. It calls prepare, if there is one, when the user has a
-// place of their own, and only then waits for others.
+// slot of their own, and only then waits for others.
 func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) (release func(), err error) {
 	t.mu.Lock()
 	own := t.each[user]
 	if own == nil {
-		own = &turn{places: make(chan struct{}, t.own)}
+		own = &turn{slots: make(chan struct{}, t.own)}
 		t.each[user] = own
 	}
 	own.used++
@@ -44,13 +44,13 @@ func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) 
 		}
 	}
 	select {
-	case own.places <- struct{}{}:
+	case own.slots <- struct{}{}:
 	case <-ctx.Done():
 		forget()
 		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
 	}
 	leave := func() {
-		<-own.places
+		<-own.slots
 		forget()
 	}
 	for _, f := range prepare {

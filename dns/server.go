@@ -164,7 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 				waiting, poll = slices.Equal(able, use), time.After(wait)
 				use = able
 			case data := <-parts.changes:
-				waiting = !s.take(ctx, parts, data)
+				waiting = !s.apply(ctx, parts, data)
 			case changed := <-watch.changes:
 				if waiting = slices.Equal(changed, resolvers); !waiting {
 					resolvers = changed
@@ -189,8 +189,8 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	return watchCustom(ctx, s.o, s.log)
 }
 
-// take takes over the ConfigMap's content, and says whether that changes anything.
-func (s *Server) take(ctx context.Context, w *customWatch, data custom) (changed bool) {
+// apply takes over the ConfigMap's content, and says whether that changes anything.
+func (s *Server) apply(ctx context.Context, w *customWatch, data custom) (changed bool) {
 	now, errs := s.accept(s.custom, data)
 	for key, err := range errs {
 		s.log.Error(err, "A key of the ConfigMap does not work; what it said before stays in force", "configmap", CustomConfigMap, "key", key)

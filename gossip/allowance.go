@@ -34,8 +34,8 @@ type allowance struct {
 	senders map[netip.Addr]bucket
 }
 
-// take says whether one more answer may go to a sender, and counts it.
-func (a *allowance) take(from netip.Addr, now time.Time) bool {
+// allow says whether one more answer may go to a sender, and counts it.
+func (a *allowance) allow(from netip.Addr, now time.Time) bool {
 	maps.DeleteFunc(a.senders, func(_ netip.Addr, b bucket) bool { return b.now(now, senderPerSecond).spent == 0 })
 	all, own := a.all.now(now, answersPerSecond), a.senders[from].now(now, senderPerSecond)
 	if all.spent+1 > answersAtOnce || own.spent+1 > senderAtOnce {

@@ -82,7 +82,7 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 			continue // an answer by ICMP to something that was sent
 		}
 		if a, _, err := openSearch(s, buffer[:length]); err == nil && a.kind == kindAnswer && a.challenge == q.challenge {
-			found = merge(found, a.servers)
+			found = appendNew(found, a.servers)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func ports(own net.PacketConn, more []uint16) []uint16 {
 	return out
 }
 
-func merge(a, b []netip.AddrPort) []netip.AddrPort {
+func appendNew(a, b []netip.AddrPort) []netip.AddrPort {
 	for _, s := range b {
 		if len(a) < 2*maxFound && !slices.Contains(a, s) {
 			a = append(a, s)
@@ -187,7 +187,7 @@ func (s *searcher) drop(address netip.AddrPort) {
 func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
-	s.found = merge(found, s.found[:min(len(s.found), maxFound)])
+	s.found = appendNew(found, s.found[:min(len(s.found), maxFound)])
 	ciphers := s.seals
 	s.mu.Unlock()
 	q, err := newQuestion()
@@ -216,8 +216,8 @@ func (s *searcher) search(ctx context.Context) {
 	}
 }
 
-// take takes a datagram of a search in. It returns what answers it, nil when there is no answer.
-func (s *searcher) take(b []byte, from net.Addr) func(closed <-chan struct{}) {
+// receive takes a datagram of a search in. It returns what answers it, nil when there is no answer.
+func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t, seal, err := openSearch(s.seals, b)
@@ -227,7 +227,7 @@ func (s *searcher) take(b []byte, from net.Addr) func(closed <-chan struct{}) {
 	switch t.kind {
 	case kindAnswer:
 		if t.challenge == s.asked {
-			s.found = merge(s.found, t.servers)
+			s.found = appendNew(s.found, t.servers)
 			select {
 			case s.heard <- struct{}{}:
 			default: // the notification is pending already
@@ -250,7 +250,7 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if u, ok := from.(*net.UDPAddr); ok {
 		sender = u.AddrPort().Addr().Unmap()
 	}
-	if !s.may.take(sender, now) {
+	if !s.may.allow(sender, now) {
 		return false
 	}
 	s.seen = append(s.seen[max(0, len(s.seen)-seenQuestions+1):], c)
@@ -269,7 +269,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 		machines++
 		if i.Role == RoleServer {
 			own = own || i.Self
-			servers = merge(servers, i.API)
+			servers = appendNew(servers, i.API)
 		}
 	}
 	if len(servers) == 0 || !own && rand.IntN(machines) >= fewAgents {
@@ -311,7 +311,7 @@ func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 			continue
 		}
 		for _, ip := range ips {
-			out = merge(out, []netip.AddrPort{netip.AddrPortFrom(ip.Unmap(), uint16(number))})
+			out = appendNew(out, []netip.AddrPort{netip.AddrPortFrom(ip.Unmap(), uint16(number))})
 		}
 	}
 	return out

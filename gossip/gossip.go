@@ -140,7 +140,7 @@ func New(o Options) (*Member, error) {
 	if err := m.search.setKeys(o.Keys); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
-	m.transport = newTransport(&o, m.search.take, func(err error) { m.failed <- err }, m.dialed)
+	m.transport = newTransport(&o, m.search.receive, func(err error) { m.failed <- err }, m.dialed)
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}

@@ -115,7 +115,7 @@ func decodeMeta(data []byte) (Meta, error) {
 		}
 		value := data[n : n+int(length)]
 		data = data[n+int(length):]
-		if err := m.set(tag, value); err != nil {
+		if err := m.decodeField(tag, value); err != nil {
 			return Meta{}, err
 		}
 	}
@@ -125,8 +125,8 @@ func decodeMeta(data []byte) (Meta, error) {
 	return m, nil
 }
 
-// set takes one field.
-func (m *Meta) set(tag uint64, value []byte) error {
+// decodeField takes one field.
+func (m *Meta) decodeField(tag uint64, value []byte) error {
 	bad := fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
 	switch tag {
 	case tagRole:

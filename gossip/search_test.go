@@ -194,7 +194,7 @@ func TestMayAnswerEach(t *testing.T) {
 	if len(s.may.senders) > maxSenders {
 		t.Errorf("%d machines are remembered", len(s.may.senders))
 	}
-	if s.may.take(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.may.senders) != 1 {
+	if s.may.allow(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.may.senders) != 1 {
 		t.Errorf("%d machines are remembered after an hour", len(s.may.senders))
 	}
 }

@@ -61,7 +61,7 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 	return nil
 }
 
-// run has the carried nft, which is the first on the PATH, do all of the commands or none.
+// run has the embedded nft, which is the first on the PATH, do all of the commands or none.
 func run(ctx context.Context, text []byte) error { return nft(ctx, text, "-f", "-") }
 
 // check has nft and the kernel say whether they would do the commands.

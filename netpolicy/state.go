@@ -75,7 +75,7 @@ func index(s State) *cluster {
 		own[k] = append(own[k], b)
 	}
 	cidrs := podCIDRs(s.Node, s.Nodes)
-	claims := map[netip.Addr]claim{}
+	claims := map[netip.Addr]addressUse{}
 	var there []ref
 	for _, p := range s.Pods {
 		k := podKey{p.Namespace, p.Name}
@@ -93,7 +93,7 @@ func index(s State) *cluster {
 			c.add(ref{p, ips})
 			continue
 		}
-		r := ref{p, claimed(p, cidrs[p.Spec.NodeName])}
+		r := ref{p, statusAddresses(p, cidrs[p.Spec.NodeName])}
 		there = append(there, r)
 		for _, ip := range r.ips {
 			claims[ip] = claims[ip].and(p)
@@ -114,12 +114,12 @@ func (c *cluster) add(r ref) {
 	}
 }
 
-// claim is how many pods have an address by their status: those that stay, and those that are being deleted, whose
+// addressUse is how many pods have an address by their status: those that stay, and those that are being deleted, whose
 // address may have a new owner already. A status may also be out of date, when the pod's network was made again since.
 // Where it cannot be known whose an address is, it counts as unused.
-type claim struct{ staying, going int }
+type addressUse struct{ staying, going int }
 
-func (c claim) and(p *corev1.Pod) claim {
+func (c addressUse) and(p *corev1.Pod) addressUse {
 	if p.DeletionTimestamp == nil {
 		c.staying++
 	} else {
@@ -128,16 +128,16 @@ func (c claim) and(p *corev1.Pod) claim {
 	return c
 }
 
-func (c claim) belongsTo(p *corev1.Pod) bool {
+func (c addressUse) belongsTo(p *corev1.Pod) bool {
 	if p.DeletionTimestamp == nil {
 		return c.staying == 1
 	}
 	return c.staying == 0 && c.going == 1
 }
 
-// claimed are the addresses of a pod's status that its node can have given it. A client that may write a pod's status,
-// a node among others, could otherwise have its traffic taken for that of any pod.
-func claimed(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
+// statusAddresses are the addresses of a pod's status that its node can have given it. A client that may write a pod's
+// status, a node among others, could otherwise have its traffic taken for that of any pod.
+func statusAddresses(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	texts := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs {
 		texts = append(texts, ip.IP)

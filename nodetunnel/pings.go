@@ -30,8 +30,8 @@ type pingLimit struct {
 	count int
 }
 
-// take looks at the next bytes and says whether the peer keeps to the limit. It is for one goroutine.
-func (p *pingLimit) take(b []byte, now time.Time) bool {
+// allow looks at the next bytes and says whether the peer keeps to the limit. It is for one goroutine.
+func (p *pingLimit) allow(b []byte, now time.Time) bool {
 	for len(b) > 0 {
 		if skip := min(uint64(p.body), uint64(len(b))); skip > 0 {
 			p.body -= uint32(skip)

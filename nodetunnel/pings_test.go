@@ -28,7 +28,7 @@ func TestPingLimit(t *testing.T) {
 		feed := func(b []byte, at time.Time) bool {
 			for len(b) > 0 {
 				n := min(piece, len(b))
-				if !p.take(b[:n], at) {
+				if !p.allow(b[:n], at) {
 					return false
 				}
 				b = b[n:]

@@ -77,7 +77,7 @@ func (c *heardConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.hear()
-		if !c.pings.take(b[:n], time.Now()) {
+		if !c.pings.allow(b[:n], time.Now()) {
 			return 0, errPings
 		}
 	}

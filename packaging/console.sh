@@ -3,7 +3,7 @@
 # Makes the pages of the web console from console/web into console/files, unless they are there already. The packages
 # that they are made of come from npm, at the versions and checksums of package-lock.json; no script of theirs runs.
 # Where npm is missing the build goes on without the pages: `coracle console` then says how to get them. Run through
-# `make carried`, which sets GO.
+# `make embedded`, which sets GO.
 #
 #   console.sh WORK          make them
 #   console.sh --check WORK  check the types of their sources, and how they are formatted

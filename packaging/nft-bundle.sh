@@ -4,7 +4,7 @@
 #
 #   DIR/ld.so --library-path DIR --argv0 nft DIR/nft ...
 #
-# nft and its libraries are under the GPL and the LGPL: they are carried as separate programs, with their notices
+# nft and its libraries are under the GPL and the LGPL: they are embedded as separate programs, with their notices
 # (DIR/COPYRIGHT) and their exact versions (DIR/PACKAGES).
 #
 #   nft-bundle.sh ARCH WORK DIR

@@ -14,11 +14,11 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Place is the node for which endpoints are chosen.
-type Place struct {
-	Node, Zone string
-	// Down are the nodes that it cannot reach.
-	Down map[string]bool
+// Node is the node for which endpoints are chosen.
+type Node struct {
+	Name, Zone string
+	// Unreachable are the nodes that it cannot reach.
+	Unreachable map[string]bool
 }
 
 // Endpoints are where a node sends what is for one TCP port of a Service, by the port's name, as the Service proxy of
@@ -26,20 +26,20 @@ type Place struct {
 // still serve; to those of the node's own zone, or the node itself, where the slices' hints say so; and to none on a
 // node that is not reached where others are left. The traffic policies of the Service do not count. The slices are the
 // Service's. Each address is there once.
-func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
-	d := detour{down: p.Down}
+func (p Node) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
+	filter := reachabilityFilter{unreachableNodes: p.Unreachable}
 	groups := map[discoveryv1.AddressType][]*slicePair{}
 	for _, s := range all {
 		groups[s.AddressType] = append(groups[s.AddressType], &slicePair{is: s})
 	}
 	var out []netip.AddrPort
 	for _, g := range groups {
-		reached := d.reached(g)
+		reached := filter.reached(g)
 		var candidates []upstream.Endpoint
 		for _, s := range g {
-			candidates = append(candidates, p.candidates(d.rewrite(s.is, reached), port)...)
+			candidates = append(candidates, p.candidates(filter.rewrite(s.is, reached), port)...)
 		}
-		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Node, map[string]string{corev1.LabelTopologyZone: p.Zone})
+		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Name, map[string]string{corev1.LabelTopologyZone: p.Zone})
 		for _, e := range chosen {
 			if c, ok := e.(choosable); ok {
 				out = append(out, c.at)
@@ -53,7 +53,7 @@ func (p Place) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.
 }
 
 // candidates are the endpoints of a slice that have the port.
-func (p Place) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.Endpoint {
+func (p Node) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.Endpoint {
 	var out []upstream.Endpoint
 	for _, at := range s.Ports {
 		if at.Port == nil || ptr.Deref(at.Name, "") != port || ptr.Deref(at.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
@@ -63,7 +63,7 @@ func (p Place) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.
 			e := &s.Endpoints[i]
 			for _, text := range e.Addresses {
 				if ip, err := netip.ParseAddr(text); err == nil {
-					out = append(out, choosable{e, netip.AddrPortFrom(ip, uint16(*at.Port)), e.NodeName != nil && *e.NodeName == p.Node})
+					out = append(out, choosable{e, netip.AddrPortFrom(ip, uint16(*at.Port)), e.NodeName != nil && *e.NodeName == p.Name})
 				}
 			}
 		}

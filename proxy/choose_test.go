@@ -69,7 +69,7 @@ func TestChosenEndpoints(t *testing.T) {
 		{"a name", http(discoveryv1.Endpoint{Addresses: []string{"metadata.example"}}), "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := Place{Node: "a", Zone: "z1", Down: map[string]bool{c.down: true}}
+			p := Node{Name: "a", Zone: "z1", Unreachable: map[string]bool{c.down: true}}
 			for range 2 {
 				var got []string
 				for _, at := range p.Endpoints(c.slices, "http") {

@@ -79,7 +79,7 @@ func (e events) OnServiceSynced() {
 
 func (e events) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) {
 	e.p.serverAddresses(s, false)
-	e.p.detour.put(s)
+	e.p.reachable.put(s)
 	e.p.trigger()
 }
 
@@ -88,13 +88,13 @@ func (e events) OnEndpointSliceUpdate(old, s *discoveryv1.EndpointSlice) {
 		e.p.serverAddresses(old, true)
 	}
 	e.p.serverAddresses(s, false)
-	e.p.detour.update(old, s)
+	e.p.reachable.update(old, s)
 	e.p.trigger()
 }
 
 func (e events) OnEndpointSliceDelete(s *discoveryv1.EndpointSlice) {
 	e.p.serverAddresses(s, true)
-	e.p.detour.remove(s)
+	e.p.reachable.remove(s)
 	e.p.trigger()
 }
 
@@ -111,7 +111,7 @@ func (e events) onNode(obj any) {
 	if !ok {
 		return
 	}
-	e.p.nodeAddresses(node.Name, addressesOf(node))
+	e.p.nodeAddresses(node.Name, nodeAddresses(node))
 	e.p.nodeTunnelAt(node.Name, node.Annotations[clusterconfig.UnderlayAnnotation])
 	e.p.nodeTunnel(node.Name, clusterconfig.TunnelPort(node.Annotations[clusterconfig.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {

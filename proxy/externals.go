@@ -57,7 +57,7 @@ type externals struct {
 // passed is a Service as it came, what it may not have of that, what the back end has of it, and the last log message.
 type passed struct {
 	received *corev1.Service
-	taken    taken
+	excluded excluded
 	went     *corev1.Service
 	said     string
 }
@@ -87,7 +87,7 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := map[types.NamespacedName]bool{}
-	x.requestedPorts.note(key, before.received, svc, touched)
+	x.requestedPorts.update(key, before.received, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)
@@ -128,40 +128,40 @@ func (x *externals) again(change func(), tell teller) {
 func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
 	before, now := x.passed[key], passed{received: svc}
 	var problems []string
-	now.taken.external = x.takenIPs(svc, &problems)
-	now.taken.ingress = x.takenIngress(svc, &problems)
+	now.excluded.external = x.excludedIPs(svc, &problems)
+	now.excluded.ingress = x.excludedIngress(svc, &problems)
 	for i, port := range svc.Spec.Ports {
 		if port.NodePort == 0 {
 			continue
 		}
 		if why := x.nodePort(svc, port); why != "" {
 			problems = append(problems, why)
-			now.taken.nodePorts = append(now.taken.nodePorts, i)
+			now.excluded.nodePorts = append(now.excluded.nodePorts, i)
 		}
 	}
 	if now.said = strings.Join(problems, "; "); now.said != "" && now.said != before.said {
 		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", now.said)
 	}
-	same := before.received == svc && before.taken.equal(now.taken)
+	same := before.received == svc && before.excluded.equal(now.excluded)
 	if now.went = before.went; !same {
-		now.went = now.taken.from(svc)
+		now.went = now.excluded.from(svc)
 	}
 	if x.passed[key] = now; !same {
 		tell(before.went, now.went)
 	}
 }
 
-// taken are the places, in a Service's lists, of external IPs, load balancer addresses and node ports that are taken
-// away from it.
-type taken struct{ external, ingress, nodePorts []int }
+// excluded are the indices, in a Service's lists, of external IPs, load balancer addresses and node ports that are
+// taken away from it.
+type excluded struct{ external, ingress, nodePorts []int }
 
-func (t taken) equal(u taken) bool {
+func (t excluded) equal(u excluded) bool {
 	return slices.Equal(t.external, u.external) && slices.Equal(t.ingress, u.ingress) && slices.Equal(t.nodePorts, u.nodePorts)
 }
 
 // from is the Service without these. The rest is shared with it: it may have thousands of ports.
-func (t taken) from(svc *corev1.Service) *corev1.Service {
-	if t.equal(taken{}) {
+func (t excluded) from(svc *corev1.Service) *corev1.Service {
+	if t.equal(excluded{}) {
 		return svc
 	}
 	out := *svc
@@ -176,7 +176,7 @@ func (t taken) from(svc *corev1.Service) *corev1.Service {
 	return &out
 }
 
-// leaveOut leaves out what is at the places, which are in order.
+// leaveOut leaves out what is at the indices, which are in order.
 func leaveOut[T any](all []T, places []int) (out []T) {
 	for i, e := range all {
 		if _, found := slices.BinarySearch(places, i); !found {
@@ -186,9 +186,9 @@ func leaveOut[T any](all []T, places []int) (out []T) {
 	return out
 }
 
-// takenIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and
+// excludedIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and
 // whose it is where two request it, the API server's admission decides (server/apiserver/serviceexternalips.go).
-func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int) {
+func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
 		var why string
@@ -214,10 +214,10 @@ func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int
 	return out
 }
 
-// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status
+// excludedIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status
 // does not give all ports is not served: its load balancer has not decided on the others, which may be another
 // Service's. Of that nothing is logged, since it is so for a moment whenever a Service gets another port.
-func (x *externals) takenIngress(svc *corev1.Service, problems *[]string) (out []int) {
+func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, in := range svc.Status.LoadBalancer.Ingress {
 		if !givesAllPorts(in, svc.Spec.Ports) {
 			out = append(out, i)

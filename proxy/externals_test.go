@@ -122,7 +122,7 @@ func TestServersAddresses(t *testing.T) {
 	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
 	o.externals = newExternals(o, log)
 	o.externals.host = &hostNetwork{}
-	p := &Proxy{o: o, log: log, backend: h, detour: newDetour(h), wake: make(chan struct{}, 1)}
+	p := &Proxy{o: o, log: log, backend: h, reachable: newReachabilityFilter(h), wake: make(chan struct{}, 1)}
 	e := events{p}
 	servers := func(namespace, service, name string, ips ...string) *discoveryv1.EndpointSlice {
 		s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}}}

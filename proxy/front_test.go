@@ -16,7 +16,7 @@ func frontOf(t *testing.T, b backend) *Proxy {
 	o := Options{Reserved: Reserved{Ports: []uint16{6443, 10250, 10053}}}
 	o.externals = newExternals(o, log)
 	o.externals.host = &hostNetwork{}
-	p := &Proxy{o: o, log: log, backend: b, detour: newDetour(b), wake: make(chan struct{}, 1)}
+	p := &Proxy{o: o, log: log, backend: b, reachable: newReachabilityFilter(b), wake: make(chan struct{}, 1)}
 	p.nodeAddresses("a", []netip.Addr{netip.MustParseAddr(nodeAddr)})
 	return p
 }

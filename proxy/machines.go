@@ -115,7 +115,7 @@ func (x *externals) isTunnels(a netip.Addr) bool {
 	return false
 }
 
-func addressesOf(node *corev1.Node) []netip.Addr {
+func nodeAddresses(node *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range node.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {

@@ -16,9 +16,9 @@ import (
 // requestedPorts are the ports at nodes' addresses that Services have or request: as load balancers, and as node ports.
 type requestedPorts map[loadbalancer.Port]map[types.NamespacedName]bool
 
-// note keeps the requested ports of a Service that came, changed or went, and adds the Services that have one in common
-// with it to touched.
-func (w requestedPorts) note(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
+// update keeps the requested ports of a Service that came, changed or went, and adds the Services that have one in
+// common with it to touched.
+func (w requestedPorts) update(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
 	before, now := requestedPortsOf(was), requestedPortsOf(is)
 	if slices.Equal(before, now) && slices.Equal(loadbalancer.Held(was), loadbalancer.Held(is)) {
 		return

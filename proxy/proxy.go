@@ -92,15 +92,15 @@ type Health struct {
 
 // Proxy is the front. Make one with New.
 type Proxy struct {
-	o       Options
-	log     klog.Logger
-	backend backend
-	why     string
-	detour  *detour                      // EndpointSlices reach the back end through it
-	guard   time.Duration                // guardPeriod, but for tests
-	root    string                       // of the files with the kernel's limits; empty in tests of the front alone
-	sources []func(stop <-chan struct{}) // each says when its first list is complete
-	wake    chan struct{}                // one pending wake-up stands for any number of changes
+	o         Options
+	log       klog.Logger
+	backend   backend
+	why       string
+	reachable *reachabilityFilter          // EndpointSlices reach the back end through it
+	guard     time.Duration                // guardPeriod, but for tests
+	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
+	sources   []func(stop <-chan struct{}) // each says when its first list is complete
+	wake      chan struct{}                // one pending wake-up stands for any number of changes
 
 	nodesSynced func() bool // the addresses are known that no Service may have
 
@@ -140,7 +140,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 }
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
-	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, detour: newDetour(b), guard: guardPeriod, root: "/", wake: make(chan struct{}, 1)}
+	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/", wake: make(chan struct{}, 1)}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -176,7 +176,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		wg.Go(func() { run(ctx.Done()) })
 	}
 	if p.o.Unreachable != nil {
-		wg.Go(func() { p.avoid(ctx) })
+		wg.Go(func() { p.followReachability(ctx) })
 	}
 	gone := make(chan struct{}, 1) // one wake-up stands for any number
 	if b, ok := p.backend.(tabled); ok {

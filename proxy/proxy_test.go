@@ -92,7 +92,7 @@ func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Opti
 		}
 		p := &Proxy{
 			o: Options{Informers: informers}, log: ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
-			backend: r, detour: newDetour(r), guard: guardPeriod, wake: make(chan struct{}, 1),
+			backend: r, reachable: newReachabilityFilter(r), guard: guardPeriod, wake: make(chan struct{}, 1),
 		}
 		for _, f := range change {
 			f(&p.o)

@@ -21,17 +21,17 @@ type Unreachable interface {
 	Changed() <-chan struct{}
 }
 
-// detour stands between the EndpointSlices and the back end: endpoints on nodes that this one cannot reach are handed
-// on as neither ready nor serving, for each port of a Service for which others remain. Where none would remain all stay
-// as they are: it may be this node that is cut off, and then nothing is known of them.
+// reachabilityFilter stands between the EndpointSlices and the back end: endpoints on nodes that this one cannot reach
+// are handed on as neither ready nor serving, for each port of a Service for which others remain. Where none would
+// remain all stay as they are: it may be this node that is cut off, and then nothing is known of them.
 //
 // As long as all nodes are reached it hands on the objects themselves.
-type detour struct {
+type reachabilityFilter struct {
 	to backend
 
-	mu     sync.Mutex // held during calls of the back end, so that it receives a slice's states in their order
-	down   map[string]bool
-	groups map[group][]*slicePair
+	mu               sync.Mutex // held during calls of the back end, so that it receives a slice's states in their order
+	unreachableNodes map[string]bool
+	groups           map[group][]*slicePair
 }
 
 // group is the slices of one Service with addresses of one family.
@@ -43,8 +43,8 @@ type group struct {
 // slicePair is an EndpointSlice as it is, and as the back end was handed it.
 type slicePair struct{ is, handed *discoveryv1.EndpointSlice }
 
-func newDetour(to backend) *detour {
-	return &detour{to: to, groups: map[group][]*slicePair{}}
+func newReachabilityFilter(to backend) *reachabilityFilter {
+	return &reachabilityFilter{to: to, groups: map[group][]*slicePair{}}
 }
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
@@ -56,77 +56,77 @@ func find(in []*slicePair, s *discoveryv1.EndpointSlice) int {
 }
 
 // put takes a slice that is new or has changed.
-func (d *detour) put(s *discoveryv1.EndpointSlice) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+func (f *reachabilityFilter) put(s *discoveryv1.EndpointSlice) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	g := groupOf(s)
-	if i := find(d.groups[g], s); i >= 0 {
-		d.groups[g][i].is = s
+	if i := find(f.groups[g], s); i >= 0 {
+		f.groups[g][i].is = s
 	} else {
-		d.groups[g] = append(d.groups[g], &slicePair{is: s})
+		f.groups[g] = append(f.groups[g], &slicePair{is: s})
 	}
-	d.tell(d.groups[g])
+	f.sync(f.groups[g])
 }
 
 // update is put for a slice that may have belonged to another Service: its label is the owner's to change.
-func (d *detour) update(old, s *discoveryv1.EndpointSlice) {
+func (f *reachabilityFilter) update(old, s *discoveryv1.EndpointSlice) {
 	if groupOf(old) != groupOf(s) {
-		d.remove(old)
+		f.remove(old)
 	}
-	d.put(s)
+	f.put(s)
 }
 
-func (d *detour) remove(s *discoveryv1.EndpointSlice) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+func (f *reachabilityFilter) remove(s *discoveryv1.EndpointSlice) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	g := groupOf(s)
-	all := d.groups[g]
+	all := f.groups[g]
 	i := find(all, s)
 	if i < 0 {
 		return
 	}
-	d.hand(all[i].handed, nil)
+	f.notify(all[i].handed, nil)
 	if all = slices.Delete(all, i, i+1); len(all) == 0 {
-		delete(d.groups, g)
+		delete(f.groups, g)
 		return
 	}
-	d.groups[g] = all
-	d.tell(all)
+	f.groups[g] = all
+	f.sync(all)
 }
 
-// hand tells the back end of a slice that came (was is nil), changed or went (is is nil).
-func (d *detour) hand(was, is *discoveryv1.EndpointSlice) {
+// notify calls the back end for a slice that was added (was is nil), changed or removed (is is nil).
+func (f *reachabilityFilter) notify(was, is *discoveryv1.EndpointSlice) {
 	switch {
 	case was == nil && is == nil:
 	case was == nil:
-		d.to.OnEndpointSliceAdd(is)
+		f.to.OnEndpointSliceAdd(is)
 	case is == nil:
-		d.to.OnEndpointSliceDelete(was)
+		f.to.OnEndpointSliceDelete(was)
 	default:
-		d.to.OnEndpointSliceUpdate(was, is)
+		f.to.OnEndpointSliceUpdate(was, is)
 	}
 }
 
-// set takes which nodes are not reached, and says whether that changes anything.
-func (d *detour) set(down map[string]bool) (changed bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.down = down
-	for _, g := range d.groups {
-		changed = d.tell(g) || changed
+// setUnreachable replaces the set of nodes that are not reached, and says whether that changes anything.
+func (f *reachabilityFilter) setUnreachable(down map[string]bool) (changed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unreachableNodes = down
+	for _, g := range f.groups {
+		changed = f.sync(g) || changed
 	}
 	return changed
 }
 
-// tell tells the back end what has changed of a group.
-func (d *detour) tell(g []*slicePair) (changed bool) {
-	reached := d.reached(g)
+// sync notifies the back end of what has changed of a group.
+func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
+	reached := f.reached(g)
 	for _, s := range g {
-		now := d.rewrite(s.is, reached)
+		now := f.rewrite(s.is, reached)
 		if s.handed != nil && (s.handed == now || now != s.is && reflect.DeepEqual(s.handed, now)) {
 			continue
 		}
-		d.hand(s.handed, now)
+		f.notify(s.handed, now)
 		s.handed, changed = now, true
 	}
 	return changed
@@ -134,13 +134,13 @@ func (d *detour) tell(g []*slicePair) (changed bool) {
 
 // reached are the ports, by name, for which a group has an endpoint that is reached and can be used. It is nil when all
 // of the group's nodes are reached.
-func (d *detour) reached(g []*slicePair) map[string]bool {
-	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.is.Endpoints, d.lost) }) {
+func (f *reachabilityFilter) reached(g []*slicePair) map[string]bool {
+	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.is.Endpoints, f.unreachable) }) {
 		return nil
 	}
 	out := map[string]bool{}
 	for _, s := range g {
-		if !slices.ContainsFunc(s.is.Endpoints, func(e discoveryv1.Endpoint) bool { return usable(e) && !d.lost(e) }) {
+		if !slices.ContainsFunc(s.is.Endpoints, func(e discoveryv1.Endpoint) bool { return usable(e) && !f.unreachable(e) }) {
 			continue
 		}
 		for _, p := range s.is.Ports {
@@ -150,7 +150,9 @@ func (d *detour) reached(g []*slicePair) map[string]bool {
 	return out
 }
 
-func (d *detour) lost(e discoveryv1.Endpoint) bool { return e.NodeName != nil && d.down[*e.NodeName] }
+func (f *reachabilityFilter) unreachable(e discoveryv1.Endpoint) bool {
+	return e.NodeName != nil && f.unreachableNodes[*e.NodeName]
+}
 
 // usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and
 // still serving. A slice that says nothing of ready or serving means that it is, as the API's documentation has it.
@@ -160,26 +162,26 @@ func usable(e discoveryv1.Endpoint) bool {
 }
 
 // rewrite is the slice as the back end is to see it: itself, when nothing is to be changed.
-func (d *detour) rewrite(s *discoveryv1.EndpointSlice, reached map[string]bool) *discoveryv1.EndpointSlice {
+func (f *reachabilityFilter) rewrite(s *discoveryv1.EndpointSlice, reached map[string]bool) *discoveryv1.EndpointSlice {
 	if reached == nil || slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool { return !reached[ptr.Deref(p.Name, "")] }) ||
-		!slices.ContainsFunc(s.Endpoints, d.lost) {
+		!slices.ContainsFunc(s.Endpoints, f.unreachable) {
 		return s
 	}
 	out := *s
 	out.Endpoints = slices.Clone(s.Endpoints)
 	for i, e := range out.Endpoints {
-		if d.lost(e) {
+		if f.unreachable(e) {
 			out.Endpoints[i].Conditions.Ready, out.Endpoints[i].Conditions.Serving = ptr.To(false), ptr.To(false)
 		}
 	}
 	return &out
 }
 
-// avoid follows which nodes are not reached until ctx is done.
-func (p *Proxy) avoid(ctx context.Context) {
+// followReachability follows which nodes are not reached until ctx is done.
+func (p *Proxy) followReachability(ctx context.Context) {
 	for {
 		changed := p.o.Unreachable.Changed()
-		if p.detour.set(p.o.Unreachable.Nodes()) {
+		if p.reachable.setUnreachable(p.o.Unreachable.Nodes()) {
 			p.trigger()
 		}
 		select {

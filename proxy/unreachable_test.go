@@ -132,20 +132,20 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMirror(t)
-			d := newDetour(m)
+			d := newReachabilityFilter(m)
 			for _, s := range c.slices {
 				d.put(s)
 			}
 			whole, before := m.used(), reflect.ValueOf(m.slices["a"]).Pointer()
-			d.set(set(strings.Fields(c.down)...))
+			d.setUnreachable(set(strings.Fields(c.down)...))
 			if got := m.used(); !maps.Equal(got, c.want) {
 				t.Errorf("used are %v, want %v", got, c.want)
 			}
 			events := m.events
-			if d.set(set(strings.Fields(c.down)...)) || m.events != events {
+			if d.setUnreachable(set(strings.Fields(c.down)...)) || m.events != events {
 				t.Error("the same again changes something")
 			}
-			d.set(nil)
+			d.setUnreachable(nil)
 			if got := m.used(); !maps.Equal(got, whole) || reflect.ValueOf(m.slices["a"]).Pointer() != before {
 				t.Errorf("when all are back %v are used, want %v", got, whole)
 			}
@@ -154,11 +154,11 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 }
 
 // Whatever changes in whatever order, the back end knows what one that begins now would receive.
-func TestDetourInAnyOrder(t *testing.T) {
+func TestUnreachableEndpointsInAnyOrder(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	m := newMirror(t)
-	d := newDetour(m)
+	d := newReachabilityFilter(m)
 	known := map[string]*discoveryv1.EndpointSlice{}
 	var down map[string]bool
 	for range 3000 {
@@ -174,7 +174,7 @@ func TestDetourInAnyOrder(t *testing.T) {
 			for range r.IntN(4) {
 				down[fmt.Sprintf("n%d", r.IntN(4))] = true
 			}
-			d.set(down)
+			d.setUnreachable(down)
 		default:
 			var nodes []string
 			for range r.IntN(4) {
@@ -189,8 +189,8 @@ func TestDetourInAnyOrder(t *testing.T) {
 			known[name] = s
 		}
 		fresh := newMirror(t)
-		from := newDetour(fresh)
-		from.set(down)
+		from := newReachabilityFilter(fresh)
+		from.setUnreachable(down)
 		for _, s := range known {
 			from.put(s)
 		}

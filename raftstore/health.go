@@ -17,9 +17,9 @@ func (s *Store) Health() Health { return Health{s.replica, s.leader} }
 // if there is none. Until it ends this server learns of no newer write.
 func (h Health) Stalled() time.Duration { return h.dir.Stalled() }
 
-// TakenOut says whether the others have a leader and do not count this server among
+// Removed says whether the others have a leader and do not count this server among
 // them, as far as they could be asked: it serves nobody any more.
-func (h Health) TakenOut() bool {
+func (h Health) Removed() bool {
 	w := h.leader.without.Load()
 	return !h.leader.hasLeader() && w != nil && w.removed
 }

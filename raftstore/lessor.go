@@ -56,7 +56,7 @@ type expiry struct {
 	id    int64
 	ttl   int64 // in seconds
 	at    time.Time
-	place int           // in the order; -1 if the lease is being revoked
+	index int           // in the order; -1 if the lease is being revoked
 	gone  chan struct{} // closed when the lease is revoked
 }
 
@@ -113,7 +113,7 @@ func (l *lessor) add(id, ttl int64) {
 	e := &expiry{id: id, ttl: ttl, at: l.fromNow(ttl), gone: make(chan struct{})}
 	l.leases[id] = e
 	heap.Push(&l.order, e)
-	if e.place > 0 {
+	if e.index > 0 {
 		return
 	}
 	select {
@@ -140,10 +140,10 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 		l.mu.Unlock()
 		return 0, nil
 	}
-	if e.place >= 0 {
+	if e.index >= 0 {
 		defer l.mu.Unlock()
 		e.at = l.fromNow(e.ttl)
-		heap.Fix(&l.order, e.place) // later: run wakes once for nothing
+		heap.Fix(&l.order, e.index) // later: run wakes once for nothing
 		return e.ttl, nil
 	}
 	l.mu.Unlock()
@@ -166,8 +166,8 @@ func (l *lessor) forget(id int64) {
 		return
 	}
 	delete(l.leases, id)
-	if e.place >= 0 {
-		heap.Remove(&l.order, e.place)
+	if e.index >= 0 {
+		heap.Remove(&l.order, e.index)
 	}
 	close(e.gone)
 }
@@ -244,12 +244,12 @@ func (h expiries) Len() int           { return len(h) }
 func (h expiries) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
 func (h expiries) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+	h[i].index, h[j].index = i, j
 }
 
 func (h *expiries) Push(x any) {
 	e := x.(*expiry)
-	e.place = len(*h)
+	e.index = len(*h)
 	*h = append(*h, e)
 }
 
@@ -258,7 +258,7 @@ func (h *expiries) Pop() any {
 	e := (*h)[last]
 	(*h)[last] = nil
 	*h = (*h)[:last]
-	e.place = -1
+	e.index = -1
 	return e
 }
 

@@ -65,7 +65,7 @@ type proposal struct {
 	gathered []byte // mvcc.Encoded commands, instead of command
 	count    int    // of commands
 	size     int
-	taken    atomic.Bool // by a worker, or by the caller that gave up
+	owned    atomic.Bool // by a worker, or by the caller that gave up
 	done     chan answered
 }
 
@@ -168,7 +168,7 @@ func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Re
 	case <-p.stopped:
 		err = ErrClosed
 	}
-	if c.taken.CompareAndSwap(false, true) {
+	if c.owned.CompareAndSwap(false, true) {
 		return nil, untried
 	}
 	select {
@@ -228,7 +228,7 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 			p.left = c
 			break
 		}
-		if c.taken.CompareAndSwap(false, true) {
+		if c.owned.CompareAndSwap(false, true) {
 			if c.gathered != nil {
 				entry, batch = mvcc.AppendEncoded(entry, c.gathered), append(batch, c)
 			} else if grown, err := mvcc.AppendCommand(entry, c.command); err != nil {

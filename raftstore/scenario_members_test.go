@@ -258,11 +258,11 @@ func TestScenarioRemoval(t *testing.T) {
 					c.rest(30*time.Second, 3, names(rest)...)
 					c.net.HealAll()
 					c.pass(15 * time.Second)
-					if !victim.running().Health().TakenOut() {
+					if !victim.running().Health().Removed() {
 						t.Errorf("seed %d: the removed server does not know it", seed)
 					}
 					for _, n := range rest {
-						if n.running().Health().TakenOut() {
+						if n.running().Health().Removed() {
 							t.Errorf("seed %d: %s takes itself for a removed one", seed, n.name)
 						}
 					}

@@ -24,7 +24,7 @@ func TestScenarioRemovedBesideAStalledServer(t *testing.T) {
 			if err := c.leader(c.nodes[1:]...).running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
 				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
 			}
-			c.eventually("the removed server knows it", time.Minute, victim.running().Health().TakenOut)
+			c.eventually("the removed server knows it", time.Minute, victim.running().Health().Removed)
 			leader := c.leader(c.others(stalled, victim)...)
 			if got := victim.running().Health().OtherLeader(); got != leader.name {
 				t.Errorf("seed %d: it takes %q for the leader, which is %s", seed, got, leader.name)
@@ -51,7 +51,7 @@ func TestScenarioLeaderlessBesideAStalledServer(t *testing.T) {
 			}
 			for range 60 {
 				c.pass(time.Second)
-				if newest.running().Health().TakenOut() {
+				if newest.running().Health().Removed() {
 					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
 				}
 			}
@@ -71,7 +71,7 @@ func TestScenarioBesideOneThatJoins(t *testing.T) {
 			d.faults.DelayFlushes(time.Hour)
 			for range 30 {
 				c.pass(time.Second)
-				if away.running().Health().TakenOut() {
+				if away.running().Health().Removed() {
 					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
 				}
 			}
@@ -89,7 +89,7 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 		late := c.join("late", c.leader().name)
 		for range 20 {
 			c.pass(time.Second)
-			if late.running().Health().TakenOut() {
+			if late.running().Health().Removed() {
 				t.Fatalf("it takes itself for one that was taken out\n%s", c.state())
 			}
 		}
@@ -112,7 +112,7 @@ func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
 		peersOf(late.running()).membership.joined.Store(true) // the leader's answer came, and its first entry did not
 		for range 20 {
 			c.pass(time.Second)
-			if late.running().Health().TakenOut() {
+			if late.running().Health().Removed() {
 				t.Fatalf("it takes itself for one that was removed\n%s", c.state())
 			}
 		}

@@ -60,12 +60,12 @@ type standing struct {
 	Term     uint64 // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
-	FlushTakes        time.Duration // a write to its disk, lately or up to now
+	FlushDuration     time.Duration // a write to its disk, lately or up to now
 }
 
 // standingQuestion is what a voter asks the others.
 type standingQuestion struct {
-	// Within says that FlushTakes is to be of a write that began at most so long ago.
+	// Within says that FlushDuration is to be of a write that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
 }
 
@@ -91,7 +91,7 @@ func (e *election) standing() standing {
 	return standing{
 		ID: string(e.id), Silent: time.Since(e.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
 		Standing: e.stands(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
-		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushTakes: max(e.dir.FlushTakes(), e.dir.Stalled()),
+		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 	}
 }
 
@@ -103,7 +103,7 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 	e.checkLeaderNow()
 	out := e.standing()
 	if q.Within > 0 {
-		out.FlushTakes = e.flushTakesNow(ctx, q.Within)
+		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
 	return out, nil
 }
@@ -321,7 +321,7 @@ func (e *election) stands(state raft.RaftState, term uint64) bool {
 		return false
 	}
 	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.
-	return time.Since(last.at) < flushesOfVote*e.flushTakes()+2*e.candidacy()
+	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.candidacy()
 }
 
 // voters is how many servers vote.

@@ -46,17 +46,17 @@ type timers struct {
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
 func (t *timers) candidacy() time.Duration {
-	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushTakes())
+	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
 // slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
 // next election take as long.
 const slowestFlush = 3 * time.Second
 
-// flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an
+// flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
 // election needs.
-func (t *timers) flushTakes() time.Duration {
-	return min(max(t.dir.FlushTakes(), t.pace.Load().withThis), slowestFlush)
+func (t *timers) flushDuration() time.Duration {
+	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
 }
 
 // pace is how long the other voters' disks take for a write, as they said themselves.
@@ -73,7 +73,7 @@ const never = 1000 * time.Hour
 func paceOf(answers []standing, voters int) *pace {
 	flushes := make([]time.Duration, len(answers))
 	for i, a := range answers {
-		flushes[i] = min(a.FlushTakes, slowestFlush) // which may be of a disk that hung minutes ago
+		flushes[i] = min(a.FlushDuration, slowestFlush) // which may be of a disk that hung minutes ago
 	}
 	slices.Sort(flushes)
 	majority, out := voters/2+1, &pace{withoutThis: never}
@@ -113,9 +113,9 @@ func (e *election) question() (q standingQuestion) {
 	return q
 }
 
-// flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a
-// few bytes. One that has not ended may be as slow as any.
-func (t *timers) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
+// flushDurationNow is how long a write takes that began at most so long ago: where there was none, this server flushes
+// a few bytes. One that has not ended may be as slow as any.
+func (t *timers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
 	if !ok && t.flushing.CompareAndSwap(false, true) {
 		t.spawn(func() {
@@ -160,7 +160,7 @@ func (t *timers) setTimers() {
 	case t.raft.State() == raft.Leader:
 		patience = leaseFor * t.opts.ElectionTimeout
 	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
-		patience = min(candidacy, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushTakes()))
+		patience = min(candidacy, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return

@@ -28,7 +28,7 @@ func TestPaceOf(t *testing.T) {
 	} {
 		var answers []standing
 		for _, f := range c.flushes {
-			answers = append(answers, standing{FlushTakes: f})
+			answers = append(answers, standing{FlushDuration: f})
 		}
 		if got, want := *paceOf(answers, c.voters), (pace{c.with, c.without}); got != want {
 			t.Errorf("%s: %v, not %v", what, got, want)

@@ -47,7 +47,7 @@ func (s *Server) URL() string {
 	return "https://" + net.JoinHostPort(host, s.openPort())
 }
 
-// serverName is what the certificate has to be for that is shown there: it may be another server's (detour).
+// serverName is what the certificate has to be for that is shown there: it may be another server's (localfailover).
 func (s *Server) serverName() string {
 	if s.o.bound() && !s.o.BindAddress.IsLoopback() {
 		return everyServer

@@ -71,7 +71,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		beside.Go(func() { role.Run(ctx) })
 	}
 	beside.Go(func() {
-		if err := s.membership.Follow(ctx, api.LoopbackConfig()); err != nil {
+		if err := s.gossip.Follow(ctx, api.LoopbackConfig()); err != nil {
 			cancel(err)
 		}
 	})

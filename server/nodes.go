@@ -100,7 +100,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 		if now.unable != before.unable {
 			s.tunnels.Drain(now.unable)
 		}
-		s.detour.Away(now.unable)
+		s.localFailover.FailOver(now.unable)
 	}
 }
 
@@ -127,7 +127,7 @@ type serviceability struct {
 type storeState interface {
 	Stalled() time.Duration
 	OtherLeader() string
-	TakenOut() bool
+	Removed() bool
 	CutOff() bool
 }
 
@@ -137,7 +137,7 @@ func (v serviceability) next(store storeState) (now serviceability, why string) 
 	switch {
 	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing one
 		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
-	case store.TakenOut():
+	case store.Removed():
 		why = "it was taken out of the cluster; stop it"
 	case store.CutOff():
 		why = "it does not hear the leader, which another server reaches"

@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/departures"
-	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -65,7 +65,7 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.membership.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
+		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.gossip.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
 		Clock:   s.o.Clock, Logger: s.log,
@@ -74,7 +74,7 @@ func (s *Server) newRoster() *roster.Roster {
 
 func (s *Server) newStarting() *starting.Starting {
 	return starting.New(starting.Options{
-		Begin: s.detour.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
+		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
 		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
 		Question: func() protocol.Question {
 			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
@@ -100,8 +100,8 @@ func (s *Server) nodeClaims() *apiserver.NodeClaims {
 	}
 }
 
-func (s *Server) newMembership(ctx context.Context) (*membership.Membership, error) {
-	o := membership.Options{
+func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
+	o := gossipmember.Options{
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
@@ -111,7 +111,7 @@ func (s *Server) newMembership(ctx context.Context) (*membership.Membership, err
 	if s.o.Board != nil {
 		o.Part = s.o.Board.Part("gossip")
 	}
-	return membership.New(ctx, o)
+	return gossipmember.New(ctx, o)
 }
 
 func (s *Server) newVIPs() (*virtualip.Keeper, error) {
@@ -140,7 +140,7 @@ func (s *Server) newAdmission() *admission.Admission {
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
 		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
-		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.membership.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
+		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }

@@ -36,10 +36,10 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/detour"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/liveness"
-	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -66,27 +66,27 @@ const (
 
 // Server is a server that New prepared and Run runs.
 type Server struct {
-	o        Options
-	log      *slog.Logger
-	data     *datadir.Dir
-	port     *alpnmux.Mux
-	listener net.Listener     // the API server's, for all on the port that is nobody else's
-	detour   *detour.Listener // the same, as who sends this machine's programs to another server knows it
-	starting *starting.Starting
-	pki      *pki.PKI
-	peers    *peertls.Identity               // towards the other servers
-	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
-	store    atomic.Pointer[raftstore.Store] // the same when it has answered
+	o             Options
+	log           *slog.Logger
+	data          *datadir.Dir
+	port          *alpnmux.Mux
+	listener      net.Listener            // the API server's, for all on the port that is nobody else's
+	localFailover *localfailover.Listener // the same, which has this machine's programs fail over
+	starting      *starting.Starting
+	pki           *pki.PKI
+	peers         *peertls.Identity               // towards the other servers
+	opened        atomic.Pointer[raftstore.Store] // the store as soon as it is open
+	store         atomic.Pointer[raftstore.Store] // the same when it has answered
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
 	tokens *secrets.Tokens
 	// admission lets machines in.
 	admission *admission.Admission
-	// membership makes this machine known to the others.
-	membership *membership.Membership
-	snapshots  *snapshots.Keeper
-	vips       *virtualip.Keeper
+	// gossip makes this machine known to the others.
+	gossip    *gossipmember.Member
+	snapshots *snapshots.Keeper
+	vips      *virtualip.Keeper
 	// backend is what this server knows of the cluster's network back end.
 	backend *netbackend.Keeper
 	// tunnels are the connections that nodes keep open.
@@ -146,13 +146,13 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.data.Close())
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
-	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
-	s.listener, s.starting = s.detour, s.newStarting()
+	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
 	}
-	if s.membership, err = s.newMembership(ctx); err != nil {
+	if s.gossip, err = s.newGossipMember(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.vips, err = s.newVIPs(); err != nil {
@@ -176,7 +176,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
 func (s *Server) Close() error {
-	return errors.Join(s.membership.Close(), s.closePort(), s.data.Close())
+	return errors.Join(s.gossip.Close(), s.closePort(), s.data.Close())
 }
 
 func (s *Server) closePort() error {
@@ -192,8 +192,8 @@ func (s *Server) closePort() error {
 // Roster is what the server knows of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
 
-// Membership is the server's in the gossip.
-func (s *Server) Membership() *membership.Membership { return s.membership }
+// Gossip is this server as a member of the gossip.
+func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
 // Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
 // be.
@@ -218,8 +218,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stop()
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
-	background.Go(func() { s.membership.Run(outlasting) })
-	defer s.detour.End()
+	background.Go(func() { s.gossip.Run(outlasting) })
+	defer s.localFailover.End()
 	background.Go(func() { s.starting.Answer(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
 
@@ -250,7 +250,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	var keys *secrets.EncryptionKeys
 	err = s.retryUntilLeader(ctx, func() (err error) {
-		keys, err = secrets.TakeEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
+		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
 	if err != nil {
@@ -259,7 +259,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
 		err = s.retryUntilLeader(ctx, func() error {
-			_, err := s.tokens.Take(ctx) // before anybody is let in with one that was replaced
+			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
 	}
@@ -302,7 +302,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
-		Others:    s.membership.Servers,
+		Others:    s.gossip.Servers,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
@@ -319,9 +319,9 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	elsewhere := func() []string { return slices.Concat(s.membership.Servers(), others) }
+	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().TakenOut) })
+	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().Removed) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
 		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
 	}

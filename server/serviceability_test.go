@@ -17,7 +17,7 @@ type fakeStore struct {
 
 func (t fakeStore) Stalled() time.Duration { return t.stalled }
 func (t fakeStore) OtherLeader() string    { return t.leader }
-func (t fakeStore) TakenOut() bool         { return t.takenOut }
+func (t fakeStore) Removed() bool          { return t.takenOut }
 func (t fakeStore) CutOff() bool           { return t.cutOff }
 
 // TestStalledServerDrainsNodes: nodes are drained when another server leads, which may have joined since the disk

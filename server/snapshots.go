@@ -63,7 +63,7 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 			}
 			return snapshots.KeyOfToken(s.tokens.Now().Server.String())
 		},
-		Place: func() snapshots.Place { return snapshots.PlaceAmong(members(), s.data.ServerID()) },
+		Ordinal: func() snapshots.Ordinal { return snapshots.OrdinalAmong(members(), s.data.ServerID()) },
 		S3: snapshots.S3Settings{
 			On: o.S3, Values: o.S3Settings, Secret: o.S3Secret, API: s.admission.API,
 		}.For,

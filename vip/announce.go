@@ -51,8 +51,8 @@ func (m Moment) After(d time.Duration) Moment { return m + Moment(d) }
 
 // Announcement is an address that this machine answers for, as long as it may.
 type Announcement struct {
-	Address netip.Addr
-	Place   Place
+	Address   netip.Addr
+	Interface Interface
 	// Confirm says until when this machine may answer. It is called when the time that it named last is over and
 	// a machine asks for the address; nothing is sent when it fails. So at rest it is not called at all.
 	Confirm func(context.Context) (until Moment, err error)
@@ -65,11 +65,11 @@ type Announcement struct {
 // Announce tells everybody on the link that the address is here, and answers for it until ctx is done. It returns an
 // error when that is not possible any more: the interface has gone.
 func Announce(ctx context.Context, a Announcement) error {
-	s, err := open(a.Place, a.Address)
+	s, err := open(a.Interface, a.Address)
 	if err != nil {
 		return err
 	}
-	r := &responder{a: a, n: a.Place.neighbour(a.Address), send: s.write, now: Now, defended: map[hw]Moment{}}
+	r := &responder{a: a, n: a.Interface.neighbour(a.Address), send: s.write, now: Now, defended: map[hw]Moment{}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var announcing sync.WaitGroup
@@ -86,7 +86,7 @@ func Announce(ctx context.Context, a Announcement) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("listening for questions for %s on %s: %w", a.Address, a.Place.Interface, err)
+			return fmt.Errorf("listening for questions for %s on %s: %w", a.Address, a.Interface.Name, err)
 		}
 		r.hear(ctx, frame)
 	}
@@ -124,15 +124,15 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	if h.answer != nil {
 		r.transmit(ctx, h.answer)
 	}
-	if h.claimant == noHW || !r.due(h.claimant) {
+	if h.conflicting == noHW || !r.due(h.conflicting) {
 		return
 	}
 	if r.transmit(ctx, r.n.announcements()...) {
 		r.mu.Lock()
-		r.defended[h.claimant] = r.now()
+		r.defended[h.conflicting] = r.now()
 		r.mu.Unlock()
 		if r.a.Conflict != nil {
-			r.a.Conflict(net.HardwareAddr(h.claimant[:]))
+			r.a.Conflict(net.HardwareAddr(h.conflicting[:]))
 		}
 	}
 }
@@ -162,7 +162,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 		cancel()
 		if err != nil {
 			r.pause = r.now().After(confirmPause)
-			r.note(fmt.Errorf("it is not certain that this machine may: %w", err))
+			r.logFailure(fmt.Errorf("it is not certain that this machine may: %w", err))
 			return false
 		}
 		r.until = until
@@ -172,7 +172,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 			return sent
 		}
 		if err := r.send(frame); err != nil {
-			r.note(err)
+			r.logFailure(err)
 			return sent
 		}
 		sent = true
@@ -181,8 +181,8 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 	return sent
 }
 
-// note logs what kept this machine from answering, once.
-func (r *responder) note(err error) {
+// logFailure logs what kept this machine from answering, once.
+func (r *responder) logFailure(err error) {
 	if err.Error() == r.failed {
 		return
 	}

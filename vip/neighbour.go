@@ -16,8 +16,8 @@ type neighbour struct {
 type heard struct {
 	// answer is the frame to give back, nil if none is due.
 	answer []byte
-	// claimant is another interface that uses the address, or is about to; noHW if the frame does not say so.
-	claimant hw
+	// conflicting is another interface that uses the address, or is about to; noHW if the frame does not say so.
+	conflicting hw
 }
 
 func (n neighbour) hear(frame []byte) heard {
@@ -36,7 +36,7 @@ func (n neighbour) hearARP(p arp) (h heard) {
 		return h
 	}
 	if p.sender == n.address {
-		h.claimant = p.senderHW
+		h.conflicting = p.senderHW
 		return h // its question is no neighbour's: it would take the answer for a conflict of its own
 	}
 	if p.op == opRequest && p.target == n.address {
@@ -50,9 +50,9 @@ func (n neighbour) hearNDP(m ndp) (h heard) {
 		return h
 	}
 	if m.kind == typeNA {
-		h.claimant = m.fromHW
+		h.conflicting = m.fromHW
 		if m.linkHW.single() {
-			h.claimant = m.linkHW
+			h.conflicting = m.linkHW
 		}
 		return h
 	}

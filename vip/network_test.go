@@ -72,7 +72,7 @@ func settled(dev string) error {
 	return errors.New(dev + " has none yet")
 }
 
-func (n *network) place(t *testing.T, address netip.Addr) Place {
+func (n *network) place(t *testing.T, address netip.Addr) Interface {
 	t.Helper()
 	p, err := Find(n.links, address, "")
 	if err != nil {
@@ -153,7 +153,7 @@ func TestKernelClient(t *testing.T) {
 			}
 			var may atomic.Bool
 			may.Store(true)
-			stop := announce(t, Announcement{Address: tt.address, Place: p, Confirm: func(ctx context.Context) (Moment, error) {
+			stop := announce(t, Announcement{Address: tt.address, Interface: p, Confirm: func(ctx context.Context) (Moment, error) {
 				if !may.Load() {
 					return 0, errors.New("not this machine's")
 				}
@@ -213,13 +213,13 @@ func TestAnnounceEndsWithItsInterface(t *testing.T) {
 	n := newNetwork(t)
 	ended := make(chan error, 1) // one: the sender need not wait
 	go func() {
-		ended <- Announce(t.Context(), Announcement{Address: v4, Place: n.place(t, v4), Confirm: always, Logger: slog.New(slog.DiscardHandler)})
+		ended <- Announce(t.Context(), Announcement{Address: v4, Interface: n.place(t, v4), Confirm: always, Logger: slog.New(slog.DiscardHandler)})
 	}()
 	testenv.Eventually(t, 2*time.Minute, "the address is announced", func() error {
 		return n.client.Do(func() error {
 			l, err := netlink.LinkByName("there0")
 			if err == nil {
-				err = Probe(t.Context(), Place{Interface: "there0", index: l.Attrs().Index, hw: hw(l.Attrs().HardwareAddr)}, v4)
+				err = Probe(t.Context(), Interface{Name: "there0", index: l.Attrs().Index, hw: hw(l.Attrs().HardwareAddr)}, v4)
 			}
 			var used *InUseError
 			if errors.As(err, &used) {

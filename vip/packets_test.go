@@ -63,8 +63,8 @@ func TestARP(t *testing.T) {
 		{"nothing", nil, false, noHW},
 	} {
 		h := four.hear(tt.frame)
-		if (h.answer != nil) != tt.answered || h.claimant != tt.claimant {
-			t.Errorf("%s: answer %x, claimant %x", tt.name, h.answer, h.claimant)
+		if (h.answer != nil) != tt.answered || h.conflicting != tt.claimant {
+			t.Errorf("%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
 		}
 	}
 }
@@ -99,8 +99,8 @@ func TestNDP(t *testing.T) {
 		{"half a message", with(func(*ndp) {})[:etherLen+ip6Len+10], netip.Addr{}, 0, noHW},
 	} {
 		h := six.hear(tt.frame)
-		if h.claimant != tt.claimant || (h.answer != nil) != tt.to.IsValid() {
-			t.Errorf("%s: answer %x, claimant %x", tt.name, h.answer, h.claimant)
+		if h.conflicting != tt.claimant || (h.answer != nil) != tt.to.IsValid() {
+			t.Errorf("%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
 			continue
 		}
 		if h.answer == nil {
@@ -122,13 +122,13 @@ func TestAnnouncementsAndProbes(t *testing.T) {
 		rival := n
 		rival.own = other
 		for i, frame := range n.announcements() {
-			if h := rival.hear(frame); h.claimant != own || h.answer != nil {
+			if h := rival.hear(frame); h.conflicting != own || h.answer != nil {
 				t.Errorf("announcement %d of %s: %+v", i, n.address, h)
 			}
 		}
-		if h := rival.hear(n.probe()); h.answer == nil || h.claimant != noHW {
+		if h := rival.hear(n.probe()); h.answer == nil || h.conflicting != noHW {
 			t.Errorf("a probe for %s: %+v", n.address, h)
-		} else if back := n.hear(h.answer); back.claimant != other {
+		} else if back := n.hear(h.answer); back.conflicting != other {
 			t.Errorf("the answer to a probe for %s: %+v", n.address, back)
 		}
 	}
@@ -149,8 +149,8 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		for _, n := range []neighbour{four, six} {
 			h := n.hear(frame)
-			if h.claimant != noHW && (h.claimant == own || h.answer != nil) {
-				t.Errorf("claimed by %x, answered %x", h.claimant, h.answer)
+			if h.conflicting != noHW && (h.conflicting == own || h.answer != nil) {
+				t.Errorf("claimed by %x, answered %x", h.conflicting, h.answer)
 			}
 			if h.answer == nil {
 				continue

@@ -31,7 +31,7 @@ func (e *InUseError) Error() string {
 }
 
 // Probe asks the network whether a machine has an address, for about a second. It returns an InUseError if so.
-func Probe(ctx context.Context, p Place, address netip.Addr) error {
+func Probe(ctx context.Context, p Interface, address netip.Addr) error {
 	s, err := open(p, address)
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func Probe(ctx context.Context, p Place, address netip.Addr) error {
 			return err
 		}
 		if err := s.write(n.probe()); err != nil {
-			return fmt.Errorf("asking who has %s on %s: %w", address, p.Interface, err)
+			return fmt.Errorf("asking who has %s on %s: %w", address, p.Name, err)
 		}
 		if err := s.setDeadline(time.Now().Add(probeGap)); err != nil {
 			return err
@@ -54,10 +54,10 @@ func Probe(ctx context.Context, p Place, address netip.Addr) error {
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("asking who has %s on %s: %w", address, p.Interface, err)
+				return fmt.Errorf("asking who has %s on %s: %w", address, p.Name, err)
 			}
-			if h := n.hear(frame); h.claimant != noHW {
-				return &InUseError{Address: address, By: net.HardwareAddr(h.claimant[:])}
+			if h := n.hear(frame); h.conflicting != noHW {
+				return &InUseError{Address: address, By: net.HardwareAddr(h.conflicting[:])}
 			}
 		}
 	}

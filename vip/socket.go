@@ -25,7 +25,7 @@ type socket struct {
 
 // open opens a socket. The kernel's filter lets through what is for the address only, so that other machines' questions
 // wake no process.
-func open(p Place, address netip.Addr) (_ *socket, err error) {
+func open(p Interface, address netip.Addr) (_ *socket, err error) {
 	protocol, filter := uint16(etherARP), filterARP
 	if address.Is6() {
 		protocol, filter = etherIPv6, filterNDP
@@ -36,7 +36,7 @@ func open(p Place, address netip.Addr) (_ *socket, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket: %w", err)
 	}
-	s := &socket{file: os.NewFile(uintptr(fd), "packet:"+p.Interface)}
+	s := &socket{file: os.NewFile(uintptr(fd), "packet:"+p.Name)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -47,7 +47,7 @@ func open(p Place, address netip.Addr) (_ *socket, err error) {
 		return nil, fmt.Errorf("filtering packets: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: p.index}); err != nil {
-		return nil, fmt.Errorf("listening for packets on %s: %w", p.Interface, err)
+		return nil, fmt.Errorf("listening for packets on %s: %w", p.Name, err)
 	}
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func open(p Place, address netip.Addr) (_ *socket, err error) {
 	if address.Is6() {
 		// As a member, and not with the interface's filter alone: switches pass a group's frames on to those who said
 		// that they are in it.
-		at := &net.UDPAddr{IP: solicited(address).AsSlice(), Zone: p.Interface}
+		at := &net.UDPAddr{IP: solicited(address).AsSlice(), Zone: p.Name}
 		if s.member, err = joinGroup(at); err != nil {
 			return nil, fmt.Errorf("joining the group %s: %w", at.IP, err)
 		}

@@ -53,7 +53,7 @@ type Options struct {
 	Announce func(context.Context, vip.Announcement) error
 	Now      func() vip.Moment
 	// Probe asks the network which machine has an address; nil means no probe.
-	Probe func(context.Context, vip.Place, netip.Addr) error
+	Probe func(context.Context, vip.Interface, netip.Addr) error
 	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
 	Routers func() ([]netip.Addr, error)
 	// Report, when set, is called with the addresses for which this node is to answer and that other machines use, and
@@ -88,18 +88,18 @@ func New(o Options) (*Announcer, error) {
 		o.Logger = slog.Default()
 	}
 	if o.Probe == nil {
-		o.Probe = func(context.Context, vip.Place, netip.Addr) error { return nil }
+		o.Probe = func(context.Context, vip.Interface, netip.Addr) error { return nil }
 	}
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]claim{}, proven: loadbalancer.Proven{}, reported: ";"}}, nil
+	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]conflict{}, proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
 // running is an address that is announced.
 type running struct {
 	holder loadbalancer.Holder
-	place  vip.Place
+	iface  vip.Interface
 	stop   func() // ends it, and waits
 }
 
@@ -152,7 +152,7 @@ func (a *Announcer) poke() {
 // follow makes what is announced what the record says.
 func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Record) {
 	var trouble []string
-	places := map[netip.Addr]vip.Place{}
+	places := map[netip.Addr]vip.Interface{}
 	var links []vip.Link
 	var routers []netip.Addr
 	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
@@ -171,30 +171,30 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 				break
 			}
 		}
-		place, err := vip.Find(links, address, "")
+		iface, err := vip.Find(links, address, "")
 		if err == nil && slices.Contains(routers, address) { // who answers for it reads what all machines of the network send elsewhere
 			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool", address)
 		}
 		if err == nil && a.o.KeepSilent != nil && address.Is4() {
-			err = a.o.KeepSilent(place.Interface)
+			err = a.o.KeepSilent(iface.Name)
 		}
 		switch {
 		case !mine:
 		case err != nil:
 			trouble = append(trouble, err.Error())
 		default:
-			places[address] = place
+			places[address] = iface
 		}
 	}
 	for address, r := range now {
-		if place, ok := places[address]; !ok || place != r.place || !record[address].Same(r.holder) {
+		if iface, ok := places[address]; !ok || iface != r.iface || !record[address].Same(r.holder) {
 			r.stop()
 			delete(now, address)
 		}
 	}
-	for address, place := range places {
+	for address, iface := range places {
 		if _, ok := now[address]; !ok {
-			now[address] = a.start(ctx, address, record[address], place)
+			now[address] = a.start(ctx, address, record[address], iface)
 		}
 	}
 	used, proven := a.findings.of(record, slices.Collect(maps.Keys(now)), time.Now())
@@ -223,7 +223,7 @@ func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
 }
 
 // start announces an address when a holder before this one is certainly silent.
-func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) running {
+func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, iface vip.Interface) running {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -233,15 +233,15 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 			return
 		case <-time.After(loadbalancer.Wait):
 		}
-		if h.New && !a.prove(ctx, address, h, place) {
+		if h.New && !a.prove(ctx, address, h, iface) {
 			return
 		}
-		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", place.Interface)
+		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", iface.Name)
 		for ctx.Err() == nil {
 			err := a.o.Announce(ctx, vip.Announcement{
-				Address: address, Place: place, Logger: a.o.Logger,
+				Address: address, Interface: iface, Logger: a.o.Logger,
 				Confirm:  func(ctx context.Context) (vip.Moment, error) { return a.confirm(ctx, address, h) },
-				Conflict: func(other net.HardwareAddr) { a.claimed(address, other) },
+				Conflict: func(other net.HardwareAddr) { a.noteConflict(address, other) },
 			})
 			if err == nil {
 				return
@@ -253,7 +253,7 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 			}
 		}
 	}()
-	return running{holder: h, place: place, stop: func() {
+	return running{holder: h, iface: iface, stop: func() {
 		cancel()
 		<-done
 	}}

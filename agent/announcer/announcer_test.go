@@ -184,7 +184,7 @@ func TestNewAddressIsProven(t *testing.T) {
 		b := newBed(t)
 		var asked atomic.Int32
 		other := net.HardwareAddr{2, 0, 0, 0, 0, 9}
-		b.a.o.Probe = func(_ context.Context, p vip.Place, a netip.Addr) error {
+		b.a.o.Probe = func(_ context.Context, p vip.Interface, a netip.Addr) error {
 			if asked.Add(1) < 3 {
 				return &vip.InUseError{Address: a, By: other}
 			}
@@ -235,7 +235,7 @@ func TestProofIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		var asked atomic.Int32
-		b.a.o.Probe = func(context.Context, vip.Place, netip.Addr) error { asked.Add(1); return nil }
+		b.a.o.Probe = func(context.Context, vip.Interface, netip.Addr) error { asked.Add(1); return nil }
 		var reported []string
 		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { reported = append(reported, p.String()) }
 		now := map[netip.Addr]running{}

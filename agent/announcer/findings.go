@@ -20,14 +20,14 @@ import (
 // proven to be unused.
 type findings struct {
 	mu     sync.Mutex
-	last   map[netip.Addr]claim
+	last   map[netip.Addr]conflict
 	proven loadbalancer.Proven
 
 	reported string // it belongs to Run
 }
 
-// claim is another machine's use of an address.
-type claim struct {
+// conflict is another machine's use of an address.
+type conflict struct {
 	by net.HardwareAddr
 	at time.Time
 }
@@ -37,7 +37,7 @@ type claim struct {
 func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	maps.DeleteFunc(f.last, func(a netip.Addr, is claim) bool {
+	maps.DeleteFunc(f.last, func(a netip.Addr, is conflict) bool {
 		return now.Sub(is.at) > conflictShown || !slices.Contains(addresses, a)
 	})
 	maps.DeleteFunc(f.proven, func(a netip.Addr, term uint64) bool {
@@ -51,18 +51,18 @@ func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now ti
 	return out, maps.Clone(f.proven)
 }
 
-// claimed notes another machine that uses an address.
-func (a *Announcer) claimed(address netip.Addr, by net.HardwareAddr) {
+// noteConflict notes another machine that uses an address.
+func (a *Announcer) noteConflict(address netip.Addr, by net.HardwareAddr) {
 	a.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
 	a.findings.mu.Lock()
-	a.findings.last[address] = claim{by, time.Now()}
+	a.findings.last[address] = conflict{by, time.Now()}
 	a.findings.mu.Unlock()
 	a.poke()
 }
 
 // prove returns when no other machine has an address that was not proven before; false when ctx is done before. No
 // node answers for it meanwhile.
-func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Place) bool {
+func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Interface) bool {
 	for {
 		err := a.o.Probe(ctx, place, address)
 		pause := time.Second
@@ -77,7 +77,7 @@ func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalance
 			return true
 		case errors.As(err, &used):
 			pause = probeAgain
-			a.claimed(address, used.By)
+			a.noteConflict(address, used.By)
 		case ctx.Err() == nil:
 			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error", err)
 		}

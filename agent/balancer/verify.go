@@ -74,7 +74,7 @@ func (b *Balancer) Answered(server string, itself bool) {
 		p.usual = cmp.Or(p.usual, gap)
 	}
 	p.itself = itself
-	b.note(server, p)
+	b.recordProof(server, p)
 }
 
 // Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all
@@ -98,8 +98,8 @@ func (b *Balancer) doubt(server string) {
 	}
 }
 
-// note keeps what has been shown just now. mu is held.
-func (b *Balancer) note(server string, p proof) {
+// recordProof keeps what has been shown just now. mu is held.
+func (b *Balancer) recordProof(server string, p proof) {
 	if slices.Contains(b.servers, server) {
 		p.at, p.discounted = b.now(), 0
 		b.proved[server] = p
@@ -231,7 +231,7 @@ func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, 
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if p.err = err; err == nil {
-			b.note(server, proof{itself: servercert.NamesAddress(state, server), usual: b.proved[server].usual})
+			b.recordProof(server, proof{itself: servercert.NamesAddress(state, server), usual: b.proved[server].usual})
 		}
 		delete(b.proving, server)
 		close(p.done)

@@ -111,7 +111,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	registerClientPlugin(s)
 	registerCRIPlugin(s)
-	registerCollector()
+	registerGCScheduler()
 
 	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
 	// nothing, so it lives until the process ends and Stop closes the plugins in order.
@@ -138,7 +138,7 @@ func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
 func (s *Server) prepare() error {
 	for _, name := range []string{"runc", shimName} {
 		if _, err := os.Stat(filepath.Join(s.opts.BinDir, name)); err != nil {
-			return fmt.Errorf("containerd: the carried program %s is missing from %s: %w", name, s.opts.BinDir, err)
+			return fmt.Errorf("containerd: the embedded program %s is missing from %s: %w", name, s.opts.BinDir, err)
 		}
 	}
 	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way

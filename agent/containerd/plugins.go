@@ -4,8 +4,8 @@ package containerd
 
 // The plugins of containerd that a Kubernetes node needs, picked by hand from cmd/containerd/builtins. Left out, with
 // what they would cost: erofs, blockfile, btrfs, zfs and devmapper snapshotters (memory, and nothing here uses them),
-// NRI, image verifiers, the scheduler of collections (collector.go has another one), the restart monitor, the debug and
-// metrics servers, cgroup metrics (the kubelet reads cgroups itself), tracing.
+// NRI, image verifiers, the scheduler of collections (gcscheduler.go has another one), the restart monitor, the debug
+// and metrics servers, cgroup metrics (the kubelet reads cgroups itself), tracing.
 import (
 	_ "github.com/containerd/containerd/api/types/runc/options" // registers the type of the runc shim's options
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"

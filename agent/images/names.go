@@ -43,18 +43,18 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 			return images.Image{}, fmt.Errorf("keep what the image %s was: %w", im.Name, err)
 		}
 	}
-	w.note(im, &was)
+	w.record(im, &was)
 	return w.Store.Update(ctx, im, fields...)
 }
 
 // Create implements images.Store.
 func (w *writtenNames) Create(ctx context.Context, im images.Image) (images.Image, error) {
-	w.note(im, nil)
+	w.record(im, nil)
 	return w.Store.Create(ctx, im)
 }
 
-// note keeps what a name stood for at first: an archive may have it twice.
-func (w *writtenNames) note(im images.Image, was *images.Image) {
+// record keeps what a name stood for at first: an archive may have it twice.
+func (w *writtenNames) record(im images.Image, was *images.Image) {
 	if before, ok := w.names[im.Name]; ok {
 		was = before.was
 	}
@@ -68,9 +68,9 @@ func (w *writtenNames) ready(im images.Image) {
 	}
 }
 
-// takeBack gives the names of images that are not ready what they stood for, unless another client has written them
+// restore gives the names of images that are not ready what they stood for, unless another client has written them
 // since.
-func (w *writtenNames) takeBack(ctx context.Context) error {
+func (w *writtenNames) restore(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for name, n := range w.names {

@@ -110,7 +110,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 			if im, err := s.Client.ImageService().Get(ctx, old); err != nil || im.Target.Digest == was[old].Target.Digest {
 				t.Fatalf("in between %s is %v, %v: this proves nothing", old, im.Target.Digest, err)
 			}
-			if err := w.takeBack(leased); err != nil {
+			if err := w.restore(leased); err != nil {
 				t.Error(err)
 			}
 			if err := done(ctx); err != nil {
@@ -151,7 +151,7 @@ func TestTakenNamesOfOthers(t *testing.T) {
 	if err := is.Delete(ctx, deletedImage); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.takeBack(ctx); err != nil {
+	if err := w.restore(ctx); err != nil {
 		t.Error(err)
 	}
 	for name, want := range map[string]string{pulled: "pulled", deletedImage: "", kept: "the archive's"} {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package images brings images into the node's image store without a registry: the pause image that coracle carries,
+// Package images brings images into the node's image store without a registry: the pause image embedded in coracle,
 // and archives that the operator puts into the images folder.
 //
 // It owns the record of which archive it has imported. It never removes an image: that is the operator's to do, and the
@@ -78,7 +78,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	written := newWrittenNames(s.Client)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, written.takeBack(ctx), s.Clean(ctx))
+			err = errors.Join(err, written.restore(ctx), s.Clean(ctx))
 		}
 	}()
 	imported, blobs, err := s.read(ctx, plain, fallback, written)

@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// claims are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another
+// portOwners are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another
 // program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it is
 // served.
-type claims struct {
+type portOwners struct {
 	ours map[int]bool
 	// programs are those that listen at some of the ports, by name, which is empty where it cannot be found.
 	programs map[int]string
@@ -30,7 +30,7 @@ func busyEntry(port int) string { return table.BusyEntry + "=" + strconv.Itoa(po
 
 // look finds out who has the ports. said is what the Node's annotation said when this run began: what it served then is
 // its own still.
-func (c *claims) look(ports []int, programs map[int]string, said string) {
+func (c *portOwners) look(ports []int, programs map[int]string, said string) {
 	before := strings.Split(said, ",")
 	served := slices.ContainsFunc(before, func(entry string) bool { return strings.HasPrefix(entry, table.HTTP+"=") })
 	ours := map[int]bool{}
@@ -46,7 +46,7 @@ func (c *claims) look(ports []int, programs map[int]string, said string) {
 }
 
 // among are the programs at ports that the node has, or at those that it has not.
-func (c *claims) among(ours bool) map[int]string {
+func (c *portOwners) among(ours bool) map[int]string {
 	out := map[int]string{}
 	for port, name := range c.programs {
 		if c.ours[port] == ours {
@@ -57,7 +57,7 @@ func (c *claims) among(ours bool) map[int]string {
 }
 
 // annotation is what the Node says of them, behind the ports at which it serves.
-func (c *claims) annotation() string {
+func (c *portOwners) annotation() string {
 	out := ""
 	for _, port := range slices.Sorted(maps.Keys(c.ours)) {
 		if !c.ours[port] {
@@ -68,7 +68,7 @@ func (c *claims) annotation() string {
 }
 
 // problem says what is wrong, for people; empty when nothing is.
-func (c *claims) problem() string {
+func (c *portOwners) problem() string {
 	if them := c.among(false); len(them) > 0 {
 		return "this node is no address of Ingresses and Gateways, since another program listens at " + preflight.Programs(them) +
 			" and keeps it: stop it, or have it listen elsewhere"

@@ -32,7 +32,7 @@ func TestClaims(t *testing.T) {
 			"this node is no address of Ingresses and Gateways, since another program listens at TCP 80 (nginx, process 7) and keeps it: stop it, or have it listen elsewhere"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var all claims
+			var all portOwners
 			for i, l := range c.observations {
 				all.look(l.ports, l.programs, c.said)
 				if got := all.annotation(); got != l.annotation {

@@ -47,9 +47,9 @@ func (n *Node) complete(s table.Sections) table.Sections {
 			n.o.Logger.Warn("ingress: a section of the table cannot be read; it is served as far as it can be", "error", err)
 		}
 	}
-	found, place := n.slicesOf(n.backends), n.place()
+	found, proxyNode := n.slicesOf(n.backends), n.proxyNode()
 	for key, b := range n.backends {
-		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b, found[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}], place)}); err != nil {
+		if err := out.Put(key, table.Endpoints{Addresses: n.endpoints(b, found[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}], proxyNode)}); err != nil {
 			n.o.Logger.Warn("ingress: endpoints cannot be written", "error", err)
 		}
 	}
@@ -74,7 +74,7 @@ func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedN
 }
 
 // endpoints are the addresses of a backend's endpoints to which this node's Service proxy would send, too.
-func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, place proxy.Place) []string {
+func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, proxyNode proxy.Node) []string {
 	svc, err := n.o.Services.Lister().Services(b.Namespace).Get(b.Service)
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
@@ -84,20 +84,20 @@ func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, pl
 		return nil
 	}
 	var out []string
-	for _, at := range place.Endpoints(found, name) {
+	for _, at := range proxyNode.Endpoints(found, name) {
 		out = append(out, at.String())
 	}
 	return out
 }
 
-// place is where this node is and which others it does not reach.
-func (n *Node) place() proxy.Place {
-	p := proxy.Place{Node: n.o.NodeName}
+// proxyNode is where this node is and which others it does not reach.
+func (n *Node) proxyNode() proxy.Node {
+	p := proxy.Node{Name: n.o.NodeName}
 	if node, err := n.o.Nodes.Lister().Get(n.o.NodeName); err == nil {
 		p.Zone = node.Labels[corev1.LabelTopologyZone]
 	}
 	if n.o.Unreachable != nil {
-		p.Down = n.o.Unreachable.Nodes()
+		p.Unreachable = n.o.Unreachable.Nodes()
 	}
 	return p
 }

@@ -62,15 +62,15 @@ func (k *keeper) launch(s *sockets) (*process, error) {
 		return nil, fmt.Errorf("the ingress proxy ended at once; its log in %s says why: %w", log.Name(), err)
 	}
 	k.step("record")
-	p, err := k.claim(e)
+	p, err := k.adopt(e)
 	if err != nil {
 		return nil, errors.Join(err, e.signal(syscall.SIGKILL))
 	}
 	return p, nil
 }
 
-// claim records a process that was started, limits it, and connects with it.
-func (k *keeper) claim(e entry) (*process, error) {
+// adopt records a process that was started, limits it, and connects with it.
+func (k *keeper) adopt(e entry) (*process, error) {
 	before := slices.Clone(k.record.Processes)
 	k.record.Processes = slices.Insert(k.record.Processes, 0, e)
 	if err := k.record.write(k.dir); err != nil {

@@ -73,7 +73,7 @@ func TestEndpointsOfABackend(t *testing.T) {
 				}
 			}
 			n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
-			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}, c.slices, n.place()), " "); got != c.want {
+			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}, c.slices, n.proxyNode()), " "); got != c.want {
 				t.Errorf("the endpoints are %s, want %s", got, c.want)
 			}
 		})
@@ -92,7 +92,7 @@ func TestNameElsewhereHasNoEndpoints(t *testing.T) {
 	}
 	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
 	slice := endpointSlice("a", "http", 8080, endpoint("10.0.0.1", true, true))
-	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"}, []*discoveryv1.EndpointSlice{slice}, n.place()); len(got) != 0 {
+	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"}, []*discoveryv1.EndpointSlice{slice}, n.proxyNode()); len(got) != 0 {
 		t.Errorf("the endpoints are %s", got)
 	}
 }
@@ -114,7 +114,7 @@ func TestPlaceOfTheNode(t *testing.T) {
 		}
 	}
 	n := Node{o: Options{NodeName: "a", Nodes: nodes, Unreachable: unreachable{map[string]bool{"b": true}}}}
-	if p := n.place(); p.Node != "a" || p.Zone != "z1" || !p.Down["b"] {
+	if p := n.proxyNode(); p.Name != "a" || p.Zone != "z1" || !p.Unreachable["b"] {
 		t.Errorf("it is %+v", p)
 	}
 }

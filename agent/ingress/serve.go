@@ -56,7 +56,7 @@ type serving struct {
 	refused error
 	// begun says that there is a proxy, or would be if it could be started; rested that none was needed.
 	begun, rested bool
-	claims        claims
+	portOwners    portOwners
 	// look says that it is time to look for other programs at the Service's ports.
 	look bool
 }
@@ -271,7 +271,7 @@ func (s *serving) say(ctx context.Context) error {
 	if err := s.lookForOthers(ctx); err != nil {
 		return err
 	}
-	word += s.claims.annotation()
+	word += s.portOwners.annotation()
 	if word == s.said {
 		return nil
 	}
@@ -286,12 +286,12 @@ func (s *serving) say(ctx context.Context) error {
 // the ports are others.
 func (s *serving) lookForOthers(ctx context.Context) error {
 	ports := s.servicePorts()
-	known := func(port int) bool { _, ok := s.claims.ours[port]; return ok }
-	if !s.look && len(ports) == len(s.claims.ours) && !slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
+	known := func(port int) bool { _, ok := s.portOwners.ours[port]; return ok }
+	if !s.look && len(ports) == len(s.portOwners.ours) && !slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
 		return nil
 	}
 	said := ""
-	if s.claims.ours == nil {
+	if s.portOwners.ours == nil {
 		var err error
 		if said, err = s.o.Annotation(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -304,10 +304,10 @@ func (s *serving) lookForOthers(ctx context.Context) error {
 	if err != nil {
 		s.o.Logger.Warn("ingress: other programs at its ports are not known; they may lose what comes from other machines", "error", err)
 	}
-	before := s.claims.problem()
-	s.claims.look(ports, programs, said)
+	before := s.portOwners.problem()
+	s.portOwners.look(ports, programs, said)
 	s.look = false
-	if now := s.claims.problem(); now != before && now != "" {
+	if now := s.portOwners.problem(); now != before && now != "" {
 		s.o.Logger.Warn("ingress: " + now)
 	}
 	return nil
@@ -344,8 +344,8 @@ func (s *serving) show(problems map[string]string) {
 	switch {
 	case s.refused != nil:
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it goes on, since another version could not take over: %v", text, s.refused))
-	case s.claims.problem() != "":
-		s.o.Part.Set(status.Degraded, text+"; "+s.claims.problem())
+	case s.portOwners.problem() != "":
+		s.o.Part.Set(status.Degraded, text+"; "+s.portOwners.problem())
 	case len(problems) > 0:
 		first := slices.Sorted(maps.Keys(problems))[0]
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first, problems[first]))

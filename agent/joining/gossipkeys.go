@@ -54,8 +54,8 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// takeGossipKeys takes the keys of an answer, if there are any.
-func (n *Node) takeGossipKeys(k *clusterconfig.GossipKeys) error {
+// useGossipKeys takes the keys of an answer, if there are any.
+func (n *Node) useGossipKeys(k *clusterconfig.GossipKeys) error {
 	if k == nil {
 		return nil
 	}
@@ -69,7 +69,7 @@ func (n *Node) takeGossipKeys(k *clusterconfig.GossipKeys) error {
 }
 
 func (n *Node) keepGossipKeys(k *clusterconfig.GossipKeys) error {
-	if err := n.takeGossipKeys(k); err != nil {
+	if err := n.useGossipKeys(k); err != nil {
 		return err
 	}
 	return n.writeState()

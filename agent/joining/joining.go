@@ -316,7 +316,7 @@ func (n *Node) keep(a *protocol.Answer, k *keys) error {
 			return err
 		}
 	}
-	if err := n.takeGossipKeys(a.Gossip); err != nil {
+	if err := n.useGossipKeys(a.Gossip); err != nil {
 		return err
 	}
 	n.mu.Lock()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Coracle-tools is kubectl, ctr, helm, the work of the controller of Helm charts and the cleaning of a host in one
-// program, carried inside coracle so that none is in the server's memory. The name it is called by, or its first
+// program, embedded inside coracle so that none is in the server's memory. The name it is called by, or its first
 // argument, picks the command. kubectl, ctr and helm are upstream's as they are: coracle, which starts this program,
 // says in the environment which cluster and which containerd to use.
 package main

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
-	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
@@ -65,6 +65,6 @@ func main() {
 }
 
 func unpack(dataDir string) (string, error) {
-	dir, err := carried.Unpack(dataDir)
+	dir, err := embedded.Unpack(dataDir)
 	return dir.Path, err
 }

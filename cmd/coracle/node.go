@@ -12,9 +12,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
-	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
@@ -79,7 +79,7 @@ func portOf(listen string) uint16 {
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
 // server starts beside the unpacking.
 func (n node) run(ctx context.Context, p *cli.Process) error {
-	dir, err := carried.Unpack(n.paths.DataDir)
+	dir, err := embedded.Unpack(n.paths.DataDir)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	}
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
-		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
+		PauseTar: dir.File("pause.tar"), PauseImage: embedded.PauseImage,
 		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, ExternalIPs: n.machine.ExternalIPs, Labels: n.machine.Labels,
 		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,

@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/ingress/compile"
-	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 
 	"github.com/coracle-k8s/coracle/internal/memory"
@@ -85,12 +85,12 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	p.Admin.Handle(snapshots.Path, s.Snapshots())
 	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
 	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
-	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Membership().Members()) })
+	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
 		n.reach, n.volumes = o.Reach, o.Volumes
-		n.podSubnets = func(subnets []netip.Prefix) { s.Membership().SetPodSubnets(ctx, subnets) }
+		n.podSubnets = func(subnets []netip.Prefix) { s.Gossip().SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			err = keepName()
 		}
@@ -222,17 +222,17 @@ func serverOptions(c *config.Server) server.Options {
 	return o
 }
 
-// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the carried
+// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the embedded
 // programs once, at the first chart.
 func helmProgram(dataDir string) func() (string, error) {
 	var mu sync.Mutex
-	var dir carried.Dir
+	var dir embedded.Dir
 	return func() (string, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if dir.Path == "" {
 			var err error
-			if dir, err = carried.Unpack(dataDir); err != nil {
+			if dir, err = embedded.Unpack(dataDir); err != nil {
 				return "", err
 			}
 		}

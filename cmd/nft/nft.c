@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// nft becomes the carried nft: that of the folder nftables beside this file, run by the loader and with the libraries
+// nft becomes the embedded nft: that of the folder nftables beside this file, run by the loader and with the libraries
 // that lie there, so that nothing of the host is used, /etc/protocols included (protocols.c). It is not Go, because it runs for every change of a rule: a
 // Go program's start took twice as long as nft's own.
 //
-// Build: cc -static -nostdlib -ffreestanding (packaging/carried.sh).
+// Build: cc -static -nostdlib -ffreestanding (packaging/embedded.sh).
 
 enum { AT_FDCWD = -100, MAX_PATH = 4096 };
 
@@ -49,7 +49,7 @@ static void fail(const char *message, long length) {
 static void join(char *path, long length, const char *text) {
 	do {
 		if (length >= MAX_PATH)
-			FAIL("nft: the path of the carried nft is too long");
+			FAIL("nft: the path of the embedded nft is too long");
 		path[length++] = *text;
 	} while (*text++);
 }
@@ -62,7 +62,7 @@ __attribute__((noreturn, used)) static void become(long *stack) {
 	char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
 	long length = sys4(NR_readlinkat, AT_FDCWD, (long)"/proc/self/exe", (long)folder, MAX_PATH);
 	if (length <= 0 || length >= MAX_PATH)
-		FAIL("nft: cannot find the carried nft: /proc/self/exe cannot be read");
+		FAIL("nft: cannot find the embedded nft: /proc/self/exe cannot be read");
 	while (length > 0 && folder[length - 1] != '/')
 		length--;
 	join(folder, length, "nftables");
@@ -87,6 +87,6 @@ __attribute__((noreturn, used)) static void become(long *stack) {
 		args[n++] = argv[i];
 	args[n] = 0;
 	sys4(NR_execve, (long)loader, (long)args, (long)envp, 0);
-	FAIL("nft: the carried nft's loader, nftables/ld.so beside this program, cannot be started");
+	FAIL("nft: the embedded nft's loader, nftables/ld.so beside this program, cannot be started");
 	__builtin_unreachable();
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// protocols.so tells the carried nft the names and numbers of protocols, in place of the C library, which has them from
+// protocols.so tells the embedded nft the names and numbers of protocols, in place of the C library, which has them from
 // the host's /etc/protocols. A minimal system lacks that file (Debian has it in the package netbase). nft then refuses
 // some names in rules and lists all others as numbers, which whoever compares a list with what he wrote takes for
 // something else.
 //
-// Build: cc -shared -nostdlib -ffreestanding (packaging/carried.sh).
+// Build: cc -shared -nostdlib -ffreestanding (packaging/embedded.sh).
 
 struct protoent { // netdb.h
 	char *p_name;

@@ -4,7 +4,7 @@
 // process namespace, and exits on SIGTERM or SIGINT. It is not Go, because one runs in every pod: without a C library
 // and a runtime it is a file of about one kilobyte with a single page of its own memory.
 //
-// Build: cc -static -nostdlib -ffreestanding (packaging/carried.sh).
+// Build: cc -static -nostdlib -ffreestanding (packaging/embedded.sh).
 
 enum { SIGINT = 2, SIGTERM = 15, SIGCHLD = 17 };
 enum { SIG_BLOCK = 0, WNOHANG = 1, EINTR = 4 };

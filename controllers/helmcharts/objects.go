@@ -174,13 +174,13 @@ func (o *objects) finalizers(ctx context.Context, c *kinds.HelmChart, want []str
 	return o.patch(ctx, c, "", map[string]any{"metadata": map[string]any{"finalizers": want, "resourceVersion": c.ResourceVersion}})
 }
 
-// claim puts the finalizer on a chart.
-func (o *objects) claim(ctx context.Context, c *kinds.HelmChart) error {
+// addFinalizer puts the finalizer on a chart.
+func (o *objects) addFinalizer(ctx context.Context, c *kinds.HelmChart) error {
 	return o.finalizers(ctx, c, append(slices.Clone(c.Finalizers), Finalizer))
 }
 
-// let takes finalizers away from a chart.
-func (o *objects) let(ctx context.Context, c *kinds.HelmChart, which ...string) error {
+// removeFinalizers takes finalizers away from a chart.
+func (o *objects) removeFinalizers(ctx context.Context, c *kinds.HelmChart, which ...string) error {
 	return o.finalizers(ctx, c, slices.DeleteFunc(slices.Clone(c.Finalizers), func(f string) bool { return slices.Contains(which, f) }))
 }
 
@@ -207,7 +207,7 @@ func (c *Controller) letGo(ctx context.Context) {
 		for i := range all.Items {
 			chart := kinds.Outline(&all.Items[i])
 			if slices.Contains(chart.Finalizers, Finalizer) {
-				if err := o.let(ctx, chart, Finalizer); err != nil {
+				if err := o.removeFinalizers(ctx, chart, Finalizer); err != nil {
 					return err
 				}
 			}

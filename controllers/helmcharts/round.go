@@ -261,9 +261,9 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	e.waits = time.Time{}
 	switch d.Step {
 	case Claim:
-		return again, c.objects.claim(requests, e.chart)
+		return again, c.objects.addFinalizer(requests, e.chart)
 	case Let:
-		if err := c.objects.let(requests, e.chart, Finalizer, k3sFinalizer); err != nil {
+		if err := c.objects.removeFinalizers(requests, e.chart, Finalizer, k3sFinalizer); err != nil {
 			return again, err
 		}
 		if d.Event != nil {

@@ -171,7 +171,7 @@ func NodeMatters(old, now any) bool {
 		return is && b.Annotations[table.NodeAnnotation] != ""
 	}
 	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
-		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(addressesOf(a), addressesOf(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
+		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
 func sliceMatters(_, now any) bool {
@@ -283,7 +283,7 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 			return 0, nil
 		}
 		all, _ := c.services.List(labels.Everything()) // of a cache: it cannot fail
-		taken := udpTaken(all)
+		taken := udpConflict(all)
 		if taken != nil {
 			c.o.Logger.Info("ingress: the Service is made without the port of HTTP/3, which another Service has", "port", "443/UDP",
 				"service", taken.Namespace+"/"+taken.Name)

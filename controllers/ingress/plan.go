@@ -55,9 +55,9 @@ func service(http3 bool) *corev1.Service {
 	return svc
 }
 
-// udpTaken is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
+// udpConflict is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
 // would have no address beside it.
-func udpTaken(services []*corev1.Service) *corev1.Service {
+func udpConflict(services []*corev1.Service) *corev1.Service {
 	for _, svc := range services {
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 			return p.Port == table.HTTPSPort && p.Protocol == corev1.ProtocolUDP
@@ -140,7 +140,7 @@ func Slices(
 			continue
 		}
 		ready := isReady(n)
-		for family, address := range addressesOf(n) {
+		for family, address := range internalIPs(n) {
 			g := group{family, portsText(at)}
 			ports[g] = at
 			endpoints[g] = append(endpoints[g], discoveryv1.Endpoint{
@@ -185,8 +185,8 @@ func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []disc
 	return s
 }
 
-// addressesOf are a node's, the first of each family.
-func addressesOf(n *corev1.Node) map[discoveryv1.AddressType]string {
+// internalIPs are a node's, the first of each family.
+func internalIPs(n *corev1.Node) map[discoveryv1.AddressType]string {
 	out := map[discoveryv1.AddressType]string{}
 	for _, a := range n.Status.Addresses {
 		ip, err := netip.ParseAddr(a.Address)

@@ -117,7 +117,7 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 // port, or the node is gone.
 func TestForeignPortsAreRefused(t *testing.T) {
 	seed := testenv.Seed(t)
-	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[place]types.NamespacedName{}}
+	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[addressPort]types.NamespacedName{}}
 	for i := range 4 {
 		w.Nodes = append(w.Nodes, testNode(fmt.Sprint("n", i), fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)))
 	}
@@ -146,12 +146,12 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 	if fmt.Sprint(plan) != fmt.Sprint(Plan(&w.State)) {
 		t.Fatalf("step %d: the same state gives two plans", step)
 	}
-	now := map[place]types.NamespacedName{}
+	now := map[addressPort]types.NamespacedName{}
 	for _, svc := range w.Services {
 		v := plan[key(svc)]
 		for _, a := range v.Addresses {
 			for _, p := range portsOf(svc) {
-				at := place{a, p}
+				at := addressPort{a, p}
 				if before, had := w.has[at]; had && before != key(svc) {
 					t.Fatalf("step %d: %v goes from %s to %s", step, at, before, key(svc))
 				}
@@ -178,7 +178,7 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 
 // judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies
 // refuse the same ones by what the status says.
-func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict, now map[place]types.NamespacedName, changing bool) {
+func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict, now map[addressPort]types.NamespacedName, changing bool) {
 	t.Helper()
 	for _, p := range svc.Spec.Ports {
 		if p.NodePort == 0 {
@@ -208,7 +208,7 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 type theft struct {
 	State
 	r      *rand.Rand
-	has    map[place]types.NamespacedName
+	has    map[addressPort]types.NamespacedName
 	handed int // how often somebody got what nobody had
 	// refusals is how often a node port was not opened when the cluster rested.
 	refusals int
@@ -266,7 +266,7 @@ func (w *theft) change(step int) {
 			localOnly(s)
 		}
 	}
-	maps.DeleteFunc(w.has, func(at place, who types.NamespacedName) bool {
+	maps.DeleteFunc(w.has, func(at addressPort, who types.NamespacedName) bool {
 		return !slices.ContainsFunc(w.Services, func(s *corev1.Service) bool {
 			return key(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.port)
 		})
@@ -296,30 +296,30 @@ func (w *theft) endpoints() {
 	}
 }
 
-func at(address, port string) place {
-	return place{netip.MustParseAddr(address), portsOf(testService("x", 0, onPorts(port)))[0]}
+func at(address, port string) addressPort {
+	return addressPort{netip.MustParseAddr(address), portsOf(testService("x", 0, onPorts(port)))[0]}
 }
 
 func TestPlacesText(t *testing.T) {
-	places := []place{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"), at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
-	text := placesText(places)
+	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"), at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
+	text := addressPortsText(places)
 	if want := "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1"; text != want {
 		t.Errorf("got %q, want %q", text, want)
 	}
-	got := readPlaces(text)
+	got := parseAddressPorts(text)
 	for _, p := range places {
 		if !slices.Contains(got, p) {
 			t.Errorf("%v is lost: %v", p, got)
 		}
 	}
-	if len(got) != len(places) || len(readPlaces("")) != 0 || len(readPlaces("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
+	if len(got) != len(places) || len(parseAddressPorts("")) != 0 || len(parseAddressPorts("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
 		t.Errorf("read %v", got)
 	}
-	var many []place
+	var many []addressPort
 	for i := range 2 * maxKept {
-		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
+		many = append(many, addressPort{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
 	}
-	if n := len(readPlaces(placesText(many))); n != maxKept {
+	if n := len(parseAddressPorts(addressPortsText(many))); n != maxKept {
 		t.Errorf("%d places are written, want %d", n, maxKept)
 	}
 }

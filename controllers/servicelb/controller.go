@@ -268,12 +268,12 @@ func (c *Controller) round(ctx context.Context) bool {
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want, s.unplaced(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
+		if err := c.write(ctx, svc, want, s.withoutPool(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
 			if !passes(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
 			}
-			c.takeAway(ctx, svc, v)
+			c.shrinkStatus(ctx, svc, v)
 		}
 	}
 	if c.objects != nil {
@@ -336,11 +336,11 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 	changed := svc.DeepCopy()
 	changed.Status = *want
 	answer, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-	c.unsure.note(svc, err)
+	c.unsure.record(svc, err)
 	if err != nil {
 		return err
 	}
-	c.written.note(answer)
+	c.written.record(answer)
 	before, now := meta.FindStatusCondition(svc.Status.Conditions, Condition), meta.FindStatusCondition(want.Conditions, Condition)
 	addresses := ingressText(want.LoadBalancer)
 	if addresses != ingressText(svc.Status.LoadBalancer) {

@@ -29,7 +29,7 @@ type refusal struct {
 
 // refused are the node ports that came after a load balancer's Service had the port at some node's address. The proxies
 // read the same from the Services' status (loadbalancer.Held).
-func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
+func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {

@@ -32,9 +32,9 @@ type Verdict struct {
 	Pool      bool
 	Addresses []netip.Addr
 	// kept are places at nodes' addresses where it is not served at present, and that no other Service gets.
-	kept []place
+	kept []addressPort
 	// released is what its status says that it has, and what it has given up.
-	released []place
+	released []addressPort
 	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some
 	// without being served here.
 	refused string
@@ -53,13 +53,13 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			addresses.keep(svc)
 		}
 	}
-	claims := s.claims(addresses)
+	claims := s.priorOwners(addresses)
 	released := addresses.releases(services, claims)
 	had := claims.with(released)
 	refused := s.refused(had)
-	taken := s.taken(refused, had.ofPorts())
+	taken := s.reserved(refused, had.ofPorts())
 	for at, who := range had {
-		taken.take(at, owner{service: who, what: "the Service " + who.String()})
+		taken.reserve(at, owner{service: who, what: "the Service " + who.String()})
 	}
 	for _, svc := range claims.order(services) {
 		switch {
@@ -107,7 +107,7 @@ func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]b
 		if len(at) == 0 {
 			continue
 		}
-		if why := p.claim(svc, at); why != "" {
+		if why := p.allocate(svc, at); why != "" {
 			conflicts = append(conflicts, why)
 			continue
 		}

@@ -68,9 +68,9 @@ func (p *Pool) outOfReach(nodes []node) Flaw {
 	return Flaw{ReasonOutOfReach, fmt.Sprintf("no node that may answer is in the network of %s", strings.Join(far, ", "))}
 }
 
-// unplaced are those of a Service's addresses that it is losing and that are neither a node's nor in a pool any more:
-// it has not asked for that.
-func (s *State) unplaced(had, has []netip.Addr) []netip.Addr {
+// withoutPool are those of a Service's addresses that it is losing and that are neither a node's nor in a pool any
+// more: it has not asked for that.
+func (s *State) withoutPool(had, has []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(had, func(a netip.Addr) bool {
 		return slices.Contains(has, a) || s.poolOf(a) != nil || slices.ContainsFunc(s.Nodes, func(n *corev1.Node) bool { return slices.Contains(addresses(n), a) })
 	})

@@ -14,13 +14,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// place is a port at an address. The zero address stands for all addresses of all nodes.
-type place struct {
+// addressPort is a port at an address. The zero address stands for all addresses of all nodes.
+type addressPort struct {
 	address netip.Addr
 	port    Port
 }
 
-// owner is who has a place.
+// owner is the owner of an address port.
 type owner struct {
 	// service has it itself; the zero name if it is another program.
 	service types.NamespacedName
@@ -30,14 +30,14 @@ type owner struct {
 	what string
 }
 
-// ports is who has which place.
-type ports map[place][]owner
+// ports are the owners of each address port.
+type ports map[addressPort][]owner
 
-func (p ports) take(at place, by owner) { p[at] = append(p[at], by) }
+func (p ports) reserve(at addressPort, by owner) { p[at] = append(p[at], by) }
 
-// other is another owner of the place than the Service itself.
-func (p ports) other(at place, svc *corev1.Service) (owner, bool) {
-	for _, at := range []place{at, {port: at.port}} {
+// other is another owner of the address port than the Service itself.
+func (p ports) other(at addressPort, svc *corev1.Service) (owner, bool) {
+	for _, at := range []addressPort{at, {port: at.port}} {
 		for _, o := range p[at] {
 			if o.service == key(svc) || o.pod != nil && leadsTo(svc, o.pod) {
 				continue
@@ -52,22 +52,22 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
 }
 
-// taken are the places that no load balancer gets: the cluster's own, node ports, those of health checks, and host
-// ports.
-func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
+// reserved are the address ports that no load balancer gets: the cluster's own, node ports, those of health checks, and
+// host ports.
+func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
-		out.take(place{port: p}, owner{what: what})
+		out.reserve(addressPort{port: p}, owner{what: what})
 	}
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 			if p.NodePort != 0 && !slices.ContainsFunc(refused[key(svc)], func(r refusal) bool { return r.port == port }) {
-				out.take(place{port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
+				out.reserve(addressPort{port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
 			}
 		}
 	}
-	s.takeHealthChecks(out, holders)
+	s.reserveHealthChecks(out, holders)
 	byName := s.believed()
 	for _, pod := range s.Pods {
 		if !holdsPorts(pod) || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
@@ -79,20 +79,20 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Po
 				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() }) // what another node has is not the pod's
 			}
 			for _, a := range at {
-				out.take(place{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+				out.reserve(addressPort{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
 	return out
 }
 
-// takeHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those that
-// another Service has had before.
-func (s *State) takeHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
+// reserveHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those
+// that another Service has had before.
+func (s *State) reserveHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
 	for _, svc := range s.Services {
 		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
 		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != key(svc) }) {
-			out.take(place{port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
+			out.reserve(addressPort{port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
 		}
 	}
 }
@@ -124,12 +124,12 @@ func hostPorts(pod *corev1.Pod) func(yield func(corev1.ContainerPort) bool) {
 	}
 }
 
-// claim gives a Service its ports at all of the addresses, or says who has one of them.
-func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
+// allocate gives a Service its ports at all of the addresses, or says who has one of them.
+func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(sp.Protocol, sp.Port)
-			if o, taken := p.other(place{a, port}, svc); taken {
+			if o, reserved := p.other(addressPort{a, port}, svc); reserved {
 				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
 			}
 		}
@@ -141,7 +141,7 @@ func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 func (p ports) give(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			p.take(place{a, loadbalancer.PortOf(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
+			p.reserve(addressPort{a, loadbalancer.PortOf(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
 		}
 	}
 }

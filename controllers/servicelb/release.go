@@ -20,12 +20,12 @@ import (
 )
 
 // releases are what Services have by their status and not any more in this plan, since they or the cluster have given
-// it up: places, and with the zero port addresses of a pool. No other Service gets any of it before that status was
-// written. By its status a Service that takes a place back has it still, and who had got it meanwhile would lose it.
-type releases map[types.NamespacedName][]place
+// it up: address ports, and with the zero port addresses of a pool. No other Service gets any of it before that status
+// was written. By its status a Service that takes one back has it still, and who had got it meanwhile would lose it.
+type releases map[types.NamespacedName][]addressPort
 
 // releases has to be asked when the Services have what they keep, and nothing new yet.
-func (l *ledger) releases(services []*corev1.Service, c claims) releases {
+func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 	out := releases{}
 	for _, svc := range services {
 		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
@@ -38,7 +38,7 @@ func (l *ledger) releases(services []*corev1.Service, c claims) releases {
 		}
 		for _, a := range pooled(svc) {
 			if l.poolOf(a) != nil && !slices.Contains(l.has[svc], a) {
-				out[key(svc)] = append(out[key(svc)], place{address: a})
+				out[key(svc)] = append(out[key(svc)], addressPort{address: a})
 				l.releasing[a] = svc
 			}
 		}
@@ -46,8 +46,8 @@ func (l *ledger) releases(services []*corev1.Service, c claims) releases {
 	return out
 }
 
-// with are the claims, and the places that are being released and that no other Service has.
-func (c claims) with(r releases) claims {
+// with are the prior owners, and the address ports that are being released and that no other Service has.
+func (c priorOwners) with(r releases) priorOwners {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
 		for _, p := range r[who] {
@@ -76,7 +76,7 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
 	}
-	released := map[place]bool{}
+	released := map[addressPort]bool{}
 	for _, p := range v.released {
 		released[p] = true
 	}
@@ -85,16 +85,16 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
-			return released[place{a, loadbalancer.PortOf(p.Protocol, p.Port)}]
+			return released[addressPort{a, loadbalancer.PortOf(p.Protocol, p.Port)}]
 		})
-		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[place{address: a}]) {
+		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[addressPort{address: a}]) {
 			continue
 		}
 		in.Ports = ports
 		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, in)
 	}
 	if c := meta.FindStatusCondition(out.Conditions, KeptCondition); c != nil {
-		c.Message = placesText(slices.DeleteFunc(readPlaces(c.Message), func(p place) bool { return released[p] }))
+		c.Message = addressPortsText(slices.DeleteFunc(parseAddressPorts(c.Message), func(p addressPort) bool { return released[p] }))
 		if c.Message == "" {
 			meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
 		}
@@ -102,9 +102,9 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	return out
 }
 
-// takeAway takes from a Service's status what the Service has given up, where the whole status could not be written:
-// others wait for that. It is tried again with the rest.
-func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdict) {
+// shrinkStatus takes from a Service's status what the Service has given up, where the whole status could not be
+// written: others wait for that. It is tried again with the rest.
+func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Verdict) {
 	less := Shrunk(svc, v)
 	if less == nil {
 		return
@@ -113,11 +113,11 @@ func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdic
 	var answer *corev1.Service
 	if err == nil {
 		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
-		c.unsure.note(svc, err)
+		c.unsure.record(svc, err)
 	}
 	switch {
 	case err == nil:
-		c.written.note(answer)
+		c.written.record(answer)
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses", ingressText(less.LoadBalancer))
 	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that", "service", key(svc), "error", err)

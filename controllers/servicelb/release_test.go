@@ -180,7 +180,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 		seen := now.DeepCopy()
 		change(seen)
 		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
-		c.takeAway(t.Context(), seen, Verdict{released: noted(seen)})
+		c.shrinkStatus(t.Context(), seen, Verdict{released: noted(seen)})
 		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(loadbalancer.Held(is), loadbalancer.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)
 		}
@@ -195,13 +195,13 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 		t.Error("it has given up nothing, and is shrunk")
 	}
 	for _, c := range []struct {
-		released []place
+		released []addressPort
 		want     string
 	}{
-		{[]place{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")}, "10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
-		{[]place{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
-		{[]place{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
-		{[]place{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")}, "10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
+		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+		{[]addressPort{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
+		{[]addressPort{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
 	} {
 		status := Shrunk(s, Verdict{released: c.released})
 		var words []string

@@ -43,7 +43,7 @@ func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{
 		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
 	}) || changed
-	if text := placesText(v.kept); text != "" {
+	if text := addressPortsText(v.kept); text != "" {
 		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: text}) || changed
 	} else {
 		changed = meta.RemoveStatusCondition(&out.Conditions, KeptCondition) || changed

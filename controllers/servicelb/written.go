@@ -22,8 +22,8 @@ type written map[types.NamespacedName]*corev1.Service
 // as after a wait for a quorum.
 type unsure map[types.NamespacedName]bool
 
-// note keeps whose write may have been done.
-func (u unsure) note(svc *corev1.Service, err error) {
+// record keeps whose write may have been done.
+func (u unsure) record(svc *corev1.Service, err error) {
 	if err != nil && !passes(err) && !apierrors.IsInvalid(err) {
 		u[key(svc)] = true
 	}
@@ -35,7 +35,7 @@ func (c *Controller) ask(ctx context.Context) error {
 		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
 		switch {
 		case err == nil:
-			c.written.note(svc)
+			c.written.record(svc)
 		case !apierrors.IsNotFound(err):
 			return fmt.Errorf("reading what became of the status of the Service %s: %w", k, err)
 		}
@@ -44,8 +44,8 @@ func (c *Controller) ask(ctx context.Context) error {
 	return nil
 }
 
-// note keeps what the API answered.
-func (w written) note(answer *corev1.Service) { w[key(answer)] = answer }
+// record keeps what the API answered.
+func (w written) record(answer *corev1.Service) { w[key(answer)] = answer }
 
 // over are the Services of a cache with those that are newer here in their place.
 func (w written) over(cached []*corev1.Service) []*corev1.Service {

@@ -170,7 +170,7 @@ func TestWritten(t *testing.T) {
 	}
 	w := written{}
 	for _, svc := range []*corev1.Service{service("newer", "1", "100"), service("as old", "2", "7"), service("older", "3", "99"), service("anew", "4", "9"), service("gone", "5", "9"), service("no number", "6", "x")} {
-		w.note(svc)
+		w.record(svc)
 	}
 	cached := []*corev1.Service{service("newer", "1", "99"), service("as old", "2", "7"), service("older", "3", "100"), service("anew", "40", "8"), service("no number", "6", "5"), service("never written", "7", "1")}
 	got := w.over(cached)

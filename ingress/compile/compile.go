@@ -124,18 +124,18 @@ type annotated struct {
 
 // host is one under construction.
 type host struct {
-	namespace   string // of the Ingress that named it first
-	certificate string
-	routes      []*route
-	taken       map[place]string // the object that has a path
-	stream      *table.Stream
-	secure      bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
-	asks        bool // clients are asked for certificates
-	regex       bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
+	namespace    string // of the Ingress that named it first
+	certificate  string
+	routes       []*route
+	ownerOfRoute map[routeKey]string // the object that has a path
+	stream       *table.Stream
+	secure       bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
+	asks         bool // clients are asked for certificates
+	regex        bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
-// place is what one Ingress alone may have at a host.
-type place struct {
+// routeKey is what one Ingress alone may have at a host.
+type routeKey struct {
 	path     string
 	kind     table.PathKind
 	fallback bool
@@ -288,7 +288,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 			c.find(ing, Finding{ReasonBadHost, fmt.Sprintf("the host %q is no DNS name: its rule is left out", rule.Host)})
 			continue
 		}
-		if !c.claim(ing, name) {
+		if !c.mayHaveHost(ing, name) {
 			continue
 		}
 		h := c.host(ing.Namespace, name)
@@ -307,7 +307,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 		}
 		c.fallback(ing, o, headers, h, name)
 	}
-	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil && c.claim(ing, "") {
+	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil && c.mayHaveHost(ing, "") {
 		h := c.host(ing.Namespace, "")
 		if key := c.certificateFor(ing, certificates, ""); key != "" && h.certificate == "" {
 			h.certificate = key
@@ -348,14 +348,14 @@ func (c *compiler) fallback(ing *networkingv1.Ingress, o *options, headers *head
 
 func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBackend) {
 	ing, o := r.ing, r.options
-	at := place{r.Path, r.Kind, r.fallback}
-	if who, taken := h.taken[at]; taken {
+	at := routeKey{r.Path, r.Kind, r.fallback}
+	if who, taken := h.ownerOfRoute[at]; taken {
 		if who != o.object || !r.fallback { // an Ingress may name a host twice
 			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path, name)})
 		}
 		return
 	}
-	h.taken[at] = o.object
+	h.ownerOfRoute[at] = o.object
 	r.Object, r.Refused, r.fallen = o.object, o.refused, namedBy(o.policy.Fallback, b)
 	if r.Refused == "" {
 		r.Refused = c.refuses(r)
@@ -410,7 +410,7 @@ func portOf(b *networkingv1.IngressBackend) (port, why string) {
 func (c *compiler) host(namespace, name string) *host {
 	h := c.hosts[name]
 	if h == nil {
-		h = &host{namespace: namespace, taken: map[place]string{}}
+		h = &host{namespace: namespace, ownerOfRoute: map[routeKey]string{}}
 		c.hosts[name] = h
 	}
 	return h

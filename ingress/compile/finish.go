@@ -130,11 +130,11 @@ func plainPrefix(text string) string {
 // slash redirects to a path that ends with a slash what lacks it, as nginx does unless another route has just that.
 func (h *host) slash(r *route) {
 	path, ok := strings.CutSuffix(r.written, "/")
-	at := place{path: path, kind: table.PathExact}
-	if _, taken := h.taken[at]; !ok || path == "" || taken {
+	at := routeKey{path: path, kind: table.PathExact}
+	if _, taken := h.ownerOfRoute[at]; !ok || path == "" || taken {
 		return
 	}
-	h.taken[at] = r.Object
+	h.ownerOfRoute[at] = r.Object
 	redirect := *r
 	redirect.Route = table.Route{
 		Path: path, Kind: table.PathExact, Object: r.Object, Refused: r.Refused, RedirectHTTPS: r.RedirectHTTPS,
@@ -180,7 +180,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	case c.hosts[name] != nil:
 		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
 		return
-	case !c.claim(a.ing, name):
+	case !c.mayHaveHost(a.ing, name):
 		return
 	}
 	other, cost := &host{namespace: a.ing.Namespace, asks: h.asks}, 0
@@ -209,7 +209,7 @@ func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	if !ok {
 		other = "www." + name
 	}
-	if c.hosts[other] != nil || len(h.routes) == 0 || !c.claim(ing, other) {
+	if c.hosts[other] != nil || len(h.routes) == 0 || !c.mayHaveHost(ing, other) {
 		return
 	}
 	r := &route{Route: table.Route{

@@ -9,10 +9,10 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// claim says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the oldest
-// Ingress that has it, or a wildcard for it, in a rule; claim is called in the order of their age. The empty name is
-// that of requests to no other host.
-func (c *compiler) claim(ing *networkingv1.Ingress, name string) bool {
+// mayHaveHost says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the
+// oldest Ingress that has it, or a wildcard for it, in a rule; mayHaveHost is called in the order of their age. The
+// empty name is that of requests to no other host.
+func (c *compiler) mayHaveHost(ing *networkingv1.Ingress, name string) bool {
 	for _, of := range []string{name, wildcard(name)} {
 		if owner := c.ownerOf[of]; c.s.Rules.HostOwner && owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
 			c.find(ing, Finding{ReasonHostTaken, fmt.Sprintf(

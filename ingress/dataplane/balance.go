@@ -39,8 +39,8 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 	return out, err
 }
 
-// takes reports whether the request is for the canary: by the header, else by the cookie, else by chance.
-func (c *canary) takes(in *http.Request) bool {
+// selects reports whether the request is for the canary: by the header, else by the cookie, else by chance.
+func (c *canary) selects(in *http.Request) bool {
 	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
 		switch said := values[0]; {
 		case c.HeaderValue != "":
@@ -70,7 +70,7 @@ func (c *canary) takes(in *http.Request) bool {
 // balance chooses the backend, and what its endpoint follows from.
 func (x *exchange) balance(r *route, b *backend) *backend {
 	p := r.policy
-	if p.canary != nil && p.canary.takes(x.in) {
+	if p.canary != nil && p.canary.selects(x.in) {
 		b = &p.canary.backend
 	}
 	switch {

@@ -88,7 +88,7 @@ func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, err
 		if conn == nil {
 			return nil, errors.New("the host became a stream when the connection had begun")
 		}
-		return nil, conn.take(h)
+		return nil, conn.becomeStream(h)
 	}
 	if conn != nil {
 		conn.release()

@@ -81,20 +81,20 @@ func (c *conditions) met(in *http.Request) bool {
 		if c.headers[i].name == "Host" {
 			values = []string{in.Host}
 		}
-		if len(values) == 0 || !c.headers[i].takes(strings.Join(values, ",")) {
+		if len(values) == 0 || !c.headers[i].matches(strings.Join(values, ",")) {
 			return false
 		}
 	}
 	for i := range c.query {
 		value, ok := parameter(in.URL.RawQuery, c.query[i].name)
-		if !ok || !c.query[i].takes(value) {
+		if !ok || !c.query[i].matches(value) {
 			return false
 		}
 	}
 	return true
 }
 
-func (c *condition) takes(value string) bool {
+func (c *condition) matches(value string) bool {
 	if c.pattern != nil {
 		return c.pattern.MatchString(value)
 	}

@@ -298,8 +298,8 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		}
 		source = netip.Addr{} // many clients' connections
 	}
-	taken := p.spare(source) && p.quicLimit.take(source)
-	if taken && !p.limit.take(source) {
+	taken := p.spare(source) && p.quicLimit.acquire(source)
+	if taken && !p.limit.acquire(source) {
 		p.quicLimit.give(source)
 		taken = false
 	}

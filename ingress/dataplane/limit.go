@@ -20,8 +20,8 @@ type limit struct {
 	open map[*countedTCP]struct{}
 }
 
-// take counts a connection; false says that there are too many. A source that is not valid has no bound of its own.
-func (l *limit) take(source netip.Addr) bool {
+// acquire counts a connection; false says that there are too many. A source that is not valid has no bound of its own.
+func (l *limit) acquire(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all >= l.most || !l.add(source) {
@@ -104,7 +104,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if trusted {
 			source = netip.Addr{} // many clients' connections
 		}
-		if !l.proxy.spare(source) || !l.proxy.limit.take(source) {
+		if !l.proxy.spare(source) || !l.proxy.limit.acquire(source) {
 			l.proxy.stats.Refused.Add(1)
 			_ = conn.Close()
 			continue

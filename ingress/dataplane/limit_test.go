@@ -27,12 +27,12 @@ func TestLimit(t *testing.T) {
 		source netip.Addr
 		want   bool
 	}{{a, true}, {a, true}, {a, false}, {b, true}, {c, true}, {c, false}, {b, false}} {
-		if got := l.take(step.source); got != step.want {
+		if got := l.acquire(step.source); got != step.want {
 			t.Errorf("connection %d from %s is taken: %t", i, step.source, got)
 		}
 	}
 	l.give(a)
-	if !l.take(b) {
+	if !l.acquire(b) {
 		t.Error("a place that was given back is not taken")
 	}
 	for range 2 {

@@ -170,7 +170,7 @@ func (x *exchange) begin() bool {
 	if x.in.ProtoMajor < 2 {
 		return true
 	}
-	if !x.proxy.streams.take(source) {
+	if !x.proxy.streams.acquire(source) {
 		x.answer(http.StatusServiceUnavailable, "this client has too many requests under way")
 		return false
 	}

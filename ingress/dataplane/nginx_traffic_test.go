@@ -81,7 +81,7 @@ func TestLimiter(t *testing.T) {
 	l := &limiter{from: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*debtor{}}
 	take := func(n int) (passed int) {
 		for range n {
-			if release := l.take("a", now); release != nil {
+			if release := l.acquire("a", now); release != nil {
 				release()
 				passed++
 			}
@@ -96,7 +96,7 @@ func TestLimiter(t *testing.T) {
 		t.Errorf("%d requests after a second, want 2", got)
 	}
 	for i := range 3 * maxClients {
-		l.take(fmt.Sprint(i), now.Add(time.Duration(i)*time.Millisecond))() // each with something owed for half a second
+		l.acquire(fmt.Sprint(i), now.Add(time.Duration(i)*time.Millisecond))() // each with something owed for half a second
 	}
 	if len(l.clients) > maxClients {
 		t.Errorf("%d clients are remembered", len(l.clients))

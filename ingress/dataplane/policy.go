@@ -25,7 +25,7 @@ type policy struct {
 	canary                   *canary       // nil without
 	users                    *userSet      // nil without basic authentication
 	path                     *pathChange   // of the request; nil without
-	place                    *pathChange   // of Redirect; nil without
+	redirectPath             *pathChange   // of Redirect; nil without
 	request                  *modification // of headers; nil without
 	response                 *modification
 	mirrors                  []*mirror
@@ -47,7 +47,7 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 		if out.location, err = variable.Parse(r.Location); err != nil {
 			return nil, fmt.Errorf("reading the target of a redirect: %w", err)
 		}
-		if out.place, err = compilePathChange(r.Path); err != nil {
+		if out.redirectPath, err = compilePathChange(r.Path); err != nil {
 			return nil, err
 		}
 	}
@@ -107,7 +107,7 @@ func (x *exchange) govern(r *route) {
 	case p.Redirect != nil:
 		target := x.expand(p.location)
 		if len(p.location) == 0 {
-			target = x.place(p.Redirect, p.place, r)
+			target = x.location(p.Redirect, p.redirectPath, r)
 		}
 		x.redirect(p.Redirect.Status, target)
 		return

@@ -39,9 +39,9 @@ func (l *limiter) leak(c *debtor, now time.Time) {
 	c.last = now
 }
 
-// take reports whether a request of the client may pass. release must be called when it has ended; it is nil for one
+// acquire reports whether a request of the client may pass. release must be called when it has ended; it is nil for one
 // that may not.
-func (l *limiter) take(address string, now time.Time) (release func()) {
+func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.clients[address]
@@ -109,6 +109,6 @@ func (x *exchange) limited(p *policy) bool {
 	if ip, err := netip.ParseAddr(address); err == nil {
 		address = sourceOfAddress(ip.Unmap().WithZone("")).String() // of IPv6 all that one machine has
 	}
-	x.release = p.limiter.take(address, time.Now())
+	x.release = p.limiter.acquire(address, time.Now())
 	return x.release == nil
 }

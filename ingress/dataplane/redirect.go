@@ -40,7 +40,7 @@ func compilePathChange(from *table.PathChange) (*pathChange, error) {
 
 // replacesPrefix reports whether requests or redirects get another prefix.
 func (p *policy) replacesPrefix() bool {
-	return p.path != nil && p.path.prefix || p.place != nil && p.place.prefix
+	return p.path != nil && p.path.prefix || p.redirectPath != nil && p.redirectPath.prefix
 }
 
 // of is the path of a request that has matched r, changed, in the form in which paths are forwarded.
@@ -69,8 +69,8 @@ func after(forward, prefix string) string {
 	return forward[min(at, len(forward)):]
 }
 
-// place is where a redirect leads: the request's own URL with other parts.
-func (x *exchange) place(r *table.Redirect, path *pathChange, from *route) string {
+// location is where a redirect leads: the request's own URL with other parts.
+func (x *exchange) location(r *table.Redirect, path *pathChange, from *route) string {
 	scheme, host, port := r.Scheme, r.Host, ""
 	if scheme == "" {
 		scheme = x.scheme

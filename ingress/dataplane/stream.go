@@ -53,26 +53,26 @@ func (l *helloListener) Accept() (net.Conn, error) {
 // server, which then ends its handshake with an error, neither writes to the connection nor closes it.
 type helloConn struct {
 	net.Conn
-	of    *listener
-	hello []byte // belongs to the handshake's goroutine
-	whole bool   // as hello
-	taken atomic.Bool
+	of       *listener
+	hello    []byte // belongs to the handshake's goroutine
+	whole    bool   // as hello
+	isStream atomic.Bool
 }
 
 // errTaken ends the HTTP server's handshake on a connection that is a stream.
-var errTaken = errors.New("the connection is a stream")
+var errIsStream = errors.New("the connection is a stream")
 
 // errTunnelClosed says that the listener has been drained meanwhile.
 var errTunnelClosed = errors.New("the tunnel has been closed")
 
-// take makes the connection a stream to the host.
-func (c *helloConn) take(h *host) error {
+// becomeStream makes the connection a stream to the host.
+func (c *helloConn) becomeStream(h *host) error {
 	c.whole = true
-	c.taken.Store(true)
+	c.isStream.Store(true)
 	_ = c.Conn.SetDeadline(time.Time{}) // the handshake's; a connection that cannot have one fails at once
 	c.of.stream(c.Conn, c.hello, h)
 	c.hello = nil
-	return errTaken
+	return errIsStream
 }
 
 // release leaves the connection to the HTTP server.
@@ -80,7 +80,7 @@ func (c *helloConn) release() { c.whole, c.hello = true, nil }
 
 // Read reads from the client.
 func (c *helloConn) Read(to []byte) (int, error) {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return 0, net.ErrClosed
 	}
 	n, err := c.Conn.Read(to)
@@ -92,7 +92,7 @@ func (c *helloConn) Read(to []byte) (int, error) {
 
 // Write writes to the client.
 func (c *helloConn) Write(piece []byte) (int, error) {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return 0, net.ErrClosed
 	}
 	return c.Conn.Write(piece)
@@ -100,7 +100,7 @@ func (c *helloConn) Write(piece []byte) (int, error) {
 
 // Close ends the connection.
 func (c *helloConn) Close() error {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return nil
 	}
 	return c.Conn.Close()
@@ -108,7 +108,7 @@ func (c *helloConn) Close() error {
 
 // SetDeadline sets both deadlines.
 func (c *helloConn) SetDeadline(t time.Time) error {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return nil
 	}
 	return c.Conn.SetDeadline(t)
@@ -116,7 +116,7 @@ func (c *helloConn) SetDeadline(t time.Time) error {
 
 // SetReadDeadline sets that of reading.
 func (c *helloConn) SetReadDeadline(t time.Time) error {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return nil
 	}
 	return c.Conn.SetReadDeadline(t)
@@ -124,7 +124,7 @@ func (c *helloConn) SetReadDeadline(t time.Time) error {
 
 // SetWriteDeadline sets that of writing.
 func (c *helloConn) SetWriteDeadline(t time.Time) error {
-	if c.taken.Load() {
+	if c.isStream.Load() {
 		return nil
 	}
 	return c.Conn.SetWriteDeadline(t)

@@ -28,14 +28,14 @@ const (
 	maxSecrets, secretCost = 32 << 20, 4
 )
 
-// room is what namespaces have taken of a part of the table's memory.
-type room struct {
+// budget is what namespaces have taken of a part of the table's memory.
+type budget struct {
 	most, all int
 	of        map[string]int
 }
 
-// take takes a part for a namespace, which has at most half; false says that there is none left.
-func (r *room) take(namespace string, cost int) bool {
+// reserve takes a part for a namespace, which has at most half; false says that there is none left.
+func (r *budget) reserve(namespace string, cost int) bool {
 	if r.of[namespace]+cost > r.most/2 || r.all+cost > r.most {
 		return false
 	}
@@ -58,7 +58,7 @@ func (c *compiler) bound() {
 			sites[g][port] = fill(s)
 		}
 	}
-	room, refused := room{most: maxTable}, map[*route]bool{}
+	room, refused := budget{most: maxTable}, map[*route]bool{}
 	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) }) {
 		cost, total, hosts := 0, 0, 0
 		for _, a := range r.all() {
@@ -71,7 +71,7 @@ func (c *compiler) bound() {
 				total += n*cost + others
 			}
 		}
-		if room.take(r.object.GetNamespace(), total) {
+		if room.reserve(r.object.GetNamespace(), total) {
 			continue
 		}
 		refused[r] = true
@@ -99,41 +99,41 @@ func (c *compiler) bound() {
 func (c *compiler) boundSecrets() {
 	type user struct {
 		object metav1.Object
-		read   func(take func(key string, size int) bool)
+		read   func(reserve func(key string, size int) bool)
 	}
 	var users []user
-	listeners := func(all []*listener) func(take func(string, int) bool) {
-		return func(take func(string, int) bool) {
+	listeners := func(all []*listener) func(reserve func(string, int) bool) {
+		return func(reserve func(string, int) bool) {
 			for _, l := range all {
-				l.boundSecrets(take)
+				l.boundSecrets(reserve)
 			}
 		}
 	}
 	for _, g := range c.gateways {
-		users = append(users, user{g.object, func(take func(string, int) bool) {
-			if g.certificate != nil && !take(g.certificate.key, g.certificate.size()) {
+		users = append(users, user{g.object, func(reserve func(string, int) bool) {
+			if g.certificate != nil && !reserve(g.certificate.key, g.certificate.size()) {
 				g.certificate, g.refs = nil, tooManySecrets(gatewayv1.GatewayReasonInvalidClientCertificateRef)
 			}
-			listeners(g.listeners)(take)
+			listeners(g.listeners)(reserve)
 		}})
 	}
 	for _, s := range c.sets {
 		users = append(users, user{s.object, listeners(s.listeners)})
 	}
 	for _, p := range c.allPolicies {
-		users = append(users, user{p.object, func(take func(string, int) bool) {
-			if p.found.key != "" && !take(p.found.key, p.found.size()) {
+		users = append(users, user{p.object, func(reserve func(string, int) bool) {
+			if p.found.key != "" && !reserve(p.found.key, p.found.size()) {
 				p.flaw = first(p.flaw, tooManySecrets(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate))
 				p.found, p.tls.Authorities = authorities{}, ""
 			}
 		}})
 	}
 	slices.SortStableFunc(users, func(a, b user) int { return older(a.object, b.object) })
-	room, taken := room{most: maxSecrets}, map[string]bool{}
+	room, taken := budget{most: maxSecrets}, map[string]bool{}
 	for _, u := range users {
 		u.read(func(key string, size int) bool {
 			if !taken[key] {
-				taken[key] = room.take(u.object.GetNamespace(), matchCost+secretCost*size)
+				taken[key] = room.reserve(u.object.GetNamespace(), matchCost+secretCost*size)
 			}
 			return taken[key]
 		})
@@ -146,15 +146,15 @@ func tooManySecrets[T ~string](reason T) problem {
 }
 
 // boundSecrets leaves out what take does not take.
-func (l *listener) boundSecrets(take func(key string, size int) bool) {
+func (l *listener) boundSecrets(reserve func(key string, size int) bool) {
 	l.certificates = slices.DeleteFunc(l.certificates, func(cert keyPair) bool {
-		if take(cert.key, cert.size()) {
+		if reserve(cert.key, cert.size()) {
 			return false
 		}
 		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCertificateRef))
 		return true
 	})
-	if l.clients != nil && l.clients.key != "" && !take(l.clients.key, l.clients.size()) {
+	if l.clients != nil && l.clients.key != "" && !reserve(l.clients.key, l.clients.size()) {
 		l.accepted = first(l.accepted, tooManySecrets(gatewayv1.ListenerReasonNoValidCACertificate))
 		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCACertificateRef))
 	}

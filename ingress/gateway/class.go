@@ -100,7 +100,7 @@ func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 				"the cluster has CRDs of the Gateway API "+have))
 		}
 		status := *class.Status.DeepCopy()
-		status.Conditions = merge(status.Conditions, class.Generation, c.s.Now, want)
+		status.Conditions = mergeConditions(status.Conditions, class.Generation, c.s.Now, want)
 		status.SupportedFeatures = supportedFeatures()
 		c.r.ClassStatus[class.Name] = status
 	}

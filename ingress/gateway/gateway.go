@@ -104,7 +104,7 @@ type compiler struct {
 	namespaces  map[string]labels.Set
 	grants      map[string][]*gatewayv1.ReferenceGrant      // by namespace
 	services    map[types.NamespacedName]*corev1.Service    // of Gateways
-	taken       map[types.NamespacedName]*gatewayv1.Gateway // by the Services that they have
+	gatewayOf   map[types.NamespacedName]*gatewayv1.Gateway // by the Services that they have
 	policies    policies
 	allPolicies []*policy
 	routes      []*route
@@ -115,7 +115,7 @@ func Desired(s State) (Result, error) {
 	c := &compiler{
 		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
 		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{},
-		services: map[types.NamespacedName]*corev1.Service{}, taken: map[types.NamespacedName]*gatewayv1.Gateway{},
+		services: map[types.NamespacedName]*corev1.Service{}, gatewayOf: map[types.NamespacedName]*gatewayv1.Gateway{},
 		r: Result{
 			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
 			GatewayStatus:     map[types.NamespacedName]gatewayv1.GatewayStatus{},

@@ -52,13 +52,13 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	g := &gateway{object: object, nodePorts: c.s.NodePorts}
 	c.gateways[nameOf(object)] = g
 	name := types.NamespacedName{Namespace: object.Namespace, Name: ServiceName(object.Name)}
-	if older := c.taken[name]; older != nil {
+	if older := c.gatewayOf[name]; older != nil {
 		g.accepted = problem{
 			string(gatewayv1.GatewayReasonInvalid),
 			fmt.Sprintf("the older Gateway %s has the Service %s: give this one another name", older.Name, name.Name),
 		}
 	} else {
-		c.taken[name], g.service = object, c.services[name]
+		c.gatewayOf[name], g.service = object, c.services[name]
 	}
 	if !class.ok() {
 		g.accepted = problem{string(gatewayv1.GatewayReasonPending), "the GatewayClass is not accepted: " + class.message}
@@ -244,7 +244,7 @@ func (c *compiler) finish(g *gateway) error {
 		})
 	}
 	status := *g.object.Status.DeepCopy()
-	status.Conditions = merge(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
+	status.Conditions = mergeConditions(status.Conditions, g.object.Generation, c.s.Now, want, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
 	status.Addresses = addresses
 	have := map[gatewayv1.SectionName][]metav1.Condition{}
 	for _, l := range status.Listeners {
@@ -308,7 +308,7 @@ func (c *compiler) finishSet(s *listenerSet) {
 		}
 	}
 	status := *s.object.Status.DeepCopy()
-	status.Conditions = merge(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
+	status.Conditions = mergeConditions(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
 		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted, "the ListenerSet is part of the Gateway"),
 		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed, "nodes serve the ListenerSet"),
 	})

@@ -243,6 +243,6 @@ func (l *listener) supportedKinds() []gatewayv1.RouteGroupKind {
 func (l *listener) status(c *compiler, have []metav1.Condition, generation int64) gatewayv1.ListenerStatus {
 	return gatewayv1.ListenerStatus{
 		Name: l.spec.Name, SupportedKinds: l.supportedKinds(), AttachedRoutes: l.attachedRoutes(),
-		Conditions: merge(have, generation, c.s.Now, l.conditions(), string(gatewayv1.ListenerConditionOverlappingTLSConfig)),
+		Conditions: mergeConditions(have, generation, c.s.Now, l.conditions(), string(gatewayv1.ListenerConditionOverlappingTLSConfig)),
 	}
 }

@@ -172,7 +172,7 @@ func (c *compiler) finishPolicies() error {
 					before = a.Conditions
 				}
 			}
-			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName, Conditions: merge(before, p.object.Generation, c.s.Now, []metav1.Condition{
+			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName, Conditions: mergeConditions(before, p.object.Generation, c.s.Now, []metav1.Condition{
 				condition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted, "connections to the target are made as the policy says"),
 				condition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs, "all references are resolved"),
 			})})

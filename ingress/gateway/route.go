@@ -335,7 +335,7 @@ func (c *compiler) routeStatus(r *route) {
 		}
 		out = append(out, gatewayv1.RouteParentStatus{
 			ParentRef: p.ref, ControllerName: ControllerName,
-			Conditions: merge(before, r.object.GetGeneration(), c.s.Now, want, string(gatewayv1.RouteConditionPartiallyInvalid)),
+			Conditions: mergeConditions(before, r.object.GetGeneration(), c.s.Now, want, string(gatewayv1.RouteConditionPartiallyInvalid)),
 		})
 	}
 	status := gatewayv1.RouteStatus{Parents: out}

@@ -35,9 +35,9 @@ func condition[T ~string, R ~string](kind T, reason R, p problem, message string
 // maxMessage is what the API server takes.
 const maxMessage = 32768
 
-// merge gives the conditions of an object: those wanted in the place of those of the same type, without those of the
-// types dropped, and others as they are. The time of a condition changes with its status.
-func merge(have []metav1.Condition, generation int64, now time.Time, want []metav1.Condition, drop ...string) []metav1.Condition {
+// mergeConditions gives the conditions of an object: those wanted in the place of those of the same type, without those
+// of the types dropped, and others as they are. The time of a condition changes with its status.
+func mergeConditions(have []metav1.Condition, generation int64, now time.Time, want []metav1.Condition, drop ...string) []metav1.Condition {
 	var out []metav1.Condition
 	for _, c := range have {
 		if !slices.Contains(drop, c.Type) || slices.ContainsFunc(want, func(w metav1.Condition) bool { return w.Type == c.Type }) {

@@ -115,7 +115,7 @@ func (m *Mux) accept() {
 		c, err := m.o.Listener.Accept()
 		if err == nil {
 			pause = 0
-			m.take(c)
+			m.dispatch(c)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -146,8 +146,8 @@ func (p *pending) drop() {
 	_ = p.Close() // no caller to report to
 }
 
-// take routes a connection beside others.
-func (m *Mux) take(c net.Conn) {
+// dispatch routes a connection beside others.
+func (m *Mux) dispatch(c net.Conn) {
 	p := &pending{Conn: c, dropped: make(chan struct{})}
 	done, ok := m.waiting.Add(c.RemoteAddr(), p.drop)
 	if !ok {

@@ -122,13 +122,13 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
 }
 
-// places are the settings that say which coracle on this machine a command is about.
-var places = []string{"config", "data-dir", "run-dir"}
+// locations are the settings that say which coracle on this machine a command is about.
+var locations = []string{"config", "data-dir", "run-dir"}
 
-// RegisterPlaces adds only the flags that say which coracle on this machine a command is about.
-func RegisterPlaces(fs *pflag.FlagSet) *Flags {
+// RegisterLocations adds only the flags that say which coracle on this machine a command is about.
+func RegisterLocations(fs *pflag.FlagSet) *Flags {
 	f := &Flags{given: values{}}
-	for _, name := range places {
+	for _, name := range locations {
 		f.add(fs, Lookup(name))
 	}
 	return f
@@ -136,7 +136,7 @@ func RegisterPlaces(fs *pflag.FlagSet) *Flags {
 
 // RegisterSome adds the flags that say which coracle a command is about, and the ones of the given names.
 func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
-	f := RegisterPlaces(fs)
+	f := RegisterLocations(fs)
 	for _, name := range names {
 		f.add(fs, Lookup(name))
 	}
@@ -153,7 +153,7 @@ func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {
 			own.Short = ""
 		}
 		f.add(fs, &own)
-		fs.Lookup(s.Name).Hidden = !slices.Contains(places, s.Name)
+		fs.Lookup(s.Name).Hidden = !slices.Contains(locations, s.Name)
 	}
 	return f
 }

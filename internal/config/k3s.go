@@ -54,7 +54,7 @@ var k3sOnly = map[string]string{
 	"node-external-dns":                 "a Node has addresses and its host name; further names belong into your own DNS",
 	"node-internal-dns":                 "a Node has addresses and its host name; further names belong into your own DNS",
 	"nonroot-devices":                   "devices belong to root",
-	"prefer-bundled-bin":                "the carried programs are always used",
+	"prefer-bundled-bin":                "the embedded programs are always used",
 	"protect-kernel-defaults":           "use --kubelet-arg protect-kernel-defaults=true",
 	"rootless":                          "coracle runs as root",
 	"secrets-encryption-provider":       "Secrets are encrypted with secretbox",

@@ -36,7 +36,7 @@ type Node struct {
 	ResolvConf string // "" means the host's, found by the agent
 
 	RegistriesFile string // need not exist unless the user named it
-	PauseImage     string // "" means the carried one
+	PauseImage     string // "" means the embedded one
 	Snapshotter    string
 
 	KubeletArgs []string // name=value

@@ -147,7 +147,7 @@ func (n Needs) rules(c Chain) []string {
 		if nft {
 			out = append(out, fmt.Sprintf("nft insert rule %s %s accept", c, m))
 		} else {
-			out = append(out, fmt.Sprintf("%s -I %s %s -j ACCEPT", c.iptables(), c.place(), m))
+			out = append(out, fmt.Sprintf("%s -I %s %s -j ACCEPT", c.iptables(), c.administratorsChain(), m))
 		}
 	}
 	return out
@@ -162,8 +162,8 @@ func (c Chain) iptables() string {
 	return program
 }
 
-// place is the chain where an administrator's rules belong.
-func (c Chain) place() string {
+// administratorsChain is the chain where an administrator's rules belong.
+func (c Chain) administratorsChain() string {
 	if c.Program == Docker {
 		return dockerUser
 	}

@@ -116,13 +116,13 @@ type sentinel struct{ _ [64]byte }
 
 func (p *Pacer) arm() {
 	runtime.SetFinalizer(&sentinel{}, func(*sentinel) {
-		p.collected()
+		p.afterCollection()
 		p.arm()
 	})
 }
 
-// collected decides after a collection. One that was asked for, as by Trim, says nothing about the load.
-func (p *Pacer) collected() {
+// afterCollection decides after a collection. One that was asked for, as by Trim, says nothing about the load.
+func (p *Pacer) afterCollection() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	automatic, live := p.heap()

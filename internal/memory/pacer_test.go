@@ -36,7 +36,7 @@ func TestPacer(t *testing.T) {
 		{11 * time.Second, 1, 60, 25}, {11 * time.Second, 1, 256, 25}, {11 * time.Second, 1, 257, 20}, {11 * time.Second, 1, 500, 10}, {11 * time.Second, 1, 5000, 10}, {11 * time.Second, 1, 100, 25},
 	} {
 		now, collections, live = now.Add(step.after), collections+step.automatic, step.live<<20
-		p.collected()
+		p.afterCollection()
 		if got := set[len(set)-1]; got != step.want {
 			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
@@ -67,7 +67,7 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 		collect := func(after time.Duration, megabytes uint64) {
 			time.Sleep(after) // the bubble's time
 			collections, live = collections+1, megabytes<<20
-			p.collected()
+			p.afterCollection()
 		}
 		wait := func(d time.Duration) {
 			time.Sleep(d) // the bubble's time
@@ -118,7 +118,7 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 			t.Error("it is over after nine seconds")
 		}
 		collections++
-		p.collected() // a small heap: no burst by itself, and it still works
+		p.afterCollection() // a small heap: no burst by itself, and it still works
 		if over(9 * time.Second) {
 			t.Error("it is over nine seconds after a collection")
 		}
@@ -135,7 +135,7 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 		}
 		<-p.Over()
 		collections++
-		if p.collected(); over(5 * time.Minute) {
+		if p.afterCollection(); over(5 * time.Minute) {
 			t.Error("it is over once more")
 		}
 	})
@@ -166,7 +166,7 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 				time.Sleep(time.Second) // the bubble's time
 				sample()
 				collections++
-				p.collected()
+				p.afterCollection()
 			}
 			time.Sleep(11 * time.Second) // the bubble's time
 			sample()

@@ -42,7 +42,7 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// TestProtocolsWithoutTheHostsFile: the carried nft knows names of protocols by itself. Minimal systems have no
+// TestProtocolsWithoutTheHostsFile: the embedded nft knows names of protocols by itself. Minimal systems have no
 // /etc/protocols; nft then refuses some names, and lists numbers, which who compares a list with the rules takes for
 // something else.
 func TestProtocolsWithoutTheHostsFile(t *testing.T) {

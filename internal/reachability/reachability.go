@@ -192,7 +192,7 @@ func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Add
 	defer running.Wait()
 	free := make(chan struct{}, parallel)
 	for {
-		for _, c := range w.take(addresses, parallel-len(free)) {
+		for _, c := range w.dueCalls(addresses, parallel-len(free)) {
 			free <- struct{}{}
 			running.Go(func() {
 				defer func() {
@@ -222,8 +222,8 @@ type call struct {
 	patience time.Duration
 }
 
-// take returns up to most checks that are due.
-func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
+// dueCalls returns up to most checks that are due.
+func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()

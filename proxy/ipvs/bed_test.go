@@ -266,7 +266,7 @@ func all(t *testing.T, from netns.Doer, addr string) []string {
 // dump is what the kernel has, in the form of State.
 func (b *bed) dump(t *testing.T) string {
 	t.Helper()
-	s := newState()
+	s := newDesiredState()
 	table := b.calls.Table
 	servers, err := table.Servers()
 	if err != nil {

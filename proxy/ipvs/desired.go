@@ -29,7 +29,7 @@ type View struct {
 }
 
 // Desired says what the kernel should hold.
-func Desired(v View) State {
+func Desired(v View) DesiredState {
 	l := newLedger()
 	l.update(v, nil)
 	return l.state
@@ -37,14 +37,14 @@ func Desired(v View) State {
 
 // part is what one Service port adds to the state.
 type part struct {
-	name    upstream.ServicePortName
-	offers  []*offer // by address and port
-	members members  // what goes with no virtual server
+	name       upstream.ServicePortName
+	candidates []*candidate // by address and port
+	members    members      // what goes with no virtual server
 }
 
-// offer is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an
+// candidate is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an
 // address and port, the first by name has it, and what others want to go with it is not in force.
-type offer struct {
+type candidate struct {
 	key     Key
 	server  VirtualServer
 	local   bool // the address is to be on our device
@@ -71,10 +71,10 @@ func (v View) part(name upstream.ServicePortName) *part {
 	return p
 }
 
-// offer is the part's at an address and port, if there is one.
-func (p *part) offer(k Key) *offer {
-	if at := slices.IndexFunc(p.offers, func(o *offer) bool { return o.key == k }); at >= 0 {
-		return p.offers[at]
+// candidate is the part's at an address and port, if there is one.
+func (p *part) candidate(k Key) *candidate {
+	if at := slices.IndexFunc(p.candidates, func(o *candidate) bool { return o.key == k }); at >= 0 {
+		return p.candidates[at]
 	}
 	return nil
 }
@@ -144,13 +144,13 @@ func (v View) service(p *part, svc *ServicePort, endpoints []upstream.Endpoint) 
 
 // serve offers the virtual server at k, instead of what the part offers there already, and its address where that may
 // be ours.
-func (v View) serve(p *part, svc *ServicePort, k Key, t target) *offer {
-	o := p.offer(k)
+func (v View) serve(p *part, svc *ServicePort, k Key, t target) *candidate {
+	o := p.candidate(k)
 	if o == nil {
-		o = &offer{}
-		p.offers = append(p.offers, o)
+		o = &candidate{}
+		p.candidates = append(p.candidates, o)
 	}
-	*o = offer{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}, local: !v.Elsewhere[k.Addr]}
+	*o = candidate{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}, local: !v.Elsewhere[k.Addr]}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
 		o.server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}
@@ -164,9 +164,9 @@ func (v View) serve(p *part, svc *ServicePort, k Key, t target) *offer {
 	return o
 }
 
-// sources closes an offer to all but the Service's source ranges. This node's own requests come from the address
+// sources closes a candidate to all but the Service's source ranges. This node's own requests come from the address
 // itself, which is allowed where one of the node's addresses is.
-func (v View) sources(o *offer, svc *ServicePort) {
+func (v View) sources(o *candidate, svc *ServicePort) {
 	ranges := svc.LoadBalancerSourceRanges()
 	if len(ranges) == 0 {
 		return

@@ -55,7 +55,7 @@ func (p *Proxier) deviceIntact() (bool, error) {
 		return false, nil
 	}
 	for _, f := range p.families {
-		have, err := addressesOf(link, f.netlink)
+		have, err := deviceAddresses(link, f.netlink)
 		if err != nil {
 			return false, err
 		}
@@ -68,8 +68,8 @@ func (p *Proxier) deviceIntact() (bool, error) {
 	return true, nil
 }
 
-// addressesOf are the device's of one family.
-func addressesOf(link netlink.Link, family int) (map[netip.Addr]bool, error) {
+// deviceAddresses are the device's of one family.
+func deviceAddresses(link netlink.Link, family int) (map[netip.Addr]bool, error) {
 	all, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)

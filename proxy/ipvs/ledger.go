@@ -18,9 +18,9 @@ import (
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
 	parts map[upstream.ServicePortName]*part
-	state State
-	// claims are by name those who want a virtual server, of whom the first has it.
-	claims map[Key][]*part
+	state DesiredState
+	// candidates are by name those who want a virtual server, of whom the first has it.
+	candidates map[Key][]*part
 	// Addresses and members may be several Service ports': how many want one beyond the first.
 	addresses map[netip.Addr]int
 	members   map[member]int
@@ -48,7 +48,7 @@ func (t touched) member(m member) {
 
 func newLedger() *ledger {
 	return &ledger{
-		parts: map[upstream.ServicePortName]*part{}, state: newState(), claims: map[Key][]*part{}, addresses: map[netip.Addr]int{}, members: map[member]int{},
+		parts: map[upstream.ServicePortName]*part{}, state: newDesiredState(), candidates: map[Key][]*part{}, addresses: map[netip.Addr]int{}, members: map[member]int{},
 	}
 }
 
@@ -91,50 +91,50 @@ func (l *ledger) replace(name upstream.ServicePortName, p *part) {
 }
 
 func (l *ledger) add(p *part) {
-	for _, o := range p.offers {
-		of := l.claims[o.key]
+	for _, o := range p.candidates {
+		of := l.candidates[o.key]
 		at, _ := slices.BinarySearchFunc(of, p, compareParts)
 		if at == 0 && len(of) > 0 {
-			l.withdraw(of[0].offer(o.key))
+			l.withdraw(of[0].candidate(o.key))
 		}
 		if at == 0 {
 			l.serve(o)
 		}
-		l.claims[o.key] = slices.Insert(of, at, p)
+		l.candidates[o.key] = slices.Insert(of, at, p)
 	}
 	l.want(p.members)
 }
 
 func (l *ledger) remove(p *part) {
-	for _, o := range p.offers {
-		at, _ := slices.BinarySearchFunc(l.claims[o.key], p, compareParts)
-		left := slices.Delete(l.claims[o.key], at, at+1)
-		l.claims[o.key] = left
+	for _, o := range p.candidates {
+		at, _ := slices.BinarySearchFunc(l.candidates[o.key], p, compareParts)
+		left := slices.Delete(l.candidates[o.key], at, at+1)
+		l.candidates[o.key] = left
 		if at > 0 {
 			continue
 		}
 		l.withdraw(o)
 		if len(left) > 0 {
-			l.serve(left[0].offer(o.key))
+			l.serve(left[0].candidate(o.key))
 		} else {
-			delete(l.claims, o.key)
+			delete(l.candidates, o.key)
 		}
 	}
 	l.leave(p.members)
 }
 
-// serve puts an offer into the state.
-func (l *ledger) serve(o *offer) {
+// serve puts a candidate into the state.
+func (l *ledger) serve(o *candidate) {
 	l.state.Servers[o.key] = o.server
 	l.touched.server(o.key)
 	if o.local {
-		claim(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
+		retain(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
 	}
 	l.want(o.members)
 }
 
 // withdraw takes it out.
-func (l *ledger) withdraw(o *offer) {
+func (l *ledger) withdraw(o *candidate) {
 	delete(l.state.Servers, o.key)
 	l.touched.server(o.key)
 	if o.local {
@@ -145,7 +145,7 @@ func (l *ledger) withdraw(o *offer) {
 
 func (l *ledger) want(all members) {
 	for _, m := range all {
-		claim(l.state.Sets[m.set], l.members, m.text, m)
+		retain(l.state.Sets[m.set], l.members, m.text, m)
 		l.touched.member(m)
 	}
 }
@@ -164,8 +164,8 @@ func compareParts(a, b *part) int {
 	return cmp.Or(cmp.Compare(a.name.Namespace, b.name.Namespace), cmp.Compare(a.name.Name, b.name.Name), cmp.Compare(a.name.Port, b.name.Port), cmp.Compare(a.name.Protocol, b.name.Protocol))
 }
 
-// claim notes one more who wants something. What is wanted once is in has alone.
-func claim[K, M comparable](has map[K]bool, more map[M]int, k K, m M) {
+// retain notes one more who wants something. What is wanted once is in has alone.
+func retain[K, M comparable](has map[K]bool, more map[M]int, k K, m M) {
 	if has[k] {
 		more[m]++
 	}

@@ -187,16 +187,16 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 		}
 		m.refuse, nft.err = nil, nil
 		sync(false)
-		if l := f.ledger; len(l.parts)+len(l.claims)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
-			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.parts, l.claims, l.addresses, l.members, l.state)
+		if l := f.ledger; len(l.parts)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
+			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.parts, l.candidates, l.addresses, l.members, l.state)
 		}
 	}
 }
 
 // wantKernel compares what was written with a state.
-func wantKernel(t *testing.T, m *table, nft *failing, want State) {
+func wantKernel(t *testing.T, m *table, nft *failing, want DesiredState) {
 	t.Helper()
-	have := newState()
+	have := newDesiredState()
 	for k, server := range m.servers {
 		served := VirtualServer{Server: server}
 		for a, real := range m.reals[k] {
@@ -287,7 +287,7 @@ func TestOneAddressOfTwoServices(t *testing.T) {
 			changed := v.Services.Update(services).UpdatedServices.Union(v.Endpoints.Update(slices).UpdatedServices)
 			l.update(v, changed)
 		}
-		for what, s := range map[string]State{"at once": Desired(v), "one after the other": l.state} {
+		for what, s := range map[string]DesiredState{"at once": Desired(v), "one after the other": l.state} {
 			server := s.Servers[Key{corev1.ProtocolTCP, netip.MustParseAddr("198.51.100.7"), 80}]
 			if len(server.Reals) != 1 || server.Reals[0].String() != "10.42.1.2:8080" || len(s.Sets[setDropped]) > 0 || len(s.Sets[setShortcut]) != 1 || !s.Sets[setShortcut]["198.51.100.7 tcp 80 : 10.43.0.1 80"] {
 				t.Errorf("told of %v, %s: the state is\n%s", order, what, s)

@@ -164,7 +164,7 @@ func TestRules(t *testing.T) {
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
-	if err := w6.apply(t.Context(), newState().Sets, nil, true); err != nil {
+	if err := w6.apply(t.Context(), newDesiredState().Sets, nil, true); err != nil {
 		t.Error("the rules of IPv6:", err)
 	}
 }

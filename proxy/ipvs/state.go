@@ -48,8 +48,8 @@ type VirtualServer struct {
 	Reals []netip.AddrPort
 }
 
-// State is what the kernel should hold for one family.
-type State struct {
+// DesiredState is what the kernel should hold for one family.
+type DesiredState struct {
 	Servers map[Key]VirtualServer
 	// Addresses are to be local, on our device.
 	Addresses map[netip.Addr]bool
@@ -58,8 +58,8 @@ type State struct {
 	Sets map[string]map[string]bool
 }
 
-func newState() State {
-	s := State{Servers: map[Key]VirtualServer{}, Addresses: map[netip.Addr]bool{}, Sets: map[string]map[string]bool{}}
+func newDesiredState() DesiredState {
+	s := DesiredState{Servers: map[Key]VirtualServer{}, Addresses: map[netip.Addr]bool{}, Sets: map[string]map[string]bool{}}
 	for _, name := range setNames {
 		s.Sets[name] = map[string]bool{}
 	}
@@ -67,7 +67,7 @@ func newState() State {
 }
 
 // String is the state as text, sorted, for tests and for people.
-func (s State) String() string {
+func (s DesiredState) String() string {
 	var b strings.Builder
 	for _, k := range slices.SortedFunc(maps.Keys(s.Servers), compareKeys) {
 		v := s.Servers[k]

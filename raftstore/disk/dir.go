@@ -198,7 +198,7 @@ func (d *Dir) raiseFormat() error {
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
 		dir: scanned.dir, writing: newTurn(), space: d.space, stall: d.stall, ctx: ctx, size: o.segmentSize(), grown: o.Grown, flushed: o.Flushed,
-		segments: scanned.segments, first: scanned.first, places: scanned.places, unlink: os.Remove,
+		segments: scanned.segments, first: scanned.first, positions: scanned.positions, unlink: os.Remove,
 	}
 	if l.grown == nil {
 		l.grown = func(int64) {}

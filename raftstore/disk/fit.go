@@ -57,14 +57,14 @@ func (l *Log) fit(s snapshotEnd, running bool, forget func()) error {
 	if last := l.last(); running && last > s.index {
 		l.doomed = last
 	}
-	l.places, l.members, l.superseded = nil, nil, true
+	l.positions, l.members, l.superseded = nil, nil, true
 	return nil
 }
 
 // agrees says whether the log's entries can stay with a snapshot.
 func (l *Log) agrees(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
-	empty, first, last := len(l.places) == 0, l.first, l.last()
+	empty, first, last := len(l.positions) == 0, l.first, l.last()
 	l.mu.RUnlock()
 	if empty || first > s.index {
 		return true, nil
@@ -157,7 +157,7 @@ func (l *Log) dropSuperseded() error {
 func (l *Log) has(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
 	same := s.index == l.snapshot.index && s.term == l.snapshot.term
-	inLog := len(l.places) > 0 && l.first <= s.index && s.index <= l.last()
+	inLog := len(l.positions) > 0 && l.first <= s.index && s.index <= l.last()
 	l.mu.RUnlock()
 	if same || !inLog {
 		return same, nil

@@ -38,18 +38,18 @@ type Log struct {
 	writing turn     // held by whoever appends or deletes
 	next    *segment // made, but not yet the tail; guarded by writing
 	// superseded says that the files hold entries that a snapshot made useless,
-	// and that places no longer has. Guarded by writing.
+	// and that positions no longer has. Guarded by writing.
 	superseded bool
 	direct     direct // of the tail; guarded by writing
 
-	mu       sync.RWMutex // guards what follows; held only for memory and reads
-	segments []*segment   // numbers without gaps; the last one is the tail
-	first    uint64       // index of the entry at places[0]
-	places   []place
-	members  []members   // in the log, in order
-	snapshot snapshotEnd // of the newest one
+	mu        sync.RWMutex // guards what follows; held only for memory and reads
+	segments  []*segment   // numbers without gaps; the last one is the tail
+	first     uint64       // index of the entry at positions[0]
+	positions []recordPosition
+	members   []members   // in the log, in order
+	snapshot  snapshotEnd // of the newest one
 	// doomed is the last of the entries that raft still believes in although a
-	// snapshot made them useless. Only of use while places is empty.
+	// snapshot made them useless. Only of use while positions is empty.
 	doomed uint64
 	closed bool
 	// removed are segments that are no longer part of the log, and whose files
@@ -59,8 +59,8 @@ type Log struct {
 	unlink   func(path string) error // os.Remove, but in tests
 }
 
-// place is where an entry's record is.
-type place struct {
+// recordPosition is where an entry's record is.
+type recordPosition struct {
 	segment uint32 // its number's lowest bits
 	offset  uint32
 }
@@ -74,7 +74,7 @@ var (
 func (l *Log) FirstIndex() (uint64, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if len(l.places) == 0 {
+	if len(l.positions) == 0 {
 		return 0, nil
 	}
 	return l.first, nil
@@ -88,10 +88,10 @@ func (l *Log) LastIndex() (uint64, error) {
 }
 
 func (l *Log) last() uint64 {
-	if len(l.places) == 0 {
+	if len(l.positions) == 0 {
 		return 0
 	}
-	return l.first + uint64(len(l.places)) - 1
+	return l.first + uint64(len(l.positions)) - 1
 }
 
 func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
@@ -101,10 +101,10 @@ func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
 func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if len(l.places) == 0 || index < l.first || index > l.last() {
+	if len(l.positions) == 0 || index < l.first || index > l.last() {
 		return l.beyond(index, out)
 	}
-	p := l.places[index-l.first]
+	p := l.positions[index-l.first]
 	s := l.segments[p.segment-uint32(l.segments[0].number)]
 	var h [recordHeader]byte
 	if _, err := s.f.ReadAt(h[:], int64(p.offset)); err != nil {
@@ -173,10 +173,10 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	l.mu.Lock()
 	at := tail.end
 	for _, e := range entries {
-		if len(l.places) == 0 {
+		if len(l.positions) == 0 {
 			l.first = e.Index
 		}
-		l.places = append(l.places, place{uint32(tail.number), uint32(at)})
+		l.positions = append(l.positions, recordPosition{uint32(tail.number), uint32(at)})
 		l.noteMembers(e)
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
@@ -298,10 +298,10 @@ func (l *Log) deleteRange(from, to uint64) error {
 		return l.cut(from)
 	case from <= first:
 		l.mu.Lock()
-		l.places = slices.Clone(l.places[to+1-l.first:])
+		l.positions = slices.Clone(l.positions[to+1-l.first:])
 		l.first = to + 1
 		l.forgetMembers(0, to)
-		number := uint64(l.places[0].segment)
+		number := uint64(l.positions[0].segment)
 		l.mu.Unlock()
 		l.removeBefore(number)
 		return nil
@@ -327,15 +327,15 @@ func (l *Log) cut(from uint64) error {
 	return nil
 }
 
-// forget applies a cut to the places.
+// forget applies a cut to the positions.
 func (l *Log) forget(from uint64) {
 	if from <= l.first {
-		l.places, l.members = nil, nil
+		l.positions, l.members = nil, nil
 		return
 	}
 	l.forgetMembers(from, math.MaxUint64)
 	if from <= l.last() {
-		l.places = l.places[:from-l.first]
+		l.positions = l.positions[:from-l.first]
 	}
 }
 

@@ -24,9 +24,9 @@ type scannedLog struct {
 	emptied  uint64   // there was a snapshot up to this entry
 	leftover []string // files that a crash kept from being removed
 
-	first   uint64
-	places  []place
-	members []uint64 // the entries that change them
+	first     uint64
+	positions []recordPosition
+	members   []uint64 // the entries that change them
 }
 
 // scanLog reads all segments of a directory and verifies them.
@@ -134,22 +134,22 @@ func (l *scannedLog) follows(prev, s *segment) error {
 func (l *scannedLog) add(s *segment, r record) error {
 	switch r.kind {
 	case recordEntry:
-		if len(l.places) == 0 {
+		if len(l.positions) == 0 {
 			l.first = r.index
 		}
-		if want := l.first + uint64(len(l.places)); r.index != want {
+		if want := l.first + uint64(len(l.positions)); r.index != want {
 			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
 		}
-		l.places = append(l.places, place{uint32(s.number), uint32(r.offset)})
+		l.positions = append(l.positions, recordPosition{uint32(s.number), uint32(r.offset)})
 		if raft.LogType(r.logType) == raft.LogConfiguration {
 			l.members = append(l.members, r.index)
 		}
 		l.bytes, l.term = l.bytes+int64(r.payload), max(l.term, r.term)
 	case recordCut:
-		cut := Log{first: l.first, places: l.places}
+		cut := Log{first: l.first, positions: l.positions}
 		cut.forget(r.index)
-		l.places, l.emptied = cut.places, max(l.emptied, r.term)
-		end := l.first + uint64(len(l.places))
+		l.positions, l.emptied = cut.positions, max(l.emptied, r.term)
+		end := l.first + uint64(len(l.positions))
 		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })
 	}
 	return nil
@@ -161,10 +161,10 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	vars := filepath.Join(filepath.Dir(l.dir), varsFile)
 	term := max(l.term, s.term)
 	switch {
-	case len(l.places) > 0 && l.first > s.index+1:
+	case len(l.positions) > 0 && l.first > s.index+1:
 		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
 			l.first, s.index)
-	case len(l.places) == 0 && l.emptied > s.index:
+	case len(l.positions) == 0 && l.emptied > s.index:
 		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.emptied)
 	case term > 0 && len(v.values) == 0:
 		return damaged(vars, "the server's term is missing")

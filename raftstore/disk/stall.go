@@ -48,7 +48,7 @@ func (s *stall) flushed(took time.Duration) {
 	}
 }
 
-func (s *stall) flushTakes() time.Duration {
+func (s *stall) flushDuration() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return max(s.slowest[0], s.slowest[1])
@@ -84,9 +84,9 @@ func (s *stall) longest() time.Duration {
 // takes no lock.
 func (d *Dir) Stalled() time.Duration { return d.stall.longest() }
 
-// FlushTakes returns how long a write of the log or of raft's variables took, flush included: the longest of the last
-// ten to twenty seconds in which there were any.
-func (d *Dir) FlushTakes() time.Duration { return d.stall.flushTakes() }
+// FlushDuration returns how long a write of the log or of raft's variables took, flush included: the longest of the
+// last ten to twenty seconds in which there were any.
+func (d *Dir) FlushDuration() time.Duration { return d.stall.flushDuration() }
 
 // FlushedWithin returns how long the write took that began last, flush included, if that was at most so long ago; false
 // if none has ended that did.

@@ -181,7 +181,7 @@ func TestFlushTakes(t *testing.T) {
 	s := d.stall
 	expect := func(want time.Duration) {
 		t.Helper()
-		if got := d.FlushTakes(); got != want {
+		if got := d.FlushDuration(); got != want {
 			t.Errorf("a write takes %v, want %v", got, want)
 		}
 	}

@@ -35,21 +35,21 @@ func (l *Log) beforeTrail(to uint64) uint64 {
 // entriesWithin returns how many of the entries up to an index, the newest first,
 // take no more than so many bytes on disk. The caller holds mu.
 func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
-	if len(l.places) == 0 || end < l.first {
+	if len(l.positions) == 0 || end < l.first {
 		return 0
 	}
 	end = min(end, l.last())
 	size := func(s uint32) uint32 { return uint32(l.segments[s-uint32(l.segments[0].number)].end) }
 	i := int(end - l.first)
-	next := place{l.places[i].segment, size(l.places[i].segment)}
-	if i+1 < len(l.places) && l.places[i+1].segment == next.segment {
-		next = l.places[i+1]
+	next := recordPosition{l.positions[i].segment, size(l.positions[i].segment)}
+	if i+1 < len(l.positions) && l.positions[i+1].segment == next.segment {
+		next = l.positions[i+1]
 	}
 	count := uint64(0)
 	for ; i >= 0; i-- {
-		p := l.places[i]
+		p := l.positions[i]
 		if p.segment != next.segment { // the last one of its file
-			next = place{p.segment, size(p.segment)}
+			next = recordPosition{p.segment, size(p.segment)}
 		}
 		if bytes -= int64(next.offset - p.offset); bytes < 0 {
 			break

@@ -38,8 +38,8 @@ type stream struct {
 // push puts something on the way.
 func (s *stream) push(g segment) {
 	g.sent = time.Now()
-	s.free = s.l.takenBy(len(g.data), g.sent, s.free)
-	g.due = s.free.Add(s.n.takes(s.l))
+	s.free = s.l.transmittedAt(len(g.data), g.sent, s.free)
+	g.due = s.free.Add(s.n.transit(s.l))
 	if g.due.Before(s.last) {
 		g.due = s.last
 	}
@@ -54,7 +54,7 @@ func (s *stream) push(g segment) {
 // pushReset lets the reader's end die when the news has arrived.
 func (s *stream) pushReset() {
 	if s.reset == nil {
-		s.reset = &segment{due: time.Now().Add(s.n.takes(s.l))}
+		s.reset = &segment{due: time.Now().Add(s.n.transit(s.l))}
 	}
 }
 
@@ -86,7 +86,7 @@ func (s *stream) settle(now time.Time) {
 // retransmit is called after the link has healed: what did not arrive before
 // the cut sets out now.
 func (s *stream) retransmit(now time.Time) {
-	due := now.Add(s.n.takes(s.l))
+	due := now.Add(s.n.transit(s.l))
 	lost := false
 	s.free = now
 	for i := range s.segments {
@@ -96,7 +96,7 @@ func (s *stream) retransmit(now time.Time) {
 				due = due.Add(again.Sub(now))
 			}
 			lost = true
-			free := s.l.takenBy(len(g.data), now, s.free)
+			free := s.l.transmittedAt(len(g.data), now, s.free)
 			due, s.free = due.Add(free.Sub(s.free)), free
 			if g.due.Before(due) {
 				g.due = due
@@ -189,7 +189,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			case found && g.end:
 				return 0, io.EOF
 			case found:
-				return c.take(b, now), nil
+				return c.receive(b, now), nil
 			case wait < 0 || until >= 0 && until < wait:
 				wait = until
 			}
@@ -198,8 +198,8 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 }
 
-// take moves what has arrived into b.
-func (c *conn) take(b []byte, now time.Time) int {
+// receive moves what has arrived into b.
+func (c *conn) receive(b []byte, now time.Time) int {
 	took := 0
 	for took < len(b) && len(c.in.segments) > 0 {
 		g := &c.in.segments[0]

@@ -217,8 +217,8 @@ func (n *Network) link(from, to string) *link {
 	return l
 }
 
-// takes returns how long something sent now is under way.
-func (n *Network) takes(l *link) time.Duration {
+// transit returns how long something sent now is under way.
+func (n *Network) transit(l *link) time.Duration {
 	d := l.delay
 	if l.jitter > 0 {
 		d += time.Duration(n.rand.Int64N(int64(l.jitter)))
@@ -226,8 +226,8 @@ func (n *Network) takes(l *link) time.Duration {
 	return d
 }
 
-// takenBy returns when the link has taken so many bytes, if it is free then.
-func (l *link) takenBy(bytes int, now, free time.Time) time.Time {
+// transmittedAt returns when the link has taken so many bytes, if it is free then.
+func (l *link) transmittedAt(bytes int, now, free time.Time) time.Time {
 	if free.Before(now) {
 		free = now
 	}
@@ -271,8 +271,8 @@ type Host struct {
 func (h *Host) Listen() net.Listener {
 	h.n.mu.Lock()
 	defer h.n.mu.Unlock()
-	l := &listener{h: h, taken: h.listener != nil}
-	if !l.taken {
+	l := &listener{h: h, inUse: h.listener != nil}
+	if !l.inUse {
 		h.listener = l
 		h.changed.Broadcast()
 	}
@@ -298,7 +298,7 @@ func (h *Host) Dial(ctx context.Context, address string) (net.Conn, error) {
 		case out.cut || back.cut:
 			arrives = time.Time{} // starts over
 		case arrives.IsZero():
-			arrives = now.Add(n.takes(out) + n.takes(back))
+			arrives = now.Add(n.transit(out) + n.transit(back))
 			if arrives.After(now) {
 				timer := time.AfterFunc(arrives.Sub(now), func() { n.wake(to.changed) })
 				defer timer.Stop()
@@ -341,7 +341,7 @@ func (h *Host) sorted() []*conn {
 // listener is a host's open door.
 type listener struct {
 	h       *Host
-	taken   bool // another one was open
+	inUse   bool // another one was open
 	closed  bool
 	waiting []*conn
 }
@@ -351,7 +351,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	defer l.h.n.mu.Unlock()
 	for {
 		switch {
-		case l.taken:
+		case l.inUse:
 			return nil, fmt.Errorf("memnet: listen on %s: %w", l.h.address, syscall.EADDRINUSE)
 		case l.closed:
 			return nil, &net.OpError{Op: "accept", Net: "mem", Addr: Addr(l.h.address), Err: net.ErrClosed}
@@ -373,7 +373,7 @@ func (l *listener) Close() error {
 }
 
 func (l *listener) close() {
-	if l.closed || l.taken {
+	if l.closed || l.inUse {
 		return
 	}
 	l.closed = true

@@ -58,7 +58,7 @@ type gaps struct {
 	longest [2]time.Duration
 }
 
-func (g *gaps) note(now time.Time, gap time.Duration) {
+func (g *gaps) record(now time.Time, gap time.Duration) {
 	if now.Sub(g.since) > gapWindow {
 		g.since, g.longest = now, [2]time.Duration{0, g.longest[0]}
 	}
@@ -103,7 +103,7 @@ func (t *Transport) saw(rpc raft.RPC) {
 	l.mu.Lock()
 	if now := time.Now(); term >= l.term {
 		if term == l.term {
-			l.gaps.note(now, now.Sub(l.heard))
+			l.gaps.record(now, now.Sub(l.heard))
 		}
 		l.heard = now
 	}

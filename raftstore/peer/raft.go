@@ -266,7 +266,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args
 		return err
 	}
 	err := cause(t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data))
-	t.note(id, a, err)
+	t.recordOutcome(id, a, err)
 	return err
 }
 
@@ -284,7 +284,7 @@ func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once f
 		}
 		t.purge(string(to), c, start)
 	}
-	t.note(id, a, err)
+	t.recordOutcome(id, a, err)
 	if c == classBeats {
 		t.revive(id, to, start, err)
 	}
@@ -331,8 +331,8 @@ func broken(err error) bool {
 	return false
 }
 
-// note keeps account of a message's outcome.
-func (t *Transport) note(id raft.ServerID, a raft.ServerAddress, err error) {
+// recordOutcome keeps account of a message's outcome.
+func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err error) {
 	p := t.peer(string(id))
 	_, dial := errors.AsType[*dialError](err)
 	switch {

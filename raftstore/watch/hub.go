@@ -121,26 +121,26 @@ func (h *Hub) dispatch(view *mvcc.View) {
 		return
 	}
 	for _, v := range history {
-		h.offer(v)
+		h.enqueue(v)
 	}
 }
 
-func (h *Hub) offer(v *mvcc.Version) {
+func (h *Hub) enqueue(v *mvcc.Version) {
 	key := v.KV().Key
 	if g := h.points[string(key)]; g != nil {
-		g.offer(v)
+		g.enqueue(v)
 	}
 	if h.ranges.Len() > 0 {
 		h.ranges.Visit(adt.NewBytesAffinePoint(key), func(iv *adt.IntervalValue) bool {
-			iv.Val.(*watchGroup).offer(v)
+			iv.Val.(*watchGroup).enqueue(v)
 			return true
 		})
 	}
 }
 
-func (g *watchGroup) offer(v *mvcc.Version) {
+func (g *watchGroup) enqueue(v *mvcc.Version) {
 	for w := range g.members {
-		w.offer(v)
+		w.enqueue(v)
 	}
 }
 

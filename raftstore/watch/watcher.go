@@ -111,15 +111,15 @@ func (w *Watcher) RequestProgress() {
 	w.ring()
 }
 
-// offer is called by the hub, under its lock.
-func (w *Watcher) offer(v *mvcc.Version) {
+// enqueue is called by the hub, under its lock.
+func (w *Watcher) enqueue(v *mvcc.Version) {
 	if w.behind || v.Revision() < w.position {
 		return
 	}
 	if w.filtered(v) {
 		return
 	}
-	q := w.take(v)
+	q := w.toQueued(v)
 	size := q.size()
 	if n := len(w.queue); n >= maxQueued || n > 0 && w.bytes+size > maxQueuedBytes {
 		w.fallBehind(0)
@@ -129,7 +129,7 @@ func (w *Watcher) offer(v *mvcc.Version) {
 	w.ring()
 }
 
-func (w *Watcher) take(v *mvcc.Version) queued {
+func (w *Watcher) toQueued(v *mvcc.Version) queued {
 	q := queued{version: v}
 	if w.prevKV {
 		q.prev = v.Before()
@@ -205,7 +205,7 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		w.hub.mu.Lock()
 		w.position = max(w.position, reached+1)
 		if w.position > w.hub.dispatched {
-			w.behind = false // the hub will offer everything from here on
+			w.behind = false // the hub enqueues everything from here on
 		}
 		// One that begins later than now, since its client has heard of later from another server, is not told of less
 		// than it knows.
@@ -244,7 +244,7 @@ func (w *Watcher) scan(view *mvcc.View) ([]queued, int64) {
 		if !mvcc.InRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
 			continue
 		}
-		q := w.take(v)
+		q := w.toQueued(v)
 		found, size = append(found, q), size+q.size()
 	}
 	return found, view.Revision()

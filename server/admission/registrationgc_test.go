@@ -14,7 +14,7 @@ import (
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
@@ -27,7 +27,7 @@ func TestRegistrationGC(t *testing.T) {
 		}}
 	}
 	other := claim("x", "1")
-	other.Name = membership.GossipSecret
+	other.Name = gossipmember.GossipSecret
 	api := fake.NewClientset(claim("node", "1"), claim("gone", "1"), claim("back", "1"), other)
 	indexer := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	if err := indexer.Add(nodeNamed("node")); err != nil {
@@ -52,7 +52,7 @@ func TestRegistrationGC(t *testing.T) {
 		for i := range want {
 			want[i] += roster.RegistrationSuffix
 		}
-		want = append(want, membership.GossipSecret)
+		want = append(want, gossipmember.GossipSecret)
 		slices.Sort(got)
 		slices.Sort(want)
 		if !slices.Equal(got, want) {

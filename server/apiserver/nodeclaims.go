@@ -151,7 +151,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if label := servicesLabel(node, old); label != "" && a.GetOperation() == admission.Update {
 		return admission.NewForbidden(a, fmt.Errorf("the label %s is the administrator's: with it a node gets the Services of others. Give it with kubectl label node, or as --node-label when the machine joins", label))
 	}
-	if takesOff(corev1.LabelNodeExcludeBalancers, node, old) {
+	if removesLabel(corev1.LabelNodeExcludeBalancers, node, old) {
 		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
 	}
 	if key := node.Annotations[clusterconfig.WireGuardAnnotation]; key != "" && key != old.Annotations[clusterconfig.WireGuardAnnotation] {
@@ -236,8 +236,8 @@ func distinct(n *core.Node) int {
 	return len(known)
 }
 
-// takesOff says whether a label is removed from a Node, or gets another value.
-func takesOff(label string, now, old *core.Node) bool {
+// removesLabel says whether a label is removed from a Node, or gets another value.
+func removesLabel(label string, now, old *core.Node) bool {
 	was, had := old.Labels[label]
 	is, has := now.Labels[label]
 	return had && (!has || is != was)

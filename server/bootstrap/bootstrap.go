@@ -298,7 +298,7 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 			WithInternalTrafficPolicy(corev1.ServiceInternalTrafficPolicyLocal).
 			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))), force())
 	if apierrors.IsInvalid(err) {
-		return addressTaken(ip, err)
+		return addressInUse(ip, err)
 	}
 	return wrap("Service", dnsName, err)
 }
@@ -316,10 +316,10 @@ func checkAddress(ctx context.Context, c kubernetes.Interface, ip net.IP) error 
 	if p := a.Spec.ParentRef; p != nil {
 		owner = p.Resource + " " + p.Namespace + "/" + p.Name
 	}
-	return addressTaken(ip, fmt.Errorf("%s has it", owner))
+	return addressInUse(ip, fmt.Errorf("%s has it", owner))
 }
 
-func addressTaken(ip net.IP, why error) error {
+func addressInUse(ip net.IP, why error) error {
 	return fmt.Errorf("%w: %s: %w. Names do not resolve there until that is deleted or another address is chosen with --cluster-dns",
 		ErrDNSAddress, ip, why)
 }

@@ -58,9 +58,9 @@ func (s Shared) Kept(ctx context.Context) (bool, error) {
 	return r.revision > 0, err
 }
 
-// Take makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
+// Pull makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
 // the configuration was written by hand.
-func (s Shared) Take(ctx context.Context) (uint64, error) {
+func (s Shared) Pull(ctx context.Context) (uint64, error) {
 	r, err := s.read(ctx)
 	if err != nil || r.revision == 0 {
 		return 0, err

@@ -154,7 +154,7 @@ func (s *several) take(ctx context.Context, i int) {
 	if s.off[i] {
 		return
 	}
-	generation, err := s.shared(i).Take(ctx)
+	generation, err := s.shared(i).Pull(ctx)
 	if err == nil && generation > 0 {
 		err = s.shared(i).Confirm(ctx, fmt.Sprint("server", i), generation)
 	}
@@ -242,7 +242,7 @@ func TestSharedRotation(t *testing.T) {
 	s.done("key3")
 	foreign := s.shared(0)
 	foreign.Secret = []byte("of another cluster")
-	if _, err := foreign.Take(t.Context()); err == nil {
+	if _, err := foreign.Pull(t.Context()); err == nil {
 		t.Error("another cluster's secret opens the keys")
 	}
 }
@@ -354,7 +354,7 @@ func TestTakeKeepsUnknownKeys(t *testing.T) {
 	if _, err := l.write(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.shared(0).Take(t.Context()); err != nil {
+	if _, err := s.shared(0).Pull(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if l, err = readLayout(path); err != nil || !slices.Equal(l.keyNames(), []string{"key2", "key9"}) || l.keys[0] != own {

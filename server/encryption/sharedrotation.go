@@ -50,7 +50,7 @@ func (o SharedRotation) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := o.Take(ctx); err != nil { // this server admits nobody any more; the others do not from a moment on
+	if _, err := o.Pull(ctx); err != nil { // this server admits nobody any more; the others do not from a moment on
 		return err
 	}
 	for r.State.Stage != StageDone {
@@ -58,7 +58,7 @@ func (o SharedRotation) Run(ctx context.Context) error {
 			return fmt.Errorf("rotating the encryption key stopped at the stage %q: %w. Everything stays readable; run the same command again, on any server, to go on", r.State.Stage, err)
 		}
 	}
-	if _, err := o.Take(ctx); err != nil { // this server admits others from now on; the others see it in a moment
+	if _, err := o.Pull(ctx); err != nil { // this server admits others from now on; the others see it in a moment
 		return err
 	}
 	o.Progress(StageDone, 0, nil)

@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server/membership"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -102,7 +102,7 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 		return nil, err
 	}
 	if a.Gossip != nil { // none from a server of an earlier version
-		if err := gossip.WriteKeys(filepath.Join(o.Folders.Server, membership.KeysFile), *a.Gossip); err != nil {
+		if err := gossip.WriteKeys(filepath.Join(o.Folders.Server, gossipmember.KeysFile), *a.Gossip); err != nil {
 			return nil, err
 		}
 	}

@@ -24,7 +24,7 @@ const crdPatience = 10 * time.Second
 // applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
 func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 	r := m.record(name)
-	want, err := m.place(ctx, f.objects)
+	want, err := m.setNamespaces(ctx, f.objects)
 	before := r.objects
 	if err == nil {
 		// Before the objects, so that none is ever forgotten; what they replace stays in until it is deleted.
@@ -46,9 +46,9 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 	m.log.Info("applied a manifest", "file", name, "objects", len(f.objects))
 }
 
-// place sets the namespace of objects that need one and have none. A kind that is not known yet is one that a CRD in
-// the folder may bring; its objects are recorded as written.
-func (m *Manifests) place(ctx context.Context, objects []object) ([]ref, error) {
+// setNamespaces sets the namespace of objects that need one and have none. A kind that is not known yet is one that a
+// CRD in the folder may bring; its objects are recorded as written.
+func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref, error) {
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
 		switch {

@@ -69,13 +69,13 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	receiving.Go(func() { settings.Run(ctx) })
-	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.take)
+	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.apply)
 	return nil
 }
 
-// take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
+// apply takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
 // here, as they do on nodes.
-func (k *Keeper) take(setting string) {
+func (k *Keeper) apply(setting string) {
 	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
 	}

@@ -41,7 +41,7 @@ func TestKeeper(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, last = range c.setting {
-				k.take(last)
+				k.apply(last)
 			}
 			if kept := clusterconfig.ReadBackend(dir); kept != c.kept {
 				t.Errorf("it keeps %q, want %q", kept, c.kept)
@@ -93,12 +93,12 @@ func TestFlagOfBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.take(clusterconfig.NetworkVXLAN)
+	k.apply(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) > 0 || log.String() != "" {
 		t.Errorf("it says %v, %s", c, log.String())
 	}
 	for range 2 {
-		k.take(clusterconfig.NetworkWireGuard)
+		k.apply(clusterconfig.NetworkWireGuard)
 		c := board.Components()
 		if len(c) != 1 || c[0].State != status.Degraded || !strings.Contains(c[0].Message, `this server was given "vxlan", and the cluster has "wireguard" now`) {
 			t.Errorf("it says %v", c)
@@ -107,7 +107,7 @@ func TestFlagOfBefore(t *testing.T) {
 			t.Errorf("it logs it %d times", n)
 		}
 	}
-	k.take(clusterconfig.NetworkVXLAN)
+	k.apply(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) != 1 || c[0].State != status.Running || c[0].Message != "" {
 		t.Errorf("it says %v", c)
 	}

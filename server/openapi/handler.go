@@ -2,7 +2,7 @@
 
 // Package openapi serves /openapi/v2 and /openapi/v3.
 //
-// The documents of the built-in APIs are upstream's own, carried compressed
+// The documents of the built-in APIs are upstream's own, embedded compressed
 // (documents.bin, made by go generate) and decompressed per request; those of
 // custom resources are built from the CustomResourceDefinitions when asked for;
 // those of aggregated API servers are fetched from them. Nothing is built ahead
@@ -67,7 +67,7 @@ type Handler struct {
 	building sync.Mutex
 }
 
-// New reads the index of the carried documents.
+// New reads the index of the embedded documents.
 func New(o Options) (*Handler, error) {
 	if o.CRDs == nil || o.APIServices == nil || o.Fetch == nil {
 		return nil, errors.New("openapi.Options: CRDs, APIServices and Fetch are required")

@@ -125,7 +125,7 @@ func TestArtifactMatchesModule(t *testing.T) {
 	t.Error("no k8s.io/kubernetes in go.mod")
 }
 
-// TestEveryDocumentIsWhole reads each carried document in each form.
+// TestEveryDocumentIsWhole reads each embedded document in each form.
 func TestEveryDocumentIsWhole(t *testing.T) {
 	w := newWorld(t)
 	for name, doc := range w.file.Index.Documents {

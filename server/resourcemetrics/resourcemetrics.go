@@ -218,13 +218,13 @@ func (c *Collector) round(ctx context.Context, before *figures, early func(*figu
 	}
 	after := c.kubelets.round(ctx, nodes, pods, before, early)
 	if ctx.Err() == nil {
-		c.note(before, after)
+		c.logChanges(before, after)
 	}
 	return after
 }
 
-// note logs which kubelets have begun or ceased to answer.
-func (c *Collector) note(before, after *figures) {
+// logChanges logs which kubelets have begun or ceased to answer.
+func (c *Collector) logChanges(before, after *figures) {
 	for node, err := range after.failed {
 		if before == nil || before.failed[node] == nil {
 			c.o.Logger.Warn("metrics: a kubelet does not answer; there are no figures of its node and pods until it does", "node", node, "error", err)

@@ -55,14 +55,14 @@ type EncryptionKeys struct {
 	atStart string
 }
 
-// TakeEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
+// PullEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
 // cannot read any more. drain returns when the writes to the store that have begun are over.
-func TakeEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string, log *slog.Logger) (*EncryptionKeys, error) {
+func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string, log *slog.Logger) (*EncryptionKeys, error) {
 	shared, err := sharedEncryption(client.KV, f.TLS, f.Cred)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := shared.Take(ctx); err != nil {
+	if _, err := shared.Pull(ctx); err != nil {
 		return nil, err
 	}
 	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
@@ -101,7 +101,7 @@ func (k *EncryptionKeys) follow(ctx context.Context, config *rest.Config) error 
 	}
 	changes := k.watch(ctx, now.Header.Revision+1)
 	for {
-		generation, err := k.shared.Take(ctx)
+		generation, err := k.shared.Pull(ctx)
 		if err != nil {
 			return err
 		}

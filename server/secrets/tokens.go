@@ -157,10 +157,10 @@ func (t *Tokens) generation() uint64 {
 	return n
 }
 
-// Take makes this server's tokens those in the store, if there are any, and returns their generation. Where this
+// Pull makes this server's tokens those in the store, if there are any, and returns their generation. Where this
 // server has later ones, the store was set back to a time before they were replaced: then they are put there again. A
 // token that was replaced stays so.
-func (t *Tokens) Take(ctx context.Context) (uint64, error) {
+func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 	for {
 		r, err := readTokens(ctx, t.box)
 		if err != nil {
@@ -287,7 +287,7 @@ func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
 	}
 	changes := watcher.Watch(ctx, TokensKey, clientv3.WithRev(now.Header.Revision+1))
 	for {
-		generation, err := t.Take(ctx)
+		generation, err := t.Pull(ctx)
 		if err != nil {
 			return err
 		}

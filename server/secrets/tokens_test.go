@@ -58,7 +58,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	dir := t.TempDir()
 	s, store := newTokens(t, dir)
 	kv := store.Client().KV
-	if n, err := s.Take(t.Context()); n != 0 || err != nil {
+	if n, err := s.Pull(t.Context()); n != 0 || err != nil {
 		t.Fatalf("there is nothing to take over: %d, %v", n, err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -95,7 +95,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	}
 	stop()
 	<-followed
-	if _, err := s.Take(t.Context()); err != nil {
+	if _, err := s.Pull(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	last := s.Now()
@@ -121,7 +121,7 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Take(t.Context()); err != nil {
+		if _, err := s.Pull(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		return next
@@ -142,7 +142,7 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		if err := set(); err != nil {
 			t.Fatal(err)
 		}
-		generation, err := s.Take(t.Context())
+		generation, err := s.Pull(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +171,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 		for n := 1; ; n++ {
 			kv, next := &testkv.Mortal{KV: whole, Dies: n, After: after}, fmt.Sprintf("next-%d-%t", n, after)
 			rotateErr := rotate(kv, next)
-			if _, err := s.Take(t.Context()); err != nil {
+			if _, err := s.Pull(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			has := s.Now()

@@ -50,8 +50,8 @@ type Options struct {
 
 	// Schedule says when snapshots are taken without being asked for; nil for never.
 	Schedule cron.Schedule
-	// Place is this server's among all; nil means that it is the only one.
-	Place func() Place
+	// Ordinal is this server's among all; nil means that it is the only one.
+	Ordinal func() Ordinal
 
 	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. Asked has what the request says.
 	S3 func(ctx context.Context) (*s3settings.S3, error)
@@ -97,7 +97,7 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	}
 	k.one.Lock()
 	defer k.one.Unlock()
-	b, contents, err := k.take(ctx)
+	b, contents, err := k.capture(ctx)
 	if err != nil {
 		return Info{}, err
 	}
@@ -116,9 +116,9 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	return info, nil
 }
 
-// take takes the store's state and the keys that belong to it: these may be replaced at any moment, and then what was
-// written with the new ones, or is still written with the old ones, would not be readable.
-func (k *Keeper) take(ctx context.Context) (*raftstore.Backup, Contents, error) {
+// capture takes the store's state and the keys that belong to it: these may be replaced at any moment, and then what
+// was written with the new ones, or is still written with the old ones, would not be readable.
+func (k *Keeper) capture(ctx context.Context) (*raftstore.Backup, Contents, error) {
 	before, err := k.o.Contents()
 	for {
 		if err != nil {

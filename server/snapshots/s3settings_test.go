@@ -14,22 +14,22 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// TestPlaceAmong: each server has a place of its own among the members, in whichever order its store lists them, voters
-// and others alike.
-func TestPlaceAmong(t *testing.T) {
+// TestOrdinalAmong: each server has an ordinal of its own among the members, in whichever order its store lists them,
+// voters and others alike.
+func TestOrdinalAmong(t *testing.T) {
 	members := []raftstore.Member{{Name: "b", Voter: true}, {Name: "a", Voter: true, Leader: true}, {Name: "d"}, {Name: "c", Voter: true}}
 	for range len(members) {
 		members = append(members[1:], members[0])
 		for want, name := range []string{"a", "b", "c", "d"} {
-			if got := PlaceAmong(members, name); got != (Place{Number: want, Of: 4}) {
+			if got := OrdinalAmong(members, name); got != (Ordinal{Number: want, Of: 4}) {
 				t.Errorf("among %v server %s has place %+v", members, name, got)
 			}
 		}
 	}
-	if got := PlaceAmong(members[:1], members[0].Name); got != (Place{Of: 1}) {
+	if got := OrdinalAmong(members[:1], members[0].Name); got != (Ordinal{Of: 1}) {
 		t.Errorf("the only member has place %+v", got)
 	}
-	if got := PlaceAmong(nil, "a"); got != (Place{Of: 1}) {
+	if got := OrdinalAmong(nil, "a"); got != (Ordinal{Of: 1}) {
 		t.Errorf("without members a server has place %+v", got)
 	}
 }

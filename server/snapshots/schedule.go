@@ -25,13 +25,13 @@ const (
 	pollPeriod = 10 * time.Minute
 )
 
-// Place is which of the servers this one is, from 0 on, and how many there are.
-type Place struct{ Number, Of int }
+// Ordinal is which of the servers this one is, from 0 on, and how many there are.
+type Ordinal struct{ Number, Of int }
 
-// PlaceAmong is a server's place among the members of the store. All servers have these alike, so that no two have one
-// place.
-func PlaceAmong(members []raftstore.Member, server string) Place {
-	out := Place{Of: max(1, len(members))}
+// OrdinalAmong is a server's ordinal among the members of the store. All servers have the same members, so that no two
+// have one ordinal.
+func OrdinalAmong(members []raftstore.Member, server string) Ordinal {
+	out := Ordinal{Of: max(1, len(members))}
 	for _, m := range members {
 		if m.Name < server {
 			out.Number++
@@ -47,7 +47,7 @@ type slot struct {
 	shift    time.Duration
 }
 
-func newSlot(s cron.Schedule, p Place, now time.Time) slot {
+func newSlot(s cron.Schedule, p Ordinal, now time.Time) slot {
 	out := slot{schedule: s}
 	if p.Of > 1 {
 		out.shift = (pause(s, now) * time.Duration(p.Number) / time.Duration(p.Of)).Truncate(time.Second)
@@ -97,7 +97,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		if now.Before(last) {
 			last = now // the clock was set back
 		}
-		next, again := newSlot(k.o.Schedule, k.place(), now).next(last), false
+		next, again := newSlot(k.o.Schedule, k.ordinal(), now).next(last), false
 		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
 			next, again = due, stuck != nil
 		}
@@ -139,11 +139,11 @@ func (k *Keeper) removeHalves() error {
 	return k.folder.removeHalves()
 }
 
-func (k *Keeper) place() Place {
-	if k.o.Place == nil {
-		return Place{Of: 1}
+func (k *Keeper) ordinal() Ordinal {
+	if k.o.Ordinal == nil {
+		return Ordinal{Of: 1}
 	}
-	return k.o.Place()
+	return k.o.Ordinal()
 }
 
 // missed is when a snapshot is due that was missed, zero if none was.
@@ -152,7 +152,7 @@ func (k *Keeper) missed(now time.Time) time.Time {
 	if err != nil || newest == nil || newest.Time.After(now) {
 		return time.Time{}
 	}
-	if next := newSlot(k.o.Schedule, k.place(), now).next(newest.Time); next.IsZero() || next.After(now) {
+	if next := newSlot(k.o.Schedule, k.ordinal(), now).next(newest.Time); next.IsZero() || next.After(now) {
 		return time.Time{}
 	}
 	return now.Add(settle)
@@ -208,7 +208,7 @@ func (k *Keeper) again(ctx context.Context, info Info) error {
 
 // scheduledHere returns the newest snapshot, which it has taken unless there was one of what is there now.
 func (k *Keeper) scheduledHere(ctx context.Context) (*Info, error) {
-	b, contents, err := k.take(ctx)
+	b, contents, err := k.capture(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -34,15 +34,15 @@ func TestServersTakeTurnsOnSchedule(t *testing.T) {
 	}
 	for _, c := range []struct {
 		cron  string
-		place Place
+		place Ordinal
 		want  []time.Time
 	}{
-		{"0 */12 * * *", Place{0, 1}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
-		{"0 */12 * * *", Place{0, 3}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
-		{"0 */12 * * *", Place{1, 3}, []time.Time{at(4, 0), at(16, 0), at(28, 0)}},
-		{"0 */12 * * *", Place{2, 3}, []time.Time{at(8, 0), at(20, 0), at(32, 0)}},
-		{"*/10 * * * *", Place{1, 2}, []time.Time{at(0, 5), at(0, 15), at(0, 25)}},
-		{"0 9,17 * * *", Place{1, 2}, []time.Time{at(13, 0), at(21, 0), at(37, 0)}},
+		{"0 */12 * * *", Ordinal{0, 1}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
+		{"0 */12 * * *", Ordinal{0, 3}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
+		{"0 */12 * * *", Ordinal{1, 3}, []time.Time{at(4, 0), at(16, 0), at(28, 0)}},
+		{"0 */12 * * *", Ordinal{2, 3}, []time.Time{at(8, 0), at(20, 0), at(32, 0)}},
+		{"*/10 * * * *", Ordinal{1, 2}, []time.Time{at(0, 5), at(0, 15), at(0, 25)}},
+		{"0 9,17 * * *", Ordinal{1, 2}, []time.Time{at(13, 0), at(21, 0), at(37, 0)}},
 	} {
 		now := start
 		for i, want := range c.want {

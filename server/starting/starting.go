@@ -130,7 +130,7 @@ func (s *Starting) findElsewhere(ctx context.Context, store counted, others func
 		s.begin()
 		now, list := "", slices.Concat([]string{last}, others())
 		if store.Counted() {
-			now = ready.note(readyOf(ctx, list))
+			now = ready.update(readyOf(ctx, list))
 		}
 		if ctx.Err() != nil {
 			return
@@ -160,9 +160,9 @@ type readyServer struct {
 	missed  int    // so many questions in a row found no server that is ready
 }
 
-// note takes what a question has found, and returns the server that is used from now on. That is the one of before for
-// a few questions that find none: without a leader no server is ready, and an election is over within seconds.
-func (r *readyServer) note(found string) string {
+// update takes what a question has found, and returns the server that is used from now on. That is the one of before
+// for a few questions that find none: without a leader no server is ready, and an election is over within seconds.
+func (r *readyServer) update(found string) string {
 	if found == "" && r.missed < mostMissed {
 		r.missed++
 		return r.address
@@ -253,7 +253,7 @@ func (s *Starting) why() string {
 	switch store := s.o.Opened.Load(); {
 	case store == nil:
 		what = "its store is being opened"
-	case store.Health().TakenOut():
+	case store.Health().Removed():
 		what = "it was taken out of the cluster"
 	case s.o.Answered.Load() == nil:
 		what = "its store waits for the cluster's other servers"

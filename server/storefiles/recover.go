@@ -30,7 +30,7 @@ func (s *Server) PlanRecovery() (Plan, error) {
 
 // planRecovery takes the server's folder and keeps it if there is something to recover.
 func (s *Server) planRecovery() (Plan, *datadir.Dir, error) {
-	dir, err := s.take()
+	dir, err := s.lock()
 	if err != nil {
 		return Plan{}, nil, err
 	}

@@ -30,8 +30,8 @@ type Server struct {
 	Now func() time.Time
 }
 
-// take takes the server's folder, and fails if the server runs or there never was one.
-func (s *Server) take() (*datadir.Dir, error) {
+// lock takes the server's folder, and fails if the server runs or there never was one.
+func (s *Server) lock() (*datadir.Dir, error) {
 	for _, need := range []struct{ path, what string }{
 		{s.ServerDir, "no server has run with this data directory"},
 		{filepath.Join(s.TLSDir, string(pki.ServerCA)+".crt"), "a store belongs to a cluster, and the cluster's keys are not there"},
@@ -66,7 +66,7 @@ func (s *Server) cluster() (string, error) {
 // Restore puts a backup in the place of the store, which becomes one of a cluster of one server. The earlier store is
 // kept under the name that it returns, empty if there was none.
 func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
-	dir, err := s.take()
+	dir, err := s.lock()
 	if err != nil {
 		return nil, "", err
 	}

@@ -52,20 +52,20 @@ type holder struct {
 	log   *slog.Logger
 	// links lists the machine's interfaces, probe looks for an address, announce answers for it: vip's.
 	links    func() ([]vip.Link, error)
-	probe    func(context.Context, vip.Place, netip.Addr) error
+	probe    func(context.Context, vip.Interface, netip.Addr) error
 	announce func(context.Context, vip.Announcement) error
 	shuffle  func(n int, swap func(i, j int))
 
-	lead      raftstore.Leadership
-	since     time.Time // of lead
-	handed    time.Time // when another server was made to lead
-	places    map[netip.Addr]vip.Place
-	trouble   []string // of the last look
-	reported  bool     // there is a line in the status
-	redirects []vip.Redirect
-	stop      func() // ends what is announced, and waits
-	announced map[netip.Addr]vip.Place
-	ended     chan error // capacity 1: one of them ended by itself; what the others say then needs no second look
+	lead       raftstore.Leadership
+	since      time.Time // of lead
+	handed     time.Time // when another server was made to lead
+	interfaces map[netip.Addr]vip.Interface
+	trouble    []string // of the last look
+	reported   bool     // there is a line in the status
+	redirects  []vip.Redirect
+	stop       func() // ends what is announced, and waits
+	announced  map[netip.Addr]vip.Interface
+	ended      chan error // capacity 1: one of them ended by itself; what the others say then needs no second look
 
 	mu       sync.Mutex
 	conflict map[netip.Addr]otherUse
@@ -126,8 +126,8 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 
 // reconcile makes everything as it has to be now.
 func (h *holder) reconcile(ctx context.Context) {
-	h.places, h.trouble = h.find(h.v.Kept())
-	redirects, err := h.v.redirects(h.places)
+	h.interfaces, h.trouble = h.find(h.v.Kept())
+	redirects, err := h.v.redirects(h.interfaces)
 	if err == nil && h.v.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
 		if there, lookErr := vip.RedirectsThere(redirects); lookErr == nil && !there {
 			h.redirects = nil
@@ -142,12 +142,12 @@ func (h *holder) reconcile(ctx context.Context) {
 	switch {
 	case !h.lead.Leader:
 		h.quiet()
-	case len(h.places) == 0:
+	case len(h.interfaces) == 0:
 		h.quiet()
 		h.transfer(ctx)
-	case !maps.Equal(h.places, h.announced):
+	case !maps.Equal(h.interfaces, h.announced):
 		h.quiet()
-		h.stop, h.announced = h.start(ctx), h.places
+		h.stop, h.announced = h.start(ctx), h.interfaces
 	}
 	h.show()
 }
@@ -192,7 +192,7 @@ func (h *holder) redirect(redirects []vip.Redirect) error {
 	return nil
 }
 
-func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []string) {
+func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []string) {
 	if len(addresses) == 0 {
 		return nil, nil
 	}
@@ -200,16 +200,16 @@ func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []strin
 	if err != nil {
 		return nil, []string{err.Error()}
 	}
-	places, trouble := map[netip.Addr]vip.Place{}, []string(nil)
+	interfaces, trouble := map[netip.Addr]vip.Interface{}, []string(nil)
 	for _, a := range addresses {
 		p, err := vip.Find(links, a, h.v.o.Interface)
 		if err != nil {
 			trouble = append(trouble, err.Error()+". This server does not answer for it, also when it leads")
 			continue
 		}
-		places[a] = p
+		interfaces[a] = p
 	}
-	return places, trouble
+	return interfaces, trouble
 }
 
 // start announces the addresses for this term, when the wait of a new leader is over, until the function that it
@@ -220,7 +220,7 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 	h.ended = ended
 	var announcing sync.WaitGroup
 	term, wait := h.lead.Term, time.Until(h.since.Add(leaderWait))
-	for a, p := range h.places {
+	for a, p := range h.interfaces {
 		announcing.Go(func() {
 			select {
 			case <-ctx.Done():
@@ -234,9 +234,9 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 				}
 				return
 			}
-			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Interface, "term", term)
+			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Name, "term", term)
 			err := h.announce(ctx, vip.Announcement{
-				Address: a, Place: p, Logger: h.log,
+				Address: a, Interface: p, Logger: h.log,
 				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
 				Conflict: func(other net.HardwareAddr) { h.noteConflict(a, other) },
 			})
@@ -257,7 +257,7 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 
 // prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is
 // over: none of the other servers answers for it.
-func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Place) error {
+func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error {
 	for h.v.toProve(a) && ctx.Err() == nil {
 		err := h.probe(ctx, p, a)
 		var used *vip.InUseError

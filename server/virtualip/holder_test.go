@@ -63,7 +63,7 @@ type held struct {
 func (h *held) announce(ctx context.Context, a vip.Announcement) error {
 	h.mu.Lock()
 	h.announced++
-	h.events = append(h.events, fmt.Sprintf("%s on %s after %v", a.Address, a.Place.Interface, time.Since(h.began)))
+	h.events = append(h.events, fmt.Sprintf("%s on %s after %v", a.Address, a.Interface.Name, time.Since(h.began)))
 	fail := h.fail
 	h.mu.Unlock()
 	defer func() { h.mu.Lock(); h.announced--; h.mu.Unlock() }()
@@ -187,7 +187,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 		h.v.unproven = map[netip.Addr]bool{h.v.addresses[0]: true}
 		var mu sync.Mutex
 		probes, used := 0, true
-		h.probe = func(_ context.Context, p vip.Place, a netip.Addr) error {
+		h.probe = func(_ context.Context, p vip.Interface, a netip.Addr) error {
 			mu.Lock()
 			defer mu.Unlock()
 			probes++

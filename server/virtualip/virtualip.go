@@ -237,7 +237,7 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 	}
 	if m != nil {
 		from = m.ResourceVersion
-		if err := v.take(ctx, client, m); err != nil {
+		if err := v.apply(ctx, client, m); err != nil {
 			return err
 		}
 	}
@@ -255,7 +255,7 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 			if !open || !ok || event.Type == "DELETED" {
 				return nil // it is looked for again
 			}
-			if err := v.take(ctx, client, m); err != nil {
+			if err := v.apply(ctx, client, m); err != nil {
 				return err
 			}
 		}
@@ -291,7 +291,7 @@ func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []ne
 		if err == nil {
 			err = notRouters([]netip.Addr{a}, vip.Routers)
 		}
-		var place vip.Place
+		var place vip.Interface
 		if err == nil {
 			place, err = vip.Find(links, a, on)
 		}
@@ -305,9 +305,9 @@ func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []ne
 	return nil
 }
 
-// take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another
+// apply takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another
 // one's.
-func (v *Keeper) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
+func (v *Keeper) apply(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := Parse(m.Data[clusterconfig.VIPData], v.o.Reserved)
 	if err != nil {
@@ -420,8 +420,8 @@ func (v *Keeper) well() {
 	}
 }
 
-// redirects are the translations for addresses that have a place here.
-func (v *Keeper) redirects(places map[netip.Addr]vip.Place) ([]vip.Redirect, error) {
+// redirects are the translations for addresses that have an interface here.
+func (v *Keeper) redirects(places map[netip.Addr]vip.Interface) ([]vip.Redirect, error) {
 	port, err := strconv.ParseUint(v.o.Port, 10, 16)
 	if err != nil {
 		return nil, fmt.Errorf("the API server's port: %w", err)

@@ -55,7 +55,7 @@ func TestFailedUseIsRepeated(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := v.take(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil || !strings.Contains(err.Error(), full.Error()) || !strings.Contains(err.Error(), file) {
+		if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil || !strings.Contains(err.Error(), full.Error()) || !strings.Contains(err.Error(), file) {
 			t.Fatalf("of what cannot be written it says: %v", err)
 		}
 	}
@@ -63,7 +63,7 @@ func TestFailedUseIsRepeated(t *testing.T) {
 	if err := os.RemoveAll(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.take(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err != nil || used != 3 {
+	if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err != nil || used != 3 {
 		t.Fatal(err, used)
 	}
 	if kept, known, err := clusterconfig.ReadVIPs(v.o.Dir); err != nil || !known || Format(kept) != "192.0.2.100" {
@@ -111,7 +111,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 		{Type: corev1.NodeHostName, Address: "off"}, {Type: corev1.NodeInternalIP, Address: node.String()}}}})
 	take := func(text, want string) {
 		t.Helper()
-		err := v.take(t.Context(), client, vipMap(text))
+		err := v.apply(t.Context(), client, vipMap(text))
 		if (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
@@ -202,7 +202,7 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	if !slices.Equal(v.Current(), []netip.Addr{own}) || len(v.Kept()) != 0 {
 		t.Errorf("certified: %v; announced: %v", v.Current(), v.Kept())
 	}
-	err := v.take(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{clusterconfig.VIPData: others.String()}})
+	err := v.apply(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{clusterconfig.VIPData: others.String()}})
 	if err != nil || !strings.Contains(v.trouble, own.String()) || !strings.Contains(v.trouble, others.String()) {
 		t.Errorf("another address than the cluster's: %v, %s", err, v.trouble)
 	}

@@ -95,8 +95,8 @@ type browser struct {
 	used bool
 }
 
-// newBrowser starts a browser on a machine of its own, on the site of others. It would give pages up whenever an address
-// of its machine comes or goes, which pods of a node do.
+// newBrowser starts a browser on a machine of its own, on the site of others. It would give pages up whenever an
+// address of its machine comes or goes, which pods of a node do.
 func newBrowser(t testing.TB, site *harness.Site, more ...chromedp.ExecAllocatorOption) *browser {
 	t.Helper()
 	program, err := exec.LookPath("chromium-headless-shell")

@@ -17,7 +17,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -39,7 +39,7 @@ type Site struct {
 	Needs []string
 
 	holder   *exec.Cmd // its network namespace is the site
-	dir      string    // with the carried nft, from the first fault on
+	dir      string    // with the embedded nft, from the first fault on
 	machines []*Machine
 	faults   map[link]fault
 	delays   map[link]*delay
@@ -139,10 +139,10 @@ func (s *Site) Do(f func() error) error {
 	return err
 }
 
-// NFT runs the carried nft on the machine and returns what it printed.
+// NFT runs the embedded nft on the machine and returns what it printed.
 func (m *Machine) NFT(args ...string) (string, error) { return m.Run(m.Site.nft(), args...) }
 
-// NFT runs the carried nft on the site's network and on no machine, and returns what it printed.
+// NFT runs the embedded nft on the site's network and on no machine, and returns what it printed.
 func (s *Site) NFT(args ...string) (string, error) {
 	return Output(s.Command(context.Background(), s.nft(), args...))
 }
@@ -281,7 +281,7 @@ func rules(on []int, faults map[link]fault) string {
 // LinkAddress is the Ethernet address of the machine with that number.
 func LinkAddress(number int) string { return fmt.Sprintf("02:00:00:00:00:%02x", number) }
 
-// nft unpacks the carried nft when it is wanted first, and returns its path.
+// nft unpacks the embedded nft when it is wanted first, and returns its path.
 func (s *Site) nft() string {
 	s.T.Helper()
 	if s.dir == "" {
@@ -290,8 +290,8 @@ func (s *Site) nft() string {
 			s.T.Fatal(err)
 		}
 		s.dir = dir
-		if err := carried.UnpackSome(filepath.Join(dir, "bin"), carried.ForNFT); err != nil {
-			testenv.Missing(s.T, testenv.Carried, "%v", err)
+		if err := embedded.UnpackSome(filepath.Join(dir, "bin"), embedded.ForNFT); err != nil {
+			testenv.Missing(s.T, testenv.Embedded, "%v", err)
 		}
 	}
 	return filepath.Join(s.dir, "bin", "nft")

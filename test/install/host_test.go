@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -46,7 +46,7 @@ func newHostOn(t *testing.T, site *harness.Site) *host {
 	h.Env = append(h.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
 	h.release = filepath.Join(h.Dir, "release")
 	h.writeRelease()
-	tools, err := carried.Unpack(filepath.Join(h.Dir, "tools"))
+	tools, err := embedded.Unpack(filepath.Join(h.Dir, "tools"))
 	if err != nil {
 		t.Fatal(err)
 	}

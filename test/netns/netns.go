@@ -2,7 +2,7 @@
 
 // Package netns lets root tests play with the network without touching the host's: the test binary runs again in
 // network and mount namespaces of its own, and makes further network namespaces that stand for pods and for machines
-// outside. When the process ends the kernel removes everything. The nft that such a test runs is the carried one.
+// outside. When the process ends the kernel removes everything. The nft that such a test runs is the embedded one.
 //
 // It is for tests only.
 package netns
@@ -25,7 +25,7 @@ import (
 	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -44,7 +44,7 @@ func Main(m *testing.M) int {
 		}
 		return m.Run()
 	}
-	path, remove, err := carriedNFT()
+	path, remove, err := embeddedNFT()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netns:", err)
 		return 1
@@ -72,8 +72,8 @@ func Main(m *testing.M) int {
 	return 0
 }
 
-// carriedNFT unpacks the carried nft, where this tree has built it, and returns a PATH on which it is the first one.
-func carriedNFT() (path string, remove func(), err error) {
+// embeddedNFT unpacks the embedded nft, where this tree has built it, and returns a PATH on which it is the first one.
+func embeddedNFT() (path string, remove func(), err error) {
 	path = os.Getenv("PATH")
 	dir, err := os.MkdirTemp("", "coracle-nft-")
 	if err != nil {
@@ -81,9 +81,9 @@ func carriedNFT() (path string, remove func(), err error) {
 	}
 	remove = func() { _ = os.RemoveAll(dir) }
 	bin := filepath.Join(dir, "bin")
-	err = carried.UnpackSome(bin, carried.ForNFT)
+	err = embedded.UnpackSome(bin, embedded.ForNFT)
 	switch {
-	case errors.Is(err, carried.ErrNotCarried):
+	case errors.Is(err, embedded.ErrNotEmbedded):
 		return path, remove, nil
 	case err != nil:
 		remove()
@@ -114,12 +114,12 @@ func Require(t testing.TB) {
 	}
 }
 
-// RequireNFT is Require for a test that needs nft too: the carried one, or else one that the machine happens to have.
+// RequireNFT is Require for a test that needs nft too: the embedded one, or else one that the machine happens to have.
 func RequireNFT(t testing.TB) {
 	t.Helper()
 	Require(t)
 	if _, err := exec.LookPath("nft"); err != nil {
-		testenv.Missing(t, testenv.Carried, "it runs nft, and the machine has none either (make carried)")
+		testenv.Missing(t, testenv.Embedded, "it runs nft, and the machine has none either (make embedded)")
 	}
 }
 

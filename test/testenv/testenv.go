@@ -19,7 +19,7 @@ type Need string
 
 const (
 	Root          Need = "root"             // being root, with all its rights: namespaces, mounts
-	Carried       Need = "carried"          // the carried programs: make carried
+	Embedded      Need = "embedded"         // the embedded programs: make embedded
 	LoopDevice    Need = "loop-device"      // losetup, mkfs.ext4, and a kernel that has loop devices
 	UserModeLinux Need = "user-mode-linux"  // Debian's package of that name, and what else test/powercut says
 	GuestNFTables Need = "guest-nftables"   // nftables for a User-Mode Linux that has IPVS: make guest-test builds it

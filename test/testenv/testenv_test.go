@@ -43,7 +43,7 @@ func TestMissing(t *testing.T) {
 	for _, tt := range []struct {
 		require string
 		fails   bool
-	}{{"", false}, {"carried", false}, {"root", true}, {"carried,root", true}, {"rooted", false}} {
+	}{{"", false}, {"embedded", false}, {"root", true}, {"embedded,root", true}, {"rooted", false}} {
 		t.Setenv(RequireVar, tt.require)
 		r := record(func(t testing.TB) { Missing(t, Root, "it mounts %s", "things") })
 		if r.failed != tt.fails || r.skipped == tt.fails {

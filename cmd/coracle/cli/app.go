@@ -32,7 +32,7 @@ type App struct {
 	// anything; the error joins one for each mistake.
 	CheckServerArgs  func(c *config.Server) error
 	CheckKubeletArgs func(args []string) error
-	// Unpack puts the carried programs below the data directory and says in which folder they are.
+	// Unpack puts the embedded programs below the data directory and says in which folder they are.
 	Unpack func(dataDir string) (string, error)
 	// Parts are the versions of the libraries that coracle is made of, by name.
 	Parts func() map[string]string
@@ -68,7 +68,7 @@ type App struct {
 func (a *App) Main(ctx context.Context, args []string) int {
 	root := a.root()
 	rest := args[1:]
-	if name := filepath.Base(args[0]); carriedByName[name] {
+	if name := filepath.Base(args[0]); embeddedByName[name] {
 		rest = append([]string{name}, rest...)
 	}
 	if err := singleDash(root, rest); err != nil {

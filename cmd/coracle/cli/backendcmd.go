@@ -38,7 +38,7 @@ func (a *App) backendCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's network back end", Args: noArgs}
-	flags := addPlaces(show)
+	flags := addLocations(show)
 	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			name, err := shownBackend(ctx, c)
@@ -61,7 +61,7 @@ func (a *App) backendSetCommand() *cobra.Command {
 changed, within seconds, pods of different nodes do not reach one another. The command waits until all nodes that run have changed; one that does not run
 changes when it starts. A server that is started with another --network-backend refuses to start from then on: take it out there.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		name := args[0]
 		if !slices.Contains(names, name) {

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders; the work is done by the carried tools (cmd/coracle-tools/cleanup), which keeps it
+// cleanupCommand finds the folders; the work is done by the embedded tools (cmd/coracle-tools/cleanup), which keeps it
 // out of the server's memory. It takes the arguments of coracle server and passes over those that name no folder, so
 // that coracle-uninstall can hand it what the service was started with.
 func (a *App) cleanupCommand() *cobra.Command {
@@ -24,7 +24,7 @@ logs and the administrator's kubeconfig are removed too. coracle-uninstall runs 
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		Args:               cobra.ArbitraryArgs,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	kubeconfig := cmd.Flags().StringP("write-kubeconfig", "o", "", config.Lookup("write-kubeconfig").Help)
 	removeData := cmd.Flags().Bool("remove-data", false, "Remove the data directory, logs and the kubeconfig too")
 	grace := cmd.Flags().Duration("grace", 10*time.Second, "How long containers may take to end before they are killed")

@@ -82,7 +82,7 @@ Go's heap (coracle status has the whole) is not in it.`,
 // answerToFile completes a command that copies an answer of the running process to the file that its argument names, or
 // to standard output. question gives the path to ask for, and how long the answer takes by its nature.
 func (a *App) answerToFile(cmd *cobra.Command, binary bool, question func() (string, time.Duration, error)) {
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
 			return usageError{cmd, fmt.Errorf("unexpected argument %q", args[1])}

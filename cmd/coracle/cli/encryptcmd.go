@@ -50,7 +50,7 @@ func (a *App) encryptCommand() *cobra.Command {
 
 func (a *App) encryptStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "status", Short: "Say what is encrypted and with which key", Args: noArgs}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		s, err := a.Encryption.Status(t.Paths.CredDir)
@@ -103,7 +103,7 @@ func (a *App) encryptRotateCommand() *cobra.Command {
 is interrupted, everything stays readable, and running it again goes on, on any server. With several servers each
 has to run and to take the new key over before anything is written with it.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		rc, err := adminConfig(t)
 		if err != nil {

@@ -25,9 +25,9 @@ func addSettings(cmd *cobra.Command, c config.Command) *config.Flags {
 	return f
 }
 
-// addPlaces gives a command the flags that say which coracle it is about.
-func addPlaces(cmd *cobra.Command) *config.Flags {
-	f := config.RegisterPlaces(cmd.Flags())
+// addLocations gives a command the flags that say which coracle it is about.
+func addLocations(cmd *cobra.Command) *config.Flags {
+	f := config.RegisterLocations(cmd.Flags())
 	cmd.Flags().SortFlags = false
 	completeSettings(cmd, config.Table(config.ToolCommand))
 	return f

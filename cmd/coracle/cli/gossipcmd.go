@@ -24,7 +24,7 @@ func (a *App) gossipCommand() *cobra.Command {
 run on a server. If it is interrupted, all machines still understand one another, and running it again brings it to an
 end. A machine that is off meanwhile asks a server for the new key when it is on again.`,
 	}
-	flags := addPlaces(rotate)
+	flags := addLocations(rotate)
 	rotate.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		members := func(ctx context.Context) ([]status.Member, error) {
 			r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)

@@ -30,7 +30,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
   For a laptop:    sudo coracle kubeconfig --server https://board.example.com:6443 > board.yaml
   For this user:   sudo cat /etc/coracle/coracle.yaml | coracle kubeconfig --from - --merge`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	server := cmd.Flags().String("server", "", "Address of the API server to write into it, such as https://board.example.com:6443")
 	name := cmd.Flags().String("name", "", "Name of the cluster, the user and the context in it (coracle when merging)")
 	merge := cmd.Flags().Bool("merge", false, "Add it to the kubeconfig of this user (the first file of KUBECONFIG, or ~/.kube/config) and make it current")

@@ -49,7 +49,7 @@ The exit code is 3 when a server of several did not leave, 1 when a node did not
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		Args:               cobra.ArbitraryArgs,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	grace := addGrace(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		if err := checkGrace(*grace); err != nil {

@@ -39,7 +39,7 @@ func (a *App) memberListCommand() *cobra.Command {
 		Long: `Lists the servers: which one leads, which vote, which answer this server, how many entries of the store's log each has yet to
 apply, and their versions. It needs no majority. The exit code is 0 when everything is well, 1 when something is wrong.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		s, err := askServers(cmd.Context(), t)
@@ -69,7 +69,7 @@ removes both.
 What the server holds on its disk cannot be used again in this cluster. To let the machine join again, stop it and move
 the store's folder away first.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
 		_, err := c.MemberRemove(ctx, id)
 		return err
@@ -84,7 +84,7 @@ func (a *App) memberPromoteCommand() *cobra.Command {
 by itself; this does it at once. It is refused when all voters answer: one more would make their number even, and an even
 number survives no more failures.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
 		_, err := c.MemberPromote(ctx, id)
 		return err

@@ -49,7 +49,7 @@ func (a *App) nodeDrainCommand() *cobra.Command {
 volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir-data", which takes more arguments.
 "coracle kubectl uncordon NAME" lets new pods come again.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	timeout := cmd.Flags().Duration("timeout", 0, "How long to wait before giving up; 0: as long as it takes")
 	cmd.RunE = a.runTool(flags, func(_ *cobra.Command, t *config.Tool, args []string) error {
 		drain := []string{"drain", args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
@@ -72,7 +72,7 @@ other servers could not go on without it, and done as soon as they can.
 The leading server does all of it: an interruption of this command stops nothing. As long as pods are evicted,
 "coracle kubectl annotate node NAME ` + clusterconfig.LeaveAnnotation + `-" takes the order back.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	grace := addGrace(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		if err := checkGrace(*grace); err != nil {

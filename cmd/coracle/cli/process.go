@@ -34,7 +34,7 @@ const sameSignal = 500 * time.Millisecond
 // Process is the running server or agent as its parts see it.
 type Process struct {
 	Paths config.Paths
-	// Log is the process' log; call Log.ClaimKlog after starting a library that takes klog over.
+	// Log is the process' log; call Log.RedirectKlog after starting a library that takes klog over.
 	Log *logging.Log
 	// Board is where parts report their state for coracle status.
 	Board *status.Board

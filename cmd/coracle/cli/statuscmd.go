@@ -27,7 +27,7 @@ func (a *App) statusCommand() *cobra.Command {
 wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" what coracle
 does not do yet with something that the cluster has.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)

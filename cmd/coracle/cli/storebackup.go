@@ -27,7 +27,7 @@ replaced.
 To restore it on another machine, or after the keys were rotated, also keep a copy of the folder server/ in the data
 directory without server/store: what is encrypted in the store cannot be read without server/cred.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		path, out := args[0], cmd.OutOrStdout()
 		if path == "-" && isTerminal(out) {
@@ -63,7 +63,7 @@ func (a *App) storeRestoreCommand() *cobra.Command {
 deleted: the earlier store is kept beside it under another name. Afterwards the store is that of a cluster with one
 server; other servers join it again.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		b, kept, err := stoppedServer(t).Restore(args[0])
 		if err != nil {
@@ -91,7 +91,7 @@ func (a *App) storeVerifyCommand() *cobra.Command {
 		Long: `Reads every byte of the store of this machine's server, which has to be stopped, or of another store's folder, or of a
 backup, and says whether all of it is what was written. Nothing is changed.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		path := t.Paths.StoreDir

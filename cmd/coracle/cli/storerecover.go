@@ -23,7 +23,7 @@ out of the store of this machine's server, which has to be stopped; other server
 Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what is here and changes
 nothing. A copy of the store is kept.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	yes := cmd.Flags().Bool("yes", false, "Do it")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		s, out := stoppedServer(t), cmd.OutOrStdout()

@@ -60,7 +60,7 @@ func (a *App) storeStatusCommand() *cobra.Command {
 		Long: `Asks the store of the server that runs on this machine. The exit code is 0 when everything is well, 1 when something is
 wrong.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {

@@ -46,7 +46,7 @@ func (a *App) tokenPrintCommand() *cobra.Command {
 		Long: `Prints the token with which nodes join, or with --server the one with which servers do, and the whole line to paste on the machine that is to join. The
 token alone goes to standard output, the rest to standard error: TOKEN=$(coracle token print --quiet) takes the token in a script.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: whoever has it can read every secret of the cluster")
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
@@ -75,7 +75,7 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create [ID.SECRET]", Short: "Make a token with which nodes can join until it expires", Args: cobra.MaximumNArgs(1),
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it works; 0 for ever")
 	description := cmd.Flags().String("description", "", "What it is for")
 	quiet := addQuiet(cmd)
@@ -132,7 +132,7 @@ type listedToken struct {
 
 func (a *App) tokenListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List the tokens that expire", Args: noArgs}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
@@ -169,7 +169,7 @@ func worksFor(t listedToken, now time.Time) string {
 
 func (a *App) tokenDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete ID...", Short: "End tokens at once", Args: cobra.MinimumNArgs(1)}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			for _, id := range args {
@@ -192,7 +192,7 @@ when it starts; the old one is no longer valid, at once or after --grace. Machin
 
 Snapshots are encrypted with the server token of their time: keep the old one for as long as you keep them.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	agent := cmd.Flags().Bool("agent", false, "Replace the token for nodes")
 	old := cmd.Flags().StringP("token", "t", "", "The token that works now; a wrong one changes nothing")
 	next := cmd.Flags().String("new-token", "", "The new one; without it one is made")

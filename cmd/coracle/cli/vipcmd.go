@@ -25,7 +25,7 @@ on it is the cluster's, and is changed here while the cluster runs.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's virtual address", Args: noArgs}
-	flags := addPlaces(show)
+	flags := addLocations(show)
 	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
@@ -47,7 +47,7 @@ func (a *App) vipSetCommand() *cobra.Command {
 families. To be run on a server: it first asks the network there whether the address is in use. All servers take it over within seconds, with their
 certificates and kubeconfigs. A server that is started with --vip and another address refuses to start: take it out there.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	on := cmd.Flags().String("interface", "", "Interface on which to ask; left out, the one whose network holds the address")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
@@ -71,7 +71,7 @@ func (a *App) vipRemoveCommand() *cobra.Command {
 		Long: `Takes the virtual address from the cluster: no server answers for it any more. A server that is started with --vip refuses to start from then on:
 take it out there.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			if err := putVIPs(ctx, c, ""); err != nil {

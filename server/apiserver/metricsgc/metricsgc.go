@@ -68,9 +68,9 @@ func drop(which func(labels []string) prometheus.Labels) int {
 		if match == nil {
 			continue
 		}
-		var taken prometheus.AlreadyRegisteredError
-		if err := registerer.Register(probe{d}); errors.As(err, &taken) {
-			if v, ok := taken.ExistingCollector.(vector); ok {
+		var registered prometheus.AlreadyRegisteredError
+		if err := registerer.Register(probe{d}); errors.As(err, &registered) {
+			if v, ok := registered.ExistingCollector.(vector); ok {
 				dropped += v.DeletePartialMatch(match)
 			}
 		}
@@ -85,7 +85,7 @@ func labelsOf(d *prometheus.Desc) []string {
 }
 
 // probe is a collector with a description that is taken.
-type probe struct{ taken *prometheus.Desc }
+type probe struct{ registered *prometheus.Desc }
 
-func (p probe) Describe(ch chan<- *prometheus.Desc) { ch <- p.taken }
+func (p probe) Describe(ch chan<- *prometheus.Desc) { ch <- p.registered }
 func (probe) Collect(chan<- prometheus.Metric)      {}

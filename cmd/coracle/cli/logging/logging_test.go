@@ -119,7 +119,7 @@ func TestLibrariesWhenAsked(t *testing.T) {
 func TestClaimKlog(t *testing.T) {
 	l, read := setup(t, config.Logging{})
 	klog.ClearLogger() // as a library does that takes klog over
-	l.ClaimKlog()
+	l.RedirectKlog()
 	klog.Warning("here again")
 	expect(t, read(), "WARN  here again")
 }

@@ -65,7 +65,7 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	if err := setKlogLevels(c); err != nil {
 		return nil, err
 	}
-	l.ClaimKlog()
+	l.RedirectKlog()
 	return l, nil
 }
 
@@ -77,9 +77,9 @@ func (l *Log) Close() error {
 	return l.file.close()
 }
 
-// ClaimKlog sends klog's messages to this log. A caller that starts something that redirects klog for its own ends, as
-// CoreDNS' kubernetes plugin does, calls it again afterwards.
-func (l *Log) ClaimKlog() {
+// RedirectKlog sends klog's messages to this log. A caller that starts something that redirects klog for its own ends,
+// as CoreDNS' kubernetes plugin does, calls it again afterwards.
+func (l *Log) RedirectKlog() {
 	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true), klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))
 }
 

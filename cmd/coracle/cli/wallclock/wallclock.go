@@ -139,7 +139,7 @@ func (c *Clock) Keep(ctx context.Context) {
 	}
 	last := ""
 	for {
-		if err := c.note(); err != nil && err.Error() != last {
+		if err := c.save(); err != nil && err.Error() != last {
 			last = err.Error()
 			c.Logger.Warn("the time could not be noted for a start with a clock that is behind", "error", err)
 		}
@@ -161,10 +161,10 @@ func (c *Clock) Keep(ctx context.Context) {
 	}
 }
 
-// note touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be
+// save touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be
 // taken for the present one at the next start. All of that is on the disk then: the power may go in the next second,
 // and a file system would write it later.
-func (c *Clock) note() error {
+func (c *Clock) save() error {
 	now := c.read()
 	_, made := os.Lstat(c.File)
 	errs := []error{c.touch(c.File, os.O_CREATE, now)}

@@ -101,7 +101,7 @@ func TestNotedTimeIsOnTheDisk(t *testing.T) {
 			want[write(t, filepath.Join(dir, "leaf.pem"), now.AddDate(3, 0, 0))] = now
 		}
 		clear(synced)
-		if err := c.note(); err != nil {
+		if err := c.save(); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := synced[dir]; ok != (i == 0) {
@@ -149,13 +149,13 @@ func TestPowerLossAfterAClockAhead(t *testing.T) {
 		return nil
 	}
 	c.Forward() // under the clock that is ahead
-	if err := c.note(); err != nil {
+	if err := c.save(); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir, "leaf.pem"), now)
 	for _, now = range []time.Time{right.Add(time.Hour), right.Add(48 * time.Hour)} {
 		c.Forward()
-		if err := c.note(); err != nil {
+		if err := c.save(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package coracle
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	pathNamed = regexp.MustCompile("[\\w-]*(?:/[\\w-]+)*\\.go\\b|`\\w+(?:/[\\w-]+)+`")
+	nameIn    = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()`(\\w+)`") // a file or folder, and a name
+	qualified = regexp.MustCompile("`(\\w+)\\.([A-Z]\\w*)`")
+)
+
+// TestArchitectureNamesWhatExists: files, folders and Go names in docs/architecture.md are those of the tree.
+func TestArchitectureNamesWhatExists(t *testing.T) {
+	paths, declares := map[string]bool{}, map[string]bool{} // "raftstore/store.go", "store.go"; "store.go Store", "raftstore Store"
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && (path == "build" || len(path) > 1 && path[0] == '.') {
+			return filepath.SkipDir
+		}
+		paths[path], paths[filepath.Base(path)] = true, true
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err == nil {
+			for _, id := range declared(f) {
+				for _, in := range []string{path, filepath.Base(path), filepath.Dir(path), f.Name.Name} {
+					declares[in+" "+id.Name] = true
+				}
+			}
+		}
+		return err
+	})
+	page, readErr := os.ReadFile("docs/architecture.md")
+	if err != nil || readErr != nil {
+		t.Fatal(err, readErr)
+	}
+	ours, _, _ := strings.Cut(string(page), "\n## What of other modules' we set") // from there on upstream's names are mixed in
+	for _, p := range pathNamed.FindAllString(ours, -1) {
+		p = strings.Trim(p, "`")
+		if top, _, below := strings.Cut(p, "/"); !paths[p] && (!below || paths[top]) {
+			t.Errorf("docs/architecture.md: there is no %s", p)
+		}
+	}
+	for _, m := range append(nameIn.FindAllStringSubmatch(ours, -1), qualified.FindAllStringSubmatch(ours, -1)...) {
+		if !declares[m[1]+" "+m[2]] && !paths[m[2]] {
+			t.Errorf("docs/architecture.md: %s declares no %s", m[1], m[2])
+		}
+	}
+}

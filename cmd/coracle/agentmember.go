@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/agent/balancer"
+	"github.com/coracle-k8s/coracle/agent/joining"
+	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/alpnmux"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/reachability"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/server/gossipmember"
+)
+
+const (
+	// keysAsk is how long to wait between questions for the gossip keys that got no answer.
+	keysAsk = 5 * time.Second
+	// aloneAsk is how often a node that hears no other member asks for the keys: they may have been replaced meanwhile.
+	aloneAsk = time.Minute
+)
+
+// agentPort is what an agent shows to other machines: gossip, and the way to a server for a machine that takes this one
+// for one.
+type agentPort struct {
+	mux     *alpnmux.Mux
+	packets net.PacketConn
+}
+
+// openAgentPort takes the machine's port, TCP and UDP.
+func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort, error) {
+	address := ":" + strconv.Itoa(port)
+	taken := func(network string, err error) error {
+		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop what uses it, or choose another one with --https-listen-port", network, port, err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, taken("TCP", err)
+	}
+	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", address)
+	if err != nil {
+		return nil, errors.Join(taken("UDP", err), l.Close())
+	}
+	return &agentPort{mux: alpnmux.New(alpnmux.Options{Listener: l, Logger: log}), packets: packets}, nil
+}
+
+func (p *agentPort) close() error {
+	err := errors.Join(p.mux.Close(), p.packets.Close())
+	if errors.Is(err, net.ErrClosed) {
+		return nil // the gossip has closed its part
+	}
+	return err
+}
+
+// agentMember makes an agent's machine a member.
+type agentMember struct {
+	c            *config.Agent
+	port         *agentPort
+	joined       *joining.Node
+	servers      *balancer.Balancer
+	log          *slog.Logger
+	line         *status.Part
+	subnets      chan []netip.Prefix // one: the last one counts, and there is one
+	show         func(func() []status.Member)
+	reach        *reachability.Watch
+	rounds       int       // in which it was lost
+	keysReceived time.Time // when a server gave the keys last; zero when none has since this machine started
+}
+
+// run is a member until ctx is done. What goes wrong leaves the node as it is: the API tells it about servers too.
+func (a *agentMember) run(ctx context.Context) {
+	a.line.Set(status.Starting, "no key yet")
+	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
+		if err := a.joined.AskGossipKeys(ctx); err != nil {
+			a.log.Debug("no gossip keys yet", "error", err)
+			sleep(ctx, keysAsk)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	member, err := a.member()
+	if err == nil {
+		a.reach.SetTell(member.TellUnreachable)
+		a.line.Set(status.Running, "")
+		a.show(func() []status.Member { return statusMembers(member.Members()) })
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			a.follow(ctx, member)
+		}()
+		err = member.Run(ctx)
+		<-done
+	}
+	if err != nil {
+		a.line.Set(status.Degraded, err.Error()+". This machine learns of servers through the API only")
+		a.log.Error("this machine is no member of the gossip any more", "error", err)
+	}
+}
+
+func (a *agentMember) member() (*gossip.Member, error) {
+	credentials := a.joined.Credentials
+	pool := func(file string) (*x509.CertPool, error) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the cluster's authority: %w", err)
+		}
+		p := x509.NewCertPool()
+		p.AppendCertsFromPEM(data)
+		return p, nil
+	}
+	trust := gossip.Trust{Own: func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(credentials.KubeletPair, credentials.KubeletPair)
+		return &pair, err
+	}}
+	var err, err2 error
+	trust.ServerCA, err = pool(credentials.ServerCAFile)
+	trust.ClientCA, err2 = pool(credentials.ClientCAFile)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, err
+	}
+	return gossip.New(gossip.Options{
+		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
+		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
+		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
+		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
+	})
+}
+
+func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir, "members.json") }
+
+// lostRounds is how often in a row a member has to be lost before the status shows it.
+const lostRounds = 4
+
+// lost says that the API is reached through no server. It is asked in each round in which the member looks for others.
+func (a *agentMember) lost() bool {
+	if a.servers.Connected() {
+		if a.rounds >= lostRounds {
+			a.line.Set(status.Running, "")
+		}
+		a.rounds = 0
+		return false
+	}
+	if a.rounds++; a.rounds >= lostRounds {
+		a.line.Set(status.Degraded, noServerHint(a.servers.Servers()))
+	}
+	return true
+}
+
+// nobody says what to do on a machine that finds no server.
+func noServerHint(tried []string) string {
+	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; it is tried on, and pods keep "+
+		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server https://ADDRESS:6443",
+		strings.Join(tried, ", "))
+}
+
+// known are the servers that the balancer knows.
+func (a *agentMember) known() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range a.servers.Servers() {
+		if at, err := netip.ParseAddrPort(s); err == nil {
+			out = append(out, at)
+		}
+	}
+	return out
+}
+
+// follow tells the balancer of servers that come and go, and fetches the keys when others have newer ones, or none is
+// heard.
+func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
+	for ctx.Err() == nil {
+		changed := member.Changed()
+		members := member.Members()
+		a.balance(members)
+		pause := aloneAsk
+		if a.outdated(members, time.Now()) {
+			pause = keysAsk
+			if err := a.joined.AskGossipKeys(ctx); err != nil {
+				a.log.Debug("the gossip keys could not be fetched", "error", err)
+			} else if a.keysReceived, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
+				a.log.Error("the new gossip keys could not be taken over", "error", err)
+			}
+			if alone(members) {
+				pause = aloneAsk
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+			if pause == keysAsk { // while the keys are older, each change would ask again
+				sleep(ctx, time.Second)
+			}
+		case subnets := <-a.subnets:
+			member.Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
+		case <-time.After(pause):
+		}
+	}
+}
+
+// outdated says whether others have newer keys, or may have: one with the old ones alone hears no member. One that has
+// just joined hears no member yet, and has the keys of a moment ago.
+func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
+	own := a.joined.GossipKeys().Generation
+	return alone(members) && now.Sub(a.keysReceived) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
+		return m.State == gossip.Alive && m.Role == gossip.RoleServer && m.KeyGeneration > own
+	})
+}
+
+func alone(members []gossip.Info) bool {
+	return !slices.ContainsFunc(members, func(m gossip.Info) bool { return m.State == gossip.Alive && !m.Self })
+}
+
+// balance gives the balancer the live servers, if there are any, and says which machines are none.
+func (a *agentMember) balance(members []gossip.Info) {
+	var servers, agents []string
+	for _, m := range members {
+		switch {
+		case m.State == gossip.Alive && m.Role == gossip.RoleServer:
+			for _, at := range m.API {
+				servers = append(servers, at.String())
+			}
+		case m.Role == gossip.RoleAgent:
+			agents = append(agents, m.Address.String())
+		}
+	}
+	a.servers.Exclude(agents)
+	if len(servers) == 0 {
+		return
+	}
+	if err := a.servers.Set(servers); err != nil {
+		a.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// statusMembers are the members as coracle status tells them.
+func statusMembers(in []gossip.Info) []status.Member {
+	out := make([]status.Member, 0, len(in))
+	for _, m := range in {
+		out = append(out, status.Member{
+			Name: m.Name, Role: m.Role.String(), Address: m.Address.String(), Version: m.Version, State: string(m.State), Since: m.Since,
+			Self: m.Self, PodSubnets: clusterconfig.Strings(m.PodSubnets), KeyGeneration: m.KeyGeneration,
+		})
+	}
+	return out
+}
+
+func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error {
+	return gossipmember.Rotation{Client: client, Members: members, Progress: progress}.Run(ctx)
+}

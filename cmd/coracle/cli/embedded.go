@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// embeddedByName are the names under which coracle acts as another program.
+var embeddedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
+
+func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()) }
+
+func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
+
+// client is an embedded program that speaks to the API server.
+type client struct {
+	name, short string
+	choosing    []string // flags that say which cluster is meant
+	without     []string // its commands that need no cluster
+}
+
+func kubectl() client {
+	return client{
+		name: "kubectl", short: "Use the cluster: kubectl, with this cluster's kubeconfig unless another one is given",
+		choosing: []string{"--kubeconfig", "--server", "-s"},
+		without:  []string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"},
+	}
+}
+
+func helm() client {
+	return client{
+		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless another one is given",
+		choosing: []string{"--kubeconfig", "--kube-apiserver", "--kube-context"},
+		without: []string{
+			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry", "repo", "search",
+			"show", "inspect", "template", "verify", "version", "__complete", "__completeNoDesc",
+		},
+	}
+}
+
+func (a *App) clientCommand(c client) *cobra.Command {
+	return &cobra.Command{
+		Use: c.name, GroupID: groupUse, Short: c.short,
+		DisableFlagParsing: true,
+		RunE: run(func(_ *cobra.Command, args []string) error {
+			t := a.tool()
+			env, err := a.clientEnv(t, c, args)
+			if err != nil {
+				return err
+			}
+			return a.execTool(t, c.name, args, env)
+		}),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+			return a.completeClient(c, args, toComplete)
+		},
+	}
+}
+
+func (a *App) ctrCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ctr", GroupID: groupUse, Short: "Inspect containers and images: containerd's ctr, in the namespace of Kubernetes",
+		DisableFlagParsing: true,
+		RunE: run(func(_ *cobra.Command, args []string) error {
+			t := a.tool()
+			env := a.Environ
+			env = setDefault(env, "CONTAINERD_ADDRESS", t.Paths.ContainerdSocket)
+			env = setDefault(env, "CONTAINERD_NAMESPACE", "k8s.io")
+			// What containerd's next version drops, cgroup v1 among it, is for who embeds it: coracle's user can do
+			// nothing about it.
+			env = setDefault(env, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true")
+			return a.execTool(t, "ctr", args, env)
+		}),
+	}
+}
+
+// crictlCommand runs a crictl that the user installed: it is no part of coracle.
+func (a *App) crictlCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "crictl", Hidden: true, Short: "Run an installed crictl on this node's containers",
+		DisableFlagParsing: true,
+		RunE: run(func(_ *cobra.Command, args []string) error {
+			endpoint := "unix://" + a.tool().Paths.ContainerdSocket
+			path := a.findOther("crictl")
+			if path == "" {
+				return fmt.Errorf("crictl is not part of coracle and not installed here; an installed one works with: crictl --runtime-endpoint %s. coracle ctr does much of the same", endpoint)
+			}
+			env := setDefault(a.Environ, "CONTAINER_RUNTIME_ENDPOINT", endpoint)
+			env = setDefault(env, "IMAGE_SERVICE_ENDPOINT", endpoint)
+			return execve(path, append([]string{"crictl"}, args...), env)
+		}),
+	}
+}
+
+// tool reads where things lie; what is wrong with the configuration is no matter of these commands.
+func (a *App) tool() *config.Tool {
+	t, err := config.LoadTool(a.sources(nil))
+	if err != nil {
+		a.warn("%v; going on with the defaults", err)
+		return &config.Tool{Paths: config.NewPaths(config.DefaultDataDir, ""), Kubeconfig: config.DefaultKubeconfig}
+	}
+	return t
+}
+
+// execTool replaces this process by an embedded program.
+func (a *App) execTool(t *config.Tool, name string, args, env []string) error {
+	dir, err := a.unpackForUser(t)
+	if err != nil {
+		return err
+	}
+	return execve(filepath.Join(dir, name), append([]string{name}, args...), env)
+}
+
+func execve(path string, argv, env []string) error {
+	return fmt.Errorf("starting %s: %w", path, syscall.Exec(path, argv, env))
+}
+
+// unpackForUser finds the embedded programs where the server unpacked them. A user who may not read or write there, or
+// a machine without a server, gets them below the user's own cache folder.
+func (a *App) unpackForUser(t *config.Tool) (string, error) {
+	dir, err := a.Unpack(t.Paths.DataDir)
+	if err == nil || !errors.Is(err, fs.ErrPermission) {
+		return dir, err
+	}
+	cache, cacheErr := os.UserCacheDir()
+	if cacheErr != nil {
+		return "", fmt.Errorf("%w; and this user has no cache folder to unpack to (%w). Run it with sudo, or set HOME", err, cacheErr)
+	}
+	if dir, cacheErr = a.Unpack(filepath.Join(cache, "coracle")); cacheErr != nil {
+		return "", fmt.Errorf("%w; unpacking for this user alone failed too: %w. Run it with sudo, or make the folder %s readable for everyone (chmod 755)", err, cacheErr, t.Paths.BinDir)
+	}
+	return dir, nil
+}
+
+// clientEnv points a program at this machine's cluster, unless the user says which cluster is meant.
+func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, error) {
+	if getenv(a.Environ, "KUBECONFIG") != "" || c.choosesCluster(args) {
+		return a.Environ, nil
+	}
+	f, err := os.Open(t.Kubeconfig)
+	if err == nil {
+		_ = f.Close() // opened only to see that it can be
+		return setDefault(a.Environ, "KUBECONFIG", t.Kubeconfig), nil
+	}
+	home := getenv(a.Environ, "HOME")
+	if home != "" && exists(filepath.Join(home, ".kube", "config")) {
+		return a.Environ, nil
+	}
+	switch {
+	case c.withoutCluster(args):
+		return a.Environ, nil
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > ~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server; or name another cluster's kubeconfig in KUBECONFIG", t.Kubeconfig)
+	}
+	return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+}
+
+// choosesCluster says whether the arguments themselves name a cluster.
+func (c client) choosesCluster(args []string) bool {
+	return slices.ContainsFunc(args, func(s string) bool {
+		name, _, _ := strings.Cut(s, "=")
+		return slices.Contains(c.choosing, name)
+	})
+}
+
+// withoutCluster says whether the program's command works without any cluster.
+func (c client) withoutCluster(args []string) bool {
+	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") || slices.Contains(c.without, args[0])
+}
+
+// completeClient asks the embedded program.
+func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	t := a.tool()
+	env, err := a.clientEnv(t, c, args)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	dir, err := a.unpackForUser(t)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	cmd := exec.Command(filepath.Join(dir, c.name), append(append([]string{"__complete"}, args...), toComplete)...)
+	cmd.Args[0], cmd.Env = c.name, env
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return parseCompletion(string(out))
+}
+
+// parseCompletion reads cobra's protocol: a candidate on each line, then ":<directive>".
+func parseCompletion(out string) ([]string, cobra.ShellCompDirective) {
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	last := lines[len(lines)-1]
+	var directive int
+	if _, err := fmt.Sscanf(last, ":%d", &directive); err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return lines[:len(lines)-1], cobra.ShellCompDirective(directive)
+}
+
+// findOther looks a program up on the PATH that is not this one by another name.
+func (a *App) findOther(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	selfInfo, err := os.Stat(self)
+	if err != nil {
+		return ""
+	}
+	for _, dir := range filepath.SplitList(getenv(a.Environ, "PATH")) {
+		path := filepath.Join(dir, name)
+		fi, err := os.Stat(path)
+		if err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && !os.SameFile(fi, selfInfo) {
+			return path
+		}
+	}
+	return ""
+}
+
+func getenv(environ []string, name string) string {
+	for _, kv := range environ {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// setDefault adds a variable unless it has a value.
+func setDefault(environ []string, name, value string) []string {
+	if getenv(environ, name) != "" {
+		return environ
+	}
+	return append(slices.Clip(environ), name+"="+value)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

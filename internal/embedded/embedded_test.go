@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package embedded
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+// set builds an embedded set of a program and a link to it.
+func set(t *testing.T, program string) fstest.MapFS {
+	t.Helper()
+	var z bytes.Buffer
+	w, err := zstd.NewWriter(&z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(program)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256([]byte(program))
+	x := index.Index{
+		{Path: "alias", Link: "lib/program"},
+		{Path: "lib/program", Mode: 0o555, Size: int64(len(program)), SHA256: hex.EncodeToString(sum[:])},
+	}
+	return fstest.MapFS{
+		index.FileName:               {Data: x.Encode()},
+		"lib/program" + index.Suffix: {Data: z.Bytes()},
+	}
+}
+
+func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
+	t.Helper()
+	d, err := unpack(src, bin, "/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { letGo(t, &d) })
+	return &d
+}
+
+// letGo gives up the lock on a set, as the end of the process does. What was let go already is left alone: its
+// descriptor may be another file's by now.
+func letGo(t *testing.T, d *Dir) {
+	t.Helper()
+	if d.use < 0 {
+		return
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	d.use = -1
+}
+
+// sets names what bin holds beside the lock and the link.
+func sets(t *testing.T, bin string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != lockName && e.Name() != "current" {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+func TestUnpack(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "data", "bin")
+	d := mustUnpack(t, set(t, "one"), bin)
+	for _, p := range []string{d.File("alias"), d.File("lib/program"), filepath.Join(d.Stable, "alias")} {
+		got, err := os.ReadFile(p)
+		if err != nil || string(got) != "one" {
+			t.Errorf("%s holds %q, %v", p, got, err)
+		}
+	}
+	fi, err := os.Stat(d.File("lib/program"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi.Mode().Perm() != 0o555 {
+		t.Errorf("mode %v, want 0555", fi.Mode().Perm())
+	}
+	again := mustUnpack(t, set(t, "one"), bin)
+	fi2, err := os.Stat(again.File("lib/program"))
+	if err != nil || !os.SameFile(fi, fi2) || again.Path != d.Path {
+		t.Errorf("the second Unpack wrote the set again (%v)", err)
+	}
+	if got := sets(t, bin); len(got) != 1 {
+		t.Errorf("bin holds %v, want one set", got)
+	}
+}
+
+func TestNotEmbedded(t *testing.T) {
+	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
+		t.Fatalf("got %v, want ErrNotEmbedded", err)
+	}
+}
+
+// TestInterruptedUnpackIsRepaired: whatever an earlier process left when it was killed at some point is put right.
+func TestInterruptedUnpackIsRepaired(t *testing.T) {
+	src := set(t, "whole")
+	for name, harm := range map[string]func(t *testing.T, d Dir) error{
+		"leftover":       func(_ *testing.T, d Dir) error { return os.MkdirAll(filepath.Dir(d.Path)+"/.tmp-123/new", 0o755) },
+		"file missing":   func(_ *testing.T, d Dir) error { return os.Remove(d.File("lib/program")) },
+		"file truncated": func(_ *testing.T, d Dir) error { return os.Truncate(d.File("lib/program"), 2) },
+		"wrong mode":     func(_ *testing.T, d Dir) error { return os.Chmod(d.File("lib/program"), 0o600) },
+		"link missing":   func(_ *testing.T, d Dir) error { return os.Remove(d.File("alias")) },
+		"no current":     func(_ *testing.T, d Dir) error { return os.Remove(d.Stable) },
+		"set missing":    func(_ *testing.T, d Dir) error { return os.RemoveAll(d.Path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bin := filepath.Join(t.TempDir(), "bin")
+			d := mustUnpack(t, src, bin)
+			if err := harm(t, *d); err != nil {
+				t.Fatal(err)
+			}
+			d = mustUnpack(t, src, bin)
+			got, err := os.ReadFile(filepath.Join(d.Stable, "alias"))
+			if err != nil || string(got) != "whole" {
+				t.Errorf("after repair: %q, %v", got, err)
+			}
+			if name == "leftover" {
+				return // nothing was missing, so nothing was locked and cleared; the next version's unpacking does it
+			}
+			if got := sets(t, bin); len(got) != 1 {
+				t.Errorf("bin holds %v, want one set", got)
+			}
+		})
+	}
+}
+
+func TestDamagedBinary(t *testing.T) {
+	src, other := set(t, "one"), set(t, "two")
+	src["lib/program"+index.Suffix] = other["lib/program"+index.Suffix]
+	bin := filepath.Join(t.TempDir(), "bin")
+	_, err := unpack(src, bin, "/proc")
+	if err == nil || !strings.Contains(err.Error(), "install it again") {
+		t.Fatalf("got %v", err)
+	}
+	if got := sets(t, bin); len(got) != 0 {
+		t.Errorf("bin holds %v after a failure", got)
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	src, bin := set(t, "same"), filepath.Join(t.TempDir(), "bin")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			d, err := unpack(src, bin, "/proc")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if got, err := os.ReadFile(d.File("alias")); err != nil || string(got) != "same" {
+				t.Errorf("%q, %v", got, err)
+			}
+			letGo(t, &d)
+		})
+	}
+	wg.Wait()
+	if got := sets(t, bin); len(got) != 1 {
+		t.Errorf("bin holds %v, want one set", got)
+	}
+}
+
+// TestPruneHeld: an old set stays while a coracle that is yet to start programs from it lives.
+func TestPruneHeld(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "bin")
+	old := mustUnpack(t, set(t, "old"), bin)
+	mustUnpack(t, set(t, "new"), bin)
+	if got := sets(t, bin); len(got) != 2 {
+		t.Fatalf("bin holds %v: the set in use has to stay", got)
+	}
+	letGo(t, old)
+	mustUnpack(t, set(t, "new"), bin)
+	if got := sets(t, bin); len(got) != 1 {
+		t.Fatalf("bin holds %v: nobody needs the old set", got)
+	}
+}
+
+// TestPruneByProcess: an old set stays while a program runs from it.
+func TestPruneByProcess(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "bin")
+	old := mustUnpack(t, set(t, "old"), bin)
+	letGo(t, old)
+	proc := t.TempDir()
+	for pid, exe := range map[string]string{"41": "/sbin/init", "42": old.File("lib/program") + " (deleted)"} {
+		if err := os.MkdirAll(filepath.Join(proc, pid), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(exe, filepath.Join(proc, pid, "exe")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := unpack(set(t, "new"), bin, proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { letGo(t, &d) })
+	if got := sets(t, bin); len(got) != 2 {
+		t.Fatalf("bin holds %v: a program runs from the old set", got)
+	}
+	if err := os.RemoveAll(filepath.Join(proc, "42")); err != nil {
+		t.Fatal(err)
+	}
+	if err := prune(bin, filepath.Base(d.Path), proc); err != nil {
+		t.Fatal(err)
+	}
+	if got := sets(t, bin); len(got) != 1 || got[0] != filepath.Base(d.Path) {
+		t.Errorf("bin holds %v, want the new set alone", got)
+	}
+}
+
+// TestFullDisk unpacks onto a file system of a few pages, in a mount namespace of its own.
+func TestFullDisk(t *testing.T) {
+	if os.Getenv("EMBEDDED_FULL_DISK") == "" {
+		testenv.RequireRoot(t, "it mounts a small file system")
+		cmd := exec.Command("unshare", "--mount", os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
+		cmd.Env = append(os.Environ(), "EMBEDDED_FULL_DISK=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	dir := t.TempDir()
+	mount := func(flags uintptr) error { return unix.Mount("small", dir, "tmpfs", flags, "size=64k") }
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := mount(0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
+	bin := filepath.Join(dir, "bin")
+	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(fmt.Sprint(err), "free some space") {
+		t.Fatalf("got %v, want a full disk with advice", err)
+	}
+	if got := sets(t, bin); len(got) != 0 {
+		t.Errorf("bin holds %v after a failure", got)
+	}
+	small := set(t, "fits")
+	d := mustUnpack(t, small, bin)
+
+	// A complete set serves from a read-only file system too.
+	letGo(t, d)
+	if err := mount(unix.MS_REMOUNT | unix.MS_RDONLY); err != nil {
+		t.Fatal(err)
+	}
+	mustUnpack(t, small, bin)
+	if _, err := unpack(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
+		t.Errorf("got %v, want a read-only file system", err)
+	}
+}
+
+// TestEmbedded checks what this tree's make embedded built, by unpacking it as a server does.
+func TestEmbedded(t *testing.T) {
+	d, err := Unpack(t.TempDir())
+	if errors.Is(err, ErrNotEmbedded) {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { letGo(t, &d) })
+	for _, name := range []string{
+		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr", "helm",
+		"nftables/nft", "nftables/ld.so", "nftables/protocols.so",
+	} {
+		fi, err := os.Stat(d.File(name))
+		if err != nil || fi.Mode().Perm()&0o111 == 0 {
+			t.Errorf("%s: %v, not a program", name, err)
+		}
+	}
+	for _, name := range []string{"pause.tar", "nftables/COPYRIGHT", "nftables/PACKAGES"} {
+		if fi, err := os.Stat(d.File(name)); err != nil || fi.Size() == 0 {
+			t.Errorf("%s: %v, empty", name, err)
+		}
+	}
+	for _, cmd := range [][]string{
+		{d.File("runc"), "--version"},
+		{d.File("kubectl"), "version", "--client"},
+		{d.File("ctr"), "--version"},
+		{d.File("helm"), "version"},
+		{d.File("nft"), "--version"},
+		{d.File("nftables/ld.so"), "--library-path", d.File("nftables"), "--argv0", "nft", d.File("nftables/nft"), "--version"},
+	} {
+		out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%v: %v\n%s", cmd, err, out)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package embedded
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
+)
+
+// Names in bin/ that are no sets: the lock of those who write, what they write before it gets its name, and what they
+// take away.
+const (
+	lockName   = ".lock"
+	tempPrefix = ".tmp-"
+)
+
+// maxWindow bounds the decoder's memory. The files are compressed with windows of 8 MiB.
+const maxWindow = 8 << 20
+
+// workers is how many files are unpacked at once: one program is far larger than the rest, so two fill its time.
+const workers = 2
+
+// install unpacks the set next to where it belongs and renames it there. d.Path may exist, damaged.
+func install(src fs.FS, x index.Index, bin string, d Dir) error {
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	lock, err := lockBin(bin)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := removeTemps(bin); err != nil {
+		return err
+	}
+	if !complete(x, d.Path) { // no other process was faster
+		if err := writeSet(src, x, bin, d.Path); err != nil {
+			return err
+		}
+	}
+	return point(d.Stable, filepath.Base(d.Path))
+}
+
+// lockBin waits until no other process writes to bin. The kernel frees the lock of one that dies.
+func lockBin(bin string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(bin, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return f, nil
+}
+
+func writeSet(src fs.FS, x index.Index, bin, dst string) error {
+	tmp, err := os.MkdirTemp(bin, tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) // holds the old set or a half-written new one by then, if anything
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	set := filepath.Join(tmp, "new")
+	if err := write(src, x, set); err != nil {
+		return err
+	}
+	// A damaged set moves aside; programs that run from it go on with the files they have.
+	if err := os.Rename(dst, filepath.Join(tmp, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(set, dst); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(bin)
+}
+
+// write unpacks all files into the new folder dir and brings them to the disk.
+func write(src fs.FS, x index.Index, dir string) error {
+	dirs := map[string]bool{dir: true}
+	for _, e := range x {
+		dirs[filepath.Dir(filepath.Join(dir, e.Path))] = true
+	}
+	for d := range dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	todo := make(chan index.Entry, len(x)) // holds all, so that feeding it never blocks
+	for _, e := range x {
+		todo <- e
+	}
+	close(todo)
+	errs := make([]error, workers)
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			for e := range todo {
+				if errs[i] = writeEntry(src, e, filepath.Join(dir, e.Path)); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for d := range dirs {
+		if err := atomicfile.SyncDir(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeEntry(src fs.FS, e index.Entry, dst string) error {
+	if e.Link != "" {
+		return os.Symlink(e.Link, dst)
+	}
+	in, err := src.Open(e.Path + index.Suffix)
+	if err != nil {
+		return fmt.Errorf("embedded file %s: %w", e.Path, err)
+	}
+	defer in.Close()
+	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return fmt.Errorf("embedded file %s: %w", e.Path, err)
+	}
+	defer z.Close()
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fill(out, z, e), out.Close())
+}
+
+// fill copies the file, checks it, gives it its mode whatever the umask, and flushes it.
+func fill(out *os.File, z io.Reader, e index.Entry) error {
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(out, sum), z)
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", e.Path, err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); n != e.Size || got != e.SHA256 {
+		return fmt.Errorf("embedded file %s is damaged (%d bytes with hash %s instead of %d with %s): this coracle binary is not what was built, install it again",
+			e.Path, n, got, e.Size, e.SHA256)
+	}
+	if err := out.Chmod(e.Mode); err != nil {
+		return err
+	}
+	return out.Sync()
+}
+
+// point makes link a symbolic link to target, replacing an older one in one step.
+func point(link, target string) error {
+	tmp := filepath.Join(filepath.Dir(link), tempPrefix+"current")
+	if err := os.Symlink(target, tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, link); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return atomicfile.SyncDir(filepath.Dir(link))
+}
+
+// explain turns the errors that a user can do something about into advice.
+func explain(err error, bin string, need int64) error {
+	const what = "unpack the embedded programs into %s: "
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf(what+"%w (they need %d MB; nothing else was changed: free some space there and start again)", bin, err, need/1e6+1)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf(what+"%w (choose a writable folder with --data-dir)", bin, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf(what+"%w (run as root, or choose a folder of your own with --data-dir)", bin, err)
+	default:
+		return fmt.Errorf(what+"%w", bin, err)
+	}
+}

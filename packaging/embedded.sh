@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds the programs embedded in coracle and packs them into internal/embedded/files/ARCH. Run through `make embedded`,
+# which sets what is used here: GO, TAGS, TOOLS_LDFLAGS, TRIMPATH.
+#
+#   embedded.sh ARCH WORK
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. packaging/lib.sh
+arch=$1 work=$2
+GO=${GO:-go} stage=$work/stage
+pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/embedded/embedded.go)
+mkdir -p "$stage"
+exec 9> "$work/../lock"
+flock 9 # two builds at once would write the same files
+
+# go_program NAME PACKAGE LDFLAGS: one of our static programs.
+go_program() {
+  [ -d "$2" ] || die "$2 is missing: this tree has no sources for $1"
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags "-s -w $3" -o "$stage/$1" "./$2"
+}
+
+# build_runc: runc speaks to libseccomp, a C library, and enters namespaces in C: the one program with cgo.
+build_runc() {
+  local cc root lib flags=(-buildvcs=false -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags "-static"')
+  cc=$(c_compiler "$arch")
+  if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
+    packaging/debs.sh --locked "$arch" "$work/seccomp" libseccomp-dev
+    root=$(realpath "$work/seccomp/root")
+    lib=$root/usr/lib/$(triplet "$arch")
+    export PKG_CONFIG_LIBDIR="$lib/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$root"
+    # pkg-config leaves out what it takes for the system's own folders, which these are not.
+    export CGO_CFLAGS="-O2 -g -I$root/usr/include" CGO_LDFLAGS="-L$lib"
+  fi
+  CC=$cc CGO_ENABLED=1 GOOS=linux GOARCH=$arch "$GO" build "${flags[@]}" ${TRIMPATH:+-trimpath} -o "$stage/runc" github.com/opencontainers/runc
+}
+
+# build_small FILE SOURCE: a program without a C library.
+build_small() {
+  rm -f "$1" # it may be a link
+  "$(c_compiler "$arch")" -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -fno-pie -no-pie \
+    -fno-tree-loop-distribute-patterns -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noseparate-code \
+    -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
+}
+
+# build_shared FILE SOURCE: a shared library without a C library.
+build_shared() {
+  "$(c_compiler "$arch")" -Os -shared -fPIC -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables \
+    -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
+}
+
+# Said before minutes of compiling. For the other processor build_runc fetches its own.
+if [ "$arch" = "$("$GO" env GOHOSTARCH)" ] && ! pkg-config --exists libseccomp 2>/dev/null; then
+  die "libseccomp's headers or pkg-config are missing, which runc is built with: packaging/deps.sh build installs them (root)"
+fi
+
+packaging/console.sh "$work/.."
+
+say "building the programs embedded in coracle for $arch: runc, shim, kubectl, helm and others"
+go_program coracle-helper cmd/coracle-helper ""
+go_program coracle-ingress cmd/coracle-ingress ""
+[ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
+go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
+(build_runc)
+build_small "$work/pause" cmd/pause/pause.c
+build_small "$stage/nft" cmd/nft/nft.c
+packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
+build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
+for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
+for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
+
+"$GO" run -buildvcs=false ./internal/embedded/pack -stage "$stage" -out "internal/embedded/files/$arch" -cache "$work/../zst" \
+  -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"

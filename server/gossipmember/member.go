@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gossipmember makes a server a member of the gossip, and keeps the gossip's keys as the API has them.
+package gossipmember
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/reachability"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// GossipSecret, in kube-system, has the cluster's gossip keys: what is there counts, and files are copies of it. No
+	// node's credentials read it.
+	GossipSecret = "gossip-keys.coracle"
+	gossipData   = "keys.json"
+	// KeysFile and membersFile lie in the server's folder.
+	KeysFile    = "gossip-keys.json"
+	membersFile = "members.json"
+	// keysRetry is how long to wait before the keys are asked for again; at a first start their namespace appears a
+	// moment after the API server is ready.
+	keysRetry = time.Second
+)
+
+// Options are a member's facts. The functions are called while it runs.
+type Options struct {
+	// Dir is the server's folder; Name is the node's, Version this program's.
+	Dir, Name, Version string
+	// Listen is the address of the API server's TCP port, whose UDP port is taken. Streams are the gossip's connections
+	// at the former. Address is where other machines reach both.
+	Listen  string
+	Streams net.Listener
+	Address string
+	NodeIPs []net.IP
+	// Join are the addresses of servers that this one was given.
+	Join []string
+	// Links are the machine's that lead to others; nil means none.
+	Links func() ([]net.Interface, error)
+	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
+	Reach *reachability.Watch
+
+	PKI func() *pki.PKI
+	// Stores are where other servers' stores are. Leaderless says that this server has other ones and no leader.
+	Stores     func() []netip.AddrPort
+	Leaderless func() bool
+	// MostMachines is how many live members there can be, 0 for unknown.
+	MostMachines func() int
+	// Suspect is called for a member that may be dead.
+	Suspect func(node string)
+	Now     func() time.Time
+
+	Part   *status.Part // may be nil
+	Logger *slog.Logger
+}
+
+// Member makes this server a member of the gossip as soon as there is a key.
+type Member struct {
+	o       Options
+	packets net.PacketConn
+
+	mu     sync.Mutex
+	keys   clusterconfig.GossipKeys
+	first  chan struct{} // closed when there are keys
+	member atomic.Pointer[gossip.Member]
+	// changed is closed when the member is there.
+	changed chan struct{}
+}
+
+// New takes the UDP port that goes with the TCP port.
+func New(ctx context.Context, o Options) (*Member, error) {
+	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("the cluster's UDP port, which has the number of the API server's, cannot be opened: %w. Nothing was changed: stop what "+
+			"uses it, or choose another port with --https-listen-port", err)
+	}
+	return &Member{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
+}
+
+// Close closes the sockets of a member that is not run.
+func (m *Member) Close() error {
+	if m == nil {
+		return nil
+	}
+	return closed(errors.Join(closed(m.packets.Close()), closed(m.o.Streams.Close())))
+}
+
+func closed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Run is a member until ctx is done.
+func (m *Member) Run(ctx context.Context) {
+	m.o.Part.Set(status.Starting, "no key yet")
+	keys, ok, err := gossip.ReadKeys(m.keysFile())
+	if err != nil {
+		m.o.Logger.Warn("the gossip keys are fetched again", "error", err)
+	}
+	if ok {
+		m.useKeys(keys)
+	}
+	select {
+	case <-m.first:
+	case <-ctx.Done():
+		_ = m.Close() // nothing was sent
+		return
+	}
+	if err := m.join(ctx); err != nil {
+		m.o.Part.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
+		m.o.Logger.Error("this server is no member of the gossip any more", "error", err)
+		return
+	}
+	m.o.Part.Set(status.Stopped, "")
+}
+
+func (m *Member) join(ctx context.Context) error {
+	p := m.o.PKI()
+	trust := gossip.Trust{
+		Own:      p.Serving,
+		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Now: m.o.Now,
+	}
+	trust.ServerCA.AppendCertsFromPEM(p.CAPEM(pki.ServerCA))
+	trust.ClientCA.AppendCertsFromPEM(p.CAPEM(pki.ClientCA))
+	address, err := netip.ParseAddrPort(m.o.Address)
+	if err != nil {
+		return fmt.Errorf("the address of this server: %w", err)
+	}
+	meta := gossip.Meta{Role: gossip.RoleServer, API: []netip.AddrPort{address}, Version: m.o.Version}
+	for _, ip := range m.o.NodeIPs {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			meta.Addresses = append(meta.Addresses, a.Unmap())
+		}
+	}
+	m.mu.Lock()
+	var watch gossip.Reach
+	if m.o.Reach != nil {
+		watch = m.o.Reach
+	}
+	member, err := gossip.New(gossip.Options{
+		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
+		File: filepath.Join(m.o.Dir, membersFile), Ask: m.o.Stores,
+		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MostMachines, Suspect: m.o.Suspect, Reach: watch, Logger: m.o.Logger,
+	})
+	if err == nil {
+		m.member.Store(member)
+		if m.o.Reach != nil {
+			m.o.Reach.SetTell(member.TellUnreachable)
+		}
+		close(m.changed)
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	m.o.Part.Set(status.Running, "")
+	return member.Run(ctx)
+}
+
+// Servers are the addresses of other servers that the gossip knows.
+func (m *Member) Servers() []string {
+	member := m.member.Load()
+	if member == nil {
+		return nil
+	}
+	var out []string
+	for _, a := range member.Found() {
+		out = append(out, a.String())
+	}
+	for _, i := range member.Members() {
+		if i.Self || i.State != gossip.Alive || i.Role != gossip.RoleServer {
+			continue
+		}
+		for _, a := range i.API {
+			out = append(out, a.String())
+		}
+	}
+	return out
+}
+
+// useKeys takes keys over and keeps them.
+func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	none := len(m.keys.Keys) == 0
+	if reflect.DeepEqual(keys, m.keys) {
+		return
+	}
+	m.keys = keys
+	if err := gossip.WriteKeys(m.keysFile(), keys); err != nil {
+		m.o.Logger.Warn("the gossip keys could not be kept; they are fetched again at the next start", "error", err)
+	}
+	if none {
+		close(m.first)
+	}
+	if member := m.member.Load(); member != nil {
+		if err := member.SetKeys(keys); err != nil {
+			m.o.Logger.Error("the new gossip keys could not be taken over", "error", err)
+		}
+	}
+}
+
+func (m *Member) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
+
+// Keys are the keys, nil when there are none yet.
+func (m *Member) Keys() *clusterconfig.GossipKeys {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.keys.Keys) == 0 {
+		return nil
+	}
+	keys := m.keys
+	return &keys
+}
+
+// Follow keeps the keys as they are in the API until ctx is done. Of several servers that find none one makes them.
+func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "gossip"))
+	if err != nil {
+		return fmt.Errorf("making the client for the gossip keys: %w", err)
+	}
+	last := ""
+	for ctx.Err() == nil {
+		err := m.watch(ctx, client)
+		if err != nil && ctx.Err() == nil && err.Error() != last && !apierrors.IsNotFound(err) { // of the namespace, at a first start
+			last = err.Error()
+			m.o.Logger.Warn("the gossip keys cannot be read; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(keysRetry):
+		}
+	}
+	return nil
+}
+
+// watch reads the keys and follows them as long as the watch lasts.
+func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if s, err = m.publish(ctx, client); apierrors.IsAlreadyExists(err) {
+			s, err = secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.useSecret(s); err != nil {
+		return err
+	}
+	w, err := secrets.Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, GossipSecret).String(), ResourceVersion: s.ResourceVersion,
+	})
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	for event := range w.ResultChan() {
+		s, ok := event.Object.(*corev1.Secret)
+		if !ok || event.Type == "DELETED" {
+			return nil // it is read, or made, again
+		}
+		if err := m.useSecret(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Member) useSecret(s *corev1.Secret) error {
+	keys, err := keysIn(s)
+	if err == nil {
+		m.useKeys(keys)
+	}
+	return err
+}
+
+// keysIn reads the gossip keys in their Secret.
+func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
+	var keys clusterconfig.GossipKeys
+	err := json.Unmarshal(s.Data[gossipData], &keys)
+	if err == nil {
+		err = keys.Validate()
+	}
+	if err != nil {
+		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers make it again", s.Namespace, s.Name, err)
+	}
+	return keys, nil
+}
+
+// putKeys writes them into their Secret.
+func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
+	data, err := json.Marshal(keys)
+	if err != nil {
+		return fmt.Errorf("encoding the gossip keys: %w", err)
+	}
+	s.Data = map[string][]byte{gossipData: data}
+	return nil
+}
+
+// publish makes the Secret, with the keys that this server has or with new ones.
+func (m *Member) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
+	keys := m.Keys()
+	if keys == nil {
+		made, err := clusterconfig.NewGossipKeys()
+		if err != nil {
+			return nil, err
+		}
+		keys = &made
+	}
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret,
+		Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}}}
+	if err := putKeys(s, *keys); err != nil {
+		return nil, err
+	}
+	return client.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, s, metav1.CreateOptions{})
+}
+
+// Members are the machines of the cluster as gossip knows them; none before this one is a member.
+func (m *Member) Members() []gossip.Info {
+	if member := m.member.Load(); member != nil {
+		return member.Members()
+	}
+	return nil
+}
+
+// SetPodSubnets tells the other members which pods' addresses this machine's node has.
+func (m *Member) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
+	select {
+	case <-m.changed:
+		m.member.Load().Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
+	case <-ctx.Done():
+	}
+}

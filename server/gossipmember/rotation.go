@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossipmember
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// rotationPoll is how often a rotation looks who has the keys, nodesPoll how often which nodes there are.
+	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
+	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it
+	// within seconds, and once a minute where it hears nobody.
+	rotationPatience = 3 * time.Minute
+	// nodelessPatience is the same for members that have no Node: machines that are about to register, and servers
+	// without one.
+	nodelessPatience = 15 * time.Second
+)
+
+// Rotation is what replacing the gossip key needs.
+type Rotation struct {
+	Client kubernetes.Interface
+	// Members are the machines of the cluster and which keys they have, as a running server knows them.
+	Members func(context.Context) ([]status.Member, error)
+	// Progress is called for each step.
+	Progress func(string)
+}
+
+// Run makes a new key, has all members learn it, then use it, then forget the old one. Each step waits for all members
+// that are alive and have a Node; one that is off meanwhile asks a server for the key when it is back. It ends with an
+// error when one of these takes too long. It may be interrupted at any point and begun again: no step takes away a key
+// that such a member sends with. Of two rotations that run at once, one ends with an error before it changes what the
+// other one has made.
+func (r Rotation) Run(ctx context.Context) error {
+	now, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	steps := []struct {
+		text string
+		next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)
+	}{
+		{"all machines learn a new key", clusterconfig.GossipKeys.WithNew},
+		{"all machines use the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.UsingLast(), nil }},
+		{"all machines forget the old key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.OnlyFirst(), nil }},
+	}
+	if len(now.Keys) > 1 {
+		r.Progress("a rotation that was interrupted is brought to an end first")
+		if err := r.wait(ctx, now.Generation); err != nil {
+			return err
+		}
+		steps = append(steps[2:3:3], steps...)
+	}
+	for _, step := range steps {
+		r.Progress(step.text)
+		if now, err = r.change(ctx, now.Generation, step.next); err != nil {
+			return err
+		}
+		if err := r.wait(ctx, now.Generation); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read returns the keys in the API.
+func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
+	s, err := r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, GossipSecret, metav1.GetOptions{})
+	if err != nil {
+		return clusterconfig.GossipKeys{}, fmt.Errorf("reading the gossip keys: %w", err)
+	}
+	return keysIn(s)
+}
+
+// change puts other keys in place of those of a generation in the API.
+func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)) (clusterconfig.GossipKeys, error) {
+	var out clusterconfig.GossipKeys
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
+		s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("reading the gossip keys: %w", err)
+		}
+		keys, err := keysIn(s)
+		if err != nil {
+			return err
+		}
+		if keys.Generation != generation {
+			return fmt.Errorf("another command changed the gossip keys meanwhile, probably another rotation. This one stops; all machines still understand one another. "+
+				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, expected was %d)", keys.Generation, generation)
+		}
+		if out, err = next(keys); err != nil {
+			return err
+		}
+		if err := putKeys(s, out); err != nil {
+			return err
+		}
+		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
+		return err
+	})
+	return out, err
+}
+
+// wait returns when all members that are alive and have a Node have the keys of a generation.
+func (r Rotation) wait(ctx context.Context, generation uint64) error {
+	last, began := "", time.Now()
+	var nodes map[string]bool
+	var listed time.Time
+	for {
+		members, err := r.Members(ctx)
+		if err != nil {
+			return err
+		}
+		behind, alive := membersBehind(members, generation)
+		waited := time.Since(began)
+		var nodeless []string
+		if len(behind) > 0 {
+			if nodes == nil || time.Since(listed) >= nodesPoll {
+				if nodes, err = r.nodes(ctx); err != nil {
+					return err
+				}
+				listed = time.Now()
+			}
+			if waited >= nodelessPatience {
+				all := behind
+				behind = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !nodes[name] })
+				nodeless = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return nodes[name] })
+			}
+		}
+		text := strings.Join(behind, ", ")
+		switch {
+		case alive > 0 && len(behind) == 0:
+			if len(nodeless) > 0 {
+				r.Progress("  not waited for, since the cluster has no Node of that name: " + strings.Join(nodeless,
+					", "))
+			}
+			return nil
+		case waited >= rotationPatience:
+			return fmt.Errorf("these machines are alive and did not take the gossip key over within %s: %s. The rotation stops here, and all machines still understand one another. "+
+				"See there why no server answers (coracle status), or stop coracle there, or delete the node if the machine is not the cluster's any more "+
+				"(kubectl delete node NAME); then run the rotation again, and it goes on", rotationPatience, text)
+		case text != last:
+			last = text
+			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(nodeless), alive,
+				text))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w", ctx.Err())
+		case <-time.After(rotationPoll):
+		}
+	}
+}
+
+// membersBehind are the names of the members that are alive and have older keys, and the number of those that are
+// alive.
+func membersBehind(members []status.Member, generation uint64) (behind []string, alive int) {
+	for _, m := range members {
+		if m.State != "alive" {
+			continue
+		}
+		alive++
+		if m.KeyGeneration < generation {
+			behind = append(behind, m.Name)
+		}
+	}
+	return behind, alive
+}
+
+// nodes are the names of the cluster's Nodes.
+func (r Rotation) nodes(ctx context.Context) (map[string]bool, error) {
+	all, err := r.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("looking which nodes there are: %w", err)
+	}
+	out := map[string]bool{}
+	for i := range all.Items {
+		out[all.Items[i].Name] = true
+	}
+	return out, nil
+}

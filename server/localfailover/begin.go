@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localfailover
+
+import (
+	"context"
+	"net"
+)
+
+// mostWaiting is how many connections of other machines wait for an API server that is not there yet. One more, and the
+// one that has waited longest is closed.
+const mostWaiting = 64
+
+// begun is what comes while there is no API server.
+type begun struct {
+	conns chan net.Conn // for the API server, in their order; closed after the last
+	over  chan struct{} // closed when there is an API server
+}
+
+// Begin takes what comes until there is an API server, which has Accept called. Until then programs of this machine are
+// given another server while that is to be, and are answered by answer otherwise, which need not close the connection;
+// other machines' connections wait for the API server. It returns at once, and does nothing if there is one. It is
+// called once at most.
+func (l *Listener) Begin(answer func(net.Conn)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.served || l.ended {
+		return
+	}
+	b := &begun{conns: make(chan net.Conn, mostWaiting), over: make(chan struct{})}
+	l.begun = b
+	l.running.Go(func() { l.await(b, answer) })
+}
+
+func (l *Listener) await(b *begun, answer func(net.Conn)) {
+	defer close(b.conns)
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return // who accepts next is told
+		}
+		over := b.isOver()
+		if over || !l.fromHere(c) {
+			b.keep(c)
+		} else if mine := l.accept(c); mine != nil {
+			l.answer(mine, answer)
+		}
+		if over {
+			return
+		}
+	}
+}
+
+// answer has a connection answered beside others.
+func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
+	l.mu.Lock()
+	many := len(l.here) > most
+	l.mu.Unlock()
+	if many {
+		_ = c.Close() // whoever has opened it tries again
+		return
+	}
+	l.running.Go(func() {
+		defer c.Close()
+		defer context.AfterFunc(l.ctx, func() { _ = c.Close() })()
+		answer(c)
+	})
+}
+
+// keep keeps a connection for the API server.
+func (b *begun) keep(c net.Conn) {
+	for {
+		select {
+		case b.conns <- c:
+			return
+		default:
+		}
+		select {
+		case oldest := <-b.conns:
+			_ = oldest.Close()
+		default: // the API server has just taken it
+		}
+	}
+}
+
+func (b *begun) isOver() bool {
+	select {
+	case <-b.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// next is the next connection for Accept: first those that have waited.
+func (l *Listener) next() (net.Conn, error) {
+	l.mu.Lock()
+	b := l.begun
+	if b != nil && !l.served {
+		close(b.over)
+	}
+	l.served = true
+	l.mu.Unlock()
+	if b != nil {
+		if c, ok := <-b.conns; ok {
+			return c, nil
+		}
+	}
+	return l.Listener.Accept()
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Interface is where on this machine an address is announced.
+type Interface struct {
+	Name string
+	// Own is the machine's address on the same network: what comes in for the announced one is translated to it.
+	Own netip.Addr
+
+	index int
+	hw    hw
+	// source is where IPv6 messages come from.
+	source netip.Addr
+}
+
+// Link is an interface with its addresses.
+type Link struct {
+	net.Interface
+	Addresses []netip.Prefix
+}
+
+func (l Link) has(address netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == address })
+}
+
+// Links lists the machine's interfaces.
+func Links() ([]Link, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing network interfaces: %w", err)
+	}
+	var out []Link
+	for _, i := range all {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it went away meanwhile
+		}
+		l := Link{Interface: i}
+		for _, a := range addrs {
+			n, ok := a.(*net.IPNet)
+			if !ok {
+				continue
+			}
+			ip, _ := netip.AddrFromSlice(n.IP)
+			bits, _ := n.Mask.Size()
+			l.Addresses = append(l.Addresses, netip.PrefixFrom(ip.Unmap(), bits))
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the
+// cluster uses for something else.
+func Check(address netip.Addr, reserved []netip.Prefix) error {
+	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return fmt.Errorf("%s is not an address that one machine can have on a network", address)
+	}
+	for _, n := range reserved {
+		if n.Contains(address) {
+			return fmt.Errorf("%s is inside %s, which the cluster uses for pods or Services", address, n)
+		}
+	}
+	return nil
+}
+
+// Find says where among links an address belongs: on the interface with that name or, without one, on the first whose
+// network has room for it.
+func Find(links []Link, address netip.Addr, name string) (Interface, error) {
+	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
+		return Interface{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off that interface "+
+			"(another program such as keepalived may have put it there)", address, links[i].Name)
+	}
+	var networks []string
+	found := false
+	for _, l := range links {
+		if name != "" && l.Name != name {
+			continue
+		}
+		found = true
+		if l.Flags&net.FlagLoopback != 0 || l.Flags&net.FlagUp == 0 || len(l.HardwareAddr) != len(hw{}) {
+			continue
+		}
+		if place, ok := on(l, address); ok {
+			if err := reservedIn(address, place.network); err != nil {
+				return Interface{}, err
+			}
+			return place.Interface, nil
+		}
+		for _, p := range l.Addresses {
+			if p.Addr().Is4() == address.Is4() && p.Addr().IsGlobalUnicast() {
+				networks = append(networks, p.Masked().String()+" on "+l.Name)
+			}
+		}
+	}
+	switch {
+	case name != "" && !found:
+		return Interface{}, fmt.Errorf("there is no interface %s on this machine", name)
+	case name != "":
+		return Interface{}, fmt.Errorf("%s is in no network of the interface %s (it has: %s), or that is down, or no Ethernet", address, name, list(networks))
+	}
+	return Interface{}, fmt.Errorf("%s is in no network of this machine's Ethernet interfaces (there is: %s)", address, list(networks))
+}
+
+func list(words []string) string {
+	if len(words) == 0 {
+		return "none"
+	}
+	return strings.Join(words, ", ")
+}
+
+type attached struct {
+	Interface
+	network netip.Prefix
+}
+
+func on(l Link, address netip.Addr) (attached, bool) {
+	i := slices.IndexFunc(l.Addresses, func(p netip.Prefix) bool { return p.Contains(address) })
+	if i < 0 {
+		return attached{}, false
+	}
+	out := Interface{Name: l.Name, Own: l.Addresses[i].Addr(), index: l.Index, hw: hw(l.HardwareAddr), source: l.Addresses[i].Addr()}
+	for _, p := range l.Addresses {
+		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+			out.source = p.Addr()
+		}
+	}
+	return attached{out, l.Addresses[i]}, true
+}
+
+// reservedIn finds the addresses of an IPv4 network that are no machine's.
+func reservedIn(address netip.Addr, network netip.Prefix) error {
+	if !address.Is4() || network.Bits() >= 31 {
+		return nil
+	}
+	first := network.Masked().Addr()
+	last := first.As4()
+	for i := network.Bits(); i < 32; i++ {
+		last[i/8] |= 1 << (7 - i%8)
+	}
+	if address == first || address == netip.AddrFrom4(last) {
+		return fmt.Errorf("%s is the first or the last address of %s, which no machine can have", address, network.Masked())
+	}
+	return nil
+}
+
+// neighbour is the address at this interface.
+func (p Interface) neighbour(address netip.Addr) neighbour {
+	return neighbour{address: address, own: p.hw, from: p.source}
+}
