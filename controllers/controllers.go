@@ -150,7 +150,8 @@ func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInf
 // ownConstructors take the place of upstream's.
 func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (map[string]func() (app.Controller, error), error) {
 	own := map[string]func() (app.Controller, error){
-		names.NamespaceController: func() (app.Controller, error) { return newNamespaceController(ctx, cc, o.Unused) },
+		names.NamespaceController:     func() (app.Controller, error) { return newNamespaceController(ctx, cc, o.Unused) },
+		names.NodeLifecycleController: func() (app.Controller, error) { return newNodeLifecycleController(ctx, cc) },
 	}
 	if o.VolumePlugins == nil {
 		return own, nil

@@ -28,15 +28,15 @@ const attachPeriod = 500 * time.Millisecond
 // once, since terms may overlap.
 var setAttachPeriod = sync.OnceFunc(func() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod })
 
-// volumes is a controller of upstream's whose constructor has no place for plugins of ours.
-type volumes struct {
+// loop is a controller of upstream's that a constructor of ours makes.
+type loop struct {
 	name string
 	run  func(context.Context)
 }
 
-func (v volumes) Name() string { return v.name }
+func (l loop) Name() string { return l.name }
 
-func (v volumes) Run(ctx context.Context) { v.run(ctx) }
+func (l loop) Run(ctx context.Context) { l.run(ctx) }
 
 // newVolumeController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go) of what binds
 // claims to volumes, makes volumes and removes them.
@@ -60,7 +60,7 @@ func newVolumeController(ctx context.Context, cc app.ControllerContext, more []v
 	if err != nil {
 		return nil, fmt.Errorf("make the controller of volumes: %w", err)
 	}
-	return volumes{names.PersistentVolumeBinderController, c.Run}, nil
+	return loop{names.PersistentVolumeBinderController, c.Run}, nil
 }
 
 // newExpandController does the same for what lets volumes grow.
@@ -81,5 +81,5 @@ func newExpandController(ctx context.Context, cc app.ControllerContext, more []v
 	if err != nil {
 		return nil, fmt.Errorf("make the controller that lets volumes grow: %w", err)
 	}
-	return volumes{names.PersistentVolumeExpanderController, c.Run}, nil
+	return loop{names.PersistentVolumeExpanderController, c.Run}, nil
 }
