@@ -4,18 +4,21 @@ package apiserver
 
 import (
 	"fmt"
+	"time"
 
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/util/notfoundhandler"
 	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	kubeapiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
@@ -110,6 +113,9 @@ func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.C
 	if err != nil {
 		return nil, fmt.Errorf("building the API server for custom resources: %w", err)
 	}
+	if err := neverResync(ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer()); err != nil {
+		return nil, err
+	}
 	ch.core, err = core.New(ch.extensions.GenericAPIServer)
 	if err != nil {
 		return nil, fmt.Errorf("building the core API server: %w", err)
@@ -126,4 +132,18 @@ func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.C
 		return nil, fmt.Errorf("building the aggregator: %w", err)
 	}
 	return &ch, metrics.follow(ch.aggregator)
+}
+
+// neverResync keeps an informer that does not run yet from handing all objects to its handlers again and again. For
+// CustomResourceDefinitions upstream does so every five minutes, and one of its controllers converts and checks all
+// schemas each time (docs/adr/0040).
+func neverResync(informer cache.SharedIndexInformer) error {
+	for _, name := range []string{"resyncCheckPeriod", "defaultEventHandlerResyncPeriod"} {
+		period, err := kubecompat.Field[time.Duration](informer, []string{"SharedIndexInformer", "SharedIndexInformer", name})
+		if err != nil {
+			return fmt.Errorf("the informer of CustomResourceDefinitions is not what it was: %w", err)
+		}
+		*period = 0
+	}
+	return nil
 }
