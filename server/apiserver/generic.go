@@ -68,6 +68,10 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))}
+	loopback.Transport, err = newIndexForPolicies(transport, g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer())
+	if err != nil {
+		return nil, fmt.Errorf("waiting for mutating admission policies: %w", err)
+	}
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)
