@@ -184,6 +184,11 @@ func (e *election) missLeader(ctx context.Context) {
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
+			if !e.othersVote() { // and none could lead: nothing to miss, and nothing to compare with
+				due = time.Now().Add(mostRest)
+				timer.Reset(mostRest)
+				continue
+			}
 		case wait > 0: // it is there, whatever was before: the next silence is another one
 			rest, tries, excused = time.Time{}, 0, false
 		case time.Now().Before(rest):

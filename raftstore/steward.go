@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	moments "github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/voters"
 )
@@ -62,8 +63,6 @@ type acquaintance struct {
 
 // run looks after the votes while this server leads.
 func (s *steward) run(ctx context.Context) {
-	ticker := time.NewTicker(stewardTick)
-	defer ticker.Stop()
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
 	var tried raft.ServerID
@@ -73,7 +72,7 @@ func (s *steward) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(moments.Until(stewardTick)):
 		}
 		s.transferToConnected(ctx, &s.links)
 		s.checkRoom(ctx, &space)

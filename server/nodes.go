@@ -18,6 +18,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -73,13 +74,11 @@ func (s *Server) serveNodes(ctx context.Context) {
 // drainNodes closes the connections of nodes while this server cannot serve them, until ctx is done, so that they fail
 // over. What the programs of this machine ask is passed on to another server, also for its own node.
 func (s *Server) drainNodes(ctx context.Context) {
-	ticker := time.NewTicker(diskPoll)
-	defer ticker.Stop()
 	for now := (serviceability{}); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(timers.Until(diskPoll)):
 		}
 		if now.unable && s.starting.Elsewhere() != nil {
 			s.starting.GoAway()

@@ -304,7 +304,7 @@ func (f *follower) checkMembers() {
 	for _, meta := range list {
 		newest.Index, newest.Data = meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)
 		if index, _ := f.dir.Log.Snapshot(); index < meta.Index { // it could not be read back
-			newest.Index, newest.Data = f.dir.Log.snapshot.members.index, f.dir.Log.snapshot.members.data
+			newest.Index, newest.Data = f.dir.Log.snapshot.members.index, raft.EncodeConfiguration(f.dir.Log.snapshot.members.all)
 		}
 	}
 	first, _ := f.dir.Log.FirstIndex()

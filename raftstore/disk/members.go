@@ -8,11 +8,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// members is a change of members: the index of its entry, and all of them as raft
-// encodes them.
+// members is a change of members: the index of its entry, and all of them.
 type members struct {
 	index uint64
-	data  []byte
+	all   raft.Configuration
 }
 
 // Members returns the newest members that the log has, or the newest snapshot, and
@@ -27,16 +26,13 @@ func (l *Log) Members() (raft.Configuration, uint64) {
 		newest = l.members[n-1]
 	}
 	l.mu.RUnlock()
-	if newest.index == 0 {
-		return raft.Configuration{}, 0
-	}
-	return raft.DecodeConfiguration(newest.data), newest.index
+	return newest.all.Clone(), newest.index
 }
 
 // noteMembers is told of each new entry. The caller holds mu.
 func (l *Log) noteMembers(e *raft.Log) {
 	if e.Type == raft.LogConfiguration {
-		l.members = append(l.members, members{e.Index, slices.Clone(e.Data)})
+		l.members = append(l.members, members{e.Index, raft.DecodeConfiguration(e.Data)})
 	}
 }
 

@@ -121,7 +121,7 @@ func (s *Snapshots) verify() (newest snapshotEnd, err error) {
 }
 
 func endOf(meta *raft.SnapshotMeta) snapshotEnd {
-	return snapshotEnd{meta.Index, meta.Term, members{meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)}}
+	return snapshotEnd{meta.Index, meta.Term, members{meta.ConfigurationIndex, meta.Configuration}}
 }
 
 // List returns the newest snapshot's description, if there is one.
