@@ -26,9 +26,13 @@ import (
 type mapping struct{ start, end uintptr }
 
 // Trim returns free heap to the kernel and forgets the program's own clean pages. The advice to expect random access
-// stays in force: without it a fault reads whole stretches of the file back in.
-func Trim() error {
-	runtime.GC() // pools give what is in them to the collection after the next one
+// stays in force: without it a fault reads whole stretches of the file back in. Pools give what is in them to the
+// collection after the next one. So with pools it collects twice; without, what was in them since the last collection
+// stays.
+func Trim(pools bool) error {
+	if pools {
+		runtime.GC()
+	}
 	debug.FreeOSMemory()
 	return advise(unix.MADV_RANDOM, unix.MADV_DONTNEED)
 }

@@ -251,7 +251,7 @@ func TestTrimIsNoLoad(t *testing.T) {
 	p.Rest()
 	p.arm()
 	for range 3 {
-		if err := Trim(); err != nil {
+		if err := Trim(true); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,7 +21,7 @@ func (n *node) load(ctx context.Context, args json.RawMessage) (any, error) {
 		return nil, fmt.Errorf("load wants a load.Spec: %w", err)
 	}
 	if a.Kind == load.Trim {
-		return load.Result{}, memory.Trim()
+		return load.Result{}, memory.Trim(true)
 	}
 	// As many clients as there are: one each resource, in the API server.
 	clients := make([]*kubernetes.Client, max(1, min(a.Clients, load.MaxConnections)))
