@@ -46,8 +46,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, err
 	}
-	core.EndpointReconcilerConfig.Reconciler = reconciler
-	core.EndpointReconcilerConfig.Interval = endpointInterval
+	core.EndpointReconcilerConfig.Reconciler = atMoments{reconciler}
+	core.EndpointReconcilerConfig.Interval = endpointInterval / 2
 
 	authInfo := webhook.NewDefaultAuthenticationInfoResolverWrapper(core.ControlPlane.ProxyTransport,
 		g.config.EgressSelector, g.config.LoopbackClientConfig, g.config.TracerProvider)

@@ -26,11 +26,12 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core/validation"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
 const (
-	// endpointInterval is how often the servers are asked for. That costs nothing: the API is asked only when they
+	// endpointInterval is how often the servers are asked for. That costs little: the API is asked only when they
 	// changed, and every endpointCheck, when two objects or some more are read and nothing is written if they are
 	// right.
 	endpointInterval = 500 * time.Millisecond
@@ -125,6 +126,16 @@ func (r *endpointReconciler) marked(ctx context.Context) context.Context {
 		return ctx
 	}
 	return r.mark(ctx)
+}
+
+// atMoments is an endpointReconciler that returns at the next moment of endpointInterval, so that the process wakes for
+// it when it wakes for other things too. Upstream calls again at once: its own interval is half as long and over then.
+type atMoments struct{ *endpointReconciler }
+
+// ReconcileEndpoints implements reconcilers.EndpointReconciler.
+func (r atMoments) ReconcileEndpoints(service string, ip net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
+	defer func() { time.Sleep(timers.Until(endpointInterval)) }()
+	return r.endpointReconciler.ReconcileEndpoints(service, ip, ports, reconcilePorts)
 }
 
 // ValidateIP implements reconcilers.EndpointReconciler.

@@ -12,15 +12,18 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -105,6 +108,30 @@ func TestEndpointReconciler(t *testing.T) {
 
 // TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed
 // as the others are. A server that is gone would be named for ever.
+// TestReconciledAtMoments: called as upstream calls it, the reconciler asks for the servers at the moments of
+// endpointInterval, and at no others, once it has found to them.
+func TestReconciledAtMoments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, late := 0, 0
+		r := atMoments{&endpointReconciler{servers: func() ServersOfService {
+			if asked++; timers.Until(endpointInterval) != endpointInterval {
+				late++
+			}
+			return ServersOfService{}
+		}}}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second+endpointInterval/4)
+		defer cancel()
+		wait.NonSlidingUntilWithContext(ctx, func(context.Context) {
+			if err := r.ReconcileEndpoints("kubernetes", nil, nil, false); err != nil {
+				t.Error(err)
+			}
+		}, endpointInterval/2)
+		if want := int(10 * time.Second / endpointInterval); asked < want || asked > want+3 || late > 2 {
+			t.Errorf("asked %d times, %d of them between two moments, want %d and the first two at most", asked, late, want)
+		}
+	})
+}
+
 func TestSlicesLabels(t *testing.T) {
 	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
 	second.Labels = map[string]string{"mine": "yes"}
