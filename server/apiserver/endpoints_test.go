@@ -106,8 +106,6 @@ func TestEndpointReconciler(t *testing.T) {
 	}
 }
 
-// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed
-// as the others are. A server that is gone would be named for ever.
 // TestReconciledAtMoments: called as upstream calls it, the reconciler asks for the servers at the moments of
 // endpointInterval, and at no others, once it has found to them.
 func TestReconciledAtMoments(t *testing.T) {
@@ -132,6 +130,8 @@ func TestReconciledAtMoments(t *testing.T) {
 	})
 }
 
+// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed
+// as the others are. A server that is gone would be named for ever.
 func TestSlicesLabels(t *testing.T) {
 	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
 	second.Labels = map[string]string{"mine": "yes"}
