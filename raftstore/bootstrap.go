@@ -36,19 +36,19 @@ func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raf
 // join notes where the servers are that this one is to join, if no earlier start
 // has. Until it has something of theirs, only that note keeps a later start, at which
 // nobody tells of them any more, from beginning a second cluster.
-func (p *clustered) join(noted bool) error {
-	p.joins = true
+func (ms *membership) join(noted bool) error {
+	ms.joins = true
 	if noted {
 		return nil
 	}
-	peers := slices.Clone(p.former)
-	for _, address := range p.opts.Join {
+	peers := slices.Clone(ms.former)
+	for _, address := range ms.opts.Join {
 		address = dialAddress(raft.ServerAddress(address))
 		if !slices.ContainsFunc(peers, func(p disk.Peer) bool { return p.Address == address }) {
 			peers = append(peers, disk.Peer{Address: address})
 		}
 	}
-	return p.dir.StartJoining(peers)
+	return ms.dir.StartJoining(peers)
 }
 
 // finishedBootstrap says whether the directory holds more than raft's first

@@ -62,11 +62,11 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		peersOf(s).savePeers()
+		peersOf(s).membership.savePeers()
 		if servers := s.replica.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := peersOf(s).known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
+		if known := peersOf(s).membership.known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		if err := s.Close(ctx); err != nil {

@@ -40,11 +40,11 @@ var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk is 
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
 // when it runs out.
 func (p *clustered) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.peers.opts.RequestTimeout)
 	defer cancel()
 	switch method {
 	case callWrite:
-		return p.serveWrite(ctx, body)
+		return p.forwarder.serveWrite(ctx, body)
 	case callRead:
 		if len(body) != 8 {
 			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")
@@ -55,18 +55,18 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
-		if p.hung() {
+		if p.peers.hung() {
 			return nil, errHung
 		}
-		return append(binary.LittleEndian.AppendUint64(nil, p.raft.CurrentTerm()), p.id...), nil
+		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil
 	case callStanding:
-		return serveJSON(ctx, body, p.serveStanding)
+		return serveJSON(ctx, body, p.election.serveStanding)
 	case callReach:
-		return serveJSON(ctx, body, p.serveReach)
+		return serveJSON(ctx, body, p.election.serveReach)
 	case callInfo:
-		return serveJSON(ctx, body, p.serveInfo)
+		return serveJSON(ctx, body, p.membership.serveInfo)
 	case callJoin:
-		return serveJSON(ctx, body, p.serveJoin)
+		return serveJSON(ctx, body, p.membership.serveJoin)
 	}
 	if serve := p.calls[method]; serve != nil {
 		return serve(ctx, body)

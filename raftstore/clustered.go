@@ -5,75 +5,62 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
+// peers is this server's replica and its connections to the other servers. Each part of clustered holds it.
+type peers struct {
+	*replica
+	*peer.Transport               // nil until openPeers has opened it
+	started         chan struct{} // closed when raft can be used
+}
+
 // clustered is what a store has, and does, only where its cluster has other servers: it
 // is a member, sends them its clients' writes, asks them for read indexes, and, while
-// it leads, answers them and looks after the votes.
+// it leads, answers them and looks after the votes. Its parts do that; none has another one.
 type clustered struct {
-	*peer.Transport
-	*replica
+	peers      *peers
 	leadership *leadership
-	leader     *leaderBoard
-	quota      *quota
-	writer     *writer
+	logs       raft.LogStore     // the log as raft has it
 	calls      map[string]served // those that other parts answer
-
-	former []disk.Peer // noted before this start
-	asking sync.Mutex  // one asks at a time whether this server was taken out
-	joins  bool        // this server's directory has never been part of a cluster, and begins none
-	joined atomic.Bool // it has become part of one since this start
-
-	forwarder *proposer // to the leader
-	forwarded atomic.Uint64
-	session   session
-	opening   chan struct{} // capacity 1: held by who opens the session
-	reads     *reads
-	logs      raft.LogStore // the log as raft has it
-
-	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
-	links connectivity  // the steward's; of all terms, since who was found to reach more may not keep the leadership
-
-	ended   atomic.Pointer[ended]     // the last leader whose process was found to have ended
-	stood   atomic.Pointer[stand]     // the last one of this server
-	polling atomic.Bool               // standing.Polling
-	missed  chan struct{}             // capacity 1: another voter misses the leader, or its process has ended
-	started chan struct{}             // closed when raft can be used
-	timing  sync.Mutex                // held while raft is told its times
-	aside   atomic.Pointer[time.Time] // until then this server makes way for another leader
-	pace    atomic.Pointer[pace]      // how long the voters' disks take, as was last heard
-
-	flushing atomic.Bool // this server flushes a few bytes, since a leader asks how long that takes
+	forwarder  *forwarder
+	reads      *reads
+	election   *election
+	steward    *steward
+	membership *membership
 }
 
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() (*clustered, error) {
 	r := s.replica
+	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
 	p := &clustered{
-		replica: r, leadership: s.leadership, leader: s.leader, quota: s.quota, writer: s.writer,
-		opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1),
-		started: make(chan struct{}),
+		peers: others, leadership: s.leadership, logs: logs,
+		forwarder: &forwarder{
+			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
+		},
+		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
+		election:   &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
+		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
+		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader},
 	}
-	p.reads = &reads{p: p}
-	p.pace.Store(&pace{})
+	p.election.pace.Store(&pace{})
 	var err error
-	if p.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
+	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
 	}
-	p.Transport, err = peer.New(peer.Options{
+	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
-		Withhold: p.withholds,
+		Withhold: p.election.withholds,
 		Follows:  p.follows,
-		Stands:   p.handedOver,
+		Stands:   p.election.handedOver,
 		Next:     p.entriesBehind,
 		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
@@ -82,65 +69,86 @@ func (s *Store) openPeers() (*clustered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
-	p.forwarder = newProposer(callsInFlight, p.forward)
-	p.OnLeader(func() {
+	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
+	others.OnLeader(func() {
 		select {
 		case s.leader.heard <- struct{}{}:
 		default:
 		}
 	})
-	p.OnGone(func(id raft.ServerID) {
+	others.OnGone(func(id raft.ServerID) {
 		select {
-		case <-p.started:
-			p.leaderGone(id)
+		case <-others.started:
+			p.election.leaderGone(id)
 		default:
 		}
 	})
 	return p, nil
 }
 
-func (p *clustered) hadPeers() bool { return len(p.former) > 0 }
+// The rest of [replication] is its parts'.
+
+func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
+	return p.forwarder.write(ctx, c)
+}
+func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
+	return p.reads.linearizable(ctx)
+}
+func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
+	return p.reads.confirmLeading(ctx, term)
+}
+func (p *clustered) hadPeers() bool                     { return len(p.membership.former) > 0 }
+func (p *clustered) join(noted bool) error              { return p.membership.join(noted) }
+func (p *clustered) reportRemoval(ctx context.Context)  { p.membership.reportRemoval(ctx) }
+func (p *clustered) Stand(ctx context.Context) bool     { return p.peers.Stand(ctx) }
+func (p *clustered) Contact(id raft.ServerID) time.Time { return p.peers.Contact(id) }
+func (p *clustered) Forget(address string)              { p.peers.Forget(address) }
+func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
+	return p.peers.LeaderSeen()
+}
+func (p *clustered) setTimers()                     { p.election.setTimers() }
+func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
+func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
+	return p.peers.Call(ctx, address, method, body)
+}
+func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
+	return p.steward.storageProbe(ctx, enough)
+}
+func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
+	return p.steward.transferVote(ctx, members, at)
+}
 
 // run starts what runs as long as the store, once raft does.
 func (p *clustered) run() {
-	p.spawn(func() { p.announce(p.ctx) })
-	p.spawn(func() { p.notePeers(p.ctx) })
-	p.spawn(func() { p.missLeader(p.ctx) })
-	close(p.started)
+	ctx, spawn := p.peers.ctx, p.peers.spawn
+	spawn(func() { p.membership.announce(ctx) })
+	spawn(func() { p.membership.notePeers(ctx) })
+	spawn(func() { p.election.missLeader(ctx) })
+	close(p.peers.started)
 }
 
 // close ends the connections and what waits for answers over them.
 func (p *clustered) close() {
-	_ = p.Close() // never fails
-	p.forwarder.stop()
+	_ = p.peers.Close() // never fails
+	p.forwarder.batches.stop()
 }
 
 // published tells the others of what is committed.
 func (p *clustered) published() {
-	if term, index, ok := committed(p.leadership, p.replica); ok {
-		p.Committed(term, index)
+	if term, index, ok := committed(p.leadership, p.peers.replica); ok {
+		p.peers.Committed(term, index)
 	}
 }
 
 // handle answers another server's call as soon as this one can.
 func (p *clustered) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 		return p.serveCall(ctx, from, method, body)
 	case <-ctx.Done():
 		return nil, contextError(ctx)
-	case <-p.ctx.Done():
+	case <-p.peers.ctx.Done():
 		return nil, ErrClosed
-	}
-}
-
-// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they
-// are asked for their votes.
-func (p *clustered) handedOver() {
-	select {
-	case <-p.started:
-		p.stood.Store(&stand{at: time.Now(), term: p.raft.CurrentTerm()})
-	default:
 	}
 }
 
@@ -148,31 +156,31 @@ func (p *clustered) handedOver() {
 // last: it is the one that counts, at a moment after the leader asked.
 func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 	default:
 		return false
 	}
-	if p.hung() {
+	if p.peers.hung() {
 		return false
 	}
-	_, now := p.raft.LeaderWithID()
-	return now == leader && p.raft.State() == raft.Follower && p.raft.CurrentTerm() == term
+	_, now := p.peers.raft.LeaderWithID()
+	return now == leader && p.peers.raft.State() == raft.Follower && p.peers.raft.CurrentTerm() == term
 }
 
 // entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
 func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 	select {
-	case <-p.started:
+	case <-p.peers.started:
 	default:
 		return nil
 	}
 	var out []*raft.Log
-	for newest := p.raft.LastIndex(); after < newest && bytes > 0; after++ {
+	for newest := p.peers.raft.LastIndex(); after < newest && bytes > 0; after++ {
 		e := new(raft.Log)
 		if p.logs.GetLog(after+1, e) != nil {
 			break // raft finds out for itself
 		}
-		if snapshot, _ := p.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
+		if snapshot, _ := p.peers.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
 			break // of a snapshot's last entry the log may know the term alone, and then calls it one without content
 		}
 		if bytes -= peer.EntryBytes(e); bytes >= 0 {
@@ -180,7 +188,7 @@ func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 		}
 	}
 	// A leader changes none of its entries. The next one may, which has a later term and is followed before it does.
-	if p.raft.CurrentTerm() != term {
+	if p.peers.raft.CurrentTerm() != term {
 		return nil
 	}
 	return out

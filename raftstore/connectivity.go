@@ -36,7 +36,7 @@ type reachAnswer struct {
 
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
 // disk hangs does not answer.
-func (p *clustered) reached(ctx context.Context) []raft.ServerID {
+func (p *peers) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -60,21 +60,21 @@ func (p *clustered) reached(ctx context.Context) []raft.ServerID {
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
 // leader. One whose disk stalls would serve neither.
-func (p *clustered) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
-	if p.dir.Stalled() > stalledAfter {
+func (e *election) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
+	if e.dir.Stalled() > stalledAfter {
 		return reachAnswer{}, errHung
 	}
-	made := p.aside.Load()
-	unfit := errors.Is(p.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
-	return reachAnswer{Reached: p.reached(ctx), Unfit: unfit}, nil
+	made := e.aside.Load()
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
+	return reachAnswer{Reached: e.reached(ctx), Unfit: unfit}, nil
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
 // leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
 // API. A transfer always goes to a server that reaches more, so it cannot go round.
-func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
-	servers := p.raft.GetConfiguration().Configuration().Servers
-	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.id && !p.answers(m.ID, healthyWithin) }) {
+func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.answers(m.ID, healthyWithin) }) {
 		*c = connectivity{}
 		return
 	}
@@ -82,8 +82,8 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	c.next = time.Now().Add(connectivityPause)
-	own := p.reached(ctx)
-	best, most := p.mostConnected(ctx, servers, own)
+	own := s.reached(ctx)
+	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
 		return
 	}
@@ -93,33 +93,33 @@ func (p *clustered) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	case <-time.After(peer.ReconnectsWithin):
 	}
-	if len(p.reached(ctx)) >= len(most) {
+	if len(s.reached(ctx)) >= len(most) {
 		return
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
 	c.next = time.Now().Add(c.pause)
-	p.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
-	if err := transferTo(ctx, p.replica, p, memberID(string(best))); err != nil && ctx.Err() == nil {
-		p.log.Warn("could not transfer the leadership", "to", best, "err", err)
+	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
+	if err := transferTo(ctx, s.replica, s.storageProbe, memberID(string(best))); err != nil && ctx.Err() == nil {
+		s.log.Warn("could not transfer the leadership", "to", best, "err", err)
 	}
 }
 
 // mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a
 // majority of the voters.
-func (p *clustered) mostConnected(
+func (s *steward) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
-	ctx, cancel := context.WithTimeout(ctx, 4*p.opts.ElectionTimeout) // twice what each of them takes
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice what each of them takes
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	voters := votersOf(servers)
 	for _, server := range voters {
-		if server.ID == p.id || !slices.Contains(reached, server.ID) {
+		if server.ID == s.id || !slices.Contains(reached, server.ID) {
 			continue
 		}
 		asking.Go(func() {
-			answer, err := callAt[reachAnswer](ctx, p.Call, string(server.Address), callReach, nothing{})
+			answer, err := callAt[reachAnswer](ctx, s.Call, string(server.Address), callReach, nothing{})
 			if err != nil || answer.Unfit {
 				return
 			}
@@ -144,27 +144,27 @@ type leaderElsewhere struct {
 // noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to
 // a server that this one hears, so that it is believed from the second time on; and only if that server reaches the
 // leader now: one that knows of a leader may be as cut off.
-func (p *clustered) noteCutOff(ctx context.Context, informed infoAnswer) {
+func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
-	before := p.leader.without.Load()
+	before := ms.leader.without.Load()
 	if before == nil || before.removed || leader < 0 {
-		p.leader.without.Store(&leaderElsewhere{})
+		ms.leader.without.Store(&leaderElsewhere{})
 		return
 	}
 	address := string(informed.Members[i].Address)
-	answer, err := callAt[reachAnswer](ctx, p.Call, address, callReach, nothing{})
-	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || p.leader.hasLeader() {
-		p.leader.without.Store(nil)
+	answer, err := callAt[reachAnswer](ctx, ms.Call, address, callReach, nothing{})
+	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
+		ms.leader.without.Store(nil)
 		return
 	}
-	p.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
-	if p.leader.hasLeader() { // since just now
-		p.leader.without.Store(nil)
+	ms.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
+	if ms.leader.hasLeader() { // since just now
+		ms.leader.without.Store(nil)
 		return
 	}
 	if before.address == "" {
-		p.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
+		ms.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }

@@ -29,45 +29,45 @@ type room struct {
 }
 
 // checkRoom asks the voters for their disks' space, if something was written since it last did or they had none.
-func (p *clustered) checkRoom(ctx context.Context, r *room) {
-	newest, was := p.raft.LastIndex(), p.quota.withoutRoom.Load()
+func (s *steward) checkRoom(ctx context.Context, r *room) {
+	newest, was := s.raft.LastIndex(), s.quota.withoutRoom.Load()
 	if !was && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
 		return
 	}
 	r.asked, r.newest = time.Now(), newest
-	servers := votersOf(p.raft.GetConfiguration().Configuration().Servers)
-	full, roomy := p.roomOf(ctx, servers)
+	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
+	full, roomy := s.roomOf(ctx, servers)
 	if ctx.Err() != nil {
 		return
 	}
 	r.full = full
 	is := full > 0 && roomy <= len(servers)/2
-	p.quota.withoutRoom.Store(is)
+	s.quota.withoutRoom.Store(is)
 	switch {
 	case is && !was:
-		p.log.Error("servers' disks are full, and those that store and have room are no majority: writes that add anything to the store are refused, "+
+		s.log.Error("servers' disks are full, and those that store and have room are no majority: writes that add anything to the store are refused, "+
 			"reads and deletions are not. Free space on those disks", "full", full, "with room", roomy, "voters", len(servers))
 	case was && !is:
-		p.log.Info("the disks of a majority have room again: accepting writes")
+		s.log.Info("the disks of a majority have room again: accepting writes")
 	}
 }
 
 // roomOf returns how many of these servers say that their disk is full, and how many of the others store. One that
 // stores and does not answer in time has room.
-func (p *clustered) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
-	term := p.raft.CurrentTerm()
+func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
+	term := s.raft.CurrentTerm()
 	var mu sync.Mutex
 	var asked sync.WaitGroup
 	for _, m := range servers {
-		if m.ID == p.id {
+		if m.ID == s.id {
 			mu.Lock()
 			roomy++ // it refuses for itself
 			mu.Unlock()
 			continue
 		}
 		asked.Go(func() {
-			info, err := p.requestInfo(ctx, p.Call, m)
-			_, stored := p.Stored(m.ID, term)
+			info, err := s.requestInfo(ctx, s.Call, m)
+			_, stored := s.Stored(m.ID, term)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {

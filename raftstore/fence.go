@@ -50,12 +50,12 @@ func (s *Store) ConfirmTerm(ctx context.Context) error {
 }
 
 // confirmLeading asks a majority of the voters.
-func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
-	if err := p.leadership.leadsIn(term); err != nil {
+func (r *reads) confirmLeading(ctx context.Context, term uint64) error {
+	if err := r.leadership.leadsIn(term); err != nil {
 		return err
 	}
-	_, err := p.reads.serve(ctx, p.id, term)
-	if over := p.leadership.leadsIn(term); over != nil {
+	_, err := r.serve(ctx, r.id, term)
+	if over := r.leadership.leadsIn(term); over != nil {
 		return over
 	}
 	return err // the majority that answered was in the term that this server leads in

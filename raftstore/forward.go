@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -17,26 +18,38 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
+// forwarder brings this server's writes to the leader, and answers the other servers' while this one leads.
+type forwarder struct {
+	*peers
+	leader    *leaderBoard
+	quota     *quota
+	writer    *writer
+	batches   *proposer // to the leader
+	forwarded atomic.Uint64
+	session   session
+	opening   chan struct{} // capacity 1: held by who opens the session
+}
+
 // write runs a command exactly once, however often it has to be sent. If
 // it gives up, the outcome is open.
-func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
-	ctx, cancel := etcdapi.WithTimeout(ctx, p.opts.RequestTimeout)
+func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
+	ctx, cancel := etcdapi.WithTimeout(ctx, f.opts.RequestTimeout)
 	defer cancel()
 	for {
-		done, ok := p.session.number(&c)
+		done, ok := f.session.number(&c)
 		if !ok {
-			if err := p.openSession(ctx); err != nil {
-				return p.writer.outcome(ctx, mvcc.Result{}, err)
+			if err := f.openSession(ctx); err != nil {
+				return f.writer.outcome(ctx, mvcc.Result{}, err)
 			}
 			continue
 		}
-		res, attempts, err := p.deliver(ctx, c)
+		res, attempts, err := f.deliver(ctx, c)
 		done()
 		if err != nil || !errors.Is(res.Err, mvcc.ErrSession) && !errors.Is(res.Err, mvcc.ErrStale) {
-			return p.writer.outcome(ctx, res, err)
+			return f.writer.outcome(ctx, res, err)
 		}
 		if errors.Is(res.Err, mvcc.ErrSession) {
-			p.session.lost(c.Session)
+			f.session.lost(c.Session)
 		}
 		if attempts > 1 {
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
@@ -46,42 +59,42 @@ func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
 }
 
 // openSession opens this server's session, unless another caller did just now.
-func (p *clustered) openSession(ctx context.Context) error {
+func (f *forwarder) openSession(ctx context.Context) error {
 	select {
-	case p.opening <- struct{}{}:
+	case f.opening <- struct{}{}:
 	case <-ctx.Done():
 		return contextError(ctx)
 	}
-	defer func() { <-p.opening }()
-	if p.session.isOpen() {
+	defer func() { <-f.opening }()
+	if f.session.isOpen() {
 		return nil
 	}
-	res, _, err := p.deliver(ctx, mvcc.Command{Request: wrapperspb.String(p.name)})
+	res, _, err := f.deliver(ctx, mvcc.Command{Request: wrapperspb.String(f.name)})
 	if err = errors.Join(err, res.Err); err != nil {
 		return err
 	}
-	p.session.open(res.Response.(*wrapperspb.UInt64Value).Value)
+	f.session.open(res.Response.(*wrapperspb.UInt64Value).Value)
 	return nil
 }
 
 // deliver brings a command to the leader, to one after the other if need be,
 // until one answers. It says how many may have got it.
-func (p *clustered) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
+func (f *forwarder) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
-		lead, moved, err := p.leader.await(ctx)
+		lead, moved, err := f.leader.await(ctx)
 		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
 			err = errMoved // the one before may have done it
 		}
 		if err != nil {
 			return res, attempts, err
 		}
-		if res, err = p.attempt(ctx, lead, moved, c); !errors.Is(err, errUntried) {
+		if res, err = f.attempt(ctx, lead, moved, c); !errors.Is(err, errUntried) {
 			attempts++
 		}
 		if err == nil && errors.Is(res.Err, rpctypes.ErrGRPCNoSpace) {
 			err = res.Err // the leader refused it: the state machine knows no quota
 		}
-		if err != nil && p.worthRetry(ctx, err) {
+		if err != nil && f.worthRetry(ctx, err) {
 			pause(ctx, moved)
 			continue
 		}
@@ -94,33 +107,33 @@ func (p *clustered) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Resul
 }
 
 // attempt brings a command to one leader.
-func (p *clustered) attempt(
+func (f *forwarder) attempt(
 	ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command,
 ) (mvcc.Result, error) {
 	if !lead.Self {
-		return p.forwarder.propose(ctx, bounds{moved: moved}, c)
+		return f.batches.propose(ctx, bounds{moved: moved}, c)
 	}
-	if err := p.admit(); err != nil {
+	if err := f.admit(); err != nil {
 		return mvcc.Result{}, err
 	}
-	return p.writer.proposer.propose(ctx, bounds{moved: moved}, c)
+	return f.writer.proposer.propose(ctx, bounds{moved: moved}, c)
 }
 
 // forward hands a batch to the leader, and waits until this server has applied
 // what came of it: who wrote through a server finds it there.
-func (p *clustered) forward(entry []byte) func() ([]mvcc.Result, error) {
-	lead, moved := p.leader.get()
+func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
+	lead, moved := f.leader.get()
 	return func() ([]mvcc.Result, error) {
 		if lead.Self || !lead.known() {
 			return nil, errNotLeader
 		}
-		p.forwarded.Add(1)
-		ctx, cancel := context.WithTimeout(p.ctx, p.opts.RequestTimeout)
+		f.forwarded.Add(1)
+		ctx, cancel := context.WithTimeout(f.ctx, f.opts.RequestTimeout)
 		defer cancel()
 		call, giveUp := context.WithCancelCause(ctx)
 		defer giveUp(nil)
 		stop := cancelWhen(moved, giveUp)
-		answer, err := p.Call(call, string(lead.Address), callWrite, entry)
+		answer, err := f.Call(call, string(lead.Address), callWrite, entry)
 		stop()
 		if err != nil {
 			return nil, err
@@ -135,33 +148,33 @@ func (p *clustered) forward(entry []byte) func() ([]mvcc.Result, error) {
 		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
 			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
 		}
-		_, _ = p.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
+		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
 		return results, nil
 	}
 }
 
 // serveWrite is the leader's part of forward.
-func (p *clustered) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
+func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 	// In full, bodies too: what is in the log must be readable for all.
 	commands, err := mvcc.DecodeEntry(entry)
 	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
 	}
-	lead, moved := p.leader.get()
+	lead, moved := f.leader.get()
 	if !lead.Self {
 		return nil, errNotLeader
 	}
-	if err := p.admit(); err != nil {
+	if err := f.admit(); err != nil {
 		return nil, err
 	}
-	results, err := p.proposeGathered(ctx, moved, entry, commands)
+	results, err := f.proposeGathered(ctx, moved, entry, commands)
 	if err != nil {
-		if p.ctx.Err() == nil && p.worthRetry(ctx, err) {
+		if f.ctx.Err() == nil && f.worthRetry(ctx, err) {
 			err = errNotLeader
 		}
 		return nil, proposeError(ctx, err)
 	}
-	answer := binary.LittleEndian.AppendUint64(nil, p.fsm.view().Applied())
+	answer := binary.LittleEndian.AppendUint64(nil, f.fsm.view().Applied())
 	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -171,19 +184,19 @@ func (p *clustered) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 
 // proposeGathered runs the commands that another server gathered, without those that
 // this server's quota refuses.
-func (p *clustered) proposeGathered(
+func (f *forwarder) proposeGathered(
 	ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command,
 ) ([]mvcc.Result, error) {
 	results := make([]mvcc.Result, len(commands))
 	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
 	for i, c := range commands {
-		if results[i].Err = p.quota.within(c.Request); results[i].Err == nil {
+		if results[i].Err = f.quota.within(c.Request); results[i].Err == nil {
 			taken = append(taken, i)
 		}
 	}
 	switch len(taken) {
 	case len(commands):
-		return p.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
+		return f.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
 	case 0:
 		return results, nil
 	}
@@ -193,7 +206,7 @@ func (p *clustered) proposeGathered(
 			return nil, err
 		}
 	}
-	done, err := p.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
+	done, err := f.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
 	for n := range done {
 		results[taken[n]] = done[n]
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -29,35 +30,47 @@ type joinCall struct {
 	Share string `json:",omitempty"`
 }
 
+// membership is how this server becomes and stays a member, finds out that it is none any more, and, while it leads,
+// admits others.
+type membership struct {
+	*peers
+	leadership *leadership
+	leader     *leaderBoard
+	former     []disk.Peer // noted before this start
+	asking     sync.Mutex  // one asks at a time whether this server was taken out
+	joins      bool        // this server's directory has never been part of a cluster, and begins none
+	joined     atomic.Bool // it has become part of one since this start
+}
+
 // sameServer says that a member is the server that says that it is: at the same
 // address, or at one where it is met now that the other one does not answer.
-func (p *clustered) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
+func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
 	if m.ID != id {
 		return false
 	}
 	at := dialAddress(address)
-	return dialAddress(m.Address) == at || p.Transport != nil && dialAddress(p.Where(id, m.Address)) == at
+	return dialAddress(m.Address) == at || ms.Transport != nil && dialAddress(ms.Where(id, m.Address)) == at
 }
 
 // serveJoin takes a server in, or notes its new address.
-func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
-	if lead, _ := p.leadership.get(); !lead.Leader {
+func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) {
+	if lead, _ := ms.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
 	}
 	if r.ID == "" || r.Address == "" {
 		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
 	}
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
-	add := p.raft.AddNonvoter
-	members, at := p.dir.Log.Members()
+	add := ms.raft.AddNonvoter
+	members, at := ms.dir.Log.Members()
 	if err := readable(members.Servers, address); err != nil {
 		return nothing{}, err
 	}
 	for _, server := range members.Servers {
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
-		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !p.sameServer(server, id, address) &&
-			(server.ID == p.id && id != p.id || p.answers(server.ID, 3*p.opts.ElectionTimeout)) {
+		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
+			(server.ID == ms.id && id != ms.id || ms.answers(server.ID, 3*ms.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
@@ -65,19 +78,19 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			continue
 		}
 		if server.Address == address {
-			if err := p.await(p.raft.Barrier(0)); err != nil { // until that is committed
+			if err := ms.await(ms.raft.Barrier(0)); err != nil { // until that is committed
 				return nothing{}, callError(err)
 			}
 			return nothing{}, nil
 		}
 		if server.Suffrage == raft.Voter {
-			add = p.raft.AddVoter
+			add = ms.raft.AddVoter
 		}
 	}
-	if err := p.full(members.Servers, id); err != nil {
+	if err := ms.full(members.Servers, id); err != nil {
 		return nothing{}, err
 	}
-	if admit := p.opts.Admit; admit != nil && id != p.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
+	if admit := ms.opts.Admit; admit != nil && id != ms.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
 			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // nothing else here answers that
@@ -87,17 +100,17 @@ func (p *clustered) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 		}
 		defer release()
 	}
-	if err := p.await(add(id, address, at, 0)); err != nil {
+	if err := ms.await(add(id, address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	p.log.Info("a server is in the store's cluster", "member", id, "address", address)
+	ms.log.Info("a server is in the store's cluster", "member", id, "address", address)
 	return nothing{}, nil
 }
 
 // full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the
 // one that it was goes.
-func (p *clustered) full(members []raft.Server, id raft.ServerID) error {
-	if most := p.opts.MaxMembers; most == 0 || len(members) < most {
+func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
+	if most := ms.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
 	}
 	if slices.ContainsFunc(members, func(m raft.Server) bool { return disk.NodeOf(string(m.ID)) == disk.NodeOf(string(id)) }) {
@@ -108,30 +121,30 @@ func (p *clustered) full(members []raft.Server, id raft.ServerID) error {
 
 // announce makes sure that the cluster has this server, under its present
 // address. It tries until it succeeds or ctx is done.
-func (p *clustered) announce(ctx context.Context) {
+func (ms *membership) announce(ctx context.Context) {
 	const pause = 100 * time.Millisecond
 	var renewed time.Time
 	for failures := 0; ; failures++ {
-		err := p.announceOnce(ctx, failures)
-		if err == nil && p.joins {
-			p.joined.Store(true)
-			if err := p.dir.Joined(); err != nil { // the next start asks again
-				p.log.Warn("this server has joined the store's cluster", "err", err)
+		err := ms.announceOnce(ctx, failures)
+		if err == nil && ms.joins {
+			ms.joined.Store(true)
+			if err := ms.dir.Joined(); err != nil { // the next start asks again
+				ms.log.Warn("this server has joined the store's cluster", "err", err)
 			}
 		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		if status.Code(err) == codes.Unauthenticated && p.opts.Renew != nil && time.Since(renewed) >= renewEvery {
-			p.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again", "reason", err)
-			if err := p.opts.Renew(ctx); err != nil && ctx.Err() == nil {
-				p.log.Warn("the cluster's keys could not be fetched again; the next try follows", "err", err)
+		if status.Code(err) == codes.Unauthenticated && ms.opts.Renew != nil && time.Since(renewed) >= renewEvery {
+			ms.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again", "reason", err)
+			if err := ms.opts.Renew(ctx); err != nil && ctx.Err() == nil {
+				ms.log.Warn("the cluster's keys could not be fetched again; the next try follows", "err", err)
 			}
 			renewed = time.Now()
 			continue
 		}
 		if failures == 50 || failures%600 == 599 {
-			p.log.Warn("still not in the store's cluster; trying on", "err", err)
+			ms.log.Warn("still not in the store's cluster; trying on", "err", err)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -145,52 +158,52 @@ func (p *clustered) announce(ctx context.Context) {
 
 var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
 
-func (p *clustered) announceOnce(ctx context.Context, round int) error {
-	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
+func (ms *membership) announceOnce(ctx context.Context, round int) error {
+	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
 		// A new one's being there may not be committed, and be undone by the
 		// next leader: then nobody would speak to it any more.
-		if server.ID == p.id && server.Address == p.address && !p.joins {
+		if server.ID == ms.id && server.Address == ms.address && !ms.joins {
 			return nil
 		}
 	}
-	me := joinCall{ID: string(p.id), Address: string(p.address)}
-	if p.opts.Share != nil {
-		me.Share = p.opts.Share()
+	me := joinCall{ID: string(ms.id), Address: string(ms.address)}
+	if ms.opts.Share != nil {
+		me.Share = ms.opts.Share()
 	}
-	lead, _ := p.leader.get()
+	lead, _ := ms.leader.get()
 	if lead.Self {
-		_, err := p.serveJoin(ctx, me)
+		_, err := ms.serveJoin(ctx, me)
 		return err
 	}
-	if isOnlyVoter(p.raft.GetConfiguration().Configuration().Servers, p.id) {
+	if isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
 		return errNotLeader // yet: who leads others leads another cluster
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	leader := string(lead.Address)
 	if leader == "" {
-		addresses := p.known()
+		addresses := ms.known()
 		if len(addresses) == 0 {
 			return errNoAnswer
 		}
 		var err error
-		if leader, err = p.askLeader(ctx, addresses, round); err != nil {
+		if leader, err = ms.askLeader(ctx, addresses, round); err != nil {
 			return err
 		}
 	}
-	if !p.joins {
-		info, err := callAt[infoAnswer](ctx, p.Call, leader, callInfo, nothing{})
+	if !ms.joins {
+		info, err := callAt[infoAnswer](ctx, ms.Call, leader, callInfo, nothing{})
 		if err != nil {
 			return err
 		}
 		if info.Leader != leader {
 			return errNotLeader
 		}
-		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.id }) {
+		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == ms.id }) {
 			return nil // it was taken out: it must not come back by itself
 		}
 	}
-	_, err := callAt[nothing](ctx, p.Call, leader, callJoin, me)
+	_, err := callAt[nothing](ctx, ms.Call, leader, callJoin, me)
 	return err
 }
 
@@ -200,7 +213,7 @@ const askAtOnce = 8
 // askLeader asks servers at some addresses who leads, in turn from round to round
 // if there are many. Whoever answers has been met then: without a leader that is
 // how servers whose addresses have all changed come to elect one.
-func (p *clustered) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
+func (ms *membership) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
 	type answer struct {
 		leader string
@@ -214,7 +227,7 @@ func (p *clustered) askLeader(ctx context.Context, addresses []string, round int
 	for i := range n {
 		address := addresses[(round*n+i)%len(addresses)]
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, p.Call, address, callInfo, nothing{})
+			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
 			answers <- answer{info.Leader, err}
 		})
 	}
@@ -231,71 +244,110 @@ func (p *clustered) askLeader(ctx context.Context, addresses []string, round int
 }
 
 // known lists where other servers may be.
-func (p *clustered) known() []string {
+func (ms *membership) known() []string {
 	var out []string
 	add := func(address string) {
 		address = dialAddress(raft.ServerAddress(address))
-		if address != "" && address != p.opts.Network.Address && !slices.Contains(out, address) {
+		if address != "" && address != ms.opts.Network.Address && !slices.Contains(out, address) {
 			out = append(out, address)
 		}
 	}
-	if p.opts.Others != nil {
-		for _, a := range p.opts.Others() {
+	if ms.opts.Others != nil {
+		for _, a := range ms.opts.Others() {
 			add(a)
 		}
 	}
-	for _, a := range p.opts.Join {
+	for _, a := range ms.opts.Join {
 		add(a)
 	}
-	for _, p := range p.former {
-		add(p.Address)
+	for _, former := range ms.former {
+		add(former.Address)
 	}
-	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
 		add(string(server.Address))
 	}
 	return out
 }
 
+// peersTick is how often a server looks whether the others are still those that it noted.
+const peersTick = 5 * time.Second
+
+// notePeers keeps the note of the other members' addresses until ctx is done.
+// Every server has one, whoever leads: any directory may turn out to be damaged.
+func (ms *membership) notePeers(ctx context.Context) {
+	ticker := time.NewTicker(peersTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			ms.savePeers()
+		}
+	}
+}
+
+// savePeers notes the other members' addresses, should this directory turn out
+// to be damaged at some start.
+func (ms *membership) savePeers() {
+	servers := ms.raft.GetConfiguration().Configuration().Servers
+	if len(servers) == 0 {
+		return // not yet: what it knows is all that leads it to the others
+	}
+	var peers []disk.Peer
+	var ids []raft.ServerID
+	for _, server := range servers {
+		if server.ID != ms.id {
+			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
+			ids = append(ids, server.ID)
+		}
+	}
+	ms.Retain(ids)
+	if err := ms.dir.SavePeers(peers); err != nil {
+		ms.log.Debug("could not note the other servers' addresses", "err", err)
+	}
+}
+
 // reportRemoval notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
-func (p *clustered) reportRemoval(ctx context.Context) {
-	if p.joins && !p.joined.Load() || isOnlyVoter(p.raft.GetConfiguration().Configuration().Servers, p.id) {
+func (ms *membership) reportRemoval(ctx context.Context) {
+	if ms.joins && !ms.joined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
 		return // it was never in, or nobody else can remove it
 	}
-	if !p.asking.TryLock() {
+	if !ms.asking.TryLock() {
 		return
 	}
-	defer p.asking.Unlock()
-	own, since := p.dir.Log.Members()
-	best, ok := p.bestInformed(p.askInfo(ctx, p.known()))
-	switch before := p.leader.without.Load(); {
-	case p.leader.hasLeader():
+	defer ms.asking.Unlock()
+	own, since := ms.dir.Log.Members()
+	best, ok := ms.bestInformed(ms.askInfo(ctx, ms.known()))
+	switch before := ms.leader.without.Load(); {
+	case ms.leader.hasLeader():
 		return
 	case !ok && before != nil && !before.removed:
-		p.leader.without.Store(nil)
+		ms.leader.without.Store(nil)
 		return
 	case !ok:
 		return
-	case hasMember(best.Members, p.id):
-		p.leader.counted.Store(true)
-		p.noteCutOff(ctx, best)
+	case hasMember(best.Members, ms.id):
+		ms.leader.counted.Store(true)
+		ms.noteCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
 		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
-	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.id && hasMember(best.Members, m.ID) }):
+	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
 		return // it is of the time before this server was taken in: its disk hangs
 	}
-	p.leader.counted.Store(false)
-	before := p.leader.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
-	if p.leader.hasLeader() { // since just now
-		p.leader.without.Store(nil)
-		p.leader.counted.Store(true)
+	ms.leader.counted.Store(false)
+	before := ms.leader.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
+	if ms.leader.hasLeader() { // since just now
+		ms.leader.without.Store(nil)
+		ms.leader.counted.Store(true)
 		return
 	}
 	if before == nil || !before.removed {
-		p.log.Error("this server was removed from the store's cluster. What it holds is kept, but it does not count for a majority. "+
+		ms.log.Error("this server was removed from the store's cluster. What it holds is kept, but it does not count for a majority. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
-			"directory", p.opts.Dir, "asked", best.ID)
+			"directory", ms.opts.Dir, "asked", best.ID)
 	}
 }
 
@@ -304,7 +356,7 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 }
 
 // askInfo asks servers at some addresses side by side, and returns the answers.
-func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswer {
+func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAnswer {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var mu sync.Mutex
@@ -312,7 +364,7 @@ func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswe
 	var answers []infoAnswer
 	for _, address := range addresses {
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, p.Call, address, callInfo, nothing{})
+			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
 			if err != nil {
 				return
 			}
@@ -329,9 +381,9 @@ func (p *clustered) askInfo(ctx context.Context, addresses []string) []infoAnswe
 // One whose disk hangs, or that is behind for another reason, does so too, and counts members who are none any more.
 // One that has just joined hears the leader before it has read who the members are: that it does not know of itself
 // shows it.
-func (p *clustered) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
+func (ms *membership) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
-		if a.Leader != "" && a.Leader != string(p.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
+		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
 			best, ok = a, true
 		}
 	}

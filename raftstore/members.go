@@ -191,7 +191,7 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 }
 
 // answers says whether another member has answered within so long.
-func (p *clustered) answers(id raft.ServerID, within time.Duration) bool {
+func (p *peers) answers(id raft.ServerID, within time.Duration) bool {
 	return time.Since(p.Contact(id)) < within
 }
 
@@ -206,7 +206,7 @@ type infoAnswer struct {
 	Version, Hostname string
 }
 
-func (p *clustered) serveInfo(context.Context, nothing) (infoAnswer, error) {
-	lead, _ := p.leader.get()
-	return p.info(lead), nil
+func (ms *membership) serveInfo(context.Context, nothing) (infoAnswer, error) {
+	lead, _ := ms.leader.get()
+	return ms.info(lead), nil
 }

@@ -57,8 +57,8 @@ func (p sampler) Sample() metrics.Sample {
 
 // sample adds what is of several servers.
 func (p *clustered) sample(out *metrics.Sample) {
-	out.ForwardedWrites, out.ReadRounds = p.forwarded.Load(), p.reads.rounds.Load()
-	for _, peer := range p.Peers() {
+	out.ForwardedWrites, out.ReadRounds = p.forwarder.forwarded.Load(), p.reads.rounds.Load()
+	for _, peer := range p.peers.Peers() {
 		if peer.ID == "" {
 			continue // callers that are no members
 		}

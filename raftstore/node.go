@@ -43,8 +43,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 			return errors.Join(err, r.closeListener())
 		}
 		r.dir.Log.Trail(trailingLogs, trailingBytes)
-		p.logs = r.dir.CachedLog(cachedBytes)
-		s.replication, transport, logs = p, p.Transport, p.logs
+		s.replication, transport, logs = p, p.peers.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}
 	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership}

@@ -40,20 +40,20 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 
 // storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or
 // until storesWithin has passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
-func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
-	term, newest := p.raft.CurrentTerm(), p.raft.LastIndex()
-	seeming := p.seeming()
+func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) storing {
+	term, newest := s.raft.CurrentTerm(), s.raft.LastIndex()
+	seeming := s.seeming()
 	stores := storing(func(id raft.ServerID) bool {
-		if id == p.id {
-			return p.raft.LastIndex() > newest && p.raft.CurrentTerm() == term
+		if id == s.id {
+			return s.raft.LastIndex() > newest && s.raft.CurrentTerm() == term
 		}
-		index, _ := p.Stored(id, term)
+		index, _ := s.Stored(id, term)
 		return index > newest
 	})
 	ctx, cancel := context.WithTimeout(ctx, storesWithin)
 	defer cancel()
 	written := make(chan error, 1) // nobody may wait for it any more
-	if !p.spawn(func() { written <- p.await(p.raft.Barrier(storesWithin)) }) {
+	if !s.spawn(func() { written <- s.await(s.raft.Barrier(storesWithin)) }) {
 		return stores
 	}
 	tick := time.NewTicker(probeTick)
@@ -75,11 +75,11 @@ func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool)
 
 // seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
 // One that has confirmed nothing in this term yet seems to, too: the leader may be new.
-func (p *clustered) seeming() []raft.Server {
-	term := p.raft.CurrentTerm()
-	return slices.DeleteFunc(slices.Clone(p.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
-		_, at := p.Stored(m.ID, term)
-		return m.ID != p.id && !at.IsZero() && time.Since(at) >= healthyWithin
+func (s *steward) seeming() []raft.Server {
+	term := s.raft.CurrentTerm()
+	return slices.DeleteFunc(slices.Clone(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
+		_, at := s.Stored(m.ID, term)
+		return m.ID != s.id && !at.IsZero() && time.Since(at) >= healthyWithin
 	})
 }
 

@@ -33,9 +33,9 @@ type progress struct {
 
 // checkProgress makes way if this server leads, the other voters have confirmed nothing for long that it could commit,
 // and others could do it.
-func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
-	term, commit, last, now := p.raft.CurrentTerm(), p.raft.CommitIndex(), p.raft.LastIndex(), time.Now()
-	confirmed, transfer := p.replicated(term, commit)
+func (e *election) checkProgress(ctx context.Context, seen *progress) {
+	term, commit, last, now := e.raft.CurrentTerm(), e.raft.CommitIndex(), e.raft.LastIndex(), time.Now()
+	confirmed, transfer := e.replicated(term, commit)
 	if term == seen.term && commit > seen.commit {
 		seen.patience = 0
 	}
@@ -44,33 +44,33 @@ func (p *clustered) checkProgress(ctx context.Context, seen *progress) {
 		return
 	}
 	waited, patience := now.Sub(seen.since), max(seen.patience, stuckAfter)
-	if waited < patience+transfer || p.withholds() {
+	if waited < patience+transfer || e.withholds() {
 		return
 	}
 	// Those who write to a slow disk just now, or do not answer, would do no better.
-	if p.standings(ctx, "", p.opts.ElectionTimeout); waited < fasterBy*p.pace.Load().withoutThis {
+	if e.standings(ctx, "", e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
-	p.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store", "for", waited.Round(time.Millisecond))
+	e.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store", "for", waited.Round(time.Millisecond))
 	seen.patience = min(2*patience, mostStuck)
 	until := now.Add(asideFor)
-	p.aside.Store(&until)
+	e.aside.Store(&until)
 }
 
 // replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a
 // term, each up to the entry that is to be committed next: what a voter confirms beyond that one is no progress. It
 // also returns how much longer than usual the messages may take that are under way to voters, since they have a large
 // entry.
-func (p *clustered) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
-	for _, v := range votersOf(p.raft.GetConfiguration().Configuration().Servers) {
-		newest, _ := p.Stored(v.ID, term)
-		confirmed, transfer = confirmed+min(newest, commit+1), max(transfer, p.Transfer(v.ID))
+func (e *election) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
+	for _, v := range votersOf(e.raft.GetConfiguration().Configuration().Servers) {
+		newest, _ := e.Stored(v.ID, term)
+		confirmed, transfer = confirmed+min(newest, commit+1), max(transfer, e.Transfer(v.ID))
 	}
 	return confirmed, transfer
 }
 
 // stepsAside says whether this server makes way for another leader.
-func (p *clustered) stepsAside() bool {
-	until := p.aside.Load()
+func (t *timers) stepsAside() bool {
+	until := t.aside.Load()
 	return until != nil && time.Now().Before(*until)
 }

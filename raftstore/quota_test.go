@@ -169,7 +169,7 @@ func TestLeadersQuota(t *testing.T) {
 				c.Fatal(err)
 			}
 		}
-		results, err := peersOf(through).forward(entry)()
+		results, err := peersOf(through).forwarder.forward(entry)()
 		if err != nil || len(results) != 3 {
 			c.Fatalf("%v, %v", results, err)
 		}

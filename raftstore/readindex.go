@@ -25,25 +25,28 @@ func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
 }
 
 // linearizable takes a read index, which many reads share.
-func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
-	index, err := p.reads.index(ctx)
+func (r *reads) linearizable(ctx context.Context) (*mvcc.View, error) {
+	index, err := r.index(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if view := p.fsm.view(); view.Applied() >= index {
+	if view := r.fsm.view(); view.Applied() >= index {
 		return view, nil
 	}
-	ctx, cancel := etcdapi.WithTimeout(ctx, p.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, r.opts.RequestTimeout)
 	defer cancel()
-	return p.fsm.wait(ctx, index)
+	return r.fsm.wait(ctx, index)
 }
 
 // reads finds read indexes. One round is under way
 // at a time; who comes meanwhile shares the next, which begins after all of them
 // came.
 type reads struct {
-	p      *clustered
-	rounds atomic.Uint64 // for metrics
+	*peers
+	leadership *leadership
+	leader     *leaderBoard
+	logs       raft.LogStore // as raft has it
+	rounds     atomic.Uint64 // for metrics
 
 	mu    sync.Mutex
 	next  *readRound
@@ -63,7 +66,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 	round := r.next
 	if !r.going {
-		r.going = r.p.spawn(r.run)
+		r.going = r.spawn(r.run)
 	}
 	going := r.going
 	r.mu.Unlock()
@@ -97,18 +100,18 @@ func (r *reads) run() {
 
 // find gets a read index from whoever leads.
 func (r *reads) find() (index uint64, err error) {
-	ctx, cancel := etcdapi.WithTimeout(r.p.ctx, r.p.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(r.ctx, r.opts.RequestTimeout)
 	defer cancel()
 	r.rounds.Add(1)
 	began := time.Now()
-	defer func() { r.p.opts.Counters.ReadIndexDone(time.Since(began), err) }()
+	defer func() { r.opts.Counters.ReadIndexDone(time.Since(began), err) }()
 	for {
-		lead, moved, err := r.p.leader.await(ctx)
+		lead, moved, err := r.leader.await(ctx)
 		if err != nil {
 			return 0, err
 		}
 		index, err := r.ask(ctx, lead, moved)
-		if err == nil || !r.p.worthRetry(ctx, err) {
+		if err == nil || !r.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(ctx, err)
 		}
 		pause(ctx, moved)
@@ -117,19 +120,19 @@ func (r *reads) find() (index uint64, err error) {
 
 func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// Not for longer than a leader needs: it may have died without a word.
-	ctx, done := context.WithTimeout(ctx, 5*r.p.opts.ElectionTimeout)
+	ctx, done := context.WithTimeout(ctx, 5*r.opts.ElectionTimeout)
 	defer done()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer cancelWhen(moved, cancel)()
-	term := r.p.raft.CurrentTerm()
+	term := r.raft.CurrentTerm()
 	var index uint64
 	var err error
 	if lead.Self {
-		index, err = r.serve(ctx, r.p.id, term)
+		index, err = r.serve(ctx, r.id, term)
 	} else {
 		var answer []byte
-		answer, err = r.p.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
+		answer, err = r.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
 		if err == nil && len(answer) == 8 {
 			index = binary.LittleEndian.Uint64(answer)
 		} else if err == nil {
@@ -153,7 +156,7 @@ func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (ui
 // this leader, which knew it first, and in earlier ones before its barrier. Not
 // what is applied here: a follower may be ahead in that, and have shown it.
 func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
-	lead, _ := r.p.leadership.get()
+	lead, _ := r.leadership.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
@@ -161,8 +164,8 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 	if err != nil {
 		return 0, err
 	}
-	servers := r.p.raft.GetConfiguration().Configuration().Servers
-	if r.p.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
+	servers := r.raft.GetConfiguration().Configuration().Servers
+	if r.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
 		return 0, errNotLeader
 	}
 	voters, missing := 0, 1
@@ -171,7 +174,7 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 		switch {
 		case server.Suffrage != raft.Voter:
 			continue
-		case server.ID == r.p.id, server.ID == asker && askersTerm == lead.Term:
+		case server.ID == r.id, server.ID == asker && askersTerm == lead.Term:
 			missing--
 		default:
 			ask = append(ask, server)
@@ -187,14 +190,14 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 // committedCommand is the index of the newest command that is committed. Behind it
 // there may be entries of raft's own, which the state machine never sees.
 func (r *reads) committedCommand() (uint64, error) {
-	applied := r.p.fsm.view().Applied()
-	for index := r.p.raft.CommitIndex(); index > applied; index-- {
+	applied := r.fsm.view().Applied()
+	for index := r.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
-		err := r.p.logs.GetLog(index, &entry)
+		err := r.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
 			// A snapshot took its place and that of all before it. So the state
 			// machine had applied, or read from there, what commands there were.
-			return r.p.fsm.view().Applied(), nil
+			return r.fsm.view().Applied(), nil
 		}
 		if err != nil {
 			return 0, errNotLeader
@@ -209,11 +212,11 @@ func (r *reads) committedCommand() (uint64, error) {
 // confirmTerm returns when so many of the servers have said that they are in a
 // term.
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*r.p.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*r.opts.ElectionTimeout)
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // nobody waits for the rest
 	for _, server := range servers {
-		go func() { terms <- r.p.askTerm(ctx, server) }()
+		go func() { terms <- r.askTerm(ctx, server) }()
 	}
 	for range servers {
 		switch t := <-terms; {
@@ -231,7 +234,7 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 
 // askTerm returns a server's term, or 0. The server at an address may be
 // another by now: hence the id in the answer.
-func (p *clustered) askTerm(ctx context.Context, server raft.Server) uint64 {
+func (p *peers) askTerm(ctx context.Context, server raft.Server) uint64 {
 	answer, err := p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0

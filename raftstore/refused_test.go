@@ -43,9 +43,9 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
 		t.Fatal(err)
 	}
-	peersOf(s).session.mu.Lock()
-	id, next := peersOf(s).session.id, peersOf(s).session.last+3
-	peersOf(s).session.mu.Unlock()
+	peersOf(s).forwarder.session.mu.Lock()
+	id, next := peersOf(s).forwarder.session.id, peersOf(s).forwarder.session.last+3
+	peersOf(s).forwarder.session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
 	res, err := s.writer.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
 	if err != nil || res.Err != nil {
@@ -144,7 +144,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := peersOf(twin).announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
+	if err := peersOf(twin).membership.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
 	if n := len(stores[0].cluster.Members()); n != 2 {

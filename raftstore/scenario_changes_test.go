@@ -40,7 +40,7 @@ func TestScenarioOutdatedChange(t *testing.T) {
 		spare.stop()
 		spare.gone = true
 		for _, what := range []voters.Action{voters.Promote, voters.Demote, voters.Remove} {
-			if err := peersOf(leader).carryOut(voters.Change{Action: what, Member: member}, at); err == nil {
+			if err := peersOf(leader).steward.carryOut(voters.Change{Action: what, Member: member}, at); err == nil {
 				t.Errorf("change %d was made, of a server that had been taken out:\n%s", what, c.state())
 			}
 		}
@@ -147,7 +147,7 @@ func TestScenarioLevels(t *testing.T) {
 		c.tune = func(o *Options) { o.level = 1 }
 		leader := c.leader()
 		address := withLevel(raftAddress("d.OLD", "d"), 1)
-		_, err := peersOf(leader.running()).serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
+		_, err := peersOf(leader.running()).membership.serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "too old") {
 			t.Errorf("a server joins that cannot read what is written: %v", err)
 		}

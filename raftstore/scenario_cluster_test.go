@@ -416,7 +416,7 @@ func (n *node) crash() {
 	n.faults.DelayFlushes(0)
 	n.faults.FailWrites(nil)
 	n.c.pass(time.Millisecond)
-	if err := peersOf(s).Close(); err != nil {
+	if err := peersOf(s).peers.Close(); err != nil {
 		n.c.Error(err)
 	}
 	n.stop()

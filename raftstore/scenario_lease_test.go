@@ -108,14 +108,14 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 			}
 			number := func(r mvcc.Request) mvcc.Command {
 				command := mvcc.Command{Request: r}
-				if _, ok := peersOf(through).session.number(&command); !ok {
+				if _, ok := peersOf(through).forwarder.session.number(&command); !ok {
 					t.Fatal("no session is open")
 				}
 				return command
 			}
 			grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
 			send := func(command mvcc.Command) {
-				if res, err := peersOf(through).forwarder.propose(c.ctx, bounds{}, command); err != nil || res.Err != nil {
+				if res, err := peersOf(through).forwarder.batches.propose(c.ctx, bounds{}, command); err != nil || res.Err != nil {
 					t.Fatal(res, err)
 				}
 			}

@@ -131,7 +131,7 @@ func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
 			t.Fatal(err)
 		}
 		leader.faults.DelaySnapshots(0)
-		known, _ := peersOf(leader.running()).Stored(follower.running().replica.id, leader.term())
+		known, _ := peersOf(leader.running()).peers.Stored(follower.running().replica.id, leader.term())
 		if last := follower.running().replica.raft.LastIndex(); known >= end || last <= end || c.voters(follower) != 5 {
 			t.Fatalf("seed %d: the follower has entries up to %d, the leader knows of those up to %d, the snapshot ends at %d\n%s", seed, last, known, end, c.state())
 		}

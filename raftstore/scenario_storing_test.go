@@ -290,7 +290,7 @@ func TestScenarioVotersProbesPause(t *testing.T) {
 			standby.crash()
 			standby.wipe()
 			standby.start(leader.name)
-			c.eventually("it has joined as another member", 2*time.Second, peersOf(standby.running()).joined.Load)
+			c.eventually("it has joined as another member", 2*time.Second, peersOf(standby.running()).membership.joined.Load)
 			for _, n := range c.others(leader, standby) {
 				n.faults.DelayFlushes(storesWithin + time.Second)
 			}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -23,16 +24,25 @@ import (
 // a voter whose own timer has not run out votes too. Raft's timers go on beside that; where a voter knows no such
 // question, they are what is left.
 
+// election is how this server misses a leader and becomes a candidate, and answers other voters that miss one.
+type election struct {
+	*timers
+	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
+	stood   atomic.Pointer[stand] // the last one of this server
+	polling atomic.Bool           // standing.Polling
+	missed  chan struct{}         // capacity 1: another voter misses the leader, or its process has ended
+}
+
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees
 // when it is asked: heartbeats reach the voters at different moments. A leader that waits for a processor now and then
 // shows that by the gaps between its messages, and is given twice as long as the longest of late; raft's own timers
 // come after the most of that. Who leads in a minority may do so for a moment longer than that: nothing relies on its
 // lease.
-func (p *clustered) silentAfter() time.Duration {
-	timeout := p.opts.ElectionTimeout
-	return min(max(timeout*3/2, 2*p.LeaderGap()), timeout*8/3)
+func (e *election) silentAfter() time.Duration {
+	timeout := e.opts.ElectionTimeout
+	return min(max(timeout*3/2, 2*e.LeaderGap()), timeout*8/3)
 }
-func (p *clustered) agreeAfter() time.Duration { return p.silentAfter() - p.opts.ElectionTimeout/3 }
+func (e *election) agreeAfter() time.Duration { return e.silentAfter() - e.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor
 // time, and messages of the leader may be there that nobody has read. It then waits for lateRest, once.
@@ -75,63 +85,63 @@ func (a standing) settles(own standing) bool {
 	return a.Term > own.Term || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
-func (p *clustered) standing() standing {
-	logTerm, _ := strconv.ParseUint(p.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
-	state, term := p.raft.State(), p.raft.CurrentTerm()
+func (e *election) standing() standing {
+	logTerm, _ := strconv.ParseUint(e.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
+	state, term := e.raft.State(), e.raft.CurrentTerm()
 	return standing{
-		ID: string(p.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
-		Standing: p.stands(state, term), Polling: p.polling.Load(), Ended: p.leaderEnded(),
-		LogTerm: logTerm, LogIndex: p.raft.LastIndex(), FlushDuration: max(p.dir.FlushDuration(), p.dir.Stalled()),
+		ID: string(e.id), Silent: time.Since(e.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
+		Standing: e.stands(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
+		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 	}
 }
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
-func (p *clustered) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
-	if p.hung() {
+func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
+	if e.hung() {
 		return standing{}, errHung
 	}
-	p.checkLeaderNow()
-	out := p.standing()
+	e.checkLeaderNow()
+	out := e.standing()
 	if q.Within > 0 {
-		out.FlushDuration = p.flushDurationNow(ctx, q.Within)
+		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
 	return out, nil
 }
 
 // checkLeaderNow has missLeader look at once.
-func (p *clustered) checkLeaderNow() {
+func (e *election) checkLeaderNow() {
 	select {
-	case p.missed <- struct{}{}:
+	case e.missed <- struct{}{}:
 	default:
 	}
 }
 
 // misses says whether a voter that says this of itself, or this one, does without the leader.
-func (p *clustered) misses(a standing) bool { return a.Ended || a.Silent >= p.agreeAfter() }
+func (e *election) misses(a standing) bool { return a.Ended || a.Silent >= e.agreeAfter() }
 
 // missesLeader says whether this voter does.
-func (p *clustered) missesLeader() bool {
-	return p.misses(standing{Ended: p.leaderEnded(), Silent: time.Since(p.LeaderHeard())})
+func (e *election) missesLeader() bool {
+	return e.misses(standing{Ended: e.leaderEnded(), Silent: time.Since(e.LeaderHeard())})
 }
 
 // standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those
 // that gave these answers: an unresponsive voter holds up the question until the answers of the others are old.
-func (p *clustered) standings(
+func (e *election) standings(
 	ctx context.Context, but raft.ServerID, within time.Duration, only ...standing,
 ) []standing {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	question := p.question()
+	question := e.question()
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	var out []standing
-	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == p.id || server.ID == but ||
+	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == e.id || server.ID == but ||
 			len(only) > 0 && !slices.ContainsFunc(only, func(a standing) bool { return a.ID == string(server.ID) }) {
 			continue
 		}
 		all.Go(func() {
-			answer, err := callAt[standing](ctx, p.Call, string(server.Address), callStanding, question)
+			answer, err := callAt[standing](ctx, e.Call, string(server.Address), callStanding, question)
 			if err != nil || answer.ID != string(server.ID) { // another member may have the address now
 				return
 			}
@@ -143,37 +153,37 @@ func (p *clustered) standings(
 	all.Wait()
 	switch {
 	case len(out) > 0:
-		p.pace.Store(paceOf(out, p.voters()))
-		p.setTimers()
+		e.pace.Store(paceOf(out, e.voters()))
+		e.setTimers()
 	case but == "" && len(only) == 0: // all were asked and none answers: none could do better, and an election takes as long as it did
-		p.pace.Store(&pace{withThis: p.pace.Load().withThis, withoutThis: never})
+		e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 	}
 	return out
 }
 
 // missLeader stands for election when a majority of the voters misses the leader, until ctx is done.
-func (p *clustered) missLeader(ctx context.Context) {
-	timer := time.NewTimer(p.silentAfter())
+func (e *election) missLeader(ctx context.Context) {
+	timer := time.NewTimer(e.silentAfter())
 	defer timer.Stop()
 	var rest time.Time // until then it does not look again, whoever asks: each question makes others look, and ask
-	tries, due, excused := 0, time.Now().Add(p.silentAfter()), false
+	tries, due, excused := 0, time.Now().Add(e.silentAfter()), false
 	var seen progress // while it leads
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.missed:
+		case <-e.missed:
 		case <-timer.C:
 		}
-		wait := p.silentAfter() - time.Since(p.LeaderHeard())
-		if p.leaderEnded() {
+		wait := e.silentAfter() - time.Since(e.LeaderHeard())
+		if e.leaderEnded() {
 			wait, excused = 0, true
 		}
 		switch late := time.Since(due) > lateBy; {
-		case p.raft.State() == raft.Leader:
-			p.compareDisks(ctx)
-			p.checkProgress(ctx, &seen)
-			rest, tries, excused, wait = time.Time{}, 0, false, p.silentAfter()
+		case e.raft.State() == raft.Leader:
+			e.compareDisks(ctx)
+			e.checkProgress(ctx, &seen)
+			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
 		case wait > 0: // it is there, whatever was before: the next silence is another one
 			rest, tries, excused = time.Time{}, 0, false
 		case time.Now().Before(rest):
@@ -182,13 +192,13 @@ func (p *clustered) missLeader(ctx context.Context) {
 			wait, excused = lateRest, true
 		default:
 			// Where there is no majority, that may be so for days.
-			wait = min(p.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.opts.ElectionTimeout))
+			wait = min(e.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, e.opts.ElectionTimeout))
 			rest = time.Now().Add(wait)
 			tries++
 		}
 		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the
 		// rest is over.
-		wait = min(wait, p.silentAfter())
+		wait = min(wait, e.silentAfter())
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
 	}
@@ -208,64 +218,64 @@ const mostYields = 3
 // replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With
 // yields it leaves the election to a voter that is ahead of it and asks just now: that one began later, since it waits
 // longer for this leader, and would become a candidate at the same time.
-func (p *clustered) replaceLeader(ctx context.Context, yields bool) time.Duration {
-	rank, voter := p.rank()
-	leader, _, seen := p.LeaderSeen()
-	if p.raft.CurrentTerm() > seen {
+func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration {
+	rank, voter := e.rank()
+	leader, _, seen := e.LeaderSeen()
+	if e.raft.CurrentTerm() > seen {
 		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
 	}
-	state := p.raft.State()
-	if !voter || state == raft.Leader || state == raft.Shutdown || p.withholds() || p.hung() {
+	state := e.raft.State()
+	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.hung() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
 		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun nobody
 		// has said it yet, and one with a good disk would begin a new term each time before the others have brought
 		// their votes for the last one to theirs.
-		p.standings(ctx, "", standAfter)
+		e.standings(ctx, "", standAfter)
 		return standAfter
 	}
-	own := p.standing()
-	p.polling.Store(true)
-	defer p.polling.Store(false)
-	answers := p.standings(ctx, leader, standAfter)
+	own := e.standing()
+	e.polling.Store(true)
+	defer e.polling.Store(false)
+	answers := e.standings(ctx, leader, standAfter)
 	agreed, ahead := 1, 0
 	for _, a := range answers {
 		if a.settles(own) {
 			return standAfter
 		}
-		if a.Leads || !p.misses(a) {
+		if a.Leads || !e.misses(a) {
 			continue
 		}
 		if agreed++; a.Follower && a.ahead(own) {
 			ahead++
 		}
 	}
-	if agreed <= p.voters()/2 {
+	if agreed <= e.voters()/2 {
 		if own.Ended { // the others are about to find that too
 			return askAgain
 		}
 		return standAfter
 	}
 	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
-		return p.raft.CurrentTerm() != own.Term || !p.missesLeader()
+		return e.raft.CurrentTerm() != own.Term || !e.missesLeader()
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
+	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
 		return a.settles(own) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
 		return standAfter // its new term is not on its disk yet
 	}
-	if p.raft.State() != raft.Follower || p.raft.CurrentTerm() != own.Term || !p.missesLeader() {
+	if e.raft.State() != raft.Follower || e.raft.CurrentTerm() != own.Term || !e.missesLeader() {
 		return standAfter
 	}
-	p.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
-	if !p.standNow(ctx) {
+	e.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
+	if !e.standNow(ctx) {
 		return standAfter
 	}
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
-	return p.candidacy() + time.Duration(rank)*p.opts.ElectionTimeout
+	return e.candidacy() + time.Duration(rank)*e.opts.ElectionTimeout
 }
 
 // askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.
@@ -282,31 +292,41 @@ type stand struct {
 }
 
 // standNow makes this server a candidate; false says that raft had something else to do.
-func (p *clustered) standNow(ctx context.Context) bool {
+func (e *election) standNow(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, standWithin)
 	defer cancel()
-	p.stood.Store(&stand{at: time.Now(), term: p.raft.CurrentTerm()})
-	if p.Stand(ctx) {
+	e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
+	if e.Stand(ctx) {
 		return true
 	}
-	p.stood.Store(nil)
+	e.stood.Store(nil)
 	return false
+}
+
+// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they
+// are asked for their votes.
+func (e *election) handedOver() {
+	select {
+	case <-e.started:
+		e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
+	default:
+	}
 }
 
 // stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what
 // raft says.
-func (p *clustered) stands(state raft.RaftState, term uint64) bool {
-	last := p.stood.Load()
+func (e *election) stands(state raft.RaftState, term uint64) bool {
+	last := e.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
 		return false
 	}
 	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.
-	return time.Since(last.at) < flushesOfVote*p.flushDuration()+2*p.candidacy()
+	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.candidacy()
 }
 
 // voters is how many servers vote.
-func (p *clustered) voters() int {
-	return len(votersOf(p.raft.GetConfiguration().Configuration().Servers))
+func (e *election) voters() int {
+	return len(votersOf(e.raft.GetConfiguration().Configuration().Servers))
 }
 
 // sleepUnless waits, and returns false as soon as something is so, or when ctx ends.

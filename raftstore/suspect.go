@@ -23,34 +23,34 @@ type ended struct {
 // leaderGone is told that a server's process has ended. If that was the leader, the voters need not wait until they
 // miss its heartbeats: this one looks at once (silence.go). It may be wrong, where a firewall refuses its connections,
 // so a majority has to have found the same.
-func (p *clustered) leaderGone(id raft.ServerID) {
-	leader, _, term := p.LeaderSeen()
+func (e *election) leaderGone(id raft.ServerID) {
+	leader, _, term := e.LeaderSeen()
 	if leader != id {
 		return
 	}
-	p.ended.Store(&ended{leader: id, term: term, at: time.Now()})
-	p.checkLeaderNow()
+	e.ended.Store(&ended{leader: id, term: term, at: time.Now()})
+	e.checkLeaderNow()
 }
 
 // leaderEnded says whether the leader's process has ended. A message that it sent before may still come in shortly
 // after.
-func (p *clustered) leaderEnded() bool {
-	e := p.ended.Load()
-	if e == nil {
+func (e *election) leaderEnded() bool {
+	found := e.ended.Load()
+	if found == nil {
 		return false
 	}
-	leader, _, term := p.LeaderSeen()
-	return leader == e.leader && term == e.term && p.LeaderHeard().Before(e.at.Add(standAfter))
+	leader, _, term := e.LeaderSeen()
+	return leader == found.leader && term == found.term && e.LeaderHeard().Before(found.at.Add(standAfter))
 }
 
 // rank is this server's place among the voters. It reports false if it has no vote.
-func (p *clustered) rank() (int, bool) {
+func (e *election) rank() (int, bool) {
 	var voters []raft.ServerID
-	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
 		if server.Suffrage == raft.Voter {
 			voters = append(voters, server.ID)
 		}
 	}
 	slices.Sort(voters)
-	return slices.BinarySearch(voters, p.id)
+	return slices.BinarySearch(voters, e.id)
 }

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"context"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -33,9 +35,18 @@ const leaseFor = 2
 // just now, its term, whom it votes for, and in which term.
 const flushesOfVote = 4
 
+// timers are raft's times, and what they follow from: how long the voters' disks take.
+type timers struct {
+	*peers
+	pace     atomic.Pointer[pace]      // of the other voters' disks, as was last heard
+	flushing atomic.Bool               // this server flushes a few bytes, since a leader asks how long that takes
+	aside    atomic.Pointer[time.Time] // until then this server makes way for another leader
+	setting  sync.Mutex                // held while raft is told its times
+}
+
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
-func (p *clustered) candidacy() time.Duration {
-	return max(candidateFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushDuration())
+func (t *timers) candidacy() time.Duration {
+	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
 // slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
@@ -44,8 +55,8 @@ const slowestFlush = 3 * time.Second
 
 // flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
 // election needs.
-func (p *clustered) flushDuration() time.Duration {
-	return min(max(p.dir.FlushDuration(), p.pace.Load().withThis), slowestFlush)
+func (t *timers) flushDuration() time.Duration {
+	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
 }
 
 // pace is how long the other voters' disks take for a write, as they said themselves.
@@ -77,9 +88,9 @@ func paceOf(answers []standing, voters int) *pace {
 
 // withholds says whether a write has waited for this server's disk for so long that the others are to elect another
 // leader: those of them that are the fastest majority would need much less.
-func (p *clustered) withholds() bool {
-	stalled := p.dir.Stalled()
-	return stalled > stalledAfter && stalled > fasterBy*min(p.pace.Load().withoutThis, slowestFlush) || p.stepsAside()
+func (t *timers) withholds() bool {
+	stalled := t.dir.Stalled()
+	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.stepsAside()
 }
 
 // fasterBy is how many times as fast as this server's disk those of the others have to be for another leader to be
@@ -93,9 +104,9 @@ const flushWait = 50 * time.Millisecond
 // question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for
 // flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
 // nothing while they wait for the leader's entries.
-func (p *clustered) question() (q standingQuestion) {
-	if p.raft.State() == raft.Leader {
-		if q.Within = p.dir.Stalled(); q.Within < stalledAfter/4 {
+func (e *election) question() (q standingQuestion) {
+	if e.raft.State() == raft.Leader {
+		if q.Within = e.dir.Stalled(); q.Within < stalledAfter/4 {
 			q.Within = stuckAfter
 		}
 	}
@@ -104,58 +115,58 @@ func (p *clustered) question() (q standingQuestion) {
 
 // flushDurationNow is how long a write takes that began at most so long ago: where there was none, this server flushes
 // a few bytes. One that has not ended may be as slow as any.
-func (p *clustered) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
-	took, ok := p.dir.FlushedWithin(within)
-	if !ok && p.flushing.CompareAndSwap(false, true) {
-		p.spawn(func() {
-			defer p.flushing.Store(false)
-			_ = p.dir.Flush() // one that fails does not count as having ended
+func (t *timers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
+	took, ok := t.dir.FlushedWithin(within)
+	if !ok && t.flushing.CompareAndSwap(false, true) {
+		t.spawn(func() {
+			defer t.flushing.Store(false)
+			_ = t.dir.Flush() // one that fails does not count as having ended
 		})
 	}
 	if !ok {
 		sleepUnless(ctx, flushWait, func() bool {
-			took, ok = p.dir.FlushedWithin(within)
+			took, ok = t.dir.FlushedWithin(within)
 			return ok
 		})
 	}
 	if !ok {
 		return slowestFlush
 	}
-	return max(took, p.dir.Stalled())
+	return max(took, t.dir.Stalled())
 }
 
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
 // for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
-func (p *clustered) compareDisks(ctx context.Context) {
-	if p.dir.Stalled() > stalledAfter/4 && !p.hung() {
-		p.standings(ctx, "", p.opts.ElectionTimeout)
+func (e *election) compareDisks(ctx context.Context) {
+	if e.dir.Stalled() > stalledAfter/4 && !e.hung() {
+		e.standings(ctx, "", e.opts.ElectionTimeout)
 	}
 }
 
 // setTimers tells raft its times, if they have changed.
-func (p *clustered) setTimers() {
+func (t *timers) setTimers() {
 	select {
-	case <-p.started:
+	case <-t.started:
 	default:
 		return
 	}
-	p.timing.Lock()
-	defer p.timing.Unlock()
-	conf := p.raft.ReloadableConfig()
-	candidacy := p.candidacy()
+	t.setting.Lock()
+	defer t.setting.Unlock()
+	conf := t.raft.ReloadableConfig()
+	candidacy := t.candidacy()
 	patience := candidacy // long enough for another one's first election: it writes three times before it asks for votes
-	_, _, seen := p.LeaderSeen()
+	_, _, seen := t.LeaderSeen()
 	switch {
-	case p.raft.State() == raft.Leader:
-		patience = leaseFor * p.opts.ElectionTimeout
+	case t.raft.State() == raft.Leader:
+		patience = leaseFor * t.opts.ElectionTimeout
 	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
-		patience = min(candidacy, max(leaseFor*p.opts.ElectionTimeout, p.opts.ElectionTimeout+flushesOfVote*p.flushDuration()))
+		patience = min(candidacy, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return
 	}
 	conf.HeartbeatTimeout, conf.ElectionTimeout = patience, candidacy
-	if err := p.raft.ReloadConfig(conf); err != nil {
-		p.log.Error("raft does not take its times", "patience", patience, "candidacy", candidacy, "err", err)
+	if err := t.raft.ReloadConfig(conf); err != nil {
+		t.log.Error("raft does not take its times", "patience", patience, "candidacy", candidacy, "err", err)
 	}
 }

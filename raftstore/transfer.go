@@ -41,7 +41,7 @@ func (c *Cluster) MoveLeader(ctx context.Context, id uint64) error {
 	if id == c.memberID {
 		return nil
 	}
-	err := transferTo(ctx, c.replica, c.replication, id)
+	err := transferTo(ctx, c.replica, c.replication.storageProbe, id)
 	if status.Code(err) == codes.NotFound {
 		return rpctypes.ErrGRPCBadLeaderTransferee
 	}
@@ -68,8 +68,10 @@ func (c *Cluster) TransferLeadership(ctx context.Context) error {
 	return status.Error(codes.Unavailable, "raftstore: no other voter stores anything at the moment, so none can lead")
 }
 
-// transferTo makes the voter with this number lead, if it stores. r leads, and others says who stores.
-func transferTo(ctx context.Context, r *replica, others replication, id uint64) error {
+// transferTo makes the voter with this number lead, if it stores. r leads, and probe says who stores.
+func transferTo(
+	ctx context.Context, r *replica, probe func(context.Context, func(storing) bool) storing, id uint64,
+) error {
 	for _, server := range r.raft.GetConfiguration().Configuration().Servers {
 		if memberID(string(server.ID)) == id {
 			if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
@@ -77,7 +79,7 @@ func transferTo(ctx context.Context, r *replica, others replication, id uint64) 
 			}
 			// Raft refuses writes for as long as it tries to reach it.
 			stored := func(stores storing) bool { return stores(server.ID) }
-			if server.ID != r.id && !stored(others.storageProbe(ctx, stored)) {
+			if server.ID != r.id && !stored(probe(ctx, stored)) {
 				return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
 			}
 			return r.transferAt(ctx, server)

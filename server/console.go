@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/consoleservice"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -67,6 +69,45 @@ func (s *Server) apiOfUsers() *rest.Config {
 	return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName(),
 		NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
 	}}
+}
+
+// consoleEndpoint is where others reach a console that listens at an address: at that one or, when it is all of the
+// machine's, at the node's, of the family that Services have first. It is the zero value at loopback.
+func (o *Options) consoleEndpoint(listening net.Addr) netip.AddrPort {
+	tcp, isTCP := listening.(*net.TCPAddr)
+	if !isTCP {
+		return netip.AddrPort{}
+	}
+	at := tcp.AddrPort()
+	switch ip := at.Addr().Unmap(); {
+	case ip.IsLoopback():
+		return netip.AddrPort{}
+	case !ip.IsUnspecified():
+		return netip.AddrPortFrom(ip, at.Port())
+	}
+	own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
+	for _, ip := range o.NodeIPs {
+		a, _ := netip.AddrFromSlice(ip)
+		if len(o.Cluster.ServiceCIDRs) > 0 && a.Unmap().Is4() == o.Cluster.ServiceCIDRs[0].Addr().Is4() {
+			own = a
+			break
+		}
+	}
+	return netip.AddrPortFrom(own.Unmap(), at.Port())
+}
+
+// keepConsoleService puts this server's part of the console's Service right once the API is ready.
+func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-api.Ready():
+	}
+	o := consoleservice.Options{Config: api.LoopbackConfig(), Server: s.o.NodeName, Node: s.o.OwnNode, Logger: s.log}
+	if s.console != nil {
+		o.At = s.o.consoleEndpoint(s.console.Addr())
+	}
+	consoleservice.Keep(ctx, o)
 }
 
 // serveConsole serves the console from when the API is ready until ctx is done.

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -43,15 +44,15 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	case <-api.Ready():
 	}
 	s.board.api.Set(status.Running, "")
-	s.serves()
+	s.starting.Serves()
 	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
 		return err
 	}
 
-	var role *nodeRole
+	var role *nodemembers.Role
 	if s.o.OwnNode {
 		var err error
-		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
+		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
 			return err
 		}
 	}
@@ -67,7 +68,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		}
 	})
 	if role != nil {
-		beside.Go(func() { role.run(ctx) })
+		beside.Go(func() { role.Run(ctx) })
 	}
 	beside.Go(func() {
 		if err := s.gossip.Follow(ctx, api.LoopbackConfig()); err != nil {
@@ -198,7 +199,7 @@ func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
 		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
 	})
 	o.Term = t
-	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && s.gatewayUse.Load().unusedNow(ctx) }
+	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && s.gatewayUse.Load().UnusedNow(ctx) }
 	if s.o.Cluster.NoLocalStorage {
 		return controllers.Run(ctx, o)
 	}

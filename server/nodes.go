@@ -5,11 +5,9 @@ package server
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -26,15 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
-// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every
-// reachEvery, and then every reachLater.
 const (
-	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
-	reachSoon              = 15
-	// reachAtOnce is how many are tried at a time: hundreds behind routers take all of reachPatience each.
-	reachAtOnce = 32
-	// reachPatience bounds one try.
-	reachPatience = 2 * time.Second
 	// stalledAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here
 	// wait as long; but a disk that is merely slow must not break off what goes on between nodes and this server.
 	stalledAfter = 3 * time.Second
@@ -52,14 +42,26 @@ func (s *Server) newTunnels() (*tunnels.Table, error) {
 	})
 }
 
+// newFinder makes what finds out about nodes.
+func (s *Server) newFinder() *liveness.Finder {
+	return &liveness.Finder{
+		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.ownNode(), KubeletCA: s.pki.KubeletTrustFile(),
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return s.peers.DialFor(ctx, liveness.Protocol, address)
+		},
+		Now: s.o.Clock.Now, Logger: s.log,
+	}
+}
+
 // serveNodes takes the connections of nodes, and other servers' questions about them, until ctx is done.
 func (s *Server) serveNodes(ctx context.Context) {
+	finder := s.newFinder()
 	var running sync.WaitGroup
 	defer running.Wait()
-	running.Go(func() { s.reachNodes(ctx) })
+	running.Go(func() { finder.ReachNodes(ctx) })
 	running.Go(func() {
 		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
-		if err := liveness.Answer(ctx, l, s.findNode); err != nil {
+		if err := liveness.Answer(ctx, l, finder.Find); err != nil {
 			s.log.Error("other servers' questions about nodes are not answered any more", "error", err)
 		}
 	})
@@ -79,8 +81,8 @@ func (s *Server) drainNodes(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if now.unable && s.elsewhere() != nil {
-			s.starting.once.Do(func() { close(s.starting.away) })
+		if now.unable && s.starting.Elsewhere() != nil {
+			s.starting.GoAway()
 		}
 		before := now
 		var why string
@@ -105,7 +107,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 // cannotServe is what is so now, after before, and why. A server whose store waits at its start has another one that
 // was found to be ready.
 func (s *Server) cannotServe(before serviceability) (now serviceability, why string) {
-	if list := s.elsewhere(); len(list) > 0 {
+	if list := s.starting.Elsewhere(); len(list) > 0 {
 		return serviceability{unable: true, leader: list[0]},
 			"its store waits, and the server at " + list[0] + " is ready"
 	}
@@ -145,99 +147,6 @@ func (v serviceability) next(store storeState) (now serviceability, why string) 
 	return serviceability{unable: true, leader: cmp.Or(leader, v.leader)}, why
 }
 
-// reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
-func (s *Server) reachNodes(ctx context.Context) {
-	tries, pause := reachTries{}, reachLater
-	kubelets := s.kubeletAuthorities()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.tunnels.Arrived():
-		case <-time.After(pause):
-		}
-		var batch []string
-		batch, pause = tries.due(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.roster.Node(name) != nil })
-		var running sync.WaitGroup
-		for _, name := range batch {
-			running.Go(func() {
-				reaching, cancel := context.WithTimeout(ctx, reachPatience)
-				defer cancel()
-				if n := s.roster.Node(name); n != nil && liveness.Shows(reaching, n, kubelets, s.o.Clock.Now()) {
-					s.tunnels.Reached(name)
-				}
-			})
-		}
-		running.Wait()
-		if s.roster.KnowsNodes() {
-			s.tunnels.Forget(func(name string) bool { return s.roster.Node(name) == nil })
-		}
-	}
-}
-
-// findNode is what this server finds out about a node by itself.
-func (s *Server) findNode(ctx context.Context, name string) liveness.Finding {
-	if s.o.OwnNode && name == s.o.NodeName {
-		return liveness.Heard
-	}
-	if c, ok := s.tunnels.Contact(name); ok && time.Since(c.Last) < liveness.Quick {
-		return liveness.Heard
-	}
-	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
-	defer cancel()
-	n := s.roster.Node(name)
-	if n == nil {
-		return liveness.Silent
-	}
-	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
-	// or another machine.
-	if c, ok := s.tunnels.Contact(name); ok && !c.Direct {
-		if liveness.Shows(ctx, n, s.kubeletAuthorities(), s.o.Clock.Now()) {
-			s.tunnels.Reached(name)
-			return liveness.Reachable
-		}
-		return liveness.Silent
-	}
-	if liveness.Reach(ctx, n) {
-		return liveness.Reachable
-	}
-	return liveness.Silent
-}
-
-// kubeletAuthorities are those of kubelets' certificates.
-func (s *Server) kubeletAuthorities() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pem, err := os.ReadFile(s.pki.KubeletTrustFile())
-	if err != nil {
-		s.log.Warn("the authority of kubelets cannot be read; nodes count as not reached directly", "error", err)
-	}
-	pool.AppendCertsFromPEM(pem)
-	return pool
-}
-
-// checkNode finds out about a node, with the help of all servers.
-func (s *Server) checkNode(ctx context.Context, n *corev1.Node) liveness.Finding {
-	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
-	defer cancel()
-	others := s.roster.Others()
-	findings := make(chan liveness.Finding, 1+len(others))
-	go func() { findings <- s.findNode(ctx, n.Name) }()
-	for _, address := range others {
-		go func() {
-			findings <- liveness.Ask(ctx, func(ctx context.Context) (net.Conn, error) {
-				return s.peers.DialFor(ctx, liveness.Protocol, address)
-			}, n.Name)
-		}()
-	}
-	best := liveness.Silent
-	for range cap(findings) { // each ends with ctx
-		if best = max(best, <-findings); best == liveness.Heard {
-			cancel()
-		}
-	}
-	return best
-}
-
 // livenessPart judges nodes for a term.
 func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	nodes := t.Informers.Core().V1().Nodes()
@@ -249,12 +158,9 @@ func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	defer events.Shutdown()
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: t.Client.CoreV1().Events("")})
 	o := liveness.Options{
-		Client: t.Client, Nodes: nodes.Lister(), Contact: s.tunnels.Contact, Check: s.checkNode,
+		Client: t.Client, Nodes: nodes.Lister(), Contact: s.tunnels.Contact, Check: s.newFinder().Check,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "node-liveness"}),
-		Logger:   s.log.With("part", "liveness"),
-	}
-	if s.o.OwnNode {
-		o.Own = s.o.NodeName
+		Own:      s.o.ownNode(), Logger: s.log.With("part", "liveness"),
 	}
 	j := liveness.New(o)
 	s.judge.Store(j)

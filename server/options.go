@@ -254,6 +254,14 @@ func (o *Options) reserved() []netip.Prefix {
 	return slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)
 }
 
+// ownNode is the name of this machine's own node; "" if it has none.
+func (o *Options) ownNode() string {
+	if o.OwnNode {
+		return o.NodeName
+	}
+	return ""
+}
+
 func (o *Options) folders() secrets.Folders {
 	return secrets.Folders{Server: o.ServerDir, TLS: o.TLSDir, Cred: o.CredDir}
 }

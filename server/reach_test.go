@@ -65,12 +65,12 @@ func TestWhyUnreached(t *testing.T) {
 	there := listening(t, "")
 	waiting := listening(t, there.o.ServerDir)
 	asked := net.JoinHostPort("127.0.0.1", there.openPort())
-	if why := waiting.whyUnreached(t.Context(), []string{waiting.peerAddress(), asked}); why != "" {
+	if why := waiting.starting.WhyUnreached(t.Context(), []string{waiting.peerAddress(), asked}); why != "" {
 		t.Errorf("it is reached: %s", why)
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if why := waiting.whyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) || !strings.Contains(why, "--advertise-address") {
+		if why := waiting.starting.WhyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) || !strings.Contains(why, "--advertise-address") {
 			t.Errorf("%s: %q, want %q", what, why, want)
 		}
 	}
@@ -81,7 +81,7 @@ func TestWhyUnreached(t *testing.T) {
 	waiting.listener = third.listener
 	expect("another server's address", "another server answers there")
 	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.Port(t)))
-	if why := waiting.whyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
+	if why := waiting.starting.WhyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
 		t.Errorf("%q", why)
 	}
 }
@@ -112,7 +112,7 @@ func TestWhyUnreachedByMutePeer(t *testing.T) {
 	defer func() { _ = first.Close() }()
 	waiting := listening(t, "")
 	began := time.Now()
-	if why := waiting.whyUnreached(t.Context(), []string{mute}); !strings.Contains(why, "no other server answers") {
+	if why := waiting.starting.WhyUnreached(t.Context(), []string{mute}); !strings.Contains(why, "no other server answers") {
 		t.Errorf("%q", why)
 	}
 	if took := time.Since(began); took >= protocol.Patience {

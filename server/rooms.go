@@ -4,23 +4,31 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/departures"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/server/starting"
+	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
@@ -57,10 +65,24 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: s.elsewhere, Machines: func() []gossip.Info { return s.gossip.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
+		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.gossip.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
 		Serving: func() []net.IP { return s.files.serving.IPs },
 		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
 		Clock:   s.o.Clock, Logger: s.log,
+	})
+}
+
+func (s *Server) newStarting() *starting.Starting {
+	return starting.New(starting.Options{
+		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
+		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
+		Question: func() protocol.Question {
+			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
+				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
+				Reach: &protocol.Reach{Address: s.peerAddress(), ServerID: s.data.ServerID()},
+			}}
+		},
+		Now: s.o.Clock.Now, Part: s.board.store, Logger: s.log,
 	})
 }
 
@@ -72,14 +94,10 @@ type vipStore struct {
 
 // nodeClaims is what the API server keeps nodes from saying of themselves.
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
-	c := &apiserver.NodeClaims{
+	return &apiserver.NodeClaims{
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.Certified,
-		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined,
+		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
-	if s.o.OwnNode {
-		c.Own = s.o.NodeName
-	}
-	return c
 }
 
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
@@ -127,6 +145,34 @@ func (s *Server) newAdmission() *admission.Admission {
 	})
 }
 
+// localStorageLine is its line in the status.
+const localStorageLine = "local storage"
+
+// newLocalStorage makes what gives claims a directory on a node, for a term.
+func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
+	if err != nil {
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	o := localpath.Options{
+		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+		Nodes:    tunnels.Volumes{Table: s.tunnels, Own: s.o.ownNode(), Folders: s.o.Volumes},
+		Refusals: s.refusals, Context: ctx, Logger: s.log.With("part", "local storage"),
+	}
+	if s.o.Board != nil {
+		o.Part = s.o.Board.Part(localStorageLine)
+	}
+	return localpath.New(o)
+}
+
 func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
 	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
+}
+
+func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
+	return nodemembers.Run(ctx, t, s.store.Load().Cluster(), s.log.With("part", "servers' nodes"))
+}
+
+func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
+	return departures.Run(ctx, t, s.log.With("part", "nodes that leave"))
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/localfailover"
@@ -45,6 +46,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -70,7 +72,7 @@ type Server struct {
 	port          *alpnmux.Mux
 	listener      net.Listener            // the API server's, for all on the port that is nobody else's
 	localFailover *localfailover.Listener // the same, which has this machine's programs fail over
-	starting      *starting
+	starting      *starting.Starting
 	pki           *pki.PKI
 	peers         *peertls.Identity               // towards the other servers
 	opened        atomic.Pointer[raftstore.Store] // the store as soon as it is open
@@ -92,7 +94,7 @@ type Server struct {
 	// judge judges nodes while this server leads.
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
-	gatewayUse atomic.Pointer[gatewayUse]
+	gatewayUse atomic.Pointer[gatewayuse.Use]
 	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
 	helmWanted chan struct{}
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
@@ -145,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(), Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
-	s.listener, s.starting = s.localFailover, newStarting(s)
+	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
@@ -193,6 +195,10 @@ func (s *Server) Roster() *roster.Roster { return s.roster }
 // Gossip is this server as a member of the gossip.
 func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
+// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
+// be.
+func (s *Server) Away() <-chan struct{} { return s.starting.Away() }
+
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
@@ -214,7 +220,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 	background.Go(func() { s.gossip.Run(outlasting) })
 	defer s.localFailover.End()
-	background.Go(func() { s.answerWhileStarting(outlasting) })
+	background.Go(func() { s.starting.Answer(outlasting) })
 	background.Go(func() { s.drainNodes(outlasting) })
 
 	store, others, err := s.openStore(ctx)
@@ -315,9 +321,9 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	waiting, ready := context.WithCancel(ctx)
 	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.Health().Removed) })
+	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().Removed) })
 	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.findElsewhere(waiting, store.Health(), elsewhere, s.readyOf) })
+		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
 	}
 	err := store.WaitReady(ctx)
 	ready()
@@ -353,9 +359,9 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}
-	var use *gatewayUse
+	var use *gatewayuse.Use
 	err := s.retryUntilLeader(ctx, func() (err error) {
-		use, err = newGatewayUse(ctx, store.Client().KV, store.Client().Watcher)
+		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
 	if err != nil {
@@ -411,7 +417,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		}
 	})
 	following.Go(func() { s.followBackend(serving, api) })
-	following.Go(func() { s.gatewayUse.Load().run(serving) })
+	following.Go(func() { s.gatewayUse.Load().Run(serving) })
 	following.Go(func() { s.serveConsole(serving, api) })
 	following.Go(func() { s.keepConsoleService(serving, api) })
 	leadErr := s.lead(loops, api, store)

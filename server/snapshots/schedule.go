@@ -12,6 +12,7 @@ import (
 	"github.com/robfig/cron/v3"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
@@ -26,6 +27,18 @@ const (
 
 // Ordinal is which of the servers this one is, from 0 on, and how many there are.
 type Ordinal struct{ Number, Of int }
+
+// OrdinalAmong is a server's ordinal among the members of the store. All servers have the same members, so that no two
+// have one ordinal.
+func OrdinalAmong(members []raftstore.Member, server string) Ordinal {
+	out := Ordinal{Of: max(1, len(members))}
+	for _, m := range members {
+		if m.Name < server {
+			out.Number++
+		}
+	}
+	return out
+}
 
 // slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers
 // write one after the other, and the cluster's newest snapshot is younger.

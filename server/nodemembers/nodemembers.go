@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package nodemembers ties servers to their nodes. Each server keeps on its own node what says that it is one, and the
+// leader removes a server from the store when its node is deleted. It never deletes a node.
+package nodemembers
 
 import (
 	"context"
@@ -33,8 +35,8 @@ const (
 	memberRetry = 5 * time.Second
 )
 
-// members is what of the store is needed to take a server out.
-type members interface {
+// Members is what of the store is needed.
+type Members interface {
 	Members() []raftstore.Member
 	Survey(ctx context.Context) []raftstore.MemberState
 	RemoveMember(ctx context.Context, name string) error
@@ -45,11 +47,12 @@ type members interface {
 type nodeMembers struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
-	store  members
+	store  Members
 	log    *slog.Logger
 }
 
-func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
+// Run removes servers whose nodes are deleted, for a term of leadership.
+func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	changed := make(chan struct{}, 1) // one says that there is something to look at
 	look := func() {
@@ -70,7 +73,7 @@ func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return fmt.Errorf("making the client for servers' nodes: %w", err)
 	}
-	m := &nodeMembers{client: client, nodes: nodes.Lister(), store: s.store.Load().Cluster(), log: s.log.With("part", "servers' nodes")}
+	m := &nodeMembers{client: client, nodes: nodes.Lister(), store: store, log: log}
 	if !t.StartInformers(ctx) {
 		return nil
 	}

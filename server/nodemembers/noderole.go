@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package nodemembers
 
 import (
 	"context"
@@ -31,28 +31,29 @@ const (
 	roleRetry = 5 * time.Second
 )
 
-// nodeRole keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and
+// Role keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and
 // the finalizer that takes the server out of the store when the node is deleted. The kubelet may not set it (the
 // NodeRestriction admission plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one,
 // so each labels its own node, whoever leads.
-type nodeRole struct {
+type Role struct {
 	client kubernetes.Interface
 	node   string
 	id     string // the server's name in the store
-	store  members
+	store  Members
 	log    *slog.Logger
 }
 
-func newNodeRole(config *rest.Config, node, id string, store members, log *slog.Logger) (*nodeRole, error) {
+// NewRole makes the Role of a node whose server has this name in the store.
+func NewRole(config *rest.Config, node, id string, store Members, log *slog.Logger) (*Role, error) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "node-role"))
 	if err != nil {
 		return nil, fmt.Errorf("making the client for the node's role: %w", err)
 	}
-	return &nodeRole{client: client, node: node, id: id, store: store, log: log}, nil
+	return &Role{client: client, node: node, id: id, store: store, log: log}, nil
 }
 
-// run watches the one node until ctx is done: it may be deleted and register again.
-func (r *nodeRole) run(ctx context.Context) {
+// Run watches the one node until ctx is done: it may be deleted and register again.
+func (r *Role) Run(ctx context.Context) {
 	// What is kept of the node is what is asked about.
 	trim := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
@@ -102,13 +103,13 @@ func (r *nodeRole) run(ctx context.Context) {
 }
 
 // complete says that there is nothing to do. A node that is being deleted takes no finalizer any more.
-func (r *nodeRole) complete(n *corev1.Node) bool {
+func (r *Role) complete(n *corev1.Node) bool {
 	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id && slices.Contains(n.Finalizers, memberFinalizer)
 }
 
 // mark writes what is missing; former is the server that the node had before, if any: a machine that was wiped comes
 // back under its name, and its former self is not waited for.
-func (r *nodeRole) mark(ctx context.Context, former string) error {
+func (r *Role) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if answers(r.store.Survey(ctx), former) {
 			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand", former, clusterconfig.ServerIDAnnotation)

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package snapshots
 
 import (
-	"context"
-	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,56 +12,25 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
-// TestPlaceAmong: each server has a place of its own among the members, in whichever order its store lists them, voters
-// and others alike.
-func TestPlaceAmong(t *testing.T) {
+// TestOrdinalAmong: each server has an ordinal of its own among the members, in whichever order its store lists them,
+// voters and others alike.
+func TestOrdinalAmong(t *testing.T) {
 	members := []raftstore.Member{{Name: "b", Voter: true}, {Name: "a", Voter: true, Leader: true}, {Name: "d"}, {Name: "c", Voter: true}}
 	for range len(members) {
 		members = append(members[1:], members[0])
 		for want, name := range []string{"a", "b", "c", "d"} {
-			if got := ordinalAmong(members, name); got != (snapshots.Ordinal{Number: want, Of: 4}) {
+			if got := OrdinalAmong(members, name); got != (Ordinal{Number: want, Of: 4}) {
 				t.Errorf("among %v server %s has place %+v", members, name, got)
 			}
 		}
 	}
-	if got := ordinalAmong(members[:1], members[0].Name); got != (snapshots.Ordinal{Of: 1}) {
+	if got := OrdinalAmong(members[:1], members[0].Name); got != (Ordinal{Of: 1}) {
 		t.Errorf("the only member has place %+v", got)
 	}
-	if got := ordinalAmong(nil, "a"); got != (snapshots.Ordinal{Of: 1}) {
+	if got := OrdinalAmong(nil, "a"); got != (Ordinal{Of: 1}) {
 		t.Errorf("without members a server has place %+v", got)
-	}
-}
-
-// TestSnapshotPlace: a server whose store is not open yet is the only one that it knows; then its place is what the
-// store says.
-func TestSnapshotPlace(t *testing.T) {
-	dir := t.TempDir()
-	data, err := datadir.Open(datadir.Options{DataDir: dir, ServerDir: filepath.Join(dir, "server"), StoreDir: filepath.Join(dir, "server", "store"), Version: "v1.37.0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer data.Close()
-	s := &Server{data: data}
-	want := snapshots.Ordinal{Of: 1}
-	if got := s.snapshotOrdinal(); got != want {
-		t.Errorf("without a store it has place %+v", got)
-	}
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: data.ServerID(), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	s.store.Store(store)
-	if got := s.snapshotOrdinal(); got != want {
-		t.Errorf("the store's only member has place %+v", got)
 	}
 }
 
@@ -91,22 +57,21 @@ func TestAskedS3(t *testing.T) {
 	yes, no := true, false
 	for _, tt := range []struct {
 		name  string
-		own   SnapshotOptions
+		own   S3Settings
 		asked s3settings.Asked
 		want  string // bucket in region; empty for none
 		err   string
 	}{
-		{name: "neither", own: SnapshotOptions{}},
-		{name: "the server's", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats"}}, want: "boats in us-east-1"},
+		{name: "neither", own: S3Settings{}},
+		{name: "the server's", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}}, want: "boats in us-east-1"},
 		{name: "the command's alone", asked: s3settings.Asked{On: &yes, Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in us-east-1"},
-		{name: "both", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats", s3settings.Region: "north"}},
+		{name: "both", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats", s3settings.Region: "north"}},
 			asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in north"},
-		{name: "not this time", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats"}}, asked: s3settings.Asked{On: &no}},
+		{name: "not this time", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}}, asked: s3settings.Asked{On: &no}},
 		{name: "settings alone", asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, err: "add --snapshot-s3"},
 		{name: "no bucket", asked: s3settings.Asked{On: &yes}, err: "bucket: is needed"},
 	} {
-		s := &Server{o: Options{Snapshots: tt.own}}
-		got, err := s.snapshotS3(snapshots.Asking(t.Context(), tt.asked))
+		got, err := tt.own.For(Asking(t.Context(), tt.asked))
 		switch {
 		case tt.err != "":
 			if err == nil || !strings.Contains(err.Error(), tt.err) {
@@ -115,8 +80,8 @@ func TestAskedS3(t *testing.T) {
 		case err != nil || (got == nil) != (tt.want == "") || got != nil && got.Bucket+" in "+got.Region != tt.want:
 			t.Errorf("%s: %+v, %v, want %q", tt.name, got, err, tt.want)
 		}
-		if len(tt.own.S3Settings) > 0 && tt.own.S3Settings[s3settings.Bucket] != "boats" {
-			t.Errorf("%s: the server's own settings became %v", tt.name, tt.own.S3Settings)
+		if len(tt.own.Values) > 0 && tt.own.Values[s3settings.Bucket] != "boats" {
+			t.Errorf("%s: the server's own settings became %v", tt.name, tt.own.Values)
 		}
 	}
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package starting is what a server does while its own API does not answer yet. This machine's programs are told so, or
+// use another server that is ready; and the operator is told why the store waits.
+//
+// It owns the choice of that other server. It never touches the store: a store that waits goes on by itself.
+package starting
 
 import (
 	"bufio"
@@ -9,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -21,6 +26,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -38,9 +46,31 @@ const (
 	answerPatience, mostAsked = 10 * time.Second, 1 << 20
 )
 
-// starting is what a server has for its machine's programs as long as its own API does not answer.
-type starting struct {
-	begin  func()        // has them answered
+// Options are what a server gives.
+type Options struct {
+	// Begin has this machine's programs answered by a function; it is called once at most.
+	Begin func(answer func(net.Conn))
+	// PKI is the server's as soon as it is made.
+	PKI func() *pki.PKI
+	// ServerName is a name that the certificates of all servers are for.
+	ServerName string
+	// Address is where the other servers reach this one, Port the port at which its programs ask.
+	Address func() string
+	Port    int
+	// Opened is the store as soon as it is open, Answered the same when it has answered.
+	Opened, Answered *atomic.Pointer[raftstore.Store]
+	// Question is what another server is asked whether it reaches this one; its address is not in it.
+	Question func() protocol.Question
+	Now      func() time.Time
+	// Part, when set, shows why the store waits.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Starting is the start of one server.
+type Starting struct {
+	o      Options
+	begin  func()        // has this machine's programs answered
 	served chan struct{} // closed when the API answers
 	// elsewhere are the other servers while one of them is to answer in this one's place, that one first; nil while
 	// none is.
@@ -50,39 +80,46 @@ type starting struct {
 	news      chan struct{} // capacity 1: elsewhere has changed
 }
 
-func newStarting(s *Server) *starting {
-	return &starting{
-		begin:  sync.OnceFunc(func() { s.localFailover.Begin(s.answerStarting) }),
-		served: make(chan struct{}), away: make(chan struct{}), news: make(chan struct{}, 1),
-	}
+// New makes the Starting of a server that is not ready.
+func New(o Options) *Starting {
+	s := &Starting{o: o, served: make(chan struct{}), away: make(chan struct{}), news: make(chan struct{}, 1)}
+	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
+	return s
 }
 
 // Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
 // be.
-func (s *Server) Away() <-chan struct{} { return s.starting.away }
+func (s *Starting) Away() <-chan struct{} { return s.away }
 
-// answerWhileStarting has this machine's programs answered when the start takes long.
-func (s *Server) answerWhileStarting(ctx context.Context) {
+// GoAway says that it does.
+func (s *Starting) GoAway() { s.once.Do(func() { close(s.away) }) }
+
+// Answer has this machine's programs answered when the start takes long.
+func (s *Starting) Answer(ctx context.Context) {
 	select {
 	case <-ctx.Done():
-	case <-s.starting.served:
+	case <-s.served:
 	case <-time.After(startPatience):
-		s.starting.begin()
+		s.begin()
 	}
 }
 
-// serves says that the API answers.
-func (s *Server) serves() {
-	s.starting.elsewhere.Store(nil)
-	close(s.starting.served)
+// Serves says that the API answers.
+func (s *Starting) Serves() {
+	s.elsewhere.Store(nil)
+	close(s.served)
 }
 
-// findElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
+// FindElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
 // done. The one that was found goes on being used until this one's API answers. One that was taken out is no member and
-// has no node that is to be there; what asks it is passed on all the same (cannotServe). Whether it was, another server
-// has to say first.
-func (s *Server) findElsewhere(ctx context.Context, store counted, others func() []string, readyOf func(context.Context, []string) string) {
-	st, pause := s.starting, startPatience
+// has no node that is to be there; what asks it is passed on all the same (server/nodes.go, cannotServe). Whether it
+// was, another server has to say first.
+func (s *Starting) FindElsewhere(ctx context.Context, store counted, others func() []string) {
+	s.findElsewhere(ctx, store, others, s.readyOf)
+}
+
+func (s *Starting) findElsewhere(ctx context.Context, store counted, others func() []string, readyOf func(context.Context, []string) string) {
+	pause := startPatience
 	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {
 		select {
@@ -90,7 +127,7 @@ func (s *Server) findElsewhere(ctx context.Context, store counted, others func()
 			return
 		case <-time.After(pause):
 		}
-		st.begin()
+		s.begin()
 		now, list := "", slices.Concat([]string{last}, others())
 		if store.Counted() {
 			now = ready.update(readyOf(ctx, list))
@@ -102,13 +139,13 @@ func (s *Server) findElsewhere(ctx context.Context, store counted, others func()
 			continue
 		}
 		if last = now; now == "" {
-			st.elsewhere.Store(nil)
+			s.elsewhere.Store(nil)
 		} else {
-			list = slices.DeleteFunc(slices.Insert(list, 0, now), func(a string) bool { return a == "" || a == s.peerAddress() })
-			st.elsewhere.Store(new(unique(list)))
+			list = slices.DeleteFunc(slices.Insert(list, 0, now), func(a string) bool { return a == "" || a == s.o.Address() })
+			s.elsewhere.Store(new(unique(list)))
 		}
 		select {
-		case st.news <- struct{}{}:
+		case s.news <- struct{}{}:
 		default:
 		}
 	}
@@ -145,16 +182,16 @@ func unique(in []string) []string {
 }
 
 // readyOf is the first of some addresses at which another server's API says that it is ready; "" for none.
-func (s *Server) readyOf(ctx context.Context, addresses []string) string {
+func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(s.pki.CAPEM(pki.ServerCA))
+	roots.AppendCertsFromPEM(s.o.PKI().CAPEM(pki.ServerCA))
 	transport := &http.Transport{
-		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: everyServer, Time: s.o.Clock.Now, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: s.o.ServerName, Time: s.o.Now, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: true,
 	}
 	client := &http.Client{Timeout: askReadyPatience, Transport: transport}
 	for _, address := range unique(addresses) {
-		if address == "" || address == s.peerAddress() {
+		if address == "" || address == s.o.Address() {
 			continue
 		}
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/readyz", nil)
@@ -173,20 +210,20 @@ func (s *Server) readyOf(ctx context.Context, addresses []string) string {
 	return ""
 }
 
-// elsewhere are the other servers while one of them is to answer this machine's programs although this one has not
+// Elsewhere are the other servers while one of them is to answer this machine's programs although this one has not
 // begun.
-func (s *Server) elsewhere() []string {
-	if list := s.starting.elsewhere.Load(); list != nil {
+func (s *Starting) Elsewhere() []string {
+	if list := s.elsewhere.Load(); list != nil {
 		return *list
 	}
 	return nil
 }
 
-// answerStarting tells a program of this machine that there is no API yet.
-func (s *Server) answerStarting(c net.Conn) {
+// answer tells a program of this machine that there is no API yet.
+func (s *Starting) answer(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(answerPatience)) // an error comes again
 	t := tls.Server(c, &tls.Config{
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.pki.Serving() },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.PKI().Serving() },
 		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: clusterconfig.CipherSuites(),
 	})
 	defer func() { _ = t.Close() }() // who asked has the answer, or has gone
@@ -197,7 +234,7 @@ func (s *Server) answerStarting(c net.Conn) {
 	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing the connection before would keep the answer from whoever still writes
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
-		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable, Message: s.whyStarting(),
+		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable, Message: s.why(),
 	})
 	if err != nil {
 		return
@@ -210,15 +247,15 @@ func (s *Server) answerStarting(c net.Conn) {
 	_ = answer.Write(t) // who asked has gone, or asks again
 }
 
-// whyStarting is what a program of this machine is told.
-func (s *Server) whyStarting() string {
+// why is what a program of this machine is told.
+func (s *Starting) why() string {
 	what := "its API server is not ready yet"
-	switch store := s.opened.Load(); {
+	switch store := s.o.Opened.Load(); {
 	case store == nil:
 		what = "its store is being opened"
 	case store.Health().Removed():
 		what = "it was removed from the cluster"
-	case s.store.Load() == nil:
+	case s.o.Answered.Load() == nil:
 		what = "its store waits for the cluster's other servers"
 	}
 	return "the server on this machine, at port " + strconv.Itoa(s.o.Port) + ", is starting: " + what + ". What runs in pods goes on. `coracle status` there says more"

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package consoleservice keeps the Service kube-system/console, by which an Ingress names the web console. It owns that
+// Service and the endpoint slice of its own server, and leaves a Service of that name alone that others made.
+package consoleservice
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -22,8 +23,6 @@ import (
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-
-	"github.com/coracle-k8s/coracle/server/apiserver"
 )
 
 const (
@@ -53,34 +52,35 @@ type consoleService struct {
 	at     netip.AddrPort // where this server serves browsers; the zero value for nowhere
 }
 
-// keepConsoleService puts this server's part of the Service right once the API is ready.
-func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-api.Ready():
-	}
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(api.LoopbackConfig()), "console-service"))
+// Options are the server's.
+type Options struct {
+	Config *rest.Config
+	Server string         // the name of the server's node
+	Node   bool           // the server has a node
+	At     netip.AddrPort // where it serves browsers; the zero value for nowhere
+	Logger *slog.Logger
+}
+
+// Keep puts a server's part of the Service right; then it returns.
+func Keep(ctx context.Context, o Options) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(o.Config), "console-service"))
 	if err != nil {
-		s.log.Error("the Service kube-system/console is not kept", "error", err)
+		o.Logger.Error("the Service kube-system/console is not kept", "error", err)
 		return
 	}
-	c := &consoleService{client: client, server: s.o.NodeName, node: s.o.OwnNode}
-	if s.console != nil {
-		c.at = s.o.consoleEndpoint(s.console.Addr())
-	}
+	c := &consoleService{client: client, server: o.Server, node: o.Node, at: o.At}
 	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at a first start the Node registers in a moment
 		err := c.apply(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return
 		case errors.Is(err, errForeignService):
-			s.log.Warn("no Ingress can name the console", "error", err)
+			o.Logger.Warn("no Ingress can name the console", "error", err)
 			return
 		}
 		if text := level.String() + err.Error(); text != last {
 			last = text
-			s.log.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
+			o.Logger.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -88,31 +88,6 @@ func (s *Server) keepConsoleService(ctx context.Context, api *apiserver.Server) 
 		case <-time.After(consoleServiceRetry):
 		}
 	}
-}
-
-// consoleEndpoint is where others reach a console that listens at an address: at that one or, when it is all of the
-// machine's, at the node's, of the family that Services have first. It is the zero value at loopback.
-func (o *Options) consoleEndpoint(listening net.Addr) netip.AddrPort {
-	tcp, isTCP := listening.(*net.TCPAddr)
-	if !isTCP {
-		return netip.AddrPort{}
-	}
-	at := tcp.AddrPort()
-	switch ip := at.Addr().Unmap(); {
-	case ip.IsLoopback():
-		return netip.AddrPort{}
-	case !ip.IsUnspecified():
-		return netip.AddrPortFrom(ip, at.Port())
-	}
-	own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
-	for _, ip := range o.NodeIPs {
-		a, _ := netip.AddrFromSlice(ip)
-		if len(o.Cluster.ServiceCIDRs) > 0 && a.Unmap().Is4() == o.Cluster.ServiceCIDRs[0].Addr().Is4() {
-			own = a
-			break
-		}
-	}
-	return netip.AddrPortFrom(own.Unmap(), at.Port())
 }
 
 // apply puts right what is this server's part.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package consoleservice
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"testing"
 
@@ -14,8 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
-
-	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 func consoleNode(name, uid string) *corev1.Node {
@@ -92,20 +89,5 @@ func TestConsoleServiceWaitsForTheNode(t *testing.T) {
 	c := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
 	if err := c.apply(t.Context()); !apierrors.IsNotFound(err) {
 		t.Errorf("without a Node: %v", err)
-	}
-}
-
-func TestConsoleEndpoint(t *testing.T) {
-	o := &Options{
-		AdvertiseAddress: net.ParseIP("203.0.113.1"), NodeIPs: []net.IP{net.ParseIP("2001:db8::7"), net.ParseIP("192.0.2.7")},
-		Cluster: clusterconfig.Settings{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}},
-	}
-	for listening, want := range map[string]string{
-		"0.0.0.0:8443": "192.0.2.7:8443", "[::]:8443": "192.0.2.7:8443", "192.0.2.9:8443": "192.0.2.9:8443", "[2001:db8::9]:1": "[2001:db8::9]:1",
-		"127.0.0.1:8443": "invalid AddrPort", "[::1]:8443": "invalid AddrPort",
-	} {
-		if got := o.consoleEndpoint(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(listening))); got.String() != want {
-			t.Errorf("%s: %s, want %s", listening, got, want)
-		}
 	}
 }

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package starting
 
 import (
 	"context"
 	"crypto/tls"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,22 +21,50 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
+
+// newPKI makes a cluster's keys, and the certificate of an API server at 127.0.0.1.
+func newPKI(t *testing.T) *pki.PKI {
+	t.Helper()
+	p, err := pki.Open(pki.Options{Dir: t.TempDir(), Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Ensure(p.APIServer(pki.APIServerNames{NodeName: "boat", Domain: "cluster.local", IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 // TestAnswerStarting: the administrator's kubectl on the machine of a server that has no API yet is told so, whatever
 // it asks.
 func TestAnswerStarting(t *testing.T) {
-	s := listening(t, "")
-	t.Cleanup(s.localFailover.End)
-	s.starting.begin()
-	config, err := clientcmd.BuildConfigFromFlags("", s.o.Kubeconfigs[0].Path)
+	keys := newPKI(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	t.Cleanup(func() { _ = l.Close() })
+	New(Options{PKI: func() *pki.PKI { return keys }, Opened: new(atomic.Pointer[raftstore.Store]), Begin: func(answer func(net.Conn)) {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go answer(c)
+			}
+		}()
+	}}).begin()
+	client, err := kubernetes.NewForConfig(&rest.Config{
+		Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CAPEM(pki.ServerCA)},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,8 +86,10 @@ func TestAnswerStarting(t *testing.T) {
 
 // TestReadyOf: of some servers the first is found whose API says that it is ready. It has to be one of the cluster's.
 func TestReadyOf(t *testing.T) {
-	s := listening(t, "")
-	serve := func(from *Server, status int) string {
+	own, other := newPKI(t), newPKI(t)
+	const address = "192.0.2.1:6443"
+	s := New(Options{PKI: func() *pki.PKI { return own }, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
+	serve := func(from *pki.PKI, status int) string {
 		t.Helper()
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -72,7 +104,7 @@ func TestReadyOf(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = api.Serve(tls.NewListener(l, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return from.pki.Serving() }})) // it is closed
+			_ = api.Serve(tls.NewListener(l, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return from.Serving() }})) // it is closed
 		}()
 		t.Cleanup(func() {
 			_ = api.Close()
@@ -80,31 +112,19 @@ func TestReadyOf(t *testing.T) {
 		})
 		return l.Addr().String()
 	}
-	other := listening(t, "")
 	silent := testenv.Address(t, "127.0.0.1:0")
-	ready, another, not, foreign := serve(s, http.StatusOK), serve(s, http.StatusOK), serve(s, http.StatusInternalServerError), serve(other, http.StatusOK)
+	ready, another, not, foreign := serve(own, http.StatusOK), serve(own, http.StatusOK), serve(own, http.StatusInternalServerError), serve(other, http.StatusOK)
 	for _, c := range []struct {
 		asked []string
 		want  string
 	}{
 		{nil, ""},
-		{[]string{"", s.peerAddress(), not, foreign}, ""},
+		{[]string{"", address, not, foreign}, ""},
 		{[]string{not, foreign, ready, another}, ready},
 		{[]string{silent, another, ready}, another},
 	} {
 		if got := s.readyOf(t.Context(), c.asked); got != c.want {
 			t.Errorf("%v: %q, want %q", c.asked, got, c.want)
-		}
-	}
-}
-
-// TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's
-// certificate.
-func TestServerName(t *testing.T) {
-	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "", "192.0.2.1": everyServer, "2001:db8::1": everyServer} {
-		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
-		if got := s.serverName(); got != want {
-			t.Errorf("%q: %q, want %q", address, got, want)
 		}
 	}
 }
@@ -131,11 +151,6 @@ type countedStore struct {
 
 func (c countedStore) Counted() bool { return c.counted && time.Since(c.began) > 13*time.Second }
 
-// noListener has an address only.
-type noListener struct{ net.Listener }
-
-func (noListener) Addr() net.Addr { return &net.UnixAddr{} }
-
 // TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once
 // one has said that it counts this one. A server that was removed would have its node register again.
 func TestFindElsewhereOfCounted(t *testing.T) {
@@ -148,9 +163,7 @@ func TestFindElsewhereOfCounted(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &Server{listener: noListener{}}
-				s.starting = newStarting(s)
-				s.starting.begin = func() {}
+				s := New(Options{Begin: func(func(net.Conn)) {}, Address: func() string { return "" }})
 				ctx, cancel := context.WithCancel(t.Context())
 				var finding sync.WaitGroup
 				began := time.Now()
@@ -161,7 +174,7 @@ func TestFindElsewhereOfCounted(t *testing.T) {
 				for _, after := range slices.Sorted(maps.Keys(c.after)) {
 					time.Sleep(time.Until(began.Add(after)))
 					synctest.Wait()
-					if got := s.elsewhere() != nil; got != c.after[after] {
+					if got := s.Elsewhere() != nil; got != c.after[after] {
 						t.Errorf("after %v another server answers: %v", after, got)
 					}
 				}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package nodemembers
 
 import (
 	"context"
@@ -117,7 +117,7 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"}, Annotations: map[string]string{clusterconfig.ServerIDAnnotation: "before"}}}
 	client := fake.NewClientset(n)
 	store := &storeMembers{names: []string{"s1", "before"}}
-	r := &nodeRole{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}
+	r := &Role{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}
 	if r.complete(n) {
 		t.Error("nothing to do for a node that says it is another server's")
 	}

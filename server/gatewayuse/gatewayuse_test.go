@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package gatewayuse
 
 import (
 	"context"
@@ -70,20 +70,20 @@ func TestGatewayUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const route, class = gatewayKeys + "httproutes/shop/web", gatewayKeys + "gatewayclasses/other"
 		s := &keyStore{keys: []string{"/registry/pods/shop/web", gatewayClassKey}, revision: 7}
-		u, err := newGatewayUse(t.Context(), s, s)
+		u, err := New(t.Context(), s, s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		running.Go(func() { u.run(ctx) })
+		running.Go(func() { u.Run(ctx) })
 		is := func(when string, want bool) {
 			t.Helper()
 			synctest.Wait()
 			if got := u.Used(); got != want {
 				t.Errorf("%s: used is %v", when, got)
 			}
-			if got := u.unusedNow(ctx); got == want {
+			if got := u.UnusedNow(ctx); got == want {
 				t.Errorf("%s: unused is %v", when, got)
 			}
 		}
@@ -113,7 +113,7 @@ func TestGatewayUse(t *testing.T) {
 		close(s.watch)
 		synctest.Wait()
 		s.keys, s.revision = append(s.keys, route), s.revision+1
-		if u.unusedNow(ctx) {
+		if u.UnusedNow(ctx) {
 			t.Error("what cannot be read is called unused")
 		}
 		s.fail = nil

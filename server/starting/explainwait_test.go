@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package starting
 
 import (
 	"context"
@@ -13,18 +13,17 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestExplainTakenOut: the board says of a server that waits that it was taken out, and who answers in its place as
+// TestExplainRemoved: the board says of a server that waits that it was removed, and who answers in its place as
 // soon as somebody does.
-func TestExplainTakenOut(t *testing.T) {
+func TestExplainRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := status.NewBoard(time.Now)
-		s := &Server{board: board{store: lines.Part("store")}, log: slog.New(slog.DiscardHandler)}
-		s.starting = newStarting(s)
+		s := New(Options{Part: lines.Part("store"), Logger: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			s.explainWait(ctx, func() []string { return []string{"192.0.2.1:6443"} }, func() bool { return true })
+			s.ExplainWait(ctx, func() []string { return []string{"192.0.2.1:6443"} }, func() bool { return true })
 		}()
 		said := func(want string) {
 			t.Helper()
@@ -35,9 +34,9 @@ func TestExplainTakenOut(t *testing.T) {
 		}
 		said("")
 		time.Sleep(askReachFirst) // of the bubble's clock
-		said("taken out")
-		s.starting.elsewhere.Store(&[]string{"192.0.2.1:6443"})
-		s.starting.news <- struct{}{}
+		said("removed from the cluster")
+		s.elsewhere.Store(&[]string{"192.0.2.1:6443"})
+		s.news <- struct{}{}
 		said("removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
 		cancel()
 		<-done

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package starting
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
-	"github.com/coracle-k8s/coracle/joining/token"
 )
 
 const (
@@ -27,9 +25,9 @@ const (
 	wasRemoved = "this server was removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
-// explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
+// ExplainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
 // done.
-func (s *Server) explainWait(ctx context.Context, others func() []string, removed func() bool) {
+func (s *Starting) ExplainWait(ctx context.Context, others func() []string, removed func() bool) {
 	if len(others()) == 0 {
 		return
 	}
@@ -38,27 +36,27 @@ func (s *Server) explainWait(ctx context.Context, others func() []string, remove
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.starting.news:
+		case <-s.news:
 		case <-ask:
 			last := why
 			if why = wasRemoved; !removed() {
-				why = s.whyUnreached(ctx, others())
+				why = s.WhyUnreached(ctx, others())
 			}
 			ask = time.After(askReachEvery)
 			if ctx.Err() != nil {
 				return
 			}
 			if why != last && why != "" {
-				s.log.Warn("the store waits for the other servers", "reason", why)
+				s.o.Logger.Warn("the store waits for the other servers", "reason", why)
 			}
 		}
-		s.board.store.Set(status.Starting, why+s.meanwhile(why != ""))
+		s.o.Part.Set(status.Starting, why+s.meanwhile(why != ""))
 	}
 }
 
 // meanwhile says who answers this machine's programs while the store waits, after other words or not.
-func (s *Server) meanwhile(after bool) string {
-	list := s.elsewhere()
+func (s *Starting) meanwhile(after bool) string {
+	list := s.Elsewhere()
 	switch {
 	case len(list) == 0:
 		return ""
@@ -68,22 +66,18 @@ func (s *Server) meanwhile(after bool) string {
 	return "it waits; meanwhile the server at " + list[0] + " answers this machine's node and other programs"
 }
 
-// whyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers
+// WhyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers
 // does.
-func (s *Server) whyUnreached(ctx context.Context, others []string) string {
-	own := s.peerAddress()
+func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
+	own := s.o.Address()
 	var errs []error
 	for _, other := range unique(others) {
 		if other == own {
 			continue
 		}
-		_, err := protocol.Ask(ctx, protocol.Question{
-			Address: other, Token: s.tokens.Now().Server, Dialer: net.Dialer{Timeout: askReachPatience},
-			Request: protocol.Request{
-				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
-				Reach: &protocol.Reach{Address: own, ServerID: s.data.ServerID()},
-			},
-		})
+		q := s.o.Question()
+		q.Address, q.Dialer.Timeout = other, askReachPatience
+		_, err := protocol.Ask(ctx, q)
 		var refusal *protocol.Refusal
 		switch {
 		case err == nil:

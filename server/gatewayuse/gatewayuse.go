@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package gatewayuse knows whether the cluster has objects of the Gateway API. It follows their keys in the store, and
+// never asks the API server.
+package gatewayuse
 
 import (
 	"context"
@@ -22,10 +24,10 @@ const (
 	gatewayClassKey = gatewayKeys + gatewayapi.Classes + "/" + gateway.ClassName
 )
 
-// gatewayUse follows in the store whether there are objects of the Gateway API. It does not ask the API server: the
+// Use follows in the store whether there are objects of the Gateway API. It does not ask the API server: the
 // first request for a kind has that compile the kind's rules, which for all kinds takes some 25 MB of memory, and a
 // watch takes more.
-type gatewayUse struct {
+type Use struct {
 	kv      clientv3.KV
 	watcher clientv3.Watcher
 
@@ -35,29 +37,29 @@ type gatewayUse struct {
 	changed  chan struct{}
 }
 
-// newGatewayUse reads whether there are some; run has to be called then.
-func newGatewayUse(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher) (*gatewayUse, error) {
-	u := &gatewayUse{kv: kv, watcher: watcher, changed: make(chan struct{})}
+// New reads whether there are some; Run has to be called then.
+func New(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher) (*Use, error) {
+	u := &Use{kv: kv, watcher: watcher, changed: make(chan struct{})}
 	_, err := u.read(ctx)
 	return u, err
 }
 
 // Used implements gatewayapi.Use.
-func (u *gatewayUse) Used() bool {
+func (u *Use) Used() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.used
 }
 
 // Changed implements gatewayapi.Use.
-func (u *gatewayUse) Changed() <-chan struct{} {
+func (u *Use) Changed() <-chan struct{} {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.changed
 }
 
 // read returns the store's revision with its answer.
-func (u *gatewayUse) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
+func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
 	found, err := u.kv.Get(ctx, gatewayKeys, append(o, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(2))...)
 	if err != nil {
 		return 0, fmt.Errorf("reading whether there are objects of the Gateway API: %w", err)
@@ -80,15 +82,15 @@ func (u *gatewayUse) read(ctx context.Context, o ...clientv3.OpOption) (int64, e
 	return found.Header.Revision, nil
 }
 
-// unusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was
+// UnusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was
 // before that.
-func (u *gatewayUse) unusedNow(ctx context.Context) bool {
+func (u *Use) UnusedNow(ctx context.Context) bool {
 	_, err := u.read(ctx, clientv3.WithSerializable())
 	return err == nil && !u.Used()
 }
 
-// run follows the store until ctx is done.
-func (u *gatewayUse) run(ctx context.Context) {
+// Run follows the store until ctx is done.
+func (u *Use) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if revision, err := u.read(ctx); err == nil {
 			u.follow(ctx, revision+1)
@@ -101,7 +103,7 @@ func (u *gatewayUse) run(ctx context.Context) {
 }
 
 // follow reads again whenever an object has come or gone, until the watch ends.
-func (u *gatewayUse) follow(ctx context.Context, from int64) {
+func (u *Use) follow(ctx context.Context, from int64) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for r := range u.watcher.Watch(ctx, gatewayKeys, clientv3.WithPrefix(), clientv3.WithRev(from)) {

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+// Package departures removes nodes that are to leave the cluster, while its server leads.
+//
+// It owns the annotation in which the leader notes when it saw the order; the order itself is the node's or an
+// administrator's. It never removes a server from the store: that follows from the deletion of its node
+// (server/nodemembers).
+package departures
 
 import (
 	"context"
@@ -39,7 +44,7 @@ const (
 
 // departures removes nodes that are to leave the cluster: those with the annotation [clusterconfig.LeaveAnnotation],
 // which a machine may write on its own node, and an administrator on any. Nothing new is placed on such a node, its
-// pods are evicted, and when they are gone, or their time is up, the node is deleted. It runs on the leader.
+// pods are evicted, and when they are gone, or their time is up, the node is deleted.
 type departures struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
@@ -48,7 +53,8 @@ type departures struct {
 	since  map[types.UID]time.Time // when this leader saw that a node is to leave
 }
 
-func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
+// Run removes nodes that are to leave for a term of leadership.
+func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	changed := make(chan struct{}, 1) // one says that there is something to look at
 	look := func(obj any) {
@@ -67,7 +73,7 @@ func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return fmt.Errorf("making the client for nodes that leave: %w", err)
 	}
-	d := &departures{client: client, nodes: nodes.Lister(), log: s.log.With("part", "nodes that leave"), now: time.Now, since: map[types.UID]time.Time{}}
+	d := &departures{client: client, nodes: nodes.Lister(), log: log, now: time.Now, since: map[types.UID]time.Time{}}
 	if !t.StartInformers(ctx) {
 		return nil
 	}

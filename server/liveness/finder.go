@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package liveness
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/server/tunnels"
+)
+
+// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every
+// reachEvery, and then every reachLater.
+const (
+	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
+	reachSoon              = 15
+	// reachAtOnce is how many are tried at a time: hundreds behind routers take all of reachPatience each.
+	reachAtOnce = 32
+	// reachPatience bounds one try.
+	reachPatience = 2 * time.Second
+)
+
+// Finder finds out about nodes, for this server and for others that ask it: by the connections that nodes keep, and at
+// their addresses.
+type Finder struct {
+	Tunnels *tunnels.Table
+	Roster  *roster.Roster
+	// Own is this machine's own node; "" if it has none.
+	Own string
+	// KubeletCA is the file with the authorities of kubelets' certificates.
+	KubeletCA string
+	// Dial connects to another server for Protocol.
+	Dial   func(ctx context.Context, address string) (net.Conn, error)
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// ReachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
+func (f *Finder) ReachNodes(ctx context.Context) {
+	tries, pause := reachTries{}, reachLater
+	kubelets := f.authorities()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.Tunnels.Arrived():
+		case <-time.After(pause):
+		}
+		var batch []string
+		batch, pause = tries.due(f.Tunnels.Indirect(), time.Now(), func(name string) bool { return f.Roster.Node(name) != nil })
+		var running sync.WaitGroup
+		for _, name := range batch {
+			running.Go(func() {
+				reaching, cancel := context.WithTimeout(ctx, reachPatience)
+				defer cancel()
+				if n := f.Roster.Node(name); n != nil && Shows(reaching, n, kubelets, f.Now()) {
+					f.Tunnels.Reached(name)
+				}
+			})
+		}
+		running.Wait()
+		if f.Roster.KnowsNodes() {
+			f.Tunnels.Forget(func(name string) bool { return f.Roster.Node(name) == nil })
+		}
+	}
+}
+
+// Find is what this server finds out about a node by itself.
+func (f *Finder) Find(ctx context.Context, name string) Finding {
+	if name == f.Own {
+		return Heard
+	}
+	if c, ok := f.Tunnels.Contact(name); ok && time.Since(c.Last) < Quick {
+		return Heard
+	}
+	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
+	defer cancel()
+	n := f.Roster.Node(name)
+	if n == nil {
+		return Silent
+	}
+	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
+	// or another machine.
+	if c, ok := f.Tunnels.Contact(name); ok && !c.Direct {
+		if Shows(ctx, n, f.authorities(), f.Now()) {
+			f.Tunnels.Reached(name)
+			return Reachable
+		}
+		return Silent
+	}
+	if Reach(ctx, n) {
+		return Reachable
+	}
+	return Silent
+}
+
+// authorities are those of kubelets' certificates.
+func (f *Finder) authorities() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pem, err := os.ReadFile(f.KubeletCA)
+	if err != nil {
+		f.Logger.Warn("the authority of kubelets cannot be read; nodes count as not reached directly", "error", err)
+	}
+	pool.AppendCertsFromPEM(pem)
+	return pool
+}
+
+// Check finds out about a node, with the help of all servers.
+func (f *Finder) Check(ctx context.Context, n *corev1.Node) Finding {
+	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
+	defer cancel()
+	others := f.Roster.Others()
+	findings := make(chan Finding, 1+len(others))
+	go func() { findings <- f.Find(ctx, n.Name) }()
+	for _, address := range others {
+		go func() {
+			findings <- Ask(ctx, func(ctx context.Context) (net.Conn, error) {
+				return f.Dial(ctx, address)
+			}, n.Name)
+		}()
+	}
+	best := Silent
+	for range cap(findings) { // each ends with ctx
+		if best = max(best, <-findings); best == Heard {
+			cancel()
+		}
+	}
+	return best
+}

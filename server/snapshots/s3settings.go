@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
+)
+
+// S3Settings are what a server was given for S3.
+type S3Settings struct {
+	// On says that snapshots are kept there, unless a request says otherwise.
+	On bool
+	// Values are the settings; behind those come the ones in the Secret of kube-system, if it is named.
+	Values map[string]string
+	Secret string
+	// API is asked for the Secret.
+	API func() (kubernetes.Interface, error)
+}
+
+// For returns where snapshots are kept besides this machine; nil for nowhere. What the request in ctx says goes before
+// what this server was given.
+func (s S3Settings) For(ctx context.Context) (*s3settings.S3, error) {
+	asked := Asked(ctx)
+	on := s.On
+	if asked.On != nil {
+		on = *asked.On
+	}
+	switch {
+	case !on && asked.On == nil && len(asked.Values) > 0:
+		return nil, errors.New("settings for S3 were given, but this server keeps snapshots on its machine only: add --snapshot-s3")
+	case !on:
+		return nil, nil
+	}
+	values := s.Values
+	if s.Secret != "" {
+		client, err := s.API()
+		if err != nil {
+			return nil, fmt.Errorf("the settings for S3 are in a Secret: %w", err)
+		}
+		if values, err = s3Values(ctx, client, s.Secret, values); err != nil {
+			return nil, err
+		}
+	}
+	out, err := s3settings.Parse(s3settings.Over(values, asked.Values))
+	if err != nil {
+		return nil, fmt.Errorf("the settings for S3: %w", err)
+	}
+	return out, nil
+}
+
+// s3Values puts the settings that were given over those in the Secret. The certificate of an authority may be in a
+// ConfigMap that the Secret names, as with k3s.
+func s3Values(ctx context.Context, client kubernetes.Interface, name string, given map[string]string) (map[string]string, error) {
+	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the settings for S3: %w", err)
+	}
+	values := s3settings.FromSecret(secret.Data)
+	if ca := values[s3settings.EndpointCAName]; ca != "" {
+		cm, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, ca, metav1.GetOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("reading the authority of the S3 server: %w", err)
+		}
+		for _, key := range slices.Sorted(maps.Keys(cm.Data)) {
+			values[s3settings.EndpointCA] += cm.Data[key] + "\n"
+		}
+	}
+	return s3settings.Over(values, given), nil
+}

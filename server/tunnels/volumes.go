@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnels
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/coracle-k8s/coracle/controllers/localpath"
+	"github.com/coracle-k8s/coracle/localvolume"
+	"github.com/coracle-k8s/coracle/nodetunnel"
+)
+
+// Volumes asks nodes for folders of local volumes through their tunnels, and the node of this process directly.
+type Volumes struct {
+	*Table
+	Own     string               // the node of this process; "" for none
+	Folders *localvolume.Folders // its own; nil while it has none
+}
+
+// AskVolumes implements localpath.Nodes.
+func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+	if v.Own != "" && node == v.Own {
+		if v.Folders == nil {
+			return localvolume.Answer{}, localpath.ErrAway
+		}
+		return v.Folders.Do(r)
+	}
+	c, err := v.Open(ctx, node, localvolume.Target)
+	switch {
+	case errors.Is(err, ErrNotConnected):
+		return localvolume.Answer{}, localpath.ErrAway
+	case errors.Is(err, nodetunnel.ErrRefused):
+		return localvolume.Answer{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
+	case err != nil: // a connection whose other end has gone
+		return localvolume.Answer{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)
+	}
+	a, err := localvolume.Ask(ctx, c, r)
+	if errors.Is(err, localvolume.ErrSilent) {
+		err = fmt.Errorf("%w: %w", localpath.ErrAway, err)
+	}
+	return a, err
+}
