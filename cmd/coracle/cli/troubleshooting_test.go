@@ -12,7 +12,7 @@ import (
 )
 
 // joined is where a long message goes on in the next line of its source.
-var joined = regexp.MustCompile(`" \+\s*"`)
+var joined = regexp.MustCompile(`" ?\+\s*"`)
 
 // TestTroubleshootingQuotesRealMessages keeps the headings of docs/troubleshooting.md, which users search for by what
 // they saw, in step with the messages in the sources.
