@@ -60,7 +60,7 @@ type standing struct {
 	Term     uint64 // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
-	FlushDuration     time.Duration // a write to its disk, lately or up to now
+	FlushDuration     time.Duration `json:"FlushTakes"` // a write to its disk, lately or up to now
 }
 
 // standingQuestion is what a voter asks the others.

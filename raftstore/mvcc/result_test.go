@@ -51,6 +51,21 @@ func TestErrorsTravel(t *testing.T) {
 	}
 }
 
+// Servers of other versions know these errors by their texts, and the state has them in the answers of sessions.
+func TestErrorsKeepTheirTexts(t *testing.T) {
+	for want, err := range map[string]error{
+		"coracle: the write is fenced: it was for another leader's term, and was not done":           ErrFenced,
+		"coracle: the session of the write is not open, and this attempt was not done":               ErrSession,
+		"coracle: the write came again after its answer was given up, and this attempt was not done": ErrStale,
+		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept": ErrForgotten,
+		"coracle: a session needs the name of its server, of at most 1024 bytes":                     errSessionName,
+	} {
+		if code, text := describe(err); text != want {
+			t.Errorf("%v: %q, want %q", code, text, want)
+		}
+	}
+}
+
 func TestBadResults(t *testing.T) {
 	for _, b := range [][]byte{
 		nil, {9}, {resultsFormat, kindPut}, {resultsFormat, kindPut, 5, 1}, {resultsFormat, 99, 0},

@@ -23,7 +23,7 @@ var (
 	ErrSession = status.Error(codes.Unavailable, "coracle: the session of the write is not open, and this attempt was not done")
 	// ErrStale says that the command's answer was given up already: by its
 	// own session's floor, or because the session held too many.
-	ErrStale = status.Error(codes.Aborted, "coracle: the write was repeated after its answer was given up, and this attempt was not done")
+	ErrStale = status.Error(codes.Aborted, "coracle: the write came again after its answer was given up, and this attempt was not done")
 	// ErrForgotten is the answer to the repeat of a command that was run, and
 	// whose answer was too large to be remembered.
 	ErrForgotten = status.Error(codes.Unavailable,
