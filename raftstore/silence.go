@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	moments "github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for
@@ -184,9 +186,11 @@ func (e *election) missLeader(ctx context.Context) {
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
-			if !e.othersVote() { // and none could lead: nothing to miss, and nothing to compare with
-				due = time.Now().Add(mostRest)
-				timer.Reset(mostRest)
+			if !e.othersVote() { // and none could lead: nothing to miss, and nobody to compare with
+				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
+				rests := moments.Until(stewardTick) // another server may get a vote
+				due = time.Now().Add(rests)
+				timer.Reset(rests)
 				continue
 			}
 		case wait > 0: // it is there, whatever was before: the next silence is another one
