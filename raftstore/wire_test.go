@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// TestNamesOfCalls: servers of other versions know what is asked and answered by these names, so a field that is renamed
-// keeps its own in a tag.
+// TestNamesOfCalls: servers of other versions know what is asked and answered by these names, so a field that is
+// renamed keeps its own in a tag.
 func TestNamesOfCalls(t *testing.T) {
 	for _, test := range []struct {
 		of   any

@@ -23,7 +23,7 @@ var (
 	ErrSession = status.Error(codes.Unavailable, "coracle: the session of the write is not open, and this attempt was not done")
 	// ErrStale says that the command's answer was given up already: by its
 	// own session's floor, or because the session held too many.
-	ErrStale = status.Error(codes.Aborted, "coracle: the write came again after its answer was given up, and this attempt was not done")
+	ErrStale = status.Error(codes.Aborted, staleText)
 	// ErrForgotten is the answer to the repeat of a command that was run, and
 	// whose answer was too large to be remembered.
 	ErrForgotten = status.Error(codes.Unavailable,
@@ -31,6 +31,9 @@ var (
 
 	errSessionName = status.Error(codes.InvalidArgument, "coracle: a session needs the name of its server, of at most 1024 bytes")
 )
+
+// staleText is ErrStale's, in the words of the version that had it first.
+const staleText = "coracle: the write came again after its answer was given up, and this attempt was not done"
 
 // Bounds of what sessions hold. They are part of the state machine: servers
 // that differ in them would differ in their state.
