@@ -41,7 +41,8 @@ var plainer = map[string]string{
 }
 
 // plainerMessages are words that log messages may not have either.
-var plainerMessages = map[string]string{"hung": "stalled, closed", "silent": "unresponsive", "believed": "trusted", "taken out of": "removed from"}
+var plainerMessages = map[string]string{"hung": "stalled, closed", "silent": "unresponsive", "believed": "trusted",
+	"taken out of": "removed from"}
 
 var logMethod = regexp.MustCompile(`\.(Debug|Info|Warn|Error)$`)
 

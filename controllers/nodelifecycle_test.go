@@ -56,7 +56,7 @@ func TestTaintPeriod(t *testing.T) {
 			defer close(ended)
 			c.Run(ctx)
 		}()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // of the bubble's clock: that long is counted
 		if want := int(time.Minute / taintPeriod); asked < want/2 || asked > want+1 {
 			t.Errorf("looked %d times in a minute, want %d", asked, want)
 		}

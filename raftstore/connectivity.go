@@ -98,7 +98,8 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
 	c.next = time.Now().Add(c.pause)
-	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
+	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best,
+		"reaches", most, "this one", own)
 	if err := transferTo(ctx, s.replica, s.storageProbe, memberID(string(best))); err != nil && ctx.Err() == nil {
 		s.log.Warn("could not transfer the leadership", "to", best, "err", err)
 	}

@@ -90,7 +90,8 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 	if err := ms.full(members.Servers, id); err != nil {
 		return nothing{}, err
 	}
-	if admit := ms.opts.Admit; admit != nil && id != ms.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
+	if admit := ms.opts.Admit; admit != nil && id != ms.id &&
+		!slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
 			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // nothing else here answers that
@@ -334,7 +335,8 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return
 	case len(own.Servers) == 0:
 		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
-	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
+	case best.Applied < since && slices.ContainsFunc(own.Servers,
+		func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
 		return // it is of the time before this server was taken in: its disk hangs
 	}
 	ms.leader.counted.Store(false)

@@ -112,7 +112,8 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 			}
 			reached := cut.running().cluster.ReachedBy(c.ctx, cut.running().cluster.Survey(c.ctx))
 			if len(reached[leader.name]) != 2 || cut.running().Health().Removed() || !leader.leads() {
-				t.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", seed, reached, cut.running().Health().Removed(), c.state())
+				t.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", seed, reached,
+					cut.running().Health().Removed(), c.state())
 			}
 			c.net.HealAll()
 			c.eventually("it hears the leader", 10*time.Second, func() bool { return !cut.running().Health().CutOff() && cut.running().leader.hasLeader() })

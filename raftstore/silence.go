@@ -201,7 +201,8 @@ func (e *election) missLeader(ctx context.Context) {
 			wait, excused = lateRest, true
 		default:
 			// Where there is no majority, that may be so for days.
-			wait = min(e.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, e.opts.ElectionTimeout))
+			wait = min(e.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)),
+				max(mostRest, e.opts.ElectionTimeout))
 			rest = time.Now().Add(wait)
 			tries++
 		}
@@ -279,7 +280,8 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	if e.raft.State() != raft.Follower || e.raft.CurrentTerm() != own.Term || !e.missesLeader() {
 		return standAfter
 	}
-	e.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
+	e.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended,
+		"silent", own.Silent.Round(time.Millisecond))
 	if !e.standNow(ctx) {
 		return standAfter
 	}

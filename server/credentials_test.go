@@ -10,7 +10,8 @@ import (
 // TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's
 // certificate.
 func TestServerName(t *testing.T) {
-	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "", "192.0.2.1": everyServer, "2001:db8::1": everyServer} {
+	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "",
+		"192.0.2.1": everyServer, "2001:db8::1": everyServer} {
 		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
 		if got := s.serverName(); got != want {
 			t.Errorf("%q: %q, want %q", address, got, want)

@@ -70,7 +70,8 @@ func TestWhyUnreached(t *testing.T) {
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if why := waiting.starting.WhyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) || !strings.Contains(why, "--advertise-address") {
+		if why := waiting.starting.WhyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) ||
+			!strings.Contains(why, "--advertise-address") {
 			t.Errorf("%s: %q, want %q", what, why, want)
 		}
 	}

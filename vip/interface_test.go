@@ -33,14 +33,17 @@ func TestFind(t *testing.T) {
 		{net.Interface{Index: 1, Name: "lo", Flags: net.FlagUp | net.FlagLoopback}, prefixes("127.0.0.1/8", "::1/128")},
 		{net.Interface{Index: 2, Name: "down0", HardwareAddr: net.HardwareAddr(other[:])}, prefixes("10.9.0.1/24")},
 		{net.Interface{Index: 3, Name: "wg0", Flags: up}, prefixes("10.8.0.1/24")},
-		{net.Interface{Index: 4, Name: "eth0", Flags: up, HardwareAddr: net.HardwareAddr(own[:])}, prefixes("10.0.0.1/24", "fd00::1/64", "fe80::1/64")},
+		{net.Interface{Index: 4, Name: "eth0", Flags: up, HardwareAddr: net.HardwareAddr(own[:])},
+			prefixes("10.0.0.1/24", "fd00::1/64", "fe80::1/64")},
 		{net.Interface{Index: 5, Name: "eth1", Flags: up, HardwareAddr: net.HardwareAddr(other[:])}, prefixes("10.0.0.7/24")},
 	}
 	for _, tt := range []struct{ address, on, want string }{
 		{"10.0.0.100", "", "eth0 10.0.0.1"}, {"10.0.0.100", "eth1", "eth1 10.0.0.7"}, {"fd00::100", "", "eth0 fd00::1"},
-		{"10.0.0.7", "", "is an address that this machine has, on eth1"}, {"10.0.1.1", "", "in no network of this machine's Ethernet interfaces (there is: 10.0.0.0/24 on eth0, 10.0.0.0/24 on eth1)"},
+		{"10.0.0.7", "", "is an address that this machine has, on eth1"}, {"10.0.1.1", "",
+			"in no network of this machine's Ethernet interfaces (there is: 10.0.0.0/24 on eth0, 10.0.0.0/24 on eth1)"},
 		{"10.9.0.5", "", "in no network"}, {"10.8.0.5", "", "in no network"}, {"10.8.0.5", "wg0", "in no network of the interface wg0"},
-		{"10.0.0.100", "eth7", "there is no interface eth7"}, {"10.0.0.0", "", "the first or the last"}, {"10.0.0.255", "", "the first or the last"},
+		{"10.0.0.100", "eth7", "there is no interface eth7"}, {"10.0.0.0", "", "the first or the last"}, {"10.0.0.255", "",
+			"the first or the last"},
 		{"127.0.0.9", "", "in no network"},
 	} {
 		got, err := Find(links, netip.MustParseAddr(tt.address), tt.on)

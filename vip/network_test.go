@@ -213,7 +213,8 @@ func TestAnnounceEndsWithItsInterface(t *testing.T) {
 	n := newNetwork(t)
 	ended := make(chan error, 1) // one: the sender need not wait
 	go func() {
-		ended <- Announce(t.Context(), Announcement{Address: v4, Interface: n.place(t, v4), Confirm: always, Logger: slog.New(slog.DiscardHandler)})
+		ended <- Announce(t.Context(), Announcement{Address: v4, Interface: n.place(t, v4), Confirm: always,
+			Logger: slog.New(slog.DiscardHandler)})
 	}()
 	testenv.Eventually(t, 2*time.Minute, "the address is announced", func() error {
 		return n.client.Do(func() error {

@@ -28,9 +28,9 @@ type portOwners struct {
 // busyEntry is what the Node's annotation says of a port that another program keeps.
 func busyEntry(port int) string { return table.BusyEntry + "=" + strconv.Itoa(port) }
 
-// look finds out who has the ports. said is what the Node's annotation said when this run began: what it served then is
-// its own still.
-func (c *portOwners) look(ports []int, programs map[int]string, said string) {
+// update finds out who has the ports. said is what the Node's annotation said when this run began: what it served
+// then is its own still.
+func (c *portOwners) update(ports []int, programs map[int]string, said string) {
 	before := strings.Split(said, ",")
 	served := slices.ContainsFunc(before, func(entry string) bool { return strings.HasPrefix(entry, table.HTTP+"=") })
 	ours := map[int]bool{}

@@ -34,7 +34,7 @@ func TestClaims(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var all portOwners
 			for i, l := range c.observations {
-				all.look(l.ports, l.programs, c.said)
+				all.update(l.ports, l.programs, c.said)
 				if got := all.annotation(); got != l.annotation {
 					t.Errorf("look %d: the annotation has %q, want %q", i, got, l.annotation)
 				}

@@ -73,7 +73,8 @@ func TestEndpointsOfABackend(t *testing.T) {
 				}
 			}
 			n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
-			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}, c.slices, n.proxyNode()), " "); got != c.want {
+			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}, c.slices,
+				n.proxyNode()), " "); got != c.want {
 				t.Errorf("the endpoints are %s, want %s", got, c.want)
 			}
 		})
@@ -92,7 +93,8 @@ func TestNameElsewhereHasNoEndpoints(t *testing.T) {
 	}
 	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
 	slice := endpointSlice("a", "http", 8080, endpoint("10.0.0.1", true, true))
-	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"}, []*discoveryv1.EndpointSlice{slice}, n.proxyNode()); len(got) != 0 {
+	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"},
+		[]*discoveryv1.EndpointSlice{slice}, n.proxyNode()); len(got) != 0 {
 		t.Errorf("the endpoints are %s", got)
 	}
 }

@@ -307,7 +307,7 @@ func (s *serving) lookForOthers(ctx context.Context) error {
 		s.o.Logger.Warn("ingress: other programs at its ports are not known; they may lose what comes from other machines", "error", err)
 	}
 	before := s.portOwners.problem()
-	s.portOwners.look(ports, programs, said)
+	s.portOwners.update(ports, programs, said)
 	s.look = false
 	if now := s.portOwners.problem(); now != before && now != "" {
 		s.o.Logger.Warn("ingress: " + now)

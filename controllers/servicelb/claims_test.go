@@ -178,7 +178,8 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 
 // judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies
 // refuse the same ones by what the status says.
-func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict, now map[addressPort]types.NamespacedName, changing bool) {
+func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict,
+	now map[addressPort]types.NamespacedName, changing bool) {
 	t.Helper()
 	for _, p := range svc.Spec.Ports {
 		if p.NodePort == 0 {
@@ -301,7 +302,8 @@ func at(address, port string) addressPort {
 }
 
 func TestPlacesText(t *testing.T) {
-	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"), at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
+	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"),
+		at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
 	text := addressPortsText(places)
 	if want := "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1"; text != want {
 		t.Errorf("got %q, want %q", text, want)
@@ -312,7 +314,8 @@ func TestPlacesText(t *testing.T) {
 			t.Errorf("%v is lost: %v", p, got)
 		}
 	}
-	if len(got) != len(places) || len(parseAddressPorts("")) != 0 || len(parseAddressPorts("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
+	if len(got) != len(places) || len(parseAddressPorts("")) != 0 ||
+		len(parseAddressPorts("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
 		t.Errorf("read %v", got)
 	}
 	var many []addressPort

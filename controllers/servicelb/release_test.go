@@ -198,7 +198,8 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 		released []addressPort
 		want     string
 	}{
-		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")}, "10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
+		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")},
+			"10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
 		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
 		{[]addressPort{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
 		{[]addressPort{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},

@@ -40,7 +40,7 @@ func TestNeverResync(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			go informer.RunWithContext(ctx)
-			time.Sleep(time.Hour)
+			time.Sleep(time.Hour) // of the bubble's clock: twelve times upstream's period
 			if resync := resyncs > 0; resync == never {
 				t.Errorf("never %v: handed out %d times again", never, resyncs)
 			}

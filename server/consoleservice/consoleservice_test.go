@@ -42,7 +42,8 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := netip.AddrPortFrom(netip.MustParseAddr(s.Endpoints[0].Addresses[0]), uint16(*s.Ports[0].Port)) //nolint:gosec // a port
-		if got.String() != want || *s.Endpoints[0].NodeName != name || s.OwnerReferences[0].Name != name || s.Labels[discoveryv1.LabelServiceName] != "console" {
+		if got.String() != want || *s.Endpoints[0].NodeName != name || s.OwnerReferences[0].Name != name ||
+			s.Labels[discoveryv1.LabelServiceName] != "console" {
 			t.Errorf("the slice of %s is %+v", name, s)
 		}
 	}
@@ -72,7 +73,8 @@ func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 	if err := c.apply(t.Context()); !errors.Is(err, errForeignService) {
 		t.Errorf("it is taken: %v", err)
 	}
-	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
+	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(),
+		metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
 		t.Errorf("it gets %d slices, %v", len(list.Items), err)
 	}
 	c.at = netip.AddrPort{}

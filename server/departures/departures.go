@@ -184,7 +184,8 @@ func (d *departures) begun(n *corev1.Node) time.Time {
 
 // settle forgets when the order of a node that stays after all was given.
 func (d *departures) settle(ctx context.Context, n *corev1.Node) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
+		"resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
 	if err != nil {
 		return err
 	}
@@ -197,7 +198,8 @@ func (d *departures) settle(ctx context.Context, n *corev1.Node) error {
 
 // cordon keeps new pods away and notes when the order was seen.
 func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
+		"annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
 	if err != nil {
 		return err
 	}
@@ -211,7 +213,8 @@ func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) e
 // evict asks for the eviction of the node's pods and says how many are not gone. A pod whose disruption budget does not
 // allow it now is asked about again.
 func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err error) {
-	pods, err := d.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
+	pods, err := d.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx,
+		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
 	if err != nil {
 		return 0, fmt.Errorf("listing the pods: %w", err)
 	}
@@ -225,7 +228,8 @@ func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err e
 		if p.DeletionTimestamp != nil {
 			continue
 		}
-		e := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}, DeleteOptions: &metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))}}
+		e := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace},
+			DeleteOptions: &metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))}}
 		err := d.client.PolicyV1().Evictions(p.Namespace).Evict(ctx, e)
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsTooManyRequests(err) {
 			failed = append(failed, fmt.Errorf("evicting the pod %s/%s: %w", p.Namespace, p.Name, err))

@@ -79,14 +79,15 @@ func TestGossipRotation(t *testing.T) {
 					}
 				}()
 				var reported []string
-				r := Rotation{Client: client, Progress: func(s string) { reported = append(reported, s) }, Members: func(context.Context) ([]status.Member, error) {
-					mu.Lock()
-					defer mu.Unlock()
-					return []status.Member{
-						{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation},
-						{Name: "off", State: "silent", KeyGeneration: 1},
-					}, nil
-				}}
+				r := Rotation{Client: client, Progress: func(s string) { reported = append(reported, s) },
+					Members: func(context.Context) ([]status.Member, error) {
+						mu.Lock()
+						defer mu.Unlock()
+						return []status.Member{
+							{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation},
+							{Name: "off", State: "silent", KeyGeneration: 1},
+						}, nil
+					}}
 				if err := r.Run(ctx); err != nil {
 					t.Error(err)
 				}
@@ -96,7 +97,8 @@ func TestGossipRotation(t *testing.T) {
 				if len(end.Keys) != 1 || contains(start, end.Keys[0]) {
 					t.Errorf("at the end there are %d keys, of the generation %d", len(end.Keys), end.Generation)
 				}
-				if text := strings.Join(reported, "\n"); !strings.Contains(text, "waiting for") || strings.Contains(text, "interrupted") != interrupted {
+				if text := strings.Join(reported, "\n"); !strings.Contains(text, "waiting for") ||
+					strings.Contains(text, "interrupted") != interrupted {
 					t.Errorf("it was told:\n%s", text)
 				}
 			})
@@ -116,7 +118,8 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 		want  string
 	}{
 		"a machine whose Node was deleted": {[]runtime.Object{nodeNamed("a")}, ""},
-		"a node that cannot ask":           {[]runtime.Object{nodeNamed("a"), nodeNamed("late")}, "did not take the gossip key over within 3m0s: late."},
+		"a node that cannot ask": {[]runtime.Object{nodeNamed("a"), nodeNamed("late")},
+			"did not take the gossip key over within 3m0s: late."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -131,7 +134,8 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
 				r.Members = func(ctx context.Context) ([]status.Member, error) {
 					keys, err := r.read(ctx)
-					return []status.Member{{Name: "a", State: "alive", KeyGeneration: keys.Generation}, {Name: "late", State: "alive", KeyGeneration: 1}}, err
+					return []status.Member{{Name: "a", State: "alive", KeyGeneration: keys.Generation},
+						{Name: "late", State: "alive", KeyGeneration: 1}}, err
 				}
 				began := time.Now()
 				err = r.Run(t.Context())
@@ -183,7 +187,8 @@ func TestTwoGossipRotations(t *testing.T) {
 						return nil, err
 					}
 					if !contains(now, have.Keys[0]) {
-						t.Errorf("after %d ms: the key of the generation %d is used, and that of %d does not have it", delay*100, have.Generation, now.Generation)
+						t.Errorf("after %d ms: the key of the generation %d is used, and that of %d does not have it", delay*100,
+							have.Generation, now.Generation)
 					}
 					have, took = now, time.Now()
 				}
@@ -305,7 +310,8 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 				have[1] = keys
 			}
 			if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
-				t.Errorf("request %d, after it: %t: two members do not understand one another: generations %d and %d", n, after, have[0].Generation, have[1].Generation)
+				t.Errorf("request %d, after it: %t: two members do not understand one another: generations %d and %d", n, after,
+					have[0].Generation, have[1].Generation)
 			}
 			mu.Unlock()
 		}
@@ -313,7 +319,8 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 	r := Rotation{Client: mortal, Progress: func(string) {}, Members: func(context.Context) ([]status.Member, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		return []status.Member{{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation}}, nil
+		return []status.Member{{Name: "a", State: "alive", KeyGeneration: have[0].Generation},
+			{Name: "b", State: "alive", KeyGeneration: have[1].Generation}}, nil
 	}}
 	err = r.Run(ctx)
 	died = requests >= n

@@ -22,7 +22,8 @@ type reachTry struct {
 // just come is tried before those that were tried in vain: until it was reached its death is seen late, and there may
 // be hundreds that nobody can ever reach. One that connects from another address than before has just come, too. A node
 // that is new has connected before it is registered.
-func (r reachTries) due(unreached map[string]string, now time.Time, registered func(node string) bool) (batch []string, pause time.Duration) {
+func (r reachTries) due(unreached map[string]string, now time.Time,
+	registered func(node string) bool) (batch []string, pause time.Duration) {
 	pause = reachLater
 	for name, from := range unreached {
 		t := r[name]

@@ -71,12 +71,14 @@ func TestReachTries(t *testing.T) {
 		}
 		now = now.Add(pause)
 	}
-	if batch, pause := r.due(map[string]string{"one": "192.0.2.1", "unknown": "10.0.0.1"}, now.Add(-reachLater/2), func(name string) bool { return name == "one" }); len(batch) != 0 || pause != reachEvery {
+	if batch, pause := r.due(map[string]string{"one": "192.0.2.1", "unknown": "10.0.0.1"}, now.Add(-reachLater/2),
+		func(name string) bool { return name == "one" }); len(batch) != 0 || pause != reachEvery {
 		t.Errorf("one that is not registered yet: %q, %v", batch, pause)
 	}
 	// One that was behind a router for long, and connects from another network before anybody has seen it gone.
 	for i := range 2 {
-		if batch, pause := r.due(map[string]string{"one": "10.0.0.1"}, now.Add(-reachLater/2), everyone); len(batch) != 1-i || pause != reachEvery {
+		if batch, pause := r.due(map[string]string{"one": "10.0.0.1"}, now.Add(-reachLater/2),
+			everyone); len(batch) != 1-i || pause != reachEvery {
 			t.Errorf("one that has moved, look %d: %q, %v", i+1, batch, pause)
 		}
 	}

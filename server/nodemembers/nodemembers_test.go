@@ -67,15 +67,22 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 		left       []string
 		ok         bool
 	}{
-		{name: "one of three", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, removed: "s2", left: []string{"other/one"}, ok: true},
-		{name: "not deleted", members: "s1 s2 s3", id: "s2", finalizers: []string{memberFinalizer}, alive: true, left: []string{memberFinalizer}, ok: true},
-		{name: "an agent that names another's server", members: "s1 s2 s3", id: "s2", agent: true, finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
+		{name: "one of three", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer},
+			removed: "s2", left: []string{"other/one"}, ok: true},
+		{name: "not deleted", members: "s1 s2 s3", id: "s2", finalizers: []string{memberFinalizer}, alive: true,
+			left: []string{memberFinalizer}, ok: true},
+		{name: "an agent that names another's server", members: "s1 s2 s3", id: "s2", agent: true,
+			finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
 		{name: "without the finalizer", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one"}, left: []string{"other/one"}, ok: true},
-		{name: "the only server", members: "s2", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
-		{name: "a member of another cluster", members: "s1 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
+		{name: "the only server", members: "s2", id: "s2", finalizers: []string{"other/one", memberFinalizer},
+			left: []string{"other/one"}, ok: true},
+		{name: "a member of another cluster", members: "s1 s3", id: "s2",
+			finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
 		{name: "without a name", members: "s1 s3", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
-		{name: "removed meanwhile", members: "s1 s2", id: "s2", finalizers: []string{"other/one", memberFinalizer}, refuses: status.Error(codes.NotFound, "no member"), left: []string{"other/one"}, ok: true},
-		{name: "refused", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, refuses: refused, left: []string{"other/one", memberFinalizer}},
+		{name: "removed meanwhile", members: "s1 s2", id: "s2", finalizers: []string{"other/one", memberFinalizer},
+			refuses: status.Error(codes.NotFound, "no member"), left: []string{"other/one"}, ok: true},
+		{name: "refused", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer},
+			refuses: refused, left: []string{"other/one", memberFinalizer}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Finalizers: c.finalizers, Annotations: map[string]string{}}}
@@ -114,7 +121,8 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 
 // A machine that was wiped is another server on the same node.
 func TestNodeIsMarkedAsAServers(t *testing.T) {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"}, Annotations: map[string]string{clusterconfig.ServerIDAnnotation: "before"}}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"},
+		Annotations: map[string]string{clusterconfig.ServerIDAnnotation: "before"}}}
 	client := fake.NewClientset(n)
 	store := &storeMembers{names: []string{"s1", "before"}}
 	r := &Role{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}

@@ -69,7 +69,8 @@ func (r *Role) Run(ctx context.Context) {
 		default:
 		}
 	}
-	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
+	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
+		fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: lw, ObjectType: &corev1.Node{}, Transform: trim,
 		Handler: cache.ResourceEventHandlerFuncs{AddFunc: func(any) { look() }, UpdateFunc: func(any, any) { look() }},
@@ -104,7 +105,8 @@ func (r *Role) Run(ctx context.Context) {
 
 // complete says that there is nothing to do. A node that is being deleted takes no finalizer any more.
 func (r *Role) complete(n *corev1.Node) bool {
-	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id && slices.Contains(n.Finalizers, memberFinalizer)
+	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id &&
+		slices.Contains(n.Finalizers, memberFinalizer)
 }
 
 // mark writes what is missing; former is the server that the node had before, if any: a machine that was wiped comes

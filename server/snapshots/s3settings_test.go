@@ -44,7 +44,8 @@ func TestS3Secret(t *testing.T) {
 		&corev1.ConfigMap{ObjectMeta: in, Data: map[string]string{"ca.crt": "-----BEGIN"}},
 	)
 	got, err := s3Values(t.Context(), client, "s3", map[string]string{s3settings.Region: "south"})
-	if err != nil || got[s3settings.Bucket] != "boats" || got[s3settings.Region] != "south" || got[s3settings.SecretKey] != "s" || got[s3settings.EndpointCA] != "-----BEGIN\n" {
+	if err != nil || got[s3settings.Bucket] != "boats" || got[s3settings.Region] != "south" ||
+		got[s3settings.SecretKey] != "s" || got[s3settings.EndpointCA] != "-----BEGIN\n" {
 		t.Errorf("%q, %v", got, err)
 	}
 	if _, err := s3Values(t.Context(), client, "nothing", nil); err == nil || !strings.Contains(err.Error(), "reading the settings for S3") {
@@ -64,10 +65,12 @@ func TestAskedS3(t *testing.T) {
 	}{
 		{name: "neither", own: S3Settings{}},
 		{name: "the server's", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}}, want: "boats in us-east-1"},
-		{name: "the command's alone", asked: s3settings.Asked{On: &yes, Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in us-east-1"},
+		{name: "the command's alone", asked: s3settings.Asked{On: &yes,
+			Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in us-east-1"},
 		{name: "both", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats", s3settings.Region: "north"}},
 			asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in north"},
-		{name: "not this time", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}}, asked: s3settings.Asked{On: &no}},
+		{name: "not this time", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}},
+			asked: s3settings.Asked{On: &no}},
 		{name: "settings alone", asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, err: "add --snapshot-s3"},
 		{name: "no bucket", asked: s3settings.Asked{On: &yes}, err: "bucket: is needed"},
 	} {

@@ -118,7 +118,8 @@ func (s *Starting) FindElsewhere(ctx context.Context, store counted, others func
 	s.findElsewhere(ctx, store, others, s.readyOf)
 }
 
-func (s *Starting) findElsewhere(ctx context.Context, store counted, others func() []string, readyOf func(context.Context, []string) string) {
+func (s *Starting) findElsewhere(ctx context.Context, store counted, others func() []string,
+	readyOf func(context.Context, []string) string) {
 	pause := startPatience
 	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {

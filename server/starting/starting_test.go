@@ -36,7 +36,8 @@ func newPKI(t *testing.T) *pki.PKI {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Ensure(p.APIServer(pki.APIServerNames{NodeName: "boat", Domain: "cluster.local", IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})); err != nil {
+	if err := p.Ensure(p.APIServer(pki.APIServerNames{NodeName: "boat", Domain: "cluster.local",
+		IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -74,7 +75,8 @@ func TestAnswerStarting(t *testing.T) {
 		"a watch":               func() error { _, err := maps.Watch(t.Context(), metav1.ListOptions{}); return err },
 		"what is not an object": func() error { return client.Discovery().RESTClient().Get().AbsPath("/version").Do(t.Context()).Error() },
 		"a large write": func() error {
-			_, err := maps.Create(t.Context(), &corev1.ConfigMap{Data: map[string]string{"x": strings.Repeat("x", mostAsked*9/10)}}, metav1.CreateOptions{})
+			_, err := maps.Create(t.Context(), &corev1.ConfigMap{Data: map[string]string{"x": strings.Repeat("x",
+				mostAsked*9/10)}}, metav1.CreateOptions{})
 			return err
 		},
 	} {
@@ -104,7 +106,10 @@ func TestReadyOf(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = api.Serve(tls.NewListener(l, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return from.Serving() }})) // it is closed
+			_ = api.Serve(tls.NewListener(l, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate,
+				error) {
+				return from.Serving()
+			}})) // it is closed
 		}()
 		t.Cleanup(func() {
 			_ = api.Close()
@@ -113,7 +118,8 @@ func TestReadyOf(t *testing.T) {
 		return l.Addr().String()
 	}
 	silent := testenv.Address(t, "127.0.0.1:0")
-	ready, another, not, foreign := serve(own, http.StatusOK), serve(own, http.StatusOK), serve(own, http.StatusInternalServerError), serve(other, http.StatusOK)
+	ready, another, not, foreign := serve(own, http.StatusOK), serve(own, http.StatusOK), serve(own,
+		http.StatusInternalServerError), serve(other, http.StatusOK)
 	for _, c := range []struct {
 		asked []string
 		want  string

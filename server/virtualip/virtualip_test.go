@@ -55,7 +55,8 @@ func TestFailedUseIsRepeated(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil || !strings.Contains(err.Error(), full.Error()) || !strings.Contains(err.Error(), file) {
+		if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil ||
+			!strings.Contains(err.Error(), full.Error()) || !strings.Contains(err.Error(), file) {
 			t.Fatalf("of what cannot be written it says: %v", err)
 		}
 	}
