@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,8 +35,10 @@ const compactKey = "compact_rev_key"
 // begun at it could be continued for hours.
 //
 // The marks are in the store, so the next leader goes on with the one that it
-// finds, and a store that was restarted with the one that it had. Both begin the
-// interval again: history goes later than it would have, never earlier.
+// finds, and a store that was restarted with the one that it had. Each server
+// remembers when it first saw the newest mark, which is when the interval began or
+// later: a leader that follows another one goes on with that interval. History goes
+// later than it would have, never earlier.
 //
 // By size: whenever there is more history than allowed, whatever its age. Where the
 // keys leave less than that within the quota, what they leave is allowed: history
@@ -52,6 +55,12 @@ type compactor struct {
 
 	mark int64         // the newest mark's revision; 0 if there is none
 	wake chan struct{} // capacity 1: there is too much history
+	seen struct {      // on every server
+		sync.Mutex
+		mark    int64
+		at      time.Time // when this server first found that mark
+		checked time.Time // when it last looked for a newer one
+	}
 	// futile is up to how many bytes of history a compaction by size would free
 	// nothing; 0 if it would.
 	futile atomic.Int64
@@ -86,7 +95,9 @@ func (c *compactor) allowed(stats mvcc.Stats) int64 {
 // If there is less history than before, something was freed: by a compaction, or
 // because the snapshot that kept it is written. Then compactions are of use again;
 // and bySize may have said the contrary just afterwards.
-func (c *compactor) published(stats mvcc.Stats) {
+func (c *compactor) published(view *mvcc.View) {
+	c.findMark(view, c.age/30)
+	stats := view.Stats()
 	now := stats.HistoryBytes()
 	futile := now + c.bytes/4
 	if now < c.last {
@@ -110,18 +121,47 @@ func (c *compactor) published(stats mvcc.Stats) {
 // Errors of compactions are this server's loss of the leadership or the disk's
 // lack of room. Both are reported elsewhere, and the next round tries again.
 func (c *compactor) run(ctx context.Context) {
-	c.mark = markOf(c.view())
-	ticker := c.clock.NewTicker(c.age)
-	defer ticker.Stop()
+	timer := c.clock.NewTimer(c.begin())
+	defer timer.Stop()
 	for {
 		_ = c.bySize(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.wake:
-		case <-ticker.C():
+		case <-timer.C():
+			timer.Reset(c.age)
 			_ = c.byAge(ctx)
 		}
+	}
+}
+
+// begin takes over the mark, and returns how long its interval still lasts. A tenth of
+// an interval is the least: a new leader has other things to do. It is enough where
+// there is no mark, for nothing is compacted to the first one before an interval.
+func (c *compactor) begin() time.Duration {
+	c.findMark(c.view(), 0)
+	c.seen.Lock()
+	defer c.seen.Unlock()
+	c.mark = c.seen.mark
+	left := c.age / 10
+	if c.mark > 0 {
+		left = max(left, c.age-c.clock.Since(c.seen.at))
+	}
+	return left
+}
+
+// findMark remembers a view's mark, unless it did so less than a pause ago.
+func (c *compactor) findMark(view *mvcc.View, pause time.Duration) {
+	c.seen.Lock()
+	defer c.seen.Unlock()
+	now := c.clock.Now()
+	if now.Sub(c.seen.checked) < pause {
+		return
+	}
+	c.seen.checked = now
+	if mark := markOf(view); mark != c.seen.mark {
+		c.seen.mark, c.seen.at = mark, now
 	}
 }
 

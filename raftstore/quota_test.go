@@ -123,7 +123,7 @@ func TestFullStoreCompactsSeldom(t *testing.T) {
 	woken := 0
 	for range 1000 {
 		h.write(1, 1<<10)
-		h.published(h.view().Stats())
+		h.published(h.view())
 		select {
 		case <-h.wake:
 			woken++

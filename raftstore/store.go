@@ -95,7 +95,7 @@ func newStore(o Options) *Store {
 // published is told of every new view. Those of a restart come before raft runs.
 func (s *Store) published() {
 	s.watches.Published()
-	s.compactor.published(s.replica.fsm.view().Stats())
+	s.compactor.published(s.replica.fsm.view())
 	s.replication.published()
 }
 
