@@ -29,7 +29,6 @@ import (
 // bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is
 // not here: pods answer by way of the node anyway.
 type bed struct {
-	pods     []*netns.NS
 	outside  *netns.NS
 	proxier  *Proxier
 	services map[string]*corev1.Service
@@ -58,7 +57,6 @@ func newBed(t *testing.T) *bed {
 		if err := ns.Do(func() error { return errors.Join(netns.AddRoute("0.0.0.0/0", gw), netns.AddRoute("::/0", gw6)) }); err != nil {
 			t.Fatal(err)
 		}
-		b.pods = append(b.pods, ns)
 		netns.Serve(t, ns, ip, "tcp", ":8080")
 		serveEcho(t, ns, ip)
 	}
@@ -309,18 +307,12 @@ func sorted(s string) string {
 }
 
 // dial opens a connection that stays.
-func dial(t *testing.T, from netns.Doer, local, addr string) *net.TCPConn {
+func dial(t *testing.T, from netns.Doer, addr string) *net.TCPConn {
 	t.Helper()
 	var c net.Conn
 	testenv.Eventually(t, patience, "connect to "+addr, func() error {
 		return from.Do(func() (err error) {
-			d := net.Dialer{Timeout: 20 * time.Second}
-			if local != "" {
-				if d.LocalAddr, err = net.ResolveTCPAddr("tcp", local); err != nil {
-					return err
-				}
-			}
-			c, err = d.Dial("tcp", addr)
+			c, err = net.DialTimeout("tcp", addr, 20*time.Second)
 			return err
 		})
 	})

@@ -60,15 +60,11 @@ func TestKernel(t *testing.T) {
 		run  func(*testing.T, *bed)
 	}{
 		{"the kernel is suitable, and stays as it is", testSuitable},
-		{"connections", testConnections},
 		{"the kernel has what is desired", testState},
 		{"graceful termination", testTermination},
 		{"an idle connection is remembered (kubernetes 80298)", testIdle},
 		{"a real server that comes back gets its weight back (kubernetes 92019)", testWeightComesBack},
-		{"datagrams find another endpoint (kubernetes 71514)", testDatagrams},
-		{"a port that is used again (kubernetes 81775)", testPortReuse},
 		{"a node's address stays where it is (kubernetes 127410)", testNodeAddress},
-		{"affinity", testAffinity},
 		{"schedulers", testSchedulers},
 		{"the node's scheduler", testNodesScheduler},
 		{"a scheduler that the kernel lacks", testLackingScheduler},
@@ -76,7 +72,6 @@ func TestKernel(t *testing.T) {
 		{"a restart keeps rules and connections", testRestart},
 		{"both families", testFamilies},
 		{"a thousand Services", testThousand},
-		{"a port moves between a Service and its part", testPartMoves},
 		{"removed by the record", testRemove},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -140,33 +135,6 @@ func testLost(t *testing.T, b *bed) {
 	}
 	if err := found(t, DefaultScheduler); err == nil || !strings.Contains(err.Error(), "the module ip_vs") {
 		t.Errorf("the next start finds: %v", err)
-	}
-}
-
-func testConnections(t *testing.T, b *bed) {
-	b.service(t, "web", nil, 8080, 0, 1)
-	for what, from := range map[string]netns.Doer{"outside": b.outside, "pod": b.pods[0]} {
-		for _, at := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
-			if what == "pod" { // a pod that meets itself needs a rule
-				reaches(t, from, at)
-				continue
-			}
-			if got := all(t, from, at); !slices.Equal(got, podAddrs) {
-				t.Errorf("%s at %s: %v answer, want both pods", what, at, got)
-			}
-		}
-	}
-	b.service(t, "web", nil, 8080)
-	testenv.Eventually(t, patience, "nobody answers", func() error {
-		_, err := ask(b.outside, clusterIP+":80")
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			return fmt.Errorf("got %v, want a refusal", err)
-		}
-		return nil
-	})
-	b.service(t, "web", nil, 8080, 1)
-	if got := all(t, b.outside, clusterIP+":80"); !slices.Equal(got, podAddrs[1:]) {
-		t.Errorf("%v answer, want the second pod", got)
 	}
 }
 
@@ -254,7 +222,7 @@ address 203.0.113.7
 func testTermination(t *testing.T, b *bed) {
 	k := Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}
 	b.service(t, "web", nil, 9090, 0, 1)
-	c := dial(t, b.outside, "", clusterIP+":80")
+	c := dial(t, b.outside, clusterIP+":80")
 	who := echo(t, c)
 	other := 1 - index(t, who)
 	b.service(t, "web", nil, 9090, other)
@@ -265,7 +233,7 @@ func testTermination(t *testing.T, b *bed) {
 		if got := echo(t, c); got != who {
 			t.Fatalf("the open connection is answered by %s, want %s", got, who)
 		}
-		n := dial(t, b.outside, "", clusterIP+":80")
+		n := dial(t, b.outside, clusterIP+":80")
 		if got := echo(t, n); got != podAddrs[other] {
 			t.Errorf("a new connection goes to %s, which is on its way out", got)
 		}
@@ -311,7 +279,7 @@ func testIdle(t *testing.T, b *bed) {
 func testWeightComesBack(t *testing.T, b *bed) {
 	k := Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}
 	b.service(t, "web", nil, 9090, 0)
-	c := dial(t, b.outside, "", clusterIP+":80")
+	c := dial(t, b.outside, clusterIP+":80")
 	defer abort(c)
 	echo(t, c)
 	b.service(t, "web", nil, 9090, 1)
@@ -362,19 +330,6 @@ func testDatagrams(t *testing.T, b *bed) {
 	answers(0)
 }
 
-// testPortReuse comes from the same port again and again, while the endpoint moves.
-func testPortReuse(t *testing.T, b *bed) {
-	const local = outsideAddr + ":40001"
-	for round := range 4 {
-		b.service(t, "web", nil, 9090, round%2)
-		c := dial(t, b.outside, local, clusterIP+":80")
-		if got := echo(t, c); got != podAddrs[round%2] {
-			t.Errorf("round %d: %s answers, want %s", round, got, podAddrs[round%2])
-		}
-		abort(c) // the client's port is free at once; IPVS and conntrack remember it
-	}
-}
-
 func testNodeAddress(t *testing.T, b *bed) {
 	lb := func(s *corev1.Service) {
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer
@@ -398,24 +353,13 @@ func testNodeAddress(t *testing.T, b *bed) {
 	}
 }
 
-func testAffinity(t *testing.T, b *bed) {
-	b.service(t, "web", func(s *corev1.Service) {
-		timeout := int32(600)
-		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}}
-	}, 8080, 0, 1)
-	if got := all(t, b.outside, clusterIP+":80"); len(got) != 1 {
-		t.Errorf("one client reached %v", got)
-	}
-}
-
 func testSchedulers(t *testing.T, b *bed) {
 	for _, name := range Schedulers {
 		b.service(t, "web", func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: name} }, 8080, 0, 1)
 		b.scheduled(t, name)
 		reaches(t, b.outside, clusterIP+":80")
 		// With one on its way out, a client must find the other, whatever its hash.
-		c := dial(t, b.outside, "", clusterIP+":80")
+		c := dial(t, b.outside, clusterIP+":80")
 		b.service(t, "web", func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: name} }, 8080, 1)
 		if got := all(t, b.outside, clusterIP+":80"); !slices.Equal(got, podAddrs[1:]) {
 			t.Errorf("%s: %v answer, want the second pod alone", name, got)
@@ -532,7 +476,7 @@ func (b *bed) scheduled(t *testing.T, want string) {
 
 func testRestart(t *testing.T, b *bed) {
 	b.service(t, "web", nil, 9090, 0, 1)
-	c := dial(t, b.outside, "", clusterIP+":80")
+	c := dial(t, b.outside, clusterIP+":80")
 	defer abort(c)
 	who := echo(t, c)
 	b.start(t)
@@ -599,45 +543,6 @@ func testThousand(t *testing.T, b *bed) {
 		t.Fatal(err)
 	}
 	t.Logf("a full sync that finds nothing to do: %v", time.Since(start))
-}
-
-// testPartMoves hands a port from one Service to another one of the same address, as the front does when a status gives
-// it another address or takes that away: connections stay, and of the virtual servers only that of the other address
-// comes and goes.
-func testPartMoves(t *testing.T, b *bed) {
-	port := func(change func(*corev1.Service)) func(*corev1.Service) {
-		return func(s *corev1.Service) {
-			if s.Spec.Ports = []corev1.ServicePort{{Name: "x", Protocol: corev1.ProtocolTCP, Port: 81}}; change != nil {
-				change(s)
-			}
-		}
-	}
-	given := port(balanced(nodeAddr))
-	b.service(t, "web/x", port(nil), 9090, 0)
-	c := dial(t, b.outside, "", clusterIP+":81")
-	defer abort(c)
-	echo(t, c)
-	for range 2 {
-		for _, step := range []struct {
-			from, to string
-			change   func(*corev1.Service)
-			want     []string
-		}{
-			{"web/x", "web", given, []string{"add tcp 192.0.2.1:81", "add 10.42.0.2:9090 to tcp 192.0.2.1:81"}},
-			{"web", "web/x", port(nil), []string{"delete tcp 192.0.2.1:81"}},
-		} {
-			b.calls.changes = nil
-			b.setService(step.to, step.change, 9090, 0)
-			b.delete(step.from)
-			b.sync(t)
-			if !slices.Equal(b.calls.changes, step.want) {
-				t.Errorf("from %s to %s: the kernel was changed by %q, want %q", step.from, step.to, b.calls.changes, step.want)
-			}
-			if who := echo(t, c); who != podAddrs[0] {
-				t.Errorf("from %s to %s: %s answers on the open connection", step.from, step.to, who)
-			}
-		}
-	}
 }
 
 func testRemove(t *testing.T, b *bed) {
