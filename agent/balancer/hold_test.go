@@ -5,6 +5,7 @@ package balancer
 import (
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -14,9 +15,10 @@ import (
 	"time"
 )
 
-// TestWaitingConnectionsAreBounded: however many connections come while no server can be used, no more than some wait
-// for one.
-func TestWaitingConnectionsAreBounded(t *testing.T) {
+// passing hands connections to a balancer whose only server has just ended. What is returned makes one: its client's
+// end, and a channel that is closed when the balancer is done with it.
+func passing(t *testing.T) func() (client *net.TCPConn, passed chan struct{}) {
+	t.Helper()
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
 	wantAnswer(t, b, "one")
@@ -25,23 +27,35 @@ func TestWaitingConnectionsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	const many = 2 * mostWaiting
-	turnedAway := make(chan struct{}, many)
-	for range many {
+	t.Cleanup(func() { l.Close() })
+	return func() (*net.TCPConn, chan struct{}) {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 		accepted, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
+		passed := make(chan struct{})
 		go func() {
+			defer close(passed)
 			b.pass(t.Context(), accepted)
-			turnedAway <- struct{}{}
 		}()
+		return c.(*net.TCPConn), passed
+	}
+}
+
+// TestWaitingConnectionsAreBounded: however many connections come while no server can be used, no more than some wait
+// for one.
+func TestWaitingConnectionsAreBounded(t *testing.T) {
+	pass := passing(t)
+	const many = 2 * mostWaiting
+	turnedAway := make(chan struct{}, many)
+	for range many {
+		_, passed := pass()
+		go func() { <-passed; turnedAway <- struct{}{} }()
 	}
 	for range many - mostWaiting {
 		<-turnedAway
@@ -56,38 +70,13 @@ func TestWaitingClientLeaves(t *testing.T) {
 	for what, leave := range map[string]func(c *net.TCPConn) error{
 		"closed":               (*net.TCPConn).Close,
 		"half closed":          (*net.TCPConn).CloseWrite,
-		"reset":                func(c *net.TCPConn) error { return errorsOf(c.SetLinger(0), c.Close()) },
-		"after it said enough": func(c *net.TCPConn) error { _, err := c.Write([]byte("hello")); return errorsOf(err, c.Close()) },
+		"reset":                func(c *net.TCPConn) error { return errors.Join(c.SetLinger(0), c.Close()) },
+		"after it said enough": func(c *net.TCPConn) error { _, err := c.Write([]byte("hello")); return errors.Join(err, c.Close()) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			one := newServer(t, "one", "127.0.0.1:0")
-			b := start(t, Options{Server: one.address})
-			wantAnswer(t, b, "one")
-			one.stop()
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
-			passing := func() (client *net.TCPConn, passed chan struct{}) {
-				c, err := net.Dial("tcp", l.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { c.Close() })
-				accepted, err := l.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				passed = make(chan struct{})
-				go func() {
-					defer close(passed)
-					b.pass(t.Context(), accepted)
-				}()
-				return c.(*net.TCPConn), passed
-			}
-			client, passed := passing()
-			_, stays := passing()
+			pass := passing(t)
+			client, passed := pass()
+			_, stays := pass()
 			if err := leave(client); err != nil {
 				t.Fatal(err)
 			}
@@ -99,15 +88,6 @@ func TestWaitingClientLeaves(t *testing.T) {
 			}
 		})
 	}
-}
-
-func errorsOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // TestServerWithSlowHandshakeIsUsed: one that needs longer for a handshake than is waited for it is found nevertheless,

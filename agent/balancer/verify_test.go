@@ -4,7 +4,6 @@ package balancer
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -371,16 +370,27 @@ func wantKept(t *testing.T, c *client, do func()) {
 	}
 }
 
-// TestNoTLSAtLocalAddress: a program of this machine sends what is no TLS to the API's address, and the server hangs up
-// without a word. It is well, and other connections to it go on, although another server answers too.
-func TestNoTLSAtLocalAddress(t *testing.T) {
-	for what, first := range map[string]bool{"the server ends it": false, "the program ends it": true} {
-		t.Run(what, func(t *testing.T) {
-			_, _, b := heardServers(t)
-			idle := wantAnswer(t, b, "one")
-			wantKept(t, idle, func() { sendPlaintext(t, b.listener.Addr().String(), first) })
-			wantAnswer(t, b, "one")
-		})
+// TestClientsWithoutTLSKeepTheirServer: a program that can reach the API's local address, or the machine's open port,
+// sends what is no TLS, and the server hangs up without a word, or it does so itself. It needs no credentials for that,
+// and the server is well: other connections to it go on, although another server answers too. For who comes by the open
+// port nobody asks the server for its certificate.
+func TestClientsWithoutTLSKeepTheirServer(t *testing.T) {
+	for where, address := range map[string]func(*testing.T, *Balancer) string{
+		"local address": func(_ *testing.T, b *Balancer) string { return b.listener.Addr().String() },
+		"open port":     forwarding,
+	} {
+		for who, first := range map[string]bool{"the server ends it": false, "the program ends it": true} {
+			t.Run(where+", "+who, func(t *testing.T) {
+				one, two, b := heardServers(t)
+				idle, at := wantAnswer(t, b, "one"), address(t, b)
+				connections := 1
+				wantKept(t, idle, func() { sendPlaintext(t, at, first); connections++ })
+				if got := len(one.conns) + len(two.conns); got != connections && where == "open port" {
+					t.Errorf("the servers have had %d connections, want %d", got, connections)
+				}
+				wantAnswer(t, b, "one")
+			})
+		}
 	}
 }
 
@@ -413,67 +423,4 @@ func TestNothingIsForwardedBeforeJoining(t *testing.T) {
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Errorf("%q", got)
 	}
-}
-
-// BenchmarkProve is what a handshake costs, both ends together.
-func BenchmarkProve(b *testing.B) {
-	config := serverConfig(b, ours, "127.0.0.1")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	var bytes int
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			raw, err := l.Accept()
-			if err != nil {
-				return
-			}
-			c := &counted{Conn: raw}
-			_ = handshakeOf(c, config)
-			bytes += c.bytes
-			_ = raw.Close()
-		}
-	}()
-	balancer, err := New(b.Context(), Options{Address: "127.0.0.1:0", Server: l.Addr().String(), ServerCAFile: oursFile})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer balancer.listener.Close()
-	for b.Loop() {
-		if err := balancer.prove(b.Context(), l.Addr().String()); err != nil {
-			b.Fatal(err)
-		}
-	}
-	_ = l.Close()
-	<-done
-	b.ReportMetric(float64(bytes)/float64(b.N), "wire-B/op")
-}
-
-// counted counts what goes through a connection, both ways.
-type counted struct {
-	net.Conn
-	bytes int
-}
-
-func (c *counted) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.bytes += n
-	return n, err
-}
-
-func (c *counted) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.bytes += n
-	return n, err
-}
-
-// handshakeOf serves one handshake and reads on until the other end closes.
-func handshakeOf(c net.Conn, config *tls.Config) error {
-	s := tls.Server(c, config)
-	_, err := s.Read(make([]byte, 1))
-	return err
 }
