@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -46,61 +45,23 @@ func newHTTP3Node(t *testing.T) *testNode {
 	return n
 }
 
-// TestUpgradesFailNoHTTP3Request: five versions take over while clients ask on fresh connections and on those that they
-// keep.
+// TestUpgradesFailNoHTTP3Request: clients ask on fresh connections and on those that they keep.
 func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 	n := newHTTP3Node(t)
 	k := n.run()
 	url := k.http3URL()
-	end := make(chan struct{})
-	var mu sync.Mutex
-	var failures []error
-	asked := 0
-	var all sync.WaitGroup
-	for i := range 8 {
-		client := http3Client(t)
-		all.Go(func() {
-			pace := time.NewTicker(40 * time.Millisecond)
-			defer pace.Stop()
-			for {
-				select {
-				case <-end:
-					return
-				case <-pace.C:
-				}
-				err := ask(client, url)
-				if i%2 == 0 {
-					client.CloseIdleConnections()
-				}
-				mu.Lock()
-				if asked++; err != nil {
-					failures = append(failures, err)
-				}
-				mu.Unlock()
-			}
-		})
+	var clients []*http.Client
+	for range 8 {
+		clients = append(clients, http3Client(t))
 	}
-	pids := []int{k.now.PID}
-	for i := range 5 {
-		mu.Lock()
-		before := asked
-		mu.Unlock()
-		eventually(t, "forty requests were answered", func() bool { mu.Lock(); defer mu.Unlock(); return asked >= before+40 })
-		k.forget()
-		n.install(fmt.Sprintf("v%d", i+1))
-		k = n.run()
-		if slices.Contains(pids, k.now.PID) || k.http3URL() != url {
-			t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, k.http3URL(), pids, url)
+	n.upgrade(k, (*keeper).http3URL, func(i int) error {
+		if i%2 == 0 {
+			defer clients[i].CloseIdleConnections()
 		}
-		pids = append(pids, k.now.PID)
+		return ask(clients[i], url)
+	}, func(k *keeper) {
 		eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
-	}
-	close(end)
-	all.Wait()
-	if len(failures) > 0 {
-		t.Errorf("of %d requests %d failed, such as: %v", asked, len(failures), failures[0])
-	}
-	t.Logf("%d requests were answered", asked)
+	})
 }
 
 // TestRequestsOfHTTP3EndAfterTheTakeOver: packets of connections of the process that drains come to it, and those of

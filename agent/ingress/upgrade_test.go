@@ -14,21 +14,17 @@ import (
 	"time"
 )
 
-// load asks on connections that are kept alive and on fresh ones, about 200 times in a second, until stop is called,
-// which returns how often and the failures.
-func load(url string) (asked *atomic.Int64, stop func() (int64, []error)) {
-	asked = new(atomic.Int64)
+// upgrade has five versions take over from each other, each found by another run of the agent, while eight clients ask
+// about 200 times in a second: none may fail. url is where they ask, and drained waits for what becomes of an old one.
+func (n *testNode) upgrade(k *keeper, url func(*keeper) string, ask func(client int) error, drained func(*keeper)) *keeper {
+	n.t.Helper()
+	var asked atomic.Int64
 	end := make(chan struct{})
 	var mu sync.Mutex
 	var failures []error
 	var all sync.WaitGroup
 	for i := range 8 {
-		client := fresh()
-		if i%2 == 0 {
-			client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 30 * time.Second}
-		}
 		all.Go(func() {
-			defer client.CloseIdleConnections()
 			pace := time.NewTicker(40 * time.Millisecond)
 			defer pace.Stop()
 			for {
@@ -37,7 +33,7 @@ func load(url string) (asked *atomic.Int64, stop func() (int64, []error)) {
 					return
 				case <-pace.C:
 				}
-				if err := ask(client, url); err != nil {
+				if err := ask(i); err != nil {
 					mu.Lock()
 					failures = append(failures, err)
 					mu.Unlock()
@@ -46,38 +42,48 @@ func load(url string) (asked *atomic.Int64, stop func() (int64, []error)) {
 			}
 		})
 	}
-	return asked, func() (int64, []error) {
-		close(end)
-		all.Wait()
-		return asked.Load(), failures
+	at, pids := url(k), []int{k.now.PID}
+	for i := range 5 {
+		before := asked.Load()
+		eventually(n.t, "forty requests were answered", func() bool { return asked.Load() >= before+40 })
+		k.forget() // the agent ends
+		n.install(fmt.Sprintf("v%d", i+1))
+		k = n.run()
+		if slices.Contains(pids, k.now.PID) || url(k) != at {
+			n.t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, url(k), pids, at)
+		}
+		if !strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)) {
+			n.t.Errorf("it runs %s", k.now.Program)
+		}
+		pids = append(pids, k.now.PID)
+		drained(k)
 	}
+	close(end)
+	all.Wait()
+	if len(failures) > 0 {
+		n.t.Errorf("of %d requests %d failed, such as: %v", asked.Load(), len(failures), failures[0])
+	}
+	return k
 }
 
-// TestUpgradesFailNoRequest: five versions take over from each other, each found by another run of the agent.
+// TestUpgradesFailNoRequest: clients ask on connections that are kept alive and on fresh ones.
 func TestUpgradesFailNoRequest(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	url := k.url()
 	echo := websocket(t, url)
-	asked, stop := load(url)
-	pids := []int{k.now.PID}
-	for i := range 5 {
-		before := asked.Load()
-		eventually(t, "forty requests were answered", func() bool { return asked.Load() >= before+40 })
-		k.forget() // the agent ends
-		n.install(fmt.Sprintf("v%d", i+1))
-		k = n.run()
-		if slices.Contains(pids, k.now.PID) || k.url() != url {
-			t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, k.url(), pids, url)
+	var clients []*http.Client
+	for i := range 8 {
+		clients = append(clients, fresh())
+		if i%2 == 0 {
+			clients[i] = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 30 * time.Second}
 		}
-		if !strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)) {
-			t.Errorf("it runs %s", k.now.Program)
-		}
-		pids = append(pids, k.now.PID)
-		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 	}
-	if count, failures := stop(); len(failures) > 0 {
-		t.Errorf("of %d requests %d failed, such as: %v", count, len(failures), failures[0])
+	k = n.upgrade(k, (*keeper).url, func(i int) error { return ask(clients[i], url) }, func(k *keeper) {
+		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
+	})
+	for _, c := range clients {
+		c.CloseIdleConnections()
 	}
 	if err := echo(); err != nil {
 		t.Errorf("the websocket of the first version: %v", err)
