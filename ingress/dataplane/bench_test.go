@@ -46,30 +46,20 @@ const rawResponse = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Leng
 
 // rawBackend answers each request without reading more of it than its end, so that its own CPU time is small.
 func rawBackend(t testing.TB) string {
-	l := listen(t)
-	go func() {
-		for {
-			conn, err := l.Accept()
+	return accepting(t, func(conn net.Conn) {
+		defer conn.Close()
+		for r := bufio.NewReader(conn); ; {
+			line, err := r.ReadSlice('\n')
 			if err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				for r := bufio.NewReader(conn); ; {
-					line, err := r.ReadSlice('\n')
-					if err != nil {
-						return
-					}
-					if len(line) == 2 {
-						if _, err := io.WriteString(conn, rawResponse); err != nil {
-							return
-						}
-					}
+			if len(line) == 2 {
+				if _, err := io.WriteString(conn, rawResponse); err != nil {
+					return
 				}
-			}()
+			}
 		}
-	}()
-	return l.Addr().String()
+	})
 }
 
 // BenchmarkHTTP1 sends requests on four connections. cpu-µs/op is of the client, the proxy and the backend together;

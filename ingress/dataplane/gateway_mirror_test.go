@@ -89,7 +89,7 @@ func TestMirrorsGetCopies(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "nothing is held", func() bool { return f.mirrors.Load() == 0 && f.mirrorMemory.Load() == 0 })
+	waitUntil(t, "nothing is held", func() bool { return f.mirrors.Load() == 0 && f.mirrorMemory.Load() == 0 })
 	if n := f.Stats().MirrorsDropped.Load() + f.Stats().MirrorsFailed.Load(); n != 0 {
 		t.Errorf("%d mirrored requests were dropped or failed", n)
 	}
@@ -104,7 +104,7 @@ func TestMirrorsGetTheirShare(t *testing.T) {
 	for range 100 {
 		get(t, c, "http://a/")
 	}
-	eventually(t, "all are sent", func() bool { return f.mirrors.Load() == 0 })
+	waitUntil(t, "all are sent", func() bool { return f.mirrors.Load() == 0 })
 	if n := len(got); n < 18 || n > 22 {
 		t.Errorf("%d of 100 requests are mirrored, want a fifth", n)
 	}

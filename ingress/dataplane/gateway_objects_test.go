@@ -101,7 +101,7 @@ func serveGateway(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	return gatewaySockets(t, r.Sections, map[string]string{
-		"one": backendServer(t, showing("one")), "two": backendServer(t, showing("two")), "tls": tlsEcho(t, nil), "plain": plainEcho(t),
+		"one": backendServer(t, showing("one")), "two": backendServer(t, showing("two")), "tls": tlsEcho(t, nil), "plain": accepting(t, echoEnd),
 		"secure": secureBackend(t, &tls.Config{Certificates: []tls.Certificate{pair(t, ca.issue("secure.internal"))}}),
 	})
 }
@@ -121,21 +121,6 @@ func gatewaySockets(t *testing.T, sections table.Sections, endpoints map[string]
 		changes = append(changes, section(t, key, table.Endpoints{Addresses: []string{endpoints[b.Service]}}))
 	}
 	return newFixtureAt(t, Options{}, [2]string{table.GatewaySite("ns", "g", 80), table.GatewaySite("ns", "g", 443)}, changes...)
-}
-
-func plainEcho(t testing.TB) string {
-	t.Helper()
-	l := listen(t)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go echoEnd(conn)
-		}
-	}()
-	return l.Addr().String()
 }
 
 // TestGatewayFromObjectsToAnswers compiles objects of the Gateway API and asks the proxy.

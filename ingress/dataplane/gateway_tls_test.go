@@ -194,20 +194,10 @@ func TestMisdirectedRequests(t *testing.T) {
 // client has ended its direction.
 func tlsEcho(t testing.TB, config *tls.Config) string {
 	t.Helper()
-	l := listen(t)
 	if config == nil {
 		config = &tls.Config{Certificates: []tls.Certificate{pair(t, newAuthority(t, "backends").issue("backend"))}}
 	}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go echoEnd(tls.Server(conn, config))
-		}
-	}()
-	return l.Addr().String()
+	return accepting(t, func(conn net.Conn) { echoEnd(tls.Server(conn, config)) })
 }
 
 // echoEnd sends back what comes, and "end" after the end.
@@ -257,7 +247,7 @@ func TestStreamsPassTLSThrough(t *testing.T) {
 			t.Errorf("%d of %d bytes came back, %v", len(got), len(large)+3, err)
 		}
 		_ = conn.Close()
-		eventually(t, "the tunnel ends", func() bool { return f.Stats().Tunnels.Load() == 0 })
+		waitUntil(t, "the tunnel ends", func() bool { return f.Stats().Tunnels.Load() == 0 })
 	}
 	if _, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "none.example", InsecureSkipVerify: true}); err == nil {
 		t.Error("a stream without a backend is taken")
@@ -332,23 +322,13 @@ func TestStreamsEndTLS(t *testing.T) {
 	plain, secured, wrong := service("plain"), service("secured"), service("wrong")
 	secured.TLS = &table.BackendTLS{ServerName: "backend", Authorities: authorities}
 	wrong.TLS = &table.BackendTLS{ServerName: "other", Authorities: authorities}
-	l := listen(t)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go echoEnd(conn)
-		}
-	}()
 	over := tlsEcho(t, &tls.Config{Certificates: []tls.Certificate{pair(t, foreignCA.issue("backend"))}})
 	host := func(name string, b table.Backend) table.Change {
 		return section(t, table.HostKey("s", name), table.Host{Certificate: certificate, Stream: &table.Stream{Terminate: true, Backends: []table.Backend{b}}})
 	}
 	f := newFixture(t, Options{}, host("plain.example", plain), host("secured.example", secured), host("wrong.example", wrong),
 		section(t, certificate, ownCA.issue("plain.example", "secured.example", "wrong.example")), section(t, authorities, foreignCA.section()),
-		section(t, plain.Key(), table.Endpoints{Addresses: []string{l.Addr().String()}}),
+		section(t, plain.Key(), table.Endpoints{Addresses: []string{accepting(t, echoEnd)}}),
 		section(t, secured.Key(), table.Endpoints{Addresses: []string{over}}), section(t, wrong.Key(), table.Endpoints{Addresses: []string{over}}))
 	roots := ownCA.pool()
 	for name, want := range map[string]string{"plain.example": "helloend", "secured.example": "helloend", "wrong.example": ""} {
@@ -396,7 +376,7 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 		t.Error("a third connection is taken")
 	}
 	_ = open[0].Close()
-	eventually(t, "a connection may be made again", func() bool {
+	waitUntil(t, "a connection may be made again", func() bool {
 		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true})
 		if err == nil {
 			_ = conn.Close()
@@ -407,15 +387,6 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 	_ = open[1].SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := open[1].Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a stream is left after the drain: %v", err)
-	}
-}
-
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
 	}
 }
 

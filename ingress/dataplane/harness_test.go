@@ -22,6 +22,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fixture is a proxy with one site on two loopback sockets.
@@ -110,7 +111,7 @@ func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fi
 	p.mu.Lock()
 	sockets := &p.alternative("s").sockets
 	p.mu.Unlock()
-	eventually(t, "HTTP/3 is served", func() bool { return sockets.Load() > 0 })
+	waitUntil(t, "HTTP/3 is served", func() bool { return sockets.Load() > 0 })
 	return f
 }
 
@@ -122,6 +123,27 @@ func listen(t testing.TB) net.Listener {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
+}
+
+// accepting serves each connection in a goroutine of its own until the test ends, and returns the address.
+func accepting(t testing.TB, serve func(net.Conn)) string {
+	t.Helper()
+	l := listen(t)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func waitUntil(t testing.TB, what string, met func() bool) {
+	t.Helper()
+	testenv.Until(t, time.Minute, what, met)
 }
 
 func listenUDP(t testing.TB) *net.UDPConn {

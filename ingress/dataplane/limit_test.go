@@ -11,14 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-func waitUntil(t *testing.T, what string, met func() bool) {
-	t.Helper()
-	testenv.Until(t, time.Minute, what, met)
-}
 
 func TestLimit(t *testing.T) {
 	l := limit{most: 4, of: map[netip.Addr]int{}}

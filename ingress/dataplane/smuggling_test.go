@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -16,28 +17,19 @@ import (
 // recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last
 // line of the header allows, and closes.
 func recorder(t *testing.T) (address string, got <-chan string) {
-	l := listen(t)
 	out := make(chan string, 8) // more than any test sends
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			var seen strings.Builder
-			r := bufio.NewReader(io.TeeReader(conn, &seen))
-			req, err := http.ReadRequest(r)
-			if err == nil {
-				_, err = io.Copy(io.Discard, req.Body)
-			}
-			if err == nil {
-				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-			}
-			_ = conn.Close()
-			out <- seen.String()
+	return accepting(t, func(conn net.Conn) {
+		var seen strings.Builder
+		req, err := http.ReadRequest(bufio.NewReader(io.TeeReader(conn, &seen)))
+		if err == nil {
+			_, err = io.Copy(io.Discard, req.Body)
 		}
-	}()
-	return l.Addr().String(), out
+		if err == nil {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		}
+		_ = conn.Close()
+		out <- seen.String()
+	}), out
 }
 
 // TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and

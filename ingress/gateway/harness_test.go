@@ -193,34 +193,18 @@ func (w *world) write(r Result) {
 	for _, o := range w.Classes {
 		o.Status = r.ClassStatus[o.Name]
 	}
-	for _, o := range w.Gateways {
-		if s, ok := r.GatewayStatus[nameOf(o)]; ok {
-			o.Status = s
-		}
-	}
-	for _, o := range w.ListenerSets {
-		if s, ok := r.ListenerSetStatus[nameOf(o)]; ok {
-			o.Status = s
-		}
-	}
-	for _, o := range w.HTTPRoutes {
-		if s, ok := r.HTTPRouteStatus[nameOf(o)]; ok {
-			o.Status = s
-		}
-	}
-	for _, o := range w.GRPCRoutes {
-		if s, ok := r.GRPCRouteStatus[nameOf(o)]; ok {
-			o.Status = s
-		}
-	}
-	for _, o := range w.TLSRoutes {
-		if s, ok := r.TLSRouteStatus[nameOf(o)]; ok {
-			o.Status = s
-		}
-	}
-	for _, o := range w.Policies {
-		if s, ok := r.PolicyStatus[nameOf(o)]; ok {
-			o.Status = s
+	setStatus(w.Gateways, r.GatewayStatus, func(o *gatewayv1.Gateway) *gatewayv1.GatewayStatus { return &o.Status })
+	setStatus(w.ListenerSets, r.ListenerSetStatus, func(o *gatewayv1.ListenerSet) *gatewayv1.ListenerSetStatus { return &o.Status })
+	setStatus(w.HTTPRoutes, r.HTTPRouteStatus, func(o *gatewayv1.HTTPRoute) *gatewayv1.HTTPRouteStatus { return &o.Status })
+	setStatus(w.GRPCRoutes, r.GRPCRouteStatus, func(o *gatewayv1.GRPCRoute) *gatewayv1.GRPCRouteStatus { return &o.Status })
+	setStatus(w.TLSRoutes, r.TLSRouteStatus, func(o *gatewayv1.TLSRoute) *gatewayv1.TLSRouteStatus { return &o.Status })
+	setStatus(w.Policies, r.PolicyStatus, func(o *gatewayv1.BackendTLSPolicy) *gatewayv1.PolicyStatus { return &o.Status })
+}
+
+func setStatus[T metav1.Object, S any](objects []T, wanted map[types.NamespacedName]S, of func(T) *S) {
+	for _, o := range objects {
+		if s, ok := wanted[nameOf(o)]; ok {
+			*of(o) = s
 		}
 	}
 }
