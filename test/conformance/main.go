@@ -28,7 +28,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -107,7 +106,9 @@ func (r run) do(t testing.TB) bool {
 		s := r.guestCluster(t, archive, images)
 		return summary(os.Stdout, r.suite(t, s, programs, "guest", 1, guestLabels))
 	}
-	s := r.cluster(t, archive, images)
+	site := harness.NewSite(t)
+	site.Needs = append(site.Needs, r.folder)
+	s := site.NewCluster(r.servers, archive, r.folder, "--private-registry", serveMirror(t, site, r.folder, archive, images))
 	for _, l := range r.leftOut() {
 		fmt.Printf("left out  %s\n    %s\n", l.spec, l.reason)
 	}
@@ -119,46 +120,6 @@ func (r run) do(t testing.TB) bool {
 // leftOut are those of the cluster's size.
 func (r run) leftOut() []leaving {
 	return slices.DeleteFunc(slices.Clone(leftOut), func(l leaving) bool { return l.oneNode && r.servers > 1 })
-}
-
-// cluster starts a cluster with the images on each of its nodes, and returns its first server.
-func (r run) cluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
-	site := harness.NewSite(t)
-	site.Needs = append(site.Needs, r.folder)
-	settings := []string{"--private-registry", serveMirror(t, site, r.folder, archive, carried)}
-	first := r.start(t, site.NewMachine().NewServer(settings...), archive)
-	first.WaitReady()
-	for range r.servers - 1 {
-		r.start(t, site.NewMachine().NewPeer(first, settings...), archive)
-	}
-	harness.Eventually(t, harness.Longer, fmt.Sprintf("%d nodes are ready", r.servers), func() error {
-		out, err := first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		if err == nil && out != strings.TrimSpace(strings.Repeat("True ", r.servers)) {
-			err = fmt.Errorf("the nodes are Ready: %s", out)
-		}
-		return err
-	})
-	return first
-}
-
-// start starts a server with the images; its log goes into the run's folder.
-func (r run) start(t testing.TB, s *harness.Server, archive string) *harness.Server {
-	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(images, "conformance.tar"), data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	s.Log = filepath.Join(r.folder, fmt.Sprintf("coracle-%d.log", s.Number))
-	fmt.Fprintf(os.Stderr, "starting server %d; its log is %s\n", s.Number, s.Log)
-	_ = os.Remove(s.Log)
-	s.Start()
-	return s
 }
 
 // suite runs the specs that the labels name and returns what became of each.

@@ -81,7 +81,7 @@ func (r run) do(t testing.TB) bool {
 		t.Fatal(err)
 	}
 	site := harness.NewSite(t)
-	s := r.cluster(t, site, archive)
+	s := site.NewCluster(r.servers, archive, r.folder, "--load-balancer-pool", pool)
 	s.Apply(usablePool)
 	harness.Eventually(t, harness.Longer, "GatewayClass "+class+" is accepted, and its status has features", func() error { return accepted(s) })
 	return r.suite(t, site, s, p)
@@ -97,44 +97,6 @@ func accepted(s *harness.Server) error {
 		return fmt.Errorf("its condition Accepted is %q, its features are %q", status, features)
 	}
 	return nil
-}
-
-// cluster starts a cluster with the images on each of its nodes, and returns its first server.
-func (r run) cluster(t testing.TB, site *harness.Site, archive string) *harness.Server {
-	settings := []string{"--load-balancer-pool", pool}
-	first := r.start(t, site.NewMachine().NewServer(settings...), archive)
-	first.WaitReady()
-	for range r.servers - 1 {
-		r.start(t, site.NewMachine().NewPeer(first, settings...), archive)
-	}
-	harness.Eventually(t, harness.Longer, fmt.Sprintf("%d nodes are ready", r.servers), func() error {
-		out, err := first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		if err == nil && out != strings.TrimSpace(strings.Repeat("True ", r.servers)) {
-			err = fmt.Errorf("the nodes are Ready: %s", out)
-		}
-		return err
-	})
-	return first
-}
-
-// start starts a server with the images; its log goes into the run's folder.
-func (r run) start(t testing.TB, s *harness.Server, archive string) *harness.Server {
-	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(images, "echo-basic.tar"), data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	s.Log = filepath.Join(r.folder, fmt.Sprintf("coracle-%d.log", s.Number))
-	fmt.Fprintf(os.Stderr, "starting server %d; its log is %s\n", s.Number, s.Log)
-	_ = os.Remove(s.Log)
-	s.Start()
-	return s
 }
 
 // suite runs the tests, prints what became of them, and returns whether all that ran passed.
