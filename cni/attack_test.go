@@ -196,22 +196,10 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			var in net.PacketConn
-			if err := n.outside.Do(func() (err error) { in, err = net.ListenPacket("udp", hostPortOf(f.out, 8472)); return err }); err != nil {
-				t.Fatal(err)
-			}
-			defer in.Close()
+			in := netns.ListenPacket(t, n.outside, "udp", hostPortOf(f.out, 8472))
 			send := func(from netns.Doer, to, text string) {
 				t.Helper()
-				if err := from.Do(func() error {
-					c, err := net.Dial("udp", to)
-					if err != nil {
-						return err
-					}
-					defer c.Close()
-					_, err = c.Write([]byte(text))
-					return err
-				}); err != nil {
+				if err := netns.SendDatagram(from, "", to, text); err != nil {
 					t.Fatal(err)
 				}
 			}

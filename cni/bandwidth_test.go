@@ -253,11 +253,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 		{"ingress", deviceName(k), slow.ips[0] + ":5000", here{}, slow},
 		{"egress", shaperName(k), "10.42.7.1:5000", slow, here{}},
 	} {
-		var inbox net.PacketConn
-		if err := c.at.Do(func() (err error) { inbox, err = net.ListenPacket("udp", c.to); return err }); err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = inbox.Close() }()
+		inbox := netns.ListenPacket(t, c.at, "udp", c.to)
 		if err := c.from.Do(func() error {
 			conn, err := net.Dial("udp", c.to)
 			if err != nil {

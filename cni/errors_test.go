@@ -3,15 +3,14 @@
 package cni
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // exchange is datagrams that go back and forth between two pods by ports that anybody can guess.
@@ -48,22 +47,6 @@ func exchange(t *testing.T, from, to *pod, at, by netip.AddrPort) {
 	})
 }
 
-// unreachable says, with whatever its sender likes behind that, that a datagram came to no port.
-func unreachable(from, to netip.AddrPort, payload string) []byte {
-	udp := binary.BigEndian.AppendUint16(nil, from.Port())
-	udp = binary.BigEndian.AppendUint16(udp, to.Port())
-	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(payload))), 0, 0)
-	a, b := from.Addr().AsSlice(), to.Addr().AsSlice()
-	if from.Addr().Is6() {
-		return bytes.Join([][]byte{{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(payload)), 17, 64}, a, b, udp, []byte(payload)}, nil) // the kernel adds its checksum
-	}
-	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0x40, 0, 64, 17, 0, 0}, a, b}, nil)
-	binary.BigEndian.PutUint16(ip[10:], internetChecksum(ip))
-	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(payload)}, nil)
-	binary.BigEndian.PutUint16(out[2:], internetChecksum(out))
-	return out
-}
-
 // TestErrorsOfPodsAreAboutTheirConnections: a pod tells the others by ICMP what went wrong with their connections to
 // it, or with its own to them, and reaches no pod by an error about a connection of others, be it one that the kernel
 // knows or one that it does not.
@@ -81,7 +64,6 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 			exchange(t, a, b, of(b, 53), of(a, 4000))
 			exchange(t, c, a, of(a, 54), of(c, 4001))
 			exchange(t, a, c, of(c, 55), of(a, 4002))
-			const said = "what this says"
 			type saying struct {
 				what  string
 				by    *pod
@@ -89,20 +71,21 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 				heard bool
 			}
 			all := []saying{
-				{"the server, about its connection", b, unreachable(of(a, 4000), of(b, 53), said), true},
-				{"the client, about its connection", c, unreachable(of(a, 54), of(c, 4001), said), true},
-				{"somebody else, about it", c, unreachable(of(a, 4000), of(b, 53), said), !kept},
-				{"somebody else, about one that is not known", c, unreachable(of(a, 4009), of(b, 59), said), !kept},
+				{"the server, about its connection", b, netns.Unreachable(of(a, 4000), of(b, 53), secret), true},
+				{"the client, about its connection", c, netns.Unreachable(of(a, 54), of(c, 4001), secret), true},
+				{"somebody else, about it", c, netns.Unreachable(of(a, 4000), of(b, 53), secret), !kept},
+				{"somebody else, about one that is not known", c, netns.Unreachable(of(a, 4009), of(b, 59), secret), !kept},
 			}
 			if family == 1 { // whatever is below 128 is an error (RFC 4443), and to connection tracking as well
 				for _, kind := range []byte{0, 5, 100, 127} {
-					other := unreachable(of(a, 4000), of(b, 53), said)
+					other := netns.Unreachable(of(a, 4000), of(b, 53), secret)
 					other[0] = kind
 					all = append(all, saying{fmt.Sprintf("somebody else, about it, in an error of type %d", kind), c, other, !kept})
 				}
 			}
 			for _, payload := range all {
-				if heard := hearsError(t, network, a, payload.by, payload.error, c, unreachable(of(a, 4002), of(c, 55), marker), payload.heard); heard != payload.heard {
+				last := netns.Unreachable(of(a, 4002), of(c, 55), marker)
+				if heard := hearsError(t, network, a, payload.by, payload.error, c, last, payload.heard); heard != payload.heard {
 					t.Errorf("with rules: %v, family %s: %s: heard: %v", kept, network, payload.what, heard)
 				}
 			}
@@ -113,49 +96,20 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 	}
 }
 
-const marker = "the end"
+const secret, marker = "what this says", "the end"
 
-// tells says whether a pod hears an error, which ends with the words "what this says". Another one, which it hears for
-// certain, is sent after it.
-func hearsError(t *testing.T, network string, to, from *pod, about []byte, last *pod, known []byte, expected bool) (heard bool) {
+// hearsError says whether a pod hears an error of another one's. A third one sends one after it that is heard for
+// certain.
+func hearsError(t *testing.T, network string, to, from *pod, about []byte, last *pod, known []byte, expected bool) bool {
 	t.Helper()
 	listen := func(p *pod) net.PacketConn {
-		var l net.PacketConn
-		ip := p.ips[map[string]int{"ip4:icmp": 0, "ip6:ipv6-icmp": 1}[network]]
-		if err := p.Do(func() (err error) { l, err = net.ListenPacket(network, ip); return err }); err != nil {
-			t.Fatal(err)
-		}
-		return l
+		return netns.ListenPacket(t, p, network, p.ips[map[string]int{"ip4:icmp": 0, "ip6:ipv6-icmp": 1}[network]])
 	}
 	in, out, end := listen(to), listen(from), listen(last)
-	defer in.Close()
-	defer out.Close()
-	defer end.Close()
-	buf, deadline := make([]byte, 500), time.Now().Add(2*time.Minute)
-	for {
-		for _, message := range [][]byte{about, about} {
-			if _, err := out.WriteTo(message, in.LocalAddr()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := end.WriteTo(known, in.LocalAddr()); err != nil {
-			t.Fatal(err)
-		}
-		_ = in.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // then it is sent again: one may be lost
-		for {
-			m, _, err := in.ReadFrom(buf)
-			heard = heard || bytes.Contains(buf[:m], []byte("what this says"))
-			if bytes.Contains(buf[:m], []byte(marker)) && (heard || !expected) {
-				return heard
-			}
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline) {
-				t.Errorf("not all that should be is heard: %v", err)
-				return heard
-			}
-			break
-		}
-	}
+	return netns.Overhears(t, in, secret, marker, expected, func() error {
+		_, first := out.WriteTo(about, in.LocalAddr())
+		_, again := out.WriteTo(about, in.LocalAddr())
+		_, mark := end.WriteTo(known, in.LocalAddr())
+		return errors.Join(first, again, mark)
+	})
 }

@@ -127,10 +127,7 @@ func TestUDPHostPortFollowsThePod(t *testing.T) {
 	echo("")
 	for _, name := range []string{"one", "two"} {
 		p := n.pod(name, PortMapping{HostPort: 5353, ContainerPort: 53, Protocol: "udp"})
-		var pc net.PacketConn
-		if err := p.Do(func() (err error) { pc, err = net.ListenPacket("udp", ":53"); return err }); err != nil {
-			t.Fatal(err)
-		}
+		pc := netns.ListenPacket(t, p, "udp", ":53")
 		go func() {
 			for buf := make([]byte, 16); ; {
 				_, from, err := pc.ReadFrom(buf)

@@ -5,7 +5,6 @@ package cni
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -105,23 +104,12 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	var inbox net.PacketConn
-	if err := b.Do(func() (err error) { inbox, err = net.ListenPacket("udp", b.ips[0]+":5000"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = inbox.Close() }()
+	inbox := netns.ListenPacket(t, b, "udp", b.ips[0]+":5000")
 	// first sends from the false address, then from the true one, and returns which of them arrives first.
 	first := func() string {
 		t.Helper()
 		for _, from := range []string{spoofed, a.ips[0]} {
-			if err := a.Do(func() error {
-				c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP(b.ips[0]), Port: 5000})
-				if err != nil {
-					return err
-				}
-				_, err = c.Write([]byte("x"))
-				return errors.Join(err, c.Close())
-			}); err != nil {
+			if err := netns.SendDatagram(a, from, b.ips[0]+":5000", "x"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -393,24 +381,4 @@ func TestManyAtOnce(t *testing.T) {
 	if err != nil || len(owners) != 0 {
 		t.Errorf("addresses left: %v, %v", owners, err)
 	}
-}
-
-func TestBridgeRemovedByAnotherProgram(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
-	a := n.pod("aaa")
-	serve(t, a, "a", "tcp", ":80")
-	link, err := netlink.LinkByName(Bridge)
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, func() error {
-		got, err := ask(here{}, a.ips[0]+":80")
-		if err == nil && got != "a 10.42.7.1" {
-			err = fmt.Errorf("asked from %q", got)
-		}
-		return err
-	})
 }

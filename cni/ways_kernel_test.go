@@ -191,11 +191,7 @@ func (s *segment) wholePackets() {
 		}
 		to := netip.AddrPortFrom(s.podAddress(2, f), 9)
 		got := make(chan int, 1) // the reader ends whether or not anybody waits
-		var in net.PacketConn
-		err := s.nodes[1].Do(func() (err error) { in, err = net.ListenPacket("udp", to.String()); return err })
-		if err != nil {
-			s.Fatal(err)
-		}
+		in := netns.ListenPacket(s, s.nodes[1], "udp", to.String())
 		go func() {
 			n, _, err := in.ReadFrom(make([]byte, 1<<16))
 			if err == nil {
@@ -312,23 +308,16 @@ func TestTunnelTrust(t *testing.T) {
 			s.passAll()
 			for f := range 2 {
 				target := s.podAddress(1, f)
-				var in net.PacketConn
-				if err := s.nodes[0].Do(func() (err error) {
-					in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
-					return err
-				}); err != nil {
-					t.Fatal(err)
-				}
-				defer in.Close()
+				in := netns.ListenPacket(t, s.nodes[0], "udp", netip.AddrPortFrom(target, 7).String())
 				type datagram struct {
 					from   int
 					source netip.Addr
 				}
 				send := func(d datagram) {
-					err := s.nodes[d.from-1].Do(func() error {
-						return sendWrapped(peerOf(1, s.c).Underlay[0], wrapped(vtepMAC(dualPods(d.from)), vtepMAC(dualPods(1)), d.source, target, fmt.Sprintf("from %d as %s", d.from, d.source)))
-					})
-					if err != nil {
+					text := fmt.Sprintf("from %d as %s", d.from, d.source)
+					inner := wrapped(vtepMAC(dualPods(d.from)), vtepMAC(dualPods(1)), d.source, target, text)
+					at := netip.AddrPortFrom(peerOf(1, s.c).Underlay[0], 8472).String()
+					if err := netns.SendDatagram(s.nodes[d.from-1], "", at, string(inner)); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -360,13 +349,9 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	s.passAll()
 	target, invented := s.podAddress(1, 0), "10.42.77.5"
 	node, unknownPeer := peerOf(1, s.c).Underlay[0].String(), peerOf(3, s.c).Underlay[0].String()
-	var in net.PacketConn
-	err := errors.Join(s.nodes[0].Do(func() (err error) {
-		if err = netns.AddRoute("0.0.0.0/0", unknownPeer); err == nil {
-			in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
-		}
-		return err
-	}), s.nodes[2].Do(func() error {
+	at := netip.AddrPortFrom(target, 7).String()
+	in := netns.ListenPacket(t, s.nodes[0], "udp", at)
+	err := errors.Join(s.nodes[0].Do(func() error { return netns.AddRoute("0.0.0.0/0", unknownPeer) }), s.nodes[2].Do(func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err == nil {
 			err = netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(invented))})
@@ -376,20 +361,12 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
 	first := func() string {
 		t.Helper()
 		buf, n := make([]byte, 100), 0
 		eventually(t, func() error {
 			for _, from := range []string{invented, unknownPeer} { // what must not arrive is sent first
-				if err := s.nodes[2].Do(func() error {
-					c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: target.AsSlice(), Port: 7})
-					if err != nil {
-						return err
-					}
-					_, err = c.Write([]byte(from))
-					return errors.Join(err, c.Close())
-				}); err != nil {
+				if err := netns.SendDatagram(s.nodes[2], from, at, from); err != nil {
 					return err
 				}
 			}
@@ -414,16 +391,6 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	})
 }
 
-func sendWrapped(to netip.Addr, datagram []byte) error {
-	c, err := net.Dial("udp", netip.AddrPortFrom(to, 8472).String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = c.Write(datagram)
-	return err
-}
-
 // wrapped is a VXLAN header and a frame with a UDP datagram to port 7.
 func wrapped(from, to string, source, dst netip.Addr, text string) []byte {
 	out := []byte{0x08, 0, 0, 0, byte(vxlanVNI >> 16), byte(vxlanVNI >> 8 & 0xff), byte(vxlanVNI & 0xff), 0}
@@ -437,27 +404,13 @@ func wrapped(from, to string, source, dst netip.Addr, text string) []byte {
 	udp = append(binary.BigEndian.AppendUint16(udp, 0), text...)
 	if dst.Is6() {
 		pseudo := slices.Concat(source.AsSlice(), dst.AsSlice(), []byte{0, 0, 0, byte(len(udp)), 0, 0, 0, 17}, udp)
-		binary.BigEndian.PutUint16(udp[6:], internetChecksum(pseudo))
+		binary.BigEndian.PutUint16(udp[6:], netns.Checksum(pseudo))
 		out = append(out, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(udp)), 17, 64)
 		return slices.Concat(out, source.AsSlice(), dst.AsSlice(), udp)
 	}
 	ip := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0x40, 0, 64, 17, 0, 0}, source.AsSlice(), dst.AsSlice())
-	binary.BigEndian.PutUint16(ip[10:], internetChecksum(ip))
+	binary.BigEndian.PutUint16(ip[10:], netns.Checksum(ip))
 	return slices.Concat(out, []byte{0x08, 0x00}, ip, udp)
-}
-
-func internetChecksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(b[i]) << 8
-		if i+1 < len(b) {
-			sum += uint32(b[i+1])
-		}
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // TestChecksumsOfAnAdministrator: what `ethtool -K coracle-vxlan tx-checksum-ip-generic off` did stays, and is no other

@@ -322,11 +322,7 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	n.encrypted(nodeAddr)
 	n.ready("10.42.7.0/24")
 	a := n.pod("aaa")
-	var inbox net.PacketConn
-	if err := a.Do(func() (err error) { inbox, err = net.ListenPacket("udp", a.ips[0]+":5000"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = inbox.Close() }()
+	inbox := netns.ListenPacket(t, a, "udp", a.ips[0]+":5000")
 	if err := n.outside.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -339,21 +335,11 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	send := func(from string) {
-		t.Helper()
-		if err := n.outside.Do(func() error {
-			c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP(a.ips[0]), Port: 5000})
-			if err != nil {
-				return err
-			}
-			_, err = c.Write([]byte("x"))
-			return errors.Join(err, c.Close())
-		}); err != nil {
+	for _, from := range []string{wgPeerIP, outsideAddr} { // the second is not what this is about: the LAN may speak to pods
+		if err := netns.SendDatagram(n.outside, from, a.ips[0]+":5000", "x"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	send(wgPeerIP)
-	send(outsideAddr) // which is not what this is about: the LAN may speak to pods
 	_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	_, from, err := inbox.ReadFrom(make([]byte, 1))
 	if err != nil {

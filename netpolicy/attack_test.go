@@ -184,15 +184,7 @@ func TestForeignAddresses(t *testing.T) {
 	claim(liar, "10.42.1.77", "203.0.113.7", "10.42.2.7", "::ffff:203.0.113.9", "nonsense")
 	claim(friendPod, "10.42.1.78")
 	claim(lost, "10.42.3.9")
-	r := Desired(w.State, DefaultLimits())
-	var got []string
-	for name, s := range r.Ruleset.Sets {
-		if strings.HasPrefix(name, "p4-") {
-			got = slices.Sorted(maps.Keys(s.Elems))
-		}
-	}
-	want := []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}
-	if !slices.Equal(got, want) {
+	if got, want := w.believed(t), []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}; !slices.Equal(got, want) {
 		t.Errorf("believed %v, want %v (%s is true)", got, want, friend.Status.PodIP)
 	}
 }

@@ -3,15 +3,13 @@
 package netpolicy
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
-	"time"
+
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // flow is datagrams that go back and forth, with ports that others can guess.
@@ -38,35 +36,6 @@ func (l *lab) flow(from netip.Addr, port uint16, to netip.Addr, toPort uint16) f
 // answers are the flow's packets in the other direction.
 func (f flow) answers() flow { return flow{f.to, f.from} }
 
-// unreachable is the error that one of the flow's packets came to no port; it goes to who has sent that. What follows
-// the packet's header is the sender's choice.
-func (f flow) unreachable(payload string) []byte {
-	udp := binary.BigEndian.AppendUint16(nil, f.from.Port())
-	udp = binary.BigEndian.AppendUint16(udp, f.to.Port())
-	udp = append(binary.BigEndian.AppendUint16(udp, uint16(8+len(payload))), 0, 0)
-	from, to := f.from.Addr().AsSlice(), f.to.Addr().AsSlice()
-	if f.from.Addr().Is6() {
-		out := []byte{1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, byte(8 + len(payload)), 17, 64}
-		return bytes.Join([][]byte{out, from, to, udp, []byte(payload)}, nil) // the kernel adds its checksum
-	}
-	ip := bytes.Join([][]byte{{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0x40, 0, 64, 17, 0, 0}, from, to}, nil)
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	out := bytes.Join([][]byte{{3, 3, 0, 0, 0, 0, 0, 0}, ip, udp, []byte(payload)}, nil)
-	binary.BigEndian.PutUint16(out[2:], checksum(out))
-	return out
-}
-
-func checksum(b []byte) uint16 {
-	var n uint32
-	for i, c := range b {
-		n += uint32(c) << (8 * (1 - i%2))
-	}
-	for n > 0xffff {
-		n = n>>16 + n&0xffff
-	}
-	return ^uint16(n)
-}
-
 func icmpOf(a netip.Addr) string {
 	if a.Is6() {
 		return "ip6:ipv6-icmp"
@@ -75,45 +44,19 @@ func icmpOf(a netip.Addr) string {
 }
 
 // hears says whether to hears what from says in errors about a flow. It hears those about another one, sent after them,
-// for certain. Where more is expected these alone say nothing.
+// for certain.
 func (l *lab) hears(from, to netip.Addr, about, known flow, expected bool) bool {
 	l.t.Helper()
-	var in, out net.PacketConn
-	listen := func(at netip.Addr) (c net.PacketConn) {
-		err := l.ns[at].Do(func() (err error) { c, err = net.ListenPacket(icmpOf(at), at.String()); return err })
-		if err != nil {
-			l.t.Fatal(err)
+	listen := func(at netip.Addr) net.PacketConn { return netns.ListenPacket(l.t, l.ns[at], icmpOf(at), at.String()) }
+	in, out := listen(to), listen(from)
+	said, mark := netns.Unreachable(about.from, about.to, secret), netns.Unreachable(known.from, known.to, marker)
+	return netns.Overhears(l.t, in, secret, marker, expected, func() (err error) {
+		for _, message := range [][]byte{said, said, mark} {
+			_, failed := out.WriteTo(message, in.LocalAddr())
+			err = errors.Join(err, failed)
 		}
-		return c
-	}
-	in, out = listen(to), listen(from)
-	defer in.Close()
-	defer out.Close()
-	deadline, heard, buf := time.Now().Add(patience), false, make([]byte, 500)
-	for {
-		for _, message := range [][]byte{about.unreachable(secret), about.unreachable(secret), known.unreachable(marker)} {
-			if _, err := out.WriteTo(message, &net.IPAddr{IP: to.AsSlice()}); err != nil {
-				l.t.Fatal(err)
-			}
-		}
-		_ = in.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // then it is sent again: one may be lost
-		for {
-			n, _, err := in.ReadFrom(buf)
-			if heard = heard || bytes.Contains(buf[:n], []byte(secret)); bytes.Contains(buf[:n], []byte(marker)) && (heard || !expected) {
-				return heard
-			}
-			if err == nil {
-				continue
-			}
-			if expected && time.Now().After(deadline) {
-				return heard
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline) {
-				l.t.Fatalf("%v hears nothing of %v at all: %v", to, from, err)
-			}
-			break
-		}
-	}
+		return err
+	})
 }
 
 // TestErrorsAreTheirConnections: an error by ICMP holds what its sender likes. It passes where the connection that it

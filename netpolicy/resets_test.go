@@ -7,14 +7,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // TCP's flags.
@@ -34,7 +33,7 @@ func segment(from, to netip.AddrPort, flags byte, payload string) []byte {
 	a, b := from.Addr().AsSlice(), to.Addr().AsSlice()
 	pseudo := binary.BigEndian.AppendUint32(bytes.Join([][]byte{a, b}, nil), uint32(len(tcp)))
 	pseudo = append(pseudo, 0, 0, 0, unix.IPPROTO_TCP)
-	binary.BigEndian.PutUint16(tcp[16:], checksum(append(pseudo, tcp...)))
+	binary.BigEndian.PutUint16(tcp[16:], netns.Checksum(append(pseudo, tcp...)))
 	if from.Addr().Is6() {
 		header := binary.BigEndian.AppendUint16([]byte{0x60, 0, 0, 0}, uint16(len(tcp)))
 		return bytes.Join([][]byte{header, {unix.IPPROTO_TCP, 64}, a, b, tcp}, nil)
@@ -66,43 +65,11 @@ const (
 	marker = "what everybody may hear"
 )
 
-// overhears sends again and again, and says whether a pod that listens to all of TCP hears the secret before the
-// marker, which is sent after it. Where that is expected the marker alone says nothing: one may be lost, and of two
-// that different processors send the kernel may deliver the second one first.
+// overhears says whether a pod that listens to all of TCP hears the secret before the marker.
 func (l *lab) overhears(at netip.Addr, expected bool, send func() error) bool {
 	l.t.Helper()
-	var in net.PacketConn
-	err := l.ns[at].Do(func() (err error) {
-		in, err = net.ListenPacket(fmt.Sprintf("ip%d:tcp", familyOf(at)), at.String())
-		return err
-	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer in.Close()
-	buf, deadline := make([]byte, 500), time.Now().Add(patience)
-	for {
-		if err := send(); err != nil {
-			l.t.Fatal(err)
-		}
-		_ = in.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // then it is sent again: one may be lost
-		for {
-			n, _, err := in.ReadFrom(buf)
-			switch {
-			case bytes.Contains(buf[:n], []byte(secret)):
-				return true
-			case bytes.Contains(buf[:n], []byte(marker)) && !expected:
-				return false
-			case err == nil:
-				continue
-			case expected && time.Now().After(deadline):
-				return false
-			case !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline):
-				l.t.Fatalf("%v hears nothing at all: %v", at, err)
-			}
-			break
-		}
-	}
+	in := netns.ListenPacket(l.t, l.ns[at], fmt.Sprintf("ip%d:tcp", familyOf(at)), at.String())
+	return netns.Overhears(l.t, in, secret, marker, expected, send)
 }
 
 // TestResetsOfPods: a refusal of TCP is a reset that the kernel sends for another pod, by the hook where IPVS sends on
