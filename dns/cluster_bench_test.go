@@ -3,13 +3,9 @@
 package dns
 
 import (
-	"context"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 
@@ -18,10 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -63,59 +56,6 @@ func (a *api) many(services, endpoints int) {
 		}
 		a.Put(service, slice)
 	}
-}
-
-func heap() uint64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
-}
-
-// BenchmarkMemory is what a Service proxy's caches and the cluster's DNS take together with 1,000 Services of three
-// endpoints each. The first time counts: later ones begin amid the garbage of those before.
-func BenchmarkMemory(b *testing.B) {
-	netns.Require(b) // for the port
-	took := 0.0
-	for b.Loop() {
-		a := newAPI(b)
-		a.namespace(b, "default")
-		a.many(1000, 3)
-		before := heap()
-		client, shared := a.informers(b, netinformers.Options{Services: true, Names: true})
-		s, err := NewServer(Options{
-			Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client, Settings: a.settings,
-			ResolvConf: filepath.Join(b.TempDir(), "resolv.conf"),
-			Logger:     ktesting.NewLogger(b, ktesting.NewConfig(ktesting.BufferLogs(true))),
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 2) // one for each of the two
-		go func() { done <- shared.Run(ctx) }()
-		go func() { done <- s.Run(ctx) }()
-		for _, name := range []string{"service-990", "service-999"} {
-			testenv.Eventually(b, 2*time.Minute, name, func() error {
-				got, rcode, err := query("udp", name+".default.svc.cluster.local", dns.TypeA)
-				if err == nil && len(got) == 0 {
-					err = fmt.Errorf("%s", rcode)
-				}
-				return err
-			})
-		}
-		if took == 0 {
-			took = float64(heap()-before) / 1024
-		}
-		cancel()
-		for range 2 {
-			if err := <-done; err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	b.ReportMetric(took, "KB")
 }
 
 // BenchmarkSearchList is what a pod's search list costs: with ndots:5 each name from outside is asked for in three

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -287,28 +286,13 @@ func TestRoundsAreBounded(t *testing.T) {
 
 // What was answered once is answered when the resolver does not any more.
 func TestStaleAnswers(t *testing.T) {
-	netns.Require(t) // for the port
-	pc, err := net.ListenPacket("udp", "127.0.0.53:53")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var silent, asked atomic.Int64
-	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+	resolver(t, "127.0.0.53:53", func(w dns.ResponseWriter, q *dns.Msg) {
 		if silent.Load() > 0 {
 			asked.Add(1)
 			return
 		}
-		m := new(dns.Msg).SetReply(q)
-		if rr, err := dns.NewRR(q.Question[0].Name + " 1 IN A 192.0.2.53"); err == nil {
-			m.Answer = append(m.Answer, rr)
-		}
-		_ = w.WriteMsg(m)
-	})}
-	done := make(chan error, 1) // read in the clean-up only
-	go func() { done <- s.ActivateAndServe() }()
-	t.Cleanup(func() {
-		_ = pc.Close()
-		t.Log(<-done) // it always complains of the closed socket
+		reply(w, q, "192.0.2.53", 1)
 	})
 	a := newAPI(t)
 	a.namespace(t, "default")

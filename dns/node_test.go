@@ -143,19 +143,7 @@ func startNode(t *testing.T, a *api) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	parts := []func(context.Context) error{shared.Run, pods.Run, balancer.Run, names.Run}
-	done := make(chan error, len(parts)) // each part's result, read in the clean-up
-	for _, run := range parts {
-		go func() { done <- run(ctx) }()
-	}
 	t.Cleanup(func() {
-		cancel()
-		for range parts {
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
 		if err := cni.Cleanup(cni.CleanupOptions{}); err != nil {
 			t.Error(err)
 		}
@@ -163,6 +151,7 @@ func startNode(t *testing.T, a *api) {
 			t.Error(err)
 		}
 	})
+	runParts(t, shared.Run, pods.Run, balancer.Run, names.Run)
 }
 
 type pod struct {

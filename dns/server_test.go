@@ -144,22 +144,15 @@ func write(t testing.TB, path, content string) {
 	}
 }
 
-// outside is a resolver of the host that answers every A question with one address.
-func outside(t testing.TB, listen, answer string) {
+// resolver is a resolver of the host, until the test ends.
+func resolver(t testing.TB, listen string, answer dns.HandlerFunc) {
 	t.Helper()
 	netns.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", listen)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg).SetReply(q)
-		rr, err := dns.NewRR(q.Question[0].Name + " 60 IN A " + answer)
-		if err == nil {
-			m.Answer = append(m.Answer, rr)
-		}
-		_ = w.WriteMsg(m)
-	})}
+	s := &dns.Server{PacketConn: pc, Handler: answer}
 	done := make(chan error, 1) // read in the clean-up only
 	go func() { done <- s.ActivateAndServe() }()
 	t.Cleanup(func() {
@@ -168,28 +161,32 @@ func outside(t testing.TB, listen, answer string) {
 	})
 }
 
+// reply answers an A question with an address for so many seconds.
+func reply(w dns.ResponseWriter, q *dns.Msg, address string, seconds int) {
+	m := new(dns.Msg).SetReply(q)
+	if rr, err := dns.NewRR(fmt.Sprintf("%s %d IN A %s", q.Question[0].Name, seconds, address)); err == nil {
+		m.Answer = append(m.Answer, rr)
+	}
+	_ = w.WriteMsg(m)
+}
+
+// outside is a resolver of the host that answers every A question with one address.
+func outside(t testing.TB, listen, answer string) {
+	t.Helper()
+	resolver(t, listen, func(w dns.ResponseWriter, q *dns.Msg) { reply(w, q, answer, 60) })
+}
+
 // relay is a resolver of the host that asks another one, and counts.
 func relay(t *testing.T, listen, to string) (asked func() int64) {
 	t.Helper()
-	netns.Require(t) // for the port
-	pc, err := net.ListenPacket("udp", listen)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var count atomic.Int64
-	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+	resolver(t, listen, func(w dns.ResponseWriter, q *dns.Msg) {
 		if strings.HasSuffix(q.Question[0].Name, ".example.org.") { // the server itself asks too, whether this leads back
 			count.Add(1)
 		}
 		if r, _, err := new(dns.Client).Exchange(q, net.JoinHostPort(to, fmt.Sprint(Port))); err == nil {
 			_ = w.WriteMsg(r)
 		}
-	})}
-	done := make(chan error, 1) // read in the clean-up only
-	go func() { done <- s.ActivateAndServe() }()
-	t.Cleanup(func() {
-		_ = pc.Close()
-		t.Log(<-done) // it always complains of the closed socket
 	})
 	return count.Load
 }
@@ -216,8 +213,13 @@ func run(t testing.TB, a *api, change func(*Options)) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	runParts(t, shared.Run, s.Run)
+	return s
+}
+
+// runParts runs what a node runs until the test ends.
+func runParts(t testing.TB, parts ...func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	parts := []func(context.Context) error{shared.Run, s.Run}
 	done := make(chan error, len(parts)) // each part's result, read in the clean-up
 	for _, run := range parts {
 		go func() { done <- run(ctx) }()
@@ -230,7 +232,6 @@ func run(t testing.TB, a *api, change func(*Options)) *Server {
 			}
 		}
 	})
-	return s
 }
 
 // informers are a node's, which the caller runs.
