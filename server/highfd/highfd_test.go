@@ -306,23 +306,3 @@ func take(t *testing.T, least int) int {
 	t.Cleanup(func() { _ = unix.Close(fd) }) // nobody else has it
 	return fd
 }
-
-func BenchmarkConn(b *testing.B) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
-	for b.Loop() {
-		moved, err := move(c.(*net.TCPConn), net.FileConn)
-		if err != nil {
-			b.Fatal(err)
-		}
-		moved.Close()
-	}
-}

@@ -448,22 +448,6 @@ func TestBeforeServing(t *testing.T) {
 	}
 }
 
-func BenchmarkRoundTrip(b *testing.B) {
-	tr := New(Options{})
-	body := bytes.Repeat([]byte("x"), 4<<10)
-	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
-	c := &http.Client{Transport: tr}
-	b.ReportAllocs()
-	for b.Loop() {
-		resp, err := c.Get("https://memory/")
-		if err != nil {
-			b.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-	}
-}
-
 // A transport's own values reach the handler, and the client's do not.
 func TestContextValues(t *testing.T) {
 	type key string
