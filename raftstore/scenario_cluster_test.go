@@ -105,6 +105,20 @@ func scenarioOf(t *testing.T, seed uint64, n int, tune func(*Options), play func
 	})
 }
 
+// scenarios runs a scenario with as many seeds as usual says, or the environment.
+func scenarios(t *testing.T, usual, n int, play func(c *cluster)) {
+	scenariosOf(t, usual, n, nil, play)
+}
+
+func scenariosOf(t *testing.T, usual, n int, tune func(*Options), play func(c *cluster)) {
+	seeds(t, usual, func(t *testing.T, seed uint64) { scenarioOf(t, seed, n, tune, play) })
+}
+
+// stages does the same with a stage.
+func stages(t *testing.T, usual, n int, tune func(*Options), play func(c *cluster)) {
+	seeds(t, usual, func(t *testing.T, seed uint64) { stage(t, seed, n, tune, play) })
+}
+
 // stage gives play a cluster, and checks nothing.
 func stage(t *testing.T, seed uint64, n int, tune func(*Options), play func(c *cluster)) {
 	dir := scratch(t)

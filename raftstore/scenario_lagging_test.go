@@ -19,32 +19,30 @@ import (
 // comes in that would have raft send more.
 func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 	const lag, flush, within = 6000, 100 * time.Millisecond, 3 * time.Second
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			slow, other := c.others(leader)[0], c.others(leader)[1]
-			slow.faults.DelayFlushes(4 * time.Second)
-			kv := leader.running().Client().KV
-			for i := range lag {
-				if _, err := kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"); err != nil {
-					t.Fatal(err)
-				}
+	stages(t, 2, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		slow, other := c.others(leader)[0], c.others(leader)[1]
+		slow.faults.DelayFlushes(4 * time.Second)
+		kv := leader.running().Client().KV
+		for i := range lag {
+			if _, err := kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"); err != nil {
+				c.Fatal(err)
 			}
-			if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
-				t.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", seed, has, c.state())
-			}
-			slow.faults.DelayFlushes(flush)
-			other.crash()
-			began := time.Now()
-			if err := c.writes(leader, 2*time.Minute); err != nil {
-				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			took := time.Since(began)
-			t.Logf("seed %d: a write took %v", seed, took)
-			if took > within {
-				t.Errorf("seed %d: a write took %v, while the follower caught up", seed, took)
-			}
-		})
+		}
+		if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
+			c.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", c.seed, has, c.state())
+		}
+		slow.faults.DelayFlushes(flush)
+		other.crash()
+		began := time.Now()
+		if err := c.writes(leader, 2*time.Minute); err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
+		}
+		took := time.Since(began)
+		c.Logf("seed %d: a write took %v", c.seed, took)
+		if took > within {
+			c.Errorf("seed %d: a write took %v, while the follower caught up", c.seed, took)
+		}
 	})
 }
 
