@@ -307,19 +307,6 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-func TestWatchProgressNotify(t *testing.T) {
-	faces(t, Options{ProgressInterval: 20 * time.Millisecond}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
-		watch := c.Watch(ctx, "/quiet", clientv3.WithProgressNotify())
-		rev := mustPut(ctx, t, c, "/x", "1")
-		for resp := range watch {
-			if resp.IsProgressNotify() && resp.Header.Revision >= rev {
-				return
-			}
-		}
-		t.Fatal("no progress was reported")
-	})
-}
-
 func TestWatchFragments(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir(), MaxRequestBytes: 64 << 10})
 	c, ctx := dial(t, s), testContext(t)

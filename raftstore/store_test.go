@@ -8,8 +8,6 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // testContext ends before the test run's own time limit would.
@@ -42,32 +40,6 @@ func openStore(t testing.TB, o Options) *Store {
 		t.Fatal(err)
 	}
 	return s
-}
-
-func TestAcknowledgedWritesSurviveARestart(t *testing.T) {
-	ctx, dir := testContext(t), t.TempDir()
-	s := openStore(t, Options{Dir: dir})
-	put, err := s.Client().Put(ctx, "/a", "1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
-	s = openStore(t, Options{Dir: dir})
-	got, err := s.Client().KV.Get(ctx, "/a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" || got.Header.Revision != put.Header.Revision {
-		t.Fatalf("after the restart: %v", got)
-	}
-	// The history is there too: a watch resumes where it was.
-	watch := s.Client().Watch(ctx, "/a", clientv3.WithRev(put.Header.Revision))
-	resp := <-watch
-	if resp.Err() != nil || len(resp.Events) != 1 || resp.Events[0].Kv.ModRevision != put.Header.Revision {
-		t.Fatalf("watch: %v", resp)
-	}
 }
 
 // noise is a value that cannot be packed.
