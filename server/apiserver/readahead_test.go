@@ -57,7 +57,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 		c.Watcher = countedEvents{c.Watcher, &passed}
 		return c
 	})
-	objects := both{store: newConfigMaps(t, newPlainStorage()), make: newConfigMap}
+	objects := configMaps{newConfigMaps(t, newPlainStorage())}
 	const versions = 30
 	first := writeVersions(t, objects, 300<<10, versions)
 	r := rand.New(rand.NewPCG(2, 0))
@@ -117,7 +117,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 
 // ofSize is a ConfigMap that holds so many bytes, which differ from those of any other.
 func ofSize(r *rand.Rand, namespace, name string, size int) *core.ConfigMap {
-	o := newConfigMap(namespace, name).(*core.ConfigMap)
+	o := newConfigMap(namespace, name)
 	data := make([]byte, size)
 	for i := range data {
 		data[i] = byte('a' + r.IntN(26))
@@ -127,7 +127,7 @@ func ofSize(r *rand.Rand, namespace, name string, size int) *core.ConfigMap {
 }
 
 // writeVersions writes so many versions of one ConfigMap after its first, of which it returns the resource version.
-func writeVersions(t testing.TB, b both, size, versions int) (first string) {
+func writeVersions(t testing.TB, b configMaps, size, versions int) (first string) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 0))
 	ctx := b.in(t.Context(), "default")

@@ -6,21 +6,18 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
-	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
@@ -36,14 +33,10 @@ func TestServer(t *testing.T) {
 		{"Discovery", testDiscovery},
 		{"CreateWatchDelete", testCreateWatchDelete},
 		{"LoopbackWatch", testLoopbackWatch},
-		{"ServerSideApply", testServerSideApply},
-		{"KubernetesService", testKubernetesService},
 		{"Anonymous", testAnonymous},
 		{"TLSVersions", testTLSVersions},
 		{"ServiceAccountTokens", testServiceAccountTokens},
-		{"BootstrapTokens", testBootstrapTokens},
 		{"NodeAuthorizer", testNodeAuthorizer},
-		{"ValidatingAdmissionPolicy", testValidatingAdmissionPolicy},
 		{"PoliciesSeeAllOfTheirParameters", testPoliciesSeeAllOfTheirParameters},
 		{"CustomResources", testCustomResources},
 		{"OpenAPI", testOpenAPI},
@@ -213,54 +206,6 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	}
 }
 
-func testServerSideApply(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	maps := c.CoreV1().ConfigMaps(namespace(t, c))
-	apply := func(manager string, force bool, data map[string]string) (*corev1.ConfigMap, error) {
-		return maps.Apply(t.Context(), applycorev1.ConfigMap("boat", "").WithData(data), metav1.ApplyOptions{FieldManager: manager, Force: force})
-	}
-	if _, err := apply("one", false, map[string]string{"a": "1", "b": "1"}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := apply("two", false, map[string]string{"a": "2"}); !apierrors.IsConflict(err) {
-		t.Errorf("another manager's field: %v, want a conflict", err)
-	}
-	if _, err := apply("two", true, map[string]string{"a": "2"}); err != nil {
-		t.Fatal(err)
-	}
-	got, err := apply("one", false, map[string]string{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fmt.Sprint(got.Data) != "map[a:2]" {
-		t.Errorf("after the first manager let go: %v", got.Data)
-	}
-}
-
-func testKubernetesService(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	eventually(t, "the kubernetes Service", func() error {
-		service, err := c.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if service.Spec.ClusterIP != "10.43.0.1" {
-			return fmt.Errorf("cluster IP %s", service.Spec.ClusterIP)
-		}
-		slice, err := c.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if len(slice.Endpoints) != 1 || slice.Endpoints[0].Addresses[0] != "192.0.2.10" {
-			return fmt.Errorf("endpoints %v", slice.Endpoints)
-		}
-		return nil
-	})
-	if _, err := c.CoordinationV1().Leases("kube-system").Get(t.Context(), "nobody", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		t.Error(err)
-	}
-}
-
 func statusOf(t *testing.T, c *http.Client, url string, header http.Header) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
@@ -350,27 +295,6 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	}
 }
 
-func testBootstrapTokens(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-abcdef", Namespace: "kube-system"}, Type: "bootstrap.kubernetes.io/token",
-		StringData: map[string]string{"token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true"}}
-	if _, err := c.CoreV1().Secrets("kube-system").Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	config := rest.AnonymousClientConfig(s.admin())
-	config.BearerToken = "abcdef.0123456789abcdef"
-	eventually(t, "the bootstrap token", func() error {
-		review, err := client(t, config).AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-		if err != nil {
-			return err
-		}
-		if review.Status.UserInfo.Username != "system:bootstrap:abcdef" {
-			return errors.New(review.Status.UserInfo.Username)
-		}
-		return nil
-	})
-}
-
 // testNodeAuthorizer wants a node's certificate to be good for its own node only.
 func testNodeAuthorizer(t *testing.T, s *running) {
 	admin, node := client(t, s.admin()), client(t, s.withLeaf(s.f.leaf.node))
@@ -389,45 +313,5 @@ func testNodeAuthorizer(t *testing.T, s *running) {
 	}
 	if _, err := node.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("listing Secrets: %v", err)
-	}
-}
-
-func testValidatingAdmissionPolicy(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	ns := namespace(t, c)
-	ctx := t.Context()
-	fail := admissionv1.Fail
-	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicySpec{
-		FailurePolicy: &fail,
-		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
-			Operations: []admissionv1.OperationType{"CREATE", "UPDATE"},
-			Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
-		}}}},
-		Validations: []admissionv1.Validation{{Expression: "!('hole' in object.data)", Message: "a boat has no hole"}},
-	}}
-	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicies().Create(ctx, policy, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
-		PolicyName: "no-holes", ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
-		MatchResources: &admissionv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": ns}}},
-	}}
-	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the policy", func() error {
-		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "boat-"}, Data: map[string]string{"hole": "1"}}
-		_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{})
-		if err == nil {
-			return errors.New("a boat with a hole was let in")
-		}
-		if !strings.Contains(err.Error(), "a boat has no hole") {
-			t.Fatal(err)
-		}
-		return nil
-	})
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sound"}, Data: map[string]string{"bottom": "1"}}
-	if _, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{}); err != nil {
-		t.Error(err)
 	}
 }

@@ -116,7 +116,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
 	f := newFixture(t)
 	plain := newPlainStorage()
-	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
+	b := configMaps{newConfigMaps(t, plain)}
 	r := rand.New(rand.NewPCG(1, 0))
 	first := b.change(t, r)
 	const events = 12
@@ -197,7 +197,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
 	plain := newPlainStorage()
-	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
+	b := configMaps{newConfigMaps(t, plain)}
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	first := b.change(t, r)
