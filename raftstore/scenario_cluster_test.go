@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The scenarios run whole clusters in a testing/synctest bubble: the network is
@@ -41,17 +42,11 @@ func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 		count = 1
 	}
 	if s := os.Getenv("CORACLE_TEST_SEEDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(strconv.Atoi(s))(t)
 		first, count = uint64(time.Now().UnixNano()), n
 	}
 	if s := os.Getenv("CORACLE_TEST_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(strconv.ParseUint(s, 10, 64))(t)
 		first, count = n, 1
 	}
 	for i := range count {
@@ -149,11 +144,7 @@ func scratch(t *testing.T) string {
 	if err != nil {
 		return t.TempDir()
 	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, os.RemoveAll(dir)) })
 	return dir
 }
 
@@ -196,9 +187,7 @@ func (c *cluster) ready(n *node) {
 	c.Helper()
 	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
 	defer cancel()
-	if err := n.store.WaitReady(ctx); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, n.store.WaitReady(ctx))
 }
 
 // eventually waits until something is so.
@@ -430,8 +419,6 @@ func (n *node) crash() {
 	n.faults.DelayFlushes(0)
 	n.faults.FailWrites(nil)
 	n.c.pass(time.Millisecond)
-	if err := peersOf(s).peers.Close(); err != nil {
-		n.c.Error(err)
-	}
+	testenv.Check(n.c, peersOf(s).peers.Close())
 	n.stop()
 }

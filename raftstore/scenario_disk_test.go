@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The leader's disk takes five seconds for what it has to write: leadership
@@ -162,17 +164,12 @@ func (n *node) spoil() {
 	if err != nil || len(files) == 0 {
 		n.c.Fatal("no log: ", err)
 	}
-	f, err := os.OpenFile(files[0], os.O_RDWR, 0)
-	if err != nil {
-		n.c.Fatal(err)
-	}
+	f := testenv.Must(os.OpenFile(files[0], os.O_RDWR, 0))(n.c)
 	b := make([]byte, 1)
 	_, err = f.ReadAt(b, 300)
 	b[0] ^= 0x10
 	_, err2 := f.WriteAt(b, 300)
-	if err := errors.Join(err, err2, f.Close()); err != nil {
-		n.c.Fatal(err)
-	}
+	testenv.NoError(n.c, errors.Join(err, err2, f.Close()))
 }
 
 // A follower's files are damaged. It moves them away, and gets everything from
@@ -237,9 +234,7 @@ func TestScenarioCloseOnFullDisk(t *testing.T) {
 				victim := c.others(leader)[0]
 				strike(victim)
 				other := c.others(leader, victim)[0]
-				if err := transferBetween(c.within(5*time.Second), leader.running(), other.running()); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, transferBetween(c.within(5*time.Second), leader.running(), other.running()))
 				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().replica.dir.Stalled() > 0 })
 				victim.stop()
 			})

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/peer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower
@@ -25,9 +26,7 @@ func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 		slow.faults.DelayFlushes(4 * time.Second)
 		kv := leader.running().Client().KV
 		for i := range lag {
-			if _, err := kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"))(c)
 		}
 		if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
 			c.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", c.seed, has, c.state())
@@ -54,9 +53,7 @@ func TestEntriesBehind(t *testing.T) {
 		s := leader.running()
 		first := s.replica.raft.LastIndex()
 		for range 20 {
-			if _, err := s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)))(t)
 		}
 		term, last := s.replica.raft.CurrentTerm(), s.replica.raft.LastIndex()
 		for _, bytes := range []int{-1, 0, 1 << 10, 25 << 10, 100 << 10, 1 << 30} {
@@ -89,12 +86,8 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 			c.fill(leader, 10)
 			c.pass(time.Second)
 			var last raft.Log
-			if err := peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.snapshotter.once(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last))
+			testenv.NoError(t, s.snapshotter.once())
 			end, _ := s.replica.dir.Log.Snapshot()
 			if end != last.Index {
 				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)

@@ -61,9 +61,7 @@ func TestScenarioTransferWithSlowDisks(t *testing.T) {
 		if err := c.writes(now, 10*time.Second); err != nil {
 			c.Errorf("seed %d: %v", c.seed, err)
 		}
-		for _, n := range c.nodes {
-			n.faults.DelayFlushes(0)
-		}
+		c.mendDisks()
 		w.stop()
 	})
 }

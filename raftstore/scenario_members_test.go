@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // join starts another server, which joins through one that runs.
@@ -32,9 +34,7 @@ func (c *cluster) join(name, through string) *node {
 
 // wipe empties a stopped server's directory.
 func (n *node) wipe() {
-	if err := os.RemoveAll(n.dir); err != nil {
-		n.c.Fatal(err)
-	}
+	testenv.NoError(n.c, os.RemoveAll(n.dir))
 }
 
 // rest waits for the members to be those, with so many votes.
@@ -166,9 +166,7 @@ func TestScenarioPromote(t *testing.T) {
 				c.Errorf("survey says %+v", m)
 			}
 		}
-		if err := promote(standby.name); err != nil {
-			c.Fatal(err)
-		}
+		testenv.NoError(c, promote(standby.name))
 		c.eventually("it has the vote of the lost one", 10*time.Second, func() bool {
 			var voters []string
 			for _, m := range leader.running().cluster.Members() {
@@ -333,16 +331,11 @@ func TestScenarioWrongCluster(t *testing.T) {
 		foreign.gone = true
 		o := foreign.options("a")
 		o.ClusterID = "another"
-		s, err := Open(c.ctx, o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(Open(c.ctx, o))(t)
 		if err := s.WaitReady(c.within(10 * time.Second)); err == nil {
 			t.Error("a server of another cluster is ready")
 		}
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.Close(context.Background()))
 		if n := len(c.nodes[0].running().cluster.Members()); n != 3 {
 			t.Errorf("there are %d members", n)
 		}
@@ -436,9 +429,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 		alone := func() {
 			a.stop()
 			o := a.options()
-			if err := errors.Join(o.Network.Listener.Close(), a.open(o, true)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, errors.Join(o.Network.Listener.Close(), a.open(o, true)))
 			c.ready(a)
 			c.serves(a)
 			a.stop()
@@ -452,9 +443,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 			c.serves(n)
 		}
 		for _, n := range []*node{b, d} {
-			if err := a.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, a.running().cluster.RemoveMember(c.within(20*time.Second), n.name))
 			n.stop()
 			n.gone = true
 		}

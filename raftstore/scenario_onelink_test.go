@@ -132,9 +132,7 @@ func TestScenarioNoBetterLeader(t *testing.T) {
 				if !leader.leads() || leader.term() != term {
 					t.Errorf("term %d became %d\n%s", term, leader.term(), c.state())
 				}
-				for _, n := range c.nodes {
-					n.faults.DelayFlushes(0)
-				}
+				c.mendDisks()
 			})
 		})
 	}

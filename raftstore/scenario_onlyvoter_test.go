@@ -27,9 +27,7 @@ func TestScenarioSlowBurstAfterFirstPromotion(t *testing.T) {
 		for began := time.Now(); time.Since(began) < 20*time.Second; c.pass(100 * time.Millisecond) {
 			_ = c.put(c.within(10*time.Second), "a", c.nodes[0].running().Client().KV, "slow", fmt.Sprintf("slow %d", c.clock.Add(1)))
 		}
-		for _, n := range c.nodes {
-			n.faults.DelayFlushes(0)
-		}
+		c.mendDisks()
 		if now := c.leader().term(); now != term {
 			c.Errorf("seed %d: each flush takes %v: term %d became %d\n%s", c.seed, slow, term, now, c.state())
 		}

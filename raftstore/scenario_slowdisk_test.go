@@ -42,9 +42,7 @@ func TestScenarioSlowDisks(t *testing.T) {
 				if took > limit {
 					c.Errorf("seed %d: no leader for %v of at most %v; the term was %d and is %d", c.seed, took, limit, term, c.others(leader)[0].running().replica.raft.CurrentTerm())
 				}
-				for _, n := range c.nodes {
-					n.faults.DelayFlushes(0)
-				}
+				c.mendDisks()
 				c.net.HealAll()
 				c.pass(2 * time.Second)
 				w.stop()
@@ -75,8 +73,6 @@ func TestScenarioSlowDisksFar(t *testing.T) {
 		if acked < 20 {
 			t.Errorf("%d writes in five minutes", acked)
 		}
-		for _, n := range c.nodes {
-			n.faults.DelayFlushes(0)
-		}
+		c.mendDisks()
 	})
 }

@@ -49,9 +49,7 @@ func TestScenarioSlowRandom(t *testing.T) {
 			if elections > 1 {
 				t.Errorf("seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
 			}
-			for _, n := range c.nodes {
-				n.faults.DelayFlushes(0)
-			}
+			c.mendDisks()
 		})
 	})
 }
@@ -84,9 +82,7 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 		if err != nil {
 			c.Errorf("seed %d: no write within %v: %v\n%s", c.seed, limit, err, c.state())
 		}
-		for _, n := range c.nodes {
-			n.faults.DelayFlushes(0)
-		}
+		c.mendDisks()
 	})
 }
 
@@ -129,9 +125,7 @@ func TestScenarioSlowBurst(t *testing.T) {
 							n.faults.DelayFlushes(slow)
 						}
 						writes(5*time.Second + lasts)
-						for _, n := range c.nodes {
-							n.faults.DelayFlushes(0)
-						}
+						c.mendDisks()
 						writes(15*time.Second + lasts)
 						elections := c.leader().term() - term
 						t.Logf("seed %d: busy %v: %d writes, the longest took %v, %d elections", seed, busy, written, longest, elections)

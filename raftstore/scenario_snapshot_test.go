@@ -12,6 +12,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fill does so many writes, one after the other.
@@ -116,9 +118,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 				older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
 				var broken atomic.Bool
 				if what == "removal" { // os.Remove refuses a folder that is not empty
-					if err := os.MkdirAll(filepath.Join(older, "x"), 0o700); err != nil {
-						c.Fatal(err)
-					}
+					testenv.NoError(c, os.MkdirAll(filepath.Join(older, "x"), 0o700))
 				} else {
 					broken.Store(true)
 					f := away.running().replica.fsm
@@ -140,9 +140,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 				_ = leader.running().cluster.TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
 				c.pass(5 * time.Second)
 				broken.Store(false)
-				if err := os.RemoveAll(older); err != nil {
-					c.Fatal(err)
-				}
+				testenv.NoError(c, os.RemoveAll(older))
 				c.pass(20 * time.Second)
 				c.fill(c.leader(), 10)
 				c.serves(away)
@@ -209,18 +207,10 @@ func TestScenarioLeases(t *testing.T) {
 		w := c.work(2)
 		leader := c.leader()
 		through := c.others(leader)[0].running().Client()
-		kept, err := through.Grant(c.within(5*time.Second), 10)
-		if err != nil {
-			c.Fatal(err)
-		}
-		left, err := through.Grant(c.within(5*time.Second), 10)
-		if err != nil {
-			c.Fatal(err)
-		}
+		kept := testenv.Must(through.Grant(c.within(5*time.Second), 10))(c)
+		left := testenv.Must(through.Grant(c.within(5*time.Second), 10))(c)
 		for key, lease := range map[string]clientv3.LeaseID{"kept": kept.ID, "left": left.ID} {
-			if _, err := through.Put(c.within(5*time.Second), key, key+" value", clientv3.WithLease(lease)); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(through.Put(c.within(5*time.Second), key, key+" value", clientv3.WithLease(lease)))(c)
 		}
 		exists := func(key string) bool {
 			resp, err := c.leader().running().Client().KV.Get(c.within(5*time.Second), key)

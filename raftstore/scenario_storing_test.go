@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Who counts for a majority has to store, not only to answer: a server whose disk is stalled answers.
@@ -42,6 +44,13 @@ func (c *cluster) writes(n *node, within time.Duration) error {
 		if _, err = n.running().Client().KV.Put(c.within(left), "writes", fmt.Sprint(time.Now())); err == nil {
 			return nil
 		}
+	}
+}
+
+// mendDisks ends all delays of flushes.
+func (c *cluster) mendDisks() {
+	for _, n := range c.nodes {
+		n.faults.DelayFlushes(0)
 	}
 }
 
@@ -140,9 +149,7 @@ func TestScenarioFullLeaderAndOneOther(t *testing.T) {
 		leader := c.leader()
 		out, left := c.others(leader)[0], c.others(leader)[1]
 		leader.faults.SeemFull(true)
-		if err := leader.running().cluster.RemoveMember(c.within(10*time.Second), out.name); err != nil {
-			c.Fatal(err)
-		}
+		testenv.NoError(c, leader.running().cluster.RemoveMember(c.within(10*time.Second), out.name))
 		c.pass(time.Minute)
 		if err := c.writes(left, 15*time.Second); err != nil {
 			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
@@ -192,9 +199,7 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 			t.Errorf("a server is said to be removed, or to be none, whose removal may never be: %v", err)
 		}
 		stalled.faults.DelayFlushes(0)
-		if err := future.Error(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, future.Error())
 		c.leader(leader, stalled)
 		if err := leader.running().cluster.RemoveMember(c.within(3*time.Second), victim.name); status.Code(err) != codes.NotFound {
 			t.Errorf("it is removed: %v", err)
@@ -232,9 +237,7 @@ func TestScenarioRemovalAfterElection(t *testing.T) {
 		next, far := c.others(former)[0], c.others(former)[1]
 		c.pass(5 * time.Second)
 		c.net.Delay(far.name, next.name, 100*time.Millisecond, 0)
-		if err := transferBetween(c.within(10*time.Second), former.running(), next.running()); err != nil {
-			c.Fatal(err)
-		}
+		testenv.NoError(c, transferBetween(c.within(10*time.Second), former.running(), next.running()))
 		c.eventually("it leads", time.Second, next.leads)
 		if err := next.running().cluster.RemoveMember(c.within(10*time.Second), former.name); err != nil {
 			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
@@ -293,9 +296,7 @@ func TestScenarioVotersProbesPause(t *testing.T) {
 				if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
 					t.Errorf("%d entries in ten minutes\n%s", written, votes)
 				}
-				for _, n := range c.nodes {
-					n.faults.DelayFlushes(0)
-				}
+				c.mendDisks()
 			})
 		})
 	}

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testContext ends before the test run's own time limit would.
@@ -27,18 +29,13 @@ func openStore(t testing.TB, o Options) *Store {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s, err := Open(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(Open(ctx, o))(t)
 	t.Cleanup(func() {
 		if err := s.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
 		}
 	})
-	if err := s.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.WaitReady(ctx))
 	return s
 }
 
