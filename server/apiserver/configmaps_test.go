@@ -20,6 +20,8 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/apis/core"
 	configmapstore "k8s.io/kubernetes/pkg/registry/core/configmap/storage"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // plainStorage is storage of built-in resources in the fixture's store, as the server has it without caches.
@@ -41,10 +43,7 @@ type configMaps struct{ store *genericregistry.Store }
 
 func newConfigMaps(t testing.TB, g apigeneric.RESTOptionsGetter) *genericregistry.Store {
 	t.Helper()
-	s, err := configmapstore.NewREST(g)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(configmapstore.NewREST(g))(t)
 	t.Cleanup(s.Store.DestroyFunc)
 	return s.Store
 }
@@ -89,10 +88,7 @@ func (b configMaps) change(t *testing.T, r *rand.Rand) string {
 	}
 	m, err := meta.Accessor(out)
 	if err != nil {
-		now, err := b.store.Storage.Storage.GetCurrentResourceVersion(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		now := testenv.Must(b.store.Storage.Storage.GetCurrentResourceVersion(ctx))(t)
 		return strconv.FormatUint(now, 10)
 	}
 	return m.GetResourceVersion()

@@ -22,6 +22,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // countedEvents is a client of the store that counts the events that its watches pass on.
@@ -85,10 +86,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 			decoded.Store(0)
 			taken.Store(0)
 			mostDecoded, mostPassed = 0, 0
-			w, err := store.Watch(objects.in(t.Context(), o.namespace), &o.options)
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := testenv.Must(store.Watch(objects.in(t.Context(), o.namespace), &o.options))(t)
 			defer w.Stop()
 			eventually(t, "something is decoded", func() error {
 				if decoded.Load() == 0 {
@@ -131,10 +129,7 @@ func writeVersions(t testing.TB, b configMaps, size, versions int) (first string
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 0))
 	ctx := b.in(t.Context(), "default")
-	made, err := b.store.Create(ctx, ofSize(r, "default", "large", size), rest.ValidateAllObjectFunc, &metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := testenv.Must(b.store.Create(ctx, ofSize(r, "default", "large", size), rest.ValidateAllObjectFunc, &metav1.CreateOptions{}))(t)
 	m, _ := meta.Accessor(made)
 	for range versions {
 		if _, _, err := b.store.Update(ctx, "large", rest.DefaultUpdatedObjectInfo(ofSize(r, "default", "large", size)), nil, rest.ValidateAllObjectUpdateFunc, true, &metav1.UpdateOptions{}); err != nil {

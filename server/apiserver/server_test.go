@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestServer starts one server and looks at it from several sides.
@@ -51,11 +53,7 @@ func TestServer(t *testing.T) {
 
 func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
 	t.Helper()
-	c, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testenv.Must(kubernetes.NewForConfig(config))(t)
 }
 
 func namespace(t *testing.T, c kubernetes.Interface) string {
@@ -71,10 +69,7 @@ func namespace(t *testing.T, c kubernetes.Interface) string {
 // available.
 func testDiscovery(t *testing.T, s *running) {
 	c := client(t, s.admin())
-	groups, err := c.Discovery().ServerGroups()
-	if err != nil {
-		t.Fatal(err)
-	}
+	groups := testenv.Must(c.Discovery().ServerGroups())(t)
 	served := map[string]string{} // group → preferred version
 	order := []string{}
 	for _, g := range groups.Groups {
@@ -153,10 +148,8 @@ func testLoopbackWatch(t *testing.T, s *running) {
 	c := client(t, s.LoopbackConfig())
 	createWatchDelete(t, c)
 
-	review, err := c.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	review := testenv.Must(
+		c.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{}))(t)
 	if groups := strings.Join(review.Status.UserInfo.Groups, " "); !strings.Contains(groups, "system:masters") {
 		t.Errorf("the loopback client is %s in %s", review.Status.UserInfo.Username, groups)
 	}
@@ -167,10 +160,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	maps := c.CoreV1().ConfigMaps(namespace(t, c))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()}))(t)
 	defer w.Stop()
 	big := strings.Repeat("x", 900<<10)
 	made, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{})
@@ -178,9 +168,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	made.Data["small"] = "y"
-	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Update(ctx, made, metav1.UpdateOptions{}))(t)
 	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
 		t.Errorf("an update of an old version: %v, want a conflict", err)
 	}
@@ -188,9 +176,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	if err != nil || got.Data["big"] != big || got.Data["small"] != "y" {
 		t.Errorf("Get: %d bytes, %v", len(got.Data["big"]), err)
 	}
-	if err := maps.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, maps.Delete(ctx, "boat", metav1.DeleteOptions{}))
 	for _, want := range []watch.EventType{watch.Added, watch.Modified, watch.Deleted} {
 		select {
 		case e, open := <-w.ResultChan():
@@ -208,15 +194,9 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 
 func statusOf(t *testing.T, c *http.Client, url string, header http.Header) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil))(t)
 	req.Header = header
-	resp, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(c.Do(req))(t)
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, resp.Body)
 	return resp.StatusCode
@@ -275,10 +255,8 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	if _, err := c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "rower"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	token, err := c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(
+		c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{}))(t)
 	config := rest.AnonymousClientConfig(s.admin())
 	config.BearerToken = token.Status.Token
 	rower := client(t, config)
@@ -305,9 +283,7 @@ func testNodeAuthorizer(t *testing.T, s *running) {
 	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("registering another: %v", err)
 	}
-	if _, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}))(t)
 	if _, err := node.CoreV1().Nodes().Patch(ctx, "two", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("changing another node: %v", err)
 	}

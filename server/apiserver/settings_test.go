@@ -21,20 +21,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // asNetwork is a client with the identity of nodes' network parts.
 func (r *running) asNetwork(t testing.TB) *kubernetes.Clientset {
 	t.Helper()
 	leaf := r.f.pki.Network(r.f.dir)
-	if err := r.f.pki.Ensure(leaf); err != nil {
-		t.Fatal(err)
-	}
-	c, err := kubernetes.NewForConfig(r.withLeaf(leaf))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	testenv.NoError(t, r.f.pki.Ensure(leaf))
+	return testenv.Must(kubernetes.NewForConfig(r.withLeaf(leaf)))(t)
 }
 
 // testSettings: a node's network parts hear in one stream of what stands in the ConfigMaps that the role lets them
@@ -80,9 +75,7 @@ func testSettings(t *testing.T, s *running) {
 		return nil
 	})
 	role.Rules = all
-	if _, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}))(t)
 	eventually(t, "with it everything is", func() error { return ask(network, clustersettings.Names()...) })
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -115,16 +108,10 @@ func testSettings(t *testing.T, s *running) {
 	}
 	hears("1 false")
 	m.Data["a.server"] = strings.Repeat("x", 1<<20-64) // the largest that there can be
-	if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Update(ctx, m, metav1.UpdateOptions{}))(t)
 	hears(fmt.Sprint(1<<20-64, " false"))
-	if err := streamsRest(); err != nil {
-		t.Error(err)
-	}
-	if err := maps.Delete(ctx, clustersettings.DNS, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Check(t, streamsRest())
+	testenv.NoError(t, maps.Delete(ctx, clustersettings.DNS, metav1.DeleteOptions{}))
 	hears("0 true")
 }
 
