@@ -3,7 +3,7 @@
 // Package registries turns the operator's registries.yaml, written as k3s wants it, into containerd's configuration:
 // one folder with a hosts.toml for each registry, and the credentials that belong to hosts.
 //
-// It owns the folder it writes and empties it first. It never talks to a registry.
+// It owns the folder it writes and empties it first. Load and Write talk to no registry; Relay asks mirrors.
 //
 //	mirrors:
 //	  docker.io:                       # or "*" for every registry without an entry of its own
@@ -105,7 +105,7 @@ func parse(data []byte) (*Config, error) {
 // goNames are what the decoder calls our types.
 var goNames = regexp.MustCompile(` (not found )?in type registries\.\w+| into registries\.\w+`)
 
-// plain takes the names of Go types out of the decoder's message, which keeps the line.
+// plain removes the names of Go types from the decoder's message, which keeps the line.
 func plain(err error) error {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	text = strings.ReplaceAll(text, "unmarshal errors:\n  ", "")

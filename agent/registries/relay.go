@@ -28,9 +28,9 @@ import (
 )
 
 // Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so
-// for mirrors with rewrites its configuration names this one: a listener on loopback that renames, asks the mirror with
-// the mirror's own credentials, and passes the answer on. A secret in the path keeps other users of the machine from
-// pulling with those credentials.
+// it is given the relay's address instead of the address of a mirror with rewrites: a listener on loopback that
+// renames, asks the mirror with the mirror's own credentials, and passes the answer on. A secret in the path keeps
+// other users of the machine from pulling with those credentials.
 type Relay struct {
 	listener net.Listener
 	ran      bool // Run has closed the listener
@@ -87,7 +87,7 @@ func NewRelay(c *Config) (*Relay, error) {
 	return r, nil
 }
 
-// compile puts the longest pattern first: the file's order is lost, and a longer one is usually the more special.
+// compile puts the longest pattern first: the file's order is lost, and a longer one is usually the more specific.
 func compile(m map[string]string) ([]rewrite, error) {
 	patterns := sorted(m)
 	slices.SortStableFunc(patterns, func(a, b string) int { return len(b) - len(a) })
@@ -135,7 +135,7 @@ func (t *route) authorizer(repository string) docker.Authorizer {
 	return a
 }
 
-// config is nil for nil: the system's authorities.
+// config returns the settings of TLS; for nil, TLS 1.2 at least and the system's authorities.
 func (t *TLS) config() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t == nil {

@@ -45,7 +45,7 @@ func (d *deleter) Delete() error {
 		return err
 	}
 	if !there {
-		return d.v.leave(node, pathOf(d.pv))
+		return d.v.recordLeftover(node, pathOf(d.pv))
 	}
 	_, err = d.v.o.Nodes.AskVolumes(d.v.o.Context, node, localvolume.Request{Op: localvolume.Remove, Folder: folder, Name: name})
 	if errors.Is(err, ErrAway) {

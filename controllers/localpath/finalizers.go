@@ -22,8 +22,8 @@ import (
 // k8s.io/kubernetes/pkg/controller/volume/persistentvolume). For ours that is done here: without it, such a volume
 // could never be deleted.
 
-// finalizersOf are those that a volume is to have, and whether it has others.
-func finalizersOf(pv *corev1.PersistentVolume) (want []string, other bool) {
+// finalizersOf returns the finalizers to write, and whether they differ from those that a volume has.
+func finalizersOf(pv *corev1.PersistentVolume) (want []string, changed bool) {
 	if pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] != Provisioner {
 		return nil, false
 	}

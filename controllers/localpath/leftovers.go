@@ -42,13 +42,13 @@ func (v *Volumes) watchNodes() error {
 
 func (v *Volumes) wake() {
 	select {
-	case v.kick <- struct{}{}:
+	case v.wakeup <- struct{}{}:
 	default:
 	}
 }
 
-// leave writes down a directory that is to be removed when its node comes back.
-func (v *Volumes) leave(node, path string) error {
+// recordLeftover writes down a directory that is to be removed when its node comes back.
+func (v *Volumes) recordLeftover(node, path string) error {
 	err := v.change(v.o.Context, func(data map[string]string) {
 		paths := strings.Fields(data[node])
 		if !slices.Contains(paths, path) {
@@ -124,7 +124,7 @@ func (v *Volumes) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-v.kick:
+		case <-v.wakeup:
 		case <-later:
 		}
 	}
@@ -167,14 +167,14 @@ func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (re
 	}
 	for _, path := range paths {
 		folder, name, ok := localvolume.Split(path)
-		if ok { // what another client wrote there is forgotten
+		if ok { // an entry that is no path of ours is dropped
 			pv, _, _ := strings.Cut(name, "_")
 			_, err := v.o.Client.CoreV1().PersistentVolumes().Get(ctx, pv, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return removed, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
 			}
-			// nor is a volume removed that there is: the record is an object like any other, and may have been edited
-			// or restored
+			// The directory of a PersistentVolume that exists stays, and the entry is dropped: the record is an object
+			// like any other, and may have been edited or restored.
 			ok = err != nil
 		}
 		if ok {

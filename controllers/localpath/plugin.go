@@ -4,10 +4,10 @@
 // where their pod runs, and removes that when the claim is gone.
 //
 // It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs
-// no loop, no cache and no lease of its own; Run alone waits for nodes that come back, and for volumes that are to be
-// retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never removes
-// a volume that another one may have made: the annotation of who provisioned it, the name and the folder all have to
-// agree.
+// no cache and no lease of its own, and no loop but Run, which waits for nodes that come back and for volumes that are
+// to be retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never
+// removes a volume that another one may have made: the annotation of who provisioned it, the name and the folder all
+// have to agree.
 package localpath
 
 import (
@@ -70,8 +70,8 @@ type Options struct {
 
 // Volumes is the plugin. Run has to run beside the controllers.
 type Volumes struct {
-	o    Options
-	kick chan struct{} // one value: there is something for Run
+	o      Options
+	wakeup chan struct{} // capacity 1: there is something for Run
 
 	mu       sync.Mutex
 	finalize map[string]bool // volumes whose finalizers are to change
@@ -86,7 +86,7 @@ var (
 // New makes the plugin, before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	v := &Volumes{o: o, kick: make(chan struct{}, 1), finalize: map[string]bool{}}
+	v := &Volumes{o: o, wakeup: make(chan struct{}, 1), finalize: map[string]bool{}}
 	return v, errors.Join(v.watchNodes(), v.watchVolumes())
 }
 

@@ -13,7 +13,7 @@ import (
 const (
 	// refusalsLast is how long a refusal is remembered: until each of the nodes that there may be has had its turn.
 	// Upstream's controller of volumes waits after each failure of a claim, half a second and then twice as long each
-	// time, up to two minutes; so that is some seven hundred of them.
+	// time, up to two minutes; so that is about 700 attempts.
 	refusalsLast = 24 * time.Hour
 	// refusalsMost is how many are remembered, in two or three megabytes; then the oldest one is forgotten. A user who
 	// may write claims can have as many of them refused as he likes.

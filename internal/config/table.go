@@ -84,7 +84,7 @@ var table = []Setting{
 
 	{Name: "profile", Commands: ServerCommand, Group: groupGeneral, Holder: "NAME", Values: []string{"cis"},
 		Help: "cis keeps to the CIS Kubernetes Benchmark where that costs something: an audit log, Pod Security's level restricted " +
-			"outside of kube-system, limits on events, and no external IPs; see docs/hardening.md. All servers have the same"},
+			"outside of kube-system, limits on events, and no external IPs; see docs/hardening.md. Give all servers the same"},
 
 	{Name: "debug", Commands: nodeCommands, Group: groupLogging, Kind: Bool, Default: "false",
 		Help: "Log debug messages"},
@@ -300,7 +300,7 @@ var table = []Setting{
 			"have the same"},
 	{Name: "ingress-acme-email", Commands: ServerCommand, Group: groupIngress, Holder: "ADDRESS", Computed: "no certificates are ordered",
 		Help: "Get certificates by ACME for Ingresses with the annotation kubernetes.io/tls-acme, and agree to the authority's terms; it " +
-			"may write to this address. All servers have the same; see docs/ingress.md"},
+			"may write to this address. Give all servers the same; see docs/ingress.md"},
 	{Name: "ingress-acme-server", Commands: ServerCommand, Group: groupIngress, Holder: "URL", Default: letsEncrypt,
 		Help: "Directory of the authority for --ingress-acme-email; all servers have the same"},
 	{Name: "ingress-acme-ca-file", Commands: ServerCommand, Group: groupIngress, Holder: "FILE", Computed: "the machine's authorities",

@@ -185,8 +185,8 @@ func CheckArgs(args []string) error {
 }
 
 // checkGates does for the gates in args what upstream does when it sets them, and refuses the one that breaks the fence
-// between terms of leadership. They may be written with "kube:" before
-// them; those of other components are left to upstream.
+// between terms of leadership. They may be written with "kube:" before them; those of
+// other components are left to upstream.
 func checkGates(args []string) error {
 	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy()
 	if err := gates.Set(string(peerProxy) + "=false"); err != nil {

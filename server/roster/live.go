@@ -10,12 +10,12 @@ import (
 )
 
 const (
-	// silent is how long a server may not have been heard and still stands behind the kubernetes Service. One that is
-	// alive answers heartbeats several times in a tenth of that; together with the time of looking and writing it stays
-	// below three seconds.
-	silent = 2 * time.Second
-	// newLeaderWaits is how long a leader that has just been elected takes a server that it has not heard yet for
-	// alive: it knows as little of those that it did not need for its election as of those that are gone.
+	// unresponsive is how long a server may not have been heard and still stands behind the kubernetes Service. One
+	// that is alive answers heartbeats several times in a tenth of that; together with the time of looking and writing
+	// it stays below three seconds.
+	unresponsive = 2 * time.Second
+	// newLeaderWaits is how long a new leader counts every server as alive. It has heard only those that it needed for
+	// its election.
 	newLeaderWaits = time.Second
 )
 
@@ -26,8 +26,7 @@ type LiveServers struct {
 	term    uint64    // in which
 }
 
-// Of returns none on a server that does not lead: the leader knows them better. The term is from before the members
-// were asked for.
+// Of returns nothing unless this server leads. The term has to be read before the members.
 func (l *LiveServers) Of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
@@ -46,7 +45,7 @@ func (l *LiveServers) Of(term uint64, members []raftstore.Member, now time.Time)
 			continue
 		}
 		at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-		if !m.Self && now.Sub(m.Contact) > silent && now.Sub(l.leading) > newLeaderWaits {
+		if !m.Self && now.Sub(m.Contact) > unresponsive && now.Sub(l.leading) > newLeaderWaits {
 			unheard = append(unheard, at)
 		} else {
 			live = append(live, at)

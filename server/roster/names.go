@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// namesPrefix, with a server's name in the store behind it, is where that server says what people call it: one that
-	// has no node, and does not answer, has a name all the same.
+	// namesPrefix and a server's id in the store are the key under which that server publishes its name. A server
+	// without a node has one too, also while it does not answer.
 	namesPrefix = "/coracle/servers/names/"
-	// nameRetry is how long a server waits after it could not say it.
+	// nameRetry is how long a server waits after a write of its name that failed.
 	nameRetry = 5 * time.Second
 )
 

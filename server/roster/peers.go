@@ -44,7 +44,7 @@ func OtherServers(serverDir string) ([]string, error) {
 	return peers, nil
 }
 
-// KeepPeers keeps that file until ctx is done.
+// KeepPeers writes the members to PeersFile when they have changed, until ctx is done.
 func (r *Roster) KeepPeers(ctx context.Context) {
 	last := ""
 	for {

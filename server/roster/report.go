@@ -90,8 +90,8 @@ func (r *Roster) serverNames(ctx context.Context) map[string]string {
 }
 
 // listServers says in a report's words what the store knows; this server comes first, then the others by name.
-// published are the names that servers once published: they count for one of which nothing newer is known, and not
-// where another server has the name now, whose machine was emptied perhaps.
+// published are the names that servers once published: they count for one of which nothing newer is known, unless
+// another server uses that name now, as after a reinstallation.
 func listServers(states []raftstore.MemberState, names, published map[string]string) []status.ClusterServer {
 	taken := map[string]bool{}
 	for _, m := range states {

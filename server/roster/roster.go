@@ -156,7 +156,7 @@ func (r *Roster) Stores() []netip.AddrPort {
 	return out
 }
 
-// Leaderless says that there are other servers and none of them leads this one: they may be elsewhere by now.
+// Leaderless says that there are other servers, and this one has no leader. The others may have other addresses by now.
 func (r *Roster) Leaderless() bool {
 	if r.o.Answered() == nil {
 		others, err := OtherServers(r.o.Dir)
@@ -166,8 +166,7 @@ func (r *Roster) Leaderless() bool {
 	return len(members) > 1 && !slices.ContainsFunc(members, func(m raftstore.Member) bool { return m.Leader })
 }
 
-// Servers are the addresses of all servers, other than those that this one's certificate names by itself, and the
-// virtual ones.
+// Servers are the addresses of the other servers, and the virtual ones.
 func (r *Roster) Servers() []netip.Addr {
 	out := r.o.Virtual()
 	for _, address := range others(r.o.Answered()) {

@@ -262,8 +262,8 @@ func (t *Table) Forget(deleted func(node string) bool) {
 	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && deleted(name) })
 }
 
-// session is the newest of a node's connections. Drain ends all connections, and those that come later, until it is
-// called with false. A node that this server hangs up on turns to another one.
+// Drain closes all connections, and those that come later, until it is called with false. A node whose connection is
+// closed turns to another server.
 func (t *Table) Drain(on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -278,6 +278,7 @@ func (t *Table) Drain(on bool) {
 	}
 }
 
+// session is the newest of a node's connections.
 func (t *Table) session(node string) *nodetunnel.Session {
 	t.mu.Lock()
 	defer t.mu.Unlock()
