@@ -25,6 +25,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // refusals counts the requests that the API server has answered with 403.
@@ -36,10 +38,7 @@ func refusals(t *testing.T) float64 {
 // metric sums a counter or gauge over all its series in which a label has a value.
 func metric(t *testing.T, name, label, value string) (n float64) {
 	t.Helper()
-	families, err := legacyregistry.DefaultGatherer.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	families := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	for _, f := range families {
 		if f.GetName() != name {
 			continue
@@ -87,17 +86,6 @@ func configMap(name string, owner *corev1.ConfigMap) *corev1.ConfigMap {
 	return m
 }
 
-// must fails the test on an error and passes the value on.
-func must[T any](t *testing.T) func(T, error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 func gone(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -106,7 +94,7 @@ func gone(err error) error {
 }
 
 func (c *cluster) rootCA(t *testing.T, ns string) {
-	want := must[[]byte](t)(os.ReadFile(c.path("ca.crt")))
+	want := testenv.Must(os.ReadFile(c.path("ca.crt")))(t)
 	eventually(t, "the root CA", func(ctx context.Context) error {
 		m, err := c.client.CoreV1().ConfigMaps(ns).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 		if err == nil && m.Data["ca.crt"] != string(want) {
@@ -118,11 +106,9 @@ func (c *cluster) rootCA(t *testing.T, ns string) {
 
 func (c *cluster) garbage(t *testing.T, ns string) {
 	maps := c.client.CoreV1().ConfigMaps(ns)
-	owner := must[*corev1.ConfigMap](t)(maps.Create(t.Context(), configMap("owner", nil), metav1.CreateOptions{}))
-	must[*corev1.ConfigMap](t)(maps.Create(t.Context(), configMap("owned", owner), metav1.CreateOptions{}))
-	if err := maps.Delete(t.Context(), "owner", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	owner := testenv.Must(maps.Create(t.Context(), configMap("owner", nil), metav1.CreateOptions{}))(t)
+	testenv.Must(maps.Create(t.Context(), configMap("owned", owner), metav1.CreateOptions{}))(t)
+	testenv.NoError(t, maps.Delete(t.Context(), "owner", metav1.DeleteOptions{}))
 	eventually(t, "the owned object goes with its owner", func(ctx context.Context) error {
 		_, err := maps.Get(ctx, "owned", metav1.GetOptions{})
 		return gone(err)
@@ -131,7 +117,7 @@ func (c *cluster) garbage(t *testing.T, ns string) {
 
 // customGarbage does the same with a kind that did not exist when the term began.
 func (c *cluster) customGarbage(t *testing.T, ns string) {
-	client := must[dynamic.Interface](t)(dynamic.NewForConfig(c.config))
+	client := testenv.Must(dynamic.NewForConfig(c.config))(t)
 	crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
 	crd := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -143,10 +129,10 @@ func (c *cluster) customGarbage(t *testing.T, ns string) {
 				"schema": map[string]any{"openAPIV3Schema": map[string]any{"type": "object"}}}},
 		},
 	}}
-	must[*unstructured.Unstructured](t)(crds.Create(t.Context(), crd, metav1.CreateOptions{}))
+	testenv.Must(crds.Create(t.Context(), crd, metav1.CreateOptions{}))(t)
 	t.Cleanup(func() { _ = crds.Delete(context.Background(), "boats.example.com", metav1.DeleteOptions{}) })
 
-	owner := must[*corev1.ConfigMap](t)(c.client.CoreV1().ConfigMaps(ns).Create(t.Context(), configMap("harbour", nil), metav1.CreateOptions{}))
+	owner := testenv.Must(c.client.CoreV1().ConfigMaps(ns).Create(t.Context(), configMap("harbour", nil), metav1.CreateOptions{}))(t)
 	boats := client.Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "boats"}).Namespace(ns)
 	boat := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "example.com/v1", "kind": "Boat",
@@ -157,9 +143,7 @@ func (c *cluster) customGarbage(t *testing.T, ns string) {
 		_, err := boats.Create(ctx, boat, metav1.CreateOptions{})
 		return err
 	})
-	if err := c.client.CoreV1().ConfigMaps(ns).Delete(t.Context(), "harbour", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.client.CoreV1().ConfigMaps(ns).Delete(t.Context(), "harbour", metav1.DeleteOptions{}))
 	eventually(t, "the owned custom object goes with its owner", func(ctx context.Context) error {
 		_, err := boats.Get(ctx, "coracle", metav1.GetOptions{})
 		return gone(err)
@@ -168,10 +152,10 @@ func (c *cluster) customGarbage(t *testing.T, ns string) {
 
 func (c *cluster) tokenSecret(t *testing.T, ns string) {
 	secrets := c.client.CoreV1().Secrets(ns)
-	must[*corev1.Secret](t)(secrets.Create(t.Context(), &corev1.Secret{
+	testenv.Must(secrets.Create(t.Context(), &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: "token", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}},
 		Type:       corev1.SecretTypeServiceAccountToken,
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	eventually(t, "the Secret is filled", func(ctx context.Context) error {
 		s, err := secrets.Get(ctx, "token", metav1.GetOptions{})
 		if err == nil && (len(s.Data["token"]) == 0 || len(s.Data["ca.crt"]) == 0) {
@@ -184,17 +168,17 @@ func (c *cluster) tokenSecret(t *testing.T, ns string) {
 // bootstrapToken needs the two controllers that upstream leaves off.
 func (c *cluster) bootstrapToken(t *testing.T) {
 	public, system := c.client.CoreV1().ConfigMaps(metav1.NamespacePublic), c.client.CoreV1().Secrets(metav1.NamespaceSystem)
-	must[*corev1.ConfigMap](t)(public.Create(t.Context(), &corev1.ConfigMap{
+	testenv.Must(public.Create(t.Context(), &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "cluster-info"}, Data: map[string]string{"kubeconfig": "apiVersion: v1\nkind: Config\n"},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	token := func(id, expires string) *corev1.Secret {
 		return &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-" + id}, Type: corev1.SecretTypeBootstrapToken,
 			StringData: map[string]string{"token-id": id, "token-secret": "0123456789abcdef", "usage-bootstrap-signing": "true", "expiration": expires},
 		}
 	}
-	must[*corev1.Secret](t)(system.Create(t.Context(), token("abcdef", "2099-01-01T00:00:00Z"), metav1.CreateOptions{}))
-	must[*corev1.Secret](t)(system.Create(t.Context(), token("fedcba", "2001-01-01T00:00:00Z"), metav1.CreateOptions{}))
+	testenv.Must(system.Create(t.Context(), token("abcdef", "2099-01-01T00:00:00Z"), metav1.CreateOptions{}))(t)
+	testenv.Must(system.Create(t.Context(), token("fedcba", "2001-01-01T00:00:00Z"), metav1.CreateOptions{}))(t)
 	eventually(t, "cluster-info is signed", func(ctx context.Context) error {
 		m, err := public.Get(ctx, "cluster-info", metav1.GetOptions{})
 		if err == nil && m.Data["jws-kubeconfig-abcdef"] == "" {
@@ -209,20 +193,20 @@ func (c *cluster) bootstrapToken(t *testing.T) {
 }
 
 func (c *cluster) certificate(t *testing.T) {
-	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	request := must[[]byte](t)(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "someone"}}, key))
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	request := testenv.Must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "someone"}}, key))(t)
 	csrs := c.client.CertificatesV1().CertificateSigningRequests()
-	csr := must[*certificatesv1.CertificateSigningRequest](t)(csrs.Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+	csr := testenv.Must(csrs.Create(t.Context(), &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: "someone"},
 		Spec: certificatesv1.CertificateSigningRequestSpec{
 			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}),
 			SignerName: certificatesv1.KubeAPIServerClientSignerName,
 			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
 		},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{
 		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test"}}
-	must[*certificatesv1.CertificateSigningRequest](t)(csrs.UpdateApproval(t.Context(), "someone", csr, metav1.UpdateOptions{}))
+	testenv.Must(csrs.UpdateApproval(t.Context(), "someone", csr, metav1.UpdateOptions{}))(t)
 	eventually(t, "the certificate", func(ctx context.Context) error {
 		var err error
 		if csr, err = csrs.Get(ctx, "someone", metav1.GetOptions{}); err == nil && len(csr.Status.Certificate) == 0 {
@@ -231,9 +215,9 @@ func (c *cluster) certificate(t *testing.T) {
 		return err
 	})
 	block, _ := pem.Decode(csr.Status.Certificate)
-	cert := must[*x509.Certificate](t)(x509.ParseCertificate(block.Bytes))
+	cert := testenv.Must(x509.ParseCertificate(block.Bytes))(t)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(must[[]byte](t)(os.ReadFile(c.path("ca.crt"))))
+	roots.AppendCertsFromPEM(testenv.Must(os.ReadFile(c.path("ca.crt")))(t))
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		t.Error(err)
 	}
@@ -241,10 +225,10 @@ func (c *cluster) certificate(t *testing.T) {
 
 func (c *cluster) quota(t *testing.T, ns string) {
 	quotas := c.client.CoreV1().ResourceQuotas(ns)
-	must[*corev1.ResourceQuota](t)(quotas.Create(t.Context(), &corev1.ResourceQuota{
+	testenv.Must(quotas.Create(t.Context(), &corev1.ResourceQuota{
 		ObjectMeta: metav1.ObjectMeta{Name: "few"},
 		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/secrets": resource.MustParse("50")}},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	eventually(t, "what is used", func(ctx context.Context) error {
 		q, err := quotas.Get(ctx, "few", metav1.GetOptions{})
 		if used := q.Status.Used["count/secrets"]; err == nil && used.IsZero() {
@@ -259,11 +243,11 @@ func (c *cluster) volume(t *testing.T, ns string) {
 	room := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
 	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	none := ""
-	must[*corev1.PersistentVolume](t)(c.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
+	testenv.Must(c.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: "disk"},
 		Spec: corev1.PersistentVolumeSpec{Capacity: room, AccessModes: modes,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/nonexistent"}}},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	// A claim that comes before its volume is available waits for upstream's next round, 15 s later.
 	eventually(t, "the volume is available", func(ctx context.Context) error {
 		v, err := c.client.CoreV1().PersistentVolumes().Get(ctx, "disk", metav1.GetOptions{})
@@ -273,11 +257,11 @@ func (c *cluster) volume(t *testing.T, ns string) {
 		return err
 	})
 	claims := c.client.CoreV1().PersistentVolumeClaims(ns)
-	must[*corev1.PersistentVolumeClaim](t)(claims.Create(t.Context(), &corev1.PersistentVolumeClaim{
+	testenv.Must(claims.Create(t.Context(), &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: "disk"},
 		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, StorageClassName: &none,
 			Resources: corev1.VolumeResourceRequirements{Requests: room}},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	eventually(t, "the claim is bound", func(ctx context.Context) error {
 		claim, err := claims.Get(ctx, "disk", metav1.GetOptions{})
 		if err == nil && claim.Status.Phase != corev1.ClaimBound {
@@ -297,7 +281,7 @@ func (c *cluster) volume(t *testing.T, ns string) {
 func (c *cluster) policyStatus(t *testing.T) {
 	policies := c.client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
 	fail := admissionv1.Fail
-	must[*admissionv1.ValidatingAdmissionPolicy](t)(policies.Create(t.Context(), &admissionv1.ValidatingAdmissionPolicy{
+	testenv.Must(policies.Create(t.Context(), &admissionv1.ValidatingAdmissionPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: "few-replicas"},
 		Spec: admissionv1.ValidatingAdmissionPolicySpec{
 			FailurePolicy: &fail,
@@ -308,7 +292,7 @@ func (c *cluster) policyStatus(t *testing.T) {
 				}}}},
 			Validations: []admissionv1.Validation{{Expression: "object.spec.replicas <= 5"}},
 		},
-	}, metav1.CreateOptions{}))
+	}, metav1.CreateOptions{}))(t)
 	t.Cleanup(func() { _ = policies.Delete(context.Background(), "few-replicas", metav1.DeleteOptions{}) })
 	eventually(t, "the expression is checked", func(ctx context.Context) error {
 		p, err := policies.Get(ctx, "few-replicas", metav1.GetOptions{})
@@ -320,9 +304,7 @@ func (c *cluster) policyStatus(t *testing.T) {
 }
 
 func (c *cluster) namespaceDeletion(t *testing.T, ns string) {
-	if err := c.client.CoreV1().Namespaces().Delete(t.Context(), ns, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.client.CoreV1().Namespaces().Delete(t.Context(), ns, metav1.DeleteOptions{}))
 	eventually(t, "the namespace with all in it goes", func(ctx context.Context) error {
 		_, err := c.client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
 		return gone(err)

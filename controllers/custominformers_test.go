@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var boats = schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "boats"}
@@ -23,10 +24,7 @@ var boats = schema.GroupVersionResource{Group: "example.com", Version: "v1", Res
 // monitor runs an informer's controller as the garbage collector and the quota controller do.
 func monitor(t *testing.T, f *customInformers) (informer cache.SharedIndexInformer, end func()) {
 	t.Helper()
-	generic, err := f.ForResource(boats)
-	if err != nil {
-		t.Fatal(err)
-	}
+	generic := testenv.Must(f.ForResource(boats))(t)
 	controller, stop, ended := generic.Informer().GetController(), make(chan struct{}), make(chan struct{})
 	f.Start(nil)
 	go func() { controller.Run(stop); close(ended) }()
@@ -85,10 +83,7 @@ func TestInformerOfCustomResourcesEndsWithItsLastMonitor(t *testing.T) {
 func TestBuiltInInformersAreTheTerms(t *testing.T) {
 	f := customInformersOf(t.Context())
 	for _, gvr := range append(apiSources, schema.GroupVersionResource{Version: "v1", Resource: "pods"}) {
-		generic, err := f.ForResource(gvr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		generic := testenv.Must(f.ForResource(gvr))(t)
 		if _, ok := generic.(*customInformer); ok {
 			t.Errorf("%s has an informer beside the term's", gvr)
 		}

@@ -78,8 +78,7 @@ func (h *charts) files(t *testing.T) {
 	h.put("b-file.tgz", "three")
 	h.awaitRevision("b-file", 3)
 	for name, want := range map[string]int{"a-file": 1, "b-file": 3} {
-		h.remove(name)
-		h.awaitGone(name)
+		h.removed(name)
 		if got := h.appliedOf(name); got != want {
 			t.Errorf("Helm was asked %d times for %s, want %d", got, name, want)
 		}
@@ -106,8 +105,7 @@ func (h *charts) filesOfNext(t *testing.T) {
 	h.awaitRevision("lacking", 2)
 	h.awaitFile("lacking", false)
 	for name, want := range map[string]int{"copied": 1, "lacking": 2} {
-		h.remove(name)
-		h.awaitGone(name)
+		h.removed(name)
 		if got := h.appliedOf(name); got != want {
 			t.Errorf("Helm was asked %d times for %s, want %d", got, name, want)
 		}

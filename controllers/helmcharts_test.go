@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // charts is a term with the controller of Helm charts, whose engine is a test's. It keeps releases as Helm does,
@@ -57,7 +58,7 @@ type charts struct {
 func newCharts(t *testing.T, name string) *charts {
 	t.Helper()
 	h := &charts{cluster: shared, t: t, wanted: make(chan struct{}, 1), retries: 10 * time.Millisecond}
-	h.objects = must[*dynamic.DynamicClient](t)(dynamic.NewForConfig(h.config))
+	h.objects = testenv.Must(dynamic.NewForConfig(h.config))(t)
 	h.ns = h.namespace1(name)
 	h.folder = t.TempDir()
 	return h
@@ -215,9 +216,7 @@ func (h *charts) create(name string, spec map[string]any) {
 
 func (h *charts) patch(name, change string) {
 	h.t.Helper()
-	if _, err := h.api().Patch(h.t.Context(), name, types.MergePatchType, []byte(change), metav1.PatchOptions{}); err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.Must(h.api().Patch(h.t.Context(), name, types.MergePatchType, []byte(change), metav1.PatchOptions{}))(h.t)
 }
 
 // await waits until a chart is ready for some reason.
@@ -242,8 +241,10 @@ func (h *charts) await(name, reason string) *kinds.HelmChart {
 	return chart
 }
 
-func (h *charts) awaitGone(name string) {
+// removed removes a chart and waits until it is gone.
+func (h *charts) removed(name string) {
 	h.t.Helper()
+	h.remove(name)
 	eventually(h.t, name+" is gone", func(ctx context.Context) error {
 		_, err := h.api().Get(ctx, name, metav1.GetOptions{})
 		return gone(err)
@@ -252,9 +253,7 @@ func (h *charts) awaitGone(name string) {
 
 func (h *charts) remove(name string) {
 	h.t.Helper()
-	if err := h.api().Delete(h.t.Context(), name, metav1.DeleteOptions{}); err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, h.api().Delete(h.t.Context(), name, metav1.DeleteOptions{}))
 }
 
 // awaitEvent waits for an event of a chart that has these words.
@@ -336,29 +335,22 @@ func (h *charts) life(t *testing.T) {
 	h.awaitRevision("web", 2)
 
 	t.Log("by others: a rollback, a removal, an operation that never ended")
-	if _, err := h.helm(&helmjob.Request{Operation: helmjob.Apply, Namespace: h.ns, Release: "web"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(h.helm(&helmjob.Request{Operation: helmjob.Apply, Namespace: h.ns, Release: "web"}))(t)
 	h.awaitRevision("web", 4)
 	if last := h.requests(); !last[len(last)-1].Upgrade {
 		t.Error("a revision that others made was not replaced")
 	}
-	if _, err := h.helm(&helmjob.Request{Operation: helmjob.Uninstall, Namespace: h.ns, Release: "web"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(h.helm(&helmjob.Request{Operation: helmjob.Uninstall, Namespace: h.ns, Release: "web"}))(t)
 	h.awaitRevision("web", 1)
 	s := h.releases(h.ns, "web")[0]
 	s.Labels["status"] = "pending-upgrade"
-	if _, err := h.client.CoreV1().Secrets(h.ns).Update(t.Context(), &s, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(h.client.CoreV1().Secrets(h.ns).Update(t.Context(), &s, metav1.UpdateOptions{}))(t)
 	h.awaitRevision("web", 2)
 	h.patch("web", `{"metadata":{"annotations":{"coracle.dev/reconcile":"1"}}}`)
 	h.awaitRevision("web", 3)
 	n := len(h.requests())
 	h.patch("web", `{"metadata":{"annotations":{"example.com/other":"1"}}}`)
-	h.remove("web")
-	h.awaitGone("web")
+	h.removed("web")
 	if all := h.requests(); len(all) != n+1 || all[n].Operation != helmjob.Uninstall {
 		t.Errorf("an annotation that means nothing, and a removal, took %d requests", len(all)-n)
 	}
@@ -375,7 +367,7 @@ func (h *charts) values(t *testing.T) {
 	h.await("ordered", "SecretMissing")
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "more"}, StringData: map[string]string{"x": "c: 3"}}
 	secrets := h.client.CoreV1().Secrets(h.ns)
-	secret = must[*corev1.Secret](t)(secrets.Create(t.Context(), secret, metav1.CreateOptions{}))
+	secret = testenv.Must(secrets.Create(t.Context(), secret, metav1.CreateOptions{}))(t)
 	eventually(t, "the key is missed", func(ctx context.Context) error {
 		if c := h.await("ordered", "SecretMissing"); !strings.Contains(fmt.Sprint(c.Status.Conditions), `no key "y"`) {
 			return fmt.Errorf("it says %+v", c.Status)
@@ -383,16 +375,13 @@ func (h *charts) values(t *testing.T) {
 		return nil
 	})
 	secret.StringData = map[string]string{"y": "d: 4"}
-	secret = must[*corev1.Secret](t)(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))
+	secret = testenv.Must(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))(t)
 	h.awaitRevision("ordered", 1)
 	configs := h.objects.Resource(kinds.Configs().Resource).Namespace(h.ns)
-	_, err := configs.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+	testenv.Must(configs.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "helm.cattle.io/v1", "kind": "HelmChartConfig", "metadata": map[string]any{"name": "ordered"},
 		"spec": map[string]any{"valuesContent": "e: 5", "values": map[string]any{"f": int64(6)}, "failurePolicy": "abort"},
-	}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}}, metav1.CreateOptions{}))(t)
 	h.awaitRevision("ordered", 2)
 	all := h.requests()
 	last := all[len(all)-1]
@@ -400,16 +389,13 @@ func (h *charts) values(t *testing.T) {
 		t.Errorf("values %s, want %s; policy %s", got, want, last.FailurePolicy)
 	}
 	secret.Annotations = map[string]string{"example.com/nothing": "of value"}
-	secret = must[*corev1.Secret](t)(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))
+	secret = testenv.Must(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))(t)
 	secret.StringData = map[string]string{"y": "d: 44"}
-	must[*corev1.Secret](t)(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))
+	testenv.Must(secrets.Update(t.Context(), secret, metav1.UpdateOptions{}))(t)
 	h.awaitRevision("ordered", 3)
-	if err := configs.Delete(t.Context(), "ordered", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, configs.Delete(t.Context(), "ordered", metav1.DeleteOptions{}))
 	h.awaitRevision("ordered", 4)
-	h.remove("ordered")
-	h.awaitGone("ordered")
+	h.removed("ordered")
 }
 
 // failures: they are tried again for so long, or not at all, and mended by other values; the engine itself may break.
@@ -441,8 +427,7 @@ func (h *charts) failures(t *testing.T) {
 	h.await("broken", "Failed")
 	h.instead(nil)
 	h.awaitRevision("broken", 2)
-	h.remove("broken")
-	h.awaitGone("broken")
+	h.removed("broken")
 
 	h.create("nothing", map[string]any{"valuesContent": "a: 1"})
 	h.await("nothing", "NoChart")
@@ -455,8 +440,7 @@ func (h *charts) failures(t *testing.T) {
 	h.namespace1("charts-nowhere")
 	h.awaitRevision("nowhere", 1)
 	for _, name := range []string{"nothing", "local", "garbled", "nowhere"} {
-		h.remove(name)
-		h.awaitGone(name)
+		h.removed(name)
 	}
 }
 
@@ -483,8 +467,7 @@ func (h *charts) strange(t *testing.T) {
 	h.patch("duration", `{"spec":{"timeout":"1 m"}}`)
 	h.await("duration", "BadRequest")
 	for _, name := range []string{"number", "duration", "negative", "path", long, "plain"} {
-		h.remove(name)
-		h.awaitGone(name)
+		h.removed(name)
 	}
 	if left := h.releases(h.ns, "duration"); len(left) > 0 {
 		t.Errorf("a chart that could not be read any more has left its release: %v", left)
@@ -509,20 +492,17 @@ func (h *charts) rivals(t *testing.T) {
 	h.ns = younger
 	h.create("shared", map[string]any{"chart": "other.tgz", "targetNamespace": older})
 	h.await("shared", helmcharts.ReasonReleaseTaken)
-	h.remove("shared")
-	h.awaitGone("shared")
+	h.removed("shared")
 	h.create("shared", map[string]any{"chart": "other.tgz", "targetNamespace": older})
 	h.await("shared", helmcharts.ReasonReleaseTaken)
 	h.ns = older
 	if chart := h.await("shared", helmcharts.ReasonDeployed); chart.Status.Revision != 1 {
 		t.Errorf("the older one's release is at revision %d", chart.Status.Revision)
 	}
-	h.remove("shared")
-	h.awaitGone("shared")
+	h.removed("shared")
 	h.ns = younger
 	h.await("shared", helmcharts.ReasonDeployed)
-	h.remove("shared")
-	h.awaitGone("shared")
+	h.removed("shared")
 }
 
 // deletion never hangs: neither on an installation that is under way, nor on a removal that fails, nor on a namespace
@@ -541,8 +521,7 @@ func (h *charts) deletion(t *testing.T) {
 	})
 	h.create("hangs", map[string]any{"chart": "hangs.tgz"})
 	<-blocked
-	h.remove("hangs")
-	h.awaitGone("hangs")
+	h.removed("hangs")
 
 	h.instead(nil)
 	h.create("stays", map[string]any{"chart": "stays.tgz"})
@@ -550,24 +529,20 @@ func (h *charts) deletion(t *testing.T) {
 	h.instead(func(context.Context, *helmjob.Request) (*helmjob.Result, error) {
 		return &helmjob.Result{Reason: helmjob.UninstallFailed, Message: "It does not go.", TryAgain: true}, nil
 	})
-	h.remove("stays")
-	h.awaitGone("stays")
+	h.removed("stays")
 	h.awaitEvent("stays", helmcharts.ReasonLeftBehind, "It does not go.")
 	h.instead(nil)
 
 	h.namespace1("charts-goes")
 	h.create("goes", map[string]any{"chart": "goes.tgz", "targetNamespace": "charts-goes"})
 	h.awaitRevision("goes", 1)
-	if err := h.client.CoreV1().Namespaces().Delete(t.Context(), "charts-goes", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, h.client.CoreV1().Namespaces().Delete(t.Context(), "charts-goes", metav1.DeleteOptions{}))
 	eventually(t, "the namespace is gone", func(ctx context.Context) error {
 		_, err := h.client.CoreV1().Namespaces().Get(ctx, "charts-goes", metav1.GetOptions{})
 		return gone(err)
 	})
 	h.await("goes", helmcharts.ReasonNamespaceMissing)
-	h.remove("goes")
-	h.awaitGone("goes")
+	h.removed("goes")
 	h.awaitEvent("goes", helmcharts.ReasonLeftBehind, "went with its namespace")
 }
 
@@ -584,8 +559,7 @@ func (h *charts) unmanaged(t *testing.T) {
 		}
 		return err
 	})
-	h.remove("own")
-	h.awaitGone("own")
+	h.removed("own")
 	if len(h.releases(h.ns, "own")) != 1 {
 		t.Error("the release of a chart that is not managed was removed")
 	}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -101,17 +102,12 @@ func (c *cluster) warmUp(t *testing.T, pods int) string {
 	stop := c.lead(t.Context(), 1, w.part)
 	ns := c.namespace(t, "terms")
 	c.node(t, "terms-node")
-	_, err := c.client.AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
+	testenv.Must(c.client.AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec:       appsv1.DeploymentSpec{Replicas: ptr.To(int32(pods)), Selector: selector("web"), Template: podTemplate("web")},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
 	eventually(t, "bound pods", func(ctx context.Context) error { return c.bound(ctx, ns, "web", pods) })
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, stop())
 	w.gone(t)
 	return ns
 }
@@ -122,10 +118,7 @@ func (c *cluster) turn(t *testing.T, ns string, pods, round int) {
 	t.Helper()
 	for _, n := range []int{0, pods} {
 		patch := fmt.Sprintf(`{"spec":{"replicas":%d}}`, n)
-		_, err := c.client.AppsV1().Deployments(ns).Patch(t.Context(), "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.client.AppsV1().Deployments(ns).Patch(t.Context(), "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))(t)
 		eventually(t, fmt.Sprintf("round %d: %d bound pods", round, n), func(ctx context.Context) error {
 			if n == 0 { // a pod on a node without a kubelet stays until it is deleted by force
 				_ = c.client.CoreV1().Pods(ns).DeleteCollection(ctx, *metav1.NewDeleteOptions(0), metav1.ListOptions{LabelSelector: "app=web"})

@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/localvolume"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // volumeNodes are nodes whose volumes lie in folders of this machine, by their names.
@@ -58,17 +59,13 @@ func (c *cluster) localVolumes(t *testing.T, nodes volumeNodes, class string) {
 	c.term(t)
 	for name := range nodes {
 		c.node(t, name)
-		if _, err := c.client.CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType,
-			[]byte(`{"metadata":{"labels":{"kubernetes.io/hostname":"`+name+`"}}}`), metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.client.CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType,
+			[]byte(`{"metadata":{"labels":{"kubernetes.io/hostname":"`+name+`"}}}`), metav1.PatchOptions{}))(t)
 	}
-	if _, err := c.client.StorageV1().StorageClasses().Create(t.Context(), &storagev1.StorageClass{
+	testenv.Must(c.client.StorageV1().StorageClasses().Create(t.Context(), &storagev1.StorageClass{
 		ObjectMeta: metav1.ObjectMeta{Name: class}, Provisioner: localpath.Provisioner, AllowVolumeExpansion: ptr.To(true),
 		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
-	}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
 	t.Cleanup(func() {
 		_ = c.client.StorageV1().StorageClasses().Delete(context.Background(), class, metav1.DeleteOptions{})
 	})
@@ -77,25 +74,21 @@ func (c *cluster) localVolumes(t *testing.T, nodes volumeNodes, class string) {
 // claimed makes a claim, and a pod with it that is scheduled as the affinity says.
 func (c *cluster) claimed(t *testing.T, ns, class, name, size string, affinity *corev1.NodeAffinity) {
 	t.Helper()
-	if _, err := c.client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), &corev1.PersistentVolumeClaim{
+	testenv.Must(c.client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
 		},
-	}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
 	template := podTemplate(name)
 	template.Spec.Affinity = &corev1.Affinity{NodeAffinity: affinity}
 	template.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
 		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
 	}}}
-	if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+	testenv.Must(c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: template.Labels}, Spec: template.Spec,
-	}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
 }
 
 // required is the affinity to one node.
@@ -123,11 +116,9 @@ func TestLocalVolumesMoveOn(t *testing.T) {
 	for name := range nodes { // the scheduler has to know all three
 		template := podTemplate("on-" + name)
 		template.Spec.Affinity = &corev1.Affinity{NodeAffinity: required(name)}
-		if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+		testenv.Must(c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "on-" + name, Labels: template.Labels}, Spec: template.Spec,
-		}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		}, metav1.CreateOptions{}))(t)
 		eventually(t, "a pod on "+name, func(ctx context.Context) error { return c.bound(ctx, ns, "on-"+name, 1) })
 	}
 	liked := func(weight int32, name string) corev1.PreferredSchedulingTerm {
@@ -201,10 +192,7 @@ func TestLocalVolumes(t *testing.T) {
 	claimed("data", "5Mi")
 	eventually(t, "the claim is bound", func(ctx context.Context) error { return size(ctx, "data", "5Mi") })
 	eventually(t, "its pod has a node", func(ctx context.Context) error { return c.bound(ctx, ns, "data", 1) })
-	claim, err := claims.Get(t.Context(), "data", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	claim := testenv.Must(claims.Get(t.Context(), "data", metav1.GetOptions{}))(t)
 	path := filepath.Join(folder, fmt.Sprintf("pvc-%s_%s_data", claim.UID, ns))
 	if i, err := os.Stat(path); err != nil || !i.IsDir() || i.Mode().Perm() != 0o777 {
 		t.Errorf("the directory: %v, %v", i, err)

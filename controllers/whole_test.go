@@ -72,9 +72,7 @@ func eventually(t *testing.T, what string, check func(context.Context) error) {
 func (c *cluster) namespace(t *testing.T, name string) string {
 	t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	if _, err := c.client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}))(t)
 	eventually(t, "default service account", func(ctx context.Context) error {
 		_, err := c.client.CoreV1().ServiceAccounts(name).Get(ctx, "default", metav1.GetOptions{})
 		return err
@@ -88,10 +86,9 @@ func (c *cluster) node(t *testing.T, name string) {
 	room := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("8Gi"), corev1.ResourcePods: resource.MustParse("110"),
 	}
-	if _, err := c.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+	testenv.Must(
+		c.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
+	testenv.NoError(t, retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -102,10 +99,7 @@ func (c *cluster) node(t *testing.T, name string) {
 		}}}
 		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	t.Cleanup(func() {
 		_ = c.client.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{})
 	})
@@ -148,13 +142,10 @@ func TestDeploymentBecomesBoundPods(t *testing.T) {
 	c.term(t)
 	ns := c.namespace(t, "whole")
 	c.node(t, "whole-node")
-	_, err := c.client.AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
+	testenv.Must(c.client.AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec:       appsv1.DeploymentSpec{Replicas: ptr.To[int32](3), Selector: selector("web"), Template: podTemplate("web")},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
 	eventually(t, "three bound pods", func(ctx context.Context) error { return c.bound(ctx, ns, "web", 3) })
 	eventually(t, "a pod range for the node", func(ctx context.Context) error {
 		n, err := c.client.CoreV1().Nodes().Get(ctx, "whole-node", metav1.GetOptions{})

@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestZoneModes: upstream's controllers move no pods while most nodes are Unknown, and do once enough others are ready.
@@ -68,7 +70,7 @@ func TestZoneModes(t *testing.T) {
 // unknown writes that nothing is known of a node, as a judge does.
 func (c *cluster) unknown(t *testing.T, name string) {
 	t.Helper()
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+	testenv.NoError(t, retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -78,20 +80,14 @@ func (c *cluster) unknown(t *testing.T, name string) {
 		ready.Status, ready.Reason, ready.LastTransitionTime = corev1.ConditionUnknown, "NodeStatusUnknown", metav1.Now()
 		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // tainted are the nodes whose pods are to be moved.
 func (c *cluster) tainted(t *testing.T, nodes []string) (out []string) {
 	t.Helper()
 	for _, name := range nodes {
-		n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{}))(t)
 		if slices.ContainsFunc(n.Spec.Taints, func(taint corev1.Taint) bool {
 			return taint.Key == corev1.TaintNodeUnreachable && taint.Effect == corev1.TaintEffectNoExecute
 		}) {

@@ -36,10 +36,7 @@ type group struct {
 }
 
 func newGroup(t *testing.T) *group {
-	keys, err := clusterconfig.NewGossipKeys()
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := testenv.Must(clusterconfig.NewGossipKeys())(t)
 	g := &group{t: t, net: newNetwork(), keys: keys}
 	t.Cleanup(g.stop) // in the bubble, also after a failure
 	return g
@@ -72,10 +69,7 @@ func (g *group) add(change ...func(*Options)) *Member {
 		h := g.net.host(o.Address)
 		o.Packets, o.Streams = h, h
 	}
-	m, err := New(o)
-	if err != nil {
-		g.t.Fatal(err)
-	}
+	m := testenv.Must(New(o))(g.t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -257,10 +251,7 @@ func TestWithoutTheKey(t *testing.T) {
 		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		g.add()
 		g.add(func(o *Options) {
-			foreign, err := clusterconfig.NewGossipKeys()
-			if err != nil {
-				t.Fatal(err)
-			}
+			foreign := testenv.Must(clusterconfig.NewGossipKeys())(t)
 			o.Keys, o.Ask = foreign, func() []netip.AddrPort { return []netip.AddrPort{at(0), at(1)} }
 		})
 		time.Sleep(time.Minute)
@@ -270,9 +261,7 @@ func TestWithoutTheKey(t *testing.T) {
 		h := g.net.host(at(99))
 		for _, junk := range [][]byte{{}, {4}, bytes.Repeat([]byte{1}, 1400), append([]byte{9, 1}, make([]byte, 60)...)} {
 			for range 3 {
-				if _, err := h.WriteTo(junk, h.LocalAddr()); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(h.WriteTo(junk, h.LocalAddr()))(t)
 				g.net.hosts[at(0)].packets <- datagram{junk, at(1)}
 			}
 		}
@@ -323,15 +312,10 @@ func TestRotation(t *testing.T) {
 		all := "m0 alive, m1 alive, m2 alive, m3 alive"
 		g.within(spread, all, g.members...)
 		old := g.keys
-		added, err := old.WithNew()
-		if err != nil {
-			t.Fatal(err)
-		}
+		added := testenv.Must(old.WithNew())(t)
 		for _, keys := range []clusterconfig.GossipKeys{added, added.UsingLast(), added.UsingLast().OnlyFirst()} {
 			for _, m := range g.members { // not all at once
-				if err := m.SetKeys(keys); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, m.SetKeys(keys))
 				time.Sleep(3 * time.Second)
 			}
 			time.Sleep(spread)
@@ -347,9 +331,7 @@ func TestRotation(t *testing.T) {
 		g.add(func(o *Options) { o.Keys = old })
 		time.Sleep(30 * time.Second)
 		g.within(0, all, g.members[:4]...)
-		if err := g.members[4].SetKeys(added.UsingLast().OnlyFirst()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, g.members[4].SetKeys(added.UsingLast().OnlyFirst()))
 		g.within(spread, all+", m4 alive", g.members...)
 		stopping.Store(true)
 	})
@@ -410,9 +392,7 @@ func TestBadNames(t *testing.T) {
 		if bad.list, err = memberlist.Create(config); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := bad.list.Join([]string{at(0).String()}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(bad.list.Join([]string{at(0).String()}))(t)
 		time.Sleep(spread) // the bubble's time: what must not happen has no event to wait for
 		for _, m := range good.Members() {
 			if m.Name != name(0) {
@@ -422,8 +402,6 @@ func TestBadNames(t *testing.T) {
 		if text := log.String(); strings.Contains(text, "\x1b") || !strings.Contains(text, "cannot be a node's name") {
 			t.Errorf("the log:\n%q", text)
 		}
-		if err := bad.list.Shutdown(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, bad.list.Shutdown())
 	})
 }

@@ -43,11 +43,7 @@ func twoMachines(t *testing.T, family string) (a, b machine) {
 	must(err)
 	near, err := netns.New()
 	must(err)
-	t.Cleanup(func() {
-		if err := errors.Join(netns.Set(home), home.Close(), far.Close(), near.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, errors.Join(netns.Set(home), home.Close(), far.Close(), near.Close())) })
 	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "a"}, PeerName: "b"}))
 	peer, err := netlink.LinkByName("b")
 	must(err)
@@ -84,21 +80,16 @@ func findsServer(t *testing.T, family string) {
 	keys, strange := newKeys(t), newKeys(t)
 	server := netip.MustParseAddrPort("10.99.0.2:6443")
 	streams := newNetwork().host(server)
-	m, err := New(Options{
+	m := testenv.Must(New(Options{
 		Name: "server", Address: server, Packets: there.packets, Streams: streams, Keys: keys, Links: there.links,
 		Meta: Meta{Role: RoleServer, API: []netip.AddrPort{server}}, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
 	defer func() {
 		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}()
 	testenv.Eventually(t, 2*time.Minute, "the server is found", func() error { // an IPv6 address is tried out for a second first
 		found, err := Search(t.Context(), SearchOptions{Packets: here.packets, Keys: keys, Links: here.links})

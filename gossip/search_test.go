@@ -18,17 +18,14 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The sleeps of this file are of synctest bubbles: they take no time, and end when every goroutine waits.
 
 func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	t.Helper()
-	keys, err := clusterconfig.NewGossipKeys()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys
+	return testenv.Must(clusterconfig.NewGossipKeys())(t)
 }
 
 // TestSearchDatagram: what one machine seals another one with the key reads, a changed one is never read, and an
@@ -36,22 +33,10 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 func TestSearchDatagram(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
 	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
-	current, err := seals(keys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	previous, err := seals(old)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q, err := newQuestion()
-	if err != nil {
-		t.Fatal(err)
-	}
-	question, err := q.datagram(previous[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	current := testenv.Must(seals(keys))(t)
+	previous := testenv.Must(seals(old))(t)
+	q := testenv.Must(newQuestion())(t)
+	question := testenv.Must(q.datagram(previous[0]))(t)
 	got, seal, err := openSearch(current, question)
 	if err != nil || !reflect.DeepEqual(got, q) {
 		t.Fatalf("%v, %v", got, err)
@@ -60,10 +45,7 @@ func TestSearchDatagram(t *testing.T) {
 	for i := range maxFound + 1 {
 		a.servers = append(a.servers, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(6443+i)))
 	}
-	answer, err := a.datagram(seal)
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := testenv.Must(a.datagram(seal))(t)
 	a.servers = a.servers[:maxFound]
 	if got, _, err := openSearch(previous, answer); err != nil || !reflect.DeepEqual(got, a) {
 		t.Errorf("%v, %v", got, err)
@@ -71,10 +53,7 @@ func TestSearchDatagram(t *testing.T) {
 	if len(answer) != len(question) || len(question) > maxPacket {
 		t.Errorf("a question of %d bytes, an answer of %d", len(question), len(answer))
 	}
-	none, err := seals(strange)
-	if err != nil {
-		t.Fatal(err)
-	}
+	none := testenv.Must(seals(strange))(t)
 	if _, _, err := openSearch(none, question); err == nil {
 		t.Error("another cluster reads it")
 	}
@@ -111,10 +90,7 @@ func FuzzSearchText(f *testing.F) {
 
 // FuzzSearchDatagram: a datagram of a stranger's is nothing.
 func FuzzSearchDatagram(f *testing.F) {
-	ciphers, err := seals(newKeys(f))
-	if err != nil {
-		f.Fatal(err)
-	}
+	ciphers := testenv.Must(seals(newKeys(f)))(f)
 	f.Add([]byte(searchMagic))
 	f.Add(append([]byte(searchMagic), make([]byte, datagramSize-len(searchMagic))...))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -127,10 +103,7 @@ func FuzzSearchDatagram(f *testing.F) {
 // TestQuestionsGoToServersPort: a member at other ports, lower or higher, keeps no question from the usual
 // one and the machine's own.
 func TestQuestionsGoToServersPort(t *testing.T) {
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
 	defer c.Close()
 	own := uint16(c.LocalAddr().(*net.UDPAddr).Port)
 	got := ports(c, []uint16{4, 3, 2, 1, 1, defaultPort, own})
@@ -239,9 +212,7 @@ func TestInventedMembers(t *testing.T) {
 			}
 		}
 		most = 0 // not known
-		if err := (names{members[0]}).NotifyAlive(&memberlist.Node{Name: "another"}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, (names{members[0]}).NotifyAlive(&memberlist.Node{Name: "another"}))
 	})
 }
 

@@ -16,6 +16,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // authority signs certificates of one purpose.
@@ -41,11 +43,7 @@ func newAuthority(t *testing.T) *authority {
 }
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
+	return testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 }
 
 func (a *authority) issue(name, group string, usage x509.ExtKeyUsage, until time.Time) *tls.Certificate {
@@ -82,10 +80,7 @@ func TestStreamsBetweenServersAndNodes(t *testing.T) {
 		"an expired node":            clients.issue("system:node:n", nodeGroup, x509.ExtKeyUsageClientAuth, time.Now().Add(-time.Minute)),
 	}
 	open := func(cert *tls.Certificate) (Streams, string) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		s := NewStreams(l, Trust{Own: func() (*tls.Certificate, error) { return cert, nil }, ServerCA: servers.pool(), ClientCA: clients.pool()})
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

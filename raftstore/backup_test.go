@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // stuckReader takes nothing until it is let go.
@@ -34,9 +35,7 @@ func TestBackupWithoutReader(t *testing.T) {
 	stage(t, 1, 1, func(o *Options) { o.HistoryBytes = limit }, func(c *cluster) {
 		s := c.nodes[0].running()
 		put := func() {
-			if _, err := s.Client().Put(c.ctx, "k", noise(100<<10)); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(s.Client().Put(c.ctx, "k", noise(100<<10)))(c)
 		}
 		put()
 		r := &stuckReader{let: make(chan struct{})}
@@ -71,9 +70,7 @@ func TestSlowBackup(t *testing.T) {
 	stage(t, 1, 1, func(o *Options) { o.HistoryBytes = 1 << 20 }, func(c *cluster) {
 		s := c.nodes[0].running()
 		put := func(value string) {
-			if _, err := s.Client().Put(c.ctx, "k", value); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(s.Client().Put(c.ctx, "k", value))(c)
 		}
 		put("before")
 		r := &stuckReader{let: make(chan struct{})}
@@ -88,13 +85,8 @@ func TestSlowBackup(t *testing.T) {
 		}
 		c.pass(11 * time.Minute) // the history is compacted by its age, too
 		close(r.let)
-		if err := <-failed; err != nil {
-			c.Fatal(err)
-		}
-		state, err := mvcc.Restore(&r.Buffer)
-		if err != nil {
-			c.Fatal(err)
-		}
+		testenv.NoError(c, <-failed)
+		state := testenv.Must(mvcc.Restore(&r.Buffer))(c)
 		state.Freeze().Walk([]byte("k"), nil, state.Freeze().Revision(), func(v *mvcc.Version) bool {
 			if got := string(v.KV().Value); got != "before" {
 				c.Errorf("the backup has %q", got)

@@ -37,9 +37,7 @@ func TestLeasesExpire(t *testing.T) {
 	c := s.Client()
 	short, err1 := c.Grant(ctx, 10)
 	long, err2 := c.Grant(ctx, 100)
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(err1, err2))
 	mustPut(ctx, t, c.Client, "/short", "x", clientv3.WithLease(short.ID))
 	mustPut(ctx, t, c.Client, "/long", "x", clientv3.WithLease(long.ID))
 	watch := c.Watch(ctx, "/short")
@@ -47,9 +45,7 @@ func TestLeasesExpire(t *testing.T) {
 	if expired, _ := s.lessor.due(); len(expired) != 0 {
 		t.Fatalf("expired early: %v", expired)
 	}
-	if _, err := c.KeepAliveOnce(ctx, short.ID); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.KeepAliveOnce(ctx, short.ID))(t)
 	clock.Step(9 * time.Second)
 	if expired, _ := s.lessor.due(); len(expired) != 0 {
 		t.Fatalf("expired although renewed: %v", expired)
@@ -63,9 +59,7 @@ func TestLeasesExpire(t *testing.T) {
 		t.Errorf("%v", events)
 	}
 	// A new leader, here after a restart, gives a lease its whole time again.
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	s = openStore(t, Options{Dir: dir, Clock: clock})
 	info, err := s.Client().TimeToLive(ctx, long.ID, clientv3.WithAttachedKeys())
 	if err != nil || info.TTL != 100 || len(info.Keys) != 1 {
@@ -101,24 +95,17 @@ func TestRestartFromSnapshot(t *testing.T) {
 	ctx, dir := testContext(t), t.TempDir()
 	s := openStore(t, Options{Dir: dir})
 	c := s.Client()
-	lease, err := c.Grant(ctx, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lease := testenv.Must(c.Grant(ctx, 1000))(t)
 	first := mustPut(ctx, t, c.Client, "/a", "1", clientv3.WithLease(lease.ID))
 	for i := range 2000 {
 		mustPut(ctx, t, c.Client, "/b", fmt.Sprint(i))
 	}
-	if err := s.replica.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.replica.raft.Snapshot().Error())
 	if at, err := s.replica.dir.Log.FirstIndex(); err != nil || at < 1000 {
 		t.Fatalf("the log still starts with entry %d, %v", at, err)
 	}
 	last := mustPut(ctx, t, c.Client, "/a", "2")
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	got, err := c.KV.Get(ctx, "/a", clientv3.WithRev(last-1))
 	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" || got.Header.Revision != last {
@@ -138,9 +125,7 @@ func TestSnapshotsBoundTheLog(t *testing.T) {
 	value := noise(400 << 10)
 	for range minLogBytes/len(value) + 10 {
 		rev := mustPut(ctx, t, c.Client, "/k", value)
-		if _, err := c.Compact(ctx, rev); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.Compact(ctx, rev))(t)
 	}
 	until(ctx, t, "snapshot", func() bool {
 		list, err := s.replica.dir.Snapshots.List()
@@ -249,9 +234,7 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 			t.Fatalf("event %d has no previous value", i)
 		}
 	}
-	if _, err := c.Compact(ctx, first+n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.Compact(ctx, first+n))(t)
 	var last int64
 	for resp := range lost {
 		for _, e := range resp.Events {
@@ -277,9 +260,7 @@ func TestLeadershipIsReported(t *testing.T) {
 	if got := <-lead; !got.Leader || got.Term == 0 {
 		t.Fatalf("%+v", got)
 	}
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	for got := range lead {
 		if got.Leader {
 			t.Fatalf("%+v after closing", got)
@@ -296,9 +277,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	c := s.Client()
 	watch := c.Watch(ctx, "/", clientv3.WithPrefix())
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	if _, ok := <-watch; ok {
 		t.Error("a watch outlived the store")
 	}

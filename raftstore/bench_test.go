@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 )
 
@@ -57,91 +56,4 @@ func reportLatencies(b *testing.B, all []time.Duration) {
 	b.ReportMetric(float64(len(all))/b.Elapsed().Seconds(), "puts/s")
 	b.ReportMetric(at(0.5), "p50-µs")
 	b.ReportMetric(at(0.99), "p99-µs")
-}
-
-// BenchmarkRange lists 500 of 100,000 keys of 1 KB, and gets one.
-func BenchmarkRange(b *testing.B) {
-	s := openStore(b, Options{Dir: b.TempDir()})
-	ctx, c, value := context.Background(), s.Client(), noise(1<<10)
-	var all sync.WaitGroup
-	for w := range 100 {
-		all.Go(func() {
-			for i := range 1000 {
-				if _, err := c.Put(ctx, fmt.Sprintf("/bench/%03d/%03d", w, i), value); err != nil {
-					b.Error(err)
-				}
-			}
-		})
-	}
-	all.Wait()
-	b.Run("list-500", func(b *testing.B) {
-		b.ReportAllocs()
-		for range b.N {
-			if _, err := c.KV.Get(ctx, "/bench/050/2", clientv3.WithRange("/bench/050/7")); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("get", func(b *testing.B) {
-		b.ReportAllocs()
-		for range b.N {
-			if _, err := c.Kubernetes.Get(ctx, "/bench/050/500", kubernetes.GetOptions{}); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-}
-
-// BenchmarkWatch sends each write to a thousand watchers of its range while a
-// thousand others watch something else.
-func BenchmarkWatch(b *testing.B) {
-	s := openStore(b, Options{Dir: b.TempDir()})
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	c := s.Client()
-	var all sync.WaitGroup
-	for i := range 1000 {
-		c.Watch(ctx, fmt.Sprintf("/idle/%d/", i), clientv3.WithPrefix())
-		watch := c.Watch(ctx, "/busy/", clientv3.WithPrefix(), clientv3.WithPrevKV())
-		all.Go(func() {
-			for seen := 0; seen < b.N; {
-				seen += len((<-watch).Events)
-			}
-		})
-	}
-	b.ResetTimer()
-	for range b.N {
-		if _, err := c.Put(ctx, "/busy/key", "x"); err != nil {
-			b.Fatal(err)
-		}
-	}
-	all.Wait()
-	b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "events/s")
-}
-
-// BenchmarkWatchGRPC does so with a hundred watchers that share one connection
-// and one stream, as etcd's client has it.
-func BenchmarkWatchGRPC(b *testing.B) {
-	s := openStore(b, Options{Dir: b.TempDir()})
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	c, native, value := dial(b, s), s.Client(), noise(10<<10)
-	const watchers = 100
-	var all sync.WaitGroup
-	for range watchers {
-		watch := c.Watch(ctx, "/busy/", clientv3.WithPrefix())
-		all.Go(func() {
-			for seen := 0; seen < b.N; {
-				seen += len((<-watch).Events)
-			}
-		})
-	}
-	b.ResetTimer()
-	for range b.N {
-		if _, err := native.Put(ctx, "/busy/key", value); err != nil {
-			b.Fatal(err)
-		}
-	}
-	all.Wait()
-	b.ReportMetric(float64(b.N)*watchers/b.Elapsed().Seconds(), "events/s")
 }

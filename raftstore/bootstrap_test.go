@@ -16,28 +16,20 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestInterruptedFirstStart starts a store whose first start lost power when
 // raft had saved its first term and had not yet written its first entry.
 func TestInterruptedFirstStart(t *testing.T) {
 	path := t.TempDir()
-	d, err := disk.Open(disk.Options{
+	d := testenv.Must(disk.Open(disk.Options{
 		Path: path, Identity: disk.Identity{Node: "one"}, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
+	testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
+	testenv.NoError(t, d.Close())
 	s := openStore(t, Options{Dir: path})
-	if _, err := s.Client().Put(testContext(t), "/a", "1"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Client().Put(testContext(t), "/a", "1"))(t)
 }
 
 // A server that is to join others must not begin a cluster of its own at its
@@ -46,22 +38,15 @@ func TestInterruptedFirstStart(t *testing.T) {
 func TestJoiningIsRemembered(t *testing.T) {
 	ctx := testContext(t)
 	closed := tcpNetwork(t)
-	if err := closed.Listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, closed.Listener.Close())
 	dir := filepath.Join(t.TempDir(), "store")
 	o := Options{Dir: dir, NodeID: "one", ClusterID: "test", Logger: testLog("one")}
 	for i, join := range [][]string{{closed.Address}, nil, nil} {
 		o.Network, o.Join = tcpNetwork(t), join
 		if i == 2 { // a note that is damaged is not used
-			if err := os.Truncate(filepath.Join(dir, "PEERS"), 3); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Truncate(filepath.Join(dir, "PEERS"), 3))
 		}
-		s, err := Open(ctx, o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(Open(ctx, o))(t)
 		peersOf(s).membership.savePeers()
 		if servers := s.replica.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
@@ -69,9 +54,7 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if known := peersOf(s).membership.known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
-		if err := s.Close(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Close(ctx))
 	}
 }
 
@@ -103,15 +86,8 @@ func TestAdmission(t *testing.T) {
 	first := openClusterOf(t, 1, tune)[0]
 	o := Options{Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}}
 	tune(&o)
-	late, err := Open(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := late.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
+	late := testenv.Must(Open(t.Context(), o))(t)
+	t.Cleanup(func() { testenv.Check(t, late.Close(context.Background())) })
 	until(testContext(t), t, "the leader is asked", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
@@ -123,9 +99,7 @@ func TestAdmission(t *testing.T) {
 	mu.Lock()
 	shared = "new"
 	mu.Unlock()
-	if err := late.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, late.WaitReady(t.Context()))
 	if got := first.cluster.Members(); len(got) != 2 {
 		t.Errorf("members: %v", got)
 	}
@@ -148,15 +122,8 @@ func TestMaxMembers(t *testing.T) {
 			Dir: t.TempDir(), NodeID: name, ClusterID: "test", Logger: testLog(name), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}, MaxMembers: 3,
 			Share: func() string { asked[i].Add(1); return "" },
 		}
-		s, err := Open(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := s.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
+		s := testenv.Must(Open(t.Context(), o))(t)
+		t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })
 	}
 	isMember := func(name string) bool {
 		return slices.ContainsFunc(first.cluster.Members(), func(m Member) bool { return m.Name == name })
@@ -171,8 +138,6 @@ func TestMaxMembers(t *testing.T) {
 	if got := first.cluster.Members(); len(got) != 3 || isMember(names[out]) {
 		t.Errorf("the members are %v", got)
 	}
-	if err := first.cluster.RemoveMember(ctx, "s1"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.cluster.RemoveMember(ctx, "s1"))
 	until(ctx, t, "the other one is taken in", func() bool { return isMember(names[out]) })
 }

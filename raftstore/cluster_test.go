@@ -16,6 +16,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testLog shows what stores say when CORACLE_TEST_LOG is set.
@@ -28,10 +30,7 @@ func testLog(name string) *slog.Logger {
 
 // tcpNetwork is a server's network on loopback.
 func tcpNetwork(t testing.TB) *Network {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	return &Network{
 		Address: l.Addr().String(), Listener: l,
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
@@ -66,18 +65,9 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 			o.Join = []string{string(stores[0].replica.address)}
 		}
 		tune(&o)
-		s, err := Open(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := s.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := s.WaitReady(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(Open(t.Context(), o))(t)
+		t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })
+		testenv.NoError(t, s.WaitReady(t.Context()))
 		stores = append(stores, s)
 	}
 	want := n - (n+1)%2
@@ -106,15 +96,9 @@ func TestThreeServers(t *testing.T) {
 	for i, s := range stores {
 		c := s.Client().Client
 		key := fmt.Sprintf("k%d", i)
-		put, err := c.Put(t.Context(), key, "v")
-		if err != nil {
-			t.Fatal(err)
-		}
+		put := testenv.Must(c.Put(t.Context(), key, "v"))(t)
 		for _, other := range stores {
-			got, err := other.Client().KV.Get(t.Context(), key)
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := testenv.Must(other.Client().KV.Get(t.Context(), key))(t)
 			if len(got.Kvs) != 1 || got.Kvs[0].ModRevision != put.Header.Revision {
 				t.Fatalf("through another server: %v, after %v", got, put)
 			}
@@ -151,10 +135,7 @@ func TestMaintenanceOfThree(t *testing.T) {
 		if err != nil || len(members.Members) != 3 {
 			t.Errorf("%v, %v", members, err)
 		}
-		backup, err := c.Snapshot(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		backup := testenv.Must(c.Snapshot(ctx))(t)
 		dir := filepath.Join(t.TempDir(), "restored")
 		blob, err := io.ReadAll(backup)
 		if err == nil {

@@ -20,6 +20,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // history is a state that a compactor looks at.
@@ -129,9 +130,7 @@ func TestCompactionBySize(t *testing.T) {
 				select {
 				case <-h.wake:
 					woken++
-					if err := h.bySize(context.Background()); err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, h.bySize(context.Background()))
 					// Whole transactions stay or go: one may be over the half.
 					if bytes := h.view().Stats().HistoryBytes(); bytes > limit/2 {
 						t.Fatalf("%d bytes of history after a compaction", bytes)
@@ -161,9 +160,7 @@ func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
 		select {
 		case <-h.wake:
 			woken++
-			if err := h.bySize(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, h.bySize(context.Background()))
 		default:
 		}
 	}
@@ -178,9 +175,7 @@ func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
 		h.published(h.view())
 		select {
 		case <-h.wake:
-			if err := h.bySize(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, h.bySize(context.Background()))
 		default:
 		}
 		if bytes := h.view().Stats().HistoryBytes(); bytes > 1<<20 {
@@ -204,9 +199,7 @@ func TestOverwritesDoNotFillTheQuota(t *testing.T) {
 		// The last compaction may have met a snapshot, which keeps the history until it is written. What it kept is
 		// freed with the next entry that is applied.
 		c.eventually("the history is bounded", time.Second, func() bool {
-			if _, err := s.Client().Put(c.ctx, "next", ""); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(s.Client().Put(c.ctx, "next", ""))(c)
 			return s.replica.fsm.view().Stats().HistoryBytes() <= 16<<20
 		})
 	})
@@ -219,10 +212,7 @@ func TestListsExpireOnAllServers(t *testing.T) {
 	for _, moves := range []bool{false, true} {
 		t.Run(fmt.Sprintf("leader moves %v", moves), func(t *testing.T) {
 			stage(t, 1, 3, nil, func(c *cluster) {
-				put, err := c.leader().running().Client().Put(c.ctx, "/a", "x")
-				if err != nil {
-					c.Fatal(err)
-				}
+				put := testenv.Must(c.leader().running().Client().Put(c.ctx, "/a", "x"))(c)
 				begun, rev := time.Now(), put.Header.Revision
 				readable := func(n *node) bool {
 					_, err := n.running().Client().KV.Get(c.ctx, "/a", clientv3.WithRev(rev), clientv3.WithSerializable())
@@ -241,9 +231,7 @@ func TestListsExpireOnAllServers(t *testing.T) {
 				}
 				for left := 10*time.Minute + 30*time.Second - time.Since(begun); left > 0; left -= 4 * time.Minute {
 					if moves { // more often than an interval takes
-						if err := c.leader().running().cluster.TransferLeadership(c.ctx); err != nil {
-							c.Fatal(err)
-						}
+						testenv.NoError(c, c.leader().running().cluster.TransferLeadership(c.ctx))
 					}
 					c.pass(min(left, 4*time.Minute))
 				}
@@ -263,21 +251,14 @@ func TestCostOfCompactionByAge(t *testing.T) {
 	cost := func(age time.Duration) (appends uint64, written int64) {
 		dir := t.TempDir()
 		synctest.Test(t, func(t *testing.T) {
-			s, err := Open(t.Context(), Options{Dir: dir, Logger: testLog("a"), HistoryAge: age})
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := testenv.Must(Open(t.Context(), Options{Dir: dir, Logger: testLog("a"), HistoryAge: age}))(t)
 			defer s.Close(context.Background())
-			if err := s.WaitReady(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, s.WaitReady(t.Context()))
 			first, from := s.replica.raft.LastIndex(), bytesWritten(t)
 			time.Sleep(time.Second) // writes of the same moment as the compactor's would share log entries with them
 			for range 24 * 60 * 2 / 5 {
 				time.Sleep(150 * time.Second)
-				if _, err := s.Client().Put(t.Context(), "/registry/leases/kube-node-lease/a", strings.Repeat("x", 500)); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(s.Client().Put(t.Context(), "/registry/leases/kube-node-lease/a", strings.Repeat("x", 500)))(t)
 			}
 			appends, written = s.replica.raft.LastIndex()-first, bytesWritten(t)-from
 		})
@@ -303,9 +284,5 @@ func bytesWritten(t testing.TB) int64 {
 	}
 	_, rest, _ := strings.Cut(string(text), "\nwrite_bytes: ")
 	line, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.ParseInt(line, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return testenv.Must(strconv.ParseInt(line, 10, 64))(t)
 }

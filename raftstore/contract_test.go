@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A server that was restarted has an old state until raft has told it what is
@@ -35,20 +36,11 @@ func TestRestartedServerIsNotReadTooEarly(t *testing.T) {
 			for i := range 10 {
 				last = mustPut(ctx, t, s.Client().Client, "/a", fmt.Sprint(i))
 			}
-			if err := s.Close(ctx); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, s.Close(ctx))
 			faults := &disk.Faults{}
 			faults.DelayFlushes(300 * time.Millisecond) // its vote takes so long
-			s, err := Open(ctx, Options{Dir: dir, NodeID: "one", Logger: testLog("one"), Faults: faults})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := s.Close(context.Background()); err != nil {
-					t.Error(err)
-				}
-			})
+			s = testenv.Must(Open(ctx, Options{Dir: dir, NodeID: "one", Logger: testLog("one"), Faults: faults}))(t)
+			t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })
 			c := connect(t, s)
 			started := make(chan clientv3.WatchChan)
 			go func() { started <- c.Watch(ctx, "/a", clientv3.WithCreatedNotify()) }()
@@ -122,9 +114,7 @@ func TestWithoutLeader(t *testing.T) {
 		}
 	}
 	for _, s := range stores[:2] {
-		if err := s.Close(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Close(ctx))
 	}
 	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.known() })
 	for face, c := range clients {
@@ -254,9 +244,7 @@ func TestRangeStreamOrder(t *testing.T) {
 func TestLeasesByExpiry(t *testing.T) {
 	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		for _, ttl := range []int64{500, 100, 300, 200, 400} {
-			if _, err := c.Grant(ctx, ttl); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(c.Grant(ctx, ttl))(t)
 		}
 		all, err := c.Leases(ctx)
 		if err != nil || len(all.Leases) < 5 {
@@ -264,10 +252,7 @@ func TestLeasesByExpiry(t *testing.T) {
 		}
 		var left []int64
 		for _, l := range all.Leases {
-			info, err := c.TimeToLive(ctx, l.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
+			info := testenv.Must(c.TimeToLive(ctx, l.ID))(t)
 			left = append(left, info.GrantedTTL)
 		}
 		if !slices.IsSorted(left) {

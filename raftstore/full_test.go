@@ -46,11 +46,7 @@ func TestDiskFull(t *testing.T) {
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, "size=64m"); err != nil {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(path, 0)) })
 	ctx, dir := testContext(t), filepath.Join(path, "store")
 	s := openStore(t, Options{Dir: dir})
 	c := s.Client()
@@ -74,9 +70,7 @@ func TestDiskFull(t *testing.T) {
 	for err == nil { // take what the store would have left
 		_, err = f.Write(make([]byte, 4096))
 	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.Close())
 	t.Logf("full after %d writes", len(acknowledged))
 
 	got, err := c.KV.Get(ctx, acknowledged[0])
@@ -87,9 +81,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("write on a full disk: %v", err)
 	}
 	// A start on a full disk serves reads too.
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	s = openStore(t, Options{Dir: dir})
 	c = s.Client()
 	if got, err := c.KV.Get(ctx, acknowledged[0]); err != nil || len(got.Kvs) != 1 {
@@ -99,9 +91,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("write after a start on a full disk: %v", err)
 	}
 
-	if err := unix.Mount("", path, "", unix.MS_REMOUNT, "size=256m"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Mount("", path, "", unix.MS_REMOUNT, "size=256m"))
 	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		if _, err = c.Put(ctx, "/more", "x"); err == nil || time.Now().After(deadline) {
@@ -112,9 +102,7 @@ func TestDiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatalf("write with room again: %v", err)
 	}
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	for _, key := range append(acknowledged, "/more") {
 		if got, err := c.KV.Get(ctx, key); err != nil || len(got.Kvs) != 1 {

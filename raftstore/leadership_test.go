@@ -6,6 +6,8 @@ import (
 	"context"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Raft's notices of two elections lie in the channel when their reader, which was
@@ -44,9 +46,7 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 		t.Errorf("%+v became %+v, although raft never lost it", lead, now)
 	default:
 	}
-	if err := s.CheckTerm(WithTerm(ctx, lead.Term)); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, s.CheckTerm(WithTerm(ctx, lead.Term)))
 }
 
 // TestReadyOnlyOnceTheLeaderIsKnown: a client whose first request after WaitReady requires a leader is not refused,
@@ -63,10 +63,6 @@ func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	}
 	s.leader.set(lead)
 	s.leader.refreshing.Unlock()
-	if err := s.WaitReady(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := s.api.LeaderRequired(t.Context()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, s.WaitReady(t.Context()))
+	testenv.Check(t, s.api.LeaderRequired(t.Context()))
 }

@@ -173,26 +173,6 @@ func TestLessorRevokesInTime(t *testing.T) {
 	})
 }
 
-// BenchmarkRenew shows that a renewal does not look at all leases, nor wake the
-// lessor.
-func BenchmarkRenew(b *testing.B) {
-	l := newLessor(clock.RealClock{}, nil)
-	l.promote(func() []mvcc.Lease { return nil })
-	const leases = 10_000
-	for id := range int64(leases) {
-		l.add(id+1, 60)
-	}
-	<-l.wake
-	for i := int64(0); b.Loop(); i++ {
-		if _, err := l.renew(b.Context(), i%leases+1); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if len(l.wake) != 0 {
-		b.Error("the lessor was woken")
-	}
-}
-
 // A lease that is granted again under the id of one that has just expired is
 // another lease: who hears late that the first one was revoked does not end it.
 func TestGrantedAgainWhileRevoked(t *testing.T) {

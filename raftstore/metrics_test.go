@@ -8,6 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestCollector checks that what a store does shows in its metrics.
@@ -15,19 +17,11 @@ func TestCollector(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	ctx := t.Context()
 	for _, key := range []string{"a", "b"} {
-		if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte(key), Value: []byte("v")}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(s.api.Put(ctx, &pb.PutRequest{Key: []byte(key), Value: []byte("v")}))(t)
 	}
-	if _, err := s.api.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.api.Range(ctx, &pb.RangeRequest{Key: []byte("b")}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.replica.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.api.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")}))(t)
+	testenv.Must(s.api.Range(ctx, &pb.RangeRequest{Key: []byte("b")}))(t)
+	testenv.NoError(t, s.replica.raft.Snapshot().Error())
 	got := gathered(t, s)
 	for name, want := range map[string]float64{
 		"etcd_server_has_leader": 1, "etcd_server_is_leader": 1, "etcd_server_leader_changes_seen_total": 1,
@@ -55,13 +49,8 @@ func TestCollector(t *testing.T) {
 func gathered(t *testing.T, s *Store) map[string]float64 {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
-	if err := r.Register(s.Collector()); err != nil {
-		t.Fatal(err)
-	}
-	families, err := r.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, r.Register(s.Collector()))
+	families := testenv.Must(r.Gather())(t)
 	got := make(map[string]float64)
 	for _, f := range families {
 		m := f.Metric[0]

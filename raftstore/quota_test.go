@@ -56,9 +56,7 @@ func TestQuotaIsSaidOnce(t *testing.T) {
 			t.Fatal("a store over its quota takes more")
 		}
 	}
-	if _, err := c.Client.Delete(ctx, "/", clientv3.WithPrefix()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.Client.Delete(ctx, "/", clientv3.WithPrefix()))(t)
 	rev := s.Status().Revision
 	if _, err := c.Client.Compact(ctx, rev); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		t.Fatal(err)
@@ -95,9 +93,7 @@ func TestHistoryGoesBeforeWritesAreRefused(t *testing.T) {
 			t.Errorf("compacted to %d, which frees nothing", compacted)
 		}
 		for i := range 20 { // 2 MB of 16; 4 MiB of history are allowed
-			if _, err := kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)))(c)
 		}
 		c.pass(time.Second)
 		if _, err := kv.Put(c.ctx, "/small", "x"); err != nil {
@@ -127,9 +123,7 @@ func TestFullStoreCompactsSeldom(t *testing.T) {
 		select {
 		case <-h.wake:
 			woken++
-			if err := h.bySize(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, h.bySize(t.Context()))
 		default:
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A revocation that was refused leaves the lease, and its expiry.
@@ -40,9 +41,7 @@ func TestRefusedRevocationForgetsNothing(t *testing.T) {
 func TestGivenUpNumberIsReplaced(t *testing.T) {
 	ctx := testContext(t)
 	s := openCluster(t, 1)[0]
-	if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}))(t)
 	peersOf(s).forwarder.session.mu.Lock()
 	id, next := peersOf(s).forwarder.session.id, peersOf(s).forwarder.session.last+3
 	peersOf(s).forwarder.session.mu.Unlock()
@@ -51,9 +50,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	if err != nil || res.Err != nil {
 		t.Fatal(err, res.Err)
 	}
-	if _, err := s.api.Put(ctx, same); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.api.Put(ctx, same))(t)
 }
 
 // A healthy voter is not taken out if those that are left could do nothing
@@ -73,9 +70,7 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 			other = s
 		}
 	}
-	if err := dead.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, dead.Close(ctx))
 	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).Contact(dead.replica.id)) > healthyWithin })
 	for _, s := range []*Store{other, leader} {
 		err := leader.cluster.RemoveMember(ctx, s.replica.name)
@@ -83,12 +78,8 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 			t.Fatalf("remove %s: %v", s.replica.name, err)
 		}
 	}
-	if err := leader.cluster.RemoveMember(ctx, dead.replica.name); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := other.api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, leader.cluster.RemoveMember(ctx, dead.replica.name))
+	testenv.Must(other.api.Put(ctx, &pb.PutRequest{Key: []byte("a")}))(t)
 }
 
 // The revision that a watch's creation tells is the one before its first event,
@@ -132,30 +123,19 @@ func TestWatchStartsWhereItSays(t *testing.T) {
 func TestJoinUnderATakenName(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 2)
-	twin, err := Open(ctx, Options{
+	twin := testenv.Must(Open(ctx, Options{
 		Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Logger: testLog("twin"), Network: tcpNetwork(t),
 		Join: []string{string(stores[0].replica.address)},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := twin.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	}))(t)
+	t.Cleanup(func() { testenv.Check(t, twin.Close(ctx)) })
 	if err := peersOf(twin).membership.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
 	if n := len(stores[0].cluster.Members()); n != 2 {
 		t.Fatalf("%d members", n)
 	}
-	if err := stores[1].Close(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := twin.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, stores[1].Close(ctx))
+	testenv.NoError(t, twin.WaitReady(ctx))
 }
 
 // The newest entries of a recovered store are raft's own, and only its snapshot
@@ -163,9 +143,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 func TestReadsAfterRecovery(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 3)
-	if _, err := stores[0].api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(stores[0].api.Put(ctx, &pb.PutRequest{Key: []byte("a")}))(t)
 	for range 3 { // each new leader begins with entries of raft's
 		until(ctx, t, "the leadership moves", func() bool {
 			for _, s := range stores {
@@ -177,15 +155,11 @@ func TestReadsAfterRecovery(t *testing.T) {
 		})
 	}
 	for _, s := range stores {
-		if err := s.Close(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Close(ctx))
 	}
 	o := stores[0].replica.opts
 	o.Network, o.Join = nil, nil
-	if err := Recover(o); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Recover(o))
 	o.Network = tcpNetwork(t)
 	got, err := openStore(t, o).api.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
 	if err != nil || got.Count != 1 {
@@ -203,9 +177,7 @@ func TestRefusedServerRenews(t *testing.T) {
 		}
 		return func() {}, nil
 	}})
-	if err := first.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.WaitReady(ctx))
 	var share atomic.Value
 	share.Store("old")
 	var renewed atomic.Int64
@@ -219,9 +191,7 @@ func TestRefusedServerRenews(t *testing.T) {
 			return nil
 		},
 	})
-	if err := second.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, second.WaitReady(ctx))
 	if n := renewed.Load(); n != 2 {
 		t.Errorf("the keys were fetched %d times", n)
 	}

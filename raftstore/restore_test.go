@@ -12,6 +12,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestInterruptedRestore finds what a power cut leaves of a restore: nothing
@@ -21,24 +22,15 @@ func TestInterruptedRestore(t *testing.T) {
 	ctx := testContext(t)
 	mustPut(ctx, t, s.Client().Client, "key", "value")
 	var backup bytes.Buffer
-	if _, err := s.Backup(ctx, &backup); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Backup(ctx, &backup))(t)
 	o := Options{Dir: filepath.Join(t.TempDir(), "store"), NodeID: "one"}
 	// As far as it got: a directory with an identity, and no snapshot yet.
-	half, err := disk.Open(disk.Options{Path: o.Dir + ".restoring", Logger: testLog("half"), Clock: s.replica.opts.Clock})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := half.Close(); err != nil {
-		t.Fatal(err)
-	}
+	half := testenv.Must(disk.Open(disk.Options{Path: o.Dir + ".restoring", Logger: testLog("half"), Clock: s.replica.opts.Clock}))(t)
+	testenv.NoError(t, half.Close())
 	if used, err := disk.Used(o.Dir); err != nil || used {
 		t.Fatalf("%v, %v: there is a store already", used, err)
 	}
-	if err := Restore(o, bytes.NewReader(backup.Bytes()), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Restore(o, bytes.NewReader(backup.Bytes()), 0))
 	if _, err := os.Stat(o.Dir + ".restoring"); err == nil {
 		t.Error("what was built is still beside")
 	}
@@ -55,14 +47,10 @@ func TestRestoredAgain(t *testing.T) {
 	ctx := testContext(t)
 	mustPut(ctx, t, s.Client().Client, "key", "value")
 	var backup bytes.Buffer
-	if _, err := s.Backup(ctx, &backup); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Backup(ctx, &backup))(t)
 	revision := func(at time.Time, seen int64) int64 {
 		o := Options{Dir: filepath.Join(t.TempDir(), "store"), NodeID: "one", Clock: clocktesting.NewFakeClock(at)}
-		if err := Restore(o, bytes.NewReader(backup.Bytes()), seen); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Restore(o, bytes.NewReader(backup.Bytes()), seen))
 		o.Clock = nil
 		return openStore(t, o).Status().Revision
 	}

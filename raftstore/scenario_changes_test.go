@@ -53,28 +53,26 @@ func TestScenarioOutdatedChange(t *testing.T) {
 // A voter is not taken out where too few of the others are alive, not even right
 // after they died. Those that are dead can be.
 func TestScenarioRemovalKeepsMajority(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.pass(time.Second)
-			leader := c.leader()
-			dead, well := c.others(leader)[:2], c.others(leader)[2:]
-			for _, n := range dead {
-				n.crash()
+	scenarios(t, 2, 5, func(c *cluster) {
+		c.pass(time.Second)
+		leader := c.leader()
+		dead, well := c.others(leader)[:2], c.others(leader)[2:]
+		for _, n := range dead {
+			n.crash()
+		}
+		err := leader.running().cluster.RemoveMember(c.within(20*time.Second), well[0].name)
+		if status.Code(err) != codes.FailedPrecondition {
+			c.Errorf("seed %d: one of three that are left was taken out, or so: %v\n%s", c.seed, err, c.state())
+		}
+		c.serves(leader, well[0], well[1])
+		for _, n := range dead {
+			if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
+				c.Errorf("seed %d: a dead server stays: %v", c.seed, err)
 			}
-			err := leader.running().cluster.RemoveMember(c.within(20*time.Second), well[0].name)
-			if status.Code(err) != codes.FailedPrecondition {
-				t.Errorf("seed %d: one of three that are left was taken out, or so: %v\n%s", seed, err, c.state())
-			}
-			c.serves(leader, well[0], well[1])
-			for _, n := range dead {
-				if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
-					t.Errorf("seed %d: a dead server stays: %v", seed, err)
-				}
-				n.gone = true
-			}
-			c.serves(leader, well[0], well[1])
-			c.rest(30*time.Second, 3, names(c.others(dead...))...)
-		})
+			n.gone = true
+		}
+		c.serves(leader, well[0], well[1])
+		c.rest(30*time.Second, 3, names(c.others(dead...))...)
 	})
 }
 
@@ -84,37 +82,35 @@ func TestScenarioMovedAtOnce(t *testing.T) {
 	changesAddresses(t)
 	for _, many := range []int{2, 3} {
 		t.Run(fmt.Sprint(many), func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(2)
-					c.pass(7 * time.Second) // every server has noted who the others are
-					w.stop()
-					var join []string
+			scenarios(t, 2, 3, func(c *cluster) {
+				w := c.work(2)
+				c.pass(7 * time.Second) // every server has noted who the others are
+				w.stop()
+				var join []string
+				for _, n := range c.nodes {
+					n.stop()
+				}
+				for i, n := range c.nodes {
+					if i < many {
+						n.host = "new " + n.name
+					}
+					join = append(join, n.host)
+				}
+				for _, n := range c.nodes {
+					n.start(join...)
+				}
+				c.live(c.nodes)
+				c.eventually("everybody knows where the others are", 10*time.Second, func() bool {
 					for _, n := range c.nodes {
-						n.stop()
-					}
-					for i, n := range c.nodes {
-						if i < many {
-							n.host = "new " + n.name
-						}
-						join = append(join, n.host)
-					}
-					for _, n := range c.nodes {
-						n.start(join...)
-					}
-					c.live(c.nodes)
-					c.eventually("everybody knows where the others are", 10*time.Second, func() bool {
-						for _, n := range c.nodes {
-							for _, m := range n.running().cluster.Members() {
-								if i := slices.Index(names(c.nodes), m.Name); m.Address != c.nodes[i].host {
-									return false
-								}
+						for _, m := range n.running().cluster.Members() {
+							if i := slices.Index(names(c.nodes), m.Name); m.Address != c.nodes[i].host {
+								return false
 							}
 						}
-						return true
-					})
-					c.serves(c.nodes...)
+					}
+					return true
 				})
+				c.serves(c.nodes...)
 			})
 		})
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The scenarios run whole clusters in a testing/synctest bubble: the network is
@@ -41,17 +42,11 @@ func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 		count = 1
 	}
 	if s := os.Getenv("CORACLE_TEST_SEEDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(strconv.Atoi(s))(t)
 		first, count = uint64(time.Now().UnixNano()), n
 	}
 	if s := os.Getenv("CORACLE_TEST_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(strconv.ParseUint(s, 10, 64))(t)
 		first, count = n, 1
 	}
 	for i := range count {
@@ -105,6 +100,20 @@ func scenarioOf(t *testing.T, seed uint64, n int, tune func(*Options), play func
 	})
 }
 
+// scenarios runs a scenario with as many seeds as usual says, or the environment.
+func scenarios(t *testing.T, usual, n int, play func(c *cluster)) {
+	scenariosOf(t, usual, n, nil, play)
+}
+
+func scenariosOf(t *testing.T, usual, n int, tune func(*Options), play func(c *cluster)) {
+	seeds(t, usual, func(t *testing.T, seed uint64) { scenarioOf(t, seed, n, tune, play) })
+}
+
+// stages does the same with a stage.
+func stages(t *testing.T, usual, n int, tune func(*Options), play func(c *cluster)) {
+	seeds(t, usual, func(t *testing.T, seed uint64) { stage(t, seed, n, tune, play) })
+}
+
 // stage gives play a cluster, and checks nothing.
 func stage(t *testing.T, seed uint64, n int, tune func(*Options), play func(c *cluster)) {
 	dir := scratch(t)
@@ -135,11 +144,7 @@ func scratch(t *testing.T) string {
 	if err != nil {
 		return t.TempDir()
 	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, os.RemoveAll(dir)) })
 	return dir
 }
 
@@ -182,9 +187,7 @@ func (c *cluster) ready(n *node) {
 	c.Helper()
 	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
 	defer cancel()
-	if err := n.store.WaitReady(ctx); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, n.store.WaitReady(ctx))
 }
 
 // eventually waits until something is so.
@@ -416,8 +419,6 @@ func (n *node) crash() {
 	n.faults.DelayFlushes(0)
 	n.faults.FailWrites(nil)
 	n.c.pass(time.Millisecond)
-	if err := peersOf(s).peers.Close(); err != nil {
-		n.c.Error(err)
-	}
+	testenv.Check(n.c, peersOf(s).peers.Close())
 	n.stop()
 }

@@ -11,48 +11,48 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The leader's disk takes five seconds for what it has to write: leadership
 // moves away, nothing exits, what was written in the leader's term does not
 // appear afterwards, and even through the stalled server writes go on.
 func TestScenarioStalledLeader(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			leader := c.leader()
-			term := leader.term()
-			leader.faults.DelayFlushes(5 * time.Second)
-			stalled := time.Now()
-			time.AfterFunc(5*time.Second, func() { leader.faults.DelayFlushes(0) })
-			late := make(chan *operation, 1)
-			go func() {
-				kv := leader.running().Client().KV
-				late <- c.fenced(c.within(20*time.Second), leader.name, kv, "fenced", fmt.Sprintf("late %d", seed), term)
-			}()
-			others := c.others(leader)
-			next := c.leader(others...)
-			for _, o := range others {
-				c.serves(o)
-			}
-			if took := time.Since(stalled); took > 2*time.Second {
-				t.Errorf("seed %d: the leadership moved after %v", seed, took)
-			}
-			// It is a fenced write of the next leader that the late one must not follow.
-			if o := c.fenced(c.within(time.Second), next.name, next.running().Client().KV, "fenced", fmt.Sprintf("next %d", seed), next.term()); o.err != nil {
-				t.Errorf("seed %d: %v", seed, o)
-			}
-			c.eventually("the stalled server knows that it does not lead", time.Second, func() bool { return !leader.leads() })
-			c.serves(leader)
-			if took := time.Since(stalled); took > 6*time.Second {
-				t.Errorf("seed %d: a write through the stalled server took %v", seed, took)
-			}
-			c.pass(2 * time.Second)
-			c.serves(leader)
-			<-late
-			w.stop()
-		})
+	scenarios(t, 4, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		leader := c.leader()
+		term := leader.term()
+		leader.faults.DelayFlushes(5 * time.Second)
+		stalled := time.Now()
+		time.AfterFunc(5*time.Second, func() { leader.faults.DelayFlushes(0) })
+		late := make(chan *operation, 1)
+		go func() {
+			kv := leader.running().Client().KV
+			late <- c.fenced(c.within(20*time.Second), leader.name, kv, "fenced", fmt.Sprintf("late %d", c.seed), term)
+		}()
+		others := c.others(leader)
+		next := c.leader(others...)
+		for _, o := range others {
+			c.serves(o)
+		}
+		if took := time.Since(stalled); took > 2*time.Second {
+			c.Errorf("seed %d: the leadership moved after %v", c.seed, took)
+		}
+		// It is a fenced write of the next leader that the late one must not follow.
+		if o := c.fenced(c.within(time.Second), next.name, next.running().Client().KV, "fenced", fmt.Sprintf("next %d", c.seed), next.term()); o.err != nil {
+			c.Errorf("seed %d: %v", c.seed, o)
+		}
+		c.eventually("the stalled server knows that it does not lead", time.Second, func() bool { return !leader.leads() })
+		c.serves(leader)
+		if took := time.Since(stalled); took > 6*time.Second {
+			c.Errorf("seed %d: a write through the stalled server took %v", c.seed, took)
+		}
+		c.pass(2 * time.Second)
+		c.serves(leader)
+		<-late
+		w.stop()
 	})
 }
 
@@ -80,87 +80,81 @@ func TestScenarioStalledLeaderOfIdleCluster(t *testing.T) {
 // server is alone. The others have another leader; what it would read is old,
 // so it must not answer.
 func TestScenarioStalledAndAlone(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(2, c.nodes...)
-			c.pass(time.Second)
-			leader := c.leader()
-			leader.faults.DelayFlushes(20 * time.Second)
-			kv := leader.running().Client().KV
-			late := make(chan *operation, 1)
-			go func() {
-				late <- c.put(c.within(20*time.Second), leader.name, kv, "r0", fmt.Sprintf("late %d", seed))
-			}()
-			c.pass(50 * time.Millisecond)
-			c.isolate(leader)
-			c.leader(c.others(leader)...)
-			for _, o := range c.others(leader) {
-				c.serves(o)
-			}
-			if !leader.leads() {
-				t.Logf("seed %d: it noticed", seed)
-			}
-			c.refuses(leader)
-			leader.faults.DelayFlushes(0)
-			c.net.HealAll()
-			c.pass(2 * time.Second)
-			c.serves(leader)
-			<-late
-			w.stop()
-		})
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(2, c.nodes...)
+		c.pass(time.Second)
+		leader := c.leader()
+		leader.faults.DelayFlushes(20 * time.Second)
+		kv := leader.running().Client().KV
+		late := make(chan *operation, 1)
+		go func() {
+			late <- c.put(c.within(20*time.Second), leader.name, kv, "r0", fmt.Sprintf("late %d", c.seed))
+		}()
+		c.pass(50 * time.Millisecond)
+		c.isolate(leader)
+		c.leader(c.others(leader)...)
+		for _, o := range c.others(leader) {
+			c.serves(o)
+		}
+		if !leader.leads() {
+			c.Logf("seed %d: it noticed", c.seed)
+		}
+		c.refuses(leader)
+		leader.faults.DelayFlushes(0)
+		c.net.HealAll()
+		c.pass(2 * time.Second)
+		c.serves(leader)
+		<-late
+		w.stop()
 	})
 }
 
 // A follower's disk stalls: the others take no notice, and it catches up.
 func TestScenarioStalledFollower(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			leader := c.leader()
-			term := leader.term()
-			slow := c.others(leader)[0]
-			slow.faults.DelayFlushes(5 * time.Second)
-			start := time.Now()
-			for range 20 {
-				for _, o := range c.others(slow) {
-					c.serves(o)
-				}
+	scenarios(t, 2, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		leader := c.leader()
+		term := leader.term()
+		slow := c.others(leader)[0]
+		slow.faults.DelayFlushes(5 * time.Second)
+		start := time.Now()
+		for range 20 {
+			for _, o := range c.others(slow) {
+				c.serves(o)
 			}
-			if took := time.Since(start); took > time.Second {
-				t.Errorf("seed %d: writes took %v", seed, took)
-			}
-			c.pass(10 * time.Second)
-			slow.faults.DelayFlushes(0)
-			c.serves(slow)
-			if leader.term() != term {
-				t.Errorf("seed %d: term %d became %d", seed, term, leader.term())
-			}
-			w.stop()
-		})
+		}
+		if took := time.Since(start); took > time.Second {
+			c.Errorf("seed %d: writes took %v", c.seed, took)
+		}
+		c.pass(10 * time.Second)
+		slow.faults.DelayFlushes(0)
+		c.serves(slow)
+		if leader.term() != term {
+			c.Errorf("seed %d: term %d became %d", c.seed, term, leader.term())
+		}
+		w.stop()
 	})
 }
 
 // The leader's disk is full: somebody else leads after a while, and writes go
 // on, also through it.
 func TestScenarioFullLeader(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			leader := c.leader()
-			leader.faults.FailWrites(unix.ENOSPC)
-			next := c.leader(c.others(leader)...)
-			for _, o := range c.others(leader) {
-				c.serves(o)
-			}
-			c.pass(5 * time.Second)
-			leader.faults.FailWrites(nil)
-			c.pass(5 * time.Second)
-			c.serves(leader)
-			_ = next
-			w.stop()
-		})
+	scenarios(t, 2, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		leader := c.leader()
+		leader.faults.FailWrites(unix.ENOSPC)
+		next := c.leader(c.others(leader)...)
+		for _, o := range c.others(leader) {
+			c.serves(o)
+		}
+		c.pass(5 * time.Second)
+		leader.faults.FailWrites(nil)
+		c.pass(5 * time.Second)
+		c.serves(leader)
+		_ = next
+		w.stop()
 	})
 }
 
@@ -170,42 +164,35 @@ func (n *node) spoil() {
 	if err != nil || len(files) == 0 {
 		n.c.Fatal("no log: ", err)
 	}
-	f, err := os.OpenFile(files[0], os.O_RDWR, 0)
-	if err != nil {
-		n.c.Fatal(err)
-	}
+	f := testenv.Must(os.OpenFile(files[0], os.O_RDWR, 0))(n.c)
 	b := make([]byte, 1)
 	_, err = f.ReadAt(b, 300)
 	b[0] ^= 0x10
 	_, err2 := f.WriteAt(b, 300)
-	if err := errors.Join(err, err2, f.Close()); err != nil {
-		n.c.Fatal(err)
-	}
+	testenv.NoError(n.c, errors.Join(err, err2, f.Close()))
 }
 
 // A follower's files are damaged. It moves them away, and gets everything from
 // the others, as another member: the old one is forgotten.
 func TestScenarioDamage(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(7 * time.Second) // every server has noted who the others are
-			victim := c.nodes[c.rand.IntN(3)]
-			victim.stop()
-			victim.spoil()
-			c.pass(time.Second)
-			victim.start()
-			c.ready(victim)
-			c.serves(victim)
-			c.eventually("the old member is replaced by the new", 30*time.Second, func() bool {
-				leader := c.leader().running()
-				return len(leader.cluster.Members()) == 3 && c.voters(c.leader()) == 3
-			})
-			if moved, err := filepath.Glob(victim.dir + ".damaged-*"); err != nil || len(moved) != 1 {
-				t.Errorf("seed %d: moved away: %v, %v", seed, moved, err)
-			}
-			w.stop()
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(7 * time.Second) // every server has noted who the others are
+		victim := c.nodes[c.rand.IntN(3)]
+		victim.stop()
+		victim.spoil()
+		c.pass(time.Second)
+		victim.start()
+		c.ready(victim)
+		c.serves(victim)
+		c.eventually("the old member is replaced by the new", 30*time.Second, func() bool {
+			leader := c.leader().running()
+			return len(leader.cluster.Members()) == 3 && c.voters(c.leader()) == 3
 		})
+		if moved, err := filepath.Glob(victim.dir + ".damaged-*"); err != nil || len(moved) != 1 {
+			c.Errorf("seed %d: moved away: %v, %v", c.seed, moved, err)
+		}
+		w.stop()
 	})
 }
 
@@ -247,9 +234,7 @@ func TestScenarioCloseOnFullDisk(t *testing.T) {
 				victim := c.others(leader)[0]
 				strike(victim)
 				other := c.others(leader, victim)[0]
-				if err := transferBetween(c.within(5*time.Second), leader.running(), other.running()); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, transferBetween(c.within(5*time.Second), leader.running(), other.running()))
 				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().replica.dir.Stalled() > 0 })
 				victim.stop()
 			})

@@ -17,27 +17,25 @@ import (
 func TestScenarioKilledBesideLoad(t *testing.T) {
 	for _, late := range []time.Duration{0, 10, 30, 40} {
 		late *= time.Millisecond
-		seeds(t, 4, func(t *testing.T, seed uint64) {
-			scenario(t, seed, 3, func(c *cluster) {
-				w := c.work(2)
-				c.pass(time.Second)
-				leader := c.leader()
-				left := c.others(leader)
-				for i, n := range left {
-					c.net.Delay(n.name, left[1-i].name, late, late/4)
-				}
-				c.pass(time.Second)
-				term := left[0].term()
-				c.tasks.Go(leader.crash)
-				took, most := c.untilLed(left, time.Minute), 2*standAfter+20*late // there are connections to be made
-				t.Logf("seed %d: answers take %v each way: a leader after %v", seed, late, took)
-				if terms := c.leader(left...).term() - term; took > most || terms > 1 {
-					t.Errorf("seed %d: answers take %v each way: no leader for %v of at most %v, %d elections", seed, late, took, most, terms)
-				}
-				c.pass(time.Second)
-				w.stop()
-				leader.start()
-			})
+		scenarios(t, 4, 3, func(c *cluster) {
+			w := c.work(2)
+			c.pass(time.Second)
+			leader := c.leader()
+			left := c.others(leader)
+			for i, n := range left {
+				c.net.Delay(n.name, left[1-i].name, late, late/4)
+			}
+			c.pass(time.Second)
+			term := left[0].term()
+			c.tasks.Go(leader.crash)
+			took, most := c.untilLed(left, time.Minute), 2*standAfter+20*late // there are connections to be made
+			c.Logf("seed %d: answers take %v each way: a leader after %v", c.seed, late, took)
+			if terms := c.leader(left...).term() - term; took > most || terms > 1 {
+				c.Errorf("seed %d: answers take %v each way: no leader for %v of at most %v, %d elections", c.seed, late, took, most, terms)
+			}
+			c.pass(time.Second)
+			w.stop()
+			leader.start()
 		})
 	}
 }

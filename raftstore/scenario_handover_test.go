@@ -12,43 +12,41 @@ import (
 // server through which it came sends it again, to the next leader, and that one
 // knows it already.
 func TestScenarioLostAnswer(t *testing.T) {
-	seeds(t, 5, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			for round := range 4 {
-				leader := c.leader()
-				through := c.others(leader)[c.rand.IntN(2)]
-				kv := through.running().Client().KV
-				c.serves(through) // its session is open
-				at := c.get(c.ctx, through.name, kv, "once").found
-				was := int64(0)
-				if len(at) > 0 {
-					was = at[0].ModRevision
-				}
-				before := leader.running().Status().Revision
-				// What it does not answer, it does all the same.
-				c.net.Cut(leader.name, through.name)
-				done := make(chan *operation, 1)
-				go func() {
-					value := fmt.Sprintf("once %d", round)
-					if round%2 == 0 {
-						done <- c.put(c.within(20*time.Second), through.name, kv, "once", value)
-					} else {
-						done <- c.cas(c.within(20*time.Second), through.name, kv, "once", value, was)
-					}
-				}()
-				c.eventually("it is done at the leader", time.Second, func() bool {
-					return leader.running().Status().Revision > before
-				})
-				leader.crash()
-				o := <-done
-				if o.err != nil || !o.done {
-					t.Errorf("seed %d: %v", seed, o)
-				}
-				c.net.HealAll()
-				leader.start()
-				c.ready(leader)
+	scenarios(t, 5, 3, func(c *cluster) {
+		for round := range 4 {
+			leader := c.leader()
+			through := c.others(leader)[c.rand.IntN(2)]
+			kv := through.running().Client().KV
+			c.serves(through) // its session is open
+			at := c.get(c.ctx, through.name, kv, "once").found
+			was := int64(0)
+			if len(at) > 0 {
+				was = at[0].ModRevision
 			}
-		})
+			before := leader.running().Status().Revision
+			// What it does not answer, it does all the same.
+			c.net.Cut(leader.name, through.name)
+			done := make(chan *operation, 1)
+			go func() {
+				value := fmt.Sprintf("once %d", round)
+				if round%2 == 0 {
+					done <- c.put(c.within(20*time.Second), through.name, kv, "once", value)
+				} else {
+					done <- c.cas(c.within(20*time.Second), through.name, kv, "once", value, was)
+				}
+			}()
+			c.eventually("it is done at the leader", time.Second, func() bool {
+				return leader.running().Status().Revision > before
+			})
+			leader.crash()
+			o := <-done
+			if o.err != nil || !o.done {
+				c.Errorf("seed %d: %v", c.seed, o)
+			}
+			c.net.HealAll()
+			leader.start()
+			c.ready(leader)
+		}
 	})
 }
 
@@ -57,28 +55,26 @@ func TestScenarioHandOver(t *testing.T) {
 	const limit = 50 * time.Millisecond
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, n, func(c *cluster) {
-					w := c.work(3)
-					for range 3 {
-						c.pass(time.Second)
-						leader := c.leader()
-						others := c.others(leader)
-						stopped := make(chan struct{})
-						go func() {
-							leader.stop()
-							close(stopped)
-						}()
-						if gap := c.gap(others); gap > limit {
-							t.Errorf("seed %d: the store stood still for %v", seed, gap)
-						}
-						<-stopped
-						c.pass(time.Second)
-						leader.start()
-						c.ready(leader)
+			scenarios(t, 3, n, func(c *cluster) {
+				w := c.work(3)
+				for range 3 {
+					c.pass(time.Second)
+					leader := c.leader()
+					others := c.others(leader)
+					stopped := make(chan struct{})
+					go func() {
+						leader.stop()
+						close(stopped)
+					}()
+					if gap := c.gap(others); gap > limit {
+						c.Errorf("seed %d: the store stood still for %v", c.seed, gap)
 					}
-					w.stop()
-				})
+					<-stopped
+					c.pass(time.Second)
+					leader.start()
+					c.ready(leader)
+				}
+				w.stop()
 			})
 		})
 	}
@@ -87,65 +83,59 @@ func TestScenarioHandOver(t *testing.T) {
 // Every server is restarted, one after the other, as for a new version: writes
 // through those that run are never held up for long.
 func TestScenarioRollingRestart(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			for range 2 {
-				for _, n := range c.nodes {
-					n.stop()
-					for _, o := range c.others(n) {
-						c.serves(o)
-					}
-					n.start()
-					c.ready(n)
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(3)
+		for range 2 {
+			for _, n := range c.nodes {
+				n.stop()
+				for _, o := range c.others(n) {
+					c.serves(o)
 				}
+				n.start()
+				c.ready(n)
 			}
-			c.pass(time.Second)
-			w.stop()
-		})
+		}
+		c.pass(time.Second)
+		w.stop()
 	})
 }
 
 // Leadership goes around on request, with writes all the while.
 func TestScenarioTransfers(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			w := c.work(4)
-			for range 15 {
-				c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-				leader := c.leader()
-				if err := leader.running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-				}
+	scenarios(t, 3, 5, func(c *cluster) {
+		w := c.work(4)
+		for range 15 {
+			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+			leader := c.leader()
+			if err := leader.running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
+				c.Errorf("seed %d: %v", c.seed, err)
 			}
-			c.pass(time.Second)
-			w.stop()
-		})
+		}
+		c.pass(time.Second)
+		w.stop()
 	})
 }
 
 // Servers crash and come back at random, at most as many at a time as leave a
 // majority, sometimes all of them.
 func TestScenarioCrashes(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.jitter(500*time.Microsecond, 5*time.Millisecond)
-			w := c.work(3)
-			for range 12 {
-				c.pass(time.Duration(c.rand.Int64N(int64(1500 * time.Millisecond))))
-				victims := c.shuffled()[:1+c.rand.IntN(2)]
-				if c.rand.IntN(6) == 0 {
-					victims = c.nodes
-				}
-				for _, v := range victims {
-					v.crash()
-				}
-				c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
-				for _, v := range victims {
-					v.start()
-				}
+	scenarios(t, 3, 5, func(c *cluster) {
+		c.jitter(500*time.Microsecond, 5*time.Millisecond)
+		w := c.work(3)
+		for range 12 {
+			c.pass(time.Duration(c.rand.Int64N(int64(1500 * time.Millisecond))))
+			victims := c.shuffled()[:1+c.rand.IntN(2)]
+			if c.rand.IntN(6) == 0 {
+				victims = c.nodes
 			}
-			w.stop()
-		})
+			for _, v := range victims {
+				v.crash()
+			}
+			c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
+			for _, v := range victims {
+				v.start()
+			}
+		}
+		w.stop()
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/peer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower
@@ -19,32 +20,28 @@ import (
 // comes in that would have raft send more.
 func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 	const lag, flush, within = 6000, 100 * time.Millisecond, 3 * time.Second
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			slow, other := c.others(leader)[0], c.others(leader)[1]
-			slow.faults.DelayFlushes(4 * time.Second)
-			kv := leader.running().Client().KV
-			for i := range lag {
-				if _, err := kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
-				t.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", seed, has, c.state())
-			}
-			slow.faults.DelayFlushes(flush)
-			other.crash()
-			began := time.Now()
-			if err := c.writes(leader, 2*time.Minute); err != nil {
-				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			took := time.Since(began)
-			t.Logf("seed %d: a write took %v", seed, took)
-			if took > within {
-				t.Errorf("seed %d: a write took %v, while the follower caught up", seed, took)
-			}
-		})
+	stages(t, 2, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		slow, other := c.others(leader)[0], c.others(leader)[1]
+		slow.faults.DelayFlushes(4 * time.Second)
+		kv := leader.running().Client().KV
+		for i := range lag {
+			testenv.Must(kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"))(c)
+		}
+		if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
+			c.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", c.seed, has, c.state())
+		}
+		slow.faults.DelayFlushes(flush)
+		other.crash()
+		began := time.Now()
+		if err := c.writes(leader, 2*time.Minute); err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
+		}
+		took := time.Since(began)
+		c.Logf("seed %d: a write took %v", c.seed, took)
+		if took > within {
+			c.Errorf("seed %d: a write took %v, while the follower caught up", c.seed, took)
+		}
 	})
 }
 
@@ -56,9 +53,7 @@ func TestEntriesBehind(t *testing.T) {
 		s := leader.running()
 		first := s.replica.raft.LastIndex()
 		for range 20 {
-			if _, err := s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)))(t)
 		}
 		term, last := s.replica.raft.CurrentTerm(), s.replica.raft.LastIndex()
 		for _, bytes := range []int{-1, 0, 1 << 10, 25 << 10, 100 << 10, 1 << 30} {
@@ -91,12 +86,8 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 			c.fill(leader, 10)
 			c.pass(time.Second)
 			var last raft.Log
-			if err := peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.snapshotter.once(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last))
+			testenv.NoError(t, s.snapshotter.once())
 			end, _ := s.replica.dir.Log.Snapshot()
 			if end != last.Index {
 				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)

@@ -98,44 +98,42 @@ func (c *cluster) checkKept(leader *Store, kept map[int64]time.Time, ttl time.Du
 // others. The state machine does nothing the second time, so for the leader's
 // lessor nothing has happened either.
 func TestScenarioRepeatedLeaseCommands(t *testing.T) {
-	seeds(t, 1, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			const id, ttl = 7, 5 // seconds
-			s := c.leader().running()
-			through := c.others(c.leader())[0].running()
-			if _, err := through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}); err != nil { // opens the session
-				t.Fatal(err)
+	stages(t, 1, 3, nil, func(c *cluster) {
+		const id, ttl = 7, 5 // seconds
+		s := c.leader().running()
+		through := c.others(c.leader())[0].running()
+		if _, err := through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}); err != nil { // opens the session
+			c.Fatal(err)
+		}
+		number := func(r mvcc.Request) mvcc.Command {
+			command := mvcc.Command{Request: r}
+			if _, ok := peersOf(through).forwarder.session.number(&command); !ok {
+				c.Fatal("no session is open")
 			}
-			number := func(r mvcc.Request) mvcc.Command {
-				command := mvcc.Command{Request: r}
-				if _, ok := peersOf(through).forwarder.session.number(&command); !ok {
-					t.Fatal("no session is open")
-				}
-				return command
+			return command
+		}
+		grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
+		send := func(command mvcc.Command) {
+			if res, err := peersOf(through).forwarder.batches.propose(c.ctx, bounds{}, command); err != nil || res.Err != nil {
+				c.Fatal(res, err)
 			}
-			grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
-			send := func(command mvcc.Command) {
-				if res, err := peersOf(through).forwarder.batches.propose(c.ctx, bounds{}, command); err != nil || res.Err != nil {
-					t.Fatal(res, err)
-				}
-			}
-			send(grant)
-			send(revoke)
-			send(grant)
-			if _, ok := s.lessor.remaining(id); ok {
-				t.Errorf("seed %d: the lessor knows a lease that does not exist", seed)
-			}
-			if _, err := s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}); err != nil {
-				t.Fatal(err)
-			}
-			send(revoke)
-			if answer, err := s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}); err != nil || answer.TTL != ttl {
-				t.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", seed, answer, err)
-			}
-			c.pass(2 * ttl * time.Second)
-			if s.replica.fsm.view().HasLease(id) {
-				t.Errorf("seed %d: a lease of %d s exists after twice that", seed, ttl)
-			}
-		})
+		}
+		send(grant)
+		send(revoke)
+		send(grant)
+		if _, ok := s.lessor.remaining(id); ok {
+			c.Errorf("seed %d: the lessor knows a lease that does not exist", c.seed)
+		}
+		if _, err := s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}); err != nil {
+			c.Fatal(err)
+		}
+		send(revoke)
+		if answer, err := s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}); err != nil || answer.TTL != ttl {
+			c.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", c.seed, answer, err)
+		}
+		c.pass(2 * ttl * time.Second)
+		if s.replica.fsm.view().HasLease(id) {
+			c.Errorf("seed %d: a lease of %d s exists after twice that", c.seed, ttl)
+		}
 	})
 }

@@ -51,49 +51,45 @@ func (c *cluster) lag(leader, follower *node, meanwhile func()) {
 // A follower compacts its log beyond what its leader knows that it has. The leader
 // needs it: the third server is dead.
 func TestScenarioStrandedFollower(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.keep(0)
-			leader := c.leader()
-			follower, third := c.others(leader)[0], c.others(leader)[1]
-			c.fill(leader, 20)
-			c.forget(leader)
-			c.lag(leader, follower, func() {})
-			c.forget(follower)
-			lacks := leader.running().replica.raft.LastIndex() - follower.running().replica.raft.LastIndex()
-			if first, _ := follower.running().replica.dir.Log.FirstIndex(); first != 0 || lacks == 0 {
-				t.Fatalf("seed %d: the follower's log begins at %d, and it lacks %d entries", seed, first, lacks)
-			}
-			third.crash()
-			c.net.HealAll()
-			c.live([]*node{leader, follower})
-			c.serves(leader, follower)
-		})
+	scenarios(t, 2, 3, func(c *cluster) {
+		c.keep(0)
+		leader := c.leader()
+		follower, third := c.others(leader)[0], c.others(leader)[1]
+		c.fill(leader, 20)
+		c.forget(leader)
+		c.lag(leader, follower, func() {})
+		c.forget(follower)
+		lacks := leader.running().replica.raft.LastIndex() - follower.running().replica.raft.LastIndex()
+		if first, _ := follower.running().replica.dir.Log.FirstIndex(); first != 0 || lacks == 0 {
+			c.Fatalf("seed %d: the follower's log begins at %d, and it lacks %d entries", c.seed, first, lacks)
+		}
+		third.crash()
+		c.net.HealAll()
+		c.live([]*node{leader, follower})
+		c.serves(leader, follower)
 	})
 }
 
 // A follower gets thousands of entries and none of its answers arrive. Both servers
 // compact; then the third one dies. Nobody writes, and the two can work again.
 func TestScenarioBacklog(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.keep(c.rand.Uint64N(200))
-			leader := c.leader()
-			follower, third := c.others(leader)[0], c.others(leader)[1]
-			c.fill(leader, 100)
+	scenarios(t, 2, 3, func(c *cluster) {
+		c.keep(c.rand.Uint64N(200))
+		leader := c.leader()
+		follower, third := c.others(leader)[0], c.others(leader)[1]
+		c.fill(leader, 100)
+		c.forget(leader)
+		c.net.Cut(follower.name, leader.name)
+		c.fill(leader, 3000)
+		c.pass(20 * time.Second) // messages without answers are sent again and again
+		if c.rand.IntN(2) == 0 {
 			c.forget(leader)
-			c.net.Cut(follower.name, leader.name)
-			c.fill(leader, 3000)
-			c.pass(20 * time.Second) // messages without answers are sent again and again
-			if c.rand.IntN(2) == 0 {
-				c.forget(leader)
-			}
-			c.forget(follower)
-			third.crash()
-			c.net.HealAll()
-			c.live([]*node{leader, follower})
-			c.serves(leader, follower)
-		})
+		}
+		c.forget(follower)
+		third.crash()
+		c.net.HealAll()
+		c.live([]*node{leader, follower})
+		c.serves(leader, follower)
 	})
 }
 

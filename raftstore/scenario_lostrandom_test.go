@@ -15,25 +15,23 @@ import (
 // disks are slow and servers crash, at random. After each round all is mended, and
 // any majority has to work.
 func TestScenarioLostAnswers(t *testing.T) {
-	seeds(t, 20, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			r := &losses{cluster: c, leaving: make(map[*node]bool)}
-			for range 4 {
-				c.keep(c.rand.Uint64N(4))
-				if c.rand.IntN(4) > 0 {
-					r.lag()
-				} else {
-					w := c.work(2)
-					for range 20 {
-						r.upTo(400 * time.Millisecond)
-						r.trouble()
-					}
-					w.stop()
+	scenarios(t, 20, 3, func(c *cluster) {
+		r := &losses{cluster: c, leaving: make(map[*node]bool)}
+		for range 4 {
+			c.keep(c.rand.Uint64N(4))
+			if c.rand.IntN(4) > 0 {
+				r.lag()
+			} else {
+				w := c.work(2)
+				for range 20 {
+					r.upTo(400 * time.Millisecond)
+					r.trouble()
 				}
-				r.mend()
-				c.lively(c.nodes)
+				w.stop()
 			}
-		})
+			r.mend()
+			c.lively(c.nodes)
+		}
 	})
 }
 

@@ -23,18 +23,16 @@ const majorityWithin = 15 * time.Second
 func TestScenarioMajorityWrites(t *testing.T) {
 	for _, n := range []int{3, 4, 5, 6} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				stage(t, seed, n, nil, func(c *cluster) {
-					for range 8 {
-						r := round{cluster: c}
-						r.play()
-						if t.Failed() {
-							c.calm()
-							return
-						}
-						r.mend()
+			stages(t, 2, n, nil, func(c *cluster) {
+				for range 8 {
+					r := round{cluster: c}
+					r.play()
+					if c.Failed() {
+						c.calm()
+						return
 					}
-				})
+					r.mend()
+				}
 			})
 		})
 	}

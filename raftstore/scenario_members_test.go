@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // join starts another server, which joins through one that runs.
@@ -32,9 +34,7 @@ func (c *cluster) join(name, through string) *node {
 
 // wipe empties a stopped server's directory.
 func (n *node) wipe() {
-	if err := os.RemoveAll(n.dir); err != nil {
-		n.c.Fatal(err)
-	}
+	testenv.NoError(n.c, os.RemoveAll(n.dir))
 }
 
 // rest waits for the members to be those, with so many votes.
@@ -60,31 +60,29 @@ func (c *cluster) rest(within time.Duration, voters int, members ...string) {
 // Servers join while one of the three is cut off. Four leave three voters, five
 // make five: as soon as all voters are well again, and not before.
 func TestScenarioJoinDuringPartition(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			leader := c.leader()
-			away := c.others(leader)[c.rand.IntN(2)]
-			c.isolate(away)
-			c.pass(4 * time.Second) // by now the leader misses it
-			d := c.join("d", leader.name)
-			e := c.join("e", leader.name)
-			for _, n := range []*node{d, e} {
-				c.net.Cut(away.name, n.name)
-				c.net.Cut(n.name, away.name)
-				c.ready(n)
-				c.serves(n)
-			}
-			c.pass(10 * time.Second)
-			if voters := c.voters(leader); voters != 3 {
-				t.Errorf("seed %d: %d voters while one is silent\n%s", seed, voters, c.state())
-			}
-			c.net.HealAll()
-			c.rest(20*time.Second, 5, "a", "b", "c", "d", "e")
-			c.serves(c.nodes...)
-			w.stop()
-		})
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		leader := c.leader()
+		away := c.others(leader)[c.rand.IntN(2)]
+		c.isolate(away)
+		c.pass(4 * time.Second) // by now the leader misses it
+		d := c.join("d", leader.name)
+		e := c.join("e", leader.name)
+		for _, n := range []*node{d, e} {
+			c.net.Cut(away.name, n.name)
+			c.net.Cut(n.name, away.name)
+			c.ready(n)
+			c.serves(n)
+		}
+		c.pass(10 * time.Second)
+		if voters := c.voters(leader); voters != 3 {
+			c.Errorf("seed %d: %d voters while one is silent\n%s", c.seed, voters, c.state())
+		}
+		c.net.HealAll()
+		c.rest(20*time.Second, 5, "a", "b", "c", "d", "e")
+		c.serves(c.nodes...)
+		w.stop()
 	})
 }
 
@@ -93,48 +91,46 @@ func TestScenarioJoinDuringPartition(t *testing.T) {
 func TestScenarioStandby(t *testing.T) {
 	for _, how := range []string{"crashes", "hangs"} {
 		t.Run(how, func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 4, func(c *cluster) {
-					w := c.work(2)
-					c.pass(time.Second)
-					w.stop()
-					leader, lost := c.leader(), c.voter()
-					if how == "crashes" {
-						lost.crash()
-					} else {
-						lost.faults.DelayFlushes(time.Hour)
-					}
-					c.serves(leader)
-					w = c.work(1, leader)
-					votes := func() (voters int, lostVotes bool) {
-						for _, m := range leader.running().cluster.Members() {
-							if m.Voter {
-								voters++
-								lostVotes = lostVotes || m.Name == lost.name
-							}
+			scenarios(t, 2, 4, func(c *cluster) {
+				w := c.work(2)
+				c.pass(time.Second)
+				w.stop()
+				leader, lost := c.leader(), c.voter()
+				if how == "crashes" {
+					lost.crash()
+				} else {
+					lost.faults.DelayFlushes(time.Hour)
+				}
+				c.serves(leader)
+				w = c.work(1, leader)
+				votes := func() (voters int, lostVotes bool) {
+					for _, m := range leader.running().cluster.Members() {
+						if m.Voter {
+							voters++
+							lostVotes = lostVotes || m.Name == lost.name
 						}
-						return voters, lostVotes
 					}
-					c.pass(30 * time.Second)
-					if voters, still := votes(); voters != 3 || !still {
-						t.Errorf("seed %d: %d voters half a minute after one was lost\n%s", seed, voters, c.state())
-					}
-					c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
-						voters, still := votes()
-						return voters == 3 && !still
-					})
-					if how == "crashes" {
-						lost.start()
-					}
-					lost.faults.DelayFlushes(0)
-					c.ready(lost)
-					c.serves(lost)
-					c.pass(10 * time.Second)
-					if voters, still := votes(); voters != 3 || still {
-						t.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", seed, c.state())
-					}
-					w.stop()
+					return voters, lostVotes
+				}
+				c.pass(30 * time.Second)
+				if voters, still := votes(); voters != 3 || !still {
+					c.Errorf("seed %d: %d voters half a minute after one was lost\n%s", c.seed, voters, c.state())
+				}
+				c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
+					voters, still := votes()
+					return voters == 3 && !still
 				})
+				if how == "crashes" {
+					lost.start()
+				}
+				lost.faults.DelayFlushes(0)
+				c.ready(lost)
+				c.serves(lost)
+				c.pass(10 * time.Second)
+				if voters, still := votes(); voters != 3 || still {
+					c.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", c.seed, c.state())
+				}
+				w.stop()
 			})
 		})
 	}
@@ -143,49 +139,45 @@ func TestScenarioStandby(t *testing.T) {
 // A voter is gone and an operator does not wait for the minute. What would make the
 // number of voters even, or nothing better, is refused.
 func TestScenarioPromote(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 4, func(c *cluster) {
-			c.rest(30*time.Second, 3, names(c.nodes)...)
-			leader := c.leader()
-			var standby *node
+	scenarios(t, 2, 4, func(c *cluster) {
+		c.rest(30*time.Second, 3, names(c.nodes)...)
+		leader := c.leader()
+		var standby *node
+		for _, m := range leader.running().cluster.Members() {
+			if !m.Voter {
+				standby = c.nodes[slices.Index(names(c.nodes), m.Name)]
+			}
+		}
+		lost := c.voter()
+		promote := func(name string) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			return standby.running().cluster.PromoteMember(ctx, name) // it is forwarded to the leader
+		}
+		for name, want := range map[string]codes.Code{standby.name: codes.FailedPrecondition, lost.name: codes.FailedPrecondition, "nobody": codes.NotFound} {
+			if err := promote(name); status.Code(err) != want {
+				c.Errorf("promoting %s while all is well: %v", name, err)
+			}
+		}
+		lost.crash()
+		c.pass(2 * healthyWithin)
+		for _, m := range leader.running().cluster.Survey(context.Background()) {
+			if m.Answers != (m.Name != lost.name) || m.Answers && m.Version != "scenario" || m.Lag > caughtUpWithin {
+				c.Errorf("survey says %+v", m)
+			}
+		}
+		testenv.NoError(c, promote(standby.name))
+		c.eventually("it has the vote of the lost one", 10*time.Second, func() bool {
+			var voters []string
 			for _, m := range leader.running().cluster.Members() {
-				if !m.Voter {
-					standby = c.nodes[slices.Index(names(c.nodes), m.Name)]
+				if m.Voter {
+					voters = append(voters, m.Name)
 				}
 			}
-			lost := c.voter()
-			promote := func(name string) error {
-				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-				defer cancel()
-				return standby.running().cluster.PromoteMember(ctx, name) // it is forwarded to the leader
-			}
-			for name, want := range map[string]codes.Code{standby.name: codes.FailedPrecondition, lost.name: codes.FailedPrecondition, "nobody": codes.NotFound} {
-				if err := promote(name); status.Code(err) != want {
-					t.Errorf("promoting %s while all is well: %v", name, err)
-				}
-			}
-			lost.crash()
-			c.pass(2 * healthyWithin)
-			for _, m := range leader.running().cluster.Survey(context.Background()) {
-				if m.Answers != (m.Name != lost.name) || m.Answers && m.Version != "scenario" || m.Lag > caughtUpWithin {
-					t.Errorf("survey says %+v", m)
-				}
-			}
-			if err := promote(standby.name); err != nil {
-				t.Fatal(err)
-			}
-			c.eventually("it has the vote of the lost one", 10*time.Second, func() bool {
-				var voters []string
-				for _, m := range leader.running().cluster.Members() {
-					if m.Voter {
-						voters = append(voters, m.Name)
-					}
-				}
-				return len(voters) == 3 && !slices.Contains(voters, lost.name)
-			})
-			lost.start()
-			c.ready(lost)
+			return len(voters) == 3 && !slices.Contains(voters, lost.name)
 		})
+		lost.start()
+		c.ready(lost)
 	})
 }
 
@@ -203,32 +195,30 @@ func (c *cluster) voter() *node {
 // A server loses its disk. It joins again with an empty one, as another member,
 // which gets the vote of the lost one; that is forgotten.
 func TestScenarioReplacedDisk(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			victim := c.leader()
-			if seed%2 == 0 {
-				victim = c.others(victim)[0]
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		victim := c.leader()
+		if c.seed%2 == 0 {
+			victim = c.others(victim)[0]
+		}
+		was := victim.running().replica.id
+		victim.crash()
+		victim.wipe()
+		c.pass(2 * time.Second)
+		victim.start(c.others(victim)[0].name)
+		c.ready(victim)
+		if victim.running().replica.id == was {
+			c.Errorf("seed %d: it is the same member", c.seed)
+		}
+		c.rest(30*time.Second, 3, "a", "b", "c")
+		for _, m := range c.leader().running().cluster.Members() {
+			if m.RaftID == string(was) {
+				c.Errorf("seed %d: the lost one is still a member", c.seed)
 			}
-			was := victim.running().replica.id
-			victim.crash()
-			victim.wipe()
-			c.pass(2 * time.Second)
-			victim.start(c.others(victim)[0].name)
-			c.ready(victim)
-			if victim.running().replica.id == was {
-				t.Errorf("seed %d: it is the same member", seed)
-			}
-			c.rest(30*time.Second, 3, "a", "b", "c")
-			for _, m := range c.leader().running().cluster.Members() {
-				if m.RaftID == string(was) {
-					t.Errorf("seed %d: the lost one is still a member", seed)
-				}
-			}
-			c.serves(c.nodes...)
-			w.stop()
-		})
+		}
+		c.serves(c.nodes...)
+		w.stop()
 	})
 }
 
@@ -238,56 +228,54 @@ func TestScenarioReplacedDisk(t *testing.T) {
 func TestScenarioRemoval(t *testing.T) {
 	for _, what := range []string{"leader", "follower", "isolated"} {
 		t.Run(what, func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 5, func(c *cluster) {
-					w := c.work(3)
-					c.pass(time.Second)
-					leader := c.leader()
-					victim := leader
-					if what != "leader" {
-						victim = c.others(leader)[c.rand.IntN(4)]
+			scenarios(t, 2, 5, func(c *cluster) {
+				w := c.work(3)
+				c.pass(time.Second)
+				leader := c.leader()
+				victim := leader
+				if what != "leader" {
+					victim = c.others(leader)[c.rand.IntN(4)]
+				}
+				if what == "isolated" {
+					c.isolate(victim)
+				}
+				rest := c.others(victim)
+				asked := rest[c.rand.IntN(4)]
+				if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+					c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
+				}
+				c.rest(30*time.Second, 3, names(rest)...)
+				c.net.HealAll()
+				c.pass(15 * time.Second)
+				if !victim.running().Health().Removed() {
+					c.Errorf("seed %d: the removed server does not know it", c.seed)
+				}
+				for _, n := range rest {
+					if n.running().Health().Removed() {
+						c.Errorf("seed %d: %s takes itself for a removed one", c.seed, n.name)
 					}
-					if what == "isolated" {
-						c.isolate(victim)
-					}
-					rest := c.others(victim)
-					asked := rest[c.rand.IntN(4)]
-					if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
-						t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-					}
-					c.rest(30*time.Second, 3, names(rest)...)
-					c.net.HealAll()
-					c.pass(15 * time.Second)
-					if !victim.running().Health().Removed() {
-						t.Errorf("seed %d: the removed server does not know it", seed)
-					}
-					for _, n := range rest {
-						if n.running().Health().Removed() {
-							t.Errorf("seed %d: %s takes itself for a removed one", seed, n.name)
-						}
-					}
-					term := c.leader(rest...).term()
-					w.stop()
-					victim.stop()
-					victim.start(names(rest)...)
-					c.pass(10 * time.Second)
-					for _, n := range rest {
-						c.serves(n)
-					}
-					c.refuses(victim)
-					if victim.running().Health().Counted() || !rest[0].running().Health().Counted() {
-						t.Errorf("seed %d: counted: the removed server: %v, another one: %v", seed, victim.running().Health().Counted(), rest[0].running().Health().Counted())
-					}
-					if now := c.leader(rest...).term(); now != term {
-						t.Errorf("seed %d: the removed server raised the term from %d to %d", seed, term, now)
-					}
-					victim.stop()
-					victim.wipe()
-					victim.start(names(rest)...)
-					c.ready(victim)
-					c.serves(victim)
-					c.rest(30*time.Second, 5, names(c.nodes)...)
-				})
+				}
+				term := c.leader(rest...).term()
+				w.stop()
+				victim.stop()
+				victim.start(names(rest)...)
+				c.pass(10 * time.Second)
+				for _, n := range rest {
+					c.serves(n)
+				}
+				c.refuses(victim)
+				if victim.running().Health().Counted() || !rest[0].running().Health().Counted() {
+					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().Counted(), rest[0].running().Health().Counted())
+				}
+				if now := c.leader(rest...).term(); now != term {
+					c.Errorf("seed %d: the removed server raised the term from %d to %d", c.seed, term, now)
+				}
+				victim.stop()
+				victim.wipe()
+				victim.start(names(rest)...)
+				c.ready(victim)
+				c.serves(victim)
+				c.rest(30*time.Second, 5, names(c.nodes)...)
 			})
 		})
 	}
@@ -308,32 +296,30 @@ func TestScenarioRemovalRefused(t *testing.T) {
 // Of two servers one votes. It is taken out when the other one has everything, which
 // then goes on alone, and nothing is lost; before that it stays.
 func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 1, func(c *cluster) {
-			a := c.nodes[0]
-			w := c.work(3)
-			b := c.join("b", "a")
-			c.rest(20*time.Second, 1, "a", "b")
-			c.isolate(b)
-			c.pass(4 * time.Second)
-			err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
-			if err == nil || c.voters(a) != 1 {
-				t.Fatalf("seed %d: the only voter was removed while nobody could take its place: %v\n%s", seed, err, c.state())
-			}
-			c.serves(a)
-			c.net.HealAll()
-			c.pass(4 * time.Second)
-			asked := c.nodes[c.rand.IntN(2)]
-			if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), "a"); err != nil {
-				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			c.rest(20*time.Second, 1, "b")
-			c.serves(b)
-			w.stop()
-			a.stop()
-			a.gone = true
-			c.serves(b)
-		})
+	scenarios(t, 4, 1, func(c *cluster) {
+		a := c.nodes[0]
+		w := c.work(3)
+		b := c.join("b", "a")
+		c.rest(20*time.Second, 1, "a", "b")
+		c.isolate(b)
+		c.pass(4 * time.Second)
+		err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
+		if err == nil || c.voters(a) != 1 {
+			c.Fatalf("seed %d: the only voter was removed while nobody could take its place: %v\n%s", c.seed, err, c.state())
+		}
+		c.serves(a)
+		c.net.HealAll()
+		c.pass(4 * time.Second)
+		asked := c.nodes[c.rand.IntN(2)]
+		if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), "a"); err != nil {
+			c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
+		}
+		c.rest(20*time.Second, 1, "b")
+		c.serves(b)
+		w.stop()
+		a.stop()
+		a.gone = true
+		c.serves(b)
 	})
 }
 
@@ -345,16 +331,11 @@ func TestScenarioWrongCluster(t *testing.T) {
 		foreign.gone = true
 		o := foreign.options("a")
 		o.ClusterID = "another"
-		s, err := Open(c.ctx, o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(Open(c.ctx, o))(t)
 		if err := s.WaitReady(c.within(10 * time.Second)); err == nil {
 			t.Error("a server of another cluster is ready")
 		}
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.Close(context.Background()))
 		if n := len(c.nodes[0].running().cluster.Members()); n != 3 {
 			t.Errorf("there are %d members", n)
 		}
@@ -370,44 +351,42 @@ func TestScenarioWrongCluster(t *testing.T) {
 // Members come, go, crash, lose their disks and are cut off, at random, and
 // always a majority of the voters is well.
 func TestScenarioRandomMembers(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.jitter(500*time.Microsecond, 5*time.Millisecond)
-			w := c.work(2)
-			for range 10 {
-				c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
-				n := c.shuffled()[0]
-				others := c.others(n)
-				switch c.rand.IntN(5) {
-				case 0: // lost its disk
-					n.crash()
-					n.wipe()
-					c.pass(time.Duration(c.rand.Int64N(int64(4 * time.Second))))
-					n.start(names(others)...)
-				case 1: // taken out, and in again
-					if err := others[0].running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
-						t.Errorf("seed %d: remove %s: %v\n%s", seed, n.name, err, c.state())
-						return
-					}
-					n.stop()
-					n.wipe()
-					n.start(names(others)...)
-				case 2:
-					n.crash()
-					c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
-					n.start()
-				case 3:
-					c.isolate(n)
-					c.pass(time.Duration(c.rand.Int64N(int64(5 * time.Second))))
-					c.net.HealAll()
-				case 4:
-					_ = c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second))
+	scenarios(t, 2, 5, func(c *cluster) {
+		c.jitter(500*time.Microsecond, 5*time.Millisecond)
+		w := c.work(2)
+		for range 10 {
+			c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
+			n := c.shuffled()[0]
+			others := c.others(n)
+			switch c.rand.IntN(5) {
+			case 0: // lost its disk
+				n.crash()
+				n.wipe()
+				c.pass(time.Duration(c.rand.Int64N(int64(4 * time.Second))))
+				n.start(names(others)...)
+			case 1: // taken out, and in again
+				if err := others[0].running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
+					c.Errorf("seed %d: remove %s: %v\n%s", c.seed, n.name, err, c.state())
+					return
 				}
-				c.ready(n)
-				c.rest(time.Minute, 5, names(c.nodes)...)
+				n.stop()
+				n.wipe()
+				n.start(names(others)...)
+			case 2:
+				n.crash()
+				c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
+				n.start()
+			case 3:
+				c.isolate(n)
+				c.pass(time.Duration(c.rand.Int64N(int64(5 * time.Second))))
+				c.net.HealAll()
+			case 4:
+				_ = c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second))
 			}
-			w.stop()
-		})
+			c.ready(n)
+			c.rest(time.Minute, 5, names(c.nodes)...)
+		}
+		w.stop()
 	})
 }
 
@@ -415,32 +394,30 @@ func TestScenarioRandomMembers(t *testing.T) {
 // where they are.
 func TestScenarioMovedServers(t *testing.T) {
 	changesAddresses(t)
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(7 * time.Second) // every server has noted who the others are
-			for _, n := range c.nodes {
-				was := n.running().replica.id
-				n.stop()
-				n.host = "new " + n.name
-				c.pass(time.Second)
-				n.start()
-				c.ready(n)
-				c.serves(n)
-				if n.running().replica.id != was {
-					t.Errorf("seed %d: it is another member", seed)
+	scenarios(t, 2, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(7 * time.Second) // every server has noted who the others are
+		for _, n := range c.nodes {
+			was := n.running().replica.id
+			n.stop()
+			n.host = "new " + n.name
+			c.pass(time.Second)
+			n.start()
+			c.ready(n)
+			c.serves(n)
+			if n.running().replica.id != was {
+				c.Errorf("seed %d: it is another member", c.seed)
+			}
+		}
+		c.rest(10*time.Second, 3, "a", "b", "c")
+		for _, n := range c.nodes {
+			for _, m := range n.running().cluster.Members() {
+				if m.Address != "new "+m.Name {
+					c.Errorf("seed %d: %s thinks that %s is at %q", c.seed, n.name, m.Name, m.Address)
 				}
 			}
-			c.rest(10*time.Second, 3, "a", "b", "c")
-			for _, n := range c.nodes {
-				for _, m := range n.running().cluster.Members() {
-					if m.Address != "new "+m.Name {
-						t.Errorf("seed %d: %s thinks that %s is at %q", seed, n.name, m.Name, m.Address)
-					}
-				}
-			}
-			w.stop()
-		})
+		}
+		w.stop()
 	})
 }
 
@@ -452,9 +429,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 		alone := func() {
 			a.stop()
 			o := a.options()
-			if err := errors.Join(o.Network.Listener.Close(), a.open(o, true)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, errors.Join(o.Network.Listener.Close(), a.open(o, true)))
 			c.ready(a)
 			c.serves(a)
 			a.stop()
@@ -468,9 +443,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 			c.serves(n)
 		}
 		for _, n := range []*node{b, d} {
-			if err := a.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, a.running().cluster.RemoveMember(c.within(20*time.Second), n.name))
 			n.stop()
 			n.gone = true
 		}
@@ -486,33 +459,31 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 // anybody else hears of it. The server must not rest on that, even after a
 // restart.
 func TestScenarioJoinIsUndone(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.pass(time.Second)
-			leader := c.leader()
-			others := c.others(leader)
-			c.partition([]*node{leader}, others)
-			d := c.join("d", leader.name)
-			for _, o := range others {
-				c.net.Cut(d.name, o.name)
-				c.net.Cut(o.name, d.name)
+	scenarios(t, 4, 3, func(c *cluster) {
+		c.pass(time.Second)
+		leader := c.leader()
+		others := c.others(leader)
+		c.partition([]*node{leader}, others)
+		d := c.join("d", leader.name)
+		for _, o := range others {
+			c.net.Cut(d.name, o.name)
+			c.net.Cut(o.name, d.name)
+		}
+		for range 100 { // it may be too late for that
+			if len(d.running().cluster.Members()) > 0 {
+				break
 			}
-			for range 100 { // it may be too late for that
-				if len(d.running().cluster.Members()) > 0 {
-					break
-				}
-				c.pass(5 * time.Millisecond)
-			}
-			leader.crash()
-			if seed%2 == 0 {
-				d.crash()
-				d.start()
-			}
-			c.net.HealAll()
-			c.ready(d)
-			c.serves(d)
-			leader.start()
-			c.rest(30*time.Second, 3, "a", "b", "c", "d")
-		})
+			c.pass(5 * time.Millisecond)
+		}
+		leader.crash()
+		if c.seed%2 == 0 {
+			d.crash()
+			d.start()
+		}
+		c.net.HealAll()
+		c.ready(d)
+		c.serves(d)
+		leader.start()
+		c.rest(30*time.Second, 3, "a", "b", "c", "d")
 	})
 }

@@ -80,32 +80,30 @@ func TestScenarioLargeWriteOverNarrowLinks(t *testing.T) {
 // Followers without which there is no majority lack much, and are reached over narrow links. The leader keeps its
 // leadership while they catch up, although nothing is committed meanwhile and another one could be elected.
 func TestScenarioMajorityCatchesUpOverNarrowLinks(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 5, nil, func(c *cluster) {
-			const rate = 64 << 10
-			leader := c.leader()
-			others := c.others(leader)
-			far, lost := others[:2], others[2]
-			for _, f := range far {
-				for _, o := range c.others(f) {
-					c.net.Rate(o.name, f.name, rate)
-					c.net.Rate(f.name, o.name, rate)
-				}
+	stages(t, 2, 5, nil, func(c *cluster) {
+		const rate = 64 << 10
+		leader := c.leader()
+		others := c.others(leader)
+		far, lost := others[:2], others[2]
+		for _, f := range far {
+			for _, o := range c.others(f) {
+				c.net.Rate(o.name, f.name, rate)
+				c.net.Rate(f.name, o.name, rate)
 			}
-			c.isolate(far...)
-			for range 40 {
-				if _, err := leader.running().Client().KV.Put(c.within(5*time.Second), "k", noise(40<<10)); err != nil {
-					t.Fatal(err)
-				}
+		}
+		c.isolate(far...)
+		for range 40 {
+			if _, err := leader.running().Client().KV.Put(c.within(5*time.Second), "k", noise(40<<10)); err != nil {
+				c.Fatal(err)
 			}
-			term := leader.term()
-			lost.crash()
-			c.net.HealAll()
-			began := time.Now()
-			if err := c.writes(leader, 2*time.Minute); err != nil || leader.term() != term {
-				t.Errorf("seed %d: %v after %v, the term was %d and is %d\n%s", seed, err, time.Since(began), term, leader.term(), c.state())
-			}
-			t.Logf("seed %d: a write after %v", seed, time.Since(began))
-		})
+		}
+		term := leader.term()
+		lost.crash()
+		c.net.HealAll()
+		began := time.Now()
+		if err := c.writes(leader, 2*time.Minute); err != nil || leader.term() != term {
+			c.Errorf("seed %d: %v after %v, the term was %d and is %d\n%s", c.seed, err, time.Since(began), term, leader.term(), c.state())
+		}
+		c.Logf("seed %d: a write after %v", c.seed, time.Since(began))
 	})
 }

@@ -22,22 +22,20 @@ const linkCutWithin = 8 * time.Second
 func TestScenarioOneLinkCut(t *testing.T) {
 	for _, n := range []int{3, 4, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, n, func(c *cluster) {
-					leader := c.leader()
-					other := c.others(leader)[c.rand.IntN(len(c.nodes)-1)]
-					c.cutLink(leader, other)
-					c.pass(linkCutWithin)
-					term := c.leader().term()
-					for range 120 {
-						c.serves(other)
-						c.pass(time.Second)
-					}
-					c.serves(c.nodes...)
-					if now := c.leader().term(); now != term {
-						t.Errorf("seed %d: term %d became %d while nothing changed\n%s", seed, term, now, c.state())
-					}
-				})
+			scenarios(t, 3, n, func(c *cluster) {
+				leader := c.leader()
+				other := c.others(leader)[c.rand.IntN(len(c.nodes)-1)]
+				c.cutLink(leader, other)
+				c.pass(linkCutWithin)
+				term := c.leader().term()
+				for range 120 {
+					c.serves(other)
+					c.pass(time.Second)
+				}
+				c.serves(c.nodes...)
+				if now := c.leader().term(); now != term {
+					c.Errorf("seed %d: term %d became %d while nothing changed\n%s", c.seed, term, now, c.state())
+				}
 			})
 		})
 	}
@@ -46,79 +44,73 @@ func TestScenarioOneLinkCut(t *testing.T) {
 // A server has been lost for minutes, and then the link between the leader and another one is cut. A server that both
 // reach leads as soon as if none were lost.
 func TestScenarioOneLinkCutBesideLostServer(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			leader := c.leader()
-			others := c.others(leader)
-			others[3].crash()
-			c.pass(time.Duration(2+c.rand.IntN(5))*time.Minute + time.Duration(c.rand.Int64N(int64(time.Minute))))
-			leader = c.leader()
-			c.cutLink(leader, others[0])
-			c.pass(linkCutWithin)
-			c.serves(append(others[:3:3], leader)...)
-			c.net.HealAll()
-			others[3].start()
-		})
+	scenarios(t, 3, 5, func(c *cluster) {
+		leader := c.leader()
+		others := c.others(leader)
+		others[3].crash()
+		c.pass(time.Duration(2+c.rand.IntN(5))*time.Minute + time.Duration(c.rand.Int64N(int64(time.Minute))))
+		leader = c.leader()
+		c.cutLink(leader, others[0])
+		c.pass(linkCutWithin)
+		c.serves(append(others[:3:3], leader)...)
+		c.net.HealAll()
+		others[3].start()
 	})
 }
 
 // A member is lost to all others for some seconds, again and again, by its links or by a restart. The leader keeps the
 // leadership each time the member is back, although another server may reach that one a moment earlier.
 func TestScenarioMemberIsBack(t *testing.T) {
-	seeds(t, 5, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			leader := c.leader()
-			lost := c.others(leader)[0]
-			term := leader.term()
-			for range 60 {
-				restarts := c.rand.IntN(2) == 0
-				if restarts {
-					lost.crash()
-				} else {
-					c.isolate(lost)
-				}
-				c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
-				if restarts {
-					lost.start()
-				} else {
-					c.net.HealAll()
-				}
-				c.pass(3 * time.Second)
-				if now := c.leader().term(); now != term {
-					t.Fatalf("seed %d: term %d became %d when a lost member came back (restarted: %v)\n%s", seed, term, now, restarts, c.state())
-				}
+	scenarios(t, 5, 3, func(c *cluster) {
+		leader := c.leader()
+		lost := c.others(leader)[0]
+		term := leader.term()
+		for range 60 {
+			restarts := c.rand.IntN(2) == 0
+			if restarts {
+				lost.crash()
+			} else {
+				c.isolate(lost)
 			}
-		})
+			c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
+			if restarts {
+				lost.start()
+			} else {
+				c.net.HealAll()
+			}
+			c.pass(3 * time.Second)
+			if now := c.leader().term(); now != term {
+				c.Fatalf("seed %d: term %d became %d when a lost member came back (restarted: %v)\n%s", c.seed, term, now, restarts, c.state())
+			}
+		}
 	})
 }
 
 // No server reaches more than the leader does, and one hears it not. That one knows a server that reaches the leader,
 // and takes itself for no removed one; when the link is whole it has a leader again.
 func TestScenarioCutOffFromTheLeader(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			leader := c.leader()
-			others := c.others(leader)
-			cut, d, e, f := others[0], others[1], others[2], others[3]
-			c.cutLink(leader, cut)
-			c.cutLink(f, cut)
-			c.cutLink(d, e)
-			c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
-			if !cut.running().Health().Counted() {
-				t.Errorf("seed %d: it does not know that the others count it", seed)
-			}
-			if to := cut.running().Health().OtherLeader(); to != d.name && to != e.name {
-				t.Errorf("seed %d: it sends its clients to %q, which does not reach the leader", seed, to)
-			}
-			reached := cut.running().cluster.ReachedBy(c.ctx, cut.running().cluster.Survey(c.ctx))
-			if len(reached[leader.name]) != 2 || cut.running().Health().Removed() || !leader.leads() {
-				t.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", seed, reached,
-					cut.running().Health().Removed(), c.state())
-			}
-			c.net.HealAll()
-			c.eventually("it hears the leader", 10*time.Second, func() bool { return !cut.running().Health().CutOff() && cut.running().leader.hasLeader() })
-			c.serves(c.nodes...)
-		})
+	scenarios(t, 2, 5, func(c *cluster) {
+		leader := c.leader()
+		others := c.others(leader)
+		cut, d, e, f := others[0], others[1], others[2], others[3]
+		c.cutLink(leader, cut)
+		c.cutLink(f, cut)
+		c.cutLink(d, e)
+		c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
+		if !cut.running().Health().Counted() {
+			c.Errorf("seed %d: it does not know that the others count it", c.seed)
+		}
+		if to := cut.running().Health().OtherLeader(); to != d.name && to != e.name {
+			c.Errorf("seed %d: it sends its clients to %q, which does not reach the leader", c.seed, to)
+		}
+		reached := cut.running().cluster.ReachedBy(c.ctx, cut.running().cluster.Survey(c.ctx))
+		if len(reached[leader.name]) != 2 || cut.running().Health().Removed() || !leader.leads() {
+			c.Errorf("seed %d: who reaches those that do not answer: %v; taken out: %v\n%s", c.seed, reached,
+				cut.running().Health().Removed(), c.state())
+		}
+		c.net.HealAll()
+		c.eventually("it hears the leader", 10*time.Second, func() bool { return !cut.running().Health().CutOff() && cut.running().leader.hasLeader() })
+		c.serves(c.nodes...)
 	})
 }
 
@@ -140,9 +132,7 @@ func TestScenarioNoBetterLeader(t *testing.T) {
 				if !leader.leads() || leader.term() != term {
 					t.Errorf("term %d became %d\n%s", term, leader.term(), c.state())
 				}
-				for _, n := range c.nodes {
-					n.faults.DelayFlushes(0)
-				}
+				c.mendDisks()
 			})
 		})
 	}
@@ -153,33 +143,31 @@ func TestScenarioNoBetterLeader(t *testing.T) {
 func TestScenarioSingleLinks(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, n, func(c *cluster) {
-					w := c.work(2)
-					for range 5 {
-						c.net.HealAll()
-						c.pass(time.Duration(c.rand.Int64N(int64(8 * time.Second))))
-						nodes := c.shuffled()
-						running := nodes
-						if last := nodes[n-1]; c.rand.IntN(4) == 0 {
-							last.crash()
-							running = nodes[:n-1]
-						}
-						for i, a := range running[1:] { // the first keeps its links
-							for _, b := range running[1+i+1:] {
-								if c.rand.IntN(2) == 0 {
-									c.cutLink(a, b)
-								}
+			scenarios(t, 2, n, func(c *cluster) {
+				w := c.work(2)
+				for range 5 {
+					c.net.HealAll()
+					c.pass(time.Duration(c.rand.Int64N(int64(8 * time.Second))))
+					nodes := c.shuffled()
+					running := nodes
+					if last := nodes[n-1]; c.rand.IntN(4) == 0 {
+						last.crash()
+						running = nodes[:n-1]
+					}
+					for i, a := range running[1:] { // the first keeps its links
+						for _, b := range running[1+i+1:] {
+							if c.rand.IntN(2) == 0 {
+								c.cutLink(a, b)
 							}
 						}
-						c.pass(2 * linkCutWithin) // most of a majority's elections are over, too
-						c.serves(running...)
-						if last := nodes[n-1]; last.running() == nil {
-							last.start()
-						}
 					}
-					w.stop()
-				})
+					c.pass(2 * linkCutWithin) // most of a majority's elections are over, too
+					c.serves(running...)
+					if last := nodes[n-1]; last.running() == nil {
+						last.start()
+					}
+				}
+				w.stop()
 			})
 		})
 	}

@@ -13,114 +13,104 @@ import (
 // The only voter has just got two more voters, and then all disks become slow at once. Nobody is faster, so the leader
 // keeps its leadership, as where three have voted for long.
 func TestScenarioSlowBurstAfterFirstPromotion(t *testing.T) {
-	seeds(t, 6, func(t *testing.T, seed uint64) {
-		stage(t, seed, 1, nil, func(c *cluster) {
-			c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second)))) // it rests
-			c.join("b", "a")
-			c.join("c", "a")
-			c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
-			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-			term := c.leader().term()
-			slow := 2*time.Second + time.Duration(c.rand.Int64N(int64(time.Second)))
-			for _, n := range c.nodes {
-				n.faults.DelayFlushes(slow)
-			}
-			for began := time.Now(); time.Since(began) < 20*time.Second; c.pass(100 * time.Millisecond) {
-				_ = c.put(c.within(10*time.Second), "a", c.nodes[0].running().Client().KV, "slow", fmt.Sprintf("slow %d", c.clock.Add(1)))
-			}
-			for _, n := range c.nodes {
-				n.faults.DelayFlushes(0)
-			}
-			if now := c.leader().term(); now != term {
-				t.Errorf("seed %d: each flush takes %v: term %d became %d\n%s", seed, slow, term, now, c.state())
-			}
-		})
+	stages(t, 6, 1, nil, func(c *cluster) {
+		c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second)))) // it rests
+		c.join("b", "a")
+		c.join("c", "a")
+		c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
+		c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+		term := c.leader().term()
+		slow := 2*time.Second + time.Duration(c.rand.Int64N(int64(time.Second)))
+		for _, n := range c.nodes {
+			n.faults.DelayFlushes(slow)
+		}
+		for began := time.Now(); time.Since(began) < 20*time.Second; c.pass(100 * time.Millisecond) {
+			_ = c.put(c.within(10*time.Second), "a", c.nodes[0].running().Client().KV, "slow", fmt.Sprintf("slow %d", c.clock.Add(1)))
+		}
+		c.mendDisks()
+		if now := c.leader().term(); now != term {
+			c.Errorf("seed %d: each flush takes %v: term %d became %d\n%s", c.seed, slow, term, now, c.state())
+		}
 	})
 }
 
 // Of three servers one votes, and its disk stalls. Nobody else could lead, so it goes on with its heartbeats: reads
 // through the others work all the while.
 func TestScenarioOnlyVotersDiskStalls(t *testing.T) {
-	seeds(t, 6, func(t *testing.T, seed uint64) {
-		stage(t, seed, 1, func(o *Options) { o.MaxVoters = 1 }, func(c *cluster) {
-			b := c.join("b", "a")
-			c.join("c", "a")
-			c.ready(b)
-			c.pass(5*time.Second + time.Duration(c.rand.Int64N(int64(10*time.Second))))
-			c.nodes[0].faults.DelayFlushes(8 * time.Second)
-			go func() { _, _ = c.nodes[0].running().Client().KV.Put(c.within(time.Minute), "k", "v") }()
-			longest, last := time.Duration(0), time.Now()
-			for began := time.Now(); time.Since(began) < 7*time.Second; c.pass(20 * time.Millisecond) {
-				if _, err := b.running().api.Range(c.within(5*time.Second), &pb.RangeRequest{Key: []byte("k")}); err == nil {
-					longest, last = max(longest, time.Since(last)), time.Now()
-				}
+	stages(t, 6, 1, func(o *Options) { o.MaxVoters = 1 }, func(c *cluster) {
+		b := c.join("b", "a")
+		c.join("c", "a")
+		c.ready(b)
+		c.pass(5*time.Second + time.Duration(c.rand.Int64N(int64(10*time.Second))))
+		c.nodes[0].faults.DelayFlushes(8 * time.Second)
+		go func() { _, _ = c.nodes[0].running().Client().KV.Put(c.within(time.Minute), "k", "v") }()
+		longest, last := time.Duration(0), time.Now()
+		for began := time.Now(); time.Since(began) < 7*time.Second; c.pass(20 * time.Millisecond) {
+			if _, err := b.running().api.Range(c.within(5*time.Second), &pb.RangeRequest{Key: []byte("k")}); err == nil {
+				longest, last = max(longest, time.Since(last)), time.Now()
 			}
-			longest = max(longest, time.Since(last))
-			c.nodes[0].faults.DelayFlushes(0)
-			t.Logf("seed %d: the longest time without a read %v", seed, longest)
-			if longest > 200*time.Millisecond {
-				t.Errorf("seed %d: no read through a server without a vote for %v\n%s", seed, longest, c.state())
-			}
-		})
+		}
+		longest = max(longest, time.Since(last))
+		c.nodes[0].faults.DelayFlushes(0)
+		c.Logf("seed %d: the longest time without a read %v", c.seed, longest)
+		if longest > 200*time.Millisecond {
+			c.Errorf("seed %d: no read through a server without a vote for %v\n%s", c.seed, longest, c.state())
+		}
 	})
 }
 
 // The only voter has just got two more, hands over to one of them, and that one vanishes: the successor serves as soon
 // as in any cluster of three.
 func TestScenarioLeaderLostAfterFirstPromotion(t *testing.T) {
-	seeds(t, 6, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 1, func(c *cluster) {
-			c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second)))) // it rests
-			b, d := c.join("b", "a"), c.join("c", "a")
-			c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
-			lost := c.nodes[0]
-			if c.rand.IntN(3) > 0 {
-				lost = []*node{b, d}[c.rand.IntN(2)]
-				if err := transferBetween(c.within(5*time.Second), c.leader().running(), lost.running()); err != nil {
-					t.Fatal(err)
-				}
-				c.leader(lost)
+	scenarios(t, 6, 1, func(c *cluster) {
+		c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second)))) // it rests
+		b, d := c.join("b", "a"), c.join("c", "a")
+		c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
+		lost := c.nodes[0]
+		if c.rand.IntN(3) > 0 {
+			lost = []*node{b, d}[c.rand.IntN(2)]
+			if err := transferBetween(c.within(5*time.Second), c.leader().running(), lost.running()); err != nil {
+				c.Fatal(err)
 			}
-			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-			if c.rand.IntN(2) == 0 {
-				c.isolate(lost)
-			} else {
-				go lost.crash()
-			}
-			gap := c.gap(c.others(lost))
-			t.Logf("seed %d: %v", seed, gap)
-			if gap > time.Second {
-				t.Errorf("seed %d: the store stood still for %v", seed, gap)
-			}
-			c.pass(time.Second)
-			c.net.HealAll()
-			if lost.running() == nil {
-				lost.start()
-			}
-			c.ready(lost)
-		})
+			c.leader(lost)
+		}
+		c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+		if c.rand.IntN(2) == 0 {
+			c.isolate(lost)
+		} else {
+			go lost.crash()
+		}
+		gap := c.gap(c.others(lost))
+		c.Logf("seed %d: %v", c.seed, gap)
+		if gap > time.Second {
+			c.Errorf("seed %d: the store stood still for %v", c.seed, gap)
+		}
+		c.pass(time.Second)
+		c.net.HealAll()
+		if lost.running() == nil {
+			lost.start()
+		}
+		c.ready(lost)
 	})
 }
 
 // The only voter has just got two more, and its disk stalls alone. Another server leads as soon as where three have
 // voted for long.
 func TestScenarioLeadersDiskStallsAfterFirstPromotion(t *testing.T) {
-	seeds(t, 6, func(t *testing.T, seed uint64) {
-		stage(t, seed, 1, nil, func(c *cluster) {
-			c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
-			b := c.join("b", "a")
-			c.join("c", "a")
-			c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
-			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-			c.nodes[0].stalls()
-			began := time.Now()
-			err := c.writes(b, 8*time.Second)
-			took := time.Since(began)
-			t.Logf("seed %d: a write after %v", seed, took)
-			if err != nil || took > 4*time.Second {
-				t.Errorf("seed %d: no write for %v: %v\n%s", seed, took, err, c.state())
-			}
-			c.nodes[0].faults.DelayFlushes(0)
-		})
+	stages(t, 6, 1, nil, func(c *cluster) {
+		c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
+		b := c.join("b", "a")
+		c.join("c", "a")
+		c.eventually("three vote", time.Minute, func() bool { return c.voters(c.nodes[0]) == 3 })
+		c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+		c.nodes[0].stalls()
+		began := time.Now()
+		err := c.writes(b, 8*time.Second)
+		took := time.Since(began)
+		c.Logf("seed %d: a write after %v", c.seed, took)
+		if err != nil || took > 4*time.Second {
+			c.Errorf("seed %d: no write for %v: %v\n%s", c.seed, took, err, c.state())
+		}
+		c.nodes[0].faults.DelayFlushes(0)
 	})
 }

@@ -64,40 +64,38 @@ func (c *cluster) refuses(n *node) {
 func TestScenarioLeaderInMinority(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, n, func(c *cluster) {
-					w := c.work(3)
-					c.pass(time.Second)
-					leader := c.leader()
-					term := leader.term()
-					minority := append([]*node{leader}, c.others(leader)[:(n-1)/2-1]...)
-					majority := c.others(minority...)
-					c.isolate(minority...)
+			scenarios(t, 3, n, func(c *cluster) {
+				w := c.work(3)
+				c.pass(time.Second)
+				leader := c.leader()
+				term := leader.term()
+				minority := append([]*node{leader}, c.others(leader)[:(n-1)/2-1]...)
+				majority := c.others(minority...)
+				c.isolate(minority...)
 
-					// Writes of this very moment, in the term that is still its own.
-					o := c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("late %d", seed), term)
-					if o.err == nil {
-						t.Errorf("seed %d: a leader without a majority wrote: %v", seed, o)
-					}
-					c.leader(majority...)
-					for _, m := range majority {
-						c.serves(m)
-					}
-					for _, m := range minority {
-						c.refuses(m)
-					}
-					if leader.leads() {
-						t.Errorf("seed %d: it still says that it leads", seed)
-					}
-					o = c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("later %d", seed), term)
-					if !errors.Is(o.err, mvcc.ErrFenced) {
-						t.Errorf("seed %d: a write in the term of its leadership: %v", seed, o)
-					}
-					c.net.HealAll()
-					c.pass(time.Second)
-					c.serves(c.nodes...)
-					w.stop()
-				})
+				// Writes of this very moment, in the term that is still its own.
+				o := c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("late %d", c.seed), term)
+				if o.err == nil {
+					c.Errorf("seed %d: a leader without a majority wrote: %v", c.seed, o)
+				}
+				c.leader(majority...)
+				for _, m := range majority {
+					c.serves(m)
+				}
+				for _, m := range minority {
+					c.refuses(m)
+				}
+				if leader.leads() {
+					c.Errorf("seed %d: it still says that it leads", c.seed)
+				}
+				o = c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("later %d", c.seed), term)
+				if !errors.Is(o.err, mvcc.ErrFenced) {
+					c.Errorf("seed %d: a write in the term of its leadership: %v", c.seed, o)
+				}
+				c.net.HealAll()
+				c.pass(time.Second)
+				c.serves(c.nodes...)
+				w.stop()
 			})
 		})
 	}
@@ -109,33 +107,31 @@ func TestScenarioLeaderInMinority(t *testing.T) {
 func TestScenarioPreVote(t *testing.T) {
 	for _, how := range []string{"symmetric", "deaf", "mute"} {
 		t.Run(how, func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(2)
-					c.pass(time.Second)
-					leader := c.leader()
-					term := leader.term()
-					away := c.others(leader)[c.rand.IntN(2)]
-					for _, o := range c.others(away) {
-						if how != "mute" {
-							c.net.Cut(o.name, away.name)
-						}
-						if how != "deaf" {
-							c.net.Cut(away.name, o.name)
-						}
+			scenarios(t, 3, 3, func(c *cluster) {
+				w := c.work(2)
+				c.pass(time.Second)
+				leader := c.leader()
+				term := leader.term()
+				away := c.others(leader)[c.rand.IntN(2)]
+				for _, o := range c.others(away) {
+					if how != "mute" {
+						c.net.Cut(o.name, away.name)
 					}
-					c.pass(10 * time.Second)
-					for _, o := range c.others(away) {
-						c.serves(o)
+					if how != "deaf" {
+						c.net.Cut(away.name, o.name)
 					}
-					c.net.HealAll()
-					c.pass(3 * time.Second)
-					c.serves(c.nodes...)
-					if leader.term() != term || !leader.leads() {
-						t.Errorf("seed %d: term %d became %d\n%s", seed, term, leader.term(), c.state())
-					}
-					w.stop()
-				})
+				}
+				c.pass(10 * time.Second)
+				for _, o := range c.others(away) {
+					c.serves(o)
+				}
+				c.net.HealAll()
+				c.pass(3 * time.Second)
+				c.serves(c.nodes...)
+				if leader.term() != term || !leader.leads() {
+					c.Errorf("seed %d: term %d became %d\n%s", c.seed, term, leader.term(), c.state())
+				}
+				w.stop()
 			})
 		})
 	}
@@ -146,28 +142,26 @@ func TestScenarioPreVote(t *testing.T) {
 func TestScenarioOneWay(t *testing.T) {
 	for _, how := range []string{"deaf", "mute"} {
 		t.Run(how, func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(3)
-					c.pass(time.Second)
-					leader := c.leader()
-					others := c.others(leader)
-					for _, o := range others {
-						if how == "deaf" {
-							c.net.Cut(o.name, leader.name)
-						} else {
-							c.net.Cut(leader.name, o.name)
-						}
+			scenarios(t, 3, 3, func(c *cluster) {
+				w := c.work(3)
+				c.pass(time.Second)
+				leader := c.leader()
+				others := c.others(leader)
+				for _, o := range others {
+					if how == "deaf" {
+						c.net.Cut(o.name, leader.name)
+					} else {
+						c.net.Cut(leader.name, o.name)
 					}
-					c.eventually("it stops leading", 5*time.Second, func() bool { return !leader.leads() })
-					c.leader(others...)
-					c.serves(others...)
-					c.refuses(leader)
-					c.net.HealAll()
-					c.pass(2 * time.Second)
-					c.serves(c.nodes...)
-					w.stop()
-				})
+				}
+				c.eventually("it stops leading", 5*time.Second, func() bool { return !leader.leads() })
+				c.leader(others...)
+				c.serves(others...)
+				c.refuses(leader)
+				c.net.HealAll()
+				c.pass(2 * time.Second)
+				c.serves(c.nodes...)
+				w.stop()
 			})
 		})
 	}
@@ -176,65 +170,61 @@ func TestScenarioOneWay(t *testing.T) {
 // A and C cannot see one another, both see B. There is a leader, whoever it is,
 // and everyone whom B can reach goes on.
 func TestScenarioBridge(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(time.Second)
-			three := c.shuffled()
-			a, b, d := three[0], three[1], three[2]
-			c.net.Cut(a.name, d.name)
-			c.net.Cut(d.name, a.name)
-			c.pass(3 * time.Second)
-			c.leader()
-			terms := b.term()
-			c.serves(b)
-			c.pass(10 * time.Second)
-			if grown := b.term() - terms; grown > 1 {
-				t.Errorf("seed %d: %d elections while nothing changed\n%s", seed, grown, c.state())
-			}
-			c.net.HealAll()
-			c.pass(2 * time.Second)
-			c.serves(c.nodes...)
-			w.stop()
-		})
+	scenarios(t, 4, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(time.Second)
+		three := c.shuffled()
+		a, b, d := three[0], three[1], three[2]
+		c.net.Cut(a.name, d.name)
+		c.net.Cut(d.name, a.name)
+		c.pass(3 * time.Second)
+		c.leader()
+		terms := b.term()
+		c.serves(b)
+		c.pass(10 * time.Second)
+		if grown := b.term() - terms; grown > 1 {
+			c.Errorf("seed %d: %d elections while nothing changed\n%s", c.seed, grown, c.state())
+		}
+		c.net.HealAll()
+		c.pass(2 * time.Second)
+		c.serves(c.nodes...)
+		w.stop()
 	})
 }
 
 // Five servers, cut into parts at random over and over, with links that are
 // slow and let connections overtake one another.
 func TestScenarioFlapping(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.jitter(2*time.Millisecond, 20*time.Millisecond)
-			w := c.work(4)
-			for range 25 {
-				c.pass(time.Duration(c.rand.Int64N(int64(1200 * time.Millisecond))))
-				nodes := c.shuffled()
-				switch at := 1 + c.rand.IntN(4); c.rand.IntN(5) {
-				case 0:
-					c.partition(nodes[:at], nodes[at:])
-				case 1:
-					c.net.Cut(nodes[0].name, nodes[1].name)
-				case 2:
-					for _, n := range nodes[1:] {
-						c.net.Cut(nodes[0].name, n.name)
-					}
-				case 3: // a ring: everyone sees two
-					for i, n := range nodes {
-						c.partition([]*node{n}, []*node{nodes[(i+2)%5], nodes[(i+3)%5]})
-					}
-				default:
-					c.net.HealAll()
+	scenarios(t, 4, 5, func(c *cluster) {
+		c.jitter(2*time.Millisecond, 20*time.Millisecond)
+		w := c.work(4)
+		for range 25 {
+			c.pass(time.Duration(c.rand.Int64N(int64(1200 * time.Millisecond))))
+			nodes := c.shuffled()
+			switch at := 1 + c.rand.IntN(4); c.rand.IntN(5) {
+			case 0:
+				c.partition(nodes[:at], nodes[at:])
+			case 1:
+				c.net.Cut(nodes[0].name, nodes[1].name)
+			case 2:
+				for _, n := range nodes[1:] {
+					c.net.Cut(nodes[0].name, n.name)
 				}
+			case 3: // a ring: everyone sees two
+				for i, n := range nodes {
+					c.partition([]*node{n}, []*node{nodes[(i+2)%5], nodes[(i+3)%5]})
+				}
+			default:
+				c.net.HealAll()
 			}
-			c.net.HealAll()
-			c.pass(3 * time.Second)
-			c.serves(c.nodes...)
-			w.stop()
-			if c.acked() < 100 {
-				t.Errorf("seed %d: only %d writes were acknowledged", seed, c.acked())
-			}
-		})
+		}
+		c.net.HealAll()
+		c.pass(3 * time.Second)
+		c.serves(c.nodes...)
+		w.stop()
+		if c.acked() < 100 {
+			c.Errorf("seed %d: only %d writes were acknowledged", c.seed, c.acked())
+		}
 	})
 }
 
@@ -253,17 +243,15 @@ func (c *cluster) jitter(delay, jitter time.Duration) {
 // another time, so that connections overtake one another. The leader keeps
 // leading.
 func TestScenarioSlowLinks(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.jitter(5*time.Millisecond, 30*time.Millisecond)
-			w := c.work(5)
-			leader := c.leader()
-			term := leader.term()
-			c.pass(15 * time.Second)
-			w.stop()
-			if leader.term() != term {
-				t.Errorf("seed %d: term %d became %d\n%s", seed, term, leader.term(), c.state())
-			}
-		})
+	scenarios(t, 3, 3, func(c *cluster) {
+		c.jitter(5*time.Millisecond, 30*time.Millisecond)
+		w := c.work(5)
+		leader := c.leader()
+		term := leader.term()
+		c.pass(15 * time.Second)
+		w.stop()
+		if leader.term() != term {
+			c.Errorf("seed %d: term %d became %d\n%s", c.seed, term, leader.term(), c.state())
+		}
 	})
 }

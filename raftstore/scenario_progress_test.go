@@ -88,45 +88,41 @@ func (c *cluster) loseLarge(bytes int) {
 // Large packets are lost wherever they come from, and clients write small values beside large ones. The entry that gets
 // through nowhere does not keep the small ones back for longer each time.
 func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			c.pass(5 * time.Second)
-			c.loseLarge(1200)
-			for range 60 {
-				_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
-				if err := c.writes(c.leader(), 10*time.Second); err != nil {
-					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-				}
+	stages(t, 2, 3, nil, func(c *cluster) {
+		c.pass(5 * time.Second)
+		c.loseLarge(1200)
+		for range 60 {
+			_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
+			if err := c.writes(c.leader(), 10*time.Second); err != nil {
+				c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
 			}
-			c.loseLarge(0)
-			c.pass(30 * time.Second) // until what is lost for good has been given up
-		})
+		}
+		c.loseLarge(0)
+		c.pass(30 * time.Second) // until what is lost for good has been given up
 	})
 }
 
 // The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it
 // makes way as soon as ever.
 func TestScenarioLargePacketsLostAfterAStall(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			others := c.others(leader)
-			others[0].stalls()
-			c.serves(leader)
-			c.pass(2 * time.Minute)
-			others[0].faults.DelayFlushes(0)
-			c.pass(20 * time.Second)
-			for _, o := range others {
-				c.net.Largest(leader.name, o.name, 1200)
-			}
-			began := time.Now()
-			_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
-			if err := c.writes(others[1], time.Minute); err != nil || time.Since(began) > 20*time.Second {
-				t.Errorf("seed %d: a write after %v: %v\n%s", seed, time.Since(began), err, c.state())
-			}
-			for _, o := range others {
-				c.net.Largest(leader.name, o.name, 0)
-			}
-		})
+	stages(t, 2, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		others := c.others(leader)
+		others[0].stalls()
+		c.serves(leader)
+		c.pass(2 * time.Minute)
+		others[0].faults.DelayFlushes(0)
+		c.pass(20 * time.Second)
+		for _, o := range others {
+			c.net.Largest(leader.name, o.name, 1200)
+		}
+		began := time.Now()
+		_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
+		if err := c.writes(others[1], time.Minute); err != nil || time.Since(began) > 20*time.Second {
+			c.Errorf("seed %d: a write after %v: %v\n%s", c.seed, time.Since(began), err, c.state())
+		}
+		for _, o := range others {
+			c.net.Largest(leader.name, o.name, 0)
+		}
 	})
 }

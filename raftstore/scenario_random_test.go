@@ -13,24 +13,22 @@ import (
 // disks, take snapshots, hand over, and lose their directories, at random and
 // several at a time. What clients and watches saw must hold all the same.
 func TestScenarioEverything(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.jitter(time.Millisecond, 10*time.Millisecond)
-			w := c.work(4)
-			for range 40 {
-				c.pass(time.Duration(c.rand.Int64N(int64(700 * time.Millisecond))))
-				c.strike()
-			}
-			c.calm()
-			c.pass(2 * time.Second)
-			for _, n := range c.nodes {
-				c.serves(n)
-			}
-			w.stop()
-			if c.acked() < 50 {
-				t.Errorf("seed %d: only %d writes were acknowledged", seed, c.acked())
-			}
-		})
+	scenarios(t, 4, 5, func(c *cluster) {
+		c.jitter(time.Millisecond, 10*time.Millisecond)
+		w := c.work(4)
+		for range 40 {
+			c.pass(time.Duration(c.rand.Int64N(int64(700 * time.Millisecond))))
+			c.strike()
+		}
+		c.calm()
+		c.pass(2 * time.Second)
+		for _, n := range c.nodes {
+			c.serves(n)
+		}
+		w.stop()
+		if c.acked() < 50 {
+			c.Errorf("seed %d: only %d writes were acknowledged", c.seed, c.acked())
+		}
 	})
 }
 

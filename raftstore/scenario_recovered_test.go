@@ -28,49 +28,47 @@ func (c *cluster) recover(n *node) {
 // to another write, and a watch that goes on from there is told to list anew. Each further recovery leaps again. The
 // leap outlasts a restart, and servers that join have it.
 func TestScenarioRecoveredRevisionsAreNew(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			survivor := c.others(c.leader())[0]
-			c.fill(c.leader(), 20)
-			c.serves(survivor)
-			c.isolate(survivor)
-			majority := c.others(survivor)
-			seen := c.puts(c.leader(majority...), "lost", 5)
-			for _, n := range c.nodes {
-				n.crash()
+	stages(t, 3, 3, nil, func(c *cluster) {
+		survivor := c.others(c.leader())[0]
+		c.fill(c.leader(), 20)
+		c.serves(survivor)
+		c.isolate(survivor)
+		majority := c.others(survivor)
+		seen := c.puts(c.leader(majority...), "lost", 5)
+		for _, n := range c.nodes {
+			n.crash()
+		}
+		c.net.HealAll()
+		for round := range 2 {
+			c.recover(survivor)
+			ctx := c.within(time.Minute)
+			old := survivor.running().Client().Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(seen+1))
+			if r := <-old; r.CompactRevision <= seen {
+				c.Errorf("seed %d, recovery %d: a watch after revision %d got %+v, want the end by a compaction", c.seed, round, seen, r)
 			}
-			c.net.HealAll()
-			for round := range 2 {
-				c.recover(survivor)
-				ctx := c.within(time.Minute)
-				old := survivor.running().Client().Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(seen+1))
-				if r := <-old; r.CompactRevision <= seen {
-					t.Errorf("seed %d, recovery %d: a watch after revision %d got %+v, want the end by a compaction", seed, round, seen, r)
-				}
-				next := c.puts(survivor, "new", 1)
-				if next <= seen+revisionLeap {
-					t.Errorf("seed %d, recovery %d: clients saw revision %d, the next write got %d", seed, round, seen, next)
-				}
-				if r, err := survivor.running().Client().KV.Get(ctx, "fill", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || r.Count != 20 {
-					t.Errorf("seed %d, recovery %d: %v keys are left of 20: %v", seed, round, r, err)
-				}
-				seen = next
-				survivor.crash()
-				survivor.start()
-				c.ready(survivor)
-				if next = c.puts(survivor, "new", 1); next != seen+1 {
-					t.Errorf("seed %d, recovery %d: revision %d follows %d after a restart", seed, round, next, seen)
-				}
-				d := c.join(fmt.Sprint("d", round), survivor.name)
-				c.ready(d)
-				c.serves(d)
-				c.same(survivor, d)
-				seen = survivor.running().Status().Revision
-				d.gone = true
-				d.crash()
-				survivor.crash()
+			next := c.puts(survivor, "new", 1)
+			if next <= seen+revisionLeap {
+				c.Errorf("seed %d, recovery %d: clients saw revision %d, the next write got %d", c.seed, round, seen, next)
 			}
-		})
+			if r, err := survivor.running().Client().KV.Get(ctx, "fill", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || r.Count != 20 {
+				c.Errorf("seed %d, recovery %d: %v keys are left of 20: %v", c.seed, round, r, err)
+			}
+			seen = next
+			survivor.crash()
+			survivor.start()
+			c.ready(survivor)
+			if next = c.puts(survivor, "new", 1); next != seen+1 {
+				c.Errorf("seed %d, recovery %d: revision %d follows %d after a restart", c.seed, round, next, seen)
+			}
+			d := c.join(fmt.Sprint("d", round), survivor.name)
+			c.ready(d)
+			c.serves(d)
+			c.same(survivor, d)
+			seen = survivor.running().Status().Revision
+			d.gone = true
+			d.crash()
+			survivor.crash()
+		}
 	})
 }
 
@@ -99,19 +97,17 @@ func (c *cluster) same(a, b *node) {
 // A server is recovered beside a majority that is alive, which does not count it, and its disk is slow: it hears of
 // them before it leads itself. It is a member at its own address all the same.
 func TestScenarioRecoveredServerHasItsAddress(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			survivor := c.others(c.leader())[0]
-			c.fill(c.leader(), 20)
-			c.pass(6 * time.Second)
-			survivor.crash()
-			survivor.faults.DelayFlushes(20 * time.Millisecond)
-			c.recover(survivor)
-			survivor.faults.DelayFlushes(0)
-			c.eventually("it is a member at its address", time.Minute, func() bool {
-				m := survivor.running().cluster.Members()
-				return len(m) == 1 && m[0].Address == survivor.host
-			})
+	stages(t, 3, 3, nil, func(c *cluster) {
+		survivor := c.others(c.leader())[0]
+		c.fill(c.leader(), 20)
+		c.pass(6 * time.Second)
+		survivor.crash()
+		survivor.faults.DelayFlushes(20 * time.Millisecond)
+		c.recover(survivor)
+		survivor.faults.DelayFlushes(0)
+		c.eventually("it is a member at its address", time.Minute, func() bool {
+			m := survivor.running().cluster.Members()
+			return len(m) == 1 && m[0].Address == survivor.host
 		})
 	})
 }

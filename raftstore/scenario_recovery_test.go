@@ -13,54 +13,52 @@ import (
 // Two of three servers are lost for good. What would be lost with them is shown,
 // then the third goes on alone, and others join it.
 func TestScenarioRecovery(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(3)
-			c.pass(3 * time.Second)
-			w.stop()
-			survivor := c.shuffled()[0]
-			lost := c.others(survivor)
-			c.eventually("everybody has everything", 5*time.Second, func() bool {
-				return survivor.running().Status().Revision == lost[0].running().Status().Revision &&
-					survivor.running().Status().Revision == lost[1].running().Status().Revision
-			})
-			revision := survivor.running().Status().Revision
-			was := survivor.running().replica.id
-			for _, n := range lost {
-				n.crash()
-			}
-			c.refuses(survivor)
-			survivor.crash()
-
-			o := survivor.options()
-			o.Network = nil
-			plan, err := PlanRecovery(o)
-			if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
-				t.Fatalf("seed %d: %+v, %v, instead of revision %d at least", seed, plan, err, revision)
-			}
-			if again, err := PlanRecovery(o); err != nil || fmt.Sprint(again) != fmt.Sprint(plan) {
-				t.Errorf("seed %d: the plan changed something: %+v, %v", seed, again, err)
-			}
-			c.leapt.Store(revision)
-			c.recover(survivor)
-			if now := survivor.running(); now.replica.id == was || now.Status().Revision < plan.Revision+revisionLeap || len(now.cluster.Members()) != 1 {
-				t.Errorf("seed %d: %v at revision %d, members %v", seed, now.replica.id, now.Status().Revision, now.cluster.Members())
-			}
-			c.serves(survivor)
-			// One that was thought lost starts with its old directory: it has no say.
-			lost[0].start()
-			c.pass(5 * time.Second)
-			c.refuses(lost[0])
-			c.serves(survivor)
-			lost[0].stop()
-			for _, n := range lost {
-				n.wipe()
-				n.start(survivor.name)
-				c.ready(n)
-				c.serves(n)
-			}
-			c.rest(30*time.Second, 3, "a", "b", "c")
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(3)
+		c.pass(3 * time.Second)
+		w.stop()
+		survivor := c.shuffled()[0]
+		lost := c.others(survivor)
+		c.eventually("everybody has everything", 5*time.Second, func() bool {
+			return survivor.running().Status().Revision == lost[0].running().Status().Revision &&
+				survivor.running().Status().Revision == lost[1].running().Status().Revision
 		})
+		revision := survivor.running().Status().Revision
+		was := survivor.running().replica.id
+		for _, n := range lost {
+			n.crash()
+		}
+		c.refuses(survivor)
+		survivor.crash()
+
+		o := survivor.options()
+		o.Network = nil
+		plan, err := PlanRecovery(o)
+		if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
+			c.Fatalf("seed %d: %+v, %v, instead of revision %d at least", c.seed, plan, err, revision)
+		}
+		if again, err := PlanRecovery(o); err != nil || fmt.Sprint(again) != fmt.Sprint(plan) {
+			c.Errorf("seed %d: the plan changed something: %+v, %v", c.seed, again, err)
+		}
+		c.leapt.Store(revision)
+		c.recover(survivor)
+		if now := survivor.running(); now.replica.id == was || now.Status().Revision < plan.Revision+revisionLeap || len(now.cluster.Members()) != 1 {
+			c.Errorf("seed %d: %v at revision %d, members %v", c.seed, now.replica.id, now.Status().Revision, now.cluster.Members())
+		}
+		c.serves(survivor)
+		// One that was thought lost starts with its old directory: it has no say.
+		lost[0].start()
+		c.pass(5 * time.Second)
+		c.refuses(lost[0])
+		c.serves(survivor)
+		lost[0].stop()
+		for _, n := range lost {
+			n.wipe()
+			n.start(survivor.name)
+			c.ready(n)
+			c.serves(n)
+		}
+		c.rest(30*time.Second, 3, "a", "b", "c")
 	})
 }
 
@@ -68,47 +66,45 @@ func TestScenarioRecovery(t *testing.T) {
 // one. Together they are a majority of the cluster that there was, and go on as that: nothing here can know better, so
 // it is for who recovers to keep them from it. But neither cluster takes anything from the other one.
 func TestScenarioRecoveredBesideAMajority(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			survivor := c.shuffled()[0]
-			c.fill(c.leader(), 20)
-			lost := c.others(survivor)
-			for _, n := range c.nodes {
-				n.crash()
+	stages(t, 3, 3, nil, func(c *cluster) {
+		survivor := c.shuffled()[0]
+		c.fill(c.leader(), 20)
+		lost := c.others(survivor)
+		for _, n := range c.nodes {
+			n.crash()
+		}
+		c.recover(survivor)
+		c.serves(survivor)
+		for _, n := range lost {
+			n.start()
+		}
+		for _, n := range lost {
+			c.ready(n)
+		}
+		c.pass(10 * time.Second)
+		write := func(n *node, key string) {
+			c.Helper()
+			if _, err := n.running().Client().KV.Put(c.within(10*time.Second), key, "x"); err != nil {
+				c.Errorf("seed %d: %s at %s: %v", c.seed, key, n.name, err)
 			}
-			c.recover(survivor)
-			c.serves(survivor)
-			for _, n := range lost {
-				n.start()
+		}
+		write(survivor, "recovered")
+		write(lost[0], "before")
+		c.pass(10 * time.Second)
+		for _, n := range c.nodes {
+			want := map[string]int64{"recovered": 0, "before": 1}
+			if n == survivor {
+				want = map[string]int64{"recovered": 1, "before": 0}
 			}
-			for _, n := range lost {
-				c.ready(n)
-			}
-			c.pass(10 * time.Second)
-			write := func(n *node, key string) {
-				t.Helper()
-				if _, err := n.running().Client().KV.Put(c.within(10*time.Second), key, "x"); err != nil {
-					t.Errorf("seed %d: %s at %s: %v", seed, key, n.name, err)
+			for key, count := range want {
+				if r, err := n.running().Client().KV.Get(c.within(10*time.Second), key); err != nil || r.Count != count {
+					c.Errorf("seed %d: %s has %q %d times, want %d: %v", c.seed, n.name, key, r.Count, count, err)
 				}
 			}
-			write(survivor, "recovered")
-			write(lost[0], "before")
-			c.pass(10 * time.Second)
-			for _, n := range c.nodes {
-				want := map[string]int64{"recovered": 0, "before": 1}
-				if n == survivor {
-					want = map[string]int64{"recovered": 1, "before": 0}
-				}
-				for key, count := range want {
-					if r, err := n.running().Client().KV.Get(c.within(10*time.Second), key); err != nil || r.Count != count {
-						t.Errorf("seed %d: %s has %q %d times, want %d: %v", seed, n.name, key, r.Count, count, err)
-					}
-				}
-			}
-			if m := survivor.running().cluster.Members(); len(m) != 1 {
-				t.Errorf("seed %d: the one that was recovered has the members %v", seed, m)
-			}
-		})
+		}
+		if m := survivor.running().cluster.Members(); len(m) != 1 {
+			c.Errorf("seed %d: the one that was recovered has the members %v", c.seed, m)
+		}
 	})
 }
 

@@ -96,30 +96,28 @@ func TestScenarioLargeValues(t *testing.T) {
 // Clients give up at any moment, while the leader changes. What they gave up may
 // have been done, once.
 func TestScenarioImpatientClients(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(2)
-			var all sync.WaitGroup
-			ctx, cancel := context.WithCancel(c.ctx)
-			for i, n := range c.nodes {
-				all.Go(func() {
-					for k := 0; ctx.Err() == nil; k++ {
-						short, stop := context.WithTimeout(ctx, time.Duration(k%40)*100*time.Microsecond)
-						c.put(short, n.name, n.running().Client().KV, "impatient", fmt.Sprintf("impatient %d %d", i, k))
-						stop()
-						c.pass(2 * time.Millisecond)
-					}
-				})
-			}
-			for range 5 {
-				c.pass(300 * time.Millisecond)
-				if err := c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
-					t.Errorf("seed %d: %v", seed, err)
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(2)
+		var all sync.WaitGroup
+		ctx, cancel := context.WithCancel(c.ctx)
+		for i, n := range c.nodes {
+			all.Go(func() {
+				for k := 0; ctx.Err() == nil; k++ {
+					short, stop := context.WithTimeout(ctx, time.Duration(k%40)*100*time.Microsecond)
+					c.put(short, n.name, n.running().Client().KV, "impatient", fmt.Sprintf("impatient %d %d", i, k))
+					stop()
+					c.pass(2 * time.Millisecond)
 				}
+			})
+		}
+		for range 5 {
+			c.pass(300 * time.Millisecond)
+			if err := c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
+				c.Errorf("seed %d: %v", c.seed, err)
 			}
-			cancel()
-			all.Wait()
-			w.stop()
-		})
+		}
+		cancel()
+		all.Wait()
+		w.stop()
 	})
 }

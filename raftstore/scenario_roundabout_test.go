@@ -42,31 +42,29 @@ func TestScenarioTransferToSlowDisk(t *testing.T) {
 // Only a server that cannot keep the leadership reaches all others: its large packets are lost. The leadership does not
 // go to it again and again.
 func TestScenarioMostConnectedCannotLead(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 5, nil, func(c *cluster) {
-			leader := c.leader()
-			others := c.others(leader)
-			cut, connected := others[0], others[1]
-			for _, o := range c.others(connected) {
-				c.net.Largest(connected.name, o.name, 1200)
-				if o != cut {
-					c.cutLink(o, cut)
-				}
+	stages(t, 2, 5, nil, func(c *cluster) {
+		leader := c.leader()
+		others := c.others(leader)
+		cut, connected := others[0], others[1]
+		for _, o := range c.others(connected) {
+			c.net.Largest(connected.name, o.name, 1200)
+			if o != cut {
+				c.cutLink(o, cut)
 			}
-			before := c.newest()
-			for began := time.Now(); time.Since(began) < 10*time.Minute; c.pass(200 * time.Millisecond) {
-				_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "small", "v")
-				_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
-			}
-			if grown := c.newest() - before; grown > 20 {
-				t.Errorf("seed %d: %d elections in ten minutes", seed, grown)
-			}
-			c.net.HealAll()
-			for _, o := range c.others(connected) {
-				c.net.Largest(connected.name, o.name, 0)
-			}
-			c.pass(30 * time.Second) // until what is lost for good has been given up
-		})
+		}
+		before := c.newest()
+		for began := time.Now(); time.Since(began) < 10*time.Minute; c.pass(200 * time.Millisecond) {
+			_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "small", "v")
+			_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
+		}
+		if grown := c.newest() - before; grown > 20 {
+			c.Errorf("seed %d: %d elections in ten minutes", c.seed, grown)
+		}
+		c.net.HealAll()
+		for _, o := range c.others(connected) {
+			c.net.Largest(connected.name, o.name, 0)
+		}
+		c.pass(30 * time.Second) // until what is lost for good has been given up
 	})
 }
 
@@ -99,29 +97,27 @@ func TestScenarioCutOffBesideFull(t *testing.T) {
 
 // Only a server whose disk stalls now and then reaches all others. The leadership goes to it ever more rarely.
 func TestScenarioMostConnectedStallsNowAndThen(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 5, nil, func(c *cluster) {
-			leader := c.leader()
-			others := c.others(leader)
-			cut, connected := others[0], others[1]
-			for _, o := range c.others(connected, cut) {
-				c.cutLink(o, cut)
-			}
-			before := c.newest()
-			for range 40 {
-				for i := range 60 { // 15 s
-					if i == 48 {
-						connected.stalls()
-					}
-					_, _ = leader.running().Client().KV.Put(c.within(250*time.Millisecond), "small", "v")
-					c.pass(250 * time.Millisecond)
+	stages(t, 2, 5, nil, func(c *cluster) {
+		leader := c.leader()
+		others := c.others(leader)
+		cut, connected := others[0], others[1]
+		for _, o := range c.others(connected, cut) {
+			c.cutLink(o, cut)
+		}
+		before := c.newest()
+		for range 40 {
+			for i := range 60 { // 15 s
+				if i == 48 {
+					connected.stalls()
 				}
-				connected.faults.DelayFlushes(0)
+				_, _ = leader.running().Client().KV.Put(c.within(250*time.Millisecond), "small", "v")
+				c.pass(250 * time.Millisecond)
 			}
-			if grown := c.newest() - before; grown > 40 {
-				t.Errorf("seed %d: %d elections in ten minutes", seed, grown)
-			}
-			c.net.HealAll()
-		})
+			connected.faults.DelayFlushes(0)
+		}
+		if grown := c.newest() - before; grown > 40 {
+			c.Errorf("seed %d: %d elections in ten minutes", c.seed, grown)
+		}
+		c.net.HealAll()
 	})
 }

@@ -17,39 +17,35 @@ func TestScenarioSlowDisks(t *testing.T) {
 		// Until it is missed, and two candidacies: what the candidate writes itself, and then its time, at the longest.
 		limit := defaultElectionTimeout*3/2 + 2*(flushesOfVote*flush+2*max(candidateFor*defaultElectionTimeout, defaultElectionTimeout+flushesOfVote*flush))
 		t.Run(fmt.Sprint(flush), func(t *testing.T) {
-			seeds(t, 4, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(2)
-					c.pass(time.Second)
-					for _, n := range c.nodes {
-						n.faults.DelayFlushes(flush)
-					}
-					c.pass(3 * time.Second)
-					leader := c.leader()
-					term := leader.term()
-					c.isolate(leader)
-					began := time.Now()
-					var next *node
-					for next == nil && time.Since(began) < time.Minute {
-						time.Sleep(5 * time.Millisecond) // between two looks, in fake time
-						for _, o := range c.others(leader) {
-							if o.leads() {
-								next = o
-							}
+			scenarios(t, 4, 3, func(c *cluster) {
+				w := c.work(2)
+				c.pass(time.Second)
+				for _, n := range c.nodes {
+					n.faults.DelayFlushes(flush)
+				}
+				c.pass(3 * time.Second)
+				leader := c.leader()
+				term := leader.term()
+				c.isolate(leader)
+				began := time.Now()
+				var next *node
+				for next == nil && time.Since(began) < time.Minute {
+					time.Sleep(5 * time.Millisecond) // between two looks, in fake time
+					for _, o := range c.others(leader) {
+						if o.leads() {
+							next = o
 						}
 					}
-					took := time.Since(began)
-					t.Logf("a leader after %v", took)
-					if took > limit {
-						t.Errorf("seed %d: no leader for %v of at most %v; the term was %d and is %d", seed, took, limit, term, c.others(leader)[0].running().replica.raft.CurrentTerm())
-					}
-					for _, n := range c.nodes {
-						n.faults.DelayFlushes(0)
-					}
-					c.net.HealAll()
-					c.pass(2 * time.Second)
-					w.stop()
-				})
+				}
+				took := time.Since(began)
+				c.Logf("a leader after %v", took)
+				if took > limit {
+					c.Errorf("seed %d: no leader for %v of at most %v; the term was %d and is %d", c.seed, took, limit, term, c.others(leader)[0].running().replica.raft.CurrentTerm())
+				}
+				c.mendDisks()
+				c.net.HealAll()
+				c.pass(2 * time.Second)
+				w.stop()
 			})
 		})
 	}
@@ -77,8 +73,6 @@ func TestScenarioSlowDisksFar(t *testing.T) {
 		if acked < 20 {
 			t.Errorf("%d writes in five minutes", acked)
 		}
-		for _, n := range c.nodes {
-			n.faults.DelayFlushes(0)
-		}
+		c.mendDisks()
 	})
 }

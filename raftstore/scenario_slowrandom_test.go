@@ -49,9 +49,7 @@ func TestScenarioSlowRandom(t *testing.T) {
 			if elections > 1 {
 				t.Errorf("seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
 			}
-			for _, n := range c.nodes {
-				n.faults.DelayFlushes(0)
-			}
+			c.mendDisks()
 		})
 	})
 }
@@ -60,35 +58,31 @@ func TestScenarioSlowRandom(t *testing.T) {
 // needs a slow one. Each of the two quick ones followed the other one last, and the leader is lost by a transfer to a
 // slow one: the two do not end one another's elections.
 func TestScenarioFormerLeadersElect(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		stage(t, seed, 5, nil, func(c *cluster) {
-			nodes := c.shuffled()
-			first, second, slow, stalled := nodes[0], nodes[1], nodes[2:4], nodes[4]
-			for _, n := range []*node{first, second} {
-				if !n.leads() {
-					if err := transferBetween(c.within(5*time.Second), c.leader().running(), n.running()); err != nil {
-						t.Fatal(err)
-					}
+	stages(t, 4, 5, nil, func(c *cluster) {
+		nodes := c.shuffled()
+		first, second, slow, stalled := nodes[0], nodes[1], nodes[2:4], nodes[4]
+		for _, n := range []*node{first, second} {
+			if !n.leads() {
+				if err := transferBetween(c.within(5*time.Second), c.leader().running(), n.running()); err != nil {
+					c.Fatal(err)
 				}
-				c.leader(n)
-				c.pass(time.Second)
 			}
-			stalled.stalls()
-			takes := 2*time.Second + time.Duration(c.rand.Int64N(int64(time.Second)))
-			for _, n := range slow {
-				n.faults.DelayFlushes(takes)
-			}
-			_ = second.running().replica.transferAt(c.within(8*time.Second), raft.Server{ID: slow[0].running().replica.id, Address: slow[0].running().replica.address})
-			began, limit := time.Now(), slowElection(takes)
-			err := c.writes(first, limit)
-			t.Logf("seed %d: each flush takes %v: a write after %v", seed, takes, time.Since(began))
-			if err != nil {
-				t.Errorf("seed %d: no write within %v: %v\n%s", seed, limit, err, c.state())
-			}
-			for _, n := range c.nodes {
-				n.faults.DelayFlushes(0)
-			}
-		})
+			c.leader(n)
+			c.pass(time.Second)
+		}
+		stalled.stalls()
+		takes := 2*time.Second + time.Duration(c.rand.Int64N(int64(time.Second)))
+		for _, n := range slow {
+			n.faults.DelayFlushes(takes)
+		}
+		_ = second.running().replica.transferAt(c.within(8*time.Second), raft.Server{ID: slow[0].running().replica.id, Address: slow[0].running().replica.address})
+		began, limit := time.Now(), slowElection(takes)
+		err := c.writes(first, limit)
+		c.Logf("seed %d: each flush takes %v: a write after %v", c.seed, takes, time.Since(began))
+		if err != nil {
+			c.Errorf("seed %d: no write within %v: %v\n%s", c.seed, limit, err, c.state())
+		}
+		c.mendDisks()
 	})
 }
 
@@ -131,9 +125,7 @@ func TestScenarioSlowBurst(t *testing.T) {
 							n.faults.DelayFlushes(slow)
 						}
 						writes(5*time.Second + lasts)
-						for _, n := range c.nodes {
-							n.faults.DelayFlushes(0)
-						}
+						c.mendDisks()
 						writes(15*time.Second + lasts)
 						elections := c.leader().term() - term
 						t.Logf("seed %d: busy %v: %d writes, the longest took %v, %d elections", seed, busy, written, longest, elections)

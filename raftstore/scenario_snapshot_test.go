@@ -12,6 +12,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fill does so many writes, one after the other.
@@ -50,52 +52,50 @@ func (c *cluster) forget(n *node) {
 func TestScenarioSnapshotInstall(t *testing.T) {
 	for _, how := range []string{"cut off", "crashed", "interrupted"} {
 		t.Run(how, func(t *testing.T) {
-			seeds(t, 3, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(3)
-					c.pass(time.Second)
-					leader := c.leader()
-					away := c.others(leader)[c.rand.IntN(2)]
-					if how == "crashed" {
-						away.crash()
-					} else {
-						c.isolate(away)
-					}
-					c.fill(leader, 150)
-					for _, n := range c.others(away) {
-						c.forget(n)
-					}
-					first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
-					if err != nil || first < 150 {
-						t.Fatalf("seed %d: the log still begins at %d: %v", seed, first, err)
-					}
-					switch how {
-					case "crashed":
-						away.start()
-					case "interrupted":
-						c.jitter(20*time.Millisecond, 20*time.Millisecond)
-						c.net.HealAll()
-						for range 5 {
-							c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-							if c.rand.IntN(2) == 0 {
-								away.crash()
-								away.start()
-							} else {
-								c.isolate(away)
-								c.pass(time.Duration(c.rand.Int64N(int64(500 * time.Millisecond))))
-							}
-							c.net.HealAll()
-						}
-					}
+			scenarios(t, 3, 3, func(c *cluster) {
+				w := c.work(3)
+				c.pass(time.Second)
+				leader := c.leader()
+				away := c.others(leader)[c.rand.IntN(2)]
+				if how == "crashed" {
+					away.crash()
+				} else {
+					c.isolate(away)
+				}
+				c.fill(leader, 150)
+				for _, n := range c.others(away) {
+					c.forget(n)
+				}
+				first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
+				if err != nil || first < 150 {
+					c.Fatalf("seed %d: the log still begins at %d: %v", c.seed, first, err)
+				}
+				switch how {
+				case "crashed":
+					away.start()
+				case "interrupted":
+					c.jitter(20*time.Millisecond, 20*time.Millisecond)
 					c.net.HealAll()
-					c.ready(away)
-					c.serves(away)
-					if away.running().replica.raft.Stats()["last_snapshot_index"] == "0" {
-						t.Errorf("seed %d: it got no snapshot", seed)
+					for range 5 {
+						c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+						if c.rand.IntN(2) == 0 {
+							away.crash()
+							away.start()
+						} else {
+							c.isolate(away)
+							c.pass(time.Duration(c.rand.Int64N(int64(500 * time.Millisecond))))
+						}
+						c.net.HealAll()
 					}
-					c.pass(time.Second)
-					w.stop()
-				})
+				}
+				c.net.HealAll()
+				c.ready(away)
+				c.serves(away)
+				if away.running().replica.raft.Stats()["last_snapshot_index"] == "0" {
+					c.Errorf("seed %d: it got no snapshot", c.seed)
+				}
+				c.pass(time.Second)
+				w.stop()
 			})
 		})
 	}
@@ -107,49 +107,43 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 	for _, what := range []string{"removal", "reading"} {
 		t.Run(what, func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					leader := c.leader()
-					away := c.others(leader)[0]
-					c.isolate(away)
-					c.fill(leader, 150)
-					for _, n := range c.others(away) {
-						c.forget(n)
-					}
-					older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
-					var broken atomic.Bool
-					if what == "removal" { // os.Remove refuses a folder that is not empty
-						if err := os.MkdirAll(filepath.Join(older, "x"), 0o700); err != nil {
-							t.Fatal(err)
+			scenarios(t, 2, 3, func(c *cluster) {
+				leader := c.leader()
+				away := c.others(leader)[0]
+				c.isolate(away)
+				c.fill(leader, 150)
+				for _, n := range c.others(away) {
+					c.forget(n)
+				}
+				older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
+				var broken atomic.Bool
+				if what == "removal" { // os.Remove refuses a folder that is not empty
+					testenv.NoError(c, os.MkdirAll(filepath.Join(older, "x"), 0o700))
+				} else {
+					broken.Store(true)
+					f := away.running().replica.fsm
+					installed := f.onRestore
+					f.onRestore = func() error {
+						if broken.Load() {
+							return errors.New("the disk fails")
 						}
-					} else {
-						broken.Store(true)
-						f := away.running().replica.fsm
-						installed := f.onRestore
-						f.onRestore = func() error {
-							if broken.Load() {
-								return errors.New("the disk fails")
-							}
-							return installed()
-						}
+						return installed()
 					}
-					c.net.HealAll()
-					c.pass(20 * time.Second)
-					if what == "removal" {
-						c.serves(away)
-					} else if n, _ := away.running().replica.dir.Snapshots.Newest(); n == 0 {
-						t.Errorf("seed %d: no snapshot arrived", seed)
-					}
-					_ = leader.running().cluster.TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
-					c.pass(5 * time.Second)
-					broken.Store(false)
-					if err := os.RemoveAll(older); err != nil {
-						t.Fatal(err)
-					}
-					c.pass(20 * time.Second)
-					c.fill(c.leader(), 10)
+				}
+				c.net.HealAll()
+				c.pass(20 * time.Second)
+				if what == "removal" {
 					c.serves(away)
-				})
+				} else if n, _ := away.running().replica.dir.Snapshots.Newest(); n == 0 {
+					c.Errorf("seed %d: no snapshot arrived", c.seed)
+				}
+				_ = leader.running().cluster.TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
+				c.pass(5 * time.Second)
+				broken.Store(false)
+				testenv.NoError(c, os.RemoveAll(older))
+				c.pass(20 * time.Second)
+				c.fill(c.leader(), 10)
+				c.serves(away)
 			})
 		})
 	}
@@ -160,31 +154,29 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 func TestScenarioCompactionWhileAway(t *testing.T) {
 	for _, how := range []string{"log", "snapshot"} {
 		t.Run(how, func(t *testing.T) {
-			seeds(t, 2, func(t *testing.T, seed uint64) {
-				scenario(t, seed, 3, func(c *cluster) {
-					w := c.work(3)
-					c.pass(time.Second)
-					leader := c.leader()
-					away := c.others(leader)[0]
-					c.isolate(away)
-					c.fill(leader, 150)
-					revision := leader.running().Status().Revision
-					if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
+			scenarios(t, 2, 3, func(c *cluster) {
+				w := c.work(3)
+				c.pass(time.Second)
+				leader := c.leader()
+				away := c.others(leader)[0]
+				c.isolate(away)
+				c.fill(leader, 150)
+				revision := leader.running().Status().Revision
+				if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5); err != nil {
+					c.Fatalf("seed %d: %v", c.seed, err)
+				}
+				if how == "snapshot" {
+					for _, n := range c.others(away) {
+						c.forget(n)
 					}
-					if how == "snapshot" {
-						for _, n := range c.others(away) {
-							c.forget(n)
-						}
-					}
-					c.net.HealAll()
-					c.ready(away)
-					c.pass(time.Second)
-					if _, err := away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10)); err == nil {
-						t.Errorf("seed %d: a compacted revision was read", seed)
-					}
-					w.stop()
-				})
+				}
+				c.net.HealAll()
+				c.ready(away)
+				c.pass(time.Second)
+				if _, err := away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10)); err == nil {
+					c.Errorf("seed %d: a compacted revision was read", c.seed)
+				}
+				w.stop()
 			})
 		})
 	}
@@ -193,86 +185,74 @@ func TestScenarioCompactionWhileAway(t *testing.T) {
 // Snapshots are taken and servers crash all the time: what a server has after
 // its restart is what it had.
 func TestScenarioSnapshotsAndCrashes(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(4)
-			for range 10 {
-				c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-				n := c.shuffled()[0]
-				c.forget(n)
-				c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-				n.crash()
-				c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-				n.start()
-			}
-			w.stop()
-		})
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(4)
+		for range 10 {
+			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+			n := c.shuffled()[0]
+			c.forget(n)
+			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+			n.crash()
+			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+			n.start()
+		}
+		w.stop()
 	})
 }
 
 // Leases belong to the cluster, their time to the leader: a new one gives each
 // its whole time again, and none expires early, whoever leads.
 func TestScenarioLeases(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(2)
-			leader := c.leader()
-			through := c.others(leader)[0].running().Client()
-			kept, err := through.Grant(c.within(5*time.Second), 10)
+	scenarios(t, 3, 3, func(c *cluster) {
+		w := c.work(2)
+		leader := c.leader()
+		through := c.others(leader)[0].running().Client()
+		kept := testenv.Must(through.Grant(c.within(5*time.Second), 10))(c)
+		left := testenv.Must(through.Grant(c.within(5*time.Second), 10))(c)
+		for key, lease := range map[string]clientv3.LeaseID{"kept": kept.ID, "left": left.ID} {
+			testenv.Must(through.Put(c.within(5*time.Second), key, key+" value", clientv3.WithLease(lease)))(c)
+		}
+		exists := func(key string) bool {
+			resp, err := c.leader().running().Client().KV.Get(c.within(5*time.Second), key)
 			if err != nil {
-				t.Fatal(err)
+				c.Errorf("seed %d: %v", c.seed, err)
+				return true
 			}
-			left, err := through.Grant(c.within(5*time.Second), 10)
-			if err != nil {
-				t.Fatal(err)
+			return len(resp.Kvs) > 0
+		}
+		renew := func() {
+			resp, err := c.leader().running().Client().KeepAliveOnce(c.within(5*time.Second), kept.ID)
+			if err != nil || resp.TTL != 10 {
+				c.Errorf("seed %d: keep alive: %v, %v", c.seed, resp, err)
 			}
-			for key, lease := range map[string]clientv3.LeaseID{"kept": kept.ID, "left": left.ID} {
-				if _, err := through.Put(c.within(5*time.Second), key, key+" value", clientv3.WithLease(lease)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			exists := func(key string) bool {
-				resp, err := c.leader().running().Client().KV.Get(c.within(5*time.Second), key)
-				if err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-					return true
-				}
-				return len(resp.Kvs) > 0
-			}
-			renew := func() {
-				resp, err := c.leader().running().Client().KeepAliveOnce(c.within(5*time.Second), kept.ID)
-				if err != nil || resp.TTL != 10 {
-					t.Errorf("seed %d: keep alive: %v, %v", seed, resp, err)
-				}
-			}
-			c.pass(8 * time.Second)
-			renew()
-			crashed := time.Now()
-			leader.crash()
-			next := c.leader()
-			elected := time.Now()
-			c.pass(8 * time.Second)
-			if !exists("left") {
-				t.Errorf("seed %d: a lease expired %v after the leader had changed", seed, time.Since(crashed))
-			}
-			renew()
-			ttl, err := c.others(leader, next)[0].running().Client().TimeToLive(c.within(5*time.Second), left.ID, clientv3.WithAttachedKeys())
-			if err != nil || ttl.GrantedTTL != 10 || ttl.TTL < 1 || ttl.TTL > 2 || len(ttl.Keys) != 1 {
-				t.Errorf("seed %d: %+v, %v after %v", seed, ttl, err, time.Since(elected))
-			}
-			c.pass(3 * time.Second)
-			if exists("left") || !exists("kept") {
-				t.Errorf("seed %d: left: %v, kept: %v", seed, exists("left"), exists("kept"))
-			}
-			leader.start()
-			if _, err := through.Revoke(c.within(5*time.Second), kept.ID); err != nil {
-				t.Errorf("seed %d: %v", seed, err)
-			}
-			if exists("kept") {
-				t.Errorf("seed %d: the lease is revoked, its key there", seed)
-			}
-			w.stop()
-		})
+		}
+		c.pass(8 * time.Second)
+		renew()
+		crashed := time.Now()
+		leader.crash()
+		next := c.leader()
+		elected := time.Now()
+		c.pass(8 * time.Second)
+		if !exists("left") {
+			c.Errorf("seed %d: a lease expired %v after the leader had changed", c.seed, time.Since(crashed))
+		}
+		renew()
+		ttl, err := c.others(leader, next)[0].running().Client().TimeToLive(c.within(5*time.Second), left.ID, clientv3.WithAttachedKeys())
+		if err != nil || ttl.GrantedTTL != 10 || ttl.TTL < 1 || ttl.TTL > 2 || len(ttl.Keys) != 1 {
+			c.Errorf("seed %d: %+v, %v after %v", c.seed, ttl, err, time.Since(elected))
+		}
+		c.pass(3 * time.Second)
+		if exists("left") || !exists("kept") {
+			c.Errorf("seed %d: left: %v, kept: %v", c.seed, exists("left"), exists("kept"))
+		}
+		leader.start()
+		if _, err := through.Revoke(c.within(5*time.Second), kept.ID); err != nil {
+			c.Errorf("seed %d: %v", c.seed, err)
+		}
+		if exists("kept") {
+			c.Errorf("seed %d: the lease is revoked, its key there", c.seed)
+		}
+		w.stop()
 	})
 }
 

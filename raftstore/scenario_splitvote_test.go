@@ -28,9 +28,7 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 						}
 						c.tasks.Go(func() { _, _ = leader.running().Client().Put(c.within(4*time.Second), "k", "v") }) // the disks have something to write
 						c.pass(stalled)
-						for _, n := range c.nodes {
-							n.faults.DelayFlushes(0)
-						}
+						c.mendDisks()
 					}
 					if err := c.writes(leader, 2*time.Minute); err != nil {
 						t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Who counts for a majority has to store, not only to answer: a server whose disk is stalled answers.
@@ -45,67 +47,70 @@ func (c *cluster) writes(n *node, within time.Duration) error {
 	}
 }
 
+// mendDisks ends all delays of flushes.
+func (c *cluster) mendDisks() {
+	for _, n := range c.nodes {
+		n.faults.DelayFlushes(0)
+	}
+}
+
 // stalls makes a server's disk stall.
 func (n *node) stalls() { n.faults.DelayFlushes(24 * time.Hour) }
 
 // The disk of the stand-by is stalled, and in a quiet cluster that shows nowhere. A voter is lost: the stand-by gets no
 // vote until its disk works. The two voters that are left work all the while.
 func TestScenarioStalledStandby(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 4, nil, func(c *cluster) {
-			leader, standby := c.leader(), c.standby()
-			lost := c.others(leader, standby)[c.rand.IntN(2)]
-			c.pass(10 * time.Second)
-			standby.stalls()
+	stages(t, 3, 4, nil, func(c *cluster) {
+		leader, standby := c.leader(), c.standby()
+		lost := c.others(leader, standby)[c.rand.IntN(2)]
+		c.pass(10 * time.Second)
+		standby.stalls()
+		c.pass(5 * time.Second)
+		lost.crash()
+		well := c.others(standby, lost)
+		c.pass(time.Duration(40+c.rand.IntN(40)) * time.Second) // nothing is written
+		if err := leader.running().cluster.PromoteMember(c.within(10*time.Second), standby.name); status.Code(err) != codes.FailedPrecondition {
+			c.Errorf("seed %d: a vote for a server whose disk is stalled: %v", c.seed, err)
+		}
+		for i := range 20 {
+			if err := c.writes(well[i%2], 5*time.Second); err != nil {
+				c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
+			}
 			c.pass(5 * time.Second)
-			lost.crash()
-			well := c.others(standby, lost)
-			c.pass(time.Duration(40+c.rand.IntN(40)) * time.Second) // nothing is written
-			if err := leader.running().cluster.PromoteMember(c.within(10*time.Second), standby.name); status.Code(err) != codes.FailedPrecondition {
-				t.Errorf("seed %d: a vote for a server whose disk is stalled: %v", seed, err)
-			}
-			for i := range 20 {
-				if err := c.writes(well[i%2], 5*time.Second); err != nil {
-					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-				}
-				c.pass(5 * time.Second)
-			}
-			if c.votes(leader, standby) {
-				t.Errorf("seed %d: it has a vote\n%s", seed, c.state())
-			}
-			standby.faults.DelayFlushes(0)
-			c.eventually("it has the vote of the lost one", 3*time.Minute, func() bool { return c.votes(leader, standby) && !c.votes(leader, lost) })
-		})
+		}
+		if c.votes(leader, standby) {
+			c.Errorf("seed %d: it has a vote\n%s", c.seed, c.state())
+		}
+		standby.faults.DelayFlushes(0)
+		c.eventually("it has the vote of the lost one", 3*time.Minute, func() bool { return c.votes(leader, standby) && !c.votes(leader, lost) })
 	})
 }
 
 // The disk of a voter is stalled. None of the two others can be taken out, be the stalled disk known already or not.
 func TestScenarioRemovalBesideStalledVoter(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			stalled, well := c.others(leader)[0], c.others(leader)[1]
-			c.pass(10 * time.Second)
-			stalled.stalls()
-			if seed%2 == 0 {
-				for range 20 {
-					c.serves(leader)
-					c.pass(time.Second)
-				}
+	stages(t, 3, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		stalled, well := c.others(leader)[0], c.others(leader)[1]
+		c.pass(10 * time.Second)
+		stalled.stalls()
+		if c.seed%2 == 0 {
+			for range 20 {
+				c.serves(leader)
+				c.pass(time.Second)
 			}
-			for _, n := range []*node{well, leader} {
-				if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); status.Code(err) != codes.FailedPrecondition {
-					t.Errorf("seed %d: removing %s: %v", seed, n.name, err)
-				}
+		}
+		for _, n := range []*node{well, leader} {
+			if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); status.Code(err) != codes.FailedPrecondition {
+				c.Errorf("seed %d: removing %s: %v", c.seed, n.name, err)
 			}
-			c.pass(20 * time.Second)
-			c.serves(leader, well)
-			if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), stalled.name); err != nil {
-				t.Errorf("seed %d: removing the one whose disk is stalled: %v", seed, err)
-			}
-			c.serves(leader, well)
-			stalled.faults.DelayFlushes(0)
-		})
+		}
+		c.pass(20 * time.Second)
+		c.serves(leader, well)
+		if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), stalled.name); err != nil {
+			c.Errorf("seed %d: removing the one whose disk is stalled: %v", c.seed, err)
+		}
+		c.serves(leader, well)
+		stalled.faults.DelayFlushes(0)
 	})
 }
 
@@ -114,25 +119,23 @@ func TestScenarioFullLeaderBesideStalled(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		for _, known := range []bool{true, false} {
 			t.Run(fmt.Sprint(n, " ", known), func(t *testing.T) {
-				seeds(t, 2, func(t *testing.T, seed uint64) {
-					stage(t, seed, n, nil, func(c *cluster) {
-						leader := c.leader()
-						others := c.others(leader)
-						stalled := others[c.rand.IntN(n-1)]
-						c.pass(5 * time.Second)
-						stalled.stalls()
-						if known {
-							c.serves(leader)
+				stages(t, 2, n, nil, func(c *cluster) {
+					leader := c.leader()
+					others := c.others(leader)
+					stalled := others[c.rand.IntN(n-1)]
+					c.pass(5 * time.Second)
+					stalled.stalls()
+					if known {
+						c.serves(leader)
+					}
+					leader.faults.SeemFull(true)
+					for _, o := range c.others(leader, stalled) {
+						if err := c.writes(o, 15*time.Second); err != nil {
+							c.Errorf("seed %d: %s is full, %s is stalled, and there is no write at %s: %v\n%s", c.seed, leader.name, stalled.name, o.name, err, c.state())
 						}
-						leader.faults.SeemFull(true)
-						for _, o := range c.others(leader, stalled) {
-							if err := c.writes(o, 15*time.Second); err != nil {
-								t.Errorf("seed %d: %s is full, %s is stalled, and there is no write at %s: %v\n%s", seed, leader.name, stalled.name, o.name, err, c.state())
-							}
-						}
-						leader.faults.SeemFull(false)
-						stalled.faults.DelayFlushes(0)
-					})
+					}
+					leader.faults.SeemFull(false)
+					stalled.faults.DelayFlushes(0)
 				})
 			})
 		}
@@ -142,47 +145,41 @@ func TestScenarioFullLeaderBesideStalled(t *testing.T) {
 // The leader's disk is full, and one of the two others is taken out. The one that is left leads: its vote, which makes
 // their number even, is not taken before.
 func TestScenarioFullLeaderAndOneOther(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			out, left := c.others(leader)[0], c.others(leader)[1]
-			leader.faults.SeemFull(true)
-			if err := leader.running().cluster.RemoveMember(c.within(10*time.Second), out.name); err != nil {
-				t.Fatal(err)
-			}
-			c.pass(time.Minute)
-			if err := c.writes(left, 15*time.Second); err != nil {
-				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			leader.faults.SeemFull(false)
-		})
+	stages(t, 2, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		out, left := c.others(leader)[0], c.others(leader)[1]
+		leader.faults.SeemFull(true)
+		testenv.NoError(c, leader.running().cluster.RemoveMember(c.within(10*time.Second), out.name))
+		c.pass(time.Minute)
+		if err := c.writes(left, 15*time.Second); err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
+		}
+		leader.faults.SeemFull(false)
 	})
 }
 
 // The disk of a voter is stalled, and somebody asks for the state of the servers again and again. The survey says so,
 // and the vote goes to the stand-by all the same.
 func TestScenarioSurveyedStalledVoter(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		stage(t, seed, 4, nil, func(c *cluster) {
-			leader, stalled := c.leader(), c.voter()
-			stalled.stalls()
-			said := false
-			c.eventually("its vote goes to another one", 3*time.Minute, func() bool {
-				c.serves(leader)
-				said = slices.ContainsFunc(leader.running().cluster.Survey(c.within(time.Second)), func(m MemberState) bool {
-					if m.Stalled && m.Name != stalled.name {
-						t.Errorf("seed %d: the disk of %s is said to be stalled", seed, m.Name)
-					}
-					return m.Stalled && m.Answers
-				})
-				c.pass(2 * time.Second)
-				return !c.votes(leader, stalled) && c.voters(leader) == 3
+	stages(t, 2, 4, nil, func(c *cluster) {
+		leader, stalled := c.leader(), c.voter()
+		stalled.stalls()
+		said := false
+		c.eventually("its vote goes to another one", 3*time.Minute, func() bool {
+			c.serves(leader)
+			said = slices.ContainsFunc(leader.running().cluster.Survey(c.within(time.Second)), func(m MemberState) bool {
+				if m.Stalled && m.Name != stalled.name {
+					c.Errorf("seed %d: the disk of %s is said to be stalled", c.seed, m.Name)
+				}
+				return m.Stalled && m.Answers
 			})
-			if !said {
-				t.Errorf("seed %d: the survey does not say that its disk is stalled", seed)
-			}
-			stalled.faults.DelayFlushes(0)
+			c.pass(2 * time.Second)
+			return !c.votes(leader, stalled) && c.voters(leader) == 3
 		})
+		if !said {
+			c.Errorf("seed %d: the survey does not say that its disk is stalled", c.seed)
+		}
+		stalled.faults.DelayFlushes(0)
 	})
 }
 
@@ -202,9 +199,7 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 			t.Errorf("a server is said to be removed, or to be none, whose removal may never be: %v", err)
 		}
 		stalled.faults.DelayFlushes(0)
-		if err := future.Error(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, future.Error())
 		c.leader(leader, stalled)
 		if err := leader.running().cluster.RemoveMember(c.within(3*time.Second), victim.name); status.Code(err) != codes.NotFound {
 			t.Errorf("it is removed: %v", err)
@@ -214,45 +209,39 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 
 // The disk of a follower is stalled, and nothing shows it. Leadership goes to another one at once.
 func TestScenarioTransferBesideStalledVoter(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			leader := c.leader()
-			stalled := c.others(leader)[c.rand.IntN(2)]
-			c.pass(5 * time.Second)
-			stalled.stalls()
-			if err := transferBetween(c.within(10*time.Second), leader.running(), stalled.running()); status.Code(err) != codes.Unavailable {
-				t.Errorf("seed %d: leadership for a server whose disk is stalled: %v", seed, err)
-			}
-			began := time.Now()
-			if !leader.running().cluster.HandOver() {
-				t.Errorf("seed %d: it could not hand over\n%s", seed, c.state())
-			}
-			if took := time.Since(began); took > handOverWithin {
-				t.Errorf("seed %d: it took %v", seed, took)
-			}
-			c.serves(c.others(leader, stalled)...)
-			stalled.faults.DelayFlushes(0)
-		})
+	stages(t, 3, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		stalled := c.others(leader)[c.rand.IntN(2)]
+		c.pass(5 * time.Second)
+		stalled.stalls()
+		if err := transferBetween(c.within(10*time.Second), leader.running(), stalled.running()); status.Code(err) != codes.Unavailable {
+			c.Errorf("seed %d: leadership for a server whose disk is stalled: %v", c.seed, err)
+		}
+		began := time.Now()
+		if !leader.running().cluster.HandOver() {
+			c.Errorf("seed %d: it could not hand over\n%s", c.seed, c.state())
+		}
+		if took := time.Since(began); took > handOverWithin {
+			c.Errorf("seed %d: it took %v", c.seed, took)
+		}
+		c.serves(c.others(leader, stalled)...)
+		stalled.faults.DelayFlushes(0)
 	})
 }
 
 // A server has just been elected, and what one of the others confirms is on its way. The third one, which was the
 // leader, may be removed.
 func TestScenarioRemovalAfterElection(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3, nil, func(c *cluster) {
-			former := c.leader()
-			next, far := c.others(former)[0], c.others(former)[1]
-			c.pass(5 * time.Second)
-			c.net.Delay(far.name, next.name, 100*time.Millisecond, 0)
-			if err := transferBetween(c.within(10*time.Second), former.running(), next.running()); err != nil {
-				t.Fatal(err)
-			}
-			c.eventually("it leads", time.Second, next.leads)
-			if err := next.running().cluster.RemoveMember(c.within(10*time.Second), former.name); err != nil {
-				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
-			}
-		})
+	stages(t, 3, 3, nil, func(c *cluster) {
+		former := c.leader()
+		next, far := c.others(former)[0], c.others(former)[1]
+		c.pass(5 * time.Second)
+		c.net.Delay(far.name, next.name, 100*time.Millisecond, 0)
+		testenv.NoError(c, transferBetween(c.within(10*time.Second), former.running(), next.running()))
+		c.eventually("it leads", time.Second, next.leads)
+		if err := next.running().cluster.RemoveMember(c.within(10*time.Second), former.name); err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
+		}
 	})
 }
 
@@ -307,9 +296,7 @@ func TestScenarioVotersProbesPause(t *testing.T) {
 				if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
 					t.Errorf("%d entries in ten minutes\n%s", written, votes)
 				}
-				for _, n := range c.nodes {
-					n.faults.DelayFlushes(0)
-				}
+				c.mendDisks()
 			})
 		})
 	}

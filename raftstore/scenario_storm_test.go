@@ -11,29 +11,27 @@ import (
 // All servers come back at one another's addresses, three times.
 func TestScenarioSwappedAddresses(t *testing.T) {
 	changesAddresses(t)
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			w := c.work(2)
-			c.pass(7 * time.Second)
-			for range 3 {
-				places := hosts(c.nodes)
-				for _, n := range c.nodes {
-					n.crash()
-				}
-				for i, n := range c.nodes {
-					n.host = places[(i+1)%len(places)]
-				}
-				for _, n := range c.nodes {
-					n.start()
-				}
-				for _, n := range c.nodes {
-					c.ready(n)
-					c.serves(n)
-				}
-				c.pass(10 * time.Second)
+	scenarios(t, 2, 3, func(c *cluster) {
+		w := c.work(2)
+		c.pass(7 * time.Second)
+		for range 3 {
+			places := hosts(c.nodes)
+			for _, n := range c.nodes {
+				n.crash()
 			}
-			w.stop()
-		})
+			for i, n := range c.nodes {
+				n.host = places[(i+1)%len(places)]
+			}
+			for _, n := range c.nodes {
+				n.start()
+			}
+			for _, n := range c.nodes {
+				c.ready(n)
+				c.serves(n)
+			}
+			c.pass(10 * time.Second)
+		}
+		w.stop()
 	})
 }
 
@@ -41,26 +39,24 @@ func TestScenarioSwappedAddresses(t *testing.T) {
 // lost disks, removals, moves, crashes, cuts, and answers that are lost.
 func TestScenarioStorm(t *testing.T) {
 	changesAddresses(t)
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 5, func(c *cluster) {
-			c.jitter(500*time.Microsecond, 5*time.Millisecond)
-			trail := uint64(c.rand.IntN(4))
-			c.trail = &trail
-			for _, n := range c.nodes {
-				n.running().replica.dir.Log.Trail(trail, 0)
+	scenarios(t, 2, 5, func(c *cluster) {
+		c.jitter(500*time.Microsecond, 5*time.Millisecond)
+		trail := uint64(c.rand.IntN(4))
+		c.trail = &trail
+		for _, n := range c.nodes {
+			n.running().replica.dir.Log.Trail(trail, 0)
+		}
+		w := c.work(3)
+		for round := range 25 {
+			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+			n := c.shuffled()[0]
+			c.storm(n, round)
+			if err := n.running().WaitReady(c.within(time.Minute)); err != nil {
+				c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
 			}
-			w := c.work(3)
-			for round := range 25 {
-				c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-				n := c.shuffled()[0]
-				c.storm(n, round)
-				if err := n.running().WaitReady(c.within(time.Minute)); err != nil {
-					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-				}
-			}
-			w.stop()
-			c.rest(3*time.Minute, 5, names(c.nodes)...)
-		})
+		}
+		w.stop()
+		c.rest(3*time.Minute, 5, names(c.nodes)...)
 	})
 }
 

@@ -60,9 +60,7 @@ func TestScenarioUnlikeDisks(t *testing.T) {
 					if t.Logf("seed %d: flushes take %v: a leader after %v", seed, flushes, took); took > limit {
 						t.Errorf("seed %d: flushes take %v: no leader for %v of at most %v\n%s", seed, flushes, took, limit, c.state())
 					}
-					for _, n := range c.nodes {
-						n.faults.DelayFlushes(0)
-					}
+					c.mendDisks()
 					c.net.HealAll()
 					c.pass(2 * time.Second)
 					if how == "vanishes" {

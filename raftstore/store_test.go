@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testContext ends before the test run's own time limit would.
@@ -29,45 +29,14 @@ func openStore(t testing.TB, o Options) *Store {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s, err := Open(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(Open(ctx, o))(t)
 	t.Cleanup(func() {
 		if err := s.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
 		}
 	})
-	if err := s.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.WaitReady(ctx))
 	return s
-}
-
-func TestAcknowledgedWritesSurviveARestart(t *testing.T) {
-	ctx, dir := testContext(t), t.TempDir()
-	s := openStore(t, Options{Dir: dir})
-	put, err := s.Client().Put(ctx, "/a", "1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
-	s = openStore(t, Options{Dir: dir})
-	got, err := s.Client().KV.Get(ctx, "/a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" || got.Header.Revision != put.Header.Revision {
-		t.Fatalf("after the restart: %v", got)
-	}
-	// The history is there too: a watch resumes where it was.
-	watch := s.Client().Watch(ctx, "/a", clientv3.WithRev(put.Header.Revision))
-	resp := <-watch
-	if resp.Err() != nil || len(resp.Events) != 1 || resp.Events[0].Kv.ModRevision != put.Header.Revision {
-		t.Fatalf("watch: %v", resp)
-	}
 }
 
 // noise is a value that cannot be packed.

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A request that took the server too long ends with etcd's word for that, which is Unavailable, whether it is asked at
@@ -93,9 +94,7 @@ func (c *cluster) standalone() *node {
 	c.Helper()
 	n := c.add("standalone")
 	o := n.options()
-	if err := errors.Join(o.Network.Listener.Close(), n.open(o, true)); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, errors.Join(o.Network.Listener.Close(), n.open(o, true)))
 	c.ready(n)
 	return n
 }
@@ -126,13 +125,8 @@ func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 		clients.Wait()
 		n.faults.DelayFlushes(0)
 		for _, key := range append(inLog, waiting...) {
-			if _, err := kv.Put(c.within(time.Second), key, "y"); err != nil {
-				t.Fatal(err)
-			}
-			got, err := kv.Get(c.within(time.Second), key)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(kv.Put(c.within(time.Second), key, "y"))(t)
+			got := testenv.Must(kv.Get(c.within(time.Second), key))(t)
 			want := int64(1)
 			if slices.Contains(inLog, key) {
 				want = 2
@@ -150,9 +144,7 @@ func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
 		n := c.standalone()
 		client := n.running().Client()
-		if _, err := client.Grant(c.within(time.Second), 2); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(client.Grant(c.within(time.Second), 2))(t)
 		before := n.running().replica.raft.LastIndex()
 		n.faults.DelayFlushes(time.Hour)
 		c.pass(5 * defaultRequestTimeout)

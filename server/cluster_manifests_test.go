@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const crd = `
@@ -40,12 +41,8 @@ spec:
 func writeManifest(t *testing.T, o Options, name, text string) {
 	t.Helper()
 	path := filepath.Join(o.ManifestsDir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 }
 
 func configMap(name, value string) string {
@@ -84,16 +81,11 @@ func testManifests(t *testing.T, o Options, c *clients) {
 	is("b", "(none)")
 	// Moved to another file: never deleted on the way.
 	uid := func() string {
-		got, err := c.kube.CoreV1().ConfigMaps("default").Get(ctx, "a", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := testenv.Must(c.kube.CoreV1().ConfigMaps("default").Get(ctx, "a", metav1.GetOptions{}))(t)
 		return string(got.UID) + got.Annotations["coracle.dev/manifest"]
 	}
 	before := uid()
-	if err := os.Rename(filepath.Join(o.ManifestsDir, "sub/two.yml"), filepath.Join(o.ManifestsDir, "moved.yml")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(filepath.Join(o.ManifestsDir, "sub/two.yml"), filepath.Join(o.ManifestsDir, "moved.yml")))
 	waitFor(t, "the object to be the other file's", func() bool {
 		return uid() == strings.Replace(before, "sub/two.yml", "moved.yml", 1)
 	})
@@ -130,9 +122,7 @@ func testManifests(t *testing.T, o Options, c *clients) {
 		return err == nil
 	})
 	waitFor(t, "the status report to be content", func() bool { return part().State == status.Running })
-	if err := os.Remove(filepath.Join(o.ManifestsDir, "moved.yml")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(o.ManifestsDir, "moved.yml")))
 	is("a", "(none)")
 	waitFor(t, "the record of the removed file to go", func() bool { return !strings.Contains(c.recordsAndObjects(t), "moved.yml") })
 }
@@ -142,10 +132,7 @@ func (c *clients) recordsAndObjects(t *testing.T) string {
 	t.Helper()
 	var out strings.Builder
 	for namespace, selector := range map[string]string{"kube-system": "coracle.dev/manifest-record", "default": ""} {
-		list, err := c.kube.CoreV1().ConfigMaps(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: selector})
-		if err != nil {
-			t.Fatal(err)
-		}
+		list := testenv.Must(c.kube.CoreV1().ConfigMaps(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: selector}))(t)
 		for _, o := range list.Items {
 			fmt.Fprintln(&out, o.Name, o.ResourceVersion, o.Data["file"], o.Data["status"])
 		}

@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestCluster takes one server through its life: first start, use, stop, second start.
@@ -68,9 +69,7 @@ func TestCluster(t *testing.T) {
 
 	versions, manifests := c.versions, c.lastManifests
 	// While it is down a manifest goes.
-	if err := os.Remove(filepath.Join(o.ManifestsDir, "kept.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(o.ManifestsDir, "kept.yaml")))
 	_, stop = start(t, o)
 	c = newClients(t, o)
 	waitFor(t, "what the removed manifest applied to go", func() bool {
@@ -165,9 +164,7 @@ func (c *clients) testAddressPools(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if _, err := pools.Create(t.Context(), pool("backwards", "192.0.2.9-192.0.2.1", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(pools.Create(t.Context(), pool("backwards", "192.0.2.9-192.0.2.1", "192.0.2.2"), metav1.CreateOptions{}))(t)
 	waitFor(t, "the pool to say what is wrong", func() bool {
 		u, err := pools.Get(t.Context(), "backwards", metav1.GetOptions{})
 		if err != nil {
@@ -176,9 +173,7 @@ func (c *clients) testAddressPools(t *testing.T) {
 		p, err := addresspool.From(u)
 		return err == nil && p.Status.Total == 1 && len(p.Status.Conditions) == 1 && strings.Contains(p.Status.Conditions[0].Message, `"192.0.2.9-192.0.2.1" is no range`)
 	})
-	if err := pools.Delete(t.Context(), "backwards", metav1.DeleteOptions{}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, pools.Delete(t.Context(), "backwards", metav1.DeleteOptions{}))
 }
 
 // testEncryption looks at the bytes in the store.
@@ -186,11 +181,8 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 	ctx, store := t.Context(), storeClient(t, o)
 	create := func(name string) {
 		t.Helper()
-		_, err := c.kube.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name},
-			StringData: map[string]string{"where": "under the palm"}}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.kube.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name},
+			StringData: map[string]string{"where": "under the palm"}}, metav1.CreateOptions{}))(t)
 	}
 	create("treasure")
 	stored := func(name string) []byte {
@@ -205,9 +197,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 	if !bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) || bytes.Contains(before, []byte("palm")) {
 		t.Fatalf("stored as %.60q", before)
 	}
-	if err := encryption.Rotate(ctx, encryption.RotateOptions{Dir: o.CredDir, Client: c.config, Logger: o.Logger}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, encryption.Rotate(ctx, encryption.RotateOptions{Dir: o.CredDir, Client: c.config, Logger: o.Logger}))
 	create("later")
 	for _, name := range []string{"treasure", "later"} {
 		if b := stored(name); !bytes.HasPrefix(b, []byte("k8s:enc:secretbox:v1:key2:")) {
@@ -226,10 +216,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 // storeClient is a client of the store's socket until the end of the test.
 func storeClient(t *testing.T, o Options) *clientv3.Client {
 	t.Helper()
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: 2 * time.Minute})
-	if err != nil {
-		t.Fatal(err)
-	}
+	etcd := testenv.Must(clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: 2 * time.Minute}))(t)
 	t.Cleanup(func() { _ = etcd.Close() }) // the server may be gone by then
 	return etcd
 }
@@ -251,19 +238,13 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 		t.Helper()
 		address := strings.TrimPrefix(c.config.Host, "https://")
 		// Whether it is to be trusted the clients of this test check all the time; here it is only looked at.
-		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true}))(t)
 		defer func() { _ = conn.Close() }()
 		return conn.ConnectionState().PeerCertificates[0]
 	}
 	read := func() string {
 		t.Helper()
-		data, err := os.ReadFile(o.Kubeconfigs[0].Path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(o.Kubeconfigs[0].Path))(t)
 		return string(data)
 	}
 	certificate, kubeconfig := shown(), read()
@@ -283,16 +264,10 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 
 func testTokens(t *testing.T, c *clients) {
 	ctx := t.Context()
-	b, err := token.Create(ctx, c.kube, token.CreateOptions{Description: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(token.Create(ctx, c.kube, token.CreateOptions{Description: "test"}))(t)
 	config := rest.AnonymousClientConfig(c.config)
 	config.BearerToken = b.ID + "." + b.Secret
-	joining, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	joining := testenv.Must(kubernetes.NewForConfig(config))(t)
 	// The API knows who that is, and gives them nothing: a machine joins by another way (server/admission).
 	known := func() error {
 		_, err := joining.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
@@ -308,9 +283,7 @@ func testTokens(t *testing.T, c *clients) {
 	if _, err := joining.CertificatesV1().CertificateSigningRequests().Create(ctx, request, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("a joining machine may ask for a certificate of any node: %v", err)
 	}
-	if err := token.Delete(ctx, c.kube, b.ID); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, token.Delete(ctx, c.kube, b.ID))
 	waitFor(t, "the token to end", func() bool { return apierrors.IsUnauthorized(known()) })
 }
 
@@ -322,22 +295,15 @@ func testNodeRole(t *testing.T, c *clients) {
 		return err == nil && n.Labels["node-role.kubernetes.io/control-plane"] == "true"
 	}
 	waitFor(t, "the node's role", labelled)
-	n, err := nodes.Get(ctx, "boat", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := nodes.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Must(nodes.Get(ctx, "boat", metav1.GetOptions{}))(t)
+	testenv.NoError(t, nodes.Delete(ctx, "boat", metav1.DeleteOptions{}))
 	// The leader looks first whether a server has to leave the store with it.
 	waitFor(t, "the node is gone", func() bool {
 		_, err := nodes.Get(ctx, "boat", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
 	})
 	for _, name := range []string{"boat", "other"} {
-		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: n.Status}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: n.Status}, metav1.CreateOptions{}))(t)
 	}
 	waitFor(t, "the role of the node that registered again", labelled)
 	if other, err := nodes.Get(ctx, "other", metav1.GetOptions{}); err != nil || len(other.Labels) > 0 {
@@ -347,21 +313,11 @@ func testNodeRole(t *testing.T, c *clients) {
 
 // testIdentities uses the credentials of a node's parts.
 func testIdentities(t *testing.T, s *Server, c *clients) {
-	cred, err := s.AgentCredentials("boat", s.o.NodeIPs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cred := testenv.Must(s.AgentCredentials("boat", s.o.NodeIPs))(t)
 	as := func(path string) kubernetes.Interface {
 		t.Helper()
-		config, err := clientcmd.BuildConfigFromFlags("", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k, err := kubernetes.NewForConfig(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
+		config := testenv.Must(clientcmd.BuildConfigFromFlags("", path))(t)
+		return testenv.Must(kubernetes.NewForConfig(config))(t)
 	}
 	ctx := t.Context()
 	kubelet, network := as(cred.KubeletKubeconfig), as(cred.NetworkKubeconfig)
@@ -405,10 +361,7 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 		t.Errorf("the network identity may read Secrets: %v", err)
 	}
 	testNetworkRules(t, network, c.config)
-	anonymous, err := kubernetes.NewForConfig(rest.AnonymousClientConfig(c.config))
-	if err != nil {
-		t.Fatal(err)
-	}
+	anonymous := testenv.Must(kubernetes.NewForConfig(rest.AnonymousClientConfig(c.config)))(t)
 	if _, err := anonymous.Discovery().ServerVersion(); !apierrors.IsUnauthorized(err) {
 		t.Errorf("an anonymous request for the version: %v", err)
 	}
@@ -420,10 +373,7 @@ func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Co
 	t.Helper()
 	other := rest.CopyConfig(admin)
 	other.Impersonate = rest.ImpersonationConfig{UserName: "somebody", Groups: []string{"system:authenticated"}}
-	authenticated, err := kubernetes.NewForConfig(other)
-	if err != nil {
-		t.Fatal(err)
-	}
+	authenticated := testenv.Must(kubernetes.NewForConfig(other))(t)
 	common, inSystem := documentedNetworkRules(t)
 	for namespace, want := range map[string][]string{"default": common, metav1.NamespaceSystem: slices.Concat(common, inSystem)} {
 		everybodys := rulesOf(t, authenticated, namespace)
@@ -439,11 +389,8 @@ func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Co
 // and name.
 func rulesOf(t *testing.T, c kubernetes.Interface, namespace string) []string {
 	t.Helper()
-	review, err := c.AuthorizationV1().SelfSubjectRulesReviews().Create(t.Context(), &authorizationv1.SelfSubjectRulesReview{
-		Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	review := testenv.Must(c.AuthorizationV1().SelfSubjectRulesReviews().Create(t.Context(), &authorizationv1.SelfSubjectRulesReview{
+		Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}, metav1.CreateOptions{}))(t)
 	var out []string
 	for _, rule := range review.Status.ResourceRules {
 		names := rule.ResourceNames
@@ -474,10 +421,7 @@ func rulesOf(t *testing.T, c kubernetes.Interface, namespace string) []string {
 // documentedNetworkRules are the ones in docs/security.md, as rulesOf writes them, everywhere and in kube-system alone.
 func documentedNetworkRules(t *testing.T) (common, inSystem []string) {
 	t.Helper()
-	doc, err := os.ReadFile(filepath.Join("..", "docs", "security.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := testenv.Must(os.ReadFile(filepath.Join("..", "docs", "security.md")))(t)
 	_, row, found := strings.Cut(string(doc), "| user `system:coracle:network` | ")
 	row, _, _ = strings.Cut(row, " |\n")
 	said := strings.Split(row, "; ")
@@ -517,9 +461,7 @@ func TestDNSAddressTaken(t *testing.T) {
 	c := newClients(t, o)
 	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.77",
 		Ports: []corev1.ServicePort{{Port: 80}}}}
-	if _, err := c.kube.CoreV1().Services("default").Create(t.Context(), taken, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.kube.CoreV1().Services("default").Create(t.Context(), taken, metav1.CreateOptions{}))(t)
 	stop()
 	o.Cluster.DNS = netip.AddrFrom4([4]byte{10, 43, 0, 77})
 	o.Board = status.NewBoard(time.Now)
@@ -547,29 +489,18 @@ func TestStoreOfAnotherCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Close())
 	o.TLSDir = other.TLSDir
-	if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), "two clusters are mixed") {
-		t.Errorf("with the other's authorities: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(New(t.Context(), o)), "two clusters are mixed")
 	for _, name := range []string{token.ServerFile, token.AgentFile} {
-		data, err := os.ReadFile(filepath.Join(other.ServerDir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(o.ServerDir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(filepath.Join(other.ServerDir, name)))(t)
+		testenv.NoError(t, os.WriteFile(filepath.Join(o.ServerDir, name), data, 0o600))
 	}
 	s, err = New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = s.Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "cluster") {
-		t.Errorf("with the other's tokens too: %v", err)
-	}
+	testenv.WantError(t, err, "cluster")
 	t.Log(err)
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTermIsFenced runs a part of a leader in the store's term and in one that is over: there its writes are refused by
@@ -23,52 +24,30 @@ func TestTermIsFenced(t *testing.T) {
 		t.Skip("starts a store and an API server; -short leaves it out")
 	}
 	ctx := t.Context()
-	s, err := New(ctx, options(t, t.TempDir()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := testenv.Must(New(ctx, options(t, t.TempDir())))(t)
+	defer func() { testenv.Check(t, s.Close()) }()
 	store, others, err := s.openStore(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := s.waitStore(ctx, store, others); err != nil {
-		t.Fatal(err)
-	}
-	api, err := s.newAPI(ctx, store)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer func() { testenv.Check(t, store.Close(context.Background())) }()
+	testenv.NoError(t, s.waitStore(ctx, store, others))
+	api := testenv.Must(s.newAPI(ctx, store))(t)
 	serving, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1) // one: it ends whether or not the test still listens
 	go func() { ended <- api.Run(serving) }()
 	defer func() {
 		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-ended)
 	}()
 	select {
 	case <-api.Ready():
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	admin, err := kubernetes.NewForConfig(api.LoopbackConfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fenced"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	admin := testenv.Must(kubernetes.NewForConfig(api.LoopbackConfig()))(t)
+	testenv.Must(
+		admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fenced"}}, metav1.CreateOptions{}))(t)
 	if _, err := admin.CoreV1().ServiceAccounts("fenced").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "user"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -26,24 +26,13 @@ func listening(t *testing.T, common string) *Server {
 	o := options(t, t.TempDir())
 	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), testenv.Port(t)
 	if common != "" {
-		if err := os.CopyFS(o.ServerDir, os.DirFS(common)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.CopyFS(o.ServerDir, os.DirFS(common)))
 		for _, own := range []string{"identity.json", "lock", filepath.Join("tls", "peer.pem")} {
-			if err := os.RemoveAll(filepath.Join(o.ServerDir, own)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.RemoveAll(filepath.Join(o.ServerDir, own)))
 		}
 	}
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := testenv.Must(New(t.Context(), o))(t)
+	t.Cleanup(func() { testenv.Check(t, s.Close()) })
 	stop := s.admission.Serve(context.Background())
 	t.Cleanup(stop)
 	l := s.peers.Listener(s.port.Route(peertls.Protocol))
@@ -90,10 +79,7 @@ func TestWhyUnreached(t *testing.T) {
 // TestWhyUnreachedByMutePeer: a server that is off, and that takes no connections and refuses none, does not keep the
 // reason from the operator for as long as a conversation may last.
 func TestWhyUnreachedByMutePeer(t *testing.T) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fd := testenv.Must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
 	defer func() { _ = unix.Close(fd) }()
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil { // the kernel chooses a port
 		t.Fatal(err)
@@ -101,15 +87,9 @@ func TestWhyUnreachedByMutePeer(t *testing.T) {
 	if err := unix.Listen(fd, 0); err != nil { // room for one connection
 		t.Fatal(err)
 	}
-	bound, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	bound := testenv.Must(unix.Getsockname(fd))(t)
 	mute := net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*unix.SockaddrInet4).Port)) //nolint:forcetypeassert // of its family
-	first, err := net.Dial("tcp", mute)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testenv.Must(net.Dial("tcp", mute))(t)
 	defer func() { _ = first.Close() }()
 	waiting := listening(t, "")
 	began := time.Now()

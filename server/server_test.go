@@ -75,15 +75,12 @@ func options(t *testing.T, dir string) Options {
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
 	var out strings.Builder
-	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+	testenv.NoError(t, filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
 		if err == nil && !info.IsDir() && info.Name() != datadir.LockFile {
 			out.WriteString(path + " " + info.ModTime().String() + "\n")
 		}
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return out.String()
 }
 
@@ -109,46 +106,32 @@ func refused(t *testing.T, o Options, want ...string) {
 func TestRefusals(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Port = testenv.Port(t)
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(New(t.Context(), o))(t)
 	t.Run("second server on the directory", func(t *testing.T) { refused(t, o, "another coracle server", o.DataDir) })
 	t.Run("port taken", func(t *testing.T) {
 		other := options(t, t.TempDir())
 		other.Port = o.Port
 		refused(t, other, "is taken", "--https-listen-port")
 	})
-	if err := s.data.Record(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.data.Record())
+	testenv.NoError(t, s.Close())
 	t.Run("address of another machine", func(t *testing.T) {
 		o := o
 		o.BindAddress = net.IPv4(203, 0, 113, 7)
 		refused(t, o, "203.0.113.7", "--bind-address")
 	})
 	identity := filepath.Join(o.ServerDir, datadir.IdentityFile)
-	good, err := os.ReadFile(identity)
-	if err != nil {
-		t.Fatal(err)
-	}
+	good := testenv.Must(os.ReadFile(identity))(t)
 	for name, c := range map[string]struct{ content, want string }{
 		"newer version":    {`{"format": 99, "version": "v7.0.0", "serverID": "x"}`, "newer coracle: v7.0.0"},
 		"damaged identity": {string(good[:len(good)/2]), "damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := os.WriteFile(identity, []byte(c.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(identity, []byte(c.content), 0o600))
 			refused(t, o, c.want)
 		})
 	}
-	if err := os.WriteFile(identity, good, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(identity, good, 0o600))
 	again, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatalf("after all that it should start: %v", err)
@@ -156,16 +139,10 @@ func TestRefusals(t *testing.T) {
 	if again.data.ServerID() != s.data.ServerID() {
 		t.Error("it took another identity")
 	}
-	if err := again.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, again.Close())
 	t.Run("keys lost", func(t *testing.T) {
-		if err := os.MkdirAll(filepath.Join(o.StoreDir, "data"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(filepath.Join(o.CredDir, "encryption-config.yaml")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "data"), 0o700))
+		testenv.NoError(t, os.Remove(filepath.Join(o.CredDir, "encryption-config.yaml")))
 		refused(t, o, "encryption-config.yaml is missing", "backup")
 	})
 }
@@ -173,9 +150,7 @@ func TestRefusals(t *testing.T) {
 func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 	o := options(t, filepath.Join(t.TempDir(), "data"))
 	o.SchedulerArgs = []string{"no-such-flag=1"}
-	if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no-such-flag") {
-		t.Errorf("%v", err)
-	}
+	testenv.WantError(t, testenv.Err(New(t.Context(), o)), "no-such-flag")
 	if _, err := os.Stat(o.DataDir); !os.IsNotExist(err) {
 		t.Errorf("the data directory was made: %v", err)
 	}
@@ -184,20 +159,10 @@ func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 // TestTidiesUp: a start removes what an interrupted restore left, and the note that a reset was done.
 func TestTidiesUp(t *testing.T) {
 	o := options(t, t.TempDir())
-	half, err := storefiles.Begin(o.ServerDir, "20250101T000000Z")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")); err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
+	half := testenv.Must(storefiles.Begin(o.ServerDir, "20250101T000000Z"))(t)
+	testenv.NoError(t, errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")))
+	s := testenv.Must(New(t.Context(), o))(t)
+	testenv.Check(t, s.Close())
 	if what, err := datadir.WasReset(o.ServerDir); err != nil || what != "" {
 		t.Errorf("%q, %v", what, err)
 	}
@@ -212,18 +177,9 @@ func TestTidiesUp(t *testing.T) {
 // does not say, is.
 func TestAdmitMember(t *testing.T) {
 	o := options(t, t.TempDir())
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if _, err := s.admitMember("another"); err == nil || !strings.Contains(err.Error(), "joins again") {
-		t.Errorf("other keys: %v", err)
-	}
+	s := testenv.Must(New(t.Context(), o))(t)
+	defer func() { testenv.Check(t, s.Close()) }()
+	testenv.WantError(t, testenv.Err(s.admitMember("another")), "joins again")
 	for _, share := range []string{secrets.KeysShare(o.CredDir, o.Logger), ""} {
 		release, err := s.admitMember(share)
 		if err != nil {
@@ -237,19 +193,9 @@ func TestAdmitMember(t *testing.T) {
 }
 
 func TestAgentCredentials(t *testing.T) {
-	s, err := New(t.Context(), options(t, t.TempDir()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	c, err := s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(New(t.Context(), options(t, t.TempDir())))(t)
+	defer func() { testenv.Check(t, s.Close()) }()
+	c := testenv.Must(s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)}))(t)
 	for _, path := range []string{c.KubeletKubeconfig, c.NetworkKubeconfig, c.KubeletServing, c.ServerCAFile, c.ClientCAFile} {
 		if fi, err := os.Stat(path); err != nil || fi.Size() == 0 || !strings.HasPrefix(path, c.Dir) {
 			t.Errorf("%s: %v", path, err)
@@ -266,10 +212,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 // start runs a server until the returned function is called.
 func start(t *testing.T, o Options) (*Server, func()) {
 	t.Helper()
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(New(t.Context(), o))(t)
 	controller.EncryptionConfigFileChangePollDuration = 500 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

@@ -27,25 +27,15 @@ func newTestVIPs(t *testing.T, requested ...netip.Addr) (*Server, Options) {
 	t.Helper()
 	o := options(t, t.TempDir())
 	o.VIPs = requested
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := testenv.Must(New(t.Context(), o))(t)
+	t.Cleanup(func() { testenv.Check(t, s.Close()) })
 	return s, o
 }
 
 // covered says whether the API server's certificate is valid for an address.
 func covered(t *testing.T, s *Server, a netip.Addr) bool {
 	t.Helper()
-	c, err := s.pki.Serving()
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(s.pki.Serving())(t)
 	return c.Leaf.VerifyHostname(a.String()) == nil
 }
 
@@ -90,9 +80,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	put := func(text string) {
 		t.Helper()
 		m.Data = map[string]string{clusterconfig.VIPData: text}
-		if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}))(t)
 	}
 	put("fd00::100,192.0.2.100")
 	is("another address", two, one)

@@ -47,10 +47,7 @@ func newNetwork(t *testing.T) *network {
 		}
 		return nil
 	})
-	links, err := Links()
-	if err != nil {
-		t.Fatal(err)
-	}
+	links := testenv.Must(Links())(t)
 	n.links = links
 	return n
 }
@@ -74,11 +71,7 @@ func settled(dev string) error {
 
 func (n *network) place(t *testing.T, address netip.Addr) Interface {
 	t.Helper()
-	p, err := Find(n.links, address, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return testenv.Must(Find(n.links, address, ""))(t)
 }
 
 // announce runs Announce until the function it returns is called.
@@ -90,9 +83,7 @@ func announce(t *testing.T, a Announcement) (stop func()) {
 	go func() { ended <- Announce(ctx, a) }()
 	return func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-ended)
 	}
 }
 
@@ -136,14 +127,8 @@ func TestKernelClient(t *testing.T) {
 			netns.Serve(t, netns.Own{}, "here", tt.network, ":6443")
 			netns.Serve(t, netns.Own{}, "other port", tt.network, ":7000")
 			redirects := []Redirect{{Address: tt.address, Port: 6443, To: p.Own}}
-			if err := SetRedirects(redirects); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := SetRedirects(nil); err != nil {
-					t.Error(err)
-				}
-			})
+			testenv.NoError(t, SetRedirects(redirects))
+			t.Cleanup(func() { testenv.Check(t, SetRedirects(nil)) })
 			if there, err := RedirectsThere(redirects); !there || err != nil {
 				t.Errorf("the translations: %v, %v", there, err)
 			}
@@ -201,9 +186,7 @@ func TestProbe(t *testing.T) {
 		}
 	}
 	for _, address := range []netip.Addr{v4, v6} {
-		if err := Probe(t.Context(), n.place(t, address), address); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, Probe(t.Context(), n.place(t, address), address))
 	}
 }
 
@@ -246,9 +229,7 @@ func TestRedirectsArePruned(t *testing.T) {
 	netns.Require(t)
 	four, six := Redirect{Address: v4, Port: 6443, To: peer4}, Redirect{Address: v6, Port: 6443, To: netip.MustParseAddr("fd00::1")}
 	for _, want := range [][]Redirect{{four, six}, {six}, {four}, nil, nil} {
-		if err := SetRedirects(want); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, SetRedirects(want))
 		for _, r := range []Redirect{four, six} {
 			there, err := nfttable.Exists(nfttable.Table{Family: familyOf(r.Address), Name: Table})
 			wanted := false
@@ -266,7 +247,7 @@ func TestRedirectsArePruned(t *testing.T) {
 func TestRoutersOfAllHops(t *testing.T) {
 	netns.Require(t)
 	n := newNetwork(t)
-	if err := n.client.Do(func() error {
+	testenv.Check(t, n.client.Do(func() error {
 		l, err := netlink.LinkByName("there0")
 		if err != nil {
 			return err
@@ -292,7 +273,5 @@ func TestRoutersOfAllHops(t *testing.T) {
 			err = fmt.Errorf("routers are %v", got)
 		}
 		return err
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 }

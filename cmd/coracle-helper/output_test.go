@@ -15,6 +15,8 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	types "github.com/containerd/containerd/api/types/task"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fakeTasks is a task service whose containers have a standard output and nothing else.
@@ -59,9 +61,7 @@ func (f *fakeTasks) Delete(context.Context, *taskapi.DeleteRequest) (*taskapi.De
 func newService(t *testing.T) (*outputService, *fakeTasks, string) {
 	t.Helper()
 	bundle := t.TempDir()
-	if err := os.Mkdir(filepath.Join(bundle, "work"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(filepath.Join(bundle, "work"), 0o700))
 	inner := &fakeTasks{}
 	return newOutputService(inner, func() { t.Error("the shim ends") }), inner, bundle
 }
@@ -70,13 +70,8 @@ func newService(t *testing.T) (*outputService, *fakeTasks, string) {
 func newFIFO(t *testing.T) (path string, reader *os.File) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "stdout")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Mkfifo(path, 0o600))
+	reader = testenv.Must(os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0))(t)
 	t.Cleanup(func() { reader.Close() })
 	return path, reader
 }
@@ -85,22 +80,16 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 	s, inner, bundle := newService(t)
 	ctx := context.Background()
 	fifo, reader := newFIFO(t)
-	if _, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo, Stderr: ""}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo, Stderr: ""}))(t)
 	if inner.created.Stdout == fifo || inner.created.Stderr != "" {
 		t.Errorf("the service inside writes to %q and %q", inner.created.Stdout, inner.created.Stderr)
 	}
-	if _, err := s.Start(ctx, &taskapi.StartRequest{ID: "c"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Start(ctx, &taskapi.StartRequest{ID: "c"}))(t)
 	state, err := s.State(ctx, &taskapi.StateRequest{ID: "c"})
 	if err != nil || state.Stdout != fifo {
 		t.Errorf("State names %q, %v: a restarted containerd would not find the output", state.GetStdout(), err)
 	}
-	if _, err := io.WriteString(inner.stdout, "hello"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(inner.stdout, "hello"))(t)
 	inner.stdout.Close()
 	_ = reader.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if got, err := io.ReadAll(reader); err != nil || string(got) != "hello" {
@@ -120,9 +109,7 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 func TestOutputEndsBeforeStart(t *testing.T) {
 	s, inner, bundle := newService(t)
 	fifo, reader := newFIFO(t)
-	if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo}))(t)
 	inner.stdout.Close() // as when its process ends
 	_ = reader.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if got, err := io.ReadAll(reader); err != nil || len(got) > 0 {
@@ -140,9 +127,7 @@ func TestShimWithoutTaskEnds(t *testing.T) {
 			ended := 0
 			s := newOutputService(&fakeTasks{}, func() { ended++ })
 			for range tasks {
-				if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c"}); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c"}))(t)
 			}
 			time.Sleep(2 * firstTask) // fake time
 			synctest.Wait()
@@ -155,9 +140,7 @@ func TestShimWithoutTaskEnds(t *testing.T) {
 
 func TestOtherOutputIsLeftAlone(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, nil, 0o600))
 	for _, target := range []string{"", file, "binary:///bin/logger", filepath.Join(t.TempDir(), "missing")} {
 		s, inner, bundle := newService(t)
 		inner.failCreate = true
@@ -176,14 +159,9 @@ func TestOtherOutputIsLeftAlone(t *testing.T) {
 func TestEndedTaskStillHasItsProcess(t *testing.T) {
 	s, inner, bundle := newService(t)
 	ctx := context.Background()
-	if _, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle}))(t)
 	pids := func(id string) []*types.ProcessInfo {
-		resp, err := s.Pids(ctx, &taskapi.PidsRequest{ID: id})
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := testenv.Must(s.Pids(ctx, &taskapi.PidsRequest{ID: id}))(t)
 		return resp.Processes
 	}
 	if got := pids("c"); len(got) != 1 || got[0].Pid != 42 {
@@ -197,15 +175,11 @@ func TestEndedTaskStillHasItsProcess(t *testing.T) {
 	if got := pids("other"); len(got) != 0 {
 		t.Errorf("never created: %v", got)
 	}
-	if _, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "exec"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "exec"}))(t)
 	if got := pids("c"); len(got) != 1 {
 		t.Error("deleting a process started by exec forgot the task")
 	}
-	if _, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}))(t)
 	if got := pids("c"); len(got) != 0 {
 		t.Errorf("deleted: %v", got)
 	}

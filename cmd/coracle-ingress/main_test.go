@@ -26,6 +26,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMain runs the program itself when the environment names sockets, so that tests start it as a process of its own.
@@ -55,18 +56,12 @@ func start(t testing.TB) *process {
 		if address == control {
 			network = "unix"
 		}
-		l, err := net.Listen(network, address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen(network, address))(t)
 		defer l.Close()
 		if u, ok := l.(*net.UnixListener); ok {
 			u.SetUnlinkOnClose(false)
 		}
-		file, err := l.(interface{ File() (*os.File, error) }).File()
-		if err != nil {
-			t.Fatal(err)
-		}
+		file := testenv.Must(l.(interface{ File() (*os.File, error) }).File())(t)
 		defer file.Close()
 		files = append(files, file)
 		if p.http == "" {
@@ -75,15 +70,9 @@ func start(t testing.TB) *process {
 			p.https = l.Addr().String()
 		}
 	}
-	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp := testenv.Must(net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))(t)
 	defer udp.Close()
-	file, err := udp.File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	file := testenv.Must(udp.File())(t)
 	defer file.Close()
 	files, p.http3 = append(files, file), udp.LocalAddr().String()
 	p.cmd = exec.Command(os.Args[0])
@@ -91,14 +80,9 @@ func start(t testing.TB) *process {
 		table.EnvNames+"=ingress/http,ingress/https,"+table.ControlName+",ingress/http3")
 	p.cmd.Stderr = os.Stderr
 	p.cmd.ExtraFiles = files
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.cmd.Start())
 	t.Cleanup(func() { _ = p.cmd.Process.Kill() })
-	conn, err := net.Dial("unix", control)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("unix", control))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	p.control, p.answers = conn, bufio.NewReader(conn)
 	return p
@@ -108,18 +92,11 @@ func start(t testing.TB) *process {
 func (p *process) apply(t testing.TB, s table.Sections) table.Answer {
 	t.Helper()
 	for _, c := range append(table.Diff(nil, s), table.Change{Commit: true}) {
-		if err := json.NewEncoder(p.control).Encode(c); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.NewEncoder(p.control).Encode(c))
 	}
-	line, err := p.answers.ReadBytes('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := testenv.Must(p.answers.ReadBytes('\n'))(t)
 	var answer table.Answer
-	if err := json.Unmarshal(line, &answer); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(line, &answer))
 	return answer
 }
 
@@ -129,12 +106,8 @@ func to(t testing.TB, address string) table.Sections {
 	s := table.Sections{}
 	b := table.Backend{Namespace: "n", Service: "s", Port: "80"}
 	h := table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}}}}
-	if err := s.Put(table.HostKey(table.SiteIngress, ""), h); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Put(b.Key(), table.Endpoints{Addresses: []string{address}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Put(table.HostKey(table.SiteIngress, ""), h))
+	testenv.NoError(t, s.Put(b.Key(), table.Endpoints{Addresses: []string{address}}))
 	return s
 }
 
@@ -146,25 +119,17 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 	}
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	for _, url := range []string{"http://" + p.http, "https://" + p.https} {
-		res, err := (&http.Client{Transport: tr}).Get(url)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must((&http.Client{Transport: tr}).Get(url))(t)
 		_ = res.Body.Close()
 		if res.StatusCode != http.StatusServiceUnavailable {
 			t.Errorf("%s: %s, want 503 for a backend without an endpoint", url, res.Status)
 		}
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid)))(t)
 	if !hasCgo() && !strings.Contains(string(status), "NoNewPrivs:\t1") {
 		t.Error("the process may gain privileges")
 	}
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	if err := p.cmd.Wait(); err != nil {
 		t.Errorf("SIGTERM ends the process with %v", err)
 	}
@@ -173,14 +138,9 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 // TestProcessEndsWithoutAnAgent: a process whose agent goes before the first table has accepted nothing, and ends.
 func TestProcessEndsWithoutAnAgent(t *testing.T) {
 	p := start(t)
-	conn, err := net.Dial("tcp", p.http)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("tcp", p.http))(t)
 	defer conn.Close()
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"))(t)
 	_ = p.control.Close()
 	if err := p.cmd.Wait(); err == nil || p.cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("it ends with %v", err)
@@ -206,10 +166,7 @@ func TestNamesOfSocketsAreChecked(t *testing.T) {
 
 // machineAddress is an address of this machine that is not loopback, which the program refuses.
 func machineAddress(b *testing.B) string {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		b.Fatal(err)
-	}
+	all := testenv.Must(net.InterfaceAddrs())(b)
 	for _, a := range all {
 		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
 			return n.IP.String()
@@ -222,44 +179,29 @@ func machineAddress(b *testing.B) string {
 // resident is a process' resident memory in bytes.
 func resident(b *testing.B, pid int) float64 {
 	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
+	status := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)))(b)
 	_, rest, _ := strings.Cut(string(status), "VmRSS:")
 	var kb float64
-	if _, err := fmt.Sscan(rest, &kb); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Must(fmt.Sscan(rest, &kb))(b)
 	return kb * 1024
 }
 
 // cpuTime is what a process has taken of the CPU, in microseconds.
 func cpuTime(b *testing.B, pid int) float64 {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
+	stat := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)))(b)
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(rest) // from the third one of proc(5) on
 	var user, system float64
-	if _, err := fmt.Sscan(fields[11], &user); err != nil {
-		b.Fatal(err)
-	}
-	if _, err := fmt.Sscan(fields[12], &system); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Must(fmt.Sscan(fields[11], &user))(b)
+	testenv.Must(fmt.Sscan(fields[12], &system))(b)
 	return (user + system) * 10_000 // ticks of 10 ms
 }
 
 // BenchmarkRequests measures the process' own CPU time for each HTTP/1.1 request, with some dozen at a time on
 // connections that stay open. One at a time takes twice as much, for going to sleep and waking up.
 func BenchmarkRequests(b *testing.B) {
-	l, err := net.Listen("tcp", machineAddress(b)+":0")
-	if err != nil {
-		b.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", machineAddress(b)+":0"))(b)
 	go func() {
 		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "Hello, world!") }))
 	}()
@@ -296,10 +238,7 @@ func BenchmarkRequests(b *testing.B) {
 // BenchmarkIdleWebsocket measures the memory that the process takes for each idle websocket over TLS, of a thousand
 // that have each carried some bytes, the process at rest, and with 50 and 1,000 hosts.
 func BenchmarkIdleWebsocket(b *testing.B) {
-	l, err := net.Listen("tcp", machineAddress(b)+":0")
-	if err != nil {
-		b.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", machineAddress(b)+":0"))(b)
 	defer l.Close()
 	go acceptWebsockets(l)
 	p := start(b)
@@ -307,10 +246,7 @@ func BenchmarkIdleWebsocket(b *testing.B) {
 	before := resident(b, p.cmd.Process.Pid)
 	const count = 1000
 	for range count {
-		conn, err := tls.Dial("tcp", p.https, &tls.Config{InsecureSkipVerify: true})
-		if err != nil {
-			b.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", p.https, &tls.Config{InsecureSkipVerify: true}))(b)
 		defer conn.Close()
 		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		r := bufio.NewReader(conn)
@@ -319,9 +255,7 @@ func BenchmarkIdleWebsocket(b *testing.B) {
 			b.Fatal(res, err)
 		}
 		_, _ = io.WriteString(conn, "twelve bytes")
-		if _, err := io.ReadFull(r, make([]byte, 12)); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(io.ReadFull(r, make([]byte, 12)))(b)
 	}
 	after := resident(b, p.cmd.Process.Pid)
 	b.ReportMetric((after-before)/count/1024, "KB/websocket")
@@ -349,10 +283,7 @@ func BenchmarkIdleHTTP3(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		res, err := tr.RoundTrip(req)
-		if err != nil {
-			b.Fatal(err)
-		}
+		res := testenv.Must(tr.RoundTrip(req))(b)
 		_ = res.Body.Close()
 	}
 	after := resident(b, p.cmd.Process.Pid)
@@ -363,9 +294,7 @@ func BenchmarkIdleHTTP3(b *testing.B) {
 			if err != nil {
 				break
 			}
-			if _, err := s.Write([]byte{1, 0x40, 50}); err != nil {
-				b.Fatal(err)
-			}
+			testenv.Must(s.Write([]byte{1, 0x40, 50}))(b)
 			streams++
 		}
 	}
@@ -407,13 +336,9 @@ func BenchmarkHosts(b *testing.B) {
 					h.Routes = append(h.Routes, table.Route{
 						Path: fmt.Sprintf("/path/%d", j), Kind: table.PathPrefix, Object: "Ingress/namespace/name", Backends: []table.Backend{backend},
 					})
-					if err := s.Put(backend.Key(), table.Endpoints{Addresses: []string{"10.42.0.1:8080", "10.42.1.1:8080"}}); err != nil {
-						b.Fatal(err)
-					}
+					testenv.NoError(b, s.Put(backend.Key(), table.Endpoints{Addresses: []string{"10.42.0.1:8080", "10.42.1.1:8080"}}))
 				}
-				if err := s.Put(table.HostKey(table.SiteIngress, fmt.Sprintf("host-%d.example.org", i)), h); err != nil {
-					b.Fatal(err)
-				}
+				testenv.NoError(b, s.Put(table.HostKey(table.SiteIngress, fmt.Sprintf("host-%d.example.org", i)), h))
 			}
 			p := start(b)
 			p.apply(b, s)

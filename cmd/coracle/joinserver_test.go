@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
@@ -30,22 +32,16 @@ func TestContradictions(t *testing.T) {
 	}
 	joined := &joinrequest.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
 	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
-		if err := contradictions(own, joined); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, contradictions(own, joined))
 	}
 	err := contradictions(c("10.99.0.0/16", "cluster-cidr"), joined)
-	if err == nil || !strings.Contains(err.Error(), `"10.99.0.0/16"`) || !strings.Contains(err.Error(), `"10.42.0.0/16"`) {
-		t.Errorf("%v, want both values", err)
-	}
+	testenv.WantError(t, err, `"10.99.0.0/16"`, `"10.42.0.0/16"`)
 	own := c("10.42.0.0/16", "default-toleration-seconds")
 	if own.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
 		t.Error(contradictions(own, joined))
 	}
 	own.NetworkBackend = clusterconfig.NetworkHostGateway
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, contradictions(own, joined))
 	own.Given = append(own.Given, "network-backend")
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`) {
 		t.Error(err)
@@ -56,9 +52,7 @@ func TestContradictions(t *testing.T) {
 	}
 	own = c("10.42.0.0/16", "secrets-encryption", "disable")
 	own.EncryptResources, own.Disable = nil, []string{config.PartDNS}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), "--secrets-encryption") || !strings.Contains(err.Error(), "--disable") {
-		t.Error(err)
-	}
+	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
 	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`) {
@@ -68,37 +62,15 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`) {
 		t.Error(err)
 	}
-	own.Disable = []string{config.PartMetrics}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "metrics-server", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
-	joined.Settings.NoMetrics = nil // of a cluster that began before it was asked
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
-	}
-	own.Disable = []string{config.PartHelm}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "helm-controller", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
-	joined.Settings.NoHelm = nil
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
-	}
-	own.Disable = []string{config.PartManifests}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "manifests", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
-	joined.Settings.NoManifests = nil
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
-	}
-	own.Disable = []string{config.PartConsole}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "console", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
-	joined.Settings.NoConsole = nil
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
+	for part, unknown := range map[string]func(){ // unknown is of a cluster that began before it was asked
+		config.PartMetrics: func() { joined.Settings.NoMetrics = nil }, config.PartHelm: func() { joined.Settings.NoHelm = nil },
+		config.PartManifests: func() { joined.Settings.NoManifests = nil }, config.PartConsole: func() { joined.Settings.NoConsole = nil },
+	} {
+		own.Disable = []string{part}
+		want := fmt.Sprintf(`--disable: this server was given %q, and the cluster that it belongs to has ""`, part)
+		testenv.WantError(t, contradictions(own, joined), want)
+		unknown()
+		testenv.Check(t, contradictions(own, joined))
 	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
 	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // it may change
@@ -106,9 +78,7 @@ func TestContradictions(t *testing.T) {
 	}
 	own.Given, own.Disable = append(own.Given, "disable", "load-balancer-pool"), []string{config.PartServiceLB}
 	joined.Settings.Balancer = nil // likewise
-	if err := contradictions(own, joined); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, contradictions(own, joined))
 }
 
 // TestKnownBackend: what the cluster has changed to counts, over what a server was told when it joined and where it is
@@ -122,18 +92,13 @@ func TestKnownBackend(t *testing.T) {
 	serverDir := t.TempDir()
 	write := func(dir, name, text string) {
 		t.Helper()
-		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)))
 	}
 	for _, joined := range []bool{false, true} {
 		for _, known := range []string{"", clusterconfig.NetworkHostGateway} {
 			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
 			if joined {
-				data, err := json.Marshal(&joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"})
-				if err != nil {
-					t.Fatal(err)
-				}
+				data := testenv.Must(json.Marshal(&joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}))(t)
 				write(serverDir, "joined.json", string(data))
 			}
 			has := cmp.Or(known, clusterconfig.NetworkVXLAN)
@@ -178,11 +143,7 @@ func TestJoinedOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
-		o, err := joinedOptions(t.Context(), c, own)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return o
+		return testenv.Must(joinedOptions(t.Context(), c, own))(t)
 	}
 	joined.Settings.Balancer = &clusterconfig.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
 	c.Paths.ManifestsDir = filepath.Join(dir, "manifests")

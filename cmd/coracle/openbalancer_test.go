@@ -15,15 +15,13 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestAgentWaitsForItsPort: while another program has the port of the API's local address, the agent says which program
 // and which port, and goes on once it is free.
 func TestAgentWaitsForItsPort(t *testing.T) {
-	other, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer other.Close()
 	address := other.Addr().String()
 	board := status.NewBoard(time.Now)
@@ -58,9 +56,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 			t.Fatalf("the board says %+v", board.Components())
 		}
 	}
-	if err := other.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, other.Close())
 	o := <-done
 	if o.err != nil {
 		t.Fatal(o.err)
@@ -72,9 +68,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 	} else {
 		_ = c.Close()
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, stop())
 	if c := board.Components(); len(c) != 1 || c[0].State != status.Running {
 		t.Errorf("the board says %+v", c)
 	}
@@ -82,10 +76,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 
 // TestAgentThatWaitsForItsPortStops: it can be stopped meanwhile.
 func TestAgentThatWaitsForItsPortStops(t *testing.T) {
-	other, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer other.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -38,6 +38,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // bed is a cluster with an authority, in fake time.
@@ -72,9 +73,7 @@ func run(t *testing.T, test func(b *bed)) {
 				Addresses: []string{fmt.Sprintf("192.0.2.%d", i+1)}, NodeName: ptr.To(fmt.Sprintf("n%d", i+1)), Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 			})
 		}
-		if _, err := b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Create(t.Context(), slice, metav1.CreateOptions{}))(t)
 		b.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
 			if b.full.Load() && a.GetVerb() != "get" && a.GetVerb() != "list" && a.GetVerb() != "watch" {
 				return true, nil, apierrors.NewInternalError(fmt.Errorf("etcdserver: mvcc: database space exceeded"))
@@ -539,9 +538,7 @@ func TestAccountIsReplaced(t *testing.T) {
 		defer b.lead()()
 		b.pass(time.Minute)
 		before := b.thumbprint()
-		if err := b.client.CoreV1().Secrets("kube-system").Delete(t.Context(), "ingress-acme", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.client.CoreV1().Secrets("kube-system").Delete(t.Context(), "ingress-acme", metav1.DeleteOptions{}))
 		b.pass(65 * 24 * time.Hour)
 		if n := len(b.ca.issued["a.example"]); n != 2 || b.thumbprint() == before {
 			t.Errorf("%d certificates; events: %s", n, b.said())
@@ -634,9 +631,7 @@ func TestSecretsOfOthers(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/made=a.example", "shop/replaced=b.example", "shop/manager=c.example", "shop/foreign=d.example")
 		foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "foreign"}, Type: corev1.SecretTypeTLS}
-		if _, err := b.client.CoreV1().Secrets("shop").Create(b.Context(), foreign, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Secrets("shop").Create(b.Context(), foreign, metav1.CreateOptions{}))(t)
 		end := b.lead()
 		b.pass(time.Minute)
 		end()
@@ -644,9 +639,7 @@ func TestSecretsOfOthers(t *testing.T) {
 		replaced.Data = b.secret("shop", "made").Data
 		manager.Annotations["cert-manager.io/certificate-name"] = "x"
 		for _, s := range []*corev1.Secret{replaced, manager} {
-			if _, err := b.client.CoreV1().Secrets("shop").Update(b.Context(), s, metav1.UpdateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().Secrets("shop").Update(b.Context(), s, metav1.UpdateOptions{}))(t)
 		}
 		defer b.lead()()
 		b.pass(80 * 24 * time.Hour)

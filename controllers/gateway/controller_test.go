@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestChoosePorts(t *testing.T) {
@@ -80,13 +81,11 @@ func run(t *testing.T, objects []*corev1.Service, test func(b *bed)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bed{T: t, client: fake.NewClientset(), events: record.NewFakeRecorder(20), complete: true}
 		for _, o := range objects {
-			if err := b.client.Tracker().Add(o); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.client.Tracker().Add(o))
 		}
 		b.state.Classes = []*gatewayv1.GatewayClass{{ObjectMeta: metav1.ObjectMeta{Name: "coracle"}, Spec: gatewayv1.GatewayClassSpec{ControllerName: gateway.ControllerName}}}
 		factory := informers.NewSharedInformerFactory(b.client, 0)
-		c, err := New(Options{
+		c := testenv.Must(New(Options{
 			Client: b.client, Informers: factory, Recorder: b.events, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 			State: func() (gateway.State, bool) {
 				b.mu.Lock()
@@ -94,19 +93,12 @@ func run(t *testing.T, objects []*corev1.Service, test func(b *bed)) {
 				return b.state, b.complete
 			},
 			Status: b.status,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		}))(t)
 		b.controller = c
 		ctx, cancel := context.WithCancel(t.Context())
 		factory.Start(ctx.Done())
 		var running sync.WaitGroup
-		running.Go(func() {
-			if err := c.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		})
+		running.Go(func() { testenv.Check(t, c.Run(ctx)) })
 		test(b)
 		cancel()
 		running.Wait()
@@ -250,9 +242,7 @@ func TestAGatewaysLife(t *testing.T) {
 		said := "http=10054,https=10055,10060=" + table.SiteMark("shop:web:80") + ",10061=" + table.SiteMark("shop:web:8080")
 		busy := said + "," + table.BusyEntry + "=8080" // another program has the Gateway's port
 		for _, n := range []*corev1.Node{node("a", said), node("b", "10060="+table.SiteMark("other:web:80")), node("c", busy)} {
-			if _, err := b.client.CoreV1().Nodes().Create(b.Context(), n, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().Nodes().Create(b.Context(), n, metav1.CreateOptions{}))(t)
 		}
 		time.Sleep(time.Second)
 		if got := b.slices(); got != "shop/gateway-web port-80=10060 port-8080=10061 a" {
@@ -265,9 +255,7 @@ func TestAGatewaysLife(t *testing.T) {
 
 		// The Service's address becomes the Gateway's. It is no node's, so the program is in nobody's way.
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}
-		if _, err := b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Second)
 		now := b.gateway()
 		if len(now.Status.Addresses) != 1 || now.Status.Addresses[0].Value != "192.0.2.80" {
@@ -285,9 +273,7 @@ func TestAGatewaysLife(t *testing.T) {
 		svc = b.service("shop", "gateway-web")
 		svc.Annotations["coracle.dev/gateway-ports"] = "80=10070"
 		svc.Spec.Ports[0].TargetPort.StrVal = "elsewhere"
-		if _, err := b.client.CoreV1().Services("shop").Update(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Services("shop").Update(b.Context(), svc, metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Second)
 		if got := b.service("shop", "gateway-web"); got.Spec.Ports[0].TargetPort.StrVal != "port-80" {
 			t.Errorf("the Service leads to %v", got.Spec.Ports)

@@ -117,10 +117,7 @@ func TestChild(t *testing.T) {
 	t.Setenv("HELM_TEST_SECRET", "of the server")
 	c, during := children(t)
 	listeners := listenersOf("self")
-	r, err := c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"}))(t)
 	want := "/version?x=y [" + User + "] [" + userGroup + "] [] [Bearer ours]; GOMEMLIMIT=160MiB SECRET="
 	if r.Message != want || r.Failed() {
 		t.Errorf("it says %q, want %q", r.Message, want)
@@ -149,7 +146,5 @@ func TestChildEnds(t *testing.T) {
 	}()
 	<-begun
 	cancel()
-	if err := <-done; err == nil || !strings.Contains(err.Error(), "canceled") {
-		t.Errorf("it ended with %v", err)
-	}
+	testenv.WantError(t, <-done, "canceled")
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // shelf is two folders of charts.
@@ -67,9 +68,7 @@ func TestFiles(t *testing.T) {
 	if got := s.mustSum("web.tgz"); got != one {
 		t.Error("a file was read that looks as it did")
 	}
-	if err := os.Rename(s.put(1, "new", "two", testNow.Add(time.Hour)), path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(s.put(1, "new", "two", testNow.Add(time.Hour)), path))
 	two := s.mustSum("web.tgz")
 	if two == one {
 		t.Error("another file under the name was not noticed")
@@ -77,9 +76,7 @@ func TestFiles(t *testing.T) {
 	if s.put(2, "web.tgz", "one", testNow); s.mustSum("web.tgz") != two {
 		t.Error("the second folder counts before the first")
 	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(path))
 	if s.mustSum("web.tgz") != one {
 		t.Error("the second folder does not count without the first")
 	}
@@ -95,9 +92,7 @@ func TestFiles(t *testing.T) {
 	current := filepath.Join(s.folders[1], "current")
 	sums := map[string]bool{}
 	for _, version := range []string{"1", "2"} {
-		if err := errors.Join(os.RemoveAll(current), os.Symlink("versions/"+version, current)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(os.RemoveAll(current), os.Symlink("versions/"+version, current)))
 		sums[s.mustSum("current")] = true
 	}
 	if s.put(1, "versions/2/a.yaml", "three", testNow); sums[s.mustSum("current")] {
@@ -116,17 +111,13 @@ func TestFilesRefused(t *testing.T) {
 	if message := r.lacking("none.tgz", err); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(message, "The server node-1, which leads, has no file none.tgz") || !strings.Contains(message, s.folders[2]) {
 		t.Errorf("of a file that is not there: %v, %q", err, message)
 	}
-	if err := unix.Mkfifo(filepath.Join(s.folders[1], "pipe.tgz"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Mkfifo(filepath.Join(s.folders[1], "pipe.tgz"), 0o600))
 	_, err = s.sum("pipe.tgz")
 	if message := r.lacking("pipe.tgz", err); !strings.Contains(message, "cannot read the chart's file") {
 		t.Errorf("of a pipe: %v, %q", err, message)
 	}
 	large := s.put(1, "large.tgz", "", testNow)
-	if err := os.Truncate(large, helmjob.MaxArchive+1); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Truncate(large, helmjob.MaxArchive+1))
 	if got := s.mustSum("large.tgz"); got != "104857601 bytes" {
 		t.Errorf("a file that is too large is %q", got)
 	}
@@ -174,13 +165,9 @@ func TestFollow(t *testing.T) {
 	e = seen{read: s.look("web.tgz")}
 	step("it was read", false, filesEvery)
 
-	if err := os.Rename(path, path+"-away"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(path, path+"-away"))
 	step("it is gone", false, settled)
-	if err := os.Rename(path+"-away", path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(path+"-away", path))
 	now = now.Add(settled)
 	step("it was gone for a moment", false, filesEvery)
 	e = seen{} // it was there, and could not be read

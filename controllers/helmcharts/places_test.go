@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // crowd is a controller with charts whose children take their time, in a bubble of fake time: no sleep of this file
@@ -72,25 +73,19 @@ func inCrowd(t *testing.T, f func(*crowd)) {
 			t: t, takes: map[string]time.Duration{}, stuck: map[string]bool{}, began: map[string]int{}, last: map[string]time.Time{}, made: map[string]bool{}, work: map[bool]int{},
 		}
 		objects := metadatafake.NewTestScheme()
-		if err := metav1.AddMetaToScheme(objects); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, metav1.AddMetaToScheme(objects))
 		w.metadata = metadatafake.NewSimpleMetadataClient(objects)
 		client := fake.NewClientset()
 		shared := informers.NewSharedInformerFactory(client, 0)
-		if err := shared.Core().V1().Namespaces().Informer().GetIndexer().Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "apps"}}); err != nil {
-			t.Fatal(err)
-		}
-		c, err := New(Options{
+		testenv.NoError(t,
+			shared.Core().V1().Namespaces().Informer().GetIndexer().Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "apps"}}))
+		c := testenv.Must(New(Options{
 			Client: client, Metadata: w.metadata, Informers: shared, Engine: w.helm, Logger: slog.New(slog.DiscardHandler),
 			Dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme.Scheme, map[schema.GroupVersionResource]string{
 				kinds.Charts().Resource: "HelmChartList", kinds.Configs().Resource: "HelmChartConfigList",
 			}),
 			Recorder: func(context.Context) record.EventRecorder { return &record.FakeRecorder{} },
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		}))(t)
 		w.Controller = c
 		c.namespaces = sample{c.namespaces, w}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -124,9 +119,7 @@ func (w *crowd) add(name string, takes time.Duration, stuck bool, every string) 
 	if every != "" {
 		u.SetAnnotations(map[string]string{ReconcileEvery: every})
 	}
-	if err := w.objects.charts.GetStore().Add(u); err != nil {
-		w.t.Fatal(err)
-	}
+	testenv.NoError(w.t, w.objects.charts.GetStore().Add(u))
 	w.poke()
 }
 

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func (b bed) defaultCertificate() *corev1.Secret {
@@ -45,17 +46,12 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 			t.Errorf("it cannot be used: %v", err)
 		}
 		wake := func() {
-			ing, err := b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			ing := testenv.Must(b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{}))(t)
 			if ing.Annotations == nil {
 				ing.Annotations = map[string]string{}
 			}
 			ing.Annotations["example.org/changed"] = time.Now().String()
-			if _, err := b.client.NetworkingV1().Ingresses("shop").Update(b.Context(), ing, metav1.UpdateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(b.client.NetworkingV1().Ingresses("shop").Update(b.Context(), ing, metav1.UpdateOptions{}))(t)
 			b.settle()
 		}
 		time.Sleep(8 * 365 * 24 * time.Hour)
@@ -88,9 +84,7 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, func(b bed) {
 				foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name}, Type: c.kind, Data: c.data(t)}
-				if _, err := b.client.CoreV1().Secrets("kube-system").Create(b.Context(), foreign, metav1.CreateOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(b.client.CoreV1().Secrets("kube-system").Create(b.Context(), foreign, metav1.CreateOptions{}))(t)
 				b.create(web())
 				b.settle()
 				if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(foreign.Data[corev1.TLSCertKey]) {
@@ -105,9 +99,5 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 }
 
 func pairOf(t *testing.T) map[string][]byte {
-	data, err := newDefault(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return testenv.Must(newDefault(time.Now()))(t)
 }

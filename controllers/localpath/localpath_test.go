@@ -115,9 +115,7 @@ func newFixture(t *testing.T, names ...string) *fixture {
 func (f *fixture) node(t *testing.T, name string) {
 	t.Helper()
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: "host-of-" + name}}}
-	if _, err := f.client.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(f.client.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}))(t)
 }
 
 func claim() *corev1.PersistentVolumeClaim {
@@ -150,10 +148,7 @@ func (f *fixture) provision(t *testing.T, c *corev1.PersistentVolumeClaim, param
 // made is a volume as the controller of volumes writes it down.
 func (f *fixture) made(t *testing.T) *corev1.PersistentVolume {
 	t.Helper()
-	pv, err := f.provision(t, claim(), nil, "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pv := testenv.Must(f.provision(t, claim(), nil, "n1"))(t)
 	pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] = Provisioner
 	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "data", UID: uid}
 	f.nodes.take()
@@ -162,10 +157,7 @@ func (f *fixture) made(t *testing.T) *corev1.PersistentVolume {
 
 func (f *fixture) delete(t *testing.T, pv *corev1.PersistentVolume) error {
 	t.Helper()
-	d, err := f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false)))(t)
 	return d.Delete()
 }
 
@@ -216,17 +208,13 @@ func TestProvision(t *testing.T) {
 	} {
 		c, p := claim(), map[string]string{}
 		node := change(c, p)
-		if _, err := f.provision(t, c, p, node); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
+		testenv.WantError(t, testenv.Err(f.provision(t, c, p, node)), want)
 	}
 	if got := f.nodes.take(); got != "" {
 		t.Errorf("a node was asked for what cannot be: %s", got)
 	}
 	f.nodes.fails = errors.New("5.0 MiB are asked for and 1.0 MiB are free in /storage")
-	if _, err := f.provision(t, claim(), nil, "n1"); err == nil || !strings.Contains(err.Error(), "node n1: 5.0 MiB are asked for") {
-		t.Errorf("a full disk: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(f.provision(t, claim(), nil, "n1")), "node n1: 5.0 MiB are asked for")
 	f.nodes.fails, f.nodes.folder = nil, "/etc/.."
 	if pv, err := f.provision(t, claim(), nil, "n1"); err == nil {
 		t.Errorf("a node that answers with a path of its own choice: %+v", pv.Spec.Local)
@@ -236,18 +224,14 @@ func TestProvision(t *testing.T) {
 func TestDelete(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv := f.made(t)
-	if err := f.delete(t, pv); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.delete(t, pv))
 	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
 		t.Errorf("asked: %s", got)
 	}
 	// k3s made hostPath volumes, and older ones without the annotation.
 	pv.Spec.HostPath, pv.Spec.Local = &corev1.HostPathVolumeSource{Path: pv.Spec.Local.Path}, nil
 	delete(pv.Annotations, nodeAnnotation)
-	if err := f.delete(t, pv); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.delete(t, pv))
 	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
 		t.Errorf("asked: %s", got)
 	}
@@ -266,20 +250,12 @@ func TestDelete(t *testing.T) {
 // TestDeleteRetained: the cache still has the policy Delete, and somebody has said Retain.
 func TestDeleteRetained(t *testing.T) {
 	f := newFixture(t, "n1")
-	pv, err := f.provision(t, claim(), nil, "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pv := testenv.Must(f.provision(t, claim(), nil, "n1"))(t)
 	f.nodes.take()
 	now := pv.DeepCopy()
 	now.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
-	if _, err := f.client.CoreV1().PersistentVolumes().Create(t.Context(), now, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	d, err := f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(f.client.CoreV1().PersistentVolumes().Create(t.Context(), now, metav1.CreateOptions{}))(t)
+	d := testenv.Must(f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false)))(t)
 	if err := d.Delete(); !volumeerrors.IsDeletedVolumeInUse(err) {
 		t.Errorf("deleting it: %v", err)
 	}
@@ -308,9 +284,7 @@ func TestDeleteNothingElse(t *testing.T) {
 		}
 	}
 	pv.Annotations, pv.Spec.NodeAffinity = nil, nil
-	if err := f.delete(t, pv); err == nil || !strings.Contains(err.Error(), "which node") {
-		t.Errorf("a volume of no node: %v", err)
-	}
+	testenv.WantError(t, f.delete(t, pv), "which node")
 	if got := f.nodes.take(); got != "" {
 		t.Errorf("asked: %s", got)
 	}
@@ -333,28 +307,20 @@ func (f *fixture) record(t *testing.T) map[string]string {
 func TestVolumesOfADeletedNode(t *testing.T) {
 	f := newFixture(t, "n1", "n2")
 	pv := f.made(t)
-	if err := f.client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}))
 	testenv.Until(t, 2*time.Minute, "the cache has no such node", func() bool {
 		_, err := f.o.NodeInformer.Lister().Get("n1")
 		return err != nil
 	})
 	for range 2 { // a second time after a crash of the leader
-		if err := f.delete(t, pv); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, f.delete(t, pv))
 	}
 	// What somebody else wrote there does no harm: paths of no volume, and the path of a volume that there is.
 	live := strings.Replace(dir, "0a1b", "ffff", 1)
-	if _, err := f.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
+	testenv.Must(f.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: strings.Replace(name, "0a1b", "ffff", 1)},
-	}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.change(t.Context(), func(data map[string]string) { data["n1"] += "\n/etc\n/storage/" + live }); err != nil {
-		t.Fatal(err)
-	}
+	}, metav1.CreateOptions{}))(t)
+	testenv.NoError(t, f.change(t.Context(), func(data map[string]string) { data["n1"] += "\n/etc\n/storage/" + live }))
 	if got, want := f.record(t)["n1"], "/storage/"+dir+"\n/etc\n/storage/"+live; got != want {
 		t.Fatalf("written down: %q, want %q", got, want)
 	}
@@ -386,15 +352,11 @@ func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 	pv := f.made(t)
 	pv.Finalizers = []string{"example.com/other", storagehelpers.PVDeletionInTreeProtectionFinalizer}
 	pv.Status.Phase = corev1.VolumeBound
-	if _, err := volumes.Create(t.Context(), pv, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(volumes.Create(t.Context(), pv, metav1.CreateOptions{}))(t)
 	other := pv.DeepCopy()
 	other.Name, other.Annotations = "other", map[string]string{storagehelpers.AnnDynamicallyProvisioned: "example.com/other"}
 	other.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
-	if _, err := volumes.Create(t.Context(), other, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(volumes.Create(t.Context(), other, metav1.CreateOptions{}))(t)
 	for _, step := range []struct {
 		policy corev1.PersistentVolumeReclaimPolicy
 		want   string
@@ -402,14 +364,9 @@ func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 		{corev1.PersistentVolumeReclaimRetain, "example.com/other"},
 		{corev1.PersistentVolumeReclaimDelete, "example.com/other " + storagehelpers.PVDeletionInTreeProtectionFinalizer},
 	} {
-		pv, err := volumes.Get(t.Context(), name, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		pv := testenv.Must(volumes.Get(t.Context(), name, metav1.GetOptions{}))(t)
 		pv.Spec.PersistentVolumeReclaimPolicy = step.policy
-		if _, err := volumes.Update(t.Context(), pv, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(volumes.Update(t.Context(), pv, metav1.UpdateOptions{}))(t)
 		testenv.Eventually(t, 2*time.Minute, "the finalizers are "+step.want, func() error {
 			pv, err := volumes.Get(t.Context(), name, metav1.GetOptions{})
 			if got := strings.Join(pv.Finalizers, " "); err == nil && got != step.want {
@@ -438,9 +395,7 @@ func TestExpand(t *testing.T) {
 	if got := f.nodes.take(); got != "n1 space /storage " {
 		t.Errorf("asked: %s", got)
 	}
-	if _, err := f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from); err == nil || !strings.Contains(err.Error(), "1.0 GiB left in /storage") {
-		t.Errorf("more than there is: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from)), "1.0 GiB left in /storage")
 }
 
 // TestQuota: a volume that its node's filesystem limits says so, and its limit grows with it.

@@ -117,3 +117,14 @@ func slice(service string, endpoints ...string) *discoveryv1.EndpointSlice {
 func text(addresses []netip.Addr) string {
 	return strings.Trim(fmt.Sprint(addresses), "[]")
 }
+
+// planAndWrite plans and writes until nothing is left to be written.
+func planAndWrite(s *State) {
+	for range 3 {
+		plan := Plan(s)
+		for _, svc := range s.Services {
+			status, _ := StatusOf(svc, plan[key(svc)])
+			svc.Status = *status
+		}
+	}
+}

@@ -67,15 +67,9 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	web := testService("web", 1, localOnly)
 	thief := testService("thief", 0, func(s *corev1.Service) { s.Namespace = "mallory" })
 	s := &State{Services: []*corev1.Service{web}, Nodes: twoNodes(), Slices: []*discoveryv1.EndpointSlice{slice("web", "a")}}
-	settle := func() string {
+	state := func() string {
 		t.Helper()
-		for range 3 {
-			plan := Plan(s)
-			for _, svc := range s.Services {
-				status, _ := StatusOf(svc, plan[key(svc)])
-				svc.Status = *status
-			}
-		}
+		planAndWrite(s)
 		words := []string{}
 		for _, svc := range s.Services {
 			words = append(words, ingressText(svc.Status.LoadBalancer))
@@ -84,7 +78,7 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if got := settle(); got != want {
+		if got := state(); got != want {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
 	}

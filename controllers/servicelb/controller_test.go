@@ -30,19 +30,14 @@ func run(t *testing.T, client *fake.Clientset, disabled bool, change ...func(*Op
 	for _, f := range change {
 		f(&o)
 	}
-	c, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(New(o))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	factory.Start(ctx.Done())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
 	return recorder.Events, func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 		factory.Shutdown()
 	}
 }
@@ -68,9 +63,7 @@ func TestController(t *testing.T) {
 	events, stop := run(t, client, false)
 	awaitAddresses(t, client, "web", "10.0.0.1 10.0.0.2")
 
-	if _, err := client.CoreV1().Services("default").Create(ctx, testService("late", 1), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Services("default").Create(ctx, testService("late", 1), metav1.CreateOptions{}))(t)
 	for warned := false; !warned; {
 		select {
 		case e := <-events:
@@ -80,21 +73,13 @@ func TestController(t *testing.T) {
 		}
 	}
 	awaitAddresses(t, client, "late", "none")
-	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, ready(testNode("a", "10.0.0.1"), false), metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Nodes().UpdateStatus(ctx, ready(testNode("a", "10.0.0.1"), false), metav1.UpdateOptions{}))(t)
 	awaitAddresses(t, client, "web", "10.0.0.2")
-	if _, err := client.CoreV1().Pods("default").Create(ctx, hostPortPod("ingress", "b", "ingress", 443), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Pods("default").Create(ctx, hostPortPod("ingress", "b", "ingress", 443), metav1.CreateOptions{}))(t)
 	awaitAddresses(t, client, "web", "none")
-	if err := client.CoreV1().Pods("default").Delete(ctx, "ingress", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.CoreV1().Pods("default").Delete(ctx, "ingress", metav1.DeleteOptions{}))
 	awaitAddresses(t, client, "web", "10.0.0.2")
-	if err := client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}))
 	awaitAddresses(t, client, "late", "10.0.0.2")
 	stop()
 
@@ -146,14 +131,8 @@ func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 // recorded is what the record says of an address.
 func recorded(t *testing.T, client *fake.Clientset, address string) loadbalancer.Holder {
 	t.Helper()
-	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), loadbalancer.ConfigMap, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	record, err := loadbalancer.Read(m.Data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := testenv.Must(client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), loadbalancer.ConfigMap, metav1.GetOptions{}))(t)
+	record := testenv.Must(loadbalancer.Read(m.Data))(t)
 	return record[netip.MustParseAddr(address)]
 }
 
@@ -177,15 +156,10 @@ func TestControllerMovesAddresses(t *testing.T) {
 		awaitHolder(t, client, "10.0.0.200", map[string]string{"a": "b", "b": "a"}[gone])
 	}
 	// Its holder says that it has proven it, and the record has that.
-	b, err := client.CoreV1().Nodes().Get(t.Context(), "b", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "b", metav1.GetOptions{}))(t)
 	before := recorded(t, client, "10.0.0.200")
 	b.Annotations[loadbalancer.ProvenAnnotation] = fmt.Sprintf("10.0.0.200=%d", before.Term)
-	if _, err := client.CoreV1().Nodes().Update(t.Context(), b, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Nodes().Update(t.Context(), b, metav1.UpdateOptions{}))(t)
 	testenv.Eventually(t, 2*time.Minute, "the record says that the address was proven", func() error {
 		if h := recorded(t, client, "10.0.0.200"); !before.New || h.New || !h.Same(before) {
 			return fmt.Errorf("it was %v and is %v", before, h)
@@ -193,9 +167,7 @@ func TestControllerMovesAddresses(t *testing.T) {
 		return nil
 	})
 	// Somebody deletes the record: nobody would answer any more.
-	if err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}))
 	awaitHolder(t, client, "10.0.0.200", "b")
 	stop()
 

@@ -23,41 +23,35 @@ func TestNodePortTakesNoPort(t *testing.T) {
 		s.Namespace, s.Spec.Type, s.Spec.Ports[0].NodePort = "mallory", corev1.ServiceTypeNodePort, 30080
 	})
 	s := &State{Services: []*corev1.Service{web, thief}, Nodes: twoNodes()}
-	settle := func() (served, refused string) {
+	state := func() (served, refused string) {
 		t.Helper()
-		for range 3 {
-			plan := Plan(s)
-			for _, svc := range s.Services {
-				status, _ := StatusOf(svc, plan[key(svc)])
-				svc.Status = *status
-			}
-		}
+		planAndWrite(s)
 		if c := meta.FindStatusCondition(thief.Status.Conditions, NodePortCondition); c != nil {
 			refused = c.Message
 		}
 		return ingressText(web.Status.LoadBalancer), refused
 	}
 	const want = "the node port 30080/TCP is not opened: the Service default/web has it at nodes' addresses"
-	if served, refused := settle(); served != "10.0.0.1 10.0.0.2" || !strings.HasPrefix(refused, want) {
+	if served, refused := state(); served != "10.0.0.1 10.0.0.2" || !strings.HasPrefix(refused, want) {
 		t.Errorf("it has %s, and the other one reads %q", served, refused)
 	}
 	ready(s.Nodes[0], false)
 	ready(s.Nodes[1], false)
 	localOnly(web)
-	if served, refused := settle(); served != "none" || refused == "" {
+	if served, refused := state(); served != "none" || refused == "" {
 		t.Errorf("while it is not served it has %s, and the other one reads %q", served, refused)
 	}
 	web.Spec.ExternalTrafficPolicy = ""
 	s.Nodes = append(s.Nodes, testNode("c", "10.0.0.3"))
-	if served, refused := settle(); served != "10.0.0.3" || refused == "" {
+	if served, refused := state(); served != "10.0.0.3" || refused == "" {
 		t.Errorf("on a new node it has %s, and the other one reads %q", served, refused)
 	}
 	web.Spec.Ports[0].Port = 80
-	if served, refused := settle(); served != "10.0.0.3" || refused != "" || len(thief.Status.Conditions) != 0 {
+	if served, refused := state(); served != "10.0.0.3" || refused != "" || len(thief.Status.Conditions) != 0 {
 		t.Errorf("without the port it has %s, and the other one reads %q", served, refused)
 	}
 	web.Spec.Ports[0].Port = 30080
-	if served, refused := settle(); served != "none" || refused != "" {
+	if served, refused := state(); served != "none" || refused != "" {
 		t.Errorf("it wants the port back: it has %s, and the other one reads %q", served, refused)
 	}
 }
@@ -150,14 +144,9 @@ func TestWholeRangeIsNotClosed(t *testing.T) {
 			having("10.0.0.1", "10.0.0.2")(wide)
 			withPorts(wide)
 		}
-		for range 2 {
-			plan := Plan(s)
-			for _, svc := range s.Services {
-				status, _ := StatusOf(svc, plan[key(svc)])
-				svc.Status = *status
-			}
-			s.Services = []*corev1.Service{wide, late}
-		}
+		planAndWrite(s)
+		s.Services = []*corev1.Service{wide, late}
+		planAndWrite(s)
 		if c := meta.FindStatusCondition(late.Status.Conditions, NodePortCondition); c != nil {
 			t.Errorf("it had them: %v; a port that the API server chose: %s", had, c.Message)
 		}

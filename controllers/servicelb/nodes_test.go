@@ -24,19 +24,13 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	nodes := testService("nodes", 1, annotated(NodesAnnotation, "true"))
 	s := &State{Services: []*corev1.Service{pooled, nodes}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2")}, Pools: flagged("10.0.0.200-10.0.0.201"),
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99"), netip.MustParseAddr("10.0.0.3")}}
-	settle := func() string {
-		for range 3 {
-			plan := Plan(s)
-			for _, svc := range s.Services {
-				status, _ := StatusOf(svc, plan[key(svc)])
-				svc.Status = *status
-			}
-		}
+	state := func() string {
+		planAndWrite(s)
 		return ingressText(pooled.Status.LoadBalancer) + ", " + ingressText(nodes.Status.LoadBalancer)
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if got := settle(); got != want {
+		if got := state(); got != want {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
 	}

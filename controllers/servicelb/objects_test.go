@@ -98,9 +98,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	awaitWatch(t, client, "services")
 
 	pools := objects.Resource(addresspool.Resource())
-	if _, err := pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}))(t)
 	awaitAddresses(t, client, "web", "10.0.0.200")
 	testenv.Eventually(t, 2*time.Minute, "the pool says that it is used", func() error {
 		u, err := pools.Get(ctx, "office", metav1.GetOptions{})
@@ -113,9 +111,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 		}
 		return err
 	})
-	if _, err := pools.Update(ctx, poolObject("office", "10.0.0.205"), metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(pools.Update(ctx, poolObject("office", "10.0.0.205"), metav1.UpdateOptions{}))(t)
 	awaitAddresses(t, client, "web", "10.0.0.205")
 	for said := false; !said; {
 		select {
@@ -131,16 +127,11 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	_, stop = run(t, client, true, with)
 	awaitAddresses(t, client, "web", "none")
 	stop()
-	definition, err := addresspool.Kind().Read()
-	if err != nil {
-		t.Fatal(err)
-	}
+	definition := testenv.Must(addresspool.Kind().Read())(t)
 	if _, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{}); err != nil {
 		t.Errorf("the definition went, and the pool with it: %v", err)
 	}
-	if err := pools.Delete(ctx, "office", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, pools.Delete(ctx, "office", metav1.DeleteOptions{}))
 	_, stop = run(t, client, true, with)
 	testenv.Eventually(t, 2*time.Minute, "the definition goes", func() error {
 		_, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})
@@ -158,12 +149,9 @@ func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
 	client, objects := fake.NewClientset(testService("web", 0, having("10.0.0.200")), testNode("a", "10.0.0.1")), fakeObjects()
-	if err := addresspool.Kind().Define(ctx, objects); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := objects.Resource(addresspool.Resource()).Create(ctx, poolObject("office", "10.0.0.200-10.0.0.201"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, addresspool.Kind().Define(ctx, objects))
+	testenv.Must(
+		objects.Resource(addresspool.Resource()).Create(ctx, poolObject("office", "10.0.0.200-10.0.0.201"), metav1.CreateOptions{}))(t)
 	asked := make(chan struct{}, 100)
 	broken := true
 	objects.PrependReactor("list", "addresspools", func(clienttesting.Action) (bool, runtime.Object, error) {

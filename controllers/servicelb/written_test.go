@@ -17,6 +17,8 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // late is a controller whose caches hear of nothing that the test does not tell them.
@@ -26,22 +28,14 @@ func late(t *testing.T, client *fake.Clientset, change ...func(*Options)) (c *Co
 	for _, f := range change {
 		f(&o)
 	}
-	c, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c = testenv.Must(New(o))(t)
 	services = cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	c.services = corelisters.NewServiceLister(services)
 	nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	c.nodes = corelisters.NewNodeLister(nodes)
-	all, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := testenv.Must(client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}))(t)
 	for i := range all.Items {
-		if err := nodes.Add(&all.Items[i]); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, nodes.Add(&all.Items[i]))
 	}
 	return c, services
 }
@@ -72,10 +66,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	has := func(when, web, old string) {
 		t.Helper()
 		for name, want := range map[string]string{"web": web, "old": old} {
-			s, err := client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{}))(t)
 			if got := ingressText(s.Status.LoadBalancer); got != want {
 				t.Errorf("%s: %s has %s, want %s", when, name, got, want)
 			}
@@ -94,15 +85,10 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	has("the cache has not heard of it", "10.0.0.1", "none")
 	round()
 	has("nor in the next round", "10.0.0.1", "none")
-	web, err := client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	web := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{}))(t)
 	changed := web.DeepCopy() // somebody has changed it since
 	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
-	if err := known.Update(changed); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, known.Update(changed))
 	if s, _, _, err := c.look(); err != nil || c.written[key(web)] != nil {
 		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
 	}
@@ -150,10 +136,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 			t.Fatal("something could not be written")
 		}
 		for name, want := range map[string]string{"web": "10.0.0.1", "old": "none"} {
-			s, err := client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{}))(t)
 			if got := ingressText(s.Status.LoadBalancer); got != want {
 				t.Errorf("%s has %s, want %s", name, got, want)
 			}

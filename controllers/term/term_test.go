@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // nowhere is a configuration that no test sends a request with.
@@ -45,9 +46,7 @@ func TestRunWaitsForUnownedGoroutines(t *testing.T) {
 	case <-time.After(50 * time.Millisecond): // it must not return, however long one waits
 	}
 	close(release)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-done)
 	<-ended
 }
 
@@ -79,9 +78,7 @@ func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	_, _, err = start(t.Context(), Options{Config: nowhere})
-	if err == nil || !strings.Contains(err.Error(), "previous term") {
-		t.Errorf("another term beside the one that hangs: %v", err)
-	}
+	testenv.WantError(t, err, "previous term")
 	close(release)
 	informersAreFree(t)
 }
@@ -134,11 +131,7 @@ func TestTermsFollowOneAnother(t *testing.T) {
 func handledBy(t *testing.T, h http.HandlerFunc) *rest.Config {
 	tr := memtransport.New(memtransport.Options{})
 	tr.SetHandler(h)
-	t.Cleanup(func() {
-		if err := tr.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, tr.Close(context.Background())) })
 	return &rest.Config{Host: "https://memory", Transport: tr}
 }
 
@@ -172,9 +165,7 @@ func TestRunWaitsForGoroutinesInsideRequests(t *testing.T) {
 	case <-time.After(50 * time.Millisecond): // it must not return, however long one waits
 	}
 	close(release)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-done)
 	select {
 	case <-ended:
 	default:

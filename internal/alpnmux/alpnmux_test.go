@@ -28,27 +28,14 @@ const patience = 2 * time.Minute
 
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 }
 
 func serverTLS(t testing.TB, protocols ...string) *tls.Config {
 	t.Helper()
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("server", "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
+	files := testenv.Must(ca.Issue("server", "127.0.0.1"))(t)
+	cert := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
 	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols}
 }
 
@@ -80,9 +67,7 @@ func serve(t *testing.T, o Options) (*Mux, string) {
 	answering(&wg, tls.NewListener(m.Default(), serverTLS(t, "h2", "http/1.1")), "default")
 	answering(&wg, tls.NewListener(m.Route("peer"), serverTLS(t, "peer")), "peer")
 	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, m.Close())
 		wg.Wait()
 		testenv.NoGoroutineLeft(t, before)
 	})
@@ -204,22 +189,15 @@ func TestPlain(t *testing.T) {
 	s := &http.Server{TLSConfig: serverTLS(t), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	done := make(chan error, 1)
 	go func() { done <- s.ServeTLS(m.Default(), "", "") }()
-	c, err := net.Dial("tcp", m.Default().Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("tcp", m.Default().Addr().String()))(t)
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"))(t)
 	got, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil || !strings.Contains(got, "400") {
 		t.Errorf("%q, %v", got, err)
 	}
-	if err := errors.Join(s.Close(), m.Close()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, errors.Join(s.Close(), m.Close()))
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)
 	}
@@ -241,10 +219,7 @@ func TestSilentClients(t *testing.T) {
 	_, address := serve(t, Options{Waiting: 20, Timeout: time.Hour})
 	var silent []net.Conn
 	for i := range 100 {
-		c, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", address))(t)
 		defer c.Close()
 		if i%2 == 0 {
 			_, _ = c.Write([]byte{22, 3, 1, 2, 0, 1}) // the head of a ClientHello of 512 bytes
@@ -259,10 +234,7 @@ func TestSilentClients(t *testing.T) {
 	}
 
 	_, address = serve(t, Options{Timeout: 50 * time.Millisecond})
-	c, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("tcp", address))(t)
 	defer c.Close()
 	closedWithin(t, c)
 }
@@ -278,22 +250,15 @@ func TestRoutesEndApart(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	answering(&wg, tls.NewListener(peer, serverTLS(t, "peer")), "peer")
-	waiting, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	waiting := testenv.Must(net.Dial("tcp", l.Addr().String()))(t)
 	defer waiting.Close()
 	hello := clientHello(t, "idle")
-	if _, err := waiting.Write(hello); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(waiting.Write(hello))(t)
 	if got, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
 		t.Errorf("%q, %v", got, err)
 	}
 	for _, r := range []net.Listener{idle, m.Default()} {
-		if err := errors.Join(r.Close(), r.Close()); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, errors.Join(r.Close(), r.Close()))
 		if _, err := r.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
@@ -306,15 +271,11 @@ func TestRoutesEndApart(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	// With the last one the port is closed.
-	if err := peer.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, peer.Close())
 	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		t.Error("the port is still open")
 	}
-	if err := m.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, m.Close())
 	wg.Wait()
 }
 
@@ -341,9 +302,7 @@ func TestAcceptGoesOn(t *testing.T) {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	if err := m.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, m.Close())
 	wg.Wait()
 }
 
@@ -357,10 +316,7 @@ func clientHello(t testing.TB, protocols ...string) []byte {
 		_ = tls.Client(a, &tls.Config{InsecureSkipVerify: true, NextProtos: protocols}).HandshakeContext(context.Background()) // ends with the pipe
 	}()
 	buf := make([]byte, 64<<10)
-	n, err := b.Read(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Must(b.Read(buf))(t)
 	return buf[:n]
 }
 
@@ -428,9 +384,7 @@ func BenchmarkConnection(b *testing.B) {
 			defer in.Close()
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"h2"}}, nil); err != nil {
-					b.Fatal(err)
-				}
+				testenv.Must(ask(l.Addr().String(), &tls.Config{NextProtos: []string{"h2"}}, nil))(b)
 			}
 		})
 	}

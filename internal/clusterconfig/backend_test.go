@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeptBackend: a server's copy of the cluster's back end; what is damaged or of another version counts as nothing,
@@ -20,25 +22,17 @@ func TestKeptBackend(t *testing.T) {
 	}
 	is("")
 	for _, name := range RunningBackends() {
-		if err := WriteBackend(dir, name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, WriteBackend(dir, name))
 		is(name)
 	}
 	for _, text := range []string{"", `{"backend": "vxl`, `{"backend": "pigeons"}`, `{"backend": "none"}`, `[]`} {
-		if err := os.WriteFile(filepath.Join(dir, backendFile), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, backendFile), []byte(text), 0o600))
 		is("")
-		if err := WriteBackend(dir, NetworkHostGateway); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, WriteBackend(dir, NetworkHostGateway))
 		is(NetworkHostGateway)
 	}
 	for range 2 {
-		if err := WriteBackend(dir, NetworkNone); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, WriteBackend(dir, NetworkNone))
 		is("")
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 type host struct {
@@ -42,28 +44,19 @@ func load(t *testing.T, files map[string]string, environ []string, h Host, args 
 	files["config.yaml"] += ""
 	for name, text := range files {
 		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	}
 	fs := pflag.NewFlagSet("server", pflag.ContinueOnError)
 	flags := Register(fs, ServerCommand)
-	if err := fs.Parse(append([]string{"--config", filepath.Join(dir, "config.yaml")}, args...)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, fs.Parse(append([]string{"--config", filepath.Join(dir, "config.yaml")}, args...)))
 	return LoadServer(Sources{Flags: flags, Environ: environ, Host: h})
 }
 
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
 func TestDefaults(t *testing.T) {
-	s, err := load(t, map[string]string{}, nil, board)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
 		t.Errorf("node addresses %v", got)
 	}
@@ -87,17 +80,12 @@ func TestDefaults(t *testing.T) {
 }
 
 func TestDualStack(t *testing.T) {
-	s, err := load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(
+		load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"))(t)
 	if len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7" {
 		t.Errorf("node addresses %v, want one of each family", s.Node.IPs)
 	}
-	s, err = load(t, map[string]string{}, nil, board, "--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s = testenv.Must(load(t, map[string]string{}, nil, board, "--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112"))(t)
 	if len(s.Node.IPs) != 1 || s.Node.IPs[0].String() != "fd00::7" || s.ClusterDNS.String() != "fd43::a" {
 		t.Errorf("node addresses %v, DNS %v", s.Node.IPs, s.ClusterDNS)
 	}
@@ -129,10 +117,8 @@ func TestDropInsAndLists(t *testing.T) {
 }
 
 func TestArgsKeepTheirCommas(t *testing.T) {
-	s, err := load(t, map[string]string{}, nil, board, "--kubelet-arg=--feature-gates=A=true,B=false", "--kubelet-arg", "protect-kernel-defaults")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(
+		load(t, map[string]string{}, nil, board, "--kubelet-arg=--feature-gates=A=true,B=false", "--kubelet-arg", "protect-kernel-defaults"))(t)
 	if want := []string{"feature-gates=A=true,B=false", "protect-kernel-defaults=true"}; !reflect.DeepEqual(s.Node.KubeletArgs, want) {
 		t.Errorf("got %q, want %q", s.Node.KubeletArgs, want)
 	}
@@ -140,9 +126,7 @@ func TestArgsKeepTheirCommas(t *testing.T) {
 
 func TestTokenFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
 	s, err := load(t, map[string]string{}, nil, board, "--token-file", file)
 	if err != nil || s.Token != "secret" {
 		t.Errorf("token %q, %v", s.Token, err)
@@ -206,9 +190,7 @@ func TestEverySettingIsDescribed(t *testing.T) {
 // TestACME: certificates are ordered when there is an e-mail address, and mistakes are found at the start.
 func TestACME(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none.pem")
-	if err := os.WriteFile(none, []byte("none"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(none, []byte("none"), 0o600))
 	for given, want := range map[string]string{
 		"": "", "--ingress-acme-email=a@example.org": "", "--ingress-acme-email=a@example.org --ingress-acme-server=https://ca.example/dir": "",
 		"--ingress-acme-email=example.org":                                   "is not an e-mail address",
@@ -232,10 +214,7 @@ func TestACME(t *testing.T) {
 func TestEverySettingIsRead(t *testing.T) {
 	read := map[string]bool{"config": true}
 	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go", "ingress.go", "acme.go", "console.go"} {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testenv.Must(os.ReadFile(f))(t)
 		for _, s := range Table(nodeCommands) {
 			if strings.Contains(string(text), `"`+s.Name+`"`) {
 				read[s.Name] = true
@@ -420,15 +399,9 @@ func TestNameWithID(t *testing.T) {
 	if other, err := NameWithID("board1", t.TempDir()); err != nil || other == first {
 		t.Errorf("another machine: %q, %v", other, err)
 	}
-	if _, err := NameWithID(strings.Repeat("a", 60), dir); err == nil || !strings.Contains(err.Error(), "--with-node-id") {
-		t.Errorf("a name that is too long: %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "node-id"), []byte("Not An Id"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := NameWithID("board1", dir); err == nil || !strings.Contains(err.Error(), "node-id") {
-		t.Errorf("a damaged id: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(NameWithID(strings.Repeat("a", 60), dir)), "--with-node-id")
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "node-id"), []byte("Not An Id"), 0o600))
+	testenv.WantError(t, testenv.Err(NameWithID("board1", dir)), "node-id")
 }
 
 func TestLastingFirst(t *testing.T) {
@@ -446,9 +419,7 @@ func TestConsoleListen(t *testing.T) {
 		}
 	}
 	_, err := load(t, map[string]string{}, nil, board, "--console-listen=:8443", "--disable=console")
-	if err == nil || !strings.Contains(err.Error(), "contradicts --disable console") {
-		t.Errorf("with --disable console: %v", err)
-	}
+	testenv.WantError(t, err, "contradicts --disable console")
 	for _, bad := range []string{"8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--console-listen="+bad); err == nil || !strings.Contains(err.Error(), "--console-listen") {
 			t.Errorf("%s: %v", bad, err)
@@ -458,9 +429,7 @@ func TestConsoleListen(t *testing.T) {
 
 func TestConsoleOIDC(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("hidden\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(secret, []byte("hidden\n"), 0o600))
 	s, err := load(t, map[string]string{}, []string{"CORACLE_CONSOLE_OIDC_CLIENT_ID=console"}, board,
 		"--console-listen=:8443", "--console-oidc-client-secret-file="+secret, "--console-oidc-scopes=openid,groups")
 	if err != nil || s.ConsoleOIDC.ClientID != "console" || s.ConsoleOIDC.ClientSecret != "hidden" || strings.Join(s.ConsoleOIDC.Scopes, " ") != "openid groups" {

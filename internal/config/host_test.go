@@ -34,11 +34,7 @@ func TestReplacingHost(t *testing.T) {
 	must(err)
 	ns, err := netns.New()
 	must(err)
-	t.Cleanup(func() {
-		if err := errors.Join(netns.Set(home), home.Close(), ns.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, errors.Join(netns.Set(home), home.Close(), ns.Close())) })
 	address := func(l netlink.Link, text string) *netlink.Addr {
 		a, err := netlink.ParseAddr(text)
 		must(err)

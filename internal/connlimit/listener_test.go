@@ -9,15 +9,14 @@ import (
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestListener: connections that have not said who they are make room for others, the oldest first; one that has stays,
 // and answers are given to all.
 func TestListener(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	const most = 3
 	l := NewListener(inner, most)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -33,10 +32,7 @@ func TestListener(t *testing.T) {
 	client := func() *http.Client { return &http.Client{Transport: &http.Transport{}} }
 	ask := func(c *http.Client, token string) bool {
 		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil))(t)
 		r.Header.Set("Authorization", token)
 		answer, err := c.Transport.RoundTrip(r)
 		if err != nil {
@@ -51,10 +47,7 @@ func TestListener(t *testing.T) {
 	}
 	var silent []net.Conn
 	for range 2 * most {
-		c, err := net.Dial("tcp", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", inner.Addr().String()))(t)
 		defer c.Close()
 		silent = append(silent, c)
 	}
@@ -101,9 +94,7 @@ func TestListenerSameRemote(t *testing.T) {
 		client, server := net.Pipe()
 		defer client.Close()
 		in <- from{server, remote}
-		if _, err := l.Accept(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(l.Accept())(t)
 		open[client] = true
 	}
 	for c := range open {

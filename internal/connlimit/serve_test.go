@@ -8,15 +8,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestServe: connections that say nothing do not keep others out, those that have said who they are stay, and at the
 // end all are closed.
 func TestServe(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var serving atomic.Int32
@@ -39,14 +38,9 @@ func TestServe(t *testing.T) {
 	}()
 	dial := func() net.Conn {
 		t.Helper()
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", l.Addr().String()))(t)
 		t.Cleanup(func() { c.Close() })
-		if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 		return c
 	}
 	readAll := func(c net.Conn) error {
@@ -57,9 +51,7 @@ func TestServe(t *testing.T) {
 		return err
 	}
 	known := dial()
-	if err := readAll(known); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, readAll(known))
 	oldest := dial()
 	for range 2 {
 		dial()
@@ -71,9 +63,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("one that has said who it is: %v", err)
 	}
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-done)
 	if n := serving.Load(); n != 0 {
 		t.Errorf("%d are still served", n)
 	}

@@ -28,16 +28,9 @@ import (
 func set(t *testing.T, program string) fstest.MapFS {
 	t.Helper()
 	var z bytes.Buffer
-	w, err := zstd.NewWriter(&z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write([]byte(program)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(zstd.NewWriter(&z))(t)
+	testenv.Must(w.Write([]byte(program)))(t)
+	testenv.NoError(t, w.Close())
 	sum := sha256.Sum256([]byte(program))
 	x := index.Index{
 		{Path: "alias", Link: "lib/program"},
@@ -51,10 +44,7 @@ func set(t *testing.T, program string) fstest.MapFS {
 
 func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
 	t.Helper()
-	d, err := unpack(src, bin, "/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(unpack(src, bin, "/proc"))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	return &d
 }
@@ -66,19 +56,14 @@ func letGo(t *testing.T, d *Dir) {
 	if d.use < 0 {
 		return
 	}
-	if err := d.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, d.Close())
 	d.use = -1
 }
 
 // sets names what bin holds beside the lock and the link.
 func sets(t *testing.T, bin string) (names []string) {
 	t.Helper()
-	entries, err := os.ReadDir(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	entries := testenv.Must(os.ReadDir(bin))(t)
 	for _, e := range entries {
 		if e.Name() != lockName && e.Name() != "current" {
 			names = append(names, e.Name())
@@ -96,10 +81,7 @@ func TestUnpack(t *testing.T) {
 			t.Errorf("%s holds %q, %v", p, got, err)
 		}
 	}
-	fi, err := os.Stat(d.File("lib/program"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	fi := testenv.Must(os.Stat(d.File("lib/program")))(t)
 	if fi.Mode().Perm() != 0o555 {
 		t.Errorf("mode %v, want 0555", fi.Mode().Perm())
 	}
@@ -134,9 +116,7 @@ func TestInterruptedUnpackIsRepaired(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bin := filepath.Join(t.TempDir(), "bin")
 			d := mustUnpack(t, src, bin)
-			if err := harm(t, *d); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, harm(t, *d))
 			d = mustUnpack(t, src, bin)
 			got, err := os.ReadFile(filepath.Join(d.Stable, "alias"))
 			if err != nil || string(got) != "whole" {
@@ -209,27 +189,16 @@ func TestPruneByProcess(t *testing.T) {
 	letGo(t, old)
 	proc := t.TempDir()
 	for pid, exe := range map[string]string{"41": "/sbin/init", "42": old.File("lib/program") + " (deleted)"} {
-		if err := os.MkdirAll(filepath.Join(proc, pid), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(exe, filepath.Join(proc, pid, "exe")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(proc, pid), 0o755))
+		testenv.NoError(t, os.Symlink(exe, filepath.Join(proc, pid, "exe")))
 	}
-	d, err := unpack(set(t, "new"), bin, proc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(unpack(set(t, "new"), bin, proc))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	if got := sets(t, bin); len(got) != 2 {
 		t.Fatalf("bin holds %v: a program runs from the old set", got)
 	}
-	if err := os.RemoveAll(filepath.Join(proc, "42")); err != nil {
-		t.Fatal(err)
-	}
-	if err := prune(bin, filepath.Base(d.Path), proc); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.RemoveAll(filepath.Join(proc, "42")))
+	testenv.NoError(t, prune(bin, filepath.Base(d.Path), proc))
 	if got := sets(t, bin); len(got) != 1 || got[0] != filepath.Base(d.Path) {
 		t.Errorf("bin holds %v, want the new set alone", got)
 	}
@@ -248,12 +217,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	dir := t.TempDir()
 	mount := func(flags uintptr) error { return unix.Mount("small", dir, "tmpfs", flags, "size=64k") }
-	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := mount(0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
+	testenv.NoError(t, mount(0))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
 	bin := filepath.Join(dir, "bin")
 	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
@@ -268,9 +233,7 @@ func TestFullDisk(t *testing.T) {
 
 	// A complete set serves from a read-only file system too.
 	letGo(t, d)
-	if err := mount(unix.MS_REMOUNT | unix.MS_RDONLY); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, mount(unix.MS_REMOUNT|unix.MS_RDONLY))
 	mustUnpack(t, small, bin)
 	if _, err := unpack(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
 		t.Errorf("got %v, want a read-only file system", err)

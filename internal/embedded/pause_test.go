@@ -36,9 +36,7 @@ func TestPause(t *testing.T) {
 
 	cmd := exec.Command("unshare", "--pid", "--fork", "--kill-child", program)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended by then when all is well
 	var pid int
 	eventually(t, "pause runs", func() error {
@@ -55,22 +53,16 @@ func TestPause(t *testing.T) {
 	})
 
 	fifo := filepath.Join(t.TempDir(), "fifo")
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Mkfifo(fifo, 0o600))
 	// The background process waits for a writer, as an orphan whose parent has ended.
 	if out, err := exec.Command("nsenter", "-t", strconv.Itoa(pid), "-p", "sh", "-c", `cat "$0" >/dev/null 2>&1 &`, fifo).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	eventually(t, "pause has the orphan", func() error { return wantChildren(pid, 1) })
-	if err := os.WriteFile(fifo, nil, 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(fifo, nil, 0))
 	eventually(t, "the orphan is buried", func() error { return wantChildren(pid, 0) })
 
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Kill(pid, syscall.SIGTERM))
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("pause ended with %v, want success", err)
 	}
@@ -79,29 +71,18 @@ func TestPause(t *testing.T) {
 // extractPause takes the program out of the only layer of the image.
 func extractPause(t *testing.T, image, dst string) {
 	t.Helper()
-	f, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.Open(image))(t)
 	defer f.Close()
 	layer := find(t, f, func(name string) bool { return strings.HasSuffix(name, "layer.tar") })
-	data, err := io.ReadAll(find(t, layer, func(name string) bool { return name == "pause" }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(dst, data, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(io.ReadAll(find(t, layer, func(name string) bool { return name == "pause" })))(t)
+	testenv.NoError(t, os.WriteFile(dst, data, 0o700))
 }
 
 func find(t *testing.T, archive io.Reader, is func(name string) bool) io.Reader {
 	t.Helper()
 	tr := tar.NewReader(archive)
 	for {
-		h, err := tr.Next()
-		if err != nil {
-			t.Fatal(err)
-		}
+		h := testenv.Must(tr.Next())(t)
 		if is(h.Name) {
 			return tr
 		}

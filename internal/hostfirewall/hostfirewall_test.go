@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
@@ -79,9 +80,7 @@ func TestFindNFTUnusual(t *testing.T) {
 		return nil
 	}
 	const base = "{ type filter hook forward priority 0; policy accept; }"
-	if err := nft("flush ruleset; add table inet z; add chain inet z f { type filter hook forward priority 5; policy drop; }"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, nft("flush ruleset; add table inet z; add chain inet z f { type filter hook forward priority 5; policy drop; }"))
 	tried := 0
 	for i, rule := range []string{
 		"quota over 10 mbytes drop", "limit rate 5/second drop", "fib daddr type local drop", `osf name "Linux" drop`, "ct state new drop", "ct helper set 0", "meta mark 1 drop",
@@ -108,10 +107,7 @@ func TestFindNFTUnusual(t *testing.T) {
 // it is.
 func TestUnusualNames(t *testing.T) {
 	netns.RequireNFT(t)
-	conn, err := nftables.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(nftables.New())(t)
 	conn.FlushRuleset()
 	drop := nftables.ChainPolicyDrop
 	for _, name := range []string{"f", "f; reboot", "f\nnothing drops anything"} {
@@ -122,9 +118,7 @@ func TestUnusualNames(t *testing.T) {
 		}
 		conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
 	}
-	if err := conn.Flush(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.Flush())
 	chains, err := Find()
 	if err != nil || len(chains) != 3 {
 		t.Fatalf("found %v, %v", chains, err)

@@ -14,17 +14,15 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestWriteLayout(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "prog")
-	if err := os.WriteFile(src, []byte("program"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(src, []byte("program"), 0o600))
 	im := imagetar.Image{
 		Name: "example.test/a:1", Entrypoint: []string{"/bin/prog"}, Cmd: []string{"x"}, Env: []string{"A=b"}, User: "65535",
 		Files: []imagetar.File{
@@ -35,9 +33,7 @@ func TestWriteLayout(t *testing.T) {
 		},
 	}
 	var out bytes.Buffer
-	if err := imagetar.Write(&out, im); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, imagetar.Write(&out, im))
 	files := untar(t, out.Bytes())
 
 	var manifest []struct {
@@ -45,9 +41,7 @@ func TestWriteLayout(t *testing.T) {
 		RepoTags []string
 		Layers   []string
 	}
-	if err := json.Unmarshal(files["manifest.json"].body, &manifest); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(files["manifest.json"].body, &manifest))
 	if len(manifest) != 1 || !reflect.DeepEqual(manifest[0].RepoTags, []string{"example.test/a:1"}) || len(manifest[0].Layers) != 1 {
 		t.Fatalf("manifest: %+v", manifest)
 	}
@@ -59,9 +53,7 @@ func TestWriteLayout(t *testing.T) {
 			DiffIDs []string `json:"diff_ids"`
 		}
 	}
-	if err := json.Unmarshal(files[manifest[0].Config].body, &config); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(files[manifest[0].Config].body, &config))
 	sum := sha256.Sum256(layer)
 	if want := []string{"sha256:" + hex.EncodeToString(sum[:])}; !reflect.DeepEqual(config.RootFS.DiffIDs, want) {
 		t.Errorf("diff ids %v, want %v", config.RootFS.DiffIDs, want)
@@ -92,12 +84,8 @@ func TestWriteIsDeterministic(t *testing.T) {
 	files := []imagetar.File{{Path: "/b", Body: []byte("b")}, {Path: "/a/x", Body: []byte("x")}, {Path: "/a/y", Body: []byte("y")}}
 	reversed := []imagetar.File{files[2], files[1], files[0]}
 	var one, two bytes.Buffer
-	if err := imagetar.Write(&one, imagetar.Image{Name: "t/x:1", Files: files}); err != nil {
-		t.Fatal(err)
-	}
-	if err := imagetar.Write(&two, imagetar.Image{Name: "t/x:1", Files: reversed}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, imagetar.Write(&one, imagetar.Image{Name: "t/x:1", Files: files}))
+	testenv.NoError(t, imagetar.Write(&two, imagetar.Image{Name: "t/x:1", Files: reversed}))
 	if !bytes.Equal(one.Bytes(), two.Bytes()) {
 		t.Error("the order of files changed the archive")
 	}
@@ -116,9 +104,7 @@ func TestWriteErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := imagetar.Write(io.Discard, tc.images...)
-			if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("error %v, want one with %q", err, tc.want)
-			}
+			testenv.WantError(t, err, tc.want)
 		})
 	}
 }
@@ -140,10 +126,7 @@ func untar(t *testing.T, data []byte) map[string]entry {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := io.ReadAll(tr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		body := testenv.Must(io.ReadAll(tr))(t)
 		out[h.Name] = entry{h, body}
 	}
 }

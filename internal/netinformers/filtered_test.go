@@ -207,9 +207,7 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 	handlers := []*recorder{{pods: map[string]string{}}, {pods: map[string]string{}}, {pods: map[string]string{}}}
 	add := func(i cache.SharedIndexInformer, h *recorder) {
 		t.Helper()
-		if _, err := i.AddEventHandler(h.handler()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(i.AddEventHandler(h.handler()))(t)
 	}
 	add(selected, handlers[0])
 	add(Informer{all, running}, handlers[1])

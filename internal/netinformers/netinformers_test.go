@@ -52,16 +52,10 @@ func TestWatchFollowsOptions(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			client := fake.NewClientset()
 			c.o.Client, c.o.NodeName = client, "n1"
-			i, err := New(c.o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			i := testenv.Must(New(c.o))(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			if c.peer {
-				p, err := i.Policies()
-				if err != nil {
-					t.Fatal(err)
-				}
+				p := testenv.Must(i.Policies())(t)
 				p.WatchPeers()
 				p.WatchPeers()
 				i.peers.Start(ctx.Done())
@@ -92,9 +86,7 @@ func run(t *testing.T, ctx context.Context, i *Informers) (wait func()) {
 	done := make(chan error, 1) // read by wait only
 	go func() { done <- i.Run(ctx) }()
 	return func() {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}
 }
 
@@ -128,10 +120,7 @@ func listed(actions []clienttesting.Action) string {
 }
 
 func TestAskingForWhatIsNotWatched(t *testing.T) {
-	i, err := New(Options{Client: fake.NewClientset(), NodeName: "n1"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := testenv.Must(New(Options{Client: fake.NewClientset(), NodeName: "n1"}))(t)
 	if _, err := i.Services(); err == nil {
 		t.Error("Services that nobody watches were handed out: they would stay empty for ever")
 	}
@@ -153,10 +142,7 @@ func TestCachesHoldTrimmedObjects(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"a": "b"}},
 		Status:     corev1.NodeStatus{Images: []corev1.ContainerImage{{Names: []string{"large"}}}},
 	})
-	i, err := New(Options{Client: client, NodeName: "n1"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := testenv.Must(New(Options{Client: client, NodeName: "n1"}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	wait := run(t, ctx, i)
 	if !cache.WaitForCacheSync(t.Context().Done(), i.Nodes().Informer().HasSynced) {

@@ -56,10 +56,7 @@ func TestServedIsWhatSelectorsLetThrough(t *testing.T) {
 
 func check(t *testing.T, o runtime.Object, want bool) {
 	t.Helper()
-	trimmed, err := trim(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	trimmed := testenv.Must(trim(o))(t)
 	for _, as := range []any{o, trimmed, cache.DeletedFinalStateUnknown{Key: "ns/x", Obj: trimmed}} {
 		if served(as) != want {
 			t.Errorf("%+v: served is %v, a watch with the selectors says %v", as, !want, want)
@@ -76,18 +73,9 @@ func TestProxyHearsOfWhatIsServed(t *testing.T) {
 		watched <- a.GetResource().Resource
 		return true, w, err
 	})
-	i, err := New(Options{Client: client, NodeName: "n1", Services: true, Names: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	from, err := i.Services()
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := i.Names()
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := testenv.Must(New(Options{Client: client, NodeName: "n1", Services: true, Names: true}))(t)
+	from := testenv.Must(i.Services())(t)
+	all := testenv.Must(i.Names())(t)
 	h := &heard{}
 	add := func(informer cache.SharedIndexInformer, how int) {
 		var err error
@@ -115,9 +103,7 @@ func TestProxyHearsOfWhatIsServed(t *testing.T) {
 	}
 	ctx := t.Context()
 	update := func(o *corev1.Service) {
-		if _, err := client.CoreV1().Services("ns").Update(ctx, o, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(client.CoreV1().Services("ns").Update(ctx, o, metav1.UpdateOptions{}))(t)
 	}
 	update(aService("web", "10.43.0.9", map[string]string{apis.LabelServiceProxyName: "x"}))
 	h.want(t, "-Service web", "-Service web") // by two handlers
@@ -130,9 +116,7 @@ func TestProxyHearsOfWhatIsServed(t *testing.T) {
 		if _, ok, err := all.Services.Informer().GetStore().GetByKey("ns/" + name); !ok || err != nil {
 			t.Errorf("the DNS does not know %s: %v", name, err)
 		}
-		if err := client.CoreV1().Services("ns").Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, client.CoreV1().Services("ns").Delete(ctx, name, metav1.DeleteOptions{}))
 	}
 	h.want(t, "-Service web", "-Service web")
 }

@@ -47,15 +47,12 @@ func TestFirstThreadIsNotTaken(t *testing.T) {
 	met := 0
 	for range 200 {
 		onFirst(func() {
-			err := Do(func() error {
+			testenv.NoError(t, Do(func() error {
 				if unix.Gettid() == unix.Getpid() {
 					return errors.New("it runs on the first thread")
 				}
 				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			}))
 		})
 		onFirst(func() {
 			first := make(chan bool)
@@ -73,9 +70,7 @@ func TestFirstThreadIsNotTaken(t *testing.T) {
 // TestThreadEndsWithTheFunction with the function.
 func TestThreadEndsWithTheFunction(t *testing.T) {
 	thread := 0
-	if err := Do(func() error { thread = unix.Gettid(); return nil }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Do(func() error { thread = unix.Gettid(); return nil }))
 	testenv.Until(t, 2*time.Minute, "the thread is gone", func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread))
 		return errors.Is(err, os.ErrNotExist)

@@ -11,23 +11,19 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // hear runs what listens until the test ends.
 func hear(t *testing.T, gone func(), tables ...Table) {
 	t.Helper()
-	d, err := HearDeletions(tables...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(HearDeletions(tables...))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx, gone) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	})
 }
 
@@ -57,14 +53,10 @@ func TestDeletionsAreHeard(t *testing.T) {
 		}
 	}
 	for _, table := range []Table{watched, same, other} {
-		if err := Ensure(table); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Ensure(table))
 	}
 	for _, table := range []Table{same, other, watched} {
-		if err := Delete(table); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Delete(table))
 	}
 	expect("both", "both", "ours") // which is all: the one that hears ours alone heard of no other before
 
@@ -84,10 +76,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 // TestUnheardDeletions: who was told too much at once looks for himself.
 func TestUnheardDeletions(t *testing.T) {
 	netns.RequireNFT(t)
-	d, err := HearDeletions(Table{INet, "ours"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(HearDeletions(Table{INet, "ours"}))(t)
 	var text strings.Builder
 	for i := range 3000 { // while nobody reads
 		fmt.Fprintf(&text, "add table inet x%d\nadd chain inet x%d c\nadd rule inet x%d c drop\n", i, i, i)

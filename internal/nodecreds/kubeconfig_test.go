@@ -8,18 +8,15 @@ import (
 	"testing"
 
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestEmbedded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "etc", "coracle.yaml")
 	e := Embedded{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
-	if err := e.Write(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, e.Write())
+	c := testenv.Must(clientcmd.BuildConfigFromFlags("", path))(t)
 	if c.Host != e.Server || c.ServerName != e.ServerName || string(c.CAData) != "ca" || string(c.CertData) != "cert" || string(c.KeyData) != "key" {
 		t.Errorf("%+v", c)
 	}
@@ -27,16 +24,12 @@ func TestEmbedded(t *testing.T) {
 	if err != nil || before.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", before.Mode(), err)
 	}
-	if err := e.Write(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, e.Write())
 	if same, err := os.Stat(path); err != nil || !os.SameFile(before, same) {
 		t.Errorf("rewritten without need, %v", err)
 	}
 	e.Mode = 0o644
-	if err := e.Write(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, e.Write())
 	if after, err := os.Stat(path); err != nil || after.Mode().Perm() != 0o644 {
 		t.Errorf("%v, %v", after.Mode(), err)
 	}
@@ -47,17 +40,10 @@ func TestByFile(t *testing.T) {
 	b := ByFile{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
 		Path: filepath.Join(dir, "k")}
 	for _, f := range []string{b.CAFile, b.PairFile} {
-		if err := os.WriteFile(f, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(f, nil, 0o600))
 	}
-	if err := b.Write(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := clientcmd.BuildConfigFromFlags("", b.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Write())
+	c := testenv.Must(clientcmd.BuildConfigFromFlags("", b.Path))(t)
 	if c.Host != b.Server || c.ServerName != b.ServerName || c.CAFile != b.CAFile || c.CertFile != b.PairFile || c.KeyFile != b.PairFile || len(c.CertData) != 0 {
 		t.Errorf("%+v", c)
 	}

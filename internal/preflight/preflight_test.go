@@ -301,19 +301,14 @@ func TestPortInUseNamesTheProcess(t *testing.T) {
 	defer l.Close()
 	addr := l.Addr().(*net.TCPAddr)
 	err = kernelProbe{}.Listen(Port{Network: "tcp", Address: addr.AddrPort().Addr(), Number: addr.Port})
-	if err == nil || !strings.Contains(err.Error(), "used by ") {
-		t.Errorf("got %v", err)
-	}
+	testenv.WantError(t, err, "used by ")
 }
 
 // TestKernelProbe tries what needs the kernel, and that a trial leaves nothing behind.
 func TestKernelProbe(t *testing.T) {
 	testenv.RequireRoot(t, "it makes namespaces")
 	dir := t.TempDir()
-	before, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(net.Interfaces())(t)
 	p := kernelProbe{}
 	if err := p.Link("nonsense"); err == nil {
 		t.Error("an unknown kind of interface could be made")
@@ -332,10 +327,7 @@ func TestKernelProbe(t *testing.T) {
 	if s, err := p.Space(dir + "/not/there/yet"); err != nil || s.Total == 0 {
 		t.Errorf("space %+v, %v", s, err)
 	}
-	after, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
+	after := testenv.Must(net.Interfaces())(t)
 	for _, i := range after {
 		if i.Name == "coracle-check" || i.Name == "coracle-peer" {
 			t.Errorf("interface %s is left in this namespace (there were %d, there are %d)", i.Name, len(before), len(after))

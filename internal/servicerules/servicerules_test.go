@@ -4,11 +4,11 @@ package servicerules
 
 import (
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
@@ -29,17 +29,13 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 	netns.Require(t)
 	record := RecordIn(t.TempDir())
 	for _, table := range tables {
-		if err := nfttable.Ensure(table); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, nfttable.Ensure(table))
 	}
 	if name, err := Remove(record); name != "" || err != nil {
 		t.Errorf("without a record: %q, %v", name, err)
 	}
 	expect(t, true, "without a record, when they may be another program's")
-	if err := Write(record, NFTables); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Write(record, NFTables))
 	if name, err := Remove(record); name != NFTables || err != nil {
 		t.Errorf("got %q, %v", name, err)
 	}
@@ -47,9 +43,7 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 	if _, err := os.Stat(record); err == nil {
 		t.Error("the record is still there: the next time another program's rules would be removed")
 	}
-	if err := Write(record, NFTables); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Write(record, NFTables))
 	if name, err := Remove(record); name != NFTables || err != nil {
 		t.Errorf("with a record but no tables: %q, %v", name, err)
 	}
@@ -60,14 +54,10 @@ func TestModeChanges(t *testing.T) {
 	record := RecordIn(t.TempDir())
 	ipvs := nfttable.Table{Family: nfttable.IPv4, Name: IPVSTable}
 	for _, table := range append(tables, ipvs) {
-		if err := nfttable.Ensure(table); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, nfttable.Ensure(table))
 	}
 	for _, name := range []string{NFTables, IPVS, IPVS} {
-		if err := Write(record, name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Write(record, name))
 	}
 	if name, err := RemoveOthers(record, NFTables); name != IPVS || err != nil {
 		t.Errorf("got %q, %v", name, err)
@@ -90,10 +80,6 @@ func TestUnknownBackEnd(t *testing.T) {
 	if err := Write(record, "of the future"); err == nil {
 		t.Error("a back end whose rules cannot be removed may be recorded")
 	}
-	if err := os.WriteFile(record, []byte("of the future\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Remove(record); err == nil || !strings.Contains(err.Error(), "of the future") {
-		t.Errorf("got %v", err)
-	}
+	testenv.NoError(t, os.WriteFile(record, []byte("of the future\n"), 0o600))
+	testenv.WantError(t, testenv.Err(Remove(record)), "of the future")
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // clock is a time that a test moves.
@@ -57,18 +59,13 @@ func TestBoard(t *testing.T) {
 func serve(t *testing.T, socket string, b *Board) (*Server, func()) {
 	t.Helper()
 	s := NewServer(socket, Identity{Role: "server", Version: "v1", Node: "n", DataDir: "/d", Started: time.Unix(1, 0)}, b)
-	l, err := s.Listen()
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(s.Listen())(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
 	return s, func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}
 }
 
@@ -109,10 +106,7 @@ func TestServerAndClient(t *testing.T) {
 	s.Handle("POST /v1/thing", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not now", http.StatusConflict) }))
 	s.SetReady(time.Unix(5, 0))
 	s.SetReady(time.Unix(9, 0))
-	r, err := c.Status(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(c.Status(ctx))(t)
 	if !r.Running || r.PID != os.Getpid() || r.Memory.RSS < r.Memory.Anonymous || r.Memory.Anonymous == 0 || !r.Ready.Equal(time.Unix(5, 0)) {
 		t.Errorf("report %+v, memory %+v", r, r.Memory)
 	}
@@ -133,9 +127,7 @@ func TestServerAndClient(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 	// What a killed process leaves is taken over.
-	if err := os.WriteFile(socket, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(socket, nil, 0o600))
 	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("with a dead socket: %v", err)
 	}
@@ -168,7 +160,5 @@ func TestParseMemory(t *testing.T) {
 	if want := (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}); m != want {
 		t.Errorf("got %+v", m)
 	}
-	if _, err := ReadMemory(0); err == nil || !strings.Contains(err.Error(), "process 0") {
-		t.Errorf("got %v", err)
-	}
+	testenv.WantError(t, testenv.Err(ReadMemory(0)), "process 0")
 }

@@ -33,13 +33,9 @@ func TestSet(t *testing.T) {
 	for range 5 {
 		defer hold()()
 	}
-	if err := Set(3 * time.Millisecond); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Set(3*time.Millisecond))
 	defer func() {
-		if err := Set(Standard); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, Set(Standard))
 		check(t, "50000")
 	}()
 	for range 5 {
@@ -110,10 +106,7 @@ func TestNoSlackIsSetWithoutPrivilege(t *testing.T) {
 // check fails the test unless each thread of this process has that slack.
 func check(t *testing.T, want string) {
 	t.Helper()
-	threads, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
+	threads := testenv.Must(os.ReadDir("/proc/self/task"))(t)
 	for _, thread := range threads {
 		b, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
 		if got := strings.TrimSpace(string(b)); err != nil || got != want {

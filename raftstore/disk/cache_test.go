@@ -14,6 +14,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // sameEntry compares an entry from memory with one from the disk, which knows
@@ -149,9 +151,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 	const size = 10_000
 	for i := uint64(1); i <= 1000; i++ {
 		e := &raft.Log{Index: i, Term: 1, Data: make([]byte, size)}
-		if err := cache.StoreLog(e); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, cache.StoreLog(e))
 		var got raft.Log
 		if err := cache.GetLog(i, &got); err != nil || &got.Data[0] != &e.Data[0] {
 			t.Fatalf("entry %d came from the disk, %v", i, err)
@@ -179,9 +179,7 @@ func TestCacheUnread(t *testing.T) {
 		t.Helper()
 		index++
 		e := &raft.Log{Index: index, Term: 1, Data: make([]byte, size)}
-		if err := cache.StoreLog(e); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, cache.StoreLog(e))
 		return e
 	}
 	for range 2 {
@@ -263,13 +261,9 @@ func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 		d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
 		t.Cleanup(func() { closeDir(t, d) })
 		for i := uint64(1); i <= entries; i++ {
-			if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}))
 		}
-		if err := d.fit(snapshotEnd{end, 1, members{}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.fit(snapshotEnd{end, 1, members{}}))
 		return d
 	}
 	for _, test := range []struct {
@@ -284,9 +278,7 @@ func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 			d := fill(t)
 			d.Log.Trail(test.entries, test.bytes)
 			log := d.CachedLog(64 << 10)
-			if err := log.DeleteRange(1, end); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, log.DeleteRange(1, end))
 			first, _ := log.FirstIndex()
 			// Records that end a file may count as part of an entry.
 			if stay := end + 1 - first; stay > test.stay || stay+7 < test.stay || test.bytes == 0 && stay != test.stay {

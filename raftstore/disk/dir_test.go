@@ -27,18 +27,12 @@ func options(path string) Options {
 
 func mustOpen(t *testing.T, path string) *Dir {
 	t.Helper()
-	d, err := Open(options(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
+	return testenv.Must(Open(options(path)))(t)
 }
 
 func closeDir(t *testing.T, d *Dir) {
 	t.Helper()
-	if err := d.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, d.Close())
 }
 
 func entry(i uint64) *raft.Log {
@@ -58,9 +52,7 @@ func filled(t *testing.T) string {
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	for i := uint64(1); i <= lastEntry; i++ {
-		if err := d.Log.StoreLogs([]*raft.Log{entry(i)}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Log.StoreLogs([]*raft.Log{entry(i)}))
 	}
 	for _, err := range []error{
 		d.Vars.SetUint64([]byte("CurrentTerm"), 3),
@@ -135,17 +127,11 @@ func TestInterruptedCreation(t *testing.T) {
 		{identityFile, filepath.Join(logDir, "0000000000000001.segment")},
 	} {
 		path := filepath.Join(t.TempDir(), "store")
-		if err := mustOpen(t, path).Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, mustOpen(t, path).Close())
 		for _, name := range lost {
-			if err := os.RemoveAll(filepath.Join(path, name)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.RemoveAll(filepath.Join(path, name)))
 		}
-		if err := mustOpen(t, path).Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, mustOpen(t, path).Close())
 	}
 }
 
@@ -153,9 +139,7 @@ func TestRefusedDirectories(t *testing.T) {
 	t.Run("newer format", func(t *testing.T) {
 		path := filled(t)
 		text := "coracle store\nformat 3\nsomething new\n"
-		if err := os.WriteFile(filepath.Join(path, identityFile), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(path, identityFile), []byte(text), 0o600))
 		var format *FormatError
 		if _, err := Open(options(path)); !errors.As(err, &format) || format.Version != 3 {
 			t.Error(err)
@@ -186,9 +170,7 @@ func TestRefusedDirectories(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Open(options(path))
-		if err == nil || !strings.Contains(err.Error(), "cannot be written") || !strings.Contains(err.Error(), path) {
-			t.Error(err)
-		}
+		testenv.WantError(t, err, "cannot be written", path)
 	})
 }
 
@@ -197,20 +179,14 @@ func readOnlyMount(t *testing.T, path string) {
 	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_RDONLY, ""); err != nil {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(path, 0)) })
 }
 
 func TestSnapshotIsReplaced(t *testing.T) {
 	d := mustOpen(t, filepath.Join(t.TempDir(), "store"))
 	defer closeDir(t, d)
 	for i, state := range []string{"one", "two", ""} {
-		if err := writeSnapshot(d, uint64(i+1), state); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, writeSnapshot(d, uint64(i+1), state))
 		list, err := d.Snapshots.List()
 		if err != nil || len(list) != 1 || list[0].Index != uint64(i+1) || list[0].Size != int64(len(state)) {
 			t.Fatalf("%v, %v", list, err)

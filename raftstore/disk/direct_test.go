@@ -28,10 +28,7 @@ func onDevice(t *testing.T, path string) []byte {
 		t.Skipf("needs a file system with direct reads: %v", err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
+	info := testenv.Must(f.Stat())(t)
 	size := int(roundUp(info.Size(), directAlign))
 	b := make([]byte, size+directAlign)
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
@@ -64,13 +61,8 @@ func TestDirectAppends(t *testing.T) {
 	o.Faults = &Faults{}
 	var want []*raft.Log
 	for range 6 {
-		d, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(Open(o))(t)
+		testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 		checkEntries(t, d, want)
 		stop := make(chan struct{})
 		var readers sync.WaitGroup
@@ -106,9 +98,7 @@ func TestDirectAppends(t *testing.T) {
 				wait(t, "failing", func() bool { return errors.Is(d.Admit(), ErrFailing) })
 				o.Faults.FailWrites(nil)
 			}
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, <-done)
 			for _, e := range batch {
 				var got raft.Log
 				if err := d.Log.GetLog(e.Index, &got); err != nil || !bytes.Equal(got.Data, e.Data) {
@@ -139,19 +129,11 @@ func TestDirectRefused(t *testing.T) {
 		"opening": func(t *testing.T, l *Log) {
 			s := l.tail()
 			if s.direct != nil {
-				if err := s.direct.Close(); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, s.direct.Close())
 				s.direct = nil
 			}
-			if err := os.Rename(s.path, s.path+".away"); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := os.Rename(s.path+".away", s.path); err != nil {
-					t.Fatal(err)
-				}
-			})
+			testenv.NoError(t, os.Rename(s.path, s.path+".away"))
+			t.Cleanup(func() { testenv.NoError(t, os.Rename(s.path+".away", s.path)) })
 		},
 		"writing": func(t *testing.T, l *Log) {
 			f, err := os.Open(l.tail().path) // so that writes fail
@@ -174,9 +156,7 @@ func TestDirectRefused(t *testing.T) {
 			t.Run(what, func(t *testing.T) {
 				d := mustOpen(t, path)
 				defer closeDir(t, d)
-				if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 				checkEntries(t, d, want)
 				for i := range before + 20 {
 					if i == before {
@@ -185,17 +165,13 @@ func TestDirectRefused(t *testing.T) {
 					e := randomEntry(r, uint64(len(want)+1))
 					e.Data = e.Data[:min(len(e.Data), 700)] // the segment does not end
 					want = append(want, e)
-					if err := d.Log.StoreLog(e); err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, d.Log.StoreLog(e))
 					if d.Log.direct.refused != (i >= before) && !t.Failed() {
 						t.Errorf("append %d: refused: %v", i, d.Log.direct.refused)
 					}
 				}
 				checkEntries(t, d, want)
-				if err := d.Admit(); err != nil {
-					t.Error(err)
-				}
+				testenv.Check(t, d.Admit())
 			})
 		}
 		d := mustOpen(t, path)
@@ -210,9 +186,7 @@ func TestDirectRefused(t *testing.T) {
 func TestLargeSectors(t *testing.T) {
 	root := t.TempDir()
 	file, dir := filepath.Join(root, "image"), filepath.Join(root, "mnt")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Truncate(file, 64<<20)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Truncate(file, 64<<20)))
 	run := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).CombinedOutput()
 		if err != nil {
@@ -228,32 +202,22 @@ func TestLargeSectors(t *testing.T) {
 	})
 	run("mkfs.ext4", "-q", device)
 	run("mount", device, dir)
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(dir, 0)) })
 	r := randomOf(t)
 	path := filepath.Join(dir, "store")
 	var want []*raft.Log
 	for range 3 {
 		d := mustOpen(t, path)
-		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 		for range 30 {
 			e := sizedEntry(r, uint64(len(want)+1))
 			want = append(want, e)
-			if err := d.Log.StoreLog(e); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.StoreLog(e))
 		}
 		if !d.Log.direct.refused {
 			t.Error("the device took sectors of 512 bytes")
 		}
-		if err := d.Admit(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, d.Admit())
 		if got := checkEntries(t, d, want); got != uint64(len(want)) {
 			t.Fatalf("%d entries of %d", got, len(want))
 		}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMemberIsNew makes two directories for one node: the second is another
@@ -19,10 +21,7 @@ func TestMemberIsNew(t *testing.T) {
 		o := options(filepath.Join(t.TempDir(), "store"))
 		o.Identity.Member, o.Identity.Node = "", "host.example.org"
 		for range 2 { // made, and opened again
-			d, err := Open(o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := testenv.Must(Open(o))(t)
 			members = append(members, d.Identity.Member)
 			if got := NodeOf(d.Identity.Member); got != o.Identity.Node {
 				t.Errorf("member %s is of node %s", d.Identity.Member, got)
@@ -57,33 +56,21 @@ func TestFormat1(t *testing.T) {
 	path := filled(t)
 	old := testIdentity.encode(1)
 	file := filepath.Join(path, identityFile)
-	if err := os.WriteFile(file, old, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, old, 0o600))
 	vars := filepath.Join(path, varsFile)
-	whole, err := os.ReadFile(vars)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(vars, whole[:len(whole)/2], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	whole := testenv.Must(os.ReadFile(vars))(t)
+	testenv.NoError(t, os.WriteFile(vars, whole[:len(whole)/2], 0o600))
 	if _, err := Open(options(path)); err == nil {
 		t.Fatal("opened a damaged directory")
 	}
 	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, old) {
 		t.Errorf("the refused open changed the identity: %s, %v", now, err)
 	}
-	if err := os.WriteFile(vars, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(vars, whole, 0o600))
 	for range 2 {
 		o := options(path)
 		o.Identity.Member = ""
-		d, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(Open(o))(t)
 		if d.Identity != testIdentity {
 			t.Errorf("identity %v, want %v", d.Identity, testIdentity)
 		}
@@ -101,19 +88,12 @@ func TestPeers(t *testing.T) {
 		t.Fatalf("before any: %v, %v", got, err)
 	}
 	want := []Peer{{"a.ABCDEFGHIJ", "10.0.0.1:6443"}, {"b \"\n%q", "[fd00::1]:6443"}}
-	if err := d.SavePeers(want); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.SavePeers(want))
 	file := filepath.Join(path, peersFile)
-	before, err := os.Stat(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(os.Stat(file))(t)
 	// Nothing is written when nothing changed, also after a restart.
 	for range 2 {
-		if err := d.SavePeers(slices.Clone(want)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.SavePeers(slices.Clone(want)))
 		if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
 			t.Errorf("written again: %v", err)
 		}
@@ -125,25 +105,18 @@ func TestPeers(t *testing.T) {
 	}
 	closeDir(t, d)
 	// Every damage is noticed, and hinders nothing.
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(file))(t)
 	for i := range data {
 		bad := bytes.Clone(data)
 		bad[i] ^= 1
-		if err := os.WriteFile(file, bad, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(file, bad, 0o600))
 		if got, err := ReadPeers(path); err == nil {
 			t.Fatalf("byte %d changed, and got %v", i, got)
 		}
 	}
 	d = mustOpen(t, path)
 	defer closeDir(t, d)
-	if err := d.SavePeers(nil); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.SavePeers(nil))
 	if got, err := ReadPeers(path); err != nil || got != nil {
 		t.Errorf("after none: %v, %v", got, err)
 	}

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // This file damages every kind of file at every kind of place in every way
@@ -127,11 +129,7 @@ func (in *injector) try(what string, damagedImage image, undetectable bool) {
 	in.t.Helper()
 	path := filepath.Join(in.dir, "copy")
 	damagedImage.write(in.t, path)
-	defer func() {
-		if err := os.RemoveAll(path); err != nil {
-			in.t.Fatal(err)
-		}
-	}()
+	defer func() { testenv.NoError(in.t, os.RemoveAll(path)) }()
 	d, err := Open(injectOptions(path))
 	if err != nil {
 		in.refused++
@@ -399,10 +397,7 @@ func TestDamageWhileOpen(t *testing.T) {
 			place := slices.Sorted(maps.Keys(at))[r.IntN(len(at))]
 			path := filepath.Join(in.dir, fmt.Sprintf("%s %s", kind, harm))
 			l.last().write(t, path)
-			d, err := Open(injectOptions(path))
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := testenv.Must(Open(injectOptions(path)))(t)
 			b := change(r, bytes.Clone(l.last()[name]), nil, nil, at[place])
 			if err := os.WriteFile(filepath.Join(path, name), b, 0o600); err != nil { // truncates first
 				t.Fatal(err)
@@ -426,16 +421,11 @@ func TestTermBehindSnapshot(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	old := readImage(t, path)[varsFile]
-	err := errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), 3), writeSnapshot(d, 7, "state"), d.Close())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), 3), writeSnapshot(d, 7, "state"), d.Close()))
 	if got := binary.LittleEndian.Uint32(old[boltPageHeader:]); got != boltMagic {
 		t.Fatalf("not a variables file: %x", got)
 	}
-	if err := os.WriteFile(filepath.Join(path, varsFile), old, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(path, varsFile), old, 0o600))
 	var damage *DamageError
 	if _, err := Open(options(path)); !errors.As(err, &damage) || damage.Path != filepath.Join(path, varsFile) {
 		t.Error(err)

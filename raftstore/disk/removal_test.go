@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // longLog opens a directory whose log has at least four segments, and returns
@@ -18,27 +20,19 @@ import (
 func longLog(t *testing.T, path string) (*Dir, uint64) {
 	t.Helper()
 	d := mustOpen(t, path)
-	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 	t.Cleanup(func() { d.Close() })
 	data := make([]byte, 10<<10)
 	const count = 40
 	for i := uint64(1); i <= count; i++ {
-		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Type: raft.LogCommand, Data: data}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Type: raft.LogCommand, Data: data}))
 	}
 	return d, count
 }
 
 func segmentsOf(t *testing.T, path string) []uint64 {
 	t.Helper()
-	numbers, err := segmentNumbers(filepath.Join(path, logDir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return numbers
+	return testenv.Must(segmentNumbers(filepath.Join(path, logDir)))(t)
 }
 
 // TestAppendsGoOnWhileFilesAreRemoved: the removal of old entries is held up,
@@ -83,9 +77,7 @@ func TestAppendsGoOnWhileFilesAreRemoved(t *testing.T) {
 		t.Fatalf("%d segments: the test shows nothing", n)
 	}
 	close(let)
-	if err := <-removed; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-removed)
 	if left := segmentsOf(t, path); len(left) != 1 {
 		t.Errorf("files %v are left", left)
 	}
@@ -111,12 +103,8 @@ func TestRemovalKeepsItsOrder(t *testing.T) {
 		t.Errorf("files %v are left of %v", left, before)
 	}
 	d.Log.unlink = os.Remove
-	if err := d.Log.StoreLog(&raft.Log{Index: last + 1, Term: 1, Type: raft.LogCommand}); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Log.DeleteRange(last, last); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: last + 1, Term: 1, Type: raft.LogCommand}))
+	testenv.NoError(t, d.Log.DeleteRange(last, last))
 	if left := segmentsOf(t, path); len(left) != 1 {
 		t.Errorf("files %v are left", left)
 	}
@@ -141,9 +129,7 @@ func TestFailedRemovalFailsNothingElse(t *testing.T) {
 	if now, _ := d.Log.LastIndex(); now != last-10 {
 		t.Errorf("the log ends at %d", now)
 	}
-	if err := writeSnapshotOf(d, last+10, 1, ""); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, writeSnapshotOf(d, last+10, 1, ""))
 	if err := d.Log.StoreLog(&raft.Log{Index: last + 11, Term: 1, Type: raft.LogCommand}); err != nil {
 		t.Errorf("append after a snapshot: %v", err)
 	}

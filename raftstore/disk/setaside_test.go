@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -23,16 +22,11 @@ func TestSetAside(t *testing.T) {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 	// The second one is taken.
-	if err := os.Mkdir(path+".damaged-2", 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(path+".damaged-2", 0o700))
 	for _, n := range []int{1, 3} {
 		o := options(path)
 		o.Identity.Member = ""
-		d, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(Open(o))(t)
 		member := d.Identity.Member
 		var used *InUseError
 		if _, err := SetAside(path); !errors.As(err, &used) {
@@ -58,14 +52,8 @@ func TestSetAsideMount(t *testing.T) {
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
-	defer func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Error(err)
-		}
-	}()
-	if _, err := SetAside(path); err == nil || !strings.Contains(err.Error(), "mounted") {
-		t.Error(err)
-	}
+	defer func() { testenv.Check(t, unix.Unmount(path, 0)) }()
+	testenv.WantError(t, testenv.Err(SetAside(path)), "mounted")
 }
 
 // TestStartOver leaves a directory that opens as a new one and knows the
@@ -79,16 +67,11 @@ func TestStartOver(t *testing.T) {
 			t.Fatal(moved, err)
 		}
 		if interrupted {
-			if err := os.Rename(path, path+freshSuffix); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Rename(path, path+freshSuffix))
 		}
 		o := options(path)
 		o.Identity.Member = ""
-		d, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(Open(o))(t)
 		if last, err := d.Log.LastIndex(); err != nil || last != 0 || d.Identity.Member == testIdentity.Member {
 			t.Errorf("last entry %d, %v, identity %v", last, err, d.Identity)
 		}

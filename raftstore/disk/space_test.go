@@ -23,11 +23,7 @@ func smallDisk(t *testing.T, options string) string {
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, options); err != nil {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(path, 0)) })
 	return path
 }
 
@@ -35,26 +31,16 @@ func smallDisk(t *testing.T, options string) string {
 func fillUp(t *testing.T, path string) (free func()) {
 	t.Helper()
 	name := filepath.Join(path, "filler")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.Create(name))(t)
 	for size := int64(1 << 20); size >= 4096; {
-		info, err := f.Stat()
-		if err != nil {
-			t.Fatal(err)
-		}
+		info := testenv.Must(f.Stat())(t)
 		if err := unix.Fallocate(int(f.Fd()), 0, info.Size(), size); err != nil {
 			size /= 2
 		}
 	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.Close())
 	return func() {
-		if err := os.Remove(name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(name))
 	}
 }
 
@@ -73,25 +59,16 @@ func TestFullDisk(t *testing.T) {
 	path := smallDisk(t, "size=16m")
 	o := options(filepath.Join(path, "store"))
 	o.Reserve, o.SegmentSize = 4<<20, 1<<20
-	d, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Admit(); err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(Open(o))(t)
+	testenv.NoError(t, d.Admit())
 	free := fillUp(t, path)
 	big := func(i uint64) *raft.Log {
 		return &raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 300<<10)}
 	}
 
 	// What is under way still gets to the disk, thanks to the reserve.
-	if err := d.Log.StoreLog(big(1)); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Log.StoreLog(big(1)))
+	testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 	wait(t, "refused", func() bool { return errors.Is(d.Admit(), ErrNoSpace) })
 	// Without any space at all a write waits, and reads go on.
 	last := uint64(1)
@@ -113,16 +90,12 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("read on a full disk: %v", err)
 	}
 	free()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-done)
 	wait(t, "admitted again", func() bool { return d.Admit() == nil })
 	if info, err := os.Stat(filepath.Join(o.Path, reserveFile)); err != nil || info.Size() != o.Reserve {
 		t.Fatalf("no new reserve: %v, %v", info, err)
 	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Close())
 	d = mustOpen(t, o.Path)
 	defer closeDir(t, d)
 	if got, err := d.Log.LastIndex(); err != nil || got != last+1 {

@@ -12,6 +12,8 @@ import (
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // onFakeDisk opens a new directory whose clock and disk the test controls.
@@ -26,10 +28,7 @@ func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []
 		}
 		flushes <- took
 	}
-	d, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(Open(o))(t)
 	t.Cleanup(func() { closeDir(t, d) })
 	return d, c, faults, func() []time.Duration {
 		var all []time.Duration
@@ -50,9 +49,7 @@ func TestStalled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d, c, faults, flushed := onFakeDisk(t)
 			if name == "log's end" {
-				if err := d.Log.StoreLogs([]*raft.Log{{Index: 1, Term: 1}, {Index: 2, Term: 1}, {Index: 3, Term: 1}}); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, d.Log.StoreLogs([]*raft.Log{{Index: 1, Term: 1}, {Index: 2, Term: 1}, {Index: 3, Term: 1}}))
 				write = func(d *Dir) error { return d.Log.DeleteRange(2, 3) }
 			}
 			flushed()
@@ -69,9 +66,7 @@ func TestStalled(t *testing.T) {
 				t.Errorf("stalled for %v", got)
 			}
 			c.Step(2 * time.Second)
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, <-done)
 			if got := d.Stalled(); got != 0 {
 				t.Errorf("afterwards stalled for %v", got)
 			}
@@ -86,10 +81,7 @@ func TestStalled(t *testing.T) {
 // lock file stays what it was.
 func TestFlushOfNow(t *testing.T) {
 	d, c, faults, _ := onFakeDisk(t)
-	before, err := os.ReadFile(filepath.Join(d.path, "LOCK"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(os.ReadFile(filepath.Join(d.path, "LOCK")))(t)
 	c.Step(time.Hour)
 	if took, ok := d.FlushedWithin(time.Minute); ok {
 		t.Errorf("a flush of %v, although there was none for an hour", took)
@@ -102,9 +94,7 @@ func TestFlushOfNow(t *testing.T) {
 		t.Errorf("a flush of %v that has not ended, stalled for %v", took, d.Stalled())
 	}
 	c.Step(5 * time.Second)
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-done)
 	took, ok := d.FlushedWithin(5 * time.Second)
 	if _, since := d.FlushedWithin(4 * time.Second); !ok || took != 5*time.Second || since {
 		t.Errorf("a flush of %v; it began within 5 s: %v, within 4 s: %v", took, ok, since)
@@ -169,9 +159,7 @@ func TestFaultsEndAtOnce(t *testing.T) {
 		go func() { done <- d.Log.StoreLog(&raft.Log{Index: uint64(i + 1), Term: 1}) }()
 		wait(t, "delayed", c.HasWaiters)
 		end()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, <-done)
 	}
 }
 

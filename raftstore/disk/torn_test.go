@@ -70,9 +70,7 @@ func TestTornAppends(t *testing.T) {
 	var want []*raft.Log
 	for range 150 {
 		d := mustOpen(t, path)
-		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 1))
 		if got := checkEntries(t, d, want); got != uint64(len(want)) {
 			t.Fatalf("%d entries of %d", got, len(want))
 		}
@@ -83,9 +81,7 @@ func TestTornAppends(t *testing.T) {
 			batch = append(batch, randomEntry(r, uint64(len(want)+1)))
 			want = append(want, batch[len(batch)-1])
 		}
-		if err := errors.Join(d.Log.StoreLogs(batch), d.Close()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(d.Log.StoreLogs(batch), d.Close()))
 		complete := tear(t, r, path, before)
 		d = mustOpen(t, path)
 		last := checkEntries(t, d, want)
@@ -93,9 +89,7 @@ func TestTornAppends(t *testing.T) {
 			t.Fatalf("%d entries are left of %d and a batch of %d", last, acknowledged, len(batch))
 		}
 		want = want[:last]
-		if err := d.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Close())
 	}
 }
 
@@ -129,9 +123,7 @@ func tear(t *testing.T, r *rand.Rand, path string, before map[string][]byte) (co
 					sealLost = sealLost || rotated && existed
 				}
 			}
-			if err := os.WriteFile(filepath.Join(path, logDir, name), torn, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(filepath.Join(path, logDir, name), torn, 0o600))
 		}
 	}
 	return complete
@@ -143,24 +135,15 @@ func TestLostSector(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	for i := uint64(1); i <= 20; i++ {
-		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 900)}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 900)}))
 	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Close())
 	file := segmentPath(filepath.Join(path, logDir), 1)
-	whole, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := testenv.Must(os.ReadFile(file))(t)
 	for at := 0; at < 17*1000; at += sector {
 		lost := bytes.Clone(whole)
 		clear(lost[at : at+sector])
-		if err := os.WriteFile(file, lost, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(file, lost, 0o600))
 		var damage *DamageError
 		if _, err := Open(options(path)); !errors.As(err, &damage) || damage.Path != file {
 			t.Errorf("without the sector at %d: %v", at, err)
@@ -175,9 +158,7 @@ func TestLogModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
-	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 3); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 3))
 	var want []*raft.Log // without gaps
 	check := func(what string) {
 		t.Helper()
@@ -213,21 +194,15 @@ func TestLogModel(t *testing.T) {
 			}
 			want = append(want, batch...)
 			what = fmt.Sprintf("append %d", len(batch))
-			if err := d.Log.StoreLogs(batch); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.StoreLogs(batch))
 		case kind < 7 && len(want) > 10: // compaction
 			n := r.IntN(len(want) - 5)
 			what = fmt.Sprintf("delete %d at the beginning", n+1)
 			if at := want[n].Index; at > snapshot {
 				snapshot = at
-				if err := writeSnapshot(d, at, "state"); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, writeSnapshot(d, at, "state"))
 			}
-			if err := d.Log.DeleteRange(want[0].Index, want[n].Index); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.DeleteRange(want[0].Index, want[n].Index))
 			want = want[n+1:]
 		case kind < 8 && len(want) > 0: // a conflict with the leader
 			n := r.IntN(len(want))
@@ -235,45 +210,31 @@ func TestLogModel(t *testing.T) {
 				continue
 			}
 			what = fmt.Sprintf("delete %d at the end", len(want)-n)
-			if err := d.Log.DeleteRange(want[n].Index, want[len(want)-1].Index); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.DeleteRange(want[n].Index, want[len(want)-1].Index))
 			next = want[n].Index
 			want = want[:n]
 		case kind < 9 && r.IntN(4) == 0 && len(want) > 0: // a snapshot from the leader
 			what = "delete all and leap"
-			if err := d.Log.DeleteRange(want[0].Index, want[len(want)-1].Index); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Log.DeleteRange(want[0].Index, want[len(want)-1].Index))
 			want, next = nil, next+uint64(r.IntN(100))
 			snapshot = next - 1
-			if err := writeSnapshot(d, next-1, "state"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, writeSnapshot(d, next-1, "state"))
 		default:
 			what = "restart"
 			snapshot = next - 1
 			if err := writeSnapshot(d, next-1, "state"); err != nil && next > 1 {
 				t.Fatal(err)
 			}
-			if err := d.Close(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Close())
 			d = mustOpen(t, path)
 			// Part of what was deleted at the beginning may be back.
 			if first, _ := d.Log.FirstIndex(); len(want) > 0 && first < want[0].Index {
-				if err := d.Log.DeleteRange(first, want[0].Index-1); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, d.Log.DeleteRange(first, want[0].Index-1))
 			} else if last, _ := d.Log.LastIndex(); len(want) == 0 && last > 0 {
-				if err := d.Log.DeleteRange(first, last); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, d.Log.DeleteRange(first, last))
 			}
 		}
 		check(what)
 	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Close())
 }

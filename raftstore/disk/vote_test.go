@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Raft stores a vote in two steps. Whenever the power goes, the one who got the
@@ -16,18 +18,12 @@ func TestVoteIsOne(t *testing.T) {
 	faults := &Faults{}
 	o := options(path)
 	o.Faults = faults
-	d, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(Open(o))(t)
 	defer closeDir(t, d)
 	vote := func(term uint64, candidate string) {
 		t.Helper()
-		err := errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), term),
-			d.Vars.SetUint64([]byte("LastVoteTerm"), term), d.Vars.Set([]byte("LastVoteCand"), []byte(candidate)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), term),
+			d.Vars.SetUint64([]byte("LastVoteTerm"), term), d.Vars.Set([]byte("LastVoteCand"), []byte(candidate))))
 	}
 	vote(5, "x")
 	type saved struct {
@@ -49,9 +45,7 @@ func TestVoteIsOne(t *testing.T) {
 		at := &Vars{values: v.values}
 		term, err1 := at.GetUint64([]byte("LastVoteTerm"))
 		candidate, err2 := at.Get([]byte("LastVoteCand"))
-		if err := errors.Join(err1, err2); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, errors.Join(err1, err2))
 		states[saved{term, string(candidate)}] = true
 	}
 	faults.reached = check // before each flush: after the one before

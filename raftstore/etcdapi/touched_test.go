@@ -5,12 +5,10 @@ package etcdapi
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
@@ -172,19 +170,5 @@ func TestBudgetOfNestedTransactions(t *testing.T) {
 	}
 	if err := a.checkTxn(two(101)); !errors.Is(err, rpctypes.ErrGRPCTooManyOps) {
 		t.Errorf("28 and 101 operations: %v", err)
-	}
-}
-
-// BenchmarkCheckWrites: twice the operations, little more than twice the time.
-func BenchmarkCheckWrites(b *testing.B) {
-	for _, count := range []int{1, 100, 37_000, 74_000} {
-		r := manyOps(count, 42)
-		b.Run(fmt.Sprintf("%d operations, %d bytes", count, proto.Size(r)), func(b *testing.B) {
-			for b.Loop() {
-				if err := checkWrites(r); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

@@ -14,23 +14,17 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // pair is a connection from a to b.
 func pair(t *testing.T, n *Network) (a, b net.Conn) {
 	t.Helper()
 	l := n.Host("b").Listen()
-	a, err := n.Host("a").Dial(t.Context(), "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err = l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	a = testenv.Must(n.Host("a").Dial(t.Context(), "b"))(t)
+	b = testenv.Must(l.Accept())(t)
+	testenv.NoError(t, l.Close())
 	return a, b
 }
 
@@ -52,9 +46,7 @@ func want(t *testing.T, c net.Conn, s string) {
 // silent checks that nothing comes for a minute.
 func silent(t *testing.T, c net.Conn) {
 	t.Helper()
-	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
 	start := time.Now()
 	n, err := c.Read(make([]byte, 1))
 	if n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -66,9 +58,7 @@ func silent(t *testing.T, c net.Conn) {
 	if took := time.Since(start); took != time.Minute {
 		t.Fatalf("ran out of time after %v", took)
 	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.SetReadDeadline(time.Time{}))
 }
 
 func TestStream(t *testing.T) {
@@ -102,14 +92,10 @@ func TestStream(t *testing.T) {
 			}()
 		}
 		for range 4 {
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, <-done)
 		}
 		send(t, a, "last words")
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.Close())
 		want(t, b, "last words")
 		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("%v instead of the end", err)
@@ -129,17 +115,13 @@ func TestFullBuffer(t *testing.T) {
 		n := New()
 		a, b := pair(t, n)
 		n.Cut("a", "b")
-		if err := a.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.SetWriteDeadline(time.Now().Add(time.Second)))
 		wrote, err := a.Write(make([]byte, bufferBytes+1))
 		if wrote != bufferBytes || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("wrote %d bytes, %v", wrote, err)
 		}
 		n.Heal("a", "b")
-		if err := a.SetWriteDeadline(time.Time{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.SetWriteDeadline(time.Time{}))
 		written := make(chan struct{})
 		go func() {
 			defer close(written)
@@ -151,9 +133,7 @@ func TestFullBuffer(t *testing.T) {
 			t.Fatal("wrote into a full buffer")
 		default:
 		}
-		if _, err := io.ReadFull(b, make([]byte, bufferBytes)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(io.ReadFull(b, make([]byte, bufferBytes)))(t)
 		<-written
 		want(t, b, "x")
 	})
@@ -168,9 +148,7 @@ func TestDeadlineWakes(t *testing.T) {
 			done <- err
 		}()
 		synctest.Wait()
-		if err := a.SetDeadline(time.Now().Add(-1)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.SetDeadline(time.Now().Add(-1)))
 		if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
@@ -203,9 +181,7 @@ func TestCutAndHeal(t *testing.T) {
 		send(t, a, "under way")
 		n.Cut("a", "b")
 		silent(t, b)
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.Close())
 		silent(t, b) // nor does the end
 		n.HealAll()
 		want(t, b, "under way")
@@ -229,9 +205,7 @@ func TestBackoff(t *testing.T) {
 		send(t, a, ", behind it")
 		l := n.Host("b").Listen()
 		defer l.Close()
-		if _, err := n.Host("a").Dial(t.Context(), "b"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(n.Host("a").Dial(t.Context(), "b"))(t)
 		if took := time.Since(start); took != 1500*time.Millisecond {
 			t.Fatalf("a new connection after %v", took)
 		}
@@ -252,14 +226,8 @@ func TestDelay(t *testing.T) {
 		var ends []net.Conn
 		var dials []net.Conn
 		for range 20 {
-			a, err := n.Host("a").Dial(t.Context(), "b")
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			a := testenv.Must(n.Host("a").Dial(t.Context(), "b"))(t)
+			b := testenv.Must(l.Accept())(t)
 			dials, ends = append(dials, a), append(ends, b)
 		}
 		if took := time.Since(start); took < 2*time.Second || took > 3*time.Second {
@@ -345,12 +313,8 @@ func TestDialBlocksThenIsRefused(t *testing.T) {
 			}()
 			synctest.Wait()
 			n.Heal(cut.from, cut.to)
-			if err := <-dialed; err != nil {
-				t.Fatal(err)
-			}
-			if _, err := l.Accept(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, <-dialed)
+			testenv.Must(l.Accept())(t)
 		}
 		second := n.Host("b").Listen()
 		if _, err := second.Accept(); !errors.Is(err, syscall.EADDRINUSE) {
@@ -451,9 +415,7 @@ func TestRealTime(t *testing.T) {
 	n.Delay("a", "b", time.Millisecond, time.Millisecond)
 	send(t, a, "x")
 	want(t, b, "x")
-	if err := b.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.SetReadDeadline(time.Now().Add(time.Millisecond)))
 	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}

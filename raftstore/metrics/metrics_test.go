@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 type fixed Sample
@@ -23,13 +25,8 @@ func (f fixed) Sample() Sample { return Sample(f) }
 func gather(t *testing.T, c *Counters, s Sample) map[string]*dto.MetricFamily {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
-	if err := r.Register(NewCollector(c, fixed(s))); err != nil {
-		t.Fatal(err)
-	}
-	families, err := r.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, r.Register(NewCollector(c, fixed(s))))
+	families := testenv.Must(r.Gather())(t)
 	out := make(map[string]*dto.MetricFamily)
 	for _, f := range families {
 		out[f.GetName()] = f
@@ -144,10 +141,7 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 
 // TestEveryMetricIsExplained reads the operators' page.
 func TestEveryMetricIsExplained(t *testing.T) {
-	page, err := os.ReadFile("../../docs/operations/store.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testenv.Must(os.ReadFile("../../docs/operations/store.md"))(t)
 	for name := range gather(t, NewCounters(), Sample{Peers: []Peer{{RTT: NewPeerHistogram()}}}) {
 		if !strings.Contains(string(page), "`"+name+"`") {
 			t.Errorf("docs/operations/store.md does not explain %s", name)

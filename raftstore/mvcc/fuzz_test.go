@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func FuzzDecodeEntry(f *testing.F) {
@@ -68,10 +70,7 @@ func FuzzDecodeEntry(f *testing.F) {
 // resend checks that results come to another server as they are.
 func resend(t *testing.T, results []Result) []byte {
 	t.Helper()
-	b, err := EncodeResults(results)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(EncodeResults(results))(t)
 	again, err := DecodeResults(b)
 	if err != nil || len(again) != len(results) {
 		t.Fatalf("%d results became %d: %v", len(results), len(again), err)
@@ -91,10 +90,7 @@ func resend(t *testing.T, results []Result) []byte {
 
 func FuzzDecodeResults(f *testing.F) {
 	s := sampleState()
-	b, err := EncodeResults(s.ApplyEntry(9, 1, sampleCommands()))
-	if err != nil {
-		f.Fatal(err)
-	}
+	b := testenv.Must(EncodeResults(s.ApplyEntry(9, 1, sampleCommands())))(f)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		results, err := DecodeResults(data)
@@ -179,12 +175,8 @@ func FuzzRestore(f *testing.F) {
 		var b bytes.Buffer
 		b.WriteString(snapshotMagic)
 		w := newBlockWriter(&b)
-		if _, err := w.Write(records); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(w.Write(records))(t)
+		testenv.NoError(t, w.close())
 		s, err := Restore(&b)
 		if err != nil {
 			if !errors.Is(err, ErrDamaged) {
@@ -225,14 +217,8 @@ func TestDamagedSnapshot(t *testing.T) {
 
 // TestOldSnapshot reads what a version without sessions wrote.
 func TestOldSnapshot(t *testing.T) {
-	file, err := os.ReadFile("testdata/before-sessions.snapshot")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := Restore(bytes.NewReader(file))
-	if err != nil {
-		t.Fatal(err)
-	}
+	file := testenv.Must(os.ReadFile("testdata/before-sessions.snapshot"))(t)
+	s := testenv.Must(Restore(bytes.NewReader(file)))(t)
 	if s.rev != 8 || s.compacted.Load() != 4 || s.keys != 3 || s.applied != 0 || len(s.sessions) != 0 {
 		t.Errorf("got revision %d, compacted to %d, %d keys, entry %d and %d sessions",
 			s.rev, s.compacted.Load(), s.keys, s.applied, len(s.sessions))

@@ -190,9 +190,7 @@ func TestViewsKeepSessions(t *testing.T) {
 		step(500 + i)
 		s.Freeze()
 	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-done)
 }
 
 // viewBytes is what a view's snapshot says about sessions.
@@ -213,10 +211,7 @@ func viewBytes(t *testing.T, v *View) []byte {
 func restored(tb testing.TB, s *State) *State {
 	tb.Helper()
 	file := snapshotOf(tb, s)
-	again, err := Restore(bytes.NewReader(file))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	again := testenv.Must(Restore(bytes.NewReader(file)))(tb)
 	if !bytes.Equal(snapshotOf(tb, again), file) {
 		tb.Fatal("it is written differently after it was read")
 	}

@@ -14,6 +14,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // handle is a server's answers in these tests.
@@ -99,17 +101,13 @@ func TestCallsFailOver(t *testing.T) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
 		at := string(b.address)
 		for range 3 {
-			if _, err := a.Call(t.Context(), at, "echo", nil); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(a.Call(t.Context(), at, "echo", nil))(t)
 			blocked := make(chan error)
 			go func() {
 				_, err := a.Call(t.Context(), at, "hang", nil)
 				blocked <- err
 			}()
-			if err := b.Close(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.Close())
 			if err := <-blocked; status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
 				t.Fatal(err)
 			}
@@ -138,9 +136,7 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
 		at := string(b.address)
-		if _, err := a.Call(t.Context(), at, "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), at, "echo", nil))(t)
 		m.Partition([]string{"a"}, []string{"b"})
 		failed := make(chan error)
 		call := func() {
@@ -156,9 +152,7 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 		}
 		// Without being told, gRPC notices by itself.
 		m.HealAll()
-		if _, err := a.Call(t.Context(), at, "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), at, "echo", nil))(t)
 		m.Partition([]string{"a"}, []string{"b"})
 		go call()
 		began = time.Now()
@@ -181,9 +175,7 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 func TestCallsIdle(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)
 		count := func() int {
 			a.Transport.mu.Lock()
 			defer a.Transport.mu.Unlock()
@@ -197,8 +189,6 @@ func TestCallsIdle(t *testing.T) {
 		if n := count(); n != 0 {
 			t.Fatalf("%d connections", n)
 		}
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)
 	})
 }

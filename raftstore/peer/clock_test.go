@@ -31,13 +31,9 @@ func TestClockSetBack(t *testing.T) {
 	m.Backoff(true)
 	a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
 	address := string(b.address)
-	if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(a.Call(t.Context(), address, "echo", nil))(t)
 	clock := unix.NsecToTimeval(time.Now().Add(-time.Hour).UnixNano())
-	if err := unix.Settimeofday(&clock); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Settimeofday(&clock))
 	m.Partition([]string{"a"}, []string{"b"})
 	for began := time.Now(); time.Since(began) < 3*a.opts.Timeout; {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

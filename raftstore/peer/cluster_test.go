@@ -13,6 +13,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // counter is a state machine that counts its entries.
@@ -71,9 +73,7 @@ func (n *node) run(t *testing.T, m memory, bootstrap *raft.Configuration) {
 		n.store, n.snaps = raft.NewInmemStore(), raft.NewInmemSnapshotStore()
 	}
 	if bootstrap != nil {
-		if err := raft.BootstrapCluster(c, n.store, n.store, n.snaps, n.t, *bootstrap); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, raft.BootstrapCluster(c, n.store, n.store, n.snaps, n.t, *bootstrap))
 	}
 	n.Raft, err = raft.NewRaft(c, &n.fsm, n.store, n.store, n.snaps, n.t)
 	if err != nil {
@@ -84,12 +84,8 @@ func (n *node) run(t *testing.T, m memory, bootstrap *raft.Configuration) {
 func (n *node) stop(t *testing.T) {
 	t.Helper()
 	done := n.Shutdown()
-	if err := n.t.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := done.Error(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, n.t.Close())
+	testenv.Check(t, done.Error())
 }
 
 // voters is a cluster of the servers at the first places.
@@ -140,9 +136,7 @@ func others(nodes []*node, not *node) []*node {
 func (n *node) apply(t *testing.T, count int) {
 	t.Helper()
 	for range count {
-		if err := n.Apply([]byte("x"), time.Second).Error(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, n.Apply([]byte("x"), time.Second).Error())
 	}
 }
 
@@ -199,9 +193,7 @@ func TestCluster(t *testing.T) {
 		m.Reset(down.name())
 		down.stop(t)
 		leader.apply(t, 100)
-		if err := leader.Snapshot().Error(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, leader.Snapshot().Error())
 		leader.apply(t, 1)
 		began = time.Now()
 		down.run(t, m, nil)
@@ -210,9 +202,7 @@ func TestCluster(t *testing.T) {
 
 		// The leader hands over.
 		leader = leaderOf(t, nodes...)
-		if err := leader.LeadershipTransfer().Error(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, leader.LeadershipTransfer().Error())
 		leader = leaderOf(t, nodes...)
 		leader.apply(t, 1)
 		for _, n := range nodes {
@@ -247,9 +237,7 @@ func TestCloseUnderWay(t *testing.T) {
 			go func() { failed <- f() }()
 		}
 		time.Sleep(10 * time.Millisecond) // whatever they have come to
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.Close())
 		for range 4 {
 			if err := <-failed; err == nil {
 				t.Error("something succeeded over a closed transport")
@@ -263,9 +251,7 @@ func TestCloseUnderWay(t *testing.T) {
 			t.Error("a call was made after Close")
 		}
 		a.Forget(string(b.address))
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.Close())
 	})
 }
 
@@ -273,18 +259,14 @@ func TestCloseUnderWay(t *testing.T) {
 func TestCloseWithStoppedPeer(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)
 		m.Partition([]string{"a"}, []string{"b"})
 		done := make(chan struct{}, 2)
 		go func() { _, _ = a.beat(b, 1); done <- struct{}{} }()
 		go func() { _, _ = a.Call(t.Context(), string(b.address), "echo", nil); done <- struct{}{} }()
 		synctest.Wait()
 		began := time.Now()
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.Close())
 		if took := time.Since(began); took > 100*time.Millisecond {
 			t.Fatalf("closing took %v", took)
 		}

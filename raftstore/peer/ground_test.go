@@ -72,18 +72,9 @@ type loopback struct {
 
 func newLoopback(t testing.TB) *loopback {
 	t.Helper()
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("server", "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := files.MutualTLS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
+	files := testenv.Must(ca.Issue("server", "127.0.0.1"))(t)
+	config := testenv.Must(files.MutualTLS())(t)
 	return &loopback{addresses: map[int]string{}, config: config}
 }
 
@@ -95,10 +86,7 @@ func (l *loopback) listen(t testing.TB, place int) (net.Listener, string) {
 	if address == "" {
 		address = testenv.Address(t, "127.0.0.1:0")
 	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := testenv.Must(net.Listen("tcp", address))(t)
 	l.addresses[place] = listener.Addr().String()
 	return tls.NewListener(listener, l.config), l.addresses[place]
 }
@@ -137,10 +125,7 @@ func start(t testing.TB, g ground, place int, id string, change func(*Options)) 
 	if change != nil {
 		change(&o)
 	}
-	tr, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tr := testenv.Must(New(o))(t)
 	s := &server{Transport: tr, id: raft.ServerID(id), address: raft.ServerAddress(address)}
 	s.SetHeartbeatHandler(nil) // as raft does, with its own
 	stop := make(chan struct{})
@@ -156,9 +141,7 @@ func start(t testing.TB, g ground, place int, id string, change func(*Options)) 
 		}
 	})
 	t.Cleanup(func() {
-		if err := tr.Close(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, tr.Close())
 		close(stop)
 		tasks.Wait()
 	})

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestHandshakeForm(t *testing.T) {
@@ -45,10 +47,7 @@ func FuzzHello(f *testing.F) {
 		{kind: kindCalls},
 		{kind: kindCalls, cluster: strings.Repeat("c", maxName)},
 	} {
-		b, err := h.encode()
-		if err != nil {
-			f.Fatal(err)
-		}
+		b := testenv.Must(h.encode())(f)
 		f.Add(b)
 		f.Add(append(b, "and more"...))
 		f.Add(b[:len(b)-1])
@@ -63,10 +62,7 @@ func FuzzHello(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := h.encode()
-		if err != nil {
-			t.Fatal(err)
-		}
+		again := testenv.Must(h.encode())(t)
 		if used := b[:len(b)-r.Len()]; !bytes.Equal(used, again) {
 			t.Fatalf("%q became %q", used, again)
 		}
@@ -127,22 +123,15 @@ func TestGarbage(t *testing.T) {
 			"CRPR\x01\x01\x02c1\x03a.1\x03b.1\x63\x63": "", // raft's garbage
 			"CRPR\x01\x02\x02c1\x03a.1\x03b.1\x63\x63": "", // gRPC's garbage
 		} {
-			c, err := g.dial(0)(t.Context(), string(b.address))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Write([]byte(say)); err != nil {
-				t.Fatal(err)
-			}
+			c := testenv.Must(g.dial(0)(t.Context(), string(b.address)))(t)
+			testenv.Must(c.Write([]byte(say)))(t)
 			got, err := readAnswer(c)
 			if err != nil || got.reason != reason || got.id != "b.1" {
 				t.Errorf("%q: %+v, %v", say, got, err)
 			}
 			closeConn(c)
 		}
-		if _, err := a.beat(b, 1); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.beat(b, 1))(t)
 	})
 }
 
@@ -153,21 +142,14 @@ func TestSlowHandshake(t *testing.T) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		var slow []net.Conn
 		closed := func(c net.Conn) bool {
-			if err := c.SetReadDeadline(time.Now().Add(time.Microsecond)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, c.SetReadDeadline(time.Now().Add(time.Microsecond)))
 			_, err := c.Read(make([]byte, 1))
 			return !errors.Is(err, os.ErrDeadlineExceeded)
 		}
 		const unidentified = 2 * maxUnidentified
 		for i := range unidentified {
-			c, err := m.dial(2)(t.Context(), "b")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Write([]byte("CRPR\x01\x01\x03abc")[:i%9]); err != nil {
-				t.Fatal(err)
-			}
+			c := testenv.Must(m.dial(2)(t.Context(), "b"))(t)
+			testenv.Must(c.Write([]byte("CRPR\x01\x01\x03abc")[:i%9]))(t)
 			slow = append(slow, c)
 		}
 		synctest.Wait()
@@ -221,8 +203,6 @@ func TestSlowServer(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, l.Close())
 	})
 }

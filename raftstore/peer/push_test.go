@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestCommitIndexIsSent checks who is told what is committed, and when.
@@ -25,9 +27,7 @@ func TestCommitIndexIsSent(t *testing.T) {
 		entry := func(index uint64) {
 			t.Helper()
 			r := a.entries(3, index)
-			if err := a.AppendEntries(b.id, b.address, r, new(raft.AppendEntriesResponse)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, a.AppendEntries(b.id, b.address, r, new(raft.AppendEntriesResponse)))
 			if got := <-requests; len(got.Entries) != 1 || got.Entries[0].Index != index {
 				t.Fatalf("%+v", got)
 			}
@@ -74,9 +74,7 @@ func TestCommitIndexIsSent(t *testing.T) {
 		<-requests
 		a.Committed(3, 8)
 		silence()
-		if err := <-answered; err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, <-answered)
 		commit(8)
 	})
 }
@@ -86,9 +84,7 @@ func TestCommitIndexIsSent(t *testing.T) {
 func TestEntriesWait(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
-		if err := b.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.Close())
 		done := make(chan error)
 		go func() {
 			done <- a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
@@ -101,12 +97,8 @@ func TestEntriesWait(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond) // what is heard of b must be later than the failed message, also where time is fake
 		b = start(t, g, 1, "b.1", nil)
-		if _, err := a.beat(b, 1); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.beat(b, 1))(t)
+		testenv.NoError(t, <-done)
 	})
 }
 
@@ -117,13 +109,9 @@ func TestOnlyALeadersEndIsReported(t *testing.T) {
 		lost := make(chan raft.ServerID, 10)
 		c.OnGone(func(id raft.ServerID) { lost <- id })
 		for _, s := range []*server{b, a} { // a leads, b did
-			if _, err := s.beat(c, map[*server]uint64{b: 1, a: 2}[s]); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(s.beat(c, map[*server]uint64{b: 1, a: 2}[s]))(t)
 		}
-		if err := b.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.Close())
 		a.abortConns(func(k *conn) bool { return k.class == classBeats }) // a lost connection is no end
 		for {
 			c.Transport.mu.Lock()
@@ -137,12 +125,8 @@ func TestOnlyALeadersEndIsReported(t *testing.T) {
 		if len(lost) > 0 {
 			t.Fatalf("%s was said to have ended", <-lost)
 		}
-		if _, err := a.beat(c, 2); err != nil {
-			t.Fatal(err)
-		}
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.beat(c, 2))(t)
+		testenv.NoError(t, a.Close())
 		if id := <-lost; id != "a.1" {
 			t.Fatal(id)
 		}

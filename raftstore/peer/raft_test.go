@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMessages(t *testing.T) {
@@ -31,12 +33,8 @@ func TestMessages(t *testing.T) {
 		if err := a.RequestPreVote(b.id, b.address, &raft.RequestPreVoteRequest{RPCHeader: a.header(), Term: 8}, &pr); err != nil || !pr.Granted {
 			t.Fatalf("%+v, %v", pr, err)
 		}
-		if err := a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := a.TimeoutNow(a.id, a.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}))
+		testenv.NoError(t, a.TimeoutNow(a.id, a.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}))
 		const size = 9 << 20
 		var sr raft.InstallSnapshotResponse
 		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{RPCHeader: a.header(), Term: 8, Size: size}, &sr, bytes.NewReader(make([]byte, size)))
@@ -110,23 +108,15 @@ func TestRestart(t *testing.T) {
 			}
 			close(block)
 			for range 4 {
-				if err := <-done; err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, <-done)
 			}
-			if err := b.Close(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.Close())
 			if _, err := a.beat(b, 1); err == nil {
 				t.Fatal("a closed server answered")
 			}
 			b = start(t, g, 1, "b.1", nil)
-			if _, err := a.beat(b, 1); err != nil {
-				t.Fatal(err)
-			}
-			if err := a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(a.beat(b, 1))(t)
+			testenv.NoError(t, a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse)))
 			if s := a.Peers()[0]; s.FailuresInARow != 0 || s.Failures == 0 || s.LastError == "" {
 				t.Fatalf("%+v", s)
 			}
@@ -139,12 +129,8 @@ func TestRestartUnnoticed(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		for range 5 {
-			if _, err := a.beat(b, 1); err != nil {
-				t.Fatal(err)
-			}
-			if err := b.Close(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(a.beat(b, 1))(t)
+			testenv.NoError(t, b.Close())
 			b = start(t, g, 1, "b.1", nil)
 		}
 		if s := a.Peers()[0]; s.Failures != 0 {
@@ -180,9 +166,7 @@ func TestWithhold(t *testing.T) {
 					t.Errorf("%s, withheld: %v: %v", name, on, err)
 				}
 			}
-			if err := a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}))
 			if _, err := b.beat(a, 1); err != nil { // it still answers
 				t.Error(err)
 			}
@@ -202,9 +186,7 @@ func TestRefusals(t *testing.T) {
 		for _, want := range []raft.AppendEntriesResponse{{Term: 5}, {Term: 6, Success: true}, {Term: 6}, {Term: 4, Success: true}} {
 			b.setRespond(func(rpc raft.RPC) { rpc.Respond(&want, nil) })
 			for _, request := range []*raft.AppendEntriesRequest{{RPCHeader: a.header(), Term: 5}, a.entries(5, 3)} {
-				if err := a.AppendEntries(b.id, b.address, request, &r); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, a.AppendEntries(b.id, b.address, request, &r))
 				if r.Term != want.Term || r.Success != want.Success || r.LastLog != 0 || r.NoRetryBackoff {
 					t.Fatalf("%+v became %+v", want, r)
 				}
@@ -238,13 +220,9 @@ func TestLeaderSeen(t *testing.T) {
 			}
 		}
 		check(&server{}, 0, 0)
-		if _, err := a.beat(c, 3); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.beat(c, 3))(t)
 		check(a, 3, 1)
-		if _, err := a.beat(c, 3); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.beat(c, 3))(t)
 		check(a, 3, 1)
 		if _, err := a.beat(c, 4); err != nil { // the same in a new term
 			t.Fatal(err)
@@ -262,9 +240,7 @@ func TestLeaderSeen(t *testing.T) {
 		}
 		check(b, 5, 3)
 		close(stuck)
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, <-done)
 		if _, err := a.beat(c, 4); err != nil { // deposed
 			t.Fatal(err)
 		}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSilentLoss loses packets for a while, as TCP sees it: what waits on old
@@ -23,15 +25,9 @@ func TestSilentLoss(t *testing.T) {
 		entries := func() error {
 			return a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
 		}
-		if err := entries(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := a.beat(b, 1); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, entries())
+		testenv.Must(a.beat(b, 1))(t)
+		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)
 		time.Sleep(time.Second) // fake time: the connections fall idle
 		m.Partition([]string{"a"}, []string{"b"})
 		began := time.Now()
@@ -61,9 +57,7 @@ func TestSilentLoss(t *testing.T) {
 			time.Sleep(50 * time.Millisecond) // the pace of heartbeats
 		}
 		for range 2 {
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, <-done)
 		}
 		if took := time.Since(began); took > loss+a.opts.Timeout+200*time.Millisecond {
 			t.Fatalf("took %v", took)
@@ -116,9 +110,7 @@ func TestUnansweredCalls(t *testing.T) {
 				m.Backoff(true)
 				a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
 				address := string(b.address)
-				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(a.Call(t.Context(), address, "echo", nil))(t)
 				time.Sleep(time.Second)         // fake time: the connection falls idle
 				lost := make(chan time.Time, 1) // once
 				during(t, a, address, func() {
@@ -158,18 +150,14 @@ func TestSnapshotSourceIsLost(t *testing.T) {
 			var resp raft.InstallSnapshotResponse
 			sent <- a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: 2 << 20}, &resp, r)
 		}()
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(w.Write(make([]byte, 1<<20)))(t)
 		time.Sleep(time.Second) // fake time: the follower has taken what came
 		m.Partition([]string{"a"}, []string{"b"})
 		began := time.Now()
 		if err := <-gaveUp; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > snapshotSilence {
 			t.Fatalf("%v after %v", err, time.Since(began))
 		}
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(w.Write(make([]byte, 1<<20)))(t)
 		_ = w.Close()
 		if err := <-sent; err == nil || time.Since(began) > 2*snapshotStall {
 			t.Fatalf("%v after %v", err, time.Since(began))

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // takingItsTime answers each call after as long as its body says.
@@ -49,9 +51,7 @@ func TestLossAmidCalls(t *testing.T) {
 				return err
 			}
 			if rnd.IntN(2) == 0 { // else the first of the calls connects
-				if err := call(t.Context(), 0); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, call(t.Context(), 0))
 			}
 			ctx, cancel := context.WithCancelCause(t.Context())
 			lost := time.Now().Add(time.Second)
@@ -129,9 +129,7 @@ func TestIdleIsNoSilence(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", takingItsTime)
 		address := string(b.address)
-		if _, err := a.Call(t.Context(), address, "wait", []byte("0s")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.Call(t.Context(), address, "wait", []byte("0s")))(t)
 		time.Sleep(5 * time.Second) // fake time: not as long as gRPC waits before it asks
 		long := make(chan error)
 		go func() {
@@ -143,8 +141,6 @@ func TestIdleIsNoSilence(t *testing.T) {
 		if _, err := a.Call(ctx, address, "wait", []byte("5s")); err == nil {
 			t.Error("a call was answered")
 		}
-		if err := <-long; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-long)
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestUpstreamPackages runs all tests of upstream's etcd3 and cacher packages
@@ -22,28 +24,16 @@ func TestUpstreamPackages(t *testing.T) {
 	root := filepath.Dir(command(t, "", "go", "env", "GOMOD"))
 	module := command(t, root, "go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/apiserver")
 	copied := filepath.Join(work, "apiserver")
-	if err := os.CopyFS(copied, os.DirFS(module)); err != nil {
-		t.Fatal(err)
-	}
-	server, err := os.ReadFile("testdata/test_server.go.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.CopyFS(copied, os.DirFS(module)))
+	server := testenv.Must(os.ReadFile("testdata/test_server.go.txt"))(t)
 	target := filepath.Join(copied, "pkg/storage/etcd3/testserver/test_server.go")
 	if err := os.Remove(target); err != nil { // read-only, as the module cache is
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(target, server, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(target, server, 0o644))
 	for _, name := range []string{"go.mod", "go.sum"} {
-		data, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(work, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(filepath.Join(root, name)))(t)
+		testenv.NoError(t, os.WriteFile(filepath.Join(work, name), data, 0o644))
 	}
 	modfile := filepath.Join(work, "go.mod")
 	command(t, root, "go", "mod", "edit", "-replace", "k8s.io/apiserver="+copied, modfile)

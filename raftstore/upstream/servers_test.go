@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // setupFunc sets up a storage on a store of its own.
@@ -49,10 +50,7 @@ func openFollower(t testing.TB, progressInterval time.Duration) *raftstore.Store
 	var stores []*raftstore.Store
 	var first string
 	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		name := fmt.Sprintf("s%d", i)
 		o := raftstore.Options{
 			Dir: filepath.Join(dir, name), NodeID: name, ClusterID: "upstream", ProgressInterval: progressInterval,
@@ -87,17 +85,8 @@ func open(t testing.TB, o raftstore.Options) *raftstore.Store {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	o.Logger = slog.New(slog.DiscardHandler)
-	s, err := raftstore.Open(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := s.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(raftstore.Open(ctx, o))(t)
+	t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })
+	testenv.NoError(t, s.WaitReady(ctx))
 	return s
 }

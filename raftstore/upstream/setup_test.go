@@ -29,6 +29,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // valuePrefix is what the test transformer puts before each stored value.
@@ -101,12 +102,9 @@ func setupOn(t testing.TB, open func(testing.TB, time.Duration) *raftstore.Store
 	leases.ReuseDurationSeconds = 1 // the tests wait no longer than 30 s
 	versioner := storage.APIObjectVersioner{}
 	transformer := newSwappable(o.transformer)
-	store, err := etcd3.New(client, compactor, o.codec, newPod, newPodList, "", "/pods/",
+	store := testenv.Must(etcd3.New(client, compactor, o.codec, newPod, newPodList, "", "/pods/",
 		schema.GroupResource{Resource: "pods"}, transformer, leases,
-		etcd3.NewDefaultDecoder(o.codec, versioner), versioner)
-	if err != nil {
-		t.Fatal(err)
-	}
+		etcd3.NewDefaultDecoder(o.codec, versioner), versioner))(t)
 	t.Cleanup(store.Close)
 	return context.Background(), &fixture{store, client, o.codec, transformer}
 }
@@ -156,20 +154,14 @@ func (f *fixture) prefix() *storagetesting.PrefixTransformer {
 
 // increaseRV makes a revision that concerns no object.
 func (f *fixture) increaseRV(ctx context.Context, t *testing.T) int64 {
-	resp, err := f.client.KV.Put(ctx, "increaseRV", "ok")
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(f.client.KV.Put(ctx, "increaseRV", "ok"))(t)
 	return resp.Header.Revision
 }
 
 // compact compacts as upstream's compactor does and waits until the storage
 // has noticed.
 func (f *fixture) compact(ctx context.Context, t *testing.T, resourceVersion string) {
-	rv, err := storage.APIObjectVersioner{}.ParseResourceVersion(resourceVersion)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rv := testenv.Must(storage.APIObjectVersioner{}.ParseResourceVersion(resourceVersion))(t)
 	compact(ctx, t, f.client.Client, int64(rv))
 	if utilfeature.DefaultFeatureGate.Enabled(features.ListFromCacheSnapshot) {
 		eventually(t, ctx, "compacted", func() bool { return f.CompactRevision() == int64(rv) })

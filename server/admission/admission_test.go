@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func newAdmission(clock *testclock.FakeClock) *Admission {
@@ -112,18 +113,14 @@ func TestClaimName(t *testing.T) {
 			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}},
 		}}
 		if err := api.Tracker().Add(n); err != nil {
-			if err := api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), n, ""); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), n, ""))
 		}
 	}
 	ready("server", "10.0.0.1", corev1.ConditionTrue)
 	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other-server", Labels: map[string]string{roster.RoleLabel: roster.RoleValue}}, Status: corev1.NodeStatus{
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}},
 	}}
-	if err := api.Tracker().Add(other); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Add(other))
 	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), protocol.CodeName)
 	first := machine("other-server", password, "10.0.0.9")
 	first.Role = token.RoleServer
@@ -135,9 +132,7 @@ func TestClaimName(t *testing.T) {
 	clock.Step(time.Hour)
 	silent := other.DeepCopy()
 	silent.Name = "server-b"
-	if err := api.Tracker().Add(silent); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Add(silent))
 	claim("an agent under the name of a server that is silent", machine("server-b", otherPassword, "10.0.0.9"), protocol.CodeName)
 	wiped := machine("server-b", otherPassword, "10.0.0.9")
 	wiped.Role = token.RoleServer
@@ -162,9 +157,7 @@ func TestClaimName(t *testing.T) {
 	lost := machine("n", password, "10.0.0.2")
 	lost.Joined = true
 	claim("by certificate, with another password", lost, "")
-	if err := api.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("nodes"), "", "n"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("nodes"), "", "n"))
 	joined := machine("n", password, "10.0.0.2")
 	joined.Joined = true
 	claim("by certificate, after the node was deleted", joined, protocol.CodeCertificate)
@@ -183,10 +176,7 @@ func TestCertifiedAddresses(t *testing.T) {
 	a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 	want := func(addresses, external string) {
 		t.Helper()
-		s, err := api.CoreV1().Secrets("kube-system").Get(ctx, "n"+roster.RegistrationSuffix, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(api.CoreV1().Secrets("kube-system").Get(ctx, "n"+roster.RegistrationSuffix, metav1.GetOptions{}))(t)
 		if got := string(s.Data[roster.RegistrationAddresses]); got != addresses {
 			t.Errorf("addresses %q, want %q", got, addresses)
 		}
@@ -205,16 +195,12 @@ func TestCertifiedAddresses(t *testing.T) {
 		if external != "" {
 			m.Node.External = []netip.Addr{netip.MustParseAddr(external)}
 		}
-		if err := a.register(ctx, api, m); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.register(ctx, api, m))
 	}
 	ask("", "10.0.0.2")
 	n := nodeNamed("n")
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.2"}}
-	if err := api.Tracker().Add(n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Add(n))
 	want("10.0.0.2", "")
 	ask("", "10.0.0.3")
 	want("10.0.0.3", "")
@@ -251,14 +237,10 @@ func TestAddressOfASilentNode(t *testing.T) {
 			node := nodeNamed(n.name)
 			node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: n.ready}}
 			node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.ip}}
-			if err := api.Tracker().Add(node); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, api.Tracker().Add(node))
 		}
 		if !tt.joined && tt.name == "live" { // it knows its password
-			if err := api.Tracker().Add(a.newRegistration(machine("live", password, "10.0.0.2").Node)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, api.Tracker().Add(a.newRegistration(machine("live", password, "10.0.0.2").Node)))
 		}
 		m := machine(tt.name, password, "10.0.0.3")
 		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
@@ -287,12 +269,8 @@ func TestForeignAddressesAreRefused(t *testing.T) {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		was := machine("n", password, "10.0.0.2")
 		was.Node.External = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
-		if err := api.Tracker().Add(a.newRegistration(was.Node)); err != nil {
-			t.Fatal(err)
-		}
-		if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, api.Tracker().Add(a.newRegistration(was.Node)))
+		testenv.NoError(t, api.Tracker().Add(registeredAt("n", "10.0.0.2")))
 		m := machine("n", password, tt.ip)
 		if tt.external != "" {
 			m.Node.External = []netip.Addr{netip.MustParseAddr(tt.external)}
@@ -318,9 +296,7 @@ func TestKeysBeforeTheNode(t *testing.T) {
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
 		t.Errorf("a machine that never joined: %q", got)
 	}
-	if err := a.register(t.Context(), api, machine("n", password, "10.0.0.2")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.register(t.Context(), api, machine("n", password, "10.0.0.2")))
 	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeStarting {
 		t.Errorf("right after it has joined: %q", got)
 	}
@@ -360,33 +336,22 @@ func TestJustJoined(t *testing.T) {
 	a, api := newAdmission(clock), fake.NewClientset()
 	expect := func(what string, token, fresh bool) {
 		t.Helper()
-		s, err := api.CoreV1().Secrets("kube-system").Get(t.Context(), "n"+roster.RegistrationSuffix, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(api.CoreV1().Secrets("kube-system").Get(t.Context(), "n"+roster.RegistrationSuffix, metav1.GetOptions{}))(t)
 		if got := roster.Recent(s, roster.RegistrationToken, clock.Now()); got != token || a.fresh(s) != fresh {
 			t.Errorf("%s: by a token %v, at all %v", what, got, a.fresh(s))
 		}
 	}
 	m := machine("n", password, "10.0.0.2")
-	if err := a.register(t.Context(), api, m); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.register(t.Context(), api, m))
 	expect("with a token", true, true)
-	if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Add(registeredAt("n", "10.0.0.2")))
 	clock.Step(roster.RegistrationTime + time.Second)
 	expect("later", false, false)
 	m = machine("n", password, "10.0.0.3")
 	m.Joined, m.From = true, netip.MustParseAddr("10.0.0.3")
-	if err := a.register(t.Context(), api, m); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.register(t.Context(), api, m))
 	expect("it moves, with its certificate", false, true)
-	if err := a.register(t.Context(), api, machine("n", password, "10.0.0.4")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.register(t.Context(), api, machine("n", password, "10.0.0.4")))
 	expect("with a token again", true, true)
 }
 

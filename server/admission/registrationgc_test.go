@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRegistrationGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
@@ -30,21 +31,14 @@ func TestRegistrationGC(t *testing.T) {
 	other.Name = gossipmember.GossipSecret
 	api := fake.NewClientset(claim("node", "1"), claim("gone", "1"), claim("back", "1"), other)
 	indexer := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
-	if err := indexer.Add(nodeNamed("node")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, indexer.Add(nodeNamed("node")))
 	c := &registrationGC{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler),
 		seen: map[string]orphan{}}
 	start := time.Now()
 	sweep := func(after time.Duration, want ...string) {
 		t.Helper()
-		if err := c.sweep(t.Context(), start.Add(after)); err != nil {
-			t.Fatal(err)
-		}
-		all, err := api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.sweep(t.Context(), start.Add(after)))
+		all := testenv.Must(api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{}))(t)
 		var got []string
 		for _, s := range all.Items {
 			got = append(got, s.Name)
@@ -62,24 +56,16 @@ func TestRegistrationGC(t *testing.T) {
 	sweep(0, "node", "gone", "back")
 	sweep(orphanTime-time.Minute, "node", "gone", "back")
 	// A machine is let in again.
-	if err := api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("secrets"), claim("back", "2"), metav1.NamespaceSystem); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("secrets"), claim("back", "2"), metav1.NamespaceSystem))
 	sweep(orphanTime, "node", "back")
 	sweep(2*orphanTime-time.Minute, "node", "back")
 	sweep(2*orphanTime, "node")
 	// The node is deleted, and registers again in time.
-	if err := indexer.Delete(nodeNamed("node")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, indexer.Delete(nodeNamed("node")))
 	sweep(3*orphanTime, "node")
-	if err := indexer.Add(nodeNamed("node")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, indexer.Add(nodeNamed("node")))
 	sweep(3*orphanTime+time.Minute, "node")
-	if err := indexer.Delete(nodeNamed("node")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, indexer.Delete(nodeNamed("node")))
 	sweep(4*orphanTime+time.Minute, "node")
 	sweep(5*orphanTime + 2*time.Minute)
 }

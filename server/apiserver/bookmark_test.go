@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestQuietWatchOutlivesHistory: a client whose objects do not change hears now and then how far the store is, so that
@@ -26,9 +27,7 @@ func TestQuietWatchOutlivesHistory(t *testing.T) {
 	})
 	s := f.start(t, f.options(t))
 	c, d := client(t, s.admin()), dynamicClient(t, s)
-	if _, err := d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}))(t)
 	for _, tt := range []struct {
 		name  string
 		list  func() (metav1.ListInterface, error)
@@ -58,27 +57,16 @@ func TestQuietWatchOutlivesHistory(t *testing.T) {
 				}
 				return err
 			})
-			w, err := tt.watch(metav1.ListOptions{ResourceVersion: began, AllowWatchBookmarks: true})
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := testenv.Must(tt.watch(metav1.ListOptions{ResourceVersion: began, AllowWatchBookmarks: true}))(t)
 			defer w.Stop()
 			other, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "other-"}}, metav1.CreateOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			heard := bookmarkFrom(t, w, other.ResourceVersion)
-			to, err := strconv.ParseInt(other.ResourceVersion, 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.store.Client().Compact(t.Context(), to); err != nil {
-				t.Fatal(err)
-			}
-			again, err := tt.watch(metav1.ListOptions{ResourceVersion: heard, AllowWatchBookmarks: true})
-			if err != nil {
-				t.Fatal(err)
-			}
+			to := testenv.Must(strconv.ParseInt(other.ResourceVersion, 10, 64))(t)
+			testenv.Must(f.store.Client().Compact(t.Context(), to))(t)
+			again := testenv.Must(tt.watch(metav1.ListOptions{ResourceVersion: heard, AllowWatchBookmarks: true}))(t)
 			defer again.Stop()
 			if e := <-again.ResultChan(); e.Type != watch.Bookmark {
 				t.Errorf("it goes on with %v", e)
@@ -97,14 +85,9 @@ func bookmarkFrom(t *testing.T, w watch.Interface, version string) string {
 			if !ok || e.Type != watch.Bookmark {
 				t.Fatalf("instead of a bookmark: %v %v", e, ok)
 			}
-			at, err := meta.NewAccessor().ResourceVersion(e.Object)
-			if err != nil {
-				t.Fatal(err)
-			}
+			at := testenv.Must(meta.NewAccessor().ResourceVersion(e.Object))(t)
 			var reported, want uint64
-			if _, err := fmt.Sscan(at+" "+version, &reported, &want); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(fmt.Sscan(at+" "+version, &reported, &want))(t)
 			if reported >= want {
 				return at
 			}

@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var (
@@ -33,11 +35,7 @@ func boat(name string) *unstructured.Unstructured {
 
 func dynamicClient(t *testing.T, s *running) dynamic.Interface {
 	t.Helper()
-	c, err := dynamic.NewForConfig(s.admin())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testenv.Must(dynamic.NewForConfig(s.admin()))(t)
 }
 
 const boatDefinition = `
@@ -70,18 +68,14 @@ spec:
 func object(t *testing.T, text string) *unstructured.Unstructured {
 	t.Helper()
 	u := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(text), &u.Object); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, yaml.Unmarshal([]byte(text), &u.Object))
 	return u
 }
 
 func testCustomResources(t *testing.T, s *running) {
 	ctx := t.Context()
 	c := dynamicClient(t, s)
-	if _, err := c.Resource(definitions).Create(ctx, object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.Resource(definitions).Create(ctx, object(t, boatDefinition), metav1.CreateOptions{}))(t)
 	ns := namespace(t, client(t, s.admin()))
 	in := c.Resource(boats).Namespace(ns)
 	boat := object(t, "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: a}\nspec: {}\n")
@@ -117,19 +111,10 @@ func testCustomResources(t *testing.T, s *running) {
 // get returns a path's body in a format, as the administrator.
 func get(t *testing.T, s *running, path, accept string) []byte {
 	t.Helper()
-	rt, err := rest.TransportFor(s.admin())
-	if err != nil {
-		t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rt := testenv.Must(rest.TransportFor(s.admin()))(t)
+	req := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil))(t)
 	req.Header.Set("Accept", accept)
-	resp, err := (&http.Client{Transport: rt}).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must((&http.Client{Transport: rt}).Do(req))(t)
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
@@ -158,16 +143,12 @@ func testOpenAPI(t *testing.T, s *running) {
 			Paths      map[string]any
 		}
 		url := index.Paths[name].ServerRelativeURL
-		if err := json.Unmarshal(get(t, s, url, "application/json"), &doc); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.Unmarshal(get(t, s, url, "application/json"), &doc))
 		if doc.Components.Schemas[want] == nil || len(doc.Paths) == 0 {
 			t.Errorf("%s: no %s in it", name, want)
 		}
 		var v3 openapi_v3.Document
-		if err := proto.Unmarshal(get(t, s, url, "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"), &v3); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, proto.Unmarshal(get(t, s, url, "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"), &v3))
 		if got := len(v3.Components.Schemas.AdditionalProperties); got != len(doc.Components.Schemas) {
 			t.Errorf("%s: %d schemas as protobuf, %d as JSON", name, got, len(doc.Components.Schemas))
 		}
@@ -184,13 +165,9 @@ func testOpenAPIV2(t *testing.T, s *running) {
 		Definitions, Paths map[string]any
 		Info               struct{ Version string }
 	}
-	if err := json.Unmarshal(get(t, s, "/openapi/v2", "application/json"), &v2); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(get(t, s, "/openapi/v2", "application/json"), &v2))
 	var doc openapi_v2.Document
-	if err := proto.Unmarshal(get(t, s, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"), &doc); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, proto.Unmarshal(get(t, s, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"), &doc))
 	for _, name := range []string{"io.k8s.api.core.v1.Pod", "com.example.v1.Boat", "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"} {
 		if v2.Definitions[name] == nil {
 			t.Errorf("v2: no %s", name)

@@ -45,9 +45,7 @@ func TestEndpointReconciler(t *testing.T) {
 	reconcile := func(wantReads, wantWrites int, want ...string) {
 		t.Helper()
 		client.ClearActions()
-		if err := r.ReconcileEndpoints("kubernetes", net.ParseIP("192.0.2.9"), ports, true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, r.ReconcileEndpoints("kubernetes", net.ParseIP("192.0.2.9"), ports, true))
 		reads, writes := 0, 0
 		for _, a := range client.Actions() {
 			switch a.GetVerb() {
@@ -120,9 +118,7 @@ func TestReconciledAtMoments(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second+endpointInterval/4)
 		defer cancel()
 		wait.NonSlidingUntilWithContext(ctx, func(context.Context) {
-			if err := r.ReconcileEndpoints("kubernetes", nil, nil, false); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, r.ReconcileEndpoints("kubernetes", nil, nil, false))
 		}, endpointInterval/2)
 		if want := int(10 * time.Second / endpointInterval); asked < want || asked > want+3 || late > 2 {
 			t.Errorf("asked %d times, %d of them between two moments, want %d and the first two at most", asked, late, want)
@@ -141,9 +137,8 @@ func TestSlicesLabels(t *testing.T) {
 	r := &endpointReconciler{client: client, servers: func() ServersOfService { return ServersOfService{Ready: servers} }, now: func() time.Time { return now }}
 	reconcile := func(want ...string) {
 		t.Helper()
-		if err := r.ReconcileEndpoints("kubernetes", nil, []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}, true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t,
+			r.ReconcileEndpoints("kubernetes", nil, []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}, true))
 		if got := published(t, client); !slices.Equal(got, want) {
 			t.Errorf("published are\n%q, want\n%q", got, want)
 		}
@@ -155,9 +150,7 @@ func TestSlicesLabels(t *testing.T) {
 		t.Fatalf("%v, %v", got, err)
 	}
 	got.Labels = nil
-	if _, err := client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), got, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), got, metav1.UpdateOptions{}))(t)
 	now = now.Add(endpointCheck)
 	reconcile(both...)
 	servers = servers[:1]
@@ -231,10 +224,7 @@ func publishedSoFar(t *testing.T, client kubernetes.Interface) []string {
 // is not ready.
 func published(t *testing.T, client kubernetes.Interface) []string {
 	t.Helper()
-	endpoints, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	endpoints := testenv.Must(client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{}))(t)
 	line := "endpoints"
 	for _, s := range endpoints.Subsets {
 		for _, a := range s.Addresses {

@@ -17,6 +17,7 @@ import (
 	testingclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestContinueTokensExpire does what upstream's conformance suite does ("should continue listing from the last key if
@@ -35,9 +36,7 @@ func TestContinueTokensExpire(t *testing.T) {
 	const count, page = 40, 10
 	create := func(name string) {
 		t.Helper()
-		if _, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
 	}
 	for i := range count {
 		create(fmt.Sprintf("m-%02d", i))
@@ -80,10 +79,7 @@ func (f *fixture) fiveMinutes(t *testing.T, clock *testingclock.FakeClock) {
 		}
 		return revision, err
 	}
-	before, err := mark()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(mark())(t)
 	clock.Step(5 * time.Minute)
 	eventually(t, "a mark and a compaction", func() error {
 		now, err := mark()
@@ -99,10 +95,7 @@ func (f *fixture) rest(ctx context.Context, t *testing.T, maps typedv1.ConfigMap
 	t.Helper()
 	names = map[string]bool{}
 	for token != "" {
-		list, err := maps.List(ctx, metav1.ListOptions{Limit: page, Continue: token})
-		if err != nil {
-			t.Fatal(err)
-		}
+		list := testenv.Must(maps.List(ctx, metav1.ListOptions{Limit: page, Continue: token}))(t)
 		for _, m := range list.Items {
 			names[m.Name] = true
 		}

@@ -56,7 +56,7 @@ func TestServerWithExtras(t *testing.T) {
 	s := f.start(t, o)
 
 	for name, test := range map[string]func(*testing.T, *running){
-		"CreateWatchDelete": testCreateWatchDelete, "LoopbackWatch": testLoopbackWatch, "ServerSideApply": testServerSideApply, "CustomResources": testCustomResources,
+		"CreateWatchDelete": testCreateWatchDelete, "LoopbackWatch": testLoopbackWatch, "CustomResources": testCustomResources,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, s) })
 	}

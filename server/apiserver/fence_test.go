@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // lateFence is a Fence that can be taken away, so that the store's own refusal is seen too, or made to know by itself
@@ -64,11 +65,7 @@ func (r *running) loops(t *testing.T, term uint64) *loops {
 	config, stop := r.TermConfig(func(ctx context.Context) context.Context {
 		return raftstore.WithFence(ctx, term, func() { l.refused.Add(1) })
 	})
-	t.Cleanup(func() {
-		if err := stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, stop(context.Background())) })
 	l.config, l.kube = config, client(t, config)
 	var err error
 	if l.dynamic, err = dynamic.NewForConfig(config); err != nil {
@@ -253,10 +250,7 @@ func prepareWrites(t *testing.T, s *running) string {
 // objectsOf is every key of the store that names something, with the revision of its last change.
 func objectsOf(t *testing.T, store *raftstore.Store, name string) map[string]int64 {
 	t.Helper()
-	resp, err := store.Client().Client.Get(t.Context(), "/registry/", clientv3.WithPrefix())
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(store.Client().Client.Get(t.Context(), "/registry/", clientv3.WithPrefix()))(t)
 	out := map[string]int64{}
 	for _, kv := range resp.Kvs {
 		if strings.Contains(string(kv.Key)+"/", "/"+name+"/") || strings.HasPrefix(string(kv.Key), "/registry/ipaddresses/") ||
@@ -289,23 +283,15 @@ func TestFence(t *testing.T) {
 	o.Fence = fence
 	s := f.start(t, o)
 	ctx := t.Context()
-	if err := second(dynamicClient(t, s).Resource(definitions).Create(ctx, object(t, boatDefinition), create)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, second(dynamicClient(t, s).Resource(definitions).Create(ctx, object(t, boatDefinition), create)))
 	ns := prepareWrites(t, s)
 	move := func(to int) uint64 {
 		t.Helper()
-		term, err := f.servers.moveLeadership(ctx, to)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return term
+		return testenv.Must(f.servers.moveLeadership(ctx, to))(t)
 	}
 	old := s.loops(t, f.store.Status().Leadership.Term)
 	// Not by luck: the same clients may write before.
-	if err := second(old.kube.CoreV1().ConfigMaps(ns).Create(ctx, configMap("before", "1"), create)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, second(old.kube.CoreV1().ConfigMaps(ns).Create(ctx, configMap("before", "1"), create)))
 	refuse := func(t *testing.T) {
 		before := objectsOf(t, f.store, ns)
 		for _, w := range termWrites {
@@ -338,9 +324,7 @@ func TestFence(t *testing.T) {
 	t.Run("another server leads", refuse)
 	t.Run("unknown here", func(t *testing.T) { testConfirmed(t, s, fence, old, ns) })
 	// Others' writes are forwarded meanwhile.
-	if err := second(client(t, s.admin()).CoreV1().ConfigMaps(ns).Create(ctx, configMap("after", "1"), create)); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, second(client(t, s.admin()).CoreV1().ConfigMaps(ns).Create(ctx, configMap("after", "1"), create)))
 	now := s.loops(t, move(0))
 	t.Run("this server leads again", refuse)
 	for _, w := range termWrites {

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -63,9 +64,7 @@ func newFixtureOf(t testing.TB, open func(testing.TB, *fixture) servers) *fixtur
 	f.leaf.kubelet, f.leaf.proxy, f.leaf.admin = f.pki.KubeletClient(), f.pki.FrontProxy(), f.pki.Admin()
 	f.leaf.node = f.pki.Node(f.dir, "one")
 	for _, l := range []pki.Leaf{f.leaf.serving, f.leaf.kubelet, f.leaf.proxy, f.leaf.admin, f.leaf.node} {
-		if err := f.pki.Ensure(l); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, f.pki.Ensure(l))
 	}
 	if open == nil {
 		f.servers = servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log})}
@@ -79,10 +78,7 @@ func newFixtureOf(t testing.TB, open func(testing.TB, *fixture) servers) *fixtur
 
 func (f *fixture) options(t testing.TB) Options {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	return Options{
 		Listener: listener, AdvertiseAddress: net.IPv4(192, 0, 2, 10),
 		TLSCertFile: f.leaf.serving.Path, TLSKeyFile: f.leaf.serving.Path,
@@ -108,10 +104,7 @@ type running struct {
 // start runs a server until the returned stop, or the end of the test, and waits for it to be ready.
 func (f *fixture) start(t testing.TB, o Options) *running {
 	t.Helper()
-	s, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(New(t.Context(), o))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -18,6 +18,8 @@ import (
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/component-base/featuregate"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestExtraArgs(t *testing.T) {
@@ -60,16 +62,12 @@ func TestExtraArgs(t *testing.T) {
 // TestFill: what is stricter than upstream's, and that an argument of the operator's goes before it.
 func TestFill(t *testing.T) {
 	s := kubeoptions.NewServerRunOptions()
-	if err := fill(s, Options{}.withDefaults()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, fill(s, Options{}.withDefaults()))
 	if s.Authentication.ServiceAccounts.ExtendExpiration || len(s.SecureServing.CipherSuites) != 6 {
 		t.Errorf("tokens are extended: %t, cipher suites %v", s.Authentication.ServiceAccounts.ExtendExpiration, s.SecureServing.CipherSuites)
 	}
 	const weak = "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"
-	if err := applyExtraArgs(s, []string{"service-account-extend-token-expiration=true", "tls-cipher-suites=" + weak}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, applyExtraArgs(s, []string{"service-account-extend-token-expiration=true", "tls-cipher-suites=" + weak}))
 	if !s.Authentication.ServiceAccounts.ExtendExpiration || !slices.Equal(s.SecureServing.CipherSuites, []string{weak}) {
 		t.Errorf("against the operator's arguments: tokens are extended: %t, cipher suites %v", s.Authentication.ServiceAccounts.ExtendExpiration, s.SecureServing.CipherSuites)
 	}
@@ -140,9 +138,7 @@ func TestNodeRestrictionStays(t *testing.T) {
 	} {
 		s := kubeoptions.NewServerRunOptions()
 		if args != "" {
-			if err := applyExtraArgs(s, []string{args}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, applyExtraArgs(s, []string{args}))
 		}
 		keepNodeRestriction(s)
 		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != want {
@@ -162,9 +158,7 @@ func TestNamesOfFormerPlugins(t *testing.T) {
 	} {
 		s := kubeoptions.NewServerRunOptions()
 		addServiceExternalIPs(s, nil)
-		if err := applyExtraArgs(s, []string{args}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, applyExtraArgs(s, []string{args}))
 		var log bytes.Buffer
 		dropFormerPlugins(s, slog.New(slog.NewTextHandler(&log, nil)))
 		if errs := s.Admission.Validate(); len(errs) > 0 {
@@ -209,12 +203,8 @@ func TestRestrictAnonymous(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := kubeoptions.NewServerRunOptions()
-			if err := applyExtraArgs(s, test.args); err != nil {
-				t.Fatal(err)
-			}
-			if err := restrictAnonymous(s, Options{ConfigDir: dir, AnonymousHealthOnly: true}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, applyExtraArgs(s, test.args))
+			testenv.NoError(t, restrictAnonymous(s, Options{ConfigDir: dir, AnonymousHealthOnly: true}))
 			want := test.wantFile(dir)
 			if s.Authentication.AuthenticationConfigFile != want {
 				t.Fatalf("file %q, want %q", s.Authentication.AuthenticationConfigFile, want)
@@ -241,8 +231,6 @@ func TestRestrictAnonymous(t *testing.T) {
 func TestOptionsName(t *testing.T) {
 	err := Options{ServiceCIDRs: []string{"a", "b", "c"}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
 	for _, want := range []string{"TLSCertFile", "ClientCAFile", "ServiceAccountKeyFiles", "ServiceCIDRs", "ConfigDir", "Port"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v does not name %s", err, want)
-		}
+		testenv.WantError(t, err, want)
 	}
 }

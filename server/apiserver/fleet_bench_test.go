@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // BenchmarkFleet tells what one pod's life, and one report of a node's status, cost in processor time while so many
@@ -32,10 +34,7 @@ func BenchmarkFleet(b *testing.B) {
 				o.WatchCache = cached == "all"
 				o.ExtraArgs = []string{"disable-admission-plugins=ServiceAccount"} // nobody makes the namespace's account here
 				r := f.start(b, o)
-				c, err := kubernetes.NewForConfig(r.admin())
-				if err != nil {
-					b.Fatal(err)
-				}
+				c := testenv.Must(kubernetes.NewForConfig(r.admin()))(b)
 				for _, what := range []string{"pods", "nodes"} {
 					b.Run(what, func(b *testing.B) {
 						w := r.watchAll(b, what, nodes)
@@ -61,9 +60,7 @@ func BenchmarkFleet(b *testing.B) {
 
 func cpu(b *testing.B) time.Duration {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
@@ -75,10 +72,7 @@ type watches struct {
 // watchAll opens one watch for each node, and waits until all are open.
 func (r *running) watchAll(b *testing.B, what string, nodes int) *watches {
 	b.Helper()
-	h, err := rest.HTTPClientFor(r.admin())
-	if err != nil {
-		b.Fatal(err)
-	}
+	h := testenv.Must(rest.HTTPClientFor(r.admin()))(b)
 	w := &watches{}
 	for i := range nodes {
 		url := r.url + "/api/v1/" + what + "?watch=1&allowWatchBookmarks=1"
@@ -146,9 +140,7 @@ func nodesReport(b *testing.B, c kubernetes.Interface, i int) {
 		}
 	}
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","message":"%d"}]}}`, i)
-	if _, err := nodes.Patch(ctx, "n0", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Must(nodes.Patch(ctx, "n0", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"))(b)
 }
 
 // BenchmarkFleetMemory tells what a store and an API server hold for 1,000 nodes with ten pods each, and with every
@@ -163,10 +155,7 @@ func BenchmarkFleetMemory(b *testing.B) {
 				o.ExtraArgs = []string{"disable-admission-plugins=ServiceAccount"}
 				o.WatchCache = cached == "all"
 				r := f.start(b, o)
-				c, err := kubernetes.NewForConfig(r.admin())
-				if err != nil {
-					b.Fatal(err)
-				}
+				c := testenv.Must(kubernetes.NewForConfig(r.admin()))(b)
 				fresh := heap()
 				var wg sync.WaitGroup
 				for w := range 16 {

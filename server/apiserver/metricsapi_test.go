@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const metricsNodes = "/apis/metrics.k8s.io/v1beta1/nodes"
@@ -129,13 +130,8 @@ func TestMetricsAPI(t *testing.T) {
 	}
 
 	port := ownMetricsServer(t, c)
-	patch, err := json.Marshal(theirMetrics(t, port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := services.Patch(t.Context(), metricsAPIService, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	patch := testenv.Must(json.Marshal(theirMetrics(t, port)))(t)
+	testenv.Must(services.Patch(t.Context(), metricsAPIService, types.MergePatchType, patch, metav1.PatchOptions{}))(t)
 	metricsFrom(t, c, "theirs")
 	eventually(t, "the status says so", func() error {
 		if !strings.Contains(line(), "Service default/their-metrics answers") {
@@ -143,9 +139,7 @@ func TestMetricsAPI(t *testing.T) {
 		}
 		return nil
 	})
-	if err := services.Delete(t.Context(), metricsAPIService, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, services.Delete(t.Context(), metricsAPIService, metav1.DeleteOptions{}))
 	metricsFrom(t, c, "ours")
 	eventually(t, "the APIService is back", func() error {
 		got, err := services.Get(t.Context(), metricsAPIService, metav1.GetOptions{})
@@ -166,8 +160,6 @@ func TestMetricsAPI(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := services.Create(t.Context(), theirMetrics(t, ownMetricsServer(t, c)), create); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(services.Create(t.Context(), theirMetrics(t, ownMetricsServer(t, c)), create))(t)
 	metricsFrom(t, c, "theirs")
 }

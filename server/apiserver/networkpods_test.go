@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // withheld is in everything of the test's pod that is not the network's business.
@@ -75,12 +76,9 @@ func makeSecretivePod(t *testing.T, c kubernetes.Interface, ns string) *corev1.P
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "network"},
+	testenv.Must(c.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "network"},
 		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "network"},
-		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: pki.NetworkUser}}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: pki.NetworkUser}}}, metav1.CreateOptions{}))(t)
 	if _, err := c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -118,20 +116,14 @@ func checkServedPod(t *testing.T, c kubernetes.Interface, ns string, made *corev
 			t.Errorf("%s: got %s", what, have)
 		}
 	}
-	got, err := c.CoreV1().Pods(ns).Get(t.Context(), "p", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(c.CoreV1().Pods(ns).Get(t.Context(), "p", metav1.GetOptions{}))(t)
 	same("get", *got)
 	list, err := c.CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
 	if err != nil || len(list.Items) != 1 {
 		t.Fatal(list, err)
 	}
 	same("list", list.Items[0])
-	w, err := c.CoreV1().Pods(ns).Watch(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(c.CoreV1().Pods(ns).Watch(t.Context(), metav1.ListOptions{}))(t)
 	defer w.Stop()
 	e := <-w.ResultChan()
 	if pod, ok := e.Object.(*corev1.Pod); ok {
@@ -144,10 +136,7 @@ func checkServedPod(t *testing.T, c kubernetes.Interface, ns string, made *corev
 // checkEncodings looks into the bytes of answers.
 func checkEncodings(t *testing.T, config *rest.Config, ns string) {
 	t.Helper()
-	h, err := rest.HTTPClientFor(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := testenv.Must(rest.HTTPClientFor(config))(t)
 	answers := 0
 	for _, accept := range []string{
 		"application/json", "application/yaml", "application/vnd.kubernetes.protobuf",
@@ -160,15 +149,9 @@ func checkEncodings(t *testing.T, config *rest.Config, ns string) {
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			r, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+path, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, config.Host+path, nil))(t)
 			r.Header.Set("Accept", accept)
-			answer, err := h.Do(r)
-			if err != nil {
-				t.Fatal(err)
-			}
+			answer := testenv.Must(h.Do(r))(t)
 			body, err := io.ReadAll(answer.Body)
 			answer.Body.Close()
 			if answer.StatusCode != http.StatusOK {

@@ -13,24 +13,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-func clientOf(t *testing.T, c *rest.Config) kubernetes.Interface {
-	t.Helper()
-	client, err := kubernetes.NewForConfig(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return client
-}
 
 func nodeAt(name string, ips ...string) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -57,15 +47,13 @@ func TestNodeClaims(t *testing.T) {
 		},
 	}
 	r := f.start(t, o)
-	admin, node := clientOf(t, r.admin()).CoreV1().Nodes(), clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
+	admin, node := client(t, r.admin()).CoreV1().Nodes(), client(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
 	const key, sameKey, otherKey = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQF=", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
 	withKey := func(n *corev1.Node, key string) *corev1.Node {
 		metav1.SetMetaDataAnnotation(&n.ObjectMeta, clusterconfig.WireGuardAnnotation, key)
 		return n
 	}
-	if _, err := admin.Create(t.Context(), withKey(nodeAt("two", "192.0.2.2"), key), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.Create(t.Context(), withKey(nodeAt("two", "192.0.2.2"), key), metav1.CreateOptions{}))(t)
 	eventually(t, "the other node is known", func() error { // to the plugin's informer
 		_, err := node.Create(t.Context(), nodeAt("one", "192.0.2.2"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err != nil && strings.Contains(err.Error(), "the address of the node two") {
@@ -117,7 +105,7 @@ func TestNodeClaims(t *testing.T) {
 			t.Errorf("a node that registers %s: %v, want %q", what, err, tt.want)
 		}
 	}
-	services := clientOf(t, r.admin()).CoreV1().Services("default")
+	services := client(t, r.admin()).CoreV1().Services("default")
 	pooled, err := services.Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "pooled"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -134,9 +122,7 @@ func TestNodeClaims(t *testing.T) {
 		}
 		return fmt.Errorf("it may have the Service's address: %v", err)
 	})
-	if err := services.Delete(t.Context(), pooled.Name, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, services.Delete(t.Context(), pooled.Name, metav1.DeleteOptions{}))
 	eventually(t, "the Service's address is free", func() error {
 		_, err := node.Create(t.Context(), nodeAt("one", "198.51.100.3"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		return err
@@ -178,15 +164,12 @@ func TestNodeClaims(t *testing.T) {
 	if err := patch(node, leave); err != nil {
 		t.Errorf("a node leaves: %v", err)
 	}
-	if err := patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+clusterconfig.MemberFinalizer+`"]}}`); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+clusterconfig.MemberFinalizer+`"]}}`))
 	refused("a server's node leaves by itself", "by an administrator's order", patch(node, leave))
 	// The other one dies; its address is free.
 	dead := `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`
-	if _, err := admin.Patch(t.Context(), "two", types.StrategicMergePatchType, []byte(dead), metav1.PatchOptions{}, "status"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.Patch(t.Context(), "two", types.StrategicMergePatchType, []byte(dead), metav1.PatchOptions{}, "status"))(t)
 	eventually(t, "a dead node's address is free", func() error {
 		return patch(node, `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"}]}}`, "status")
 	})
@@ -205,7 +188,7 @@ func TestMovingNode(t *testing.T) {
 		return is, nil
 	}}
 	r := f.start(t, o)
-	node := clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
+	node := client(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
 	moves := func(to string) {
 		<-certified
 		certified <- []netip.Addr{netip.MustParseAddr(to)}
@@ -219,9 +202,7 @@ func TestMovingNode(t *testing.T) {
 		return err
 	}
 	moves("192.0.2.10")
-	if _, err := node.Create(t.Context(), nodeAt("one", "192.0.2.10"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(node.Create(t.Context(), nodeAt("one", "192.0.2.10"), metav1.CreateOptions{}))(t)
 	had := []string{"192.0.2.10"}
 	for i := 11; i < 18; i++ {
 		next := fmt.Sprint("192.0.2.", i)

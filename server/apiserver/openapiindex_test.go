@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 type answers struct{}
@@ -26,10 +28,7 @@ func TestIndexForPolicies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
 		all := informers.NewSharedInformerFactory(client, 0)
-		way, err := newIndexForPolicies(answers{}, all.Admissionregistration().V1().MutatingAdmissionPolicies().Informer())
-		if err != nil {
-			t.Fatal(err)
-		}
+		way := testenv.Must(newIndexForPolicies(answers{}, all.Admissionregistration().V1().MutatingAdmissionPolicies().Informer()))(t)
 		stop := make(chan struct{})
 		all.Start(stop)
 		all.WaitForCacheSync(stop)
@@ -37,10 +36,7 @@ func TestIndexForPolicies(t *testing.T) {
 			t.Helper()
 			began := time.Now()
 			r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://server"+path, nil)
-			answer, err := way.RoundTrip(r)
-			if err != nil {
-				t.Fatal(err)
-			}
+			answer := testenv.Must(way.RoundTrip(r))(t)
 			_ = answer.Body.Close()
 			if took := time.Since(began); took < want || took > want+time.Second {
 				t.Errorf("%s was answered after %v, want %v", path, took, want)

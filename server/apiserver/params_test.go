@@ -10,6 +10,8 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testPoliciesSeeAllOfTheirParameters: a policy whose parameters are a Pod and a Node sees all of them, also what the
@@ -21,24 +23,14 @@ func testPoliciesSeeAllOfTheirParameters(t *testing.T, s *running) {
 	if _, err := c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	pod, err := c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "param"}, Spec: corev1.PodSpec{
+	pod := testenv.Must(c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "param"}, Spec: corev1.PodSpec{
 		ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "example.invalid/none"}},
-	}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}}, metav1.CreateOptions{}))(t)
 	pod.Status.PodIPs, pod.Status.PodIP = []corev1.PodIP{{IP: "10.42.0.9"}}, "10.42.0.9"
-	if _, err := c.CoreV1().Pods(ns).UpdateStatus(ctx, pod, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	node, err := c.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "param"}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Pods(ns).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))(t)
+	node := testenv.Must(c.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "param"}}, metav1.CreateOptions{}))(t)
 	node.Status.Images = []corev1.ContainerImage{{Names: []string{"example.invalid/boat"}}}
-	if _, err := c.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}))(t)
 	fail, deny := admissionv1.Fail, admissionv1.DenyAction
 	policies, bindings := c.AdmissionregistrationV1().ValidatingAdmissionPolicies(), c.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings()
 	for _, p := range []struct{ kind, namespace, expression string }{

@@ -21,6 +21,8 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as
@@ -65,10 +67,7 @@ func TestProfile(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatalf("the audit log: %v, %v", fi, err)
 	}
-	data, err := os.ReadFile(o.AuditLog)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(o.AuditLog))(t)
 	refused := false
 	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
 		var e auditv1.Event
@@ -105,10 +104,7 @@ func TestProfileArgs(t *testing.T) {
 		}},
 	} {
 		o := Options{ConfigDir: t.TempDir(), Profile: ProfileCIS, AuditLog: "/audit.log", ExtraArgs: []string{test.own}}
-		args, err := profileArgs(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		args := testenv.Must(profileArgs(o))(t)
 		s := kubeoptions.NewServerRunOptions()
 		if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
 			t.Fatalf("%s: %v", test.own, err)
@@ -127,10 +123,7 @@ func TestProfileArgs(t *testing.T) {
 
 // TestAuditPolicy: the audit log has who read Secrets, and not what the control plane and nodes read else.
 func TestAuditPolicy(t *testing.T) {
-	p, err := policy.LoadPolicyFromBytes(cisAudit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(policy.LoadPolicyFromBytes(cisAudit))(t)
 	rules := policy.NewPolicyRuleEvaluator(p)
 	const node, controller = "system:nodes", "system:serviceaccounts:kube-system"
 	for _, c := range []struct {

@@ -12,14 +12,17 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/features"
 	"k8s.io/apiserver/pkg/registry/rest"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	featuregatetesting "k8s.io/component-base/featuregate/testing"
+	"k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // countedEvents is a client of the store that counts the events that its watches pass on.
@@ -55,7 +58,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 		c.Watcher = countedEvents{c.Watcher, &passed}
 		return c
 	})
-	objects := both{store: newConfigMaps(t, newPlainStorage()), make: newConfigMap}
+	objects := configMaps{newConfigMaps(t, newPlainStorage())}
 	const versions = 30
 	first := writeVersions(t, objects, 300<<10, versions)
 	r := rand.New(rand.NewPCG(2, 0))
@@ -83,10 +86,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 			decoded.Store(0)
 			taken.Store(0)
 			mostDecoded, mostPassed = 0, 0
-			w, err := store.Watch(objects.in(t.Context(), o.namespace), &o.options)
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := testenv.Must(store.Watch(objects.in(t.Context(), o.namespace), &o.options))(t)
 			defer w.Stop()
 			eventually(t, "something is decoded", func() error {
 				if decoded.Load() == 0 {
@@ -111,4 +111,30 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ofSize is a ConfigMap that holds so many bytes, which differ from those of any other.
+func ofSize(r *rand.Rand, namespace, name string, size int) *core.ConfigMap {
+	o := newConfigMap(namespace, name)
+	data := make([]byte, size)
+	for i := range data {
+		data[i] = byte('a' + r.IntN(26))
+	}
+	o.Data = map[string]string{"k": string(data)}
+	return o
+}
+
+// writeVersions writes so many versions of one ConfigMap after its first, of which it returns the resource version.
+func writeVersions(t testing.TB, b configMaps, size, versions int) (first string) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 0))
+	ctx := b.in(t.Context(), "default")
+	made := testenv.Must(b.store.Create(ctx, ofSize(r, "default", "large", size), rest.ValidateAllObjectFunc, &metav1.CreateOptions{}))(t)
+	m, _ := meta.Accessor(made)
+	for range versions {
+		if _, _, err := b.store.Update(ctx, "large", rest.DefaultUpdatedObjectInfo(ofSize(r, "default", "large", size)), nil, rest.ValidateAllObjectUpdateFunc, true, &metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m.GetResourceVersion()
 }

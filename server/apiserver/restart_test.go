@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStopAndStartAgain runs server after server in one process on one store.
@@ -32,33 +34,21 @@ func TestStopAndStartAgain(t *testing.T) {
 	var stacks []map[string]int
 	for i := range 3 {
 		s := f.start(t, f.options(t))
-		c, err := kubernetes.NewForConfig(s.LoopbackConfig())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(kubernetes.NewForConfig(s.LoopbackConfig()))(t)
 		name := fmt.Sprintf("round-%d", i)
 		if _, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		list, err := c.CoreV1().ConfigMaps("default").List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		list := testenv.Must(c.CoreV1().ConfigMaps("default").List(t.Context(), metav1.ListOptions{}))(t)
 		for j := range i + 1 {
 			if !slices.ContainsFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Name == fmt.Sprintf("round-%d", j) }) {
 				t.Errorf("round %d: what round %d wrote is gone", i, j)
 			}
 		}
-		tls, err := kubernetes.NewForConfig(s.admin())
-		if err != nil {
-			t.Fatal(err)
-		}
+		tls := testenv.Must(kubernetes.NewForConfig(s.admin()))(t)
 		var watches []watch.Interface
 		for _, c := range []kubernetes.Interface{c, tls} {
-			w, err := c.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := testenv.Must(c.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{}))(t)
 			watches = append(watches, w)
 		}
 		s.stop()
@@ -89,12 +79,10 @@ func TestStopAndStartAgain(t *testing.T) {
 	}
 }
 
-// TestStopWhileStarting wants a stop at any time to be an orderly one: upstream ends the process when some of its
-// start-up hooks are stopped half-way.
-func TestStopWhileStarting(t *testing.T) {
-	exits := make(chan int, 1)
+// noExit keeps upstream from ending the process, and fails the test if it wants to.
+func noExit(t *testing.T) {
+	exits := make(chan int, 1) // the first is enough
 	exit := klog.OsExit
-	t.Cleanup(func() { klog.OsExit = exit })
 	klog.OsExit = func(code int) {
 		select {
 		case exits <- code:
@@ -102,22 +90,28 @@ func TestStopWhileStarting(t *testing.T) {
 		}
 		runtime.Goexit()
 	}
+	t.Cleanup(func() {
+		klog.OsExit = exit
+		select {
+		case code := <-exits:
+			t.Errorf("upstream asked the process to exit with %d", code)
+		default:
+		}
+	})
+}
+
+// TestStopWhileStarting wants a stop at any time to be an orderly one: upstream ends the process when some of its
+// start-up hooks are stopped half-way.
+func TestStopWhileStarting(t *testing.T) {
+	noExit(t)
 	f := newFixture(t)
 	for _, delay := range []time.Duration{0, 20 * time.Millisecond, 200 * time.Millisecond} {
-		s, err := New(t.Context(), f.options(t))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(New(t.Context(), f.options(t)))(t)
 		ctx, cancel := context.WithTimeout(t.Context(), delay)
 		if err := s.Run(ctx); err != nil {
 			t.Errorf("stopped after %v: %v", delay, err)
 		}
 		cancel()
-	}
-	select {
-	case code := <-exits:
-		t.Errorf("upstream asked the process to exit with %d", code)
-	default:
 	}
 }
 
@@ -125,16 +119,7 @@ func TestStopWhileStarting(t *testing.T) {
 // upstream's start-up hooks give the store a minute and end the process then. One that waits is stopped at once and
 // leaves the port, and one whose store answers in the end becomes ready.
 func TestStoreWithoutAnswers(t *testing.T) {
-	exits := make(chan int, 1)
-	exit := klog.OsExit
-	t.Cleanup(func() { klog.OsExit = exit })
-	klog.OsExit = func(code int) {
-		select {
-		case exits <- code:
-		default:
-		}
-		runtime.Goexit()
-	}
+	noExit(t)
 	f := newFixture(t)
 	never := errors.New("the store is damaged")
 	for name, tt := range map[string]struct {
@@ -153,10 +138,7 @@ func TestStoreWithoutAnswers(t *testing.T) {
 			defer stop()
 			o := f.options(t)
 			o.Await = func(ctx context.Context) error { return tt.await(ctx, stop) }
-			s, err := New(t.Context(), o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := testenv.Must(New(t.Context(), o))(t)
 			if err := s.Run(ctx); !errors.Is(err, tt.want) {
 				t.Errorf("it ended with %v", err)
 			}
@@ -195,11 +177,6 @@ func TestStoreWithoutAnswers(t *testing.T) {
 			t.Error("it was ready before the store answered")
 		}
 	})
-	select {
-	case code := <-exits:
-		t.Errorf("upstream asked the process to exit with %d", code)
-	default:
-	}
 }
 
 // allowedLeak is how many goroutines upstream leaves for each server that ends.

@@ -200,26 +200,18 @@ func TestResumedWatchesMissNothing(t *testing.T) {
 	key := func(letter string) string {
 		return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(letter), 32))
 	}
-	if err := os.WriteFile(o.EncryptionConfigFile, fmt.Appendf(nil, encryptionConfig, key("k")), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(o.EncryptionConfigFile, fmt.Appendf(nil, encryptionConfig, key("k")), 0o600))
 	poll := encryption.EncryptionConfigFileChangePollDuration
 	encryption.EncryptionConfigFileChangePollDuration = 50 * time.Millisecond
 	t.Cleanup(func() { encryption.EncryptionConfigFileChangePollDuration = poll })
 	s := f.start(t, o)
 	d := dynamicClient(t, s)
-	if _, err := d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}))(t)
 	ns := namespace(t, client(t, s.admin()))
 	transport := func(protocols ...string) http.RoundTripper {
 		config := s.admin()
 		config.NextProtos = protocols
-		rt, err := rest.TransportFor(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return rt
+		return testenv.Must(rest.TransportFor(config))(t)
 	}
 	rt, upgrading := transport(), transport("http/1.1")
 	seed := testenv.Seed(t)
@@ -234,9 +226,7 @@ func TestResumedWatchesMissNothing(t *testing.T) {
 				a.midway = func() {
 					two := strings.Replace(encryptionConfig, "{keys: [", fmt.Sprintf("{keys: [{name: two, secret: %s}, ", key("l")), 1)
 					next := o.EncryptionConfigFile + ".next"
-					if err := errors.Join(os.WriteFile(next, fmt.Appendf(nil, two, key("k")), 0o600), os.Rename(next, o.EncryptionConfigFile)); err != nil {
-						t.Error(err)
-					}
+					testenv.Check(t, errors.Join(os.WriteFile(next, fmt.Appendf(nil, two, key("k")), 0o600), os.Rename(next, o.EncryptionConfigFile)))
 				}
 			}
 			a.run(t, seed+uint64(i))
@@ -321,9 +311,7 @@ func (a *resumedKind) run(t *testing.T, seed uint64) {
 	writing.Wait()
 	last := a.like.DeepCopy()
 	last.SetName("last")
-	if _, err := a.in.Create(ctx, last, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(a.in.Create(ctx, last, metav1.CreateOptions{}))(t)
 	for i, c := range all {
 		eventually(t, "a client hears everything", func() error { return c.differs(want[i]) })
 	}

@@ -11,14 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testNativeHistograms wants none, in a registry that has seen many requests.
 func testNativeHistograms(t *testing.T, _ *running) {
-	families, err := legacyregistry.DefaultGatherer.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	families := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	histograms := 0
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
@@ -43,14 +42,9 @@ func testSeries(t *testing.T, s *running) {
 	if n := count(gone); n == 0 {
 		t.Fatal("a custom resource that was used has no metrics")
 	}
-	c, err := dynamic.NewForConfig(s.admin())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(dynamic.NewForConfig(s.admin()))(t)
 	definitions := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	if err := c.Resource(definitions).Delete(t.Context(), "boats.example.com", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.Resource(definitions).Delete(t.Context(), "boats.example.com", metav1.DeleteOptions{}))
 	eventually(t, "the end of the custom resource's metrics", func() error {
 		if n := count(gone); n > 0 {
 			return fmt.Errorf("%d are left", n)

@@ -6,23 +6,22 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
-	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestServer starts one server and looks at it from several sides.
@@ -36,14 +35,10 @@ func TestServer(t *testing.T) {
 		{"Discovery", testDiscovery},
 		{"CreateWatchDelete", testCreateWatchDelete},
 		{"LoopbackWatch", testLoopbackWatch},
-		{"ServerSideApply", testServerSideApply},
-		{"KubernetesService", testKubernetesService},
 		{"Anonymous", testAnonymous},
 		{"TLSVersions", testTLSVersions},
 		{"ServiceAccountTokens", testServiceAccountTokens},
-		{"BootstrapTokens", testBootstrapTokens},
 		{"NodeAuthorizer", testNodeAuthorizer},
-		{"ValidatingAdmissionPolicy", testValidatingAdmissionPolicy},
 		{"PoliciesSeeAllOfTheirParameters", testPoliciesSeeAllOfTheirParameters},
 		{"CustomResources", testCustomResources},
 		{"OpenAPI", testOpenAPI},
@@ -58,11 +53,7 @@ func TestServer(t *testing.T) {
 
 func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
 	t.Helper()
-	c, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testenv.Must(kubernetes.NewForConfig(config))(t)
 }
 
 func namespace(t *testing.T, c kubernetes.Interface) string {
@@ -78,10 +69,7 @@ func namespace(t *testing.T, c kubernetes.Interface) string {
 // available.
 func testDiscovery(t *testing.T, s *running) {
 	c := client(t, s.admin())
-	groups, err := c.Discovery().ServerGroups()
-	if err != nil {
-		t.Fatal(err)
-	}
+	groups := testenv.Must(c.Discovery().ServerGroups())(t)
 	served := map[string]string{} // group → preferred version
 	order := []string{}
 	for _, g := range groups.Groups {
@@ -160,10 +148,8 @@ func testLoopbackWatch(t *testing.T, s *running) {
 	c := client(t, s.LoopbackConfig())
 	createWatchDelete(t, c)
 
-	review, err := c.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	review := testenv.Must(
+		c.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{}))(t)
 	if groups := strings.Join(review.Status.UserInfo.Groups, " "); !strings.Contains(groups, "system:masters") {
 		t.Errorf("the loopback client is %s in %s", review.Status.UserInfo.Username, groups)
 	}
@@ -174,10 +160,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	maps := c.CoreV1().ConfigMaps(namespace(t, c))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()}))(t)
 	defer w.Stop()
 	big := strings.Repeat("x", 900<<10)
 	made, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{})
@@ -185,9 +168,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	made.Data["small"] = "y"
-	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Update(ctx, made, metav1.UpdateOptions{}))(t)
 	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
 		t.Errorf("an update of an old version: %v, want a conflict", err)
 	}
@@ -195,9 +176,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	if err != nil || got.Data["big"] != big || got.Data["small"] != "y" {
 		t.Errorf("Get: %d bytes, %v", len(got.Data["big"]), err)
 	}
-	if err := maps.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, maps.Delete(ctx, "boat", metav1.DeleteOptions{}))
 	for _, want := range []watch.EventType{watch.Added, watch.Modified, watch.Deleted} {
 		select {
 		case e, open := <-w.ResultChan():
@@ -213,65 +192,11 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	}
 }
 
-func testServerSideApply(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	maps := c.CoreV1().ConfigMaps(namespace(t, c))
-	apply := func(manager string, force bool, data map[string]string) (*corev1.ConfigMap, error) {
-		return maps.Apply(t.Context(), applycorev1.ConfigMap("boat", "").WithData(data), metav1.ApplyOptions{FieldManager: manager, Force: force})
-	}
-	if _, err := apply("one", false, map[string]string{"a": "1", "b": "1"}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := apply("two", false, map[string]string{"a": "2"}); !apierrors.IsConflict(err) {
-		t.Errorf("another manager's field: %v, want a conflict", err)
-	}
-	if _, err := apply("two", true, map[string]string{"a": "2"}); err != nil {
-		t.Fatal(err)
-	}
-	got, err := apply("one", false, map[string]string{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fmt.Sprint(got.Data) != "map[a:2]" {
-		t.Errorf("after the first manager let go: %v", got.Data)
-	}
-}
-
-func testKubernetesService(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	eventually(t, "the kubernetes Service", func() error {
-		service, err := c.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if service.Spec.ClusterIP != "10.43.0.1" {
-			return fmt.Errorf("cluster IP %s", service.Spec.ClusterIP)
-		}
-		slice, err := c.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if len(slice.Endpoints) != 1 || slice.Endpoints[0].Addresses[0] != "192.0.2.10" {
-			return fmt.Errorf("endpoints %v", slice.Endpoints)
-		}
-		return nil
-	})
-	if _, err := c.CoordinationV1().Leases("kube-system").Get(t.Context(), "nobody", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		t.Error(err)
-	}
-}
-
 func statusOf(t *testing.T, c *http.Client, url string, header http.Header) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil))(t)
 	req.Header = header
-	resp, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(c.Do(req))(t)
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, resp.Body)
 	return resp.StatusCode
@@ -330,10 +255,8 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	if _, err := c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "rower"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	token, err := c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(
+		c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{}))(t)
 	config := rest.AnonymousClientConfig(s.admin())
 	config.BearerToken = token.Status.Token
 	rower := client(t, config)
@@ -350,27 +273,6 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	}
 }
 
-func testBootstrapTokens(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-abcdef", Namespace: "kube-system"}, Type: "bootstrap.kubernetes.io/token",
-		StringData: map[string]string{"token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true"}}
-	if _, err := c.CoreV1().Secrets("kube-system").Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	config := rest.AnonymousClientConfig(s.admin())
-	config.BearerToken = "abcdef.0123456789abcdef"
-	eventually(t, "the bootstrap token", func() error {
-		review, err := client(t, config).AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-		if err != nil {
-			return err
-		}
-		if review.Status.UserInfo.Username != "system:bootstrap:abcdef" {
-			return errors.New(review.Status.UserInfo.Username)
-		}
-		return nil
-	})
-}
-
 // testNodeAuthorizer wants a node's certificate to be good for its own node only.
 func testNodeAuthorizer(t *testing.T, s *running) {
 	admin, node := client(t, s.admin()), client(t, s.withLeaf(s.f.leaf.node))
@@ -381,53 +283,11 @@ func testNodeAuthorizer(t *testing.T, s *running) {
 	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("registering another: %v", err)
 	}
-	if _, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}))(t)
 	if _, err := node.CoreV1().Nodes().Patch(ctx, "two", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("changing another node: %v", err)
 	}
 	if _, err := node.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("listing Secrets: %v", err)
-	}
-}
-
-func testValidatingAdmissionPolicy(t *testing.T, s *running) {
-	c := client(t, s.admin())
-	ns := namespace(t, c)
-	ctx := t.Context()
-	fail := admissionv1.Fail
-	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicySpec{
-		FailurePolicy: &fail,
-		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
-			Operations: []admissionv1.OperationType{"CREATE", "UPDATE"},
-			Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
-		}}}},
-		Validations: []admissionv1.Validation{{Expression: "!('hole' in object.data)", Message: "a boat has no hole"}},
-	}}
-	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicies().Create(ctx, policy, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
-		PolicyName: "no-holes", ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
-		MatchResources: &admissionv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": ns}}},
-	}}
-	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the policy", func() error {
-		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "boat-"}, Data: map[string]string{"hole": "1"}}
-		_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{})
-		if err == nil {
-			return errors.New("a boat with a hole was let in")
-		}
-		if !strings.Contains(err.Error(), "a boat has no hole") {
-			t.Fatal(err)
-		}
-		return nil
-	})
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sound"}, Data: map[string]string{"bottom": "1"}}
-	if _, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{}); err != nil {
-		t.Error(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // servers are the stores of one cluster; an API server of a test uses the first.
@@ -24,10 +25,7 @@ func openServers(t testing.TB, f *fixture) servers {
 	t.Helper()
 	var all servers
 	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		name := fmt.Sprintf("s%d", i)
 		o := raftstore.Options{
 			Dir: filepath.Join(f.dir, "store", name), NodeID: name, ClusterID: "servers", Logger: f.log,
@@ -58,18 +56,13 @@ func openStore(t testing.TB, o raftstore.Options) *raftstore.Store {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	store, err := raftstore.Open(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := testenv.Must(raftstore.Open(ctx, o))(t)
 	t.Cleanup(func() {
 		if err := store.Close(context.Background()); err != nil {
 			t.Errorf("closing the store: %v", err)
 		}
 	})
-	if err := store.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, store.WaitReady(ctx))
 	return store
 }
 

@@ -64,18 +64,14 @@ func pluginWith(t *testing.T, services cache.Indexer) *serviceExternalIPs {
 	nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
-	if err := nodes.Add(n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, nodes.Add(n))
 	p := newServiceExternalIPs(&NodeClaims{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd43::/112")},
 		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.6")} },
 	})
 	p.services, p.nodes = corelisters.NewServiceLister(services), corelisters.NewNodeLister(nodes)
 	p.SetAuthorizer(rule{})
-	if err := p.ValidateInitialization(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, p.ValidateInitialization())
 	return p
 }
 
@@ -131,9 +127,7 @@ func TestReservedExternalIPs(t *testing.T) {
 	for _, s := range []*corev1.Service{
 		having("alice", "web", "203.0.113.7 2001:db8::7", 80, 443), having("bob", "zeros", "203.000.113.005", 80), having("mallory", "own", "203.0.113.9", 80), balanced,
 	} {
-		if err := store.Add(s); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, store.Add(s))
 	}
 	p := pluginWith(t, store)
 	datagrams := wanting("mallory", "old", "203.0.113.7", 443)
@@ -218,9 +212,7 @@ func TestRandomExternalIPs(t *testing.T) {
 		old, exists := have[key]
 		if exists && rnd.IntN(4) == 0 {
 			delete(have, key)
-			if err := store.Delete(&corev1.Service{ObjectMeta: old.ObjectMeta}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, store.Delete(&corev1.Service{ObjectMeta: old.ObjectMeta}))
 			continue
 		}
 		now := random(namespace, name)
@@ -240,12 +232,8 @@ func TestRandomExternalIPs(t *testing.T) {
 		allowed++
 		have[key] = now
 		stored := &corev1.Service{}
-		if err := legacyscheme.Scheme.Convert(now.Service, stored, nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := store.Update(stored); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, legacyscheme.Scheme.Convert(now.Service, stored, nil))
+		testenv.NoError(t, store.Update(stored))
 	}
 	if allowed < 1000 || refused < 1000 {
 		t.Errorf("%d writes were allowed, %d refused", allowed, refused)
@@ -257,21 +245,17 @@ func TestRandomExternalIPs(t *testing.T) {
 func TestExternalIPsOfTheAPI(t *testing.T) {
 	f := newFixture(t)
 	config := f.start(t, f.options(t)).admin()
-	admin := clientOf(t, config)
+	admin := client(t, config)
 	as := rest.CopyConfig(config)
 	as.Impersonate = rest.ImpersonationConfig{UserName: "jane"}
-	jane := clientOf(t, as).CoreV1().Services("mallory")
+	jane := client(t, as).CoreV1().Services("mallory")
 	if _, err := admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "mallory"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	bind(t, admin, "system:aggregate-to-edit") // which a controller puts into edit, and there is none here
 	create := func(s *corev1.Service) *corev1.Service {
 		s.Spec.Ports[0].Protocol = corev1.ProtocolTCP
-		made, err := admin.CoreV1().Services(s.Namespace).Create(t.Context(), s, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return made
+		return testenv.Must(admin.CoreV1().Services(s.Namespace).Create(t.Context(), s, metav1.CreateOptions{}))(t)
 	}
 	old, young := create(having("mallory", "old", "", 443)), create(having("default", "young", "203.0.113.7", 443))
 	old.Spec.ExternalIPs = young.Spec.ExternalIPs
@@ -288,15 +272,11 @@ func TestExternalIPsOfTheAPI(t *testing.T) {
 	refused("she may give none", `"jane" may not give a Service the external IP 203.0.113.7`)
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.ExternalIPsRole}, Rules: []rbacv1.PolicyRule{{
 		Verbs: []string{clusterconfig.ExternalIPsVerb}, APIGroups: []string{clusterconfig.ExternalIPsGroup}, Resources: []string{clusterconfig.ExternalIPsResource}}}}
-	if _, err := admin.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}))(t)
 	bind(t, admin, clusterconfig.ExternalIPsRole)
 	refused("she may not have another namespace's", "a Service of another namespace has the external IP 203.0.113.7 with port 443/TCP")
 	young.Spec.ExternalIPs = nil
-	if _, err := admin.CoreV1().Services("default").Update(t.Context(), young, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.CoreV1().Services("default").Update(t.Context(), young, metav1.UpdateOptions{}))(t)
 	eventually(t, "she may have what was given up", func() error {
 		_, err := jane.Update(t.Context(), old, metav1.UpdateOptions{})
 		return err

@@ -6,12 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/url"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,27 +16,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // asNetwork is a client with the identity of nodes' network parts.
 func (r *running) asNetwork(t testing.TB) *kubernetes.Clientset {
 	t.Helper()
 	leaf := r.f.pki.Network(r.f.dir)
-	if err := r.f.pki.Ensure(leaf); err != nil {
-		t.Fatal(err)
-	}
-	c, err := kubernetes.NewForConfig(r.withLeaf(leaf))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	testenv.NoError(t, r.f.pki.Ensure(leaf))
+	return testenv.Must(kubernetes.NewForConfig(r.withLeaf(leaf)))(t)
 }
 
 // testSettings: a node's network parts hear in one stream of what stands in the ConfigMaps that the role lets them
@@ -86,9 +75,7 @@ func testSettings(t *testing.T, s *running) {
 		return nil
 	})
 	role.Rules = all
-	if _, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}))(t)
 	eventually(t, "with it everything is", func() error { return ask(network, clustersettings.Names()...) })
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -121,16 +108,10 @@ func testSettings(t *testing.T, s *running) {
 	}
 	hears("1 false")
 	m.Data["a.server"] = strings.Repeat("x", 1<<20-64) // the largest that there can be
-	if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Update(ctx, m, metav1.UpdateOptions{}))(t)
 	hears(fmt.Sprint(1<<20-64, " false"))
-	if err := streamsRest(); err != nil {
-		t.Error(err)
-	}
-	if err := maps.Delete(ctx, clustersettings.DNS, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Check(t, streamsRest())
+	testenv.NoError(t, maps.Delete(ctx, clustersettings.DNS, metav1.DeleteOptions{}))
 	hears("0 true")
 }
 
@@ -150,95 +131,4 @@ func streamsRest() error {
 		return errors.New("there is no stream")
 	}
 	return nil
-}
-
-// BenchmarkSettings measures what the process holds for each node that follows the settings: heap and stacks, the
-// clients' ends included.
-func BenchmarkSettings(b *testing.B) {
-	const nodes = 500
-	path := clustersettings.Path + "?" + url.Values{clustersettings.Parameter: clustersettings.Names()}.Encode()
-	for b.Loop() {
-		r := settingsServer(b)
-		h, err := rest.HTTPClientFor(r.withLeaf(r.f.pki.Network(r.f.dir)))
-		if err != nil {
-			b.Fatal(err)
-		}
-		var w watches
-		open := func(n int) {
-			for range n {
-				answer, err := h.Get(r.url + path)
-				if err != nil || answer.StatusCode != http.StatusOK {
-					b.Fatalf("%v, %v", answer, err)
-				}
-				w.answers = append(w.answers, answer)
-				w.wg.Go(func() { _, _ = io.Copy(io.Discard, answer.Body) }) // ends with an error when the body is closed
-			}
-		}
-		open(100) // what comes with the first of them, watch caches among it
-		before, goroutines := heap(), runtime.NumGoroutine()
-		open(nodes)
-		b.ReportMetric(float64(heap()-before)/nodes/1e3, "KB/node")
-		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/nodes, "goroutines/node")
-		b.ReportMetric(0, "ns/op")
-		w.end()
-		r.stop()
-	}
-}
-
-// settingsServer is a server with the cluster's own objects, which the identity of nodes' network parts may read.
-func settingsServer(b *testing.B) *running {
-	b.Helper()
-	f := newFixture(b)
-	r := f.start(b, f.options(b))
-	admin, err := kubernetes.NewForConfig(r.admin())
-	if err != nil {
-		b.Fatal(err)
-	}
-	eventually(b, "the cluster's own objects", func() error {
-		return bootstrap.Apply(b.Context(), bootstrap.Options{Client: admin, NetworkBackend: clusterconfig.NetworkVXLAN})
-	})
-	network := r.asNetwork(b)
-	eventually(b, "the right to read", func() error {
-		maps := network.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-		_, err := maps.Get(b.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
-		return err
-	})
-	return r
-}
-
-// BenchmarkSettingsNews measures the time from before a setting is written until a node has received it.
-func BenchmarkSettingsNews(b *testing.B) {
-	r := settingsServer(b)
-	admin, err := kubernetes.NewForConfig(r.admin())
-	if err != nil {
-		b.Fatal(err)
-	}
-	settings := clustersettings.NewStreamClient(clustersettings.Options{
-		Client: r.asNetwork(b), Names: clustersettings.Names(), Logger: slog.New(slog.DiscardHandler),
-	})
-	ctx, cancel := context.WithCancel(b.Context())
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer cancel()
-	running.Go(func() { settings.Run(ctx) })
-	heard := make(chan string)
-	running.Go(func() {
-		clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(text string) {
-			select {
-			case heard <- text:
-			case <-ctx.Done():
-			}
-		})
-	})
-	<-heard
-	maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	for i := 0; b.Loop(); i++ {
-		patch := fmt.Appendf(nil, `{"data": {%q: "%d"}}`, clusterconfig.BackendData, i)
-		options := metav1.PatchOptions{}
-		if _, err := maps.Patch(ctx, clusterconfig.BackendConfigMap, types.MergePatchType, patch, options); err != nil {
-			b.Fatal(err)
-		}
-		for <-heard != fmt.Sprint(i) {
-		}
-	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestUnauthenticatedConnectionsAreBounded: connections over which nobody authenticates make room for one another; a
@@ -19,21 +21,12 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	o := f.options(t)
 	o.unauthenticated = 4
 	r := f.start(t, o)
-	admin, err := rest.HTTPClientFor(r.admin())
-	if err != nil {
-		t.Fatal(err)
-	}
+	admin := testenv.Must(rest.HTTPClientFor(r.admin()))(t)
 	get := func(c *http.Client, path string) (reused bool) {
 		t.Helper()
 		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answer, err := c.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
+		request := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, r.url+path, nil))(t)
+		answer := testenv.Must(c.Do(request))(t)
 		defer answer.Body.Close()
 		if _, err := io.Copy(io.Discard, answer.Body); err != nil || answer.StatusCode != http.StatusOK {
 			t.Fatalf("%s: %s, %v", path, answer.Status, err)
@@ -43,10 +36,7 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	get(admin, "/version")
 	var unauthenticated []net.Conn
 	for range 3 * o.unauthenticated {
-		c, err := net.Dial("tcp", o.Listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", o.Listener.Addr().String()))(t)
 		defer c.Close()
 		unauthenticated = append(unauthenticated, c)
 	}

@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // foreign is a webhook and an API server outside of this cluster, whatever is posted to it. While a call is under way
@@ -45,9 +47,7 @@ func newForeign(t *testing.T) *foreign {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.elect != nil {
-			if err := f.elect(); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, f.elect())
 			f.elect = nil
 		}
 		if r.URL.Path != "/webhook" {
@@ -57,9 +57,7 @@ func newForeign(t *testing.T) *foreign {
 			return
 		}
 		var review admissionv1.AdmissionReview
-		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, json.NewDecoder(r.Body).Decode(&review))
 		f.calls = append(f.calls, review.Request.Resource.Resource)
 		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
 		_ = json.NewEncoder(w).Encode(&review) // the API server tells what it misses
@@ -149,10 +147,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 	elect := func() error { _, err := s.f.servers.moveLeadership(ctx, 1); return err }
 	term := func() *loops {
 		t.Helper()
-		number, err := s.f.servers.moveLeadership(ctx, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		number := testenv.Must(s.f.servers.moveLeadership(ctx, 0))(t)
 		return s.loops(t, number)
 	}
 	secret := func(l *loops, name string) error {
@@ -179,15 +174,11 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 	t.Run("webhook", func(t *testing.T) {
 		l := term()
 		f.during(elect)
-		if err := isFenced(secret(l, "first")); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, isFenced(secret(l, "first")))
 		if got := f.called(); got != "secrets" {
 			t.Errorf("called for %q, want it to be called once before the refusal", got)
 		}
-		if err := isFenced(secret(l, "second")); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, isFenced(secret(l, "second")))
 		if got := f.called(); got != "" {
 			t.Errorf("called for %q although the term was known to be over", got)
 		}
@@ -195,19 +186,12 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 	t.Run("quota", func(t *testing.T) {
 		hard := corev1.ResourceList{"count/secrets": resource.MustParse("1000")}
 		quotas := admin.CoreV1().ResourceQuotas(ns)
-		q, err := quotas.Create(ctx, &corev1.ResourceQuota{ObjectMeta: named("quota"), Spec: corev1.ResourceQuotaSpec{Hard: hard}}, create)
-		if err != nil {
-			t.Fatal(err)
-		}
+		q := testenv.Must(
+			quotas.Create(ctx, &corev1.ResourceQuota{ObjectMeta: named("quota"), Spec: corev1.ResourceQuotaSpec{Hard: hard}}, create))(t)
 		q.Status = corev1.ResourceQuotaStatus{Hard: hard, Used: corev1.ResourceList{"count/secrets": resource.MustParse("7")}}
-		if _, err := quotas.UpdateStatus(ctx, q, update); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(quotas.UpdateStatus(ctx, q, update))(t)
 		used := func() int64 {
-			q, err := quotas.Get(ctx, "quota", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			q := testenv.Must(quotas.Get(ctx, "quota", metav1.GetOptions{}))(t)
 			count := q.Status.Used["count/secrets"]
 			return count.Value()
 		}
@@ -222,9 +206,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 		})
 		l, before := term(), used()
 		f.during(elect)
-		if err := isFenced(secret(l, "counted")); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, isFenced(secret(l, "counted")))
 		// What the quota controller of the next leader makes right again.
 		if after := used(); after != before+1 {
 			t.Errorf("used %d after %d", after, before)
@@ -235,9 +217,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 		f.during(elect)
 		err := second(l.kube.CoreV1().Services(ns).Create(ctx, &corev1.Service{ObjectMeta: named("new"),
 			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30123}}}}, create))
-		if err := isFenced(err); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, isFenced(err))
 		// Address and port were taken, and given back with the refusal.
 		if after := allocated(t, admin); after != before {
 			t.Errorf("addresses in use: %s, before %s", after, before)
@@ -260,9 +240,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 		}
 		fence.unaware.Store(true) // a majority is asked
 		defer fence.unaware.Store(false)
-		if err := isFenced(second(in.Create(ctx, thing(), create))); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, isFenced(second(in.Create(ctx, thing(), create))))
 		if got := f.called(); got != "" {
 			t.Errorf("called %q although the term was known to be over", got)
 		}
@@ -271,10 +249,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 
 func allocated(t *testing.T, c kubernetes.Interface) string {
 	t.Helper()
-	list, err := c.NetworkingV1().IPAddresses().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := testenv.Must(c.NetworkingV1().IPAddresses().List(t.Context(), metav1.ListOptions{}))(t)
 	var names []string
 	for _, a := range list.Items {
 		names = append(names, a.Name)

@@ -116,7 +116,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
 	f := newFixture(t)
 	plain := newPlainStorage()
-	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
+	b := configMaps{newConfigMaps(t, plain)}
 	r := rand.New(rand.NewPCG(1, 0))
 	first := b.change(t, r)
 	const events = 12
@@ -124,10 +124,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 		b.change(t, r)
 	}
 	var all []string
-	whole, err := b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first})
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := testenv.Must(b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first}))(t)
 	defer whole.Stop()
 	for range events {
 		text, _, err := describe(<-whole.ResultChan())
@@ -166,10 +163,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 			<-began
 			end()
 		}))
-		w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: first})
-		if err != nil {
-			t.Fatal(err)
-		}
+		w := testenv.Must(store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: first}))(t)
 		close(began)
 		var got []string
 		read(ctx, w, 5*time.Millisecond, func(e watch.Event) {
@@ -197,14 +191,11 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
 	plain := newPlainStorage()
-	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
+	b := configMaps{newConfigMaps(t, plain)}
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	first := b.change(t, r)
-	whole, err := b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first})
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := testenv.Must(b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first}))(t)
 	defer whole.Stop()
 	var writing sync.WaitGroup
 	writes, end := context.WithCancel(t.Context())
@@ -220,10 +211,7 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	for range 30 {
 		ctx, end := context.WithCancel(t.Context())
 		t.Cleanup(end)
-		w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: strconv.FormatUint(from, 10)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		w := testenv.Must(store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: strconv.FormatUint(from, 10)}))(t)
 		ends, heard := r.IntN(20), 0
 		for e := range w.ResultChan() {
 			text, _, err := describe(e)
@@ -284,10 +272,7 @@ func TestStoppedWatchHoldsNothing(t *testing.T) {
 				begun := func() weak.Pointer[[4096]byte] {
 					value := new([4096]byte)
 					ctx, request := context.WithCancel(context.WithValue(t.Context(), keyOf{}, value))
-					w, err := watchWhole(ctx, quietStore{}, "", storage.ListOptions{})
-					if err != nil {
-						t.Fatal(err)
-					}
+					w := testenv.Must(watchWhole(ctx, quietStore{}, "", storage.ListOptions{}))(t)
 					end(w, request)
 					return weak.Make(value)
 				}
@@ -321,9 +306,7 @@ func TestUnreadWatchEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, request := context.WithCancel(t.Context())
 		var s askedStore
-		if _, err := watchWhole(ctx, &s, "", storage.ListOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(watchWhole(ctx, &s, "", storage.ListOptions{}))(t)
 		request()
 		time.Sleep(readUntil - time.Nanosecond) // of the bubble's time
 		if s.ctx.Err() != nil {

@@ -44,14 +44,9 @@ func TestApply(t *testing.T) {
 	c := fake.NewClientset()
 	ctx := t.Context()
 	for range 2 {
-		if err := Apply(ctx, Options{Client: c, ClusterDNS: dns}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Apply(ctx, Options{Client: c, ClusterDNS: dns}))
 	}
-	s, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}))(t)
 	if s.Spec.ClusterIP != "10.43.0.10" || len(s.Spec.Selector) != 0 || *s.Spec.InternalTrafficPolicy != corev1.ServiceInternalTrafficPolicyLocal ||
 		len(s.Spec.Ports) != 2 || s.Spec.Ports[0].TargetPort.IntValue() != DNSPort {
 		t.Errorf("%+v", s.Spec)
@@ -86,15 +81,11 @@ func TestApply(t *testing.T) {
 		}
 	}
 	// Another address, then none.
-	if err := Apply(ctx, Options{Client: c, ClusterDNS: net.ParseIP("10.43.0.11")}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Apply(ctx, Options{Client: c, ClusterDNS: net.ParseIP("10.43.0.11")}))
 	if s, err = c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err != nil || s.Spec.ClusterIP != "10.43.0.11" {
 		t.Errorf("%+v, %v", s.Spec, err)
 	}
-	if err := Apply(ctx, Options{Client: c}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Apply(ctx, Options{Client: c}))
 	if _, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err == nil {
 		t.Error("DNS is off and its Service is there")
 	}
@@ -104,9 +95,7 @@ func TestOwnDNSIsLeftAlone(t *testing.T) {
 	own := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "kube-dns"},
 		Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.10", Selector: map[string]string{"app": "mydns"}}}
 	c := fake.NewClientset(own)
-	if err := Apply(t.Context(), Options{Client: c}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Apply(t.Context(), Options{Client: c}))
 	if _, err := c.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
@@ -115,10 +104,7 @@ func TestOwnDNSIsLeftAlone(t *testing.T) {
 // slicesOf says which addresses the endpoint slices hold, as text.
 func slicesOf(t *testing.T, c *fake.Clientset) string {
 	t.Helper()
-	list, err := c.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := testenv.Must(c.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{}))(t)
 	var out []string
 	for _, s := range list.Items {
 		out = append(out, s.Name+"="+s.Endpoints[0].Addresses[0]+"@"+*s.Endpoints[0].NodeName+"/"+string(s.OwnerReferences[0].UID))
@@ -131,35 +117,22 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 	stop := run(t, c, dns)
 	eventually(t, "a's slice", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.1@a/1" })
 	ctx := t.Context()
-	if _, err := c.CoreV1().Nodes().Create(ctx, node("b", "3", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Nodes().Create(ctx, node("b", "3", "192.0.2.2"), metav1.CreateOptions{}))(t)
 	eventually(t, "b's slice", func() bool {
 		return slicesOf(t, c) == "kube-dns-a=192.0.2.1@a/1 kube-dns-b=192.0.2.2@b/3"
 	})
-	if _, err := c.CoreV1().Nodes().UpdateStatus(ctx, node("a", "1", "192.0.2.9"), metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CoreV1().Nodes().Delete(ctx, "b", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Nodes().UpdateStatus(ctx, node("a", "1", "192.0.2.9"), metav1.UpdateOptions{}))(t)
+	testenv.NoError(t, c.CoreV1().Nodes().Delete(ctx, "b", metav1.DeleteOptions{}))
 	eventually(t, "the new address", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.9@a/1" })
 	// Someone deletes it.
-	if err := c.DiscoveryV1().EndpointSlices("kube-system").Delete(ctx, "kube-dns-a", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.DiscoveryV1().EndpointSlices("kube-system").Delete(ctx, "kube-dns-a", metav1.DeleteOptions{}))
 	eventually(t, "the slice to come back", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.9@a/1" })
 	stop()
 
 	// A second term finds all in order and writes nothing; one without DNS takes it away.
-	written, err := c.Tracker().Watch(discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), "kube-system")
-	if err != nil {
-		t.Fatal(err)
-	}
+	written := testenv.Must(c.Tracker().Watch(discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), "kube-system"))(t)
 	stop = run(t, c, dns)
-	if _, err := c.CoreV1().Nodes().Create(ctx, node("c", "4", "192.0.2.3"), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Nodes().Create(ctx, node("c", "4", "192.0.2.3"), metav1.CreateOptions{}))(t)
 	eventually(t, "c's slice", func() bool { return strings.Contains(slicesOf(t, c), "kube-dns-c") })
 	stop()
 	if got := len(written.ResultChan()); got != 1 {
@@ -176,23 +149,14 @@ func TestDNSEndpointsCacheIsBehind(t *testing.T) {
 	c := fake.NewClientset()
 	f := informers.NewSharedInformerFactory(c, 0)
 	d := NewDNSEndpoints(c, f, dns, quiet)
-	if err := f.Core().V1().Nodes().Informer().GetStore().Add(node("a", "1", "192.0.2.1")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.Core().V1().Nodes().Informer().GetStore().Add(node("a", "1", "192.0.2.1")))
 	for range 2 {
-		if err := d.reconcile(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.reconcile(t.Context()))
 	}
 	slices := c.DiscoveryV1().EndpointSlices("kube-system")
-	s, err := slices.Get(t.Context(), "kube-dns-a", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(slices.Get(t.Context(), "kube-dns-a", metav1.GetOptions{}))(t)
 	s.Labels[discoveryv1.LabelManagedBy] = "somebody"
-	if _, err := slices.Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(slices.Update(t.Context(), s, metav1.UpdateOptions{}))(t)
 	if err := d.reconcile(t.Context()); !apierrors.IsAlreadyExists(err) {
 		t.Errorf("somebody else's: %v", err)
 	}
@@ -219,9 +183,7 @@ func run(t *testing.T, c *fake.Clientset, dns net.IP) (stop func()) {
 	go func() { done <- d.Run(ctx) }()
 	return func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 		f.Shutdown()
 	}
 }
@@ -240,14 +202,10 @@ func TestFormerBindingsGo(t *testing.T) {
 		if i == 0 {
 			b.Labels = nil
 		}
-		if _, err := c.RbacV1().ClusterRoleBindings().Create(t.Context(), b, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.RbacV1().ClusterRoleBindings().Create(t.Context(), b, metav1.CreateOptions{}))(t)
 	}
 	for range 2 {
-		if err := removeFormerBindings(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, removeFormerBindings(t.Context(), c))
 	}
 	left, err := c.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(left.Items) != 2 || left.Items[0].Name != "other" || left.Items[1].Name != formerBindings[0] {
@@ -264,18 +222,11 @@ func TestBackendBegins(t *testing.T) {
 		{"vxlan", "", "vxlan"}, {"host-gw", "", "vxlan"}, {"vxlan", "wireguard", "wireguard"}, {"none", "", "none"}, {"none", "", "none"}, {"host-gw", "", "host-gw"},
 	} {
 		if step.set != "" {
-			m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			m := testenv.Must(maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{}))(t)
 			m.Data[clusterconfig.BackendData] = step.set
-			if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(maps.Update(t.Context(), m, metav1.UpdateOptions{}))(t)
 		}
-		if err := Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NetworkBackend: step.own}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NetworkBackend: step.own}))
 		if m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[clusterconfig.BackendData] != step.want {
 			t.Errorf("%+v: got %v, %v", step, m, err)
 		}
@@ -312,22 +263,16 @@ func TestBackendIsWrittenAgain(t *testing.T) {
 			maps := api.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 			if c.stored != "" {
 				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap}, Data: map[string]string{clusterconfig.BackendData: c.stored}}
-				if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(maps.Create(t.Context(), m, metav1.CreateOptions{}))(t)
 			}
 			for i, says := range c.nodes {
 				n := node(string(rune('a'+i)), "1", "192.0.2.1")
 				if says != "" {
 					n.Annotations = map[string]string{clusterconfig.BackendAnnotation: says}
 				}
-				if _, err := api.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(api.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}))(t)
 			}
-			if err := Apply(t.Context(), Options{Client: api, ClusterDNS: dns, NetworkBackend: c.own, LastBackend: c.last}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, Apply(t.Context(), Options{Client: api, ClusterDNS: dns, NetworkBackend: c.own, LastBackend: c.last}))
 			if m, err := maps.Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[clusterconfig.BackendData] != c.want {
 				t.Errorf("got %v, %v, want %s", m, err, c.want)
 			}

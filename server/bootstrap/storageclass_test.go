@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStorageClass: the class is made once, is the default where there is none, and what administrators make of it
@@ -17,13 +18,8 @@ import (
 func TestStorageClass(t *testing.T) {
 	apply := func(c *fake.Clientset, wanted bool) *storagev1.StorageClass {
 		t.Helper()
-		if err := Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NoLocalStorage: !wanted}); err != nil {
-			t.Fatal(err)
-		}
-		all, err := c.StorageV1().StorageClasses().List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NoLocalStorage: !wanted}))
+		all := testenv.Must(c.StorageV1().StorageClasses().List(t.Context(), metav1.ListOptions{}))(t)
 		for _, s := range all.Items {
 			if s.Name == storageClassName {
 				return &s
@@ -41,9 +37,7 @@ func TestStorageClass(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 	s.Annotations[defaultClass] = "false"
-	if _, err := c.StorageV1().StorageClasses().Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.StorageV1().StorageClasses().Update(t.Context(), s, metav1.UpdateOptions{}))(t)
 	if s := apply(c, true); s.Annotations[defaultClass] != "false" {
 		t.Error("it is the default again")
 	}

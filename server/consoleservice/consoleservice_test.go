@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func consoleNode(name, uid string) *corev1.Node {
@@ -25,22 +27,14 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 	one := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
 	two := &consoleService{client: client, server: "two", node: true, at: netip.MustParseAddrPort("192.0.2.2:9443")}
 	for _, c := range []*consoleService{one, two, one} {
-		if err := c.apply(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.apply(ctx))
 	}
-	service, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	service := testenv.Must(client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}))(t)
 	if p := service.Spec.Ports; len(service.Spec.Selector) != 0 || len(p) != 1 || p[0].Port != 443 || *p[0].AppProtocol != "https" {
 		t.Errorf("the Service is %+v", service.Spec)
 	}
 	for name, want := range map[string]string{"one": "192.0.2.1:8443", "two": "192.0.2.2:9443"} {
-		s, err := client.DiscoveryV1().EndpointSlices("kube-system").Get(ctx, "console-"+name, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(client.DiscoveryV1().EndpointSlices("kube-system").Get(ctx, "console-"+name, metav1.GetOptions{}))(t)
 		got := netip.AddrPortFrom(netip.MustParseAddr(s.Endpoints[0].Addresses[0]), uint16(*s.Ports[0].Port)) //nolint:gosec // a port
 		if got.String() != want || *s.Endpoints[0].NodeName != name || s.OwnerReferences[0].Name != name ||
 			s.Labels[discoveryv1.LabelServiceName] != "console" {
@@ -50,15 +44,11 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 
 	// One server does not serve it any more, then the other.
 	one.at, two.at = netip.AddrPort{}, netip.AddrPort{}
-	if err := one.apply(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, one.apply(ctx))
 	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); err != nil {
 		t.Errorf("the Service of the other: %v", err)
 	}
-	if err := two.apply(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, two.apply(ctx))
 	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the Service that nobody serves: %v", err)
 	}
@@ -78,9 +68,7 @@ func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 		t.Errorf("it gets %d slices, %v", len(list.Items), err)
 	}
 	c.at = netip.AddrPort{}
-	if err := c.apply(t.Context()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, c.apply(t.Context()))
 	if _, err := client.CoreV1().Services("kube-system").Get(t.Context(), "console", metav1.GetOptions{}); err != nil {
 		t.Errorf("it is gone: %v", err)
 	}

@@ -22,6 +22,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // leaving is a cluster with one node that is to leave and the leader's loop.
@@ -57,9 +58,7 @@ func newLeaving(t *testing.T, grace string, ready corev1.ConditionStatus, pods .
 		return true, e, l.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("pods"), e.Namespace, e.Name)
 	})
 	lister := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
-	if err := lister.Informer().GetStore().Add(n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, lister.Informer().GetStore().Add(n))
 	start := time.Now()
 	l.departures = &departures{client: l.client, nodes: lister.Lister(), log: slog.New(slog.DiscardHandler), since: map[types.UID]time.Time{},
 		now: func() time.Time { return start.Add(l.passed) }}
@@ -78,9 +77,7 @@ func (l *leaving) silentSince(t *testing.T, passed time.Duration) {
 func (l *leaving) successor(t *testing.T, n *corev1.Node) {
 	t.Helper()
 	informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
-	if err := informer.Informer().GetStore().Add(n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, informer.Informer().GetStore().Add(n))
 	l.departures.nodes, l.departures.since = informer.Lister(), map[types.UID]time.Time{}
 }
 
@@ -200,9 +197,7 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	delete(n.Annotations, clusterconfig.LeaveAnnotation)
 	set := func() {
 		informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
-		if err := informer.Informer().GetStore().Add(n); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, informer.Informer().GetStore().Add(n))
 		l.departures.nodes = informer.Lister()
 	}
 	set()

@@ -21,6 +21,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var secrets = []string{"secrets"}
@@ -30,14 +32,8 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 func ensure(t *testing.T, o Options) layout {
 	t.Helper()
 	o.Logger = quiet
-	path, err := Ensure(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := readLayout(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := testenv.Must(Ensure(t.Context(), o))(t)
+	l := testenv.Must(readLayout(path))(t)
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", fi.Mode(), err)
 	}
@@ -75,9 +71,7 @@ func TestOffFromTheBeginning(t *testing.T) {
 
 func TestEnsureRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "backup") {
-		t.Errorf("keys missing from a cluster with data: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet})), "backup")
 	for _, bad := range []string{"Secrets", "a b", "", "deployments.*"} {
 		if _, err := Ensure(t.Context(), Options{Dir: t.TempDir(), Resources: []string{bad}, Logger: quiet}); err == nil {
 			t.Errorf("%q was taken", bad)
@@ -85,9 +79,7 @@ func TestEnsureRefuses(t *testing.T) {
 	}
 	path := filepath.Join(dir, configFile)
 	for _, damaged := range []string{"", "{", "kind: Pod"} {
-		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, []byte(damaged), 0o600))
 		if _, err := Ensure(t.Context(), Options{Dir: dir, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "damaged") {
 			t.Errorf("%q: %v", damaged, err)
 		}
@@ -101,18 +93,12 @@ func TestConfigurationByHandIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, configFile)
 	const byHand = `{apiVersion: apiserver.config.k8s.io/v1, kind: EncryptionConfiguration, resources: [{resources: [secrets], providers: [{identity: {}}]}]}`
-	if err := os.WriteFile(path, []byte(byHand), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte(byHand), 0o600))
+	testenv.Must(Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet}))(t)
 	if now, _ := os.ReadFile(path); string(now) != byHand {
 		t.Error("it was overwritten")
 	}
-	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "by hand") {
-		t.Errorf("rotated: %v", err)
-	}
+	testenv.WantError(t, Rotate(t.Context(), RotateOptions{Dir: dir, Logger: quiet}), "by hand")
 	if s, err := ReadStatus(dir); err != nil || !s.ByHand {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -137,9 +123,7 @@ func newCluster(t *testing.T, dir string) *cluster {
 		if s, ok := v.(metav1.Status); ok {
 			w.WriteHeader(int(s.Code))
 		}
-		if err := json.NewEncoder(w).Encode(v); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, json.NewEncoder(w).Encode(v))
 	}
 	mux.HandleFunc("GET /api", func(w http.ResponseWriter, _ *http.Request) { reply(w, metav1.APIVersions{Versions: []string{"v1"}}) })
 	mux.HandleFunc("GET /apis", func(w http.ResponseWriter, _ *http.Request) { reply(w, metav1.APIGroupList{}) })
@@ -223,9 +207,7 @@ func TestRotate(t *testing.T) {
 	objects := 0
 	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet,
 		Progress: func(_ Stage, n int) { objects = max(objects, n) }}
-	if err := Rotate(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Rotate(t.Context(), o))
 	s, err := ReadStatus(dir)
 	if err != nil || s.Stage != StageDone || s.Key != "key2" || !slices.Equal(s.Readable, []string{"key2"}) || s.Finished.IsZero() {
 		t.Fatalf("%+v, %v", s, err)
@@ -241,9 +223,7 @@ func TestRotate(t *testing.T) {
 	if l := ensure(t, Options{Dir: dir, Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
 		t.Error("the key has a new name and the old secret")
 	}
-	if err := Rotate(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Rotate(t.Context(), o))
 	if s, _ := ReadStatus(dir); s.Key != "key3" {
 		t.Errorf("the second rotation ended with %s", s.Key)
 	}
@@ -281,9 +261,7 @@ func TestRotateGoesOnAfterACrash(t *testing.T) {
 				t.Fatalf("%s: %+v, %v", stop, s, err)
 			}
 			o.Progress = nil
-			if err := Rotate(t.Context(), o); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, Rotate(t.Context(), o))
 			s, err := ReadStatus(dir)
 			if err != nil || s.Key != "key2" || len(s.Readable) != 1 || c.secrets["a"] != "key2" || c.secrets["c"] != "key2" {
 				t.Fatalf("%s: %+v, %v, %v", stop, s, c.secrets, err)
@@ -303,9 +281,7 @@ func TestOneRotationAtATime(t *testing.T) {
 			t.Errorf("at the stage %s a second one: %v", stage, err)
 		}
 	}
-	if err := Rotate(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Rotate(t.Context(), o))
 }
 
 func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
@@ -321,9 +297,7 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	c.refuse = false
-	if err := Rotate(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Rotate(t.Context(), o))
 	if s, _ := ReadStatus(dir); len(s.Readable) != 1 {
 		t.Errorf("%+v", s)
 	}
@@ -333,11 +307,7 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 func TestFingerprint(t *testing.T) {
 	print := func(dir string) string {
 		t.Helper()
-		out, err := Fingerprint(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
+		return testenv.Must(Fingerprint(dir))(t)
 	}
 	dir, other := t.TempDir(), t.TempDir()
 	if got := print(dir); got != "" {
@@ -353,14 +323,8 @@ func TestFingerprint(t *testing.T) {
 	if print(dir) != first {
 		t.Error("another resource changes it")
 	}
-	l, err := readLayout(filepath.Join(dir, configFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := newKey(l.keyNames())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(readLayout(filepath.Join(dir, configFile)))(t)
+	k := testenv.Must(newKey(l.keyNames()))(t)
 	l.keys = append(l.keys, k)
 	data, err := l.encode()
 	if err == nil {
@@ -376,13 +340,8 @@ func TestFingerprint(t *testing.T) {
 func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
-	release, err := HoldStill(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Rotate(t.Context(), RotateOptions{Dir: dir}); err == nil || !strings.Contains(err.Error(), "a server is joining") {
-		t.Errorf("a rotation while a server is admitted: %v", err)
-	}
+	release := testenv.Must(HoldStill(dir))(t)
+	testenv.WantError(t, Rotate(t.Context(), RotateOptions{Dir: dir}), "a server is joining")
 	release()
 	no := errors.New("the cluster has 2 servers")
 	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Check: func() error {
@@ -393,9 +352,7 @@ func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	}}); !errors.Is(err, no) {
 		t.Errorf("%v", err)
 	}
-	if err := (state{Stage: StageActivate, NewKey: "key2"}).write(dir); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, (state{Stage: StageActivate, NewKey: "key2"}).write(dir))
 	if _, err := HoldStill(dir); !errors.Is(err, errChanging) {
 		t.Errorf("a server is admitted in the middle of a rotation: %v", err)
 	}

@@ -20,6 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/testkv"
 )
 
@@ -224,9 +225,7 @@ func (s *several) done(key string) {
 // TestSharedRotation: all servers get a new key before any writes with it, and lose the old one when nothing needs it.
 func TestSharedRotation(t *testing.T) {
 	s := newSeveral(t, 3)
-	if err := s.rotation(0).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key2")
 	if kept, err := s.shared(2).Kept(t.Context()); !kept || err != nil {
 		t.Errorf("the store has keys: %v, %v", kept, err)
@@ -236,9 +235,7 @@ func TestSharedRotation(t *testing.T) {
 			t.Errorf("the store has %q", kv.Value)
 		}
 	}
-	if err := s.rotation(0).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key3")
 	foreign := s.shared(0)
 	foreign.Secret = []byte("of another cluster")
@@ -274,9 +271,7 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	s.mu.Lock()
 	s.off[1] = false
 	s.mu.Unlock()
-	if err := s.rotation(0).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key2")
 	release, err := HoldStill(s.dirs[0])
 	if err != nil {
@@ -339,9 +334,7 @@ func TestSharedRotationsAtOnce(t *testing.T) {
 // reading.
 func TestTakeKeepsUnknownKeys(t *testing.T) {
 	s := newSeveral(t, 1)
-	if err := s.rotation(0).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	path := filepath.Join(s.dirs[0], configFile)
@@ -351,12 +344,8 @@ func TestTakeKeepsUnknownKeys(t *testing.T) {
 	}
 	own := l.keys[0]
 	l.keys = []key{{Name: "key9", Secret: own.Secret}, {Name: "key1", Secret: own.Secret}}
-	if _, err := l.write(t.Context(), path); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.shared(0).Pull(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(l.write(t.Context(), path))(t)
+	testenv.Must(s.shared(0).Pull(t.Context()))(t)
 	if l, err = readLayout(path); err != nil || !slices.Equal(l.keyNames(), []string{"key2", "key9"}) || l.keys[0] != own {
 		t.Errorf("it has %v, %v", l.keyNames(), err)
 	}
@@ -375,10 +364,7 @@ func TestSharedRotationLeaderDies(t *testing.T) {
 			r.KV = kv
 			want := "key2"
 			if err := r.Run(t.Context()); err != nil {
-				now, readErr := s.shared(1).read(t.Context())
-				if readErr != nil {
-					t.Fatal(readErr)
-				}
+				now := testenv.Must(s.shared(1).read(t.Context()))(t)
 				if now.revision > 0 && now.State.Stage == StageDone { // only the last answer was lost
 					want = "key3"
 				}

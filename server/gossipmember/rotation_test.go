@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,11 +18,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestGossipRotation: a step begins when all that live have done the one before; an interrupted rotation is ended and a
@@ -42,58 +45,18 @@ func TestGossipRotation(t *testing.T) {
 					start = start.UsingLast()
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-				if err := putKeys(secret, start); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, putKeys(secret, start))
 				client := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
-				read := func() clusterconfig.GossipKeys {
-					s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), GossipSecret, metav1.GetOptions{})
-					if err != nil {
-						t.Fatal(err)
-					}
-					keys, err := keysIn(s)
-					if err != nil {
-						t.Fatal(err)
-					}
-					return keys
-				}
-				// Two members take the keys over, one of them late; a third is off.
-				var mu sync.Mutex
-				have := []clusterconfig.GossipKeys{start, start}
-				ctx, cancel := context.WithCancel(t.Context())
-				done := make(chan struct{})
-				go func() {
-					defer close(done)
-					for i := 0; ctx.Err() == nil; i++ {
-						time.Sleep(time.Second) // the bubble's time: how often a member looks
-						keys := read()
-						mu.Lock()
-						have[0] = keys
-						if i%5 == 0 {
-							have[1] = keys
-						}
-						if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
-							t.Errorf("two members do not understand one another: generations %d and %d", have[0].Generation, have[1].Generation)
-						}
-						mu.Unlock()
-					}
-				}()
+				members, stop := followKeys(t, name, client, start)
 				var reported []string
 				r := Rotation{Client: client, Progress: func(s string) { reported = append(reported, s) },
-					Members: func(context.Context) ([]status.Member, error) {
-						mu.Lock()
-						defer mu.Unlock()
-						return []status.Member{
-							{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation},
-							{Name: "off", State: "silent", KeyGeneration: 1},
-						}, nil
+					Members: func(ctx context.Context) ([]status.Member, error) {
+						two, err := members(ctx)
+						return append(two, status.Member{Name: "off", State: "silent", KeyGeneration: 1}), err
 					}}
-				if err := r.Run(ctx); err != nil {
-					t.Error(err)
-				}
-				cancel()
-				<-done
-				end := read()
+				testenv.Check(t, r.Run(t.Context()))
+				stop()
+				end := testenv.Must(r.read(t.Context()))(t)
 				if len(end.Keys) != 1 || contains(start, end.Keys[0]) {
 					t.Errorf("at the end there are %d keys, of the generation %d", len(end.Keys), end.Generation)
 				}
@@ -104,6 +67,40 @@ func TestGossipRotation(t *testing.T) {
 			})
 		})
 	}
+}
+
+// followKeys has two members, one of them late, take the keys over until stop is called, and understand one another all
+// the while.
+func followKeys(t *testing.T, what string, client kubernetes.Interface, start clusterconfig.GossipKeys) (
+	members func(context.Context) ([]status.Member, error), stop func()) {
+	var mu sync.Mutex
+	have := []clusterconfig.GossipKeys{start, start}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ctx.Err() == nil; i++ {
+			time.Sleep(time.Second) // the bubble's time: how often a member looks
+			keys, err := Rotation{Client: client}.read(t.Context())
+			testenv.Check(t, err)
+			mu.Lock()
+			have[0] = keys
+			if i%5 == 0 {
+				have[1] = keys
+			}
+			if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
+				t.Errorf("%s: two members do not understand one another: generations %d and %d", what, have[0].Generation, have[1].Generation)
+			}
+			mu.Unlock()
+		}
+	}()
+	return func(context.Context) ([]status.Member, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return []status.Member{
+			{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation},
+		}, nil
+	}, func() { cancel(); <-done }
 }
 
 func nodeNamed(name string) *corev1.Node {
@@ -128,9 +125,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 					t.Fatal(err)
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-				if err := putKeys(secret, first); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, putKeys(secret, first))
 				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
 				r.Members = func(ctx context.Context) ([]status.Member, error) {
 					keys, err := r.read(ctx)
@@ -165,14 +160,9 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 func TestTwoGossipRotations(t *testing.T) {
 	for delay := range 12 {
 		synctest.Test(t, func(t *testing.T) {
-			first, err := clusterconfig.NewGossipKeys()
-			if err != nil {
-				t.Fatal(err)
-			}
+			first := testenv.Must(clusterconfig.NewGossipKeys())(t)
 			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-			if err := putKeys(secret, first); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, putKeys(secret, first))
 			client := fake.NewClientset(secret, nodeNamed("a"))
 			refuseStaleSecrets(client)
 			r := Rotation{Client: client, Progress: func(string) {}}
@@ -209,10 +199,7 @@ func TestTwoGossipRotations(t *testing.T) {
 					}
 				}
 			}
-			end, err := r.read(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			end := testenv.Must(r.read(t.Context()))(t)
 			if failed > 1 || len(end.Keys) != 1 || contains(first, end.Keys[0]) {
 				t.Errorf("after %d ms: %d failed, and there are %d keys", delay*100, failed, len(end.Keys))
 			}
@@ -276,9 +263,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 		t.Fatal(err)
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
-	if err := putKeys(secret, first); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, putKeys(secret, first))
 	whole := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
 	mortal, requests := &fake.Clientset{}, 0
 	mortal.AddReactor("*", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -291,48 +276,18 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 		}
 		return true, nil, errors.New("etcdserver: leader changed")
 	})
-	// Two members take the keys over, one of them late.
-	var mu sync.Mutex
-	have := []clusterconfig.GossipKeys{first, first}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := 0; ctx.Err() == nil; i++ {
-			time.Sleep(time.Second) // the bubble's time: how often a member looks
-			keys, err := Rotation{Client: whole}.read(t.Context())
-			if err != nil {
-				t.Error(err)
-			}
-			mu.Lock()
-			have[0] = keys
-			if i%5 == 0 {
-				have[1] = keys
-			}
-			if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
-				t.Errorf("request %d, after it: %t: two members do not understand one another: generations %d and %d", n, after,
-					have[0].Generation, have[1].Generation)
-			}
-			mu.Unlock()
-		}
-	}()
-	r := Rotation{Client: mortal, Progress: func(string) {}, Members: func(context.Context) ([]status.Member, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return []status.Member{{Name: "a", State: "alive", KeyGeneration: have[0].Generation},
-			{Name: "b", State: "alive", KeyGeneration: have[1].Generation}}, nil
-	}}
-	err = r.Run(ctx)
+	members, stop := followKeys(t, fmt.Sprintf("request %d, after it: %t", n, after), whole, first)
+	r := Rotation{Client: mortal, Progress: func(string) {}, Members: members}
+	err = r.Run(t.Context())
 	died = requests >= n
 	if err != nil {
 		r.Client = whole
-		err = r.Run(ctx)
+		err = r.Run(t.Context())
 	}
 	if err != nil {
 		t.Errorf("request %d, after it: %t: run again, it says %v", n, after, err)
 	}
-	cancel()
-	<-done
+	stop()
 	end, err := Rotation{Client: whole}.read(t.Context())
 	if err != nil || len(end.Keys) != 1 || contains(first, end.Keys[0]) {
 		t.Errorf("request %d, after it: %t: at the end there are %d keys, of the generation %d: %v", n, after, len(end.Keys), end.Generation, err)

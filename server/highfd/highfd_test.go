@@ -15,23 +15,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func numberOf(t *testing.T, c any) int {
 	t.Helper()
-	n, err := number(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return testenv.Must(number(c))(t)
 }
 
 func openFiles(t *testing.T) int {
 	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
+	entries := testenv.Must(os.ReadDir("/proc/self/fd"))(t)
 	return len(entries)
 }
 
@@ -80,12 +75,8 @@ func TestMovedConnectionsWorkAndClose(t *testing.T) {
 			t.Errorf("children inherit it: %d, %v", flags, err)
 		}
 	}
-	if _, err := calls.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(called, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(calls.Write([]byte("x")))(t)
+	testenv.Must(io.ReadFull(called, make([]byte, 1)))(t)
 	address := l.Addr().String()
 	calls.Close()
 	if n, err := called.Read(make([]byte, 1)); err != io.EOF {
@@ -126,10 +117,7 @@ func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 // TestSocketFileIsRemovedAtClose: a listener's socket file is there until it is closed, and then it is not.
 func TestSocketFileIsRemovedAtClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("unix", path))(t)
 	l = Listener(l)
 	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
@@ -171,15 +159,9 @@ func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 func TestDeadlinesWorkWithFewDescriptorsLeft(t *testing.T) {
 	for left := range 6 {
 		t.Run(fmt.Sprint(left), func(t *testing.T) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 			defer func() { l.Close() }()
-			c, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := testenv.Must(net.Dial("tcp", l.Addr().String()))(t)
 			defer func() { c.Close() }()
 			before := openFiles(t)
 			t.Run("full", func(t *testing.T) { // what it takes it gives back
@@ -202,9 +184,7 @@ func TestDeadlinesWorkWithFewDescriptorsLeft(t *testing.T) {
 // heeds wants a deadline to end a wait.
 func heeds(t *testing.T, what string, deadline func(time.Time) error, wait func() error) {
 	t.Helper()
-	if err := deadline(time.Now().Add(time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, deadline(time.Now().Add(time.Millisecond)))
 	done := make(chan error, 1)
 	go func() { done <- wait() }()
 	select {
@@ -230,10 +210,7 @@ func accepts(l net.Listener) error {
 
 // TestConcurrentOpensDoNotLowerTheNumber: others open and close files meanwhile, and the numbers are high all the same.
 func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	stop := make(chan struct{})
 	var others sync.WaitGroup
@@ -269,9 +246,7 @@ func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 			t.Errorf("a connection has number %d", n)
 		}
 		moved.Close()
-		if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, l.(*net.TCPListener).SetDeadline(time.Now().Add(2*time.Minute)))
 		if c, err = l.Accept(); err != nil {
 			t.Fatal(err)
 		}
@@ -283,46 +258,15 @@ func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 func allow(t *testing.T, files uint64) {
 	t.Helper()
 	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: files, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
-			t.Error(err)
-		}
-	})
+	testenv.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was))
+	testenv.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: files, Max: was.Max}))
+	t.Cleanup(func() { testenv.Check(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was)) })
 }
 
 // take takes the lowest number that is free and not below another one, until the test ends.
 func take(t *testing.T, least int) int {
 	t.Helper()
-	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, least)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fd := testenv.Must(unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, least))(t)
 	t.Cleanup(func() { _ = unix.Close(fd) }) // nobody else has it
 	return fd
-}
-
-func BenchmarkConn(b *testing.B) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
-	for b.Loop() {
-		moved, err := move(c.(*net.TCPConn), net.FileConn)
-		if err != nil {
-			b.Fatal(err)
-		}
-		moved.Close()
-	}
 }

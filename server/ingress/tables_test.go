@@ -31,6 +31,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var node = &user.DefaultInfo{Name: nodePrefix + "a", Groups: []string{user.NodesGroup}}
@@ -150,18 +151,14 @@ func TestNodesHearOfIngresses(t *testing.T) {
 				Rules: []networkingv1.IngressRule{{Host: "web.example"}},
 			},
 		}
-		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}))(t)
 		time.Sleep(time.Second)
 		for _, one := range []*follower{f, g} {
 			if got := one.keys(); got != "host/ingress/web.example" {
 				t.Errorf("it hears of %s", got)
 			}
 		}
-		if err := b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
 		time.Sleep(time.Second)
 		if got := f.keys(); got != "" {
 			t.Errorf("it still hears of %s", got)
@@ -193,9 +190,7 @@ func TestNodesHearOfTheAccount(t *testing.T) {
 				Rules: []networkingv1.IngressRule{{Host: "h.example"}},
 			},
 		}
-		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}))(t)
 		f := b.follow()
 		time.Sleep(time.Second)
 		before := b.watches()
@@ -203,9 +198,7 @@ func TestNodesHearOfTheAccount(t *testing.T) {
 			compile.Account.Name: {corev1.TLSCertKey: {}, corev1.TLSPrivateKeyKey: []byte("key"), compile.ThumbprintKey: []byte("thumb")}, compile.DefaultCertificate.Name: pair(t),
 		} {
 			s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name}, Type: corev1.SecretTypeTLS, Data: data}
-			if _, err := b.client.CoreV1().Secrets(metav1.NamespaceSystem).Create(b.Context(), s, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().Secrets(metav1.NamespaceSystem).Create(b.Context(), s, metav1.CreateOptions{}))(t)
 		}
 		time.Sleep(time.Second)
 		if got := f.keys(); got != "certificate/kube-system/ingress-default challenges/h.example host/ingress/h.example" {
@@ -229,15 +222,11 @@ func TestSecretsOfOtherTypes(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 			Spec:       networkingv1.IngressSpec{IngressClassName: ptr.To(compile.Class), TLS: []networkingv1.IngressTLS{{SecretName: "cert"}}, Rules: []networkingv1.IngressRule{{Host: "h"}}},
 		}
-		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}))(t)
 		f := b.follow()
 		time.Sleep(time.Second)
 		cert := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cert"}, Type: corev1.SecretTypeOpaque, Data: pair(t)}
-		if _, err := b.client.CoreV1().Secrets("shop").Create(b.Context(), cert, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Secrets("shop").Create(b.Context(), cert, metav1.CreateOptions{}))(t)
 		time.Sleep(2 * otherSecrets)
 		if got := f.keys(); got != "certificate/shop/cert host/ingress/h" {
 			t.Errorf("it hears of %s", got)
@@ -278,9 +267,7 @@ func TestDefaultsOfIngresses(t *testing.T) {
 				}}}},
 			}}}},
 		}
-		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}))(t)
 		f := b.follow()
 		time.Sleep(time.Second)
 		m := &corev1.ConfigMap{
@@ -289,9 +276,7 @@ func TestDefaultsOfIngresses(t *testing.T) {
 		}
 		headers := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "headers"}, Data: map[string]string{"X-Frame-Options": "DENY"}}
 		for _, one := range []*corev1.ConfigMap{headers, m} {
-			if _, err := b.client.CoreV1().ConfigMaps(one.Namespace).Create(b.Context(), one, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().ConfigMaps(one.Namespace).Create(b.Context(), one, metav1.CreateOptions{}))(t)
 		}
 		time.Sleep(time.Second)
 		f.mu.Lock()

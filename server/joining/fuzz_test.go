@@ -20,28 +20,18 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // FuzzAnswer: a machine may ask anything. A stranger is let in for nothing; who has the agents' token is let in as an
 // agent at most; and no question writes much into the log, or ends without an answer that fits.
 func FuzzAnswer(f *testing.F) {
 	quiet := slog.New(slog.DiscardHandler)
-	p, err := pki.Open(pki.Options{Dir: f.TempDir(), Logger: quiet})
-	if err != nil {
-		f.Fatal(err)
-	}
-	tokens, err := token.Ensure(token.Options{Dir: f.TempDir(), Root: p.Root(), Logger: quiet})
-	if err != nil {
-		f.Fatal(err)
-	}
+	p := testenv.Must(pki.Open(pki.Options{Dir: f.TempDir(), Logger: quiet}))(f)
+	tokens := testenv.Must(token.Ensure(token.Options{Dir: f.TempDir(), Root: p.Root(), Logger: quiet}))(f)
 	leaf := p.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})
-	if err := p.Ensure(leaf); err != nil {
-		f.Fatal(err)
-	}
-	shown, err := tls.LoadX509KeyPair(leaf.Path, leaf.Path)
-	if err != nil {
-		f.Fatal(err)
-	}
+	testenv.NoError(f, p.Ensure(leaf))
+	shown := testenv.Must(tls.LoadX509KeyPair(leaf.Path, leaf.Path))(f)
 	now := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
 	var admitted []Machine
 	s := New(Options{
@@ -61,10 +51,7 @@ func FuzzAnswer(f *testing.F) {
 			agents = t
 		}
 	}
-	known, err := protocol.MachineProof(state, agents, token.RoleAgent)
-	if err != nil {
-		f.Fatal(err)
-	}
+	known := testenv.Must(protocol.MachineProof(state, agents, token.RoleAgent))(f)
 	for _, q := range []protocol.Request{
 		{Role: token.RoleAgent, Time: now, Node: protocol.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}},
 		{Role: token.RoleServer, Time: now, Proof: protocol.Proof{Kind: token.RoleServer, MAC: []byte{1}}},
@@ -73,10 +60,7 @@ func FuzzAnswer(f *testing.F) {
 		{Role: token.Role(strings.Repeat("x", 20<<10)), Time: now},
 		{Role: token.RoleAgent, Time: now.AddDate(1, 0, 0), Want: protocol.WantGossipKeys},
 	} {
-		said, err := json.Marshal(q)
-		if err != nil {
-			f.Fatal(err)
-		}
+		said := testenv.Must(json.Marshal(q))(f)
 		f.Add(said, true)
 		f.Add(said, false)
 	}
@@ -108,9 +92,7 @@ func FuzzAnswer(f *testing.F) {
 				t.Errorf("%d bytes in the log", log.Len())
 			}
 		}
-		if err := a.Write(io.Discard); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, a.Write(io.Discard))
 	})
 }
 
@@ -124,11 +106,7 @@ func spoken(f *testing.F, s *Server) tls.ConnectionState {
 	done := make(chan error, 1)
 	go func() { done <- other.HandshakeContext(f.Context()) }()
 	conn := tls.Server(a, s.config())
-	if err := conn.HandshakeContext(f.Context()); err != nil {
-		f.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		f.Fatal(err)
-	}
+	testenv.NoError(f, conn.HandshakeContext(f.Context()))
+	testenv.NoError(f, <-done)
 	return conn.ConnectionState()
 }

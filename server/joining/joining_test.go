@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fixture is a server that lets every machine in that has shown who it is.
@@ -198,9 +199,7 @@ func TestWhoMayJoin(t *testing.T) {
 					t.Errorf("%v, want a refusal with the code %q that says %q", err, tt.code, tt.want)
 				}
 			case tt.want != "":
-				if err == nil || !strings.Contains(err.Error(), tt.want) {
-					t.Errorf("%v, want %q", err, tt.want)
-				}
+				testenv.WantError(t, err, tt.want)
 			case err != nil:
 				t.Error(err)
 			default:
@@ -232,9 +231,7 @@ func TestExpiredAndForeignTokens(t *testing.T) {
 		q := f.question()
 		q.Token = f.bootstrap.Token(q.Token.CAHash)
 		change(&f.bootstrap)
-		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v, want %q", err, name)
-		}
+		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), q)), name)
 		f.stop()
 		if !strings.Contains(f.log.String(), "code=token") {
 			t.Errorf("the log says nothing:\n%s", f.log)
@@ -259,9 +256,7 @@ func TestImpostors(t *testing.T) {
 		l := f.pki.NodeServing("", "n", nil)
 		l.Signer = pki.ServerCA
 		f.serve(f.leaf(l), quiet)
-		if _, err := protocol.Ask(t.Context(), f.question()); err == nil || !strings.Contains(err.Error(), "system:node:n") {
-			t.Error(err)
-		}
+		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), f.question())), "system:node:n")
 	})
 	t.Run("another cluster, for a bare secret", func(t *testing.T) {
 		f, other := newFixture(t), newFixture(t)
@@ -274,17 +269,12 @@ func TestImpostors(t *testing.T) {
 	})
 	t.Run("one that lets everybody in", func(t *testing.T) {
 		f := newFixture(t)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		defer l.Close()
 		go liar(l, f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), f.pki.CAPEM(pki.ServerCA))
 		q := f.question()
 		q.Address, q.Token = l.Addr().String(), token.Token{Secret: "chosen"}
-		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "does not know the token itself") {
-			t.Error(err)
-		}
+		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), q)), "does not know the token itself")
 	})
 	t.Run("another service", func(t *testing.T) {
 		f := newFixture(t)
@@ -305,9 +295,7 @@ func TestImpostors(t *testing.T) {
 		}()
 		q := f.question()
 		q.Address = l.Addr().String()
-		if _, err := protocol.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "is no server of a Coracle cluster") {
-			t.Error(err)
-		}
+		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), q)), "is no server of a Coracle cluster")
 	})
 	t.Run("nobody", func(t *testing.T) {
 		f := newFixture(t)
@@ -321,10 +309,7 @@ func TestImpostors(t *testing.T) {
 	for name, read := range map[string]int{"one that closes at once": 0, "one that reads and closes": 1} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 			defer l.Close()
 			go func() {
 				for {
@@ -368,10 +353,7 @@ func TestReplay(t *testing.T) {
 	first, second := f.dial(), f.dial()
 	defer first.Close()
 	defer second.Close()
-	proof, err := protocol.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proof := testenv.Must(protocol.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent))(t)
 	if !proof.Verify(first.ConnectionState(), f.tokens.Agent) {
 		t.Error("a proof does not hold on its own connection")
 	}
@@ -436,17 +418,13 @@ func (f *fixture) dial() *tls.Conn {
 // tell sends a request as it is, and returns the answer.
 func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
 	t.Helper()
-	if _, err := c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)))(t)
 	said, err := io.ReadAll(c)
 	if err != nil || len(said) < 4 {
 		t.Fatalf("%d bytes of an answer: %v", len(said), err)
 	}
 	var a protocol.Answer
-	if err := json.Unmarshal(said[4:], &a); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(said[4:], &a))
 	return a
 }
 
@@ -456,10 +434,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 	defer f.stop()
 	var first net.Conn
 	for range most + 50 {
-		c, err := net.Dial("tcp", f.address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", f.address))(t)
 		defer c.Close()
 		if first == nil {
 			first = c
@@ -468,9 +443,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 	if _, err := protocol.Ask(t.Context(), f.question()); err != nil {
 		t.Error(err)
 	}
-	if err := first.SetReadDeadline(time.Now().Add(identify / 2)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.SetReadDeadline(time.Now().Add(identify/2)))
 	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the one that has said nothing for longest is still connected")
 	}
@@ -481,16 +454,9 @@ func TestGarbage(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	for _, said := range []string{"", "\x00", "\xff\xff\xff\xff", "\x00\x00\x00\x02{]", "\x00\x00\x00\x04null", "GET / HTTP/1.1\r\n\r\n"} {
-		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(c, said); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.CloseWrite(); err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}}))(t)
+		testenv.Must(io.WriteString(c, said))(t)
+		testenv.NoError(t, c.CloseWrite())
 		answer, err := io.ReadAll(c)
 		if err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")) {
 			t.Errorf("%q was answered with %q", said, answer)

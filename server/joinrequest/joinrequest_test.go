@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var settings = clusterconfig.Settings{
@@ -25,56 +26,32 @@ func TestJoinedIsKept(t *testing.T) {
 	dir := t.TempDir()
 	o := Options{Folders: secrets.Folders{Server: dir}, StoreDir: filepath.Join(dir, "store")}
 	j := &Joined{Settings: settings, NodePortRange: "30000-32767", Peers: []string{"10.0.0.1:6443"}}
-	if err := Write(filepath.Join(dir, File), j); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"}); err == nil || !strings.Contains(err.Error(), "for agents") {
-		t.Errorf("before it ever took part, the cluster is not asked again: %v", err)
-	}
+	testenv.NoError(t, Write(filepath.Join(dir, File), j))
+	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"})), "for agents")
 	peers := filepath.Join(dir, roster.PeersFile)
-	if err := os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600))
 	got, err := Join(t.Context(), o, Request{Address: "127.0.0.1:1", Token: "x"})
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(j) {
 		t.Errorf("%v, %v, want %v", got, err, j)
 	}
-	if err := os.WriteFile(filepath.Join(dir, File), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Join(t.Context(), o, Request{}); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Error(err)
-	}
-	if err := os.Remove(filepath.Join(dir, File)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"}); err == nil || !strings.Contains(err.Error(), "for agents") {
-		t.Error(err)
-	}
-	if err := os.MkdirAll(filepath.Join(o.StoreDir, "log"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Join(t.Context(), o, Request{Token: "x"}); err == nil || !strings.Contains(err.Error(), "cannot join another one") {
-		t.Error(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, File), []byte("{"), 0o600))
+	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{})), "damaged")
+	testenv.NoError(t, os.Remove(filepath.Join(dir, File)))
+	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"})), "for agents")
+	testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "log"), 0o700))
+	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "x"})), "cannot join another one")
 }
 
 // TestFounderAlone: what the first server wrote down for another one binds it as long as there is another one.
 func TestFounderAlone(t *testing.T) {
 	dir := t.TempDir()
 	file, peers := filepath.Join(dir, File), filepath.Join(dir, roster.PeersFile)
-	if err := Write(file, &Joined{Founder: true, Settings: settings, NodePortRange: "30000-32767"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(peers, []byte(`["10.0.0.2:6443"]`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Write(file, &Joined{Founder: true, Settings: settings, NodePortRange: "30000-32767"}))
+	testenv.NoError(t, os.WriteFile(peers, []byte(`["10.0.0.2:6443"]`), 0o600))
 	if j, err := WasJoined(dir); err != nil || j == nil || j.NodePortRange != "30000-32767" {
 		t.Errorf("with another server: %v, %v", j, err)
 	}
-	if err := os.Remove(peers); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(peers))
 	if j, err := WasJoined(dir); err != nil || j != nil {
 		t.Errorf("the other one never came: %v, %v", j, err)
 	}

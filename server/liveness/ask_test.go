@@ -20,13 +20,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestAsk(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
@@ -46,9 +44,7 @@ func TestAsk(t *testing.T) {
 	}()
 	defer func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}()
 	dial := func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
@@ -78,10 +74,7 @@ func TestAsk(t *testing.T) {
 
 // A machine that refuses connections lives as well as one that takes them.
 func TestReach(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 	if Reach(t.Context(), n) {
 		t.Error("a node without an address is reached")
@@ -91,9 +84,7 @@ func TestReach(t *testing.T) {
 	if !Reach(t.Context(), n) {
 		t.Error("a port that is open is not reached")
 	}
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, l.Close())
 	if !Reach(t.Context(), n) {
 		t.Error("a port that refuses is not reached")
 	}
@@ -107,18 +98,9 @@ func TestReach(t *testing.T) {
 // Only a node's own certificate shows that it is the node that answers.
 func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	pem, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
+	other := testenv.Must(testca.New(t.TempDir()))(t)
+	pem := testenv.Must(os.ReadFile(filepath.Join(dir, "ca.crt")))(t)
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(pem)
 	for what, tt := range map[string]struct {
@@ -132,23 +114,14 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 		"a router, which speaks no TLS":     {nil, "", false},
 		"a machine that refuses connection": {nil, "closed", false},
 	} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
 		n.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(l.Addr().(*net.TCPAddr).Port)
 		config := &tls.Config{}
 		if tt.ca != nil {
-			files, err := tt.ca.Issue(tt.name, tt.name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-			if err != nil {
-				t.Fatal(err)
-			}
+			files := testenv.Must(tt.ca.Issue(tt.name, tt.name))(t)
+			pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
 			config.Certificates = []tls.Certificate{pair}
 		}
 		if tt.name == "closed" {
@@ -185,22 +158,10 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 // in half of a check's time, however long the node itself needs then.
 func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("n1", "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pem, err := os.ReadFile(files.CA)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
+	files := testenv.Must(ca.Issue("n1", "n1"))(t)
+	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
+	pem := testenv.Must(os.ReadFile(files.CA))(t)
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(pem)
 	now := time.Now()

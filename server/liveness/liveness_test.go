@@ -211,18 +211,12 @@ func (w *world) want(when string, nodes, pods []string) {
 // lost are the nodes that are Unknown, and those on which pods are not ready.
 func (w *world) lost() (unknown, notReady []string) {
 	w.t.Helper()
-	all, err := w.judge.o.Nodes.List(nil)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	all := testenv.Must(w.judge.o.Nodes.List(nil))(w.t)
 	for _, n := range all {
 		if readyOf(n).Status == corev1.ConditionUnknown {
 			unknown = append(unknown, n.Name)
 		}
-		p, err := w.client.CoreV1().Pods("default").Get(w.t.Context(), "on-"+n.Name, metav1.GetOptions{})
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		p := testenv.Must(w.client.CoreV1().Pods("default").Get(w.t.Context(), "on-"+n.Name, metav1.GetOptions{}))(w.t)
 		if p.Status.Conditions[0].Status == corev1.ConditionFalse {
 			notReady = append(notReady, n.Name)
 		}
@@ -240,10 +234,7 @@ func TestDeath(t *testing.T) {
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(3 * time.Second)
 		w.want("three seconds after a death", []string{"n2"}, []string{"n2"})
-		n, err := w.judge.o.Nodes.Get("n2")
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(w.judge.o.Nodes.Get("n2"))(t)
 		if len(n.Status.Conditions) != len(conditions) {
 			t.Errorf("conditions: %v", n.Status.Conditions)
 		}
@@ -266,12 +257,8 @@ func TestDeath(t *testing.T) {
 		// It comes back, its kubelet reports, and it dies again.
 		w.do(func() { w.silent["n2"] = false })
 		time.Sleep(10 * time.Second)
-		if _, err := w.client.CoreV1().Nodes().UpdateStatus(t.Context(), node("n2"), metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n2"), metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(w.client.CoreV1().Nodes().UpdateStatus(t.Context(), node("n2"), metav1.UpdateOptions{}))(t)
+		testenv.Must(w.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n2"), metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Minute) // fake time
 		w.want("after the return", nil, nil)
 		w.do(func() { w.silent["n2"] = true })
@@ -336,9 +323,7 @@ func TestUnconnectedNodeLivesByItsLease(t *testing.T) {
 					}}
 					leases := w.client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 					if _, err := leases.Update(t.Context(), lease, metav1.UpdateOptions{}); err != nil {
-						if _, err := leases.Create(t.Context(), lease, metav1.CreateOptions{}); err != nil {
-							t.Fatal(err)
-						}
+						testenv.Must(leases.Create(t.Context(), lease, metav1.CreateOptions{}))(t)
 					}
 				}
 				w.do(func() { delete(w.contacts, "n1"); w.finding["n1"] = while })
@@ -449,9 +434,7 @@ func TestMostVanishBesideOthers(t *testing.T) {
 					n := node(name)
 					n.Labels = map[string]string{corev1.LabelTopologyZone: tt.zones[name]}
 					readyOf(n).Status = corev1.ConditionFalse
-					if _, err := w.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(w.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{}))(t)
 				}
 				w.do(func() {
 					for _, name := range tt.before {
@@ -665,26 +648,18 @@ func TestReturnOfADeletedNode(t *testing.T) {
 	live(t, 3, func(w *world) {
 		nodes := w.client.CoreV1().Nodes()
 		w.do(func() { w.silent["n1"] = true })
-		if err := nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}))
 		again := node("n1")
 		again.UID = "another"
 		for _, pause := range []time.Duration{0, time.Minute} { // between two looks of the judge, and much later
 			time.Sleep(pause)
-			if _, err := nodes.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(nodes.Create(t.Context(), again, metav1.CreateOptions{}))(t)
 			time.Sleep(slow / 2)
 			w.want("while it has not connected yet", nil, nil)
-			if err := nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}))
 		}
 		again.UID = "a third"
-		if _, err := nodes.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(nodes.Create(t.Context(), again, metav1.CreateOptions{}))(t)
 		w.do(func() { w.silent["n1"] = false })
 		time.Sleep(time.Minute) // fake time
 		w.want("when it is connected", nil, nil)
@@ -786,10 +761,7 @@ func TestSimultaneousFailuresAreJudgedAtOnce(t *testing.T) {
 			}
 		})
 		time.Sleep(time.Minute) // fake time
-		nodes, err := w.judge.o.Nodes.List(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		nodes := testenv.Must(w.judge.o.Nodes.List(nil))(t)
 		for _, n := range nodes {
 			if readyOf(n).Status == corev1.ConditionUnknown {
 				t.Errorf("%s is Unknown, and its pods will be evicted", n.Name)
@@ -826,19 +798,14 @@ func TestManyPodsOnASlowDisk(t *testing.T) {
 		for i := range 109 {
 			p := pod("n1")
 			p.Name = fmt.Sprintf("another-%d", i)
-			if _, err := w.client.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(w.client.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{}))(t)
 		}
 		w.judge.o.Client = slowly{w.client}
 		w.do(func() { w.silent["n1"] = true })
 		time.Sleep(time.Second) // fake time
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(2 * time.Second) // fake time
-		pods, err := w.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		pods := testenv.Must(w.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{}))(t)
 		for _, p := range pods.Items {
 			if p.Spec.NodeName == "n1" && p.Status.Conditions[0].Status != corev1.ConditionFalse {
 				t.Errorf("pod %s is ready three seconds after the death", p.Name)

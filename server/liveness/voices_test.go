@@ -178,9 +178,7 @@ func TestBackForAMoment(t *testing.T) {
 		for range 2 * rest / time.Second {
 			time.Sleep(rest + 500*time.Millisecond) // fake time, as all others; the judge looks after each rest
 			v.speak("n1")
-			if _, err := v.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n1"), metav1.UpdateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(v.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n1"), metav1.UpdateOptions{}))(t)
 			time.Sleep(100 * time.Millisecond) // fake time
 			v.silence("n1")
 			time.Sleep(2*rest + Quick) // fake time

@@ -145,11 +145,7 @@ func (a at) LocalAddr() net.Addr  { return a.to }
 // has one.
 func TestLoopbackAndBoundAddressAreLocal(t *testing.T) {
 	tcp := func(text string) net.Addr {
-		a, err := net.ResolveTCPAddr("tcp", text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
+		return testenv.Must(net.ResolveTCPAddr("tcp", text))(t)
 	}
 	for _, c := range []struct {
 		from, to    string

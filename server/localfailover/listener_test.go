@@ -22,11 +22,7 @@ const patience = 2 * time.Minute
 
 func listen(t *testing.T, address string) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return testenv.Must(net.Listen("tcp", address))(t)
 }
 
 // serve answers each line on l's connections with a name, until l is closed.
@@ -123,14 +119,9 @@ type client struct {
 
 func (f *fixture) connect() *client {
 	f.t.Helper()
-	c, err := net.Dial("tcp", f.address)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("tcp", f.address))(f.t)
 	f.t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		f.t.Fatal(err)
-	}
+	testenv.NoError(f.t, c.SetDeadline(time.Now().Add(patience)))
 	return &client{c, bufio.NewReader(c)}
 }
 
@@ -206,12 +197,8 @@ func TestHalfClosedConnectionIsReadToItsEnd(t *testing.T) {
 	f := newFixture(t)
 	f.l.FailOver(true)
 	c := f.connect()
-	if _, err := io.WriteString(c, "who?\n"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(c, "who?\n"))(t)
+	testenv.NoError(t, c.Conn.(*net.TCPConn).CloseWrite())
 	if got, err := io.ReadAll(c.r); string(got) != "other\n" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}

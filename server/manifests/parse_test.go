@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestParseOrdersAndCountsLines(t *testing.T) {
@@ -34,10 +36,7 @@ metadata:
   name: widgets.example.com
 ---
 `
-	objects, err := parse("f.yaml", []byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	objects := testenv.Must(parse("f.yaml", []byte(text)))(t)
 	var got []string
 	for _, o := range objects {
 		got = append(got, o.ref().String())
@@ -87,20 +86,11 @@ func TestScan(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a.yaml", "b.yml", "c.json", "d.txt", ".hidden.yaml", "sub/e.yaml", ".git/f.yaml", "g.yaml", "g.yaml.skip", "a.yaml~"} {
 		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(name), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.NoError(t, os.WriteFile(path, []byte(name), 0o644))
 	}
-	if err := os.Symlink("nowhere", filepath.Join(dir, "broken.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	found, err := scan(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Symlink("nowhere", filepath.Join(dir, "broken.yaml")))
+	found := testenv.Must(scan(dir))(t)
 	want := []string{"a.yaml", "b.yml", "broken.yaml", "c.json", "g.yaml", "sub/e.yaml"}
 	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)

@@ -36,10 +36,7 @@ func TestKeeper(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, last := t.TempDir(), ""
-			k, err := New(Options{Dir: dir, Own: c.own, Logger: slog.New(slog.DiscardHandler)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			k := testenv.Must(New(Options{Dir: dir, Own: c.own, Logger: slog.New(slog.DiscardHandler)}))(t)
 			for _, last = range c.setting {
 				k.apply(last)
 			}
@@ -60,9 +57,7 @@ func TestKeeper(t *testing.T) {
 // which it would go by when it takes the network back.
 func TestOtherPluginForgetsTheBackend(t *testing.T) {
 	dir := t.TempDir()
-	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
 	if _, err := New(Options{Dir: dir, Own: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {
 		t.Errorf("%v, it keeps %q", err, clusterconfig.ReadBackend(dir))
 	}
@@ -71,9 +66,7 @@ func TestOtherPluginForgetsTheBackend(t *testing.T) {
 // TestLastOfEarlierRun: a server that starts knows what the cluster said last before it hears it again.
 func TestLastOfEarlierRun(t *testing.T) {
 	dir := t.TempDir()
-	if err := clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
 	k, err := New(Options{Dir: dir, Own: clusterconfig.NetworkVXLAN})
 	if err != nil || k.Last() != clusterconfig.NetworkWireGuard {
 		t.Errorf("%v, it knows %q", err, k.Last())

@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // storeMembers stands for the store.
@@ -97,9 +98,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 			}
 			client := fake.NewClientset(n)
 			nodes := informers.NewSharedInformerFactory(client, 0).Core().V1().Nodes()
-			if err := nodes.Informer().GetStore().Add(n); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, nodes.Informer().GetStore().Add(n))
 			store := &storeMembers{names: strings.Fields(c.members), refuses: c.refuses}
 			m := &nodeMembers{client: client, nodes: nodes.Lister(), store: store, log: slog.New(slog.DiscardHandler)}
 			if ok := m.once(t.Context()); ok != c.ok {
@@ -108,10 +107,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 			if got := strings.Join(store.removed, " "); got != c.removed {
 				t.Errorf("removed %q, want %q", got, c.removed)
 			}
-			now, err := client.CoreV1().Nodes().Get(t.Context(), "n2", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			now := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n2", metav1.GetOptions{}))(t)
 			if !slices.Equal(now.Finalizers, c.left) {
 				t.Errorf("finalizers %q, want %q", now.Finalizers, c.left)
 			}
@@ -129,13 +125,8 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	if r.complete(n) {
 		t.Error("nothing to do for a node that says it is another server's")
 	}
-	if err := r.mark(t.Context(), "before"); err != nil {
-		t.Fatal(err)
-	}
-	now, err := client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, r.mark(t.Context(), "before"))
+	now := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{}))(t)
 	if !r.complete(now) || !slices.Contains(now.Finalizers, "other/one") || strings.Join(store.removed, " ") != "before" {
 		t.Errorf("the node is %+v, removed %q", now.ObjectMeta, store.removed)
 	}

@@ -23,6 +23,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/kube-openapi/pkg/validation/spec"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // world is what a Handler under test sees.
@@ -109,10 +111,7 @@ func boat(generation int64) *apiextensionsv1.CustomResourceDefinition {
 // TestArtifactMatchesModule fails when go.mod moved on and go generate was not run.
 func TestArtifactMatchesModule(t *testing.T) {
 	w := newWorld(t)
-	f, err := os.Open("../../go.mod")
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.Open("../../go.mod"))(t)
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if fields := strings.Fields(s.Text()); len(fields) >= 2 && fields[0] == "k8s.io/kubernetes" {
@@ -222,14 +221,10 @@ func TestNegotiation(t *testing.T) {
 func (w *world) v2(t *testing.T) *spec.Swagger {
 	t.Helper()
 	var doc spec.Swagger
-	if err := json.Unmarshal(w.get("/openapi/v2").Body.Bytes(), &doc); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(w.get("/openapi/v2").Body.Bytes(), &doc))
 	var binary openapi_v2.Document
 	rec := w.get("/openapi/v2", "Accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
-	if err := proto.Unmarshal(rec.Body.Bytes(), &binary); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, proto.Unmarshal(rec.Body.Bytes(), &binary))
 	seen := map[string]bool{}
 	for _, d := range binary.Definitions.AdditionalProperties {
 		if seen[d.Name] {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // signed makes the certificate of an authority, which parent signed with its key; without a parent it signs itself.
@@ -45,11 +46,7 @@ func signed(t *testing.T, name string, key, parentKey *ecdsa.PrivateKey, parent 
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
 	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	return testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 }
 
 // operators gives the cluster authorities that an operator made: each an intermediate of the same root. signers are
@@ -57,33 +54,23 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 func operators(t *testing.T) (p *pki.PKI, signers map[pki.Signer]*x509.Certificate) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "tls")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(dir, 0o700))
 	rootKey := newKey(t)
 	root := signed(t, "root of a company", rootKey, nil, nil)
 	signers = map[pki.Signer]*x509.Certificate{}
 	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
 		key := newKey(t)
 		signers[s] = signed(t, string(s), key, rootKey, root)
-		pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
+		pkcs8 := testenv.Must(x509.MarshalPKCS8PrivateKey(key))(t)
 		var chain []byte
 		for _, c := range []*x509.Certificate{signers[s], root} {
 			chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 		}
 		for file, content := range map[string][]byte{string(s) + ".crt": chain, string(s) + ".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})} {
-			if err := os.WriteFile(filepath.Join(dir, file), content, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(filepath.Join(dir, file), content, 0o600))
 		}
 	}
-	p, err := pki.Open(pki.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p = testenv.Must(pki.Open(pki.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)}))(t)
 	return p, signers
 }
 
@@ -128,10 +115,7 @@ func TestAuthoritiesWithOneRoot(t *testing.T) {
 func TestAuthorityBelowTheServersOwn(t *testing.T) {
 	p := authorities(t)
 	pair := func(s pki.Signer) (*x509.Certificate, *ecdsa.PrivateKey) {
-		c, err := tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s))
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s)))(t)
 		return c.Leaf, c.PrivateKey.(*ecdsa.PrivateKey)
 	}
 	above, aboveKey := pair(pki.PeerCA)
@@ -148,14 +132,9 @@ func resumesSession(t *testing.T, address string, dial func(address string) (*tl
 	t.Helper()
 	second := false
 	for range 2 {
-		c, err := dial(address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(dial(address))(t)
 		_ = c.SetDeadline(time.Now().Add(patience))
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(c.Write([]byte("x")))(t)
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // comes after the ticket
 			t.Fatal(err)
 		}

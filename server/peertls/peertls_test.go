@@ -20,59 +20,40 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const patience = 2 * time.Minute
 
 func authorities(t *testing.T) *pki.PKI {
 	t.Helper()
-	p, err := pki.Open(pki.Options{Dir: filepath.Join(t.TempDir(), "tls"), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return testenv.Must(pki.Open(pki.Options{Dir: filepath.Join(t.TempDir(), "tls"), Logger: slog.New(slog.DiscardHandler)}))(t)
 }
 
 // leaf issues a certificate.
 func leaf(t *testing.T, p *pki.PKI, l pki.Leaf) *tls.Certificate {
 	t.Helper()
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
-	c, err := tls.LoadX509KeyPair(l.Path, l.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
+	c := testenv.Must(tls.LoadX509KeyPair(l.Path, l.Path))(t)
 	return &c
 }
 
 // identity is a server's.
 func identity(t *testing.T, p *pki.PKI, id string) *Identity {
 	t.Helper()
-	i, err := New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName})
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := testenv.Must(New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
 	l := p.Peer(id)
 	l.Use = i.Use
 	l.Path = filepath.Join(t.TempDir(), "peer.pem")
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	return i
 }
 
 // forged is a certificate of an authority's key that its package would not issue; change makes it so.
 func forged(t *testing.T, p *pki.PKI, s pki.Signer, change func(*x509.Certificate)) *tls.Certificate {
 	t.Helper()
-	ca, err := tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s))
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s)))(t)
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "two"}, DNSNames: []string{pki.PeerName},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -82,19 +63,13 @@ func forged(t *testing.T, p *pki.PKI, s pki.Signer, change func(*x509.Certificat
 	if change != nil {
 		change(template)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.Leaf, key.Public(), ca.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testenv.Must(x509.CreateCertificate(rand.Reader, template, ca.Leaf, key.Public(), ca.PrivateKey))(t)
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func listen(t *testing.T) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { l.Close() })
 	return l
 }
@@ -189,9 +164,7 @@ func TestOnlyServersGetIn(t *testing.T) {
 			}
 		}
 	}
-	if err := call(t, server, &tls.Config{NextProtos: []string{Protocol}}); err == nil || !strings.Contains(err.Error(), "didn't provide a certificate") {
-		t.Errorf("no certificate: %v", err)
-	}
+	testenv.WantError(t, call(t, server, &tls.Config{NextProtos: []string{Protocol}}), "didn't provide a certificate")
 	good := *forged(t, p, pki.PeerCA, nil)
 	for name, config := range map[string]*tls.Config{
 		"without ALPN": {}, "with another's ALPN": {NextProtos: []string{"h2"}}, "TLS 1.2": {NextProtos: []string{Protocol}, MaxVersion: tls.VersionTLS12},
@@ -229,26 +202,18 @@ func TestRenewal(t *testing.T) {
 		}
 	}()
 	for range 2 {
-		c, err := second.Dial(t.Context(), l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(second.Dial(t.Context(), l.Addr().String()))(t)
 		_, _ = io.Copy(io.Discard, c)
 		c.Close()
 		renewed := p.Peer("two")
 		renewed.Path = filepath.Join(t.TempDir(), "new.pem")
 		renewed.Use = second.Use
-		if err := p.Ensure(renewed); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Ensure(renewed))
 	}
 	if a, b := <-serials, <-serials; a == "" || b == "" || a == b {
 		t.Errorf("serial numbers %q, %q", a, b)
 	}
-	none, err := New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName})
-	if err != nil {
-		t.Fatal(err)
-	}
+	none := testenv.Must(New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
 	if err := answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{Protocol}}); !errors.Is(err, errNoCertificate) {
 		t.Errorf("without a certificate: %v", err)
 	}

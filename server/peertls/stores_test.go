@@ -29,18 +29,11 @@ func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstor
 	t.Helper()
 	l, log := listen(t), &testenv.Log{}
 	address := l.Addr().String()
-	s, err := raftstore.Open(t.Context(), raftstore.Options{
+	s := testenv.Must(raftstore.Open(t.Context(), raftstore.Options{
 		Dir: filepath.Join(t.TempDir(), name), NodeID: name, ClusterID: "c", Join: join, Network: i.Network(address, l),
 		Logger: slog.New(slog.NewTextHandler(log, nil)), ElectionTimeout: 10 * time.Second,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
+	}))(t)
+	t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })
 	return s, log, address
 }
 
@@ -53,13 +46,9 @@ func TestStores(t *testing.T) {
 	one, log, address := openStore(t, identity(t, p, "one"), "one", nil)
 	two, _, _ := openStore(t, identity(t, p, "two"), "two", []string{address})
 	for _, s := range []*raftstore.Store{one, two} {
-		if err := s.WaitReady(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.WaitReady(ctx))
 	}
-	if _, err := two.Client().Client.Put(ctx, "a", "1"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(two.Client().Client.Put(ctx, "a", "1"))(t)
 
 	three, otherLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
 	dialOther := func() error {

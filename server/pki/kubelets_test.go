@@ -8,11 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"k8s.io/client-go/util/cert"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // verifies says whether somebody who trusts the certificates in PEM takes a leaf for a server at a name.
@@ -33,9 +34,7 @@ func TestNodesDoNotPassForAPIServers(t *testing.T) {
 	l := p.NodeServing(t.TempDir(), "kubernetes", []net.IP{net.ParseIP("10.43.0.1")})
 	api := apiServer(p)
 	for _, l := range []Leaf{l, api} {
-		if err := p.Ensure(l); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Ensure(l))
 	}
 	trust := readFile(t, p.KubeletTrustFile())
 	for _, name := range []string{"kubernetes", "10.43.0.1"} {
@@ -53,11 +52,7 @@ func TestNodesDoNotPassForAPIServers(t *testing.T) {
 
 func readFile(t *testing.T, path string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return testenv.Must(os.ReadFile(path))(t)
 }
 
 // copied is a folder with some of the files of another one.
@@ -65,9 +60,7 @@ func copied(t *testing.T, from string, names ...string) string {
 	t.Helper()
 	to := t.TempDir()
 	for _, name := range names {
-		if err := os.WriteFile(filepath.Join(to, name), readFile(t, filepath.Join(from, name)), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(to, name), readFile(t, filepath.Join(from, name)), 0o600))
 	}
 	return to
 }
@@ -81,22 +74,15 @@ var beforeKubeletCA = []string{"server-ca.crt", "server-ca.key", "client-ca.crt"
 func TestClusterFromBeforeKubeletCA(t *testing.T) {
 	dir := t.TempDir()
 	p, _ := open(t, dir, today)
-	if err := p.Ensure(p.Peer("boat-1")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(p.Peer("boat-1")))
 	old := p.NodeServing(t.TempDir(), "boat", nil)
 	old.Signer = ServerCA
-	if err := p.Ensure(old); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(old))
 	var first *PKI
 	for i, at := range []time.Time{today, today.AddDate(0, 0, 3), today.AddDate(0, 1, 0)} {
 		o, _ := options(copied(t, dir, beforeKubeletCA...), at)
 		o.Established = true
-		q, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		q := testenv.Must(Open(o))(t)
 		if first == nil {
 			first = q
 		}
@@ -112,23 +98,17 @@ func TestClusterFromBeforeKubeletCA(t *testing.T) {
 		if q.OwnKubeletCA() {
 			t.Error("the authority that it made is taken for an operator's")
 		}
-		if err := q.Ensure(q.NodeServing(filepath.Dir(old.Path), "boat", nil)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, q.Ensure(q.NodeServing(filepath.Dir(old.Path), "boat", nil)))
 		if !verifies(t, first.CAPEM(KubeletCA), leafCert(t, old), "boat", at) {
 			t.Error("the server's own node keeps the certificate of server-ca")
 		}
 		old = p.NodeServing(t.TempDir(), "boat", nil)
 		old.Signer = ServerCA
-		if err := p.Ensure(old); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Ensure(old))
 	}
 	// One that joins gets it from them, as long as it is good for anything.
 	joined := t.TempDir()
-	if err := KeepFormerKubeletCA(joined, first.FormerKubeletCA()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, KeepFormerKubeletCA(joined, first.FormerKubeletCA()))
 	if got := readFile(t, filepath.Join(joined, "kubelet-ca-before.crt")); !bytes.Equal(got, first.FormerKubeletCA()) {
 		t.Errorf("%s", got)
 	}
@@ -142,19 +122,11 @@ func TestClusterFromBeforeKubeletCA(t *testing.T) {
 func TestFormerKubeletCAEnds(t *testing.T) {
 	dir := t.TempDir()
 	p, _ := open(t, dir, today)
-	if err := p.Ensure(p.Peer("boat-1")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(p.Peer("boat-1")))
 	o, _ := options(copied(t, dir, beforeKubeletCA...), today)
 	o.Established = true
-	q, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := cert.ParseCertsPEM(q.FormerKubeletCA())
-	if err != nil {
-		t.Fatal(err)
-	}
+	q := testenv.Must(Open(o))(t)
+	certs := testenv.Must(cert.ParseCertsPEM(q.FormerKubeletCA()))(t)
 	if got := certs[0].NotAfter.Sub(today); got != LeafLifetime {
 		t.Errorf("it is valid for %v", got)
 	}
@@ -166,28 +138,17 @@ func TestKubeletCAOfAnOperator(t *testing.T) {
 	own := func(from string) string {
 		dir := copied(t, of.Dir(), "server-ca.crt", "server-ca.key")
 		for _, ext := range []string{".crt", ".key"} {
-			if err := os.WriteFile(filepath.Join(dir, "kubelet-ca"+ext), readFile(t, filepath.Join(of.Dir(), from+ext)), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(filepath.Join(dir, "kubelet-ca"+ext), readFile(t, filepath.Join(of.Dir(), from+ext)), 0o600))
 		}
 		return dir
 	}
 	o, _ := options(own("server-ca"), today)
-	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "would pass for an API server's") {
-		t.Error(err)
-	}
+	testenv.WantError(t, testenv.Err(Open(o)), "would pass for an API server's")
 	o, _ = options(own("client-ca"), today) // two of the others are alike: no matter here
-	p, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(Open(o))(t)
 	if !p.OwnKubeletCA() {
 		t.Error("an operator's authority is taken for one that every server makes")
 	}
-	if err := os.Remove(p.CAKeyFile(KubeletCA)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "its key") {
-		t.Error(err)
-	}
+	testenv.NoError(t, os.Remove(p.CAKeyFile(KubeletCA)))
+	testenv.WantError(t, testenv.Err(Open(o)), "its key")
 }

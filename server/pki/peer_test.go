@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A cluster that was made before there was an authority for servers gets one. Where there was one, it is not replaced.
@@ -16,9 +18,7 @@ func TestPeerAuthorityOfAnOlderCluster(t *testing.T) {
 	remove := func() {
 		t.Helper()
 		for _, file := range []string{p.CAFile(PeerCA), p.CAKeyFile(PeerCA)} {
-			if err := os.Remove(file); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Remove(file))
 		}
 	}
 	remove()
@@ -28,14 +28,10 @@ func TestPeerAuthorityOfAnOlderCluster(t *testing.T) {
 	if err != nil {
 		t.Fatalf("an older cluster: %v", err)
 	}
-	if err := p.Ensure(p.Peer("one")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(p.Peer("one")))
 	verify(t, p, p.Peer("one"), today)
 	remove()
-	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "peer-ca.crt is missing") {
-		t.Errorf("a lost authority: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(Open(o)), "peer-ca.crt is missing")
 }
 
 // The authority for servers signs nothing else, so its key may not be another's.
@@ -44,13 +40,8 @@ func TestPeerAuthorityIsNoOther(t *testing.T) {
 		dir := t.TempDir()
 		p, _ := open(t, dir, today)
 		for from, to := range map[string]string{p.CAFile(s): p.CAFile(PeerCA), p.CAKeyFile(s): p.CAKeyFile(PeerCA)} {
-			data, err := os.ReadFile(from)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(to, data, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			data := testenv.Must(os.ReadFile(from))(t)
+			testenv.NoError(t, os.WriteFile(to, data, 0o600))
 		}
 		o, _ := options(dir, today)
 		if _, err := Open(o); err == nil || !strings.Contains(err.Error(), filepath.Base(p.CAFile(s))) {

@@ -32,10 +32,7 @@ func options(dir string, now time.Time) (Options, *testclock.FakeClock) {
 func open(t *testing.T, dir string, now time.Time) (*PKI, *testclock.FakeClock) {
 	t.Helper()
 	o, c := options(dir, now)
-	p, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(Open(o))(t)
 	return p, c
 }
 
@@ -46,10 +43,7 @@ func apiServer(p *PKI) Leaf {
 
 func leafCert(t *testing.T, l Leaf) *x509.Certificate {
 	t.Helper()
-	pair, err := l.load()
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := testenv.Must(l.load())(t)
 	return pair.Chain[0]
 }
 
@@ -71,9 +65,7 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 	leaves := []Leaf{apiServer(p), p.Admin(), p.KubeletClient(), p.FrontProxy(), p.Node(agent, "boat"),
 		p.NodeServing(agent, "boat", []net.IP{net.ParseIP("192.0.2.7")}), p.Network(agent), p.Peer("boat-1")}
 	for _, l := range leaves {
-		if err := p.Ensure(l); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Ensure(l))
 		verify(t, p, l, today)
 		if fi, err := os.Stat(l.Path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: mode %v, %v", l.Path, fi.Mode(), err)
@@ -90,9 +82,7 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 	serving := leafCert(t, leaves[0])
 	for _, host := range []string{"127.0.0.1", "::1", "192.0.2.7", "10.43.0.1", "198.51.100.9", "localhost", "boat", "kubernetes",
 		"kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "api.example.org"} {
-		if err := serving.VerifyHostname(host); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, serving.VerifyHostname(host))
 	}
 	node := leafCert(t, leaves[4])
 	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
@@ -107,19 +97,12 @@ func TestSecondOpenChangesNothing(t *testing.T) {
 	dir := t.TempDir()
 	p, _ := open(t, dir, today)
 	l := apiServer(p)
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	before := leafCert(t, l)
 	o, _ := options(dir, today.Add(24*time.Hour))
 	o.Established = true
-	q, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := q.Ensure(apiServer(q)); err != nil {
-		t.Fatal(err)
-	}
+	q := testenv.Must(Open(o))(t)
+	testenv.NoError(t, q.Ensure(apiServer(q)))
 	if !leafCert(t, l).Equal(before) || !q.Root().Equal(p.Root()) {
 		t.Error("a second start made new certificates")
 	}
@@ -128,16 +111,10 @@ func TestSecondOpenChangesNothing(t *testing.T) {
 func TestNewNamesReissue(t *testing.T) {
 	p, _ := open(t, t.TempDir(), today)
 	l := apiServer(p)
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	l.DNSNames = append(l.DNSNames, "later.example.org")
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
-	if err := leafCert(t, l).VerifyHostname("later.example.org"); err != nil {
-		t.Error(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
+	testenv.Check(t, leafCert(t, l).VerifyHostname("later.example.org"))
 	if n := len(p.Certificates()); n != 6 {
 		t.Errorf("the same file is managed twice: %d certificates", n)
 	}
@@ -147,16 +124,12 @@ func TestDamagedLeafIsReplaced(t *testing.T) {
 	p, _ := open(t, t.TempDir(), today)
 	l := p.Admin()
 	for name, content := range map[string]string{"empty": "", "garbage": "not PEM", "truncated": "half"} {
-		if err := p.Ensure(l); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Ensure(l))
 		if name == "truncated" {
 			whole, _ := os.ReadFile(l.Path)
 			content = string(whole[:len(whole)/2])
 		}
-		if err := os.WriteFile(l.Path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(l.Path, []byte(content), 0o600))
 		if err := p.Ensure(l); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -174,9 +147,7 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		half := whole[:len(whole)/2]
-		if err := os.WriteFile(path, half, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, half, 0o600))
 		o, _ := options(dir, today)
 		_, err = Open(o)
 		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") {
@@ -192,9 +163,7 @@ func TestMissingAuthority(t *testing.T) {
 	for _, file := range []string{"server-ca.crt", "client-ca.crt", "service-account.key"} {
 		dir := t.TempDir()
 		open(t, dir, today)
-		if err := os.Remove(filepath.Join(dir, file)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(filepath.Join(dir, file)))
 		o, _ := options(dir, today)
 		o.Established = true
 		if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "missing") {
@@ -208,25 +177,16 @@ func TestMissingAuthority(t *testing.T) {
 	}
 	dir := t.TempDir()
 	open(t, dir, today)
-	if err := os.Remove(filepath.Join(dir, "server-ca.key")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(dir, "server-ca.key")))
 	o, _ := options(dir, today)
-	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "server-ca.key") {
-		t.Errorf("a certificate without its key: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(Open(o)), "server-ca.key")
 }
 
 func TestInterruptedFirstStartKeepsTheKey(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, today)
-	key, err := os.ReadFile(filepath.Join(dir, "server-ca.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(dir, "server-ca.crt")); err != nil {
-		t.Fatal(err)
-	}
+	key := testenv.Must(os.ReadFile(filepath.Join(dir, "server-ca.key")))(t)
+	testenv.NoError(t, os.Remove(filepath.Join(dir, "server-ca.crt")))
 	open(t, dir, today)
 	if again, _ := os.ReadFile(filepath.Join(dir, "server-ca.key")); string(again) != string(key) {
 		t.Error("the key was overwritten")
@@ -237,33 +197,17 @@ func TestInterruptedFirstStartKeepsTheKey(t *testing.T) {
 func TestOperatorsChain(t *testing.T) {
 	company, _ := open(t, t.TempDir(), today)
 	dir := t.TempDir()
-	key, err := company.loadOrCreateKey(filepath.Join(dir, "server-ca.key"), nil, false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testenv.Must(company.loadOrCreateKey(filepath.Join(dir, "server-ca.key"), nil, false))(t)
 	template := *company.Root()
 	template.Subject.CommonName = "intermediate"
 	template.SerialNumber, _ = newSerial()
-	der, err := x509.CreateCertificate(nil, &template, company.Root(), key.Public(), company.server.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	intermediate, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bundle, err := cert.EncodeCertificates(intermediate, company.Root())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "server-ca.crt"), bundle, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	der := testenv.Must(x509.CreateCertificate(nil, &template, company.Root(), key.Public(), company.server.key))(t)
+	intermediate := testenv.Must(x509.ParseCertificate(der))(t)
+	bundle := testenv.Must(cert.EncodeCertificates(intermediate, company.Root()))(t)
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "server-ca.crt"), bundle, 0o644))
 	p, _ := open(t, dir, today)
 	l := apiServer(p)
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	pair, err := l.load()
 	if err != nil || len(pair.Chain) != 2 {
 		t.Fatalf("the leaf does not carry its intermediate: %d, %v", len(pair.Chain), err)
@@ -271,9 +215,7 @@ func TestOperatorsChain(t *testing.T) {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(company.Root())
 	between.AddCert(pair.Chain[1])
-	if _, err := pair.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: today}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(pair.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: today}))(t)
 	if !p.Root().Equal(company.Root()) {
 		t.Error("the pin is not the root")
 	}
@@ -284,9 +226,7 @@ func TestClockInThePast(t *testing.T) {
 	born := time.Unix(60, 0)
 	p, c := open(t, t.TempDir(), born)
 	l := apiServer(p)
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	first := leafCert(t, l)
 	verify(t, p, l, born)
 	// The network sets the clock, by years: what was issued holds until the renewer has come by.
@@ -294,9 +234,7 @@ func TestClockInThePast(t *testing.T) {
 		verify(t, p, l, later)
 	}
 	c.SetTime(today)
-	if err := p.renew(false); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.renew(false))
 	if leafCert(t, l).Equal(first) {
 		t.Error("still the certificate of the wrong clock")
 	}
@@ -306,9 +244,7 @@ func TestClockInThePast(t *testing.T) {
 	verify(t, p, l, today)
 	// A power cut without a battery: back at the beginning, and still a start.
 	q, _ := open(t, p.Dir(), born)
-	if err := q.Ensure(apiServer(q)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, q.Ensure(apiServer(q)))
 	verify(t, q, l, born)
 }
 
@@ -324,9 +260,7 @@ func TestRenewsInPlace(t *testing.T) {
 		seen = append(seen, string(certPEM))
 		return nil
 	}
-	if err := p.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(l))
 	first := leafCert(t, l)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -337,9 +271,7 @@ func TestRenewsInPlace(t *testing.T) {
 		c.Step(d)
 	}
 	step(LeafLifetime - renewBefore - 2*backdate)
-	if err := p.renew(false); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.renew(false))
 	if !leafCert(t, l).Equal(first) {
 		t.Fatal("renewed early")
 	}
@@ -355,9 +287,7 @@ func TestRenewsInPlace(t *testing.T) {
 	step(checkEvery)
 	waitFor(t, "the user to be told again", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(seen) == 2 })
 	// A damaged file is noticed within a day.
-	if err := os.WriteFile(l.Path, []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(l.Path, []byte("x"), 0o600))
 	step(rereadEvery)
 	waitFor(t, "the damage to be repaired", func() bool { _, err := l.load(); return err == nil })
 	cancel()
@@ -369,9 +299,7 @@ func TestAuthorityNearItsEnd(t *testing.T) {
 	late := p.Root().NotAfter.AddDate(0, -1, 0)
 	q, c := open(t, p.Dir(), late)
 	l := q.Admin()
-	if err := q.Ensure(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, q.Ensure(l))
 	first := leafCert(t, l)
 	if first.NotAfter.After(q.Root().NotAfter) {
 		t.Error("outlives its authority")
@@ -386,9 +314,7 @@ func TestOpenedKeyIsClosed(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, today)
 	key := filepath.Join(dir, "client-ca.key")
-	if err := os.Chmod(key, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Chmod(key, 0o644))
 	open(t, dir, today)
 	if fi, err := os.Stat(key); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
@@ -408,9 +334,7 @@ func TestCertificateFilesAreClosed(t *testing.T) {
 			if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {
 				t.Errorf("%s, opened again: %t: mode %v, %v", file, again, fi.Mode(), err)
 			}
-			if err := os.Chmod(file, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Chmod(file, 0o644))
 		}
 		open(t, dir, today)
 	}

@@ -13,61 +13,40 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strings"
 	"testing"
 
 	"k8s.io/client-go/util/cert"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSign: the certificate says what the leaf says, whatever the request asks for.
 func TestSign(t *testing.T) {
-	p, err := Open(Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(Open(Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}))(t)
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	greedy := request(t, key)
-	chain, err := p.Sign(p.Node("", "n"), greedy)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := cert.ParseCertsPEM(chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	chain := testenv.Must(p.Sign(p.Node("", "n"), greedy))(t)
+	certs := testenv.Must(cert.ParseCertsPEM(chain))(t)
 	c := certs[0]
 	if c.Subject.CommonName != "system:node:n" || !slices.Equal(c.Subject.Organization, []string{"system:nodes"}) || len(c.DNSNames)+len(c.IPAddresses) > 0 ||
 		c.IsCA || !slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}) || !key.PublicKey.Equal(c.PublicKey) {
 		t.Errorf("%+v", c)
 	}
-	if err := c.CheckSignatureFrom(p.client.cert()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, c.CheckSignatureFrom(p.client.cert()))
 	forged := slices.Clone(greedy)
 	forged[len(forged)-1] ^= 1
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rsaKey := testenv.Must(rsa.GenerateKey(rand.Reader, 2048))(t)
 	for want, bad := range map[string][]byte{"is damaged": []byte("x"), "not signed by its own key": forged, "not ECDSA": request(t, rsaKey)} {
-		if _, err := p.Sign(p.Node("", "n"), bad); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
+		testenv.WantError(t, testenv.Err(p.Sign(p.Node("", "n"), bad)), want)
 	}
 }
 
 // request asks for everything.
 func request(t *testing.T, key crypto.Signer) []byte {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+	der := testenv.Must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject:  pkix.Name{CommonName: "system:admin", Organization: []string{"system:masters"}},
 		DNSNames: []string{"kubernetes"}, IPAddresses: []net.IP{net.IPv4(10, 43, 0, 1)},
-	}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	}, key))(t)
 	return der
 }

@@ -17,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The tests that sleep run in fake time (testing/synctest), in which sleeping is how time goes by.
@@ -293,9 +295,7 @@ func TestNodeVanishes(t *testing.T) {
 		time.Sleep(period)
 		synctest.Wait()
 		expect(t, "one", w.top(c, "goes", "stays"), "stays 250m 1000M 10s")
-		if err := w.nodes.Delete(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "goes"}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, w.nodes.Delete(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "goes"}}))
 		time.Sleep(period)
 		synctest.Wait()
 		expect(t, "a node that is gone", w.top(c, "goes"), "")
@@ -367,11 +367,8 @@ func TestWaitersEndWithTheServer(t *testing.T) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		}
-		c, err := New(Options{Nodes: corelisters.NewNodeLister(w.nodes), Pods: corelisters.NewPodLister(w.pods), Transport: w,
-			AddressTypes: []corev1.NodeAddressType{corev1.NodeInternalIP}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(New(Options{Nodes: corelisters.NewNodeLister(w.nodes), Pods: corelisters.NewPodLister(w.pods), Transport: w,
+			AddressTypes: []corev1.NodeAddressType{corev1.NodeInternalIP}}))(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		go c.Run(ctx)
 		time.AfterFunc(time.Second, cancel)
@@ -399,10 +396,7 @@ func FuzzCounters(f *testing.F) {
 	f.Add("container_cpu_usage_seconds_total{container=\"a\n")
 	f.Add("container_memory_working_set_bytes{pod=\"\",namespace=\"\",container=\"\"} -1e308 -9\ncontainer_start_time_seconds NaN")
 	f.Fuzz(func(t *testing.T, text string) {
-		k, err := newKubelets(fixed(text), []corev1.NodeAddressType{corev1.NodeInternalIP})
-		if err != nil {
-			t.Fatal(err)
-		}
+		k := testenv.Must(newKubelets(fixed(text), []corev1.NodeAddressType{corev1.NodeInternalIP}))(t)
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}}
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}, Spec: corev1.PodSpec{NodeName: "one", Containers: []corev1.Container{{Name: "a"}}}}
 		early := func(*figures) {}

@@ -9,29 +9,20 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTellName: a server's name is in the store once it has told it, and those of servers that are gone are not.
 func TestTellName(t *testing.T) {
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	store := testenv.Must(
+		raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)}))(t)
+	defer func() { testenv.Check(t, store.Close(context.Background())) }()
+	testenv.NoError(t, store.WaitReady(t.Context()))
 	kv := store.Client().KV
 	members := []raftstore.Member{{Name: "s1"}, {Name: "s2"}}
 	tell := func(id, name string) {
 		t.Helper()
-		if err := writeName(t.Context(), kv, id, name, func() []raftstore.Member { return members }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, writeName(t.Context(), kv, id, name, func() []raftstore.Member { return members }))
 	}
 	tell("s1", "north")
 	tell("s2", "south")
@@ -40,10 +31,7 @@ func TestTellName(t *testing.T) {
 		"s2": "south"}; !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	before, err := kv.Get(t.Context(), namesPrefix+"s1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(kv.Get(t.Context(), namesPrefix+"s1"))(t)
 	tell("s1", "arctic")
 	if after, err := kv.Get(t.Context(), namesPrefix+"s1"); err != nil || after.Header.Revision != before.Header.Revision {
 		t.Errorf("a name that is there was written again: %v", err)

@@ -5,8 +5,9 @@ package secrets
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
@@ -23,9 +24,7 @@ func TestKeepFiles(t *testing.T) {
 	}
 	refused := func(files map[string][]byte, want string) {
 		t.Helper()
-		if err := o.Keep(files, AsideSuffix); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
+		testenv.WantError(t, o.Keep(files, AsideSuffix), want)
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left %v, %v", left, err)
 		}
@@ -41,15 +40,10 @@ func TestKeepFiles(t *testing.T) {
 		refused(files, name)
 	}
 	for range 2 { // an interrupted join is repeated
-		if err := o.Keep(answer(), AsideSuffix); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, o.Keep(answer(), AsideSuffix))
 	}
 	for name, content := range answer() {
-		fi, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		fi := testenv.Must(os.Stat(filepath.Join(dir, name)))(t)
 		if fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s has the mode %v", name, fi.Mode())
 		}
@@ -59,9 +53,7 @@ func TestKeepFiles(t *testing.T) {
 	}
 	files := answer()
 	files[required[0]] = []byte("of another cluster")
-	if err := o.Keep(files, AsideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
-		t.Error(err)
-	}
+	testenv.WantError(t, o.Keep(files, AsideSuffix), "is not the cluster's")
 	if got, err := os.ReadFile(filepath.Join(dir, required[0])); err != nil || string(got) != required[0] {
 		t.Errorf("%q, %v", got, err)
 	}
@@ -86,12 +78,8 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 		o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
 		first, second := answer(" before"), answer(" after")
 		for _, name := range names[:cut] {
-			if err := os.MkdirAll(filepath.Dir(o.Path(name)), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(o.Path(name), first[name], 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.MkdirAll(filepath.Dir(o.Path(name)), 0o700))
+			testenv.NoError(t, os.WriteFile(o.Path(name), first[name], 0o600))
 		}
 		if err := o.Keep(second, AsideSuffix); err != nil {
 			t.Errorf("cut off after %v: %v", names[:cut], err)
@@ -110,12 +98,8 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	}
 	dir := t.TempDir()
 	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
-	if err := os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := o.Keep(answer(""), AsideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
-		t.Errorf("a token without authorities: %v", err)
-	}
+	testenv.NoError(t, os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600))
+	testenv.WantError(t, o.Keep(answer(""), AsideSuffix), "is not the cluster's")
 }
 
 // TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions

@@ -48,9 +48,7 @@ func TestGraceByAnyClock(t *testing.T) {
 		saw := world
 		for range 40 {
 			set := record.set("hash")
-			if err := s.countHere(&set, record); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, s.countHere(&set, record))
 			s.now.Store(&set)
 			works := slices.ContainsFunc(set.Accepted(c.Now()), func(t token.Token) bool { return t.Secret == "old" })
 			switch elapsed := world.Sub(saw); {
@@ -84,9 +82,7 @@ func TestGraceAfterTrouble(t *testing.T) {
 	valid := func() int {
 		t.Helper()
 		set := record.set("hash")
-		if err := s.countHere(&set, record); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.countHere(&set, record))
 		s.now.Store(&set)
 		return len(set.Accepted(c.Now()))
 	}

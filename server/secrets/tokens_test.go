@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/testkv"
 )
 
@@ -24,31 +24,18 @@ import (
 func newTokens(t *testing.T, dir string) (*Tokens, *raftstore.Store) {
 	t.Helper()
 	f := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
-	p, err := pki.Open(pki.Options{Dir: f.TLS, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(pki.Open(pki.Options{Dir: f.TLS, Logger: slog.New(slog.DiscardHandler)}))(t)
 	tokens, err := NewTokens(TokenOptions{
 		Folders: f, ServerID: "s1", Root: p.Root(), Server: "given-to-servers", Agent: "given-to-agents", Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := tokens.Open(store.Client().KV); err != nil {
-		t.Fatal(err)
-	}
+	store := testenv.Must(
+		raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)}))(t)
+	t.Cleanup(func() { testenv.Check(t, store.Close(context.Background())) })
+	testenv.NoError(t, store.WaitReady(t.Context()))
+	testenv.NoError(t, tokens.Open(store.Client().KV))
 	return tokens, store
 }
 
@@ -72,17 +59,9 @@ func TestTokensAreTakenOver(t *testing.T) {
 		}
 		return next, err
 	}
-	if _, err := rotate(token.Rotation{Role: token.RoleServer, Old: "guessed"}); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
-		t.Errorf("with a wrong token: %v", err)
-	}
-	first, err := rotate(token.Rotation{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent, err := rotate(token.Rotation{Role: token.RoleAgent})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.WantError(t, testenv.Err(rotate(token.Rotation{Role: token.RoleServer, Old: "guessed"})), "nothing was changed")
+	first := testenv.Must(rotate(token.Rotation{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour}))(t)
+	agent := testenv.Must(rotate(token.Rotation{Role: token.RoleAgent}))(t)
 	has := s.Now()
 	if has.Server != first || first.Secret != "next" || has.Agent != agent || agent.Secret == "given-to-agents" {
 		t.Errorf("it goes by %+v", has)
@@ -95,9 +74,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	}
 	stop()
 	<-followed
-	if _, err := s.Pull(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(s.Pull(t.Context()))(t)
 	last := s.Now()
 	if len(last.Former) != 0 || last.Server.Secret == "next" {
 		t.Errorf("at last it has %+v", last)
@@ -121,16 +98,11 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Pull(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(s.Pull(t.Context()))(t)
 		return next
 	}
 	rotate(token.Rotation{New: "leaked", Grace: time.Hour})
-	before, err := kv.Get(t.Context(), TokensKey)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testenv.Must(kv.Get(t.Context(), TokensKey))(t)
 	last := rotate(token.Rotation{})
 	if valid := s.Now().Accepted(time.Now()); len(valid) != 2 {
 		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
@@ -139,13 +111,8 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		"to a time between two": func() error { _, err := kv.Put(t.Context(), TokensKey, string(before.Kvs[0].Value)); return err },
 		"to before the first":   func() error { _, err := kv.Delete(t.Context(), TokensKey); return err },
 	} {
-		if err := set(); err != nil {
-			t.Fatal(err)
-		}
-		generation, err := s.Pull(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, set())
+		generation := testenv.Must(s.Pull(t.Context()))(t)
 		if now := s.Now(); now.Server != last || len(now.Former) != 0 || now.Agent.Secret != "given-to-agents" {
 			t.Errorf("%s: it goes by %+v", what, now)
 		}
@@ -171,9 +138,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 		for n := 1; ; n++ {
 			kv, next := &testkv.Mortal{KV: whole, Dies: n, After: after}, fmt.Sprintf("next-%d-%t", n, after)
 			rotateErr := rotate(kv, next)
-			if _, err := s.Pull(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(s.Pull(t.Context()))(t)
 			has := s.Now()
 			works := has.Server.Secret
 			if valid := has.Accepted(time.Now()); len(valid) != 2 || works != now && works != next || rotateErr == nil && works != next {

@@ -156,16 +156,10 @@ func TestStream(t *testing.T) {
 	s.hears("vip.coracle map[] true")
 	b.watching()
 	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	if _, err := maps.Create(t.Context(), configMap(clusterconfig.VIPConfigMap, nil), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Create(t.Context(), configMap(clusterconfig.VIPConfigMap, nil), metav1.CreateOptions{}))(t)
 	s.hears("vip.coracle map[] false")
-	if _, err := maps.Create(t.Context(), configMap(clusterconfig.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := maps.Delete(t.Context(), clustersettings.DNS, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(maps.Create(t.Context(), configMap(clusterconfig.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}))(t)
+	testenv.NoError(t, maps.Delete(t.Context(), clustersettings.DNS, metav1.DeleteOptions{}))
 	s.hears("coredns-custom map[] true") // and nothing of what it has not asked for
 	late := b.open(clusterconfig.BackendConfigMap)
 	late.hears(clusterconfig.BackendConfigMap + " map[b:c] false")
@@ -176,14 +170,8 @@ func TestStream(t *testing.T) {
 func TestWhoMayHear(t *testing.T) {
 	b := newBed(t, configMap("other", map[string]string{"secret": "1"}))
 	get := func(method, query string) int {
-		r, err := http.NewRequestWithContext(t.Context(), method, b.url+clustersettings.Path+"?"+query, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answer, err := http.DefaultClient.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := testenv.Must(http.NewRequestWithContext(t.Context(), method, b.url+clustersettings.Path+"?"+query, nil))(t)
+		answer := testenv.Must(http.DefaultClient.Do(r))(t)
 		defer answer.Body.Close()
 		return answer.StatusCode
 	}
@@ -285,10 +273,7 @@ func TestManyStreams(t *testing.T) {
 func TestStreamsEnd(t *testing.T) {
 	b := newBed(t)
 	b.lasts = func() time.Duration { return time.Millisecond }
-	answer, err := http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap)
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := testenv.Must(http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap))(t)
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
 	if err != nil || string(text) != `{"name":"vip.coracle","data":null}`+"\n" {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestForeignObjectsAreNotPruned: pruning and deleting leave alone what this server has not saved by that name: other
@@ -27,19 +28,14 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	save := func(name string) string {
 		t.Helper()
 		m.put("a", name)
-		info, err := m.Save(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		info := testenv.Must(m.Save(t.Context(), name))(t)
 		m.clock.Step(time.Second)
 		return info.Name
 	}
 	scheduled := func() string {
 		t.Helper()
 		m.put("a", m.clock.Now().String())
-		if err := m.scheduled(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, m.scheduled(t.Context()))
 		m.clock.Step(time.Second)
 		newest, err := m.newest()
 		if err != nil || newest == nil {
@@ -76,9 +72,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	copyOf(auto, "keep-this-one")
 	stay = append(stay, "keep-this-one", scheduled())
 	for name, text := range map[string]string{"notes.txt": "somebody else's", "nightly-board1-20251121T000000Z": "and of our form", "empty": ""} {
-		if err := os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600))
 		f.objects["a/b/"+name] = []byte(text)
 		stay = append(stay, name)
 	}

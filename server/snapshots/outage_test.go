@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // withS3 has a machine keep its snapshots on S3 too, with these settings over the fake's.
@@ -85,9 +86,7 @@ func TestOutageOfS3(t *testing.T) {
 	}
 	// Somebody removes the file that waits for its copy: another one is taken.
 	deny(false)
-	if err := os.Remove(filepath.Join(m.o.Dir, m.scheduledHere()[4])); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(m.o.Dir, m.scheduledHere()[4])))
 	change()
 	m.pass(retry)
 	if here := m.scheduledHere(); len(here) != 5 || f.keys()[1] != "a/b/"+here[4] {
@@ -103,15 +102,11 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 	second.withS3(f, nil)
 	first.put("/registry/pods/a/one", "1")
 	second.put("/registry/pods/a/one", "2")
-	if err := first.scheduled(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.scheduled(t.Context()))
 	key := f.keys()[0]
 	whole := f.objects[key]
 	for range 2 { // it is tried again
-		if err := second.scheduled(t.Context()); err == nil || !strings.Contains(err.Error(), "a folder of its own") {
-			t.Errorf("the second cluster says %v", err)
-		}
+		testenv.WantError(t, second.scheduled(t.Context()), "a folder of its own")
 	}
 	if keys := f.keys(); len(keys) != 1 || !bytes.Equal(f.objects[key], whole) {
 		t.Errorf("the first cluster's snapshot is no longer what it was; there are %q", keys)
@@ -133,9 +128,7 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 		}
 	}
 	f.mu.Unlock()
-	if err := first.scheduled(t.Context()); err == nil || !strings.Contains(err.Error(), "a folder of its own") {
-		t.Errorf("both at one moment: %v", err)
-	}
+	testenv.WantError(t, first.scheduled(t.Context()), "a folder of its own")
 }
 
 // TestHalfAnObject: what an S3 server has taken half of is put there again.
@@ -143,9 +136,7 @@ func TestHalfAnObject(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
 	m.put("/registry/pods/a/one", "1")
-	if err := m.scheduled(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, m.scheduled(t.Context()))
 	key := f.keys()[0]
 	whole := f.objects[key]
 	for _, n := range []int{0, 10, 100, len(whole) - 1} {
@@ -190,10 +181,7 @@ func TestRangesAreNotHeeded(t *testing.T) {
 	f.whole = true
 	info := m.mustSave()
 	f.objects["a/b/big"] = append(bytes.Clone(f.objects["a/b/"+info.Name]), make([]byte, 1<<20)...)
-	b, err := openBucket(settings)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(openBucket(settings))(t)
 	defer b.close()
 	if start, err := b.start(t.Context(), "big"); err != nil || len(start) != startSize {
 		t.Errorf("%d bytes are read to see what it is: %v", len(start), err)

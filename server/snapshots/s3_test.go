@@ -30,6 +30,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fakeS3 is the part of S3's protocol that snapshots need, with one bucket. It does not check signatures.
@@ -68,11 +69,7 @@ func (f *fakeS3) settings() map[string]string {
 
 func mustS3(t *testing.T, values map[string]string) *s3settings.S3 {
 	t.Helper()
-	o, err := s3settings.Parse(values)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
+	return testenv.Must(s3settings.Parse(values))(t)
 }
 
 func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -200,16 +197,11 @@ func TestS3(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	dir := t.TempDir()
-	path, err := Fetch(t.Context(), settings, info.Name, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := testenv.Must(Fetch(t.Context(), settings, info.Name, dir))(t)
 	if _, err := Restore(target(t), path, m.key); err != nil {
 		t.Error(err)
 	}
-	if _, err := Fetch(t.Context(), settings, "nothing", dir); err == nil || !strings.Contains(err.Error(), "fetching nothing") {
-		t.Error(err)
-	}
+	testenv.WantError(t, testenv.Err(Fetch(t.Context(), settings, "nothing", dir)), "fetching nothing")
 	if left := names(t, dir); len(left) != 1 {
 		t.Errorf("left over: %q", left)
 	}
@@ -217,15 +209,11 @@ func TestS3(t *testing.T) {
 	if deleted, err := m.Prune(t.Context(), "", 1); err != nil || len(deleted) != 1 || deleted[0] != info.Name || slices.Contains(f.keys(), "a/b/"+info.Name) {
 		t.Errorf("pruned %q, %v; there are %q", deleted, err, f.keys())
 	}
-	if err := os.Remove(second.Location); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(second.Location))
 	if deleted, err := m.Delete(t.Context(), []string{second.Name}); err != nil || len(deleted) != 1 {
 		t.Errorf("what is on S3 only: %q, %v", deleted, err)
 	}
-	if _, err := m.Delete(t.Context(), []string{second.Name}); err == nil || !strings.Contains(err.Error(), "no such snapshot") {
-		t.Errorf("what is nowhere: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(m.Delete(t.Context(), []string{second.Name})), "no such snapshot")
 	if keys := f.keys(); len(keys) != 2 {
 		t.Errorf("left: %q", keys)
 	}
@@ -242,10 +230,7 @@ func TestS3ForOneRequest(t *testing.T) {
 		return nil, nil
 	}
 	on := true
-	text, err := json.Marshal(s3settings.Asked{On: &on, Values: f.settings()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(s3settings.Asked{On: &on, Values: f.settings()}))(t)
 	own := url.Values{S3Query: {string(text)}}.Encode()
 	ask := func(method, path, query string, out any) {
 		t.Helper()
@@ -254,9 +239,7 @@ func TestS3ForOneRequest(t *testing.T) {
 		if w.Code != http.StatusOK {
 			t.Fatalf("%s %s: %d %s", method, path, w.Code, w.Body)
 		}
-		if err := json.Unmarshal(w.Body.Bytes(), out); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.Unmarshal(w.Body.Bytes(), out))
 	}
 	var here, there Info
 	ask(http.MethodPost, Path, "", &here)
@@ -293,22 +276,15 @@ func TestS3ForOneRequest(t *testing.T) {
 // TestS3LargeFile: a file goes in parts, each read from the disk when it is sent.
 func TestS3LargeFile(t *testing.T) {
 	f := newFakeS3(t)
-	b, err := openBucket(mustS3(t, f.settings()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(openBucket(mustS3(t, f.settings())))(t)
 	defer b.close()
 	data := make([]byte, 3*partSize+12345)
 	for i := range data {
 		data[i] = byte(i * i >> 7)
 	}
 	path := filepath.Join(t.TempDir(), "large")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.put(t.Context(), "large", path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, data, 0o600))
+	testenv.NoError(t, b.put(t.Context(), "large", path))
 	if string(f.objects["a/b/large"]) != string(data) || f.largest != partSize {
 		t.Errorf("%d bytes arrived, %d at once", len(f.objects["a/b/large"]), f.largest)
 	}
@@ -356,10 +332,7 @@ func TestScheduleWithS3(t *testing.T) {
 
 func (m *machine) scheduledHere() []string {
 	m.t.Helper()
-	list, err := m.folder.list()
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	list := testenv.Must(m.folder.list())(m.t)
 	var out []string
 	for _, i := range list {
 		if i.Scheduled {
@@ -393,9 +366,7 @@ func TestS3Trouble(t *testing.T) {
 		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "1m"},
 	} {
 		err := try(change)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "is saved in "+m.o.Dir) {
-			t.Errorf("%v; it should say %q", err, want)
-		}
+		testenv.WantError(t, err, want, "is saved in "+m.o.Dir)
 	}
 	for name, change := range map[string]map[string]string{"any certificate": {s3settings.EndpointCA: "", s3settings.SkipVerify: "true"}, "as it should be": {}} {
 		if err := try(change); err != nil {

@@ -20,11 +20,7 @@ import (
 
 func schedule(t *testing.T, text string) cron.Schedule {
 	t.Helper()
-	s, err := cron.ParseStandard(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return testenv.Must(cron.ParseStandard(text))(t)
 }
 
 // TestServersTakeTurnsOnSchedule: servers take turns, and the first one keeps the schedule's times.
@@ -89,10 +85,7 @@ func (m *machine) pass(d time.Duration) {
 // scheduledOnes are the names of the scheduled snapshots.
 func (m *machine) scheduledOnes() (out []string) {
 	m.t.Helper()
-	list, err := m.List(m.t.Context())
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	list := testenv.Must(m.List(m.t.Context()))(m.t)
 	for _, i := range list {
 		if i.Scheduled {
 			out = append(out, i.Name)
@@ -138,9 +131,7 @@ func TestSchedule(t *testing.T) {
 	m.put("/registry/minions/board2", "1")
 	m.pass(half)
 	expect(2, "a node came")
-	if _, err := m.store.Client().Delete(t.Context(), "/registry/pods/a/one"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(m.store.Client().Delete(t.Context(), "/registry/pods/a/one"))(t)
 	m.pass(half)
 	expect(3, "a pod went")
 	m.files = map[string][]byte{"key": []byte("new")}
@@ -155,9 +146,7 @@ func TestSchedule(t *testing.T) {
 		t.Errorf("the one that was asked for is gone: %+v", list)
 	}
 	newest := m.scheduledOnes()[4]
-	if err := os.Truncate(m.o.Dir+"/"+newest, 4000); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Truncate(m.o.Dir+"/"+newest, 4000))
 	m.pass(half)
 	if got := m.scheduledOnes(); got[len(got)-1] == newest {
 		t.Error("the newest one is damaged, and no other was taken")
@@ -175,17 +164,13 @@ func TestSchedule(t *testing.T) {
 func TestScheduleFails(t *testing.T) {
 	m := newMachine(t)
 	board := m.scheduler()
-	if err := os.WriteFile(m.o.Dir, []byte("in the way"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(m.o.Dir, []byte("in the way"), 0o600))
 	m.pass(12 * time.Hour)
 	c := board.Components()[0]
 	if c.State != status.Degraded || !strings.Contains(c.Message, "not a directory") || !strings.Contains(c.Message, "tried again every 15m") || m.counts.failures.Load() != 1 {
 		t.Errorf("%+v", c)
 	}
-	if err := os.Remove(m.o.Dir); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(m.o.Dir))
 	m.pass(10 * time.Minute)
 	if n := len(m.scheduledOnes()); n != 0 {
 		t.Errorf("%d too early", n)
@@ -217,9 +202,7 @@ func TestNoSchedule(t *testing.T) {
 	m := newMachine(t)
 	board := status.NewBoard(m.clock.Now)
 	m.o.Part = board.Part("snapshots")
-	if err := errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, half+"1"), nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, half+"1"), nil, 0o600)))
 	m.Run(t.Context()) // ends at once
 	if left := names(t, m.o.Dir); len(left) > 0 {
 		t.Errorf("what an interrupted snapshot left stays: %q", left)

@@ -31,6 +31,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/storefiles"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var start = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
@@ -54,27 +55,15 @@ var required = []string{
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	dir := t.TempDir()
-	keys, err := pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tok, err := token.New(keys.Root(), token.RoleServer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := testenv.Must(pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)}))(t)
+	tok := testenv.Must(token.New(keys.Root(), token.RoleServer))(t)
 	cluster := token.Hash(keys.Root())
 	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(dir, "store"), NodeID: "one", ClusterID: cluster, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { testenv.Check(t, store.Close(context.Background())) })
+	testenv.NoError(t, store.WaitReady(t.Context()))
 	m := &machine{t: t, store: store, clock: clocktesting.NewFakeClock(start), files: map[string][]byte{}, token: tok.String()}
 	for _, name := range required {
 		if m.files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
@@ -94,18 +83,13 @@ func newMachine(t *testing.T) *machine {
 
 func (m *machine) put(key, value string) {
 	m.t.Helper()
-	if _, err := m.store.Client().Put(m.t.Context(), key, value); err != nil {
-		m.t.Fatal(err)
-	}
+	testenv.Must(m.store.Client().Put(m.t.Context(), key, value))(m.t)
 }
 
 func (m *machine) mustSave() Info {
 	m.t.Helper()
 	m.clock.Step(time.Second)
-	info, err := m.Save(m.t.Context(), "")
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	info := testenv.Must(m.Save(m.t.Context(), ""))(m.t)
 	return info
 }
 
@@ -116,11 +100,7 @@ func target(t *testing.T) Target {
 
 func mustKey(t *testing.T, text string) Key {
 	t.Helper()
-	k, err := KeyOfToken(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	return testenv.Must(KeyOfToken(text))(t)
 }
 
 // names are what is in a folder.
@@ -158,10 +138,7 @@ func TestBlankMachine(t *testing.T) {
 
 	to := target(t)
 	secret := mustKey(t, m.token[strings.LastIndex(m.token, ":")+1:]) // the secret alone does, too
-	r, err := Restore(to, info.Location, secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(Restore(to, info.Location, secret))(t)
 	if r.Kept != "" || r.Revision != 2 {
 		t.Errorf("%+v", r)
 	}
@@ -170,19 +147,15 @@ func TestBlankMachine(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	dir, err := datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(
+		datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store")}))(t)
 	defer dir.Close()
 	s, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(to.ServerDir, "store"), NodeID: dir.ServerID(), ClusterID: info.Cluster, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close(context.Background())
-	if err := s.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.WaitReady(t.Context()))
 	got, err := s.Client().KV.Get(t.Context(), "/registry/secrets/a/b")
 	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "treasure" {
 		t.Fatalf("%v, %v", got, err)
@@ -201,20 +174,10 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	m.put("a", "1")
 	info := m.mustSave()
 	to := target(t)
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Fatal(err)
-	}
-	id, err := os.ReadFile(filepath.Join(to.ServerDir, "identity.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(to.ServerDir, "peers.json"), []byte(`["10.0.0.2:6443"]`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r, err := Restore(to, info.Location, m.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(Restore(to, info.Location, m.key))(t)
+	id := testenv.Must(os.ReadFile(filepath.Join(to.ServerDir, "identity.json")))(t)
+	testenv.NoError(t, os.WriteFile(filepath.Join(to.ServerDir, "peers.json"), []byte(`["10.0.0.2:6443"]`), 0o600))
+	r := testenv.Must(Restore(to, info.Location, m.key))(t)
 	if r.Kept != to.ServerDir+".before-20261121T000000Z" {
 		t.Errorf("kept in %q", r.Kept)
 	}
@@ -228,9 +191,7 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 		t.Errorf("identity %s, %v; was %s", now, err, id)
 	}
 	// What is damaged is replaced, too.
-	if err := os.WriteFile(filepath.Join(to.ServerDir, "identity.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(to.ServerDir, "identity.json"), []byte("{"), 0o600))
 	to.Now = func() time.Time { return start.Add(time.Minute) }
 	if _, err := Restore(to, info.Location, m.key); err != nil {
 		t.Error(err)
@@ -241,16 +202,11 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 func TestEveryBitCounts(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")
-	whole, err := os.ReadFile(m.mustSave().Location)
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := testenv.Must(os.ReadFile(m.mustSave().Location))(t)
 	path := filepath.Join(t.TempDir(), "file")
 	refuses := func(what string, data []byte, words ...string) {
 		t.Helper()
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, data, 0o600))
 		to := target(t)
 		_, err := Restore(to, path, m.key)
 		if err == nil {
@@ -295,37 +251,22 @@ func TestKeys(t *testing.T) {
 	m, other := newMachine(t), newMachine(t)
 	info := m.mustSave()
 	agent := strings.Replace(m.token, "::server:", "::agent:", 1)
-	if _, err := KeyOfToken(agent); err == nil || !strings.Contains(err.Error(), "token for agents") {
-		t.Errorf("an agent's token: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(KeyOfToken(agent)), "token for agents")
 	file := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(file, []byte("short\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := KeyOfFile(file); err == nil || !strings.Contains(err.Error(), "at least 16") {
-		t.Errorf("a short key: %v", err)
-	}
-	if err := os.WriteFile(file, []byte("0123456789abcdef\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	own, err := KeyOfFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, []byte("short\n"), 0o600))
+	testenv.WantError(t, testenv.Err(KeyOfFile(file)), "at least 16")
+	testenv.NoError(t, os.WriteFile(file, []byte("0123456789abcdef\n"), 0o600))
+	own := testenv.Must(KeyOfFile(file))(t)
 	for want, key := range map[string]Key{
 		"another cluster than the token":         mustKey(t, other.token),
 		"cannot be decrypted with this token":    mustKey(t, "0123456789abcdef"),
 		"encrypted with the server token, and n": own,
 	} {
-		if _, err := Restore(target(t), info.Location, key); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v; it should say %q", err, want)
-		}
+		testenv.WantError(t, testenv.Err(Restore(target(t), info.Location, key)), want)
 	}
 	m.key = own
 	info = m.mustSave()
-	if _, err := Restore(target(t), info.Location, mustKey(t, m.token)); err == nil || !strings.Contains(err.Error(), "--snapshot-key-file") {
-		t.Errorf("with the token: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(Restore(target(t), info.Location, mustKey(t, m.token))), "--snapshot-key-file")
 	if _, err := Restore(target(t), info.Location, own); err != nil {
 		t.Errorf("with its own key: %v", err)
 	}
@@ -344,9 +285,7 @@ func TestFilesOfOthers(t *testing.T) {
 	}
 	ca := m.files[required[0]]
 	delete(m.files, required[0])
-	if _, err := Restore(target(t), m.mustSave().Location, m.key); err == nil || !strings.Contains(err.Error(), "lacks tls/server-ca.crt") {
-		t.Errorf("without an authority: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(Restore(target(t), m.mustSave().Location, m.key)), "lacks tls/server-ca.crt")
 	m.files[required[0]] = ca
 }
 
@@ -363,9 +302,7 @@ func TestKeysAreReplacedMeanwhile(t *testing.T) {
 	if _, err := Restore(target(t), m.mustSave().Location, m.key); err != nil || read != 5 {
 		t.Errorf("%v, the keys were read %d times", err, read)
 	}
-	if _, err := m.Save(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "there is a snapshot") {
-		t.Errorf("a second one in the same second: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(m.Save(t.Context(), "")), "there is a snapshot")
 }
 
 // TestNothingIsLeftOfAFailure: neither a file nor a half of one.
@@ -415,9 +352,7 @@ func TestListPruneDelete(t *testing.T) {
 		infos = append(infos, m.mustSave())
 	}
 	for name, text := range map[string]string{"notes.txt": "mine", ".half-1": magic, "damaged": magic + "x", "newer": magic + `{"format":2,"version":"v9"}` + "\n"} {
-		if err := os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600))
 	}
 	list, err := m.List(t.Context())
 	if err != nil || len(list) != 6 || list[0].Problem == "" || list[1].Problem == "" || list[2].Name != infos[0].Name || list[5].Header != infos[3].Header {
@@ -427,19 +362,14 @@ func TestListPruneDelete(t *testing.T) {
 		t.Errorf("of another name: %q, %v", deleted, err)
 	}
 	// Somebody else's, of a name that begins like ours.
-	data, err := os.ReadFile(infos[0].Location)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(infos[0].Location))(t)
 	for i, header := range []string{`"server":"other"`, `"cluster":"other"`} {
 		key, _, _ := strings.Cut(header, ":")
 		foreign := regexp.MustCompile(key+`:"[^"]*"`).ReplaceAll(data, []byte(header))
 		if bytes.Equal(foreign, data) {
 			t.Fatalf("the header has no %s", key)
 		}
-		if err := os.WriteFile(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i)), foreign, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i)), foreign, 0o600))
 	}
 	deleted, err := m.Prune(t.Context(), "", 3)
 	for i := range 2 {
@@ -454,9 +384,7 @@ func TestListPruneDelete(t *testing.T) {
 	if len(deleted) != 2 || err == nil || !strings.Contains(err.Error(), infos[0].Name+": there is no such snapshot") || !strings.Contains(err.Error(), "notes.txt: there is no") {
 		t.Errorf("deleted %q, %v", deleted, err)
 	}
-	if err := m.folder.removeHalves(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, m.folder.removeHalves())
 	if left := names(t, m.o.Dir); len(left) != 4 {
 		t.Errorf("left: %q", left)
 	}
@@ -472,9 +400,7 @@ func TestClockGoesBack(t *testing.T) {
 		m.put("/registry/pods/a/one", fmt.Sprint(i))
 		m.clock.Step(time.Second)
 		before := m.scheduledOnes()
-		if err := m.scheduled(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, m.scheduled(t.Context()))
 		for _, name := range m.scheduledOnes() {
 			if !slices.Contains(before, name) {
 				return name
@@ -515,13 +441,9 @@ func TestPowerCutWhileRestoring(t *testing.T) {
 	}
 	whole := to.ServerDir + ".restoring-20250202T000000Z" // exchanged already: it is what was there before
 	for _, dir := range []string{half, whole, to.ServerDir + ".mine"} {
-		if err := os.MkdirAll(filepath.Join(dir, "store"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(dir, "store"), 0o700))
 	}
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(Restore(to, info.Location, m.key))(t)
 	if got, want := names(t, to.DataDir), []string{"server", "server.before-20250202T000000Z", "server.mine"}; !slices.Equal(got, want) {
 		t.Errorf("left: %q, want %q", got, want)
 	}
@@ -529,9 +451,7 @@ func TestPowerCutWhileRestoring(t *testing.T) {
 	if half, err = storefiles.Begin(to.ServerDir, "20250303T000000Z"); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(storefiles.Tidy(to.ServerDir), storefiles.Tidy(filepath.Join(to.DataDir, "none", "server"))); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, errors.Join(storefiles.Tidy(to.ServerDir), storefiles.Tidy(filepath.Join(to.DataDir, "none", "server"))))
 	if got := names(t, to.DataDir); len(got) != 3 {
 		t.Errorf("left: %q, with %s", got, half)
 	}
@@ -545,9 +465,7 @@ func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	info := m.mustSave()
 	to := target(t)
 	to.Mark = "it is restored"
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(Restore(to, info.Location, m.key))(t)
 	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != to.Mark {
 		t.Errorf("%q, %v", got, err)
 	}
@@ -555,9 +473,7 @@ func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()))
 	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != "" {
 		t.Errorf("%q, %v", got, err)
 	}
@@ -577,9 +493,7 @@ func TestStateIsStreamed(t *testing.T) {
 	small, _ := saving()
 	noise := make([]byte, 200<<10)
 	for i := range 100 {
-		if _, err := rand.Read(noise); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(rand.Read(noise))(t)
 		m.put(fmt.Sprintf("key-%d", i), string(noise))
 	}
 	large, size := saving()
@@ -598,14 +512,9 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	m.put("a", "1")
 	info := m.mustSave()
 	to := target(t)
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(Restore(to, info.Location, m.key))(t)
 	store := filepath.Join(to.ServerDir, "store")
-	first, err := storefiles.CheckStore(store)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testenv.Must(storefiles.CheckStore(store))(t)
 	f, size, err := openFile(info.Location)
 	if err != nil {
 		t.Fatal(err)
@@ -626,9 +535,7 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	if err != nil || seen.Revision <= first.Revision {
 		t.Fatalf("%+v, %v", seen, err)
 	}
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(Restore(to, info.Location, m.key))(t)
 	if again, err := storefiles.CheckStore(store); err != nil || again.Revision <= seen.Revision {
 		t.Errorf("restored again it is at revision %d, and was at %d: %v", again.Revision, seen.Revision, err)
 	}
@@ -650,9 +557,7 @@ func TestDeleteTakesFilesOnly(t *testing.T) {
 	m := newMachine(t)
 	info := m.mustSave()
 	at := func(name string) string { return filepath.Join(m.o.Dir, name) }
-	if err := errors.Join(os.Mkdir(at("folder"), 0o700), unix.Mkfifo(at("pipe"), 0o600), os.Symlink(info.Name, at("link"))); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.Mkdir(at("folder"), 0o700), unix.Mkfifo(at("pipe"), 0o600), os.Symlink(info.Name, at("link"))))
 	for _, name := range []string{"folder", "pipe", "link"} {
 		if deleted, err := m.Delete(t.Context(), []string{name}); len(deleted) > 0 || err == nil || !strings.Contains(err.Error(), "no such snapshot") {
 			t.Errorf("%s: deleted %q, %v", name, deleted, err)

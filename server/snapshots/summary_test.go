@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestSummary(t *testing.T) {
@@ -17,19 +18,12 @@ func TestSummary(t *testing.T) {
 	if got, err := m.Summary(); err != nil || got != (status.Snapshots{}) {
 		t.Errorf("before the first one: %+v, %v", got, err)
 	}
-	if _, err := m.Save(t.Context(), ""); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(m.Save(t.Context(), ""))(t)
 	m.clock.Step(time.Hour)
-	newest, err := m.Save(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	newest := testenv.Must(m.Save(t.Context(), ""))(t)
 	_ = m.count(errors.New("the disk is full"))
 	// What is no snapshot does not count.
-	if err := os.WriteFile(filepath.Join(m.o.Dir, "notes.txt"), []byte("hello"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, "notes.txt"), []byte("hello"), 0o600))
 	want := status.Snapshots{Count: 2, Last: start.Add(time.Hour), LastSize: newest.Size, Failures: 1}
 	if got, err := m.Summary(); err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)

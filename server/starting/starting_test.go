@@ -32,14 +32,9 @@ import (
 // newPKI makes a cluster's keys, and the certificate of an API server at 127.0.0.1.
 func newPKI(t *testing.T) *pki.PKI {
 	t.Helper()
-	p, err := pki.Open(pki.Options{Dir: t.TempDir(), Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Ensure(p.APIServer(pki.APIServerNames{NodeName: "boat", Domain: "cluster.local",
-		IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})); err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(pki.Open(pki.Options{Dir: t.TempDir(), Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler)}))(t)
+	testenv.NoError(t, p.Ensure(p.APIServer(pki.APIServerNames{NodeName: "boat", Domain: "cluster.local",
+		IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})))
 	return p
 }
 
@@ -47,10 +42,7 @@ func newPKI(t *testing.T) *pki.PKI {
 // it asks.
 func TestAnswerStarting(t *testing.T) {
 	keys := newPKI(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	New(Options{PKI: func() *pki.PKI { return keys }, Opened: new(atomic.Pointer[raftstore.Store]), Begin: func(answer func(net.Conn)) {
 		go func() {
@@ -63,12 +55,9 @@ func TestAnswerStarting(t *testing.T) {
 			}
 		}()
 	}}).begin()
-	client, err := kubernetes.NewForConfig(&rest.Config{
+	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{
 		Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CAPEM(pki.ServerCA)},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	maps := client.CoreV1().ConfigMaps("default")
 	for what, ask := range map[string]func() error{
 		"a list":                func() error { _, err := maps.List(t.Context(), metav1.ListOptions{}); return err },
@@ -93,10 +82,7 @@ func TestReadyOf(t *testing.T) {
 	s := New(Options{PKI: func() *pki.PKI { return own }, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
 	serve := func(from *pki.PKI, status int) string {
 		t.Helper()
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/readyz" {
 				status = http.StatusNotFound

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -31,45 +30,25 @@ func newServer(t *testing.T) *Server {
 		DataDir: data, ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), StoreDir: filepath.Join(dir, "store"),
 		Version: "v0", Now: func() time.Time { return time.Unix(1700000000, 0) },
 	}
-	if _, err := pki.Open(pki.Options{Dir: s.TLSDir, Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatal(err)
-	}
-	d, err := datadir.Open(datadir.Options{DataDir: data, ServerDir: dir, StoreDir: s.StoreDir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(d.Record(), d.Close()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(pki.Open(pki.Options{Dir: s.TLSDir, Logger: slog.New(slog.DiscardHandler)}))(t)
+	d := testenv.Must(datadir.Open(datadir.Options{DataDir: data, ServerDir: dir, StoreDir: s.StoreDir}))(t)
+	testenv.NoError(t, errors.Join(d.Record(), d.Close()))
 	return s
 }
 
 // open opens the server's store as it runs beside others; join says where they are.
 func (s *Server) open(t *testing.T, cluster string, join ...string) (*raftstore.Store, string) {
 	t.Helper()
-	d, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir}))(t)
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	address := l.Addr().String()
-	store, err := raftstore.Open(t.Context(), raftstore.Options{
+	store := testenv.Must(raftstore.Open(t.Context(), raftstore.Options{
 		Dir: s.StoreDir, NodeID: d.ServerID(), ClusterID: cluster, Logger: slog.New(slog.DiscardHandler), Join: join,
 		Network: &raftstore.Network{Address: address, Listener: l, Dial: func(ctx context.Context, a string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", a)
 		}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(store.Close(context.Background()), d.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	}))(t)
+	t.Cleanup(func() { testenv.Check(t, errors.Join(store.Close(context.Background()), d.Close())) })
 	return store, address
 }
 
@@ -91,13 +70,8 @@ func eventually(t *testing.T, what string, ok func() error) {
 // TestRecover loses two of three servers and goes on with the third.
 func TestRecover(t *testing.T) {
 	s := newServer(t)
-	if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "there is no store") {
-		t.Errorf("without a store: %v", err)
-	}
-	cluster, err := s.cluster()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "there is no store")
+	cluster := testenv.Must(s.cluster())(t)
 	// The others are what is lost.
 	t.Run("three servers", func(t *testing.T) {
 		first, address := newServer(t).open(t, cluster)
@@ -110,9 +84,7 @@ func TestRecover(t *testing.T) {
 			return nil
 		})
 		for i := range 20 {
-			if _, err := first.Client().Put(t.Context(), fmt.Sprintf("key-%d", i), "value"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(first.Client().Put(t.Context(), fmt.Sprintf("key-%d", i), "value"))(t)
 		}
 		eventually(t, "the server has everything", func() error {
 			if n := store.Status().Keys; n != 20 {
@@ -120,15 +92,10 @@ func TestRecover(t *testing.T) {
 			}
 			return nil
 		})
-		if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "the server runs") {
-			t.Errorf("while it runs: %v", err)
-		}
+		testenv.WantError(t, testenv.Err(s.PlanRecovery()), "the server runs")
 	})
 
-	plan, err := s.PlanRecovery()
-	if err != nil {
-		t.Fatal(err)
-	}
+	plan := testenv.Must(s.PlanRecovery())(t)
 	if plan.Keys != 20 || len(plan.Members) != 3 || plan.LastIndex == 0 || plan.LastTerm == 0 || plan.Written.IsZero() {
 		t.Errorf("the plan: %+v", plan)
 	}
@@ -142,13 +109,9 @@ func TestRecover(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(kept, "RESERVE")); err == nil {
 		t.Error("the copy has the reserve")
 	}
-	if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "only voter") {
-		t.Errorf("again: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "only voter")
 	store, _ := s.open(t, cluster)
-	if err := store.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, store.WaitReady(t.Context()))
 	got, err := store.Client().KV.Get(t.Context(), "key-", clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil || got.Count != 20 || voters(store) != 1 {
 		t.Errorf("afterwards: %v, %v, %d voters", got, err, voters(store))

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // trailed is data as Maintenance.Snapshot streams it.
@@ -57,9 +59,7 @@ func TestSaveBackup(t *testing.T) {
 		t.Errorf("a broken stream left %v, %v", left, err)
 	}
 	whole := trailed("state")
-	if _, err := SaveBackup(path, bytes.NewReader(whole)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(SaveBackup(path, bytes.NewReader(whole)))(t)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
@@ -80,12 +80,8 @@ func TestForeignFilesAreNamed(t *testing.T) {
 		"empty": "", "etcd": string(bolt), "SQLite": "SQLite format 3\x00 and more", "compressed": "\x1f\x8b and more",
 	} {
 		path := filepath.Join(t.TempDir(), "file")
-		if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := CheckBackup(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "Nothing was changed") {
-			t.Errorf("%s: %v", want, err)
-		}
+		testenv.NoError(t, os.WriteFile(path, []byte(data), 0o600))
+		testenv.WantError(t, testenv.Err(CheckBackup(path)), want, "Nothing was changed")
 	}
 }
 
@@ -94,9 +90,7 @@ func TestReplaceKeepsBoth(t *testing.T) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	folder := func(name, content string) {
 		t.Helper()
-		if err := errors.Join(os.Mkdir(at(name), 0o700), os.WriteFile(filepath.Join(at(name), "f"), []byte(content), 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(os.Mkdir(at(name), 0o700), os.WriteFile(filepath.Join(at(name), "f"), []byte(content), 0o600)))
 	}
 	holds := func(name, want string) {
 		t.Helper()

@@ -38,32 +38,21 @@ type fixture struct {
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	dir := t.TempDir()
-	p, err := pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)}))(t)
 	f := &fixture{t: t, pki: p}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	f.at = l.Addr().String()
 	serving := f.pair(p.APIServer(pki.APIServerNames{NodeName: "s1", Domain: "cluster.local"}))
-	f.table, err = New(Options{
+	f.table = testenv.Must(New(Options{
 		Listener: l, Certificate: func() (*tls.Certificate, error) { return serving, nil }, ClientCA: p.CAPEM(pki.ClientCA),
 		Now: time.Now, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.table.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	})
 	return f
 }
@@ -74,13 +63,8 @@ func (f *fixture) pair(l pki.Leaf) *tls.Certificate {
 	if l.Path == "" || !filepath.IsAbs(l.Path) {
 		l.Path = filepath.Join(f.t.TempDir(), "pair.pem")
 	}
-	if err := f.pki.Ensure(l); err != nil {
-		f.t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(l.Path, l.Path)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	testenv.NoError(f.t, f.pki.Ensure(l))
+	pair := testenv.Must(tls.LoadX509KeyPair(l.Path, l.Path))(f.t)
 	return &pair
 }
 
@@ -91,10 +75,7 @@ func (f *fixture) connect(pair *tls.Certificate) *tls.Conn {
 	if pair != nil {
 		c.Certificates = []tls.Certificate{*pair}
 	}
-	conn, err := tls.Dial("tcp", f.at, c)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	conn := testenv.Must(tls.Dial("tcp", f.at, c))(f.t)
 	f.t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
@@ -201,10 +182,7 @@ func TestDialContext(t *testing.T) {
 	// What nodes serve inside the connection alone is reached by the node's name, and by nobody who dials its address.
 	volumes := netip.MustParseAddrPort("[100::1]:1")
 	f.node("n3", "100::1")
-	c, err := f.table.Open(t.Context(), "n3", volumes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(f.table.Open(t.Context(), "n3", volumes))(t)
 	if got, _ := io.ReadAll(c); string(got) != "n3 "+volumes.String() {
 		t.Errorf("%q", got)
 	}
@@ -220,10 +198,7 @@ func TestDialContext(t *testing.T) {
 	}
 	// A node's connection that has ended leaves the direct way.
 	stop()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	testenv.Eventually(t, 2*time.Minute, "the connection has ended", func() error {
 		if c, _ := f.table.Contact("n2"); c.Open {
@@ -231,10 +206,7 @@ func TestDialContext(t *testing.T) {
 		}
 		return nil
 	})
-	c, err = f.table.DialContext(t.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c = testenv.Must(f.table.DialContext(t.Context(), "tcp", l.Addr().String()))(t)
 	_ = c.Close()
 	if c, ok := f.table.Contact("n2"); !ok || time.Since(c.Last) > time.Minute || c.Direct {
 		t.Errorf("of a node whose connection has ended is left %+v, %v", c, ok)
@@ -311,10 +283,7 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()
-		s, err := nodetunnel.NewSession(a)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(nodetunnel.NewSession(a))(t)
 		go func() { _ = s.Wait(); ended <- i }()
 		table.add("n1", s, "10.0.0.1")
 	}
@@ -362,11 +331,7 @@ func TestForget(t *testing.T) {
 	defer a.Close()
 	defer b.Close()
 	session := func() *nodetunnel.Session {
-		s, err := nodetunnel.NewSession(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+		return testenv.Must(nodetunnel.NewSession(a))(t)
 	}
 	s := session()
 	remove := table.add("n1", s, "10.0.0.1")

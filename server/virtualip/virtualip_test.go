@@ -61,9 +61,7 @@ func TestFailedUseIsRepeated(t *testing.T) {
 		}
 	}
 	full = nil
-	if err := os.RemoveAll(file); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.RemoveAll(file))
 	if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err != nil || used != 3 {
 		t.Fatal(err, used)
 	}
@@ -96,9 +94,7 @@ func TestFlagThatDiffersFromTheCluster(t *testing.T) {
 		})
 	}
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-ended)
 }
 
 // TestAddressesOfOthersAreRefused: whoever may write the ConfigMap cannot have the leader answer for a router or a
@@ -136,9 +132,7 @@ func TestNewAddressesAreProven(t *testing.T) {
 	v.addresses, v.known, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
-		if err := v.set([]netip.Addr{a}, true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, v.set([]netip.Addr{a}, true))
 		if v.toProve(a) != want {
 			t.Errorf("%s is to be looked for: %v", a, !want)
 		}
@@ -185,13 +179,10 @@ func TestLeaseCountsFromTheQuestion(t *testing.T) {
 func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) {
 	t.Helper()
 	used = new([]netip.Addr)
-	v, err := New(Options{
+	v = testenv.Must(New(Options{
 		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), CheckFree: roster.NotNodes,
 		Use: func() error { *used = v.Current(); return nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	return v, used
 }
 
@@ -214,16 +205,12 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	if err != nil || !known || !slices.Equal(kept, v.Kept()) {
 		t.Errorf("it keeps %v, %v, %v", kept, known, err)
 	}
-	if err := v.set(nil, false); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, v.set(nil, false))
 	if _, known, err := clusterconfig.ReadVIPs(v.o.Dir); known || err != nil {
 		t.Errorf("it keeps what the cluster has forgotten: %v", err)
 	}
 	damaged := filepath.Join(v.o.Dir, "vip.json")
-	if err := os.WriteFile(damaged, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(damaged, []byte("{"), 0o600))
 	if _, _, err := clusterconfig.ReadVIPs(v.o.Dir); err == nil || !strings.Contains(err.Error(), damaged) {
 		t.Errorf("a damaged file: %v", err)
 	}

@@ -39,9 +39,7 @@ func newStream(t *testing.T, limit int64, stall time.Duration) *stream {
 		In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out"), Dir: filepath.Join(dir, "work"), Name: "stdout",
 		Limit: limit, Stall: stall,
 	}}
-	if err := unix.Mkfifo(s.opts.Out, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Mkfifo(s.opts.Out, 0o600))
 	s.connect()
 	p, err := Start(s.opts)
 	if err != nil {
@@ -59,10 +57,7 @@ func newStream(t *testing.T, limit int64, stall time.Duration) *stream {
 
 func (s *stream) connect() {
 	s.t.Helper()
-	r, err := os.OpenFile(s.opts.Out, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	r := testenv.Must(os.OpenFile(s.opts.Out, os.O_RDONLY|unix.O_NONBLOCK, 0))(s.t)
 	s.t.Cleanup(func() { r.Close() })
 	s.r = r
 }
@@ -138,9 +133,7 @@ func TestSlowReaderSlowsTheContainerDown(t *testing.T) {
 	wrote := make(chan error, 1)
 	go func() { _, err := s.w.Write(data); wrote <- err; s.w.Close() }()
 	got := s.readAll()
-	if err := <-wrote; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-wrote)
 	if !bytes.Equal(got, data) {
 		t.Error("the output changed on its way")
 	}
@@ -251,9 +244,7 @@ func TestFullDiskCountsAsMissing(t *testing.T) {
 	s.leave()
 	s.write(lines(0, 20_000))
 	waitFor(t, "the output to be taken", func() bool { return unreadIn(s) == 0 })
-	if err := os.Remove(s.opts.Dir); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(s.opts.Dir))
 	s.write([]byte("and on\n"))
 	s.w.Close()
 	s.connect()

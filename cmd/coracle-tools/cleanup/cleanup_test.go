@@ -27,12 +27,8 @@ func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 }
 
 // fakeProcess adds a process to a made-up /proc.
@@ -41,9 +37,7 @@ func fakeProcess(t *testing.T, proc, pid, exe, stat, cgroup string) {
 	dir := filepath.Join(proc, pid)
 	write(t, filepath.Join(dir, "stat"), pid+" "+stat)
 	write(t, filepath.Join(dir, "cgroup"), cgroup)
-	if err := os.Symlink(exe, filepath.Join(dir, "exe")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Symlink(exe, filepath.Join(dir, "exe")))
 }
 
 func TestProcessesOfThisBinary(t *testing.T) {
@@ -57,10 +51,7 @@ func TestProcessesOfThisBinary(t *testing.T) {
 	fakeProcess(t, proc, "15", bin+"/0123/coracle-tools", "(kubectl) S 1", "0::/user.slice\n")
 	fakeProcess(t, proc, "16", "/pause", "(pause) Z 10", "0::/kubepods/podx/abc\n")
 	fakeProcess(t, proc, "17", "/usr/bin/coracle-helper", "(coracle-helper) S 1", "0::/\n")
-	got, err := processesOf(proc, bin, map[string]bool{"abc": true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(processesOf(proc, bin, map[string]bool{"abc": true}))(t)
 	slices.SortFunc(got, func(a, b process) int { return a.pid - b.pid })
 	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}}
 	if !slices.Equal(got, want) {
@@ -77,10 +68,7 @@ func TestMountsBelow(t *testing.T) {
 23 21 0:4 / `+dir+`-not rw - tmpfs tmpfs rw
 24 22 0:5 / `+dir+`/a\040b/c rw - tmpfs tmpfs rw
 `)
-	got, err := mountsBelow(file, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(mountsBelow(file, dir))(t)
 	if want := []string{dir + "/a b", dir + "/a b/c"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -90,21 +78,13 @@ func TestMountsBelow(t *testing.T) {
 func TestOthersServiceTablesStay(t *testing.T) {
 	netns.Require(t)
 	table, run := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}, t.TempDir()
-	if err := nfttable.Ensure(table); err != nil {
-		t.Fatal(err)
-	}
-	if err := cleanNetwork(run); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, nfttable.Ensure(table))
+	testenv.NoError(t, cleanNetwork(run))
 	if there, err := nfttable.Exists(table); err != nil || !there {
 		t.Errorf("a table that coracle did not make is there: %v, %v", there, err)
 	}
-	if err := servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables); err != nil {
-		t.Fatal(err)
-	}
-	if err := cleanNetwork(run); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables))
+	testenv.NoError(t, cleanNetwork(run))
 	if there, err := nfttable.Exists(table); err != nil || there {
 		t.Errorf("the table that coracle made is there: %v, %v", there, err)
 	}
@@ -121,13 +101,9 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	}
 	run := t.TempDir()
 	for range 2 { // the second time nothing is recorded
-		if err := cleanNetwork(run); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, cleanNetwork(run))
 		for _, backend := range []string{servicerules.NFTables, servicerules.IPVS} {
-			if err := servicerules.Write(servicerules.RecordIn(run), backend); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), backend))
 		}
 		if err := cleanNetwork(run); err != nil {
 			t.Error("with a record:", err)
@@ -147,9 +123,7 @@ func TestRefusesWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	var out bytes.Buffer
 	_, err = Run(context.Background(), Options{Paths: paths, Grace: time.Second, RemoveData: true, Progress: &out})
 	if err == nil || !strings.Contains(err.Error(), "running as process 4711") || out.Len() > 0 {
@@ -184,9 +158,7 @@ func TestPodUIDs(t *testing.T) {
 
 func TestRemoveAllKeepsWhatMatters(t *testing.T) {
 	var keep keeper
-	if err := keep.removeAll("", "/", "relative"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, keep.removeAll("", "/", "relative"))
 	dir := filepath.Join(t.TempDir(), "data")
 	write(t, dir+"/server/token", "x")
 	if err := keep.removeAll(dir, dir+"/never-was"); err != nil || !missing(dir) || len(keep.kept) > 0 {
@@ -200,9 +172,7 @@ func TestRemoveAround(t *testing.T) {
 	for _, name := range []string{"/server/token", "/images/stick/mine.tar", "/images/theirs.tar", "/images/stick-not/theirs.tar", "/deep/er/mine"} {
 		write(t, dir+name, "x")
 	}
-	if err := removeAround(dir, []string{dir + "/images/stick", dir + "/deep/er"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, removeAround(dir, []string{dir + "/images/stick", dir + "/deep/er"}))
 	var left []string
 	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		left = append(left, strings.TrimPrefix(path, dir))

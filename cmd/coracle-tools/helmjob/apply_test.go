@@ -35,10 +35,7 @@ func TestLife(t *testing.T) {
 	if o := r.Release.Objects; len(o) != 1 || o[0] != (helmjob.Object{APIVersion: "v1", Kind: "ConfigMap", Name: "web"}) {
 		t.Errorf("its objects are %+v", o)
 	}
-	m, err := shared.client.CoreV1().ConfigMaps(tt.ns).Get(t.Context(), "web", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := testenv.Must(shared.client.CoreV1().ConfigMaps(tt.ns).Get(t.Context(), "web", metav1.GetOptions{}))(t)
 	if f := m.ManagedFields; len(f) != 1 || f[0].Manager != "helm" || f[0].Operation != metav1.ManagedFieldsOperationApply {
 		t.Errorf("the object's fields are managed by %+v, not by helm alone", f)
 	}
@@ -59,10 +56,7 @@ func TestLife(t *testing.T) {
 	}
 	tt.wantGreeting("web", "hello")
 
-	secrets, err := shared.client.CoreV1().Secrets(tt.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	secrets := testenv.Must(shared.client.CoreV1().Secrets(tt.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm"}))(t)
 	if len(secrets.Items) != 4 || secrets.Items[0].Name != "sh.helm.release.v1.web.v1" || secrets.Items[0].Type != "helm.sh/release.v1" {
 		t.Errorf("a user's helm does not find the release in %v", secrets.Items)
 	}
@@ -77,18 +71,13 @@ func TestUsersHelm(t *testing.T) {
 	tt := newTester(t)
 	tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 	secrets := shared.client.CoreV1().Secrets(tt.ns)
-	s, err := secrets.Get(t.Context(), "sh.helm.release.v1.web.v1", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(secrets.Get(t.Context(), "sh.helm.release.v1.web.v1", metav1.GetOptions{}))(t)
 	label, revision, ok := strings.Cut(s.Labels[digestLabel], ".")
 	if !ok || len(label) != 40 || revision != "1" {
 		t.Fatalf("the label is %q", s.Labels[digestLabel])
 	}
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, digestLabel, label+".0")
-	if _, err := secrets.Patch(t.Context(), s.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(secrets.Patch(t.Context(), s.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}))(t)
 	tt.do(tt.request(web("1.0.0")), helmjob.Upgraded, "")
 }
 
@@ -103,17 +92,10 @@ func TestRepair(t *testing.T) {
 			t.Fatal(r.Message)
 		}
 		maps := shared.client.CoreV1().ConfigMaps(tt.ns)
-		m, err := maps.Get(t.Context(), "web", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		m := testenv.Must(maps.Get(t.Context(), "web", metav1.GetOptions{}))(t)
 		m.Data["greeting"] = "changed"
-		if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := maps.Delete(t.Context(), "second", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(maps.Update(t.Context(), m, metav1.UpdateOptions{}))(t)
+		testenv.NoError(t, maps.Delete(t.Context(), "second", metav1.DeleteOptions{}))
 		tt.do(req, helmjob.Unchanged, "") // it looks only if it is told to
 		tt.wantGreeting("web", "changed")
 
@@ -297,14 +279,10 @@ func TestKilled(t *testing.T) {
 			t.Fatal("the child was ended in its hook, and says that all is well")
 		}
 		background := metav1.DeletePropagationBackground
-		if err := shared.client.BatchV1().Jobs(tt.ns).Delete(t.Context(), "web-hook", metav1.DeleteOptions{PropagationPolicy: &background}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t,
+			shared.client.BatchV1().Jobs(tt.ns).Delete(t.Context(), "web-hook", metav1.DeleteOptions{PropagationPolicy: &background}))
 	}
-	r, err := tt.child(t.Context(), tt.request(web("1.0.0")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(tt.child(t.Context(), tt.request(web("1.0.0"))))(t)
 	t.Log(r.Message)
 	if r.Action != helmjob.Recovered || r.Found != "pending-install" {
 		t.Fatalf("the next child's result is %+v", r)

@@ -32,10 +32,7 @@ func TestHooks(t *testing.T) {
 	req.Timeout = 2 * time.Minute
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	old, err := shared.client.BatchV1().Jobs(tt.ns).Get(ctx, "web-hook", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	old := testenv.Must(shared.client.BatchV1().Jobs(tt.ns).Get(ctx, "web-hook", metav1.GetOptions{}))(t)
 	failed := make(chan struct{})
 	go func() {
 		defer close(failed)
@@ -96,14 +93,9 @@ func TestRemovalWithoutItsKind(t *testing.T) {
 	chart := web("1.0.0").With("crds/boat.yaml", fmt.Sprintf(crd, tt.ns)).With("templates/boat.yaml", boat)
 	tt.do(tt.request(chart), helmjob.Installed, "")
 	boats := schema.GroupVersionResource{Group: tt.ns + ".example.com", Version: "v1", Resource: "boats"}
-	d, err := dynamic.NewForConfig(shared.config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testenv.Must(dynamic.NewForConfig(shared.config))(t)
 	definitions := d.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	if err := definitions.Delete(t.Context(), "boats."+tt.ns+".example.com", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, definitions.Delete(t.Context(), "boats."+tt.ns+".example.com", metav1.DeleteOptions{}))
 	testenv.Eventually(t, 2*time.Minute, "no more boats", func() error {
 		_, err := d.Resource(boats).Namespace(tt.ns).List(context.Background(), metav1.ListOptions{})
 		if !apierrors.IsNotFound(err) {

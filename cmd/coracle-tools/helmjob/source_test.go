@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/charts"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // shop is a repository and registry with the chart web in the versions 1.0.0, 1.1.0 and 2.0.0-rc.1.
@@ -32,9 +33,7 @@ func newShop(t *testing.T, o charts.Options, start func(http.Handler) *httptest.
 		files["web-"+version+".tgz"] = web(version).Archive()
 	}
 	for name, archive := range files {
-		if err := os.WriteFile(filepath.Join(o.Dir, name), archive, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(o.Dir, name), archive, 0o600))
 	}
 	s := &shop{Server: start(charts.Handler(o))}
 	t.Cleanup(s.Close)
@@ -49,18 +48,11 @@ func newShop(t *testing.T, o charts.Options, start func(http.Handler) *httptest.
 func (s *shop) push(t *testing.T, versions ...string) {
 	t.Helper()
 	f := newFetcher(&helmjob.Chart{Username: "me", Password: "secret", CA: s.ca, PlainHTTP: s.ca == ""}, helmjob.DefaultTimeout, nil)
-	if err := f.connect(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.connect())
 	defer f.client.CloseIdleConnections()
-	client, err := f.registryClient(s.host)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := testenv.Must(f.registryClient(s.host))(t)
 	for _, v := range versions {
-		if _, err := client.Push(web(v).Archive(), s.host+"/charts/web:"+v, registry.PushOptStrictMode(true)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(client.Push(web(v).Archive(), s.host+"/charts/web:"+v, registry.PushOptStrictMode(true)))(t)
 	}
 }
 
@@ -71,23 +63,14 @@ func TestSources(t *testing.T) {
 	private := newShop(t, charts.Options{User: "me", Password: "secret"}, httptest.NewTLSServer)
 	private.push(t, "1.0.0")
 	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "web.tgz"), web("1.0.0").Archive(), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(folder, "web.tgz"), web("1.0.0").Archive(), 0o600))
 	unpacked := filepath.Join(folder, "unpacked", "web")
 	for name, text := range web("1.0.0") {
 		path := filepath.Join(unpacked, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		testenv.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	closed := l.Addr().String()
 	_ = l.Close() // a port where nobody listens, or somebody who knows no charts
 	docker := `{"auths":{"` + private.host + `":{"username":"me","password":"secret"}}}`

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func probe(ctx context.Context, config *rest.Config) (said string, err error) {
@@ -60,9 +61,7 @@ func TestProbeOfTheCluster(t *testing.T) {
 func TestProbeOfAForeignServer(t *testing.T) {
 	s := httptest.NewTLSServer(http.NotFoundHandler())
 	defer s.Close()
-	if _, err := probe(t.Context(), &rest.Config{Host: s.URL}); err == nil || !strings.Contains(err.Error(), "is not the one of the kubeconfig") {
-		t.Error(err)
-	}
+	testenv.WantError(t, testenv.Err(probe(t.Context(), &rest.Config{Host: s.URL})), "is not the one of the kubeconfig")
 }
 
 func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
@@ -91,9 +90,7 @@ func loginProgram(t *testing.T, script string, mode api.ExecInteractiveMode) *re
 
 func TestLoginProgramThatFails(t *testing.T) {
 	_, err := probe(t.Context(), loginProgram(t, "exit 3\n", api.IfAvailableExecInteractiveMode))
-	if err == nil || !strings.Contains(err.Error(), "the login program of context here") || !strings.Contains(err.Error(), "exit code 3") {
-		t.Error(err)
-	}
+	testenv.WantError(t, err, "the login program of context here", "exit code 3")
 }
 
 func TestLoginProgramThatAsks(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // tokenCluster has roles, a namespace, and an API that makes tokens, or fails to.
@@ -37,18 +39,9 @@ func tokenCluster(fails *bool) *fake.Clientset {
 // counts are the numbers of accounts, bindings of the cluster, and bindings of the namespace shop.
 func counts(t *testing.T, c *fake.Clientset) [3]int {
 	t.Helper()
-	a, err := c.CoreV1().ServiceAccounts(consoleNamespace).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := c.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := c.RbacV1().RoleBindings("shop").List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := testenv.Must(c.CoreV1().ServiceAccounts(consoleNamespace).List(t.Context(), metav1.ListOptions{}))(t)
+	b := testenv.Must(c.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{}))(t)
+	r := testenv.Must(c.RbacV1().RoleBindings("shop").List(t.Context(), metav1.ListOptions{}))(t)
 	return [3]int{len(a.Items), len(b.Items), len(r.Items)}
 }
 
@@ -65,9 +58,7 @@ func TestEachConsoleTokenHasItsOwnAccount(t *testing.T) {
 	}
 	// A later token removes what has ended, the first and the second.
 	last := consoleTokenFlags{role: "view", namespace: "shop", ttl: time.Hour}
-	if _, err := last.make(t.Context(), c, now.Add(2*time.Hour)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(last.make(t.Context(), c, now.Add(2*time.Hour)))(t)
 	if got := counts(t, c); got != [3]int{2, 2, 1} {
 		t.Errorf("after two have ended there are %v", got)
 	}

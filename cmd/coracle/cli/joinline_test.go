@@ -11,6 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestShellQuote asks a shell what it makes of a word.
@@ -43,18 +44,11 @@ func TestOwnURL(t *testing.T) {
 	if got, want := ownURL(tool), "https://ADDRESS-OF-THIS-MACHINE:6443"; got != want {
 		t.Errorf("before a server has run: %s, want %s", got, want)
 	}
-	p, err := pki.Open(pki.Options{Dir: tool.Paths.TLSDir, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(pki.Open(pki.Options{Dir: tool.Paths.TLSDir, Logger: slog.New(slog.DiscardHandler)}))(t)
 	names := pki.APIServerNames{NodeName: "a", Domain: "cluster.local", IPs: []net.IP{net.ParseIP("fd00::5"), net.IPv4(192, 0, 2, 1)}}
-	if err := p.Ensure(p.APIServer(names)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Ensure(p.APIServer(names)))
 	k := nodecreds.Embedded{Server: "https://127.0.0.1:7443", CA: p.CAPEM(pki.ServerCA), Path: tool.Paths.AdminKubeconfig}
-	if err := k.Write(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, k.Write())
 	if got, want := ownURL(tool), "https://[fd00::5]:7443"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // heldPIDFile is a pid file that names a process and whose lock is held by another descriptor, as by a child between
@@ -18,37 +20,23 @@ import (
 func heldPIDFile(t *testing.T, pid int) (path string, holder *os.File) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "coracle.pid")
-	if err := os.WriteFile(path, []byte(strconv.Itoa(pid)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	holder, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte(strconv.Itoa(pid)+"\n"), 0o600))
+	holder = testenv.Must(os.Open(path))(t)
 	t.Cleanup(func() { _ = holder.Close() })
-	if err := unix.Flock(int(holder.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Flock(int(holder.Fd()), unix.LOCK_EX))
 	return path, holder
 }
 
 func TestPIDFileWaitsForChildrenOfAKilledProcess(t *testing.T) {
 	ended := exec.Command("true")
-	if err := ended.Run(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, ended.Run())
 	path, holder := heldPIDFile(t, ended.Process.Pid)
 	time.AfterFunc(50*time.Millisecond, func() { _ = holder.Close() })
-	lock, err := lockPIDFile(path, "server")
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := testenv.Must(lockPIDFile(path, "server"))(t)
 	if got := readPIDFile(path); got.pid != os.Getpid() || !got.alive {
 		t.Errorf("the file names %d, alive %t; want this process, %d", got.pid, got.alive, os.Getpid())
 	}
-	if err := lock.release(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, lock.release())
 }
 
 func TestPIDFileOfALivingProcessIsRefusedAtOnce(t *testing.T) {

@@ -15,15 +15,13 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A server whose store cannot reach the others since it started tells that much.
 func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	s, err := raftstore.Open(ctx, raftstore.Options{
 		Dir: filepath.Join(dir, "store"), NodeID: "two", ClusterID: "c", Logger: slog.New(slog.DiscardHandler), Join: []string{"127.0.0.1:1"},
 		Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: func(ctx context.Context, address string) (net.Conn, error) {
@@ -34,29 +32,16 @@ func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "s")
-	u, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testenv.Must(net.Listen("unix", socket))(t)
 	served := make(chan error, 1)
 	go func() { served <- s.ServeGRPC(ctx, u) }()
 	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.Close(context.Background()))
+		testenv.Check(t, <-served)
 	})
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()}))(t)
 	defer func() { _ = c.Close() }()
-	st, err := askStore(ctx, c, config.Paths{StoreDir: filepath.Join(dir, "store")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := testenv.Must(askStore(ctx, c, config.Paths{StoreDir: filepath.Join(dir, "store")}))(t)
 	problems := strings.Join(st.Problems, "\n")
 	if st.Keys != nil || !strings.Contains(problems, "no leader") || !strings.Contains(problems, "cannot be read") || len(st.Problems) != 2 {
 		t.Errorf("%v keys, problems:\n%s", st.Keys, problems)

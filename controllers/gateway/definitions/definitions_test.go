@@ -17,27 +17,19 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/gateway/definitions/module"
 	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func read(t *testing.T) []*unstructured.Unstructured {
 	t.Helper()
-	all, err := Read()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
+	return testenv.Must(Read())(t)
 }
 
 // TestDefinitionsAreTheModules: the file is what go generate makes of the module that go.mod names.
 func TestDefinitionsAreTheModules(t *testing.T) {
-	text, err := module.Read()
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(module.Read())(t)
 	var want []map[string]any
-	if err := json.Unmarshal(text, &want); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(text, &want))
 	all := read(t)
 	if len(all) != len(want) {
 		t.Fatalf("there are %d definitions, the module has %d: go generate ./controllers/gateway/definitions", len(all), len(want))
@@ -48,14 +40,8 @@ func TestDefinitionsAreTheModules(t *testing.T) {
 			labels = nil
 		}
 		u.SetLabels(labels)
-		have, err := json.Marshal(u.Object)
-		if err != nil {
-			t.Fatal(err)
-		}
-		now, err := json.Marshal(want[i])
-		if err != nil {
-			t.Fatal(err)
-		}
+		have := testenv.Must(json.Marshal(u.Object))(t)
+		now := testenv.Must(json.Marshal(want[i]))(t)
 		if string(have) != string(now) {
 			t.Errorf("%s is not the module's: go generate ./controllers/gateway/definitions", u.GetName())
 		}
@@ -89,18 +75,13 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			u.SetAnnotations(c.annotations)
 			client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{gvr: "List"}, u)
 			for range 2 {
-				if err := Define(t.Context(), client); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, Define(t.Context(), client))
 			}
 			all, err := client.Resource(gvr).List(t.Context(), metav1.ListOptions{})
 			if err != nil || len(all.Items) != len(read(t)) {
 				t.Fatalf("there are %d definitions, %v", len(all.Items), err)
 			}
-			have, err := client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			have := testenv.Must(client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{}))(t)
 			_, replaced := have.Object["spec"]
 			if replaced != c.replaced {
 				t.Errorf("replaced: %v", replaced)
@@ -111,9 +92,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			if !replaced && !maps.Equal(have.GetAnnotations(), c.annotations) {
 				t.Errorf("it has the annotations %v", have.GetAnnotations())
 			}
-			if err := Remove(t.Context(), client); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, Remove(t.Context(), client))
 			_, err = client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
 			if notFound := apierrors.IsNotFound(err); notFound != (c.labels[managedBy] == manager) {
 				t.Errorf("removed: %v", notFound)

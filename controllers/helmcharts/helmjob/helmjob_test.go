@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMain makes this binary a child that behaves as its request's namespace says.
@@ -58,10 +60,7 @@ func child() int {
 
 func runner(t *testing.T) (Runner, *bytes.Buffer) {
 	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := testenv.Must(os.Executable())(t)
 	log := &bytes.Buffer{}
 	return Runner{Program: program, Log: log}, log
 }
@@ -89,14 +88,10 @@ func TestRun(t *testing.T) {
 
 	r, _ = runner(t)
 	r.Program += "-none"
-	if _, err := r.Run(t.Context(), request("default")); err == nil || !strings.Contains(err.Error(), r.Program) {
-		t.Errorf("without a program: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(r.Run(t.Context(), request("default"))), r.Program)
 
 	r, _ = runner(t)
-	if _, err := r.Run(t.Context(), request("endless")); err == nil || !strings.Contains(err.Error(), "more than") {
-		t.Errorf("of a child that never ends to speak: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(r.Run(t.Context(), request("endless"))), "more than")
 
 	req := request("default")
 	req.Release = ""
@@ -118,9 +113,7 @@ func TestStop(t *testing.T) {
 	defer cancel(nil)
 	r, _ := runner(t)
 	r.Log = hung{cancel}
-	if _, err := r.Run(ctx, request("hang")); err == nil || !strings.Contains(err.Error(), "the term is over") {
-		t.Errorf("stopped with %v", err)
-	}
+	testenv.WantError(t, testenv.Err(r.Run(ctx, request("hang"))), "the term is over")
 }
 
 func TestValidate(t *testing.T) {
@@ -136,9 +129,7 @@ func TestValidate(t *testing.T) {
 		"serverSide": func(r *Request) { r.ServerSide = "maybe" },
 	} {
 		r := request("default")
-		if err := r.Validate(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, r.Validate())
 		change(r)
 		if r.Validate() == nil {
 			t.Errorf("a bad %s is taken", name)
@@ -175,10 +166,7 @@ func TestLocalFile(t *testing.T) {
 func TestJSON(t *testing.T) {
 	r := request("default")
 	r.Set = map[string]intstr.IntOrString{"a": intstr.FromInt32(1), "b": intstr.FromString("1")}
-	text, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(r))(t)
 	back := &Request{}
 	if err := json.Unmarshal(text, back); err != nil || fmt.Sprint(back) != fmt.Sprint(r) {
 		t.Errorf("%v, a request came back as another", err)

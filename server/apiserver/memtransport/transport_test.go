@@ -29,9 +29,7 @@ func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := tr.Close(ctx); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, tr.Close(ctx))
 		testenv.NoGoroutineLeft(t)
 	})
 	return &http.Client{Transport: tr}, tr
@@ -39,19 +37,12 @@ func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {
 
 func request(t *testing.T, ctx context.Context, method, path string, body io.Reader) *http.Request {
 	t.Helper()
-	r, err := http.NewRequestWithContext(ctx, method, "https://memory"+path, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return testenv.Must(http.NewRequestWithContext(ctx, method, "https://memory"+path, body))(t)
 }
 
 func do(t *testing.T, c *http.Client, r *http.Request) *http.Response {
 	t.Helper()
-	resp, err := c.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(c.Do(r))(t)
 	t.Cleanup(func() { resp.Body.Close() })
 	return resp
 }
@@ -143,9 +134,7 @@ func TestBackPressure(t *testing.T) {
 		}
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
-	if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.ReadFull(resp.Body, make([]byte, 1<<20)))(t)
 	resp.Body.Close()
 	if n := written.Load(); n > 1<<20+pipeBuffer+16<<10 {
 		t.Errorf("%d bytes were written for one MiB that was read", n)
@@ -231,9 +220,7 @@ func TestNoAnswerAfterCancel(t *testing.T) {
 		if resp, err := tr.RoundTrip(request(t, client, http.MethodGet, "/", nil)); !errors.Is(err, context.Canceled) {
 			t.Fatalf("%v, %v, want cancelled", resp, err)
 		}
-		if err := tr.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, tr.Close(t.Context()))
 	}
 }
 
@@ -316,9 +303,7 @@ func TestTrailers(t *testing.T) {
 	if _, declared := resp.Trailer["Declared"]; !declared || resp.Header.Get("Declared") != "" {
 		t.Errorf("before the body: %v, %v", resp.Trailer, resp.Header)
 	}
-	if _, err := io.ReadAll(resp.Body); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.ReadAll(resp.Body))(t)
 	if resp.Trailer.Get("Declared") != "1" || resp.Trailer.Get("Late") != "2" {
 		t.Errorf("after the body: %v", resp.Trailer)
 	}
@@ -342,9 +327,7 @@ func TestUpgradesAreRefused(t *testing.T) {
 	r := request(t, t.Context(), http.MethodPost, "/exec", nil)
 	r.Header.Set("Connection", "Upgrade")
 	r.Header.Set("Upgrade", "SPDY/3.1")
-	if _, err := c.Do(r); err == nil || !strings.Contains(err.Error(), "SPDY/3.1") {
-		t.Errorf("%v", err)
-	}
+	testenv.WantError(t, testenv.Err(c.Do(r)), "SPDY/3.1")
 }
 
 // closer tells when a request's body is closed.
@@ -377,9 +360,7 @@ func TestRequestBodyIsClosedOnce(t *testing.T) {
 			t.Errorf("%s: reading on: %v", path, err)
 		}
 	}
-	if err := tr.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tr.Close(t.Context()))
 	body := &closer{strings.NewReader("x"), make(chan struct{})}
 	if _, err := c.Do(request(t, t.Context(), http.MethodPost, "/", body)); !errors.Is(err, ErrNotServing) {
 		t.Errorf("after Close: %v", err)
@@ -396,9 +377,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 		ended.Store(true)
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/watch", nil))
-	if err := tr.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tr.Close(t.Context()))
 	if !ended.Load() {
 		t.Error("Close returned before the handler")
 	}
@@ -431,36 +410,16 @@ func TestBeforeServing(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Errorf("a client that waits: %v", err)
 	}
-	if err := tr.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tr.Close(t.Context()))
 
 	never := New(Options{})
 	go func() {
 		_, err := (&http.Client{Transport: never}).Do(request(t, context.Background(), http.MethodGet, "/", nil))
 		served <- err
 	}()
-	if err := never.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, never.Close(t.Context()))
 	if err := <-served; !errors.Is(err, ErrNotServing) {
 		t.Errorf("a server that never came: %v", err)
-	}
-}
-
-func BenchmarkRoundTrip(b *testing.B) {
-	tr := New(Options{})
-	body := bytes.Repeat([]byte("x"), 4<<10)
-	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
-	c := &http.Client{Transport: tr}
-	b.ReportAllocs()
-	for b.Loop() {
-		resp, err := c.Get("https://memory/")
-		if err != nil {
-			b.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
 	}
 }
 
@@ -482,7 +441,5 @@ func TestContextValues(t *testing.T) {
 			t.Errorf("%q, %v, want %q", b, err, want)
 		}
 	}
-	if err := tr.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tr.Close(t.Context()))
 }

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -252,38 +251,4 @@ func stallAndWake(t *testing.T, seed uint64) {
 	if bound := 2*Limit + (1+atATime)*largest; mostRaw > bound {
 		t.Errorf("%d bytes lay before what decodes, of at most %d", mostRaw, bound)
 	}
-}
-
-// BenchmarkBound tells what a watch's event costs more.
-func BenchmarkBound(b *testing.B) {
-	value := make([]byte, 2<<10)
-	e := watch.Event{Object: &corev1.ConfigMap{}}
-	run := func(b *testing.B, decode func(context.Context), follow func(context.Context, <-chan watch.Event) <-chan watch.Event) {
-		ctx, cancel := context.WithCancel(b.Context())
-		defer cancel()
-		decoded := make(chan watch.Event, 100)
-		out := follow(ctx, decoded)
-		var done atomic.Bool
-		go func() {
-			for !done.Load() {
-				decode(ctx)
-				select {
-				case decoded <- e:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}()
-		for b.Loop() {
-			<-out
-		}
-		done.Store(true)
-	}
-	b.Run("without", func(b *testing.B) {
-		run(b, func(context.Context) {}, func(_ context.Context, in <-chan watch.Event) <-chan watch.Event { return in })
-	})
-	b.Run("with", func(b *testing.B) {
-		var bound Bound
-		run(b, func(ctx context.Context) { bound.Decode(ctx, value) }, bound.Follow)
-	})
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // smallFile is a log file that is full after a hundred bytes; a descriptor in place of standard error goes to it, too.
@@ -18,11 +20,7 @@ func smallFile(t *testing.T) (l *file, std int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := l.close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, l.close()) })
 	if std, err = unix.Open(l.path, unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -54,9 +52,7 @@ func TestFileIsBounded(t *testing.T) {
 		l.put(t, line)
 	}
 	l.put(t, forty)
-	if _, err := unix.Write(std, []byte("panic\n")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(unix.Write(std, []byte("panic\n")))(t)
 	has(t, l.path+".1", forty+"\n"+forty+"\nb\n")
 	has(t, l.path, forty+"\npanic\n")
 	for range 10 {
@@ -76,14 +72,10 @@ func TestNoDescriptorForNewFile(t *testing.T) {
 		l.put(t, forty)
 	}
 	var usual unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &usual); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &usual))
 	allow := func(limit unix.Rlimit) {
 		t.Helper()
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
 	}
 	defer allow(usual)
 	allow(unix.Rlimit{Cur: 1, Max: usual.Max})
@@ -99,9 +91,7 @@ func TestNoDescriptorForNewFile(t *testing.T) {
 	for range 2 {
 		l.put(t, forty)
 	}
-	if _, err := unix.Write(std, []byte("panic\n")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(unix.Write(std, []byte("panic\n")))(t)
 	old, err := os.ReadFile(l.path + ".1")
 	if err != nil || !strings.HasPrefix(string(old), string(text)) {
 		t.Errorf("FILE.1 has %q (%v)", old, err)
@@ -119,14 +109,10 @@ func TestFileOfAnotherUser(t *testing.T) {
 	for range 2 {
 		l.put(t, forty)
 	}
-	if err := os.Truncate(l.path, 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Truncate(l.path, 0))
 	l.put(t, forty)
 	has(t, l.path, forty+"\n")
-	if err := os.Rename(l.path, l.path+".old"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(l.path, l.path+".old"))
 	for range 4 {
 		l.put(t, forty)
 	}

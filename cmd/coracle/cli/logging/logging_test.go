@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // setup starts a log of which the times are off, and returns what reads it.
@@ -26,15 +27,8 @@ func setup(t *testing.T, c config.Logging) (*Log, func() string) {
 	t.Helper()
 	t.Setenv("JOURNAL_STREAM", "8:1")
 	var b bytes.Buffer
-	l, err := Setup(c, &b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := testenv.Must(Setup(c, &b))(t)
+	t.Cleanup(func() { testenv.Check(t, l.Close()) })
 	return l, func() string {
 		defer b.Reset()
 		return b.String()
@@ -152,10 +146,7 @@ func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "coracle.log")
 	l, read := setup(t, config.Logging{File: path, AlsoStderr: true})
 	l.Info("hello")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(os.ReadFile(path))(t)
 	if got := read(); got != string(text) || !strings.HasSuffix(got, "Z INFO  hello\n") {
 		t.Errorf("file %q, standard error %q", text, got)
 	}

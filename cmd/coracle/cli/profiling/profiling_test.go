@@ -29,14 +29,8 @@ func unpacked(t *testing.T, w *httptest.ResponseRecorder) string {
 	if w.Code != http.StatusOK {
 		t.Fatalf("code %d: %s", w.Code, w.Body)
 	}
-	z, err := gzip.NewReader(w.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	z := testenv.Must(gzip.NewReader(w.Body))(t)
+	text := testenv.Must(io.ReadAll(z))(t)
 	return string(text)
 }
 
@@ -101,10 +95,7 @@ func TestProfileEndsWithItsAsker(t *testing.T) {
 	defer srv.Close()
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+ProfilePath+"?seconds=600", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+ProfilePath+"?seconds=600", nil))(t)
 	first, err := srv.Client().Do(req) // returns when the profile has begun
 	if err != nil {
 		t.Fatal(err)

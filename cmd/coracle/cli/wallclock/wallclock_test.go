@@ -16,16 +16,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func write(t *testing.T, path string, at time.Time) string {
 	t.Helper()
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(path, at, at); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, nil, 0o600))
+	testenv.NoError(t, os.Chtimes(path, at, at))
 	return path
 }
 
@@ -62,9 +60,7 @@ func TestOnlyASlowClockIsSet(t *testing.T) {
 				now:    func() time.Time { return tt.now },
 				set:    func(to time.Time) error { set = to; return tt.unset },
 			}
-			if err := os.Mkdir(filepath.Join(dir, "store"), 0o700); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Mkdir(filepath.Join(dir, "store"), 0o700))
 			if !tt.noted.IsZero() {
 				write(t, c.File, tt.noted)
 			}
@@ -101,9 +97,7 @@ func TestNotedTimeIsOnTheDisk(t *testing.T) {
 			want[write(t, filepath.Join(dir, "leaf.pem"), now.AddDate(3, 0, 0))] = now
 		}
 		clear(synced)
-		if err := c.save(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.save())
 		if _, ok := synced[dir]; ok != (i == 0) {
 			t.Errorf("note %d: that the file is in its folder was given to the disk: %v", i, ok)
 		}
@@ -149,15 +143,11 @@ func TestPowerLossAfterAClockAhead(t *testing.T) {
 		return nil
 	}
 	c.Forward() // under the clock that is ahead
-	if err := c.save(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.save())
 	write(t, filepath.Join(dir, "leaf.pem"), now)
 	for _, now = range []time.Time{right.Add(time.Hour), right.Add(48 * time.Hour)} {
 		c.Forward()
-		if err := c.save(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.save())
 	}
 }
 
@@ -200,10 +190,7 @@ func TestKeepNotesAStep(t *testing.T) {
 // the end.
 func TestFollowSteps(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	steps, err := followSteps(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	steps := testenv.Must(followSteps(ctx))(t)
 	cancel()
 	for range steps { // a step at this very moment is none of the test's
 	}
