@@ -78,10 +78,11 @@ E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tag
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
 PROMISED := root,embedded,loop-device,systemd,xfs,node
 
+# STEPS='build unit': some of its steps.
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test console
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh $(or $(STEPS),build unit scenarios)
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
 # first that take minutes.
