@@ -78,17 +78,20 @@ E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tag
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
 PROMISED := root,embedded,loop-device,systemd,xfs,node
 
+# STEPS='build unit': some of its steps.
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test console
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh $(or $(STEPS),build unit scenarios)
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
 # first that take minutes.
 LONG_UNITS := ./raftstore ./server/apiserver ./proxy ./controllers ./cni ./raftstore/upstream
 
+# WITHOUT: packages to leave out, for .ci/run, which has their tests under the race detector.
 unit: ## go test ./...; tests that need root are left out without it
-	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(LONG_UNITS) ./...
+	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(LONG_UNITS) \
+	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...)
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)
@@ -199,7 +202,7 @@ soak: ## the random tests of the store with SEEDS seeds, those of other packages
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
-RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/announcer ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/localfailover ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/... ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
+RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/announcer ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/localfailover ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/dataplane ./ingress/gatewayapi ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)

@@ -93,7 +93,7 @@ func (c *cluster) untilLed(among []*node, atMost time.Duration) time.Duration {
 // are mended.
 func TestScenarioCrookedLinks(t *testing.T) {
 	var all []time.Duration
-	seeds(t, 16, func(t *testing.T, seed uint64) {
+	seeds(t, 8, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 2+int(seed%4), func(c *cluster) {
 			w := c.work(2)
 			c.pass(time.Second)

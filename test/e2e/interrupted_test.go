@@ -73,6 +73,7 @@ func (c *bareServer) all(want string) {
 // which is no node, refuses another --network-backend than the cluster's, and goes by what the cluster said last where
 // the ConfigMap is gone or makes no sense.
 func TestNetworkChangesWithoutAgent(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := &bareServer{T: t, site: harness.NewSite(t)}
 	c.s = c.site.NewMachine().NewServer("--disable-agent")
 	c.s.Start()

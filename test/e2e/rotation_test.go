@@ -21,6 +21,7 @@ import (
 // killed, it is brought to its end on another server. At the end every server, and one that joins, reads everything
 // with the newest key alone.
 func TestRotateWithSeveralServers(t *testing.T) {
+	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
@@ -139,6 +140,7 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 // TestRotateToken: the server token is replaced on one of three servers, and the others take it over: one that runs at
 // once, one that is off when it starts, although it is still given the old one. The old one lets nobody in any more.
 func TestRotateToken(t *testing.T) {
+	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()

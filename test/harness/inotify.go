@@ -11,7 +11,7 @@ import (
 
 // enoughInotify raises the kernel's limit of inotify instances, which is one for all of root's processes, on all
 // machines and beside them: a server with a node has 24, the kernel gives 128, and scenarios side by side have up to
-// fifteen machines. Without one the kubelet ends. It is the one setting of the host that scenarios change; it stays,
+// thirty machines. Without one the kubelet ends. It is the one setting of the host that scenarios change; it stays,
 // since others may have come to need it.
 func enoughInotify() error {
 	const file, enough = "/proc/sys/fs/inotify/max_user_instances", 1024

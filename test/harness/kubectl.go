@@ -25,7 +25,13 @@ func (s *Server) In(t testing.TB) *Kube { return &Kube{Server: s, T: t} }
 // the API server refuses pods.
 func (s *Server) Namespace(t testing.TB, name string) *Kube {
 	t.Helper()
-	s.In(t).Kubectl("create", "namespace", name)
+	Eventually(t, Soon, "the namespace "+name, func() error { // kubectl gives a busy server 10 s for a handshake
+		_, err := s.TryKubectl("create", "namespace", name)
+		if err != nil && strings.Contains(err.Error(), "already exists") {
+			err = nil
+		}
+		return err
+	})
 	k := &Kube{Server: s, T: t, NS: name}
 	k.Await(3*time.Minute, "serviceaccount/default", "{.metadata.name}", "default")
 	t.Cleanup(func() {

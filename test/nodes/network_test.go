@@ -177,10 +177,11 @@ func host(ip string) string {
 	return ip
 }
 
-// exec runs a shell script in a pod.
+// exec runs a shell script in a pod, again until it has run: a node whose link has just changed may be without its
+// tunnel for a moment.
 func (m *mesh) exec(i int, text string) string {
 	m.Helper()
-	return m.nodes[0].Kubectl("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
+	return m.nodes[0].Insists("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
 }
 
 // everybodyMeets: every pod reaches every pod with its own address, of each family, and every Service; so does every

@@ -66,9 +66,9 @@ func (x *traffic) fromHost(node *harness.Server, patience string, targets ...str
 func (x *traffic) begin(from source, patience string, targets []string, run func(string) error) {
 	x.Helper()
 	port := firstLoadPort + loads.Add(1) - 1
-	if err := run(fmt.Sprintf("setsid testbox load %d %s '%s' >/dev/null 2>&1 </dev/null &", port, patience, strings.Join(targets, "' '"))); err != nil {
-		x.Fatal(err)
-	}
+	command := fmt.Sprintf("setsid testbox load %d %s '%s' >/dev/null 2>&1 </dev/null &", port, patience, strings.Join(targets, "' '"))
+	// A second one ends by itself, since the first one has its port.
+	harness.Eventually(x, patient, "traffic from "+from.name+" begins", func() error { return run(command) })
 	from.url = fmt.Sprintf("http://%s:%d", from.url, port)
 	if x.sources == nil {
 		x.began = time.Now()
