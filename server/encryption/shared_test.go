@@ -289,6 +289,7 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	s.mu.Unlock()
 	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key2")
+	s.take(t.Context(), 0) // which is how the server learns that the rotation is done
 	release, err := HoldStill(s.dirs[0])
 	if err != nil {
 		t.Fatalf("no server may join afterwards: %v", err)
