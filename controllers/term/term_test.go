@@ -5,6 +5,7 @@ package term
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -12,12 +13,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/buffer"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -254,4 +261,43 @@ func TestTrimDropsManagedFields(t *testing.T) {
 	if _, err := Trim(pod); err != nil || pod.ManagedFields != nil || pod.Name != "p" {
 		t.Errorf("got %+v, %v", pod, err)
 	}
+}
+
+// TestListenersBuffersBeginEmpty: a buffer of upstream's size is 16 KB, and an idle server has some 200 of them.
+func TestListenersBuffersBeginEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const pods = 100
+		client := fake.NewClientset()
+		for i := range pods {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint(i)}}
+			if err := client.Tracker().Add(pod); err != nil {
+				t.Fatal(err)
+			}
+		}
+		factory := informers.NewSharedInformerFactory(client, 0)
+		informer := factory.Core().V1().Pods().Informer()
+		seen := 0
+		listener, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { seen++ }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := emptyBuffers(factory); err != nil {
+			t.Fatal(err)
+		}
+		pending, err := kubecompat.Field[buffer.TypedRingGrowing[any]](listener, []string{"pendingNotifications"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pending.Cap() != 0 {
+			t.Errorf("a buffer of %d places", pending.Cap())
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		factory.StartWithContext(ctx)
+		synctest.Wait()
+		if seen != pods {
+			t.Errorf("the handler has seen %d of %d pods", seen, pods)
+		}
+		cancel()
+		factory.Shutdown()
+	})
 }

@@ -18,6 +18,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,8 +36,43 @@ func Trim(pools bool) error {
 		runtime.GC()
 	}
 	debug.FreeOSMemory()
+	mapPagesSingly()
 	return advise(unix.MADV_RANDOM, unix.MADV_DONTNEED)
 }
+
+// mapPagesSingly makes a fault in the program's own pages map the page that is used and no other, from now on. Linux
+// maps the fifteen around it too, which made of 20 MB in use 85 MB that a process at rest has. It leaves that out only
+// where userfaultfd(2) tracks writes, which it does for files since Linux 6.7; nothing is ever written here, so that
+// no fault waits for anybody. It does nothing on kernels that refuse.
+var mapPagesSingly = sync.OnceFunc(func() {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|userModeOnly, 0, 0)
+	if errno != 0 {
+		return
+	}
+	tracking := false
+	api := [3]uint64{uffdAPI, asyncWriteProtect}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioAPI, uintptr(unsafe.Pointer(&api))); errno == 0 {
+		_ = eachOwn(func(m mapping) error {
+			register := [4]uint64{uint64(m.start), uint64(m.end - m.start), writeProtectMode}
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioRegister, uintptr(unsafe.Pointer(&register)))
+			tracking = tracking || errno == 0
+			return nil
+		})
+	}
+	if !tracking {
+		_ = unix.Close(int(fd)) // closing it ends the tracking, so that it stays open otherwise
+	}
+})
+
+// From linux/userfaultfd.h.
+const (
+	userModeOnly      = 1
+	uffdAPI           = 0xAA
+	asyncWriteProtect = 1 << 15
+	writeProtectMode  = 1 << 1
+	uffdioAPI         = 0xC018AA3F
+	uffdioRegister    = 0xC020AA00
+)
 
 // ReadPagesSingly makes the kernel read of the program's file only the pages that are used, each when it is: a slower
 // start, in which a control group with a tight limit is not charged for what was not requested. Newer kernels (seen on
@@ -45,6 +82,18 @@ func ReadPagesSingly() error { return advise(unix.MADV_RANDOM) }
 
 // advise gives the kernel advice on the program's own clean pages.
 func advise(advice ...uintptr) error {
+	return eachOwn(func(m mapping) error {
+		for _, a := range advice {
+			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, a); errno != 0 {
+				return fmt.Errorf("advice on pages %x-%x: %w", m.start, m.end, errno)
+			}
+		}
+		return nil
+	})
+}
+
+// eachOwn calls do for each mapping of the program's own clean pages.
+func eachOwn(do func(mapping) error) error {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return fmt.Errorf("reading this process' mappings: %w", err)
@@ -59,10 +108,8 @@ func advise(advice ...uintptr) error {
 		return fmt.Errorf("reading this process' mappings: %w", err)
 	}
 	for _, m := range own {
-		for _, a := range advice {
-			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, a); errno != 0 {
-				return fmt.Errorf("advice on pages %x-%x: %w", m.start, m.end, errno)
-			}
+		if err := do(m); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -3,9 +3,12 @@
 package memory
 
 import (
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 )
 
 func TestCleanTakesOnlyWhatWasNeverWritten(t *testing.T) {
@@ -34,5 +37,48 @@ func TestTrim(t *testing.T) {
 	}
 	if s := strings.Repeat("still here ", 2); s != "still here still here " {
 		t.Error(s)
+	}
+}
+
+// A byte that is read brings its page and not those around it: of every 64 KB one page is mapped, not sixteen.
+func TestTrimMapsPagesSingly(t *testing.T) {
+	resident := func() (kb int) {
+		data, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(data), "RssFile:")
+		if _, err := fmt.Sscan(rest, &kb); err != nil {
+			t.Fatal(err)
+		}
+		return kb
+	}
+	touch := func() (touched int) {
+		var sum byte
+		if err := eachOwn(func(m mapping) error {
+			for at := m.start; at < m.end; at += 64 << 10 {
+				sum += *(*byte)(unsafe.Add(unsafe.Pointer(nil), at))
+				touched++
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		_ = sum
+		return touched
+	}
+	if err := Trim(false); err != nil {
+		t.Fatal(err)
+	}
+	if open, err := os.ReadDir("/proc/self/fd"); err != nil || !slices.ContainsFunc(open, func(e os.DirEntry) bool {
+		to, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		return strings.Contains(to, "userfaultfd")
+	}) {
+		t.Skip("this kernel does not track writes to files")
+	}
+	before := resident()
+	touched := touch()
+	if grown := resident() - before; grown > touched*3*os.Getpagesize()>>10 {
+		t.Errorf("%d pages brought %d KB", touched, grown)
 	}
 }

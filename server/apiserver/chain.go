@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"fmt"
+	"regexp"
 	"time"
 
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
@@ -100,6 +101,11 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	// The APIs are installed: nothing asks for definitions any more (the config
 	// itself must stay, upstream checks for it).
 	g.config.OpenAPIV3Config.Definitions = nil
+	for _, s := range []*genericapiserver.GenericAPIServer{ch.aggregator.GenericAPIServer, ch.core.ControlPlane.GenericAPIServer, ch.extensions.GenericAPIServer} {
+		if err := dropUnused(s); err != nil {
+			return nil, err
+		}
+	}
 	return ch, nil
 }
 
@@ -145,5 +151,26 @@ func neverResync(informer cache.SharedIndexInformer) error {
 		}
 		*period = 0
 	}
+	return nil
+}
+
+// dropUnused drops what the server of an API keeps of each path and never uses (docs/memory.md): the regular expression
+// of a route, since the router that API servers choose compares paths word by word, and the stack that registered a
+// path, which only the message about a path that is registered twice would have.
+func dropUnused(s *genericapiserver.GenericAPIServer) error {
+	for _, service := range s.Handler.GoRestfulContainer.RegisteredWebServices() {
+		for _, route := range service.Routes() {
+			matcher, err := kubecompat.Field[*regexp.Regexp](route, []string{"pathExpr", "Matcher"})
+			if err != nil {
+				return fmt.Errorf("a route of the API is not what it was: %w", err)
+			}
+			*matcher = nil
+		}
+	}
+	stacks, err := kubecompat.Field[map[string]string](s.Handler.NonGoRestfulMux, []string{"pathStacks"})
+	if err != nil {
+		return fmt.Errorf("the paths of the API are not what they were: %w", err)
+	}
+	clear(*stacks)
 	return nil
 }
