@@ -60,12 +60,14 @@ func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }
 func (delegate) MergeRemoteState([]byte, bool)   {}
 
-// events keep the roster. memberlist calls them one at a time, with its lock held: they call nothing of its own.
+// events keep the roster. memberlist calls them one at a time, with its lock held: they call nothing of its own that
+// takes that lock.
 type events struct{ m *Member }
 
 func (e events) NotifyJoin(n *memberlist.Node) {
 	before, after := e.m.saw(n)
 	if !after.Self {
+		e.m.wake()
 		e.m.o.Logger.Info("a member has come", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version,
 			"before", before.State)
 	}

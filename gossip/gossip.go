@@ -99,6 +99,8 @@ type Member struct {
 	search    *searcher
 	// ended says that Run has returned: memberlist's timers may fire a moment longer.
 	ended atomic.Bool
+	// resting is what wake wakes; nil until it rests, which is while memberlist is made.
+	resting atomic.Pointer[memberlist.Memberlist]
 
 	mu   sync.Mutex
 	meta Meta
@@ -144,6 +146,7 @@ func New(o Options) (*Member, error) {
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}
+	m.rest()
 	return m, nil
 }
 

@@ -4,6 +4,7 @@ package gossip
 
 import (
 	"fmt"
+	"reflect"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -49,6 +50,24 @@ func TestIdleCost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMemberAloneHasNoTimers: memberlist probes and gossips once there is somebody to do it with, on both sides.
+func TestMemberAloneHasNoTimers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		timers := func(m *Member) int { return reflect.ValueOf(m.list).Elem().FieldByName("tickers").Len() }
+		g := newGroup(t)
+		first := g.add()
+		time.Sleep(10 * time.Minute) // fake time
+		if n := timers(first); n != 0 {
+			t.Errorf("alone it has %d timers", n)
+		}
+		second := g.add()
+		time.Sleep(time.Minute) // fake time: they have met
+		if a, b := timers(first), timers(second); a != 2 || b != 2 {
+			t.Errorf("two members have %d and %d timers, want 2 each", a, b)
+		}
+	})
 }
 
 func cpuTime(t *testing.T) time.Duration {

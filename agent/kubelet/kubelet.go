@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/cadvisor/lib/manager"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/klog/v2"
@@ -89,6 +90,7 @@ var started atomic.Bool
 // Run runs the kubelet until ctx is done. Mistakes in the options and the usual obstacles on the host come back as
 // errors; some failures later on end the process, see docs/architecture.md.
 func Run(ctx context.Context, o Options) error {
+	*manager.HousekeepingInterval = measureEvery // unless the operator's flags say something else
 	server, err := newServer(o)
 	if err != nil {
 		return err
@@ -119,7 +121,13 @@ func Run(ctx context.Context, o Options) error {
 		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
 	}), asking(o.lists(server), func(err error) {
 		klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
-	}))
+	}), func(k *upstream.Kubelet) {
+		for _, err := range []error{measureWhenAsked(k), evictByNode(ctx, k, k), sweepRarely(k)} {
+			if err != nil {
+				klog.FromContext(ctx).Error(err, "The kubelet measures as often as upstream's; a node at rest uses a little more of the processor")
+			}
+		}
+	})
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}

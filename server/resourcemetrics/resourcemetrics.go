@@ -32,7 +32,8 @@ import (
 )
 
 const (
-	// period is how often kubelets are asked: as often as an autoscaler looks. Kubelets measure every 10 to 20 s.
+	// period is how often kubelets are asked: as often as an autoscaler looks. Kubelets measure when they are
+	// asked, at most every 10 s.
 	period = 15 * time.Second
 	// interest is how long they are asked after the last question.
 	interest = 5 * time.Minute

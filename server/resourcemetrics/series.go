@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// nominal is the time that a kubelet's own rate is said to be of: it measures every 10 s, or somewhat less often.
+	// nominal is the time that a kubelet's own rate is said to be of: it measures when it is asked, at most every 10 s.
+	// The first rate after a rest is of up to a minute.
 	nominal = 10 * time.Second
 	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
 	measured = 40 * time.Second

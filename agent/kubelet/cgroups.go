@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
+
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
+)
+
+// cgroupsEvery is how often the kubelet looks for cgroups of pods that it does not know, to remove them. Upstream does
+// so every two seconds and in each hierarchy of cgroup v1. The cgroup of a pod that ends is removed with the pod.
+const cgroupsEvery = 10 * time.Second
+
+// rareCgroups finds no pods' cgroups for cgroupsEvery after it has looked. Only the kubelet's sweep has it; other parts
+// have upstream's.
+type rareCgroups struct {
+	cm.ContainerManager
+	next *time.Time // the kubelet has one loop that asks
+}
+
+// NewPodContainerManager implements cm.ContainerManager.
+func (c rareCgroups) NewPodContainerManager() cm.PodContainerManager {
+	return rarePodCgroups{c.ContainerManager.NewPodContainerManager(), c}
+}
+
+type rarePodCgroups struct {
+	cm.PodContainerManager
+	of rareCgroups
+}
+
+// GetAllPodsFromCgroups implements cm.PodContainerManager.
+func (p rarePodCgroups) GetAllPodsFromCgroups(logger klog.Logger) (map[types.UID]cm.CgroupName, error) {
+	if time.Now().Before(*p.of.next) {
+		return nil, nil
+	}
+	*p.of.next = time.Now().Add(cgroupsEvery)
+	return p.PodContainerManager.GetAllPodsFromCgroups(logger)
+}
+
+// cgroupsAt is where a kubelet has its manager of cgroups. No function of upstream's leads there.
+var cgroupsAt = []string{"containerManager"}
+
+// sweepRarely gives a kubelet that is not running yet rareCgroups. After an error it is as it was.
+func sweepRarely(kubelet any) error {
+	cgroups, err := kubecompat.Field[cm.ContainerManager](kubelet, cgroupsAt)
+	if err != nil {
+		return err
+	}
+	*cgroups = rareCgroups{*cgroups, new(time.Time)}
+	return nil
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"reflect"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/klog/v2"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
+)
+
+type someCgroups struct {
+	cm.ContainerManager
+	pods *cm.FakePodContainerManager
+}
+
+func (c someCgroups) NewPodContainerManager() cm.PodContainerManager { return c.pods }
+
+// Upstream's kubelet asks for pods' cgroups every two seconds, each time by another PodContainerManager.
+func TestCgroupsAreSweptRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods := cm.NewFakePodContainerManager()
+		pods.Cgroups["a pod"] = nil
+		k := &struct{ containerManager cm.ContainerManager }{someCgroups{pods: pods}}
+		if err := sweepRarely(k); err != nil {
+			t.Fatal(err)
+		}
+		for round := range 11 {
+			found, err := k.containerManager.NewPodContainerManager().GetAllPodsFromCgroups(klog.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := round%5 == 0; (len(found) > 0) != want {
+				t.Errorf("after %d s: %v", 2*round, found)
+			}
+			time.Sleep(2 * time.Second) // fake time
+		}
+	})
+}
+
+// Upstream's kubelet still has its manager of cgroups where sweepRarely expects it.
+func TestWayToTheCgroups(t *testing.T) {
+	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(cgroupsAt[0]); !ok || f.Type != reflect.TypeFor[cm.ContainerManager]() {
+		t.Errorf("a kubelet's %s: %v", cgroupsAt[0], f.Type)
+	}
+	if err := sweepRarely(&struct{ containerManager int }{}); err == nil {
+		t.Error("there is no manager, and no error")
+	}
+}
