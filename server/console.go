@@ -57,10 +57,10 @@ func (s *Server) statusHandler() http.Handler {
 }
 
 // consoleHandler answers at status.ConsolePath.
-func (s *Server) consoleHandler() http.Handler {
+func consoleHandler(disabled bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status.Console{Disabled: s.o.Cluster.ConsoleDisabled()}) // an error means that the client has ended
+		_ = json.NewEncoder(w).Encode(status.Console{Disabled: disabled}) // an error means that the client has ended
 	})
 }
 

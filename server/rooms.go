@@ -4,29 +4,31 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/controllers/localpath"
-	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/controllers/acme"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts"
+	"github.com/coracle-k8s/coracle/controllers/ingress"
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
-	"github.com/coracle-k8s/coracle/server/departures"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
-	"github.com/coracle-k8s/coracle/server/nodemembers"
+	"github.com/coracle-k8s/coracle/server/leading"
+	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/manifests"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/server/serviceability"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -106,7 +108,12 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
 		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores, Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
-		Suspect: s.Suspect, Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
+			if j := s.judge.Load(); j != nil {
+				j.Suspect(node)
+			}
+		},
+		Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
 	}
 	if s.o.Board != nil {
 		o.Part = s.o.Board.Part("gossip")
@@ -145,34 +152,45 @@ func (s *Server) newAdmission() *admission.Admission {
 	})
 }
 
-// localStorageLine is its line in the status.
-const localStorageLine = "local storage"
-
-// newLocalStorage makes what gives claims a directory on a node, for a term.
-func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
-	if err != nil {
-		return nil, fmt.Errorf("making a client: %w", err)
-	}
-	o := localpath.Options{
-		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
-		Nodes:    tunnels.Volumes{Table: s.tunnels, Own: s.o.ownNode(), Folders: s.o.Volumes},
-		Refusals: s.refusals, Context: ctx, Logger: s.log.With("part", "local storage"),
-	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part(localStorageLine)
-	}
-	return localpath.New(o)
+// newLeader makes what runs while this server leads, once its store and its API server are there.
+func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leading.Leader {
+	o := &s.o
+	return leading.New(leading.Options{
+		API: api, Cluster: o.Cluster, Scheduler: o.schedulerOptions(),
+		Controllers: o.controllerOptions(&signing{
+			cert: s.pki.CAFile(pki.ClientCA), key: s.pki.CAKeyFile(pki.ClientCA),
+			root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
+		}),
+		Volumes:   tunnels.Volumes{Table: s.tunnels, Own: o.ownNode(), Folders: o.Volumes},
+		Manifests: manifests.Options{Dir: o.ManifestsDir, ServerID: s.data.ServerID(), Part: s.board.manifests},
+		Liveness:  liveness.Options{Own: o.ownNode(), Contact: s.tunnels.Contact, Check: s.newFinder().Check},
+		Judge:     &s.judge, Members: store.Cluster(),
+		ServiceLB: servicelb.Options{
+			Disabled: o.DisableServiceLB, Pool: o.LBPool, Networks: o.reserved(), Barred: s.roster.Reserved, Joined: s.roster.Joined,
+		},
+		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
+		Ingress: ingress.Options{Disabled: o.Cluster.IngressDisabled(), Rules: o.IngressRules, Built: o.BuildTime},
+		ACME: acme.Options{
+			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
+			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
+		},
+		OfCluster: s.roster.OfCluster, GatewayUse: s.gatewayUse.Load(),
+		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.DisableHelm},
+		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
+		Part:         s.board.leader, Board: o.Board, Logger: s.log,
+	})
 }
 
-func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
-	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
-}
-
-func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
-	return nodemembers.Run(ctx, t, s.store.Load().Cluster(), s.log.With("part", "servers' nodes"))
-}
-
-func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
-	return departures.Run(ctx, t, s.log.With("part", "nodes that leave"))
+// drainNodes drains the connections of nodes while this server cannot serve them, until ctx is done.
+func (s *Server) drainNodes(ctx context.Context) {
+	serviceability.Run(ctx, serviceability.Options{
+		Store: func() serviceability.Store {
+			if store := s.opened.Load(); store != nil {
+				return store.Health()
+			}
+			return nil
+		},
+		Elsewhere: s.starting.Elsewhere, GoAway: s.starting.GoAway,
+		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
+	})
 }

@@ -20,12 +20,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/console"
-	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -38,9 +38,11 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
+	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/netbackend"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -95,14 +97,10 @@ type Server struct {
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
-	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
-	helmWanted chan struct{}
-	// refusals are nodes that gave claims no local volume, which the scheduler is told.
-	refusals *localpath.Refusals
-	console  net.Listener  // of browsers; nil without a console
-	oidc     *console.OIDC // by which provider its users log in; nil for none
-	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
-	board    board
+	console    net.Listener  // of browsers; nil without a console
+	oidc       *console.OIDC // by which provider its users log in; nil for none
+	ready      chan struct{} // closed when clients are served and the cluster's own objects are there
+	board      board
 }
 
 // files are what the API server is given.
@@ -121,7 +119,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, log: o.Logger, helmWanted: make(chan struct{}, 1), refusals: localpath.NewRefusals(time.Now), ready: make(chan struct{})}
+	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
 	if o.Board != nil {
 		s.board = board{
 			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
@@ -132,7 +130,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		}
 		s.board.snapshots = o.Board.Part("snapshots")
 		if o.Cluster.NoLocalStorage {
-			o.Board.Part(localStorageLine).Set(status.Disabled, "")
+			o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 		}
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
@@ -237,10 +235,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 		s.board.store.Set(status.Stopped, "")
 	}()
-	defer s.serveMetrics(store.Collector())()
-	defer s.serveMetrics(s.snapshots)()
+	defer serveMetrics(store.Collector(), s.log)()
+	defer serveMetrics(s.snapshots, s.log)()
 	// Before the store is ready: who operates a server that has no majority asks it how it is.
-	stopSocket, err := s.serveStoreSocket(outlasting, store)
+	stopSocket, err := serveStoreSocket(outlasting, s.o.StoreSocket, store, s.log)
 	if err != nil {
 		return err
 	}
@@ -250,7 +248,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	var keys *secrets.EncryptionKeys
-	err = s.retryUntilLeader(ctx, func() (err error) {
+	err = retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
 		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
@@ -259,7 +257,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
-		err = s.retryUntilLeader(ctx, func() error {
+		err = retryUntilLeader(ctx, s.board.store, s.log, func() error {
 			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
@@ -345,11 +343,16 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
-	options.Await = func(ctx context.Context) error { return s.awaitStore(ctx, store) }
+	options.Await = func(ctx context.Context) error { // what only a leader's word makes sure
+		return retryUntilLeader(ctx, s.board.store, s.log, func() error {
+			_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
+			return err
+		})
+	}
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status, options.Console = s.statusHandler(), s.consoleHandler()
+	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.ConsoleDisabled())
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -361,7 +364,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return now
 	}
 	var use *gatewayuse.Use
-	err := s.retryUntilLeader(ctx, func() (err error) {
+	err := retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
 		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
@@ -432,6 +435,55 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		apiErr = errors.New("the API server ended by itself")
 	}
 	return errors.Join(leadErr, apiErr)
+}
+
+// lead waits for the API server, then runs the loops of a leader whenever this server leads, until ctx is done. It
+// returns with no loop running.
+func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftstore.Store) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-api.Ready():
+	}
+	s.board.api.Set(status.Running, "")
+	s.starting.Serves()
+	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
+		return err
+	}
+
+	var role *nodemembers.Role
+	if s.o.OwnNode {
+		var err error
+		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
+	// too.
+	beside.Go(func() {
+		if err := s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) }); err != nil {
+			cancel(err)
+		}
+	})
+	if role != nil {
+		beside.Go(func() { role.Run(ctx) })
+	}
+	beside.Go(func() {
+		if err := s.gossip.Follow(ctx, api.LoopbackConfig()); err != nil {
+			cancel(err)
+		}
+	})
+	if !s.newLeader(api, store).Follow(ctx, cancel, store.Leadership()) {
+		cancel(errors.New("the store has closed by itself; its last lines in the log say why"))
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // followBackend keeps what this server knows of the cluster's network back end until ctx is done.

@@ -112,7 +112,7 @@ func (s *Starting) Serves() {
 
 // FindElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
 // done. The one that was found goes on being used until this one's API answers. One that was taken out is no member and
-// has no node that is to be there; what asks it is passed on all the same (server/nodes.go, cannotServe). Whether it
+// has no node that is to be there; what asks it is passed on all the same (server/serviceability). Whether it
 // was, another server has to say first.
 func (s *Starting) FindElsewhere(ctx context.Context, store counted, others func() []string) {
 	s.findElsewhere(ctx, store, others, s.readyOf)
