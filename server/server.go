@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
@@ -211,16 +212,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.vips.Clear()
 	// The API server and the loops need the store and the certificates while they stop, so these end after them and not
 	// with ctx.
-	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var background sync.WaitGroup
-	defer background.Wait()
-	defer stop()
+	background := supervise.NewGroup(context.WithoutCancel(ctx), s.o.Board, s.log)
+	defer background.End()
+	outlasting := background.Context()
 	s.board.certificates.Set(status.Running, "")
-	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
-	background.Go(func() { s.gossip.Run(outlasting) })
+	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
+	background.Go(s.gossip.Run)
 	defer s.localFailover.End()
-	background.Go(func() { s.starting.Answer(outlasting) })
-	background.Go(func() { s.drainNodes(outlasting) })
+	background.Go(s.starting.Answer)
+	background.Go(s.drainNodes)
 
 	store, others, err := s.openStore(ctx)
 	if err != nil {
@@ -266,14 +266,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	background.Go(func() { s.tokens.Run(outlasting, store.Client().Watcher) })
-	background.Go(func() { s.roster.PublishName(outlasting) })
+	background.Go(func(ctx context.Context) { s.tokens.Run(ctx, store.Client().Watcher) })
+	background.Go(s.roster.PublishName)
 	defer s.admission.Serve(outlasting)()
-	background.Go(func() { s.serveNodes(outlasting) })
-	background.Go(func() { s.roster.KeepPeers(outlasting) })
+	background.Go(s.serveNodes)
+	background.Go(s.roster.KeepPeers)
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
-	background.Go(func() { s.snapshots.Run(scheduling) })
+	background.Go(func(context.Context) { s.snapshots.Run(scheduling) })
 	return s.runAPI(ctx, outlasting, store, keys)
 }
 
@@ -393,42 +393,32 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		s.board.api.Set(status.Failed, err.Error())
 		return err
 	}
-	serving, stopServing := context.WithCancel(outlasting)
-	defer stopServing()
 	loops, stopLoops := context.WithCancel(ctx)
 	defer stopLoops()
-	vipsDone, leadership := make(chan struct{}), store.Leadership()
-	go func() {
-		defer close(vipsDone)
-		s.vips.Run(serving, api, vipStore{store, store.Cluster()}, leadership)
-	}()
-	defer func() { <-vipsDone }()
-	defer stopServing()
+	serving, leadership := supervise.NewGroup(outlasting, s.o.Board, s.log), store.Leadership()
+	defer serving.End()
+	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
 	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
-	go func() {
-		apiEnded <- api.Run(serving)
+	serving.Go(func(ctx context.Context) {
+		apiEnded <- api.Run(ctx)
 		stopLoops() // without an API server they have nothing to do
-	}()
-
-	var following sync.WaitGroup
-	defer following.Wait()
-	defer stopServing()
-	following.Go(func() {
+	})
+	serving.Go(func(ctx context.Context) {
 		select {
-		case <-serving.Done():
+		case <-ctx.Done():
 		case <-api.Ready():
-			keys.Run(serving, api.LoopbackConfig())
+			keys.Run(ctx, api.LoopbackConfig())
 		}
 	})
-	following.Go(func() { s.followBackend(serving, api) })
-	following.Go(func() { s.gatewayUse.Load().Run(serving) })
-	following.Go(func() { s.serveConsole(serving, api) })
-	following.Go(func() { s.keepConsoleService(serving, api) })
+	serving.Go(func(ctx context.Context) { s.followBackend(ctx, api) })
+	serving.Go(s.gatewayUse.Load().Run)
+	serving.Go(func(ctx context.Context) { s.serveConsole(ctx, api) })
+	serving.Go(func(ctx context.Context) { s.keepConsoleService(ctx, api) })
 	leadErr := s.lead(loops, api, store)
 	if store.Cluster().HandOver() {
 		s.vips.AwaitMove()
 	}
-	stopServing()
+	serving.Stop(nil)
 	apiErr := <-apiEnded
 	s.board.api.Set(status.Stopped, "")
 	if ctx.Err() == nil && apiErr == nil && leadErr == nil {
@@ -458,32 +448,23 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 			return err
 		}
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var beside sync.WaitGroup
-	defer beside.Wait()
+	g := supervise.NewGroup(ctx, s.o.Board, s.log)
 	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
 	// too.
-	beside.Go(func() {
-		if err := s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) }); err != nil {
-			cancel(err)
-		}
+	g.Essential(nil, func(ctx context.Context) error {
+		return s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) })
 	})
 	if role != nil {
-		beside.Go(func() { role.Run(ctx) })
+		g.Go(role.Run)
 	}
-	beside.Go(func() {
-		if err := s.gossip.Follow(ctx, api.LoopbackConfig()); err != nil {
-			cancel(err)
+	g.Essential(nil, func(ctx context.Context) error { return s.gossip.Follow(ctx, api.LoopbackConfig()) })
+	g.Essential(nil, func(ctx context.Context) error {
+		if !s.newLeader(api, store).Follow(ctx, g.Stop, store.Leadership()) {
+			return errors.New("the store has closed by itself; its last lines in the log say why")
 		}
+		return nil
 	})
-	if !s.newLeader(api, store).Follow(ctx, cancel, store.Leadership()) {
-		cancel(errors.New("the store has closed by itself; its last lines in the log say why"))
-	}
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return g.Wait()
 }
 
 // followBackend keeps what this server knows of the cluster's network back end until ctx is done.
