@@ -122,7 +122,8 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), OIDC: s.oidc, Ended: s.o.WorkEnded, Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(),
+		OIDC: s.oidc, Ended: s.o.WorkEnded, Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())

@@ -67,10 +67,12 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.gossip.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
-		Serving: func() []net.IP { return s.files.serving.IPs },
-		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
-		Clock:   s.o.Clock, Logger: s.log,
+		Failover: func() []string { return s.starting.Elsewhere() },
+		Machines: func() []gossip.Info { return s.gossip.Members() },
+		Virtual:  func() []netip.Addr { return s.vips.Current() },
+		Serving:  func() []net.IP { return s.files.serving.IPs },
+		API:      func() (kubernetes.Interface, error) { return s.admission.API() },
+		Clock:    s.o.Clock, Logger: s.log,
 	})
 }
 
@@ -107,7 +109,8 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
-		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores, Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
+		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores,
+		Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
 		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
 			if j := s.judge.Load(); j != nil {
 				j.Suspect(node)
@@ -123,7 +126,8 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 
 func (s *Server) newVIPs() (*virtualip.Keeper, error) {
 	return virtualip.New(virtualip.Options{
-		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface, BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
+		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
+		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
 		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
@@ -147,7 +151,8 @@ func (s *Server) newAdmission() *admission.Admission {
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
 		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
-		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
+		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys,
+		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }

@@ -517,7 +517,9 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	last := ""
 	for {
 		err := bootstrap.Apply(ctx, bootstrap.Options{
-			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(), NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(), NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
+			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(),
+			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
 		})
 		if ctx.Err() != nil {
 			return nil
