@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
 // partVolumes is the line of the node's folders for volumes on the board.
@@ -136,10 +137,10 @@ type parts struct {
 // runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the
 // others.
 func runParts(ctx context.Context, o Options, p parts) error {
-	g := newGroup(ctx, o.Board, o.Logger)
+	g := supervise.NewGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
 	tried := sync.OnceFunc(func() { close(imported) })
-	g.run("images", func(ctx context.Context) error {
+	g.Run("images", func(ctx context.Context) error {
 		err := p.images.ImportAll(ctx)
 		tried() // a folder that cannot be read keeps the network from nothing
 		if err != nil {
@@ -150,32 +151,28 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
 	// without room: the kubelet is asked when it has answered
 	own, report := newVerdict(), make(chan struct{})
-	g.quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
+	g.Quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
 	if o.Servers != nil {
-		g.quiet("connections with servers", func(ctx context.Context) error {
-			tunnels.Run(ctx, o.tunnels(&podCIDRs))
-			return nil
-		})
+		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(&podCIDRs)) })
 	}
 	if o.Volumes != nil {
-		g.run(partVolumes, func(ctx context.Context) error {
+		g.Run(partVolumes, func(ctx context.Context) error {
 			o.Volumes.Run(ctx, o.part(partVolumes))
 			return nil
 		})
 	}
 	if p.relay != nil {
-		g.quiet("registries", p.relay.Run)
+		g.Quiet("registries", p.relay.Run)
 	}
-	g.essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
-	g.quiet("node", func(ctx context.Context) error {
+	g.Essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+	g.Go(func(ctx context.Context) {
 		watchNode(ctx, o)
 		own.answer(ctx, report) // not before the kubelet has found out how the node is
-		return nil
 	})
-	g.quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
-	g.quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
-	g.quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
-	g.essential(nil, func(ctx context.Context) error {
+	g.Quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
+	g.Quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
+	g.Quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+	g.Essential(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -184,22 +181,22 @@ func runParts(ctx context.Context, o Options, p parts) error {
 			return fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err)
 		}
 	})
-	return g.wait()
+	return g.Wait()
 }
 
 // startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so
 // that no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a
 // network before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix],
+func startNetwork(g *supervise.Group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix],
 	own *verdict) (err error) {
-	ctx, cancel := context.WithCancel(g.ctx)
+	ctx, cancel := context.WithCancel(g.Context())
 	defer func() {
 		if err != nil {
 			cancel() // what was begun ends: the next attempt starts all of it again
 		}
 	}()
 	n, err := newNetwork(ctx, o)
-	if err != nil && o.awaitNFTables(g.ctx, preflight.LocalHost().Probe.NAT) {
+	if err != nil && o.awaitNFTables(g.Context(), preflight.LocalHost().Probe.NAT) {
 		n, err = newNetwork(ctx, o)
 	}
 	if err != nil {
@@ -213,7 +210,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	select {
 	case <-imported:
 		n.start(g)
-	case <-g.ctx.Done():
+	case <-g.Context().Done():
 	}
 	return nil
 }

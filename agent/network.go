@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -233,9 +234,9 @@ func removeServiceRules(o Options, record string) error {
 }
 
 // start starts the parts in g.
-func (n *network) start(g *group) {
+func (n *network) start(g *supervise.Group) {
 	run := func(name string, f func(context.Context) error) {
-		g.run(name, func(ctx context.Context) error {
+		g.Run(name, func(ctx context.Context) error {
 			if err := f(ctx); err != nil {
 				return fmt.Errorf("agent: %s: %w", name, err)
 			}
@@ -244,8 +245,8 @@ func (n *network) start(g *group) {
 	}
 	if n.pods != nil {
 		run(partPodNetwork, n.pods.Run)
-		g.quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
-		g.quiet("network back end", func(ctx context.Context) error {
+		g.Quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
+		g.Go(func(ctx context.Context) {
 			clustersettings.Key(ctx, n.settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(backend string) {
 				if n.services != nil && slices.Contains(clusterconfig.RunningBackends(), backend) {
 					n.services.ReserveTunnel(clusterconfig.TunnelPort(backend))
@@ -255,7 +256,6 @@ func (n *network) start(g *group) {
 				case <-ctx.Done():
 				}
 			})
-			return nil
 		})
 	} else {
 		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
@@ -270,10 +270,7 @@ func (n *network) start(g *group) {
 			n.reportServices(nil)
 			return n.services.Run(ctx)
 		})
-		g.quiet("virtual addresses", func(ctx context.Context) error {
-			followVIPs(ctx, n.settings, n.services.Reserve)
-			return nil
-		})
+		g.Go(func(ctx context.Context) { followVIPs(ctx, n.settings, n.services.Reserve) })
 	} else {
 		n.o.part(partServices).Set(status.Disabled, "left to another proxy")
 	}
@@ -288,18 +285,12 @@ func (n *network) start(g *group) {
 	} else {
 		n.o.part(partIngress).Set(status.Disabled, "")
 	}
-	g.quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
+	g.Quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
-		g.quiet("reachability", func(ctx context.Context) error {
-			n.o.Reach.Run(ctx, n.internalIPs)
-			return nil
-		})
+		g.Go(func(ctx context.Context) { n.o.Reach.Run(ctx, n.internalIPs) })
 	}
-	g.quiet("settings", func(ctx context.Context) error {
-		n.settings.Run(ctx)
-		return nil
-	})
-	g.quiet("caches", n.informers.Run)
+	g.Go(n.settings.Run)
+	g.Quiet("caches", n.informers.Run)
 }
 
 // reportServices says which back end serves Services and why, or with an error what is wrong.

@@ -31,7 +31,8 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 	o, core := cc.ComponentConfig.NodeLifecycleController, cc.InformerFactory.Core().V1()
 	c, err := nodelifecycle.NewNodeLifecycleController(ctx, cc.InformerFactory.Coordination().V1().Leases(), core.Pods(), core.Nodes(),
 		cc.InformerFactory.Apps().V1().DaemonSets(), client, o.NodeMonitorPeriod.Duration, o.NodeStartupGracePeriod.Duration,
-		o.NodeMonitorGracePeriod.Duration, o.NodeEvictionRate, o.SecondaryNodeEvictionRate, o.LargeClusterSizeThreshold, o.UnhealthyZoneThreshold)
+		o.NodeMonitorGracePeriod.Duration, o.NodeEvictionRate, o.SecondaryNodeEvictionRate,
+		o.LargeClusterSizeThreshold, o.UnhealthyZoneThreshold)
 	if err != nil {
 		return nil, fmt.Errorf("make the node lifecycle controller: %w", err)
 	}

@@ -165,7 +165,8 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 		return
 	}
 	if before.address == "" {
-		ms.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
+		ms.log.Warn(
+			"this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }

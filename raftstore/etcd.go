@@ -38,7 +38,8 @@ func (s *Store) newAPI() *etcdapi.API {
 	return etcdapi.New(etcdapi.Options{
 		Store: etcdStore{s, s.leases, etcdCluster{s.cluster, s.quota}}, Watches: s.watches,
 		Closing: r.ctx, Ready: r.ready, ClusterID: r.clusterID, MemberID: r.memberID,
-		MaxRequestBytes: r.opts.MaxRequestBytes, MaxTxnOps: r.opts.MaxTxnOps, Counters: r.opts.Counters, RequestTimeout: r.opts.RequestTimeout,
+		MaxRequestBytes: r.opts.MaxRequestBytes, MaxTxnOps: r.opts.MaxTxnOps,
+		Counters: r.opts.Counters, RequestTimeout: r.opts.RequestTimeout,
 	})
 }
 

@@ -91,7 +91,8 @@ func (h *hcLogger) ImpliedArgs() []any { return h.implied }
 func (h *hcLogger) Name() string       { return h.name }
 
 func (h *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{log: h.log.With(args...), name: h.name, said: h.said, implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
+	return &hcLogger{log: h.log.With(args...), name: h.name, said: h.said,
+		implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
 }
 
 func (h *hcLogger) Named(name string) hclog.Logger {

@@ -117,7 +117,9 @@ func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
 	if slices.ContainsFunc(members, func(m raft.Server) bool { return disk.NodeOf(string(m.ID)) == disk.NodeOf(string(id)) }) {
 		return nil
 	}
-	return status.Errorf(codes.FailedPrecondition, "raftstore: there are %d servers, and there may not be more. This one is taken in when one of them was removed", len(members))
+	return status.Errorf(codes.FailedPrecondition,
+		"raftstore: there are %d servers, and there may not be more. This one is taken in when one of them was removed",
+		len(members))
 }
 
 // announce makes sure that the cluster has this server, under its present
@@ -137,7 +139,8 @@ func (ms *membership) announce(ctx context.Context) {
 			return
 		}
 		if status.Code(err) == codes.Unauthenticated && ms.opts.Renew != nil && time.Since(renewed) >= renewEvery {
-			ms.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again", "reason", err)
+			ms.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again",
+				"reason", err)
 			if err := ms.opts.Renew(ctx); err != nil && ctx.Err() == nil {
 				ms.log.Warn("the cluster's keys could not be fetched again; the next try follows", "err", err)
 			}
@@ -385,7 +388,8 @@ func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAns
 // shows it.
 func (ms *membership) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
-		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
+		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) &&
+			(!ok || a.Applied > best.Applied) {
 			best, ok = a, true
 		}
 	}

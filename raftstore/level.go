@@ -68,6 +68,8 @@ func readable(members []raft.Server, address raft.ServerAddress) error {
 	if have >= need {
 		return nil
 	}
-	return status.Errorf(codes.FailedPrecondition, "raftstore: the version of the server at %s is too old: it reads log entries up to level %d, "+
-		"and the cluster writes those of level %d. Nothing was changed. Start it with the version that the other servers run", dialAddress(address), have, need)
+	return status.Errorf(codes.FailedPrecondition,
+		"raftstore: the version of the server at %s is too old: it reads log entries up to level %d, "+
+			"and the cluster writes those of level %d. Nothing was changed. Start it with the version that the other servers run",
+		dialAddress(address), have, need)
 }

@@ -186,8 +186,9 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 	case c.raft.State() != raft.Leader: // it learns of nobody then
 		return errNotLeader
 	}
-	return status.Errorf(codes.FailedPrecondition, "raftstore: without %q only %d of the %d voters that are left store anything at the moment, and the store would stand still. "+
-		"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
+	return status.Errorf(codes.FailedPrecondition,
+		"raftstore: without %q only %d of the %d voters that are left store anything at the moment, and the store would stand still. "+
+			"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
 }
 
 // answers says whether another member has answered within so long.

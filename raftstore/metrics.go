@@ -32,7 +32,8 @@ func (p sampler) Sample() metrics.Sample {
 	lead, _ := s.leadership.get()
 	out := metrics.Sample{
 		Version: etcdapi.Version, Member: s.replica.memberID,
-		Leads: lead.Leader, Term: s.replica.raft.CurrentTerm(), Committed: s.replica.raft.CommitIndex(), Applied: s.replica.raft.AppliedIndex(),
+		Leads: lead.Leader, Term: s.replica.raft.CurrentTerm(),
+		Committed: s.replica.raft.CommitIndex(), Applied: s.replica.raft.AppliedIndex(),
 		Keys: stats.Keys, Revision: view.Revision(), Compacted: view.Compacted(),
 		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.replica.opts.QuotaBytes,
 		Leases: len(view.Leases()), LogSize: s.replica.dir.Log.Size(), Refusing: p.refusing(),

@@ -51,7 +51,8 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	if e.standings(ctx, "", e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
-	e.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store", "for", waited.Round(time.Millisecond))
+	e.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store",
+		"for", waited.Round(time.Millisecond))
 	seen.patience = min(2*patience, mostStuck)
 	until := now.Add(asideFor)
 	e.aside.Store(&until)

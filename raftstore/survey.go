@@ -71,7 +71,8 @@ func (m *MemberState) fill(a infoAnswer) {
 func (r *replica) info(lead leader) infoAnswer {
 	return infoAnswer{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Leader: string(lead.Address), Version: r.opts.Version, Hostname: r.opts.Hostname,
-		Applied: r.raft.AppliedIndex(), Full: errors.Is(r.admit(), rpctypes.ErrGRPCNoSpace), Stalled: r.dir.Stalled() > stalledAfter, Members: r.raft.GetConfiguration().Configuration().Servers,
+		Applied: r.raft.AppliedIndex(), Full: errors.Is(r.admit(), rpctypes.ErrGRPCNoSpace),
+		Stalled: r.dir.Stalled() > stalledAfter, Members: r.raft.GetConfiguration().Configuration().Servers,
 	}
 }
 
@@ -112,13 +113,18 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 	case c.raft.State() != raft.Leader: // it learns of nobody then
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer and store. One more would make their number even, "+
-			"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone", len(voters), r.Name)
+		return nothing{}, status.Errorf(codes.FailedPrecondition,
+			"raftstore: all %d voters answer and store. One more would make their number even, "+
+				"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone",
+			len(voters), r.Name)
 	case !stores(chosen.ID):
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q does not answer, does not store, or does not have everything yet. Nothing was changed", r.Name)
+		return nothing{}, status.Errorf(codes.FailedPrecondition,
+			"raftstore: %q does not answer, does not store, or does not have everything yet. Nothing was changed",
+			r.Name)
 	case !stores.majorityOf(after):
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: with %q there would be %d voters, of which only %d store anything at the moment, and the store would stand still. "+
-			"Nothing was changed", r.Name, len(after), stores.count(after))
+		return nothing{}, status.Errorf(codes.FailedPrecondition,
+			"raftstore: with %q there would be %d voters, of which only %d store anything at the moment, and the store would stand still. "+
+				"Nothing was changed", r.Name, len(after), stores.count(after))
 	}
 	// The steward takes the vote of one that is gone: an even number does not stay.
 	if err := c.await(c.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {

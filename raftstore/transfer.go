@@ -80,7 +80,8 @@ func transferTo(
 			// Raft refuses writes for as long as it tries to reach it.
 			stored := func(stores storing) bool { return stores(server.ID) }
 			if server.ID != r.id && !stored(probe(ctx, stored)) {
-				return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
+				return status.Errorf(codes.Unavailable,
+					"raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
 			}
 			return r.transferAt(ctx, server)
 		}

@@ -66,6 +66,7 @@ func TestCluster(t *testing.T) {
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
 	c.lastManifests = c.recordsAndObjects(t)
 	stop()
+	checkStopOrder(t, o.Board)
 
 	versions, manifests := c.versions, c.lastManifests
 	// While it is down a manifest goes.
@@ -90,6 +91,22 @@ func TestCluster(t *testing.T) {
 		t.Errorf("the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
 	}
 	stop()
+}
+
+// checkStopOrder checks that a server that has stopped ended its term first, then the API server, then the store.
+func checkStopOrder(t *testing.T, board *status.Board) {
+	t.Helper()
+	ended := map[string]status.Component{}
+	for _, c := range board.Components() {
+		ended[c.Name] = c
+	}
+	term, api, store := ended["load balancer"], ended["API server"], ended["store"]
+	if term.State != status.Waiting || api.State != status.Stopped || store.State != status.Stopped {
+		t.Errorf("the server has stopped: %+v, %+v, %+v", term, api, store)
+	}
+	if api.Since.Before(term.Since) || store.Since.Before(api.Since) {
+		t.Errorf("the term ended at %v, the API server at %v, the store at %v", term.Since, api.Since, store.Since)
+	}
 }
 
 // clients reach the API server as a person would: over TLS, with the administrator's kubeconfig.

@@ -57,10 +57,10 @@ func (s *Server) statusHandler() http.Handler {
 }
 
 // consoleHandler answers at status.ConsolePath.
-func (s *Server) consoleHandler() http.Handler {
+func consoleHandler(disabled bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status.Console{Disabled: s.o.Cluster.ConsoleDisabled()}) // an error means that the client has ended
+		_ = json.NewEncoder(w).Encode(status.Console{Disabled: disabled}) // an error means that the client has ended
 	})
 }
 
@@ -122,7 +122,8 @@ func (s *Server) serveConsole(ctx context.Context, api *apiserver.Server) {
 	}
 	s.board.console.Set(status.Running, "at https://"+s.console.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(), OIDC: s.oidc, Ended: s.o.WorkEnded, Logger: s.log.With("part", "console"),
+		Listener: s.console, Certificate: s.pki.Serving, API: s.apiOfUsers(),
+		OIDC: s.oidc, Ended: s.o.WorkEnded, Logger: s.log.With("part", "console"),
 	})
 	if err != nil {
 		s.board.console.Set(status.Failed, err.Error())

@@ -28,7 +28,8 @@ func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.
 			return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 		}
 	}
-	err := f.Publish(nodecreds.Cluster{URL: s.URL(), ServerName: s.serverName(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
+	err := f.Publish(nodecreds.Cluster{URL: s.URL(), ServerName: s.serverName(),
+		ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
 	if err != nil {
 		return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 	}
@@ -72,7 +73,8 @@ func (s *Server) peerAddress() string {
 // and the administrator's kubeconfigs.
 func (s *Server) makeCredentials(ctx context.Context) error {
 	var err error
-	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime, Clock: s.o.Clock, Logger: s.log})
+	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime,
+		Clock: s.o.Clock, Logger: s.log})
 	if err != nil {
 		return err
 	}
@@ -82,7 +84,8 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 		return err
 	}
 	s.tokens, err = secrets.NewTokens(secrets.TokenOptions{
-		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
+		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(),
+		Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
 	})
 	if err != nil {
 		return err
@@ -132,7 +135,8 @@ func (s *Server) writeKubeconfigs(cert, key []byte) error {
 		if ips := s.vips.IPs(); len(ips) > 0 && !k.Local {
 			url, name = "https://"+net.JoinHostPort(ips[0].String(), s.openPort()), ""
 		}
-		e := nodecreds.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
+		e := nodecreds.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key,
+			Path: k.Path, Mode: k.Mode, GID: k.GID}
 		if err := e.Write(); err != nil {
 			return fmt.Errorf("writing the administrator's kubeconfig (another place: --write-kubeconfig): %w", err)
 		}

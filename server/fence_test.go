@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -62,16 +63,16 @@ func TestTermIsFenced(t *testing.T) {
 	}
 	now := store.Status().Leadership.Term
 	for name, do := range map[string]term.Part{"a token": issue, "a write": write} {
-		if err := s.runTerm(ctx, api, now, do); err != nil {
+		if err := leading.RunTerm(ctx, api, s.log, now, do); err != nil {
 			t.Errorf("%s in the store's term: %v", name, err)
 		}
-		err := s.runTerm(ctx, api, now-1, func(ctx context.Context, t *term.Term) error {
+		err := leading.RunTerm(ctx, api, s.log, now-1, func(ctx context.Context, t *term.Term) error {
 			if do(ctx, t) == nil {
 				return errors.New("it was done")
 			}
 			return nil // the refusal ends the request as it ends the term
 		})
-		if !errors.Is(err, errTermOver) || strings.Contains(err.Error(), "it was done") {
+		if !errors.Is(err, leading.ErrTermOver) || strings.Contains(err.Error(), "it was done") {
 			t.Errorf("%s in a term that is over: %v", name, err)
 		}
 	}

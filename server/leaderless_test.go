@@ -29,8 +29,8 @@ func TestRetryUntilLeader(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, tries := &Server{log: slog.New(slog.DiscardHandler)}, 0
-				err := s.retryUntilLeader(t.Context(), func() error {
+				tries := 0
+				err := retryUntilLeader(t.Context(), nil, slog.New(slog.DiscardHandler), func() error {
 					if tries++; tries <= len(tt.errs) {
 						return tt.errs[tries-1]
 					}
@@ -44,8 +44,7 @@ func TestRetryUntilLeader(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &Server{log: slog.New(slog.DiscardHandler)}
-		err := s.retryUntilLeader(ctx, func() error {
+		err := retryUntilLeader(ctx, nil, slog.New(slog.DiscardHandler), func() error {
 			cancel()
 			return rpctypes.ErrNoLeader
 		})

@@ -12,7 +12,7 @@ import (
 
 // TestMetricsOfTwoServers: the registry is the process', and tests run several servers in one.
 func TestMetricsOfTwoServers(t *testing.T) {
-	s := &Server{log: slog.New(slog.DiscardHandler)}
+	log := slog.New(slog.DiscardHandler)
 	gauge := func(v float64) prometheus.Collector {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "coracle_test_server"})
 		g.Set(v)
@@ -31,8 +31,8 @@ func TestMetricsOfTwoServers(t *testing.T) {
 		}
 		return 0
 	}
-	stopFirst := s.serveMetrics(gauge(1))
-	stopSecond := s.serveMetrics(gauge(2))
+	stopFirst := serveMetrics(gauge(1), log)
+	stopSecond := serveMetrics(gauge(2), log)
 	if got := shown(); got != 1 {
 		t.Errorf("two servers: %v is shown, want the first", got)
 	}
@@ -44,7 +44,7 @@ func TestMetricsOfTwoServers(t *testing.T) {
 	if got := shown(); got != 0 {
 		t.Errorf("both ended: %v is shown", got)
 	}
-	stopThird := s.serveMetrics(gauge(3))
+	stopThird := serveMetrics(gauge(3), log)
 	if got := shown(); got != 3 {
 		t.Errorf("a later server: %v is shown", got)
 	}

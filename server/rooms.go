@@ -4,29 +4,31 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/controllers/localpath"
-	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/controllers/acme"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts"
+	"github.com/coracle-k8s/coracle/controllers/ingress"
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
-	"github.com/coracle-k8s/coracle/server/departures"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
-	"github.com/coracle-k8s/coracle/server/nodemembers"
+	"github.com/coracle-k8s/coracle/server/leading"
+	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/manifests"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
+	"github.com/coracle-k8s/coracle/server/serviceability"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -65,10 +67,12 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: func() []string { return s.starting.Elsewhere() }, Machines: func() []gossip.Info { return s.gossip.Members() }, Virtual: func() []netip.Addr { return s.vips.Current() },
-		Serving: func() []net.IP { return s.files.serving.IPs },
-		API:     func() (kubernetes.Interface, error) { return s.admission.API() },
-		Clock:   s.o.Clock, Logger: s.log,
+		Failover: func() []string { return s.starting.Elsewhere() },
+		Machines: func() []gossip.Info { return s.gossip.Members() },
+		Virtual:  func() []netip.Addr { return s.vips.Current() },
+		Serving:  func() []net.IP { return s.files.serving.IPs },
+		API:      func() (kubernetes.Interface, error) { return s.admission.API() },
+		Clock:    s.o.Clock, Logger: s.log,
 	})
 }
 
@@ -105,8 +109,14 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
-		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores, Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
-		Suspect: s.Suspect, Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores,
+		Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
+		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
+			if j := s.judge.Load(); j != nil {
+				j.Suspect(node)
+			}
+		},
+		Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
 	}
 	if s.o.Board != nil {
 		o.Part = s.o.Board.Part("gossip")
@@ -116,7 +126,8 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 
 func (s *Server) newVIPs() (*virtualip.Keeper, error) {
 	return virtualip.New(virtualip.Options{
-		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface, BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
+		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
+		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
 		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
@@ -140,39 +151,51 @@ func (s *Server) newAdmission() *admission.Admission {
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
 		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
-		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys, VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
+		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys,
+		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }
 
-// localStorageLine is its line in the status.
-const localStorageLine = "local storage"
-
-// newLocalStorage makes what gives claims a directory on a node, for a term.
-func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
-	if err != nil {
-		return nil, fmt.Errorf("making a client: %w", err)
-	}
-	o := localpath.Options{
-		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
-		Nodes:    tunnels.Volumes{Table: s.tunnels, Own: s.o.ownNode(), Folders: s.o.Volumes},
-		Refusals: s.refusals, Context: ctx, Logger: s.log.With("part", "local storage"),
-	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part(localStorageLine)
-	}
-	return localpath.New(o)
+// newLeader makes what runs while this server leads, once its store and its API server are there.
+func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leading.Leader {
+	o := &s.o
+	return leading.New(leading.Options{
+		API: api, Cluster: o.Cluster, Scheduler: o.schedulerOptions(),
+		Controllers: o.controllerOptions(&signing{
+			cert: s.pki.CAFile(pki.ClientCA), key: s.pki.CAKeyFile(pki.ClientCA),
+			root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
+		}),
+		Volumes:   tunnels.Volumes{Table: s.tunnels, Own: o.ownNode(), Folders: o.Volumes},
+		Manifests: manifests.Options{Dir: o.ManifestsDir, ServerID: s.data.ServerID(), Part: s.board.manifests},
+		Liveness:  liveness.Options{Own: o.ownNode(), Contact: s.tunnels.Contact, Check: s.newFinder().Check},
+		Judge:     &s.judge, Members: store.Cluster(),
+		ServiceLB: servicelb.Options{
+			Disabled: o.DisableServiceLB, Pool: o.LBPool, Networks: o.reserved(), Barred: s.roster.Reserved, Joined: s.roster.Joined,
+		},
+		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
+		Ingress: ingress.Options{Disabled: o.Cluster.IngressDisabled(), Rules: o.IngressRules, Built: o.BuildTime},
+		ACME: acme.Options{
+			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
+			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
+		},
+		OfCluster: s.roster.OfCluster, GatewayUse: s.gatewayUse.Load(),
+		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.DisableHelm},
+		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
+		Part:         s.board.leader, Board: o.Board, Logger: s.log,
+	})
 }
 
-func (s *Server) registrationGCPart(ctx context.Context, t *term.Term) error {
-	return admission.RunGC(ctx, t, s.log.With("part", "joining"))
-}
-
-func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
-	return nodemembers.Run(ctx, t, s.store.Load().Cluster(), s.log.With("part", "servers' nodes"))
-}
-
-func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
-	return departures.Run(ctx, t, s.log.With("part", "nodes that leave"))
+// drainNodes drains the connections of nodes while this server cannot serve them, until ctx is done.
+func (s *Server) drainNodes(ctx context.Context) {
+	serviceability.Run(ctx, serviceability.Options{
+		Store: func() serviceability.Store {
+			if store := s.opened.Load(); store != nil {
+				return store.Health()
+			}
+			return nil
+		},
+		Elsewhere: s.starting.Elsewhere, GoAway: s.starting.GoAway,
+		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
+	})
 }

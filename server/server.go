@@ -20,15 +20,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/console"
-	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
@@ -38,9 +39,11 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
+	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/netbackend"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -95,14 +98,10 @@ type Server struct {
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
-	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
-	helmWanted chan struct{}
-	// refusals are nodes that gave claims no local volume, which the scheduler is told.
-	refusals *localpath.Refusals
-	console  net.Listener  // of browsers; nil without a console
-	oidc     *console.OIDC // by which provider its users log in; nil for none
-	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
-	board    board
+	console    net.Listener  // of browsers; nil without a console
+	oidc       *console.OIDC // by which provider its users log in; nil for none
+	ready      chan struct{} // closed when clients are served and the cluster's own objects are there
+	board      board
 }
 
 // files are what the API server is given.
@@ -121,7 +120,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, log: o.Logger, helmWanted: make(chan struct{}, 1), refusals: localpath.NewRefusals(time.Now), ready: make(chan struct{})}
+	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
 	if o.Board != nil {
 		s.board = board{
 			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
@@ -132,7 +131,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		}
 		s.board.snapshots = o.Board.Part("snapshots")
 		if o.Cluster.NoLocalStorage {
-			o.Board.Part(localStorageLine).Set(status.Disabled, "")
+			o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 		}
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
@@ -213,16 +212,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.vips.Clear()
 	// The API server and the loops need the store and the certificates while they stop, so these end after them and not
 	// with ctx.
-	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var background sync.WaitGroup
-	defer background.Wait()
-	defer stop()
+	background := supervise.NewGroup(context.WithoutCancel(ctx), s.o.Board, s.log)
+	defer background.End()
+	outlasting := background.Context()
 	s.board.certificates.Set(status.Running, "")
-	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
-	background.Go(func() { s.gossip.Run(outlasting) })
+	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
+	background.Go(s.gossip.Run)
 	defer s.localFailover.End()
-	background.Go(func() { s.starting.Answer(outlasting) })
-	background.Go(func() { s.drainNodes(outlasting) })
+	background.Go(s.starting.Answer)
+	background.Go(s.drainNodes)
 
 	store, others, err := s.openStore(ctx)
 	if err != nil {
@@ -237,10 +235,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 		s.board.store.Set(status.Stopped, "")
 	}()
-	defer s.serveMetrics(store.Collector())()
-	defer s.serveMetrics(s.snapshots)()
+	defer serveMetrics(store.Collector(), s.log)()
+	defer serveMetrics(s.snapshots, s.log)()
 	// Before the store is ready: who operates a server that has no majority asks it how it is.
-	stopSocket, err := s.serveStoreSocket(outlasting, store)
+	stopSocket, err := serveStoreSocket(outlasting, s.o.StoreSocket, store, s.log)
 	if err != nil {
 		return err
 	}
@@ -250,7 +248,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	var keys *secrets.EncryptionKeys
-	err = s.retryUntilLeader(ctx, func() (err error) {
+	err = retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
 		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
@@ -259,7 +257,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
-		err = s.retryUntilLeader(ctx, func() error {
+		err = retryUntilLeader(ctx, s.board.store, s.log, func() error {
 			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
@@ -268,14 +266,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	background.Go(func() { s.tokens.Run(outlasting, store.Client().Watcher) })
-	background.Go(func() { s.roster.PublishName(outlasting) })
+	background.Go(func(ctx context.Context) { s.tokens.Run(ctx, store.Client().Watcher) })
+	background.Go(s.roster.PublishName)
 	defer s.admission.Serve(outlasting)()
-	background.Go(func() { s.serveNodes(outlasting) })
-	background.Go(func() { s.roster.KeepPeers(outlasting) })
+	background.Go(s.serveNodes)
+	background.Go(s.roster.KeepPeers)
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
-	background.Go(func() { s.snapshots.Run(scheduling) })
+	background.Go(func(context.Context) { s.snapshots.Run(scheduling) })
 	return s.runAPI(ctx, outlasting, store, keys)
 }
 
@@ -345,11 +343,16 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
-	options.Await = func(ctx context.Context) error { return s.awaitStore(ctx, store) }
+	options.Await = func(ctx context.Context) error { // what only a leader's word makes sure
+		return retryUntilLeader(ctx, s.board.store, s.log, func() error {
+			_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
+			return err
+		})
+	}
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status, options.Console = s.statusHandler(), s.consoleHandler()
+	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.ConsoleDisabled())
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -361,7 +364,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return now
 	}
 	var use *gatewayuse.Use
-	err := s.retryUntilLeader(ctx, func() (err error) {
+	err := retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
 		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
@@ -390,48 +393,78 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		s.board.api.Set(status.Failed, err.Error())
 		return err
 	}
-	serving, stopServing := context.WithCancel(outlasting)
-	defer stopServing()
 	loops, stopLoops := context.WithCancel(ctx)
 	defer stopLoops()
-	vipsDone, leadership := make(chan struct{}), store.Leadership()
-	go func() {
-		defer close(vipsDone)
-		s.vips.Run(serving, api, vipStore{store, store.Cluster()}, leadership)
-	}()
-	defer func() { <-vipsDone }()
-	defer stopServing()
+	serving, leadership := supervise.NewGroup(outlasting, s.o.Board, s.log), store.Leadership()
+	defer serving.End()
+	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
 	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
-	go func() {
-		apiEnded <- api.Run(serving)
+	serving.Go(func(ctx context.Context) {
+		apiEnded <- api.Run(ctx)
 		stopLoops() // without an API server they have nothing to do
-	}()
-
-	var following sync.WaitGroup
-	defer following.Wait()
-	defer stopServing()
-	following.Go(func() {
+	})
+	serving.Go(func(ctx context.Context) {
 		select {
-		case <-serving.Done():
+		case <-ctx.Done():
 		case <-api.Ready():
-			keys.Run(serving, api.LoopbackConfig())
+			keys.Run(ctx, api.LoopbackConfig())
 		}
 	})
-	following.Go(func() { s.followBackend(serving, api) })
-	following.Go(func() { s.gatewayUse.Load().Run(serving) })
-	following.Go(func() { s.serveConsole(serving, api) })
-	following.Go(func() { s.keepConsoleService(serving, api) })
+	serving.Go(func(ctx context.Context) { s.followBackend(ctx, api) })
+	serving.Go(s.gatewayUse.Load().Run)
+	serving.Go(func(ctx context.Context) { s.serveConsole(ctx, api) })
+	serving.Go(func(ctx context.Context) { s.keepConsoleService(ctx, api) })
 	leadErr := s.lead(loops, api, store)
 	if store.Cluster().HandOver() {
 		s.vips.AwaitMove()
 	}
-	stopServing()
+	serving.Stop(nil)
 	apiErr := <-apiEnded
 	s.board.api.Set(status.Stopped, "")
 	if ctx.Err() == nil && apiErr == nil && leadErr == nil {
 		apiErr = errors.New("the API server ended by itself")
 	}
 	return errors.Join(leadErr, apiErr)
+}
+
+// lead waits for the API server, then runs the loops of a leader whenever this server leads, until ctx is done. It
+// returns with no loop running.
+func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftstore.Store) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-api.Ready():
+	}
+	s.board.api.Set(status.Running, "")
+	s.starting.Serves()
+	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
+		return err
+	}
+
+	var role *nodemembers.Role
+	if s.o.OwnNode {
+		var err error
+		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
+			return err
+		}
+	}
+	g := supervise.NewGroup(ctx, s.o.Board, s.log)
+	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
+	// too.
+	g.Essential(nil, func(ctx context.Context) error {
+		return s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) })
+	})
+	if role != nil {
+		g.Go(role.Run)
+	}
+	g.Essential(nil, func(ctx context.Context) error { return s.gossip.Follow(ctx, api.LoopbackConfig()) })
+	g.Essential(nil, func(ctx context.Context) error {
+		if !s.newLeader(api, store).Follow(ctx, g.Stop, store.Leadership()) {
+			return errors.New("the store has closed by itself; its last lines in the log say why")
+		}
+		return nil
+	})
+	return g.Wait()
 }
 
 // followBackend keeps what this server knows of the cluster's network back end until ctx is done.
@@ -484,7 +517,9 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	last := ""
 	for {
 		err := bootstrap.Apply(ctx, bootstrap.Options{
-			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(), NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(), NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
+			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(),
+			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
 		})
 		if ctx.Err() != nil {
 			return nil

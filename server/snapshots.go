@@ -86,7 +86,9 @@ func (o openStore) BeginBackup(ctx context.Context) (*raftstore.Backup, error) {
 
 // snapshotContents reads what a server that joins would get, too.
 func (o *Options) snapshotContents() (snapshots.Contents, error) {
-	joined, err := json.Marshal(&joinrequest.Joined{Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources})
+	joined, err := json.Marshal(&joinrequest.Joined{
+		Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources,
+	})
 	if err != nil {
 		return snapshots.Contents{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,10 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// serveStoreSocket offers etcd's API on a unix socket that only root may use. The function it returns ends that and
-// waits.
-func (s *Server) serveStoreSocket(ctx context.Context, store *raftstore.Store) (stop func(), err error) {
-	path := s.o.StoreSocket
+// serveStoreSocket offers etcd's API on a unix socket that only root may use; an empty path offers none. The function
+// that it returns ends that and waits.
+func serveStoreSocket(ctx context.Context, path string, store *raftstore.Store, log *slog.Logger) (stop func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
@@ -39,7 +39,8 @@ func (s *Server) serveStoreSocket(ctx context.Context, store *raftstore.Store) (
 	go func() {
 		defer close(done)
 		if err := store.ServeGRPC(ctx, l); err != nil && ctx.Err() == nil {
-			s.log.Error("the store's socket is closed; the cluster works on, only etcdctl and the like cannot connect", "socket", path, "error", err)
+			log.Error("the store's socket is closed; the cluster works on, only etcdctl and the like cannot connect",
+				"socket", path, "error", err)
 		}
 	}()
 	return func() {

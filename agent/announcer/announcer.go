@@ -174,7 +174,8 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 		}
 		iface, err := vip.Find(links, address, "")
 		if err == nil && slices.Contains(routers, address) { // who answers for it reads what all machines of the network send elsewhere
-			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool", address)
+			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool",
+				address)
 		}
 		if err == nil && a.o.KeepSilent != nil && address.Is4() {
 			err = a.o.KeepSilent(iface.Name)

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -138,22 +137,15 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	catchFatal(stopAll)
 	pacer := pace(idle, busy)
-	var beside sync.WaitGroup
-	beside.Go(func() { member.run(ctx) })
-	beside.Go(func() { announce(ctx, p, ready, pacer) })
-	beside.Go(func() { _ = joined.Run(ctx) }) // it says itself what it cannot renew
-	for name, run := range map[string]func(context.Context) error{
-		"connections for the servers": func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) },
-		"list of servers":             func(ctx context.Context) error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) },
-	} {
-		beside.Go(func() {
-			supervise.Keep(ctx, supervise.Part{Name: name, Run: run, Board: p.Board, Logger: p.Log.Logger, Quiet: true})
-		})
-	}
+	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
+	beside.Go(member.run)
+	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })
+	beside.Go(func(ctx context.Context) { _ = joined.Run(ctx) }) // it says itself what it cannot renew
+	beside.Quiet("connections for the servers", func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) })
+	beside.Quiet("list of servers", func(ctx context.Context) error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) })
 	nodeErr := n.run(ctx, p)
 	stopAll(nodeErr)
-	beside.Wait()
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	if err := beside.Wait(); err != nil {
 		return err
 	}
 	return nodeErr

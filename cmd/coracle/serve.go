@@ -19,10 +19,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
-
 	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -108,11 +108,8 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		defer close(serverDone)
 		stopAll(s.Run(serving))
 	}()
-	announced := make(chan struct{})
-	go func() {
-		defer close(announced)
-		announce(ctx, p, s.Ready(), pacer)
-	}()
+	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
+	beside.Go(func(ctx context.Context) { announce(ctx, p, s.Ready(), pacer) })
 	nodeErr := runNode(ctx)
 	if nodeErr == nil {
 		<-ctx.Done() // a node that is not run leaves the server running
@@ -120,8 +117,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	stopServing()
 	<-serverDone
 	stopAll(nil)
-	<-announced
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	if err := beside.Wait(); err != nil {
 		return err
 	}
 	return nodeErr

@@ -93,8 +93,8 @@ func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint strin
 
 // nodes are where the nodes that are ready serve HTTP, by their names.
 func (m *Manager) nodes() (map[string]string, error) {
-	all,
-		err := m.o.Slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: table.Service}))
+	all, err := m.o.Slices.EndpointSlices(metav1.NamespaceSystem).List(
+		labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: table.Service}))
 	if err != nil {
 		return nil, err
 	}

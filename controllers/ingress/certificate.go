@@ -87,7 +87,8 @@ func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 				"tls.key (%v)", err)
 	case s.Type != corev1.SecretTypeTLS:
 		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
-			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and create it again", corev1.SecretTypeTLS)
+			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and create it again",
+			corev1.SecretTypeTLS)
 	}
 	c.judged = s
 }

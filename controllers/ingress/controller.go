@@ -332,8 +332,8 @@ func (c *Controller) keepSlices(ctx context.Context) error {
 		nodes, _ := c.nodes.List(labels.Everything())
 		want = slicesOf(c.free(svc, nodes))
 	}
-	have,
-		_ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
+	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(
+		labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
 	return WriteSlices(ctx, client, svc, have, want)
 }
 

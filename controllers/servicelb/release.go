@@ -122,7 +122,8 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Ve
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
 			ingressText(less.LoadBalancer))
 	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
-		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that", "service", key(svc), "error", err)
+		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that",
+			"service", key(svc), "error", err)
 	}
 }
 

@@ -46,7 +46,8 @@ func (o *options) traefik(ing *networkingv1.Ingress) {
 			strings.HasPrefix(short, "router.observability."):
 			ignored = append(ignored, short)
 		default:
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get", name)
+			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get",
+				name)
 		}
 	}
 	if len(ignored) > 0 {

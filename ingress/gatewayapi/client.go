@@ -138,7 +138,8 @@ func (c *Client) CreateClass(ctx context.Context, class *gatewayv1.GatewayClass)
 // DeleteClass deletes a class.
 func (c *Client) DeleteClass(ctx context.Context, class *gatewayv1.GatewayClass) error {
 	uid := class.UID
-	return c.rest.Delete().Resource(Classes).Name(class.Name).Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
+	return c.rest.Delete().Resource(Classes).Name(class.Name).
+		Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
 }
 
 // UpdateStatus writes the status of an object of a resource. The object names its resource version, so that a conflict

@@ -355,7 +355,8 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		}
 	case s.down.IsZero():
 		s.down, found = now, true
-		w.o.Logger.Warn("a node is not reached from this machine; Services send nothing to it from here as long as they have other endpoints", "node", c.node)
+		w.o.Logger.Warn("a node is not reached from this machine; Services send nothing to it from here as long as they have other endpoints",
+			"node", c.node)
 		w.publish()
 		next = now.Add(recheck)
 	case now.Sub(s.down) > longThen:

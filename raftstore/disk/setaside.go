@@ -46,7 +46,8 @@ func SetAside(dir string) (newPath string, err error) {
 			continue
 		case errors.Is(err, unix.EBUSY):
 			return "", fmt.Errorf("the damaged directory %s is where something is mounted, so it cannot be renamed. "+
-				"Nothing was changed. Move its content away, all but the file %s, by which this server finds the others, and start it again", dir, peersFile)
+				"Nothing was changed. Move its content away, all but the file %s, by which this server finds the others, and start it again",
+				dir, peersFile)
 		case err != nil:
 			return "", fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)
 		}

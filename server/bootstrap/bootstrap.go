@@ -166,7 +166,9 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
 		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
-			WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)), force())
+			WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).
+				WithResources(clusterconfig.ExternalIPsResource).
+				WithVerbs(clusterconfig.ExternalIPsVerb)), force())
 	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 

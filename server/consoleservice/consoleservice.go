@@ -115,7 +115,8 @@ func (c *consoleService) applySlice(ctx context.Context) error {
 	if c.at.Addr().Is6() {
 		family = discoveryv1.AddressTypeIPv6
 	}
-	endpoint := discoveryv1ac.Endpoint().WithAddresses(c.at.Addr().String()).WithConditions(discoveryv1ac.EndpointConditions().WithReady(true))
+	endpoint := discoveryv1ac.Endpoint().WithAddresses(c.at.Addr().String()).
+		WithConditions(discoveryv1ac.EndpointConditions().WithReady(true))
 	slice := discoveryv1ac.EndpointSlice(c.sliceName(), metav1.NamespaceSystem).
 		WithLabels(map[string]string{discoveryv1.LabelServiceName: consoleServiceName, discoveryv1.LabelManagedBy: consoleSlices}).
 		WithAddressType(family).

@@ -176,7 +176,8 @@ func departure(since time.Time, n *corev1.Node) string {
 func (d *departures) begun(n *corev1.Node) time.Time {
 	now := d.now()
 	text, order, _ := strings.Cut(n.Annotations[departureSince], " ")
-	if since, err := time.Parse(time.RFC3339, text); err == nil && order == n.Annotations[clusterconfig.LeaveAnnotation] && since.Before(now) {
+	if since, err := time.Parse(time.RFC3339, text); err == nil && order == n.Annotations[clusterconfig.LeaveAnnotation] &&
+		since.Before(now) {
 		return since
 	}
 	return now
@@ -189,7 +190,8 @@ func (d *departures) settle(ctx context.Context, n *corev1.Node) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "coracle"})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("forgetting when it was to leave: %w", err)
 	}
@@ -203,7 +205,8 @@ func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) e
 	if err != nil {
 		return err
 	}
-	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "coracle"})
 	if err != nil {
 		return fmt.Errorf("keeping new pods away: %w", err)
 	}

@@ -165,7 +165,8 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w", ctx.Err())
+			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w",
+				ctx.Err())
 		case <-time.After(rotationPoll):
 		}
 	}

@@ -195,7 +195,8 @@ func (l *Listener) complain(ctx context.Context, err error) {
 	defer l.mu.Unlock()
 	if ctx.Err() == nil && !l.loggedNone {
 		l.loggedNone = true
-		l.o.Logger.Warn("no other server takes what the programs of this machine ask of the API, and this one cannot serve them; they try again", "error", err)
+		l.o.Logger.Warn("no other server takes what the programs of this machine ask of the API, and this one cannot serve them; they try again",
+			"error", err)
 	}
 }
 

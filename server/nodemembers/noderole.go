@@ -57,8 +57,11 @@ func (r *Role) Run(ctx context.Context) {
 	// What is kept of the node is what is asked about.
 	trim := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
-			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
-				Annotations: map[string]string{clusterconfig.ServerIDAnnotation: n.Annotations[clusterconfig.ServerIDAnnotation]}, Finalizers: n.Finalizers, DeletionTimestamp: n.DeletionTimestamp}}, nil
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+				Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
+				Annotations: map[string]string{clusterconfig.ServerIDAnnotation: n.Annotations[clusterconfig.ServerIDAnnotation]},
+				Finalizers:  n.Finalizers, DeletionTimestamp: n.DeletionTimestamp,
+			}}, nil
 		}
 		return obj, nil
 	}
@@ -92,7 +95,8 @@ func (r *Role) Run(ctx context.Context) {
 			continue
 		}
 		if err := r.mark(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
-			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again", "node", r.node, "error", err)
+			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again",
+				"node", r.node, "error", err)
 			select {
 			case <-ctx.Done():
 				return
@@ -114,7 +118,8 @@ func (r *Role) complete(n *corev1.Node) bool {
 func (r *Role) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if answers(r.store.Survey(ctx), former) {
-			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand", former, clusterconfig.ServerIDAnnotation)
+			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand",
+				former, clusterconfig.ServerIDAnnotation)
 		}
 		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
 			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)
@@ -122,13 +127,16 @@ func (r *Role) mark(ctx context.Context, former string) error {
 		r.log.Info("the server that this machine was before is no member of the store any more", "node", r.node, "member", former)
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"labels": map[string]string{roster.RoleLabel: roster.RoleValue}, "annotations": map[string]any{clusterconfig.ServerIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil}, // the order is an administrator's, and comes later
-		"finalizers": []string{memberFinalizer}, // added to others
+		"labels": map[string]string{roster.RoleLabel: roster.RoleValue},
+		// The order to leave is an administrator's, and comes later.
+		"annotations": map[string]any{clusterconfig.ServerIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil},
+		"finalizers":  []string{memberFinalizer}, // added to others
 	}})
 	if err != nil {
 		return err
 	}
-	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "coracle"})
 	if apierrors.IsNotFound(err) {
 		return nil // deleted meanwhile; when it registers again, that is seen
 	}

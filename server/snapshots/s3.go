@@ -48,7 +48,10 @@ func openBucket(o *s3settings.S3) (*bucket, error) {
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: s3Silence}).DialContext, TLSHandshakeTimeout: s3Silence,
 		ResponseHeaderTimeout: s3Silence, MaxIdleConnsPerHost: 1, DisableCompression: true,
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.CA, InsecureSkipVerify: o.SkipVerify}, //nolint:gosec // the user asked for it
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: o.CA,
+			InsecureSkipVerify: o.SkipVerify, //nolint:gosec // the user asked for it
+		},
 	}
 	if o.Proxy != nil {
 		t.Proxy = http.ProxyURL(o.Proxy)

@@ -124,7 +124,8 @@ func (k *Keeper) Run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			errors.As(err, &stuck)
 			k.log.Error("the scheduled snapshot failed; it is tried again", "after", retry, "error", err)
-			k.o.Part.Set(status.Degraded, fmt.Sprintf("the scheduled snapshot failed, and is tried again every %v; earlier ones are kept: %v", retry, err))
+			k.o.Part.Set(status.Degraded, fmt.Sprintf(
+				"the scheduled snapshot failed, and is tried again every %v; earlier ones are kept: %v", retry, err))
 			due = k.o.Clock.Now().Add(retry)
 			continue
 		}
@@ -166,7 +167,8 @@ func (k *Keeper) newest() (*Info, error) {
 	}
 	var newest *Info
 	for i := range list {
-		if list[i].Problem == "" && list[i].Server == k.o.Server && list[i].Cluster == k.o.Cluster && (newest == nil || byAge(list[i], *newest) > 0) {
+		if list[i].Problem == "" && list[i].Server == k.o.Server && list[i].Cluster == k.o.Cluster &&
+			(newest == nil || byAge(list[i], *newest) > 0) {
 			newest = &list[i]
 		}
 	}

@@ -83,7 +83,8 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 		case err == nil:
 			return ""
 		case errors.As(err, &refusal) && refusal.Code == protocol.CodeAddress:
-			return fmt.Sprintf("the server at %s does not reach this one at %s, the address by which the others know it (--advertise-address, --https-listen-port): %s",
+			return fmt.Sprintf(
+				"the server at %s does not reach this one at %s, the address by which the others know it (--advertise-address, --https-listen-port): %s",
 				other, own, refusal.Message)
 		}
 		if text := err.Error(); !slices.ContainsFunc(errs, func(e error) bool { return strings.Contains(e.Error(), text) }) {

@@ -112,7 +112,7 @@ func (s *Starting) Serves() {
 
 // FindElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
 // done. The one that was found goes on being used until this one's API answers. One that was taken out is no member and
-// has no node that is to be there; what asks it is passed on all the same (server/nodes.go, cannotServe). Whether it
+// has no node that is to be there; what asks it is passed on all the same (server/serviceability). Whether it
 // was, another server has to say first.
 func (s *Starting) FindElsewhere(ctx context.Context, store counted, others func() []string) {
 	s.findElsewhere(ctx, store, others, s.readyOf)
@@ -235,7 +235,8 @@ func (s *Starting) answer(c net.Conn) {
 	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing the connection before would keep the answer from whoever still writes
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
-		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable, Message: s.why(),
+		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
+		Message: s.why(),
 	})
 	if err != nil {
 		return
@@ -259,5 +260,6 @@ func (s *Starting) why() string {
 	case s.o.Answered.Load() == nil:
 		what = "its store waits for the cluster's other servers"
 	}
-	return "the server on this machine, at port " + strconv.Itoa(s.o.Port) + ", is starting: " + what + ". What runs in pods goes on. `coracle status` there says more"
+	return "the server on this machine, at port " + strconv.Itoa(s.o.Port) +
+		", is starting: " + what + ". What runs in pods goes on. `coracle status` there says more"
 }

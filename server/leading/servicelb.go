@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package leading
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -12,16 +11,12 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/liveness"
 )
@@ -31,36 +26,29 @@ const kubeletPort = 10250
 
 // serviceLBPart gives Services of type LoadBalancer their addresses for a term. Switched off, it takes back what it
 // gave.
-func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb"))
+func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
+	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb")
+	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
 	}
-	objects, err := dynamic.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb"))
-	if err != nil {
+	o := l.o.ServiceLB
+	if o.Dynamic, err = dynamic.NewForConfig(config); err != nil {
 		return err
 	}
-	events := record.NewBroadcaster(record.WithContext(ctx))
-	defer events.Shutdown()
-	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	reserved, err := s.reservedPorts()
-	if err != nil {
+	if o.Reserved, err = l.reservedPorts(); err != nil {
 		return err
 	}
-	nodePorts, err := utilnet.ParsePortRange(s.o.NodePortRange)
+	nodePorts, err := utilnet.ParsePortRange(l.o.NodePortRange)
 	if err != nil {
-		return fmt.Errorf("reading the node port range %q: %w", s.o.NodePortRange, err)
+		return fmt.Errorf("reading the node port range %q: %w", l.o.NodePortRange, err)
 	}
-	o := servicelb.Options{
-		Client: client, Informers: t.Informers, Reserved: reserved, NodePorts: *nodePorts, Disabled: s.o.DisableServiceLB,
-		Pool: s.o.LBPool, Dynamic: objects, Networks: s.o.reserved(), Barred: s.roster.Reserved, Alive: s.heardOf, Joined: s.roster.Joined,
-		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
-		Logger:   s.log.With("part", "load balancer"),
-	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part("load balancer")
-		defer o.Part.Set(status.Waiting, "this server does not lead")
-	}
+	o.Client, o.Informers, o.NodePorts, o.Alive = client, t.Informers, *nodePorts, l.heardOf
+	o.Logger, o.Part = l.log("load balancer"), l.line("load balancer")
+	var end func()
+	o.Recorder, end = newRecorder(ctx, client, "servicelb")
+	defer end()
+	defer notLeading(o.Part)
 	c, err := servicelb.New(o)
 	if err != nil {
 		return err
@@ -68,30 +56,24 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	if err := c.Run(ctx); err != nil {
-		return err
-	}
-	if ctx.Err() == nil {
-		return errors.New("giving Services addresses ended by itself")
-	}
-	return nil
+	return endless(ctx, c.Run, "giving Services addresses")
 }
 
 // heardOf says whether this server hears a node: every node says something each second. One that has no connection of
 // that kind is judged by its condition alone.
-func (s *Server) heardOf(node string) bool {
-	if s.o.OwnNode && node == s.o.NodeName {
+func (l *Leader) heardOf(node string) bool {
+	if node == l.o.Liveness.Own {
 		return true
 	}
-	c, ok := s.tunnels.Contact(node)
+	c, ok := l.o.Liveness.Contact(node)
 	return !ok || c.Open && time.Since(c.Last) < liveness.Quick
 }
 
 // reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another
 // there, or programs of theirs listen.
-func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
+func (l *Leader) reservedPorts() (map[servicelb.Port]string, error) {
 	out := map[servicelb.Port]string{}
-	kept, err := loadbalancer.ParsePorts(s.o.LBReserved)
+	kept, err := loadbalancer.ParsePorts(l.o.LBReserved)
 	if err != nil {
 		return nil, fmt.Errorf("reading --load-balancer-reserved-ports: %w", err)
 	}
@@ -103,8 +85,8 @@ func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 		what     string
 		protocol []corev1.Protocol
 	}{
-		{s.o.Port, "the API server", []corev1.Protocol{corev1.ProtocolTCP}},
-		{s.o.Port, "gossip between the machines", []corev1.Protocol{corev1.ProtocolUDP}},
+		{l.o.Port, "the API server", []corev1.Protocol{corev1.ProtocolTCP}},
+		{l.o.Port, "gossip between the machines", []corev1.Protocol{corev1.ProtocolUDP}},
 		{kubeletPort, "the kubelet", []corev1.Protocol{corev1.ProtocolTCP}},
 		{bootstrap.DNSPort, "the cluster DNS", []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}},
 		{table.NodeHTTPPort, "the ingress", []corev1.Protocol{corev1.ProtocolTCP}},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package leading
 
 import (
 	"context"
@@ -9,24 +9,19 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/gateway"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	compile "github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
-	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // gatewayPart keeps the objects of the Gateway API for a term.
-func (s *Server) gatewayPart(ctx context.Context, t *term.Term) error {
+func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "gateway")
 	client, clientErr := kubernetes.NewForConfig(config)
 	api, apiErr := gatewayapi.New(config)
@@ -34,25 +29,20 @@ func (s *Server) gatewayPart(ctx context.Context, t *term.Term) error {
 	if err := errors.Join(clientErr, apiErr, definitionsErr); err != nil {
 		return fmt.Errorf("making clients for the Gateway API: %w", err)
 	}
-	use := s.gatewayUse.Load()
-	log := s.log.With("part", "gateway")
-	events := record.NewBroadcaster(record.WithContext(ctx))
-	defer events.Shutdown()
-	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	use, log := l.o.GatewayUse, l.log("gateway")
+	recorder, end := newRecorder(ctx, client, "gateway")
+	defer end()
 	var controller *gateway.Controller
 	objects := gatewayapi.NewObjects(api, func() { controller.Changed() }, log)
 	o := gateway.Options{
-		Client: client, Informers: t.Informers, Disabled: s.o.Cluster.GatewayDisabled(), Logger: log,
+		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.GatewayDisabled(), Recorder: recorder,
 		State: func() (compile.State, bool) { return objects.State(use) },
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)
 		},
-		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "gateway"}),
+		Part: l.line("gateway controller"), Logger: log,
 	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part("gateway controller")
-		defer o.Part.Set(status.Waiting, "this server does not lead")
-	}
+	defer notLeading(o.Part)
 	controller, err := gateway.New(o)
 	if err != nil {
 		return err
@@ -75,11 +65,5 @@ func (s *Server) gatewayPart(ctx context.Context, t *term.Term) error {
 	if !o.Disabled {
 		beside.Go(func() { objects.Run(ctx, use) })
 	}
-	if err := controller.Run(ctx); err != nil {
-		return err
-	}
-	if ctx.Err() == nil {
-		return errors.New("keeping the objects of the Gateway API ended by itself")
-	}
-	return nil
+	return endless(ctx, controller.Run, "keeping the objects of the Gateway API")
 }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package leading
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -63,12 +62,12 @@ func (l *loops) check(t *testing.T, want ...string) {
 
 func TestLoopsFollowLeadership(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &Server{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		f := New(Options{Logger: slog.New(slog.DiscardHandler)})
 		l := &loops{}
 		leadership := make(chan raftstore.Leadership, 1)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		done := make(chan struct{})
-		go func() { defer close(done); s.follow(ctx, cancel, leadership, l.run) }()
+		go func() { defer close(done); f.follow(ctx, cancel, leadership, l.run) }()
 
 		leadership <- raftstore.Leadership{Term: 1}
 		synctest.Wait()
@@ -94,7 +93,7 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		l.check(t)
 
 		// A term whose writes are refused is over, whatever this server has heard of its leadership.
-		l.fail = fmt.Errorf("%w; and more", errTermOver)
+		l.fail = fmt.Errorf("%w; and more", ErrTermOver)
 		leadership <- raftstore.Leadership{Leader: true, Term: 8}
 		time.Sleep(10 * termRetry)
 		l.check(t, "start 8", "end 8")

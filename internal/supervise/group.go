@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// Group runs the parts of one scope: a process, a server with its store, an API server, a node. They begin in the order
+// of the calls and end together. One that fails is started again; only an essential one ends the others, and its error
+// is the scope's.
+type Group struct {
+	ctx    context.Context // of the parts
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+	board  *status.Board // may be nil
+	log    *slog.Logger
+}
+
+// NewGroup makes a group whose parts end with ctx at the latest. The board may be nil.
+func NewGroup(ctx context.Context, board *status.Board, log *slog.Logger) *Group {
+	ctx, cancel := context.WithCancelCause(ctx)
+	return &Group{ctx: ctx, cancel: cancel, board: board, log: log}
+}
+
+// Context is that of the parts.
+func (g *Group) Context() context.Context { return g.ctx }
+
+// Go starts a part that reports itself what goes wrong, and may end before the others.
+func (g *Group) Go(f func(context.Context)) { g.wg.Go(func() { f(g.ctx) }) }
+
+// Run starts a part, whose line on the board follows it. A part may start others.
+func (g *Group) Run(name string, f func(context.Context) error) { g.keep(name, false, f) }
+
+// Quiet starts a part that has a line on the board only when it has failed.
+func (g *Group) Quiet(name string, f func(context.Context) error) { g.keep(name, true, f) }
+
+func (g *Group) keep(name string, quiet bool, f func(context.Context) error) {
+	g.wg.Go(func() { Keep(g.ctx, Part{Name: name, Run: f, Board: g.board, Logger: g.log, Quiet: quiet}) })
+}
+
+// Essential starts a part that cannot be started a second time in one process, and without which the others are of no
+// use. The line may be nil.
+func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
+	line.Set(status.Running, "")
+	g.wg.Go(func() {
+		err := f(g.ctx)
+		if err != nil && g.ctx.Err() == nil {
+			line.Set(status.Failed, err.Error())
+			g.cancel(err)
+			return
+		}
+		line.Set(status.Stopped, "")
+	})
+}
+
+// Stop ends the parts; err is why, nil for an ordinary end. The first reason counts.
+func (g *Group) Stop(err error) { g.cancel(err) }
+
+// Wait returns when all parts have ended: nil when they were stopped, or why an essential one failed.
+func (g *Group) Wait() error {
+	<-g.ctx.Done()
+	g.wg.Wait()
+	g.cancel(nil)
+	if err := context.Cause(g.ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// End ends the parts and waits for them.
+func (g *Group) End() {
+	g.cancel(nil)
+	g.wg.Wait()
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+func TestGroup(t *testing.T) {
+	board := status.NewBoard(time.Now)
+	until := func(ctx context.Context) error {
+		<-ctx.Done()
+		return errors.New("a consequence of the end, and no news")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
+	g.Essential(board.Part("told to end"), until)
+	cancel()
+	if err := g.Wait(); err != nil {
+		t.Errorf("told to end: %v", err)
+	}
+
+	g = NewGroup(t.Context(), board, slog.New(slog.DiscardHandler))
+	g.Run("other", until)
+	cause := errors.New("no room")
+	g.Quiet("starter", func(context.Context) error { // a part that starts another
+		g.Essential(board.Part("failing"), func(context.Context) error { return cause })
+		return nil
+	})
+	if err := g.Wait(); !errors.Is(err, cause) {
+		t.Errorf("got %v, want the first failure", err)
+	}
+	states := map[string]status.State{}
+	for _, c := range board.Components() {
+		states[c.Name] = c.State
+	}
+	if states["failing"] != status.Failed || states["other"] != status.Stopped || states["told to end"] != status.Stopped || len(states) != 3 {
+		t.Errorf("the board says %v", states)
+	}
+}
+
+// TestGroupGoesOn: a part that is not essential and fails ends neither the others nor the node, and is started again.
+func TestGroupGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board := status.NewBoard(time.Now)
+		ctx, cancel := context.WithCancel(t.Context())
+		g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
+		runs := 0
+		g.Run("cluster dns", func(ctx context.Context) error {
+			if runs++; runs < 3 {
+				return errors.New("couldn't initialize inotify: too many open files")
+			}
+			<-ctx.Done()
+			return nil
+		})
+		synctest.Wait()
+		if c := board.Components(); g.ctx.Err() != nil || c[0].State != status.Failed {
+			t.Errorf("the node's context: %v; the board says %+v", g.ctx.Err(), c)
+		}
+		time.Sleep(time.Minute) // fake time
+		synctest.Wait()
+		if c := board.Components(); runs != 3 || c[0].State != status.Running {
+			t.Errorf("%d runs, the board says %+v", runs, c)
+		}
+		cancel()
+		if err := g.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestGroupEnds: the end of a group waits for all of its parts, and the first reason for it counts.
+func TestGroupEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := 0
+		slow := func(ctx context.Context) {
+			<-ctx.Done()
+			time.Sleep(time.Second) // fake time
+			ended++
+		}
+		g := NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+		g.Go(slow)
+		g.Go(func(context.Context) {}) // which has nothing more to do, and ends nothing
+		synctest.Wait()
+		if g.Context().Err() != nil {
+			t.Error("a part that has nothing more to do has ended the others")
+		}
+		g.End()
+		if ended != 1 {
+			t.Error("a part still runs")
+		}
+
+		first := errors.New("no room")
+		g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+		g.Go(slow)
+		g.Essential(nil, func(context.Context) error {
+			g.Stop(first)
+			return errors.New("a consequence")
+		})
+		if err := g.Wait(); !errors.Is(err, first) || ended != 2 {
+			t.Errorf("it ended with %v, after %d parts", err, ended)
+		}
+	})
+}
+
+// TestPanicEndsTheProcess: nothing catches the panic of a part, since what it had begun is in no known state.
+func TestPanicEndsTheProcess(t *testing.T) {
+	const in = "CORACLE_TEST_PANIC"
+	if os.Getenv(in) != "" {
+		g := NewGroup(context.Background(), nil, slog.New(slog.DiscardHandler))
+		g.Quiet("relay", func(context.Context) error { panic("a damaged vote") })
+		_ = g.Wait() // the process ends before
+		return
+	}
+	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$")
+	c.Env = append(os.Environ(), in+"=1")
+	if out, err := c.CombinedOutput(); err == nil || !strings.Contains(string(out), "panic: a damaged vote") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

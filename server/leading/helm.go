@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package leading
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// helmPart keeps charts installed that are objects of the API, for a term. Switched off, it lets go of those that there
+// are.
+func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
+	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
+	o, children := l.o.Helm, l.o.HelmChildren
+	o.Informers, o.Wanted, o.Logger = t.Informers, l.helmWanted, l.log("helm")
+	children.Config, children.Logger = config, o.Logger
+	o.Engine = children.Do
+	var errs [3]error
+	o.Client, errs[0] = kubernetes.NewForConfig(config)
+	o.Dynamic, errs[1] = dynamic.NewForConfig(config)
+	o.Metadata, errs[2] = metadata.NewForConfig(config)
+	if err := errors.Join(errs[:]...); err != nil {
+		return fmt.Errorf("making clients for Helm charts: %w", err)
+	}
+	end := func() {}
+	o.Recorder = func(ctx context.Context) (recorder record.EventRecorder) {
+		recorder, end = newRecorder(ctx, o.Client, "helm-controller")
+		return recorder
+	}
+	defer func() { end() }()
+	o.Part = l.line("helm charts")
+	defer notLeading(o.Part)
+	c, err := helmcharts.New(o)
+	if err != nil {
+		return err
+	}
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	return endless(ctx, c.Run, "keeping Helm charts installed")
+}
+
+// wantKind has the kinds of Helm charts defined at once, for somebody who has an object of them.
+func (l *Leader) wantKind(of schema.GroupKind) bool {
+	if of.Group != kinds.Group || l.o.Helm.Disabled {
+		return false
+	}
+	select {
+	case l.helmWanted <- struct{}{}:
+	default:
+	}
+	return true
+}

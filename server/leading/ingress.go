@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package leading
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/controllers/acme"
+	"github.com/coracle-k8s/coracle/controllers/ingress"
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// ingressCertificates is the line in the status of what orders certificates.
+const ingressCertificates = "ingress certificates"
+
+// ingressPart keeps the objects of the ingress for a term.
+func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "ingress"))
+	if err != nil {
+		return err
+	}
+	o := l.o.Ingress
+	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.line("ingress controller")
+	var end func()
+	o.Recorder, end = newRecorder(ctx, client, "ingress")
+	defer end()
+	defer notLeading(o.Part)
+	certificates := l.newCertificates(&o, t)
+	c, err := ingress.New(o)
+	if err != nil {
+		return err
+	}
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	if certificates != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		defer cancel()
+		beside.Go(func() {
+			certificates.Run(ctx)
+			notLeading(l.line(ingressCertificates))
+		})
+	}
+	return endless(ctx, c.Run, "keeping the objects of the ingress")
+}
+
+// newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are
+// ordered.
+func (l *Leader) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager {
+	if l.o.ACME.Email == "" || o.Disabled {
+		return nil
+	}
+	nodes := t.Informers.Core().V1().Nodes().Lister()
+	a := l.o.ACME
+	a.Client, a.Recorder, a.Logger, a.Part = o.Client, o.Recorder, o.Logger, l.line(ingressCertificates)
+	a.Secrets, a.Slices = t.Informers.Core().V1().Secrets().Lister(), t.Informers.Discovery().V1().EndpointSlices().Lister()
+	a.Refuse = func(a netip.Addr) bool { return l.o.OfCluster(nodes, a) }
+	m := acme.New(a)
+	o.Certificates = m.Want
+	return m
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package leading
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/volume"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/coracle-k8s/coracle/controllers"
+	"github.com/coracle-k8s/coracle/controllers/localpath"
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/admission"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/departures"
+	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/nodemembers"
+)
+
+// LocalStorageLine is its line in the status.
+const LocalStorageLine = "local storage"
+
+// parts are everything that one server of the cluster does for all.
+func (l *Leader) parts() []term.Part {
+	logged := func(run func(context.Context, *term.Term, *slog.Logger) error, part string) term.Part {
+		return func(ctx context.Context, t *term.Term) error { return run(ctx, t, l.log(part)) }
+	}
+	parts := []term.Part{l.controllersPart, l.schedulerPart, l.dnsPart, l.livenessPart,
+		func(ctx context.Context, t *term.Term) error {
+			return nodemembers.Run(ctx, t, l.o.Members, l.log("servers' nodes"))
+		},
+		logged(departures.Run, "nodes that leave"), logged(admission.RunGC, "joining"),
+		l.serviceLBPart, l.ingressPart, l.gatewayPart, l.helmPart}
+	if l.o.Manifests.Dir != "" {
+		parts = append(parts, l.manifestsPart)
+	}
+	return parts
+}
+
+func (l *Leader) log(part string) *slog.Logger { return l.o.Logger.With("part", part) }
+
+// line is a part's line in the status, nil without a board.
+func (l *Leader) line(name string) *status.Part {
+	if l.o.Board == nil {
+		return nil
+	}
+	return l.o.Board.Part(name)
+}
+
+// notLeading is what a line in the status says from the end of a term.
+func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
+
+// newRecorder makes what a part records events with; the function ends it.
+func newRecorder(ctx context.Context, client kubernetes.Interface, component string) (record.EventRecorder, func()) {
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	return events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: component}), events.Shutdown
+}
+
+// endless runs what has to go on until ctx is done; what names it in the error if it does not.
+func endless(ctx context.Context, run func(context.Context) error, what string) error {
+	if err := run(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		return errors.New(what + " ended by itself")
+	}
+	return nil
+}
+
+func (l *Leader) controllersPart(ctx context.Context, t *term.Term) error {
+	o := l.o.Controllers
+	o.Term = t
+	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && l.o.GatewayUse.UnusedNow(ctx) }
+	if l.o.Cluster.NoLocalStorage {
+		return controllers.Run(ctx, o)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	o.VolumePlugins = func() ([]volume.VolumePlugin, error) {
+		v, err := l.newLocalStorage(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		beside.Go(func() { v.Run(ctx) })
+		return []volume.VolumePlugin{v}, nil
+	}
+	return controllers.Run(ctx, o)
+}
+
+// newLocalStorage makes what gives claims a directory on a node, for a term.
+func (l *Leader) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
+	if err != nil {
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	return localpath.New(localpath.Options{
+		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+		Nodes: l.o.Volumes, Refusals: l.refusals, Context: ctx, Part: l.line(LocalStorageLine), Logger: l.log(LocalStorageLine),
+	})
+}
+
+func (l *Leader) schedulerPart(ctx context.Context, t *term.Term) error {
+	o := l.o.Scheduler
+	o.Term = t
+	if !l.o.Cluster.NoLocalStorage {
+		o.Refusals = l.refusals
+	}
+	return scheduler.Run(ctx, o)
+}
+
+func (l *Leader) dnsPart(ctx context.Context, t *term.Term) error {
+	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, l.o.Cluster.DNS.AsSlice(), l.log("cluster DNS"))
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	return d.Run(ctx)
+}
+
+func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
+	o := l.o.Manifests
+	o.Config, o.Want, o.Board, o.Logger = t.Config, l.wantKind, l.o.Board, l.log("manifests")
+	m, err := manifests.New(o)
+	if err != nil {
+		return err
+	}
+	if !t.StartInformers(ctx) { // it listens to none, but the others wait for every part
+		return nil
+	}
+	return m.Run(ctx)
+}
+
+// livenessPart judges nodes for a term.
+func (l *Leader) livenessPart(ctx context.Context, t *term.Term) error {
+	nodes := t.Informers.Core().V1().Nodes()
+	synced := nodes.Informer().HasSynced
+	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
+		return nil
+	}
+	o := l.o.Liveness
+	o.Client, o.Nodes, o.Logger = t.Client, nodes.Lister(), l.log("liveness")
+	var end func()
+	o.Recorder, end = newRecorder(ctx, t.Client, "node-liveness")
+	defer end()
+	j := liveness.New(o)
+	l.o.Judge.Store(j)
+	defer l.o.Judge.CompareAndSwap(j, nil)
+	return endless(ctx, func(ctx context.Context) error { j.Run(ctx); return nil }, "judging nodes")
+}

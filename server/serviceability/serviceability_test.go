@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serviceability
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeStore is a store with the given state.
+type fakeStore struct {
+	stalled  time.Duration
+	leader   string
+	takenOut bool
+	cutOff   bool
+}
+
+func (t fakeStore) Stalled() time.Duration { return t.stalled }
+func (t fakeStore) OtherLeader() string    { return t.leader }
+func (t fakeStore) Removed() bool          { return t.takenOut }
+func (t fakeStore) CutOff() bool           { return t.cutOff }
+
+// TestStalledServerDrainsNodes: nodes are drained when another server leads, which may have joined since the disk
+// hangs, and are not welcome again before the disk works, whatever becomes of that one.
+func TestStalledServerDrainsNodes(t *testing.T) {
+	const long = stalledAfter + time.Second
+	now := state{}
+	for i, step := range []struct {
+		store fakeStore
+		want  state
+	}{
+		{fakeStore{}, state{}},
+		{fakeStore{leader: "b"}, state{}},
+		{fakeStore{stalled: long}, state{}}, // alone, or nobody leads
+		{fakeStore{stalled: stalledAfter, leader: "b"}, state{}},
+		{fakeStore{stalled: long, leader: "b"}, state{true, "b"}},
+		{fakeStore{stalled: 2 * long, leader: "b"}, state{true, "b"}},
+		{fakeStore{stalled: long}, state{true, "b"}}, // the others elect one
+		{fakeStore{stalled: long, leader: "c"}, state{true, "c"}},
+		{fakeStore{leader: "c"}, state{}},
+		{fakeStore{leader: "c", takenOut: true}, state{true, "c"}},
+		{fakeStore{leader: "d", takenOut: true}, state{true, "d"}},
+		{fakeStore{leader: "e", cutOff: true}, state{true, "e"}},
+		{fakeStore{}, state{}},
+	} {
+		next, why := now.next(step.store)
+		if next != step.want || (why != "") != next.unable {
+			t.Errorf("step %d, %+v after %+v: %+v, %q, want %+v", i, step.store, now, next, why, step.want)
+		}
+		now = next
+	}
+}
+
+// TestRunDrainsAndFailsOver: connections are drained once while this server cannot serve, programs fail over again when
+// another server leads, and both end when this server can serve again.
+func TestRunDrainsAndFailsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store Store // nil: it is not open
+		var elsewhere, did []string
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			Run(ctx, Options{
+				Store: func() Store { return store }, Elsewhere: func() []string { return elsewhere },
+				GoAway:   func() { did = append(did, "go away") },
+				Drain:    func(on bool) { did = append(did, fmt.Sprint("drain ", on)) },
+				FailOver: func(on bool) { did = append(did, fmt.Sprint("fail over ", on)) },
+				Logger:   slog.New(slog.DiscardHandler),
+			})
+		})
+		after := func(want ...string) {
+			t.Helper()
+			time.Sleep(2 * diskPoll) // fake time
+			synctest.Wait()
+			did = slices.DeleteFunc(did, func(s string) bool { return s == "go away" }) // that is said again and again
+			if !slices.Equal(did, want) {
+				t.Errorf("%q, want %q", did, want)
+			}
+			did = nil
+		}
+		after()
+		elsewhere = []string{"b"}
+		after("drain true", "fail over true")
+		elsewhere, store = nil, fakeStore{}
+		after("drain false", "fail over false")
+		store = fakeStore{leader: "b", takenOut: true}
+		after("drain true", "fail over true")
+		store = fakeStore{leader: "c", takenOut: true}
+		after("fail over true")
+		store = fakeStore{leader: "c"}
+		after("drain false", "fail over false")
+		elsewhere = []string{"c"}
+		time.Sleep(3 * diskPoll) // fake time
+		synctest.Wait()
+		if !slices.Contains(did, "go away") {
+			t.Errorf("the node is not told that another server answers: %q", did)
+		}
+		cancel()
+		running.Wait()
+	})
+}
