@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -76,13 +78,34 @@ func portOf(listen string) uint16 {
 	return uint16(number)
 }
 
+// toolsLatest is how long kubectl, helm and ctr wait for a node that does not become ready. Whoever calls one of them
+// as root does not wait: coracle kubectl unpacks what is missing.
+const toolsLatest = time.Minute
+
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
-// server starts beside the unpacking.
+// server starts beside the unpacking; and those that it does not need itself are unpacked when it is ready.
 func (n node) run(ctx context.Context, p *cli.Process) error {
-	dir, err := embedded.Unpack(n.paths.DataDir)
+	dir, unpackRest, err := embedded.UnpackFirst(n.paths.DataDir)
 	if err != nil {
 		return err
 	}
+	running, stop := context.WithCancel(ctx)
+	ready := make(chan struct{})
+	isReady := sync.OnceFunc(func() { close(ready) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer stop()
+	beside.Go(func() {
+		select {
+		case <-running.Done():
+			return
+		case <-ready:
+		case <-time.After(toolsLatest):
+		}
+		if err := unpackRest(); err != nil {
+			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them tries it again", "error", err)
+		}
+	})
 	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return fmt.Errorf("setting PATH: %w", err)
@@ -106,7 +129,11 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		ServerCAFile:    n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
+		PodSubnets: func(subnets []netip.Prefix) {
+			isReady() // only a node that is ready has them for sure
+			n.podSubnets(subnets)
+		},
+		Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
