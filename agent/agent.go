@@ -62,11 +62,6 @@ func Run(ctx context.Context, o Options) error {
 		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error",
 			err)
 	}
-	if o.WaitAPI != nil {
-		if err := o.WaitAPI(ctx); err != nil {
-			return err
-		}
-	}
 	return runParts(ctx, o, parts{runtime, relay, folder})
 }
 
@@ -133,8 +128,8 @@ type parts struct {
 	images  *images.Folder
 }
 
-// runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the
-// others.
+// runParts runs the parts, each as soon as it can do something: images and the preparation of the network need no API
+// server. One that fails is started again, but for containerd and the kubelet: these two stop the others.
 func runParts(ctx context.Context, o Options, p parts) error {
 	g := newGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
@@ -147,34 +142,22 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		}
 		return p.images.Run(ctx)
 	})
-	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	// without room: the kubelet is asked when it has answered
-	own, report := newVerdict(), make(chan struct{})
-	g.quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
-	if o.Servers != nil {
-		g.quiet("connections with servers", func(ctx context.Context) error {
-			tunnels.Run(ctx, o.tunnels(&podCIDRs))
-			return nil
-		})
-	}
-	if o.Volumes != nil {
-		g.run(partVolumes, func(ctx context.Context) error {
-			o.Volumes.Run(ctx, o.part(partVolumes))
-			return nil
-		})
-	}
 	if p.relay != nil {
 		g.quiet("registries", p.relay.Run)
 	}
-	g.essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
-	g.quiet("node", func(ctx context.Context) error {
-		watchNode(ctx, o)
-		own.answer(ctx, report) // not before the kubelet has found out how the node is
-		return nil
+	var podCIDRs atomic.Pointer[func() []netip.Prefix]
+	// without room: the kubelet is asked when it has answered
+	own, report, ready := newVerdict(), make(chan struct{}), make(chan struct{})
+	g.quiet("network", func(context.Context) error { // its parts report themselves
+		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
-	g.quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
-	g.quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
-	g.quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+	g.essential(nil, after(o.kubeletWaits(ready), func() {
+		g.essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+	}))
+	g.essential(nil, after(o.WaitAPI, func() {
+		close(ready)
+		runWithAPI(g, o, &podCIDRs, own, report)
+	}))
 	g.essential(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -187,11 +170,48 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	return g.wait()
 }
 
-// startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so
-// that no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a
-// network before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix],
-	own *verdict) (err error) {
+// after calls start, which starts parts, once wait has returned; at once without a wait.
+func after(wait func(context.Context) error, start func()) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if wait != nil {
+			if err := wait(ctx); err != nil {
+				return err
+			}
+		}
+		start()
+		return nil
+	}
+}
+
+// runWithAPI runs what needs an API server that is ready.
+func runWithAPI(g *group, o Options, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict, report chan<- struct{}) {
+	if o.Servers != nil {
+		g.quiet("connections with servers", func(ctx context.Context) error {
+			tunnels.Run(ctx, o.tunnels(podCIDRs))
+			return nil
+		})
+	}
+	if o.Volumes != nil {
+		g.run(partVolumes, func(ctx context.Context) error {
+			o.Volumes.Run(ctx, o.part(partVolumes))
+			return nil
+		})
+	}
+	g.quiet("node", func(ctx context.Context) error {
+		watchNode(ctx, o)
+		own.answer(ctx, report) // not before the kubelet has found out how the node is
+		return nil
+	})
+	g.quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
+	g.quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
+	g.quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+}
+
+// startNetwork prepares the network and starts it once the API server is ready and the images are there. A new node is
+// not ready for pods without its network, so that no pod comes before its image: it would fail to pull it and try again
+// only after a while. A node that had a network before is ready at once, and has its images.
+func startNetwork(g *group, o Options, imported, ready <-chan struct{},
+	podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer func() {
 		if err != nil {
@@ -210,11 +230,14 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	}
 	networks := n.podCIDRs
 	podCIDRs.Store(&networks)
-	select {
-	case <-imported:
-		n.start(g)
-	case <-g.ctx.Done():
+	for _, event := range []<-chan struct{}{ready, imported} {
+		select {
+		case <-event:
+		case <-g.ctx.Done():
+			return nil
+		}
 	}
+	n.start(g)
 	return nil
 }
 

@@ -36,8 +36,8 @@ type node struct {
 	localPort int
 	// consolePort is that of the server's console; 0 without one.
 	consolePort uint16
-	// waitAPI returns when the API server answers.
-	waitAPI func(context.Context) error
+	// waitAPI returns when the API server is ready; waitServing, when set, as soon as it takes requests.
+	waitAPI, waitServing func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
 	// answered, when set, is called each time that one of them has answered.
@@ -58,17 +58,22 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	return node{
 		servers: s.Roster().Others,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
-		waitAPI: func(ctx context.Context) error {
-			select {
-			case <-s.Ready():
-				return nil
-			case <-s.Away(): // another server answers where the node asks
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		},
+		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
 	}, err
+}
+
+// waitFor waits for what a server tells, or until another server answers where the node asks.
+func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-event:
+			return nil
+		case <-s.Away():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // portOf is the port of ADDRESS:PORT; 0 for an empty text.
@@ -125,6 +130,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
+		WaitServing:   n.waitServing,
 		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
 		ServerCAFile:    n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
