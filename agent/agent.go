@@ -63,11 +63,6 @@ func Run(ctx context.Context, o Options) error {
 		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error",
 			err)
 	}
-	if o.WaitAPI != nil {
-		if err := o.WaitAPI(ctx); err != nil {
-			return err
-		}
-	}
 	return runParts(ctx, o, parts{runtime, relay, folder})
 }
 
@@ -134,8 +129,8 @@ type parts struct {
 	images  *images.Folder
 }
 
-// runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the
-// others.
+// runParts runs the parts, each as soon as it can do something: images and the preparation of the network need no API
+// server. One that fails is started again, but for containerd and the kubelet: these two stop the others.
 func runParts(ctx context.Context, o Options, p parts) error {
 	g := supervise.NewGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
@@ -148,30 +143,22 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		}
 		return p.images.Run(ctx)
 	})
-	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	// without room: the kubelet is asked when it has answered
-	own, report := newVerdict(), make(chan struct{})
-	g.Quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
-	if o.Servers != nil {
-		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(&podCIDRs)) })
-	}
-	if o.Volumes != nil {
-		g.Run(partVolumes, func(ctx context.Context) error {
-			o.Volumes.Run(ctx, o.part(partVolumes))
-			return nil
-		})
-	}
 	if p.relay != nil {
 		g.Quiet("registries", p.relay.Run)
 	}
-	g.Essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
-	g.Go(func(ctx context.Context) {
-		watchNode(ctx, o)
-		own.answer(ctx, report) // not before the kubelet has found out how the node is
+	var podCIDRs atomic.Pointer[func() []netip.Prefix]
+	// without room: the kubelet is asked when it has answered
+	own, report, ready := newVerdict(), make(chan struct{}), make(chan struct{})
+	g.Quiet("network", func(context.Context) error { // its parts report themselves
+		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
-	g.Quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
-	g.Quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
-	g.Quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+	g.Essential(nil, after(o.kubeletWaits(ready), func() {
+		g.Essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+	}))
+	g.Essential(nil, after(o.WaitAPI, func() {
+		close(ready)
+		runWithAPI(g, o, &podCIDRs, own, report)
+	}))
 	g.Essential(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -184,11 +171,44 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	return g.Wait()
 }
 
-// startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so
-// that no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a
-// network before is ready at once, and has its images.
-func startNetwork(g *supervise.Group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix],
-	own *verdict) (err error) {
+// after calls start, which starts parts, once wait has returned; at once without a wait.
+func after(wait func(context.Context) error, start func()) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if wait != nil {
+			if err := wait(ctx); err != nil {
+				return err
+			}
+		}
+		start()
+		return nil
+	}
+}
+
+// runWithAPI runs what needs an API server that is ready.
+func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict, report chan<- struct{}) {
+	if o.Servers != nil {
+		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(podCIDRs)) })
+	}
+	if o.Volumes != nil {
+		g.Run(partVolumes, func(ctx context.Context) error {
+			o.Volumes.Run(ctx, o.part(partVolumes))
+			return nil
+		})
+	}
+	g.Go(func(ctx context.Context) {
+		watchNode(ctx, o)
+		own.answer(ctx, report) // not before the kubelet has found out how the node is
+	})
+	g.Quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
+	g.Quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
+	g.Quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+}
+
+// startNetwork prepares the network and starts it once the API server is ready and the images are there. A new node is
+// not ready for pods without its network, so that no pod comes before its image: it would fail to pull it and try again
+// only after a while. A node that had a network before is ready at once, and has its images.
+func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{},
+	podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
 	ctx, cancel := context.WithCancel(g.Context())
 	defer func() {
 		if err != nil {
@@ -207,11 +227,14 @@ func startNetwork(g *supervise.Group, o Options, imported <-chan struct{}, podCI
 	}
 	networks := n.podCIDRs
 	podCIDRs.Store(&networks)
-	select {
-	case <-imported:
-		n.start(g)
-	case <-g.Context().Done():
+	for _, event := range []<-chan struct{}{ready, imported} {
+		select {
+		case <-event:
+		case <-g.Context().Done():
+			return nil
+		}
 	}
+	n.start(g)
 	return nil
 }
 

@@ -114,6 +114,9 @@ type Options struct {
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error
+	// WaitServing, when set, is what the kubelet waits for instead: that the API server takes requests, though it may
+	// not be ready.
+	WaitServing func(ctx context.Context) error
 
 	kubeletPorts []uint16 // at which the node's kubelet listens; Run finds them out
 }
@@ -178,6 +181,21 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	return containerd.Options{
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
 		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter, Logger: o.Logger,
+	}
+}
+
+// kubeletWaits is what the kubelet waits for: ready is closed when WaitAPI has returned, which is called once.
+func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error {
+	if o.WaitServing != nil {
+		return o.WaitServing
+	}
+	return func(ctx context.Context) error {
+		select {
+		case <-ready:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

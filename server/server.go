@@ -100,7 +100,8 @@ type Server struct {
 	gatewayUse atomic.Pointer[gatewayuse.Use]
 	console    net.Listener  // of browsers; nil without a console
 	oidc       *console.OIDC // by which provider its users log in; nil for none
-	ready      chan struct{} // closed when clients are served and the cluster's own objects are there
+	serving    chan struct{} // closed when the API server takes requests
+	ready      chan struct{} // closed when it is ready and the cluster's own objects are there
 	board      board
 }
 
@@ -120,7 +121,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
+	s := &Server{o: o, log: o.Logger, serving: make(chan struct{}), ready: make(chan struct{})}
 	if o.Board != nil {
 		s.board = board{
 			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
@@ -198,6 +199,10 @@ func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 // Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
 // be.
 func (s *Server) Away() <-chan struct{} { return s.starting.Away() }
+
+// Serving is closed when the API server takes requests. It may not be ready, and the cluster's own objects may be
+// missing.
+func (s *Server) Serving() <-chan struct{} { return s.serving }
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -398,6 +403,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	serving, leadership := supervise.NewGroup(outlasting, s.o.Board, s.log), store.Leadership()
 	defer serving.End()
 	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
+	close(s.serving)                // what connects before Run accepts waits at the port
 	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
 	serving.Go(func(ctx context.Context) {
 		apiEnded <- api.Run(ctx)

@@ -242,5 +242,10 @@ func start(t *testing.T, o Options) (*Server, func()) {
 	case <-time.After(3 * time.Minute):
 		t.Fatal("the server does not become ready")
 	}
+	select {
+	case <-s.Serving():
+	default:
+		t.Error("the server is ready and takes no requests")
+	}
 	return s, stop
 }

@@ -68,8 +68,9 @@ type patientHost struct {
 // notYet is upstream's report before its first try, from the goroutine that starts the kubelet.
 const notYet = "CSINode is not yet initialized"
 
+// firstPause is short since the first try may come before the kubelet has registered the node.
 const (
-	firstPause = time.Second
+	firstPause = 100 * time.Millisecond
 	lastPause  = 15 * time.Second
 )
 

@@ -98,6 +98,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := preflight(server); err != nil {
 		return err
 	}
+	if server.OOMScoreAdj, err = permittedOOMScore(oomScoreFile, server.OOMScoreAdj); err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
 	if !started.CompareAndSwap(false, true) {
 		return errors.New("kubelet: already started in this process, and upstream's cannot be started twice")
 	}

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -34,8 +36,8 @@ type node struct {
 	localPort int
 	// consolePort is that of the server's console; 0 without one.
 	consolePort uint16
-	// waitAPI returns when the API server answers.
-	waitAPI func(context.Context) error
+	// waitAPI returns when the API server is ready; waitServing, when set, as soon as it takes requests.
+	waitAPI, waitServing func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
 	// answered, when set, is called each time that one of them has answered.
@@ -56,17 +58,22 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	return node{
 		servers: s.Roster().Others,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
-		waitAPI: func(ctx context.Context) error {
-			select {
-			case <-s.Ready():
-				return nil
-			case <-s.Away(): // another server answers where the node asks
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		},
+		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
 	}, err
+}
+
+// waitFor waits for what a server tells, or until another server answers where the node asks.
+func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-event:
+			return nil
+		case <-s.Away():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // portOf is the port of ADDRESS:PORT; 0 for an empty text.
@@ -76,13 +83,34 @@ func portOf(listen string) uint16 {
 	return uint16(number)
 }
 
+// toolsLatest is how long kubectl, helm and ctr wait for a node that does not become ready. Whoever calls one of them
+// as root does not wait: coracle kubectl unpacks what is missing.
+const toolsLatest = time.Minute
+
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
-// server starts beside the unpacking.
+// server starts beside the unpacking; and those that it does not need itself are unpacked when it is ready.
 func (n node) run(ctx context.Context, p *cli.Process) error {
-	dir, err := embedded.Unpack(n.paths.DataDir)
+	dir, unpackRest, err := embedded.UnpackFirst(n.paths.DataDir)
 	if err != nil {
 		return err
 	}
+	running, stop := context.WithCancel(ctx)
+	ready := make(chan struct{})
+	isReady := sync.OnceFunc(func() { close(ready) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer stop()
+	beside.Go(func() {
+		select {
+		case <-running.Done():
+			return
+		case <-ready:
+		case <-time.After(toolsLatest):
+		}
+		if err := unpackRest(); err != nil {
+			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them tries it again", "error", err)
+		}
+	})
 	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return fmt.Errorf("setting PATH: %w", err)
@@ -102,11 +130,16 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
+		WaitServing:   n.waitServing,
 		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
 		ServerCAFile:    n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
+		PodSubnets: func(subnets []netip.Prefix) {
+			isReady() // only a node that is ready has them for sure
+			n.podSubnets(subnets)
+		},
+		Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,

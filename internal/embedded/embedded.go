@@ -47,33 +47,56 @@ func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 // Close says that this process will start no more programs from the set. Not calling it is fine: exiting does the same.
 func (d Dir) Close() error { return unix.Close(d.use) }
 
+// forPeople is the file that a node does not need to start: kubectl, helm and ctr. It is most of the set.
+const forPeople = "coracle-tools"
+
 // Unpack puts the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions that
-// no process uses. Each file's hash is checked on the way and the set appears whole or not at all, also after a power
-// cut, and when several processes unpack at once. Where the set is complete already nothing is written: then any user
-// who may read the folder can call it.
+// no process uses. Each file's hash is checked on the way. The programs that a node needs appear all at once or not at
+// all, and coracle-tools after them, also after a power cut, and when several processes unpack at once. Where the set
+// is complete already nothing is written: then any user who may read the folder can call it.
 func Unpack(dataDir string) (Dir, error) {
+	d, rest, err := UnpackFirst(dataDir)
+	if err != nil {
+		return Dir{}, err
+	}
+	if err := rest(); err != nil {
+		return Dir{}, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// UnpackFirst is Unpack without coracle-tools, which rest adds, best when the node has started.
+func UnpackFirst(dataDir string) (d Dir, rest func() error, err error) {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
-		return Dir{}, fmt.Errorf("open the embedded programs: %w", err)
+		return Dir{}, nil, fmt.Errorf("open the embedded programs: %w", err)
 	}
 	return unpack(sub, filepath.Join(dataDir, "bin"), "/proc")
 }
 
-func unpack(src fs.FS, bin, proc string) (Dir, error) {
-	x, text, err := readIndex(src)
+func unpack(src fs.FS, bin, proc string) (d Dir, rest func() error, err error) {
+	all, text, err := readIndex(src)
 	if err != nil {
-		return Dir{}, err
+		return Dir{}, nil, err
 	}
-	d := Dir{Path: filepath.Join(bin, index.Hash(text)), Stable: filepath.Join(bin, "current")}
+	var x, later index.Index
+	for _, e := range all {
+		if e.Path == forPeople {
+			later = append(later, e)
+		} else {
+			x = append(x, e)
+		}
+	}
+	d = Dir{Path: filepath.Join(bin, index.Hash(text)), Stable: filepath.Join(bin, "current")}
 	for {
 		if !complete(x, d.Path) || !pointsTo(d.Stable, d.Path) {
 			if err := install(src, x, bin, d); err != nil {
-				return Dir{}, explain(err, bin, x.Bytes())
+				return Dir{}, nil, explain(err, bin, all.Bytes())
 			}
 		}
 		held, err := d.hold()
 		if err != nil {
-			return Dir{}, explain(err, bin, x.Bytes())
+			return Dir{}, nil, explain(err, bin, all.Bytes())
 		}
 		if held {
 			break
@@ -81,7 +104,12 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 	}
 	// Clearing up is a courtesy: a set too many wastes space, a start that fails over it costs a node.
 	_ = prune(bin, filepath.Base(d.Path), proc)
-	return d, nil
+	return d, func() error {
+		if err := add(src, later, bin, d.Path); err != nil {
+			return explain(err, bin, later.Bytes())
+		}
+		return nil
+	}, nil
 }
 
 // readIndex reads which files the set has, also as the text whose hash names the set.

@@ -25,26 +25,37 @@ import (
 )
 
 // set builds an embedded set of a program and a link to it.
-func set(t *testing.T, program string) fstest.MapFS {
+func set(t *testing.T, program string) fstest.MapFS { return setOf(t, program, "lib/program") }
+
+// setOf builds one of files with the same content and of a link to the first.
+func setOf(t *testing.T, program string, files ...string) fstest.MapFS {
 	t.Helper()
 	var z bytes.Buffer
 	w := testenv.Must(zstd.NewWriter(&z))(t)
 	testenv.Must(w.Write([]byte(program)))(t)
 	testenv.NoError(t, w.Close())
 	sum := sha256.Sum256([]byte(program))
-	x := index.Index{
-		{Path: "alias", Link: "lib/program"},
-		{Path: "lib/program", Mode: 0o555, Size: int64(len(program)), SHA256: hex.EncodeToString(sum[:])},
+	x, out := index.Index{{Path: "alias", Link: files[0]}}, fstest.MapFS{}
+	for _, file := range files {
+		x = append(x, index.Entry{Path: file, Mode: 0o555, Size: int64(len(program)), SHA256: hex.EncodeToString(sum[:])})
+		out[file+index.Suffix] = &fstest.MapFile{Data: z.Bytes()}
 	}
-	return fstest.MapFS{
-		index.FileName:               {Data: x.Encode()},
-		"lib/program" + index.Suffix: {Data: z.Bytes()},
+	out[index.FileName] = &fstest.MapFile{Data: x.Encode()}
+	return out
+}
+
+// unpackAll unpacks a whole set.
+func unpackAll(src fs.FS, bin, proc string) (Dir, error) {
+	d, rest, err := unpack(src, bin, proc)
+	if err != nil {
+		return Dir{}, err
 	}
+	return d, rest()
 }
 
 func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
 	t.Helper()
-	d := testenv.Must(unpack(src, bin, "/proc"))(t)
+	d := testenv.Must(unpackAll(src, bin, "/proc"))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	return &d
 }
@@ -95,8 +106,49 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+// TestUnpackFirst: a node has its programs before coracle-tools, which comes into the same set without a change of the
+// others, once, whoever unpacks it.
+func TestUnpackFirst(t *testing.T) {
+	src, bin := setOf(t, "one", "runc", forPeople), filepath.Join(t.TempDir(), "bin")
+	var first os.FileInfo
+	for range 2 { // a process that ended before it unpacked the rest, and the next
+		d, _, err := unpack(src, bin, "/proc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(filepath.Join(d.Stable, "alias"))
+		if err != nil || first != nil && !os.SameFile(first, fi) {
+			t.Errorf("the node's program was written again, or is not there: %v", err)
+		}
+		first = fi
+		if _, err := os.Stat(d.File(forPeople)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v, want nothing yet", forPeople, err)
+		}
+		letGo(t, &d)
+	}
+	var tools os.FileInfo
+	for range 2 {
+		d := mustUnpack(t, src, bin)
+		fi, err := os.Stat(d.File(forPeople))
+		if err != nil || tools != nil && !os.SameFile(tools, fi) {
+			t.Errorf("%s was written again, or is not there: %v", forPeople, err)
+		}
+		tools = fi
+		if fi, err := os.Stat(d.File("runc")); err != nil || !os.SameFile(first, fi) {
+			t.Errorf("the node's program was written again: %v", err)
+		}
+	}
+	if got := sets(t, bin); len(got) != 1 {
+		t.Errorf("bin holds %v, want one set", got)
+	}
+	src[forPeople+index.Suffix] = set(t, "two")["lib/program"+index.Suffix]
+	if _, err := unpackAll(src, filepath.Join(t.TempDir(), "bin"), "/proc"); err == nil || !strings.Contains(err.Error(), "install it again") {
+		t.Errorf("a damaged %s: %v", forPeople, err)
+	}
+}
+
 func TestNotEmbedded(t *testing.T) {
-	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
+	if _, err := unpackAll(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
 		t.Fatalf("got %v, want ErrNotEmbedded", err)
 	}
 }
@@ -136,7 +188,7 @@ func TestDamagedBinary(t *testing.T) {
 	src, other := set(t, "one"), set(t, "two")
 	src["lib/program"+index.Suffix] = other["lib/program"+index.Suffix]
 	bin := filepath.Join(t.TempDir(), "bin")
-	_, err := unpack(src, bin, "/proc")
+	_, err := unpackAll(src, bin, "/proc")
 	if err == nil || !strings.Contains(err.Error(), "install it again") {
 		t.Fatalf("got %v", err)
 	}
@@ -150,7 +202,7 @@ func TestConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			d, err := unpack(src, bin, "/proc")
+			d, err := unpackAll(src, bin, "/proc")
 			if err != nil {
 				t.Error(err)
 				return
@@ -192,7 +244,7 @@ func TestPruneByProcess(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Join(proc, pid), 0o755))
 		testenv.NoError(t, os.Symlink(exe, filepath.Join(proc, pid, "exe")))
 	}
-	d := testenv.Must(unpack(set(t, "new"), bin, proc))(t)
+	d := testenv.Must(unpackAll(set(t, "new"), bin, proc))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	if got := sets(t, bin); len(got) != 2 {
 		t.Fatalf("bin holds %v: a program runs from the old set", got)
@@ -221,7 +273,7 @@ func TestFullDisk(t *testing.T) {
 	testenv.NoError(t, mount(0))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
 	bin := filepath.Join(dir, "bin")
-	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
+	_, err := unpackAll(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(fmt.Sprint(err), "free some space") {
 		t.Fatalf("got %v, want a full disk with advice", err)
 	}
@@ -235,7 +287,7 @@ func TestFullDisk(t *testing.T) {
 	letGo(t, d)
 	testenv.NoError(t, mount(unix.MS_REMOUNT|unix.MS_RDONLY))
 	mustUnpack(t, small, bin)
-	if _, err := unpack(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
+	if _, err := unpackAll(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
 		t.Errorf("got %v, want a read-only file system", err)
 	}
 }

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+)
+
+// TestAfter: what waits starts when it may. A wait that fails is the node's end, and one that the end finds waiting is
+// no failure.
+func TestAfter(t *testing.T) {
+	g := newGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	event, cause := make(chan struct{}), errors.New("no credentials")
+	g.essential(nil, after(nil, func() { close(event) }))
+	g.essential(nil, after(func(context.Context) error { <-event; return nil }, func() {
+		g.essential(nil, after(func(context.Context) error { return cause }, func() { t.Error("it began after its wait had failed") }))
+	}))
+	if err := g.wait(); !errors.Is(err, cause) {
+		t.Errorf("got %v, want the wait's error", err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	g = newGroup(ctx, nil, slog.New(slog.DiscardHandler))
+	g.essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
+	cancel()
+	if err := g.wait(); err != nil {
+		t.Errorf("told to end while it waits: %v", err)
+	}
+}
+
+// TestKubeletWaits: without a wait of its own the kubelet waits for the one WaitAPI, which is not called a second time.
+func TestKubeletWaits(t *testing.T) {
+	o := Options{WaitAPI: func(context.Context) error { return errors.New("called again") }}
+	ready := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := o.kubeletWaits(ready)(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v before the API server is ready", err)
+	}
+	close(ready)
+	if err := o.kubeletWaits(ready)(t.Context()); err != nil {
+		t.Errorf("got %v when the API server is ready", err)
+	}
+	serving := errors.New("serving")
+	o.WaitServing = func(context.Context) error { return serving }
+	if err := o.kubeletWaits(nil)(t.Context()); !errors.Is(err, serving) {
+		t.Errorf("got %v, want the kubelet's own wait", err)
+	}
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// oomScoreFile is how willingly the kernel ends this process when memory runs out, as number from -1000 to 1000.
+const oomScoreFile = "/proc/self/oom_score_adj"
+
+// permittedOOMScore is want, or the number that stands in file where this process may not write want, as in a container
+// without CAP_SYS_RESOURCE. Upstream would try it twice with pauses of 100 ms while the kubelet starts, and again every
+// five minutes.
+func permittedOOMScore(file string, want int32) (int32, error) {
+	err := os.WriteFile(file, []byte(strconv.Itoa(int(want))), 0o600)
+	if !errors.Is(err, fs.ErrPermission) {
+		return want, nil // upstream reports any other error
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return want, fmt.Errorf("looking at the own OOM score: %w", err)
+	}
+	have, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil {
+		return want, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return int32(have), nil
+}
