@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -57,7 +58,7 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 		case d.IsDir(), filepath.Ext(path) != ".go":
 			return nil
 		}
-		f, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
+		f, err := parser.ParseFile(files, path, nil, parser.ParseComments|parser.SkipObjectResolution)
 		if err != nil {
 			return err
 		}
@@ -68,6 +69,7 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 				}
 			}
 		}
+		checkDocComments(t, files, f)
 		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "test/") {
 			checkLogged(t, files, f)
 		}
@@ -142,6 +144,39 @@ func declared(f *ast.File) []*ast.Ident {
 		return true
 	})
 	return out
+}
+
+// checkDocComments fails where the comment of a declaration begins with another identifier than the declared one: one
+// that is renamed does not take its comment along.
+func checkDocComments(t *testing.T, files *token.FileSet, f *ast.File) {
+	check := func(doc *ast.CommentGroup, names []*ast.Ident) {
+		first, _, _ := strings.Cut(strings.NewReplacer("\n", " ", ",", " ", ":", " ", "'", " ").Replace(doc.Text()), " ")
+		if len(names) == 0 || !token.IsIdentifier(first) || token.IsExported(first) && strings.ToLower(first[1:]) == first[1:] {
+			return // no name, or a word that begins a sentence
+		}
+		if !slices.ContainsFunc(names, func(n *ast.Ident) bool { return n.Name == first }) {
+			t.Errorf("%s: the comment of %s begins with %q", files.Position(doc.Pos()), names[0].Name, first)
+		}
+	}
+	for _, d := range f.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			check(d.Doc, []*ast.Ident{d.Name})
+		case *ast.GenDecl:
+			var all []*ast.Ident
+			for _, s := range d.Specs {
+				switch s := s.(type) {
+				case *ast.TypeSpec:
+					check(s.Doc, []*ast.Ident{s.Name})
+					all = append(all, s.Name)
+				case *ast.ValueSpec:
+					check(s.Doc, s.Names)
+					all = append(all, s.Names...)
+				}
+			}
+			check(d.Doc, all)
+		}
+	}
 }
 
 // checkLogged checks the messages of log.Info and the like.

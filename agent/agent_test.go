@@ -7,26 +7,28 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
 // TestAfter: what waits starts when it may. A wait that fails is the node's end, and one that the end finds waiting is
 // no failure.
 func TestAfter(t *testing.T) {
-	g := newGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	g := supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	event, cause := make(chan struct{}), errors.New("no credentials")
-	g.essential(nil, after(nil, func() { close(event) }))
-	g.essential(nil, after(func(context.Context) error { <-event; return nil }, func() {
-		g.essential(nil, after(func(context.Context) error { return cause }, func() { t.Error("it began after its wait had failed") }))
+	g.Essential(nil, after(nil, func() { close(event) }))
+	g.Essential(nil, after(func(context.Context) error { <-event; return nil }, func() {
+		g.Essential(nil, after(func(context.Context) error { return cause }, func() { t.Error("it began after its wait had failed") }))
 	}))
-	if err := g.wait(); !errors.Is(err, cause) {
+	if err := g.Wait(); !errors.Is(err, cause) {
 		t.Errorf("got %v, want the wait's error", err)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	g = newGroup(ctx, nil, slog.New(slog.DiscardHandler))
-	g.essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
+	g = supervise.NewGroup(ctx, nil, slog.New(slog.DiscardHandler))
+	g.Essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
 	cancel()
-	if err := g.wait(); err != nil {
+	if err := g.Wait(); err != nil {
 		t.Errorf("told to end while it waits: %v", err)
 	}
 }

@@ -151,7 +151,7 @@ var (
 
 // observeBandwidth reads the shapers and redirections of our devices.
 func observeBandwidth(ownLinks map[int]string, put func(object)) error {
-	qdiscs, err := netlinkutil.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
+	qdiscs, err := netlinkutil.ConsistentList(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return fmt.Errorf("listing queueing disciplines: %w", err)
 	}
@@ -182,7 +182,7 @@ func observeBandwidth(ownLinks map[int]string, put func(object)) error {
 
 // redirection is the index of the device to which all that comes in by another one is redirected; 0 for none.
 func redirection(index int) (int, error) {
-	filters, err := netlinkutil.Whole(func() ([]netlink.Filter, error) {
+	filters, err := netlinkutil.ConsistentList(func() ([]netlink.Filter, error) {
 		return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress)
 	})
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {

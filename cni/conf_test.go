@@ -11,8 +11,8 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// containerd reloads on a write, a rename or a removal in the folder, never on a file's appearance: a configuration
-// that is only moved into place would never be seen, and the node never be ready.
+// TestConflistIsSeen: containerd reloads on a write, a rename or a removal in the folder, never on a file's appearance:
+// a configuration that is only moved into place would never be seen, and the node never be ready.
 func TestConflistIsSeen(t *testing.T) {
 	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	w, err := fsnotify.NewWatcher()

@@ -8,16 +8,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-func listLinks() ([]netlink.Link, error) { return netlinkutil.Whole(netlink.LinkList) }
+func listLinks() ([]netlink.Link, error) { return netlinkutil.ConsistentList(netlink.LinkList) }
 
 func listAddresses() ([]netlink.Addr, error) {
 	return netlinkutil.Addresses(netlink.FAMILY_ALL)
 }
 
 func listRoutes(family int, filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
-	return netlinkutil.Whole(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, filter, mask) })
+	return netlinkutil.ConsistentList(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, filter, mask) })
 }
 
 func listNeighbours(index, family int) ([]netlink.Neigh, error) {
-	return netlinkutil.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
+	return netlinkutil.ConsistentList(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
 }

@@ -133,7 +133,7 @@ add element inet coracle cluster6 { fd42::/56 }
 	}
 }
 
-// leaveStrangers fills the table with what another version could have left.
+// expectForeignRules fills the table with what another version could have left.
 func expectForeignRules(t *testing.T, nft knftables.Interface) {
 	t.Helper()
 	tx := nft.NewTransaction()

@@ -30,7 +30,7 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	case err != nil:
 		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
 	}
-	all, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	all, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}

@@ -213,7 +213,7 @@ func (s *Server) check(req wire.Request) error {
 	if err != nil {
 		return wire.Errorf(wire.CodeMismatch, "%s in the pod: %v", r.IfName, err)
 	}
-	addrs, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	addrs, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing the pod's addresses: %w", err)
 	}

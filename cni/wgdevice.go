@@ -42,7 +42,7 @@ type wgDevice struct {
 	seen [sha256.Size]byte
 }
 
-// lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
+// pollPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
 const pollPeriod = 5 * time.Second
 
 // digest is of all that the device was given, but for endpoints, which change by themselves. wireguard-go names the
@@ -115,7 +115,7 @@ func (d *wgDevice) make(mtu int) error {
 	return nil
 }
 
-// sayLocked says once that the kernel does it.
+// logModeLocked says once that the kernel does it.
 func (d *wgDevice) logModeLocked() {
 	if d.user == nil && !d.inKernelLogged {
 		d.inKernelLogged = true

@@ -222,7 +222,7 @@ func everyName() []string {
 	return names
 }
 
-// said is an answer as text: without its order, without when the zone changed last, and without the times to live,
+// summary is an answer as text: without its order, without when the zone changed last, and without the times to live,
 // which our cache bounds.
 func summary(m *dns.Msg) string {
 	var lines []string

@@ -23,7 +23,7 @@ type bucket struct {
 	at    time.Time
 }
 
-// at is the bucket as it is now.
+// now is the bucket at a moment.
 func (b bucket) now(now time.Time, perSecond float64) bucket {
 	return bucket{max(0, b.spent-now.Sub(b.at).Seconds()*perSecond), now}
 }

@@ -43,7 +43,7 @@ func (d delegate) NotifyMsg(text []byte) {
 	}
 }
 
-// sayBye tells all live members, once, that this one stops.
+// announceLeaving tells all live members, once, that this one stops.
 func (m *Member) announceLeaving() {
 	bye := append([]byte{byeMessage}, m.o.Name...)
 	for _, n := range m.list.Members() {

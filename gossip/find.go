@@ -182,7 +182,7 @@ func (s *searcher) drop(address netip.AddrPort) {
 	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
 }
 
-// look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for
+// search asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for
 // answers.
 func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)

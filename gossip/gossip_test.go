@@ -211,7 +211,8 @@ func TestHalvesMergeAfterAPartition(t *testing.T) {
 				right := func(a netip.AddrPort) bool { return a == at(3) || a == at(4) }
 				g.net.split(right)
 				time.Sleep(length)
-				// Two of five take longer to believe that it is not their own network: memberlist probes less often then.
+				// Two of five take longer to believe that it is not their own network: memberlist probes less often
+				// then.
 				g.within(time.Minute, "m0 alive, m1 alive, m2 alive, m3 silent, m4 silent", g.members[:3]...)
 				g.within(time.Minute, "m0 silent, m1 silent, m2 silent, m3 alive, m4 alive", g.members[3:]...)
 				g.net.split(nil)

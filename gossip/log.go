@@ -21,7 +21,7 @@ type libraryLog struct {
 	logged map[string]bool
 }
 
-// mostSaid bounds how many different warnings are given: others choose what some of them name.
+// maxLogged bounds how many different warnings are given: others choose what some of them name.
 const maxLogged = 256
 
 // visible puts a question mark in place of what a terminal would obey.

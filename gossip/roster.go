@@ -87,8 +87,8 @@ func (r *roster) room(name string, most int) bool {
 	return alive < most
 }
 
-// saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been
-// a moment ago: messages overtake one another.
+// noteLeaving notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have
+// been a moment ago: messages overtake one another.
 func (r *roster) noteLeaving(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,7 +102,7 @@ func (r *roster) noteLeaving(name string) {
 	}
 }
 
-// gone notes that a member does not answer any more.
+// markSilent notes that a member does not answer any more.
 func (r *roster) markSilent(name string) Info {
 	_, after := r.update(name, func(i *Info) {
 		i.State = Silent

@@ -34,7 +34,7 @@ const aside = ".removing-"
 // isVolume says whether a directory's name is that of a volume.
 func isVolume(name string) bool { return len(name) <= maxName && names.MatchString(name) }
 
-// isOurs says whether this package gives such names.
+// isManaged says whether this package gives such names.
 func isManaged(name string) bool { return isVolume(name) || strings.HasPrefix(name, aside) }
 
 // Split cuts a volume's path into the folder and the directory's name. It is false for what cannot be a volume's path.

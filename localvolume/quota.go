@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in it,
-// and keep it below a limit where they are mounted with prjquota or pquota. A volume is given a project of its own
+// Both ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in
+// it, and keep it below a limit where they are mounted with prjquota or pquota. A volume is given a project of its own
 // there (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
 const (
 	// firstProject and projects are the numbers that volumes get: far from those that people write into /etc/projid,

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Refusal is what nft or the kernel said of one namespace's part of the table: without it all others would stay as they
-// were.
-type Refusal struct {
+// RejectedPart is what nft or the kernel said of one namespace's part of the table: without it all others would stay as
+// they were.
+type RejectedPart struct {
 	Part string // what was refused, as a hash: another one is tried again
 	Why  string
 }
@@ -66,7 +66,7 @@ func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context
 		}
 		text := p.alone()
 		if err := try(ctx, text); err != nil && ctx.Err() == nil {
-			e.refused[p.namespace] = refusedAt{Refusal{hash(string(text)), err.Error()}, time.Now()}
+			e.refused[p.namespace] = refusedAt{RejectedPart{hash(string(text)), err.Error()}, time.Now()}
 			found = true
 		}
 	}
@@ -75,19 +75,19 @@ func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context
 
 // refusedAt is a refusal and when it was.
 type refusedAt struct {
-	Refusal
+	RejectedPart
 	at time.Time
 }
 
 // refusals are those that still count.
-func (e *Enforcer) refusals() map[string]Refusal {
-	out := map[string]Refusal{}
+func (e *Enforcer) refusals() map[string]RejectedPart {
+	out := map[string]RejectedPart{}
 	for namespace, r := range e.refused {
 		if time.Since(r.at) > refusedFor {
 			delete(e.refused, namespace)
 			continue
 		}
-		out[namespace] = r.Refusal
+		out[namespace] = r.RejectedPart
 	}
 	return out
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/netns"
 )
 
-// TCP's flags.
+// Flags of TCP.
 const (
 	flagFIN = 0x01
 	flagSYN = 0x02

@@ -72,7 +72,7 @@ func candidatesOf(mode string) ([]candidate, error) {
 }
 
 // drainer is a back end that may have work to do though nothing changes: endpoints that are on their way out.
-type drainer interface{ Drains() bool }
+type drainer interface{ HasDraining() bool }
 
 // choose opens the first candidate that will do, and says why it is that one.
 func choose(ctx context.Context, o Options, from []candidate) (_ backend, why string, _ error) {

@@ -94,7 +94,7 @@ func readHostNetwork(resolvConf string) (hostNetwork, error) {
 	}
 	var routes []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		all, err := netlinkutil.Whole(func() ([]netlink.Route, error) {
+		all, err := netlinkutil.ConsistentList(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {

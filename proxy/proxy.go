@@ -227,7 +227,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 
 // rest is how long nothing has to happen where nothing changes.
 func (p *Proxy) rest() time.Duration {
-	if d, ok := p.backend.(drainer); ok && d.Drains() {
+	if d, ok := p.backend.(drainer); ok && d.HasDraining() {
 		return drainPeriod
 	}
 	p.mu.Lock()

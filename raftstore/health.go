@@ -24,9 +24,9 @@ func (h Health) Removed() bool {
 	return !h.leader.hasLeader() && w != nil && w.removed
 }
 
-// Counted says whether another server has said since this start, and none has denied since, that the cluster counts
-// this one: by leading it, or when it was asked.
-func (h Health) Counted() bool { return h.leader.counted.Load() }
+// MembershipConfirmed says whether another server has said since this start, and none has denied since, that the
+// cluster counts this one: by leading it, or when it was asked.
+func (h Health) MembershipConfirmed() bool { return h.leader.counted.Load() }
 
 // CutOff says whether the others have a leader whom this server does not hear although they count it: another server,
 // OtherLeader, reaches it.

@@ -47,7 +47,7 @@ type leaderBoard struct {
 	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
 	// knows one.
 	without atomic.Pointer[leaderElsewhere]
-	counted atomic.Bool // see Health.Counted
+	counted atomic.Bool // see Health.MembershipConfirmed
 
 	closing context.Context // ends when the store closes
 }

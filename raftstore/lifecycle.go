@@ -83,7 +83,7 @@ func (s *Store) Close(ctx context.Context) error {
 }
 
 func (s *Store) close() error {
-	s.cluster.HandOver()
+	s.cluster.TransferBeforeStop()
 	s.writer.proposer.end()
 	s.replica.cancel()
 	s.leadership.close()

@@ -34,7 +34,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 	var transport raft.Transport
 	var p *clustered // nil in a store without a network
 	if r.opts.Network == nil {
-		r.dir.Log.Trail(trailingLogs, 0)
+		r.dir.Log.SetTrailing(trailingLogs, 0)
 		_, alone := raft.NewInmemTransport(r.address)
 		s.replication, transport = standalone{r, s.leadership, s.writer, alone}, alone
 	} else {
@@ -42,7 +42,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 		if p, err = s.openPeers(); err != nil {
 			return errors.Join(err, r.closeListener())
 		}
-		r.dir.Log.Trail(trailingLogs, trailingBytes)
+		r.dir.Log.SetTrailing(trailingLogs, trailingBytes)
 		s.replication, transport, logs = p, p.peers.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}

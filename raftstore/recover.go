@@ -104,7 +104,7 @@ func openRecovery(o Options) (*recovery, error) {
 	return r, nil
 }
 
-// look fills the plan. It runs the log's entries, committed or not.
+// fillPlan fills the plan. It runs the log's entries, committed or not.
 func (r *recovery) fillPlan() error {
 	_, transport := raft.NewInmemTransport("")
 	servers, err := raft.GetConfiguration(r.conf, r.fsm, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport)

@@ -85,7 +85,7 @@ func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 	// When to take a snapshot is the snapshotter's to say.
 	conf.SnapshotThreshold = math.MaxUint64
 	conf.SnapshotInterval = 24 * time.Hour
-	conf.TrailingLogs = 0 // disk.Log.Trail says what stays
+	conf.TrailingLogs = 0 // disk.Log.SetTrailing says what stays
 	if r.opts.Network != nil {
 		conf.HeartbeatTimeout = leaseFor * r.opts.ElectionTimeout
 		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // both until setTimers says otherwise

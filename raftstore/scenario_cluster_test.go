@@ -370,7 +370,7 @@ func (n *node) open(o Options, alone bool) error {
 	})
 	s.replica.raft.RegisterObserver(observer)
 	if n.c.trail != nil {
-		s.replica.dir.Log.Trail(*n.c.trail, 0)
+		s.replica.dir.Log.SetTrailing(*n.c.trail, 0)
 	}
 	n.mu.Lock()
 	n.store = s

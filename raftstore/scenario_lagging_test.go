@@ -82,7 +82,7 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 		leader := c.leader()
 		s := leader.running()
 		for _, keep := range []uint64{128, 1, 0} {
-			s.replica.dir.Log.Trail(keep, 0)
+			s.replica.dir.Log.SetTrailing(keep, 0)
 			c.fill(leader, 10)
 			c.pass(time.Second)
 			var last raft.Log

@@ -15,7 +15,7 @@ func (c *cluster) keep(entries uint64) {
 	c.trail = &entries
 	for _, n := range c.nodes {
 		if s := n.running(); s != nil {
-			s.replica.dir.Log.Trail(entries, 0)
+			s.replica.dir.Log.SetTrailing(entries, 0)
 		}
 	}
 }

@@ -264,8 +264,8 @@ func TestScenarioRemoval(t *testing.T) {
 					c.serves(n)
 				}
 				c.refuses(victim)
-				if victim.running().Health().Counted() || !rest[0].running().Health().Counted() {
-					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().Counted(), rest[0].running().Health().Counted())
+				if victim.running().Health().MembershipConfirmed() || !rest[0].running().Health().MembershipConfirmed() {
+					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().MembershipConfirmed(), rest[0].running().Health().MembershipConfirmed())
 				}
 				if now := c.leader(rest...).term(); now != term {
 					c.Errorf("seed %d: the removed server raised the term from %d to %d", c.seed, term, now)

@@ -97,7 +97,7 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 		c.cutLink(f, cut)
 		c.cutLink(d, e)
 		c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
-		if !cut.running().Health().Counted() {
+		if !cut.running().Health().MembershipConfirmed() {
 			c.Errorf("seed %d: it does not know that the others count it", c.seed)
 		}
 		if to := cut.running().Health().OtherLeader(); to != d.name && to != e.name {

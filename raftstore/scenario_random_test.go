@@ -79,7 +79,7 @@ func (c *cluster) strike() {
 			// the log's, stops the bubble's time.
 			n.faults.DelayFlushes(0)
 			n.faults.FailWrites(nil)
-			s.replica.dir.Log.Trail(5, 0)
+			s.replica.dir.Log.SetTrailing(5, 0)
 			_ = s.snapshotter.once() // raft may not be able to yet
 		}
 	}

@@ -39,7 +39,7 @@ func (c *cluster) forget(n *node) {
 	c.Helper()
 	s := n.running()
 	if c.trail == nil {
-		s.replica.dir.Log.Trail(5, 0)
+		s.replica.dir.Log.SetTrailing(5, 0)
 	}
 	if err := s.snapshotter.once(); err != nil {
 		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)

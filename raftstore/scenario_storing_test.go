@@ -218,10 +218,10 @@ func TestScenarioTransferBesideStalledVoter(t *testing.T) {
 			c.Errorf("seed %d: leadership for a server whose disk is stalled: %v", c.seed, err)
 		}
 		began := time.Now()
-		if !leader.running().cluster.HandOver() {
+		if !leader.running().cluster.TransferBeforeStop() {
 			c.Errorf("seed %d: it could not hand over\n%s", c.seed, c.state())
 		}
-		if took := time.Since(began); took > handOverWithin {
+		if took := time.Since(began); took > transferWithin {
 			c.Errorf("seed %d: it took %v", c.seed, took)
 		}
 		c.serves(c.others(leader, stalled)...)

@@ -44,7 +44,7 @@ func TestScenarioStorm(t *testing.T) {
 		trail := uint64(c.rand.IntN(4))
 		c.trail = &trail
 		for _, n := range c.nodes {
-			n.running().replica.dir.Log.Trail(trail, 0)
+			n.running().replica.dir.Log.SetTrailing(trail, 0)
 		}
 		w := c.work(3)
 		for round := range 25 {

@@ -14,19 +14,19 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// handOverWithin bounds the handing over of the leadership at the end.
-const handOverWithin = time.Second
+// transferWithin bounds the transfer of the leadership at the end.
+const transferWithin = time.Second
 
-// HandOver gives the leadership to another voter, so that a server that stops
+// TransferBeforeStop gives the leadership to another voter, so that a server that stops
 // in good order leaves no gap.
-func (c *Cluster) HandOver() bool {
+func (c *Cluster) TransferBeforeStop() bool {
 	if lead, _ := c.leadership.get(); !lead.Leader || !c.othersVote() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, handOverWithin)
+	ctx, cancel := context.WithTimeout(c.ctx, transferWithin)
 	defer cancel()
 	if err := c.TransferLeadership(ctx); err != nil {
-		c.log.Warn("could not hand the store's leadership over before stopping", "err", err)
+		c.log.Warn("could not transfer the store's leadership before stopping", "err", err)
 		return false
 	}
 	return true
@@ -100,7 +100,7 @@ func transfer(ctx context.Context, start func() raft.Future) error {
 	select {
 	case err := <-done:
 		if err != nil {
-			return fmt.Errorf("raftstore: hand over the leadership: %w", err)
+			return fmt.Errorf("raftstore: transfer the leadership: %w", err)
 		}
 		return nil
 	case <-ctx.Done():

@@ -26,7 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// told is which pods a handler has been told of, by name, with their phase.
+// podRecorder is which pods a handler has been told of, by name, with their phase.
 type podRecorder struct {
 	mu   sync.Mutex
 	pods map[string]corev1.PodPhase

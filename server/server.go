@@ -421,7 +421,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	serving.Go(func(ctx context.Context) { s.serveConsole(ctx, api) })
 	serving.Go(func(ctx context.Context) { s.keepConsoleService(ctx, api) })
 	leadErr := s.lead(loops, api, store)
-	if store.Cluster().HandOver() {
+	if store.Cluster().TransferBeforeStop() {
 		s.vips.AwaitMove()
 	}
 	serving.Stop(nil)

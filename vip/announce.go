@@ -149,8 +149,8 @@ func (r *responder) due(claimant hw) bool {
 	return !answered && len(r.defended) < maxClaimants
 }
 
-// say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of
-// all: a process may be paused anywhere, for any time. It says whether something was sent.
+// transmit sends frames if this machine may, and asks before when the last permission has run out. The clock is read
+// last of all: a process may be paused anywhere, for any time. It says whether something was sent.
 func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

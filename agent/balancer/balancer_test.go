@@ -124,7 +124,7 @@ func (s *server) stop() {
 	}
 }
 
-// vanish leaves the connections open and takes no more.
+// stopAccepting leaves the connections open and takes no more.
 func (s *server) stopAccepting() { s.listener.Close() }
 
 // start runs a balancer that gives servers and clients two minutes for what they have seconds for otherwise, which a

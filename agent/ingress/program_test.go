@@ -46,7 +46,7 @@ var build = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
-// node is a folder with a program and a control group that does not limit anything.
+// testNode is a folder with a program and a control group that does not limit anything.
 type testNode struct {
 	t     *testing.T
 	o     Options

@@ -22,9 +22,9 @@ func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 	return n.gossip
 }
 
-// Answered says whether a server answered this machine when it started, and so gave the keys as they are. It is for
-// before Run.
-func (n *Node) Answered() bool { return !n.stale }
+// AnsweredAtStart says whether a server answered this machine when it started, and so gave the keys as they are. It is
+// for before Run.
+func (n *Node) AnsweredAtStart() bool { return !n.stale }
 
 // AskGossipKeys asks the servers, one after the other, for the present gossip keys, with the node's certificate, and
 // keeps them.

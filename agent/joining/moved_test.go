@@ -74,7 +74,7 @@ func TestForeignServerIsRefusedAtFirst(t *testing.T) {
 	}
 }
 
-// stranger is a program that is none of the cluster's, at an address, until the test ends.
+// otherCluster is a program that is none of the cluster's, at an address, until the test ends.
 func otherCluster(t *testing.T, address string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", address)

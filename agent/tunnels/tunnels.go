@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	// lookEvery is how often the list of servers is compared with the connections that there are.
+	// pollPeriod is how often the list of servers is compared with the connections that there are.
 	pollPeriod = 2 * time.Second
 	// firstPause and maxPause are how long to wait before a server is tried again.
 	firstPause, maxPause = 500 * time.Millisecond, 2 * time.Second

@@ -117,7 +117,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
 		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
 	}
-	if joined.Answered() {
+	if joined.AnsweredAtStart() {
 		member.keysReceived = time.Now()
 	}
 	ready := make(chan struct{})

@@ -101,7 +101,7 @@ func (a *agentMember) run(ctx context.Context) {
 	}
 	member, err := a.member()
 	if err == nil {
-		a.reach.SetTell(member.TellUnreachable)
+		a.reach.OnUnreachable(member.TellUnreachable)
 		a.line.Set(status.Running, "")
 		a.show(func() []status.Member { return statusMembers(member.Members()) })
 		done := make(chan struct{})
@@ -168,7 +168,7 @@ func (a *agentMember) lost() bool {
 	return true
 }
 
-// nobody says what to do on a machine that finds no server.
+// noServerHint says what to do on a machine that finds no server.
 func noServerHint(tried []string) string {
 	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; "+
 		"it is tried on, and pods keep "+

@@ -77,7 +77,7 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	time.AfterFunc(stopPatience, p.Restart)
 }
 
-// tellGone says in the log and on the board that addresses are gone with nothing in their place.
+// reportLost says in the log and on the board that addresses are gone with nothing in their place.
 func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	line := p.Board.Part("address")
 	if gone == nil {
@@ -100,7 +100,7 @@ func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	p.Log.Warn("the address is gone", "reason", why)
 }
 
-// anew puts this program, as it is on the disk now, in place of this process.
+// restartProcess puts this program, as it is on the disk now, in place of this process.
 func restartProcess(environ []string) error {
 	self, err := os.Executable()
 	if err != nil {

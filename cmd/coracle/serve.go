@@ -159,7 +159,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 	for pause, pools := settled, true; ; pause, pools = trimEvery, false {
 		select {
 		case <-time.After(pause):
-		case <-pacer.Over():
+		case <-pacer.BurstEnded():
 			pools = true
 		case <-ctx.Done():
 			return

@@ -175,7 +175,7 @@ func fingerprint(chain []byte) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// ours says whether a Secret holds a certificate that this package put there.
+// isOwned says whether a Secret holds a certificate that this package put there.
 func isOwned(s *corev1.Secret) bool {
 	for name := range s.Annotations {
 		if strings.HasPrefix(name, foreign) {

@@ -108,8 +108,8 @@ func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceA
 		name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
 }
 
-// says reports whether a Service says what it has to; fields that were applied and are not wanted any more it does not
-// see.
+// upToDate reports whether a Service says what it has to; fields that were applied and are not wanted any more it does
+// not see.
 func upToDate(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
 	for _, of := range []struct{ have, want map[string]string }{{svc.Labels, want.Labels}, {svc.Annotations, want.Annotations}} {
 		for k, v := range of.want {

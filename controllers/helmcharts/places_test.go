@@ -49,7 +49,7 @@ type crowd struct {
 	who    string
 }
 
-// looked has a look at the controller's entries where it looks for a namespace itself: they are its loop's alone.
+// sample has a look at the controller's entries where it looks for a namespace itself: they are its loop's alone.
 type sample struct {
 	corelisters.NamespaceLister
 	w *crowd

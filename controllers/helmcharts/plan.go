@@ -160,8 +160,8 @@ func Managed(c *kinds.HelmChart) bool {
 	return !named || slices.Contains(managers, by)
 }
 
-// ours are the finalizers that a chart has for our sake.
-func isManaged(c *kinds.HelmChart) bool {
+// hasFinalizer are the finalizers that a chart has for our sake.
+func hasFinalizer(c *kinds.HelmChart) bool {
 	return slices.Contains(c.Finalizers, Finalizer) || slices.Contains(c.Finalizers, k3sFinalizer)
 }
 
@@ -179,7 +179,7 @@ func Decide(v *View) Decision {
 
 // unmanaged lets go of a chart. What is under way ends by itself.
 func (v *View) unmanaged() Decision {
-	if v.Work != nil || !isManaged(v.Chart) {
+	if v.Work != nil || !hasFinalizer(v.Chart) {
 		return Decision{}
 	}
 	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
@@ -193,7 +193,7 @@ func (v *View) unmanaged() Decision {
 func (v *View) deleted() Decision {
 	name := Target(v.Chart) + "/" + v.Chart.Name
 	switch {
-	case !isManaged(v.Chart):
+	case !hasFinalizer(v.Chart):
 		return Decision{}
 	case v.Work != nil && v.Work.Operation == helmjob.Apply:
 		return Decision{Step: Interrupt}

@@ -132,7 +132,7 @@ func (c *Controller) meet(all found) {
 	refs, releases := c.watches.changed()
 	present := map[types.NamespacedName]bool{}
 	for _, chart := range all.charts {
-		if !Managed(chart) && !isManaged(chart) {
+		if !Managed(chart) && !hasFinalizer(chart) {
 			continue
 		}
 		name := nameOf(chart)
@@ -172,7 +172,7 @@ func (c *Controller) meet(all found) {
 	}
 }
 
-// says is what chart and config say, told apart by what the API counts.
+// description is what chart and config say, told apart by what the API counts.
 func (e *entry) description() string {
 	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery],
 		" ", e.rival, " ", e.broken)
@@ -182,7 +182,7 @@ func (e *entry) description() string {
 	return s
 }
 
-// look reads what has to be known of a chart. While an operation is under way its release changes all the time, and
+// refresh reads what has to be known of a chart. While an operation is under way its release changes all the time, and
 // does not matter.
 func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	if !e.stale {
@@ -305,7 +305,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	return again, c.writeStatus(requests, e, d.Status)
 }
 
-// say writes a chart's status where it differs.
+// writeStatus writes a chart's status where it differs.
 func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status) error {
 	e.trouble = false
 	for _, cond := range s.Conditions {

@@ -97,7 +97,7 @@ func eventReason(a helmjob.Action) string {
 	}
 }
 
-// tell makes an event of a chart.
+// emitEvent makes an event of a chart.
 func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *Event) {
 	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
 	kind := corev1.EventTypeNormal

@@ -27,7 +27,7 @@ const (
 	leftovers = "local-storage.coracle"
 	// mostLeftovers is how many of a node's are written down, so that the object stays well below the API's limit.
 	mostLeftovers = 1000
-	// lookAgain is how often nodes are looked for while there are leftovers.
+	// sweepPeriod is how often nodes are looked for while there are leftovers.
 	sweepPeriod = time.Minute
 )
 

@@ -246,7 +246,6 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
 // TestDeleteRetained: the cache still has the policy Delete, and somebody has said Retain.
 func TestDeleteRetained(t *testing.T) {
 	f := newFixture(t, "n1")
@@ -264,6 +263,7 @@ func TestDeleteRetained(t *testing.T) {
 	}
 }
 
+// TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
 func TestDeleteNothingElse(t *testing.T) {
 	f := newFixture(t, "n1")
 	for _, path := range []string{

@@ -36,7 +36,7 @@ func storing(s *State, refusesPatches bool) {
 		now.Status = *want
 		if now.Size() <= limit {
 			svc.Status = *want
-		} else if less := Shrunk(svc, plan[key(svc)]); less != nil && !refusesPatches {
+		} else if less := StatusWithoutReleased(svc, plan[key(svc)]); less != nil && !refusesPatches {
 			svc.Status = *less
 		}
 	}
@@ -191,7 +191,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 func TestShrunkStatusKeepsTheRest(t *testing.T) {
 	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
-	if Shrunk(s, Verdict{}) != nil {
+	if StatusWithoutReleased(s, Verdict{}) != nil {
 		t.Error("it has given up nothing, and is shrunk")
 	}
 	for _, c := range []struct {
@@ -204,7 +204,7 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 		{[]addressPort{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
 		{[]addressPort{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
 	} {
-		status := Shrunk(s, Verdict{released: c.released})
+		status := StatusWithoutReleased(s, Verdict{released: c.released})
 		var words []string
 		for _, in := range status.LoadBalancer.Ingress {
 			var numbers []int32
@@ -244,7 +244,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			if want, _ := StatusOf(web, plan[key(web)]); len(want.LoadBalancer.Ingress) > 0 {
 				t.Errorf("the other one gets %s at once", ingressText(want.LoadBalancer))
 			}
-			if less := Shrunk(old, plan[key(old)]); less == nil || len(less.LoadBalancer.Ingress) > 0 {
+			if less := StatusWithoutReleased(old, plan[key(old)]); less == nil || len(less.LoadBalancer.Ingress) > 0 {
 				t.Errorf("what it gives up is not taken from its status by a patch: %v", less)
 			}
 			storing(s, false) // the first round takes it from the one, the next gives it to the other

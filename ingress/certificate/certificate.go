@@ -20,9 +20,9 @@ const (
 	maxRSA = 4096
 )
 
-// Flaw says why a Secret is no certificate that is served; empty for one that is, whose own certificate comes with it.
+// Parse says why a Secret is no certificate that is served; empty for one that is, whose own certificate comes with it.
 // The Secret may be nil.
-func Flaw(s *corev1.Secret) (*x509.Certificate, string) {
+func Parse(s *corev1.Secret) (*x509.Certificate, string) {
 	if s == nil {
 		return nil, "does not exist"
 	}

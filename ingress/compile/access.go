@@ -60,7 +60,7 @@ func (o *options) networks(name string) []string {
 // maxBadUsers bounds how many users an Ingress' events name.
 const maxBadUsers = 5
 
-// forms of Secrets with users.
+// Forms of Secrets with users.
 const (
 	authFile = "auth-file" // a file of htpasswd's in the key auth
 	authMap  = "auth-map"  // a hash in a key for each user

@@ -89,7 +89,7 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 	}
 	if c, ok = m.lastCertificates[s]; !ok {
 		var leaf *x509.Certificate
-		if leaf, c.flaw = certificate.Flaw(s); c.flaw == "" {
+		if leaf, c.flaw = certificate.Parse(s); c.flaw == "" {
 			if c.names = leaf.DNSNames; len(c.names) == 0 {
 				c.names = []string{leaf.Subject.CommonName}
 			}

@@ -225,7 +225,7 @@ type mirrorBody struct {
 	moved  func()
 }
 
-// came has f called for each piece of the body.
+// onRead has f called for each piece of the body.
 func (b *mirrorBody) onRead(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

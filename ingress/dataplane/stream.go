@@ -59,8 +59,8 @@ type helloConn struct {
 	isStream atomic.Bool
 }
 
-// errTaken ends the HTTP server's handshake on a connection that is a stream.
-var errIsStream = errors.New("the connection is a stream")
+// errBecameStream ends the HTTP server's handshake on a connection that is a stream.
+var errBecameStream = errors.New("the connection is a stream")
 
 // errTunnelClosed says that the listener has been drained meanwhile.
 var errTunnelClosed = errors.New("the tunnel has been closed")
@@ -72,7 +72,7 @@ func (c *helloConn) becomeStream(h *host) error {
 	_ = c.Conn.SetDeadline(time.Time{}) // the handshake's; a connection that cannot have one fails at once
 	c.of.stream(c.Conn, c.hello, h)
 	c.hello = nil
-	return errIsStream
+	return errBecameStream
 }
 
 // release leaves the connection to the HTTP server.

@@ -342,7 +342,7 @@ func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {
 
 func (m *Memory) judge(s *corev1.Secret) judgement {
 	return recall(m.now.judged, m.last.judged, s, func() judgement {
-		leaf, flaw := certificate.Flaw(s)
+		leaf, flaw := certificate.Parse(s)
 		if flaw != "" {
 			return judgement{flaw: flaw}
 		}

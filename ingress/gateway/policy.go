@@ -49,7 +49,7 @@ func (p policies) of(service types.NamespacedName, port string) *policy {
 	return p[target{service, ""}]
 }
 
-// all are the policies that name a Service.
+// readPolicies collects the policies that name a Service.
 func (c *compiler) readPolicies() {
 	c.policies = policies{}
 	for _, object := range byAge(c.s.Policies) {

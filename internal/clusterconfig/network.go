@@ -48,7 +48,7 @@ const WireGuardAnnotation = "coracle.dev/wireguard"
 // these are others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
 const UnderlayAnnotation = "coracle.dev/underlay"
 
-// RBAC's words for external IPs: a user with the verb of the resource in a namespace may give its Services
+// Words of RBAC for external IPs: a user with the verb of the resource in a namespace may give its Services
 // external IPs, each of which is a name of the resource. Nothing is served by that name; the API server's admission
 // asks for it. The ClusterRole has the rule for every address, and no other role of the cluster's includes it.
 const (

@@ -58,8 +58,8 @@ func Commands(chains []Chain, n Needs) []string {
 	return out
 }
 
-// Lasting says whether the commands survive the next start of the machine by themselves.
-func Lasting(chains []Chain) bool {
+// Persistent says whether the commands survive the next start of the machine by themselves.
+func Persistent(chains []Chain) bool {
 	return !slices.ContainsFunc(Programs(chains), func(p Program) bool { return p != UFW && p != Firewalld })
 }
 
@@ -177,7 +177,7 @@ func Advice(chains []Chain, n Needs) string {
 		return "accept there what the cluster's machines and pods send"
 	}
 	text := strings.Join(commands, "; ")
-	if !Lasting(chains) {
+	if !Persistent(chains) {
 		text += "; put the same where the firewall's rules are kept, or they are gone when the machine starts again"
 	}
 	return text

@@ -191,7 +191,7 @@ func TestCommands(t *testing.T) {
 			if got := Commands(c.chains, c.needs); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
-			if Lasting(c.chains) != c.lasting {
+			if Persistent(c.chains) != c.lasting {
 				t.Errorf("lasting: %v", !c.lasting)
 			}
 		})

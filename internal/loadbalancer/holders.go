@@ -84,7 +84,7 @@ func (r Record) Write() (map[string]string, error) {
 // Conflicts are addresses that another machine uses, with its Ethernet address.
 type Conflicts map[netip.Addr]net.HardwareAddr
 
-// maxSaid bounds what a Node says of addresses: a machine on the network can invent as many conflicts as there are
+// maxReported bounds what a Node says of addresses: a machine on the network can invent as many conflicts as there are
 // addresses. What was proven makes room for more as soon as the record has it.
 const maxReported = 64
 

@@ -78,17 +78,17 @@ func NewPacer(idle, busy int, now func() time.Time) *Pacer {
 	return p
 }
 
-// Over has a value when a burst of work has ended that may have left much garbage behind, which Go would collect two
-// minutes later: the process is to Rest, and to Trim.
-func (p *Pacer) Over() <-chan struct{} {
+// BurstEnded has a value when a burst of work has ended that may have left much garbage behind, which Go would collect
+// two minutes later: the process is to Rest, and to Trim.
+func (p *Pacer) BurstEnded() <-chan struct{} {
 	if p == nil {
 		return nil
 	}
 	return p.over
 }
 
-// Ended says that work has ended which left much garbage behind, however much Go sees: Over has a value as after a
-// burst. It returns at once.
+// Ended says that work has ended which left much garbage behind, however much Go sees: BurstEnded has a value as after
+// a burst. It returns at once.
 func (p *Pacer) Ended() {
 	if p == nil {
 		return

@@ -58,7 +58,7 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 		p.Rest()
 		over := func() bool {
 			select {
-			case <-p.Over():
+			case <-p.BurstEnded():
 				return true
 			default:
 				return false
@@ -111,7 +111,7 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 		over := func(after time.Duration) bool {
 			time.Sleep(after) // the bubble's time
 			synctest.Wait()
-			return len(p.Over()) > 0
+			return len(p.BurstEnded()) > 0
 		}
 		p.Ended()
 		if over(9 * time.Second) {
@@ -125,7 +125,7 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 		if !over(2 * time.Second) {
 			t.Error("it is not over eleven seconds after a collection")
 		}
-		<-p.Over()
+		<-p.BurstEnded()
 		p.Ended()
 		if over(30 * time.Second) {
 			t.Error("it is over twice in half a minute")
@@ -133,7 +133,7 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 		if !over(31 * time.Second) {
 			t.Error("it is not over after a minute")
 		}
-		<-p.Over()
+		<-p.BurstEnded()
 		collections++
 		if p.afterCollection(); over(5 * time.Minute) {
 			t.Error("it is over once more")
@@ -154,7 +154,7 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 		sample := func() {
 			synctest.Wait()
 			select {
-			case <-p.Over():
+			case <-p.BurstEnded():
 				ended++
 				p.Rest()
 			default:

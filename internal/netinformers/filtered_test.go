@@ -150,7 +150,7 @@ func (a *api) tell(ctx context.Context, at int, shows func(*corev1.Pod) bool, ou
 	}
 }
 
-// told is which pods a handler knows, and what it should not have been told.
+// recorder is which pods a handler knows, and what it should not have been told.
 type recorder struct {
 	mu   sync.Mutex
 	pods map[string]string

@@ -15,8 +15,9 @@ import (
 // callers, who look again anyway.
 const attempts = 20
 
-// Whole returns what a function of the netlink package lists, from the first time that nothing changed meanwhile.
-func Whole[T any](list func() ([]T, error)) ([]T, error) {
+// ConsistentList returns what a function of the netlink package lists, from the first time that nothing changed
+// meanwhile.
+func ConsistentList[T any](list func() ([]T, error)) ([]T, error) {
 	var out []T
 	var err error
 	for range attempts {
@@ -29,10 +30,10 @@ func Whole[T any](list func() ([]T, error)) ([]T, error) {
 
 // Addresses are those of all devices.
 func Addresses(family int) ([]netlink.Addr, error) {
-	return Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
+	return ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 }
 
 // Routes are those of the main table.
 func Routes(family int) ([]netlink.Route, error) {
-	return Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
+	return ConsistentList(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 }

@@ -26,7 +26,7 @@ func TestWhole(t *testing.T) {
 		"never":             {1000, nil, netlink.ErrDumpInterrupted, attempts},
 	} {
 		lists := 0
-		got, err := Whole(func() ([]int, error) {
+		got, err := ConsistentList(func() ([]int, error) {
 			if lists++; lists <= c.interrupted {
 				return []int{1}, fmt.Errorf("listing: %w", netlink.ErrDumpInterrupted)
 			}

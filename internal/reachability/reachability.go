@@ -106,8 +106,8 @@ func New(o Options) *Watch {
 	return &Watch{o: o, tell: o.Report, wake: make(chan struct{}, 1), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 
-// SetTell sets Options.Tell, of who is made after the Watch.
-func (w *Watch) SetTell(tell func(node string)) {
+// OnUnreachable sets Options.Tell, of who is made after the Watch.
+func (w *Watch) OnUnreachable(tell func(node string)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tell = tell

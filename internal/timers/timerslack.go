@@ -74,7 +74,7 @@ func setOthers(own string, text []byte) error {
 	return nil // threads come and go all the time; those that came in between were started by one that has it
 }
 
-// gone says whether an error is of a thread that has ended.
+// exited says whether an error is of a thread that has ended.
 func exited(id string, err error) bool {
 	if errors.Is(err, unix.ESRCH) { // since its file was opened
 		return true

@@ -135,7 +135,7 @@ func Parse(s string) (Token, error) {
 	return t, nil
 }
 
-// looksCut says that s is the first part of a full token: prefix and hex digits.
+// seemsTruncated says that s is the first part of a full token: prefix and hex digits.
 func seemsTruncated(s string) bool {
 	hash, ok := strings.CutPrefix(s, prefix)
 	return ok && len(hash) > 16 && strings.Trim(hash, "0123456789abcdef:") == ""

@@ -71,7 +71,7 @@ func (p *Proxier) deviceIntact() (bool, error) {
 
 // deviceAddresses are the device's of one family.
 func deviceAddresses(link netlink.Link, family int) (map[netip.Addr]bool, error) {
-	all, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	all, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}
@@ -93,7 +93,7 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	if err != nil {
 		return err
 	}
-	have, err := netlinkutil.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	have, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}

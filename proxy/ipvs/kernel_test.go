@@ -239,7 +239,7 @@ func testTermination(t *testing.T, b *bed) {
 		}
 		abort(n)
 	}
-	if !b.proxier.Drains() {
+	if !b.proxier.HasDraining() {
 		t.Error("nobody would look again")
 	}
 	abort(c)
@@ -250,7 +250,7 @@ func testTermination(t *testing.T, b *bed) {
 		}
 		return nil
 	})
-	if b.proxier.Drains() {
+	if b.proxier.HasDraining() {
 		t.Error("it is gone, and still said to drain")
 	}
 }

@@ -74,7 +74,7 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 	}
 }
 
-// alike says whether all but Services and endpoints is the same.
+// equal says whether all but Services and endpoints is the same.
 func (v View) equal(w View) bool {
 	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) &&
 		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Elsewhere, w.Elsewhere)

@@ -319,8 +319,9 @@ func (f *family) after(o Options, all bool) {
 	}
 }
 
-// Drains says whether real servers are on their way out, so that another Sync is due in a while though nothing changes.
-func (p *Proxier) Drains() bool {
+// HasDraining says whether real servers are on their way out, so that another Sync is due in a while though nothing
+// changes.
+func (p *Proxier) HasDraining() bool {
 	return slices.ContainsFunc(p.families, func(f *family) bool { return len(f.apply.draining) > 0 })
 }
 

@@ -71,7 +71,7 @@ type substitutes struct {
 	logged map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
 }
 
-// say looks at all Services.
+// report looks at all Services.
 func (s *substitutes) report(log klog.Logger, node string, families []*family) {
 	lacking, now := map[string]bool{}, map[types.NamespacedName]string{}
 	for _, f := range families {

@@ -10,7 +10,7 @@ import (
 	"os"
 )
 
-// bbolt maps its file into memory and trusts it: a page number out of range
+// The library bbolt maps its file into memory and trusts it: a page number out of range
 // or a truncated file ends the process with SIGBUS or a panic. So each page
 // that bbolt would reach is read and checked here first. The layout is that of
 // bbolt's version 2 format; numbers are little endian on every machine that we

@@ -276,7 +276,7 @@ func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(test.entries, test.bytes), func(t *testing.T) {
 			d := fill(t)
-			d.Log.Trail(test.entries, test.bytes)
+			d.Log.SetTrailing(test.entries, test.bytes)
 			log := d.CachedLog(64 << 10)
 			testenv.NoError(t, log.DeleteRange(1, end))
 			first, _ := log.FirstIndex()

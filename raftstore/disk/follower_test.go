@@ -202,7 +202,7 @@ func (f *follower) open() {
 	conf.LocalID, conf.Logger = "f", hclog.NewNullLogger()
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = time.Hour, time.Hour, time.Hour
 	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = math.MaxUint64, 24*time.Hour, 0
-	f.dir.Log.Trail(f.trailing, 0)
+	f.dir.Log.SetTrailing(f.trailing, 0)
 	f.fsm = &checkedFSM{history: f.history, confirm: f.dir.Installed}
 	if f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.filtered()); err != nil {
 		f.t.Fatal(err)

@@ -265,7 +265,7 @@ func (l *Log) seal(s *segment) error {
 
 // DeleteRange removes entries from the beginning or from the end, both indexes
 // included. Of a beginning it removes whole files; what is left over of one may
-// be there again after a restart. What Trail says stays. Appends go on while the
+// be there again after a restart. What SetTrailing says stays. Appends go on while the
 // files are removed: for a log of one GiB that takes a quarter of a second.
 func (l *Log) DeleteRange(from, to uint64) error {
 	last, _ := l.LastIndex()

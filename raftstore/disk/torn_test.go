@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// random entries: small ones, some of several sectors, many of zeros only.
+// randomEntry makes an entry: small ones, some of several sectors, many of zeros only.
 func randomEntry(r *rand.Rand, index uint64) *raft.Log {
 	data := make([]byte, r.IntN(1<<r.IntN(13)))
 	if r.IntN(2) == 0 {

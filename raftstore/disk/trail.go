@@ -9,7 +9,7 @@ type trail struct {
 	bytes   int64
 }
 
-// Trail sets how much of what the newest snapshot covers stays in the log, for
+// SetTrailing sets how much of what the newest snapshot covers stays in the log, for
 // followers that lack a little: at least so many entries, and as many more as
 // take no more than so many bytes on disk. If it was never called, nothing stays.
 //
@@ -17,7 +17,7 @@ type trail struct {
 // (snapshot.go, compactLogsWithTrailing). When a snapshot is complete, the log may
 // have grown by more than that since it was begun. So raft is told to leave
 // nothing, and DeleteRange leaves this.
-func (l *Log) Trail(entries uint64, bytes int64) { l.trail.Store(&trail{entries, bytes}) }
+func (l *Log) SetTrailing(entries uint64, bytes int64) { l.trail.Store(&trail{entries, bytes}) }
 
 // beforeTrail returns the last of the entries up to an index that may be removed.
 // Entries after the newest snapshot are not removed by compaction, but because the

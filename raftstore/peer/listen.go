@@ -155,7 +155,7 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
 }
 
-// tellTLS logs a failed TLS handshake now and then: raft's own lines on a peer
+// logTLS logs a failed TLS handshake now and then: raft's own lines on a peer
 // that cannot be reached do not tell it from a machine that is off.
 func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {

@@ -145,7 +145,7 @@ func (m *metricsAPI) keep(ctx context.Context) error {
 	have, err := m.services.Get(metricsAPIService)
 	switch {
 	case apierrors.IsNotFound(err) && m.collector != nil:
-		m.collector.Elsewhere("")
+		m.collector.SetOtherProvider("")
 		if _, err = m.client.Create(ctx, localMetrics(), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			return nil // another server was faster, or a user
 		}
@@ -159,7 +159,7 @@ func (m *metricsAPI) keep(ctx context.Context) error {
 		if s := have.Spec.Service; s != nil {
 			elsewhere = s.Namespace + "/" + s.Name
 		}
-		m.collector.Elsewhere(elsewhere)
+		m.collector.SetOtherProvider(elsewhere)
 		return nil
 	case have.Spec.Service == nil:
 		err = m.client.Delete(ctx, metricsAPIService, metav1.DeleteOptions{

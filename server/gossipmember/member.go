@@ -66,8 +66,8 @@ type Options struct {
 	// Stores are where other servers' stores are. Leaderless says that this server has other ones and no leader.
 	Stores     func() []netip.AddrPort
 	Leaderless func() bool
-	// MostMachines is how many live members there can be, 0 for unknown.
-	MostMachines func() int
+	// MaxGossipMembers is how many live members there can be, 0 for unknown.
+	MaxGossipMembers func() int
 	// Suspect is called for a member that may be dead.
 	Suspect func(node string)
 	Now     func() time.Time
@@ -165,13 +165,13 @@ func (m *Member) join(ctx context.Context) error {
 	member, err := gossip.New(gossip.Options{
 		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
 		File: filepath.Join(m.o.Dir, membersFile), Ask: m.o.Stores,
-		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MostMachines, Suspect: m.o.Suspect, Reach: watch,
+		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MaxGossipMembers, Suspect: m.o.Suspect, Reach: watch,
 		Logger: m.o.Logger,
 	})
 	if err == nil {
 		m.member.Store(member)
 		if m.o.Reach != nil {
-			m.o.Reach.SetTell(member.TellUnreachable)
+			m.o.Reach.OnUnreachable(member.TellUnreachable)
 		}
 		close(m.changed)
 	}

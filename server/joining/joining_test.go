@@ -415,7 +415,7 @@ func (f *fixture) dial() *tls.Conn {
 	return c
 }
 
-// tell sends a request as it is, and returns the answer.
+// exchange sends a request as it is, and returns the answer.
 func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
 	t.Helper()
 	testenv.Must(c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)))(t)

@@ -94,7 +94,7 @@ func (k *Keeper) apply(setting string) {
 	k.report(trouble)
 }
 
-// say shows and logs what is wrong with the flag, when that is news.
+// report shows and logs what is wrong with the flag, when that is news.
 func (k *Keeper) report(trouble string) {
 	if trouble == k.trouble {
 		return

@@ -99,8 +99,8 @@ func (c *Collector) Install(server *genericapiserver.GenericAPIServer) error {
 	return nil
 }
 
-// Elsewhere notes which Service (NAMESPACE/NAME) answers for the API in this one's place; empty for none.
-func (c *Collector) Elsewhere(service string) {
+// SetOtherProvider notes which Service (NAMESPACE/NAME) answers for the API in this one's place; empty for none.
+func (c *Collector) SetOtherProvider(service string) {
 	c.mu.Lock()
 	c.elsewhere = service
 	c.mu.Unlock()

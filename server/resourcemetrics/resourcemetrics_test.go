@@ -200,7 +200,7 @@ func TestForeignPods(t *testing.T) {
 	})
 }
 
-// hang is a kubelet that accepts a question and never answers.
+// block is a kubelet that accepts a question and never answers.
 func block(r *http.Request) (*http.Response, error) {
 	<-r.Context().Done()
 	return nil, r.Context().Err()
@@ -381,11 +381,11 @@ func TestElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		c := w.run(t)
-		c.Elsewhere("kube-system/metrics-server")
+		c.SetOtherProvider("kube-system/metrics-server")
 		if got := w.line(); !strings.Contains(got, "running: the Service kube-system/metrics-server answers") {
 			t.Errorf("%q", got)
 		}
-		c.Elsewhere("")
+		c.SetOtherProvider("")
 		expect(t, "back", w.line(), "running: at rest until a client asks")
 	})
 }

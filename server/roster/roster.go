@@ -94,9 +94,9 @@ func (r *Roster) Node(name string) *corev1.Node {
 	return n
 }
 
-// MostMachines is how many live members of the gossip there can be, by the number of nodes: some machines are members
-// and no nodes yet, or not any more. It is 0 until the nodes are known.
-func (r *Roster) MostMachines() int {
+// MaxGossipMembers is how many live members of the gossip there can be, by the number of nodes: some machines are
+// members and no nodes yet, or not any more. It is 0 until the nodes are known.
+func (r *Roster) MaxGossipMembers() int {
 	lister := r.nodes.Load()
 	if lister == nil {
 		return 0

@@ -142,7 +142,7 @@ func (s *Settings) ask() {
 	}
 }
 
-// look reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
+// poll reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
 // back to an earlier state, not even for who comes from another server.
 func (s *Settings) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)

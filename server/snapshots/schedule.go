@@ -21,7 +21,8 @@ const (
 	settle = 5 * time.Minute
 	// retry is how long after a failure it is tried again.
 	retry = 15 * time.Minute
-	// look is how long at most until the clock is read again: it may have been set, and timers do not follow that.
+	// pollPeriod is how long at most until the clock is read again: it may have been set, and timers do not follow
+	// that.
 	pollPeriod = 10 * time.Minute
 )
 

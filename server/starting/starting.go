@@ -130,7 +130,7 @@ func (s *Starting) findElsewhere(ctx context.Context, store counted, others func
 		}
 		s.begin()
 		now, list := "", slices.Concat([]string{last}, others())
-		if store.Counted() {
+		if store.MembershipConfirmed() {
 			now = ready.update(readyOf(ctx, list))
 		}
 		if ctx.Err() != nil {
@@ -153,7 +153,7 @@ func (s *Starting) findElsewhere(ctx context.Context, store counted, others func
 }
 
 // counted is a store that knows whether the others count this server among them.
-type counted interface{ Counted() bool }
+type counted interface{ MembershipConfirmed() bool }
 
 // readyServer is the server that answers in this one's place.
 type readyServer struct {

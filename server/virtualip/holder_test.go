@@ -159,7 +159,7 @@ func TestHolder(t *testing.T) {
 	})
 }
 
-// holder is one with an address, a machine on a network and a store of the test's.
+// newTestHolder is one with an address, a machine on a network and a store of the test's.
 func newTestHolder(network string, rec *held, store Store) *holder {
 	v := &Keeper{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), o: Options{
 		Logger: slog.New(slog.DiscardHandler), Port: "6443", MachineAt: func(string) string { return "" }, Redirect: func([]vip.Redirect) error { return nil }}}
@@ -178,7 +178,7 @@ func runHolder(t *testing.T, h *holder) (lead func(bool), stop func()) {
 	return func(is bool) { term++; leadership <- raftstore.Leadership{Leader: is, Term: term} }, func() { cancel(); <-done }
 }
 
-// TestNewAddressIsLookedFor: an address that is new to the cluster is announced when nobody answered for it, and not
+// TestNewAddressIsProbed: an address that is new to the cluster is announced when nobody answered for it, and not
 // before.
 func TestNewAddressIsProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

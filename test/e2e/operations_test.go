@@ -30,8 +30,8 @@ func foreignFirewall(t *testing.T, s *harness.Server, change string) {
 	}
 }
 
-// statusSays waits until coracle status finds nothing wrong, and says what is wanted: on a busy machine a component may
-// have been in trouble for a moment, and says so until it has found that it is not.
+// expectStatus waits until coracle status finds nothing wrong, and says what is wanted: on a busy machine a component
+// may have been in trouble for a moment, and says so until it has found that it is not.
 func expectStatus(t *testing.T, s *harness.Server, want ...string) {
 	t.Helper()
 	harness.Eventually(t, soon, fmt.Sprintf("the status says %q", want), func() error {

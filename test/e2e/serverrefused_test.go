@@ -108,7 +108,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	}
 }
 
-// sayHello answers each connection with a line.
+// writeHello answers each connection with a line.
 func writeHello(l net.Listener) {
 	for {
 		c, err := l.Accept()

@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// stages are those of a pod that a kubelet reports.
+// Stages are those of a pod that a kubelet reports.
 const (
 	creating = iota
 	running
@@ -123,7 +123,7 @@ func (n *node) end(ctx context.Context, p *corev1.Pod) error {
 	return ignoreNotFound(err)
 }
 
-// ignoreGone takes a pod that is not there any more, or is another one of the same name, for done.
+// ignoreNotFound takes a pod that is not there any more, or is another one of the same name, for done.
 func ignoreNotFound(err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || errors.Is(err, errOther) {
 		return nil

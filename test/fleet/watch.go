@@ -207,8 +207,8 @@ func (s *stream) ended(why error) error {
 	return err
 }
 
-// anew has the next watch begin with what there is. That is no error where this one began at a revision: the server may
-// have forgotten it, and then has forgotten that of every watch in which nothing has happened for as long.
+// reopen has the next watch begin with what there is. That is no error where this one began at a revision: the server
+// may have forgotten it, and then has forgotten that of every watch in which nothing has happened for as long.
 func (s *stream) reopen(why error) error {
 	if s.revision != "" {
 		s.revision = ""

@@ -125,7 +125,7 @@ func wait(t *testing.T, held <-chan struct{}, what string) {
 	}
 }
 
-// eventSays waits for an event of an Ingress.
+// expectEvent waits for an event of an Ingress.
 func expectEvent(c *Cluster, name, reason string, want ...string) {
 	c.T.Helper()
 	harness.Eventually(c.T, soon, "an event "+reason, func() error {

@@ -67,7 +67,7 @@ type subject struct {
 	ns    string                           // that is written to
 }
 
-// ours is a cluster of coracle's.
+// coracleSubject is a cluster of coracle's.
 func coracleSubject(t *testing.T, c *Cluster) *subject {
 	t.Helper()
 	s := &subject{Cluster: c, pick: func(bool) *harness.Server { return c.MustLeader() }, wait: c.WaitWhole, bound: times()}

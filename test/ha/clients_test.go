@@ -147,8 +147,8 @@ func unlessThere(err error) error {
 	return err
 }
 
-// unlessGone is an error unless it says that what was to be deleted is not there.
-func unlessClosed(err error) error {
+// ignoreNotFound is an error unless it says that what was to be deleted is not there.
+func ignoreNotFound(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

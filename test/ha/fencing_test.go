@@ -159,7 +159,7 @@ func (c *Cluster) clear(t *testing.T, api kubernetes.Interface, name string) {
 		return err
 	})
 	harness.Eventually(t, soon, "the Deployment is gone", func() error {
-		if err := unlessClosed(deployments.Delete(t.Context(), name, metav1.DeleteOptions{})); err != nil {
+		if err := ignoreNotFound(deployments.Delete(t.Context(), name, metav1.DeleteOptions{})); err != nil {
 			return err
 		}
 		list, err := sets.List(t.Context(), metav1.ListOptions{})
@@ -176,7 +176,7 @@ func (c *Cluster) fakeNode(t *testing.T, api kubernetes.Interface) {
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1Ti"), corev1.ResourcePods: resource.MustParse("1000")}
 	nodes := api.CoreV1().Nodes()
 	harness.Eventually(t, soon, "the node that is none is made anew", func() error {
-		if err := unlessClosed(nodes.Delete(t.Context(), "fake", metav1.DeleteOptions{})); err != nil { // there is none at first
+		if err := ignoreNotFound(nodes.Delete(t.Context(), "fake", metav1.DeleteOptions{})); err != nil { // there is none at first
 			return err
 		}
 		_, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "fake"}}, metav1.CreateOptions{})

@@ -158,7 +158,7 @@ func startFleet(t *testing.T, c *Cluster, o fleet.Options) *harness.Server {
 	return f
 }
 
-// says waits until the fleet says something.
+// report waits until the fleet says something.
 func (f *fleetCluster) report(what string) {
 	f.t.Helper()
 	harness.Eventually(f.t, fleetPatience, what, func() error {

@@ -164,9 +164,9 @@ func (h *helmScenario) letGo(ctx context.Context, job *batchv1.Job) error {
 	return nil
 }
 
-// awaitGone waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins after
-// the one of before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again, with a
-// Job whose pods have gates of their own.
+// awaitDeleted waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins
+// after the one of before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again,
+// with a Job whose pods have gates of their own.
 func (h *helmScenario) awaitDeleted(name string, before types.UID) {
 	h.t.Helper()
 	harness.Eventually(h.t, harness.Longer, "HelmChart "+name+" is removed", func() error {

@@ -37,7 +37,7 @@ func TestLeaderKilled(t *testing.T) {
 		cancel()
 		t.Logf("a new Deployment's pods are bound %v after the leader's death", time.Since(killed).Round(time.Millisecond))
 		harness.Eventually(t, soon, "the Deployment is deleted", func() error {
-			return unlessClosed(api.AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}))
+			return ignoreNotFound(api.AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}))
 		})
 		leader.Start()
 		c.WaitWhole()

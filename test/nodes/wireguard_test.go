@@ -46,8 +46,8 @@ func TestNetworkWireGuard(t *testing.T) {
 	m.expectWay(clusterconfig.NetworkWireGuard)
 }
 
-// came: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it, and in
-// no other way.
+// expectWay: since there are spies, what pods sent to other nodes came as the back end, host-gw or wireguard, has it,
+// and in no other way.
 func (m *mesh) expectWay(backend string) {
 	m.Helper()
 	for j := range m.nodes {

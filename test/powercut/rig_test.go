@@ -290,7 +290,7 @@ func (r *rig) awaitReady(within time.Duration, servers ...*server) bool {
 	return true
 }
 
-// tellGo makes the servers write.
+// sendGo makes the servers write.
 func (r *rig) sendGo(servers ...*server) {
 	r.t.Helper()
 	for _, s := range servers {

@@ -135,7 +135,7 @@ func (a *API) Remove(objects ...runtime.Object) {
 	}
 }
 
-// tell is called with mu held.
+// broadcast is called with mu held.
 func (a *API) broadcast(e event) {
 	a.log = append(a.log, e)
 	close(a.changed)

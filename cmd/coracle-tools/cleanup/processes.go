@@ -91,7 +91,7 @@ func containersOf(list func() ([]process, error)) ([]process, error) {
 	return out, err
 }
 
-// waitGone calls list until it is empty, at most for the given time, and says how many were left.
+// waitExited calls list until it is empty, at most for the given time, and says how many were left.
 func waitExited(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -120,8 +120,8 @@ func containerIDs(state string) map[string]bool {
 	return ids
 }
 
-// ours lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the cgroup
-// of one of the containers.
+// processesOf lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the
+// cgroup of one of the containers.
 func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
 		bin = real // as the kernel names it

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// wish is what a release is to be.
+// desired is what a release is to be.
 type desired struct {
 	values map[string]any
 	source *source

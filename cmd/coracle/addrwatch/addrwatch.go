@@ -97,7 +97,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 	return nil
 }
 
-// look returns the addresses that the machine has in place of one that is gone, or else those that are gone.
+// poll returns the addresses that the machine has in place of one that is gone, or else those that are gone.
 func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error) {
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err

@@ -173,7 +173,7 @@ func allCanChange(nodes []corev1.Node, name string) error {
 	if name != clusterconfig.NetworkHostGateway {
 		return nil
 	}
-	apart := cni.Apart(all)
+	apart := cni.UnreachablePairs(all)
 	if len(apart) == 0 {
 		return nil
 	}

@@ -27,7 +27,7 @@ const (
 	leaveGrace = time.Minute
 	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.
 	leaveRest = 20 * time.Second
-	// leaveLook is how often it is looked at.
+	// leavePoll is how often it is looked at.
 	leavePoll = 500 * time.Millisecond
 )
 
@@ -122,7 +122,7 @@ func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.
 	return awaitDeletion(ctx, c, n, grace+leaveRest)
 }
 
-// awaitGone waits until a node is gone, or another one of its name is there.
+// awaitDeletion waits until a node is gone, or another one of its name is there.
 func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMost time.Duration) error {
 	deadline := time.NewTimer(atMost)
 	defer deadline.Stop()

@@ -16,7 +16,7 @@ import (
 // errAborted is what a client reads when the handler gave up in the middle.
 var errAborted = errors.New("memtransport: the server aborted the request")
 
-// errClientGone is the cause handlers find when the response body was closed early.
+// errClientClosed is the cause handlers find when the response body was closed early.
 var errClientClosed = errors.New("memtransport: the client closed the response")
 
 // exchange is one request and its response. It is the handler's http.ResponseWriter.

@@ -33,7 +33,7 @@ type Bound struct {
 	decoded <-chan watch.Event // what nobody has taken; nil before the watch has begun
 	handing int                // 1 while pass has an event in its hands
 	largest int                // size of the largest that was decoded since none was waiting
-	mark    *byte              // of the value that Ahead waits to see decoded, the first; nil when it is
+	mark    *byte              // of the value that WaitDecoded waits to see decoded, the first; nil when it is
 	changed chan struct{}      // closed when there may be room; nil while nobody waits for that
 }
 
@@ -156,11 +156,11 @@ func (b *Bound) full(size int) <-chan struct{} {
 	return b.wait()
 }
 
-// Ahead is called before events are passed on to what decodes them, each time that
+// WaitDecoded is called before events are passed on to what decodes them, each time that
 // they are Limit bytes, with the value of the last one, which must be the very bytes
 // that Decode is called with. It returns when the last value of the time before has
 // come there, or when ctx is done.
-func (b *Bound) Ahead(ctx context.Context, last []byte) {
+func (b *Bound) WaitDecoded(ctx context.Context, last []byte) {
 	for {
 		b.mu.Lock()
 		if b.mark == nil {

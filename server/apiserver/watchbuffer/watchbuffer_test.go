@@ -54,7 +54,7 @@ func begin(ctx context.Context, beginning, versions []version, atATime int) *wat
 		passed := 0
 		for _, v := range versions {
 			if passed += len(v.value); passed >= Limit {
-				w.bound.Ahead(ctx, v.value)
+				w.bound.WaitDecoded(ctx, v.value)
 				passed = 0
 			}
 			w.add(&w.raw, &w.mostRaw, len(v.value))

@@ -35,7 +35,7 @@ func until(ctx context.Context, what string, f func(context.Context) (bool, erro
 	}
 }
 
-// gone is until's condition that get finds nothing any more.
+// deleted is until's condition that get finds nothing any more.
 func deleted[T any](get func(context.Context, string, metav1.GetOptions) (T, error), name string) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		_, err := get(ctx, name, metav1.GetOptions{})

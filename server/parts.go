@@ -110,7 +110,7 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
 		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores,
-		Leaderless: s.roster.Leaderless, MostMachines: s.roster.MostMachines,
+		Leaderless: s.roster.Leaderless, MaxGossipMembers: s.roster.MaxGossipMembers,
 		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
 			if j := s.judge.Load(); j != nil {
 				j.Suspect(node)

@@ -13,11 +13,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Apart says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each pair once:
-// every node writes on its Node in which networks its machine is. A node that does not say in which network its own
-// address is, is taken to be in all; one that is found at an external address is in the networks of its internal ones.
-// It is pure.
-func Apart(nodes []*corev1.Node) []string {
+// UnreachablePairs says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each
+// pair once: every node writes on its Node in which networks its machine is. A node that does not say in which network
+// its own address is, is taken to be in all; one that is found at an external address is in the networks of its
+// internal ones. It is pure.
+func UnreachablePairs(nodes []*corev1.Node) []string {
 	all := peersOf(nodes, "")
 	networks, machines := map[string][]netip.Prefix{}, map[string]*corev1.Node{}
 	for _, n := range nodes {
