@@ -101,7 +101,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	// The APIs are installed: nothing asks for definitions any more (the config
 	// itself must stay, upstream checks for it).
 	g.config.OpenAPIV3Config.Definitions = nil
-	for _, s := range []*genericapiserver.GenericAPIServer{ch.aggregator.GenericAPIServer, ch.core.ControlPlane.GenericAPIServer, ch.extensions.GenericAPIServer} {
+	for _, s := range []*genericapiserver.GenericAPIServer{
+		ch.aggregator.GenericAPIServer, ch.core.ControlPlane.GenericAPIServer, ch.extensions.GenericAPIServer,
+	} {
 		if err := dropUnused(s); err != nil {
 			return nil, err
 		}

@@ -42,7 +42,8 @@ const readUntil = 10 * time.Second
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
 	opts.ProgressNotify = opts.Predicate.AllowWatchBookmarks
 	ahead := &watchbuffer.Bound{}
-	own := etcdclient.Paced(etcdclient.Until(context.WithoutCancel(ctx), ctx), etcdclient.Pace{Bytes: watchbuffer.Limit, Wait: ahead.WaitDecoded})
+	own := etcdclient.Paced(etcdclient.Until(context.WithoutCancel(ctx), ctx),
+		etcdclient.Pace{Bytes: watchbuffer.Limit, Wait: ahead.WaitDecoded})
 	own, cancel := context.WithCancel(watchbuffer.With(own, ahead))
 	begun := context.AfterFunc(ctx, cancel)
 	w, err := s.Watch(own, key, opts)

@@ -141,7 +141,9 @@ type countedStore struct {
 	counted bool // the second answer
 }
 
-func (c countedStore) MembershipConfirmed() bool { return c.counted && time.Since(c.began) > 13*time.Second }
+func (c countedStore) MembershipConfirmed() bool {
+	return c.counted && time.Since(c.began) > 13*time.Second
+}
 
 // TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once
 // one has said that it counts this one. A server that was removed would have its node register again.
