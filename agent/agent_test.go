@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/supervise"
@@ -35,7 +37,7 @@ func TestAfter(t *testing.T) {
 
 // TestKubeletWaits: without a wait of its own the kubelet waits for the one WaitAPI, which is not called a second time.
 func TestKubeletWaits(t *testing.T) {
-	o := Options{WaitAPI: func(context.Context) error { return errors.New("called again") }}
+	o := Options{DataDir: t.TempDir(), WaitAPI: func(context.Context) error { return errors.New("called again") }}
 	ready := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -50,5 +52,12 @@ func TestKubeletWaits(t *testing.T) {
 	o.WaitServing = func(context.Context) error { return serving }
 	if err := o.kubeletWaits(nil)(t.Context()); !errors.Is(err, serving) {
 		t.Errorf("got %v, want the kubelet's own wait", err)
+	}
+	conf := filepath.Join(o.paths().cniConf, "10-coracle.conflist")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(conf), 0o700), os.WriteFile(conf, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.kubeletWaits(ready)(t.Context()); err != nil {
+		t.Errorf("got %v; a node that had a network waits until the API server is ready", err)
 	}
 }

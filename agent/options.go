@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -114,8 +116,8 @@ type Options struct {
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error
-	// WaitServing, when set, is what the kubelet waits for instead: that the API server takes requests, though it may
-	// not be ready.
+	// WaitServing, when set, is what the kubelet of a new node waits for instead: that the API server takes requests,
+	// though it may not be ready.
 	WaitServing func(ctx context.Context) error
 
 	kubeletPorts []uint16 // at which the node's kubelet listens; Run finds them out
@@ -186,7 +188,7 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 
 // kubeletWaits is what the kubelet waits for: ready is closed when WaitAPI has returned, which is called once.
 func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error {
-	if o.WaitServing != nil {
+	if o.WaitServing != nil && o.isNew() {
 		return o.WaitServing
 	}
 	return func(ctx context.Context) error {
@@ -197,6 +199,14 @@ func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error
 			return ctx.Err()
 		}
 	}
+}
+
+// isNew says whether the node has had no network yet, and so no pods. One that has some waits until the API server is
+// ready: a kubelet that cannot write its CSINode object at once reports that its node is not ready, and then Services
+// leave the node's pods out.
+func (o Options) isNew() bool {
+	entries, err := os.ReadDir(o.paths().cniConf)
+	return len(entries) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
 }
 
 // part is the named line on the board, or one that drops what it receives.
