@@ -32,7 +32,10 @@ type history struct {
 
 func newHistory(t testing.TB, limit int64) *history {
 	h := &history{TB: t, state: mvcc.New()}
-	h.compactor = &compactor{clock: clock.RealClock{}, age: time.Hour, bytes: limit, quota: 1 << 50, wake: make(chan struct{}, 1), view: func() *mvcc.View { return h.state.Freeze() }}
+	h.compactor = &compactor{
+		clock: clock.RealClock{}, age: time.Hour, bytes: limit, quota: 1 << 50, wake: make(chan struct{}, 1),
+		view: func() *mvcc.View { return h.state.Freeze() },
+	}
 	h.compactor.compact = func(_ context.Context, rev int64) error {
 		return h.state.Apply(&pb.CompactionRequest{Revision: rev}).Err
 	}
