@@ -76,6 +76,22 @@ func TestTrimMapsPagesSingly(t *testing.T) {
 	}) {
 		t.Skip("this kernel does not track writes to files")
 	}
+	// A page cache with 2 MB of a file in one piece, of which a fault would map all, is not to be had at will.
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err == nil {
+		smaps, err := os.ReadFile("/proc/self/smaps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := 0
+		for line := range strings.Lines(string(smaps)) {
+			if strings.HasPrefix(line, "VmFlags:") && strings.Contains(line, " uw ") && strings.Contains(line, " nh ") {
+				own++
+			}
+		}
+		if own < 2 {
+			t.Errorf("%d mappings are tracked and decline huge pages, want text and read-only data:\n%s", own, smaps)
+		}
+	}
 	before := resident()
 	touched := touch()
 	if grown := resident() - before; grown > touched*3*os.Getpagesize()>>10 {
