@@ -260,24 +260,26 @@ func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 	return nil
 }
 
-// watch reads the keys and follows them as long as the watch lasts.
+// watch reads the keys and follows them as long as the watch lasts. It begins at the revision of a list: that of the
+// Secret itself may be in no history any more.
 func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		if s, err = m.publish(ctx, client); apierrors.IsAlreadyExists(err) {
-			s, err = secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
-		}
-	}
+	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, GossipSecret).String()}
+	found, err := secrets.List(ctx, only)
 	if err != nil {
 		return err
 	}
-	if err := m.useSecret(s); err != nil {
+	if len(found.Items) == 0 {
+		if err := m.publish(ctx, client); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		return m.watch(ctx, client)
+	}
+	if err := m.useSecret(&found.Items[0]); err != nil {
 		return err
 	}
-	w, err := secrets.Watch(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, GossipSecret).String(), ResourceVersion: s.ResourceVersion,
-	})
+	only.ResourceVersion = found.ResourceVersion
+	w, err := secrets.Watch(ctx, only)
 	if err != nil {
 		return err
 	}
@@ -327,21 +329,22 @@ func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 }
 
 // publish makes the Secret, with the keys that this server has or with new ones.
-func (m *Member) publish(ctx context.Context, client kubernetes.Interface) (*corev1.Secret, error) {
+func (m *Member) publish(ctx context.Context, client kubernetes.Interface) error {
 	keys := m.Keys()
 	if keys == nil {
 		made, err := clusterconfig.NewGossipKeys()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		keys = &made
 	}
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret,
 		Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}}}
 	if err := putKeys(s, *keys); err != nil {
-		return nil, err
+		return err
 	}
-	return client.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, s, metav1.CreateOptions{})
+	_, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, s, metav1.CreateOptions{})
+	return err
 }
 
 // Members are the machines of the cluster as gossip knows them; none before this one is a member.

@@ -214,36 +214,30 @@ func (v *Keeper) notify() {
 }
 
 // Watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
-// server's flag makes them.
+// server's flag makes them. The watch begins at the revision of a list: that of the ConfigMap itself may be in no history
+// any more.
 func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
-	from := "0" // of none: what comes from now on
+	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String()}
+	found, err := maps.List(ctx, only)
 	switch {
-	case apierrors.IsNotFound(err) && len(v.o.Own) > 0:
-		m, err = v.publish(ctx, client)
-		if apierrors.IsAlreadyExists(err) {
-			return v.Watch(ctx, client)
-		}
-		if err != nil {
-			return err
-		}
-	case apierrors.IsNotFound(err):
-		m = nil
-		if err := v.set(nil, false); err != nil {
-			return err
-		}
 	case err != nil:
 		return err
-	}
-	if m != nil {
-		from = m.ResourceVersion
-		if err := v.apply(ctx, client, m); err != nil {
+	case len(found.Items) > 0:
+		err = v.apply(ctx, client, &found.Items[0])
+	case len(v.o.Own) > 0:
+		if err := v.publish(ctx, client); err != nil && !apierrors.IsAlreadyExists(err) {
 			return err
 		}
+		return v.Watch(ctx, client)
+	default:
+		err = v.set(nil, false)
 	}
-	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField,
-		clusterconfig.VIPConfigMap).String(), ResourceVersion: from})
+	if err != nil {
+		return err
+	}
+	only.ResourceVersion = found.ResourceVersion
+	w, err := maps.Watch(ctx, only)
 	if err != nil {
 		return err
 	}
@@ -265,21 +259,22 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 }
 
 // publish says for the cluster what this server's flag says, if nobody has the addresses.
-func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) (*corev1.ConfigMap, error) {
+func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) error {
 	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
-		return nil, err
+		return err
 	}
 	if err := v.free(ctx, client, v.o.Own); err != nil {
-		return nil, err
+		return err
 	}
 	v.mu.Lock()
 	v.probed = v.o.Own
 	v.mu.Unlock()
-	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
+	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap,
 			Labels: map[string]string{roster.ManagedBy: "coracle"}},
 		Data: map[string]string{clusterconfig.VIPData: Format(v.o.Own)},
 	}, metav1.CreateOptions{})
+	return err
 }
 
 // Check says whether addresses can be announced on this machine and no other machine has them. It takes about a second

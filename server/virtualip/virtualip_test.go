@@ -16,7 +16,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -43,6 +46,29 @@ func TestParse(t *testing.T) {
 
 func vipMap(text string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.VIPData: text}}
+}
+
+// TestAddressesAreFollowedFromAList: a watch from the revision of a ConfigMap that was written long ago is refused, for it
+// is in no history any more.
+func TestAddressesAreFollowedFromAList(t *testing.T) {
+	old := vipMap("192.0.2.100")
+	old.ResourceVersion = "7"
+	client, from := fake.NewClientset(), ""
+	client.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: "900"}, Items: []corev1.ConfigMap{*old}}, nil
+	})
+	client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) { return true, old, nil })
+	client.PrependWatchReactor("configmaps", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		from = a.(clienttesting.WatchActionImpl).ListOptions.ResourceVersion
+		w := watch.NewFake()
+		w.Stop()
+		return true, w, nil
+	})
+	v, _ := newKeeper(t)
+	testenv.NoError(t, v.Watch(t.Context(), client))
+	if kept, known, err := clusterconfig.ReadVIPs(v.o.Dir); from != "900" || !known || err != nil {
+		t.Errorf("watched from %q, want the list's 900; kept is %v, %v, %v", from, kept, known, err)
+	}
 }
 
 // TestFailedUseIsRepeated: a disk without room keeps a server from writing the cluster's address once.
