@@ -53,9 +53,6 @@ func imagesConfig(o Options, snapshotter string) map[string]any {
 		"snapshotter":   snapshotter,
 		"pinned_images": map[string]any{"sandbox": o.PauseImage},
 		"registry":      registryConfig(o),
-		// Walks every snapshot. Ten seconds is upstream's default; disks do not fill that fast, and idle should cost
-		// nothing.
-		"stats_collect_period": 120,
 		// The transfer service does not know the registries' credentials; said here, containerd does not warn about it.
 		"use_local_image_pull": len(o.RegistryAuths) > 0,
 	}

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeysAreFollowedFromAList: a watch from the revision of a Secret that was written long ago is refused, for it is in
-// no history any more.
+// TestKeysAreFollowedFromAList: a watch from the revision of a Secret that was written long ago is refused, for it is
+// in no history any more.
 func TestKeysAreFollowedFromAList(t *testing.T) {
 	old := corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret, ResourceVersion: "7"}}
 	testenv.NoError(t, putKeys(&old, testenv.Must(clusterconfig.NewGossipKeys())(t)))

@@ -214,8 +214,8 @@ func (v *Keeper) notify() {
 }
 
 // Watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
-// server's flag makes them. The watch begins at the revision of a list: that of the ConfigMap itself may be in no history
-// any more.
+// server's flag makes them. The watch begins at the revision of a list: that of the ConfigMap itself may be in no
+// history any more.
 func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String()}

@@ -48,8 +48,8 @@ func vipMap(text string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.VIPConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.VIPData: text}}
 }
 
-// TestAddressesAreFollowedFromAList: a watch from the revision of a ConfigMap that was written long ago is refused, for it
-// is in no history any more.
+// TestAddressesAreFollowedFromAList: a watch from the revision of a ConfigMap that was written long ago is refused, for
+// it is in no history any more.
 func TestAddressesAreFollowedFromAList(t *testing.T) {
 	old := vipMap("192.0.2.100")
 	old.ResourceVersion = "7"
