@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
@@ -52,6 +53,11 @@ func TestKubeletWaits(t *testing.T) {
 	o.WaitServing = func(context.Context) error { return serving }
 	if err := o.kubeletWaits(nil)(t.Context()); !errors.Is(err, serving) {
 		t.Errorf("got %v, want the kubelet's own wait", err)
+	}
+	other := o
+	other.NetworkBackend = clusterconfig.NetworkNone
+	if err := other.kubeletWaits(ready)(t.Context()); err != nil {
+		t.Errorf("got %v; where another plugin makes the network nobody knows whether the node is new", err)
 	}
 	conf := filepath.Join(o.paths().cniConf, "10-coracle.conflist")
 	if err := errors.Join(os.MkdirAll(filepath.Dir(conf), 0o700), os.WriteFile(conf, nil, 0o600)); err != nil {

@@ -203,8 +203,11 @@ func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error
 
 // isNew says whether the node has had no network yet, and so no pods. One that has some waits until the API server is
 // ready: a kubelet that cannot write its CSINode object at once reports that its node is not ready, and then Services
-// leave the node's pods out.
+// leave the node's pods out. Where another plugin makes the network, nothing here says whether the node had one.
 func (o Options) isNew() bool {
+	if o.NetworkBackend == clusterconfig.NetworkNone {
+		return false
+	}
 	entries, err := os.ReadDir(o.paths().cniConf)
 	return len(entries) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
 }

@@ -130,8 +130,8 @@ func (c *compactor) run(ctx context.Context) {
 			return
 		case <-c.wake:
 		case <-timer.C():
-			timer.Reset(c.age)
 			_ = c.byAge(ctx)
+			timer.Reset(c.age) // from when the mark is written: a stalled disk may have held it up
 		}
 	}
 }

@@ -126,6 +126,7 @@ func TestUnpackFirst(t *testing.T) {
 		}
 		letGo(t, &d)
 	}
+	testenv.NoError(t, os.Mkdir(filepath.Join(bin, tempPrefix+"123"), 0o700)) // of a process that was killed meanwhile
 	var tools os.FileInfo
 	for range 2 {
 		d := mustUnpack(t, src, bin)

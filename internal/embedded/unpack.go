@@ -67,6 +67,9 @@ func add(src fs.FS, x index.Index, bin, set string) error {
 	if complete(x, set) { // another process was faster
 		return nil
 	}
+	if err := removeTemps(bin); err != nil {
+		return err
+	}
 	tmp, err := os.MkdirTemp(bin, tempPrefix)
 	if err != nil {
 		return err

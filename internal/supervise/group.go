@@ -52,6 +52,9 @@ func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
 		err := f(g.ctx)
 		if err != nil && g.ctx.Err() == nil {
 			line.Set(status.Failed, err.Error())
+			if errors.Is(err, context.Canceled) { // of something else: Wait would take it for an ordinary end
+				err = errors.New(err.Error())
+			}
 			g.cancel(err)
 			return
 		}

@@ -5,6 +5,7 @@ package supervise
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -39,6 +40,12 @@ func TestGroup(t *testing.T) {
 	})
 	if err := g.Wait(); !errors.Is(err, cause) {
 		t.Errorf("got %v, want the first failure", err)
+	}
+
+	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	g.Essential(nil, func(context.Context) error { return fmt.Errorf("a request of its own: %w", context.Canceled) })
+	if err := g.Wait(); err == nil {
+		t.Error("a failure by something that was canceled elsewhere is taken for an ordinary end")
 	}
 	states := map[string]status.State{}
 	for _, c := range board.Components() {
