@@ -147,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
@@ -294,7 +294,7 @@ func (s *Server) showCertificates(err error) {
 // openStore opens the store and puts it under upstream's storage layer. It also returns where other servers may be.
 func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, error) {
 	s.board.store.Set(status.Starting, "")
-	others, err := roster.OtherServers(s.o.ServerDir)
+	others, err := roster.ReadPeerAddresses(s.o.ServerDir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -326,7 +326,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().Removed) })
-	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
+	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
 		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
 	}
 	err := store.WaitReady(ctx)
@@ -364,7 +364,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
-		now.Ready, now.Unready = live.Of(term, store.Cluster().Members(), time.Now())
+		now.Ready, now.Unready = live.Addresses(term, store.Cluster().Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}

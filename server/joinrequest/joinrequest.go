@@ -213,7 +213,7 @@ func WasJoined(serverDir string) (*Joined, error) {
 	if err != nil || j == nil || !j.Founder {
 		return j, err
 	}
-	others, err := roster.OtherServers(serverDir)
+	others, err := roster.ReadPeerAddresses(serverDir)
 	if err != nil || len(others) > 0 {
 		return j, err
 	}

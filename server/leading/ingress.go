@@ -61,7 +61,7 @@ func (l *Leader) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager
 	a := l.o.ACME
 	a.Client, a.Recorder, a.Logger, a.Part = o.Client, o.Recorder, o.Logger, l.line(ingressCertificates)
 	a.Secrets, a.Slices = t.Informers.Core().V1().Secrets().Lister(), t.Informers.Discovery().V1().EndpointSlices().Lister()
-	a.Refuse = func(a netip.Addr) bool { return l.o.OfCluster(nodes, a) }
+	a.Refuse = func(a netip.Addr) bool { return l.o.OwnsAddress(nodes, a) }
 	m := acme.New(a)
 	o.Certificates = m.Want
 	return m

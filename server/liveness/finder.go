@@ -117,7 +117,7 @@ func (f *Finder) authorities() *x509.CertPool {
 func (f *Finder) Check(ctx context.Context, n *corev1.Node) Finding {
 	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
 	defer cancel()
-	others := f.Roster.Others()
+	others := f.Roster.OtherAddresses()
 	findings := make(chan Finding, 1+len(others))
 	go func() { findings <- f.Find(ctx, n.Name) }()
 	for _, address := range others {
