@@ -75,9 +75,9 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	p.trigger()
 }
 
-// elsewhere are the addresses that no node may have because of a Service: the machines' as far as they are known, and
+// neverLocal are the addresses that no node may have because of a Service: the machines' as far as they are known, and
 // the cluster's own.
-func (x *externals) elsewhere() []netip.Addr {
+func (x *externals) neverLocal() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	out := slices.Clone(x.reserved.Addresses)

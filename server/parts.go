@@ -68,7 +68,7 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		FailoverAddresses: func() []string { return s.starting.Elsewhere() },
+		FailoverAddresses: func() []string { return s.starting.FailoverTargets() },
 		Machines:          func() []gossip.Info { return s.gossip.Members() },
 		VirtualAddresses:  func() []netip.Addr { return s.vips.Current() },
 		ServingAddresses:  func() []net.IP { return s.files.serving.IPs },
@@ -197,7 +197,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 			}
 			return nil
 		},
-		Elsewhere: s.starting.Elsewhere, GoAway: s.starting.GoAway,
+		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
 	})
 }

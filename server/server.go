@@ -196,9 +196,9 @@ func (s *Server) Roster() *roster.Roster { return s.roster }
 // Gossip is this server as a member of the gossip.
 func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
-// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
-// be.
-func (s *Server) Away() <-chan struct{} { return s.starting.Away() }
+// FailedOver is closed when another server's API answers this machine's programs because this one's store waits; it may
+// never be.
+func (s *Server) FailedOver() <-chan struct{} { return s.starting.FailedOver() }
 
 // Serving is closed when the API server takes requests. It may not be ready, and the cluster's own objects may be
 // missing.
@@ -323,11 +323,11 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
+	known := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().Removed) })
+	meanwhile.Go(func() { s.starting.ExplainWait(waiting, known, store.Health().Removed) })
 	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
+		meanwhile.Go(func() { s.starting.FindFailoverTarget(waiting, store.Health(), known) })
 	}
 	err := store.WaitReady(ctx)
 	ready()

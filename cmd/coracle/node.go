@@ -68,7 +68,7 @@ func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) erro
 		select {
 		case <-event:
 			return nil
-		case <-s.Away():
+		case <-s.FailedOver():
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()

@@ -69,7 +69,7 @@ func (x *exchange) certify(c *certified) bool {
 		switch {
 		case c.Optional || c.Unverified:
 			x.verified = "NONE"
-		case x.elsewhere():
+		case x.sniMismatch():
 			x.answer(http.StatusMisdirectedRequest, "this host asks for certificates on connections of its own")
 			return false
 		default:
@@ -99,8 +99,9 @@ func (x *exchange) certify(c *certified) bool {
 	return true
 }
 
-// elsewhere reports whether the connection was made for another host, for which clients are not asked for certificates.
-func (x *exchange) elsewhere() bool {
+// sniMismatch reports whether the connection was made for another host, for which clients are not asked for
+// certificates.
+func (x *exchange) sniMismatch() bool {
 	if x.in.TLS == nil {
 		return false
 	}
