@@ -51,8 +51,8 @@ func (l *ledger) keep(svc *corev1.Service) {
 }
 
 // allocate gives a Service what it lacks.
-func (l *ledger) allocate(svc *corev1.Service) Verdict {
-	v := Verdict{Ours: true, Pool: true, Reason: ReasonServed}
+func (l *ledger) allocate(svc *corev1.Service) Allocation {
+	v := Allocation{Ours: true, Pool: true, Reason: ReasonServed}
 	pools, why := l.choices(svc)
 	if why != "" {
 		v.Reason, v.Message = ReasonNoPool, why
@@ -82,7 +82,7 @@ func (l *ledger) allocate(svc *corev1.Service) Verdict {
 }
 
 // inUse says of a Service that has its addresses that another machine uses one of them.
-func (v *Verdict) inUse(used map[netip.Addr]string) {
+func (v *Allocation) inUse(used map[netip.Addr]string) {
 	var words []string
 	for _, a := range v.Addresses {
 		if by, ok := used[a]; ok {

@@ -72,7 +72,7 @@ func pooled(svc *corev1.Service) []netip.Addr {
 
 // StatusWithoutReleased is a Service's status without what it has given up, and nothing new; nil if it has given up
 // nothing. It is for a Service so large that the status which it has to have does not fit beside its spec.
-func StatusWithoutReleased(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
+func StatusWithoutReleased(svc *corev1.Service, v Allocation) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
 	}
@@ -104,7 +104,7 @@ func StatusWithoutReleased(svc *corev1.Service, v Verdict) *corev1.ServiceStatus
 
 // shrinkStatus takes from a Service's status what the Service has given up, where the whole status could not be
 // written: others wait for that. It is tried again with the rest.
-func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Verdict) {
+func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Allocation) {
 	less := StatusWithoutReleased(svc, v)
 	if less == nil {
 		return

@@ -89,7 +89,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	changed := web.DeepCopy() // somebody has changed it since
 	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
 	testenv.NoError(t, known.Update(changed))
-	if s, _, _, err := c.look(); err != nil || c.written[key(web)] != nil {
+	if s, _, _, err := c.readState(); err != nil || c.written[key(web)] != nil {
 		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
 	}
 }

@@ -322,7 +322,7 @@ func FuzzDesired(f *testing.F) {
 			i := ingress("a/x", 1, "h/p(.*)=s:80", "/q/=s:80")
 			i.Spec.IngressClassName = &class
 			for _, a := range Annotations {
-				if a.Verdict == Done {
+				if a.Support == Done {
 					i.Annotations[nginxPrefix+a.Name] = value
 				}
 			}
