@@ -65,13 +65,13 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	if same {
 		return
 	}
-	x.again(func() {
+	x.change(func() {
 		if len(addrs) == 0 {
 			delete(in, name)
 		} else {
 			in[name] = addrs
 		}
-	}, p.tell)
+	}, p.notifyBackend)
 	p.trigger()
 }
 

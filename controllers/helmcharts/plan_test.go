@@ -72,7 +72,7 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 		}
 		return c
 	}
-	got := rivals([]*kinds.HelmChart{
+	got := conflicts([]*kinds.HelmChart{
 		chart("a", "prod", time.Minute), chart("b", "prod", time.Hour), chart("prod", "", time.Minute), chart("c", "other", 0),
 		chart("d", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Annotations = map[string]string{Unmanaged: ""} }),
 		chart("e", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Spec.Driver = "configmap" }),

@@ -272,9 +272,9 @@ func (c *Controller) round(ctx context.Context) bool {
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want, s.withoutPool(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
+		if err := c.write(ctx, svc, want, s.withoutPool(statusAddresses(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
-			if !passes(err) {
+			if !isTransient(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error",
 					err)
 			}
@@ -284,7 +284,7 @@ func (c *Controller) round(ctx context.Context) bool {
 	if c.objects != nil {
 		if err := c.objects.write(ctx, PoolStatus(s, plan, objects, flaws)); err != nil && ctx.Err() == nil {
 			done = false
-			if !passes(err) {
+			if !isTransient(err) {
 				c.o.Logger.Warn("load balancer: it is tried again", "error", err)
 			}
 		}
@@ -295,8 +295,8 @@ func (c *Controller) round(ctx context.Context) bool {
 	return done
 }
 
-// passes says whether an error is but news that a cache has not heard yet.
-func passes(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
+// isTransient says whether an error is but news that a cache has not heard yet.
+func isTransient(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
 
 func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
 	s = &State{Reserved: c.o.Reserved, NodePorts: c.o.NodePorts, Disabled: c.o.Disabled, Namespaces: map[string]labels.Set{}}

@@ -95,7 +95,7 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Allocation {
 	v := Allocation{Ours: true}
 	var conflicts []string
-	wanted := wanted(svc)
+	wanted := requestedAddresses(svc)
 	for _, n := range nodes {
 		if local(svc) && !endpoints[n.name] {
 			continue

@@ -31,7 +31,7 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
-		for _, p := range noted(svc) {
+		for _, p := range statusPorts(svc) {
 			if c[p] != key(svc) {
 				out[key(svc)] = append(out[key(svc)], p)
 			}
@@ -109,7 +109,7 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Al
 	if less == nil {
 		return
 	}
-	patch, err := shrinking(svc, less)
+	patch, err := statusPatch(svc, less)
 	var answer *corev1.Service
 	if err == nil {
 		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{},
@@ -121,15 +121,15 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Al
 		c.written.record(answer)
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
 			ingressText(less.LoadBalancer))
-	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
+	case ctx.Err() == nil && !isTransient(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that",
 			"service", key(svc), "error", err)
 	}
 }
 
-// shrinking is the patch that makes of a Service's status another one. It compares the Service's UID and status, and no
-// resource version: who changes the Service's spec again and again does not keep it off.
-func shrinking(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
+// statusPatch is the patch that makes of a Service's status another one. It compares the Service's UID and status, and
+// no resource version: who changes the Service's spec again and again does not keep it off.
+func statusPatch(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": svc.UID},
 		{"op": "test", "path": "/status", "value": svc.Status},

@@ -180,7 +180,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 		seen := now.DeepCopy()
 		change(seen)
 		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
-		c.shrinkStatus(t.Context(), seen, Allocation{released: noted(seen)})
+		c.shrinkStatus(t.Context(), seen, Allocation{released: statusPorts(seen)})
 		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(loadbalancer.Held(is), loadbalancer.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)
 		}
@@ -233,7 +233,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			old := testService("old", 0, onPorts("443/TCP"))
 			s := &State{Services: []*corev1.Service{old}, Nodes: twoNodes(), Pools: pools}
 			storing(s, false)
-			if len(noted(old))+len(pooled(old)) == 0 {
+			if len(statusPorts(old))+len(pooled(old)) == 0 {
 				t.Fatal("it got nothing")
 			}
 			now := metav1.Now()
@@ -249,7 +249,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			}
 			storing(s, false) // the first round takes it from the one, the next gives it to the other
 			storing(s, false)
-			if len(noted(old))+len(pooled(old)) > 0 || len(noted(web))+len(pooled(web)) == 0 {
+			if len(statusPorts(old))+len(pooled(old)) > 0 || len(statusPorts(web))+len(pooled(web)) == 0 {
 				t.Errorf("in the end it has %s, and the other one %s", ingressText(old.Status.LoadBalancer), ingressText(web.Status.LoadBalancer))
 			}
 		})

@@ -88,7 +88,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	configureOpenAPI(c)
 	endLongRequests(c)
-	c.LongRunningFunc = orStreams(filters.BasicLongRunningRequestCheck(
+	c.LongRunningFunc = withSettingsStreams(filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward")))
 	if err := g.applyStorage(opts); err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 			notLeading(l.line(ingressCertificates))
 		})
 	}
-	return endless(ctx, c.Run, "keeping the objects of the ingress")
+	return runUntilDone(ctx, c.Run, "keeping the objects of the ingress")
 }
 
 // newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are

@@ -145,7 +145,7 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 			}
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		if got := Shows(ctx, n, authorities, time.Now()); got != tt.want {
+		if got := ProvesIdentity(ctx, n, authorities, time.Now()); got != tt.want {
 			t.Errorf("%s: %v", what, got)
 		}
 		cancel()
@@ -196,7 +196,7 @@ func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 				})
 				return here, nil
 			}
-			if got := shows(ctx, "n1", server, far); got != tt.want {
+			if got := provesIdentity(ctx, "n1", server, far); got != tt.want {
 				t.Errorf("the machine answers after %v, the node after %v more: %v", tt.machine, tt.node, got)
 			}
 		})

@@ -61,7 +61,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 			running.Go(func() {
 				reaching, cancel := context.WithTimeout(ctx, reachPatience)
 				defer cancel()
-				if n := f.Roster.Node(name); n != nil && Shows(reaching, n, kubelets, f.Now()) {
+				if n := f.Roster.Node(name); n != nil && ProvesIdentity(reaching, n, kubelets, f.Now()) {
 					f.Tunnels.Reached(name)
 				}
 			})
@@ -90,7 +90,7 @@ func (f *Finder) Find(ctx context.Context, name string) Finding {
 	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
 	// or another machine.
 	if c, ok := f.Tunnels.Contact(name); ok && !c.Direct {
-		if Shows(ctx, n, f.authorities(), f.Now()) {
+		if ProvesIdentity(ctx, n, f.authorities(), f.Now()) {
 			f.Tunnels.Reached(name)
 			return Reachable
 		}

@@ -695,7 +695,7 @@ func TestNewJudge(t *testing.T) {
 		now := time.Now()
 		j := New(Options{Contact: func(string) (tunnels.Contact, bool) { return tunnels.Contact{Last: now.Add(-last), Direct: true}, true }})
 		j.began = now
-		silence, limit := j.silence("n1", j.see(node("n1"), now), now)
+		silence, limit := j.timeSinceHeard("n1", j.observe(node("n1"), now), now)
 		if got := silence >= limit; got != doubtful {
 			t.Errorf("heard %s before: silent for %s of %s", last, silence, limit)
 		}

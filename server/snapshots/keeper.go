@@ -53,7 +53,8 @@ type Options struct {
 	// Ordinal is this server's among all; nil means that it is the only one.
 	Ordinal func() Ordinal
 
-	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. Asked has what the request says.
+	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. QueryOf has what the request
+	// says.
 	S3 func(ctx context.Context) (*s3settings.S3, error)
 
 	// Part, when set, shows how the schedule goes.
@@ -235,7 +236,7 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 
 // Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and
 // returns the names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number
-// where the request says so (Asked).
+// where the request says so (QueryOf).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -246,7 +247,7 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	deleted, err := k.prune(keep, mine, "")
 	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
-		if Asked(ctx).Values[s3settings.Retention] != "" {
+		if QueryOf(ctx).Values[s3settings.Retention] != "" {
 			keepThere = b.o.Retention
 		}
 		more, err := b.prune(ctx, keepThere, mine, "")

@@ -224,7 +224,7 @@ func TestS3ForOneRequest(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
 	m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
-		if a := Asked(ctx); a.On != nil && *a.On {
+		if a := QueryOf(ctx); a.On != nil && *a.On {
 			return s3settings.Parse(a.Values)
 		}
 		return nil, nil
