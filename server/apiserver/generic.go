@@ -68,7 +68,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))}
-	loopback.Transport, err = newIndexForPolicies(transport, g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer())
+	policies := g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer()
+	loopback.Transport, err = newIndexForPolicies(transport, policies)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for mutating admission policies: %w", err)
 	}
@@ -107,7 +108,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 // stays.
 func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
 	if dial != nil && c.EgressSelector == nil {
-		c.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial})
+		dials := map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial}
+		c.EgressSelector = egressselector.NewEgressSelectorWithMap(dials)
 	}
 }
 
