@@ -151,7 +151,7 @@ func (s *Server) newAdmission() *admission.Admission {
 	return admission.New(admission.Options{
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
-		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
+		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Flags: s.o.Flags, Folders: s.o.folders(),
 		Members: membersOf(&s.store), Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),

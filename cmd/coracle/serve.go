@@ -184,6 +184,7 @@ func serverOptions(c *config.Server) server.Options {
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
 		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
 		Cluster: clusterSettings(c), GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Flags: c.SharedFlags(),
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
