@@ -117,8 +117,9 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 // imageStore is where images come to by import.
 func imageStore(o Options, runtime *containerd.Server) images.Containerd {
 	return images.Containerd{
-		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
-		Logger: o.Logger,
+		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(),
+		NotifyImageAdded: runtime.NotifyImageAdded,
+		Logger:           o.Logger,
 	}
 }
 

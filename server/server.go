@@ -211,7 +211,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // server with its last requests, the store. It may be called once.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.data.Record(); err != nil {
+	if err := s.data.RecordVersion(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
 	s.vips.Clear()

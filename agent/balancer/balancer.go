@@ -108,7 +108,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
 		waiting: connlimit.Table{Max: mostWaiting},
-		now: time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
+		now:     time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))

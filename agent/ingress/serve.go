@@ -77,7 +77,7 @@ func (n *Node) serve(ctx context.Context) error {
 	nfttable.FollowDeletions(following, &wg, n.gone, func(err error) {
 		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with "+
 			"the next change of a Node", "error", err)
-	}, Table())
+	}, NFTable())
 	n.o.Part.Set(status.Starting, "waiting for the table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()

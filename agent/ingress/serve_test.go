@@ -150,11 +150,11 @@ func TestNode(t *testing.T) {
 		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
 	})
 
-	if err := nfttable.Delete(Table()); err != nil {
+	if err := nfttable.Delete(NFTable()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the kernel's table is written again", func() bool {
-		c, err := nfttable.Count(Table())
+		c, err := nfttable.Count(NFTable())
 		return err == nil && len(c.Rules) > 0
 	})
 
@@ -177,7 +177,7 @@ func TestNode(t *testing.T) {
 	}
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "no table is left", func() bool {
-		there, err := nfttable.Exists(Table())
+		there, err := nfttable.Exists(NFTable())
 		return err == nil && !there
 	})
 	if a.annotation() != "" {

@@ -73,7 +73,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 // tokenPatience is how long to wait for servers that have not taken a new token over.
 const tokenPatience = 15 * time.Second
 
-func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (token.Token, []string, error) {
+func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (token.Token, []string, error) {
 	servers, err := storeServers(ctx, store)
 	if err != nil {
 		return token.Token{}, nil, err

@@ -83,8 +83,8 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	if err != nil {
 		return err
 	}
-	p.Admin.Handle(snapshots.Path, s.Snapshots())
-	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
+	p.Admin.Handle(snapshots.Path, s.SnapshotsHandler())
+	p.Admin.Handle(snapshots.Path+"/", s.SnapshotsHandler())
 	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
 	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
 	runNode := func(context.Context) error { return nil }

@@ -157,8 +157,8 @@ func (d *Dir) newID() error {
 	return nil
 }
 
-// Record notes which program writes here from now on.
-func (d *Dir) Record() error {
+// RecordVersion notes which program writes here from now on.
+func (d *Dir) RecordVersion() error {
 	data, err := json.MarshalIndent(d.id, "", "  ")
 	if err != nil {
 		return err

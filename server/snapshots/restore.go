@@ -226,7 +226,7 @@ func (t *Target) identify(made, store string) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return d.ServerID(), errors.Join(d.Record(), d.Close())
+	return d.ServerID(), errors.Join(d.RecordVersion(), d.Close())
 }
 
 // fill makes the store and reads all of it again.

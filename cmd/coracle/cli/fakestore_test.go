@@ -37,7 +37,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 	if err != nil {
 		return err
 	}
-	if err := dir.Record(); err != nil {
+	if err := dir.RecordVersion(); err != nil {
 		return err
 	}
 	s, err := raftstore.Open(ctx, raftstore.Options{Dir: p.StoreDir, NodeID: dir.ServerID(), ClusterID: token.Hash(keys.Root()), Logger: log})
