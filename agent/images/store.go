@@ -54,7 +54,8 @@ type Containerd struct {
 	Namespace string
 	// Snapshotter unpacks the layers.
 	Snapshotter string
-	// NotifyImageAdded tells the CRI service about a new image name. Without it the service learns by an event, a moment later.
+	// NotifyImageAdded tells the CRI service about a new image name. Without it the service learns by an event, a
+	// moment later.
 	NotifyImageAdded func(ctx context.Context, name string) error
 	// Logger hears of images that are imported but will hardly run.
 	Logger *slog.Logger

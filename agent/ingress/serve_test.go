@@ -105,9 +105,9 @@ func (a *agentRun) annotation() string {
 	return a.said
 }
 
-// TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of
-// the last Ingress.
-func TestNode(t *testing.T) {
+// TestNodeServesUntilTheLastIngressGoes: a node's ingress through the end of its proxy, a deleted table of the kernel,
+// an upgrade, and the end of the last Ingress.
+func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/crypto/acme"
 )
 
-// TestProblems: each failure says what to do, and only what the authority judged counts as refused.
-func TestProblems(t *testing.T) {
+// TestFailuresSayWhatToDo: each failure says what to do, and only what the authority judged counts as refused.
+func TestFailuresSayWhatToDo(t *testing.T) {
 	ca := func(status int, kind, detail string) *acme.Error {
 		return &acme.Error{StatusCode: status, ProblemType: urn + kind, Detail: detail, Header: http.Header{"Retry-After": {"3600"}}}
 	}

@@ -139,8 +139,8 @@ func TestFileOf(t *testing.T) {
 	}
 }
 
-// TestFollow: a change of a file is taken up when the file has been the same for a moment.
-func TestFollow(t *testing.T) {
+// TestFileIsReadOnceItSettled: a change of a file is taken up when the file has been the same for a moment.
+func TestFileIsReadOnceItSettled(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)
 	e := seen{read: s.stat("web.tgz")}

@@ -147,7 +147,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 	}
 }
 
-func TestWritten(t *testing.T) {
+func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	service := func(name, uid, revision string) *corev1.Service {
 		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(uid), ResourceVersion: revision}}
 	}

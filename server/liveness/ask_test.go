@@ -73,7 +73,7 @@ func TestAsk(t *testing.T) {
 }
 
 // A machine that refuses connections lives as well as one that takes them.
-func TestReach(t *testing.T) {
+func TestRefusingMachineLives(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 	if Reach(t.Context(), n) {

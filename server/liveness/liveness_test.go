@@ -576,7 +576,7 @@ func TestUncheckableNodeKeepsItsFullTime(t *testing.T) {
 }
 
 // Who is suspected is checked at once, and lives if it speaks.
-func TestSuspect(t *testing.T) {
+func TestSuspectedNodeIsCheckedAtOnce(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.silent["n1"] = true })
 		w.judge.Suspect("n1")
