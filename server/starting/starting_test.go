@@ -145,9 +145,10 @@ func (c countedStore) MembershipConfirmed() bool {
 	return c.counted && time.Since(c.began) > 13*time.Second
 }
 
-// TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once
-// one has said that it counts this one. A server that was removed would have its node register again.
-func TestFindElsewhereOfCounted(t *testing.T) {
+// TestFailoverTargetAfterMembershipIsConfirmed: while the store of a starting server waits, another server answers in
+// its place only once one has said that it counts this one. A server that was removed would have its node register
+// again.
+func TestFailoverTargetAfterMembershipIsConfirmed(t *testing.T) {
 	for what, c := range map[string]struct {
 		counted bool
 		after   map[time.Duration]bool // whether another server answers
