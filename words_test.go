@@ -39,6 +39,7 @@ var plainer = map[string]string{
 	"came":      "received, arrived",
 	"anew":      "restart, reopen, repeat",
 	"together":  "aligned (timers), simultaneous",
+	"elsewhere": "remote, other, second; failover target",
 }
 
 // plainerMessages are words that log messages may not have either.

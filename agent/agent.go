@@ -117,8 +117,9 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 // imageStore is where images come to by import.
 func imageStore(o Options, runtime *containerd.Server) images.Containerd {
 	return images.Containerd{
-		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
-		Logger: o.Logger,
+		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(),
+		NotifyImageAdded: runtime.NotifyImageAdded,
+		Logger:           o.Logger,
 	}
 }
 
@@ -148,7 +149,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	}
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
 	// without room: the kubelet is asked when it has answered
-	own, report, ready := newVerdict(), make(chan struct{}), make(chan struct{})
+	own, report, ready := newReadyUnknown(), make(chan struct{}), make(chan struct{})
 	g.Quiet("network", func(context.Context) error { // its parts report themselves
 		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
@@ -185,7 +186,7 @@ func after(wait func(context.Context) error, start func()) func(context.Context)
 }
 
 // runWithAPI runs what needs an API server that is ready.
-func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict, report chan<- struct{}) {
+func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *readyUnknown, report chan<- struct{}) {
 	if o.Servers != nil {
 		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(podCIDRs)) })
 	}
@@ -197,7 +198,7 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 	}
 	g.Go(func(ctx context.Context) {
 		watchNode(ctx, o)
-		own.answer(ctx, report) // not before the kubelet has found out how the node is
+		own.requestReports(ctx, report) // not before the kubelet has found out how the node is
 	})
 	g.Quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
 	g.Quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
@@ -208,7 +209,7 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 // not ready for pods without its network, so that no pod comes before its image: it would fail to pull it and try again
 // only after a while. A node that had a network before is ready at once, and has its images.
 func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{},
-	podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
+	podCIDRs *atomic.Pointer[func() []netip.Prefix], own *readyUnknown) (err error) {
 	ctx, cancel := context.WithCancel(g.Context())
 	defer func() {
 		if err != nil {

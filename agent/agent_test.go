@@ -14,9 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
-// TestAfter: what waits starts when it may. A wait that fails is the node's end, and one that the end finds waiting is
-// no failure.
-func TestAfter(t *testing.T) {
+// TestPartStartsWhenItsWaitEnds: what waits starts when it may. A wait that fails is the node's end, and one that the
+// end finds waiting is no failure.
+func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 	g := supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	event, cause := make(chan struct{}), errors.New("no credentials")
 	g.Essential(nil, after(nil, func() { close(event) }))

@@ -245,7 +245,9 @@ func (n *network) start(g *supervise.Group) {
 	}
 	if n.pods != nil {
 		run(partPodNetwork, n.pods.Run)
-		g.Quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
+		g.Quiet("key and back end of the node", func(ctx context.Context) error {
+			return publishKeyAndBackend(ctx, n.o, n.pods, n.changed)
+		})
 		g.Go(func(ctx context.Context) {
 			clustersettings.Key(ctx, n.settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, func(backend string) {
 				if n.services != nil && slices.Contains(clusterconfig.RunningBackends(), backend) {

@@ -34,7 +34,7 @@ func watchNode(ctx context.Context, o Options) {
 	for {
 		node, err := nodes.Get(ctx, o.NodeName, metav1.GetOptions{})
 		now := time.Now()
-		switch ready, why := readyCondition(node, earlier(began, now, now.Sub(began))); {
+		switch ready, why := readyCondition(node, earliestStart(began, now, now.Sub(began))); {
 		case err != nil:
 			part.Set(status.Starting, "not registered yet: "+err.Error())
 		case ready:
@@ -82,10 +82,10 @@ func podSubnets(n *corev1.Node) []netip.Prefix {
 	return out
 }
 
-// earlier is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a board's
-// clock is often set soon after its start, and a report that seems to be an earlier run's would be waited out for half
-// an hour, until the kubelet's next. The API keeps seconds.
-func earlier(began, now time.Time, ago time.Duration) time.Time {
+// earliestStart is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a
+// board's clock is often set soon after its start, and a report that seems to be an earlier run's would be waited out
+// for half an hour, until the kubelet's next. The API keeps seconds.
+func earliestStart(began, now time.Time, ago time.Duration) time.Time {
 	began, now = began.Round(0), now.Round(0).Add(-ago) // without the monotonic clock
 	if now.Before(began) {
 		began = now

@@ -38,7 +38,7 @@ func TestReportAcrossAClockStep(t *testing.T) {
 		node := &corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{
 			Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(clock(c.reported).Truncate(time.Second))}}}}
 		const interval = 20 * time.Second
-		if ready, why := readyCondition(node, earlier(noon, clock(interval), interval)); ready != c.ready {
+		if ready, why := readyCondition(node, earliestStart(noon, clock(interval), interval)); ready != c.ready {
 			t.Errorf("%s: ready %t (%s), want %t", c.what, ready, why, c.ready)
 		}
 	}

@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// publishWay keeps on the node's Node what others have to know of the way to it: its public key, and the back end that
-// it goes by. The node writes with the kubelet's identity, which may change no other node.
-func publishWay(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
+// publishKeyAndBackend keeps on the node's Node what others have to know of the way to it: its public key, and the back
+// end that it goes by. The node writes with the kubelet's identity, which may change no other node.
+func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
 	name := "wireguard key"
 	if o.NetworkBackend != clusterconfig.NetworkWireGuard {
 		name = "" // it is for a change to come

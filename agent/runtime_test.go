@@ -84,7 +84,7 @@ func runtimeChild(dir string) error {
 		return errors.New("a second containerd was started in one process")
 	}
 	folder := &images.Folder{Dir: filepath.Join(dir, "images"), RecordFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
-		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), Announce: server.Announce,
+		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), NotifyImageAdded: server.NotifyImageAdded,
 	}}
 	if err := folder.ImportAll(ctx); err != nil {
 		return err

@@ -85,7 +85,7 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	for _, s := range sysctls {
 		if v, err := os.ReadFile(sysctlRoot + s.name); err == nil {
 			put(sysctl{s.name, strings.TrimSpace(string(v))})
-		} else if moot(s) {
+		} else if onlyIPv6(s) {
 			put(s)
 		}
 	}
@@ -208,7 +208,7 @@ func (k *kernel) ensureLink(want link) error {
 	l, err := k.find(want.name)
 	if made := want.maker(); made != nil && errors.As(err, &netlink.LinkNotFoundError{}) {
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
-			return want.lacking(err)
+			return want.explainMissing(err)
 		}
 		l, err = k.find(want.name)
 	}
@@ -247,8 +247,8 @@ func (l link) maker() netlink.Link {
 	return nil
 }
 
-// lacking says what it means that the kernel has no devices of this kind, if that is what err says.
-func (l link) lacking(err error) error {
+// explainMissing says what it means that the kernel has no devices of this kind, if that is what err says.
+func (l link) explainMissing(err error) error {
 	if l.kind == kindIFB && errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("this kernel has no ifb devices, which the annotation %s needs: load its module ifb, or remove the annotation: %w",
 			annotationEgress, err)
@@ -347,8 +347,8 @@ func routerAdvertised(bridge string) []string {
 	return out
 }
 
-// moot says that a parameter forbids something of IPv6 on a kernel without it.
-func moot(s sysctl) bool {
+// onlyIPv6 says that a parameter forbids something of IPv6 on a kernel without it.
+func onlyIPv6(s sysctl) bool {
 	if !strings.HasPrefix(s.name, "net/ipv6/") || !strings.HasSuffix(s.name, "/accept_ra") || s.value != "0" {
 		return false
 	}
@@ -363,7 +363,7 @@ func writeSysctl(s sysctl) error {
 		return nil
 	}
 	err := os.WriteFile(path, []byte(s.value), 0)
-	if errors.Is(err, os.ErrNotExist) && moot(s) {
+	if errors.Is(err, os.ErrNotExist) && onlyIPv6(s) {
 		return nil
 	}
 	if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(s.name, "net/ipv6/") {

@@ -195,7 +195,7 @@ func TestDesiredWaysHold(t *testing.T) {
 	})
 }
 
-func TestNumbers(t *testing.T) {
+func TestNumbersOfPrefixes(t *testing.T) {
 	for text, want := range map[string]string{
 		"10.42.1.0/24": "0x0a2a0100-0x0a2a01ff", "10.42.1.7/32": "0x0a2a0107", "10.42.0.0/15": "0x0a2a0000-0x0a2bffff",
 		"fd42:0:0:1::/64": "0xfd420000000000010000000000000000-0xfd42000000000001ffffffffffffffff",

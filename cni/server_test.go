@@ -237,7 +237,7 @@ func TestStopWithSilentPlugin(t *testing.T) {
 	n.stop()
 }
 
-func TestExhaustion(t *testing.T) {
+func TestPodNetworkWithoutFreeAddresses(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/29") // .2 to .6
 	pods := []*pod{}
 	for i := range 5 {

@@ -81,7 +81,7 @@ func (rs *ruleset) noTunnelsOfPods() {
 // podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come
 // by the tunnel, and addresses that no pod has, to which the default route leads, belong to no pod.
 func (rs *ruleset) podsByTunnelOnly(u underlay) {
-	for _, device := range []string{u.device, u.elsewhere} {
+	for _, device := range []string{u.device, u.secondDevice} {
 		if device == "" {
 			continue
 		}

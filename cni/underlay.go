@@ -19,10 +19,10 @@ type underlay struct {
 	mtu    int
 	// addresses are this node's, at most one of each family, IPv4 first, with their networks.
 	addresses []netip.Prefix
-	// elsewhere is the interface of the address that is not device's, where a node's addresses are on two; empty
+	// secondDevice is the interface of the address that is not device's, where a node's addresses are on two; empty
 	// otherwise.
-	elsewhere string
-	v4        bool // that address is the one of IPv4
+	secondDevice string
+	v4           bool // that address is the one of IPv4
 	// bare says that the device's packets have no link addresses, as those of a VPN's tun: a next hop cannot be said
 	// there.
 	bare bool
@@ -30,8 +30,8 @@ type underlay struct {
 
 // deviceOf is the interface with this node's address of a family.
 func (u underlay) deviceOf(v4 bool) string {
-	if u.elsewhere != "" && u.v4 == v4 {
-		return u.elsewhere
+	if u.secondDevice != "" && u.v4 == v4 {
+		return u.secondDevice
 	}
 	return u.device
 }
@@ -52,8 +52,8 @@ func (u underlay) onLink(a netip.Addr) bool {
 }
 
 func (u underlay) equal(v underlay) bool {
-	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4 &&
-		u.bare == v.bare
+	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) &&
+		u.secondDevice == v.secondDevice && u.v4 == v.v4 && u.bare == v.bare
 }
 
 // findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A
@@ -86,7 +86,7 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 			}
 			u.bare = u.bare || bare(l)
 			if l.Name != u.device {
-				u.elsewhere, u.v4 = l.Name, ip.Is4()
+				u.secondDevice, u.v4 = l.Name, ip.Is4()
 			}
 			u.mtu = min(u.mtu, l.MTU)
 			u.addresses = append(u.addresses, p)

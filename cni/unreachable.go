@@ -36,9 +36,9 @@ func UnreachablePairs(nodes []*corev1.Node) []string {
 			}
 		}
 		for _, b := range all[i+1:] {
-			if why := apart(a, b, machines[a.Name], networks[a.Name]); why != "" {
+			if why := whyUnreachable(a, b, machines[a.Name], networks[a.Name]); why != "" {
 				out = append(out, why)
-			} else if why := apart(b, a, machines[b.Name], networks[b.Name]); why != "" {
+			} else if why := whyUnreachable(b, a, machines[b.Name], networks[b.Name]); why != "" {
 				out = append(out, why)
 			}
 		}
@@ -46,8 +46,9 @@ func UnreachablePairs(nodes []*corev1.Node) []string {
 	return out
 }
 
-// apart says why a, whose machine is in networks, has no gateway to b's pods; empty where it has, or that is unknown.
-func apart(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
+// whyUnreachable says why a, whose machine is in networks, has no gateway to b's pods; empty where it has, or that is
+// unknown.
+func whyUnreachable(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
 	for _, c := range b.PodCIDRs {
 		v4 := c.Addr().Is4()
 		own, ok := a.underlay(v4)

@@ -256,12 +256,12 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 
 // An API that is none does no more than give a bad answer.
 func TestAnswersOfAFalseAPI(t *testing.T) {
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
-	defer elsewhere.Close()
+	redirected := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+	defer redirected.Close()
 	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/moved"):
-			http.Redirect(w, r, elsewhere.URL, http.StatusFound)
+			http.Redirect(w, r, redirected.URL, http.StatusFound)
 		default:
 			w.WriteHeader(http.StatusInternalServerError)
 			_, _ = io.WriteString(w, `{"kind":"Status","code":7,"message":"odd"}`)

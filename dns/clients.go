@@ -197,17 +197,17 @@ func leadsBack(ctx context.Context, at netip.AddrPort, name string) (bool, error
 	return false, nil
 }
 
-// split parts resolvers into those elsewhere and those on this machine.
-func split(resolvers []netip.AddrPort) (elsewhere, here []netip.AddrPort) {
+// split parts resolvers into remote ones and those on this machine.
+func split(resolvers []netip.AddrPort) (remote, here []netip.AddrPort) {
 	own := machineAddresses()
 	for _, r := range resolvers {
 		if r.Addr().IsLoopback() || own[r.Addr()] {
 			here = append(here, r)
 		} else {
-			elsewhere = append(elsewhere, r)
+			remote = append(remote, r)
 		}
 	}
-	return elsewhere, here
+	return remote, here
 }
 
 // withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing

@@ -260,11 +260,11 @@ func (l *serviceLab) attempt(r *rand.Rand) attempt {
 			froms = append(froms, addressesOf(other)[family])
 		}
 		a := attempt{connection: connection{froms[r.IntN(len(froms))], addressesOf(to)[family], p.Protocol, p.TargetPort.IntVal}, way: way(r.IntN(int(ways)))}
-		elsewhere := to.Spec.NodeName != l.Node
+		otherNode := to.Spec.NodeName != l.Node
 		switch {
-		case elsewhere && a.from == a.to:
+		case otherNode && a.from == a.to:
 			continue // it does not come by here
-		case elsewhere && a.way == byBalancer && slices.Contains(outside, a.from):
+		case otherNode && a.way == byBalancer && slices.Contains(outside, a.from):
 			continue // it is sent to the other node
 		}
 		a.at = l.at(a.way, a.connection)

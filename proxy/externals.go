@@ -44,7 +44,7 @@ type externals struct {
 	servers        map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
 	networks       []netip.Prefix          // of pods, and of Services as the API has them
 	pods           []netip.Prefix
-	passed         map[types.NamespacedName]passed
+	filtered       map[types.NamespacedName]filtered
 	requestedPorts requestedPorts
 	tunnels        map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
 	senders        map[int]int    // by such a port: how many nodes say so
@@ -54,20 +54,21 @@ type externals struct {
 	readHost   func() (hostNetwork, error) // readHostNetwork, but for tests
 }
 
-// passed is a Service as it came, what it may not have of that, what the back end has of it, and the last log message.
-type passed struct {
+// filtered is a Service as it came, what it may not have of that, what the back end has of it, and the last log
+// message.
+type filtered struct {
 	received *corev1.Service
 	excluded excluded
 	went     *corev1.Service
 	said     string
 }
 
-// teller tells the back end what has become of one Service; was or is may be nil.
-type teller func(was, is *corev1.Service)
+// notifier tells the back end what has become of one Service; was or is may be nil.
+type notifier func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{},
-		servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
+		servers: map[string][]netip.Addr{}, filtered: map[types.NamespacedName]filtered{},
 		requestedPorts: requestedPorts{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
@@ -78,7 +79,7 @@ func newExternals(o Options, log klog.Logger) *externals {
 
 // pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of
 // it: in the order of events, so that it does so before it returns.
-func (x *externals) pass(old, svc *corev1.Service, tell teller) {
+func (x *externals) pass(old, svc *corev1.Service, notify notifier) {
 	named := svc
 	if named == nil {
 		named = old
@@ -86,18 +87,18 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	key := types.NamespacedName{Namespace: named.Namespace, Name: named.Name}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	before := x.passed[key]
+	before := x.filtered[key]
 	touched := map[types.NamespacedName]bool{}
 	x.requestedPorts.update(key, before.received, svc, touched)
 	if svc == nil {
-		delete(x.passed, key)
-		tell(before.went, nil)
+		delete(x.filtered, key)
+		notify(before.went, nil)
 	} else {
-		x.judge(key, svc, tell)
+		x.filter(key, svc, notify)
 	}
 	for other := range touched {
 		if other != key {
-			x.judgeAgain(other, tell)
+			x.filterAgain(other, notify)
 		}
 	}
 }
@@ -108,26 +109,26 @@ func parseIP(text string) (netip.Addr, bool) {
 	return a.Unmap(), ok
 }
 
-func (x *externals) judgeAgain(key types.NamespacedName, tell teller) {
-	if before, ok := x.passed[key]; ok {
-		x.judge(key, before.received, tell)
+func (x *externals) filterAgain(key types.NamespacedName, notify notifier) {
+	if before, ok := x.filtered[key]; ok {
+		x.filter(key, before.received, notify)
 	}
 }
 
-// again judges all Services once more after change, and hands those that look different now to tell.
-func (x *externals) again(change func(), tell teller) {
+// change filters all Services once more after a change, and hands those that look different now to notify.
+func (x *externals) change(change func(), notify notifier) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	change()
-	for key := range x.passed {
-		x.judgeAgain(key, tell)
+	for key := range x.filtered {
+		x.filterAgain(key, notify)
 	}
 }
 
-// judge takes away from a Service what it may not have, says so once, and tells the back end if that is something else
+// filter takes away from a Service what it may not have, says so once, and tells the back end if that is something else
 // than before.
-func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
-	before, now := x.passed[key], passed{received: svc}
+func (x *externals) filter(key types.NamespacedName, svc *corev1.Service, notify notifier) {
+	before, now := x.filtered[key], filtered{received: svc}
 	var problems []string
 	now.excluded.external = x.excludedIPs(svc, &problems)
 	now.excluded.ingress = x.excludedIngress(svc, &problems)
@@ -148,8 +149,8 @@ func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell te
 	if now.went = before.went; !same {
 		now.went = now.excluded.from(svc)
 	}
-	if x.passed[key] = now; !same {
-		tell(before.went, now.went)
+	if x.filtered[key] = now; !same {
+		notify(before.went, now.went)
 	}
 }
 
@@ -206,7 +207,7 @@ func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []
 		case x.host == nil:
 			why = "cannot be served before this machine's routes and resolvers are known"
 		default:
-			why = cmp.Or(x.inside(a), x.host.reason(a))
+			why = cmp.Or(x.clusterReason(a), x.host.reason(a))
 		}
 		if why != "" {
 			out = append(out, i)
@@ -228,7 +229,7 @@ func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (ou
 		a, ok := parseIP(in.IP)
 		why := ""
 		if ok {
-			why = x.inside(a)
+			why = x.clusterReason(a)
 			if port := x.reservedPort(svc); port != 0 && (x.isMachine(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
 				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
 			}
@@ -267,7 +268,7 @@ func (x *externals) reservedPort(svc *corev1.Service) uint16 {
 // server.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-func (x *externals) inside(a netip.Addr) string {
+func (x *externals) clusterReason(a netip.Addr) string {
 	a = a.Unmap()
 	for _, p := range x.networks {
 		if p.Contains(a) {
@@ -283,14 +284,14 @@ func (x *externals) inside(a netip.Addr) string {
 // services passes a change of a Service on to the back end.
 func (p *Proxy) services(old, svc *corev1.Service) {
 	if p.o.externals == nil {
-		p.tell(old, svc)
+		p.notifyBackend(old, svc)
 		return
 	}
-	p.o.externals.pass(old, svc, p.tell)
+	p.o.externals.pass(old, svc, p.notifyBackend)
 }
 
-// tell tells the back end of a Service that came (was is nil), changed or went (is is nil).
-func (p *Proxy) tell(was, is *corev1.Service) {
+// notifyBackend tells the back end of a Service that came (was is nil), changed or went (is is nil).
+func (p *Proxy) notifyBackend(was, is *corev1.Service) {
 	switch {
 	case was == nil && is == nil:
 	case was == nil:
@@ -315,7 +316,7 @@ func (p *Proxy) Reserve(addrs []netip.Addr) {
 	if same {
 		return
 	}
-	x.again(func() { x.reserved.Addresses = slices.Clone(addrs) }, p.tell)
+	x.change(func() { x.reserved.Addresses = slices.Clone(addrs) }, p.notifyBackend)
 	p.trigger()
 }
 
@@ -333,7 +334,7 @@ func (p *Proxy) ReserveTunnel(port int) {
 	if same {
 		return
 	}
-	x.again(func() { x.reserved.Tunnel = uint16(port) }, p.tell)
+	x.change(func() { x.reserved.Tunnel = uint16(port) }, p.notifyBackend)
 	p.trigger()
 }
 
@@ -368,7 +369,7 @@ func (p *Proxy) nodeTunnel(node string, port int) {
 	}
 	x.mu.Unlock()
 	if !same {
-		x.again(change, p.tell)
+		x.change(change, p.notifyBackend)
 		p.trigger()
 	}
 }
@@ -385,5 +386,5 @@ func (p *Proxy) serviceNetworks(cidrs []string) {
 			networks = append(networks, prefix.Masked())
 		}
 	}
-	x.again(func() { x.networks = networks }, p.tell)
+	x.change(func() { x.networks = networks }, p.notifyBackend)
 }

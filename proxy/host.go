@@ -138,7 +138,7 @@ func (p *Proxy) refreshHost() (changed bool) {
 	if err != nil || same {
 		return false
 	}
-	x.again(func() { x.host = &now }, p.tell)
+	x.change(func() { x.host = &now }, p.notifyBackend)
 	return true
 }
 
@@ -149,7 +149,7 @@ func (x *externals) haveExternalIPs() bool {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, s := range x.passed {
+	for _, s := range x.filtered {
 		if len(s.received.Spec.ExternalIPs) > 0 {
 			return true
 		}

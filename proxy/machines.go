@@ -65,19 +65,19 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	if same {
 		return
 	}
-	x.again(func() {
+	x.change(func() {
 		if len(addrs) == 0 {
 			delete(in, name)
 		} else {
 			in[name] = addrs
 		}
-	}, p.tell)
+	}, p.notifyBackend)
 	p.trigger()
 }
 
-// elsewhere are the addresses that no node may have because of a Service: the machines' as far as they are known, and
+// neverLocal are the addresses that no node may have because of a Service: the machines' as far as they are known, and
 // the cluster's own.
-func (x *externals) elsewhere() []netip.Addr {
+func (x *externals) neverLocal() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	out := slices.Clone(x.reserved.Addresses)

@@ -65,7 +65,7 @@ func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why str
 	port, own := loadbalancer.PortOf(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
 	var holders []string
 	for key := range x.requestedPorts[port] {
-		if key != own && slices.Contains(loadbalancer.Held(x.passed[key].received), port) {
+		if key != own && slices.Contains(loadbalancer.Held(x.filtered[key].received), port) {
 			holders = append(holders, key.String())
 		}
 	}

@@ -136,8 +136,8 @@ func (s *steward) mostConnected(
 	return best, most
 }
 
-// leaderElsewhere is what a server without a leader knows of the leader that others have.
-type leaderElsewhere struct {
+// reportedLeader is what a server without a leader knows of the leader that others have.
+type reportedLeader struct {
 	address string // of the leader, or of a server that reaches it; "" when that was said once
 	removed bool   // they do not count this server
 }
@@ -150,7 +150,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
 	before := ms.leader.without.Load()
 	if before == nil || before.removed || leader < 0 {
-		ms.leader.without.Store(&leaderElsewhere{})
+		ms.leader.without.Store(&reportedLeader{})
 		return
 	}
 	address := string(informed.Members[i].Address)
@@ -159,7 +159,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 		ms.leader.without.Store(nil)
 		return
 	}
-	ms.leader.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
+	ms.leader.without.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
 	if ms.leader.hasLeader() { // since just now
 		ms.leader.without.Store(nil)
 		return

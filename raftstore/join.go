@@ -343,7 +343,7 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return // it is of the time before this server was taken in: its disk hangs
 	}
 	ms.leader.counted.Store(false)
-	before := ms.leader.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
+	before := ms.leader.without.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
 	if ms.leader.hasLeader() { // since just now
 		ms.leader.without.Store(nil)
 		ms.leader.counted.Store(true)

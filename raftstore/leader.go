@@ -46,7 +46,7 @@ type leaderBoard struct {
 
 	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
 	// knows one.
-	without atomic.Pointer[leaderElsewhere]
+	without atomic.Pointer[reportedLeader]
 	counted atomic.Bool // see Health.MembershipConfirmed
 
 	closing context.Context // ends when the store closes

@@ -32,7 +32,7 @@ func retryUntilLeader(ctx context.Context, part *status.Part, log *slog.Logger, 
 			}
 			return nil
 		}
-		if ctx.Err() != nil || !passes(err) {
+		if ctx.Err() != nil || !isTransient(err) {
 			return err
 		}
 		if err.Error() != last {
@@ -48,8 +48,8 @@ func retryUntilLeader(ctx context.Context, part *status.Part, log *slog.Logger, 
 	}
 }
 
-// passes says whether an error of the store's is one that a leader cures.
-func passes(err error) bool {
+// isTransient says whether an error of the store's is one that a leader cures.
+func isTransient(err error) bool {
 	code := grpcstatus.Code(err)
 	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		code = e.Code()

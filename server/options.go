@@ -80,6 +80,8 @@ type Options struct {
 	GivenBackend string
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
+	// Flags are those in which a server that joins has to agree with this one, by their names.
+	Flags map[string]string
 
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
 	// cluster; joinrequest.Join has fetched its keys before.

@@ -49,8 +49,9 @@ func membersOf(store *atomic.Pointer[raftstore.Store]) func() []raftstore.Member
 
 func (s *Server) newRoster() *roster.Roster {
 	return roster.New(roster.Options{
-		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, Join: s.o.Join, Networks: s.o.reserved(),
-		Members: membersOf(&s.opened), Answered: membersOf(&s.store),
+		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, JoinAddresses: s.o.Join,
+		Networks: s.o.reserved(),
+		Members:  membersOf(&s.opened), Answered: membersOf(&s.store),
 		Leader: func() string {
 			if store := s.opened.Load(); store != nil {
 				return store.Health().OtherLeader()
@@ -67,12 +68,12 @@ func (s *Server) newRoster() *roster.Roster {
 			}
 			return nil
 		},
-		Failover: func() []string { return s.starting.Elsewhere() },
-		Machines: func() []gossip.Info { return s.gossip.Members() },
-		Virtual:  func() []netip.Addr { return s.vips.Current() },
-		Serving:  func() []net.IP { return s.files.serving.IPs },
-		API:      func() (kubernetes.Interface, error) { return s.admission.API() },
-		Clock:    s.o.Clock, Logger: s.log,
+		FailoverAddresses: func() []string { return s.starting.FailoverTargets() },
+		Machines:          func() []gossip.Info { return s.gossip.Members() },
+		VirtualAddresses:  func() []netip.Addr { return s.vips.Current() },
+		ServingAddresses:  func() []net.IP { return s.files.serving.IPs },
+		API:               func() (kubernetes.Interface, error) { return s.admission.API() },
+		Clock:             s.o.Clock, Logger: s.log,
 	})
 }
 
@@ -99,8 +100,8 @@ type vipStore struct {
 // nodeClaims is what the API server keeps nodes from saying of themselves.
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
 	return &apiserver.NodeClaims{
-		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.Certified,
-		Servers: s.roster.Reserved, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
+		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
+		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
 }
 
@@ -109,7 +110,7 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
-		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.Stores,
+		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.StoreAddresses,
 		Leaderless: s.roster.Leaderless, MaxGossipMembers: s.roster.MaxGossipMembers,
 		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
 			if j := s.judge.Load(); j != nil {
@@ -150,8 +151,8 @@ func (s *Server) newAdmission() *admission.Admission {
 	return admission.New(admission.Options{
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
-		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Folders: s.o.folders(),
-		Members: membersOf(&s.store), Servers: s.roster.Servers, GossipKeys: s.gossip.Keys,
+		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Flags: s.o.Flags, Folders: s.o.folders(),
+		Members: membersOf(&s.store), Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
@@ -171,7 +172,8 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		Liveness:  liveness.Options{Own: o.ownNode(), Contact: s.tunnels.Contact, Check: s.newFinder().Check},
 		Judge:     &s.judge, Members: store.Cluster(),
 		ServiceLB: servicelb.Options{
-			Disabled: o.DisableServiceLB, Pool: o.LBPool, Networks: o.reserved(), Barred: s.roster.Reserved, Joined: s.roster.Joined,
+			Disabled: o.DisableServiceLB, Pool: o.LBPool, Networks: o.reserved(),
+			Barred: s.roster.ReservedAddresses, Joined: s.roster.JoinedAddresses,
 		},
 		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
 		Ingress: ingress.Options{Disabled: o.Cluster.IngressDisabled(), Rules: o.IngressRules, Built: o.BuildTime},
@@ -179,7 +181,7 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
 			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
 		},
-		OfCluster: s.roster.OfCluster, GatewayUse: s.gatewayUse.Load(),
+		OwnsAddress: s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
 		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.DisableHelm},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,
@@ -195,7 +197,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 			}
 			return nil
 		},
-		Elsewhere: s.starting.Elsewhere, GoAway: s.starting.GoAway,
+		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
 	})
 }

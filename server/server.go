@@ -147,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirst() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
 	if err := s.listenConsole(ctx); err != nil {
@@ -196,9 +196,9 @@ func (s *Server) Roster() *roster.Roster { return s.roster }
 // Gossip is this server as a member of the gossip.
 func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
-// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
-// be.
-func (s *Server) Away() <-chan struct{} { return s.starting.Away() }
+// FailedOver is closed when another server's API answers this machine's programs because this one's store waits; it may
+// never be.
+func (s *Server) FailedOver() <-chan struct{} { return s.starting.FailedOver() }
 
 // Serving is closed when the API server takes requests. It may not be ready, and the cluster's own objects may be
 // missing.
@@ -211,7 +211,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // server with its last requests, the store. It may be called once.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.data.Record(); err != nil {
+	if err := s.data.RecordVersion(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
 	s.vips.Clear()
@@ -294,7 +294,7 @@ func (s *Server) showCertificates(err error) {
 // openStore opens the store and puts it under upstream's storage layer. It also returns where other servers may be.
 func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, error) {
 	s.board.store.Set(status.Starting, "")
-	others, err := roster.OtherServers(s.o.ServerDir)
+	others, err := roster.ReadPeerAddresses(s.o.ServerDir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -323,11 +323,11 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	elsewhere := func() []string { return slices.Concat(s.gossip.Servers(), others) }
+	known := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.starting.ExplainWait(waiting, elsewhere, store.Health().Removed) })
-	if former, err := roster.OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.starting.FindElsewhere(waiting, store.Health(), elsewhere) })
+	meanwhile.Go(func() { s.starting.ExplainWait(waiting, known, store.Health().Removed) })
+	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
+		meanwhile.Go(func() { s.starting.FindFailoverTarget(waiting, store.Health(), known) })
 	}
 	err := store.WaitReady(ctx)
 	ready()
@@ -364,7 +364,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
-		now.Ready, now.Unready = live.Of(term, store.Cluster().Members(), time.Now())
+		now.Ready, now.Unready = live.Addresses(term, store.Cluster().Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
 	}

@@ -113,7 +113,7 @@ func TestRefusals(t *testing.T) {
 		other.Port = o.Port
 		refused(t, other, "is taken", "--https-listen-port")
 	})
-	testenv.NoError(t, s.data.Record())
+	testenv.NoError(t, s.data.RecordVersion())
 	testenv.NoError(t, s.Close())
 	t.Run("address of another machine", func(t *testing.T) {
 		o := o

@@ -49,8 +49,8 @@ func SnapshotFiles() (required, optional []string) {
 	return append(required, joinrequest.File), append(optional, filepath.Join("tls", pki.FormerKubeletCAName))
 }
 
-// Snapshots answers on the admin socket.
-func (s *Server) Snapshots() http.Handler { return s.snapshots.Handler() }
+// SnapshotsHandler answers on the admin socket.
+func (s *Server) SnapshotsHandler() http.Handler { return s.snapshots.Handler() }
 
 func (s *Server) newSnapshots() *snapshots.Keeper {
 	o, members := s.o.Snapshots, membersOf(&s.store)

@@ -144,8 +144,9 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	}
 }
 
-// TestConfirm: a node answers as long as the store says that it is the holder, counted from before the question.
-func TestConfirm(t *testing.T) {
+// TestHolderAnswersWhileTheStoreSaysSo: a node answers as long as the store says that it is the holder, counted from
+// before the question.
+func TestHolderAnswersWhileTheStoreSaysSo(t *testing.T) {
 	b := newBed(t)
 	now := vip.Moment(time.Hour)
 	b.a.o.Now = func() vip.Moment { return now }

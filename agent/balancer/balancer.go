@@ -79,9 +79,9 @@ type Balancer struct {
 	named, excluded map[string]bool
 	proved          map[string]proof
 	proving         map[string]*proving
-	ended           bool         // no handshake begins any more
-	ends            map[ends]int // of connections that are open
-	reason          string       // why no server could be used, when it was last told; "" if one can
+	ended           bool                // no handshake begins any more
+	pairs           map[addressPair]int // of connections that are open
+	reason          string              // why no server could be used, when it was last told; "" if one can
 
 	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has
 	// room for the news that the last one has ended. misses are the probes of the local address in a row that did not
@@ -106,8 +106,9 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: connlimit.Table{Max: mostWaiting},
-		now: time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
+		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
+		waiting: connlimit.Table{Max: mostWaiting},
+		now:     time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))
@@ -264,9 +265,9 @@ func passEnd(to, from net.Conn, err error) {
 func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup,
 	may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
-	sure := func(server string) error { return b.sure(ctx, server) }
+	ensure := func(server string) error { return b.ensureProven(ctx, server) }
 	for i, server := range servers {
-		err := sure(server)
+		err := ensure(server)
 		if err == nil {
 			err = may(server)
 		}
@@ -279,31 +280,31 @@ func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.Wai
 		}
 		errs = append(errs, err)
 		if i == 0 {
-			sure = b.allSure(ctx, servers[1:], proving)
+			ensure = b.proveAll(ctx, servers[1:], proving)
 		}
 	}
 	err := errors.Join(errs...)
 	if ctx.Err() == nil {
-		b.complain(err)
+		b.logUnusable(err)
 	}
 	return nil, "", err
 }
 
 func anyServer(string) error { return nil }
 
-// allSure has servers show themselves side by side and returns what waits for one of them.
-func (b *Balancer) allSure(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
+// proveAll has servers show themselves side by side and returns what waits for one of them.
+func (b *Balancer) proveAll(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
 	outcomes := map[string]chan error{}
 	for _, server := range servers {
 		outcome := make(chan error, 1) // one: nobody may wait for it any more
 		outcomes[server] = outcome
-		proving.Go(func() { outcome <- b.sure(ctx, server) })
+		proving.Go(func() { outcome <- b.ensureProven(ctx, server) })
 	}
 	return func(server string) error { return <-outcomes[server] }
 }
 
-// complain logs that no server can be used, once for each reason.
-func (b *Balancer) complain(err error) {
+// logUnusable logs that no server can be used, once for each reason.
+func (b *Balancer) logUnusable(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if text := err.Error(); text != b.reason {

@@ -28,9 +28,9 @@ const (
 	probeEvery = 2 * time.Second
 	// probes is how many questions in a row a server may leave open.
 	probes = 2
-	// lateBy is by how much a look or a question may be late before this machine has to be assumed to be short of
-	// processor time.
-	lateBy = 250 * time.Millisecond
+	// delayThreshold is by how much a look or a question may be late before this machine has to be assumed to be short
+	// of processor time.
+	delayThreshold = 250 * time.Millisecond
 	// mostLate is how many looks or questions in a row do not count for being late, and the next one counts as one that
 	// was not: a machine may be like that for hours, and a server dead meanwhile.
 	mostLate = 4
@@ -63,7 +63,7 @@ func (b *Balancer) watch(ctx context.Context) {
 		next.Reset(wait)
 		now := b.now()
 		switch late++; {
-		case now.Sub(later(due, before)) <= lateBy:
+		case now.Sub(later(due, before)) <= delayThreshold:
 			late = 0
 		case late > mostLate:
 			late = 0
@@ -120,7 +120,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		b.dropStale(server, l)
 		return
 	}
-	if took := b.now().Sub(began); took > b.within(dialTimeout)+lateBy && l.late < mostLate {
+	if took := b.now().Sub(began); took > b.within(dialTimeout)+delayThreshold && l.late < mostLate {
 		l.late++
 		b.discountDelay(time.Time{}) // the next look follows at once, before it is read what others have said meanwhile
 		return

@@ -128,7 +128,7 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			<-asked
 			synctest.Wait()
 		}
-		asks(lateBy)
+		asks(delayThreshold)
 		if l.missed != 1 || !l.cut {
 			t.Errorf("a question that was left open does not count: %+v", l)
 		}

@@ -51,7 +51,7 @@ func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server s
 			return up, server, err
 		}
 		if !held {
-			going.Go(func() { untilLeft(ctx, c, cancel) })
+			going.Go(func() { awaitClientEnd(ctx, c, cancel) })
 		}
 		select {
 		case <-ctx.Done():
@@ -74,10 +74,10 @@ func (b *Balancer) everReached() bool {
 	return len(b.proved) > 0
 }
 
-// untilLeft calls gone when a client that waits has ended its connection, or its way. What it has said before is not
-// read yet, so that a Read would not tell.
-func untilLeft(ctx context.Context, c net.Conn, gone func()) {
-	for !left(c) {
+// awaitClientEnd calls gone when a client that waits has ended its connection, or its way. What it has said before is
+// not read yet, so that a Read would not tell.
+func awaitClientEnd(ctx context.Context, c net.Conn, gone func()) {
+	for !clientEnded(c) {
 		select {
 		case <-ctx.Done():
 			return
@@ -87,7 +87,7 @@ func untilLeft(ctx context.Context, c net.Conn, gone func()) {
 	gone()
 }
 
-func left(c net.Conn) (yes bool) {
+func clientEnded(c net.Conn) (yes bool) {
 	s, ok := c.(syscall.Conn)
 	if !ok {
 		return false

@@ -16,27 +16,31 @@ import (
 
 var errItself = errors.New("it leads back to this program")
 
-// ends are the addresses of a TCP connection, first that of who opened it.
-type ends struct{ from, to string }
+// addressPair are the addresses of a TCP connection, first that of who opened it.
+type addressPair struct{ from, to string }
 
 // opened are those of a connection that this program has opened, accepted of one that it has accepted.
-func opened(c net.Conn) ends   { return ends{c.LocalAddr().String(), c.RemoteAddr().String()} }
-func accepted(c net.Conn) ends { return ends{c.RemoteAddr().String(), c.LocalAddr().String()} }
+func opened(c net.Conn) addressPair {
+	return addressPair{c.LocalAddr().String(), c.RemoteAddr().String()}
+}
+func accepted(c net.Conn) addressPair {
+	return addressPair{c.RemoteAddr().String(), c.LocalAddr().String()}
+}
 
 // enter notes one end of a connection until leave is called, and says whether this program has the other one, too. Who
 // comes second is told.
-func (b *Balancer) enter(e ends) (itself bool) {
+func (b *Balancer) enter(e addressPair) (itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ends[e]++
-	return b.ends[e] > 1
+	b.pairs[e]++
+	return b.pairs[e] > 1
 }
 
-func (b *Balancer) leave(e ends) {
+func (b *Balancer) leave(e addressPair) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ends[e]--; b.ends[e] == 0 {
-		delete(b.ends, e)
+	if b.pairs[e]--; b.pairs[e] == 0 {
+		delete(b.pairs, e)
 	}
 }
 

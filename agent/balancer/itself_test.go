@@ -107,8 +107,8 @@ func TestOwnAddressAloneIsNoServer(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if len(b.ends) != 0 || len(b.open) != 0 {
-		t.Errorf("left: %v, %v", b.ends, b.open)
+	if len(b.pairs) != 0 || len(b.open) != 0 {
+		t.Errorf("left: %v, %v", b.pairs, b.open)
 	}
 }
 

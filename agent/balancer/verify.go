@@ -173,8 +173,8 @@ func (b *Balancer) candidates() []string {
 	return out
 }
 
-// sure returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
-func (b *Balancer) sure(ctx context.Context, server string) error {
+// ensureProven returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
+func (b *Balancer) ensureProven(ctx context.Context, server string) error {
 	b.mu.Lock()
 	known := b.answers(server, sureFor) && !b.proved[server].doubted
 	b.mu.Unlock()

@@ -75,14 +75,14 @@ func (o Options) Address() string { return filepath.Join(o.State, "containerd.so
 
 // Server is a running containerd.
 type Server struct {
-	opts        Options
-	snapshotter string
-	server      *server.Server
-	client      *client.Client
-	announce    func(ctx context.Context, name string) error
-	lists       *Lists
-	fatal       *fatalTrap
-	stopOnce    sync.Once
+	opts             Options
+	snapshotter      string
+	server           *server.Server
+	client           *client.Client
+	notifyImageAdded func(ctx context.Context, name string) error
+	lists            *Lists
+	fatal            *fatalTrap
+	stopOnce         sync.Once
 }
 
 // started guards the once-per-process rule of the package comment.
@@ -185,8 +185,10 @@ func (s *Server) waitReady(ctx context.Context) error {
 // Client returns a client without sockets or serialization, bound to the Kubernetes namespace.
 func (s *Server) Client() *client.Client { return s.client }
 
-// Announce tells the CRI service about an image that the client has added, so that the kubelet sees it at once.
-func (s *Server) Announce(ctx context.Context, name string) error { return s.announce(ctx, name) }
+// NotifyImageAdded tells the CRI service about an image that the client has added, so that the kubelet sees it at once.
+func (s *Server) NotifyImageAdded(ctx context.Context, name string) error {
+	return s.notifyImageAdded(ctx, name)
+}
 
 // Lists answers without the socket what a kubelet asks all the time.
 func (s *Server) Lists() Lists { return *s.lists }
@@ -248,7 +250,7 @@ func registerClientPlugin(s *Server) {
 			if !ok {
 				return nil, fmt.Errorf("the CRI image service %T takes no images any more", images)
 			}
-			s.client, s.announce = c, updater.UpdateImage
+			s.client, s.notifyImageAdded = c, updater.UpdateImage
 			return c, nil
 		},
 	})

@@ -54,8 +54,9 @@ type Containerd struct {
 	Namespace string
 	// Snapshotter unpacks the layers.
 	Snapshotter string
-	// Announce tells the CRI service about a new image name. Without it the service learns by an event, a moment later.
-	Announce func(ctx context.Context, name string) error
+	// NotifyImageAdded tells the CRI service about a new image name. Without it the service learns by an event, a
+	// moment later.
+	NotifyImageAdded func(ctx context.Context, name string) error
 	// Logger hears of images that are imported but will hardly run.
 	Logger *slog.Logger
 }
@@ -151,8 +152,8 @@ func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs
 		return err
 	}
 	s.warnForeign(ctx, im)
-	if s.Announce != nil {
-		if err := s.Announce(ctx, im.Name); err != nil {
+	if s.NotifyImageAdded != nil {
+		if err := s.NotifyImageAdded(ctx, im.Name); err != nil {
 			return fmt.Errorf("announce image %s: %w", im.Name, err)
 		}
 	}

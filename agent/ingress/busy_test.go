@@ -4,8 +4,8 @@ package ingress
 
 import "testing"
 
-// TestClaims: the first one keeps a port, also over the end of this process.
-func TestClaims(t *testing.T) {
+// TestFirstOwnerKeepsItsPort: the first one keeps a port, also over the end of this process.
+func TestFirstOwnerKeepsItsPort(t *testing.T) {
 	nginx := map[int]string{80: "nginx, process 7"}
 	type look struct {
 		ports      []int

@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// Table is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so
+// NFTable is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so
 // that a Service's source ranges hold; and it keeps the proxy, whose endpoints are what tenants write, from the
 // machine's own and from the cluster's ports.
-func Table() nfttable.Table {
+func NFTable() nfttable.Table {
 	return nfttable.Table{Family: nfttable.INet, Name: nfttable.IngressTable}
 }
 
@@ -204,7 +204,7 @@ func (n *Node) nodeAddresses() []netip.Addr {
 
 // tableDeleted has protect write the table again, unless this program itself had deleted it to replace it.
 func (n *Node) tableDeleted() {
-	there, err := nfttable.Exists(Table())
+	there, err := nfttable.Exists(NFTable())
 	if err == nil && there {
 		return
 	}

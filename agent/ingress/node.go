@@ -200,7 +200,7 @@ func Remove(dir string) error { return remove(dir, cgroupRoot) }
 func remove(dir string, g groups) error {
 	err := stop(dir)
 	g.sweep() // those of processes that drain stay until the next time
-	return errors.Join(err, nfttable.Delete(Table()))
+	return errors.Join(err, nfttable.Delete(NFTable()))
 }
 
 func (n *Node) groups() groups {

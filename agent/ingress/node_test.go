@@ -81,8 +81,8 @@ func TestEndpointsOfABackend(t *testing.T) {
 	}
 }
 
-// TestNameElsewhereHasNoEndpoints: a Service of the type ExternalName leads nowhere, whatever slices say.
-func TestNameElsewhereHasNoEndpoints(t *testing.T) {
+// TestExternalNameHasNoEndpoints: a Service of the type ExternalName leads nowhere, whatever slices say.
+func TestExternalNameHasNoEndpoints(t *testing.T) {
 	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
 	services := factory.Core().V1().Services()
 	web := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{

@@ -77,7 +77,7 @@ func (n *Node) serve(ctx context.Context) error {
 	nfttable.FollowDeletions(following, &wg, n.gone, func(err error) {
 		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with "+
 			"the next change of a Node", "error", err)
-	}, Table())
+	}, NFTable())
 	n.o.Part.Set(status.Starting, "waiting for the table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()
@@ -266,11 +266,11 @@ func (s *serving) failed(err error, wait time.Duration) {
 
 // say writes at which ports the node serves.
 func (s *serving) say(ctx context.Context) error {
-	word := portsWord(s.keeper.held.ports())
+	word := portsAnnotation(s.keeper.held.ports())
 	if word == "" {
 		return nil
 	}
-	if err := s.lookForOthers(ctx); err != nil {
+	if err := s.findPortOwners(ctx); err != nil {
 		return err
 	}
 	word += s.portOwners.annotation()
@@ -284,9 +284,9 @@ func (s *serving) say(ctx context.Context) error {
 	return nil
 }
 
-// lookForOthers finds out which of the Service's ports other programs of the machine have, where it is time for that or
-// the ports are others.
-func (s *serving) lookForOthers(ctx context.Context) error {
+// findPortOwners finds out which of the Service's ports other programs of the machine have, where it is time for that
+// or the ports are others.
+func (s *serving) findPortOwners(ctx context.Context) error {
 	ports := s.servicePorts()
 	known := func(port int) bool { _, ok := s.portOwners.ours[port]; return ok }
 	if !s.look && len(ports) == len(s.portOwners.ours) && !slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
@@ -315,8 +315,8 @@ func (s *serving) lookForOthers(ctx context.Context) error {
 	return nil
 }
 
-// portsWord is what the Node's annotation says of ports.
-func portsWord(ports map[string]int) string {
+// portsAnnotation is what the Node's annotation says of ports.
+func portsAnnotation(ports map[string]int) string {
 	var out, gateways []string
 	for _, name := range slices.Sorted(maps.Keys(ports)) {
 		if site, _, ok := strings.Cut(name, "/"); ok {

@@ -105,9 +105,9 @@ func (a *agentRun) annotation() string {
 	return a.said
 }
 
-// TestNode: a node's ingress through the end of its proxy, a deleted table of the kernel, an upgrade, and the end of
-// the last Ingress.
-func TestNode(t *testing.T) {
+// TestNodeServesUntilTheLastIngressGoes: a node's ingress through the end of its proxy, a deleted table of the kernel,
+// an upgrade, and the end of the last Ingress.
+func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
@@ -150,11 +150,11 @@ func TestNode(t *testing.T) {
 		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
 	})
 
-	if err := nfttable.Delete(Table()); err != nil {
+	if err := nfttable.Delete(NFTable()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the kernel's table is written again", func() bool {
-		c, err := nfttable.Count(Table())
+		c, err := nfttable.Count(NFTable())
 		return err == nil && len(c.Rules) > 0
 	})
 
@@ -177,7 +177,7 @@ func TestNode(t *testing.T) {
 	}
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "no table is left", func() bool {
-		there, err := nfttable.Exists(Table())
+		there, err := nfttable.Exists(NFTable())
 		return err == nil && !there
 	})
 	if a.annotation() != "" {

@@ -103,7 +103,7 @@ func TestSitesOfGateways(t *testing.T) {
 		now := run.board.Components()[0]
 		return now.State == status.Degraded && strings.Contains(now.Message, "10062")
 	})
-	rules, err := nfttable.Count(Table())
+	rules, err := nfttable.Count(NFTable())
 	if err != nil || len(rules.Rules) == 0 {
 		t.Errorf("the kernel guards nothing: %v", err)
 	}
@@ -172,7 +172,7 @@ func TestServiceAloneServesNothing(t *testing.T) {
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "the node says nothing", func() bool { return run.annotation() == "" })
 	eventually(t, "the kernel's table is gone", func() bool {
-		there, err := nfttable.Exists(Table())
+		there, err := nfttable.Exists(NFTable())
 		return err == nil && !there
 	})
 }

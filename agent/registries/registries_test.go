@@ -19,7 +19,7 @@ func mustParse(t *testing.T, text string) *Config {
 	return c
 }
 
-func TestFiles(t *testing.T) {
+func TestHostsFilesOfEachRegistry(t *testing.T) {
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca.pem")
 	if err := os.WriteFile(ca, nil, 0o600); err != nil {
@@ -106,7 +106,7 @@ func TestMissingFileIsEmpty(t *testing.T) {
 	}
 }
 
-func TestMistakes(t *testing.T) {
+func TestMistakesInTheFileAreNamed(t *testing.T) {
 	for name, tc := range map[string]struct {
 		text string
 		want []string

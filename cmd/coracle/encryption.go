@@ -49,7 +49,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 		if err != nil {
 			return err
 		}
-		others, err := roster.OtherServers(serverDir)
+		others, err := roster.ReadPeerAddresses(serverDir)
 		if err != nil {
 			return err
 		}
@@ -73,7 +73,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 // tokenPatience is how long to wait for servers that have not taken a new token over.
 const tokenPatience = 15 * time.Second
 
-func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (token.Token, []string, error) {
+func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (token.Token, []string, error) {
 	servers, err := storeServers(ctx, store)
 	if err != nil {
 		return token.Token{}, nil, err
@@ -97,7 +97,7 @@ func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error)
 // onlyServer refuses to change the files of one server where there are others by now: one came since they were looked
 // for.
 func onlyServer(credDir string) error {
-	others, err := roster.OtherServers(filepath.Dir(credDir))
+	others, err := roster.ReadPeerAddresses(filepath.Dir(credDir))
 	if err == nil && len(others) > 0 {
 		err = fmt.Errorf("the cluster has %d servers since a moment ago; nothing was changed. Run the same command again", len(others)+1)
 	}

@@ -24,7 +24,7 @@ import (
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
 	joined, err := joinrequest.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		j := joinrequest.Request{Address: c.ServerURL.Host, Token: c.Token}
+		j := joinrequest.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags}
 		if !c.DisableAgent {
 			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {
 				return o, err

@@ -56,7 +56,7 @@ type node struct {
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
-		servers: s.Roster().Others,
+		servers: s.Roster().OtherAddresses,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
 		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
 	}, err
@@ -68,7 +68,7 @@ func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) erro
 		select {
 		case <-event:
 			return nil
-		case <-s.Away():
+		case <-s.FailedOver():
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()

@@ -83,8 +83,8 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	if err != nil {
 		return err
 	}
-	p.Admin.Handle(snapshots.Path, s.Snapshots())
-	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
+	p.Admin.Handle(snapshots.Path, s.SnapshotsHandler())
+	p.Admin.Handle(snapshots.Path+"/", s.SnapshotsHandler())
 	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
 	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
 	runNode := func(context.Context) error { return nil }
@@ -184,6 +184,7 @@ func serverOptions(c *config.Server) server.Options {
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
 		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
 		Cluster: clusterSettings(c), GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Flags: c.SharedFlags(),
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,

@@ -37,7 +37,7 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 			"given", virtualip.Format(c.VIPs), "cluster", virtualip.Format(kept))
 		return nil
 	}
-	others, err := roster.OtherServers(o.ServerDir)
+	others, err := roster.ReadPeerAddresses(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
 		return err // with other servers one of them may answer for it already: that is found out when the cluster is asked
 	}
@@ -70,7 +70,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 		return "", fmt.Errorf("asking for the present virtual address: %w", err)
 	}
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(has, a) })
-	if err := roster.NotNodes(ctx, client, fresh); err != nil {
+	if err := roster.CheckNotNodes(ctx, client, fresh); err != nil {
 		return "", err
 	}
 	return virtualip.Format(addresses), virtualip.Check(ctx, fresh, on, reserved)

@@ -69,7 +69,7 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	}
 	a.failures++
 	wait := shortBackoff(a.failures)
-	if v := judge(err); v.refused {
+	if v := classify(err); v.refused {
 		wait = max(longBackoff(a.failures), v.wait)
 	}
 	a.problem, a.next = err, time.Now().Add(wait)

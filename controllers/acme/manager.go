@@ -320,7 +320,7 @@ func (m *Manager) try(ctx context.Context, o compile.Order) {
 // failed notes a failure: when there is another attempt, and an event that says what to do. What the authority refused
 // is kept in the store, since it counts.
 func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
-	now, v := time.Now(), judge(err)
+	now, v := time.Now(), classify(err)
 	m.mu.Lock()
 	t := m.tried[o.Secret]
 	if t == nil {

@@ -210,7 +210,7 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 }
 
 // refused writes down that the authority has refused an order, and returns when there may be another.
-func (m *Manager) refused(ctx context.Context, o compile.Order, v verdict, now time.Time) (time.Time, error) {
+func (m *Manager) refused(ctx context.Context, o compile.Order, v failure, now time.Time) (time.Time, error) {
 	p, err := m.load(ctx, o.Secret)
 	if err != nil {
 		return time.Time{}, err

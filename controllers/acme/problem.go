@@ -40,8 +40,8 @@ var hints = map[string]string{
 	"userActionRequired": "the authority's terms have changed: agree to them at the URL of the message",
 }
 
-// verdict is what follows from a failed attempt.
-type verdict struct {
+// failure is what follows from a failed attempt.
+type failure struct {
 	// text says what failed and what to do.
 	text string
 	// refused says that the authority has judged the order, which counts against its limits.
@@ -61,11 +61,11 @@ const mostPause = 10 * time.Minute
 // mostWait bounds what an authority can ask for: the longest of the limits that are known is a week.
 const mostWait = 7 * 24 * time.Hour
 
-// judge reads the error of an attempt.
-func judge(err error) verdict {
-	v := verdict{text: oneLine(err.Error())}
+// classify reads the error of an attempt.
+func classify(err error) failure {
+	v := failure{text: oneLine(err.Error())}
 	if a := (*accountError)(nil); errors.As(err, &a) {
-		v = judge(a.cause)
+		v = classify(a.cause)
 		v.text = "there is no account with the authority: " + v.text
 		v.refused, v.until, v.pause = false, a.next, 0 // it is not the order that was refused
 		return v

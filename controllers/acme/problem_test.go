@@ -16,8 +16,8 @@ import (
 	"golang.org/x/crypto/acme"
 )
 
-// TestProblems: each failure says what to do, and only what the authority judged counts as refused.
-func TestProblems(t *testing.T) {
+// TestFailuresSayWhatToDo: each failure says what to do, and only what the authority judged counts as refused.
+func TestFailuresSayWhatToDo(t *testing.T) {
 	ca := func(status int, kind, detail string) *acme.Error {
 		return &acme.Error{StatusCode: status, ProblemType: urn + kind, Detail: detail, Header: http.Header{"Retry-After": {"3600"}}}
 	}
@@ -48,7 +48,7 @@ func TestProblems(t *testing.T) {
 		{"long and of several lines", proof(ca(400, "dns", strings.Repeat("long\n", 1000))), true, 0, []string{"long long"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := judge(c.err)
+			v := classify(c.err)
 			if v.refused != c.refused || v.wait != c.wait {
 				t.Errorf("refused %t, wait %s", v.refused, v.wait)
 			}
@@ -88,7 +88,7 @@ func TestHostileProblem(t *testing.T) {
 		e.Subproblems = append(e.Subproblems, acme.Subproblem{Detail: "\x1b[2J", Identifier: &acme.AuthzID{Value: strings.Repeat("\x07y", 1000)}})
 	}
 	for _, err := range []error{e, &acme.AuthorizationError{Identifier: "\x1b[2J" + strings.Repeat("z", 10_000), Errors: []error{e}}} {
-		v := judge(err)
+		v := classify(err)
 		if len(v.text) > 2000 || strings.ContainsAny(v.text, "\x1b\x00\x07\u202e") {
 			t.Errorf("it says %q", v.text)
 		}

@@ -56,11 +56,11 @@ func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	}
 	defer api.close()
 	q.Socket = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), api.socket.Fd())
-	return helmjob.Runner{Program: program, Env: append(passedOn(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
+	return helmjob.Runner{Program: program, Env: append(childEnvironment(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
 }
 
-// passedOn is what children get of our environment: ways out, and authorities.
-func passedOn() []string {
+// childEnvironment is what children get of our environment: ways out, and authorities.
+func childEnvironment() []string {
 	out := []string{}
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
 		"SSL_CERT_DIR", "TZ", "PATH"} {

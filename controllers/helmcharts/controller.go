@@ -119,7 +119,7 @@ func New(o Options) (*Controller, error) {
 	}
 	core := o.Informers.Core().V1()
 	c := &Controller{
-		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}},
+		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
 			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
 		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
@@ -149,9 +149,9 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-func (c *Controller) poke() { nudge(c.wake) }
+func (c *Controller) poke() { signal(c.wake) }
 
-func nudge(ch chan struct{}) {
+func signal(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
 	default:
@@ -167,7 +167,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer cancel()
 	if c.o.Disabled {
 		c.o.Part.Set(status.Disabled, "")
-		c.letGo(ctx)
+		c.releaseCharts(ctx)
 		<-ctx.Done()
 		return nil
 	}
@@ -236,7 +236,7 @@ func (c *Controller) nodeSeen(o any) {
 	if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	}) {
-		nudge(c.nodeNews)
+		signal(c.nodeNews)
 	}
 }
 

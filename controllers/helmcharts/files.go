@@ -27,33 +27,33 @@ const (
 // read when its size, its time, or the file itself is another one than when it was read last. It is the loop's alone.
 type files struct {
 	folders []string
-	read    map[string]summed // by the chart's name in a folder
+	read    map[string]cachedSum // by the chart's name in a folder
 }
 
-type summed struct {
-	seen look
+type cachedSum struct {
+	seen fileState
 	sum  string
 }
 
-// look is what can be seen of a chart without reading it. The zero look is of none that was looked at.
-type look struct {
+// fileState is what can be seen of a chart without reading it. The zero fileState is of none that was looked at.
+type fileState struct {
 	path   string
 	info   fs.FileInfo
 	inside string // of an unpacked chart
 	err    error  // fs.ErrNotExist where no folder has it
 }
 
-func (l look) same(as look) bool {
+func (l fileState) same(as fileState) bool {
 	if l.path != as.path || l.inside != as.inside || fmt.Sprint(l.err) != fmt.Sprint(as.err) || (l.info == nil) != (as.info == nil) {
 		return false
 	}
 	return l.info == nil || os.SameFile(l.info, as.info) && l.info.Size() == as.info.Size() && l.info.ModTime().Equal(as.info.ModTime())
 }
 
-// look looks for a chart in the folders; the first that has it counts, as it does for Helm's process.
-func (f *files) look(name string) look {
+// stat looks for a chart in the folders; the first that has it counts, as it does for Helm's process.
+func (f *files) stat(name string) fileState {
 	for _, folder := range f.folders {
-		l := look{path: filepath.Join(folder, filepath.FromSlash(name))}
+		l := fileState{path: filepath.Join(folder, filepath.FromSlash(name))}
 		if l.info, l.err = os.Stat(l.path); errors.Is(l.err, fs.ErrNotExist) {
 			continue
 		}
@@ -62,7 +62,7 @@ func (f *files) look(name string) look {
 		}
 		return l
 	}
-	return look{err: fs.ErrNotExist}
+	return fileState{err: fs.ErrNotExist}
 }
 
 // contents are the names, sizes and times of a folder's files.
@@ -77,7 +77,7 @@ func contents(folder string) (string, error) {
 
 // sum is what a chart's content comes to.
 func (f *files) sum(name string) (string, error) {
-	l := f.look(name) // before it is read: what changes meanwhile is read once more
+	l := f.stat(name) // before it is read: what changes meanwhile is read once more
 	if l.err != nil {
 		return "", l.err
 	}
@@ -91,7 +91,7 @@ func (f *files) sum(name string) (string, error) {
 			return "", err
 		}
 	}
-	f.read[name] = summed{l, sum}
+	f.read[name] = cachedSum{l, sum}
 	return sum, nil
 }
 
@@ -107,18 +107,18 @@ func fileOf(c *kinds.HelmChart) string {
 
 // seen is what an entry knows of its chart's file.
 type seen struct {
-	read    look // when it was read
-	changed look // since then
+	read    fileState // when it was read
+	changed fileState // since then
 	at      time.Time
 }
 
 // follow looks at a chart's file. It says whether the chart is to be read again, and when to look again at the latest.
 func (f *files) follow(name string, s *seen, every time.Duration, now time.Time) (stale bool, again time.Time) {
-	l := f.look(name)
+	l := f.stat(name)
 	wait := min(settled, every)
 	switch {
 	case l.same(s.read):
-		s.changed = look{}
+		s.changed = fileState{}
 		return false, now.Add(every)
 	case !l.same(s.changed):
 		s.changed, s.at = l, now

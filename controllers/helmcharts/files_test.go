@@ -26,7 +26,7 @@ type shelf struct {
 
 func newShelf(t *testing.T) shelf {
 	t.Helper()
-	return shelf{&files{folders: []string{filepath.Join(t.TempDir(), "none"), t.TempDir(), t.TempDir()}, read: map[string]summed{}}, t}
+	return shelf{&files{folders: []string{filepath.Join(t.TempDir(), "none"), t.TempDir(), t.TempDir()}, read: map[string]cachedSum{}}, t}
 }
 
 // put writes a file into a folder, as one of that age.
@@ -139,11 +139,11 @@ func TestFileOf(t *testing.T) {
 	}
 }
 
-// TestFollow: a change of a file is taken up when the file has been the same for a moment.
-func TestFollow(t *testing.T) {
+// TestFileIsReadOnceItSettled: a change of a file is taken up when the file has been the same for a moment.
+func TestFileIsReadOnceItSettled(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)
-	e := seen{read: s.look("web.tgz")}
+	e := seen{read: s.stat("web.tgz")}
 	now := testNow
 	step := func(what string, wantStale bool, wantAgain time.Duration) {
 		t.Helper()
@@ -162,7 +162,7 @@ func TestFollow(t *testing.T) {
 	step("it has grown", false, settled)
 	now = now.Add(settled)
 	step("it has not", true, filesEvery)
-	e = seen{read: s.look("web.tgz")}
+	e = seen{read: s.stat("web.tgz")}
 	step("it was read", false, filesEvery)
 
 	testenv.NoError(t, os.Rename(path, path+"-away"))

@@ -193,9 +193,9 @@ func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Statu
 	}})
 }
 
-// letGo frees the charts of a cluster that does without them, so that they can be deleted, and removes the kinds unless
-// there are objects.
-func (c *Controller) letGo(ctx context.Context) {
+// releaseCharts frees the charts of a cluster that does without them, so that they can be deleted, and removes the
+// kinds unless there are objects.
+func (c *Controller) releaseCharts(ctx context.Context) {
 	o := &objects{client: c.o.Dynamic}
 	definition.UntilDone(ctx, c.log, "Helm charts cannot be let go of yet; it is tried again", func() error {
 		there, err := kinds.Charts().Defined(ctx, c.o.Dynamic)

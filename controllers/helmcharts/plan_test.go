@@ -72,7 +72,7 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 		}
 		return c
 	}
-	got := rivals([]*kinds.HelmChart{
+	got := conflicts([]*kinds.HelmChart{
 		chart("a", "prod", time.Minute), chart("b", "prod", time.Hour), chart("prod", "", time.Minute), chart("c", "other", 0),
 		chart("d", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Annotations = map[string]string{Unmanaged: ""} }),
 		chart("e", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Spec.Driver = "configmap" }),
@@ -236,9 +236,9 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// TestLacking: a server that leads and lacks a chart's file says so beside what is known of the release, while the
-// release is the chart's matter.
-func TestLacking(t *testing.T) {
+// TestMissingChartFileIsReportedByTheLeader: a server that leads and lacks a chart's file says so beside what is known
+// of the release, while the release is the chart's matter.
+func TestMissingChartFileIsReportedByTheLeader(t *testing.T) {
 	describe := func(change ...func(*View)) string {
 		s := Decide(installed(change...)).Status
 		c := conditionOf(s, kinds.ChartAvailable)
@@ -261,7 +261,7 @@ func TestLacking(t *testing.T) {
 	}
 }
 
-func TestAfter(t *testing.T) {
+func TestFailuresBackOff(t *testing.T) {
 	fails := &helmjob.Result{Reason: helmjob.HookFailed, Message: "It is so.", TryAgain: true}
 	var now Tries
 	var waits []time.Duration

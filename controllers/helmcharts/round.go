@@ -77,7 +77,7 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		}
 	}
 	all := c.objects.all()
-	c.meet(all)
+	c.syncEntries(all)
 	wanted := map[reference]bool{}
 	secrets, configMaps := false, false
 	for _, e := range c.entries {
@@ -126,9 +126,9 @@ func (c *Controller) later(e *entry, err error) {
 	}
 }
 
-// meet brings the entries in line with the objects.
-func (c *Controller) meet(all found) {
-	others := rivals(all.charts)
+// syncEntries brings the entries in line with the objects.
+func (c *Controller) syncEntries(all found) {
+	others := conflicts(all.charts)
 	refs, releases := c.watches.changed()
 	present := map[types.NamespacedName]bool{}
 	for _, chart := range all.charts {
@@ -190,9 +190,9 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	unnamed := nameable(e.chart)
+	unnamed := checkTarget(e.chart)
 	if name := fileOf(e.chart); name != "" {
-		e.file = seen{read: c.reader.files.look(name)} // before it is read: a change meanwhile is one
+		e.file = seen{read: c.reader.files.stat(name)} // before it is read: a change meanwhile is one
 	}
 	switch {
 	case e.chart.DeletionTimestamp != nil:

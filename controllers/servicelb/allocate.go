@@ -33,14 +33,15 @@ func (l *ledger) fromPool(svc *corev1.Service) bool {
 		p := l.poolOf(a)
 		return p != nil && l.isFor(p, svc) && !slices.Contains(l.barred, a)
 	}
-	return asks(svc, PoolAnnotation) != "" || slices.ContainsFunc(wanted(svc), isFor) || slices.ContainsFunc(had(svc), isFor) ||
+	return annotationOf(svc, PoolAnnotation) != "" || slices.ContainsFunc(requestedAddresses(svc), isFor) ||
+		slices.ContainsFunc(statusAddresses(svc), isFor) ||
 		slices.ContainsFunc(l.auto(svc), func(p *Pool) bool { return slices.ContainsFunc(svc.Spec.IPFamilies, p.hasFamily) })
 }
 
 // keep gives a Service what it has already, as far as it may keep it.
 func (l *ledger) keep(svc *corev1.Service) {
-	want := wanted(svc)
-	for _, a := range had(svc) {
+	want := requestedAddresses(svc)
+	for _, a := range statusAddresses(svc) {
 		switch {
 		case !hasFamily(svc, a), len(want) > 0 && !slices.Contains(want, a), l.cannot(svc, a) != "":
 		case slices.ContainsFunc(l.given(svc), func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
@@ -51,8 +52,8 @@ func (l *ledger) keep(svc *corev1.Service) {
 }
 
 // allocate gives a Service what it lacks.
-func (l *ledger) allocate(svc *corev1.Service) Verdict {
-	v := Verdict{Ours: true, Pool: true, Reason: ReasonServed}
+func (l *ledger) allocate(svc *corev1.Service) Allocation {
+	v := Allocation{Ours: true, Pool: true, Reason: ReasonServed}
 	pools, why := l.choices(svc)
 	if why != "" {
 		v.Reason, v.Message = ReasonNoPool, why
@@ -82,7 +83,7 @@ func (l *ledger) allocate(svc *corev1.Service) Verdict {
 }
 
 // inUse says of a Service that has its addresses that another machine uses one of them.
-func (v *Verdict) inUse(used map[netip.Addr]string) {
+func (v *Allocation) inUse(used map[netip.Addr]string) {
 	var words []string
 	for _, a := range v.Addresses {
 		if by, ok := used[a]; ok {
@@ -98,7 +99,7 @@ func (v *Verdict) inUse(used map[netip.Addr]string) {
 
 // lacks gives a Service an address of a family that it has none of, or says why there is none for it.
 func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
-	asked := slices.DeleteFunc(wanted(svc), func(a netip.Addr) bool { return !of(f, a) })
+	asked := slices.DeleteFunc(requestedAddresses(svc), func(a netip.Addr) bool { return !of(f, a) })
 	switch {
 	case len(asked) > 0:
 		if why := l.cannot(svc, asked[0]); why != "" {
@@ -109,7 +110,7 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 				"the address is free", asked[0])
 		}
 		l.give(asked[0], svc)
-	case len(wanted(svc)) > 0: // the other family alone was asked for
+	case len(requestedAddresses(svc)) > 0: // the other family alone was asked for
 	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // the other family alone is there
 	default:
 		a := l.next(f, svc, pools)
@@ -124,7 +125,7 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 
 // choices are the pools from which a Service that asks for no address gets one.
 func (l *ledger) choices(svc *corev1.Service) (pools []*Pool, why string) {
-	name := asks(svc, PoolAnnotation)
+	name := annotationOf(svc, PoolAnnotation)
 	if name == "" {
 		return l.auto(svc), ""
 	}

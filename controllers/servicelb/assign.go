@@ -17,12 +17,12 @@ import (
 )
 
 const (
-	// look is how often it is asked whether the nodes that answer for addresses are alive. At rest without such
+	// livenessPoll is how often it is asked whether the nodes that answer for addresses are alive. At rest without such
 	// addresses nothing is asked.
-	look = 250 * time.Millisecond
-	// lateBy is by how much a poll has to be late for this server to have been paused: it has received nothing
+	livenessPoll = 250 * time.Millisecond
+	// pauseThreshold is by how much a poll has to be late for this server to have been paused: it has received nothing
 	// meanwhile.
-	lateBy = 500 * time.Millisecond
+	pauseThreshold = 500 * time.Millisecond
 	// reread is how often the record is read again while there are such addresses: a client may have deleted it, and
 	// no node would answer any more.
 	reread = 10 * time.Second
@@ -42,9 +42,9 @@ type holders struct {
 	trustFrom  time.Time
 }
 
-// late notes that the controller woke too late.
-func (h *holders) late(by time.Duration) {
-	if by > lateBy {
+// noteDelay notes that the controller woke too late.
+func (h *holders) noteDelay(by time.Duration) {
+	if by > pauseThreshold {
 		h.trustFrom = time.Now().Add(settle)
 	}
 }

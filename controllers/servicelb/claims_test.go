@@ -172,7 +172,7 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 
 // judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies
 // refuse the same ones by what the status says.
-func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict,
+func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Allocation,
 	now map[addressPort]types.NamespacedName, changing bool) {
 	t.Helper()
 	for _, p := range svc.Spec.Ports {

@@ -217,7 +217,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		case !done:
 			pause = retry
 		case len(c.holders.candidates) > 0:
-			pause = look
+			pause = livenessPoll
 		}
 		var again <-chan time.Time
 		if pause > 0 {
@@ -230,7 +230,7 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		case <-again:
 			whole = !c.holders.settled
-			c.holders.late(time.Since(due))
+			c.holders.noteDelay(time.Since(due))
 		case <-c.wake:
 			select {
 			case <-ctx.Done():
@@ -252,7 +252,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 		return false
 	}
-	s, objects, flaws, err := c.look()
+	s, objects, flaws, err := c.readState()
 	if err != nil { // of a cache: it cannot be
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
 		return false
@@ -272,9 +272,9 @@ func (c *Controller) round(ctx context.Context) bool {
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want, s.withoutPool(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
+		if err := c.write(ctx, svc, want, s.withoutPool(statusAddresses(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
-			if !passes(err) {
+			if !isTransient(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error",
 					err)
 			}
@@ -284,7 +284,7 @@ func (c *Controller) round(ctx context.Context) bool {
 	if c.objects != nil {
 		if err := c.objects.write(ctx, PoolStatus(s, plan, objects, flaws)); err != nil && ctx.Err() == nil {
 			done = false
-			if !passes(err) {
+			if !isTransient(err) {
 				c.o.Logger.Warn("load balancer: it is tried again", "error", err)
 			}
 		}
@@ -295,10 +295,10 @@ func (c *Controller) round(ctx context.Context) bool {
 	return done
 }
 
-// passes says whether an error is but news that a cache has not heard yet.
-func passes(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
+// isTransient says whether an error is but news that a cache has not heard yet.
+func isTransient(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
 
-func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
+func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
 	s = &State{Reserved: c.o.Reserved, NodePorts: c.o.NodePorts, Disabled: c.o.Disabled, Namespaces: map[string]labels.Set{}}
 	if c.o.Barred != nil {
 		s.Barred = c.o.Barred()
@@ -384,7 +384,7 @@ func ingressText(s corev1.LoadBalancerStatus) string {
 }
 
 // show says in the status which Services lack something.
-func (c *Controller) show(plan map[types.NamespacedName]Verdict) {
+func (c *Controller) show(plan map[types.NamespacedName]Allocation) {
 	if c.o.Part == nil {
 		return
 	}

@@ -17,7 +17,7 @@ import (
 
 // Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve,
 // that the pool selects, that are in the address's network, and that have endpoints of a Service that keeps to its own.
-func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr][]string {
+func Candidates(s *State, plan map[types.NamespacedName]Allocation) map[netip.Addr][]string {
 	out := map[netip.Addr][]string{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
 	for _, svc := range byAge(s.Services) {

@@ -16,9 +16,9 @@ import (
 // Services have is not asked for, and not taken from them: a machine with a token may claim any address. An error says
 // that these machines are not known; then no Service may get a new address.
 func (c *Controller) withJoined(ctx context.Context, s *State,
-	plan map[types.NamespacedName]Verdict) (map[types.NamespacedName]Verdict, error) {
+	plan map[types.NamespacedName]Allocation) (map[types.NamespacedName]Allocation, error) {
 	gets := func(svc *corev1.Service) bool {
-		v, has := plan[key(svc)], had(svc)
+		v, has := plan[key(svc)], statusAddresses(svc)
 		return v.Pool && slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return !slices.Contains(has, a) })
 	}
 	if c.o.Joined == nil || !slices.ContainsFunc(s.Services, gets) {

@@ -59,7 +59,7 @@ func (s *State) newLedger() *ledger {
 
 // cannot says why a Service cannot have an address; empty if it can.
 func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
-	p, name := l.poolOf(a), asks(svc, PoolAnnotation)
+	p, name := l.poolOf(a), annotationOf(svc, PoolAnnotation)
 	switch {
 	case p == nil:
 		return fmt.Sprintf("%s is in no pool (there is: %s)", a, poolsText(l.Pools))
@@ -84,8 +84,8 @@ func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
 // mayShare says what keeps two Services from having one address. With a policy of Local they need the same pods: the
 // address is on one node.
 func mayShare(a, b *corev1.Service) (why string) {
-	word := asks(a, ShareAnnotation)
-	if word == "" || word != asks(b, ShareAnnotation) || a.Namespace != b.Namespace {
+	word := annotationOf(a, ShareAnnotation)
+	if word == "" || word != annotationOf(b, ShareAnnotation) || a.Namespace != b.Namespace {
 		return ", and they have no common " + ShareAnnotation
 	}
 	for _, p := range a.Spec.Ports {
@@ -118,7 +118,7 @@ func (l *ledger) given(svc *corev1.Service) []netip.Addr {
 func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
 	var shared []netip.Addr
 	holders := l.holders
-	if asks(svc, ShareAnnotation) == "" {
+	if annotationOf(svc, ShareAnnotation) == "" {
 		holders = nil
 	}
 	for a := range holders {

@@ -24,8 +24,8 @@ const (
 	ReasonNoNode = "NoNode"
 )
 
-// Verdict is what a Service gets.
-type Verdict struct {
+// Allocation is what a Service gets.
+type Allocation struct {
 	// Ours says that the Service is served here; else it has nothing from here.
 	Ours bool
 	// Pool says that the addresses are of the pool, and have to be announced.
@@ -44,8 +44,8 @@ type Verdict struct {
 }
 
 // Plan says what each Service gets. It depends on nothing but the state.
-func Plan(s *State) map[types.NamespacedName]Verdict {
-	out := map[types.NamespacedName]Verdict{}
+func Plan(s *State) map[types.NamespacedName]Allocation {
+	out := map[types.NamespacedName]Allocation{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
 	services, addresses := byAge(s.Services), s.newLedger()
 	for _, svc := range services {
@@ -69,7 +69,7 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			v.inUse(s.InUse)
 			out[key(svc)] = v
 		default:
-			v := Verdict{Ours: true, Reason: ReasonNodePortRange, Message: s.inNodePorts(svc)}
+			v := Allocation{Ours: true, Reason: ReasonNodePortRange, Message: s.inNodePorts(svc)}
 			if v.Message == "" {
 				v = taken.atNodes(svc, nodes, endpoints[key(svc)])
 			}
@@ -92,10 +92,10 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 
 // atNodes gives a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes that have
 // some of it.
-func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Verdict {
-	v := Verdict{Ours: true}
+func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Allocation {
+	v := Allocation{Ours: true}
 	var conflicts []string
-	wanted := wanted(svc)
+	wanted := requestedAddresses(svc)
 	for _, n := range nodes {
 		if local(svc) && !endpoints[n.name] {
 			continue

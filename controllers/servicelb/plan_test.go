@@ -122,13 +122,13 @@ func TestStatusOf(t *testing.T) {
 	}
 	svc.Status.Conditions = append(svc.Status.Conditions, first.Conditions[0])
 	svc.Status.Conditions[1].Type = "example.com/other"
-	gone, changed := StatusOf(svc, Verdict{})
+	gone, changed := StatusOf(svc, Allocation{})
 	if !changed || len(gone.LoadBalancer.Ingress) != 0 || len(gone.Conditions) != 1 || gone.Conditions[0].Type != "example.com/other" {
 		t.Errorf("got %+v, %v", gone, changed)
 	}
 	svc.Status = *gone
 	svc.Status.LoadBalancer.Ingress = first.LoadBalancer.Ingress
-	if status, changed := StatusOf(svc, Verdict{}); changed {
+	if status, changed := StatusOf(svc, Allocation{}); changed {
 		t.Errorf("another one's addresses are taken away: %+v", status)
 	}
 }

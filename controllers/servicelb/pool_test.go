@@ -264,7 +264,7 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
 		t.Errorf("proven are %v", got)
 	}
-	v := Verdict{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}
+	v := Allocation{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}
 	if v.inUse(got); v.Reason != ReasonAddressInUse || !strings.Contains(v.Message, "02:00:00:00:00:01") {
 		t.Errorf("its owner reads %s: %s", v.Reason, v.Message)
 	}

@@ -38,10 +38,10 @@ func (p *Pool) hasFamily(f corev1.IPFamily) bool {
 }
 
 func (p *Pool) has(a netip.Addr) bool {
-	return !(p.AvoidBuggy && buggy(a)) && slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return r.Has(a) })
+	return !(p.AvoidBuggy && endsInZeroOr255(a)) && slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return r.Has(a) })
 }
 
-func buggy(a netip.Addr) bool {
+func endsInZeroOr255(a netip.Addr) bool {
 	return a.Is4() && (a.As4()[3] == 0 || a.As4()[3] == 255)
 }
 

@@ -247,7 +247,7 @@ func TestPoolStatus(t *testing.T) {
 	}
 }
 
-func TestUnplaced(t *testing.T) {
+func TestAddressesWithoutPool(t *testing.T) {
 	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200")}
 	had := []netip.Addr{netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.9")}
 	if got := text(s.withoutPool(had, had[3:])); got != "10.0.0.201" {

@@ -17,7 +17,7 @@ import (
 )
 
 // PoolStatus is the status that each AddressPool has to have.
-func PoolStatus(s *State, plan map[types.NamespacedName]Verdict, objects []*addresspool.AddressPool,
+func PoolStatus(s *State, plan map[types.NamespacedName]Allocation, objects []*addresspool.AddressPool,
 	flaws map[string]Flaw) map[string]addresspool.Status {
 	used := map[string]map[netip.Addr]bool{}
 	for _, v := range plan {

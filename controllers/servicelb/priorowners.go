@@ -48,8 +48,8 @@ func (s *State) priorOwners(l *ledger) priorOwners {
 	return out
 }
 
-// noted are the address ports of a Service as its status says.
-func noted(svc *corev1.Service) []addressPort {
+// statusPorts are the address ports of a Service as its status says.
+func statusPorts(svc *corev1.Service) []addressPort {
 	var out []addressPort
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
@@ -67,8 +67,8 @@ func noted(svc *corev1.Service) []addressPort {
 // held are these without those that the Service has given up. A status of an earlier version names no ports: there it
 // is all that the Service has.
 func held(svc *corev1.Service) []addressPort {
-	have, want := portsOf(svc), wanted(svc)
-	all := noted(svc)
+	have, want := portsOf(svc), requestedAddresses(svc)
+	all := statusPorts(svc)
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range have {

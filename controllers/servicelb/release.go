@@ -31,7 +31,7 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
-		for _, p := range noted(svc) {
+		for _, p := range statusPorts(svc) {
 			if c[p] != key(svc) {
 				out[key(svc)] = append(out[key(svc)], p)
 			}
@@ -72,7 +72,7 @@ func pooled(svc *corev1.Service) []netip.Addr {
 
 // StatusWithoutReleased is a Service's status without what it has given up, and nothing new; nil if it has given up
 // nothing. It is for a Service so large that the status which it has to have does not fit beside its spec.
-func StatusWithoutReleased(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
+func StatusWithoutReleased(svc *corev1.Service, v Allocation) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
 	}
@@ -104,12 +104,12 @@ func StatusWithoutReleased(svc *corev1.Service, v Verdict) *corev1.ServiceStatus
 
 // shrinkStatus takes from a Service's status what the Service has given up, where the whole status could not be
 // written: others wait for that. It is tried again with the rest.
-func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Verdict) {
+func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Allocation) {
 	less := StatusWithoutReleased(svc, v)
 	if less == nil {
 		return
 	}
-	patch, err := shrinking(svc, less)
+	patch, err := statusPatch(svc, less)
 	var answer *corev1.Service
 	if err == nil {
 		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{},
@@ -121,15 +121,15 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Ve
 		c.written.record(answer)
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
 			ingressText(less.LoadBalancer))
-	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
+	case ctx.Err() == nil && !isTransient(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that",
 			"service", key(svc), "error", err)
 	}
 }
 
-// shrinking is the patch that makes of a Service's status another one. It compares the Service's UID and status, and no
-// resource version: who changes the Service's spec again and again does not keep it off.
-func shrinking(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
+// statusPatch is the patch that makes of a Service's status another one. It compares the Service's UID and status, and
+// no resource version: who changes the Service's spec again and again does not keep it off.
+func statusPatch(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": svc.UID},
 		{"op": "test", "path": "/status", "value": svc.Status},

@@ -180,7 +180,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 		seen := now.DeepCopy()
 		change(seen)
 		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
-		c.shrinkStatus(t.Context(), seen, Verdict{released: noted(seen)})
+		c.shrinkStatus(t.Context(), seen, Allocation{released: statusPorts(seen)})
 		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(loadbalancer.Held(is), loadbalancer.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)
 		}
@@ -191,7 +191,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 func TestShrunkStatusKeepsTheRest(t *testing.T) {
 	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
-	if StatusWithoutReleased(s, Verdict{}) != nil {
+	if StatusWithoutReleased(s, Allocation{}) != nil {
 		t.Error("it has given up nothing, and is shrunk")
 	}
 	for _, c := range []struct {
@@ -204,7 +204,7 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 		{[]addressPort{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
 		{[]addressPort{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
 	} {
-		status := StatusWithoutReleased(s, Verdict{released: c.released})
+		status := StatusWithoutReleased(s, Allocation{released: c.released})
 		var words []string
 		for _, in := range status.LoadBalancer.Ingress {
 			var numbers []int32
@@ -233,7 +233,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			old := testService("old", 0, onPorts("443/TCP"))
 			s := &State{Services: []*corev1.Service{old}, Nodes: twoNodes(), Pools: pools}
 			storing(s, false)
-			if len(noted(old))+len(pooled(old)) == 0 {
+			if len(statusPorts(old))+len(pooled(old)) == 0 {
 				t.Fatal("it got nothing")
 			}
 			now := metav1.Now()
@@ -249,7 +249,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			}
 			storing(s, false) // the first round takes it from the one, the next gives it to the other
 			storing(s, false)
-			if len(noted(old))+len(pooled(old)) > 0 || len(noted(web))+len(pooled(web)) == 0 {
+			if len(statusPorts(old))+len(pooled(old)) > 0 || len(statusPorts(web))+len(pooled(web)) == 0 {
 				t.Errorf("in the end it has %s, and the other one %s", ingressText(old.Status.LoadBalancer), ingressText(web.Status.LoadBalancer))
 			}
 		})

@@ -10,7 +10,7 @@ import (
 )
 
 // StatusOf is the status that a Service has to have, and whether that is another one than it has.
-func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
+func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 	have := meta.FindStatusCondition(svc.Status.Conditions, Condition)
 	if !v.Ours && have == nil && v.refused == "" && meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition) == nil {
 		return &svc.Status, false // another controller's, as most are
@@ -62,7 +62,7 @@ func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 }
 
 // observed is the generation of the Service's spec for which the condition was made: a new one alone is worth no write.
-func observed(have *metav1.Condition, svc *corev1.Service, v Verdict, status metav1.ConditionStatus) int64 {
+func observed(have *metav1.Condition, svc *corev1.Service, v Allocation, status metav1.ConditionStatus) int64 {
 	if have != nil && have.Status == status && have.Reason == v.Reason && have.Message == v.Message {
 		return have.ObservedGeneration
 	}

@@ -24,7 +24,7 @@ type unsure map[types.NamespacedName]bool
 
 // record keeps whose write may have been done.
 func (u unsure) record(svc *corev1.Service, err error) {
-	if err != nil && !passes(err) && !apierrors.IsInvalid(err) {
+	if err != nil && !isTransient(err) && !apierrors.IsInvalid(err) {
 		u[key(svc)] = true
 	}
 }

@@ -89,7 +89,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	changed := web.DeepCopy() // somebody has changed it since
 	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
 	testenv.NoError(t, known.Update(changed))
-	if s, _, _, err := c.look(); err != nil || c.written[key(web)] != nil {
+	if s, _, _, err := c.readState(); err != nil || c.written[key(web)] != nil {
 		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
 	}
 }
@@ -147,7 +147,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 	}
 }
 
-func TestWritten(t *testing.T) {
+func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	service := func(name, uid, revision string) *corev1.Service {
 		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(uid), ResourceVersion: revision}}
 	}

@@ -68,11 +68,11 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		case !known:
 			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
 				"restrict who gets in", name)
-		case value == "" || a.Verdict == Refused && (value == "false" || value == "off"): // asks for nothing
-		case a.Verdict == Refused:
+		case value == "" || a.Support == Refused && (value == "false" || value == "off"): // asks for nothing
+		case a.Support == Refused:
 			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
 				"they get.%s", name, hint(a))
-		case a.Verdict == Ignored:
+		case a.Support == Ignored:
 			ignored = append(ignored, short)
 		default:
 			o.annotations[short] = value

@@ -49,12 +49,12 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 		value := strings.TrimSpace(m.Data[key])
 		k, known := configKeyOf(key)
 		switch {
-		case !known && tunes(key) || known && k.Verdict == Ignored:
+		case !known && tunes(key) || known && k.Support == Ignored:
 			ignored = append(ignored, key)
 		case !known:
 			unknown = append(unknown, key)
-		case value == "" || k.Verdict == Refused && (value == "false" || value == "off" || value == "0"): // asks for nothing
-		case k.Verdict == Refused:
+		case value == "" || k.Support == Refused && (value == "false" || value == "off" || value == "0"): // asks for nothing
+		case k.Support == Refused:
 			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
 				"what they get. %s",
 				key, Defaults, k.Note)

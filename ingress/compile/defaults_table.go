@@ -7,7 +7,7 @@ import "strings"
 // ConfigKey is a key of ingress-nginx's ConfigMap.
 type ConfigKey struct {
 	Name    string
-	Verdict Verdict
+	Support Support
 	// Annotation is the one of which the key is the default; empty for none.
 	Annotation string
 	// Note says in one sentence how it differs, or what to do instead; empty where there is nothing to say.

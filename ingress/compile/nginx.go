@@ -2,23 +2,23 @@
 
 package compile
 
-// Verdict says what is made of an annotation of ingress-nginx.
-type Verdict string
+// Support says what is made of an annotation of ingress-nginx.
+type Support string
 
 const (
 	// Done annotations are served.
-	Done Verdict = "done"
+	Done Support = "done"
 	// Ignored annotations only tune what is not tuned here: an event says so, and the routes are served.
-	Ignored Verdict = "ignored"
+	Ignored Support = "ignored"
 	// Refused annotations may restrict access or change content, and are not served: the routes answer 503, and an
 	// event says so.
-	Refused Verdict = "refused"
+	Refused Support = "refused"
 )
 
 // Annotation is one of ingress-nginx's.
 type Annotation struct {
 	Name    string
-	Verdict Verdict
+	Support Support
 	// Note says in one sentence how it differs, or what to do instead; empty where there is nothing to say.
 	Note string
 }

@@ -19,18 +19,18 @@ func TestDocumentationHasAllAnnotations(t *testing.T) {
 		t.Error("the keys are not in the order of their names")
 	}
 	var want strings.Builder
-	want.WriteString("\n| annotation | verdict | |\n| --- | --- | --- |\n")
+	want.WriteString("\n| annotation | support | |\n| --- | --- | --- |\n")
 	for _, a := range Annotations {
-		fmt.Fprintf(&want, "| %s | %s | %s |\n", a.Name, a.Verdict, a.Note)
+		fmt.Fprintf(&want, "| %s | %s | %s |\n", a.Name, a.Support, a.Note)
 	}
 	compareTable(t, "<!-- table -->", "<!-- end -->", want.String())
 	want.Reset()
-	want.WriteString("\n| key | verdict | default of the annotation | |\n| --- | --- | --- | --- |\n")
+	want.WriteString("\n| key | support | default of the annotation | |\n| --- | --- | --- | --- |\n")
 	for _, k := range ConfigKeys {
-		if a, ok := annotationOf(k.Annotation); k.Annotation != "" && (!ok || a.Verdict != k.Verdict) {
-			t.Errorf("the key %s is %s, and its annotation %s", k.Name, k.Verdict, a.Verdict)
+		if a, ok := annotationOf(k.Annotation); k.Annotation != "" && (!ok || a.Support != k.Support) {
+			t.Errorf("the key %s is %s, and its annotation %s", k.Name, k.Support, a.Support)
 		}
-		fmt.Fprintf(&want, "| %s | %s | %s | %s |\n", k.Name, k.Verdict, k.Annotation, k.Note)
+		fmt.Fprintf(&want, "| %s | %s | %s | %s |\n", k.Name, k.Support, k.Annotation, k.Note)
 	}
 	for _, kind := range tuning {
 		fmt.Fprintf(&want, "| %s | %s | | %s |\n", strings.ReplaceAll(strings.ReplaceAll(kind.names, "- ", "-\\* "), " ", ", "), Ignored, kind.note)

@@ -72,7 +72,7 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 	if next.touched {
 		p.sweep()
 	}
-	return p.standing()
+	return p.currentProblems()
 }
 
 // applyHost replaces one host in next.
@@ -217,8 +217,8 @@ func (p *Proxy) sweep() {
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }
 
-// standing are the problems of all sections, with those of hosts whose certificate is not there.
-func (p *Proxy) standing() map[string]string {
+// currentProblems are the problems of all sections, with those of hosts whose certificate is not there.
+func (p *Proxy) currentProblems() map[string]string {
 	out := maps.Clone(p.problems)
 	for site, s := range p.current.Load().sites {
 		if s.clients != nil && s.clients.authorities.pool() == nil && out[table.SiteKey(site)] == "" {

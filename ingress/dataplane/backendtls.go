@@ -44,7 +44,7 @@ func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool
 	if !pool.AppendCertsFromPEM([]byte(from.Certificates)) {
 		return errors.New("the authorities hold no certificate")
 	}
-	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]verdict{}})
+	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]verification{}})
 	return nil
 }
 

@@ -75,15 +75,15 @@ func (x *exchange) balance(r *route, b *backend) *backend {
 	}
 	switch {
 	case p.Affinity != nil:
-		x.stick(p.Affinity)
+		x.setAffinity(p.Affinity)
 	case len(p.hashBy) > 0:
 		x.sticky = x.expand(p.hashBy)
 	}
 	return b
 }
 
-// stick reads the client's cookie, or gives it one.
-func (x *exchange) stick(a *table.Affinity) {
+// setAffinity reads the client's cookie, or gives it one.
+func (x *exchange) setAffinity(a *table.Affinity) {
 	if c, err := x.in.Cookie(a.Cookie); err == nil && len(c.Value) == 26 {
 		x.sticky = c.Value
 		return

@@ -42,7 +42,7 @@ func (c *certificate) set(from *table.Certificate) error {
 // else the proxy's own.
 func (p *Proxy) tlsConfig(site string) *tls.Config {
 	out := p.streamTLS(site)
-	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.greet(site, hello) }
+	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.inspectHello(site, hello) }
 	return out
 }
 
@@ -70,9 +70,9 @@ func (p *Proxy) streamTLS(site string) *tls.Config {
 	return out
 }
 
-// greet looks at a client's first message: it refuses clients, makes connections streams, and asks for certificates.
-// nil keeps the listener's own config.
-func (p *Proxy) greet(site string, hello *tls.ClientHelloInfo) (*tls.Config, error) {
+// inspectHello looks at a client's first message: it refuses clients, makes connections streams, and asks for
+// certificates. nil keeps the listener's own config.
+func (p *Proxy) inspectHello(site string, hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	s := p.current.Load().sites[site]
 	conn, _ := hello.Conn.(*helloConn)
 	if s == nil {

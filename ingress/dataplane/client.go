@@ -69,7 +69,7 @@ func (x *exchange) certify(c *certified) bool {
 		switch {
 		case c.Optional || c.Unverified:
 			x.verified = "NONE"
-		case x.elsewhere():
+		case x.sniMismatch():
 			x.answer(http.StatusMisdirectedRequest, "this host asks for certificates on connections of its own")
 			return false
 		default:
@@ -99,8 +99,9 @@ func (x *exchange) certify(c *certified) bool {
 	return true
 }
 
-// elsewhere reports whether the connection was made for another host, for which clients are not asked for certificates.
-func (x *exchange) elsewhere() bool {
+// sniMismatch reports whether the connection was made for another host, for which clients are not asked for
+// certificates.
+func (x *exchange) sniMismatch() bool {
 	if x.in.TLS == nil {
 		return false
 	}
@@ -172,11 +173,11 @@ type trustedPool struct {
 	pool *x509.CertPool
 
 	mu    sync.Mutex
-	known map[[sha256.Size]byte]verdict
+	known map[[sha256.Size]byte]verification
 }
 
-// verdict holds until the end of the chain's validity, or of distrust.
-type verdict struct {
+// verification holds until the end of the chain's validity, or of distrust.
+type verification struct {
 	err error // nil for a certificate that is trusted
 	end time.Time
 }
@@ -194,7 +195,7 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	if known && now.Before(v.end) {
 		return v.err
 	}
-	v = t.judge(all, now)
+	v = t.verifyChain(all, now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.known) >= maxTrusted {
@@ -204,8 +205,8 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	return v.err
 }
 
-// judge verifies a client's certificate.
-func (t *trustedPool) judge(all []*x509.Certificate, now time.Time) verdict {
+// verifyChain verifies a client's certificate.
+func (t *trustedPool) verifyChain(all []*x509.Certificate, now time.Time) verification {
 	o := x509.VerifyOptions{
 		Roots: t.pool, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
@@ -214,7 +215,7 @@ func (t *trustedPool) judge(all []*x509.Certificate, now time.Time) verdict {
 	}
 	chains, err := all[0].Verify(o)
 	if err != nil {
-		return verdict{fmt.Errorf("verifying a client's certificate: %w", err), now.Add(distrust)}
+		return verification{fmt.Errorf("verifying a client's certificate: %w", err), now.Add(distrust)}
 	}
 	end := all[0].NotAfter
 	for _, c := range chains[0] {
@@ -222,5 +223,5 @@ func (t *trustedPool) judge(all []*x509.Certificate, now time.Time) verdict {
 			end = c.NotAfter
 		}
 	}
-	return verdict{nil, end}
+	return verification{nil, end}
 }

@@ -162,7 +162,7 @@ func (x *exchange) serve() {
 		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
-	case s.disguised(r, name, x.path.match, x.in):
+	case s.matchesDecoded(r, name, x.path.match, x.in):
 		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, "+
 			"backslashes and semicolons")
 	case r.refused != "":
@@ -170,7 +170,7 @@ func (x *exchange) serve() {
 	case r.redirect != 0 && x.scheme == "http":
 		x.redirect(r.redirect, "https://"+name+x.requestURI())
 	case r.policy != nil:
-		x.govern(r)
+		x.applyPolicy(r)
 	default:
 		x.forward(r)
 	}
@@ -232,7 +232,7 @@ func (x *exchange) expire() {
 // prepare makes what all attempts to reach a backend share: the context and the headers.
 func (x *exchange) prepare() {
 	x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
-	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.early})
+	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.sendInformational})
 	x.patient.Store(x.grpc)
 	idle := x.proxy.options.IdleTimeout
 	if x.policy != nil && x.policy.IdleSeconds > 0 {
@@ -264,7 +264,7 @@ func (x *exchange) prepare() {
 	}
 	x.forwarded(h)
 	if x.policy != nil {
-		x.dress(h)
+		x.changeRequestHeaders(h)
 	}
 	x.out = h
 }
@@ -293,8 +293,9 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	return out
 }
 
-// early passes an informational response on. 100 is not: net/http sends one when the backend has asked for the body.
-func (x *exchange) early(code int, header textproto.MIMEHeader) error {
+// sendInformational passes an informational response on. 100 is not: net/http sends one when the backend has asked for
+// the body.
+func (x *exchange) sendInformational(code int, header textproto.MIMEHeader) error {
 	x.earlyMu.Lock()
 	defer x.earlyMu.Unlock()
 	if x.earlyOver || code == http.StatusContinue || !x.in.ProtoAtLeast(1, 1) {
@@ -312,13 +313,13 @@ func (x *exchange) early(code int, header textproto.MIMEHeader) error {
 	}
 	x.w.WriteHeader(code)
 	clear(h)
-	x.listener.introduce(h, x.in)
+	x.listener.setCommonHeaders(h, x.in)
 	x.moved()
 	return nil
 }
 
-// noMoreEarly waits until no informational response can be written any more.
-func (x *exchange) noMoreEarly() {
+// awaitInformational waits until no informational response can be written any more.
+func (x *exchange) awaitInformational() {
 	x.earlyMu.Lock()
 	x.earlyOver = true
 	x.earlyMu.Unlock()

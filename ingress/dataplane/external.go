@@ -193,8 +193,8 @@ func (x *exchange) addCookies() {
 	}
 }
 
-// adorn changes the header of a backend's response.
-func (x *exchange) adorn(status int) {
+// changeResponseHeaders changes the header of a backend's response.
+func (x *exchange) changeResponseHeaders(status int) {
 	if x.policy.CORS != nil {
 		x.share(x.policy.CORS)
 	}

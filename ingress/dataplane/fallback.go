@@ -32,8 +32,8 @@ func (p *Proxy) compileFallback(from *table.Fallback) (*fallback, error) {
 	return out, err
 }
 
-// instead is the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
-func (f *fallback) instead(b *backend) *backend {
+// choose is the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
+func (f *fallback) choose(b *backend) *backend {
 	if b != nil && (b.invalid || len(b.endpoints.all()) > 0) || len(f.backend.endpoints.all()) == 0 {
 		return b
 	}

@@ -25,7 +25,7 @@ func (x *exchange) forward(r *route) {
 	if x.policy != nil {
 		b = x.balance(r, b)
 		if x.policy.fallback != nil {
-			b = x.policy.fallback.instead(b)
+			b = x.policy.fallback.choose(b)
 		}
 	}
 	if b == nil {
@@ -59,7 +59,7 @@ func (x *exchange) forward(r *route) {
 		res, err = transport.RoundTrip(x.outgoing(e)) //nolint:bodyclose // respond closes it
 		return err
 	})
-	x.noMoreEarly()
+	x.awaitInformational()
 	if err != nil {
 		x.failed(err)
 		return
@@ -156,7 +156,7 @@ func (x *exchange) respond(res *http.Response) {
 		h["Content-Type"] = nil // or net/http would guess one
 	}
 	if x.policy != nil {
-		x.adorn(res.StatusCode)
+		x.changeResponseHeaders(res.StatusCode)
 	}
 	announced := len(res.Trailer)
 	for name := range res.Trailer {

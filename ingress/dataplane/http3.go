@@ -229,7 +229,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 func (p *Proxy) awaitHandshakes() {
 	longest := time.NewTimer(handshakeTime)
 	defer longest.Stop()
-	defer p.shaken() // for the process' other sockets
+	defer p.endHandshakes() // for the process' other sockets
 	for p.handshakes.Load() > 0 {
 		select {
 		case <-p.noHandshake:
@@ -239,8 +239,8 @@ func (p *Proxy) awaitHandshakes() {
 	}
 }
 
-// shaken says that no handshake may be under way any more.
-func (p *Proxy) shaken() {
+// endHandshakes says that no handshake may be under way any more.
+func (p *Proxy) endHandshakes() {
 	select {
 	case p.noHandshake <- struct{}{}:
 	default:
@@ -279,7 +279,7 @@ func (p *Proxy) quicConfig() *quic.Config {
 	busy := config.Clone()
 	busy.MaxIncomingStreams = fewStreams
 	config.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
-		if p.quicLimit.crowded(sourceOf(client.RemoteAddr), freeConnections) {
+		if p.quicLimit.exceeds(sourceOf(client.RemoteAddr), freeConnections) {
 			return busy, nil
 		}
 		return config, nil
@@ -301,7 +301,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		}
 		source = netip.Addr{} // many clients' connections
 	}
-	taken := p.spare(source) && p.quicLimit.acquire(source)
+	taken := p.hasMemory(source) && p.quicLimit.acquire(source)
 	if taken && !p.limit.acquire(source) {
 		p.quicLimit.give(source)
 		taken = false
@@ -314,7 +314,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	p.stats.Connections.Add(1)
 	s := &quicHandshake{source: source, done: func() {
 		if p.handshakes.Add(-1) == 0 {
-			p.shaken()
+			p.endHandshakes()
 		}
 	}}
 	context.AfterFunc(ctx, func() {

@@ -60,8 +60,8 @@ func (l *limit) remove(source netip.Addr) {
 	}
 }
 
-// crowded says whether a source has as many connections already, or all have four times as many.
-func (l *limit) crowded(source netip.Addr, many int) bool {
+// exceeds says whether a source has as many connections already, or all have four times as many.
+func (l *limit) exceeds(source netip.Addr, many int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.of[source] >= many || l.all >= 4*many
@@ -104,7 +104,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if trusted {
 			source = netip.Addr{} // many clients' connections
 		}
-		if !l.proxy.spare(source) || !l.proxy.limit.acquire(source) {
+		if !l.proxy.hasMemory(source) || !l.proxy.limit.acquire(source) {
 			l.proxy.stats.Refused.Add(1)
 			_ = conn.Close()
 			continue

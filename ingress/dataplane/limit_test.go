@@ -74,9 +74,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 	dialWebsocket(t, f, true, "")
 }
 
-// TestHandover: a connection that is kept alive is closed with a response, never before one, and a websocket goes on
-// until End.
-func TestHandover(t *testing.T) {
+// TestKeptConnectionClosesWithAResponse: a connection that is kept alive is closed with a response, never before one,
+// and a websocket goes on until End.
+func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

@@ -63,13 +63,13 @@ const (
 	none = 17
 )
 
-// spare reports whether there is memory for one more connection or request of a source. When little is left, sources
-// that have little get it.
-func (p *Proxy) spare(source netip.Addr) bool {
+// hasMemory reports whether there is memory for one more connection or request of a source. When little is left,
+// sources that have little get it.
+func (p *Proxy) hasMemory(source netip.Addr) bool {
 	switch {
 	case !p.budget.above(scarce):
 		return true
-	case p.greedy(source) || p.budget.above(none):
+	case p.exceedsShare(source) || p.budget.above(none):
 		return false
 	}
 	if p.budget.above(short) {
@@ -78,8 +78,8 @@ func (p *Proxy) spare(source netip.Addr) bool {
 	return true
 }
 
-// greedy reports whether a source has more than a sixteenth of what all may have.
-func (p *Proxy) greedy(source netip.Addr) bool {
+// exceedsShare reports whether a source has more than a sixteenth of what all may have.
+func (p *Proxy) exceedsShare(source netip.Addr) bool {
 	return p.limit.count(source)+p.streams.count(source) > max(1, p.options.MaxConnections/16)
 }
 
@@ -135,7 +135,7 @@ func (c *counted) of() netip.Addr {
 // Read implements net.Conn. Bodies of HTTP/2 are read before anybody asks for them.
 func (c *countedTCP) Read(to []byte) (int, error) {
 	n, err := c.TCPConn.Read(to)
-	if p := c.proxy; err == nil && p.budget.above(short) && p.greedy(c.of()) {
+	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.of()) {
 		return 0, errMemory
 	}
 	return n, err
@@ -161,7 +161,7 @@ func (x *exchange) begin() bool {
 		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // of net/http: it is one
 		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
 	}
-	if !x.proxy.spare(source) {
+	if !x.proxy.hasMemory(source) {
 		if x.in.ProtoMajor < 3 { // HTTP/3 has no such header
 			x.w.Header().Set("Connection", "close")
 		}

@@ -172,7 +172,7 @@ func TestHostsAndHeadersOfAnnotations(t *testing.T) {
 	})
 }
 
-func TestVerdicts(t *testing.T) {
+func TestRefusedAnnotationsCloseTheRoute(t *testing.T) {
 	one := func(name, value string) []*networkingv1.Ingress {
 		return []*networkingv1.Ingress{object("a/x", "coracle", annotations{name: value}, "h/=w")}
 	}
@@ -188,18 +188,18 @@ func TestVerdicts(t *testing.T) {
 	})
 }
 
-// TestVerdictOfEachAnnotation asks for one annotation that is not served at each path.
-func TestVerdictOfEachAnnotation(t *testing.T) {
+// TestEveryUnservedAnnotation asks for one annotation that is not served at each path.
+func TestEveryUnservedAnnotation(t *testing.T) {
 	var c cluster
 	for _, a := range compile.Annotations {
-		if a.Verdict != compile.Done {
+		if a.Support != compile.Done {
 			c.ingresses = append(c.ingresses, object("a/"+a.Name, "nginx", annotations{a.Name: "x"}, "h/"+a.Name+"=w"))
 		}
 	}
 	f, r := c.serve(t)
 	for _, a := range compile.Annotations {
 		want := exchanged{url: "http://h/" + a.Name, body: "w /" + a.Name}
-		switch a.Verdict {
+		switch a.Support {
 		case compile.Done:
 			continue
 		case compile.Refused:
@@ -207,7 +207,7 @@ func TestVerdictOfEachAnnotation(t *testing.T) {
 		}
 		want.check(t, f)
 		if found := fmt.Sprint(r.Findings[types.NamespacedName{Namespace: "a", Name: a.Name}]); !strings.Contains(found, a.Name) {
-			t.Errorf("no event says that %s is %s: %s", a.Name, a.Verdict, found)
+			t.Errorf("no event says that %s is %s: %s", a.Name, a.Support, found)
 		}
 	}
 }

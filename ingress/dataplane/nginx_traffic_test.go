@@ -78,7 +78,7 @@ func TestLimits(t *testing.T) {
 
 func TestLimiter(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
-	l := &limiter{from: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*debtor{}}
+	l := &limiter{from: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*account{}}
 	take := func(n int) (passed int) {
 		for range n {
 			if release := l.acquire("a", now); release != nil {

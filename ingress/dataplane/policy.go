@@ -90,8 +90,9 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 	return out, nil
 }
 
-// govern does what the route's policy asks for, in the order of nginx' phases: redirects come before access is checked.
-func (x *exchange) govern(r *route) {
+// applyPolicy does what the route's policy asks for, in the order of nginx' phases: redirects come before access is
+// checked.
+func (x *exchange) applyPolicy(r *route) {
 	p := r.policy
 	x.policy = p
 	if p.clients != nil && !x.certify(p.clients) {
@@ -158,8 +159,8 @@ func (p *policy) mark(sweep uint64) {
 	}
 }
 
-// dress changes the headers of a request on its way to the backend.
-func (x *exchange) dress(h http.Header) {
+// changeRequestHeaders changes the headers of a request on its way to the backend.
+func (x *exchange) changeRequestHeaders(h http.Header) {
 	p := x.policy
 	if p.external != nil {
 		x.grant(h)

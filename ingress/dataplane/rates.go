@@ -19,20 +19,20 @@ type limiter struct {
 	from *table.Limit
 
 	mu      sync.Mutex
-	clients map[string]*debtor
+	clients map[string]*account
 	// mark is the sweep that last found the limiter in use; Apply owns it.
 	mark uint64
 }
 
-// debtor is what a limiter knows of one address: by how much it is ahead of its rates, in requests, at the time last.
-type debtor struct {
+// account is what a limiter knows of one address: by how much it is ahead of its rates, in requests, at the time last.
+type account struct {
 	second, minute float64
 	last           time.Time
 	open           int
 }
 
 // leak is what has flowed out of the buckets until now.
-func (l *limiter) leak(c *debtor, now time.Time) {
+func (l *limiter) leak(c *account, now time.Time) {
 	past := now.Sub(c.last).Seconds()
 	c.second = max(0, c.second-past*float64(l.from.PerSecond))
 	c.minute = max(0, c.minute-past*float64(l.from.PerMinute)/60)
@@ -47,7 +47,7 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	c := l.clients[address]
 	if c == nil {
 		l.forget(now)
-		c = &debtor{last: now}
+		c = &account{last: now}
 		l.clients[address] = c
 	}
 	l.leak(c, now)
@@ -95,7 +95,7 @@ func (p *Proxy) limiter(object string, from *table.Limit) *limiter {
 	l := p.limiters[object]
 	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections ||
 		l.from.Burst != from.Burst {
-		l = &limiter{from: from, clients: map[string]*debtor{}}
+		l = &limiter{from: from, clients: map[string]*account{}}
 		p.limiters[object] = l
 	}
 	return l

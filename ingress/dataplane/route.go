@@ -156,9 +156,9 @@ func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 	return nil
 }
 
-// disguised reports whether a path of the route would be another object's that restricts who gets in, if it was read as
-// some backends do.
-func (s *siteRoutes) disguised(r *route, name, path string, in *http.Request) bool {
+// matchesDecoded reports whether a path of the route would be another object's that restricts who gets in, if it was
+// read as some backends do.
+func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *http.Request) bool {
 	lenient := lenientPath(path)
 	if lenient == path {
 		return false

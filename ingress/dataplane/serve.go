@@ -212,7 +212,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 
 // ServeHTTP answers a request. A panic ends that request alone.
 func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
-	h.introduce(w.Header(), in)
+	h.setCommonHeaders(w.Header(), in)
 	x := newExchange(h, w, in)
 	defer func() {
 		cause := recover()
@@ -230,8 +230,8 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	}
 }
 
-// introduce sets what each response says about the connection and about others.
-func (h *listener) introduce(to http.Header, in *http.Request) {
+// setCommonHeaders sets what each response says about the connection and about others.
+func (h *listener) setCommonHeaders(to http.Header, in *http.Request) {
 	if in.ProtoMajor > 2 {
 		return
 	}

@@ -4,6 +4,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -353,6 +354,10 @@ func TestIngress(t *testing.T) {
 	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
 		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {
 		t.Errorf("%+v, %v", s.Ingress, err)
+	}
+	if got, want := fmt.Sprint(s.SharedFlags()), "map[ingress-acme-email: ingress-acme-server:https://acme-v02.api.letsencrypt.org/directory "+
+		"ingress-host-owner:namespace ingress-proxy-protocol:true ingress-trusted-proxies:192.0.2.0/24,2001:db8::1/128 profile:]"; got != want {
+		t.Errorf("servers that join are compared by %s, want %s", got, want)
 	}
 	if s, err := load(t, map[string]string{}, nil, board); err != nil || len(s.Ingress.TrustedProxies) > 0 || s.Ingress.ProxyProtocol || s.Ingress.HostOwner {
 		t.Errorf("the default is %+v, %v", s.Ingress, err)

@@ -112,6 +112,24 @@ var clusterWide = []string{
 	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool", "load-balancer-reserved-ports",
 }
 
+// SharedFlags are flags that each server goes by itself, and in which a server that joins has to agree with the one
+// that it asks, given or not. They are not clusterWide: an operator changes them on one server after the other.
+func (s *Server) SharedFlags() map[string]string {
+	owner, proxies := hostOwnerPath, make([]string, 0, len(s.Ingress.TrustedProxies))
+	if s.Ingress.HostOwner {
+		owner = hostOwnerNamespace
+	}
+	for _, n := range s.Ingress.TrustedProxies {
+		proxies = append(proxies, n.String())
+	}
+	slices.Sort(proxies)
+	return map[string]string{
+		"profile": s.Profile, "ingress-host-owner": owner, "ingress-trusted-proxies": strings.Join(proxies, ","),
+		"ingress-proxy-protocol": strconv.FormatBool(s.Ingress.ProxyProtocol),
+		"ingress-acme-email":     s.ACME.Email, "ingress-acme-server": s.ACME.Directory,
+	}
+}
+
 func (r *reader) server(h Host) Server {
 	s := Server{
 		Paths:         r.paths(),

@@ -109,7 +109,8 @@ var table = []Setting{
 
 	{Name: "vip", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "IP",
 		Help: "Address for the whole cluster, one for each address family: a live server answers at it, and another one within seconds " +
-			"when that one dies. It lies in the servers' network, and no machine has it; all servers have the same"},
+			"when that one dies. It lies in the servers' network, and no machine has it. One server's flag is enough: what the cluster " +
+			"has counts over another server's, which warns"},
 	{Name: "vip-interface", Commands: ServerCommand, Group: groupListener, Holder: "NAME",
 		Computed: "the interface whose network holds the address",
 		Help:     "Interface of this machine on which --vip is announced"},

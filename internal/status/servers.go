@@ -92,7 +92,7 @@ type ClusterServer struct {
 // A majority of the voters has to store for the cluster to work, not only to answer; the other servers take the place
 // of voters that do not.
 func Failures(servers []ClusterServer) (words string, problems []string) {
-	servers, problems = reachedElsewhere(servers)
+	servers, problems = countReachedByOthers(servers)
 	voters, alive := 0, 0
 	var leader string
 	var silent, stalled []string
@@ -161,8 +161,8 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled))), problems
 }
 
-// reachedElsewhere lets servers that only this one does not reach count as those that answer.
-func reachedElsewhere(servers []ClusterServer) (out []ClusterServer, problems []string) {
+// countReachedByOthers lets servers that only this one does not reach count as those that answer.
+func countReachedByOthers(servers []ClusterServer) (out []ClusterServer, problems []string) {
 	out = slices.Clone(servers)
 	for i, s := range out {
 		if !s.Answers && len(s.ReachedBy) > 0 {

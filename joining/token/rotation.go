@@ -33,8 +33,8 @@ func (s Set) Accepted(now time.Time) []Token {
 	return out
 }
 
-// Rotation is how one of a cluster's tokens is to be replaced.
-type Rotation struct {
+// RotationRequest is how one of a cluster's tokens is to be replaced.
+type RotationRequest struct {
 	// Role says which.
 	Role Role
 	// Old, if given, has to be the one that works; New is the one to come, and made here when it is empty. Both may be
@@ -46,7 +46,7 @@ type Rotation struct {
 }
 
 // Next is the token that replaces one of a set.
-func (r Rotation) Next(s Set) (Token, error) {
+func (r RotationRequest) Next(s Set) (Token, error) {
 	now, other := s.Server, s.Agent
 	if r.Role == RoleAgent {
 		now, other = s.Agent, s.Server

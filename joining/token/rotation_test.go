@@ -27,7 +27,7 @@ func TestRotation(t *testing.T) {
 		{"server", "", "abcdef.0123456789abcdef", "expires"},
 		{"server", "", "a b", "--new-token"},
 	} {
-		next, err := Rotation{Role: Role(tt.role), Old: tt.old, New: tt.new}.Next(s)
+		next, err := RotationRequest{Role: Role(tt.role), Old: tt.old, New: tt.new}.Next(s)
 		printed := next.Secret
 		if err != nil {
 			printed = err.Error()
@@ -38,7 +38,7 @@ func TestRotation(t *testing.T) {
 			t.Errorf("%+v: %s", tt, printed)
 		}
 	}
-	made, err := Rotation{Role: RoleServer}.Next(s)
+	made, err := RotationRequest{Role: RoleServer}.Next(s)
 	if err != nil || len(made.Secret) != 32 {
 		t.Errorf("%+v, %v", made, err)
 	}

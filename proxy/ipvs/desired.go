@@ -21,9 +21,9 @@ type View struct {
 	Topology map[string]string
 	// NodePortAddrs are the local addresses that answer on node ports.
 	NodePortAddrs []netip.Addr
-	// Elsewhere are addresses that must not become ours because of a Service: those of this node's own devices, and
+	// NeverLocal are addresses that must not become ours because of a Service: those of this node's own devices, and
 	// those of the other nodes, which could no longer be reached.
-	Elsewhere map[netip.Addr]bool
+	NeverLocal map[netip.Addr]bool
 	// Scheduler is for Services that name none.
 	Scheduler string
 }
@@ -151,7 +151,7 @@ func (v View) serve(p *part, svc *ServicePort, k Key, t target) *candidate {
 		p.candidates = append(p.candidates, o)
 	}
 	*o = candidate{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals},
-		local: !v.Elsewhere[k.Addr]}
+		local: !v.NeverLocal[k.Addr]}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
 		o.server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}

@@ -336,8 +336,8 @@ func testNodeAddress(t *testing.T, b *bed) {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr}, {IP: outsideAddr}}
 	}
 	netns.Serve(t, netns.Own{}, "the node", "tcp", ":2222")
-	b.proxier.o.Elsewhere = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
-	defer func() { b.proxier.o.Elsewhere = nil }()
+	b.proxier.o.NeverLocal = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
+	defer func() { b.proxier.o.NeverLocal = nil }()
 	b.service(t, "web", lb, 8080, 0, 1)
 	reaches(t, b.outside, nodeAddr+":80")
 	if got := reaches(t, b.outside, nodeAddr+":2222"); got != "the" {

@@ -77,7 +77,7 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 // equal says whether all but Services and endpoints is the same.
 func (v View) equal(w View) bool {
 	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) &&
-		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Elsewhere, w.Elsewhere)
+		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.NeverLocal, w.NeverLocal)
 }
 
 // replace puts in the part of a Service port in the place of its last one; nil is none.

@@ -35,9 +35,9 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports.
 	NodePortAddresses []string
-	// Elsewhere are addresses that must not become this node's because of a Service: those of the cluster's other
+	// NeverLocal are addresses that must not become this node's because of a Service: those of the cluster's other
 	// nodes, as far as they are known, and the API's virtual address. It may be nil.
-	Elsewhere func() []netip.Addr
+	NeverLocal func() []netip.Addr
 	// Scheduler is for Services that name none, or one that does not exist; empty is DefaultScheduler.
 	Scheduler string
 	// Health says for health check node ports whether this proxy is well.
@@ -230,22 +230,22 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 
 func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Addr]bool) View {
 	v := View{
-		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: map[netip.Addr]bool{},
+		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, NeverLocal: map[netip.Addr]bool{},
 		Scheduler: p.o.Scheduler,
 	}
-	elsewhere := func(a netip.Addr) {
+	neverLocal := func(a netip.Addr) {
 		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another
 		// one.
 		if a.Is6() == (f.name == corev1.IPv6Protocol) && !(a.Is6() && a.IsLinkLocalUnicast()) {
-			v.Elsewhere[a] = true
+			v.NeverLocal[a] = true
 		}
 	}
 	for a := range local {
-		elsewhere(a)
+		neverLocal(a)
 	}
-	if p.o.Elsewhere != nil {
-		for _, a := range p.o.Elsewhere() {
-			elsewhere(a)
+	if p.o.NeverLocal != nil {
+		for _, a := range p.o.NeverLocal() {
+			neverLocal(a)
 		}
 	}
 	var ranges []netip.Prefix

@@ -55,9 +55,10 @@ type Options struct {
 	Networks []netip.Prefix
 	// NodeName is the name of this server's own node.
 	NodeName string
-	// NodePortRange, EncryptResources and Folders are what a machine that becomes a server gets too.
+	// NodePortRange, EncryptResources, Flags and Folders are what a machine that becomes a server gets too.
 	NodePortRange    string
 	EncryptResources []string
+	Flags            map[string]string
 	Folders          secrets.Folders
 
 	// Members are the store's. Servers are the addresses of the other servers, and the virtual ones.

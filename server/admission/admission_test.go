@@ -184,8 +184,8 @@ func TestCertifiedAddresses(t *testing.T) {
 			t.Errorf("external addresses %q, want %q", got, external)
 		}
 		r := roster.New(roster.Options{API: func() (kubernetes.Interface, error) { return api, nil }})
-		all, err := r.Joined(ctx)
-		if err != nil || !slices.Equal(all, append(roster.SplitAddresses([]byte(addresses)), roster.SplitAddresses([]byte(external))...)) {
+		all, err := r.JoinedAddresses(ctx)
+		if err != nil || !slices.Equal(all, append(roster.ParseAddresses([]byte(addresses)), roster.ParseAddresses([]byte(external))...)) {
 			t.Errorf("machines have joined with %v (%v)", all, err)
 		}
 	}

@@ -110,7 +110,8 @@ func (a *Admission) newRegistration(n protocol.Node) *corev1.Secret {
 		Data: map[string][]byte{
 			roster.RegistrationHash: []byte(hex.EncodeToString(sum[:])), roster.RegistrationSince: []byte(a.now()),
 			roster.RegistrationToken:     []byte(a.now()),
-			roster.RegistrationAddresses: roster.JoinAddresses(n.Addresses), roster.RegistrationExternal: roster.JoinAddresses(n.External),
+			roster.RegistrationAddresses: roster.FormatAddresses(n.Addresses),
+			roster.RegistrationExternal:  roster.FormatAddresses(n.External),
 		},
 	}
 }
@@ -193,7 +194,7 @@ func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interfac
 		if !a.fresh(other) || !earlier(other, own) {
 			continue
 		}
-		for _, ip := range roster.SplitAddresses(other.Data[roster.RegistrationAddresses]) {
+		for _, ip := range roster.ParseAddresses(other.Data[roster.RegistrationAddresses]) {
 			if slices.Contains(ips, ip) {
 				return protocol.Refuse(protocol.CodeBusy, "another machine has just joined with the address %s, as the node %s; each "+
 					"machine has its own (--node-ip)",

@@ -72,7 +72,7 @@ func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	out.Settings.VIPs = a.o.VirtualIPs()
 	out.Gossip = a.o.GossipKeys()
 	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
-		FormerKubeletCA: a.o.PKI.FormerKubeletCA()}
+		Flags: a.o.Flags, FormerKubeletCA: a.o.PKI.FormerKubeletCA()}
 	required, optional := secrets.CommonFiles()
 	for _, name := range slices.Concat(required, optional) {
 		if strings.HasPrefix(filepath.Base(name), string(pki.KubeletCA)) && !a.o.PKI.OwnKubeletCA() {

@@ -47,7 +47,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, err
 	}
-	core.EndpointReconcilerConfig.Reconciler = atMoments{reconciler}
+	core.EndpointReconcilerConfig.Reconciler = alignedReconciler{reconciler}
 	core.EndpointReconcilerConfig.Interval = endpointInterval / 2
 
 	authInfo := webhook.NewDefaultAuthenticationInfoResolverWrapper(core.ControlPlane.ProxyTransport,

@@ -128,12 +128,13 @@ func (r *endpointReconciler) marked(ctx context.Context) context.Context {
 	return r.mark(ctx)
 }
 
-// atMoments is an endpointReconciler that returns at the next moment of endpointInterval, so that the process wakes for
-// it when it wakes for other things too. Upstream calls again at once: its own interval is half as long and over then.
-type atMoments struct{ *endpointReconciler }
+// alignedReconciler is an endpointReconciler that returns at the next moment of endpointInterval, so that the process
+// wakes for it when it wakes for other things too. Upstream calls again at once: its own interval is half as long and
+// over then.
+type alignedReconciler struct{ *endpointReconciler }
 
 // ReconcileEndpoints implements reconcilers.EndpointReconciler.
-func (r atMoments) ReconcileEndpoints(service string, ip net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
+func (r alignedReconciler) ReconcileEndpoints(service string, ip net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
 	defer func() { time.Sleep(timers.Until(endpointInterval)) }()
 	return r.endpointReconciler.ReconcileEndpoints(service, ip, ports, reconcilePorts)
 }

@@ -109,7 +109,7 @@ func TestEndpointReconciler(t *testing.T) {
 func TestReconciledAtMoments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, late := 0, 0
-		r := atMoments{&endpointReconciler{servers: func() ServersOfService {
+		r := alignedReconciler{&endpointReconciler{servers: func() ServersOfService {
 			if asked++; timers.Until(endpointInterval) != endpointInterval {
 				late++
 			}

@@ -59,8 +59,9 @@ func TestExtraArgs(t *testing.T) {
 	}
 }
 
-// TestFill: what is stricter than upstream's, and that an argument of the operator's goes before it.
-func TestFill(t *testing.T) {
+// TestOperatorsArgumentsGoBeforeOurs: what is stricter than upstream's, and that an argument of the operator's goes
+// before it.
+func TestOperatorsArgumentsGoBeforeOurs(t *testing.T) {
 	s := kubeoptions.NewServerRunOptions()
 	testenv.NoError(t, fill(s, Options{}.withDefaults()))
 	if s.Authentication.ServiceAccounts.ExtendExpiration || len(s.SecureServing.CipherSuites) != 6 {

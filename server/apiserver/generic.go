@@ -68,7 +68,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))}
-	loopback.Transport, err = newIndexForPolicies(transport, g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer())
+	policies := g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer()
+	loopback.Transport, err = newIndexForPolicies(transport, policies)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for mutating admission policies: %w", err)
 	}
@@ -88,7 +89,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	configureOpenAPI(c)
 	endLongRequests(c)
-	c.LongRunningFunc = orStreams(filters.BasicLongRunningRequestCheck(
+	c.LongRunningFunc = withSettingsStreams(filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward")))
 	if err := g.applyStorage(opts); err != nil {
 		return nil, err
@@ -107,7 +108,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 // stays.
 func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
 	if dial != nil && c.EgressSelector == nil {
-		c.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial})
+		dials := map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial}
+		c.EgressSelector = egressselector.NewEgressSelectorWithMap(dials)
 	}
 }
 

@@ -155,11 +155,11 @@ func (m *metricsAPI) keep(ctx context.Context) error {
 	case err != nil:
 		return err
 	case m.collector != nil:
-		elsewhere := ""
+		other := ""
 		if s := have.Spec.Service; s != nil {
-			elsewhere = s.Namespace + "/" + s.Name
+			other = s.Namespace + "/" + s.Name
 		}
-		m.collector.SetOtherProvider(elsewhere)
+		m.collector.SetOtherProvider(other)
 		return nil
 	case have.Spec.Service == nil:
 		err = m.client.Delete(ctx, metricsAPIService, metav1.DeleteOptions{

@@ -24,17 +24,18 @@ func newStore(config *storagebackend.ConfigForResource, newObject, newList func(
 	if c.Transformer == nil {
 		c.Transformer = identity.NewEncryptCheckTransformer() // upstream's own choice
 	}
-	c.Transformer = unhurried{c.Transformer}
+	c.Transformer = waitingTransformer{c.Transformer}
 	return apigeneric.NewRawStorage(&c, newObject, newList, prefix)
 }
 
-// unhurried is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream calls it for
-// each value, just before it decodes that.
-type unhurried struct{ value.Transformer }
+// waitingTransformer is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream
+// calls it for each value, just before it decodes that.
+type waitingTransformer struct{ value.Transformer }
 
 // TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since the client
 // that reads on would get that error.
-func (u unhurried) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool, err error) {
+func (u waitingTransformer) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool,
+	err error) {
 	if b := watchbuffer.From(ctx); b != nil {
 		b.Decode(ctx, data)
 	}

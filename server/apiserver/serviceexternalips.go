@@ -171,12 +171,12 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 			continue
 		}
 		for _, in := range s.Status.LoadBalancer.Ingress {
-			if at, ok := sloppyIP(in.IP); ok && r.addresses[at] {
+			if at, ok := parseLenientIP(in.IP); ok && r.addresses[at] {
 				return fmt.Errorf("%s is the load balancer address of a Service of another namespace: take another external IP", at)
 			}
 		}
 		for _, text := range s.Spec.ExternalIPs {
-			at, _ := sloppyIP(text)
+			at, _ := parseLenientIP(text)
 			for _, sp := range s.Spec.Ports {
 				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
 					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, "+
@@ -198,7 +198,7 @@ type externalIPRequest struct {
 func newExternalIPRequest(svc, old *core.Service) externalIPRequest {
 	r := externalIPRequest{map[netip.Addr]bool{}, map[loadbalancer.Port]bool{}}
 	for _, text := range svc.Spec.ExternalIPs { //nolint:staticcheck // deprecated for what this plugin bounds
-		if ip, ok := sloppyIP(text); ok {
+		if ip, ok := parseLenientIP(text); ok {
 			r.addresses[ip] = true
 		}
 	}
@@ -246,8 +246,8 @@ func (r externalIPRequest) adds(ip netip.Addr, p loadbalancer.Port) bool {
 	return hasAddress && hasPort && (newAddress || newPort)
 }
 
-// sloppyIP reads an address as the nodes do: with leading zeros, too, which objects from before have.
-func sloppyIP(text string) (netip.Addr, bool) {
+// parseLenientIP reads an address as the nodes do: with leading zeros, too, which objects from before have.
+func parseLenientIP(text string) (netip.Addr, bool) {
 	a, ok := netip.AddrFromSlice(netutils.ParseIPSloppy(text))
 	return a.Unmap(), ok
 }

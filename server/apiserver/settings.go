@@ -47,9 +47,9 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 	return nil
 }
 
-// orStreams says of requests for what nodes follow that they have no end of their own, beside those of which check says
-// so.
-func orStreams(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
+// withSettingsStreams says of requests for what nodes follow that they have no end of their own, beside those of which
+// check says so.
+func withSettingsStreams(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
 	return func(r *http.Request, info *request.RequestInfo) bool {
 		return check(r, info) || info != nil && !info.IsResourceRequest && (info.Path == clustersettings.Path || info.Path == table.Path)
 	}

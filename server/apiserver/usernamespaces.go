@@ -142,7 +142,7 @@ func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool
 	}
 	var rules []*rbacv1.PolicyRule
 	u.cluster.VisitRulesFor(ctx, asking, "", func(_ fmt.Stringer, rule *rbacv1.PolicyRule, _ error) bool {
-		if rule != nil && len(rule.Resources) > 0 && len(rule.ResourceNames) == 0 && !onlyAsks(rule) {
+		if rule != nil && len(rule.Resources) > 0 && len(rule.ResourceNames) == 0 && !isSelfReview(rule) {
 			rules = append(rules, rule)
 		}
 		return true
@@ -159,8 +159,8 @@ func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool
 	}), nil
 }
 
-// onlyAsks says that a rule is about the groups in which a user asks who they are and what they may do.
-func onlyAsks(rule *rbacv1.PolicyRule) bool {
+// isSelfReview says that a rule is about the groups in which a user asks who they are and what they may do.
+func isSelfReview(rule *rbacv1.PolicyRule) bool {
 	return !slices.ContainsFunc(rule.APIGroups, func(group string) bool {
 		return group != "authorization.k8s.io" && group != "authentication.k8s.io"
 	})

@@ -108,7 +108,7 @@ func Open(o Options) (_ *Dir, err error) {
 	d.Established = len(entries) > 0
 	if err := d.identify(&o); err != nil && o.Replace {
 		d.id = identity{Format: Format, Version: o.Version}
-		return d, d.draw()
+		return d, d.newID()
 	} else if err != nil {
 		return d, err
 	}
@@ -127,7 +127,7 @@ func (d *Dir) identify(o *Options) error {
 		return fmt.Errorf("%s is missing, although there is a store in %s. Nothing was changed. That file says which server of the "+
 			"cluster this is: restore it from a backup, then start again", path, o.StoreDir)
 	case errors.Is(err, fs.ErrNotExist):
-		if err := d.draw(); err != nil {
+		if err := d.newID(); err != nil {
 			return err
 		}
 	case err != nil:
@@ -147,8 +147,8 @@ func (d *Dir) identify(o *Options) error {
 	return nil
 }
 
-// draw makes a new id.
-func (d *Dir) draw() error {
+// newID draws a new id.
+func (d *Dir) newID() error {
 	id := make([]byte, 8)
 	if _, err := rand.Read(id); err != nil {
 		return fmt.Errorf("drawing an id for this server: %w", err)
@@ -157,8 +157,8 @@ func (d *Dir) draw() error {
 	return nil
 }
 
-// Record notes which program writes here from now on.
-func (d *Dir) Record() error {
+// RecordVersion notes which program writes here from now on.
+func (d *Dir) RecordVersion() error {
 	data, err := json.MarshalIndent(d.id, "", "  ")
 	if err != nil {
 		return err

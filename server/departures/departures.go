@@ -112,7 +112,7 @@ func (d *departures) once(ctx context.Context) bool {
 	leaving := map[types.UID]time.Time{}
 	for _, n := range nodes {
 		if stays(n) {
-			if err := d.settle(ctx, n); err != nil && ctx.Err() == nil {
+			if err := d.cancel(ctx, n); err != nil && ctx.Err() == nil {
 				d.log.Warn("a node is not to leave any more, and that could not be noted; it is tried again", "node", n.Name, "error", err)
 				unfinished = true
 			}
@@ -183,8 +183,8 @@ func (d *departures) begun(n *corev1.Node) time.Time {
 	return now
 }
 
-// settle forgets when the order of a node that stays after all was given.
-func (d *departures) settle(ctx context.Context, n *corev1.Node) error {
+// cancel forgets the departure of a node that stays after all.
+func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
 	if err != nil {

@@ -140,7 +140,7 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 		}
 		return found
 	})
-	again = sooner(again, g.configs.sync(state.Now, configs, func(name types.NamespacedName) *corev1.ConfigMap {
+	again = shorterWait(again, g.configs.sync(state.Now, configs, func(name types.NamespacedName) *corev1.ConfigMap {
 		found, err := core.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):

@@ -183,7 +183,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		if !complete { // one without the Gateways' would have nodes close their sockets
 			return again
 		}
-		again = sooner(again, later)
+		again = shorterWait(again, later)
 		maps.Copy(r.Sections, s)
 	}
 	put(r.Sections)
@@ -212,8 +212,8 @@ func (o *objects) configMaps(ctx context.Context, state *compile.State) (again t
 	return again
 }
 
-// sooner is the shorter of two waits, of which 0 is none.
-func sooner(a, b time.Duration) time.Duration {
+// shorterWait is the shorter of two waits, of which 0 is none.
+func shorterWait(a, b time.Duration) time.Duration {
 	if a == 0 || b > 0 && b < a {
 		return b
 	}

@@ -50,7 +50,7 @@ func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(ty
 		}
 	}
 	r.of = of
-	due = inTurns(due, func(name types.NamespacedName) time.Time { return of[name].at })
+	due = roundRobin(due, func(name types.NamespacedName) time.Time { return of[name].at })
 	for _, name := range due[:min(maxReads, len(due))] {
 		of[name] = read[T]{get(name), now}
 	}
@@ -60,8 +60,8 @@ func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(ty
 	return otherSecrets
 }
 
-// inTurns orders names by age, and takes one of each namespace before the second of any.
-func inTurns(names []types.NamespacedName, age func(types.NamespacedName) time.Time) []types.NamespacedName {
+// roundRobin orders names by age, and takes one of each namespace before the second of any.
+func roundRobin(names []types.NamespacedName, age func(types.NamespacedName) time.Time) []types.NamespacedName {
 	slices.SortFunc(names, func(a, b types.NamespacedName) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), age(a).Compare(age(b)), strings.Compare(a.Name, b.Name))
 	})

@@ -130,12 +130,12 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
-		a = &protocol.Answer{Refusal: s.refusal(s.seldom(log, raw), q, err)}
+		a = &protocol.Answer{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
 	}
 	writeErr := a.Write(conn)
 	switch {
 	case writeErr != nil && err == nil:
-		s.seldom(log, raw).Warn("a machine that joins went away before it had its answer; it asks again", "error", writeErr)
+		s.rateLimited(log, raw).Warn("a machine that joins went away before it had its answer; it asks again", "error", writeErr)
 	case err != nil || q.Reach != nil:
 	case q.Want == "":
 		log.Info("a machine has joined", "role", q.Role)
@@ -144,8 +144,9 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	}
 }
 
-// seldom is the log of what goes wrong with a machine's request, which takes a line of the same source now and then.
-func (s *Server) seldom(log *slog.Logger, from net.Conn) *slog.Logger {
+// rateLimited is the log of what goes wrong with a machine's request, which takes a line of the same source now and
+// then.
+func (s *Server) rateLimited(log *slog.Logger, from net.Conn) *slog.Logger {
 	since, line := s.refusals.count(from.RemoteAddr(), s.o.Now())
 	switch {
 	case !line:

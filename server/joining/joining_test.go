@@ -449,8 +449,8 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 	}
 }
 
-// TestGarbage: what is no request ends the connection and nothing else.
-func TestGarbage(t *testing.T) {
+// TestGarbageEndsTheConnectionAlone: what is no request ends the connection and nothing else.
+func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	for _, said := range []string{"", "\x00", "\xff\xff\xff\xff", "\x00\x00\x00\x02{]", "\x00\x00\x00\x04null", "GET / HTTP/1.1\r\n\r\n"} {

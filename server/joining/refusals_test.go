@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// TestRefusals: one line for each source in ten seconds, the next one with the number of those that had none; few
-// sources are remembered.
-func TestRefusals(t *testing.T) {
+// TestRefusalsAreLoggedSeldom: one line for each source in ten seconds, the next one with the number of those that had
+// none; few sources are remembered.
+func TestRefusalsAreLoggedSeldom(t *testing.T) {
 	var r refusals
 	now := time.Unix(1000, 0)
 	one, two := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 1}

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -52,6 +54,20 @@ type Request struct {
 	// NodeName is empty for a server without a node; Password is that node's.
 	NodeName, Password string
 	Addresses          []netip.Addr
+	// Flags are those in which all servers have to agree.
+	Flags map[string]string
+}
+
+// checkFlags refuses flags that are others than those of a server. One of an earlier version says none.
+func (j Request) checkFlags(has map[string]string) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(has)) {
+		if own, known := j.Flags[name]; known && own != has[name] {
+			errs = append(errs, fmt.Errorf("--%s: this server has %q, and the one at %s has %q. Give all servers the same. Nothing was "+
+				"changed on this machine", name, own, j.Address, has[name]))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Joined is what the cluster sent a server that joined it.
@@ -95,6 +111,9 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 	}
 	a, err := askToServe(ctx, o, j, t)
 	if err != nil {
+		return nil, err
+	}
+	if err := j.checkFlags(a.Server.Flags); err != nil {
 		return nil, err
 	}
 	if err := o.Folders.Keep(a.Server.Files, secrets.AsideSuffix); err != nil {
@@ -213,7 +232,7 @@ func WasJoined(serverDir string) (*Joined, error) {
 	if err != nil || j == nil || !j.Founder {
 		return j, err
 	}
-	others, err := roster.OtherServers(serverDir)
+	others, err := roster.ReadPeerAddresses(serverDir)
 	if err != nil || len(others) > 0 {
 		return j, err
 	}

@@ -59,3 +59,13 @@ func TestFounderAlone(t *testing.T) {
 		t.Error("the note is there still")
 	}
 }
+
+// TestFlagsOfAServerThatJoins: those in which all servers have to agree are compared, whether they were given or not.
+func TestFlagsOfAServerThatJoins(t *testing.T) {
+	j := Request{Address: "10.0.0.1:6443", Flags: map[string]string{"profile": "", "ingress-host-owner": "path"}}
+	for _, has := range []map[string]string{nil, j.Flags, {"profile": "", "of-a-later-version": "x"}} {
+		testenv.NoError(t, j.checkFlags(has))
+	}
+	testenv.WantError(t, j.checkFlags(map[string]string{"profile": "cis", "ingress-host-owner": "namespace"}),
+		`--profile: this server has "", and the one at 10.0.0.1:6443 has "cis"`, `--ingress-host-owner: this server has "path"`)
+}

@@ -65,5 +65,5 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	if !o.Disabled {
 		beside.Go(func() { objects.Run(ctx, use) })
 	}
-	return endless(ctx, controller.Run, "keeping the objects of the Gateway API")
+	return runUntilDone(ctx, controller.Run, "keeping the objects of the Gateway API")
 }

@@ -49,7 +49,7 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	return endless(ctx, c.Run, "keeping Helm charts installed")
+	return runUntilDone(ctx, c.Run, "keeping Helm charts installed")
 }
 
 // wantKind has the kinds of Helm charts defined at once, for somebody who has an object of them.

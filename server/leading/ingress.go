@@ -48,7 +48,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 			notLeading(l.line(ingressCertificates))
 		})
 	}
-	return endless(ctx, c.Run, "keeping the objects of the ingress")
+	return runUntilDone(ctx, c.Run, "keeping the objects of the ingress")
 }
 
 // newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are
@@ -61,7 +61,7 @@ func (l *Leader) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager
 	a := l.o.ACME
 	a.Client, a.Recorder, a.Logger, a.Part = o.Client, o.Recorder, o.Logger, l.line(ingressCertificates)
 	a.Secrets, a.Slices = t.Informers.Core().V1().Secrets().Lister(), t.Informers.Discovery().V1().EndpointSlices().Lister()
-	a.Refuse = func(a netip.Addr) bool { return l.o.OfCluster(nodes, a) }
+	a.Refuse = func(a netip.Addr) bool { return l.o.OwnsAddress(nodes, a) }
 	m := acme.New(a)
 	o.Certificates = m.Want
 	return m

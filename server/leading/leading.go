@@ -73,10 +73,10 @@ type Options struct {
 	Ingress       ingress.Options
 	// ACME orders certificates of Ingresses if it has an e-mail address.
 	ACME acme.Options
-	// OfCluster says whether an address is one of the cluster's.
-	OfCluster  func(corelisters.NodeLister, netip.Addr) bool
-	GatewayUse *gatewayuse.Use
-	Helm       helmcharts.Options
+	// OwnsAddress says whether an address is one of the cluster's.
+	OwnsAddress func(corelisters.NodeLister, netip.Addr) bool
+	GatewayUse  *gatewayuse.Use
+	Helm        helmcharts.Options
 	// HelmChildren are the processes that run Helm.
 	HelmChildren helmcharts.Children
 	// Part, when set, shows whether this server leads; Board, when set, has a line for each of the parts that have one.

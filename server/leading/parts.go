@@ -72,8 +72,8 @@ func newRecorder(ctx context.Context, client kubernetes.Interface, component str
 	return events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: component}), events.Shutdown
 }
 
-// endless runs what has to go on until ctx is done; what names it in the error if it does not.
-func endless(ctx context.Context, run func(context.Context) error, what string) error {
+// runUntilDone runs what has to go on until ctx is done; what names it in the error if it does not.
+func runUntilDone(ctx context.Context, run func(context.Context) error, what string) error {
 	if err := run(ctx); err != nil {
 		return err
 	}
@@ -162,5 +162,5 @@ func (l *Leader) livenessPart(ctx context.Context, t *term.Term) error {
 	j := liveness.New(o)
 	l.o.Judge.Store(j)
 	defer l.o.Judge.CompareAndSwap(j, nil)
-	return endless(ctx, func(ctx context.Context) error { j.Run(ctx); return nil }, "judging nodes")
+	return runUntilDone(ctx, func(ctx context.Context) error { j.Run(ctx); return nil }, "judging nodes")
 }

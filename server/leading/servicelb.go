@@ -43,7 +43,7 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return fmt.Errorf("reading the node port range %q: %w", l.o.NodePortRange, err)
 	}
-	o.Client, o.Informers, o.NodePorts, o.Alive = client, t.Informers, *nodePorts, l.heardOf
+	o.Client, o.Informers, o.NodePorts, o.Alive = client, t.Informers, *nodePorts, l.isAlive
 	o.Logger, o.Part = l.log("load balancer"), l.line("load balancer")
 	var end func()
 	o.Recorder, end = newRecorder(ctx, client, "servicelb")
@@ -56,12 +56,12 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	return endless(ctx, c.Run, "giving Services addresses")
+	return runUntilDone(ctx, c.Run, "giving Services addresses")
 }
 
-// heardOf says whether this server hears a node: every node says something each second. One that has no connection of
+// isAlive says whether this server hears a node: every node says something each second. One that has no connection of
 // that kind is judged by its condition alone.
-func (l *Leader) heardOf(node string) bool {
+func (l *Leader) isAlive(node string) bool {
 	if node == l.o.Liveness.Own {
 		return true
 	}

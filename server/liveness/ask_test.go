@@ -73,7 +73,7 @@ func TestAsk(t *testing.T) {
 }
 
 // A machine that refuses connections lives as well as one that takes them.
-func TestReach(t *testing.T) {
+func TestRefusingMachineLives(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 	if Reach(t.Context(), n) {
@@ -145,7 +145,7 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 			}
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		if got := Shows(ctx, n, authorities, time.Now()); got != tt.want {
+		if got := ProvesIdentity(ctx, n, authorities, time.Now()); got != tt.want {
 			t.Errorf("%s: %v", what, got)
 		}
 		cancel()
@@ -196,7 +196,7 @@ func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 				})
 				return here, nil
 			}
-			if got := shows(ctx, "n1", server, far); got != tt.want {
+			if got := provesIdentity(ctx, "n1", server, far); got != tt.want {
 				t.Errorf("the machine answers after %v, the node after %v more: %v", tt.machine, tt.node, got)
 			}
 		})

@@ -61,7 +61,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 			running.Go(func() {
 				reaching, cancel := context.WithTimeout(ctx, reachPatience)
 				defer cancel()
-				if n := f.Roster.Node(name); n != nil && Shows(reaching, n, kubelets, f.Now()) {
+				if n := f.Roster.Node(name); n != nil && ProvesIdentity(reaching, n, kubelets, f.Now()) {
 					f.Tunnels.Reached(name)
 				}
 			})
@@ -90,7 +90,7 @@ func (f *Finder) Find(ctx context.Context, name string) Finding {
 	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
 	// or another machine.
 	if c, ok := f.Tunnels.Contact(name); ok && !c.Direct {
-		if Shows(ctx, n, f.authorities(), f.Now()) {
+		if ProvesIdentity(ctx, n, f.authorities(), f.Now()) {
 			f.Tunnels.Reached(name)
 			return Reachable
 		}
@@ -117,7 +117,7 @@ func (f *Finder) authorities() *x509.CertPool {
 func (f *Finder) Check(ctx context.Context, n *corev1.Node) Finding {
 	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
 	defer cancel()
-	others := f.Roster.Others()
+	others := f.Roster.OtherAddresses()
 	findings := make(chan Finding, 1+len(others))
 	go func() { findings <- f.Find(ctx, n.Name) }()
 	for _, address := range others {

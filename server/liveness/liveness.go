@@ -173,14 +173,14 @@ func (j *Judge) Run(ctx context.Context) {
 			case <-ctx.Done():
 			case <-time.After(settle):
 			}
-			j.late(late)
+			j.noteDelay(late)
 		}
 	}
 }
 
-// late notes by how much something took longer than it can have. A whole process that was paused has heard nobody
+// noteDelay notes by how much something took longer than it can have. A whole process that was paused has heard nobody
 // meanwhile, and nodes have hung up on it: all of them get time again.
-func (j *Judge) late(by time.Duration) {
+func (j *Judge) noteDelay(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
 		j.awake.Store(&now)
@@ -189,8 +189,8 @@ func (j *Judge) late(by time.Duration) {
 	}
 }
 
-// woke is when this process was last found to have been paused; zero: never.
-func (j *Judge) woke() time.Time {
+// lastPause is when this process was last found to have been paused; zero: never.
+func (j *Judge) lastPause() time.Time {
 	if at := j.awake.Load(); at != nil {
 		return *at
 	}
@@ -213,8 +213,8 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		if n.Name == j.o.Own {
 			continue
 		}
-		s := j.see(n, now)
-		silence, limit := j.silence(n.Name, s, now)
+		s := j.observe(n, now)
+		silence, limit := j.timeSinceHeard(n.Name, s, now)
 		if s.limit = limit; limit > 0 { // if only for a moment: what it has written then is to be undone again
 			j.revive(n.Name, s)
 		}
@@ -281,8 +281,8 @@ func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	return doubtful[:max(known, min(len(doubtful), parallel))]
 }
 
-// see notes what a Node says of itself.
-func (j *Judge) see(n *corev1.Node, now time.Time) *state {
+// observe notes what a Node says of itself.
+func (j *Judge) observe(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
 	if s == nil || s.uid != n.UID {
 		earlier := j.deletedNodes[n.Name]
@@ -311,12 +311,12 @@ func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	return c, true
 }
 
-// silence is how long nothing was heard of a node, and how long that is nothing to worry about.
-func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit time.Duration) {
+// timeSinceHeard is how long nothing was heard of a node, and how long that is nothing to worry about.
+func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, limit time.Duration) {
 	c, connected := j.contact(name, s)
 	heard := latest(c.Last, s.posted)
-	last := latest(heard, j.woke())
-	switch listening := latest(j.began, j.woke()); {
+	last := latest(heard, j.lastPause())
+	switch listening := latest(j.began, j.lastPause()); {
 	case !connected:
 		// It is new, or its program is too old to connect, or this server's memory is: it gets the time to connect.
 		last, limit = latest(last, s.first), slow
@@ -346,7 +346,7 @@ func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit ti
 // waited is for how long this judge has listened to a node in vain.
 func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
 	c, _ := j.contact(name, s)
-	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.woke())))
+	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.lastPause())))
 }
 
 // revive forgets that a node was dead, if it was: it was heard since.
@@ -377,8 +377,8 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		now := j.o.Now()
 		late := now.Sub(began) - CheckTimeout
-		j.late(late)
-		silence, limit := j.silence(n.Name, s, now)
+		j.noteDelay(late)
+		silence, limit := j.timeSinceHeard(n.Name, s, now)
 		s.nominated, s.checked, s.answers, s.late = time.Time{}, true, finding == Reachable, false
 		s.next = now.Add(recheck)
 		patience := slow
@@ -401,7 +401,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 // since the last look. The first look finds what is renewed from then on.
 func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	began := j.o.Now()
-	defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()
+	defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	lease, err := j.o.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})

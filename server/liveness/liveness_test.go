@@ -576,7 +576,7 @@ func TestUncheckableNodeKeepsItsFullTime(t *testing.T) {
 }
 
 // Who is suspected is checked at once, and lives if it speaks.
-func TestSuspect(t *testing.T) {
+func TestSuspectedNodeIsCheckedAtOnce(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.silent["n1"] = true })
 		w.judge.Suspect("n1")
@@ -695,7 +695,7 @@ func TestNewJudge(t *testing.T) {
 		now := time.Now()
 		j := New(Options{Contact: func(string) (tunnels.Contact, bool) { return tunnels.Contact{Last: now.Add(-last), Direct: true}, true }})
 		j.began = now
-		silence, limit := j.silence("n1", j.see(node("n1"), now), now)
+		silence, limit := j.timeSinceHeard("n1", j.observe(node("n1"), now), now)
 		if got := silence >= limit; got != doubtful {
 			t.Errorf("heard %s before: silent for %s of %s", last, silence, limit)
 		}

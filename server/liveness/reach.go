@@ -30,21 +30,23 @@ const (
 )
 
 // Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its
-// kernel works. It is the node's machine only if that was found out before (Shows): a node says itself which addresses
-// it has.
+// kernel works. It is the node's machine only if that was found out before (ProvesIdentity): a node says itself which
+// addresses it has.
 func Reach(ctx context.Context, n *corev1.Node) bool {
 	return try(ctx, n, connects)
 }
 
-// Shows tries whether the node itself answers at the port of its kubelet: with a certificate of one of the authorities
-// for the node's name. A router, or another machine, may answer there as well. A node whose machine is too far away for
-// a check, so that one lost packet would have it found silent, does not show itself.
-func Shows(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
+// ProvesIdentity tries whether the node itself answers at the port of its kubelet: with a certificate of one of the
+// authorities for the node's name. A router, or another machine, may answer there as well. A node whose machine is too
+// far away for a check, so that one lost packet would have it found silent, does not show itself.
+func ProvesIdentity(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
 	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
-	return try(ctx, n, func(ctx context.Context, at string) bool { return shows(ctx, at, config, new(net.Dialer).DialContext) })
+	return try(ctx, n, func(ctx context.Context, at string) bool {
+		return provesIdentity(ctx, at, config, new(net.Dialer).DialContext)
+	})
 }
 
-func shows(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn,
+func provesIdentity(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn,
 	error)) bool {
 	accepting, cancel := context.WithTimeout(ctx, near)
 	defer cancel()

@@ -89,8 +89,8 @@ func (v *voices) tick(name string) time.Time {
 	return first.Add(time.Since(first).Truncate(time.Second))
 }
 
-// silence has nodes say nothing any more.
-func (v *voices) silence(names ...string) {
+// mute has nodes say nothing any more.
+func (v *voices) mute(names ...string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, name := range names {
@@ -138,7 +138,7 @@ func TestMassFailureThoughMachinesAnswer(t *testing.T) {
 				return CheckTimeout - time.Duration(r.Int64N(int64(atMost))), Reachable
 			})
 			defer v.stop()
-			v.silence(v.names...)
+			v.mute(v.names...)
 			time.Sleep(slow - time.Second) // fake time
 			v.want("while they have time", nil, nil)
 			time.Sleep(6 * time.Second) // fake time
@@ -159,7 +159,7 @@ func TestMassFailureWhileShortOfCPU(t *testing.T) {
 			})
 			defer v.stop()
 			gone := v.names[2:]
-			v.silence(gone...)
+			v.mute(gone...)
 			time.Sleep(slow) // fake time
 			v.want("in the end", nil, gone)
 		})
@@ -172,7 +172,7 @@ func TestBackForAMoment(t *testing.T) {
 	inBubble(t, "in fake time", func(t *testing.T) {
 		v := newVoices(t, rand.New(rand.NewPCG(1, 0)), 1, eachItsOwn, func(string) (time.Duration, Finding) { return CheckTimeout, Silent })
 		defer v.stop()
-		v.silence("n1")
+		v.mute("n1")
 		time.Sleep(4 * time.Second) // fake time
 		v.want("after the death", []string{"n1"}, []string{"n1"})
 		for range 2 * rest / time.Second {
@@ -180,7 +180,7 @@ func TestBackForAMoment(t *testing.T) {
 			v.speak("n1")
 			testenv.Must(v.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n1"), metav1.UpdateOptions{}))(t)
 			time.Sleep(100 * time.Millisecond) // fake time
-			v.silence("n1")
+			v.mute("n1")
 			time.Sleep(2*rest + Quick) // fake time
 			v.want("some time after it was back", []string{"n1"}, []string{"n1"})
 		}

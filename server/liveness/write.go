@@ -54,7 +54,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	each(parallel, todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		began := j.o.Now()
-		defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()
+		defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		// The Node first: where its pods are not ready, the controllers look at the Node.

@@ -95,7 +95,7 @@ func TestCloseEndsWaitingConnections(t *testing.T) {
 	var here atomic.Bool
 	f := newStarting(t, func(l net.Listener) net.Listener { return someListener{l, &here} })
 	f.l.Begin(func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) })
-	elsewhere := f.connect()
+	failedOver := f.connect()
 	testenv.Eventually(t, patience, "the connection waits", func() error {
 		if n := len(f.l.begun.conns); n != 1 {
 			return fmt.Errorf("%d wait", n)
@@ -113,7 +113,7 @@ func TestCloseEndsWaitingConnections(t *testing.T) {
 		return nil
 	})
 	f.l.End()
-	f.ends(elsewhere)
+	f.ends(failedOver)
 	f.ends(answered)
 	f.l.Begin(startingUp) // nothing
 }

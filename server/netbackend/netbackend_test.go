@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines
-// that join where the ConfigMap says nothing that makes sense.
-func TestKeeper(t *testing.T) {
+// TestServerRemembersTheBackend: a server remembers what the cluster said last, whatever it was started with, and tells
+// it to machines that join where the ConfigMap says nothing that makes sense.
+func TestServerRemembersTheBackend(t *testing.T) {
 	const vxlan, hostGW, wireguard, none = clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkNone
 	for name, c := range map[string]struct {
 		own     string

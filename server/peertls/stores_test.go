@@ -37,9 +37,9 @@ func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstor
 	return s, log, address
 }
 
-// TestStores joins two stores, and keeps one out that has another cluster's certificate. Each side of that says so in
-// one line, and not with every attempt.
-func TestStores(t *testing.T) {
+// TestStoreOfAnotherClusterIsKeptOut joins two stores, and keeps one out that has another cluster's certificate. Each
+// side of that says so in one line, and not with every attempt.
+func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 	p, other := authorities(t), authorities(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -105,7 +105,7 @@ func answered[T any](c *Collector, take func(*figures) (found []T, silent map[st
 			return found, nil
 		}
 		if f.rest == nil {
-			return nil, silence(silent)
+			return nil, allUnresponsive(silent)
 		}
 		select {
 		case <-f.rest:
@@ -181,7 +181,7 @@ func (p podFigures) metrics(pod *metav1.PartialObjectMetadata) (m metrics.PodMet
 	return m, len(m.Containers) > 0
 }
 
-// silence is the error for a question about nothing but nodes whose kubelets do not answer.
-func silence(failed map[string]error) error {
+// allUnresponsive is the error for a question about nothing but nodes whose kubelets do not answer.
+func allUnresponsive(failed map[string]error) error {
 	return fmt.Errorf("no figures: %s", describe(failed))
 }

@@ -45,7 +45,7 @@ type kubelets struct {
 }
 
 func newKubelets(transport http.RoundTripper, addresses []corev1.NodeAddressType) (*kubelets, error) {
-	transport = careful{transport}
+	transport = boundedTransport{transport}
 	counters, err := resource.NewForConfig(&client.KubeletClientConfig{
 		Client: rest.Config{Transport: transport}, AddressTypePriority: addresses,
 		Scheme: "https", DefaultPort: ports.KubeletPort, UseNodeStatusPort: true,
@@ -75,7 +75,7 @@ func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.Metr
 			b, err = nil, fmt.Errorf("what the kubelet answered makes no sense: %v", r)
 		}
 	}()
-	b, err = k.counters.GetMetrics(ctx, withoutStrangePath(node))
+	b, err = k.counters.GetMetrics(ctx, withMetricsPath(node))
 	if err != nil {
 		return nil, err
 	}
@@ -165,9 +165,9 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	return r, nil
 }
 
-// withoutStrangePath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what
+// withMetricsPath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what
 // the API server asks with its own rights is not the kubelet's to choose.
-func withoutStrangePath(node *corev1.Node) *corev1.Node {
+func withMetricsPath(node *corev1.Node) *corev1.Node {
 	at, ok := node.Annotations[resource.AnnotationResourceMetricsPath]
 	if !ok || path.Clean(at) == at && strings.HasPrefix(at, "/metrics/") {
 		return node
@@ -177,16 +177,16 @@ func withoutStrangePath(node *corev1.Node) *corev1.Node {
 	return &out
 }
 
-// longest is the key of the number of bytes that an answer may have, in a question's context.
-type longest struct{}
+// maxBodyKey is the key of the number of bytes that an answer may have, in a question's context.
+type maxBodyKey struct{}
 
-// careful asks for answers as they are (packing and unpacking them costs more than a local network), reads so much of
-// them and no more, and goes nowhere else because an answer says so.
-type careful struct{ next http.RoundTripper }
+// boundedTransport asks for answers as they are (packing and unpacking them costs more than a local network), reads so
+// much of them and no more, and goes nowhere else because an answer says so.
+type boundedTransport struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
-func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
-	limit, ok := r.Context().Value(longest{}).(int)
+func (c boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	limit, ok := r.Context().Value(maxBodyKey{}).(int)
 	if !ok {
 		limit = smallest
 	}

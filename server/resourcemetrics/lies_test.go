@@ -143,8 +143,8 @@ func TestKubeletThatCeasedToMeasureExpires(t *testing.T) {
 	})
 }
 
-// TestSentElsewhere: a kubelet does not choose what the API server asks with its rights.
-func TestSentElsewhere(t *testing.T) {
+// TestRedirectOfAKubeletIsNotFollowed: a kubelet does not choose what the API server asks with its rights.
+func TestRedirectOfAKubeletIsNotFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		w.node("victim", true)

@@ -67,8 +67,8 @@ type Collector struct {
 	// first is closed when the first figures are there; nil while nobody asks.
 	first chan struct{}
 	now   *figures // nil until then
-	// elsewhere is the Service that answers in this one's place.
-	elsewhere string
+	// otherProvider is the Service that answers in this one's place.
+	otherProvider string
 }
 
 var _ api.MetricsGetter = (*Collector)(nil)
@@ -102,7 +102,7 @@ func (c *Collector) Install(server *genericapiserver.GenericAPIServer) error {
 // SetOtherProvider notes which Service (NAMESPACE/NAME) answers for the API in this one's place; empty for none.
 func (c *Collector) SetOtherProvider(service string) {
 	c.mu.Lock()
-	c.elsewhere = service
+	c.otherProvider = service
 	c.mu.Unlock()
 	c.show()
 }

@@ -377,7 +377,7 @@ func TestWaitersEndWithTheServer(t *testing.T) {
 	})
 }
 
-func TestElsewhere(t *testing.T) {
+func TestOtherProviderIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		c := w.run(t)

@@ -52,7 +52,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 			defer mu.Unlock()
 			delete(waiting, n.Name)
 			if err != nil {
-				after.failed[n.Name] = brief(err)
+				after.failed[n.Name] = shortError(err)
 				if ready(n) {
 					after.lost = append(after.lost, n.Name)
 				}
@@ -78,7 +78,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		}
 		asking.Go(func() {
 			defer func() { <-slots }()
-			a, err := k.ask(context.WithValue(ctx, longest{}, smallest+each*containers[n.Name]), n, at, before)
+			a, err := k.ask(context.WithValue(ctx, maxBodyKey{}, smallest+each*containers[n.Name]), n, at, before)
 			answers(n, a, err)
 		})
 	}
@@ -116,7 +116,7 @@ func (k *kubelets) ask(ctx context.Context, n *corev1.Node, at map[types.Namespa
 	if err != nil {
 		return answer{}, err
 	}
-	keepOwn(b, n.Name, at)
+	keepOwnPods(b, n.Name, at)
 	s := series{before: before, now: time.Now(), limits: limitsOf(n)}
 	if !s.complete(n.Name, b) {
 		s.own, _ = k.rates(ctx, n) // without them it takes another round
@@ -137,8 +137,8 @@ func (k *kubelets) ask(ctx context.Context, n *corev1.Node, at map[types.Namespa
 	return a, nil
 }
 
-// keepOwn leaves only a node's own pods in what its kubelet says, and only containers that these have.
-func keepOwn(b *storage.MetricsBatch, node string, at map[types.NamespacedName]*corev1.Pod) {
+// keepOwnPods leaves only a node's own pods in what its kubelet says, and only containers that these have.
+func keepOwnPods(b *storage.MetricsBatch, node string, at map[types.NamespacedName]*corev1.Pod) {
 	for ref, said := range b.Pods {
 		pod := at[ref]
 		if pod == nil || pod.Spec.NodeName != node {
@@ -162,8 +162,8 @@ func hasContainer(s *corev1.PodSpec, name string) bool {
 // textLimit bounds what is kept and shown of an error, which may hold all of what a kubelet said.
 const textLimit = 300
 
-// brief is an error that is short, and fit to be printed.
-func brief(err error) error {
+// shortError is an error that is short, and fit to be printed.
+func shortError(err error) error {
 	text := strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'

@@ -121,7 +121,7 @@ func (s *series) container(ref types.NamespacedName, name string, p storage.Metr
 // figure follows old, if the point does. What cannot be makes a figure without a rate, which nobody gets to see.
 func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint64, known bool) figure {
 	if odd := s.limits.exceeded(p); odd != "" {
-		s.recordOdd(of, odd)
+		s.recordImpossible(of, odd)
 		return figure{}
 	}
 	var f figure
@@ -131,13 +131,13 @@ func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint
 		f = first(p, s.now, rate, known)
 	}
 	if f.rate > s.limits.rate {
-		s.recordOdd(of, fmt.Sprintf("%.0f cores of a processor", float64(f.rate)/1e9))
+		s.recordImpossible(of, fmt.Sprintf("%.0f cores of a processor", float64(f.rate)/1e9))
 		f.rate, f.window = 0, 0
 	}
 	return f
 }
 
-func (s *series) recordOdd(of, odd string) {
+func (s *series) recordImpossible(of, odd string) {
 	if s.odd == "" {
 		s.odd = of + " is said to use " + odd
 	}

@@ -23,9 +23,9 @@ func (c *Collector) show() {
 
 func (c *Collector) showLocked() {
 	switch f := c.now; {
-	case c.elsewhere != "":
-		c.o.Part.Set(status.Running, "the Service "+c.elsewhere+" answers, as the APIService "+GroupVersion.Version+"."+GroupVersion.Group+
-			" says; coracle does once that is deleted")
+	case c.otherProvider != "":
+		c.o.Part.Set(status.Running, "the Service "+c.otherProvider+" answers, as the APIService "+GroupVersion.Version+"."+
+			GroupVersion.Group+" says; coracle does once that is deleted")
 	case f == nil:
 		c.o.Part.Set(status.Running, "at rest until a client asks")
 	case len(f.lost) > 0:

@@ -26,8 +26,8 @@ type LiveServers struct {
 	term    uint64    // in which
 }
 
-// Of returns nothing unless this server leads. The term has to be read before the members.
-func (l *LiveServers) Of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
+// Addresses returns nothing unless this server leads. The term has to be read before the members.
+func (l *LiveServers) Addresses(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
 		leads = leads || m.Self && m.Leader

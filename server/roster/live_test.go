@@ -23,7 +23,7 @@ func TestLiveServers(t *testing.T) {
 	term := uint64(3)
 	expect := func(what string, want ...string) {
 		t.Helper()
-		live, unheard := l.Of(term, members, now)
+		live, unheard := l.Addresses(term, members, now)
 		if got := []string{fmt.Sprint(live), fmt.Sprint(unheard)}; !slices.Equal(got, want) {
 			t.Errorf("%s sees %v, want %v", what, got, want)
 		}

@@ -25,8 +25,9 @@ const (
 	peersEvery = 5 * time.Second
 )
 
-// OtherServers reads who the other servers were when a server of this folder ran last; none if it was the only one.
-func OtherServers(serverDir string) ([]string, error) {
+// ReadPeerAddresses reads where the other servers were when a server of this folder ran last; none if it was the only
+// one.
+func ReadPeerAddresses(serverDir string) ([]string, error) {
 	path := filepath.Join(serverDir, PeersFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,7 +78,7 @@ func savePeers(dir string, members []raftstore.Member) error {
 	if len(members) == 0 {
 		return nil // not known yet
 	}
-	peers := others(members)
+	peers := otherAddresses(members)
 	path := filepath.Join(dir, PeersFile)
 	if len(peers) == 0 {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

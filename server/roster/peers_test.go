@@ -30,14 +30,14 @@ func TestPeersAreKept(t *testing.T) {
 		if err := savePeers(dir, tt.members); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := OtherServers(dir); err != nil || fmt.Sprint(got) != tt.want {
+		if got, err := ReadPeerAddresses(dir); err != nil || fmt.Sprint(got) != tt.want {
 			t.Errorf("%v: %v, %v, want %v", tt.members, got, err, tt.want)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, PeersFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OtherServers(dir); err == nil || !strings.Contains(err.Error(), PeersFile) {
+	if _, err := ReadPeerAddresses(dir); err == nil || !strings.Contains(err.Error(), PeersFile) {
 		t.Error(err)
 	}
 }

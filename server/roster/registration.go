@@ -52,11 +52,11 @@ func Registrations(ctx context.Context, client kubernetes.Interface) ([]corev1.S
 
 // RegisteredAddresses are all addresses with which a machine was admitted.
 func RegisteredAddresses(registration *corev1.Secret) []netip.Addr {
-	return append(SplitAddresses(registration.Data[RegistrationAddresses]), SplitAddresses(registration.Data[RegistrationExternal])...)
+	return append(ParseAddresses(registration.Data[RegistrationAddresses]), ParseAddresses(registration.Data[RegistrationExternal])...)
 }
 
-// JoinAddresses writes addresses as SplitAddresses reads them.
-func JoinAddresses(ips []netip.Addr) []byte {
+// FormatAddresses writes addresses as ParseAddresses reads them.
+func FormatAddresses(ips []netip.Addr) []byte {
 	texts := make([]string, len(ips))
 	for i, ip := range ips {
 		texts[i] = ip.String()
@@ -64,8 +64,8 @@ func JoinAddresses(ips []netip.Addr) []byte {
 	return []byte(strings.Join(texts, ","))
 }
 
-// SplitAddresses reads the addresses in a registration.
-func SplitAddresses(data []byte) []netip.Addr {
+// ParseAddresses reads the addresses in a registration.
+func ParseAddresses(data []byte) []netip.Addr {
 	var out []netip.Addr
 	for text := range strings.SplitSeq(string(data), ",") {
 		if ip, err := netip.ParseAddr(text); err == nil {
@@ -98,8 +98,8 @@ func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret,
 	return s, nil
 }
 
-// Certified are the addresses for which a node that joined has its serving certificate.
-func (r *Roster) Certified(ctx context.Context, node string) ([]netip.Addr, error) {
+// CertifiedAddresses are those for which a node that joined has its serving certificate.
+func (r *Roster) CertifiedAddresses(ctx context.Context, node string) ([]netip.Addr, error) {
 	s, err := r.registration(ctx, node)
 	if err != nil || s == nil {
 		return nil, err
@@ -117,8 +117,8 @@ func (r *Roster) JustJoined(ctx context.Context, node string) (bool, error) {
 	return Recent(s, RegistrationToken, r.o.Clock.Now()), nil
 }
 
-// Joined are the addresses with which machines were admitted, those without a Node included.
-func (r *Roster) Joined(ctx context.Context) ([]netip.Addr, error) {
+// JoinedAddresses are those with which machines were admitted, those without a Node included.
+func (r *Roster) JoinedAddresses(ctx context.Context) ([]netip.Addr, error) {
 	client, err := r.o.API()
 	if err != nil {
 		return nil, err

@@ -37,8 +37,8 @@ const (
 type Options struct {
 	// Dir is the server's folder. ServerID is its name in the store, Name that of its node.
 	Dir, ServerID, Name string
-	// Join are the addresses of servers that this one was given.
-	Join []string
+	// JoinAddresses are those of servers that this one was given.
+	JoinAddresses []string
 	// Networks are the cluster's own, for pods and Services.
 	Networks []netip.Prefix
 
@@ -52,13 +52,14 @@ type Options struct {
 	// KV is the store's, nil until it is open.
 	KV func() clientv3.KV
 
-	// Failover are the servers that serve this machine while its own store waits, nil while none does.
-	Failover func() []string
+	// FailoverAddresses are the servers that serve this machine while its own store waits, nil while none does.
+	FailoverAddresses func() []string
 	// Machines are the members of the gossip.
 	Machines func() []gossip.Info
-	// Virtual are the cluster's virtual addresses. Serving are those that this server's certificate is for.
-	Virtual func() []netip.Addr
-	Serving func() []net.IP
+	// VirtualAddresses are the cluster's virtual ones. ServingAddresses are those that this server's certificate is
+	// for.
+	VirtualAddresses func() []netip.Addr
+	ServingAddresses func() []net.IP
 	// API is a client of the API server, an error until that serves.
 	API func() (kubernetes.Interface, error)
 
@@ -108,16 +109,16 @@ func (r *Roster) MaxGossipMembers() int {
 	return 2*len(nodes) + 64
 }
 
-// Others are the addresses of the other servers, which this machine's node connects to.
-func (r *Roster) Others() []string {
+// OtherAddresses are those of the other servers, which this machine's node connects to.
+func (r *Roster) OtherAddresses() []string {
 	members := r.o.Answered()
 	if members == nil {
-		return r.o.Failover()
+		return r.o.FailoverAddresses()
 	}
-	return others(members)
+	return otherAddresses(members)
 }
 
-func others(members []raftstore.Member) []string {
+func otherAddresses(members []raftstore.Member) []string {
 	var out []string
 	for _, m := range members {
 		if !m.Self {
@@ -127,17 +128,17 @@ func others(members []raftstore.Member) []string {
 	return out
 }
 
-// LeaderFirst are the addresses of the other servers, the leader's before the others. The leader need not be a member
-// that this server knows.
-func (r *Roster) LeaderFirst() []string {
-	if list := r.o.Failover(); list != nil {
+// LeaderFirstAddresses are those of the other servers, the leader's before the others. The leader need not be a
+// member that this server knows.
+func (r *Roster) LeaderFirstAddresses() []string {
+	if list := r.o.FailoverAddresses(); list != nil {
 		return list
 	}
 	var out []string
 	if leader := r.o.Leader(); leader != "" {
 		out = append(out, leader)
 	}
-	for _, address := range others(r.o.Members()) {
+	for _, address := range otherAddresses(r.o.Members()) {
 		if !slices.Contains(out, address) {
 			out = append(out, address)
 		}
@@ -145,10 +146,10 @@ func (r *Roster) LeaderFirst() []string {
 	return out
 }
 
-// Stores are where the other servers' stores are, and those that this server was given to join.
-func (r *Roster) Stores() []netip.AddrPort {
+// StoreAddresses are where the other servers' stores are, and those that this server was given to join.
+func (r *Roster) StoreAddresses() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, t := range slices.Concat(r.o.Join, others(r.o.Answered())) {
+	for _, t := range slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Answered())) {
 		if a, err := netip.ParseAddrPort(t); err == nil {
 			out = append(out, a)
 		}
@@ -159,17 +160,17 @@ func (r *Roster) Stores() []netip.AddrPort {
 // Leaderless says that there are other servers, and this one has no leader. The others may have other addresses by now.
 func (r *Roster) Leaderless() bool {
 	if r.o.Answered() == nil {
-		others, err := OtherServers(r.o.Dir)
-		return err == nil && len(others)+len(r.o.Join) > 0
+		others, err := ReadPeerAddresses(r.o.Dir)
+		return err == nil && len(others)+len(r.o.JoinAddresses) > 0
 	}
 	members := r.o.Members()
 	return len(members) > 1 && !slices.ContainsFunc(members, func(m raftstore.Member) bool { return m.Leader })
 }
 
-// Servers are the addresses of the other servers, and the virtual ones.
-func (r *Roster) Servers() []netip.Addr {
-	out := r.o.Virtual()
-	for _, address := range others(r.o.Answered()) {
+// ServerAddresses are those of the other servers, and the virtual ones.
+func (r *Roster) ServerAddresses() []netip.Addr {
+	out := r.o.VirtualAddresses()
+	for _, address := range otherAddresses(r.o.Answered()) {
 		if at, err := netip.ParseAddrPort(address); err == nil {
 			out = append(out, at.Addr().Unmap())
 		}
@@ -177,10 +178,10 @@ func (r *Roster) Servers() []netip.Addr {
 	return out
 }
 
-// Reserved are addresses that no Service gets: the virtual ones, and those of servers, which need not be nodes.
-func (r *Roster) Reserved() []netip.Addr {
-	out := r.Servers()
-	for _, ip := range r.o.Serving() {
+// ReservedAddresses are those that no Service gets: the virtual ones, and those of servers, which need not be nodes.
+func (r *Roster) ReservedAddresses() []netip.Addr {
+	out := r.ServerAddresses()
+	for _, ip := range r.o.ServingAddresses() {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out = append(out, a.Unmap())
 		}
@@ -188,9 +189,9 @@ func (r *Roster) Reserved() []netip.Addr {
 	return out
 }
 
-// OfCluster says whether an address is one of nodes, servers, pods or Services.
-func (r *Roster) OfCluster(nodes corelisters.NodeLister, a netip.Addr) bool {
-	if slices.Contains(r.Reserved(), a) || slices.ContainsFunc(r.o.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
+// OwnsAddress says whether an address is one of nodes, servers, pods or Services.
+func (r *Roster) OwnsAddress(nodes corelisters.NodeLister, a netip.Addr) bool {
+	if slices.Contains(r.ReservedAddresses(), a) || slices.ContainsFunc(r.o.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
 		return true
 	}
 	all, _ := nodes.List(labels.Everything()) // of a cache: it cannot fail
@@ -199,7 +200,7 @@ func (r *Roster) OfCluster(nodes corelisters.NodeLister, a netip.Addr) bool {
 
 // CheckFree refuses addresses that a Node or a member of the gossip has.
 func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
-	if err := NotNodes(ctx, client, addresses); err != nil {
+	if err := CheckNotNodes(ctx, client, addresses); err != nil {
 		return err
 	}
 	for _, m := range r.o.Machines() {
@@ -211,9 +212,9 @@ func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, add
 	return nil
 }
 
-// NotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not know
-// it.
-func NotNodes(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+// CheckNotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not
+// know it.
+func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	if len(addresses) == 0 {
 		return nil
 	}

@@ -315,7 +315,7 @@ func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
 // RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one of them. It returns
 // the new token, and the names of those servers that have not taken it over within patience: one that is off does when
 // it starts, before it lets anybody in.
-func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.Rotation, servers []string,
+func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.RotationRequest, servers []string,
 	patience time.Duration) (token.Token, []string, error) {
 	box, err := tokenBox(kv, filepath.Join(serverDir, "tls"))
 	if err != nil {

@@ -51,7 +51,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	followed := make(chan struct{})
 	go func() { defer close(followed); s.Run(ctx, store.Client().Watcher) }()
-	rotate := func(r token.Rotation) (token.Token, error) {
+	rotate := func(r token.RotationRequest) (token.Token, error) {
 		r.Now = time.Now()
 		next, behind, err := RotateToken(t.Context(), kv, dir, r, []string{"s1"}, time.Minute)
 		if err == nil && len(behind) > 0 {
@@ -59,9 +59,9 @@ func TestTokensAreTakenOver(t *testing.T) {
 		}
 		return next, err
 	}
-	testenv.WantError(t, testenv.Err(rotate(token.Rotation{Role: token.RoleServer, Old: "guessed"})), "nothing was changed")
-	first := testenv.Must(rotate(token.Rotation{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour}))(t)
-	agent := testenv.Must(rotate(token.Rotation{Role: token.RoleAgent}))(t)
+	testenv.WantError(t, testenv.Err(rotate(token.RotationRequest{Role: token.RoleServer, Old: "guessed"})), "nothing was changed")
+	first := testenv.Must(rotate(token.RotationRequest{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour}))(t)
+	agent := testenv.Must(rotate(token.RotationRequest{Role: token.RoleAgent}))(t)
 	has := s.Now()
 	if has.Server != first || first.Secret != "next" || has.Agent != agent || agent.Secret == "given-to-agents" {
 		t.Errorf("it goes by %+v", has)
@@ -69,7 +69,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	if valid := has.Accepted(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
 		t.Errorf("valid are %+v", valid)
 	}
-	if _, behind, err := RotateToken(t.Context(), kv, dir, token.Rotation{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
+	if _, behind, err := RotateToken(t.Context(), kv, dir, token.RotationRequest{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
 		t.Errorf("with a server that is off: %v, %v", behind, err)
 	}
 	stop()
@@ -91,7 +91,7 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 	dir := t.TempDir()
 	s, store := newTokens(t, dir)
 	kv := store.Client().KV
-	rotate := func(r token.Rotation) token.Token {
+	rotate := func(r token.RotationRequest) token.Token {
 		t.Helper()
 		r.Role, r.Now = token.RoleServer, time.Now()
 		next, _, err := RotateToken(t.Context(), kv, dir, r, nil, 0)
@@ -101,9 +101,9 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		testenv.Must(s.Pull(t.Context()))(t)
 		return next
 	}
-	rotate(token.Rotation{New: "leaked", Grace: time.Hour})
+	rotate(token.RotationRequest{New: "leaked", Grace: time.Hour})
 	before := testenv.Must(kv.Get(t.Context(), TokensKey))(t)
-	last := rotate(token.Rotation{})
+	last := rotate(token.RotationRequest{})
 	if valid := s.Now().Accepted(time.Now()); len(valid) != 2 {
 		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
 	}
@@ -131,7 +131,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 	whole := store.Client().KV
 	now := "given-to-servers"
 	rotate := func(kv clientv3.KV, next string) error {
-		_, _, err := RotateToken(t.Context(), kv, dir, token.Rotation{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
+		_, _, err := RotateToken(t.Context(), kv, dir, token.RotationRequest{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
 		return err
 	}
 	for _, after := range []bool{false, true} {

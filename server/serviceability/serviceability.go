@@ -36,10 +36,10 @@ type Store interface {
 type Options struct {
 	// Store is the server's; nil before it is open.
 	Store func() Store
-	// Elsewhere are the other servers while one of them is to answer this machine's programs although this one has not
-	// begun. GoAway says that it does.
-	Elsewhere func() []string
-	GoAway    func()
+	// FailoverTargets are the other servers while one of them is to answer this machine's programs although this one
+	// has not begun. SetFailedOver says that it does.
+	FailoverTargets func() []string
+	SetFailedOver   func()
 	// Drain closes the connections of nodes and refuses new ones, or accepts them again.
 	Drain func(bool)
 	// FailOver has this machine's programs fail over, or not any more. It is called again when the leader is another.
@@ -56,8 +56,8 @@ func Run(ctx context.Context, o Options) {
 			return
 		case <-time.After(timers.Until(diskPoll)):
 		}
-		if now.unable && o.Elsewhere() != nil {
-			o.GoAway()
+		if now.unable && o.FailoverTargets() != nil {
+			o.SetFailedOver()
 		}
 		before := now
 		var why string
@@ -82,7 +82,7 @@ func Run(ctx context.Context, o Options) {
 // next is what is so now, after before, and why. A server whose store waits at its start has another one that was found
 // to be ready.
 func (o *Options) next(before state) (now state, why string) {
-	if list := o.Elsewhere(); len(list) > 0 {
+	if list := o.FailoverTargets(); len(list) > 0 {
 		return state{unable: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
 	}
 	if store := o.Store(); store != nil {

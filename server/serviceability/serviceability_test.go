@@ -62,16 +62,16 @@ func TestStalledServerDrainsNodes(t *testing.T) {
 func TestRunDrainsAndFailsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store Store // nil: it is not open
-		var elsewhere, did []string
+		var targets, did []string
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() {
 			Run(ctx, Options{
-				Store: func() Store { return store }, Elsewhere: func() []string { return elsewhere },
-				GoAway:   func() { did = append(did, "go away") },
-				Drain:    func(on bool) { did = append(did, fmt.Sprint("drain ", on)) },
-				FailOver: func(on bool) { did = append(did, fmt.Sprint("fail over ", on)) },
-				Logger:   slog.New(slog.DiscardHandler),
+				Store: func() Store { return store }, FailoverTargets: func() []string { return targets },
+				SetFailedOver: func() { did = append(did, "go away") },
+				Drain:         func(on bool) { did = append(did, fmt.Sprint("drain ", on)) },
+				FailOver:      func(on bool) { did = append(did, fmt.Sprint("fail over ", on)) },
+				Logger:        slog.New(slog.DiscardHandler),
 			})
 		})
 		after := func(want ...string) {
@@ -85,9 +85,9 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 			did = nil
 		}
 		after()
-		elsewhere = []string{"b"}
+		targets = []string{"b"}
 		after("drain true", "fail over true")
-		elsewhere, store = nil, fakeStore{}
+		targets, store = nil, fakeStore{}
 		after("drain false", "fail over false")
 		store = fakeStore{leader: "b", takenOut: true}
 		after("drain true", "fail over true")
@@ -95,7 +95,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 		after("fail over true")
 		store = fakeStore{leader: "c"}
 		after("drain false", "fail over false")
-		elsewhere = []string{"c"}
+		targets = []string{"c"}
 		time.Sleep(3 * diskPoll) // fake time
 		synctest.Wait()
 		if !slices.Contains(did, "go away") {

@@ -50,7 +50,7 @@ func (k *Keeper) Handler() http.Handler {
 		deleted, err := k.Prune(r.Context(), r.URL.Query().Get("name"), keep)
 		answer(w, removed(deleted, err), nil)
 	})
-	return withAsked(mux)
+	return queryInContext(mux)
 }
 
 func removed(deleted []string, err error) Removed {

@@ -53,7 +53,8 @@ type Options struct {
 	// Ordinal is this server's among all; nil means that it is the only one.
 	Ordinal func() Ordinal
 
-	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. Asked has what the request says.
+	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. QueryOf has what the request
+	// says.
 	S3 func(ctx context.Context) (*s3settings.S3, error)
 
 	// Part, when set, shows how the schedule goes.
@@ -155,8 +156,8 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	return info, err
 }
 
-// elsewhere calls f with the bucket, if there is one.
-func (k *Keeper) elsewhere(ctx context.Context, f func(context.Context, *bucket) error) error {
+// withBucket calls f with the bucket, if there is one.
+func (k *Keeper) withBucket(ctx context.Context, f func(context.Context, *bucket) error) error {
 	if k.o.S3 == nil {
 		return nil
 	}
@@ -176,7 +177,7 @@ func (k *Keeper) elsewhere(ctx context.Context, f func(context.Context, *bucket)
 
 // copyOut copies a snapshot to S3, unless it is there.
 func (k *Keeper) copyOut(ctx context.Context, i Info) error {
-	return k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+	return k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		if there, err := b.has(ctx, i); err != nil || there {
 			return err
 		}
@@ -195,7 +196,7 @@ func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+	if err := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		more, err := b.list(ctx, "", isName)
 		list = append(list, more...)
 		return err
@@ -212,7 +213,7 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 	for _, name := range names {
 		localErr := k.folder.delete(name)
 		remoteErr := errNotThere
-		if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		if err := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 			remoteErr = b.delete(ctx, name)
 			return nil
 		}); err != nil {
@@ -235,7 +236,7 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 
 // Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and
 // returns the names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number
-// where the request says so (Asked).
+// where the request says so (QueryOf).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -244,9 +245,9 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	}
 	mine := k.own(name)
 	deleted, err := k.prune(keep, mine, "")
-	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
-		if Asked(ctx).Values[s3settings.Retention] != "" {
+		if QueryOf(ctx).Values[s3settings.Retention] != "" {
 			keepThere = b.o.Retention
 		}
 		more, err := b.prune(ctx, keepThere, mine, "")

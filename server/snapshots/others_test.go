@@ -128,13 +128,13 @@ func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
 	} {
 		f, m := newFakeS3(t), newMachine(t)
 		m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
-			return s3settings.Parse(s3settings.Over(f.settings(), Asked(ctx).Values))
+			return s3settings.Parse(s3settings.Over(f.settings(), QueryOf(ctx).Values))
 		}
 		for i := range 4 {
 			m.put("a", fmt.Sprint(i))
 			m.mustSave()
 		}
-		ctx := Asking(t.Context(), s3settings.Asked{Values: c.asked})
+		ctx := WithQuery(t.Context(), s3settings.Asked{Values: c.asked})
 		if _, err := m.Prune(ctx, "", 1); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
 			t.Errorf("with %q, here are %q and on S3 %q, %v", c.asked, names(t, m.o.Dir), f.keys(), err)
 		}

@@ -46,7 +46,7 @@ func TestOutageOfS3(t *testing.T) {
 	deny(true)
 	change()
 	m.pass(12 * time.Hour)
-	want := m.scheduledHere()
+	want := m.scheduledInFolder()
 	if len(want) != 4 {
 		t.Fatalf("here are %q", want)
 	}
@@ -54,7 +54,7 @@ func TestOutageOfS3(t *testing.T) {
 		change()
 		m.pass(retry)
 	}
-	if got := m.scheduledHere(); !slices.Equal(got, want) {
+	if got := m.scheduledInFolder(); !slices.Equal(got, want) {
 		t.Errorf("after an outage of five hours here are %q, before it there were %q", got, want)
 	}
 	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, want[3]+" is on this machine, but not elsewhere") {
@@ -67,29 +67,29 @@ func TestOutageOfS3(t *testing.T) {
 	}
 	// The schedule has gone on meanwhile.
 	m.pass(12*time.Hour - 22*retry)
-	if got := m.scheduledHere(); len(got) != 4 {
+	if got := m.scheduledInFolder(); len(got) != 4 {
 		t.Errorf("before its time: %q", got)
 	}
 	m.pass(2 * retry)
-	if got := m.scheduledHere(); len(got) != 5 || len(f.keys()) != 2 || f.keys()[1] != "a/b/"+got[4] {
+	if got := m.scheduledInFolder(); len(got) != 5 || len(f.keys()) != 2 || f.keys()[1] != "a/b/"+got[4] {
 		t.Errorf("here are %q, on S3 %q", got, f.keys())
 	}
 	// The schedule's time comes while a copy is waited for: then there is another one.
 	deny(true)
 	change()
 	m.pass(12 * time.Hour) // a quarter past midnight
-	before := m.scheduledHere()
+	before := m.scheduledInFolder()
 	change()
 	m.pass(12*time.Hour - retry)
-	if after := m.scheduledHere(); len(after) != 5 || after[4] == before[4] {
+	if after := m.scheduledInFolder(); len(after) != 5 || after[4] == before[4] {
 		t.Errorf("at its time: %q, before %q", after, before)
 	}
 	// Somebody removes the file that waits for its copy: another one is taken.
 	deny(false)
-	testenv.NoError(t, os.Remove(filepath.Join(m.o.Dir, m.scheduledHere()[4])))
+	testenv.NoError(t, os.Remove(filepath.Join(m.o.Dir, m.scheduledInFolder()[4])))
 	change()
 	m.pass(retry)
-	if here := m.scheduledHere(); len(here) != 5 || f.keys()[1] != "a/b/"+here[4] {
+	if here := m.scheduledInFolder(); len(here) != 5 || f.keys()[1] != "a/b/"+here[4] {
 		t.Errorf("here are %q, on S3 %q", here, f.keys())
 	}
 }

@@ -49,8 +49,8 @@ type Restored struct {
 	KeptNewer bool `json:"keptNewer,omitempty"`
 }
 
-// Look reads a file's header after it has checked that the file is what was written.
-func Look(path string) (Header, error) {
+// CheckedHeader reads a file's header after it has checked that the file is what was written.
+func CheckedHeader(path string) (Header, error) {
 	f, size, err := openFile(path)
 	if err != nil {
 		return Header{}, err
@@ -58,12 +58,12 @@ func Look(path string) (Header, error) {
 	defer f.Close()
 	h, err := checkSum(f, size)
 	if err != nil {
-		return h, cannot(path, err)
+		return h, restoreError(path, err)
 	}
 	return h, nil
 }
 
-func cannot(path string, err error) error {
+func restoreError(path string, err error) error {
 	return fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
 }
 
@@ -74,7 +74,7 @@ func openFile(path string) (*os.File, int64, error) {
 	}
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() {
-		return nil, 0, errors.Join(cannot(path, errors.New("it is no file")), err, f.Close())
+		return nil, 0, errors.Join(restoreError(path, errors.New("it is no file")), err, f.Close())
 	}
 	return f, info.Size(), nil
 }
@@ -82,7 +82,7 @@ func openFile(path string) (*os.File, int64, error) {
 // Restore makes the server's folder from a snapshot. Everything is read, decrypted, checked and built beside the folder
 // before it takes the folder's place; what was there is kept under another name.
 func Restore(t Target, path string, key Key) (out Restored, err error) {
-	if out.Header, err = Look(path); err != nil {
+	if out.Header, err = CheckedHeader(path); err != nil {
 		return out, err
 	}
 	dir, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: t.ServerDir, StoreDir: filepath.Join(t.ServerDir, "store"),
@@ -105,10 +105,10 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 		return out, err
 	}
 	if err := t.build(made, path, key); err != nil {
-		return out, errors.Join(cannot(path, err), storefiles.Abandon(made))
+		return out, errors.Join(restoreError(path, err), storefiles.Abandon(made))
 	}
 	if out.KeptNewer, err = t.keepNewer(made); err != nil {
-		return out, errors.Join(cannot(path, err), storefiles.Abandon(made))
+		return out, errors.Join(restoreError(path, err), storefiles.Abandon(made))
 	}
 	kept, err := storefiles.Replace(t.ServerDir, made, t.ServerDir+".before-"+now)
 	if err != nil {
@@ -226,7 +226,7 @@ func (t *Target) identify(made, store string) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return d.ServerID(), errors.Join(d.Record(), d.Close())
+	return d.ServerID(), errors.Join(d.RecordVersion(), d.Close())
 }
 
 // fill makes the store and reads all of it again.

@@ -224,7 +224,7 @@ func TestS3ForOneRequest(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
 	m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
-		if a := Asked(ctx); a.On != nil && *a.On {
+		if a := QueryOf(ctx); a.On != nil && *a.On {
 			return s3settings.Parse(a.Values)
 		}
 		return nil, nil
@@ -300,22 +300,22 @@ func TestScheduleWithS3(t *testing.T) {
 	m.put("/registry/pods/a/one", "1")
 	m.pass(12 * time.Hour)
 	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not elsewhere") ||
-		!strings.Contains(c.Message, "check the access key") || len(m.scheduledHere()) != 1 {
+		!strings.Contains(c.Message, "check the access key") || len(m.scheduledInFolder()) != 1 {
 		t.Errorf("%+v", c)
 	}
 	f.mu.Lock()
 	f.deny = false
 	f.mu.Unlock()
 	m.pass(retry)
-	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledHere()) != 1 || len(f.keys()) != 1 {
-		t.Errorf("%+v; here %q, on S3 %q", c, m.scheduledHere(), f.keys())
+	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledInFolder()) != 1 || len(f.keys()) != 1 {
+		t.Errorf("%+v; here %q, on S3 %q", c, m.scheduledInFolder(), f.keys())
 	}
 	for i := range 3 {
 		m.put("/registry/pods/a/one", strconv.Itoa(i))
 		m.pass(12 * time.Hour)
 	}
-	if len(m.scheduledHere()) != 4 || len(f.keys()) != 2 {
-		t.Errorf("here %q, on S3 %q", m.scheduledHere(), f.keys())
+	if len(m.scheduledInFolder()) != 4 || len(f.keys()) != 2 {
+		t.Errorf("here %q, on S3 %q", m.scheduledInFolder(), f.keys())
 	}
 	f.mu.Lock()
 	before := len(f.seen)
@@ -330,7 +330,7 @@ func TestScheduleWithS3(t *testing.T) {
 	}
 }
 
-func (m *machine) scheduledHere() []string {
+func (m *machine) scheduledInFolder() []string {
 	m.t.Helper()
 	list := testenv.Must(m.folder.list())(m.t)
 	var out []string

@@ -29,7 +29,7 @@ type S3Settings struct {
 // For returns where snapshots are kept besides this machine; nil for nowhere. What the request in ctx says goes before
 // what this server was given.
 func (s S3Settings) For(ctx context.Context) (*s3settings.S3, error) {
-	asked := Asked(ctx)
+	asked := QueryOf(ctx)
 	on := s.On
 	if asked.On != nil {
 		on = *asked.On

@@ -74,7 +74,7 @@ func TestAskedS3(t *testing.T) {
 		{name: "settings alone", asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, err: "add --snapshot-s3"},
 		{name: "no bucket", asked: s3settings.Asked{On: &yes}, err: "bucket: is needed"},
 	} {
-		got, err := tt.own.For(Asking(t.Context(), tt.asked))
+		got, err := tt.own.For(WithQuery(t.Context(), tt.asked))
 		switch {
 		case tt.err != "":
 			if err == nil || !strings.Contains(err.Error(), tt.err) {

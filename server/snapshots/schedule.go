@@ -92,7 +92,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	last := k.o.Clock.Now()
 	// What was due while the server was off is made up for. A cluster without snapshots waits for the schedule.
 	due := k.missed(last)
-	var stuck *notElsewhere // what due is for, if it is not another snapshot
+	var stuck *notInS3 // what due is for, if it is not another snapshot
 	for {
 		now := k.o.Clock.Now()
 		if now.Before(last) {
@@ -176,41 +176,41 @@ func (k *Keeper) newest() (*Info, error) {
 	return newest, nil
 }
 
-// notElsewhere says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older
+// notInS3 says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older
 // ones. The snapshot need not be taken again for that: while S3 is away for a day, one more each time would push those
 // of the days before out of the folder.
-type notElsewhere struct {
+type notInS3 struct {
 	info Info
 	err  error
 }
 
-func (e *notElsewhere) Error() string { return e.err.Error() }
-func (e *notElsewhere) Unwrap() error { return e.err }
+func (e *notInS3) Error() string { return e.err.Error() }
+func (e *notInS3) Unwrap() error { return e.err }
 
 // scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps. The error is
-// a notElsewhere if all is well on this machine.
+// a notInS3 if all is well on this machine.
 func (k *Keeper) scheduled(ctx context.Context) error {
 	k.one.Lock()
 	defer k.one.Unlock()
-	info, err := k.scheduledHere(ctx)
+	info, err := k.scheduledInFolder(ctx)
 	if err == nil {
-		err = k.scheduledElsewhere(ctx, *info)
+		err = k.scheduledInS3(ctx, *info)
 	}
 	return k.count(err)
 }
 
-// again does what is left of scheduled after a notElsewhere: all of it if the file has been removed meanwhile.
+// again does what is left of scheduled after a notInS3: all of it if the file has been removed meanwhile.
 func (k *Keeper) again(ctx context.Context, info Info) error {
 	if _, err := os.Lstat(info.Location); err != nil {
 		return k.scheduled(ctx)
 	}
 	k.one.Lock()
 	defer k.one.Unlock()
-	return k.count(k.scheduledElsewhere(ctx, info))
+	return k.count(k.scheduledInS3(ctx, info))
 }
 
-// scheduledHere returns the newest snapshot, which it has taken unless there was one of what is there now.
-func (k *Keeper) scheduledHere(ctx context.Context) (*Info, error) {
+// scheduledInFolder returns the newest snapshot, which it has taken unless there was one of what is there now.
+func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 	b, contents, err := k.capture(ctx)
 	if err != nil {
 		return nil, err
@@ -238,15 +238,15 @@ func (k *Keeper) scheduledHere(ctx context.Context) (*Info, error) {
 	return info, err
 }
 
-func (k *Keeper) scheduledElsewhere(ctx context.Context, info Info) error {
+func (k *Keeper) scheduledInS3(ctx context.Context, info Info) error {
 	if err := k.copyOut(ctx, info); err != nil {
-		return &notElsewhere{info, fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err)}
+		return &notInS3{info, fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err)}
 	}
-	if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+	if err := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		_, err := b.prune(ctx, b.o.Retention, k.ownScheduled(), info.Name)
 		return err
 	}); err != nil {
-		return &notElsewhere{info, fmt.Errorf("%s is on this machine and elsewhere; older ones are not removed there: %w", info.Name, err)}
+		return &notInS3{info, fmt.Errorf("%s is on this machine and elsewhere; older ones are not removed there: %w", info.Name, err)}
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func TestExplainRemoved(t *testing.T) {
 		said("")
 		time.Sleep(askReachFirst) // of the bubble's clock
 		said("removed from the cluster")
-		s.elsewhere.Store(&[]string{"192.0.2.1:6443"})
+		s.failoverTargets.Store(&[]string{"192.0.2.1:6443"})
 		s.news <- struct{}{}
 		said("removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
 		cancel()

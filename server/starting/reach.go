@@ -56,7 +56,7 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 
 // meanwhile says who answers this machine's programs while the store waits, after other words or not.
 func (s *Starting) meanwhile(after bool) string {
-	list := s.Elsewhere()
+	list := s.FailoverTargets()
 	switch {
 	case len(list) == 0:
 		return ""

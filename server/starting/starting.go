@@ -72,27 +72,27 @@ type Starting struct {
 	o      Options
 	begin  func()        // has this machine's programs answered
 	served chan struct{} // closed when the API answers
-	// elsewhere are the other servers while one of them is to answer in this one's place, that one first; nil while
-	// none is.
-	elsewhere atomic.Pointer[[]string]
-	away      chan struct{} // closed when that has begun
-	once      sync.Once     // for away
-	news      chan struct{} // capacity 1: elsewhere has changed
+	// failoverTargets are the other servers while one of them is to answer in this one's place, that one first; nil
+	// while none is.
+	failoverTargets atomic.Pointer[[]string]
+	failedOver      chan struct{} // closed when that has begun
+	once            sync.Once     // for failedOver
+	news            chan struct{} // capacity 1: failoverTargets has changed
 }
 
 // New makes the Starting of a server that is not ready.
 func New(o Options) *Starting {
-	s := &Starting{o: o, served: make(chan struct{}), away: make(chan struct{}), news: make(chan struct{}, 1)}
+	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: make(chan struct{}, 1)}
 	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
 }
 
-// Away is closed when another server's API answers this machine's programs because this one's store waits; it may never
-// be.
-func (s *Starting) Away() <-chan struct{} { return s.away }
+// FailedOver is closed when another server's API answers this machine's programs because this one's store waits; it may
+// never be.
+func (s *Starting) FailedOver() <-chan struct{} { return s.failedOver }
 
-// GoAway says that it does.
-func (s *Starting) GoAway() { s.once.Do(func() { close(s.away) }) }
+// SetFailedOver says that it does.
+func (s *Starting) SetFailedOver() { s.once.Do(func() { close(s.failedOver) }) }
 
 // Answer has this machine's programs answered when the start takes long.
 func (s *Starting) Answer(ctx context.Context) {
@@ -106,19 +106,19 @@ func (s *Starting) Answer(ctx context.Context) {
 
 // Serves says that the API answers.
 func (s *Starting) Serves() {
-	s.elsewhere.Store(nil)
+	s.failoverTargets.Store(nil)
 	close(s.served)
 }
 
-// FindElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is
-// done. The one that was found goes on being used until this one's API answers. One that was taken out is no member and
-// has no node that is to be there; what asks it is passed on all the same (server/serviceability). Whether it
-// was, another server has to say first.
-func (s *Starting) FindElsewhere(ctx context.Context, store counted, others func() []string) {
-	s.findElsewhere(ctx, store, others, s.readyOf)
+// FindFailoverTarget looks for another server whose API this machine's programs can use while the store waits, until
+// ctx is done. The one that was found goes on being used until this one's API answers. One that was taken out is no
+// member and has no node that is to be there; what asks it is passed on all the same (server/serviceability). Whether
+// it was, another server has to say first.
+func (s *Starting) FindFailoverTarget(ctx context.Context, store counted, others func() []string) {
+	s.findFailoverTarget(ctx, store, others, s.readyOf)
 }
 
-func (s *Starting) findElsewhere(ctx context.Context, store counted, others func() []string,
+func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others func() []string,
 	readyOf func(context.Context, []string) string) {
 	pause := startPatience
 	var ready readyServer
@@ -140,10 +140,10 @@ func (s *Starting) findElsewhere(ctx context.Context, store counted, others func
 			continue
 		}
 		if last = now; now == "" {
-			s.elsewhere.Store(nil)
+			s.failoverTargets.Store(nil)
 		} else {
 			list = slices.DeleteFunc(slices.Insert(list, 0, now), func(a string) bool { return a == "" || a == s.o.Address() })
-			s.elsewhere.Store(new(unique(list)))
+			s.failoverTargets.Store(new(unique(list)))
 		}
 		select {
 		case s.news <- struct{}{}:
@@ -211,10 +211,10 @@ func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 	return ""
 }
 
-// Elsewhere are the other servers while one of them is to answer this machine's programs although this one has not
-// begun.
-func (s *Starting) Elsewhere() []string {
-	if list := s.elsewhere.Load(); list != nil {
+// FailoverTargets are the other servers while one of them is to answer this machine's programs although this one has
+// not begun.
+func (s *Starting) FailoverTargets() []string {
+	if list := s.failoverTargets.Load(); list != nil {
 		return *list
 	}
 	return nil

@@ -145,9 +145,10 @@ func (c countedStore) MembershipConfirmed() bool {
 	return c.counted && time.Since(c.began) > 13*time.Second
 }
 
-// TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once
-// one has said that it counts this one. A server that was removed would have its node register again.
-func TestFindElsewhereOfCounted(t *testing.T) {
+// TestFailoverTargetAfterMembershipIsConfirmed: while the store of a starting server waits, another server answers in
+// its place only once one has said that it counts this one. A server that was removed would have its node register
+// again.
+func TestFailoverTargetAfterMembershipIsConfirmed(t *testing.T) {
 	for what, c := range map[string]struct {
 		counted bool
 		after   map[time.Duration]bool // whether another server answers
@@ -162,13 +163,13 @@ func TestFindElsewhereOfCounted(t *testing.T) {
 				var finding sync.WaitGroup
 				began := time.Now()
 				finding.Go(func() {
-					s.findElsewhere(ctx, countedStore{began, c.counted}, func() []string { return []string{"192.0.2.1:6443"} },
+					s.findFailoverTarget(ctx, countedStore{began, c.counted}, func() []string { return []string{"192.0.2.1:6443"} },
 						func(_ context.Context, addresses []string) string { return addresses[len(addresses)-1] })
 				})
 				for _, after := range slices.Sorted(maps.Keys(c.after)) {
 					time.Sleep(time.Until(began.Add(after)))
 					synctest.Wait()
-					if got := s.Elsewhere() != nil; got != c.after[after] {
+					if got := s.FailoverTargets() != nil; got != c.after[after] {
 						t.Errorf("after %v another server answers: %v", after, got)
 					}
 				}

@@ -32,7 +32,7 @@ func newServer(t *testing.T) *Server {
 	}
 	testenv.Must(pki.Open(pki.Options{Dir: s.TLSDir, Logger: slog.New(slog.DiscardHandler)}))(t)
 	d := testenv.Must(datadir.Open(datadir.Options{DataDir: data, ServerDir: dir, StoreDir: s.StoreDir}))(t)
-	testenv.NoError(t, errors.Join(d.Record(), d.Close()))
+	testenv.NoError(t, errors.Join(d.RecordVersion(), d.Close()))
 	return s
 }
 

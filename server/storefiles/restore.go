@@ -91,7 +91,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err := s.fill(made, cluster, dir.ServerID(), backup, Seen(s.StoreDir, cluster)); err != nil {
 		return nil, "", errors.Join(err, Abandon(made))
 	}
-	if err := dir.Record(); err != nil {
+	if err := dir.RecordVersion(); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), Abandon(made))
 	}
 	kept, err = Replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)

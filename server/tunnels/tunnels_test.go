@@ -384,7 +384,7 @@ func described(name string, addresses []string, pods ...string) *corev1.Node {
 	return n
 }
 
-func TestOwner(t *testing.T) {
+func TestOwnerOfAnAddress(t *testing.T) {
 	owner := OwnerByNodes(nodes(
 		described("n1", []string{"10.0.0.1", "fd00::1"}, "10.42.1.0/24", "fd42:1::/64"),
 		described("n2", []string{"10.0.0.2"}, "10.42.2.0/24"),

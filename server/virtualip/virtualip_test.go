@@ -206,7 +206,7 @@ func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) 
 	t.Helper()
 	used = new([]netip.Addr)
 	v = testenv.Must(New(Options{
-		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), CheckFree: roster.NotNodes,
+		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), CheckFree: roster.CheckNotNodes,
 		Use: func() error { *used = v.Current(); return nil },
 	}))(t)
 	return v, used

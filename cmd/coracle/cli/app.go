@@ -44,8 +44,8 @@ type App struct {
 	TokenFiles func() []string
 	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the
 	// new one, and those servers that have not taken it over within some seconds.
-	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string,
-		err error)
+	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (next token.Token,
+		behind []string, err error)
 	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress gets
 	// its steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),

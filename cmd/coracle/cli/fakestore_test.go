@@ -37,7 +37,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 	if err != nil {
 		return err
 	}
-	if err := dir.Record(); err != nil {
+	if err := dir.RecordVersion(); err != nil {
 		return err
 	}
 	s, err := raftstore.Open(ctx, raftstore.Options{Dir: p.StoreDir, NodeID: dir.ServerID(), ClusterID: token.Hash(keys.Root()), Logger: log})
@@ -67,7 +67,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		Contents: func() (snapshots.Contents, error) { return fakeContents(p.ServerDir) },
 		Key:      func() (snapshots.Key, error) { return snapshots.KeyOfToken(tokens.Server.String()) },
 		S3: func(ctx context.Context) (*s3settings.S3, error) {
-			if a := snapshots.Asked(ctx); a.On != nil && *a.On {
+			if a := snapshots.QueryOf(ctx); a.On != nil && *a.On {
 				return s3settings.Parse(a.Values)
 			}
 			return nil, nil

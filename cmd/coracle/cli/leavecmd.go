@@ -70,7 +70,7 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 	switch {
 	case errors.Is(err, status.ErrNotRunning) && !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
 		return "this machine is in no cluster", nil
-	// server.OtherServers reads it
+	// roster.ReadPeerAddresses reads it
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")):
 		return onlyServer, nil
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir):

@@ -110,8 +110,8 @@ func checkGrace(grace time.Duration) error {
 func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	patch,
-		err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{clusterconfig.LeaveAnnotation: grace.String()}}})
+	annotations := map[string]string{clusterconfig.LeaveAnnotation: grace.String()}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
 	if err != nil {
 		return err
 	}

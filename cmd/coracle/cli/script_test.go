@@ -125,7 +125,7 @@ func testApp() *App {
 		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Restart:          func() error { return errors.New("it was tried to start anew") },
 		Encryption:       fakeKeys{},
-		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.Rotation) (token.Token, []string, error) {
+		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.RotationRequest) (token.Token, []string, error) {
 			if r.Old == "wrong" {
 				return token.Token{}, nil, errors.New("not the cluster's; nothing was changed")
 			}

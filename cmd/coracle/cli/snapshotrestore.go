@@ -72,7 +72,7 @@ func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.Snap
 	if err != nil {
 		return forRoot(err)
 	}
-	h, err := snapshots.Look(path)
+	h, err := snapshots.CheckedHeader(path)
 	if err != nil {
 		return forRoot(err)
 	}

@@ -203,7 +203,7 @@ Snapshots are encrypted with the server token of their time: keep the old one fo
 		if *grace < 0 {
 			return errors.New("--grace: it cannot be negative")
 		}
-		r := token.Rotation{Role: token.RoleServer, Old: *old, New: *next, Grace: *grace, Now: time.Now()}
+		r := token.RotationRequest{Role: token.RoleServer, Old: *old, New: *next, Grace: *grace, Now: time.Now()}
 		if *agent {
 			r.Role = token.RoleAgent
 		}

@@ -13,21 +13,21 @@ import (
 // S3Query is the part of a request that says, in JSON, what it has of S3 for itself: an s3settings.Asked.
 const S3Query = "s3"
 
-type askedKey struct{}
+type queryKey struct{}
 
-// Asking returns a context in which Options.S3 finds what one request says of S3.
-func Asking(ctx context.Context, a s3settings.Asked) context.Context {
-	return context.WithValue(ctx, askedKey{}, a)
+// WithQuery returns a context in which Options.S3 finds what one request says of S3.
+func WithQuery(ctx context.Context, a s3settings.Asked) context.Context {
+	return context.WithValue(ctx, queryKey{}, a)
 }
 
-// Asked is what the request says; the zero value if that is nothing, and for the schedule.
-func Asked(ctx context.Context) s3settings.Asked {
-	a, _ := ctx.Value(askedKey{}).(s3settings.Asked)
+// QueryOf is what the request says; the zero value if that is nothing, and for the schedule.
+func QueryOf(ctx context.Context) s3settings.Asked {
+	a, _ := ctx.Value(queryKey{}).(s3settings.Asked)
 	return a
 }
 
-// withAsked hands requests on with what they say of S3 in their context.
-func withAsked(next http.Handler) http.Handler {
+// queryInContext hands requests on with what they say of S3 in their context.
+func queryInContext(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if text := r.URL.Query().Get(S3Query); text != "" {
 			var a s3settings.Asked
@@ -35,7 +35,7 @@ func withAsked(next http.Handler) http.Handler {
 				http.Error(w, "the settings for S3 are not understood: "+err.Error(), http.StatusBadRequest)
 				return
 			}
-			r = r.WithContext(Asking(r.Context(), a))
+			r = r.WithContext(WithQuery(r.Context(), a))
 		}
 		next.ServeHTTP(w, r)
 	})

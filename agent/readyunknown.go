@@ -14,31 +14,31 @@ import (
 )
 
 const (
-	// verdictPause is between two answers to one verdict: the kubelet has a watch of its own, which may show it the
-	// verdict later.
-	verdictPause = 250 * time.Millisecond
-	// verdictTries is how often it is answered; then the kubelet's own interval, ten seconds, has come.
-	verdictTries = 40
+	// reportPause is between two reports: the kubelet has a watch of its own, which may show it the
+	// unknown condition later.
+	reportPause = 250 * time.Millisecond
+	// reportTries is how often a report is asked for; then the kubelet's own interval, ten seconds, has come.
+	reportTries = 40
 )
 
-// verdict is whether the API has it that nothing is known of this node, which the server that leads writes while it
-// does not hear the node.
-type verdict struct {
+// readyUnknown is whether the API has it that nothing is known of this node, which the server that leads writes while
+// it does not hear the node.
+type readyUnknown struct {
 	unknown atomic.Bool
 	news    chan struct{} // one: there is something to look at
 }
 
-func newVerdict() *verdict { return &verdict{news: make(chan struct{}, 1)} }
+func newReadyUnknown() *readyUnknown { return &readyUnknown{news: make(chan struct{}, 1)} }
 
 // follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
-func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
+func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
 	if _, err := nodes.Informer().AddEventHandler(v.handler(name, there)); err != nil {
 		return fmt.Errorf("agent: follow the own Node: %w", err)
 	}
 	return nil
 }
 
-func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHandler {
+func (v *readyUnknown) handler(name string, there func(bool)) cache.ResourceEventHandler {
 	return cache.FilteringResourceEventHandler{
 		FilterFunc: func(o any) bool {
 			// it went while the API was not reached, as when a snapshot is restored
@@ -62,7 +62,7 @@ func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHand
 	}
 }
 
-func (v *verdict) observe(n *corev1.Node) {
+func (v *readyUnknown) observe(n *corev1.Node) {
 	unknown := false
 	for _, c := range n.Status.Conditions {
 		unknown = unknown || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
@@ -76,16 +76,16 @@ func (v *verdict) observe(n *corev1.Node) {
 	}
 }
 
-// answer has the kubelet report whenever the API has it that nothing is known of this node: that it can be read here
-// says that the API is reached again. It runs until ctx is done.
-func (v *verdict) answer(ctx context.Context, report chan<- struct{}) {
+// requestReports has the kubelet report whenever the API has it that nothing is known of this node: that it can be read
+// here says that the API is reached again. It runs until ctx is done.
+func (v *readyUnknown) requestReports(ctx context.Context, report chan<- struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-v.news:
 		}
-		for tries := 0; v.unknown.Load() && tries < verdictTries; tries++ {
+		for tries := 0; v.unknown.Load() && tries < reportTries; tries++ {
 			select {
 			case <-ctx.Done():
 				return
@@ -94,7 +94,7 @@ func (v *verdict) answer(ctx context.Context, report chan<- struct{}) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(verdictPause):
+			case <-time.After(reportPause):
 			}
 		}
 	}

@@ -30,8 +30,8 @@ var metalLB = map[string][]string{
 	ShareAnnotation:     {"metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"},
 }
 
-// asks is what a Service says in an annotation.
-func asks(svc *corev1.Service, annotation string) string {
+// annotationOf is what a Service says in an annotation.
+func annotationOf(svc *corev1.Service, annotation string) string {
 	for _, name := range append([]string{annotation}, metalLB[annotation]...) {
 		if v := strings.TrimSpace(svc.Annotations[name]); v != "" {
 			return v
@@ -40,9 +40,9 @@ func asks(svc *corev1.Service, annotation string) string {
 	return ""
 }
 
-// wanted are the addresses that a Service asks for.
-func wanted(svc *corev1.Service) []netip.Addr {
-	if text := asks(svc, AddressesAnnotation); text != "" {
+// requestedAddresses are the addresses that a Service asks for.
+func requestedAddresses(svc *corev1.Service) []netip.Addr {
+	if text := annotationOf(svc, AddressesAnnotation); text != "" {
 		words := strings.Split(text, ",")
 		for i := range words {
 			words[i] = strings.TrimSpace(words[i])
@@ -69,8 +69,8 @@ func hasFamily(svc *corev1.Service, a netip.Addr) bool {
 
 func of(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
 
-// had are the addresses in a Service's status.
-func had(svc *corev1.Service) []netip.Addr {
+// statusAddresses are the addresses in a Service's status.
+func statusAddresses(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		out = append(out, parseAll([]string{in.IP})...)

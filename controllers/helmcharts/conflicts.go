@@ -22,10 +22,10 @@ func keyOf(c *kinds.HelmChart) releaseKey {
 	return releaseKey{Target(c), c.Name, c.Spec.Driver == "configmap"}
 }
 
-// rivals are the charts whose release is another chart's, by that one's name. Charts of several namespaces can have the
-// same target: the oldest of them has the release. Without that each would undo what the other has done, for ever, and
-// one that is removed would take the other's release with it.
-func rivals(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
+// conflicts are the charts whose release is another chart's, by that one's name. Charts of several namespaces can have
+// the same target: the oldest of them has the release. Without that each would undo what the other has done, for ever,
+// and one that is removed would take the other's release with it.
+func conflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
 	has := map[releaseKey]*kinds.HelmChart{}
 	for _, c := range charts {
 		if !Managed(c) {
@@ -48,8 +48,8 @@ func rivals(charts []*kinds.HelmChart) map[types.NamespacedName]types.Namespaced
 // maxReleaseName is Helm's.
 const maxReleaseName = 53
 
-// nameable says what keeps a chart from having a release at all: then there is none, and nothing to ask the API for.
-func nameable(c *kinds.HelmChart) *Problem {
+// checkTarget says what keeps a chart from having a release at all: then there is none, and nothing to ask the API for.
+func checkTarget(c *kinds.HelmChart) *Problem {
 	if len(c.Name) > maxReleaseName {
 		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("A release has the HelmChart's name, and Helm takes names of at most %d "+
 			"characters; this one has %d. Give the HelmChart another name.", maxReleaseName, len(c.Name))}

@@ -24,17 +24,17 @@ func nodeThatIs(name string, ready corev1.ConditionStatus) *corev1.Node {
 	}}}
 }
 
-// TestVerdict: the kubelet reports at once when the API says that nothing is known of the node, again until it says
-// something else, and not without end.
-func TestVerdict(t *testing.T) {
+// TestKubeletReportsWhileReadyIsUnknown: the kubelet reports at once when the API says that nothing is known of the
+// node, again until it says something else, and not without end.
+func TestKubeletReportsWhileReadyIsUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		v, report := newVerdict(), make(chan struct{})
+		v, report := newReadyUnknown(), make(chan struct{})
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			v.answer(ctx, report)
+			v.requestReports(ctx, report)
 		}()
 		reports := func(until time.Duration) (n int) {
 			for end := time.After(until); ; n++ {
@@ -52,7 +52,7 @@ func TestVerdict(t *testing.T) {
 		}
 		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
 		<-report // at once: nothing else wakes in fake time
-		if n := reports(2*verdictPause + verdictPause/2); n != 2 {
+		if n := reports(2*reportPause + reportPause/2); n != 2 {
 			t.Errorf("%d more reports in two and a half pauses", n)
 		}
 		v.observe(nodeThatIs("n1", corev1.ConditionTrue))
@@ -60,22 +60,22 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%d reports after it was taken back", n)
 		}
 		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
-		if n := reports(time.Hour); n != verdictTries {
-			t.Errorf("%d reports that change nothing, want %d", n, verdictTries)
+		if n := reports(time.Hour); n != reportTries {
+			t.Errorf("%d reports that change nothing, want %d", n, reportTries)
 		}
 		cancel()
 		<-ended
 	})
 }
 
-// TestVerdictFollowsItsNode: what the own Node says is noted, and its end.
-func TestVerdictFollowsItsNode(t *testing.T) {
+// TestReadyUnknownFollowsItsNode: what the own Node says is noted, and its end.
+func TestReadyUnknownFollowsItsNode(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	client := fake.NewClientset(nodeThatIs("other", corev1.ConditionUnknown), nodeThatIs("own", corev1.ConditionTrue))
 	factory := informers.NewSharedInformerFactory(client, 0)
 	defer factory.Shutdown()
 	defer cancel()
-	v := newVerdict()
+	v := newReadyUnknown()
 	if err := v.follow(factory.Core().V1().Nodes(), "own", func(bool) {}); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestVerdictFollowsItsNode(t *testing.T) {
 func TestClusterLosesTheNode(t *testing.T) {
 	o := Options{NodeName: "own", Board: status.NewBoard(time.Now)}
 	o.part("node").Set(status.Running, "")
-	h := newVerdict().handler("own", o.nodeIsThere())
+	h := newReadyUnknown().handler("own", o.nodeIsThere())
 	is := func(what string, want status.State) {
 		t.Helper()
 		if c := o.Board.Components()[0]; c.State != want || want == status.Degraded && !strings.Contains(c.Message, "Restart coracle here") {
