@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -91,10 +93,8 @@ func (v *verdict) answer(ctx context.Context, report chan<- struct{}) {
 				return
 			case report <- struct{}{}:
 			}
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, verdictPause) {
 				return
-			case <-time.After(verdictPause):
 			}
 		}
 	}

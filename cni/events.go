@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -28,10 +30,7 @@ func (s *Server) followKernel(ctx context.Context, changes chan<- struct{}) {
 		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
 			s.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(listenAgain):
-		}
+		timers.Sleep(ctx, listenAgain)
 	}
 }
 

@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Names on the host.
@@ -215,10 +216,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 			return nil
 		}
 		s.log.Error(err, "A call of the container runtime about a pod's network could not be taken; trying on", "socket", s.o.Socket)
-		select {
-		case <-ctx.Done():
-		case <-time.After(acceptPause):
-		}
+		timers.Sleep(ctx, acceptPause)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // lateRetry is the pause after a constructor that failed.
@@ -84,9 +86,6 @@ func (l *late) Run(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "Controller cannot start; the others run, and this one is tried again",
 				"controller", l.Name(), "in", lateRetry)
 		}
-		select {
-		case <-time.After(lateRetry):
-		case <-ctx.Done():
-		}
+		timers.Sleep(ctx, lateRetry)
 	}
 }

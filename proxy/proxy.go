@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Options are what a Proxy needs. NodeIPs, ClusterCIDRs and Informers are required.
@@ -217,10 +218,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 		} else {
 			next.Reset(p.rest())
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -230,10 +231,8 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, loadbalancer.Wait) {
 			return
-		case <-time.After(loadbalancer.Wait):
 		}
 		if h.New && !a.prove(ctx, address, h, iface) {
 			return

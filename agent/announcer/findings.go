@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -82,10 +83,8 @@ func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalance
 			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
 				err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return false
-		case <-time.After(pause):
 		}
 	}
 }

@@ -34,6 +34,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/preflight"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -210,10 +211,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 			return fmt.Errorf("the local address of the API: %w", err)
 		default:
 			b.o.Logger.Warn("a connection to the API could not be accepted; trying on", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(acceptPause):
-			}
+			timers.Sleep(ctx, acceptPause)
 		}
 	}
 }

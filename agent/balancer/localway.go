@@ -6,6 +6,8 @@ import (
 	"context"
 	"net"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -43,10 +45,8 @@ func (b *Balancer) asked(ctx context.Context, failed error) {
 		if ctx.Err() != nil || b.missed(failed) {
 			return
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, listRetry) {
 			return
-		case <-time.After(listRetry):
 		}
 	}
 	b.mu.Lock()

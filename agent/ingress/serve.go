@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -119,10 +120,8 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-n.gone:
 			n.tableDeleted()
 		case <-n.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return nil
-			case <-time.After(gather):
 			}
 			if !n.wanted() {
 				k.forget()

@@ -28,6 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 )
@@ -93,7 +94,7 @@ func (a *agentMember) run(ctx context.Context) {
 	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
 		if err := a.joined.AskGossipKeys(ctx); err != nil {
 			a.log.Debug("no gossip keys yet", "error", err)
-			sleep(ctx, keysAsk)
+			timers.Sleep(ctx, keysAsk)
 		}
 	}
 	if ctx.Err() != nil {
@@ -211,7 +212,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 		case <-ctx.Done():
 		case <-changed:
 			if pause == keysAsk { // while the keys are older, each change would ask again
-				sleep(ctx, time.Second)
+				timers.Sleep(ctx, time.Second)
 			}
 		case subnets := <-a.subnets:
 			member.Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
@@ -252,13 +253,6 @@ func (a *agentMember) balance(members []gossip.Info) {
 	}
 	if err := a.servers.Set(servers); err != nil {
 		a.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -109,10 +111,8 @@ func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
 		if err == nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, servedPause) {
 			return fmt.Errorf("waiting until %s are served: %w", k.Resource.Resource, err)
-		case <-time.After(servedPause):
 		}
 	}
 }
@@ -168,10 +168,8 @@ func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() e
 			last = err.Error()
 			log.Warn(trouble, "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -175,10 +176,8 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		case <-again:
 		case <-c.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return nil
-			case <-time.After(gather):
 			}
 		}
 	}

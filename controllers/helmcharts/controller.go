@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -200,10 +201,8 @@ func (c *Controller) loop(ctx context.Context) {
 		case o := <-c.ended:
 			c.settle(ctx, o)
 		case <-c.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return
-			case <-time.After(gather):
 			}
 		}
 	}

@@ -31,9 +31,9 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -232,10 +232,8 @@ func (c *Controller) Run(ctx context.Context) error {
 			whole = !c.holders.settled
 			c.holders.late(time.Since(due))
 		case <-c.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return nil
-			case <-time.After(gather):
 			}
 		}
 	}

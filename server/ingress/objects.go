@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // objects are those of the table, followed for as long as somebody wants it.
@@ -130,10 +131,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 			return
 		case <-again:
 		case <-o.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return
-			case <-time.After(gather):
 			}
 		}
 	}

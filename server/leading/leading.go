@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
@@ -168,10 +169,7 @@ func (l *Leader) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 			}
 			l.o.Logger.Error("the loops of a leader failed and are started again", "term", number, "after", termRetry, "error", err)
 			l.o.Part.Set(status.Degraded, "they failed and are started again every "+termRetry.String()+": "+err.Error())
-			select {
-			case <-ctx.Done():
-			case <-time.After(termRetry):
-			}
+			timers.Sleep(ctx, termRetry)
 		}
 	}()
 	return func() {

@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -33,10 +34,8 @@ func (r *Roster) PublishName(ctx context.Context) {
 			last = err.Error()
 			r.o.Logger.Warn("this server's name could not be published to the other servers; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, nameRetry) {
 			return
-		case <-time.After(nameRetry):
 		}
 	}
 }

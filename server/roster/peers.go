@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -52,10 +53,8 @@ func (r *Roster) KeepPeers(ctx context.Context) {
 			last = err.Error()
 			r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, peersEvery) {
 			return
-		case <-time.After(peersEvery):
 		}
 	}
 }

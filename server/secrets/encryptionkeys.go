@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -86,10 +87,7 @@ func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
 			last = err.Error()
 			k.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(keysTakeRetry):
-		}
+		timers.Sleep(ctx, keysTakeRetry)
 	}
 }
 
@@ -165,10 +163,8 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config, change
 // keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
 // every object was written again, nobody could read what it brings.
 func (k *EncryptionKeys) settle(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
+	if !timers.Sleep(ctx, keysSettle) {
 		return ctx.Err()
-	case <-time.After(keysSettle):
 	}
 	if err := k.drain(ctx); err != nil {
 		return fmt.Errorf("waiting for writes of before the keys were loaded: %w", err)

@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/sealed"
@@ -275,10 +276,7 @@ func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
 			last = err.Error()
 			t.o.Logger.Warn("the cluster's tokens cannot be compared with this server's; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(tokensRetry):
-		}
+		timers.Sleep(ctx, tokensRetry)
 	}
 }
 
@@ -384,10 +382,8 @@ func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generati
 		} else if time.Since(began) > patience {
 			return servers, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, 200*time.Millisecond) {
 			return nil, fmt.Errorf("the token was replaced; which servers have taken it over is not known: %w", ctx.Err())
-		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }

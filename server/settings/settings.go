@@ -33,6 +33,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -94,10 +95,7 @@ func (s *Settings) Run(ctx context.Context) {
 		}
 		for err := s.poll(ctx); err != nil && ctx.Err() == nil; err = s.poll(ctx) {
 			s.log.Debug("the settings that nodes follow cannot be read; it is tried again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(readRetry):
-			}
+			timers.Sleep(ctx, readRetry)
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
@@ -187,10 +188,7 @@ func (v *Keeper) follow(ctx context.Context, config *rest.Config) {
 		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // of the namespace, at a first start
 			v.fail(err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		timers.Sleep(ctx, pause)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -89,10 +91,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 		if err != nil {
 			wait = patience
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		timers.Sleep(ctx, wait)
 	}
 	return nil
 }
@@ -102,10 +101,8 @@ func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error)
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err
 	}
-	select {
-	case <-ctx.Done():
+	if !timers.Sleep(ctx, settle) {
 		return nil, nil, ctx.Err()
-	case <-time.After(settle):
 	}
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err
