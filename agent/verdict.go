@@ -12,6 +12,7 @@ import (
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -27,10 +28,10 @@ const (
 // does not hear the node.
 type verdict struct {
 	unknown atomic.Bool
-	news    chan struct{} // one: there is something to look at
+	news    notify.Signal // there is something to look at
 }
 
-func newVerdict() *verdict { return &verdict{news: make(chan struct{}, 1)} }
+func newVerdict() *verdict { return &verdict{news: notify.New()} }
 
 // follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
 func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
@@ -71,10 +72,7 @@ func (v *verdict) observe(n *corev1.Node) {
 	}
 	v.unknown.Store(unknown)
 	if unknown {
-		select {
-		case v.news <- struct{}{}:
-		default:
-		}
+		v.news.Send()
 	}
 }
 

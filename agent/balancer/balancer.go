@@ -33,6 +33,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -89,7 +90,7 @@ type Balancer struct {
 	// arrive here.
 	arrived chan struct{}
 	here    int
-	quiet   chan struct{}
+	quiet   notify.Signal
 	misses  int
 
 	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
@@ -108,7 +109,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: connlimit.Table{Max: mostWaiting},
-		now: time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
+		now: time.Now, quiet: notify.New(), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))

@@ -29,10 +29,7 @@ func (b *Balancer) arrive() (left func()) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.here--; b.here == 0 {
-			select {
-			case b.quiet <- struct{}{}:
-			default:
-			}
+			b.quiet.Send()
 		}
 	}
 }

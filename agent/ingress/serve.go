@@ -230,7 +230,7 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	taken, err := k.takeOver(ctx, now)
 	if err == nil {
 		s.refused, s.takeOvers = nil, backoff{}
-		s.poke(nil) // for sockets of Gateways that could not be opened before
+		s.wake.Send() // for sockets of Gateways that could not be opened before
 		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.now.PID, "after", time.Since(began))
 		return taken, nil
 	}

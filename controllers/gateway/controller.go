@@ -29,6 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -76,7 +78,7 @@ type Controller struct {
 	namespaces corelisters.NamespaceLister
 	slices     discoverylisters.EndpointSliceLister
 	synced     []cache.InformerSynced
-	wake       chan struct{} // capacity 1: one says that something has changed
+	wake       notify.Signal // something has changed
 
 	memory   gateway.Memory
 	applied  map[types.NamespacedName]string // what was applied to Services in this term
@@ -96,50 +98,32 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
 		nodes:      core.Nodes().Lister(),
-		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: make(chan struct{}, 1),
+		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: notify.New(),
 		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
 	}
-	for _, of := range []struct {
-		informer cache.SharedIndexInformer
-		matters  func(old, now any) bool
-	}{
-		{core.Services().Informer(), nil}, {core.Secrets().Informer(), secretMatters}, {core.ConfigMaps().Informer(), nil},
-		{core.Nodes().Informer(), ingress.NodeMatters}, {core.Namespaces().Informer(), nil},
-		{discovery.EndpointSlices().Informer(), sliceMatters},
-	} {
-		r, err := of.informer.AddEventHandler(c.handler(of.matters))
-		if err != nil {
-			return nil, fmt.Errorf("gateway: listening to informers: %w", err)
-		}
-		c.synced = append(c.synced, r.HasSynced)
+	var err error
+	c.synced, err = netinformers.Follow(c.notify, []netinformers.Source{
+		{Informer: core.Services().Informer()}, {Informer: core.Secrets().Informer(), Matters: secretMatters},
+		{Informer: core.ConfigMaps().Informer()},
+		{Informer: core.Nodes().Informer(), Matters: ingress.NodeMatters},
+		{Informer: core.Namespaces().Informer()},
+		{Informer: discovery.EndpointSlices().Informer(), Matters: sliceMatters},
+	}...)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	return c, nil
 }
 
 // Changed says that an object of the Gateway API has become another. It does not wait.
 func (c *Controller) Changed() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.wake.Send()
 }
 
-// handler wakes the controller for what matters while there are Gateways; old is nil for what is new or gone.
-func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
-	notify := func(old, now any) {
-		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
-			now = gone.Obj
-		}
-		if matters != nil && !matters(old, now) {
-			return
-		}
-		if s, _ := c.o.State(); len(s.Gateways) > 0 || ofGateway(now) {
-			c.Changed()
-		}
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
-		UpdateFunc: func(old, o any) { notify(old, o) },
+// notify wakes the controller while there are Gateways.
+func (c *Controller) notify(now any) {
+	if s, _ := c.o.State(); len(s.Gateways) > 0 || ofGateway(now) {
+		c.Changed()
 	}
 }
 

@@ -4,7 +4,6 @@ package ingress
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -23,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // Gateways are where the objects of the Gateway API come from.
@@ -56,17 +56,14 @@ func (g *gateways) begin(ctx context.Context) error {
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, gatewayapi.PortsName).String()
 		}))
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: g.poke, UpdateFunc: func(_, o any) { g.poke(o) }, DeleteFunc: g.poke}
-	for _, i := range []cache.SharedIndexInformer{
-		g.others.Core().V1().Services().Informer(), g.others.Core().V1().Namespaces().Informer(),
-		g.ports.Core().V1().ConfigMaps().Informer(),
-	} {
-		r, err := i.AddEventHandler(handler)
-		if err != nil { // of an informer that has ended: it has not begun
-			return fmt.Errorf("listening to an informer: %w", err)
-		}
-		g.synced = append(g.synced, r.HasSynced)
+	synced, err := netinformers.Follow(g.poke, []netinformers.Source{
+		{Informer: g.others.Core().V1().Services().Informer()}, {Informer: g.others.Core().V1().Namespaces().Informer()},
+		{Informer: g.ports.Core().V1().ConfigMaps().Informer()},
+	}...)
+	if err != nil { // of an informer that has ended: it has not begun
+		return err
 	}
+	g.synced = append(g.synced, synced...)
 	g.others.Start(ctx.Done())
 	g.ports.Start(ctx.Done())
 	return nil

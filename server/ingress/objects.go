@@ -22,6 +22,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -32,7 +34,7 @@ type objects struct {
 	others  informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
-	wake    chan struct{}                   // capacity 1: one says that something has changed
+	wake    notify.Signal                   // something has changed
 	memory  compile.Memory
 	rules   compile.Rules
 	reads   reads[corev1.Secret]
@@ -45,7 +47,7 @@ type objects struct {
 func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
-		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: make(chan struct{}, 1),
+		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: notify.New(),
 		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -63,10 +65,7 @@ func newObjects(of Options) *objects {
 }
 
 func (o *objects) poke(any) {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
+	o.wake.Send()
 }
 
 func withoutManagedFields(o any) (any, error) {
@@ -80,15 +79,12 @@ func withoutManagedFields(o any) (any, error) {
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
 	secrets, setting := o.secrets.Core().V1().Secrets(), o.setting.Core().V1().ConfigMaps()
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: o.poke, UpdateFunc: func(_, now any) { o.poke(now) }, DeleteFunc: o.poke}
-	synced := make([]cache.InformerSynced, 0, 4)
-	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer(), setting.Informer()} {
-		r, err := i.AddEventHandler(handler)
-		if err != nil { // of an informer that has ended: it has not begun
-			o.log.Error("ingress: listening to an informer failed", "error", err)
-			return
-		}
-		synced = append(synced, r.HasSynced)
+	synced, err := netinformers.Follow(o.poke, []netinformers.Source{
+		{Informer: ingresses.Informer()}, {Informer: classes.Informer()}, {Informer: secrets.Informer()}, {Informer: setting.Informer()},
+	}...)
+	if err != nil { // of an informer that has ended: it has not begun
+		o.log.Error("ingress: listening to an informer failed", "error", err)
+		return
 	}
 	o.others.Start(ctx.Done())
 	o.secrets.Start(ctx.Done())

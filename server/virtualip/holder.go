@@ -296,7 +296,7 @@ func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.mu.Lock()
 	h.conflict[a] = otherUse{other, time.Now()}
 	h.mu.Unlock()
-	h.v.notify()
+	h.v.changed.Send()
 }
 
 // show says in the status who answers.

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -140,7 +141,7 @@ func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 	if err := netlink.AddrSubscribe(updates, done); err != nil {
 		return nil, fmt.Errorf("following this machine's addresses: %w", err)
 	}
-	events := make(chan struct{}, 1) // one: a second event is seen with the first
+	events := notify.New()
 	go func() {
 		defer close(events)
 		defer func() {
@@ -159,10 +160,7 @@ func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 				if ip, _ := netip.AddrFromSlice(u.LinkAddress.IP); !ip.IsGlobalUnicast() || u.Flags&unix.IFA_F_TENTATIVE != 0 {
 					continue
 				}
-				select {
-				case events <- struct{}{}:
-				default:
-				}
+				events.Send()
 			}
 		}
 	}()
