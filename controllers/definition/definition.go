@@ -159,17 +159,5 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 
 // UntilDone calls f until it succeeds or ctx is done, and says each new trouble once.
 func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
-	for last := ""; ; {
-		err := f()
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			log.Warn(trouble, "error", err)
-		}
-		if !timers.Sleep(ctx, pause) {
-			return
-		}
-	}
+	timers.Retry(ctx, log, pause, trouble, f)
 }

@@ -24,20 +24,10 @@ const (
 
 // PublishName writes this server's name to the store, until that has succeeded or ctx is done.
 func (r *Roster) PublishName(ctx context.Context) {
-	last := ""
-	for {
-		err := writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			r.o.Logger.Warn("this server's name could not be published to the other servers; it is tried again", "error", err)
-		}
-		if !timers.Sleep(ctx, nameRetry) {
-			return
-		}
-	}
+	trouble := "this server's name could not be published to the other servers; it is tried again"
+	timers.Retry(ctx, r.o.Logger, nameRetry, trouble, func() error {
+		return writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
+	})
 }
 
 // writeName writes a server's name into the store, if it is not there, and removes those of servers that are members no

@@ -77,18 +77,8 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 
 // Run follows the keys and says when this API server goes by them, until ctx is done.
 func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
-	last := ""
-	for ctx.Err() == nil {
-		err := k.follow(ctx, config)
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if err.Error() != last {
-			last = err.Error()
-			k.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
-		}
-		timers.Sleep(ctx, keysTakeRetry)
-	}
+	trouble := "the encryption keys cannot be compared with the other servers'; it is tried again"
+	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error { return k.follow(ctx, config) })
 }
 
 // follow takes the keys over once and then at each change, as long as the watch lasts.

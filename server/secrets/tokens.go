@@ -266,18 +266,8 @@ func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
 
 // Run follows the tokens in the store until ctx is done, and says which this server goes by.
 func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
-	last := ""
-	for ctx.Err() == nil {
-		err := t.follow(ctx, watcher)
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if err.Error() != last {
-			last = err.Error()
-			t.o.Logger.Warn("the cluster's tokens cannot be compared with this server's; it is tried again", "error", err)
-		}
-		timers.Sleep(ctx, tokensRetry)
-	}
+	trouble := "the cluster's tokens cannot be compared with this server's; it is tried again"
+	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return t.follow(ctx, watcher) })
 }
 
 func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
