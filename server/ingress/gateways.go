@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -127,25 +126,11 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 		return r.Sections, 0, true, nil
 	}
 	core := g.client.CoreV1()
-	again = g.secrets.sync(state.Now, secrets, func(name types.NamespacedName) *corev1.Secret {
-		found, err := core.Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // a status says that it is missing
-		case err != nil:
-			return g.secrets.get(name) // as it was read last
-		}
-		return found
+	again = g.secrets.read(state.Now, secrets, func(namespace, name string) (*corev1.Secret, error) {
+		return core.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
-	again = sooner(again, g.configs.sync(state.Now, configs, func(name types.NamespacedName) *corev1.ConfigMap {
-		found, err := core.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil
-		case err != nil:
-			return g.configs.get(name)
-		}
-		return found
+	again = sooner(again, g.configs.read(state.Now, configs, func(namespace, name string) (*corev1.ConfigMap, error) {
+		return core.ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
 	}))
 	r, err = gateway.Desired(state)
 	return r.Sections, again, true, err

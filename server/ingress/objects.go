@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -146,15 +145,8 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 			unwatched = append(unwatched, name)
 		}
 	}
-	again = o.reads.sync(time.Now(), unwatched, func(name types.NamespacedName) *corev1.Secret {
-		s, err := o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // the compiler says that it is missing
-		case err != nil:
-			return o.reads.get(name) // as it was read last
-		}
-		return s
+	again = o.reads.read(time.Now(), unwatched, func(namespace, name string) (*corev1.Secret, error) {
+		return o.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	for _, name := range unwatched {
 		if s := o.reads.get(name); s != nil {
@@ -188,15 +180,8 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 // configMaps reads those that Ingresses name, and returns when to do so again; 0 for never.
 func (o *objects) configMaps(ctx context.Context, state *compile.State) (again time.Duration) {
 	names := slices.Collect(maps.Keys(compile.WantedConfigMaps(*state)))
-	again = o.configs.sync(time.Now(), names, func(name types.NamespacedName) *corev1.ConfigMap {
-		m, err := o.client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // the compiler says that it is missing
-		case err != nil:
-			return o.configs.get(name) // as it was read last
-		}
-		return m
+	again = o.configs.read(time.Now(), names, func(namespace, name string) (*corev1.ConfigMap, error) {
+		return o.client.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	state.ConfigMaps = make(map[types.NamespacedName]*corev1.ConfigMap, len(names))
 	for _, name := range names {
