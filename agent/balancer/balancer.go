@@ -180,12 +180,7 @@ func (b *Balancer) Set(servers []string) error {
 	b.servers = next
 	slices.Sort(kept) // so that a change of the one in use writes nothing
 	b.mu.Unlock()
-	data, err := json.Marshal(kept)
-	if err != nil {
-		return fmt.Errorf("keeping the list of servers: %w", err)
-	}
-	_, err = atomicfile.WriteIfDifferent(b.o.File, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(b.o.File, kept, 0o600)
 }
 
 // Run passes connections on until ctx is done, and returns when none is left.

@@ -85,10 +85,5 @@ func savePeers(dir string, members []raftstore.Member) error {
 		return nil
 	}
 	slices.Sort(peers)
-	data, err := json.Marshal(peers)
-	if err != nil {
-		return err
-	}
-	_, err = atomicfile.WriteIfDifferent(path, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(path, peers, 0o600)
 }

@@ -240,11 +240,7 @@ func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
 	if len(next) == 0 && len(kept) == 0 {
 		return nil
 	}
-	data, err := json.Marshal(next)
-	if err == nil {
-		_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
-	}
-	if err != nil {
+	if err := atomicfile.WriteJSON(file, next, 0o600); err != nil {
 		return fmt.Errorf("keeping when tokens were replaced: %w", err)
 	}
 	return nil
