@@ -32,7 +32,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -149,22 +148,15 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	for {
-		var again <-chan time.Time
-		if err := c.round(ctx); err != nil && ctx.Err() == nil {
-			c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
-			again = time.After(retry)
+	c.wake.Rounds(ctx, gather, func() time.Duration {
+		err := c.round(ctx)
+		if err == nil || ctx.Err() != nil {
+			return 0
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-		case <-c.wake:
-			if !timers.Sleep(ctx, gather) {
-				return nil
-			}
-		}
-	}
+		c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
+		return retry
+	})
+	return nil
 }
 
 // round compares everything once.

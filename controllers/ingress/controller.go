@@ -33,7 +33,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -168,21 +167,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	for {
-		var again <-chan time.Time
-		if pause := c.round(ctx); pause > 0 {
-			again = time.After(pause)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-		case <-c.wake:
-			if !timers.Sleep(ctx, gather) {
-				return nil
-			}
-		}
-	}
+	c.wake.Rounds(ctx, gather, func() time.Duration { return c.round(ctx) })
+	return nil
 }
 
 // round compares everything once, and returns after which time to do so again though nothing changes; 0 for never.

@@ -23,7 +23,6 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/notify"
-	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // objects are those of the table, followed for as long as somebody wants it.
@@ -100,7 +99,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return
 	}
-	for {
+	o.wake.Rounds(ctx, gather, func() time.Duration {
 		state := compile.State{Rules: o.rules, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
@@ -116,21 +115,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 			return s
 		}
 		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)
-		pause := o.compile(ctx, state, secret, put)
-		var again <-chan time.Time
-		if pause > 0 {
-			again = time.After(pause)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-again:
-		case <-o.wake:
-			if !timers.Sleep(ctx, gather) {
-				return
-			}
-		}
-	}
+		return o.compile(ctx, state, secret, put)
+	})
 }
 
 // compile makes the table, and returns after which time to do so again though nothing has changed; 0 for never.
