@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -105,13 +106,10 @@ func (a *agentMember) run(ctx context.Context) {
 		a.reach.OnUnreachable(member.TellUnreachable)
 		a.line.Set(status.Running, "")
 		a.show(func() []status.Member { return statusMembers(member.Members()) })
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			a.follow(ctx, member)
-		}()
+		var beside sync.WaitGroup
+		beside.Go(func() { a.follow(ctx, member) })
 		err = member.Run(ctx)
-		<-done
+		beside.Wait()
 	}
 	if err != nil {
 		a.line.Set(status.Degraded, err.Error()+". This machine learns of servers through the API only")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -73,12 +74,9 @@ func (r *Role) Run(ctx context.Context) {
 		ListerWatcher: lw, ObjectType: &corev1.Node{}, Transform: trim,
 		Handler: cache.ResourceEventHandlerFuncs{AddFunc: func(any) { changed.Send() }, UpdateFunc: func(any, any) { changed.Send() }},
 	})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		informer.RunWithContext(ctx)
-	}()
-	defer func() { <-done }()
+	var beside sync.WaitGroup
+	beside.Go(func() { informer.RunWithContext(ctx) })
+	defer beside.Wait()
 	for {
 		select {
 		case <-ctx.Done():
