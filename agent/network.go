@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
@@ -46,7 +47,7 @@ type network struct {
 	informers *netinformers.Informers
 	pods      *cni.Server         // nil when left to another plugin
 	backends  chan string         // what the cluster says of the way between nodes; no room: what follows it waits
-	changed   chan struct{}       // the node goes by another one; one: a second change is seen with the first
+	changed   notify.Signal       // the node goes by another one
 	services  *proxy.Proxy        // nil when left to another proxy
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when another program enforces NetworkPolicies
@@ -66,7 +67,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
+	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: notify.New()}
 	// Policies go with the pod network: another pod network brings its own enforcement, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -125,7 +126,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 
 // newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd
 // then waits for; what ours had made is removed.
-func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed chan<- struct{},
+func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed notify.Signal,
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
 	if o.NetworkBackend == clusterconfig.NetworkNone {
@@ -147,13 +148,8 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface, External: o.networkExternal(),
 		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies,
-		Logger: log,
-		Changed: func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		},
+		Logger:  log,
+		Changed: changed.Send,
 		Report: func(err error) {
 			if err != nil {
 				part.Set(status.Degraded, err.Error())

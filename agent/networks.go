@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -39,10 +40,8 @@ func keepNetworks(ctx context.Context, o Options) error {
 			complaint = err.Error()
 			o.Logger.Debug("agent: the Node does not say yet in which networks this machine can announce addresses", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 	}
 }

@@ -11,6 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -25,10 +28,10 @@ const (
 // it does not hear the node.
 type readyUnknown struct {
 	unknown atomic.Bool
-	news    chan struct{} // one: there is something to look at
+	news    notify.Signal // there is something to look at
 }
 
-func newReadyUnknown() *readyUnknown { return &readyUnknown{news: make(chan struct{}, 1)} }
+func newReadyUnknown() *readyUnknown { return &readyUnknown{news: notify.New()} }
 
 // follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
 func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
@@ -69,10 +72,7 @@ func (v *readyUnknown) observe(n *corev1.Node) {
 	}
 	v.unknown.Store(unknown)
 	if unknown {
-		select {
-		case v.news <- struct{}{}:
-		default:
-		}
+		v.news.Send()
 	}
 }
 
@@ -91,10 +91,8 @@ func (v *readyUnknown) requestReports(ctx context.Context, report chan<- struct{
 				return
 			case report <- struct{}{}:
 			}
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, reportPause) {
 				return
-			case <-time.After(reportPause):
 			}
 		}
 	}

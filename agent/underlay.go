@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // underlayCheck is how often the addresses of another interface are looked at.
@@ -56,10 +57,8 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 		default:
 			pause = addressCheck // it is what it was started with
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 	}
 }

@@ -10,6 +10,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -23,20 +26,17 @@ const (
 
 // followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it
 // rests on. It only listens: what is wrong is found by looking.
-func (s *Server) followKernel(ctx context.Context, changes chan<- struct{}) {
+func (s *Server) followKernel(ctx context.Context, changes notify.Signal) {
 	for ctx.Err() == nil {
 		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
 			s.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(listenAgain):
-		}
+		timers.Sleep(ctx, listenAgain)
 	}
 }
 
 // listen ends when one of the subscriptions does, with ctx at the latest.
-func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
+func (s *Server) listen(ctx context.Context, changes notify.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	news, err := subscribe(ctx.Done())
@@ -53,10 +53,7 @@ func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
 			return nil
 		case <-due:
 			due = nil
-			select {
-			case changes <- struct{}{}:
-			default:
-			}
+			changes.Send()
 			continue
 		case u, open := <-news.links:
 			relevant, ok = open && relevantLink(u), open

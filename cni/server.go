@@ -29,6 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Names on the host.
@@ -191,7 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
 
-	changes := make(chan struct{}, 1) // one: a second change is seen with the first
+	changes := notify.New()
 	wg.Go(func() { s.followKernel(ctx, changes) })
 	nfttable.FollowDeletions(ctx, &wg, changes, func(err error) {
 		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then",
@@ -215,10 +217,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 			return nil
 		}
 		s.log.Error(err, "A call of the container runtime about a pod's network could not be taken; trying on", "socket", s.o.Socket)
-		select {
-		case <-ctx.Done():
-		case <-time.After(acceptPause):
-		}
+		timers.Sleep(ctx, acceptPause)
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -247,10 +249,8 @@ func (d *drain) wait(ctx context.Context) error {
 		if len(d.waiting) == 0 {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, drainRound) {
 			return ctx.Err() //nolint:wrapcheck // the caller knows
-		case <-time.After(drainRound):
 		}
 		now, err := d.pods(ctx)
 		if err != nil && !temporary(err) {

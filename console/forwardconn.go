@@ -132,8 +132,7 @@ func (f *forward) serve(ctx context.Context, local net.Conn) error {
 	}()
 	_, err = io.Copy(struct{ io.Writer }{local}, data)
 	_ = local.Close() // ends the copying in the other direction
-	var network *net.OpError
-	if errors.As(err, &network) && network.Op == "write" {
+	if network, ok := errors.AsType[*net.OpError](err); ok && network.Op == "write" {
 		return nil // the browser does not read any more
 	}
 	_ = data.Reset() // what is not sent yet would hold up the node's error

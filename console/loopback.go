@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -51,7 +53,7 @@ type Loopback struct {
 	mu       sync.Mutex
 	code     string    // "" when it was taken
 	expires  time.Time // when the code stops being good
-	loggedIn chan struct{}
+	loggedIn notify.Signal
 }
 
 // ListenLoopback opens the port.
@@ -61,7 +63,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails
-	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: make(chan struct{}, 1)}
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: notify.New()}
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
@@ -124,10 +126,7 @@ func (l *Loopback) login(code string) (string, error) {
 	if time.Now().After(l.expires) {
 		return "", errors.New("this link was good for a minute: press Enter where coracle console runs for a new one")
 	}
-	select {
-	case l.loggedIn <- struct{}{}:
-	default:
-	}
+	l.loggedIn.Send()
 	return l.token, nil
 }
 

@@ -361,8 +361,7 @@ func (p *provider) fetch(ctx context.Context) (*description, error) {
 // code or a secret.
 func (p *provider) read(r *http.Request, v any) (code int, err error) {
 	response, err := p.client.Do(r)
-	var sending *url.Error
-	if errors.As(err, &sending) {
+	if sending, ok := errors.AsType[*url.Error](err); ok {
 		err = sending.Err
 	}
 	if err != nil {

@@ -10,6 +10,9 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // lateRetry is the pause after a constructor that failed.
@@ -31,12 +34,9 @@ var lateWhen = map[string]func(app.ControllerContext) (wait func(context.Context
 
 // anyOf waits for an informer to see a first object.
 func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
-	seen := make(chan struct{}, 1) // one value says it all
+	seen := notify.New()
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
-		select {
-		case seen <- struct{}{}:
-		default:
-		}
+		seen.Send()
 	}})
 	return func(ctx context.Context) bool {
 		if err != nil {
@@ -84,9 +84,6 @@ func (l *late) Run(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "Controller cannot start; the others run, and this one is tried again",
 				"controller", l.Name(), "in", lateRetry)
 		}
-		select {
-		case <-time.After(lateRetry):
-		case <-ctx.Done():
-		}
+		timers.Sleep(ctx, lateRetry)
 	}
 }

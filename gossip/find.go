@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -133,7 +134,7 @@ type searcher struct {
 	seals []cipher.AEAD
 	asked challenge // of the question that is open
 	found []netip.AddrPort
-	heard chan struct{} // one: an answer has come
+	heard notify.Signal // an answer has come
 	seen  []challenge
 	may   allowance
 }
@@ -147,7 +148,7 @@ func newSearcher(m *Member) *searcher {
 	if r == nil {
 		r = net.DefaultResolver
 	}
-	return &searcher{m: m, n: n, resolver: r, heard: make(chan struct{}, 1)}
+	return &searcher{m: m, n: n, resolver: r, heard: notify.New()}
 }
 
 func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
@@ -228,10 +229,7 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 	case kindAnswer:
 		if t.challenge == s.asked {
 			s.found = appendNew(s.found, t.servers)
-			select {
-			case s.heard <- struct{}{}:
-			default: // the notification is pending already
-			}
+			s.heard.Send() // the notification is pending already
 		}
 	case kindQuestion:
 		if t.challenge != s.asked && s.mayAnswer(t.challenge, from, time.Now()) {

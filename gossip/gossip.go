@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -92,7 +93,7 @@ type Member struct {
 	roster *roster
 	log    *libraryLog
 	// metaChanged wakes Run when Meta has changed; one: a second change is sent with the first.
-	metaChanged chan struct{}
+	metaChanged notify.Signal
 	// failed has the error of a socket that broke; one: the first is reported.
 	failed    chan error
 	transport *transport
@@ -121,7 +122,7 @@ func New(o Options) (*Member, error) {
 	}
 	m := &Member{
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
-		metaChanged: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
+		metaChanged: notify.New(), failed: make(chan error, 1), meta: o.Meta,
 	}
 	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
 	for _, k := range readKnown(o.File) {
@@ -206,10 +207,7 @@ func (m *Member) Update(f func(*Meta)) {
 	m.mu.Lock()
 	f(&m.meta)
 	m.mu.Unlock()
-	select {
-	case m.metaChanged <- struct{}{}:
-	default: // it will be read with the last one
-	}
+	m.metaChanged.Send() // it will be read with the last one
 }
 
 // SetKeys puts other keys in place of those in use.

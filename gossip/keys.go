@@ -33,10 +33,5 @@ func ReadKeys(file string) (keys clusterconfig.GossipKeys, ok bool, err error) {
 
 // WriteKeys keeps them, for root alone.
 func WriteKeys(file string, keys clusterconfig.GossipKeys) error {
-	data, err := json.Marshal(keys)
-	if err != nil {
-		return fmt.Errorf("gossip: encode the keys: %w", err)
-	}
-	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(file, keys, 0o600)
 }

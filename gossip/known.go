@@ -4,7 +4,6 @@ package gossip
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -56,10 +55,5 @@ func writeKnown(file string, members []Info) error {
 	if have := readKnown(file); slices.Equal(have, out) {
 		return nil
 	}
-	data, err := json.Marshal(out)
-	if err != nil {
-		return fmt.Errorf("encoding the list of members: %w", err)
-	}
-	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(file, out, 0o600)
 }

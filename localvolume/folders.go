@@ -20,6 +20,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -47,7 +48,7 @@ type Options struct {
 // Folders are where a node keeps local volumes. It is safe for concurrent use.
 type Folders struct {
 	o      Options
-	kick   chan struct{} // one value: there is something to remove
+	kick   notify.Signal // there is something to remove
 	giving sync.Mutex    // held while a volume is given a project of its own
 }
 
@@ -59,7 +60,7 @@ func New(o Options) *Folders {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Folders{o: o, kick: make(chan struct{}, 1)}
+	return &Folders{o: o, kick: notify.New()}
 }
 
 // Do does what it is asked for. An error is for a person: it says what is wrong on this node.
@@ -253,7 +254,7 @@ func (f *Folders) remove(r Request) (Answer, error) {
 	if err := syncFolder(root); err != nil {
 		return Answer{}, fmt.Errorf("removing the volume's directory: %w", err)
 	}
-	f.wake()
+	f.kick.Send()
 	return a, nil
 }
 
@@ -261,13 +262,6 @@ func (f *Folders) remove(r Request) (Answer, error) {
 func asideName(name string, i int) string {
 	out := aside + strconv.Itoa(i) + "-" + name
 	return out[:min(len(out), maxName)]
-}
-
-func (f *Folders) wake() {
-	select {
-	case f.kick <- struct{}{}:
-	default:
-	}
 }
 
 // notMounted fails when something is mounted at a path or below it: what it holds is not the volume's.

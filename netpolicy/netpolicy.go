@@ -24,6 +24,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -69,7 +70,7 @@ type Enforcer struct {
 	wait  time.Duration // admitTimeout, but for tests
 	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the
 	// table was deleted.
-	wake, urgent, deletions chan struct{}
+	wake, urgent, deletions notify.Signal
 
 	mu           sync.Mutex
 	sandboxes    map[string]Sandbox
@@ -99,11 +100,11 @@ func New(o Options) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
-		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), deletions: make(chan struct{}, 1),
+		wake: notify.New(), urgent: notify.New(), deletions: notify.New(),
 		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refused: map[string]refusedAt{},
 	}
 	var err error
-	if e.watch, err = follow(o.Informers, func() { poke(e.wake) }); err != nil {
+	if e.watch, err = follow(o.Informers, e.wake.Send); err != nil {
 		return nil, fmt.Errorf("netpolicy: %w", err)
 	}
 	return e, nil
@@ -135,7 +136,7 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 		defer e.mu.Unlock()
 		delete(e.waiters, b.ID)
 	}()
-	poke(e.urgent)
+	e.urgent.Send()
 	timeout := time.NewTimer(e.wait)
 	defer timeout.Stop()
 	select {
@@ -172,7 +173,7 @@ func (e *Enforcer) Release(id string) {
 	delete(e.sandboxes, id)
 	e.mu.Unlock()
 	if known {
-		poke(e.wake)
+		e.wake.Send()
 	}
 }
 
@@ -183,7 +184,7 @@ func (e *Enforcer) idle() bool { return e.table.none.Load() }
 func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
+	wg.Go(func() { e.watch.run(ctx, e.wake.Send) })
 	nfttable.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
 		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is checked now and then",
 			"err", err, "every", e.guard)
@@ -234,9 +235,9 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-rest.C:
 		case <-e.urgent:
-			poke(e.urgent) // the loop's to take
+			e.urgent.Send() // the loop's to take
 		case <-e.deletions:
-			poke(e.deletions)
+			e.deletions.Send()
 		}
 		rest.Stop()
 	}
@@ -319,14 +320,6 @@ func (e *Enforcer) report(r Result, err error) {
 		e.o.Part.Set(status.Degraded, budget)
 	default:
 		e.o.Part.Set(status.Running, "")
-	}
-}
-
-// poke leaves a wake-up, unless one is pending.
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }
 

@@ -127,13 +127,10 @@ func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
 	}
 	_ = stream.SetDeadline(time.Time{})
 	defer context.AfterFunc(ctx, func() { _, _ = stream.Close(), target.Close() })()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pass(stream, target)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { pass(stream, target) })
 	pass(target, stream)
-	<-done
+	beside.Wait()
 }
 
 // pass copies one way and passes the end on; yamux's Close is for one way as well.

@@ -21,7 +21,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Options are what a Proxy needs. NodeIPs, ClusterCIDRs and Informers are required.
@@ -100,7 +102,7 @@ type Proxy struct {
 	guard     time.Duration                // guardPeriod, but for tests
 	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
 	sources   []func(stop <-chan struct{}) // each says when its first list is complete
-	wake      chan struct{}                // one pending wake-up stands for any number of changes
+	wake      notify.Signal
 
 	nodesSynced func() bool // the addresses are known that no Service may have
 
@@ -141,7 +143,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
 	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
-		wake: make(chan struct{}, 1)}
+		wake: notify.New()}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -217,10 +219,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 		} else {
 			next.Reset(p.rest())
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 	}
 }
@@ -329,8 +329,5 @@ func (p *Proxy) intact() bool {
 
 func (p *Proxy) trigger() {
 	p.queued()
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	p.wake.Send()
 }

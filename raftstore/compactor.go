@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -54,7 +55,7 @@ type compactor struct {
 	setMark func(ctx context.Context, value string) (rev int64, err error)
 
 	mark int64         // the newest mark's revision; 0 if there is none
-	wake chan struct{} // capacity 1: there is too much history
+	wake notify.Signal // there is too much history
 	seen struct {      // on every server
 		sync.Mutex
 		mark    int64
@@ -75,7 +76,7 @@ const leastByQuota = 1.0 / 64
 func newCompactor(w *writer) *compactor {
 	c := &compactor{
 		clock: w.opts.Clock, age: w.opts.HistoryAge, bytes: w.opts.HistoryBytes, quota: w.opts.QuotaBytes,
-		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: make(chan struct{}, 1),
+		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: notify.New(),
 	}
 	return c
 }
@@ -110,10 +111,7 @@ func (c *compactor) published(view *mvcc.View) {
 	if now <= max(c.allowed(stats), c.futile.Load()) {
 		return
 	}
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.wake.Send()
 }
 
 // run compacts until ctx is done. A compactor may be run again.

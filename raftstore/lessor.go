@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -48,7 +49,7 @@ type lessor struct {
 	leases  map[int64]*expiry
 	order   expiries      // the leases that are not being revoked
 	doomed  []*expiry     // those that are
-	wake    chan struct{} // capacity 1: a lease expires earlier than all others
+	wake    notify.Signal // a lease expires earlier than all others
 }
 
 // expiry is what the lessor knows of a lease.
@@ -61,7 +62,7 @@ type expiry struct {
 }
 
 func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *lessor {
-	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: make(chan struct{}, 1)}
+	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: notify.New()}
 }
 
 // promote starts a term with the leases that exist.
@@ -116,10 +117,7 @@ func (l *lessor) add(id, ttl int64) {
 	if e.index > 0 {
 		return
 	}
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	l.wake.Send()
 }
 
 func (l *lessor) fromNow(ttl int64) time.Time {

@@ -20,7 +20,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
-	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/memnet"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 

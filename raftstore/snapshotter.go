@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -36,7 +37,7 @@ const (
 // the log grows.
 type snapshotter struct {
 	*replica
-	wake chan struct{} // capacity 1: look again
+	wake notify.Signal // look again
 	// writing is held by who writes a snapshot, hence its capacity of 1.
 	writing chan struct{}
 	// appended counts bytes since the start. At due it is time to look.
@@ -44,7 +45,7 @@ type snapshotter struct {
 }
 
 func newSnapshotter(r *replica) *snapshotter {
-	sn := &snapshotter{replica: r, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+	sn := &snapshotter{replica: r, wake: notify.New(), writing: make(chan struct{}, 1)}
 	sn.due.Store(minLogBytes)
 	return sn
 }
@@ -55,10 +56,7 @@ func (sn *snapshotter) grown(total int64) {
 	if total < sn.due.Load() {
 		return
 	}
-	select {
-	case sn.wake <- struct{}{}:
-	default:
-	}
+	sn.wake.Send()
 }
 
 // run takes snapshots when they are due, until ctx is done.

@@ -16,13 +16,6 @@ import (
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// ConsoleOIDCOptions say how users of the console log in by OIDC.
-type ConsoleOIDCOptions struct {
-	ClientID     string // empty for the API server's
-	ClientSecret string // empty for a public client
-	Scopes       []string
-}
-
 // consoleOIDC is the provider whose ID tokens the API server takes, by its own arguments; nil without one.
 func (o *Options) consoleOIDC() (*console.OIDC, error) {
 	args := map[string]string{}

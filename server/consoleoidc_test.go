@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 func TestConsoleTakesTheIssuerOfTheAPIServer(t *testing.T) {
-	const config = `apiVersion: apiserver.config.k8s.io/v1
+	const jwt = `apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
 jwt:
 - issuer: {url: "https://one.example", audiences: [kubectl, console], discoveryURL: "https://inside.example/d"}
@@ -18,7 +20,7 @@ jwt:
 `
 	dir := t.TempDir()
 	file, broken := filepath.Join(dir, "authentication.yaml"), filepath.Join(dir, "broken.pem")
-	for name, text := range map[string]string{file: config, broken: "no PEM"} {
+	for name, text := range map[string]string{file: jwt, broken: "no PEM"} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -26,17 +28,17 @@ jwt:
 	flags := []string{"--oidc-issuer-url=https://a.example", "oidc-client-id=kubectl"}
 	for name, c := range map[string]struct {
 		args           []string
-		own            ConsoleOIDCOptions
+		own            config.ConsoleOIDC
 		issuer, client string
 		err            string
 	}{
 		"no OIDC":                     {},
 		"the API server's own client": {args: flags, issuer: "https://a.example", client: "kubectl"},
-		"another client":              {args: flags, own: ConsoleOIDCOptions{ClientID: "console"}, issuer: "https://a.example", client: "console"},
+		"another client":              {args: flags, own: config.ConsoleOIDC{ClientID: "console"}, issuer: "https://a.example", client: "console"},
 		"the last argument counts":    {args: append(flags, "oidc_issuer_url=https://b.example"), issuer: "https://b.example", client: "kubectl"},
-		"a secret without OIDC":       {own: ConsoleOIDCOptions{ClientSecret: "x"}, err: "takes no users of OIDC"},
-		"a file, and a client of it":  {args: []string{"authentication-config=" + file}, own: ConsoleOIDCOptions{ClientID: "console"}, issuer: "https://one.example", client: "console"},
-		"a file, and another client":  {args: []string{"authentication-config=" + file}, own: ConsoleOIDCOptions{ClientID: "none"}, err: "takes no users of OIDC"},
+		"a secret without OIDC":       {own: config.ConsoleOIDC{ClientSecret: "x"}, err: "takes no users of OIDC"},
+		"a file, and a client of it":  {args: []string{"authentication-config=" + file}, own: config.ConsoleOIDC{ClientID: "console"}, issuer: "https://one.example", client: "console"},
+		"a file, and another client":  {args: []string{"authentication-config=" + file}, own: config.ConsoleOIDC{ClientID: "none"}, err: "takes no users of OIDC"},
 		"a file of two issuers":       {args: []string{"authentication-config=" + file}},
 		"a file that is not there":    {args: []string{"authentication-config=" + file + "x"}, err: "no such file"},
 		"authorities that are none":   {args: append(flags, "oidc-ca-file="+broken), err: "no certificate in PEM"},

@@ -13,6 +13,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The
@@ -40,10 +41,8 @@ func retryUntilLeader(ctx context.Context, part *status.Part, log *slog.Logger, 
 			part.Set(status.Degraded, "it does not answer any more; it is asked again: "+last)
 			log.Warn("the store does not answer any more; it is asked again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, leaderlessRetry) {
 			return err
-		case <-time.After(leaderlessRetry):
 		}
 	}
 }

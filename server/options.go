@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -104,7 +104,7 @@ type Options struct {
 	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.
 	EncryptResources []string
 	// Snapshots are taken of the whole cluster.
-	Snapshots SnapshotOptions
+	Snapshots config.Snapshots
 	// Kubeconfigs are the files in which an administrator finds access.
 	Kubeconfigs []Kubeconfig
 
@@ -126,7 +126,7 @@ type Options struct {
 	// ConsoleListen is where browsers get the console, as ADDRESS:PORT; empty for nowhere.
 	ConsoleListen string
 	// ConsoleOIDC is how its users log in by OIDC, beside what APIServerArgs say.
-	ConsoleOIDC ConsoleOIDCOptions
+	ConsoleOIDC config.ConsoleOIDC
 
 	// WorkEnded, when set, is called when work has ended that leaves much garbage behind.
 	WorkEnded func()
@@ -144,7 +144,7 @@ type Options struct {
 	ChartFolders []string
 
 	// ACME says where certificates of Ingresses come from; without an e-mail address none are ordered.
-	ACME ACMEOptions
+	ACME config.ACME
 
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
@@ -276,10 +276,4 @@ func (o Options) JoinRequest() joinrequest.Options {
 
 func (o *Options) dataDir() datadir.Options {
 	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version}
-}
-
-// ACMEOptions are those of controllers/acme that an operator chooses.
-type ACMEOptions struct {
-	Email, Directory string
-	Roots            *x509.CertPool // nil means the machine's
 }

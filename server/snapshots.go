@@ -14,8 +14,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/robfig/cron/v3"
-
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joinrequest"
@@ -23,23 +21,6 @@ import (
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
-
-// SnapshotOptions say when the cluster is saved, and where to.
-type SnapshotOptions struct {
-	// Dir is the folder for the files.
-	Dir string
-	// Retention is how many scheduled ones are kept.
-	Retention int
-	// Schedule says when they are taken; nil for never.
-	Schedule cron.Schedule
-	// S3 says whether they are kept in an object store too, with the settings S3Settings and, behind those, the ones in
-	// the Secret S3Secret of kube-system, if it is named.
-	S3         bool
-	S3Settings map[string]string
-	S3Secret   string
-	// KeyFile holds the key that encrypts them; empty for the server token.
-	KeyFile string
-}
 
 // SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
 // missing.

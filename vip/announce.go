@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -111,10 +113,8 @@ type responder struct {
 func (r *responder) announce(ctx context.Context) {
 	began := time.Now()
 	for _, at := range announceAt {
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, time.Until(began.Add(at))) {
 			return
-		case <-time.After(time.Until(began.Add(at))):
 		}
 		r.transmit(ctx, r.n.announcements()...)
 	}

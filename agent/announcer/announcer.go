@@ -28,7 +28,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -70,7 +72,7 @@ type Options struct {
 // Announcer answers for this node's addresses.
 type Announcer struct {
 	o       Options
-	changed chan struct{} // capacity 1: one says that there is something to look at
+	changed notify.Signal // there is something to look at
 
 	mu     sync.Mutex // of the last word of the store
 	asked  vip.Moment
@@ -93,7 +95,7 @@ func New(o Options) (*Announcer, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]conflict{},
+	return &Announcer{o: o, changed: notify.New(), findings: findings{last: map[netip.Addr]conflict{},
 		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
@@ -112,7 +114,7 @@ func (a *Announcer) Run(ctx context.Context) error {
 	following.Go(func() {
 		a.o.Settings.Follow(ctx, loadbalancer.ConfigMap, func(d clustersettings.Data) {
 			settingsData.Store(&d)
-			a.poke()
+			a.changed.Send()
 		})
 	})
 	now := map[netip.Addr]running{}
@@ -140,13 +142,6 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-a.changed:
 		case <-poll:
 		}
-	}
-}
-
-func (a *Announcer) poke() {
-	select {
-	case a.changed <- struct{}{}:
-	default:
 	}
 }
 
@@ -230,10 +225,8 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, loadbalancer.Wait) {
 			return
-		case <-time.After(loadbalancer.Wait):
 		}
 		if h.New && !a.prove(ctx, address, h, iface) {
 			return

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -57,7 +58,7 @@ func (a *Announcer) noteConflict(address netip.Addr, by net.HardwareAddr) {
 	a.findings.mu.Lock()
 	a.findings.last[address] = conflict{by, time.Now()}
 	a.findings.mu.Unlock()
-	a.poke()
+	a.changed.Send()
 }
 
 // prove returns when no other machine has an address that was not proven before; false when ctx is done before. No
@@ -73,7 +74,7 @@ func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalance
 			delete(a.findings.last, address)
 			a.findings.proven[address] = h.Term
 			a.findings.mu.Unlock()
-			a.poke()
+			a.changed.Send()
 			return true
 		case errors.As(err, &used):
 			pause = probeAgain
@@ -82,10 +83,8 @@ func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalance
 			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
 				err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return false
-		case <-time.After(pause):
 		}
 	}
 }

@@ -33,7 +33,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/preflight"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -88,7 +90,7 @@ type Balancer struct {
 	// arrive here.
 	arrived chan struct{}
 	here    int
-	quiet   chan struct{}
+	quiet   notify.Signal
 	misses  int
 
 	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
@@ -108,7 +110,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
 		waiting: connlimit.Table{Max: mostWaiting},
-		now:     time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
+		now:     time.Now, quiet: notify.New(), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))
@@ -179,12 +181,7 @@ func (b *Balancer) Set(servers []string) error {
 	b.servers = next
 	slices.Sort(kept) // so that a change of the one in use writes nothing
 	b.mu.Unlock()
-	data, err := json.Marshal(kept)
-	if err != nil {
-		return fmt.Errorf("keeping the list of servers: %w", err)
-	}
-	_, err = atomicfile.WriteIfDifferent(b.o.File, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(b.o.File, kept, 0o600)
 }
 
 // Run passes connections on until ctx is done, and returns when none is left.
@@ -211,10 +208,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 			return fmt.Errorf("the local address of the API: %w", err)
 		default:
 			b.o.Logger.Warn("a connection to the API could not be accepted; trying on", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(acceptPause):
-			}
+			timers.Sleep(ctx, acceptPause)
 		}
 	}
 }

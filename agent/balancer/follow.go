@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -53,10 +54,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 			return nil
 		case <-time.After(pause):
 		case <-b.quiet: // all of this machine's parts have lost the API, or had one server and turn to another
-			select {
-			case <-ctx.Done():
-			case <-time.After(listRetry):
-			}
+			timers.Sleep(ctx, listRetry)
 		}
 	}
 }

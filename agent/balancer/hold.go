@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -53,10 +55,8 @@ func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server s
 		if !held {
 			going.Go(func() { awaitClientEnd(ctx, c, cancel) })
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, holdPause) {
 			return nil, "", ctx.Err()
-		case <-time.After(holdPause):
 		}
 	}
 }
@@ -78,10 +78,8 @@ func (b *Balancer) everReached() bool {
 // not read yet, so that a Read would not tell.
 func awaitClientEnd(ctx context.Context, c net.Conn, gone func()) {
 	for !clientEnded(c) {
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, holdPause) {
 			return
-		case <-time.After(holdPause):
 		}
 	}
 	gone()

@@ -6,6 +6,8 @@ import (
 	"context"
 	"net"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -27,10 +29,7 @@ func (b *Balancer) arrive() (left func()) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.here--; b.here == 0 {
-			select {
-			case b.quiet <- struct{}{}:
-			default:
-			}
+			b.quiet.Send()
 		}
 	}
 }
@@ -43,10 +42,8 @@ func (b *Balancer) asked(ctx context.Context, failed error) {
 		if ctx.Err() != nil || b.missed(failed) {
 			return
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, listRetry) {
 			return
-		case <-time.After(listRetry):
 		}
 	}
 	b.mu.Lock()

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -44,8 +46,8 @@ type store interface {
 type gcScheduler struct {
 	store   store
 	changed atomic.Int32  // since the last collection
-	removed chan struct{} // one: there is something to collect
-	asked   chan struct{} // one: a caller waits
+	removed notify.Signal // there is something to collect
+	asked   notify.Signal // a caller waits
 
 	mu      sync.Mutex
 	waiting []chan<- gcResult
@@ -57,20 +59,13 @@ type gcResult struct {
 }
 
 func newGCScheduler(s store) *gcScheduler {
-	c := &gcScheduler{store: s, removed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
+	c := &gcScheduler{store: s, removed: notify.New(), asked: notify.New()}
 	s.RegisterMutationCallback(func(removed bool) {
 		if n := c.changed.Add(1); removed || n >= changes {
-			signal(c.removed)
+			c.removed.Send()
 		}
 	})
 	return c
-}
-
-func signal(to chan<- struct{}) {
-	select {
-	case to <- struct{}{}:
-	default:
-	}
 }
 
 // ScheduleAndWait collects at once, for who removes and wants the room. containerd's services call it.
@@ -79,7 +74,7 @@ func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 	c.mu.Lock()
 	c.waiting = append(c.waiting, done)
 	c.mu.Unlock()
-	signal(c.asked)
+	c.asked.Send()
 	select {
 	case out := <-done:
 		return out.stats, out.err
@@ -92,7 +87,7 @@ func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 func (c *gcScheduler) run(ctx context.Context) {
 	due := time.NewTimer(firstCollection)
 	defer due.Stop()
-	removed := chan struct{}(nil) // while a collection is to come, it is for this too
+	removed := notify.Signal(nil) // while a collection is to come, it is for this too
 	for {
 		select {
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -34,10 +35,7 @@ func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, er
 			log.Info("ingress: the table cannot be had from the server; the proxy goes on with what it has, and it is tried again", "error",
 				err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		timers.Sleep(ctx, pause)
 		pause = min(2*pause, longestPause)
 	}
 }

@@ -27,7 +27,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -68,7 +70,7 @@ type Options struct {
 // Node is a node's ingress.
 type Node struct {
 	o    Options
-	wake chan struct{} // capacity 1: one says that an object has changed
+	wake notify.Signal // an object has changed
 	gone chan struct{} // capacity 1: one says that another program may have deleted the kernel's table
 	// questions are asked by those who collect Metrics; no room: without a proxy there is no answer.
 	questions chan question
@@ -84,18 +86,17 @@ type Node struct {
 
 // New listens to the caches, which must not run yet.
 func New(o Options) (*Node, error) {
-	n := &Node{o: o, wake: make(chan struct{}, 1), gone: make(chan struct{}, 1), questions: make(chan question)}
+	n := &Node{o: o, wake: notify.New(), gone: make(chan struct{}, 1), questions: make(chan question)}
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
 	if err := o.Services.Informer().AddIndexers(cache.Indexers{byGateway: indexGateway}); err != nil {
 		return nil, fmt.Errorf("ingress: adding an index of Services: %w", err)
 	}
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: n.poke, UpdateFunc: func(_, o any) { n.poke(o) }, DeleteFunc: n.poke}
-	for _, i := range []cache.SharedIndexInformer{o.Nodes.Informer(), o.Services.Informer(), o.EndpointSlices.Informer()} {
-		if _, err := i.AddEventHandler(handler); err != nil {
-			return nil, fmt.Errorf("ingress: listening to an informer: %w", err)
-		}
+	if _, err := netinformers.Follow(func(any) { n.wake.Send() }, []netinformers.Source{
+		{Informer: o.Nodes.Informer()}, {Informer: o.Services.Informer()}, {Informer: o.EndpointSlices.Informer()},
+	}...); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
 	}
 	return n, nil
 }
@@ -108,13 +109,6 @@ func indexGateway(o any) ([]string, error) {
 		return []string{byGateway}, nil
 	}
 	return nil, nil
-}
-
-func (n *Node) poke(any) {
-	select {
-	case n.wake <- struct{}{}:
-	default:
-	}
 }
 
 // hasService says whether the cluster has the Service of Ingresses.

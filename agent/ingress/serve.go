@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -119,10 +120,8 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-n.gone:
 			n.tableDeleted()
 		case <-n.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return nil
-			case <-time.After(gather):
 			}
 			if !n.wanted() {
 				k.forget()
@@ -231,7 +230,7 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	taken, err := k.takeOver(ctx, now)
 	if err == nil {
 		s.refused, s.takeOvers = nil, backoff{}
-		s.poke(nil) // for sockets of Gateways that could not be opened before
+		s.wake.Send() // for sockets of Gateways that could not be opened before
 		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.now.PID, "after", time.Since(began))
 		return taken, nil
 	}

@@ -37,6 +37,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
@@ -185,10 +186,8 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 			last = text
 			n.o.Logger.Warn("the node cannot join yet; it is tried again", "server", n.o.Server.Host, "reason", text)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return ctx.Err()
-		case <-time.After(pause):
 		}
 	}
 }
@@ -366,10 +365,8 @@ func (n *Node) Run(ctx context.Context) error {
 		default:
 			soon = firstPause
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 		if !n.stale && !n.due() {
 			continue

@@ -167,10 +167,8 @@ func waitAPI(ctx context.Context, kubeconfig string) error {
 		if answers(ctx, client, config.Host+"/readyz") {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, apiPoll) {
 			return ctx.Err()
-		case <-time.After(apiPoll):
 		}
 	}
 }

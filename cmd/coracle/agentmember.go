@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -28,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 )
@@ -93,7 +95,7 @@ func (a *agentMember) run(ctx context.Context) {
 	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
 		if err := a.joined.AskGossipKeys(ctx); err != nil {
 			a.log.Debug("no gossip keys yet", "error", err)
-			sleep(ctx, keysAsk)
+			timers.Sleep(ctx, keysAsk)
 		}
 	}
 	if ctx.Err() != nil {
@@ -104,13 +106,10 @@ func (a *agentMember) run(ctx context.Context) {
 		a.reach.OnUnreachable(member.TellUnreachable)
 		a.line.Set(status.Running, "")
 		a.show(func() []status.Member { return statusMembers(member.Members()) })
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			a.follow(ctx, member)
-		}()
+		var beside sync.WaitGroup
+		beside.Go(func() { a.follow(ctx, member) })
 		err = member.Run(ctx)
-		<-done
+		beside.Wait()
 	}
 	if err != nil {
 		a.line.Set(status.Degraded, err.Error()+". This machine learns of servers through the API only")
@@ -211,7 +210,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 		case <-ctx.Done():
 		case <-changed:
 			if pause == keysAsk { // while the keys are older, each change would ask again
-				sleep(ctx, time.Second)
+				timers.Sleep(ctx, time.Second)
 			}
 		case subnets := <-a.subnets:
 			member.Update(func(m *gossip.Meta) { m.PodSubnets = subnets })
@@ -252,13 +251,6 @@ func (a *agentMember) balance(members []gossip.Info) {
 	}
 	if err := a.servers.Set(servers); err != nil {
 		a.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/utils/ptr"
+
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -63,21 +65,12 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			o.LBReserved = b.ReservedPorts
 		}
 	}
-	if no := joined.Settings.NoMetrics; no != nil {
-		o.DisableMetrics = *no
-	}
-	if no := joined.Settings.NoHelm; no != nil {
-		o.DisableHelm = *no
-	}
-	if joined.Settings.NoIngress == nil { // of a cluster that says nothing of it
-		o.Cluster.NoIngress = clusterSettings(c).NoIngress
-	}
-	if joined.Settings.NoGateway == nil {
-		o.Cluster.NoGateway = clusterSettings(c).NoGateway
-	}
-	if joined.Settings.NoConsole == nil {
-		o.Cluster.NoConsole = clusterSettings(c).NoConsole
-	}
+	o.DisableMetrics = ptr.Deref(joined.Settings.NoMetrics, o.DisableMetrics)
+	o.DisableHelm = ptr.Deref(joined.Settings.NoHelm, o.DisableHelm)
+	own := clusterSettings(c) // where the cluster says nothing
+	o.Cluster.NoIngress = cmp.Or(joined.Settings.NoIngress, own.NoIngress)
+	o.Cluster.NoGateway = cmp.Or(joined.Settings.NoGateway, own.NoGateway)
+	o.Cluster.NoConsole = cmp.Or(joined.Settings.NoConsole, own.NoConsole)
 	if o.Cluster.ConsoleDisabled() && o.ConsoleListen != "" {
 		return o, errors.New("--console-listen: the cluster that this server belongs to was given --disable console; leave it out")
 	}
@@ -99,23 +92,11 @@ func contradictions(c *config.Server, j *joinrequest.Joined) error {
 	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
 		own.Balancer = nil
 	}
-	if j.Settings.NoMetrics == nil {
-		own.NoMetrics = nil
-	}
-	if j.Settings.NoHelm == nil {
-		own.NoHelm = nil
-	}
-	if j.Settings.NoIngress == nil {
-		own.NoIngress = nil
-	}
-	if j.Settings.NoGateway == nil {
-		own.NoGateway = nil
-	}
-	if j.Settings.NoConsole == nil {
-		own.NoConsole = nil
-	}
-	if j.Settings.NoManifests == nil {
-		own.NoManifests = nil
+	cluster := j.Settings.Switches()
+	for i, given := range own.Switches() {
+		if *cluster[i] == nil {
+			*given = nil
+		}
 	}
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
@@ -167,35 +148,19 @@ func givenBackend(c *config.Server) string {
 // disabledParts are those parts that a whole cluster has or has not.
 func disabledParts(s clusterconfig.Settings) string {
 	var out []string
-	if !s.DNS.IsValid() {
-		out = append(out, config.PartDNS)
-	}
-	if s.NoManifests != nil && *s.NoManifests {
-		out = append(out, config.PartManifests)
-	}
-	if s.NoNetworkPolicy {
-		out = append(out, config.PartNetworkPolicy)
-	}
-	if s.NoLocalStorage {
-		out = append(out, config.PartLocalStorage)
-	}
-	if s.Balancer != nil && s.Balancer.Disabled {
-		out = append(out, config.PartServiceLB)
-	}
-	if s.NoMetrics != nil && *s.NoMetrics {
-		out = append(out, config.PartMetrics)
-	}
-	if s.NoHelm != nil && *s.NoHelm {
-		out = append(out, config.PartHelm)
-	}
-	if s.IngressDisabled() {
-		out = append(out, config.PartIngress)
-	}
-	if s.GatewayDisabled() {
-		out = append(out, config.PartGateway)
-	}
-	if s.ConsoleDisabled() {
-		out = append(out, config.PartConsole)
+	for _, p := range []struct {
+		name     string
+		disabled bool
+	}{
+		{config.PartDNS, !s.DNS.IsValid()}, {config.PartManifests, ptr.Deref(s.NoManifests, false)},
+		{config.PartNetworkPolicy, s.NoNetworkPolicy}, {config.PartLocalStorage, s.NoLocalStorage},
+		{config.PartServiceLB, s.Balancer != nil && s.Balancer.Disabled}, {config.PartMetrics, ptr.Deref(s.NoMetrics, false)},
+		{config.PartHelm, ptr.Deref(s.NoHelm, false)}, {config.PartIngress, s.IngressDisabled()},
+		{config.PartGateway, s.GatewayDisabled()}, {config.PartConsole, s.ConsoleDisabled()},
+	} {
+		if p.disabled {
+			out = append(out, p.name)
+		}
 	}
 	return strings.Join(out, ",")
 }

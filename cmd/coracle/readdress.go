@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,15 +31,12 @@ const stopPatience = 2 * time.Second
 func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process,
 	f func(context.Context, context.CancelCauseFunc) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		followAddresses(ctx, n, networks, p, stop)
-	}()
+	var following sync.WaitGroup
+	following.Go(func() { followAddresses(ctx, n, networks, p, stop) })
 	err := f(ctx, stop)
 	restartProcess := errors.Is(context.Cause(ctx), cli.ErrRestart)
 	stop(nil)
-	<-followed
+	following.Wait()
 	if restartProcess {
 		if err != nil && !errors.Is(err, cli.ErrRestart) && !errors.Is(err, context.Canceled) {
 			p.Log.Warn("not all ended as it should before coracle restarts", "error", err)

@@ -188,10 +188,7 @@ func serverOptions(c *config.Server) server.Options {
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
-		Snapshots: server.SnapshotOptions{
-			Dir: c.Snapshots.Dir, Retention: c.Snapshots.Retention, Schedule: c.Snapshots.Schedule, KeyFile: c.Snapshots.KeyFile,
-			S3: c.Snapshots.S3, S3Settings: c.Snapshots.S3Settings, S3Secret: c.Snapshots.S3Secret,
-		},
+		Snapshots:        c.Snapshots,
 		Kubeconfigs: []server.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
@@ -203,13 +200,13 @@ func serverOptions(c *config.Server) server.Options {
 		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		ConsoleListen:       c.ConsoleListen,
-		ConsoleOIDC:         server.ConsoleOIDCOptions(c.ConsoleOIDC),
+		ConsoleOIDC:         c.ConsoleOIDC,
 		DisableMetrics:      c.Disabled(config.PartMetrics),
 		DisableHelm:         c.Disabled(config.PartHelm),
 		IngressRules:        ingressRules(c.Ingress),
 		ChartFolders:        c.Paths.ChartFolders,
 		HelmProgram:         helmProgram(c.Paths.DataDir),
-		ACME:                server.ACMEOptions{Email: c.ACME.Email, Directory: c.ACME.Directory, Roots: c.ACME.Roots},
+		ACME:                c.ACME,
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -52,10 +53,8 @@ func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint str
 		if time.Now().After(deadline) {
 			return &nodesError{err}
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, askAgain) {
 			return ctx.Err()
-		case <-time.After(askAgain):
 		}
 	}
 }

@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -87,7 +88,7 @@ type Options struct {
 type Manager struct {
 	o    Options
 	http *http.Client
-	wake chan struct{} // capacity 1: one says that something has changed
+	wake notify.Signal // something has changed
 	id   account
 
 	mu      sync.Mutex
@@ -122,7 +123,7 @@ func New(o Options) *Manager {
 		}
 	}
 	return &Manager{
-		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: make(chan struct{}, 1),
+		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: notify.New(),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{},
 		unsaved: map[types.NamespacedName]*progress{}, leaves: map[types.NamespacedName]leaf{},
 	}
@@ -155,14 +156,7 @@ func (m *Manager) Want(orders []compile.Order) {
 	m.mu.Lock()
 	m.wanted, m.known = orders, true
 	m.mu.Unlock()
-	m.poke()
-}
-
-func (m *Manager) poke() {
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
+	m.wake.Send()
 }
 
 // Run works until ctx is done, and returns when no attempt is under way.
@@ -217,7 +211,7 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 		m.turns++
 		m.running[o.Secret], m.begun[o.Secret.Namespace] = true, m.turns
 		attempts.Go(func() {
-			defer m.poke()
+			defer m.wake.Send()
 			m.try(ctx, o)
 		})
 	}

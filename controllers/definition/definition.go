@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -109,10 +111,8 @@ func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
 		if err == nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, servedPause) {
 			return fmt.Errorf("waiting until %s are served: %w", k.Resource.Resource, err)
-		case <-time.After(servedPause):
 		}
 	}
 }
@@ -159,19 +159,5 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 
 // UntilDone calls f until it succeeds or ctx is done, and says each new trouble once.
 func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
-	for last := ""; ; {
-		err := f()
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			log.Warn(trouble, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-	}
+	timers.Retry(ctx, log, pause, trouble, f)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/gateway/definitions"
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Define brings the kinds and the class into the cluster and writes the status of the class, which is right from then
@@ -69,10 +70,8 @@ func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayC
 		case !apierrors.IsNotFound(err):
 			return nil, fmt.Errorf("making the GatewayClass %s: %w", gateway.ClassName, err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, servedPause) {
 			return nil, fmt.Errorf("waiting until GatewayClasses are served: %w", err)
-		case <-time.After(servedPause):
 		}
 	}
 }

@@ -29,6 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -75,7 +77,7 @@ type Controller struct {
 	namespaces corelisters.NamespaceLister
 	slices     discoverylisters.EndpointSliceLister
 	synced     []cache.InformerSynced
-	wake       chan struct{} // capacity 1: one says that something has changed
+	wake       notify.Signal // something has changed
 
 	memory   gateway.Memory
 	applied  map[types.NamespacedName]string // what was applied to Services in this term
@@ -95,50 +97,32 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
 		nodes:      core.Nodes().Lister(),
-		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: make(chan struct{}, 1),
+		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: notify.New(),
 		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
 	}
-	for _, of := range []struct {
-		informer cache.SharedIndexInformer
-		matters  func(old, now any) bool
-	}{
-		{core.Services().Informer(), nil}, {core.Secrets().Informer(), secretMatters}, {core.ConfigMaps().Informer(), nil},
-		{core.Nodes().Informer(), ingress.NodeMatters}, {core.Namespaces().Informer(), nil},
-		{discovery.EndpointSlices().Informer(), sliceMatters},
-	} {
-		r, err := of.informer.AddEventHandler(c.handler(of.matters))
-		if err != nil {
-			return nil, fmt.Errorf("gateway: listening to informers: %w", err)
-		}
-		c.synced = append(c.synced, r.HasSynced)
+	var err error
+	c.synced, err = netinformers.Follow(c.notify, []netinformers.Source{
+		{Informer: core.Services().Informer()}, {Informer: core.Secrets().Informer(), Matters: secretMatters},
+		{Informer: core.ConfigMaps().Informer()},
+		{Informer: core.Nodes().Informer(), Matters: ingress.NodeMatters},
+		{Informer: core.Namespaces().Informer()},
+		{Informer: discovery.EndpointSlices().Informer(), Matters: sliceMatters},
+	}...)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	return c, nil
 }
 
 // Changed says that an object of the Gateway API has become another. It does not wait.
 func (c *Controller) Changed() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.wake.Send()
 }
 
-// handler wakes the controller for what matters while there are Gateways; old is nil for what is new or gone.
-func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
-	notify := func(old, now any) {
-		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
-			now = gone.Obj
-		}
-		if matters != nil && !matters(old, now) {
-			return
-		}
-		if s, _ := c.o.State(); len(s.Gateways) > 0 || ofGateway(now) {
-			c.Changed()
-		}
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
-		UpdateFunc: func(old, o any) { notify(old, o) },
+// notify wakes the controller while there are Gateways.
+func (c *Controller) notify(now any) {
+	if s, _ := c.o.State(); len(s.Gateways) > 0 || ofGateway(now) {
+		c.Changed()
 	}
 }
 
@@ -164,24 +148,15 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	for {
-		var again <-chan time.Time
-		if err := c.round(ctx); err != nil && ctx.Err() == nil {
-			c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
-			again = time.After(retry)
+	c.wake.Rounds(ctx, gather, func() time.Duration {
+		err := c.round(ctx)
+		if err == nil || ctx.Err() != nil {
+			return 0
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-		case <-c.wake:
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(gather):
-			}
-		}
-	}
+		c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
+		return retry
+	})
+	return nil
 }
 
 // round compares everything once.

@@ -24,7 +24,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -85,8 +87,8 @@ type Controller struct {
 	nodes      corelisters.NodeLister
 	synced     []cache.InformerSynced
 
-	wake     chan struct{} // capacity 1: one says that there is something to look at
-	nodeNews chan struct{} // capacity 1, likewise, of nodes
+	wake     notify.Signal // there is something to look at
+	nodeNews notify.Signal // likewise, of nodes
 	ended    chan outcome  // capacity AtOnce: a child's end need not wait for the loop
 
 	entries  map[types.NamespacedName]*entry // the loop's alone
@@ -121,24 +123,24 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
 			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
-		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
+		wake: notify.New(), nodeNews: notify.New(), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
 	if o.Disabled {
 		return c, nil
 	}
 	var err error
-	if c.objects, err = newObjects(o.Dynamic, c.poke); err != nil {
+	if c.objects, err = newObjects(o.Dynamic, c.wake.Send); err != nil {
 		return nil, fmt.Errorf("helmcharts: listening to HelmCharts: %w", err)
 	}
-	c.watches = newWatches(o.Metadata, c.poke)
+	c.watches = newWatches(o.Metadata, c.wake.Send)
 	r, err := core.Namespaces().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.poke() }, DeleteFunc: func(any) { c.poke() },
+		AddFunc: func(any) { c.wake.Send() }, DeleteFunc: func(any) { c.wake.Send() },
 		UpdateFunc: func(old, now any) {
 			a, was := old.(*corev1.Namespace)
 			b, is := now.(*corev1.Namespace)
 			if was && is && (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) {
-				c.poke()
+				c.wake.Send()
 			}
 		},
 	})
@@ -147,15 +149,6 @@ func New(o Options) (*Controller, error) {
 	}
 	c.synced = []cache.InformerSynced{r.HasSynced, core.Nodes().Informer().HasSynced}
 	return c, nil
-}
-
-func (c *Controller) poke() { signal(c.wake) }
-
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }
 
 // Run keeps charts installed until ctx is done. Having returned, it has left no child at work.
@@ -200,10 +193,8 @@ func (c *Controller) loop(ctx context.Context) {
 		case o := <-c.ended:
 			c.settle(ctx, o)
 		case <-c.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return
-			case <-time.After(gather):
 			}
 		}
 	}
@@ -236,7 +227,7 @@ func (c *Controller) nodeSeen(o any) {
 	if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	}) {
-		signal(c.nodeNews)
+		c.nodeNews.Send()
 	}
 }
 

@@ -345,8 +345,7 @@ func (r reader) secret(ctx context.Context, namespace, name, field string) (map[
 
 // asProblem is the chart's own fault in an error; nil for any other.
 func asProblem(err error) *Problem {
-	var p problemError
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[problemError](err); ok {
 		return &p.Problem
 	}
 	return nil

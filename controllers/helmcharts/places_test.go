@@ -120,7 +120,7 @@ func (w *crowd) add(name string, takes time.Duration, stuck bool, every string) 
 		u.SetAnnotations(map[string]string{ReconcileEvery: every})
 	}
 	testenv.NoError(w.t, w.objects.charts.GetStore().Add(u))
-	w.poke()
+	w.wake.Send()
 }
 
 // helm is the engine.

@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // Helm's labels on what it keeps of a release, which is a Secret or a ConfigMap for each revision.
@@ -92,10 +94,7 @@ func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, co
 func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions),
 	changed func(metav1.Object)) {
 	i := metadatainformer.NewFilteredMetadataInformer(w.client, resourceOf(configMap), namespace, 0, cache.Indexers{}, choose).Informer()
-	heard := func(obj any) {
-		if final, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-			obj = final.Obj
-		}
+	heard := netinformers.Source{}.Handler(func(obj any) {
 		o, ok := obj.(metav1.Object)
 		if !ok {
 			return
@@ -104,10 +103,9 @@ func (w *watches) watch(ctx context.Context, configMap bool, namespace string, c
 		changed(o)
 		w.mu.Unlock()
 		w.poke()
-	}
+	})
 	_ = i.SetTransform(bare) // these two fail on an informer that runs, only
-	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: heard, UpdateFunc: func(_, now any) { heard(now) },
-		DeleteFunc: heard})
+	_, _ = i.AddEventHandler(heard)
 	w.informed.Go(func() { i.RunWithContext(ctx) })
 }
 

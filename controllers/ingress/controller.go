@@ -30,6 +30,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -77,7 +79,7 @@ type Controller struct {
 	nodes     corelisters.NodeLister
 	slices    discoverylisters.EndpointSliceLister
 	synced    []cache.InformerSynced
-	wake      chan struct{} // capacity 1: one says that something has changed
+	wake      notify.Signal // something has changed
 
 	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
 	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
@@ -101,44 +103,21 @@ func New(o Options) (*Controller, error) {
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
 		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
 		slices: discovery.EndpointSlices().Lister(),
-		wake:   make(chan struct{}, 1), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
+		wake:   notify.New(), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
-	for _, of := range []struct {
-		informer cache.SharedIndexInformer
-		matters  func(old, now any) bool
-	}{
-		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil},
-		{core.Services().Informer(), c.serviceMatters},
-		{core.ConfigMaps().Informer(), c.configMatters}, {core.Secrets().Informer(), c.secretMatters},
-		{core.Nodes().Informer(), NodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
-	} {
-		r, err := of.informer.AddEventHandler(c.handler(of.matters))
-		if err != nil {
-			return nil, fmt.Errorf("ingress: listening to informers: %w", err)
-		}
-		c.synced = append(c.synced, r.HasSynced)
+	var err error
+	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, []netinformers.Source{
+		{Informer: networking.Ingresses().Informer()}, {Informer: networking.IngressClasses().Informer()},
+		{Informer: core.Services().Informer(), Matters: c.serviceMatters},
+		{Informer: core.ConfigMaps().Informer(), Matters: c.configMatters},
+		{Informer: core.Secrets().Informer(), Matters: c.secretMatters},
+		{Informer: core.Nodes().Informer(), Matters: NodeMatters},
+		{Informer: discovery.EndpointSlices().Informer(), Matters: sliceMatters},
+	}...)
+	if err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
 	}
 	return c, nil
-}
-
-// handler wakes the controller for what matters; old is nil for what is new or gone.
-func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
-	notify := func(old, now any) {
-		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
-			now = gone.Obj
-		}
-		if matters != nil && !matters(old, now) {
-			return
-		}
-		select {
-		case c.wake <- struct{}{}:
-		default:
-		}
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
-		UpdateFunc: func(old, o any) { notify(old, o) },
-	}
 }
 
 // used says whether the cluster has Ingresses at all: where it has none, Services, Secrets and nodes change without
@@ -188,23 +167,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	for {
-		var again <-chan time.Time
-		if pause := c.round(ctx); pause > 0 {
-			again = time.After(pause)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-		case <-c.wake:
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(gather):
-			}
-		}
-	}
+	c.wake.Rounds(ctx, gather, func() time.Duration { return c.round(ctx) })
+	return nil
 }
 
 // round compares everything once, and returns after which time to do so again though nothing changes; 0 for never.

@@ -52,7 +52,7 @@ func (v *Volumes) watchVolumes() error {
 		v.mu.Lock()
 		v.finalize[pv.Name] = true
 		v.mu.Unlock()
-		v.wake()
+		v.wakeup.Send()
 	}
 	_, err := v.o.VolumeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: enqueue,
 		UpdateFunc: func(_, o any) { enqueue(o) }})

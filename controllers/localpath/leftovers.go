@@ -33,18 +33,11 @@ const (
 
 // watchNodes has Run look when a node comes.
 func (v *Volumes) watchNodes() error {
-	_, err := v.o.NodeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { v.wake() }})
+	_, err := v.o.NodeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { v.wakeup.Send() }})
 	if err != nil {
 		return fmt.Errorf("watching nodes for what removed volumes left: %w", err)
 	}
 	return nil
-}
-
-func (v *Volumes) wake() {
-	select {
-	case v.wakeup <- struct{}{}:
-	default:
-	}
 }
 
 // recordLeftover writes down a directory that is to be removed when its node comes back.
@@ -61,7 +54,7 @@ func (v *Volumes) recordLeftover(node, path string) error {
 	}
 	v.o.Logger.Info("a volume is removed whose node is no longer of the cluster; its directory goes if that node comes back", "node", node,
 		"path", path)
-	v.wake()
+	v.wakeup.Send()
 	return nil
 }
 

@@ -26,6 +26,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/volume"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
 )
@@ -71,7 +72,7 @@ type Options struct {
 // Volumes is the plugin. Run has to run beside the controllers.
 type Volumes struct {
 	o      Options
-	wakeup chan struct{} // capacity 1: there is something for Run
+	wakeup notify.Signal // there is something for Run
 
 	mu       sync.Mutex
 	finalize map[string]bool // volumes whose finalizers are to change
@@ -86,7 +87,7 @@ var (
 // New makes the plugin, before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	v := &Volumes{o: o, wakeup: make(chan struct{}, 1), finalize: map[string]bool{}}
+	v := &Volumes{o: o, wakeup: notify.New(), finalize: map[string]bool{}}
 	return v, errors.Join(v.watchNodes(), v.watchVolumes())
 }
 

@@ -31,9 +31,11 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -80,7 +82,7 @@ type Controller struct {
 	pods     corelisters.PodLister
 	slices   discoverylisters.EndpointSliceLister
 	synced   []cache.InformerSynced
-	wake     chan struct{} // capacity 1: one says that there is something to look at
+	wake     notify.Signal // there is something to look at
 	holders  holders
 	written  written
 	unsure   unsure
@@ -101,52 +103,25 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
+		wake: notify.New(), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
 	}
+	changed := func(any) { c.wake.Send() }
+	var err error
 	if o.Dynamic != nil && !o.Disabled {
-		var err error
-		if c.objects, err = newObjects(o.Dynamic, o.Logger, c.handler(objectMatters)); err != nil {
+		if c.objects, err = newObjects(o.Dynamic, o.Logger, netinformers.Source{Matters: objectMatters}.Handler(changed)); err != nil {
 			return nil, fmt.Errorf("servicelb: listening to AddressPools: %w", err)
 		}
 	}
-	for _, of := range []struct {
-		informer cache.SharedIndexInformer
-		matters  func(old, now any) bool
-	}{
-		{core.Services().Informer(), nil}, {core.Nodes().Informer(), nodeMatters}, {core.Pods().Informer(), podMatters},
-		{discovery.Informer(), c.sliceMatters},
-		{core.Namespaces().Informer(), c.namespaceMatters},
-	} {
-		r, err := of.informer.AddEventHandler(c.handler(of.matters))
-		if err != nil {
-			return nil, fmt.Errorf("servicelb: listening to informers: %w", err)
-		}
-		c.synced = append(c.synced, r.HasSynced)
+	c.synced, err = netinformers.Follow(changed, []netinformers.Source{
+		{Informer: core.Services().Informer()}, {Informer: core.Nodes().Informer(), Matters: nodeMatters},
+		{Informer: core.Pods().Informer(), Matters: podMatters},
+		{Informer: discovery.Informer(), Matters: c.sliceMatters},
+		{Informer: core.Namespaces().Informer(), Matters: c.namespaceMatters},
+	}...)
+	if err != nil {
+		return nil, fmt.Errorf("servicelb: %w", err)
 	}
 	return c, nil
-}
-
-// handler wakes the controller for what matters; old is nil for what is new or gone.
-func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
-	notify := func(old, now any) {
-		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
-			now = gone.Obj
-		}
-		if matters == nil || matters(old, now) {
-			c.poke()
-		}
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
-		UpdateFunc: func(old, o any) { notify(old, o) },
-	}
-}
-
-func (c *Controller) poke() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
 }
 
 // Nodes change all the time, by their heartbeats; pods hardly ever have ports here.
@@ -232,10 +207,8 @@ func (c *Controller) Run(ctx context.Context) error {
 			whole = !c.holders.settled
 			c.holders.noteDelay(time.Since(due))
 		case <-c.wake:
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, gather) {
 				return nil
-			case <-time.After(gather):
 			}
 		}
 	}

@@ -229,21 +229,13 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 func (p *Proxy) awaitHandshakes() {
 	longest := time.NewTimer(handshakeTime)
 	defer longest.Stop()
-	defer p.endHandshakes() // for the process' other sockets
+	defer p.noHandshake.Send() // for the process' other sockets
 	for p.handshakes.Load() > 0 {
 		select {
 		case <-p.noHandshake:
 		case <-longest.C:
 			return
 		}
-	}
-}
-
-// endHandshakes says that no handshake may be under way any more.
-func (p *Proxy) endHandshakes() {
-	select {
-	case p.noHandshake <- struct{}{}:
-	default:
 	}
 }
 
@@ -314,7 +306,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	p.stats.Connections.Add(1)
 	s := &quicHandshake{source: source, done: func() {
 		if p.handshakes.Add(-1) == 0 {
-			p.endHandshakes()
+			p.noHandshake.Send()
 		}
 	}}
 	context.AfterFunc(ctx, func() {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 // listener serves a site on one socket.
@@ -33,7 +35,7 @@ type listener struct {
 
 	leaving     atomic.Bool   // another process has taken over: each response is its connection's last
 	connections atomic.Int64  // of HTTP; those of tunnels are not among them
-	empty       chan struct{} // capacity 1: connections has become 0
+	empty       notify.Signal // connections has become 0
 }
 
 // ErrHandedOver is the cause of a context that ends Serve because another process serves on the same sockets now.
@@ -85,7 +87,7 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 
 // listener makes one for a socket; end waits for what its requests have begun.
 func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *listener, end func()) {
-	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: make(chan struct{}, 1)}
+	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: notify.New()}
 	p.mu.Lock()
 	h.alternative = p.alternative(site)
 	p.mu.Unlock()
@@ -196,10 +198,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 			case http.StateClosed, http.StateHijacked:
 				p.stats.Connections.Add(-1)
 				if h.connections.Add(-1) == 0 {
-					select {
-					case h.empty <- struct{}{}:
-					default:
-					}
+					h.empty.Send()
 				}
 			}
 		},

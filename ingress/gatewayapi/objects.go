@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Objects are those of the cluster, followed as long as they are used.
@@ -71,10 +72,8 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 			complained = err.Error()
 			o.log.Warn("gateway: the kinds of the Gateway API cannot be read yet; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, time.Second) {
 			return
-		case <-time.After(time.Second):
 		}
 	}
 	f := &followed{informers: map[string]cache.SharedIndexInformer{}, version: version}

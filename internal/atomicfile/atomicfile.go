@@ -5,6 +5,7 @@
 package atomicfile
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -68,4 +69,14 @@ func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) 
 		}
 	}
 	return true, Write(path, data, mode)
+}
+
+// WriteJSON is WriteIfDifferent for a value as one line of JSON.
+func WriteJSON(path string, value any, mode fs.FileMode) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	_, err = WriteIfDifferent(path, append(data, '\n'), mode)
+	return err
 }

@@ -57,11 +57,7 @@ func WriteBackend(serverDir, backend string) error {
 		}
 		return nil
 	}
-	data, err := json.Marshal(keptBackend{backend})
-	if err != nil {
-		return fmt.Errorf("encoding the cluster's network back end: %w", err)
-	}
-	if _, err = atomicfile.WriteIfDifferent(path, append(data, '\n'), 0o600); err != nil {
+	if err := atomicfile.WriteJSON(path, keptBackend{backend}, 0o600); err != nil {
 		return fmt.Errorf("keeping the cluster's network back end: %w", err)
 	}
 	return nil

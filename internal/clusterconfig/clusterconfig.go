@@ -59,6 +59,11 @@ type Settings struct {
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
+// Switches are the settings that are nil in clusters that began before there were these.
+func (s *Settings) Switches() []**bool {
+	return []**bool{&s.NoMetrics, &s.NoHelm, &s.NoIngress, &s.NoGateway, &s.NoConsole, &s.NoManifests}
+}
+
 // IngressDisabled says whether Ingresses are left to another controller.
 func (s Settings) IngressDisabled() bool { return s.NoIngress != nil && *s.NoIngress }
 

@@ -58,10 +58,5 @@ func ForgetVIPs(serverDir string) error {
 
 // WriteVIPs keeps them there.
 func WriteVIPs(serverDir string, addresses []netip.Addr) error {
-	data, err := json.Marshal(keptVIPs{Addresses: addresses})
-	if err != nil {
-		return fmt.Errorf("encoding the cluster's virtual addresses: %w", err)
-	}
-	_, err = atomicfile.WriteIfDifferent(filepath.Join(serverDir, vipFile), append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(filepath.Join(serverDir, vipFile), keptVIPs{Addresses: addresses}, 0o600)
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Path is where an API server serves the stream. A request names the ConfigMaps, each as a parameter Parameter. The
@@ -91,10 +93,7 @@ func (c *StreamClient) Run(ctx context.Context) {
 			c.log.Info("the settings of kube-system cannot be followed; those that are known stay in force, "+
 				"and the stream is requested again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause)):
-		}
+		timers.Sleep(ctx, pause/2+rand.N(pause))
 		pause = min(2*pause, longestPause)
 	}
 }

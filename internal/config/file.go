@@ -77,8 +77,7 @@ func unreadable(path string, err error, named Source, isMain bool) string {
 
 // cause drops the operation and path that the message already names.
 func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err

@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 // Deletions are the kernel's events of deleted tables, also by `nft flush ruleset`. Make one with
@@ -137,23 +139,17 @@ func (d *Deletions) names(m []byte) bool {
 	return false
 }
 
-// FollowDeletions has wake, which has room for one, wake its reader whenever one of the tables may be gone, until ctx
+// FollowDeletions sends wake whenever one of the tables may be gone, until ctx
 // is done. It listens when it returns; a goroutine of wg's goes on. failed is called when nothing is received, or not
 // any more.
-func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake chan<- struct{}, failed func(error), tables ...Table) {
+func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake notify.Signal, failed func(error), tables ...Table) {
 	d, err := HearDeletions(tables...)
 	if err != nil {
 		failed(err)
 		return
 	}
 	wg.Go(func() {
-		err := d.Run(ctx, func() {
-			select {
-			case wake <- struct{}{}:
-			default:
-			}
-		})
-		if err != nil {
+		if err := d.Run(ctx, wake.Send); err != nil {
 			failed(err)
 		}
 	})

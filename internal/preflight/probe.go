@@ -124,8 +124,7 @@ func (kernelProbe) Listen(p Port) error {
 			return errors.New("used by " + who)
 		}
 	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	return err
@@ -196,8 +195,7 @@ func nearest(path string) string {
 
 // plain drops the name of a temporary file from an error.
 func plain(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err
 	}
 	return err

@@ -19,6 +19,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -68,7 +70,7 @@ type Options struct {
 // Watch is that view. Make it with New. Calls of its methods before Run are not lost.
 type Watch struct {
 	o    Options
-	wake chan struct{} // one: a second wake-up finds what the first has not
+	wake notify.Signal
 
 	mu      sync.Mutex
 	nodes   map[string]*state
@@ -103,7 +105,7 @@ func New(o Options) *Watch {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Watch{o: o, tell: o.Report, wake: make(chan struct{}, 1), nodes: map[string]*state{}, changed: make(chan struct{})}
+	return &Watch{o: o, tell: o.Report, wake: notify.New(), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 
 // OnUnreachable sets Options.Tell, of who is made after the Watch.
@@ -134,7 +136,7 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 		s.due = soon
 	}
 	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
-	w.poke()
+	w.wake.Send()
 }
 
 // NodeLeft says that a node has said good-bye: its program ends, and perhaps its machine.
@@ -147,7 +149,7 @@ func (w *Watch) NodeLeft(node string) {
 		if s.due.IsZero() {
 			s.due = now.Add(recheck)
 		}
-		w.poke()
+		w.wake.Send()
 	}
 }
 
@@ -167,7 +169,7 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 	due := later(time.Now(), s.checked.Add(gap))
 	if s.due.IsZero() || due.Before(s.due) {
 		s.due = due
-		w.poke()
+		w.wake.Send()
 	}
 }
 
@@ -197,7 +199,7 @@ func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Add
 			running.Go(func() {
 				defer func() {
 					<-free
-					w.poke()
+					w.wake.Send()
 				}()
 				w.check(ctx, c)
 			})
@@ -414,13 +416,6 @@ func (w *Watch) publish() {
 	w.down = down
 	close(w.changed)
 	w.changed = make(chan struct{})
-}
-
-func (w *Watch) poke() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
 }
 
 func later(a, b time.Time) time.Time {

@@ -88,8 +88,7 @@ func (c *Client) send(ctx context.Context, method, path string) (io.ReadCloser, 
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotRunning
 	case err != nil:
-		var sending *url.Error
-		if errors.As(err, &sending) {
+		if sending, ok := errors.AsType[*url.Error](err); ok {
 			err = sending.Err // without the address, in which keys for S3 may be
 		}
 		return nil, fmt.Errorf("asking the running coracle: %w", err)

@@ -3,8 +3,6 @@
 package etcdgrpc
 
 import (
-	"context"
-
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 
@@ -13,28 +11,8 @@ import (
 
 // kvServer is the store's KV service.
 type kvServer struct {
-	pb.UnimplementedKVServer
-	api *etcdapi.API
-}
-
-func (k *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return k.api.Range(ctx, r)
-}
-
-func (k *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
-	return k.api.Put(ctx, r)
-}
-
-func (k *kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-	return k.api.DeleteRange(ctx, r)
-}
-
-func (k *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	return k.api.Txn(ctx, r)
-}
-
-func (k *kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	return k.api.Compact(ctx, r)
+	pb.UnsafeKVServer
+	*etcdapi.API
 }
 
 // streamChunk is about how many bytes of keys and values one message of a
@@ -47,7 +25,7 @@ func (k *kvServer) RangeStream(r *pb.RangeRequest, stream grpc.ServerStreamingSe
 	if err := etcdapi.CheckRangeStream(r); err != nil {
 		return err
 	}
-	resp, err := k.api.Range(stream.Context(), r)
+	resp, err := k.Range(stream.Context(), r)
 	if err != nil {
 		return err
 	}

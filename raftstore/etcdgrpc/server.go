@@ -41,9 +41,9 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 	)
-	pb.RegisterKVServer(server, &kvServer{api: api})
+	pb.RegisterKVServer(server, &kvServer{API: api})
 	pb.RegisterWatchServer(server, &watchServer{api: api})
-	pb.RegisterLeaseServer(server, &leaseServer{api: api})
+	pb.RegisterLeaseServer(server, &leaseServer{API: api})
 	pb.RegisterMaintenanceServer(server, &maintenanceServer{api: api})
 	pb.RegisterClusterServer(server, &clusterServer{api: api, url: clientURL(l.Addr())})
 	pb.RegisterAuthServer(server, pb.UnimplementedAuthServer{})

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/memnet"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )

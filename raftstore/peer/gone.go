@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -73,7 +75,7 @@ func (t *Transport) refuses(address string) bool {
 		if err == nil {
 			closeConn(c)
 		}
-		if !sleep(t.ctx, pause) {
+		if !timers.Sleep(t.ctx, pause) {
 			return false
 		}
 		pause *= 2

@@ -16,7 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
-	"github.com/coracle-k8s/coracle/raftstore/memnet"
+	"github.com/coracle-k8s/coracle/test/memnet"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -42,7 +43,7 @@ func (t *Transport) accept() {
 			}
 			wait = min(max(2*wait, 5*time.Millisecond), maxAcceptWait)
 			t.opts.Logger.Warn("a connection of another server could not be accepted; trying on", "error", err)
-			if !sleep(t.ctx, wait) {
+			if !timers.Sleep(t.ctx, wait) {
 				return
 			}
 			continue
@@ -270,14 +271,3 @@ type queueAddr string
 
 func (queueAddr) Network() string  { return "peer" }
 func (a queueAddr) String() string { return string(a) }
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

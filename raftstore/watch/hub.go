@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/pkg/v3/adt"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -31,7 +32,7 @@ type Hub struct {
 	view     func() *mvcc.View
 	clock    clock.WithTicker
 	interval time.Duration
-	wake     chan struct{} // capacity 1: one pending wake-up stands for any number
+	wake     notify.Signal
 
 	delivered atomic.Uint64 // events that watchers took, for metrics
 
@@ -50,17 +51,14 @@ type watchGroup struct{ members map[*Watcher]struct{} }
 // NewHub returns a hub without watchers, which Run and RunProgress serve.
 func NewHub(o Options) *Hub {
 	return &Hub{
-		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: make(chan struct{}, 1),
+		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: notify.New(),
 		points: make(map[string]*watchGroup), ranges: adt.NewIntervalTree(), reported: make(map[*Watcher]struct{}),
 	}
 }
 
 // Published says that there is a new view. It never blocks.
 func (h *Hub) Published() {
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
+	h.wake.Send()
 }
 
 // Run fills queues until ctx is done.

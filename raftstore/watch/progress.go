@@ -22,7 +22,7 @@ func (h *Hub) RunProgress(ctx context.Context) {
 		h.mu.Lock()
 		for w := range h.reported {
 			w.progress = true
-			w.ring()
+			w.signal.Send()
 		}
 		h.mu.Unlock()
 	}

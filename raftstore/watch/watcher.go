@@ -8,6 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -35,7 +36,7 @@ type Watcher struct {
 	noDelete bool
 	report   bool // progress, from time to time
 
-	signal chan struct{} // capacity 1: one pending signal stands for any number
+	signal notify.Signal
 
 	// Guarded by hub.mu.
 	position int64 // next revision to deliver
@@ -77,7 +78,7 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 	present = h.view().Revision()
 	w = &Watcher{
 		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv, report: r.ProgressNotify,
-		signal: make(chan struct{}, 1), position: r.StartRevision, behind: true,
+		signal: notify.New(), position: r.StartRevision, behind: true,
 	}
 	if w.position == 0 {
 		w.position = present + 1
@@ -86,20 +87,13 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
-	w.ring() // to look at the history once
+	w.signal.Send() // to look at the history once
 	h.add(w)
 	return w, present
 }
 
 // Close ends the watcher. Next must not be called again.
 func (w *Watcher) Close() { w.hub.remove(w) }
-
-func (w *Watcher) ring() {
-	select {
-	case w.signal <- struct{}{}:
-	default:
-	}
-}
 
 // RequestProgress makes Next report the position once everything up to the
 // present revision is delivered. One that begins after the present revision
@@ -108,7 +102,7 @@ func (w *Watcher) RequestProgress() {
 	w.hub.mu.Lock()
 	w.progress = true
 	w.hub.mu.Unlock()
-	w.ring()
+	w.signal.Send()
 }
 
 // enqueue is called by the hub, under its lock.
@@ -126,7 +120,7 @@ func (w *Watcher) enqueue(v *mvcc.Version) {
 		return
 	}
 	w.queue, w.bytes = append(w.queue, q), w.bytes+size
-	w.ring()
+	w.signal.Send()
 }
 
 func (w *Watcher) toQueued(v *mvcc.Version) queued {
@@ -151,7 +145,7 @@ func (w *Watcher) fallBehind(from int64) {
 		w.position = max(w.position, from)
 	}
 	w.behind, w.queue, w.bytes = true, nil, 0
-	w.ring()
+	w.signal.Send()
 }
 
 // Next waits for something to deliver. It returns ctx's error when that ends.
@@ -218,7 +212,7 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		w.hub.mu.Unlock()
 		if len(found) > 0 {
 			if behind {
-				w.ring()
+				w.signal.Send()
 			}
 			return d, true
 		}

@@ -19,6 +19,8 @@ import (
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -65,10 +67,8 @@ func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Cont
 				logger.Warn("objects that every cluster has cannot be written yet; it is tried again", "hook", name, "missing", len(left),
 					"error", err)
 			}
-			select {
-			case <-hook.Done():
+			if !timers.Sleep(hook, bootstrapRetry) {
 				return nil
-			case <-time.After(bootstrapRetry):
 			}
 		}
 	}

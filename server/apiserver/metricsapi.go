@@ -21,6 +21,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 )
@@ -41,7 +42,7 @@ type metricsAPI struct {
 
 	client   apiregistrationclient.APIServiceInterface
 	services apiregistrationlisters.APIServiceLister
-	changed  chan struct{} // one token: who takes it looks at the APIService
+	changed  notify.Signal // who receives it looks at the APIService
 }
 
 func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAPI, error) {
@@ -49,7 +50,7 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 	if err != nil {
 		return nil, fmt.Errorf("building a client for APIServices: %w", err)
 	}
-	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: make(chan struct{}, 1)}
+	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: notify.New()}
 	if !o.ResourceMetrics {
 		m.part.Set(status.Disabled, "")
 		return m, nil
@@ -92,10 +93,7 @@ func (m *metricsAPI) follow(aggregator *aggregatorapiserver.APIAggregator) error
 		if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err != nil || name != metricsAPIService {
 			return
 		}
-		select {
-		case m.changed <- struct{}{}:
-		default:
-		}
+		m.changed.Send()
 	}
 	_, err := informer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: look, UpdateFunc: func(_, obj any) { look(obj) }, DeleteFunc: look,

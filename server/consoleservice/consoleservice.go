@@ -23,6 +23,8 @@ import (
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -82,10 +84,8 @@ func Keep(ctx context.Context, o Options) {
 			last = text
 			o.Logger.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, consoleServiceRetry) {
 			return
-		case <-time.After(consoleServiceRetry):
 		}
 	}
 }

@@ -29,6 +29,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -56,13 +57,10 @@ type departures struct {
 // Run removes nodes that are to leave for a term of leadership.
 func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := make(chan struct{}, 1) // one says that there is something to look at
+	changed := notify.New() // there is something to look at
 	look := func(obj any) {
 		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || stays(n)) {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
+			changed.Send()
 		}
 	}
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: look, UpdateFunc: func(_, obj any) { look(obj) }})

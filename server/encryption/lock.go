@@ -9,6 +9,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -39,10 +41,8 @@ func lock(ctx context.Context, path string, wait bool) (*os.File, error) {
 		case !wait:
 			return nil, errors.Join(errLocked, f.Close())
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, lockPoll) {
 			return nil, errors.Join(fmt.Errorf("locking the encryption keys: %w", ctx.Err()), f.Close())
-		case <-time.After(lockPoll):
 		}
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -252,10 +253,7 @@ func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 			last = err.Error()
 			m.o.Logger.Warn("the gossip keys cannot be read; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(keysRetry):
-		}
+		timers.Sleep(ctx, keysRetry)
 	}
 	return nil
 }

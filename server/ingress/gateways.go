@@ -4,14 +4,12 @@ package ingress
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -23,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // Gateways are where the objects of the Gateway API come from.
@@ -56,17 +55,14 @@ func (g *gateways) begin(ctx context.Context) error {
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, gatewayapi.PortsName).String()
 		}))
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: g.poke, UpdateFunc: func(_, o any) { g.poke(o) }, DeleteFunc: g.poke}
-	for _, i := range []cache.SharedIndexInformer{
-		g.others.Core().V1().Services().Informer(), g.others.Core().V1().Namespaces().Informer(),
-		g.ports.Core().V1().ConfigMaps().Informer(),
-	} {
-		r, err := i.AddEventHandler(handler)
-		if err != nil { // of an informer that has ended: it has not begun
-			return fmt.Errorf("listening to an informer: %w", err)
-		}
-		g.synced = append(g.synced, r.HasSynced)
+	synced, err := netinformers.Follow(g.poke, []netinformers.Source{
+		{Informer: g.others.Core().V1().Services().Informer()}, {Informer: g.others.Core().V1().Namespaces().Informer()},
+		{Informer: g.ports.Core().V1().ConfigMaps().Informer()},
+	}...)
+	if err != nil { // of an informer that has ended: it has not begun
+		return err
 	}
+	g.synced = append(g.synced, synced...)
 	g.others.Start(ctx.Done())
 	g.ports.Start(ctx.Done())
 	return nil
@@ -130,25 +126,11 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 		return r.Sections, 0, true, nil
 	}
 	core := g.client.CoreV1()
-	again = g.secrets.sync(state.Now, secrets, func(name types.NamespacedName) *corev1.Secret {
-		found, err := core.Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // a status says that it is missing
-		case err != nil:
-			return g.secrets.get(name) // as it was read last
-		}
-		return found
+	again = g.secrets.read(state.Now, secrets, func(namespace, name string) (*corev1.Secret, error) {
+		return core.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
-	again = shorterWait(again, g.configs.sync(state.Now, configs, func(name types.NamespacedName) *corev1.ConfigMap {
-		found, err := core.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil
-		case err != nil:
-			return g.configs.get(name)
-		}
-		return found
+	again = shorterWait(again, g.configs.read(state.Now, configs, func(namespace, name string) (*corev1.ConfigMap, error) {
+		return core.ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
 	}))
 	r, err = gateway.Desired(state)
 	return r.Sections, again, true, err

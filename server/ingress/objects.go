@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -22,6 +21,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 // objects are those of the table, followed for as long as somebody wants it.
@@ -31,7 +32,7 @@ type objects struct {
 	others  informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
-	wake    chan struct{}                   // capacity 1: one says that something has changed
+	wake    notify.Signal                   // something has changed
 	memory  compile.Memory
 	rules   compile.Rules
 	reads   reads[corev1.Secret]
@@ -44,7 +45,7 @@ type objects struct {
 func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
-		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: make(chan struct{}, 1),
+		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: notify.New(),
 		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -62,10 +63,7 @@ func newObjects(of Options) *objects {
 }
 
 func (o *objects) poke(any) {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
+	o.wake.Send()
 }
 
 func withoutManagedFields(o any) (any, error) {
@@ -79,15 +77,12 @@ func withoutManagedFields(o any) (any, error) {
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
 	secrets, setting := o.secrets.Core().V1().Secrets(), o.setting.Core().V1().ConfigMaps()
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: o.poke, UpdateFunc: func(_, now any) { o.poke(now) }, DeleteFunc: o.poke}
-	synced := make([]cache.InformerSynced, 0, 4)
-	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer(), setting.Informer()} {
-		r, err := i.AddEventHandler(handler)
-		if err != nil { // of an informer that has ended: it has not begun
-			o.log.Error("ingress: listening to an informer failed", "error", err)
-			return
-		}
-		synced = append(synced, r.HasSynced)
+	synced, err := netinformers.Follow(o.poke, []netinformers.Source{
+		{Informer: ingresses.Informer()}, {Informer: classes.Informer()}, {Informer: secrets.Informer()}, {Informer: setting.Informer()},
+	}...)
+	if err != nil { // of an informer that has ended: it has not begun
+		o.log.Error("ingress: listening to an informer failed", "error", err)
+		return
 	}
 	o.others.Start(ctx.Done())
 	o.secrets.Start(ctx.Done())
@@ -104,7 +99,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return
 	}
-	for {
+	o.wake.Rounds(ctx, gather, func() time.Duration {
 		state := compile.State{Rules: o.rules, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
@@ -120,23 +115,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 			return s
 		}
 		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)
-		pause := o.compile(ctx, state, secret, put)
-		var again <-chan time.Time
-		if pause > 0 {
-			again = time.After(pause)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-again:
-		case <-o.wake:
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(gather):
-			}
-		}
-	}
+		return o.compile(ctx, state, secret, put)
+	})
 }
 
 // compile makes the table, and returns after which time to do so again though nothing has changed; 0 for never.
@@ -151,15 +131,8 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 			unwatched = append(unwatched, name)
 		}
 	}
-	again = o.reads.sync(time.Now(), unwatched, func(name types.NamespacedName) *corev1.Secret {
-		s, err := o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // the compiler says that it is missing
-		case err != nil:
-			return o.reads.get(name) // as it was read last
-		}
-		return s
+	again = o.reads.read(time.Now(), unwatched, func(namespace, name string) (*corev1.Secret, error) {
+		return o.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	for _, name := range unwatched {
 		if s := o.reads.get(name); s != nil {
@@ -193,15 +166,8 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 // configMaps reads those that Ingresses name, and returns when to do so again; 0 for never.
 func (o *objects) configMaps(ctx context.Context, state *compile.State) (again time.Duration) {
 	names := slices.Collect(maps.Keys(compile.WantedConfigMaps(*state)))
-	again = o.configs.sync(time.Now(), names, func(name types.NamespacedName) *corev1.ConfigMap {
-		m, err := o.client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil // the compiler says that it is missing
-		case err != nil:
-			return o.configs.get(name) // as it was read last
-		}
-		return m
+	again = o.configs.read(time.Now(), names, func(namespace, name string) (*corev1.ConfigMap, error) {
+		return o.client.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	state.ConfigMaps = make(map[types.NamespacedName]*corev1.ConfigMap, len(names))
 	for _, name := range names {

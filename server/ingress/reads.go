@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -31,6 +32,21 @@ type read[T any] struct {
 }
 
 func (r *reads[T]) get(name types.NamespacedName) *T { return r.of[name].object }
+
+// read is sync with a request to the API: an object that cannot be read is as it was read last, and for one that is
+// missing its reader has a status.
+func (r *reads[T]) read(now time.Time, names []types.NamespacedName, get func(namespace, name string) (*T, error)) (again time.Duration) {
+	return r.sync(now, names, func(name types.NamespacedName) *T {
+		switch o, err := get(name.Namespace, name.Name); {
+		case apierrors.IsNotFound(err):
+			return nil
+		case err != nil:
+			return r.get(name)
+		default:
+			return o
+		}
+	})
+}
 
 // sync reads those that were not read for otherSecrets, maxReads at most: of each namespace the first in turn, those
 // that were never read before others. It forgets the rest, and returns when to come again.

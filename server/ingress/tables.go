@@ -28,6 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 const (
@@ -61,7 +62,7 @@ type Options struct {
 type Tables struct {
 	o     Options
 	lasts func() time.Duration
-	asked chan struct{} // capacity 1: one says that a stream has begun or ended
+	asked notify.Signal // a stream has begun or ended
 
 	mu      sync.Mutex
 	streams int
@@ -73,7 +74,7 @@ type Tables struct {
 // New makes one.
 func New(o Options) *Tables {
 	return &Tables{
-		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
+		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: notify.New(),
 		now: table.Sections{}, changed: make(chan struct{}),
 	}
 }
@@ -150,10 +151,7 @@ func (t *Tables) begin() (end func()) {
 		t.mu.Lock()
 		t.streams += n
 		t.mu.Unlock()
-		select {
-		case t.asked <- struct{}{}:
-		default:
-		}
+		t.asked.Send()
 	}
 	add(1)
 	return func() { add(-1) }

@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
@@ -184,10 +185,8 @@ func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*prot
 			last = err.Error()
 			o.Logger.Warn("the server cannot join yet; it is tried again", "server", j.Address, "reason", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, joinPause) {
 			return nil, ctx.Err()
-		case <-time.After(joinPause):
 		}
 	}
 }

@@ -57,9 +57,6 @@ func (l *Leader) wantKind(of schema.GroupKind) bool {
 	if of.Group != kinds.Group || l.o.Helm.Disabled {
 		return false
 	}
-	select {
-	case l.helmWanted <- struct{}{}:
-	default:
-	}
+	l.helmWanted.Send()
 	return true
 }

@@ -26,7 +26,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
@@ -94,14 +96,14 @@ type API interface {
 type Leader struct {
 	o Options
 	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
-	helmWanted chan struct{}
+	helmWanted notify.Signal
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
 }
 
 // New makes the Leader of a server.
 func New(o Options) *Leader {
-	return &Leader{o: o, helmWanted: make(chan struct{}, 1), refusals: localpath.NewRefusals(time.Now)}
+	return &Leader{o: o, helmWanted: notify.New(), refusals: localpath.NewRefusals(time.Now)}
 }
 
 // Follow starts the loops when this server begins to lead and stops them when it ceases to, until ctx is done; it
@@ -168,10 +170,7 @@ func (l *Leader) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 			}
 			l.o.Logger.Error("the loops of a leader failed and are started again", "term", number, "after", termRetry, "error", err)
 			l.o.Part.Set(status.Degraded, "they failed and are started again every "+termRetry.String()+": "+err.Error())
-			select {
-			case <-ctx.Done():
-			case <-time.After(termRetry):
-			}
+			timers.Sleep(ctx, termRetry)
 		}
 	}()
 	return func() {

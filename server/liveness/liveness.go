@@ -28,6 +28,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
@@ -169,10 +170,7 @@ func (j *Judge) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		if late := j.o.Now().Sub(due); late > lateBy { // what nodes have sent may not have been read
-			select {
-			case <-ctx.Done():
-			case <-time.After(settle):
-			}
+			timers.Sleep(ctx, settle)
 			j.noteDelay(late)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // crdPatience bounds the wait for a new kind to be served; later it is a matter of trying again.
@@ -76,7 +78,7 @@ func (m *Manifests) awaitKind(ctx context.Context, o object) {
 			setNamespace(o.Unstructured, mapping)
 			return
 		}
-		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+		if !timers.Sleep(ctx, 100*time.Millisecond) {
 			return // applying says what is wrong, and is tried again
 		}
 	}
@@ -172,7 +174,7 @@ func (m *Manifests) awaitEstablished(ctx context.Context, crd object) error {
 		if err == nil && established(got) {
 			return nil
 		}
-		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+		if !timers.Sleep(ctx, 100*time.Millisecond) {
 			return errors.Join(errors.New("the API server does not serve its kind yet"), err)
 		}
 	}

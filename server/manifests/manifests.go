@@ -35,6 +35,7 @@ import (
 	"k8s.io/client-go/restmapper"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -130,7 +131,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 				return nil
 			}
 			m.log.Warn("what earlier manifests applied cannot be read yet; it is tried again", "error", err)
-			pause(ctx, firstRetry)
+			timers.Sleep(ctx, firstRetry)
 		}
 	}
 	for ctx.Err() == nil {
@@ -232,11 +233,4 @@ func (m *Manifests) read(ctx context.Context, name string, s source) {
 func (f *file) fail() {
 	f.wait = min(max(2*f.wait, firstRetry), lastRetry)
 	f.retry = time.Now().Add(f.wait)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }

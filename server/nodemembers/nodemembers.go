@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
@@ -54,18 +55,14 @@ type nodeMembers struct {
 // Run removes servers whose nodes are deleted, for a term of leadership.
 func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := make(chan struct{}, 1) // one says that there is something to look at
-	look := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { look() }, UpdateFunc: func(_, obj any) {
-		if n, ok := obj.(*corev1.Node); ok && n.DeletionTimestamp != nil {
-			look()
-		}
-	}})
+	changed := notify.New() // there is something to look at
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { changed.Send() }, UpdateFunc: func(_, obj any) {
+			if n, ok := obj.(*corev1.Node); ok && n.DeletionTimestamp != nil {
+				changed.Send()
+			}
+		},
+	})
 	if err != nil {
 		return fmt.Errorf("watching nodes: %w", err)
 	}
@@ -90,7 +87,7 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 		case <-ctx.Done():
 			return nil
 		case <-time.After(memberRetry):
-			look()
+			changed.Send()
 		}
 	}
 }

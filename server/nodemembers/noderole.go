@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
@@ -65,25 +67,16 @@ func (r *Role) Run(ctx context.Context) {
 		}
 		return obj, nil
 	}
-	changed := make(chan struct{}, 1) // one says that there is something to look at
-	look := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
+	changed := notify.New() // there is something to look at
 	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: lw, ObjectType: &corev1.Node{}, Transform: trim,
-		Handler: cache.ResourceEventHandlerFuncs{AddFunc: func(any) { look() }, UpdateFunc: func(any, any) { look() }},
+		Handler: cache.ResourceEventHandlerFuncs{AddFunc: func(any) { changed.Send() }, UpdateFunc: func(any, any) { changed.Send() }},
 	})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		informer.RunWithContext(ctx)
-	}()
-	defer func() { <-done }()
+	var beside sync.WaitGroup
+	beside.Go(func() { informer.RunWithContext(ctx) })
+	defer beside.Wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,7 +94,7 @@ func (r *Role) Run(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-time.After(roleRetry):
-				look()
+				changed.Send()
 			}
 		}
 	}

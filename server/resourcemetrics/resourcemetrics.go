@@ -28,6 +28,7 @@ import (
 	"k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	"sigs.k8s.io/metrics-server/pkg/api"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -60,7 +61,7 @@ type Collector struct {
 	o        Options
 	kubelets *kubelets
 	ended    chan struct{} // closed when Run has ended
-	wake     chan struct{} // one token: who takes it looks whether somebody has asked
+	wake     notify.Signal // who receives it looks whether somebody has asked
 
 	mu    sync.Mutex
 	asked time.Time
@@ -82,7 +83,7 @@ func New(o Options) (*Collector, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Collector{o: o, kubelets: k, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
+	c := &Collector{o: o, kubelets: k, ended: make(chan struct{}), wake: notify.New()}
 	c.show()
 	return c, nil
 }
@@ -199,10 +200,7 @@ func (c *Collector) asking() (*figures, <-chan struct{}) {
 	c.asked = time.Now()
 	if c.first == nil {
 		c.first = make(chan struct{})
-		select {
-		case c.wake <- struct{}{}:
-		default:
-		}
+		c.wake.Send()
 	}
 	return c.now, c.first
 }

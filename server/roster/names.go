@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -23,22 +24,10 @@ const (
 
 // PublishName writes this server's name to the store, until that has succeeded or ctx is done.
 func (r *Roster) PublishName(ctx context.Context) {
-	last := ""
-	for {
-		err := writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			r.o.Logger.Warn("this server's name could not be published to the other servers; it is tried again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(nameRetry):
-		}
-	}
+	trouble := "this server's name could not be published to the other servers; it is tried again"
+	timers.Retry(ctx, r.o.Logger, nameRetry, trouble, func() error {
+		return writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
+	})
 }
 
 // writeName writes a server's name into the store, if it is not there, and removes those of servers that are members no

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -53,10 +54,8 @@ func (r *Roster) KeepPeers(ctx context.Context) {
 			last = err.Error()
 			r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, peersEvery) {
 			return
-		case <-time.After(peersEvery):
 		}
 	}
 }
@@ -87,10 +86,5 @@ func savePeers(dir string, members []raftstore.Member) error {
 		return nil
 	}
 	slices.Sort(peers)
-	data, err := json.Marshal(peers)
-	if err != nil {
-		return err
-	}
-	_, err = atomicfile.WriteIfDifferent(path, append(data, '\n'), 0o600)
-	return err
+	return atomicfile.WriteJSON(path, peers, 0o600)
 }

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -76,21 +77,8 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 
 // Run follows the keys and says when this API server goes by them, until ctx is done.
 func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
-	last := ""
-	for ctx.Err() == nil {
-		err := k.follow(ctx, config)
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if err.Error() != last {
-			last = err.Error()
-			k.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(keysTakeRetry):
-		}
-	}
+	trouble := "the encryption keys cannot be compared with the other servers'; it is tried again"
+	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error { return k.follow(ctx, config) })
 }
 
 // follow takes the keys over once and then at each change, as long as the watch lasts.
@@ -165,10 +153,8 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config, change
 // keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
 // every object was written again, nobody could read what it brings.
 func (k *EncryptionKeys) settle(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
+	if !timers.Sleep(ctx, keysSettle) {
 		return ctx.Err()
-	case <-time.After(keysSettle):
 	}
 	if err := k.drain(ctx); err != nil {
 		return fmt.Errorf("waiting for writes of before the keys were loaded: %w", err)

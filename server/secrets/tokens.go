@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/sealed"
@@ -239,11 +240,7 @@ func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
 	if len(next) == 0 && len(kept) == 0 {
 		return nil
 	}
-	data, err := json.Marshal(next)
-	if err == nil {
-		_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
-	}
-	if err != nil {
+	if err := atomicfile.WriteJSON(file, next, 0o600); err != nil {
 		return fmt.Errorf("keeping when tokens were replaced: %w", err)
 	}
 	return nil
@@ -265,21 +262,8 @@ func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
 
 // Run follows the tokens in the store until ctx is done, and says which this server goes by.
 func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
-	last := ""
-	for ctx.Err() == nil {
-		err := t.follow(ctx, watcher)
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if err.Error() != last {
-			last = err.Error()
-			t.o.Logger.Warn("the cluster's tokens cannot be compared with this server's; it is tried again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(tokensRetry):
-		}
-	}
+	trouble := "the cluster's tokens cannot be compared with this server's; it is tried again"
+	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return t.follow(ctx, watcher) })
 }
 
 func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
@@ -384,10 +368,8 @@ func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generati
 		} else if time.Since(began) > patience {
 			return servers, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, 200*time.Millisecond) {
 			return nil, fmt.Errorf("the token was replaced; which servers have taken it over is not known: %w", ctx.Err())
-		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }

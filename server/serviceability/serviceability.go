@@ -51,10 +51,8 @@ type Options struct {
 // What the programs of this machine ask is passed on to another server, also for its own node.
 func Run(ctx context.Context, o Options) {
 	for now := (state{}); ; {
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, timers.Until(diskPoll)) {
 			return
-		case <-time.After(timers.Until(diskPoll)):
 		}
 		if now.unable && o.FailoverTargets() != nil {
 			o.SetFailedOver()

@@ -33,6 +33,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -51,7 +53,7 @@ type Settings struct {
 	may    authorizer.Authorizer
 	log    *slog.Logger
 	lasts  func() time.Duration
-	asked  chan struct{} // capacity 1: one says that the store is to be looked at
+	asked  notify.Signal // the store is to be looked at
 
 	mu          sync.Mutex
 	now         map[string]*line
@@ -70,7 +72,7 @@ type line struct {
 func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
 	return &Settings{
 		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) },
-		asked: make(chan struct{}, 1),
+		asked: notify.New(),
 		now:   map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
 	}
 }
@@ -94,10 +96,7 @@ func (s *Settings) Run(ctx context.Context) {
 		}
 		for err := s.poll(ctx); err != nil && ctx.Err() == nil; err = s.poll(ctx) {
 			s.log.Debug("the settings that nodes follow cannot be read; it is tried again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(readRetry):
-			}
+			timers.Sleep(ctx, readRetry)
 		}
 	}
 }
@@ -120,7 +119,7 @@ func (s *Settings) watch(ctx context.Context, name string) {
 		}, s.client),
 		ObjectType: &corev1.ConfigMap{},
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { s.ask() }, UpdateFunc: func(any, any) { s.ask() }, DeleteFunc: func(any) { s.ask() },
+			AddFunc: func(any) { s.asked.Send() }, UpdateFunc: func(any, any) { s.asked.Send() }, DeleteFunc: func(any) { s.asked.Send() },
 		},
 	})
 	var syncing sync.WaitGroup
@@ -129,17 +128,10 @@ func (s *Settings) watch(ctx context.Context, name string) {
 		select {
 		case <-ctx.Done():
 		case <-informer.HasSyncedChecker().Done():
-			s.ask()
+			s.asked.Send()
 		}
 	})
 	informer.RunWithContext(ctx)
-}
-
-func (s *Settings) ask() {
-	select {
-	case s.asked <- struct{}{}:
-	default:
-	}
 }
 
 // poll reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
@@ -207,7 +199,7 @@ func (s *Settings) fresh(ctx context.Context) error {
 	s.mu.Lock()
 	want := s.begun + 1
 	s.mu.Unlock()
-	s.ask()
+	s.asked.Send()
 	for {
 		s.mu.Lock()
 		done, finished := s.done, s.finished

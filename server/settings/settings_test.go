@@ -284,7 +284,7 @@ func TestStreamsEnd(t *testing.T) {
 // TestUnusedSettingsReadNothing: a server of which nobody asks reads nothing.
 func TestUnusedSettingsReadNothing(t *testing.T) {
 	b := newBed(t)
-	b.ask()
+	b.Settings.asked.Send()
 	testenv.Until(t, 2*time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
 	c := fake.NewClientset()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -97,8 +97,7 @@ func (k Key) decrypt(r io.Reader, h Header) (io.Reader, error) {
 	}
 	id.SetMaxWorkFactor(scryptWork)
 	out, err := age.Decrypt(r, id)
-	var mismatch *age.NoIdentityMatchError
-	if errors.As(err, &mismatch) {
+	if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
 		what := "token: the server token of the time when the snapshot was made is needed, and not the agents' token"
 		if k.Kind == FileKey {
 			what = "key file"

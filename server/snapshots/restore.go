@@ -87,8 +87,7 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	}
 	dir, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: t.ServerDir, StoreDir: filepath.Join(t.ServerDir, "store"),
 		Version: t.Version, Replace: true})
-	var inUse *datadir.InUseError
-	if errors.As(err, &inUse) {
+	if inUse, ok := errors.AsType[*datadir.InUseError](err); ok {
 		return out, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process",
 			inUse.By())
 	}

@@ -45,8 +45,7 @@ func (s *Server) lock() (*datadir.Dir, error) {
 		}
 	}
 	dir, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir, Version: s.Version})
-	var inUse *datadir.InUseError
-	if errors.As(err, &inUse) {
+	if inUse, ok := errors.AsType[*datadir.InUseError](err); ok {
 		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process",
 			inUse.By())
 	}

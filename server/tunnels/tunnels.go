@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
@@ -58,7 +59,7 @@ type Table struct {
 	o     Options
 	roots *x509.CertPool
 
-	arrived chan struct{} // one token: who takes it looks at all nodes
+	arrived notify.Signal // who receives it looks at all nodes
 
 	mu     sync.Mutex
 	nodes  map[string]*entry
@@ -88,7 +89,7 @@ func New(o Options) (*Table, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
+	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: notify.New()}
 	signers, err := cert.ParseCertsPEM(o.ClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("the authority of nodes: %w", err)
@@ -184,10 +185,7 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 	}
 	e.from = from
 	e.sessions = append(e.sessions, s)
-	select {
-	case t.arrived <- struct{}{}:
-	default:
-	}
+	t.arrived.Send()
 	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // those too that are being closed already
 		go func() { _ = oldest.Close() }() // it may take a moment; its own goroutine removes it
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -223,10 +224,8 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 	term, wait := h.lead.Term, time.Until(h.since.Add(leaderWait))
 	for a, p := range h.interfaces {
 		announcing.Go(func() {
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, wait) {
 				return
-			case <-time.After(wait):
 			}
 			if err := h.prove(ctx, a, p); err != nil {
 				select {
@@ -268,10 +267,7 @@ func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error
 		case ctx.Err() != nil:
 		case errors.As(err, &used):
 			h.noteConflict(a, used.By)
-			select {
-			case <-ctx.Done():
-			case <-time.After(probeAgain):
-			}
+			timers.Sleep(ctx, probeAgain)
 		default:
 			return err
 		}
@@ -300,7 +296,7 @@ func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.mu.Lock()
 	h.conflict[a] = otherUse{other, time.Now()}
 	h.mu.Unlock()
-	h.v.notify()
+	h.v.changed.Send()
 }
 
 // show says in the status who answers.

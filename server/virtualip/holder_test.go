@@ -134,14 +134,14 @@ func TestHolder(t *testing.T) {
 		time.Sleep(time.Second)
 		check("and comes back", 1, status.Running, "10.0.0.100 on eth0 after 1.55s")
 		rec.links = ether("192.0.2.2/24")
-		v.notify()
+		v.changed.Send()
 		check("a machine that has left the network", 0, status.Degraded)
 		if len(rec.redirects) != 0 {
 			t.Errorf("translations to an address that the machine has no more: %v", rec.redirects)
 		}
 		rec.links = ether("10.0.0.7/24")
 		rec.began = time.Now()
-		v.notify()
+		v.changed.Send()
 		check("and is back with another address", 1, status.Running, "10.0.0.100 on eth0 after 0s")
 		h.noteConflict(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
 		check("somebody else's claim", 1, status.Degraded)
@@ -149,7 +149,7 @@ func TestHolder(t *testing.T) {
 		v.mu.Lock()
 		v.addresses = nil
 		v.mu.Unlock()
-		v.notify()
+		v.changed.Send()
 		check("the cluster gives the address up", 0, status.Disabled)
 		cancel()
 		<-done

@@ -25,7 +25,9 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
@@ -87,7 +89,7 @@ type Keeper struct {
 	// before they are announced. An address of before may be answered for by another server.
 	unproven map[netip.Addr]bool
 	probed   []netip.Addr  // by this server, before it told the cluster
-	changed  chan struct{} // capacity 1: one says that there is something to look at
+	changed  notify.Signal // there is something to look at
 
 	routers func() ([]netip.Addr, error) // nil for vip.Routers
 }
@@ -101,7 +103,7 @@ func New(o Options) (*Keeper, error) {
 	if !known {
 		addresses = o.Own
 	}
-	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: make(chan struct{}, 1)}, nil
+	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: notify.New()}, nil
 }
 
 // Current are the addresses for which certificates are made.
@@ -187,10 +189,7 @@ func (v *Keeper) follow(ctx context.Context, config *rest.Config) {
 		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // of the namespace, at a first start
 			v.fail(err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		timers.Sleep(ctx, pause)
 	}
 }
 
@@ -202,14 +201,7 @@ func (v *Keeper) fail(err error) {
 	v.mu.Unlock()
 	if !again {
 		v.o.Logger.Warn("the cluster's virtual addresses are not what they should be here; it is tried again", "error", err)
-		v.notify()
-	}
-}
-
-func (v *Keeper) notify() {
-	select {
-	case v.changed <- struct{}{}:
-	default:
+		v.changed.Send()
 	}
 }
 
@@ -392,7 +384,7 @@ func (v *Keeper) set(addresses []netip.Addr, known bool) error {
 	if done {
 		return nil
 	}
-	defer v.notify()
+	defer v.changed.Send()
 	keep := func() error { return clusterconfig.WriteVIPs(v.o.Dir, addresses) }
 	if !known {
 		keep = func() error { return clusterconfig.ForgetVIPs(v.o.Dir) }
@@ -415,7 +407,7 @@ func (v *Keeper) well() {
 	v.trouble = ""
 	v.mu.Unlock()
 	if was {
-		v.notify()
+		v.changed.Send()
 	}
 }
 

@@ -98,8 +98,7 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 
 // withoutURL takes the address, which the message has already, from an error of net/http.
 func withoutURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err
 	}
 	return err

@@ -174,8 +174,7 @@ func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte,
 	}
 	resp, err := f.client.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
+		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // without the URL, which may have a password in it
 		}
 		return nil, unreachable(what, err)

@@ -15,6 +15,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -89,10 +92,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 		if err != nil {
 			wait = patience
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		timers.Sleep(ctx, wait)
 	}
 	return nil
 }
@@ -102,10 +102,8 @@ func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error)
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err
 	}
-	select {
-	case <-ctx.Done():
+	if !timers.Sleep(ctx, settle) {
 		return nil, nil, ctx.Err()
-	case <-time.After(settle):
 	}
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err
@@ -143,7 +141,7 @@ func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 	if err := netlink.AddrSubscribe(updates, done); err != nil {
 		return nil, fmt.Errorf("following this machine's addresses: %w", err)
 	}
-	events := make(chan struct{}, 1) // one: a second event is seen with the first
+	events := notify.New()
 	go func() {
 		defer close(events)
 		defer func() {
@@ -162,10 +160,7 @@ func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 				if ip, _ := netip.AddrFromSlice(u.LinkAddress.IP); !ip.IsGlobalUnicast() || u.Flags&unix.IFA_F_TENTATIVE != 0 {
 					continue
 				}
-				select {
-				case events <- struct{}{}:
-				default:
-				}
+				events.Send()
 			}
 		}
 	}()

@@ -118,6 +118,13 @@ join it with "coracle agent".`,
 	return root
 }
 
+// holder is a command that only holds others.
+func holder(cmd *cobra.Command, others ...*cobra.Command) *cobra.Command {
+	cmd.Args, cmd.RunE = subcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(others...)
+	return cmd
+}
+
 // Groups of commands in the help.
 const (
 	groupRun = "run"

@@ -33,9 +33,8 @@ const (
 
 func (a *App) backendCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "network-backend", GroupID: groupUse, Short: "Show or change how packets reach pods of other nodes", Args: subcommand,
+		Use: "network-backend", GroupID: groupUse, Short: "Show or change how packets reach pods of other nodes",
 		Long: `"coracle server --network-backend" says it when a cluster begins; from then on it is the cluster's, and is changed here while the cluster runs.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's network back end", Args: noArgs}
 	flags := addLocations(show)
@@ -49,8 +48,7 @@ func (a *App) backendCommand() *cobra.Command {
 			return nil
 		})
 	})
-	cmd.AddCommand(show, a.backendSetCommand())
-	return cmd
+	return holder(cmd, show, a.backendSetCommand())
 }
 
 func (a *App) backendSetCommand() *cobra.Command {

@@ -46,11 +46,7 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 				Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
 		}
 		results = append(results, preflight.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
-		if form.value == "json" {
-			err = printJSON(cmd.OutOrStdout(), results)
-		} else {
-			err = printChecks(cmd.OutOrStdout(), results)
-		}
+		err = form.print(cmd.OutOrStdout(), results, func(w io.Writer) error { return printChecks(w, results) })
 		if err == nil && slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Level == preflight.Fail }) {
 			err = errSilent
 		}
@@ -135,8 +131,5 @@ func printChecks(w io.Writer, results []preflight.Result) error {
 	default:
 		b.WriteString("\nCoracle runs here.\n")
 	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
+	return printText(w, b.String())
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -143,14 +144,11 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 		return err
 	}
 	fmt.Fprintf(a.Stdout, "The console of context %s (%s)\n", current, serverOf(&raw, current))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		a.letBrowserIn(ctx, l, f)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { a.letBrowserIn(ctx, l, f) })
 	err = l.Serve(ctx)
 	stop()
-	<-ended
+	beside.Wait()
 	if errors.Is(err, console.ErrIdle) {
 		fmt.Fprintf(a.Stdout, "No page was open for %s: the console has ended.\n", f.idle)
 		return nil

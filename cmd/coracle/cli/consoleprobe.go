@@ -40,8 +40,7 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 	for {
 		select {
 		case err := <-answered:
-			var silent silentCluster
-			if errors.As(err, &silent) {
+			if silent, ok := errors.AsType[silentCluster](err); ok {
 				fmt.Fprintf(a.Stdout, "The cluster of context %s does not answer at the moment: %v. The console waits for it.\n", current,
 					silent.error)
 				return nil
@@ -79,8 +78,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 	}
 	answer, err := client.Do(r)
 	var foreign *tls.CertificateVerificationError
-	var sending *url.Error
-	if errors.As(err, &sending) {
+	if sending, ok := errors.AsType[*url.Error](err); ok {
 		err = sending.Err // without the path, which says nothing to a user
 	}
 	switch {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"strings"
 	"time"
@@ -41,12 +42,9 @@ type EncryptionStatus struct {
 }
 
 func (a *App) encryptCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "secrets-encrypt", GroupID: groupUse, Short: "Show and rotate the key that encrypts Secrets in the store", Args: subcommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.encryptStatusCommand(), a.encryptRotateCommand())
-	return cmd
+	return holder(&cobra.Command{
+		Use: "secrets-encrypt", GroupID: groupUse, Short: "Show and rotate the key that encrypts Secrets in the store",
+	}, a.encryptStatusCommand(), a.encryptRotateCommand())
 }
 
 func (a *App) encryptStatusCommand() *cobra.Command {
@@ -63,11 +61,7 @@ func (a *App) encryptStatusCommand() *cobra.Command {
 		case err != nil:
 			return err
 		}
-		if form.value == "json" {
-			return printJSON(cmd.OutOrStdout(), s)
-		}
-		fmt.Fprint(cmd.OutOrStdout(), encryptionText(s))
-		return nil
+		return form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printText(w, encryptionText(s)) })
 	})
 	return cmd
 }

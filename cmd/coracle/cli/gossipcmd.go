@@ -16,8 +16,6 @@ import (
 func (a *App) gossipCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "gossip", GroupID: groupUse, Short: "Rotate the key with which the cluster's machines talk about one another",
-		Args: subcommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	rotate := &cobra.Command{
 		Use: "rotate-key", Short: "Replace the gossip key on all machines while they run", Args: noArgs,
@@ -42,6 +40,5 @@ end. A machine that is off meanwhile asks a server for the new key when it is on
 			return err
 		})
 	})
-	cmd.AddCommand(rotate)
-	return cmd
+	return holder(cmd, rotate)
 }

@@ -22,16 +22,12 @@ import (
 )
 
 func (a *App) memberCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return holder(&cobra.Command{
 		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one",
-		Args: subcommand,
 		Long: `The servers of a cluster hold its store together. An odd number of them vote, at most five: a majority of these has to work.
 These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by
 "coracle kubectl get nodes".`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.memberListCommand(), a.memberRemoveCommand(), a.memberPromoteCommand())
-	return cmd
+	}, a.memberListCommand(), a.memberRemoveCommand(), a.memberPromoteCommand())
 }
 
 func (a *App) memberListCommand() *cobra.Command {
@@ -47,11 +43,7 @@ apply, and their versions. It needs no majority. The exit code is 0 when everyth
 		if err != nil {
 			return err
 		}
-		if form.value == "json" {
-			err = printJSON(cmd.OutOrStdout(), s)
-		} else {
-			err = printServers(cmd.OutOrStdout(), s, time.Now())
-		}
+		err = form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printServers(w, s, time.Now()) })
 		if err == nil && len(s.Problems) > 0 {
 			return errSilent
 		}
@@ -175,10 +167,7 @@ func printServers(w io.Writer, s *status.Servers, now time.Time) error {
 	for _, p := range s.Problems {
 		b.WriteString("! " + p + "\n")
 	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
+	return printText(w, b.String())
 }
 
 func printServerTable(w io.Writer, servers []status.ClusterServer, now time.Time) error {

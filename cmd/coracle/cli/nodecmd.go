@@ -32,15 +32,11 @@ const (
 )
 
 func (a *App) nodeCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return holder(&cobra.Command{
 		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move the pods off a node, or remove a node from the cluster",
-		Args: subcommand,
 		Long: `These commands are for a server, and for any node of the cluster. A machine that leaves the cluster itself uses "coracle leave".
 Nodes are listed by "coracle kubectl get nodes".`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.nodeDrainCommand(), a.nodeRemoveCommand())
-	return cmd
+	}, a.nodeDrainCommand(), a.nodeRemoveCommand())
 }
 
 func (a *App) nodeDrainCommand() *cobra.Command {

@@ -105,8 +105,7 @@ func writableDir(dir, what, flag string) error {
 		return nil
 	}
 	reason := err
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		reason = pe.Err
 	}
 	return fmt.Errorf("the %s %s cannot be written to: %w; nothing was changed. Make it writable for this user, free some space, or "+

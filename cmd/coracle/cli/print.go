@@ -20,6 +20,21 @@ func printJSON(w io.Writer, v any) error {
 	return nil
 }
 
+// print prints a value as JSON or by text, as the flag says.
+func (o *outputFlag) print(w io.Writer, v any, text func(io.Writer) error) error {
+	if o.value == "json" {
+		return printJSON(w, v)
+	}
+	return text(w)
+}
+
+func printText(w io.Writer, text string) error {
+	if _, err := io.WriteString(w, text); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
 // printTable prints rows in columns, the heads of the columns first.
 func printTable(w io.Writer, heads []string, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -151,14 +151,11 @@ func (p *Process) keepClock(v version.Info) (stop func()) {
 	clock.Forward()
 	p.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		clock.Keep(ctx)
-	}()
+	var keeping sync.WaitGroup
+	keeping.Go(func() { clock.Keep(ctx) })
 	return func() {
 		cancel()
-		<-kept
+		keeping.Wait()
 	}
 }
 

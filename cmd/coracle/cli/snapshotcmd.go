@@ -24,20 +24,17 @@ import (
 )
 
 func (a *App) snapshotCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return holder(&cobra.Command{
 		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse,
-		Short: "Save the whole cluster to a file, and restore it", Args: subcommand,
+		Short: "Save the whole cluster to a file, and restore it",
 		Long: `A snapshot is the whole cluster in one encrypted file: the store, the authorities, the keys and the settings. With it and
 the server token a new machine becomes the cluster's server. A server takes snapshots by schedule; these commands take
 one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.
 
 With --snapshot-s3 and its further flags (or k3s' names for them, --s3…) save, list, delete and prune mean another object store than the server's settings do;
 what is not given is as in those.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
+	}, a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
 		a.snapshotRestoreCommand())
-	return cmd
 }
 
 // addS3 gives a command the flags with which it means another object store than its server does, also by the names that

@@ -37,11 +37,7 @@ does not do yet with something that the cluster has.`,
 			return err
 		}
 		r.Problems = append(r.Problems, t.Warnings...)
-		if form.value == "json" {
-			err = printJSON(cmd.OutOrStdout(), r)
-		} else {
-			err = printStatus(cmd.OutOrStdout(), r, time.Now())
-		}
+		err = form.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printStatus(w, r, time.Now()) })
 		if err != nil {
 			return err
 		}
@@ -175,10 +171,7 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	for _, n := range r.Notes {
 		b.WriteString("note: " + readable(n) + "\n")
 	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
+	return printText(w, b.String())
 }
 
 // shownMembers bounds the list in the text; servers come first, and those that do not answer are always shown.

@@ -115,13 +115,7 @@ backup, and says whether all of it is what was written. Nothing is changed.`,
 		if err != nil {
 			return forRoot(err)
 		}
-		if form.value == "json" {
-			return printJSON(cmd.OutOrStdout(), found)
-		}
-		if _, err := io.WriteString(cmd.OutOrStdout(), found.text()); err != nil {
-			return fmt.Errorf("printing: %w", err)
-		}
-		return nil
+		return form.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return printText(w, found.text()) })
 	})
 	return cmd
 }

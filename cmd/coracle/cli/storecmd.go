@@ -27,22 +27,16 @@ import (
 const storeTimeout = 15 * time.Second
 
 func (a *App) storeCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return holder(&cobra.Command{
 		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
-		Args: subcommand,
 		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and put one back.
 
 "status", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and "recover" work
 on the files of one that is stopped. A backup is the store alone; "coracle snapshot" saves the whole cluster.
 docs/operations/store.md has the procedures.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(
-		a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME",
-			"member-remove"),
-		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand(),
-	)
-	return cmd
+	}, a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME",
+		"member-remove"),
+		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand())
 }
 
 // withStore runs f against the store of the server that runs on this machine. SIGINT and SIGTERM end f's context, so

@@ -68,11 +68,7 @@ wrong.`,
 			if err != nil {
 				return err
 			}
-			if form.value == "json" {
-				err = printJSON(cmd.OutOrStdout(), s)
-			} else {
-				err = s.print(cmd.OutOrStdout(), time.Now())
-			}
+			err = form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return s.print(w, time.Now()) })
 			if err == nil && len(s.Problems) > 0 {
 				return errSilent
 			}
@@ -238,10 +234,7 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 	for _, p := range s.Problems {
 		b.WriteString("! " + p + "\n")
 	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
+	return printText(w, b.String())
 }
 
 func printMembers(w io.Writer, members []storeMember) error {

@@ -29,16 +29,12 @@ const defaultTTL = 24 * time.Hour
 const apiTimeout = 15 * time.Second
 
 func (a *App) tokenCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return holder(&cobra.Command{
 		Use: "token", GroupID: groupUse, Short: "Print, make, list, delete and replace the tokens with which machines join",
 		Long: `A machine joins with a token. Each cluster has two that last: the server token, which may add servers, and the agent
 token, which may add nodes only. Further ones that expire are made with "coracle token create".`,
-		Args: subcommand,
-	}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(),
+	}, a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(),
 		a.tokenRotateCommand())
-	return cmd
 }
 
 func (a *App) tokenPrintCommand() *cobra.Command {

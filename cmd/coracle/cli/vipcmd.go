@@ -19,10 +19,9 @@ import (
 
 func (a *App) vipCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "vip", GroupID: groupUse, Short: "Show, set or remove the cluster's virtual address", Args: subcommand,
+		Use: "vip", GroupID: groupUse, Short: "Show, set or remove the cluster's virtual address",
 		Long: `A virtual address leads to whichever server of the cluster is alive. "coracle server --vip" sets it when a cluster has none yet; from then
 on it is the cluster's, and is changed here while the cluster runs.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's virtual address", Args: noArgs}
 	flags := addLocations(show)
@@ -36,8 +35,7 @@ on it is the cluster's, and is changed here while the cluster runs.`,
 			return nil
 		})
 	})
-	cmd.AddCommand(show, a.vipSetCommand(), a.vipRemoveCommand())
-	return cmd
+	return holder(cmd, show, a.vipSetCommand(), a.vipRemoveCommand())
 }
 
 func (a *App) vipSetCommand() *cobra.Command {

@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // followSteps sends when the machine's clock is set, and closes the channel when ctx is done. It costs nothing
@@ -40,10 +41,8 @@ func followSteps(ctx context.Context) (<-chan struct{}, error) {
 				return
 			}
 			steps <- struct{}{}
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, between) {
 				return
-			case <-time.After(between):
 			}
 		}
 	}()
