@@ -54,11 +54,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 func (c *cluster) term(t *testing.T) {
 	t.Helper()
 	stop := c.lead(t.Context(), 1)
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Errorf("the term ended with: %v", err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, stop(), "the term ended with") })
 }
 
 // eventually polls until check returns nil.
