@@ -236,9 +236,7 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 	}
 	out := []string{line}
 	parts, err := client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	for _, s := range parts.Items {
 		line := s.Name + " " + string(s.AddressType)
 		for _, e := range s.Endpoints {

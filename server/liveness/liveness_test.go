@@ -188,9 +188,7 @@ func (w *world) label(name string, labels map[string]string) {
 	if err == nil {
 		_, err = w.client.CoreV1().Nodes().Patch(w.t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	testenv.NoError(w.t, err)
 }
 
 // do changes the world.
@@ -586,9 +584,7 @@ func TestSuspect(t *testing.T) {
 		w.want("after a check", nil, []string{"n1"})
 		time.Sleep(CheckTimeout) // fake time, as all others; the other one is checked
 		w.want("when others have spoken", []string{"n1"}, []string{"n1"})
-		if w.checked() != 2 {
-			t.Errorf("%d checks", w.checked())
-		}
+		testenv.Equal(t, w.checked(), 2, "checks:")
 		time.Sleep(time.Minute) // fake time
 		w.want("later", []string{"n1"}, []string{"n1"})
 	})
@@ -681,9 +677,7 @@ func TestDeathOfANewNode(t *testing.T) {
 		if err == nil {
 			_, err = w.client.CoreV1().Pods("default").Create(t.Context(), pod("n9"), metav1.CreateOptions{})
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		time.Sleep(rest + 2*time.Second)
 		w.want("as soon as the judge has seen and checked it", []string{"n9"}, []string{"n9"})
 	})

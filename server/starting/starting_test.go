@@ -115,9 +115,7 @@ func TestReadyOf(t *testing.T) {
 		{[]string{not, foreign, ready, another}, ready},
 		{[]string{silent, another, ready}, another},
 	} {
-		if got := s.readyOf(t.Context(), c.asked); got != c.want {
-			t.Errorf("%v: %q, want %q", c.asked, got, c.want)
-		}
+		testenv.Equal(t, s.readyOf(t.Context(), c.asked), c.want, "%v:", c.asked)
 	}
 }
 
@@ -168,9 +166,7 @@ func TestFindElsewhereOfCounted(t *testing.T) {
 				for _, after := range slices.Sorted(maps.Keys(c.after)) {
 					time.Sleep(time.Until(began.Add(after)))
 					synctest.Wait()
-					if got := s.Elsewhere() != nil; got != c.after[after] {
-						t.Errorf("after %v another server answers: %v", after, got)
-					}
+					testenv.Equal(t, s.Elsewhere() != nil, c.after[after], "after %v another server answers:", after)
 				}
 				cancel()
 				finding.Wait()

@@ -47,13 +47,7 @@ func newFixture(t *testing.T) *fixture {
 		Listener: l, Certificate: func() (*tls.Certificate, error) { return serving, nil }, ClientCA: p.CAPEM(pki.ClientCA),
 		Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 	}))(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- f.table.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		testenv.Check(t, <-done)
-	})
+	testenv.Run(t, f.table.Run)
 	return f
 }
 
@@ -226,13 +220,9 @@ func TestConnectionsOfOneNode(t *testing.T) {
 		}
 		return nil
 	})
-	if got := f.table.Indirect(); len(got) != 1 {
-		t.Errorf("never reached directly: %v", got)
-	}
+	testenv.Equal(t, len(f.table.Indirect()), 1, "never reached directly:")
 	f.table.Reached("n1")
-	if got := f.table.Indirect(); len(got) != 0 {
-		t.Errorf("never reached directly: %v", got)
-	}
+	testenv.Equal(t, len(f.table.Indirect()), 0, "never reached directly:")
 }
 
 // TestReconnects: a node that connects again and again leaves nothing behind, whichever of its connections ends first.
