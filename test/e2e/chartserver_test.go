@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -35,9 +36,7 @@ const (
 func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca string) {
 	t.Helper()
 	dir := filepath.Join(m.Dir, "shop")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(dir, 0o755))
 	program := filepath.Join(dir, "chartserver")
 	build := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-ldflags", "-s -w", "-o", program, "../charts/chartserver")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
@@ -48,15 +47,10 @@ func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca str
 	ctx, cancel := context.WithCancel(context.Background())
 	server := m.Command(ctx, program, "-listen", shopAddress, "-dir", archives, "-user", "me", "-password", shopPassword,
 		"-cert", filepath.Join(dir, "server.crt"), "-key", filepath.Join(dir, "server.key"))
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := testenv.Must(os.Create(filepath.Join(dir, "log")))(t)
 	defer log.Close() // the program has its own
 	server.Stderr = log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, server.Start())
 	t.Cleanup(func() { cancel(); _ = server.Wait() }) // it was killed
 	return ca
 }
@@ -79,19 +73,11 @@ func writeCertificates(t *testing.T, dir string) (ca string) {
 		if err == nil {
 			err = os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		return name
 	}
-	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	authorityKey := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	der, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
 	ca = write("ca.crt", "CERTIFICATE", der, err)
 	der, err = x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), authorityKey)
@@ -113,10 +99,7 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 		_, err := helm("push", archive, "oci://"+shopAddress+"/charts", "--ca-file", ca, "--username", "me", "--password", shopPassword)
 		return err
 	})
-	authority, err := os.ReadFile(ca)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	authority := testenv.Must(os.ReadFile(ca))(k.T)
 	names := []string{"shop", "registry"}
 	const (
 		fromRepository = "repo: https://" + shopAddress + "\nchart: web\nversion: 1.0.0\nset: {replicas: 0}\nauthSecret: {name: shop-login}\n"
@@ -166,7 +149,5 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	}
 	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=300s")
 	k.Kubectl("delete", "secret", "shop-login", "registry-login")
-	if out := k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"); out != "" {
-		k.T.Errorf("the charts have left %s", out)
-	}
+	testenv.Equal(k.T, k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"), "", "the charts have left")
 }

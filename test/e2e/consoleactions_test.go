@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // consoleActions: a browser of coracle console forwards a port to a pod, takes a Deployment back to an earlier
@@ -93,10 +94,7 @@ func forwardedPort(b *browser) {
 		}
 	}
 	silent, _ := b.forward(at, "nobody")
-	conn, err := b.Machine.Dial(b.T.Context(), "tcp", silent)
-	if err != nil {
-		b.T.Fatal(err)
-	}
+	conn := testenv.Must(b.Machine.Dial(b.T.Context(), "tcp", silent))(b.T)
 	_ = conn.SetDeadline(time.Now().Add(longer))
 	if got, err := io.ReadAll(conn); len(got) > 0 {
 		b.T.Errorf("nothing listens, and there is %q, %v", got, err)
@@ -109,9 +107,7 @@ func forwardedPort(b *browser) {
 	forwards := func() []forward {
 		var out struct{ Forwards []forward }
 		_, text := b.try(http.MethodGet, "/forwards", nil)
-		if err := json.Unmarshal([]byte(text), &out); err != nil {
-			b.T.Fatal(err)
-		}
+		testenv.NoError(b.T, json.Unmarshal([]byte(text), &out))
 		return out.Forwards
 	}
 	harness.Eventually(b.T, longer, "the failure is said", func() error {
@@ -150,9 +146,7 @@ func undoneRollout(b *browser) {
 	}
 	var undone struct{ Diff string }
 	b.post("/rollout/undo", map[string]any{"path": at, "revision": 1, "dryRun": true}, &undone)
-	if !strings.Contains(undone.Diff, "-          value: blue\n+          value: green\n") {
-		b.T.Errorf("the difference is %s", undone.Diff)
-	}
+	testenv.Contains(b.T, undone.Diff, "-          value: blue\n+          value: green\n", "the difference is")
 	b.Await(soon, "deployment/web", "{.spec.template.spec.containers[0].env[0].value}", "blue") // that was a dry run
 	b.post("/rollout/undo", map[string]any{"path": at, "revision": 1}, &undone)
 	b.Await(soon, "deployment/web", "{.spec.template.spec.containers[0].env[0].value}", "green")
@@ -166,9 +160,7 @@ func attachedPrograms(b *browser) {
 	ticks := b.stream(map[string]any{"op": "attach", "path": at, "query": map[string]string{"container": "ticks", "stdin": "false"}})
 	b.until(ticks, "what the program writes", func(m map[string]any, _ string) bool { return m["data"] == "tick\n" && m["stream"] == 1.0 })
 	reads := b.stream(map[string]any{"op": "attach", "path": at, "query": map[string]string{"container": "reads"}})
-	if err := reads.WriteJSON(map[string]any{"id": 1, "op": "stdin", "data": "hello\n"}); err != nil {
-		b.T.Fatal(err)
-	}
+	testenv.NoError(b.T, reads.WriteJSON(map[string]any{"id": 1, "op": "stdin", "data": "hello\n"}))
 	b.until(reads, "the program's answer", func(m map[string]any, _ string) bool { return m["data"] == "got hello\n" })
 }
 
@@ -191,9 +183,7 @@ func debugContainer(b *browser) {
 	}
 	b.Await(longer, "pod/"+pod, "{.status.ephemeralContainerStatuses[?(@.state.running)].name}", "debugger-1")
 	shell := b.stream(map[string]any{"op": "attach", "path": at + "/attach", "query": map[string]string{"container": "debugger-1"}, "tty": true})
-	if err := shell.WriteJSON(map[string]any{"id": 1, "op": "stdin", "data": "cat /proc/1/cmdline; exit\n"}); err != nil {
-		b.T.Fatal(err)
-	}
+	testenv.NoError(b.T, shell.WriteJSON(map[string]any{"id": 1, "op": "stdin", "data": "cat /proc/1/cmdline; exit\n"}))
 	var output strings.Builder
 	b.until(shell, "the debug container's shell", func(m map[string]any, _ string) bool {
 		if text, isText := m["data"].(string); isText {
@@ -201,7 +191,5 @@ func debugContainer(b *browser) {
 		}
 		return m["type"] == "exit"
 	})
-	if !strings.Contains(output.String(), "testbox\x00serve") {
-		b.T.Errorf("the debug container does not see the processes of its target: %q", output.String())
-	}
+	testenv.Contains(b.T, output.String(), "testbox\x00serve", "the debug container does not see the processes of its target:")
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its
@@ -131,9 +132,7 @@ func forwarded(t *testing.T, s *harness.Server, pod string) string {
 	if err == nil {
 		err = forward.Start()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer func() {
 		cancel()
 		_ = forward.Wait()
@@ -145,8 +144,6 @@ func forwarded(t *testing.T, s *harness.Server, pod string) string {
 		t.Fatalf("%q: %v", line, err)
 	}
 	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
-	if err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, err)
 	return page
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Kube speaks kubectl for one (sub)test, in a Kubernetes namespace of its own when made by Namespace.
@@ -68,10 +70,7 @@ func (k *Kube) Try(args ...string) (string, error) {
 // Kubectl runs kubectl in the namespace and fails the test when it fails.
 func (k *Kube) Kubectl(args ...string) string {
 	k.T.Helper()
-	out, err := k.Try(args...)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	out := testenv.Must(k.Try(args...))(k.T)
 	return out
 }
 

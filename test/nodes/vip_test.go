@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const testVIP = "10.77.0.100"
@@ -28,10 +29,7 @@ const testVIP = "10.77.0.100"
 // caOf is the authority in a kubeconfig.
 func caOf(t *testing.T, s *harness.Server) *x509.CertPool {
 	t.Helper()
-	data, err := os.ReadFile(s.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(s.Kubeconfig))(t)
 	found := regexp.MustCompile(`certificate-authority-data: "?([A-Za-z0-9+/=]+)`).FindSubmatch(data)
 	if found == nil {
 		t.Fatalf("no authority in %s", data)
@@ -177,9 +175,7 @@ func TestVIP(t *testing.T) {
 			}
 		}, undo: func(*harness.Server) { c.site.Heal() }},
 		{name: "stopped", do: func(s *harness.Server) {
-			if err := s.Stop(); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, s.Stop())
 		}, undo: (*harness.Server).Start},
 	} {
 		before, _, _ := w.state()
@@ -271,16 +267,12 @@ func (c *vipCluster) changes() {
 		}
 		return err
 	})
-	if err := first.Stop(); err != nil { // it was started with --vip and the first address
-		c.Fatal(err)
-	}
+	testenv.NoError(c, first.Stop()) // it was started with --vip and the first address
 	first.Start()
 	first.WaitAPI()
 	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is not the cluster's virtual address, which counts") })
 	harness.Says(c, first.LogTail(1000), testVIP, next, "coracle vip set")
-	if err := first.Stop(); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, first.Stop())
 	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })
 	first.Start()
 	third.Start()
