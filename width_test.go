@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -25,7 +27,7 @@ var wideFiles = map[string]bool{"cmd/coracle/cli/nodecmd.go": true, "server/apis
 
 // TestCodeIsNotWide: no line of code needs a second look at its end.
 func TestCodeIsNotWide(t *testing.T) {
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -46,10 +48,7 @@ func TestCodeIsNotWide(t *testing.T) {
 			}
 		}
 		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // longTexts returns for each line, counted from 1, how many columns of its texts do not count.
