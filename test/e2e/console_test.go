@@ -69,18 +69,12 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 // try makes a request and returns the answer's code and text.
 func (b *browser) try(method, path string, body any) (int, string) {
 	b.T.Helper()
-	return b.tryAs("application/json", method, path, body)
-}
-
-// tryAs is try with a body of another type.
-func (b *browser) tryAs(contentType, method, path string, body any) (int, string) {
-	b.T.Helper()
 	var text bytes.Buffer
 	if body != nil {
 		testenv.NoError(b.T, json.NewEncoder(&text).Encode(body))
 	}
 	r := testenv.Must(http.NewRequestWithContext(b.T.Context(), method, b.url+path, &text))(b.T)
-	r.Header.Set("Content-Type", contentType)
+	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer "+b.token)
 	response := testenv.Must(b.http.Do(r))(b.T)
 	defer response.Body.Close()
