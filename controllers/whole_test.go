@@ -38,7 +38,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 					VolumePlugins: plugins,
 					Term:          t, ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", Small: true,
 					ClusterSigningCertFile: c.path("ca.crt"), ClusterSigningKeyFile: c.path("ca.key"),
-					RootCAFile: c.path("ca.crt"), ServiceAccountPrivateKeyFile: c.path("sa.key"),
+					RootCAFile: c.path("ca.crt"), ServiceAccountPrivateKeyFile: c.path("server.key"),
 					FlexVolumePluginDir: c.path("flexvolume"),
 				})
 			},
