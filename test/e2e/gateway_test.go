@@ -82,13 +82,7 @@ func TestGateway(t *testing.T) {
 		}
 		return nil
 	})
-	harness.Eventually(t, soon, "the Service has gone with the Gateway", func() error {
-		out, err := k.Try("get", "services,endpointslices", "-l", "coracle.dev/gateway=web", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Becomes(soon, "", "get", "services,endpointslices", "-l", "coracle.dev/gateway=web", "-o", "name")
 	harness.Eventually(t, soon, "and the proxy", func() error {
 		if out, err := m.Run("pgrep", "-x", "coracle-ingress"); err == nil {
 			return fmt.Errorf("it runs: %s", out)

@@ -132,13 +132,7 @@ func TestHelmCharts(t *testing.T) {
 	chartsOfPrivateServer(k, filepath.Join(m.Dir, "repository", "web-1.0.0.tgz"), ca)
 	chartsOfBadInput(k)
 	put(webChart("1.1.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz") // another file in the place of that which was installed
-	harness.Eventually(t, longer, "the chart of the folder is upgraded", func() error {
-		got, err := k.TryKubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
-		if err == nil && got != "1.1.0" {
-			err = fmt.Errorf("it is of version %q", got)
-		}
-		return err
-	})
+	k.Server.In(t).Becomes(longer, "1.1.0", "get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
 	chartOfKilledServer(k)
 	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
 	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is told after the chart's own
@@ -174,13 +168,7 @@ func must(out string, err error) string {
 // chartOfFolder: a manifest of the folder names a file of the folder of charts. There were no kinds when it was read.
 func chartOfFolder(k *harness.Kube) {
 	k.T.Helper()
-	harness.Eventually(k.T, longer, "the chart of the folder", func() error {
-		got, err := k.TryKubectl("get", "-n", "default", "helmchart/folder", "-o", "jsonpath="+readyReason)
-		if err == nil && got != "Deployed" {
-			err = fmt.Errorf("is %q", got)
-		}
-		return err
-	})
+	k.Server.In(k.T).Becomes(longer, "Deployed", "get", "-n", "default", "helmchart/folder", "-o", "jsonpath="+readyReason)
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}"), "1.0.0")
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "default", "helmchart/folder"), "REPO", "CHART", "TARGETNAMESPACE", "FAILED", "folder", "False", "True")
 }

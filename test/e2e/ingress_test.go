@@ -77,23 +77,11 @@ func TestIngress(t *testing.T) {
 	site := []string{"-H", "Host: web.example", "http://" + harness.NodeIP + "/"}
 	harness.Eventually(t, soon, "the Ingress answers", asks("web\n200", site...))
 	harness.Eventually(t, soon, "another host is not found", asks("404", "-o", "/dev/null", "http://"+harness.NodeIP+"/"))
-	harness.Eventually(t, soon, "an event says that the Secret is missing", func() error {
-		out, err := k.Try("get", "events", "--field-selector", "involvedObject.name=web,reason=BadCertificate")
-		if err == nil && !strings.Contains(out, "the Secret web does not exist") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Prints([]string{"the Secret web does not exist"}, "get", "events", "--field-selector", "involvedObject.name=web,reason=BadCertificate")
 
 	// Another namespace has no part of the host, and a ConfigMap holds for all Ingresses.
 	s.Namespace(t, "other").Apply(strings.ReplaceAll(webIngress, "path: /,", "path: /theirs,"))
-	harness.Eventually(t, soon, "an event says whose the host is", func() error {
-		out, err := s.TryKubectl("get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
-		if err == nil && !strings.Contains(out, "belongs to the namespace shop") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	s.In(t).Prints([]string{"belongs to the namespace shop"}, "get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
 	if out, err := curl(k, "-H", "Host: web.example", "http://"+harness.NodeIP+"/theirs"); err != nil || out != "web\n200" {
 		t.Errorf("another namespace's path of the host answers %q, %v", out, err)
 	}
@@ -151,13 +139,7 @@ func startProgram(m *harness.Machine) program {
 // Ingress, and an event says why; then it ends.
 func (p program) keepsPort(k *harness.Kube) {
 	p.t.Helper()
-	harness.Eventually(p.t, soon, "an event says that another program has the port", func() error {
-		out, err := k.Server.TryKubectl("get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
-		if err == nil && !strings.Contains(out, "listens at TCP 443") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Server.In(p.t).Prints([]string{"listens at TCP 443"}, "get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
 	testenv.Equal(p.t, testenv.Must(curl(k, "http://"+harness.NodeIP+":443/"))(p.t), "program200", "the program that has port 443 answers")
 	if out, err := k.Try("get", "ingress", "web", "-o", "jsonpath="+ingressPath); err != nil || strings.TrimSpace(out) != "" {
 		p.t.Errorf("the Ingress has the address %q, %v", out, err)

@@ -65,13 +65,7 @@ func TestOneNode(t *testing.T) {
 		}
 		begun.Wait()
 	})
-	harness.Eventually(t, longer, "what the scenarios left is gone", func() error {
-		out, err := s.TryKubectl("get", "pods", "-A", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("there are still %s", out)
-		}
-		return err
-	})
+	s.In(t).Becomes(longer, "", "get", "pods", "-A", "-o", "name")
 	t.Run("version", func(t *testing.T) {
 		out := s.In(t).Kubectl("version", "-o", "json")
 		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {

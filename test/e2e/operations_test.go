@@ -110,13 +110,7 @@ func operations(t *testing.T, s *harness.Server) {
 		write(t, filepath.Join(dir, "test.yaml"), fmt.Sprintf(object, "dropped-1", 2))
 		k.Await(soon, "configmap/dropped-1", "{.data.count}", "2")
 		awaitDeleted := func(name string) {
-			harness.Eventually(t, soon, name+" is pruned", func() error {
-				out, err := k.Try("get", "configmap", name, "--ignore-not-found", "-o", "name")
-				if err == nil && out != "" {
-					err = fmt.Errorf("it is there")
-				}
-				return err
-			})
+			k.Becomes(soon, "", "get", "configmap", name, "--ignore-not-found", "-o", "name")
 		}
 		awaitDeleted("dropped-2")
 		testenv.NoError(t, os.Remove(filepath.Join(dir, "test.yaml")))

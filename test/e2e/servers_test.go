@@ -144,13 +144,7 @@ func TestThreeServers(t *testing.T) {
 	a.Start()
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
 	rest[1].InsistsOn(spreadDeployment)
-	harness.Eventually(t, longer, "the Deployment's pods run", func() error {
-		out, err := rest[0].TryKubectl("get", "deployment", "d", "-o", "jsonpath={.status.readyReplicas}")
-		if err == nil && out != "2" {
-			err = fmt.Errorf("ready: %q\n%s", out, a.LogTail(5))
-		}
-		return err
-	})
+	rest[0].In(t).Await(longer, "deployment/d", "{.status.readyReplicas}", "2")
 	select {
 	case took := <-left:
 		t.Logf("the dead one was behind the Service for %v", took.Round(10*time.Millisecond))

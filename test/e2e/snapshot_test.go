@@ -132,13 +132,7 @@ func snapshot(t *testing.T, s *harness.Server, args ...string) string {
 
 func readyPods(s *harness.Server, want string) {
 	s.T.Helper()
-	harness.Eventually(s.T, longer, want+" pods of the Deployment are ready", func() error {
-		out, err := s.TryKubectl("get", "deployment", "d", "-o", "jsonpath={.status.readyReplicas} {.status.replicas}")
-		if err == nil && out != want+" "+want {
-			err = fmt.Errorf("ready and all: %q", out)
-		}
-		return err
-	})
+	s.In(s.T).Await(longer, "deployment/d", "{.status.readyReplicas} {.status.replicas}", want+" "+want)
 }
 
 func copyTo(t *testing.T, from, to string) {

@@ -168,13 +168,7 @@ func TestLocalStorage(t *testing.T) {
 	s.Kubectl("delete", "pod", "keep-0", "keep-1", "--force", "--grace-period=0")
 	s.Kubectl("delete", "pvc", "--all")
 	harness.Eventually(t, soon, "the volume of the node that is there is removed", func() error { return inStorage(s, 0) })
-	harness.Eventually(t, soon, "what waits for the other node says so", func() error {
-		out, err := s.TryKubectl("get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(out, "node "+a.NodeName()+" is away") {
-			err = errors.New(out)
-		}
-		return err
-	})
+	s.In(t).Prints([]string{"node " + a.NodeName() + " is away"}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
 	testenv.Check(t, inStorage(a, 1))
 	a.PowerOn()
 	a.Start()
@@ -224,13 +218,7 @@ func returnWithVolume(t *testing.T, s, a *harness.Server) {
 	s.Kubectl("delete", "node", a.NodeName())
 	s.Kubectl("delete", "pod", "left", "--force", "--grace-period=0")
 	s.Kubectl("delete", "pvc", "left")
-	harness.Eventually(t, soon, "the volume goes without its node", func() error {
-		out, err := s.TryKubectl("get", "pv", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("there is still %s", out)
-		}
-		return err
-	})
+	s.In(t).Becomes(soon, "", "get", "pv", "-o", "name")
 	const record = "local-storage.coracle"
 	harness.Says(t, s.Kubectl("get", "configmap", record, "-n", "kube-system", "-o", "jsonpath={.data."+a.NodeName()+"}"), volume)
 	testenv.Check(t, testenv.Err(os.Stat(filepath.Join(volume, "file"))), "the directory on a node that is off")

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,13 +49,7 @@ func TestNodeBehindNAT(t *testing.T) {
 
 	for _, s := range servers {
 		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
-		harness.Eventually(t, soon, "logs", func() error {
-			out, err := s.TryKubectl("logs", "guest", "--request-timeout=10s")
-			if err == nil && !strings.Contains(out, "serving on 8080") {
-				err = fmt.Errorf("%q", out)
-			}
-			return err
-		})
+		s.In(t).Prints([]string{"serving on 8080"}, "logs", "guest", "--request-timeout=10s")
 		s.In(t).Prints([]string{"hi"}, "exec", "guest", "--", "echo", "hi")
 		attached(t, s, "listener", "hello through "+s.NodeName())
 		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start

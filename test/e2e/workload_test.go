@@ -193,13 +193,7 @@ func dns(k *harness.Kube) {
 			"kubernetes.default.svc.cluster.local": "10.43.0.1", "kube-dns.kube-system": "10.43.0.10",
 			"flock": podIP, "first.flock": podIP,
 		} {
-			harness.Eventually(k.T, soon, name+" from "+from, func() error {
-				got, err := k.Try("exec", from, "--", "testbox", "lookup", name)
-				if err == nil && got != want {
-					err = fmt.Errorf("%q, want %q", got, want)
-				}
-				return err
-			})
+			k.Becomes(soon, want, "exec", from, "--", "testbox", "lookup", name)
 		}
 	}
 	start := time.Now()
@@ -217,13 +211,7 @@ func customDNS(k *harness.Kube) {
 	system := &harness.Kube{Server: k.Server, T: k.T, NS: "kube-system"}
 	resolves := func(name, want string) {
 		k.T.Helper()
-		harness.Eventually(k.T, soon, name, func() error {
-			got, err := k.Try("exec", "asker", "--", "testbox", "lookup", name)
-			if err == nil && got != want {
-				err = fmt.Errorf("%q, want %q", got, want)
-			}
-			return err
-		})
+		k.Becomes(soon, want, "exec", "asker", "--", "testbox", "lookup", name)
 	}
 	configure := func(override, server string) {
 		k.T.Helper()
@@ -240,13 +228,7 @@ func customDNS(k *harness.Kube) {
 
 	configure(fmt.Sprintf(nas, 22)+"nonsense\n", fmt.Sprintf(corp, 3))
 	resolves("git.corp.example", "192.0.2.3") // the other key is followed
-	harness.Eventually(k.T, soon, "an event says what is wrong", func() error {
-		got, err := system.Try("get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(got, "nas.override") {
-			err = fmt.Errorf("they say %q", got)
-		}
-		return err
-	})
+	system.Prints([]string{"nas.override"}, "get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
 	resolves("nas.home", "192.168.1.21")
 	system.Kubectl("delete", "configmap", "coredns-custom")
 	harness.Eventually(k.T, soon, "the names are gone", func() error { // no resolver is asked for this one

@@ -94,8 +94,14 @@ func (k *Kube) TryApply(manifest string) (string, error) {
 // Await polls `kubectl get ... -o jsonpath=path` until it prints want.
 func (k *Kube) Await(within time.Duration, object, path, want string) {
 	k.T.Helper()
-	Eventually(k.T, within, object+" "+path, func() error {
-		got, err := k.Try("get", object, "-o", "jsonpath="+path)
+	k.Becomes(within, want, "get", object, "-o", "jsonpath="+path)
+}
+
+// Becomes polls kubectl until it prints want and nothing else.
+func (k *Kube) Becomes(within time.Duration, want string, args ...string) {
+	k.T.Helper()
+	Eventually(k.T, within, "kubectl "+strings.Join(args, " "), func() error {
+		got, err := k.Try(args...)
 		if err == nil && got != want {
 			err = fmt.Errorf("is %q, want %q", got, want)
 		}

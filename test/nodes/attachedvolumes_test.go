@@ -189,13 +189,7 @@ func TestAttachedVolumes(t *testing.T) {
 		}
 		s.InsistsOn(strings.NewReplacer("PROGRAMS", programs, "KUBELET", filepath.Join(n.DataDir, "agent", "kubelet"), "VOLUMES", volumes, "NODE", n.NodeName()).
 			Replace(strings.Replace(attachingNode, "CONTROLLERS", controllers, 1)))
-		harness.Eventually(t, harness.Soon, "the kubelet knows the driver", func() error {
-			out, err := s.TryKubectl("get", "csinode", n.NodeName(), "-o", "jsonpath={.spec.drivers[*].name}")
-			if err == nil && out != "csi.coracle.test" {
-				err = errors.New(out)
-			}
-			return err
-		})
+		s.In(t).Await(harness.Soon, "csinode/"+n.NodeName(), "{.spec.drivers[*].name}", "csi.coracle.test")
 	}
 
 	s.Insists("cordon", left.NodeName()) // both are to be on one machine
