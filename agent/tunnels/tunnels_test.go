@@ -85,12 +85,7 @@ func (f *fakeServer) session() *nodetunnel.Session {
 
 func wait(t *testing.T, f *fakeServer) *nodetunnel.Session {
 	t.Helper()
-	testenv.Eventually(t, 2*time.Minute, "the node is connected", func() error {
-		if f.session() == nil {
-			return errors.New("it is not")
-		}
-		return nil
-	})
+	testenv.Until(t, 2*time.Minute, "the node is connected", func() bool { return f.session() != nil })
 	return f.session()
 }
 
@@ -200,12 +195,7 @@ func TestRun(t *testing.T) {
 	servers = append(servers[1:], second.address)
 	mu.Unlock()
 	wait(t, second)
-	testenv.Eventually(t, 2*time.Minute, "the node leaves a server that is none any more", func() error {
-		if first.session() != nil {
-			return errors.New("it does not")
-		}
-		return nil
-	})
+	testenv.Until(t, 2*time.Minute, "the node leaves a server that is none any more", func() bool { return first.session() == nil })
 	for i, s := range otherServers {
 		if s.taken > 0 {
 			t.Errorf("the node showed itself to stranger %d", i)

@@ -4,7 +4,6 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -185,12 +184,7 @@ func TestServersOfATermThatIsOver(t *testing.T) {
 	kube := client(t, f.start(t, o).LoopbackConfig())
 	become := func(what string, done func() bool) {
 		t.Helper()
-		testenv.Eventually(t, 2*time.Minute, what, func() error {
-			if !done() {
-				return errors.New("not yet")
-			}
-			return nil
-		})
+		testenv.Until(t, 2*time.Minute, what, done)
 	}
 	are := func(want ...string) func() bool {
 		return func() bool { return slices.Equal(publishedSoFar(t, kube), want) }

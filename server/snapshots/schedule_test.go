@@ -68,12 +68,7 @@ func (m *machine) scheduler() *status.Board {
 // atRest waits until the schedule waits for the clock.
 func (m *machine) atRest() {
 	m.t.Helper()
-	testenv.Eventually(m.t, 2*time.Minute, "the schedule waits for the clock", func() error {
-		if !m.clock.HasWaiters() {
-			return errors.New("it works")
-		}
-		return nil
-	})
+	testenv.Until(m.t, 2*time.Minute, "the schedule waits for the clock", m.clock.HasWaiters)
 }
 
 func (m *machine) pass(d time.Duration) {

@@ -5,7 +5,6 @@
 package nodes
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -139,12 +138,7 @@ func TestLocalAddressOfTheAPI(t *testing.T) {
 			}
 		}
 		before := agent.InLog("do not reach the local address of the API")
-		harness.Eventually(t, patient, "a node whose packets to the API are "+cut.what+" is not ready", func() error {
-			if server.NodeReady(agent) == nil {
-				return errors.New("it is ready")
-			}
-			return nil
-		})
+		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready", func() bool { return server.NodeReady(agent) != nil })
 		if n := agent.InLog("do not reach the local address of the API"); n == before {
 			t.Errorf("packets are %s: the log does not say why", cut.what)
 		}

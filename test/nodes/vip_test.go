@@ -136,11 +136,9 @@ func TestVIP(t *testing.T) {
 	if out, err := c.servers[1].Run(c.servers[1].Coracle(), "token", "print", "--data-dir", c.servers[1].DataDir); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	harness.Eventually(t, harness.Soon, "somebody answers for the address", func() error {
-		if runs, _, _ := w.state(); len(runs) == 0 {
-			return errors.New("nobody")
-		}
-		return nil
+	testenv.Until(t, harness.Soon, "somebody answers for the address", func() bool {
+		runs, _, _ := w.state()
+		return len(runs) != 0
 	})
 	for _, s := range c.servers {
 		harness.Eventually(t, harness.Soon, fmt.Sprintf("machine %d reaches the address", s.Number), func() error {
@@ -254,12 +252,7 @@ func (c *vipCluster) changes() {
 	}
 	change("set", next)
 	harness.Eventually(c, harness.Soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
-	harness.Eventually(c, harness.Soon, "the old address is silent", func() error {
-		if healthy(c.site, c.ca, testVIP) == nil {
-			return errors.New("it answers")
-		}
-		return nil
-	})
+	testenv.Until(c, harness.Soon, "the old address is silent", func() bool { return healthy(c.site, c.ca, testVIP) != nil })
 	harness.Eventually(c, harness.Soon, "the kubeconfig names the new address", func() error {
 		data, err := os.ReadFile(first.Kubeconfig)
 		if err == nil && !strings.Contains(string(data), "https://"+next+":6443") {
